@@ -1,0 +1,164 @@
+"""What the installed plugins offer, as an immutable value.
+
+Each entry point of the group `asda` is loaded by itself, so that one bad plugin does not take the program down; its
+error is kept, shown by `asda plugins`, and raised when a config names what it should have offered.
+
+Environment (read by the command lines only, see `options_from_environment`):
+    ASDA_STRICT_PLUGINS=1         any problem is an error
+    ASDA_LOAD_PLUGINS=a,b         allow-list of distributions; built-in plugins are always loaded
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Any
+
+import pluggy
+
+from asda_core import hookspecs
+from asda_core.contracts import PROJECT, Spec
+from asda_core.errors import PluginError, unknown
+
+OWN_DISTRIBUTION = "asda-hear"
+"""Its names cannot be taken over by another distribution."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A spec and where it came from."""
+
+    family: str
+    spec: Spec[Any, Any, Any]
+    distribution: str
+    version: str
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Name, distribution and version, as checkpoints and result rows carry them."""
+        return {"name": self.spec.name, "distribution": self.distribution, "version": self.version}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a plugin: the entry point, whose it is, and what happened.
+
+    `name` is the offered name where one offer alone was refused, else the name of the entry point.
+    """
+
+    name: str
+    distribution: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All offers by family and name, and what went wrong in gathering them."""
+
+    offers: Mapping[tuple[str, str], Offer]
+    problems: tuple[Problem, ...] = ()
+
+    def find(self, family: str, name: str) -> Offer:
+        """The offer of that name.
+
+        Raises:
+            PluginError: its plugin is broken (with the plugin's own error), or no plugin offers it.
+        """
+        if offer := self.offers.get((family, name)):
+            return offer
+        for problem in self.problems:
+            if name in (problem.name, problem.distribution):
+                raise PluginError(f"{family} {name!r} is not available: {problem.message} (from {problem.distribution})")
+        message = unknown(family, name, (key[1] for key in self.offers if key[0] == family))
+        broken = "".join(f" The plugin {p.name!r} of {p.distribution} is broken: {p.message}" for p in self.problems)
+        raise PluginError(f"{message} Is the package that offers it installed? `asda plugins` lists all.{broken}")
+
+    def family(self, family: str) -> list[Offer]:
+        """All offers of one family, by name."""
+        return [offer for key, offer in sorted(self.offers.items()) if key[0] == family]
+
+
+def load_catalog(
+    *extra: object, installed: bool = True, strict: bool = False, allow: Iterable[str] | None = None
+) -> Catalog:
+    """Gather what plugins offer. pluggy is not touched again after this.
+
+    Args:
+        extra: modules or objects with `asda_` hooks, beside those installed; a caller's own, so their errors are raised.
+        installed: whether to load the entry points of installed distributions.
+        strict: raise the first problem instead of keeping it.
+        allow: names of the distributions to load; None loads all. asda's own is always loaded.
+    """
+    gathered: list[Offer] = []
+    problems: list[Problem] = []
+    for entry, distribution, version in _entries(allow) if installed else []:
+        try:
+            gathered += _offers_of(entry.load, distribution, version)
+        except Exception as error:  # a stranger's code: whatever it raises is kept and shown
+            problems.append(Problem(entry.name, distribution, f"{type(error).__name__}: {error}"))
+    for plugin in extra:
+        gathered += _offers_of(lambda plugin=plugin: plugin, "(given)", "0")  # type: ignore[misc]
+    offers, clashes = _without_clashes(gathered)
+    problems += clashes
+    if strict and problems:
+        raise PluginError("; ".join(f"{p.name} of {p.distribution}: {p.message}" for p in problems))
+    return Catalog(MappingProxyType(offers), tuple(problems))
+
+
+def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of `load_catalog` from `ASDA_STRICT_PLUGINS` and `ASDA_LOAD_PLUGINS`."""
+    allow = environment.get("ASDA_LOAD_PLUGINS")
+    return {
+        "strict": environment.get("ASDA_STRICT_PLUGINS", "") not in ("", "0"),
+        "allow": None if allow is None else [name.strip() for name in allow.split(",") if name.strip()],
+    }
+
+
+def _entries(allow: Iterable[str] | None) -> list[tuple[EntryPoint, str, str]]:
+    """Entry points with their distribution and its version, in an order that does not depend on the file system."""
+    allowed = None if allow is None else {*allow, OWN_DISTRIBUTION}
+    found = set()
+    for entry in entry_points(group=PROJECT):
+        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("(unknown)", "0")
+        if allowed is None or distribution in allowed:
+            found.add((entry, distribution, version))
+    return sorted(found, key=lambda item: (item[1] != OWN_DISTRIBUTION, item[1], item[0].name))
+
+
+def _offers_of(load: Callable[[], object], distribution: str, version: str) -> list[Offer]:
+    """Load one plugin by itself and ask it every hook once."""
+    plugin = load()
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin)
+    if not manager.get_hookcallers(plugin):
+        raise PluginError(f"it has no hook; valid hooks: {', '.join(hookspecs.FAMILIES.values())}.")
+    manager.check_pending()
+    offers = []
+    for family, hook in hookspecs.FAMILIES.items():
+        for answer in getattr(manager.hook, hook)():
+            for spec in [answer] if isinstance(answer, Spec) else answer:
+                if not isinstance(spec, Spec):
+                    raise PluginError(f"{hook} must give Spec objects, not {spec!r}.")
+                offers.append(Offer(family, spec, distribution, version))
+    return offers
+
+
+def _without_clashes(gathered: list[Offer]) -> tuple[dict[tuple[str, str], Offer], list[Problem]]:
+    """Refuse names that are offered twice; asda's own stay, of two strangers neither does."""
+    by_name: dict[tuple[str, str], list[Offer]] = {}
+    for offer in gathered:
+        by_name.setdefault((offer.family, offer.spec.name), []).append(offer)
+    kept: dict[tuple[str, str], Offer] = {}
+    problems = []
+    for key, rivals in sorted(by_name.items()):
+        own = [offer for offer in rivals if offer.distribution == OWN_DISTRIBUTION]
+        if len(rivals) == 1 or own:
+            kept[key] = (own or rivals)[0]
+        if len(rivals) > 1:
+            who = " and ".join(f"{offer.distribution} {offer.version}" for offer in rivals)
+            message = f"the {key[0]} name {key[1]!r} is offered by {who}; " + (
+                f"that of {OWN_DISTRIBUTION} stays." if own else "none of them is used."
+            )
+            problems += [Problem(key[1], o.distribution, message) for o in rivals if o not in own[:1]]
+    return kept, problems

@@ -1,0 +1,194 @@
+"""Weights (safetensors) with the config and the plugins that made them; strict both ways.
+
+A run folder::
+
+    config.yaml  log.jsonl  skipped.jsonl  tensorboard/
+    step-00002000/   model.safetensors      encoder., objective., front_end. tensors; config and plugins as metadata
+                     training.safetensors   the optimiser's state
+    model.safetensors                       the encoder alone, when the run has ended
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from asda_core.assemble import Parts, build_encoder, build_front_end, plugin_origins
+from asda_core.catalog import Catalog
+from asda_core.config import RunConfig
+from asda_core.config_io import parse, to_plain
+from asda_core.errors import CheckpointError, PluginError
+from asda_core.model.encoder import Encoder
+
+FORMAT = "asda-1"
+"""Written into every checkpoint; changes when older code could not read a new one."""
+MODEL_FILE = "model.safetensors"
+TRAINING_FILE = "training.safetensors"
+STEP_FOLDERS = "step-*"
+NAMES_SHOWN = 5
+"""How many wrong tensor names a message lists."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        file: where it was read from.
+        config: the run that made it.
+        plugins: family -> name, distribution, version of the plugins in use.
+        step: updates done.
+        tensors: all tensors by name.
+    """
+
+    file: Path
+    config: RunConfig
+    plugins: Mapping[str, Mapping[str, str]]
+    step: int
+    tensors: Mapping[str, Tensor]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a model file, or the newest one of a run folder. No code in the file is ever run.
+
+    Raises:
+        CheckpointError: nothing is there, it is damaged, or it is no checkpoint of asda.
+    """
+    file = locate(Path(path))
+    tensors, metadata = read_tensors(file)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{file} is a safetensors file, but no checkpoint of asda (no format {FORMAT!r} in it).")
+    config = parse(RunConfig, json.loads(metadata["config"]))
+    return Checkpoint(file, config, json.loads(metadata["plugins"]), int(metadata["step"]), tensors)
+
+
+def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[nn.Module, Encoder]:
+    """Front end and encoder with the weights of a checkpoint, in evaluation mode.
+
+    Raises:
+        CheckpointError: a plugin is missing, or the tensors do not fit the config.
+    """
+    try:
+        front_end = build_front_end(catalog, checkpoint.config.front_end)
+        encoder = build_encoder(catalog, checkpoint.config.encoder)
+    except PluginError as error:
+        needs = ", ".join(f"{o['name']} of {o['distribution']} {o['version']}" for o in checkpoint.plugins.values())
+        raise CheckpointError(f"{checkpoint.file} needs the plugins {needs}. {error}") from None
+    load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
+    load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
+    return front_end.eval(), encoder.eval()
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, file: Path) -> None:
+    """Load the tensors that begin with `prefix`; every name and shape must fit.
+
+    Raises:
+        CheckpointError: naming what is missing, unexpected or of another shape.
+    """
+    given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    wanted = module.state_dict()
+    wrong = [f"missing {name}" for name in sorted(wanted.keys() - given.keys())]
+    wrong += [f"unexpected {name}" for name in sorted(given.keys() - wanted.keys())]
+    wrong += [
+        f"{name} has shape {tuple(given[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & given.keys())
+        if given[name].shape != wanted[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - NAMES_SHOWN} more" if len(wrong) > NAMES_SHOWN else ""
+        raise CheckpointError(f"{file} does not fit its config ({prefix}*): {'; '.join(wrong[:NAMES_SHOWN])}{more}.")
+    module.load_state_dict(given)
+
+
+def model_tensors(parts: Parts, with_objective: bool) -> dict[str, Tensor]:
+    """The tensors of a run under their prefixes."""
+    modules: dict[str, nn.Module] = {"front_end": parts.front_end, "encoder": parts.encoder}
+    if with_objective:
+        modules["objective"] = parts.objective
+    return {
+        f"{prefix}.{name}": tensor.detach().contiguous()
+        for prefix, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def metadata_of(config: RunConfig, catalog: Catalog, step: int) -> dict[str, str]:
+    """What is written beside the tensors."""
+    return {
+        "format": FORMAT,
+        "config": json.dumps(to_plain(config)),
+        "plugins": json.dumps(plugin_origins(catalog, config)),
+        "step": str(step),
+    }
+
+
+def write_model(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write one file, whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    save_file(tensors, part, metadata)
+    os.replace(part, file)
+
+
+def write_step(folder: Path, step: int, files: Mapping[str, tuple[dict[str, Tensor], dict[str, str]]], keep: int) -> Path:
+    """Write the files of one step into `folder`, whole or not at all, and remove all but the newest `keep` steps."""
+    part = folder / f".step-{step:08d}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name, (tensors, metadata) in files.items():
+        save_file(tensors, part / name, metadata)
+    final = folder / f"step-{step:08d}"
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(part, final)
+    for old in sorted(folder.glob(STEP_FOLDERS))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest_step(folder: Path) -> Path | None:
+    """The newest whole step of a run folder."""
+    return max(folder.glob(STEP_FOLDERS), default=None)
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: it is damaged or something else; nothing in it is run to find out.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read {file}: {_what_it_is(file)} ({error})") from None
+
+
+def locate(path: Path) -> Path:
+    """The model file that a path means: itself, that of a step, or the newest of a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_file():
+        return path
+    for candidate in (path / MODEL_FILE, (newest_step(path) or path) / MODEL_FILE):
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(f"no checkpoint at {path}: expected {MODEL_FILE}, a run folder, or one of its step folders.")
+
+
+def _what_it_is(file: Path) -> str:
+    start = file.open("rb").read(4) if file.is_file() else b""
+    known: dict[bytes, Any] = {
+        b"PK\x03\x04": "it is a zip archive, as torch.save writes; its pickle is not opened",
+        b"": "it is empty",
+    }
+    if start[:1] == b"\x80":
+        return "it is a pickle, which could run code when opened, so it is not opened"
+    return str(known.get(start, "it is truncated or no safetensors file"))

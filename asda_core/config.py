@@ -1,0 +1,129 @@
+"""Frozen dataclasses: every number that defines a run. The defaults are the published ASDA base model.
+
+**Source** of the defaults: the released ASDA code and its pre-training configuration for AudioSet-2M.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from asda_core.errors import ConfigError
+
+ClassTokenPosition = Literal["first", "middle", "last", "none"]
+NormPlacement = Literal["post", "pre"]
+Crop = Literal["random", "first"]
+
+
+@dataclass(frozen=True)
+class PluginChoice:
+    """A plugin by its name, with options that are checked against the plugin's own dataclass."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClassTokenConfig:
+    """Where the class token stands.
+
+    `join_layer` counts blocks: 0 joins before the first block (as published), `depth - 1` before the last one.
+    `position` is its place in the sequence; `none` leaves it out and takes the mean of the patches as the summary.
+    """
+
+    join_layer: int = 0
+    position: ClassTokenPosition = "first"
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Shape of the encoder. `mlp_ratio` 3.5 is ASDA's (EAT: 4)."""
+
+    dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 3.5
+    norm: NormPlacement = "post"
+    norm_eps: float = 1e-6
+    patch_frames: int = 16
+    patch_bins: int = 16
+    mixer: PluginChoice = PluginChoice("differential")
+    class_token: ClassTokenConfig = ClassTokenConfig()
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads:
+            raise ConfigError(f"encoder.dim {self.dim} is not a multiple of encoder.num_heads {self.num_heads}.")
+        if self.dim % 4:
+            raise ConfigError(f"encoder.dim {self.dim} must be a multiple of 4: positions are sin, cos of two axes.")
+        for name in ("dim", "depth", "num_heads", "patch_frames", "patch_bins", "mlp_ratio", "norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"encoder.{name} must be positive, not {getattr(self, name)}.")
+        if not 0 <= self.class_token.join_layer < self.depth:
+            raise ConfigError(
+                f"encoder.class_token.join_layer {self.class_token.join_layer} is not in 0..{self.depth - 1} "
+                f"(encoder.depth is {self.depth})."
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine to `floor_lr`; rates per update, norms over all parameters.
+
+    `decay_norms_and_biases` False leaves one-dimensional parameters without weight decay; the released training
+    decays everything, since the exclusion that it asks for is never applied.
+    """
+
+    peak_lr: float = 5e-4
+    floor_lr: float = 0.0
+    warmup_steps: int = 106_666
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    decay_norms_and_biases: bool = False
+    clip_norm: float = 4.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Audio for training: clips per step, and the stretch of each that is used.
+
+    `clip_seconds` 10.24 gives 1,024 frames; shorter clips are followed by silence. `crop` says where the stretch of
+    a longer clip begins; the released code always takes the first. `cache_mebibytes` of decoded audio stay in memory.
+    """
+
+    clip_seconds: float = 10.24
+    batch_size: int = 48
+    crop: Crop = "random"
+    cache_mebibytes: int = 1024
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One pre-training run. Its signature names the run folder."""
+
+    front_end: PluginChoice = PluginChoice("log_mel")
+    encoder: EncoderConfig = EncoderConfig()
+    objective: PluginChoice = PluginChoice("latent_regression")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    steps: int = 800_000
+    seed: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 2_000
+    keep_checkpoints: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ConfigError(f"steps must not be negative, not {self.steps}.")
+        for name, value in (
+            ("log_every", self.log_every),
+            ("checkpoint_every", self.checkpoint_every),
+            ("keep_checkpoints", self.keep_checkpoints),
+            ("data.batch_size", self.data.batch_size),
+            ("data.clip_seconds", self.data.clip_seconds),
+        ):
+            if value <= 0:
+                raise ConfigError(f"{name} must be positive, not {value}.")
+
+
+WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes")
+"""Keys of `RunConfig` that cannot change a result; `signature` leaves them out."""

@@ -1,0 +1,139 @@
+"""YAML <-> dataclass, strict: unknown keys and wrong types are errors that name the dotted path."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from asda_core.config import WITHOUT_INFLUENCE, PluginChoice, RunConfig
+from asda_core.errors import ConfigError, unknown
+
+ConfigT = TypeVar("ConfigT")
+
+SIGNATURE_DIGITS = 8
+
+
+def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
+    """Build the dataclass `cls` from plain data.
+
+    Args:
+        cls: a frozen dataclass; its fields are the valid keys.
+        data: what YAML gave: nested mappings, lists, numbers, text. None stands for an empty mapping.
+        path: dotted path of `data` in the file, for messages.
+
+    Raises:
+        ConfigError: an unknown key, a value of a wrong type, or numbers that do not fit together.
+    """
+    prepared = _check_keys(cls, {} if data is None else data, path)
+    try:
+        return TypeAdapter(cls).validate_python(prepared)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(item, path) for item in error.errors())) from None
+
+
+def read_yaml(file: str | Path) -> Any:
+    """Plain data from a YAML file.
+
+    Raises:
+        ConfigError: the file is missing or is not YAML.
+    """
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {file}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from None
+
+
+def load_run_config(file: str | Path) -> RunConfig:
+    """Read a run from YAML; a file states only what differs from the published model.
+
+    Raises:
+        ConfigError: with the file's name before each message.
+    """
+    try:
+        return parse(RunConfig, read_yaml(file))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The dataclass as nested dicts and lists, the inverse of `parse`."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def to_yaml(config: Any) -> str:
+    """The dataclass as YAML text, every key stated."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False)
+
+
+def with_value(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """A copy of nested plain data with one key set.
+
+    Args:
+        data: nested mappings.
+        dotted: path of the key, as in "encoder.mixer.options.lambda_init"; missing levels are made.
+        value: what to put there.
+    """
+    key, _, rest = dotted.partition(".")
+    copy = dict(data)
+    if rest:
+        below = copy.get(key)
+        if isinstance(below, str):  # a plugin by its name alone
+            below = {"name": below}
+        value = with_value(below or {}, rest, value)
+    copy[key] = value
+    return copy
+
+
+def signature(config: RunConfig, **more: Any) -> str:
+    """Eight hex digits over everything that can change a result; they name the run folder.
+
+    Args:
+        config: the run.
+        more: further facts that the results depend on, such as the identity of the data.
+    """
+    plain = to_plain(config)
+    for dotted in WITHOUT_INFLUENCE:
+        *above, key = dotted.split(".")
+        level = plain
+        for name in above:
+            level = level[name]
+        del level[key]
+    canonical = json.dumps([plain, more], sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:SIGNATURE_DIGITS]
+
+
+def _check_keys(cls: type, data: Any, path: str) -> Any:
+    """Refuse keys that are no field, at every level; let a plugin be given by its name alone."""
+    if cls is PluginChoice and isinstance(data, str):
+        return {"name": data}
+    if isinstance(data, cls):
+        return data
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path or 'the config'} must be a mapping of keys to values, not {data!r}.")
+    hints = get_type_hints(cls)
+    names = {item.name for item in fields(cls)}
+    checked: dict[str, Any] = {}
+    for key, value in data.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        if key not in names:
+            raise ConfigError(f"{unknown('config key', str(key), names)} (at {dotted})")
+        hint = hints[key]
+        below = isinstance(hint, type) and is_dataclass(hint)
+        checked[key] = _check_keys(hint, value, dotted) if below else value
+    return checked
+
+
+def _describe(item: Any, path: str) -> str:
+    """One line for one finding of the validator."""
+    dotted = ".".join([path, *map(str, item["loc"])] if path else map(str, item["loc"]))
+    given = "" if item["type"] == "missing" else f", given {item['input']!r}"
+    hint = " (YAML 1.1 reads yes, no, on and off as truth values: quote them)" if item["input"] in (True, False) else ""
+    return f"{dotted or 'the config'}: {item['msg']}{given}{hint}"

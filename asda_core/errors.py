@@ -1,0 +1,45 @@
+"""The exception tree. Every message says what was given, what was expected, where, and the nearest valid choice."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+SIMILARITY_CUTOFF = 0.5
+"""Ratio of `difflib` above which a valid name is offered as a correction; 0.6 misses `lamda` for `lambda_init`."""
+
+
+class AsdaError(Exception):
+    """Root of all errors that a user can cause; the command line prints them without a traceback."""
+
+
+class ConfigError(AsdaError, ValueError):
+    """A configuration is wrong: an unknown key, a wrong type, numbers that do not fit together."""
+
+
+class PluginError(AsdaError):
+    """A plugin is missing, broken, or not unique."""
+
+
+class AudioError(AsdaError, ValueError):
+    """An audio file or signal cannot be used."""
+
+
+class CheckpointError(AsdaError):
+    """A checkpoint is missing, damaged, not trusted, or does not fit."""
+
+
+class TaskError(AsdaError, ValueError):
+    """A HEAR task folder, or the labels to build one from, are wrong."""
+
+
+def unknown(kind: str, given: str, valid: Iterable[str]) -> str:
+    """One line for an unknown name, with the nearest valid one first.
+
+    Args:
+        kind: what the name should have been, as in "config key".
+        given: the name as the user wrote it.
+        valid: the names that would have been accepted.
+    """
+    names = sorted(valid)
+    near = get_close_matches(given, names, n=1, cutoff=SIMILARITY_CUTOFF)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {given!r}.{hint} Valid: {', '.join(names) or 'none'}."

@@ -1,0 +1,39 @@
+"""The four doors. Each hook answers the question "which of these do you offer?" with specs."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pluggy
+
+from asda_core.contracts import PROJECT, AdapterSpec, FrontEndSpec, MixerSpec, ObjectiveSpec
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+@hookspec
+def asda_mixers() -> Iterable[MixerSpec[Any]]:  # type: ignore[empty-body]
+    """Token mixers: attention variants, state-space scans. Contract: `asda_core.testing.check_mixer`."""
+
+
+@hookspec
+def asda_front_ends() -> Iterable[FrontEndSpec[Any]]:  # type: ignore[empty-body]
+    """Audio to features. Contract: `asda_core.testing.check_front_end`."""
+
+
+@hookspec
+def asda_objectives() -> Iterable[ObjectiveSpec[Any]]:  # type: ignore[empty-body]
+    """What pre-training minimises. Contract: `asda_core.testing.check_objective`."""
+
+
+@hookspec
+def asda_adapters() -> Iterable[AdapterSpec[Any]]:  # type: ignore[empty-body]
+    """Few new parameters beside a frozen encoder. Contract: `asda_core.testing.check_adapter`."""
+
+
+FAMILIES = {
+    "mixer": "asda_mixers",
+    "front end": "asda_front_ends",
+    "objective": "asda_objectives",
+    "adapter": "asda_adapters",
+}
+"""Family, as a person would call it -> its hook."""

@@ -1,0 +1,102 @@
+"""TokenLayout: where each token sits in the time-frequency grid. It travels with the tokens."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+CLASS_TOKEN = -1
+"""Raster index of the class token, which sits nowhere in the grid."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Places of the tokens of a batch.
+
+    Patches are numbered in raster order, time first::
+
+        index = time * num_bands + band          band  2 | 2 5 8 ...
+                                                       1 | 1 4 7 ...
+                                                       0 | 0 3 6 ...
+                                                         +---------- time
+
+    Attributes:
+        index: (B, N) raster index of each token, `CLASS_TOKEN` for the class token.
+        grid: (number of time steps, number of frequency bands) of the whole grid.
+        padding: (B, N) True where a token is filling and must influence nothing; None if there is none.
+    """
+
+    index: Int[Tensor, "batch tokens"]
+    grid: tuple[int, int]
+    padding: Bool[Tensor, "batch tokens"] | None = None
+
+    @staticmethod
+    def full(batch: int, grid: tuple[int, int], device: torch.device | None = None) -> "TokenLayout":
+        """All patches of a grid in raster order, no class token, no padding."""
+        index = torch.arange(grid[0] * grid[1], device=device)
+        return TokenLayout(index.expand(batch, -1), grid)
+
+    @property
+    def is_class(self) -> Bool[Tensor, "batch tokens"]:
+        """True at the class token."""
+        return self.index == CLASS_TOKEN
+
+    @property
+    def time(self) -> Int[Tensor, "batch tokens"]:
+        """Time step of each token; -1 for the class token."""
+        return torch.where(self.is_class, CLASS_TOKEN, self.index // self.grid[1])
+
+    @property
+    def band(self) -> Int[Tensor, "batch tokens"]:
+        """Frequency band of each token; -1 for the class token."""
+        return torch.where(self.is_class, CLASS_TOKEN, self.index % self.grid[1])
+
+    @property
+    def valid(self) -> Bool[Tensor, "batch tokens"]:
+        """True at tokens that are not padding."""
+        if self.padding is None:
+            return torch.ones_like(self.index, dtype=torch.bool)
+        return ~self.padding
+
+    @property
+    def class_column(self) -> int | None:
+        """Column of the class token, the same in every clip; None if there is none."""
+        columns = self.is_class[0].nonzero()
+        return int(columns[0]) if len(columns) else None
+
+    def select(self, rows: Int[Tensor, "clones"], columns: Int[Tensor, "clones kept"]) -> "TokenLayout":
+        """The layout of chosen tokens.
+
+        Args:
+            rows: which clip each new row comes from.
+            columns: which of its tokens are kept, per new row.
+        """
+        index = self.index[rows].gather(1, columns)
+        padding = None if self.padding is None else self.padding[rows].gather(1, columns)
+        return TokenLayout(index, self.grid, padding)
+
+    def with_class_token(self, column: int) -> "TokenLayout":
+        """The layout after a class token was put in at `column`."""
+        index = insert_column(self.index, self.index.new_full((len(self.index), 1), CLASS_TOKEN), column)
+        if self.padding is None:
+            return replace(self, index=index)
+        return replace(self, index=index, padding=insert_column(self.padding, self.padding.new_zeros(len(index), 1), column))
+
+    def without_class_token(self) -> "TokenLayout":
+        """The layout after the class token was taken out; itself if there is none."""
+        column = self.class_column
+        if column is None:
+            return self
+        padding = None if self.padding is None else remove_column(self.padding, column)
+        return replace(self, index=remove_column(self.index, column), padding=padding)
+
+
+def insert_column(values: Tensor, new: Tensor, column: int) -> Tensor:
+    """Put `new` (B, 1, ...) in at `column` of `values` (B, N, ...)."""
+    return torch.cat([values[:, :column], new, values[:, column:]], dim=1)
+
+
+def remove_column(values: Tensor, column: int) -> Tensor:
+    """Take `column` out of `values` (B, N, ...)."""
+    return torch.cat([values[:, :column], values[:, column + 1 :]], dim=1)

@@ -1,0 +1,103 @@
+"""The reference front end: Kaldi log-mel, normalised.
+
+**Source**: the released data path (`torchaudio.compliance.kaldi.fbank` with 128 bins, 10 ms hop, symmetric Hann
+window, no dither, power spectrum, natural log floored at the float32 epsilon), mean and spread of AudioSet.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchaudio.compliance.kaldi import get_mel_banks
+
+from asda_core.contracts import FrontEndContext, FrontEndSpec, hookimpl
+from asda_core.errors import ConfigError
+
+PREEMPHASIS = 0.97
+"""Weight of the sample before. **Source**: Kaldi's default."""
+LOW_HZ = 20.0
+"""Lower edge of the lowest mel bin; the upper edge is half the sample rate. **Source**: Kaldi's default."""
+LOG_FLOOR = float(torch.finfo(torch.float32).eps)
+"""Smallest power before the logarithm: silence is ln(1.19e-7) = -15.94. **Source**: torchaudio's Kaldi code."""
+
+
+@dataclass(frozen=True)
+class LogMelConfig:
+    """Settings of the log-mel spectrogram.
+
+    Attributes:
+        num_bins: mel bins between 20 Hz and half the sample rate.
+        window_ms, hop_ms: length of a frame and distance between two.
+        mean, std: of the training set; the result is (x - mean) / (2 std). AudioSet -4.268, 4.569;
+            ESC-50 -6.627, 5.359; Speech Commands V2 -6.846, 5.565; FSD50K -7.966, 4.753.
+    """
+
+    num_bins: int = 128
+    window_ms: float = 25.0
+    hop_ms: float = 10.0
+    mean: float = -4.268
+    std: float = 4.569
+
+    def __post_init__(self) -> None:
+        for name in ("num_bins", "window_ms", "hop_ms", "std"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"front_end.options.{name} must be positive, not {getattr(self, name)}.")
+
+
+class LogMel(nn.Module):
+    """Audio (B, S) in [-1, 1] -> features (B, F, T), batched, with what depends on the settings alone made once.
+
+    **Differs**: equal to torchaudio's function to float32 rounding, but a batch at a time. The clip's mean is not
+    taken off first, since Kaldi takes it off every frame anyway.
+    """
+
+    def __init__(self, config: LogMelConfig, sample_rate: int) -> None:
+        super().__init__()
+        self.sample_rate = sample_rate
+        self.num_bins = config.num_bins
+        self.window_samples = int(sample_rate * config.window_ms / 1000)
+        self.hop_samples = int(sample_rate * config.hop_ms / 1000)
+        self.fft_samples = 1 << (self.window_samples - 1).bit_length()  # next power of two
+        self.mean, self.std = config.mean, config.std
+        mel, _ = get_mel_banks(config.num_bins, self.fft_samples, float(sample_rate), LOW_HZ, 0.0, 100.0, -500.0, 1.0)
+        self.mel: Tensor
+        self.window: Tensor
+        self.register_buffer("mel", nn.functional.pad(mel, (0, 1)).T.contiguous(), persistent=False)
+        self.register_buffer("window", torch.hann_window(self.window_samples, periodic=False), persistent=False)
+
+    def forward(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch bins frames"]:
+        """Frames that fit wholly into the audio; at least one window of samples is needed.
+
+        Raises:
+            ConfigError: the audio is shorter than one window.
+        """
+        if audio.shape[1] < self.window_samples:
+            raise ConfigError(f"{audio.shape[1]} samples are less than one window of {self.window_samples}.")
+        frames = audio.unfold(1, self.window_samples, self.hop_samples)  # (B, T, window)
+        frames = frames - frames.mean(dim=2, keepdim=True)
+        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+        spectrum = torch.fft.rfft((frames - PREEMPHASIS * before) * self.window, n=self.fft_samples)
+        power = spectrum.real.square() + spectrum.imag.square()  # (B, T, fft/2 + 1)
+        log_mel = (power @ self.mel).clamp(min=LOG_FLOOR).log()
+        return ((log_mel - self.mean) / (2 * self.std)).transpose(1, 2)
+
+
+def build(config: LogMelConfig, context: FrontEndContext) -> LogMel:
+    """Options and the rate of the audio -> the front end."""
+    return LogMel(config, context.sample_rate)
+
+
+@hookimpl
+def asda_front_ends() -> Iterable[FrontEndSpec[LogMelConfig]]:
+    """Offer `log_mel`."""
+    return [
+        FrontEndSpec(
+            name="log_mel",
+            config=LogMelConfig,
+            build=build,
+            summary="Kaldi log-mel spectrogram, 128 bins, 25/10 ms",
+            source="released ASDA and EAT data path; torchaudio.compliance.kaldi.fbank",
+        )
+    ]

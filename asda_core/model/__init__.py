@@ -1,0 +1,1 @@
+"""The model: patches, blocks, encoder. It knows nothing of plugins."""

@@ -1,0 +1,69 @@
+"""One encoder block: a mixer that moves information between tokens, and an MLP that works on each alone."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from asda_core.config import EncoderConfig
+from asda_core.layout import TokenLayout
+
+INIT_STD = 0.02
+"""Standard deviation of new linear weights. **Source**: BERT, as the released code initialises all linear layers."""
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between; it takes the layout so that both halves of a block look alike."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden)
+        self.activation = nn.GELU()
+        self.contract = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> Float[Tensor, "batch tokens dim"]:
+        """Widen, bend, narrow."""
+        contracted: Tensor = self.contract(self.activation(self.expand(tokens)))
+        return contracted
+
+
+class Block(nn.Module):
+    """Mixer and MLP, each with a residual and a LayerNorm.
+
+    Post-norm, as ASDA and EAT::          Pre-norm, as SSAST::
+
+        r = norm1(t + mixer(t))               r = t + mixer(norm1(t))
+        m = mlp(r)                            m = mlp(norm2(r))
+        y = norm2(r + m)                      y = r + m
+
+    `forward` returns y and m: the released training regresses on m, the output of the MLP before its residual.
+
+    **Differs**: the released pre-norm branch loses its residual and returns 2 m; no released setting uses it.
+    """
+
+    def __init__(self, config: EncoderConfig, mixer: nn.Module) -> None:
+        super().__init__()
+        self.pre_norm = config.norm == "pre"
+        self.mixer = mixer
+        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
+        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
+        """(block output, MLP output)."""
+        if self.pre_norm:
+            mixed = tokens + self.mixer(self.norm1(tokens), layout)
+            bent = self.mlp(self.norm2(mixed), layout)
+            return mixed + bent, bent
+        mixed = self.norm1(tokens + self.mixer(tokens, layout))
+        bent = self.mlp(mixed, layout)
+        return self.norm2(mixed + bent), bent
+
+
+def init_linear_layers(module: nn.Module) -> None:
+    """Draw every linear weight below `module` from N(0, 0.02) and zero the biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=INIT_STD)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,84 @@
+"""Features -> patch tokens with fixed positions.
+
+A spectrogram of T frames and F bins is cut into a grid of (T // 16) x (F // 16) patches::
+
+      bins  +----+----+----+--       each patch -> one token of width D
+            | 1  | 3  | 5  |         frames beyond a multiple of 16 are left out
+            | 0  | 2  | 4  |         raster order: time first, then band
+            +----+----+----+--
+              frames ->
+"""
+
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from asda_core.config import EncoderConfig
+from asda_core.errors import ConfigError
+from asda_core.layout import TokenLayout
+
+POSITION_WAVELENGTH = 10_000.0
+"""Base of the geometric series of wavelengths. **Source**: Vaswani et al. 2017, section 3.5."""
+
+
+class PatchEmbedding(nn.Module):
+    """A linear map of each patch plus a fixed 2-D sine-cosine position.
+
+    **Source**: released code, local encoder (a convolution whose stride is its size) and fixed position table.
+    **Differs**: positions are computed for the grid at hand, so no length is too long; the released table ends after
+    768 time steps.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        size = (config.patch_frames, config.patch_bins)
+        self.dim = config.dim
+        self.projection = nn.Conv2d(1, config.dim, kernel_size=size, stride=size)
+        nn.init.xavier_uniform_(self.projection.weight.view(config.dim, -1))
+
+    def forward(
+        self, features: Float[Tensor, "batch bins frames"]
+    ) -> tuple[Float[Tensor, "batch patches dim"], TokenLayout]:
+        """Cut, project, add positions.
+
+        Raises:
+            ConfigError: fewer frames or bins than one patch.
+        """
+        frames, bins = self.projection.kernel_size
+        if features.shape[2] < frames or features.shape[1] < bins:
+            raise ConfigError(
+                f"features of {features.shape[1]} bins and {features.shape[2]} frames hold no patch of "
+                f"{bins} bins and {frames} frames."
+            )
+        maps = self.projection(features.transpose(1, 2).unsqueeze(1))  # (B, D, T/16, F/16)
+        grid = (maps.shape[2], maps.shape[3])
+        patches = maps.flatten(2).transpose(1, 2)  # (B, N, D)
+        positions = sine_cosine_positions(grid, self.dim).to(patches)
+        return patches + positions, TokenLayout.full(len(features), grid, features.device)
+
+
+@lru_cache(maxsize=64)
+def sine_cosine_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "patches dim"]:
+    """Fixed positions of a grid in raster order.
+
+    The first half of the channels tells the band, the second the time step; each half is
+    `[sin(p w_0) .. sin(p w_k), cos(p w_0) .. cos(p w_k)]` with `w_i = 10000 ** (-i / (dim / 4))`.
+
+    Args:
+        grid: (time steps, bands).
+        dim: width, a multiple of 4.
+
+    **Source**: MAE's 2-D sine-cosine table as the released code uses it (band first, though time is the slow index).
+    """
+    num_times, num_bands = grid
+    frequencies = POSITION_WAVELENGTH ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+
+    def axis(places: Tensor) -> Tensor:
+        angles = places[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    bands = axis(torch.arange(num_bands, dtype=torch.float64)).repeat(num_times, 1)
+    times = axis(torch.arange(num_times, dtype=torch.float64)).repeat_interleave(num_bands, 0)
+    return torch.cat([bands, times], dim=1).float()

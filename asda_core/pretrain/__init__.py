@@ -1,0 +1,1 @@
+"""Self-supervised training: masking, teacher, decoder, objective, data, loop."""

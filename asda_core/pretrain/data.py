@@ -1,0 +1,96 @@
+"""Audio files -> batches of clips, the same for a step whenever it is asked for.
+
+Which clips a step gets depends on the seed and the number of the step alone, so a run that goes on after a stop gets
+what it would have got. An unreadable file is replaced by the next one in the order of its epoch, named and counted.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from asda_core.audio import crop_or_pad, duration_seconds, read_audio
+from asda_core.config import DataConfig
+from asda_core.errors import AudioError
+
+WHOLE_FILE_SECONDS = 60.0
+"""Files up to this length are decoded once and cached; of longer ones only the stretch in use is decoded."""
+BYTES_PER_MEBIBYTE = 1 << 20
+
+
+class ClipBatches:
+    """Batches of clips of one length from a list of files.
+
+    Attributes:
+        skipped: file -> what was wrong with it, in the order in which it was met.
+    """
+
+    def __init__(self, files: Sequence[Path], config: DataConfig, sample_rate: int, seed: int) -> None:
+        if not files:
+            raise AudioError("no audio files to train on.")
+        self.files = list(files)
+        self.config = config
+        self.sample_rate = sample_rate
+        self.num_samples = round(config.clip_seconds * sample_rate)
+        self.seed = seed
+        self.skipped: dict[Path, str] = {}
+        self._cache: dict[Path, Tensor] = {}
+        self._room = config.cache_mebibytes * BYTES_PER_MEBIBYTE
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self._lock = threading.Lock()
+
+    def batch(self, step: int) -> Float[Tensor, "batch samples"]:
+        """The clips of update `step` (from 0).
+
+        Raises:
+            AudioError: no file is readable.
+        """
+        with self._lock:
+            first = step * self.config.batch_size
+            return torch.stack([self._clip(number) for number in range(first, first + self.config.batch_size)])
+
+    def _clip(self, number: int) -> Tensor:
+        """Clip `number` of the endless sequence, from the next readable file."""
+        epoch, place = divmod(number, len(self.files))
+        order = self._epoch_order(epoch)
+        share = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
+        for step in range(len(self.files)):
+            file = self.files[order[(place + step) % len(order)]]
+            if file in self.skipped:
+                continue
+            try:
+                return self._stretch(file, share)
+            except AudioError as error:
+                self.skipped[file] = str(error)
+        reasons = "; ".join(list(self.skipped.values())[:3])
+        raise AudioError(f"none of the {len(self.files)} audio files is readable. The first ones: {reasons}")
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.files)))
+        return self._order[1]
+
+    def _stretch(self, file: Path, share: float) -> Tensor:
+        """The clip that begins at `share` of what can be its beginning."""
+        if file not in self._cache:
+            seconds = duration_seconds(file)
+            if seconds > WHOLE_FILE_SECONDS:
+                start = share * max(0.0, seconds - self.config.clip_seconds)
+                audio = read_audio(file, self.sample_rate, start, self.config.clip_seconds)
+                return crop_or_pad(audio, self.num_samples)
+        audio = self._whole(file)
+        return crop_or_pad(audio, self.num_samples, int(share * max(0, len(audio) - self.num_samples + 1)))
+
+    def _whole(self, file: Path) -> Tensor:
+        if file in self._cache:
+            return self._cache[file]
+        audio = read_audio(file, self.sample_rate)
+        size = audio.numel() * audio.element_size()
+        if size <= self._room:
+            self._room -= size
+            self._cache[file] = audio
+        return audio

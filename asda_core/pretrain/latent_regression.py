@@ -1,0 +1,147 @@
+"""The reference objective: a student that sees a fifth predicts what a slow teacher makes of the whole.
+
+    features --+--> teacher, all patches ----------------> targets (frames) --> mean (utterance)
+               |                                              |                    |
+               +--> student, 16 clones, each with its         | squared error      | squared error
+                    own fifth --+--> decoder --> hidden ------+                    |
+                                +--> class token ----------------------------------+
+
+**Source**: ASDA (Interspeech 2025) and EAT (Chen et al. 2024), released code; data2vec 2.0.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimpl
+from asda_core.errors import ConfigError
+from asda_core.model.encoder import Encoder
+from asda_core.pretrain.decoder import ConvolutionalDecoder, DecoderConfig
+from asda_core.pretrain.masking import MaskConfig, block_masks, split_columns
+from asda_core.pretrain.teacher import Teacher, TeacherConfig, make_targets
+
+PUBLISHED_ROWS = 192
+"""Rows (12 clips x 16 clones on each GPU) over which the released utterance loss is summed."""
+
+
+@dataclass(frozen=True)
+class LatentRegressionConfig:
+    """Settings of latent regression; the defaults are ASDA's (EAT: `utterance_weight` 1).
+
+    Attributes:
+        clones: masked views per clip.
+        frame_weight, utterance_weight: of the two losses.
+        utterance_rows: the utterance loss is this many times its mean over rows. The release sums over the rows
+            of a GPU, so that its weight grows with the batch; 192 gives the published balance at every batch
+            size, null sums over the batch as released.
+        top_layers: how many of the last layers make the target; null takes all.
+        noise_std: of the noise that stands at hidden places in the decoder's input.
+    """
+
+    clones: int = 16
+    frame_weight: float = 1.0
+    utterance_weight: float = 0.5
+    utterance_rows: int | None = PUBLISHED_ROWS
+    top_layers: int | None = None
+    noise_std: float = 0.01
+    mask: MaskConfig = MaskConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    teacher: TeacherConfig = TeacherConfig()
+
+    def __post_init__(self) -> None:
+        if self.clones < 1:
+            raise ConfigError(f"objective.options.clones must be at least 1, not {self.clones}.")
+
+
+class LatentRegression(nn.Module):
+    """Decoder, teacher and the two losses."""
+
+    def __init__(self, config: LatentRegressionConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = ConvolutionalDecoder(config.decoder, encoder.config.dim)
+        self.teacher = Teacher(encoder, config.teacher)
+
+    def loss(
+        self, encoder: Encoder, features: Float[Tensor, "batch bins frames"], generator: torch.Generator
+    ) -> Losses:
+        """Draw masks and noise, then `loss_for`."""
+        times = features.shape[2] // encoder.config.patch_frames
+        bands = features.shape[1] // encoder.config.patch_bins
+        rows = len(features) * self.config.clones
+        hidden = block_masks((times, bands), rows, self.config.mask, generator)
+        noise = torch.randn(rows, times * bands, encoder.config.dim, generator=generator) * self.config.noise_std
+        return self.loss_for(encoder, features, hidden.to(features.device), noise.to(features.device))
+
+    def loss_for(
+        self,
+        encoder: Encoder,
+        features: Float[Tensor, "batch bins frames"],
+        hidden: Bool[Tensor, "rows patches"],
+        noise: Float[Tensor, "rows patches dim"],
+    ) -> Losses:
+        """The losses for given masks and noise.
+
+        Args:
+            encoder: the student.
+            features: a batch of clips.
+            hidden: True where a patch is hidden; row `b * clones + c` belongs to clip b.
+            noise: what stands at hidden places in the decoder's input.
+        """
+        tokens, layout = encoder.embed(features)
+        owner = torch.arange(len(features), device=tokens.device).repeat_interleave(self.config.clones)
+        kept, gone = split_columns(hidden)
+        seen = tokens[owner].gather(1, over_channels(kept, tokens))
+        student = encoder.encode(seen, layout.select(owner, kept))
+        filled = noise.to(student.tokens.dtype).scatter(1, over_channels(kept, tokens), student.tokens)
+        predicted = self.decoder(filled, layout.grid).gather(1, over_channels(gone, tokens))
+        target = make_targets(self.teacher.layers(features), self.config.top_layers)
+        wanted = target[owner].gather(1, over_channels(gone, tokens))
+        frame = squared_error(predicted, wanted).mean()
+        utterance = squared_error(student.summary, target.mean(dim=1)[owner]).mean()
+        weight = self.config.utterance_weight * (self.config.utterance_rows or len(owner))
+        total = self.config.frame_weight * frame + weight * utterance
+        with torch.no_grad():
+            statistics = {"target_std": channel_std(wanted), "prediction_std": channel_std(predicted)}
+        return Losses(total, {"frame": frame.detach(), "utterance": utterance.detach(), **statistics})
+
+    def after_step(self, encoder: Encoder, step: int) -> None:
+        """Let the teacher follow."""
+        self.teacher.follow(encoder, step)
+
+
+def over_channels(columns: Tensor, tokens: Tensor) -> Tensor:
+    """Columns (rows, n) as an index (rows, n, D) for gather and scatter."""
+    return columns.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+
+
+def squared_error(predicted: Float[Tensor, "*rows dim"], target: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows"]:
+    """`sum_d (p - t)^2 / sqrt(D)` per row. **Source**: released loss (`loss_scale` unset)."""
+    return (predicted.float() - target.float()).square().sum(-1) / predicted.shape[-1] ** 0.5
+
+
+def channel_std(values: Float[Tensor, "rows tokens dim"]) -> Tensor:
+    """Mean over channels of the spread over all tokens: near 0 means that training has collapsed."""
+    return values.float().flatten(0, 1).std(dim=0, correction=0).mean()
+
+
+def build(config: LatentRegressionConfig, context: ObjectiveContext) -> LatentRegression:
+    """Options and encoder -> the objective."""
+    return LatentRegression(config, context.encoder)
+
+
+@hookimpl
+def asda_objectives() -> Iterable[ObjectiveSpec[LatentRegressionConfig]]:
+    """Offer `latent_regression`."""
+    return [
+        ObjectiveSpec(
+            name="latent_regression",
+            config=LatentRegressionConfig,
+            build=build,
+            summary="regress a slow teacher's latent frames and utterance from a masked view",
+            source="ASDA (Interspeech 2025) and EAT (Chen et al. 2024), released code; data2vec 2.0",
+        )
+    ]

@@ -1,0 +1,230 @@
+"""The training loop: load, step, log, save. Stopped at any moment, it goes on with the same losses."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from asda_core.assemble import Parts, build_parts
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import (
+    MODEL_FILE,
+    TRAINING_FILE,
+    load_strict,
+    metadata_of,
+    model_tensors,
+    newest_step,
+    read_checkpoint,
+    read_tensors,
+    write_model,
+    write_step,
+)
+from asda_core.config import RunConfig
+from asda_core.config_io import signature, to_yaml
+from asda_core.errors import AsdaError, ConfigError
+from asda_core.pretrain.data import ClipBatches
+from asda_core.pretrain.schedule import learning_rate, make_optimizer
+
+STEP_SEED_STRIDE = 1_000_003
+"""Distance between the seeds of two runs' steps: a prime above any number of steps in one epoch of a short run."""
+
+
+class TrainingStopped(AsdaError):
+    """The run was asked to stop; what it had done is saved."""
+
+
+@dataclass
+class Run:
+    """A run in progress."""
+
+    config: RunConfig
+    catalog: Catalog
+    folder: Path
+    device: torch.device
+    parts: Parts
+    optimizer: torch.optim.Optimizer
+    names: list[str]
+    step: int = 0
+    stop: bool = field(default=False)
+
+
+def pretrain(
+    config: RunConfig, files: list[Path], folder: Path, catalog: Catalog, device: str = "cpu", progress: bool = True
+) -> Path:
+    """Train, or go on with, one run.
+
+    Args:
+        config: the run.
+        files: audio to train on.
+        folder: where the run lives; one that holds steps of the same config is gone on with.
+        catalog: the plugins.
+        device: "cpu", "cuda", ...
+        progress: whether to show a bar.
+
+    Returns:
+        the exported encoder, `folder/model.safetensors`.
+
+    Raises:
+        ConfigError: the folder holds another run.
+        AudioError: no file is readable.
+        TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
+        AsdaError: the loss is no longer finite.
+    """
+    run = _start(config, catalog, folder, torch.device(device))
+    clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
+    bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress, desc=folder.name)
+    with bar, _stop_on_signal(run), ThreadPoolExecutor(1) as ahead, (folder / "log.jsonl").open("a") as log:
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run.step)
+        waiting = ahead.submit(clips.batch, run.step) if run.step < config.steps else None
+        reported = 0
+        while run.step < config.steps and waiting is not None:
+            audio = waiting.result()
+            if run.step + 1 < config.steps:
+                waiting = ahead.submit(clips.batch, run.step + 1)
+            record = _train_step(run, audio)
+            reported = _report_skipped(folder, clips, reported)
+            if run.step % config.log_every == 0 or run.step in (1, config.steps):
+                values = {name: float(value) for name, value in record.items()}
+                _check_finite(values, run)
+                log.write(json.dumps({"step": run.step, **values, "time": round(time.time(), 3)}) + "\n")
+                log.flush()
+                for name, value in values.items():
+                    writer.add_scalar(name, value, run.step)
+                bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
+            bar.update()
+            if run.step % config.checkpoint_every == 0 or run.step == config.steps or run.stop:
+                _save(run)
+            if run.stop and run.step < config.steps:
+                raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command goes on.")
+        writer.close()
+    if clips.skipped:
+        print(f"{len(clips.skipped)} of {len(files)} files were skipped; {folder / 'skipped.jsonl'} names them.",
+              file=sys.stderr)  # fmt: skip
+    final = folder / MODEL_FILE
+    write_model(final, model_tensors(run.parts, with_objective=False), metadata_of(config, catalog, run.step))
+    return final
+
+
+def _start(config: RunConfig, catalog: Catalog, folder: Path, device: torch.device) -> Run:
+    """A new run, or the newest step of an old one."""
+    parts = build_parts(catalog, config)
+    for module in (parts.front_end, parts.encoder, parts.objective):
+        module.to(device).train()
+    named = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
+    named += [(f"objective.{n}", p) for n, p in parts.objective.named_parameters() if p.requires_grad]
+    optimizer = make_optimizer((parameter for _, parameter in named), config.optimizer)
+    run = Run(config, catalog, folder, device, parts, optimizer, [name for name, _ in named])
+    folder.mkdir(parents=True, exist_ok=True)
+    latest = newest_step(folder)
+    if latest is not None:
+        _resume(run, latest, dict(named))
+    (folder / "config.yaml").write_text(to_yaml(config))
+    _drop_log_after(folder / "log.jsonl", run.step)
+    return run
+
+
+def _resume(run: Run, latest: Path, named: dict[str, torch.nn.Parameter]) -> None:
+    """Put the state of a step back."""
+    checkpoint = read_checkpoint(latest)
+    if signature(checkpoint.config) != signature(run.config):
+        raise ConfigError(f"{run.folder} holds another run ({signature(checkpoint.config)}); give another folder.")
+    for prefix in ("front_end", "encoder", "objective"):
+        load_strict(getattr(run.parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
+    states, _ = read_tensors(latest / TRAINING_FILE)
+    for name, parameter in named.items():
+        kept = {key.removeprefix(f"{name}|"): value for key, value in states.items() if key.startswith(f"{name}|")}
+        run.optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(run.device) for key, value in kept.items()
+        }
+    run.step = checkpoint.step
+
+
+def _train_step(run: Run, audio: Tensor) -> dict[str, Any]:
+    """One update; returns what is logged, still as tensors."""
+    config = run.config
+    rate = learning_rate(run.step, config.steps, config.optimizer)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    generator = torch.Generator().manual_seed(config.seed * STEP_SEED_STRIDE + run.step)
+    with torch.no_grad():
+        features = run.parts.front_end(audio.to(run.device))
+    losses = run.parts.objective.loss(run.parts.encoder, features, generator)
+    run.optimizer.zero_grad(set_to_none=True)
+    losses.total.backward()
+    trained = [p for group in run.optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm)
+    run.optimizer.step()
+    run.step += 1
+    run.parts.objective.after_step(run.parts.encoder, run.step)
+    return {"loss": losses.total.detach(), **losses.parts, "lr": rate, "grad_norm": norm}
+
+
+def _save(run: Run) -> None:
+    """Write a step: everything that is needed to go on."""
+    parameters = [*run.parts.encoder.named_parameters("encoder"), *run.parts.objective.named_parameters("objective")]
+    states = {
+        f"{name}|{key}": torch.as_tensor(value).contiguous()
+        for name, parameter in parameters
+        for key, value in run.optimizer.state.get(parameter, {}).items()
+    }
+    metadata = metadata_of(run.config, run.catalog, run.step)
+    files = {MODEL_FILE: (model_tensors(run.parts, True), metadata), TRAINING_FILE: (states, metadata)}
+    write_step(run.folder, run.step, files, run.config.keep_checkpoints)
+
+
+@contextmanager
+def _stop_on_signal(run: Run) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into a stop after the step in progress; a second Ctrl-C stops at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        run.stop = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report_skipped(folder: Path, clips: ClipBatches, reported: int) -> int:
+    """Name files that were skipped since the last call; returns how many are named by now."""
+    new = list(clips.skipped.items())[reported:]
+    if new:
+        with (folder / "skipped.jsonl").open("a" if reported else "w") as file:
+            for path, reason in new:
+                tqdm.write(f"skipped: {reason}", file=sys.stderr)
+                file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
+    return reported + len(new)
+
+
+def _check_finite(values: dict[str, float], run: Run) -> None:
+    if not all(value == value and abs(value) != float("inf") for value in values.values()):
+        raise AsdaError(
+            f"the loss is no longer finite at step {run.step} ({values}); the last saved step is "
+            f"{newest_step(run.folder)}. A lower optimizer.peak_lr or a longer warm-up may help."
+        )
+
+
+def _drop_log_after(log: Path, step: int) -> None:
+    """Take out of the log what a killed run wrote after its last saved step: it will be written again."""
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        log.write_text("".join(f"{line}\n" for line in lines))

@@ -1,0 +1,84 @@
+"""The teacher: a copy of the encoder that follows it slowly, and the targets made from its layers."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+from asda_core.model.encoder import Encoder
+
+TARGET_NORM_EPS = 1e-5
+"""Epsilon of both norms on targets. **Source**: released code (PyTorch's default)."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """How slowly the teacher follows: `decay_start` rises linearly to `decay_end` over `anneal_steps` updates."""
+
+    decay_start: float = 0.9998
+    decay_end: float = 0.99999
+    anneal_steps: int = 100_000
+
+
+def ema_decay(step: int, config: TeacherConfig) -> float:
+    """Decay at update `step`, from 1: `end - (end - start) (1 - step / anneal)`, `end` after the annealing.
+
+    **Source**: released code, fairseq's annealed decay.
+    """
+    if step >= config.anneal_steps:
+        return config.decay_end
+    left = 1 - step / config.anneal_steps
+    return config.decay_end - (config.decay_end - config.decay_start) * left
+
+
+class Teacher(nn.Module):
+    """An exponential moving average of the encoder; never trained, always in evaluation mode."""
+
+    def __init__(self, encoder: Encoder, config: TeacherConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def follow(self, encoder: Encoder, step: int) -> None:
+        """`teacher = decay teacher + (1 - decay) student`; buffers are copied."""
+        rate = 1 - ema_decay(step, self.config)
+        mine, theirs = list(self.encoder.parameters()), list(encoder.parameters())
+        torch._foreach_lerp_(mine, theirs, rate)
+        for buffer, new in zip(self.encoder.buffers(), encoder.buffers(), strict=True):
+            buffer.copy_(new)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in evaluation mode whatever the owner's mode is."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def layers(self, features: Float[Tensor, "batch bins frames"]) -> tuple[Tensor, ...]:
+        """The MLP outputs (B, N, D) of all layers on unmasked clips."""
+        encoded: tuple[Tensor, ...] = self.encoder(features).layers
+        return encoded
+
+
+def make_targets(layers: Sequence[Tensor], top_layers: int | None = None) -> Float[Tensor, "batch patches dim"]:
+    """What the student predicts.
+
+    Each layer is instance-normed (per clip and channel, over the tokens), the last `top_layers` are averaged, and the
+    average is layer-normed without weights.
+
+    Args:
+        layers: L x (B, N, D).
+        top_layers: how many of the last layers; None takes all.
+
+    **Source**: data2vec 2.0's `make_targets` in the released code.
+    """
+    chosen = layers if top_layers is None else layers[-top_layers:]
+    total = torch.zeros_like(chosen[0], dtype=torch.float32)
+    for layer in chosen:
+        values = layer.float()
+        variance, mean = torch.var_mean(values, dim=1, correction=0, keepdim=True)
+        total += (values - mean) * torch.rsqrt(variance + TARGET_NORM_EPS)
+    return layer_norm(total / len(chosen), total.shape[-1:], eps=TARGET_NORM_EPS)

@@ -1,0 +1,1 @@
+"""The plugins that come with asda. Each file stands alone and imports only the public contracts."""

@@ -1,0 +1,70 @@
+"""Standard multi-head self-attention, as in EAT."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from asda_core.contracts import MixerContext, MixerSpec, hookimpl
+from asda_core.layout import TokenLayout
+
+INIT_STD = 0.02
+"""Standard deviation of new linear weights. **Source**: released code (BERT's initialisation)."""
+
+
+@dataclass(frozen=True)
+class StandardConfig:
+    """Settings of standard attention: whether query, key and value have a bias."""
+
+    qkv_bias: bool = True
+
+
+class StandardAttention(nn.Module):
+    """`softmax(q k^T / sqrt(d)) v` per head, then a linear map.
+
+    **Source**: Vaswani et al. 2017, equation 1; released EAT code.
+    """
+
+    def __init__(self, config: StandardConfig, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        for layer in (self.qkv, self.proj):
+            nn.init.normal_(layer.weight, std=INIT_STD)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Let every token attend all tokens that are not padding."""
+        batch, num, dim = tokens.shape
+        query, key, value = (
+            self.qkv(tokens).view(batch, num, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
+        )  # each (B, H, N, D/H)
+        allowed = None if layout.padding is None else layout.valid[:, None, None, :]
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, num, dim))
+        return projected
+
+
+def build(config: StandardConfig, context: MixerContext) -> StandardAttention:
+    """Options and widths -> the mixer."""
+    return StandardAttention(config, context.dim, context.num_heads)
+
+
+@hookimpl
+def asda_mixers() -> Iterable[MixerSpec[StandardConfig]]:
+    """Offer `standard`."""
+    return [
+        MixerSpec(
+            name="standard",
+            config=StandardConfig,
+            build=build,
+            summary="multi-head self-attention, one softmax map per head",
+            source="Vaswani et al. 2017, eq. 1; EAT (Chen et al. 2024), released code",
+        )
+    ]
