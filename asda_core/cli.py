@@ -1,0 +1,133 @@
+"""The command `asda`: pretrain, plugins, show."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+
+from asda_core import __version__
+from asda_core.assemble import build_parts
+from asda_core.audio import find_audio
+from asda_core.catalog import Catalog, load_catalog, options_from_environment
+from asda_core.config import RunConfig
+from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
+from asda_core.errors import AsdaError, ConfigError
+from asda_core.hookspecs import FAMILIES
+from asda_core.pretrain.loop import TrainingStopped, pretrain
+
+EXIT_ERROR = 1
+EXIT_STOPPED = 130
+"""What a shell reports for a program that Ctrl-C ended."""
+
+
+def run_command(arguments: Sequence[str] | None, make_parser: Callable[[], argparse.ArgumentParser]) -> int:
+    """Parse, run, and turn a user's mistake into one line on stderr."""
+    parsed = make_parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
+    except AsdaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what was finished.", file=sys.stderr)
+        return EXIT_STOPPED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    return run_command(arguments, make_parser)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of `asda`."""
+    parser = argparse.ArgumentParser(prog="asda", description="Pre-train audio spectrogram models; list plugins.")
+    parser.add_argument("--version", action="version", version=f"asda {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser("pretrain", help="train a model on unlabelled audio, or go on with it")
+    train.add_argument("config", type=Path, help="YAML; it states only what differs from the published model")
+    train.add_argument("--data", required=True, nargs="+", type=Path, help="folders, manifests or audio files")
+    train.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-SIGNATURE)")
+    train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    train.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="change a key")
+    train.set_defaults(run=run_pretrain)
+    plugins = commands.add_parser("plugins", help="list what the installed plugins offer, and what is wrong with any")
+    plugins.add_argument("--json", action="store_true", help="for programs")
+    plugins.set_defaults(run=run_plugins)
+    show = commands.add_parser("show", help="print a whole config with its parameter counts")
+    show.add_argument("config", type=Path)
+    show.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="change a key")
+    show.set_defaults(run=run_show)
+    return parser
+
+
+def installed_catalog() -> Catalog:
+    """The catalog of what is installed, as the environment wants it."""
+    return load_catalog(**options_from_environment(os.environ))
+
+
+def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
+    """The config with `key=value` changes; values are read as YAML.
+
+    Raises:
+        ConfigError: a change has no `=`, or the key or value is wrong.
+    """
+    plain = to_plain(config)
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change!r} must look like key=value.")
+        plain = with_value(plain, key, yaml.safe_load(value))
+    return parse(RunConfig, plain)
+
+
+def run_pretrain(parsed: argparse.Namespace) -> None:
+    """`asda pretrain`."""
+    config = changed(load_run_config(parsed.config), parsed.changes)
+    files = [file for source in parsed.data for file in find_audio(source)]
+    identity = [(file.name, file.stat().st_size if file.exists() else 0) for file in files]
+    folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, data=identity)}"
+    print(f"{len(files)} audio files -> {folder}", file=sys.stderr)
+    print(pretrain(config, files, folder, installed_catalog(), parsed.device))
+
+
+def run_plugins(parsed: argparse.Namespace) -> None:
+    """`asda plugins`."""
+    catalog = installed_catalog()
+    if parsed.json:
+        offers = [{"family": o.family, "summary": o.spec.summary, "source": o.spec.source, **o.origin} for o in catalog.offers.values()]
+        print(json.dumps({"plugins": offers, "problems": [vars(p) for p in catalog.problems]}, indent=2))
+        return
+    for family in FAMILIES:
+        print(f"{family}s:")
+        for offer in catalog.family(family):
+            print(f"  {offer.spec.name:<20} {offer.distribution} {offer.version:<10} {offer.spec.summary}")
+            print(f"  {'':<20} {offer.spec.source}")
+    for problem in catalog.problems:
+        print(f"problem: {problem.name} of {problem.distribution}: {problem.message}")
+
+
+def run_show(parsed: argparse.Namespace) -> None:
+    """`asda show`."""
+    config = changed(load_run_config(parsed.config), parsed.changes)
+    parts = build_parts(installed_catalog(), config)
+    print(to_yaml(config))
+    print(f"# signature  {signature(config)}")
+    for name, module in (("encoder", parts.encoder), ("objective", parts.objective)):
+        counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+        print(f"# {name:<10} {sum(counts):>12,} parameters that train")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The table of a plan as Markdown: a line per combination, a column per task, mean and 95 % interval over seeds."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from asda_hear.ablation.plan import Plan
+from asda_hear.ablation.run import BASELINE_AXIS
+from asda_hear.ablation.statistics import mean_interval
+
+Row = dict[str, Any]
+
+
+def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
+    """Write `table.md` and return it."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    metric = {row["task"]: row["metric"] for row in rows}
+    axes = list(plan.config.axes)
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row[BASELINE_AXIS], *(row[axis] for axis in axes)), []).append(row)
+    lines = [f"## {plan.config.question or plan.file.stem}", ""]
+    lines.append("| " + " | ".join([*axes, "parameters", "seeds", *(f"{task} ({metric[task]})" for task in tasks)]) + " |")
+    lines.append("|" + "---|" * (len(axes) + 2 + len(tasks)))
+    for key, members in groups.items():
+        labels = list(key[1:])
+        if key[0]:
+            labels[0] = f"*{key[0]}*"
+        values = {task: [row["score"] for row in members if row["task"] == task] for task in tasks}
+        seeds = max(len(value) for value in values.values())
+        estimates = [str(mean_interval(values[task])) if values[task] else "" for task in tasks]
+        lines.append("| " + " | ".join([*labels, f"{members[0]['parameters']:,}", str(seeds), *estimates]) + " |")
+    lines += ["", _footnote(plan, rows), ""]
+    text = "\n".join(lines)
+    (out / "table.md").write_text(text)
+    return text
+
+
+def _footnote(plan: Plan, rows: list[Row]) -> str:
+    search = plan.config.evaluation
+    return (
+        f"Mean ± half the 95 % interval (Student's t) over seeds. heareval {rows[0]['heareval']}, grid {search.grid}, "
+        f"{search.grid_points} points, {search.threads} thread(s); torch {rows[0]['torch']}, asda {rows[0]['asda']}, "
+        f"{platform.machine()}, {os.cpu_count()} CPUs. Made by `asda-hear ablate {plan.file.name}`."
+    )

@@ -1,0 +1,152 @@
+"""Runs a plan: pre-trains and evaluates every cell, goes on where it was stopped, keeps one tidy row per cell and task."""
+
+import csv
+import hashlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from asda_core.assemble import build_encoder, check_class_token_axis, plugin_origins
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import MODEL_FILE
+from asda_core.cli import installed_catalog
+from asda_core.config_io import to_plain
+from asda_core.errors import AsdaError
+from asda_core.pretrain.loop import TrainingStopped, pretrain
+from asda_hear.ablation.plan import Cell, Plan
+from asda_hear.evaluate.runner import evaluate, find_tasks
+from asda_hear.evaluate.scores import TaskScore
+
+ROWS_FILE = "rows.csv"
+BASELINE_AXIS = "model"
+"""Column that tells baselines from cells."""
+Row = dict[str, Any]
+
+
+def run_plan(plan: Plan, out: Path, dry_run: bool = False, progress: bool = True, catalog: Catalog | None = None) -> list[Row]:
+    """Do what of the plan is not done yet.
+
+    Args:
+        plan: from `load_plan`.
+        out: result folder; `cells/NAME` holds each run, `rows.csv` the table.
+        dry_run: only print the cells and whether they are done.
+        progress: whether to show bars.
+        catalog: plugins; by default those installed.
+
+    Returns:
+        one row per cell, seed and task.
+
+    Raises:
+        AsdaError: cells failed; all others are done and their rows written.
+    """
+    plugins = catalog or installed_catalog()
+    check_class_token_axis(plugins, [cell.config for cell in plan.cells])
+    for cell in plan.cells:
+        plugin_origins(plugins, cell.config)  # a missing plugin shows now, not after hours
+    tasks = find_tasks(plan.tasks_folder, plan.config.tasks.names)
+    if dry_run:
+        for cell in plan.cells:
+            done = "done" if (out / "cells" / cell.name / MODEL_FILE).exists() else "to do"
+            print(f"{cell.name}  seed {cell.seed}  {done:<6} {_text(cell.labels)}")
+        print(f"{len(plan.cells)} cells x {len(tasks)} tasks; {len({c.name for c in plan.cells})} different pre-trainings.")
+        return []
+    rows: list[Row] = []
+    failed: list[str] = []
+    for label, model in plan.config.baselines.items():
+        rows += _baseline_rows(plan, out, label, model, tasks, progress)
+        _write_rows(out / ROWS_FILE, rows)
+    for cell in tqdm(plan.cells, desc="cells", unit="cell", disable=not progress):
+        try:
+            rows += _run_cell(plan, cell, out / "cells" / cell.name, tasks, plugins, progress)
+        except (TrainingStopped, KeyboardInterrupt):
+            raise
+        except Exception as error:  # one cell must not take the others down
+            (out / "cells" / cell.name).mkdir(parents=True, exist_ok=True)
+            (out / "cells" / cell.name / "error.txt").write_text(traceback.format_exc())
+            failed.append(f"{cell.name} ({_text(cell.labels)}, seed {cell.seed}): {type(error).__name__}: {error}")
+            print(f"failed: {failed[-1]}", file=sys.stderr)
+        _write_rows(out / ROWS_FILE, rows)
+    if failed:
+        raise AsdaError(f"{len(failed)} of {len(plan.cells)} cells failed, the others are in {out / ROWS_FILE}: " + "; ".join(failed))
+    return rows
+
+
+def _run_cell(
+    plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: Catalog, progress: bool
+) -> list[Row]:
+    """Pre-train (unless done) and evaluate (what is not done)."""
+    times = folder / "times.json"
+    spent: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
+    if not (folder / MODEL_FILE).exists():
+        start = time.monotonic()
+        pretrain(cell.config, list(plan.audio), folder, catalog, _device(), progress)
+        spent["pretrain_seconds"] = round(spent.get("pretrain_seconds", 0.0) + time.monotonic() - start, 1)
+        times.write_text(json.dumps(spent))
+    scores = _evaluate(plan, str(folder / MODEL_FILE), folder, tasks, progress)
+    origins = plugin_origins(catalog, cell.config)
+    encoder = build_encoder(catalog, cell.config.encoder)
+    facts = {
+        BASELINE_AXIS: "",
+        **cell.labels,
+        "seed": cell.seed,
+        "cell": cell.name,
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "steps": cell.config.steps,
+        "pretrain_seconds": spent.get("pretrain_seconds", 0.0),
+        "plugins": " ".join(f"{o['name']}={o['distribution']}-{o['version']}" for o in origins.values()),
+    }
+    return [{**facts, **_score_columns(score)} for score in scores]
+
+
+def _baseline_rows(plan: Plan, out: Path, label: str, model: str, tasks: list[Path], progress: bool) -> list[Row]:
+    scores = _evaluate(plan, model, out / "baselines" / label, tasks, progress)
+    empty = dict.fromkeys(plan.config.axes, "")
+    facts = {BASELINE_AXIS: label, **empty, "seed": "", "cell": "", "parameters": 0, "steps": 0, "pretrain_seconds": 0.0, "plugins": ""}  # fmt: skip
+    return [{**facts, **_score_columns(score)} for score in scores]
+
+
+def _evaluate(plan: Plan, model: str, folder: Path, tasks: list[Path], progress: bool) -> list[TaskScore]:
+    """Evaluate into a folder named by the search and the options, so that another setting is another result."""
+    setting = json.dumps([to_plain(plan.config.evaluation), plan.config.options], sort_keys=True)
+    name = f"hear-{hashlib.sha256(setting.encode()).hexdigest()[:8]}"
+    return evaluate(model, tasks, folder / name, plan.config.evaluation, plan.config.options, progress)
+
+
+def _score_columns(score: TaskScore) -> Row:
+    return {
+        "task": score.task,
+        "metric": score.metric,
+        "score": score.score,
+        "folds": " ".join(f"{value:.6f}" for value in score.folds),
+        "validation": score.validation,
+        "asda": version("asda-hear"),
+        "torch": torch.__version__,
+        "heareval": version("heareval"),
+    }
+
+
+def _write_rows(file: Path, rows: list[Row]) -> None:
+    """Write the whole table, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    with part.open("w", newline="") as text:
+        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(file)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _text(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{axis} {label}" for axis, label in labels.items())

@@ -1,0 +1,37 @@
+"""Means and intervals over seeds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t as student_t
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval: `mean - half` to `mean + half`; `half` is NaN for one value."""
+
+    mean: float
+    half: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" if math.isnan(self.half) else f"{self.mean:.3f} ± {self.half:.3f}"
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Mean and half width of Student's interval, `t s / sqrt(n)` with n - 1 degrees of freedom.
+
+    Args:
+        values: one per seed, at least one.
+        confidence: share of such intervals that hold the true mean.
+    """
+    count = len(values)
+    mean = sum(values) / count
+    if count < 2:
+        return Estimate(mean, math.nan, count)
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    quantile = float(student_t.ppf((1 + confidence) / 2, count - 1))
+    return Estimate(mean, quantile * math.sqrt(variance / count), count)

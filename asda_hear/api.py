@@ -1,0 +1,98 @@
+"""HEAR's three functions, as `hear-validator` and `heareval` call them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from asda_core.assemble import build_front_end, build_parts
+from asda_core.catalog import Catalog, load_catalog, options_from_environment
+from asda_core.checkpoint import load_encoder, read_checkpoint
+from asda_core.config import PluginChoice, RunConfig
+from asda_core.config_io import load_run_config, parse
+from asda_hear.model import HearModel, HearOptions
+from asda_hear.pooling import EncoderBackbone, LogMelBackbone
+
+DEFAULT_WEIGHTS = Path(__file__).with_name("asda_tiny.safetensors")
+"""What `load_model()` loads: the small model that comes with the package; see MODEL_CARD.md."""
+LOG_MEL = "log_mel"
+"""Name of the baseline that is no model: `load_model("log_mel")`."""
+CONFIG_SUFFIXES = (".yaml", ".yml")
+
+
+def load_model(model_file_path: str | os.PathLike[str] = "", *, catalog: Catalog | None = None, **options: Any) -> HearModel:
+    """A model that answers HEAR's questions.
+
+    Args:
+        model_file_path: a checkpoint or run folder of `asda pretrain`; a config (`.yaml`) for random weights drawn
+            from its seed; "log_mel" for the baseline without a model; empty for the small model of the package.
+        catalog: plugins to use; by default those installed.
+        options: see `HearOptions`.
+
+    Returns:
+        the model, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: no checkpoint there, damaged, or needing a plugin that is missing.
+        ConfigError: a wrong option or config.
+
+    **Source**: HEAR API, https://hearbenchmark.com/hear-api.html
+    """
+    parsed = parse(HearOptions, options, "load_model")
+    plugins = catalog or load_catalog(**options_from_environment(os.environ))
+    path = Path(model_file_path or DEFAULT_WEIGHTS)
+    if str(model_file_path) == LOG_MEL:
+        front_end = build_front_end(plugins, PluginChoice(LOG_MEL))
+        defaults = RunConfig()
+        baseline = LogMelBackbone(front_end.num_bins, defaults.encoder.patch_frames)  # type: ignore[arg-type]
+        return HearModel(front_end, baseline, defaults.data.clip_seconds, parsed)
+    if path.suffix in CONFIG_SUFFIXES:
+        config = load_run_config(path)
+        parts = build_parts(plugins, config)
+        front_end, encoder = parts.front_end, parts.encoder
+    else:
+        checkpoint = read_checkpoint(path)
+        config = checkpoint.config
+        front_end, encoder = load_encoder(checkpoint, plugins)
+    pooling = (parsed.scene_pooling, parsed.timestamp_pooling)
+    backbone = EncoderBackbone(encoder, front_end.num_bins, *pooling)  # type: ignore[arg-type]
+    return HearModel(front_end, backbone, config.data.clip_seconds, parsed)
+
+
+def get_scene_embeddings(
+    audio: Float[Tensor, "n_sounds n_samples"], model: HearModel
+) -> Float[Tensor, "n_sounds size"]:
+    """One embedding for each sound.
+
+    Args:
+        audio: mono in [-1, 1] at `model.sample_rate`; any length from 1 sample to hours.
+        model: from `load_model`.
+
+    Returns:
+        float32, on the model's device.
+
+    Raises:
+        AudioError: wrong shape, no samples, or NaN.
+    """
+    return model.scene(audio)
+
+
+def get_timestamp_embeddings(
+    audio: Float[Tensor, "n_sounds n_samples"], model: HearModel
+) -> tuple[Float[Tensor, "n_sounds n_timestamps size"], Float[Tensor, "n_sounds n_timestamps"]]:
+    """Embeddings at regular times of each sound.
+
+    Args:
+        audio: mono in [-1, 1] at `model.sample_rate`; any length from 1 sample to hours.
+        model: from `load_model`.
+
+    Returns:
+        embeddings, and the centre of each in milliseconds from the beginning (0, 40, 80, ...); both float32.
+        float32 holds whole milliseconds up to 4 hours 39 minutes.
+
+    Raises:
+        AudioError: wrong shape, no samples, or NaN.
+    """
+    return model.timestamps(audio)

@@ -1,0 +1,171 @@
+"""The command `asda-hear`: validate, tasks, evaluate, ablate, demo."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from asda_core import __version__
+from asda_core.cli import run_command
+from asda_core.errors import ConfigError, TaskError
+from asda_hear.ablation.plan import load_plan
+from asda_hear.ablation.report import write_report
+from asda_hear.ablation.run import run_plan
+from asda_hear.demo import run_demo
+from asda_hear.evaluate.compat import hear_tools
+from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
+from asda_hear.evaluate.runner import EvaluationConfig, evaluate, find_tasks
+from asda_hear.evaluate.scores import to_markdown, write_tables
+from asda_hear.evaluate.tasks import TRAIN_VALID_TEST, TaskConfig, build_task, check_task, resample_task
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    return run_command(arguments, make_parser)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of `asda-hear`."""
+    parser = argparse.ArgumentParser(prog="asda-hear", description="HEAR evaluation and ablation tables.")
+    parser.add_argument("--version", action="version", version=f"asda-hear {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    validate = commands.add_parser("validate", help="hear-validator, without TensorFlow")
+    validate.add_argument("rest", nargs=argparse.REMAINDER, help="arguments of hear-validator (default: asda_hear)")
+    validate.set_defaults(run=run_validate)
+    _add_tasks(commands.add_parser("tasks", help="build, check, resample HEAR-format tasks"))
+    _add_evaluate(commands.add_parser("evaluate", help="score a model on HEAR tasks with heareval"))
+    ablate = commands.add_parser("ablate", help="pre-train and evaluate every cell of a plan; one table")
+    ablate.add_argument("plan", type=Path)
+    ablate.add_argument("--out", type=Path, help="result folder (default: results/PLAN)")
+    ablate.add_argument("--dry-run", action="store_true", help="list the cells and what is done, and stop")
+    ablate.set_defaults(run=run_ablate)
+    demo = commands.add_parser("demo", help="the whole way on a synthetic corpus: minutes on a laptop, no download")
+    demo.add_argument("--out", type=Path, default=Path("demo"))
+    demo.set_defaults(run=lambda parsed: print(run_demo(parsed.out)))
+    return parser
+
+
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    build = commands.add_parser("build", help="from a folder per class, or from a CSV and a folder of audio")
+    build.add_argument("name", help="name of the task, as in esc10")
+    build.add_argument("audio", type=Path, help="folder per class, or with --csv the folder of the files it names")
+    build.add_argument("--out", type=Path, required=True, help="folder of tasks")
+    build.add_argument("--csv", type=Path, help="table with a header")
+    build.add_argument("--file-column", default="filename")
+    build.add_argument("--label-column", default="label", help="several labels of a clip are separated by ;")
+    build.add_argument("--split-column", default="", help="folds, or train/valid/test, or what --train ... name")
+    build.add_argument("--start-column", default="start", help="of events, in seconds")
+    build.add_argument("--end-column", default="end")
+    for part in TRAIN_VALID_TEST:
+        build.add_argument(f"--{part}", default="", metavar="A,B", help=f"values of the split column that are {part}")
+    build.add_argument("--folds", type=int, default=0, help="draw so many folds (default: draw train/valid/test)")
+    build.add_argument("--kind", choices=["scene", "event"], default="scene")
+    build.add_argument("--multilabel", action="store_true")
+    build.add_argument("--seconds", type=float, help="cut or fill all clips to this length (default: as they are)")
+    build.add_argument("--rate", type=int, nargs="+", default=[16_000])
+    build.add_argument("--metric", nargs="+", default=[], help="the primary one first")
+    build.set_defaults(run=run_build)
+    check = commands.add_parser("check", help="check all that heareval will read")
+    check.add_argument("folders", type=Path, nargs="+")
+    check.set_defaults(run=run_check)
+    resample = commands.add_parser("resample", help="add audio at another rate")
+    resample.add_argument("folder", type=Path)
+    resample.add_argument("rate", type=int)
+    resample.set_defaults(run=lambda parsed: print(resample_task(parsed.folder, parsed.rate)))
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tasks", type=Path, required=True, help="folder of HEAR tasks")
+    parser.add_argument("--task", nargs="+", default=[], help="only these")
+    parser.add_argument("--model", nargs="+", default=[""], help="checkpoints, run folders, configs, or log_mel")
+    parser.add_argument("--out", type=Path, default=Path("results/evaluate"))
+    parser.add_argument("--grid", choices=["default", "fast", "faster"], default="default", help="heareval's grids")
+    parser.add_argument("--grid-points", type=int, default=8, help="of the predictor; HEAR's own is 8")
+    parser.add_argument("--threads", type=int, default=1, help="scores change with it")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of load_model")
+    parser.set_defaults(run=run_evaluate)
+
+
+def run_validate(parsed: argparse.Namespace) -> None:
+    """`asda-hear validate`: the tool's own entry point, with a stand-in for TensorFlow."""
+    with hear_tools():
+        validator = importlib.import_module("hearvalidator.validate")
+        before, sys.argv = sys.argv, ["hear-validator", *(parsed.rest or ["asda_hear"])]
+        try:
+            validator.main()
+        finally:
+            sys.argv = before
+
+
+def run_build(parsed: argparse.Namespace) -> None:
+    """`asda-hear tasks build`."""
+    columns = Columns(parsed.file_column, parsed.label_column, parsed.split_column, parsed.start_column, parsed.end_column)
+    if parsed.csv:
+        clips = clips_from_csv(parsed.csv, parsed.audio, columns, parsed.kind)
+    elif parsed.kind == "event":
+        raise TaskError("events need a --csv with their start and end.")
+    else:
+        clips = clips_from_folders(parsed.audio)
+    parts = {part: getattr(parsed, part).split(",") for part in TRAIN_VALID_TEST if getattr(parsed, part)}
+    clips = assign_splits(clips, parts, parsed.folds)
+    multilabel = parsed.multilabel or parsed.kind == "event"
+    config = TaskConfig(
+        name=parsed.name,
+        embedding_type=parsed.kind,
+        prediction_type="multilabel" if multilabel else "multiclass",
+        clip_seconds=parsed.seconds,
+        sample_rates=tuple(parsed.rate),
+        evaluation=tuple(parsed.metric),
+    )
+    print(build_task(config, clips, parsed.out))
+
+
+def run_check(parsed: argparse.Namespace) -> None:
+    """`asda-hear tasks check`."""
+    for folder in parsed.folders:
+        check_task(folder)
+        print(f"{folder}: good")
+
+
+def run_evaluate(parsed: argparse.Namespace) -> None:
+    """`asda-hear evaluate`."""
+    options = {}
+    for option in parsed.option:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ConfigError(f"--option {option!r} must look like key=value.")
+        options[key] = yaml.safe_load(value)
+    tasks = find_tasks(parsed.tasks, parsed.task)
+    config = EvaluationConfig(parsed.grid, parsed.grid_points, parsed.threads)
+    rows = []
+    for model in parsed.model:
+        name = model_name(model, options)
+        rows += [(name, score) for score in evaluate(model, tasks, parsed.out / name, config, options)]
+        write_tables(rows, parsed.out)
+    print(to_markdown(rows), end="")
+    print(f"written to {parsed.out}/scores.md, .csv, .json", file=sys.stderr)
+
+
+def model_name(model: str, options: dict[str, object]) -> str:
+    """Folder and row name of a model: the last part of its path that says something, and the options."""
+    path = Path(model or "asda_hear")
+    stem = path.parent.name if path.name == "model.safetensors" else path.stem if path.suffix else path.name
+    return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items()))])
+
+
+def run_ablate(parsed: argparse.Namespace) -> None:
+    """`asda-hear ablate`."""
+    plan = load_plan(parsed.plan)
+    out = parsed.out or Path("results") / parsed.plan.stem
+    rows = run_plan(plan, out, dry_run=parsed.dry_run)
+    if not parsed.dry_run:
+        print(write_report(plan, rows, out), end="")
+        print(f"written to {out}/table.md and {out}/rows.csv", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

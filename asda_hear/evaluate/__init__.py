@@ -1,0 +1,1 @@
+"""HEAR evaluation: building tasks, running the unmodified heareval, reading its scores."""

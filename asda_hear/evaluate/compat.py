@@ -1,0 +1,230 @@
+"""Lets the unmodified heareval 2021.1.3 and hearvalidator run on today's stack.
+
+What is mended, each only inside `hear_tools()`, and put back after it:
+
+| what breaks | why | what is done |
+|---|---|---|
+| `import tensorflow` | both tools ask only whether a model is a `tf.Module` | a module with that class |
+| `torch.load` of its own checkpoints | since torch 2.6 only tensors are read, and it saves classes as settings | an allow-list |
+| event tasks (KeyError) | it sets `fit_loop.current_epoch`, which means nothing since lightning 1.6 | a property that does |
+| NVML device names | they became text | not decoded again |
+| `numpy.Inf` | gone since NumPy 2.0 | put back |
+
+Beside that: `ResumableTrainer`, with which a task that was interrupted does not train again what it had trained.
+"""
+
+import importlib
+import importlib.machinery
+import importlib.util
+import json
+import logging
+import random
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from asda_core.errors import AsdaError
+
+INSTALL = 'pip install "asda-hear[hear]" && pip install --no-deps heareval==2021.1.3 hearvalidator==2021.0.2'
+"""How to get the tools; heareval's own pins cannot be met on Python 3.11."""
+RESUME_FOLDER = "trainings"
+CURRENT_EPOCH = property(
+    lambda loop: loop.epoch_progress.current.completed,
+    lambda loop, epoch: setattr(loop.epoch_progress.current, "completed", epoch),
+)
+"""What heareval believes lightning's fit loop to have."""
+
+
+class ToolMissing(AsdaError):
+    """heareval or hearvalidator, or something that they need, is not installed."""
+
+
+@contextmanager
+def hear_tools() -> Iterator[None]:
+    """Import and run heareval or hearvalidator in here.
+
+    Raises:
+        ToolMissing: with the command that installs them.
+    """
+    with warnings.catch_warnings(), _instead_of("tensorflow", _tensorflow_stub()), _quiet("pytorch_lightning"):
+        warnings.simplefilter("ignore")  # their warnings are about their own code
+        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # it tells each seed
+        _import("hearvalidator")
+        np.Inf = np.inf  # type: ignore[attr-defined]
+        lightning = _import("pytorch_lightning")
+        loop = importlib.import_module("pytorch_lightning.loops").FitLoop
+        predictions = _import("heareval.predictions.task_predictions")
+        memory = _import("heareval.gpu_max_mem")
+        allowed = [torch.nn.Identity, torch.nn.BatchNorm1d, torch.optim.Adam]
+        allowed += [torch.nn.init.xavier_uniform_, torch.nn.init.xavier_normal_]
+        with (
+            mock.patch.object(loop, "current_epoch", CURRENT_EPOCH, create=True),
+            mock.patch.object(memory, "device_name", device_name),
+            mock.patch.object(predictions, "pl", _with_trainer(lightning)),
+            torch.serialization.safe_globals(allowed),
+        ):
+            yield
+
+
+@contextmanager
+def _instead_of(name: str, stub: types.ModuleType) -> Iterator[None]:
+    """Put a module in place of another; all other modules that are imported meanwhile stay."""
+    before = sys.modules.get(name)
+    sys.modules[name] = stub
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a logger tell errors only."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def device_name(index: int = 0) -> str:
+    """What heareval writes beside its scores."""
+    return str(torch.cuda.get_device_name(index)) if torch.cuda.is_available() else "cpu"
+
+
+def installed() -> bool:
+    """Whether heareval and what it needs can be found."""
+    return all(importlib.util.find_spec(name) for name in ("heareval", "hearvalidator", "pytorch_lightning", "sed_eval"))
+
+
+class Trainings:
+    """The trainings of one task, kept so that an interrupted task goes on behind the last finished one.
+
+    heareval trains a task's grid points and folds one after the other, always in the same order, and draws from global
+    generators as it goes. After each training the state of these is kept with the result; when the task starts again,
+    finished trainings are looked up and the generators put where they were.
+    """
+
+    current: "Trainings | None" = None
+
+    def __init__(self, folder: Path, settings: dict[str, Any], on_training: Callable[[], None]) -> None:
+        self.folder = folder / RESUME_FOLDER
+        self.number = 0
+        self.on_training = on_training
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stamp = self.folder / "settings.json"
+        if not stamp.exists() or json.loads(stamp.read_text()) != settings:
+            for old in self.folder.glob("*.pt"):
+                old.unlink()
+            stamp.write_text(json.dumps(settings))
+
+    def next_file(self) -> Path:
+        """Where the next training is kept."""
+        self.number += 1
+        return self.folder / f"{self.number:04d}.pt"
+
+    def __enter__(self) -> "Trainings":
+        Trainings.current = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Trainings.current = None
+
+
+def _with_trainer(lightning: types.ModuleType) -> types.SimpleNamespace:
+    """pytorch_lightning as heareval sees it, with a trainer that can go on."""
+
+    class ResumableTrainer(lightning.Trainer):  # type: ignore[name-defined, misc]
+        """heareval's trainer without its bars and timing report, which looks up finished trainings."""
+
+        def __init__(self, **settings: Any) -> None:
+            quiet = {"enable_progress_bar": False, "enable_model_summary": False, "profiler": None}
+            super().__init__(**{**settings, **quiet})
+
+        def fit(self, model: Any, *loaders: Any) -> None:
+            trainings = Trainings.current
+            if trainings is None:
+                super().fit(model, *loaders)
+                return
+            file = trainings.next_file()
+            kept = _read_training(file)
+            if kept is None:
+                super().fit(model, *loaders)
+                _keep_training(file, self, model)
+            else:
+                _put_back(kept, self, model)
+            trainings.on_training()
+
+    names = {name: getattr(lightning, name) for name in dir(lightning) if not name.startswith("__")}
+    return types.SimpleNamespace(**{**names, "Trainer": ResumableTrainer})
+
+
+def _read_training(file: Path) -> dict[str, Any] | None:
+    """A finished training, if its best model is still there."""
+    if not file.exists():
+        return None
+    kept: dict[str, Any] = torch.load(file, weights_only=True)
+    return kept if Path(kept["model_path"]).exists() else None
+
+
+def _keep_training(file: Path, trainer: Any, model: Any) -> None:
+    callback = trainer.checkpoint_callback
+    score = callback.best_model_score
+    kept = {
+        "model_path": str(callback.best_model_path),
+        "score": None if score is None else float(score),
+        "postprocessing": dict(getattr(model, "epoch_best_postprocessing", {})),
+        "generators": (torch.get_rng_state(), _plain(np.random.get_state()), random.getstate()),
+    }
+    part = file.with_suffix(".part")
+    torch.save(kept, part)
+    part.replace(file)
+
+
+def _put_back(kept: dict[str, Any], trainer: Any, model: Any) -> None:
+    trainer.strategy.connect(model)
+    callback = trainer.checkpoint_callback
+    callback.best_model_path = kept["model_path"]
+    callback.best_model_score = None if kept["score"] is None else torch.tensor(kept["score"])
+    if hasattr(model, "epoch_best_postprocessing"):
+        model.epoch_best_postprocessing.update(kept["postprocessing"])
+    torch_state, numpy_state, python_state = kept["generators"]
+    torch.set_rng_state(torch_state)
+    np.random.set_state(numpy_state)
+    random.setstate(python_state)
+
+
+def _plain(state: Any) -> tuple[Any, ...]:
+    """NumPy's generator state without arrays."""
+    return tuple(part.tolist() if isinstance(part, np.ndarray) else part for part in state)
+
+
+def _tensorflow_stub() -> types.ModuleType:
+    """All that both tools use of TensorFlow. It is used even where the real one is installed: heareval refuses to run
+    when torch sees a GPU and TensorFlow does not."""  # noqa: D205
+    stub = types.ModuleType("tensorflow")
+    stub.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)
+    stub.__version__ = "2.0.0"  # type: ignore[attr-defined]
+    stub.Module = type("Module", (), {})  # type: ignore[attr-defined]
+    stub.test = types.SimpleNamespace(is_gpu_available=lambda **_: True)  # type: ignore[attr-defined]
+    stub.config = types.SimpleNamespace(list_physical_devices=lambda *_: [])  # type: ignore[attr-defined]
+    return stub
+
+
+def _import(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ToolMissing(f"{name} cannot be imported: {error}. Install it with: {INSTALL}") from None

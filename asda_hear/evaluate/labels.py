@@ -1,0 +1,134 @@
+"""Where labels and splits come from: a folder per class, or a CSV."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from asda_core.audio import find_audio
+from asda_core.errors import TaskError, unknown
+from asda_hear.evaluate.tasks import TRAIN_VALID_TEST, Clip, EmbeddingType, Event, fold_names
+
+LABEL_SEPARATOR = ";"
+"""Between the labels of a multilabel clip."""
+NO_SPLIT = ""
+RATIOS = (0.6, 0.2, 0.2)
+"""Shares of train, valid and test where no split is given."""
+MILLISECONDS = 1000.0
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of a CSV; `start` and `end` are seconds and used for events alone."""
+
+    file: str = "filename"
+    label: str = "label"
+    split: str = ""
+    start: str = "start"
+    end: str = "end"
+
+
+def clips_from_folders(root: Path) -> list[Clip]:
+    """A folder per class; or, if the folders below are train, valid and test, a folder per class in each.
+
+    Raises:
+        TaskError: audio lies outside a class folder.
+    """
+    clips = []
+    presplit = all((root / name).is_dir() for name in TRAIN_VALID_TEST)
+    for file in find_audio(root):
+        parts = file.relative_to(root).parts
+        if len(parts) < 2 + presplit:
+            raise TaskError(f"{file} is not in a folder of its class.")
+        clips.append(Clip(file, parts[0] if presplit else NO_SPLIT, labels=(parts[int(presplit)],)))
+    return clips
+
+
+def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingType) -> list[Clip]:
+    """Clips of a CSV with a header; a clip of an event task may stand in several rows, or in one without label.
+
+    Raises:
+        TaskError: a column is missing, a number is none, or a clip has two splits.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, names = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"cannot read {table}: {error}") from None
+    needed = [columns.file, columns.label, *([columns.split] if columns.split else [])]
+    needed += [columns.start, columns.end] if kind == "event" else []
+    for name in needed:
+        if name not in names:
+            raise TaskError(f"{table}: {unknown('column', name, names)}")
+    clips: dict[str, Clip] = {}
+    for number, row in enumerate(rows, start=2):
+        name, split = row[columns.file], row[columns.split] if columns.split else NO_SPLIT
+        clip = clips.get(name, Clip(audio / name, split))
+        if clip.split != split:
+            raise TaskError(f"{table} line {number}: {name} is in the splits {clip.split!r} and {split!r}.")
+        label = row[columns.label].strip()
+        if kind == "event" and label:
+            clip = replace(clip, events=(*clip.events, _event(row, columns, label, f"{table} line {number}")))
+        elif label:
+            new = tuple(part.strip() for part in label.split(LABEL_SEPARATOR) if part.strip())
+            clip = replace(clip, labels=(*clip.labels, *new))
+        clips[name] = clip
+    return list(clips.values())
+
+
+def _event(row: Mapping[str, str], columns: Columns, label: str, where: str) -> Event:
+    try:
+        return Event(label, float(row[columns.start]) * MILLISECONDS, float(row[columns.end]) * MILLISECONDS)
+    except ValueError:
+        raise TaskError(f"{where}: {columns.start} and {columns.end} must be seconds.") from None
+
+
+def assign_splits(
+    clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], folds: int, seed: int = 0
+) -> list[Clip]:
+    """Give every clip its split.
+
+    Args:
+        clips: with whatever the CSV or the folders say as their split.
+        parts: train, valid and test -> values of the split column; empty if it says so itself.
+        folds: number of folds to draw where nothing is said; 0 draws train, valid and test.
+        seed: of that draw, which keeps the shares of the labels.
+
+    Raises:
+        TaskError: a value belongs to no part.
+    """
+    given = {clip.split for clip in clips}
+    if parts:
+        owner = {value: part for part, values in parts.items() for value in values}
+        if strange := sorted(given - owner.keys()):
+            raise TaskError(f"the split value {strange[0]!r} is in none of train, valid and test.")
+        return [replace(clip, split=owner[clip.split]) for clip in clips]
+    if given == {NO_SPLIT}:
+        return _draw_splits(clips, folds, seed)
+    if given <= set(TRAIN_VALID_TEST):
+        return list(clips)
+    names = fold_names(given)
+    return [replace(clip, split=names[clip.split]) for clip in clips]
+
+
+def _draw_splits(clips: Sequence[Clip], folds: int, seed: int) -> list[Clip]:
+    """Draw splits label by label, so that each has about its share of every label."""
+    by_label: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, clip in enumerate(clips):
+        by_label[clip.labels].append(number)
+    generator = np.random.default_rng(seed)
+    names = [f"fold{number:02d}" for number in range(folds)] or list(TRAIN_VALID_TEST)
+    edges = np.cumsum([1 / folds] * folds if folds else RATIOS)
+    split = [""] * len(clips)
+    begin = 0
+    for _, members in sorted(by_label.items()):
+        order = generator.permutation(members)
+        for place, number in enumerate(order):  # `begin` spreads what does not divide evenly over the splits
+            share = ((place + begin) % len(order) + 0.5) / len(order)
+            split[number] = names[min(int(np.searchsorted(edges, share)), len(names) - 1)]
+        begin += 1
+    return [replace(clip, split=name) for clip, name in zip(clips, split, strict=True)]

@@ -1,0 +1,165 @@
+"""Runs the unmodified heareval in process: embeddings, then predictions, task by task, and goes on after a kill."""
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import torch
+from tqdm import tqdm
+
+from asda_core.errors import ConfigError, TaskError, unknown
+from asda_hear.evaluate.compat import Trainings, hear_tools
+from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score
+
+MODULE = "asda_hear"
+HearGrid = Literal["default", "fast", "faster"]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How heareval searches.
+
+    Attributes:
+        grid: heareval's own names: "default" (500 epochs at most), "fast" (50), "faster" (10, small layers).
+        grid_points: settings of the predictor that are tried on the first fold; HEAR's is 8.
+        threads: threads of torch while heareval runs. Scores change with it (by up to 0.03 on small tasks), so it is
+            part of the setting.
+    """
+
+    grid: HearGrid = "default"
+    grid_points: int = 8
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.grid_points < 1 or self.threads < 1:
+            raise ConfigError("grid_points and threads must be at least 1.")
+
+
+def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Task folders below `tasks_dir`, or those named (by folder or by task name).
+
+    Raises:
+        TaskError: none, or a name that is not there.
+    """
+    if not tasks_dir.is_dir():
+        raise TaskError(f"no folder of HEAR tasks at {tasks_dir}.")
+    found = {path.name: path for path in sorted(tasks_dir.iterdir()) if (path / "task_metadata.json").is_file()}
+    if not found:
+        raise TaskError(f"{tasks_dir} holds no HEAR task (a folder with task_metadata.json).")
+    if not names:
+        return list(found.values())
+    by_task = {json.loads((path / "task_metadata.json").read_text())["task_name"]: path for path in found.values()}
+    known = {**by_task, **found}
+    if missing := [name for name in names if name not in known]:
+        raise TaskError(unknown("task", missing[0], known))
+    return [known[name] for name in names]
+
+
+def evaluate(
+    model: str,
+    tasks: Sequence[Path],
+    out: Path,
+    config: EvaluationConfig,
+    options: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> list[TaskScore]:
+    """Score one model on tasks; what is already in `out` is not done again.
+
+    Args:
+        model: what `asda_hear.load_model` takes.
+        tasks: folders in HEAR's format.
+        out: folder of this model's embeddings, trainings, scores, and heareval's output in `heareval.log`.
+        config: the search.
+        options: keyword arguments of `load_model`.
+        progress: whether to show a bar.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    out = out.resolve()  # heareval puts its own logs below an absolute path
+    scores = []
+    with hear_tools(), _threads(config.threads), (out / "heareval.log").open("a") as log:
+        embedding: Any = None
+        for task in tasks:
+            folder = out / task.name
+            stamp = {"model": model, "options": options or {}, **asdict(config)}
+            if not _finished(folder, stamp):
+                if not (folder / ".done.embeddings").exists():
+                    embedding = embedding or _load(model, options or {}, log)
+                    _check_rate(task, embedding)
+                    _embed(embedding, task, folder, log)
+                _predict(folder, config, stamp, log, progress)
+            scores.append(read_task_score(folder))
+    return scores
+
+
+def _finished(folder: Path, stamp: dict[str, Any]) -> bool:
+    done = folder / "evaluation.json"
+    return done.exists() and (folder / SCORE_FILE).exists() and json.loads(done.read_text()) == stamp
+
+
+def _load(model: str, options: dict[str, Any], log: TextIO) -> Any:
+    embeddings = importlib.import_module("heareval.embeddings.task_embeddings")
+    with _into(log):
+        return embeddings.Embedding(MODULE, model or None, options)
+
+
+def _embed(embedding: Any, task: Path, folder: Path, log: TextIO) -> None:
+    """As heareval's own command does for one task: an unfinished one is done anew."""
+
+    shutil.rmtree(folder, ignore_errors=True)
+    embeddings = importlib.import_module("heareval.embeddings.task_embeddings")
+    with _into(log):
+        embeddings.task_embeddings(embedding, task, folder)
+    (folder / ".done.embeddings").touch()
+
+
+def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log: TextIO, progress: bool) -> None:
+    """heareval's own command for one task, with a bar over its trainings."""
+    runner = importlib.import_module("heareval.predictions.runner")
+    metadata = json.loads((folder / "task_metadata.json").read_text())
+    folds = 1 if metadata["split_mode"] == "trainvaltest" else len(metadata["splits"])
+    (folder / "prediction-done.json").unlink(missing_ok=True)
+    total = config.grid_points + folds - 1
+    bar = tqdm(total=total, desc=metadata["task_name"], unit="training", disable=not progress, file=sys.stderr)
+    with bar, Trainings(folder, stamp, bar.update), _into(log):
+        runner.runner.callback(
+            task_dirs=[str(folder)],
+            grid_points=config.grid_points,
+            gpus="[0]" if torch.cuda.is_available() else None,
+            grid=config.grid,
+        )
+    (folder / "evaluation.json").write_text(json.dumps(stamp))
+
+
+def _check_rate(task: Path, embedding: Any) -> None:
+    if not (task / str(embedding.sample_rate)).is_dir():
+        rates = sorted(path.name for path in task.iterdir() if path.name.isdigit())
+        raise TaskError(
+            f"{task} has audio at {', '.join(rates) or 'no rate'} Hz, and the model wants {embedding.sample_rate} Hz. "
+            f"`asda-hear tasks resample {task} {embedding.sample_rate}` makes it."
+        )
+
+
+@contextlib.contextmanager
+def _into(log: TextIO) -> Iterator[None]:
+    """heareval's prints, bars and log lines go to a file."""
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield
+    log.flush()
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    os.environ.setdefault("OMP_NUM_THREADS", str(number))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,115 @@
+"""Score files of heareval -> a table, as text, CSV, Markdown and JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asda_core.errors import TaskError
+
+SCORE_FILE = "test.predicted-scores.json"
+PREFIX = "test_"
+NOT_A_METRIC = ("loss", "score")
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Scores of one model on one task.
+
+    Attributes:
+        task: folder name, as in `esc50-v2.0.0-full`.
+        metric: the primary metric by HEAR's name, as in `top1_acc`.
+        score: its mean over folds.
+        folds: its value on each test fold, in order.
+        metrics: mean over folds of every metric.
+        validation: mean over folds of the primary metric on the validation part.
+    """
+
+    task: str
+    metric: str
+    score: float
+    folds: tuple[float, ...]
+    metrics: Mapping[str, float]
+    validation: float
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over folds (n - 1); NaN for one fold."""
+        if len(self.folds) < 2:
+            return math.nan
+        return math.sqrt(sum((value - self.score) ** 2 for value in self.folds) / (len(self.folds) - 1))
+
+
+def read_task_score(folder: Path) -> TaskScore:
+    """Read what heareval wrote for one task.
+
+    Raises:
+        TaskError: there are no scores yet.
+    """
+    file = folder / SCORE_FILE
+    if not file.exists():
+        raise TaskError(f"{folder} has no scores yet ({SCORE_FILE}).")
+    results = json.loads(file.read_text())
+    metadata = json.loads((folder / "task_metadata.json").read_text())
+    metric = metadata["evaluation"][0]
+    folds = [value for key, value in results.items() if isinstance(value, dict) and "test_score" in value]
+    names = [name.removeprefix(PREFIX) for name in folds[0] if name.startswith(PREFIX)]
+    means = {
+        name: sum(fold[PREFIX + name] for fold in folds) / len(folds) for name in names if name not in NOT_A_METRIC
+    }
+    values = tuple(float(fold["test_score"]) for fold in folds)
+    validation = sum(fold["validation_score"] for fold in folds) / len(folds)
+    return TaskScore(folder.name, metric, sum(values) / len(values), values, means, validation)
+
+
+def to_markdown(rows: Sequence[tuple[str, TaskScore]]) -> str:
+    """A table: model, task, metric, score, spread over folds, all metrics."""
+    lines = ["| model | task | metric | score | folds | all metrics |", "|---|---|---|---|---|---|"]
+    for model, score in rows:
+        spread = "" if math.isnan(score.spread) else f" ± {score.spread:.3f}"
+        more = ", ".join(f"{name} {value:.3f}" for name, value in score.metrics.items())
+        lines.append(f"| {model} | {score.task} | {score.metric} | {score.score:.3f}{spread} | {len(score.folds)} | {more} |")
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(rows: Sequence[tuple[str, TaskScore]]) -> str:
+    """One row per model, task and metric."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "task", "metric", "primary", "value"])
+    for model, score in rows:
+        for name, value in score.metrics.items():
+            writer.writerow([model, score.task, name, int(name == score.metric), repr(value)])
+    return text.getvalue()
+
+
+def to_json(rows: Sequence[tuple[str, TaskScore]]) -> str:
+    """Everything; values that are not finite become null, since JSON has none."""
+    return json.dumps(
+        [
+            {
+                "model": model,
+                "task": score.task,
+                "metric": score.metric,
+                "score": _finite(score.score),
+                "folds": [_finite(value) for value in score.folds],
+                "validation": _finite(score.validation),
+                "metrics": {name: _finite(value) for name, value in score.metrics.items()},
+            }
+            for model, score in rows
+        ],
+        indent=2,
+    )
+
+
+def write_tables(rows: Sequence[tuple[str, TaskScore]], folder: Path) -> None:
+    """`scores.md`, `scores.csv` and `scores.json`."""
+    for suffix, text in (("md", to_markdown(rows)), ("csv", to_csv(rows)), ("json", to_json(rows))):
+        (folder / f"scores.{suffix}").write_text(text)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,131 @@
+"""Long audio -> windows at integer samples, and back. Pure integer arithmetic; nothing is added up in floats.
+
+One patch sees `span` samples (2,800: 16 frames 160 apart, each 400 long). The patch of step k begins at
+`k * step - offset`; for timestamps the offset is half a span, so that its centre is the timestamp::
+
+      step            0        1        2        3           step = 640 samples = 40 ms with four shifts
+      timestamp       0       640     1280     1920
+      patch 0    [----+----]                                 [ span 2,800 ], half of it before the audio begins
+      patch 1            [----+----]
+      audio           |=================== ...
+
+With `shifts` runs, each run r sees patches r, r + shifts, r + 2 shifts, ..., which lie side by side without overlap,
+just as the encoder's grid wants them; the runs are interleaved.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MILLISECONDS = 1000
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Where patches lie in the audio, in samples.
+
+    Attributes:
+        sample_rate: in Hz.
+        hop_samples, window_samples: of the front end's frames.
+        patch_frames: frames in a patch.
+        shifts: interleaved runs; a divisor of `patch_frames`.
+        centred: whether patches are centred on their step (timestamps) or begin there (scenes).
+    """
+
+    sample_rate: int
+    hop_samples: int
+    window_samples: int
+    patch_frames: int
+    shifts: int = 1
+    centred: bool = True
+
+    @property
+    def shift_frames(self) -> int:
+        """Frames between two steps."""
+        return self.patch_frames // self.shifts
+
+    @property
+    def step_samples(self) -> int:
+        """Samples between two steps."""
+        return self.shift_frames * self.hop_samples
+
+    @property
+    def span_samples(self) -> int:
+        """Samples that one patch sees."""
+        return (self.patch_frames - 1) * self.hop_samples + self.window_samples
+
+    @property
+    def offset_samples(self) -> int:
+        """Samples by which the first patch begins before the audio."""
+        return self.span_samples // 2 if self.centred else 0
+
+    def num_steps(self, num_samples: int) -> int:
+        """Steps of a clip: centred, one at 0 and one per whole step after it; else as many as hold all frames."""
+        if self.centred:
+            return num_samples // self.step_samples + 1
+        frames = 1 + max(0, num_samples - self.window_samples) // self.hop_samples
+        return -(-frames // self.shift_frames)
+
+    def timestamps_ms(self, num_samples: int) -> Float[Tensor, " steps"]:
+        """Centres of the patches in milliseconds, from integer sample positions in float64, then float32."""
+        samples = torch.arange(self.num_steps(num_samples), dtype=torch.int64) * self.step_samples
+        return (samples.double() * MILLISECONDS / self.sample_rate).float()
+
+    def window_frames(self, patches: int) -> int:
+        """Frames that all shifts of a window of so many patches need together."""
+        return patches * self.patch_frames + (self.shifts - 1) * self.shift_frames
+
+    def window_audio(
+        self, audio: Float[Tensor, "batch samples"], first_patch: int, patches: int
+    ) -> Float[Tensor, "batch window"]:
+        """The samples of a window, with silence where it reaches beyond the audio.
+
+        Args:
+            audio: whole clips.
+            first_patch: of run 0.
+            patches: how many per run.
+        """
+        start = first_patch * self.patch_frames * self.hop_samples - self.offset_samples
+        stop = start + (self.window_frames(patches) - 1) * self.hop_samples + self.window_samples
+        inside = audio[:, max(0, start) : max(0, stop)]
+        before = min(max(0, -start), stop - start)
+        return torch.nn.functional.pad(inside, (before, stop - start - before - inside.shape[1]))
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window of patches: `first` to `first + size` are computed, `keep_from` to `keep_to` of them are kept."""
+
+    first: int
+    size: int
+    keep_from: int
+    keep_to: int
+
+
+def windows(num_patches: int, size: int, context: int) -> Iterator[Window]:
+    """Cover patches with windows of one size that overlap, each patch kept from where it stands most central.
+
+    ::
+
+        |ccKKKKcc|          c context, K kept; the first and the last window keep their outer context too
+             |ccKKKKcc|
+                |ccKKKK|    the last window is moved back to end with the audio
+
+    Args:
+        num_patches: patches of the clip (per run).
+        size: patches per window; a shorter clip is one window of its own length.
+        context: patches at each inner edge that are computed and not kept.
+    """
+    if num_patches <= size:
+        yield Window(0, num_patches, 0, num_patches)
+        return
+    done = 0
+    while done < num_patches:
+        first = min(max(0, done - context), num_patches - size)
+        last = first + size == num_patches
+        keep_to = size if last else size - context
+        yield Window(first, size, done - first, keep_to)
+        done = first + keep_to

@@ -1,0 +1,133 @@
+"""HearModel: a front end and a backbone behind HEAR's two questions, for audio of any length in bounded memory."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from asda_core.audio import check_finite
+from asda_core.errors import AudioError, ConfigError
+from asda_hear.framing import MILLISECONDS, Framing, windows
+from asda_hear.pooling import EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
+
+TOKENS_PER_PASS = 8192
+"""Patches that go through the model at once: bounds the memory, and is where a bigger batch gains no more speed."""
+CONTEXT_SHARE = 8
+"""One eighth of a window at each inner edge is context only."""
+
+
+@dataclass(frozen=True)
+class HearOptions:
+    """Keyword arguments of `load_model`.
+
+    Attributes:
+        timestamp_hop_ms: 40 runs the model four times, shifted, and interleaves; 160 is its native grid. A divisor
+            of the patch's length that is a whole number of frames.
+        scene_pooling: "mean" of all patches, "summary" (the class token), or "both".
+        timestamp_pooling: "mean" over the bands of a time step, or "concat".
+        window_seconds: audio that the model sees at once; None takes the length of its training clips.
+    """
+
+    timestamp_hop_ms: float = 40.0
+    scene_pooling: ScenePooling = "mean"
+    timestamp_pooling: TimestampPooling = "mean"
+    window_seconds: float | None = None
+
+
+class HearModel(nn.Module):
+    """What `load_model` returns.
+
+    Attributes:
+        sample_rate: of the audio that is expected, in Hz.
+        scene_embedding_size, timestamp_embedding_size: widths of the two embeddings.
+    """
+
+    def __init__(
+        self, front_end: nn.Module, backbone: EncoderBackbone | LogMelBackbone, clip_seconds: float, options: HearOptions
+    ) -> None:
+        super().__init__()
+        self.front_end, self.backbone = front_end, backbone
+        self.sample_rate: int = front_end.sample_rate
+        self.scene_embedding_size = backbone.scene_size
+        self.timestamp_embedding_size = backbone.step_size
+        geometry = (front_end.sample_rate, front_end.hop_samples, front_end.window_samples, backbone.patch_frames)
+        self.scene_framing = Framing(*geometry, centred=False)
+        self.timestamp_framing = Framing(*geometry, shifts=self._shifts(options.timestamp_hop_ms))
+        seconds = options.window_seconds or clip_seconds
+        frames = (round(seconds * self.sample_rate) - front_end.window_samples) // front_end.hop_samples + 1
+        self.window_patches = max(1, frames // backbone.patch_frames)
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def scene(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch size"]:
+        """One embedding per clip: windows count by the patches that are kept of them."""
+        audio = self._checked(audio)
+        framing = self.scene_framing
+        num_patches = framing.num_steps(audio.shape[1])
+        summaries: list[Tensor] = []
+        means: list[Tensor] = []
+        for clips in audio.split(self._clips_per_pass(1, num_patches)):
+            total_summary, total_mean = torch.zeros(()), torch.zeros(())
+            for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
+                features = self.front_end(framing.window_audio(clips, window.first, window.size))
+                summary, steps, _ = self.backbone(features)
+                kept = window.keep_to - window.keep_from
+                total_summary = total_summary.to(summary) + summary * kept
+                total_mean = total_mean.to(steps) + steps[:, window.keep_from : window.keep_to].sum(dim=1)
+            summaries.append(total_summary / num_patches)
+            means.append(total_mean / num_patches)
+        return self.backbone.pool_scene(torch.cat(summaries), torch.cat(means)).float()
+
+    @torch.no_grad()
+    def timestamps(
+        self, audio: Float[Tensor, "batch samples"]
+    ) -> tuple[Float[Tensor, "batch steps size"], Float[Tensor, "batch steps"]]:
+        """One embedding per step and clip, and the steps in milliseconds."""
+        audio = self._checked(audio)
+        framing = self.timestamp_framing
+        shifts, num_steps = framing.shifts, framing.num_steps(audio.shape[1])
+        num_patches = -(-num_steps // shifts)
+        embeddings = audio.new_empty(len(audio), num_steps, self.timestamp_embedding_size)
+        per_pass = self._clips_per_pass(shifts, num_patches)
+        for clips, out in zip(audio.split(per_pass), embeddings.split(per_pass), strict=True):
+            for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
+                features = self.front_end(framing.window_audio(clips, window.first, window.size))
+                frames = window.size * framing.patch_frames
+                starts = [shift * framing.shift_frames for shift in range(shifts)]
+                runs = torch.cat([features[:, :, start : start + frames] for start in starts])
+                _, _, steps = self.backbone(runs)
+                kept = steps[:, window.keep_from : window.keep_to]  # (shifts x B, kept, D)
+                interleaved = kept.unflatten(0, (shifts, -1)).permute(1, 2, 0, 3).flatten(1, 2)
+                first = (window.first + window.keep_from) * shifts
+                out[:, first : first + interleaved.shape[1]] = interleaved[:, : num_steps - first]
+        stamps = framing.timestamps_ms(audio.shape[1]).to(audio.device)
+        return embeddings, stamps.expand(len(audio), -1)
+
+    def _shifts(self, hop_ms: float) -> int:
+        """How many interleaved runs give this hop."""
+        frames, hop_samples = self.backbone.patch_frames, int(self.front_end.hop_samples)
+        native_ms = frames * hop_samples * MILLISECONDS / self.sample_rate
+        shifts = round(native_ms / hop_ms) if hop_ms > 0 else 0
+        if shifts < 1 or frames % shifts or shifts * hop_ms != native_ms:
+            valid = [f"{native_ms / n:g}" for n in range(1, frames + 1) if frames % n == 0]
+            raise ConfigError(f"timestamp_hop_ms {hop_ms:g} does not divide the patch; valid: {', '.join(valid)}.")
+        return shifts
+
+    def _clips_per_pass(self, shifts: int, num_patches: int) -> int:
+        bands = getattr(self.backbone, "num_bands", 1)
+        return max(1, TOKENS_PER_PASS // (shifts * bands * min(num_patches, self.window_patches)))
+
+    def _checked(self, audio: Tensor) -> Tensor:
+        """The audio as float32 on the model's device.
+
+        Raises:
+            AudioError: wrong shape, type, no samples, NaN.
+        """
+        if audio.ndim != 2 or 0 in audio.shape:
+            raise AudioError(f"audio must have the shape (n_sounds, n_samples), none of them 0, not {tuple(audio.shape)}.")
+        if not audio.is_floating_point():
+            raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
+        check_finite(audio, "the audio")
+        device = next(self.front_end.buffers(), torch.empty(0)).device
+        return audio.to(device, torch.float32)
