@@ -92,7 +92,7 @@ def check_class_token_axis(catalog: Catalog, configs: list[RunConfig]) -> None:
     Raises:
         ConfigError: two configs differ in `class_token.position` among first, middle, last, and only in that.
     """
-    seen: dict[str, tuple[str, RunConfig]] = {}
+    seen: dict[str, str] = {}
     for config in configs:
         token = config.encoder.class_token
         if token.position == "none" or catalog.find("mixer", config.encoder.mixer.name).spec.knows_order:
@@ -100,7 +100,7 @@ def check_class_token_axis(catalog: Catalog, configs: list[RunConfig]) -> None:
         rest = repr((config.encoder, config.objective, config.front_end, config.seed)).replace(
             f"position={token.position!r}", "position=*"
         )
-        position, _ = seen.setdefault(rest, (token.position, config))
+        position = seen.setdefault(rest, token.position)
         if position != token.position:
             raise ConfigError(
                 f"encoder.class_token.position {position!r} and {token.position!r} are the same model for the mixer "

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from asda_core import __version__
+from asda_core.checkpoint import MODEL_FILE
 from asda_core.cli import run_command
 from asda_core.errors import ConfigError, TaskError
 from asda_hear.ablation.plan import load_plan
@@ -153,7 +154,7 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
 def model_name(model: str, options: dict[str, object]) -> str:
     """Folder and row name of a model: the last part of its path that says something, and the options."""
     path = Path(model or "asda_hear")
-    stem = path.parent.name if path.name == "model.safetensors" else path.stem if path.suffix else path.name
+    stem = path.parent.name if path.name == MODEL_FILE else path.stem if path.is_file() else path.name
     return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items()))])
 
 

@@ -54,9 +54,8 @@ def hear_tools() -> Iterator[None]:
     Raises:
         ToolMissing: with the command that installs them.
     """
-    with warnings.catch_warnings(), _instead_of("tensorflow", _tensorflow_stub()), _quiet("pytorch_lightning"):
+    with warnings.catch_warnings(), _instead_of("tensorflow", _tensorflow_stub()):
         warnings.simplefilter("ignore")  # their warnings are about their own code
-        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # it tells each seed
         _import("hearvalidator")
         np.Inf = np.inf  # type: ignore[attr-defined]
         lightning = _import("pytorch_lightning")
@@ -70,6 +69,8 @@ def hear_tools() -> Iterator[None]:
             mock.patch.object(memory, "device_name", device_name),
             mock.patch.object(predictions, "pl", _with_trainer(lightning)),
             torch.serialization.safe_globals(allowed),
+            _quiet("pytorch_lightning"),  # importing it has set its level
+            _quiet("lightning_fabric"),
         ):
             yield
 

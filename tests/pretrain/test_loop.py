@@ -1,0 +1,167 @@
+"""The loop: what a run leaves behind, and that a stopped run goes on with the same losses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from asda_core.audio import find_audio
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import load_encoder, read_checkpoint
+from asda_core.config import OptimizerConfig, RunConfig
+from asda_core.config_io import load_run_config, to_yaml
+from asda_core.errors import AsdaError, ConfigError
+from asda_core.pretrain import loop
+from asda_core.pretrain.loop import TrainingStopped, pretrain
+from asda_core.pretrain.schedule import learning_rate, make_optimizer
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+def test_what_a_run_leaves(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
+    (audio_folder / "broken.wav").write_text("no audio")
+    final = pretrain(tiny, find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
+    assert final == tmp_path / "run" / "model.safetensors"
+    assert load_run_config(tmp_path / "run" / "config.yaml") == tiny
+    assert [line["step"] for line in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "frame", "utterance", "lr", "grad_norm"} <= losses(tmp_path / "run")[0].keys()
+    assert "broken.wav" in (tmp_path / "run" / "skipped.jsonl").read_text()
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert [path.name for path in (tmp_path / "run").glob("step-*")] == ["step-00000006"]
+    checkpoint = read_checkpoint(tmp_path / "run")
+    assert checkpoint.step == 6
+    assert checkpoint.plugins["mixer"] == {"name": "differential", "distribution": "(given)", "version": "0"}
+    front_end, encoder = load_encoder(checkpoint, catalog)
+    assert encoder(front_end(torch.zeros(1, 16_000))).summary.isfinite().all()
+    assert not any(name.startswith("objective") for name in checkpoint.tensors)
+
+
+def test_stopped_and_gone_on(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = find_audio(audio_folder)
+    pretrain(tiny, files, tmp_path / "whole", catalog, progress=False)
+    step = loop._train_step
+    calls = []
+
+    def fail_in_the_middle(run: loop.Run, audio: torch.Tensor) -> dict[str, object]:
+        calls.append(run.step)
+        if len(calls) == 6:
+            raise KeyboardInterrupt  # after the save of step 4 and an unsaved step 5
+        return step(run, audio)
+
+    monkeypatch.setattr(loop, "_train_step", fail_in_the_middle)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tiny, files, tmp_path / "parts", catalog, progress=False)
+    assert len(losses(tmp_path / "parts")) == 5
+    pretrain(tiny, files, tmp_path / "parts", catalog, progress=False)
+    assert calls[6:] == [4, 5]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_finished_run_is_not_done_again(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
+    files = find_audio(audio_folder)
+    pretrain(tiny, files, tmp_path / "run", catalog, progress=False)
+    before = losses(tmp_path / "run")
+    start = time.monotonic()
+    pretrain(tiny, files, tmp_path / "run", catalog, progress=False)
+    assert losses(tmp_path / "run") == before
+    assert time.monotonic() - start < 30
+
+
+def test_another_run_in_the_folder(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
+    files = find_audio(audio_folder)
+    pretrain(tiny, files, tmp_path / "run", catalog, progress=False)
+    with pytest.raises(ConfigError, match="holds another run"):
+        pretrain(replace(tiny, seed=9), files, tmp_path / "run", catalog, progress=False)
+
+
+def test_no_steps_exports_the_initial_weights(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
+    pretrain(replace(tiny, steps=0), find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
+    assert read_checkpoint(tmp_path / "run").step == 0
+
+
+def test_a_loss_that_is_not_finite_stops(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
+    wild = replace(tiny, optimizer=OptimizerConfig(peak_lr=1e30, warmup_steps=0), steps=20)
+    with pytest.raises(AsdaError, match="no longer finite at step .*lower optimizer.peak_lr"):
+        pretrain(wild, find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
+
+
+def start_command(config: Path, audio: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "asda_core.cli", "pretrain", str(config), "--data", str(audio), "--out", str(out)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    for _ in range(1200):
+        if (folder / "log.jsonl").exists() and len((folder / "log.jsonl").read_text().splitlines()) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run does not get on")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_from_outside(tiny: RunConfig, audio_folder: Path, tmp_path: Path, number: int) -> None:
+    """The installed command, killed while it runs, then run again: the log is that of an undisturbed run."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(to_yaml(replace(tiny, steps=40, checkpoint_every=5)))
+    whole = start_command(config, audio_folder, tmp_path / "whole")
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    victim = start_command(config, audio_folder, tmp_path / "victim")
+    wait_for_step(tmp_path / "victim", 12)
+    os.kill(victim.pid, number)
+    _, errors = victim.communicate()
+    assert victim.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    if number != signal.SIGKILL:
+        assert "the same command goes on" in errors
+    again = start_command(config, audio_folder, tmp_path / "victim")
+    again.communicate()
+    assert again.returncode == 0
+    assert losses(tmp_path / "victim") == losses(tmp_path / "whole")
+
+
+def test_stop_flag_saves(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = loop._train_step
+
+    def ask_to_stop(run: loop.Run, audio: torch.Tensor) -> dict[str, object]:
+        if run.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, audio)
+
+    monkeypatch.setattr(loop, "_train_step", ask_to_stop)
+    with pytest.raises(TrainingStopped, match="stopped after step 3 of 6"):
+        pretrain(tiny, find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
+    assert (tmp_path / "run" / "step-00000003").is_dir()
+
+
+def test_learning_rate() -> None:
+    config = OptimizerConfig(peak_lr=1.0, warmup_steps=10, floor_lr=0.1)
+    rates = [learning_rate(step, 110, config) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[110] == pytest.approx(0.1)
+    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_norms_and_biases_have_no_decay() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    token = torch.nn.Parameter(torch.zeros(1, 1, 4))
+    groups = make_optimizer([*layers.parameters(), token], OptimizerConfig()).param_groups
+    assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.05), (4, 0.0)]
+    assert len(make_optimizer(layers.parameters(), OptimizerConfig(decay_norms_and_biases=True)).param_groups) == 1

@@ -1,0 +1,102 @@
+"""Files to waveforms, and what is said of bad ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio.functional
+
+from asda_core.audio import crop_or_pad, duration_seconds, find_audio, read_audio
+from asda_core.errors import AudioError
+
+
+def tone(rate: int, seconds: float = 1.0, hertz: float = 440.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_any_format_and_rate(tmp_path: Path, suffix: str, rate: int) -> None:
+    file = tmp_path / f"tone.{suffix}"
+    soundfile.write(file, tone(rate), rate)
+    audio = read_audio(file, 16_000)
+    assert audio.dtype == torch.float32
+    assert abs(len(audio) - 16_000) <= 1
+    spectrum = torch.fft.rfft(audio[:16_000]).abs()
+    assert int(spectrum.argmax()) == 440
+    assert duration_seconds(file) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_stereo_is_averaged_before_resampling(tmp_path: Path) -> None:
+    """The released code resamples along the channels: 44.1 kHz stereo keeps its samples and plays slower."""
+    left, right = tone(44_100), tone(44_100, hertz=1000)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], 1), 44_100, subtype="FLOAT")
+    mean = torch.from_numpy((left + right) / 2).float()
+    wanted = torchaudio.functional.resample(mean, 44_100, 16_000)
+    assert torch.allclose(read_audio(tmp_path / "stereo.wav", 16_000), wanted, atol=1e-6)
+
+
+def test_stretch(tmp_path: Path) -> None:
+    signal = np.linspace(-0.5, 0.5, 32_000)
+    soundfile.write(tmp_path / "ramp.wav", signal, 16_000, subtype="FLOAT")
+    audio = read_audio(tmp_path / "ramp.wav", 16_000, start_seconds=0.5, seconds=0.25)
+    assert np.allclose(audio, signal[8_000:12_000], atol=1e-6)
+    with pytest.raises(AudioError, match="no samples from 3 s"):
+        read_audio(tmp_path / "ramp.wav", 16_000, start_seconds=3)
+
+
+def bad_file(folder: Path, kind: str) -> Path:
+    file = folder / f"{kind}.wav"
+    if kind == "empty":
+        file.touch()
+    elif kind == "text":
+        file.write_text("this is not audio")
+    elif kind == "nan":
+        soundfile.write(file, np.array([0.0, np.nan, 0.5]), 16_000, subtype="FLOAT")
+    elif kind == "silent_header":
+        soundfile.write(file, np.zeros(0), 16_000)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "truncated":
+        soundfile.write(folder / "whole.flac", tone(16_000), 16_000)
+        file.write_bytes((folder / "whole.flac").read_bytes()[:40])
+    return file
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("empty", r"cannot read .*empty.wav: it is empty \(0 bytes\)"),
+        ("text", r"cannot read .*text.wav: it is no audio that libsndfile knows"),
+        ("nan", r"cannot use .*nan.wav: 1 samples are NaN or infinite, the first at index \[1\]"),
+        ("silent_header", "no samples"),
+        ("folder", "it is a folder"),
+        ("truncated", "damaged"),
+        ("missing", "no such file"),
+    ],
+)
+def test_bad_files(tmp_path: Path, kind: str, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        read_audio(bad_file(tmp_path, kind), 16_000)
+
+
+def test_crop_or_pad() -> None:
+    audio = torch.arange(5.0)
+    assert crop_or_pad(audio, 3, 1).tolist() == [1, 2, 3]
+    assert crop_or_pad(audio, 7).tolist() == [0, 1, 2, 3, 4, 0, 0]
+    assert crop_or_pad(audio, 2, 9).tolist() == [0, 0]
+
+
+def test_find_audio(audio_folder: Path, tmp_path: Path) -> None:
+    found = find_audio(audio_folder)
+    assert [file.name for file in found] == ["sound0.wav", "sound1.flac", "sound2.ogg", "sound3.wav", "sound4.wav"]
+    assert find_audio(found[0]) == [found[0]]
+    manifest = tmp_path / "train.tsv"
+    manifest.write_text("audio\nsound2.ogg\t44100\nsound0.wav\t16000\n")
+    assert find_audio(manifest) == [found[2], found[0]]
+    for wrong in (tmp_path / "none", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(AudioError, match="no folder, manifest|no audio files"):
+            find_audio(wrong)

@@ -1,0 +1,82 @@
+"""Strict configs: unknown keys, wrong types and YAML's traps are named with their place."""
+
+from pathlib import Path
+
+import pytest
+
+from asda_core.catalog import Catalog
+from asda_core.config import OptimizerConfig, RunConfig
+from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
+from asda_core.errors import ConfigError
+from tests.conftest import TINY
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_are_the_published_model(tmp_path: Path) -> None:
+    assert load_run_config(write(tmp_path, "")) == RunConfig()
+
+
+def test_round_trip(tiny: RunConfig, tmp_path: Path) -> None:
+    assert load_run_config(write(tmp_path, to_yaml(tiny))) == tiny
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("stepz: 3", ["unknown config key 'stepz'", "Did you mean 'steps'?"]),
+        ("encoder: {dimm: 3}", ["unknown config key 'dimm'", "Did you mean 'dim'?", "at encoder.dimm"]),
+        ("encoder: 3", ["encoder must be a mapping", "3"]),
+        ("steps: many", ["steps: Input should be a valid integer", "'many'"]),
+        ("encoder: {norm: no}", ["encoder.norm", "False", "YAML 1.1", "quote"]),
+        ("encoder: {dim: 30}", ["encoder.dim 30 is not a multiple of encoder.num_heads 12"]),
+        ("encoder: {depth: 4, class_token: {join_layer: 4}}", ["join_layer 4 is not in 0..3"]),
+        ("steps: [", ["is not YAML"]),
+        ("- 1", ["must be a mapping"]),
+        ("data: {batch_size: 0}", ["data.batch_size must be positive"]),
+    ],
+)
+def test_wrong_configs(tmp_path: Path, text: str, messages: list[str]) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_run_config(file)
+    for message in ["config.yaml", *messages]:
+        assert message in str(error.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the config"):
+        load_run_config(tmp_path / "none.yaml")
+
+
+def test_wrong_plugin_option_names_its_place(catalog: Catalog) -> None:
+    from asda_core.assemble import build_parts
+
+    config = parse(RunConfig, {**TINY, "encoder": {**TINY["encoder"], "mixer": {"name": "differential", "options": {"lamda": 1}}}})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match=r"'lamda'.*Did you mean 'lambda_init'.*at encoder.mixer.options.lamda"):
+        build_parts(catalog, config)
+
+
+def test_number_that_yaml_reads_as_text(tmp_path: Path) -> None:
+    """YAML 1.1 reads 1e-3 as text; it is a number here all the same."""
+    assert load_run_config(write(tmp_path, "optimizer: {peak_lr: 1e-3}")).optimizer == OptimizerConfig(peak_lr=0.001)
+
+
+def test_signature_is_of_what_changes_results(tiny: RunConfig) -> None:
+    plain = to_plain(tiny)
+    same = [{"log_every": 7}, {"checkpoint_every": 1}, {"data": {**plain["data"], "cache_mebibytes": 1}}]
+    other = [{"seed": 2}, {"steps": 7}, {"encoder": {**plain["encoder"], "mixer": "standard"}}]
+    assert {signature(parse(RunConfig, {**plain, **change})) for change in same} == {signature(tiny)}
+    assert len({signature(tiny), *(signature(parse(RunConfig, {**plain, **change})) for change in other)}) == 4
+    assert signature(tiny, data=["a"]) != signature(tiny)
+
+
+def test_with_value_copies() -> None:
+    data = {"encoder": {"mixer": "differential"}, "steps": 1}
+    changed = with_value(data, "encoder.mixer.options.lambda_init", 0.3)
+    assert changed["encoder"]["mixer"] == {"name": "differential", "options": {"lambda_init": 0.3}}
+    assert data == {"encoder": {"mixer": "differential"}, "steps": 1}
