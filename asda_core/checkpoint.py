@@ -184,7 +184,10 @@ def locate(path: Path) -> Path:
 
 
 def _what_it_is(file: Path) -> str:
-    start = file.open("rb").read(4) if file.is_file() else b""
+    start = b""
+    if file.is_file():
+        with file.open("rb") as opened:
+            start = opened.read(4)
     known: dict[bytes, Any] = {
         b"PK\x03\x04": "it is a zip archive, as torch.save writes; its pickle is not opened",
         b"": "it is empty",

@@ -1,0 +1,163 @@
+"""The HEAR API: any length, any batch, options, and bad input."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import asda_hear
+from asda_core.assemble import build_parts
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import metadata_of, model_tensors, write_model
+from asda_core.config import RunConfig
+from asda_core.errors import AsdaError, AudioError, ConfigError
+from asda_hear.model import HearModel
+
+
+@pytest.fixture
+def checkpoint(catalog: Catalog, tiny: RunConfig, tmp_path: Path) -> Path:
+    file = tmp_path / "model.safetensors"
+    write_model(file, model_tensors(build_parts(catalog, tiny), False), metadata_of(tiny, catalog, 0))
+    return file
+
+
+@pytest.fixture
+def model(checkpoint: Path, catalog: Catalog) -> HearModel:
+    return asda_hear.load_model(checkpoint, catalog=catalog)
+
+
+def noise(*shape: int) -> Tensor:
+    return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_default_model() -> None:
+    model = asda_hear.load_model()
+    assert isinstance(model, torch.nn.Module)
+    assert model.sample_rate == 16_000
+    assert asda_hear.get_scene_embeddings(noise(2, 16_000), model).shape == (2, model.scene_embedding_size)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 399, 400, 641, 16_000, 50_000])
+def test_any_length(model: HearModel, samples: int) -> None:
+    audio = noise(2, samples)
+    scene = asda_hear.get_scene_embeddings(audio, model)
+    embeddings, stamps = asda_hear.get_timestamp_embeddings(audio, model)
+    assert scene.shape == (2, model.scene_embedding_size)
+    assert embeddings.shape == (2, samples // 640 + 1, model.timestamp_embedding_size)
+    assert stamps.shape == embeddings.shape[:2]
+    for result in (scene, embeddings, stamps):
+        assert result.dtype == torch.float32
+        assert result.isfinite().all()
+        assert not result.requires_grad
+    assert stamps[0].tolist() == [40.0 * step for step in range(samples // 640 + 1)]
+
+
+@pytest.mark.parametrize("samples", [3, 8_000, 40_000])
+def test_a_clip_alone_is_the_clip_in_a_batch(model: HearModel, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    audio = noise(5, samples)
+    scene = asda_hear.get_scene_embeddings(audio, model)
+    embeddings, _ = asda_hear.get_timestamp_embeddings(audio, model)
+    monkeypatch.setattr("asda_hear.model.TOKENS_PER_PASS", 1)
+    for number in range(5):
+        alone = audio[number : number + 1]
+        assert torch.allclose(asda_hear.get_scene_embeddings(alone, model)[0], scene[number], atol=1e-5)
+        assert torch.allclose(asda_hear.get_timestamp_embeddings(alone, model)[0][0], embeddings[number], atol=1e-5)
+
+
+def test_what_comes_later_does_not_matter(model: HearModel) -> None:
+    """Windows: the beginning of a long clip is the same however the clip goes on, up to one window."""
+    audio = noise(1, 160_000)
+    first = asda_hear.get_timestamp_embeddings(audio, model)[0]
+    audio[:, 80_000:] = 0
+    assert torch.allclose(asda_hear.get_timestamp_embeddings(audio, model)[0][:, :100], first[:, :100], atol=1e-5)
+
+
+def test_native_grid_is_every_fourth_step(checkpoint: Path, catalog: Catalog, model: HearModel) -> None:
+    native = asda_hear.load_model(checkpoint, catalog=catalog, timestamp_hop_ms=160)
+    audio = noise(1, 5_000)
+    fine, _ = asda_hear.get_timestamp_embeddings(audio, model)
+    coarse, stamps = asda_hear.get_timestamp_embeddings(audio, native)
+    assert stamps[0].tolist() == [0.0, 160.0]
+    assert torch.allclose(coarse, fine[:, ::4], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "scene", "timestamp"),
+    [
+        ({}, 32, 32),
+        ({"scene_pooling": "summary"}, 32, 32),
+        ({"scene_pooling": "both"}, 64, 32),
+        ({"timestamp_pooling": "concat"}, 32, 256),
+        ({"window_seconds": 0.2}, 32, 32),
+    ],
+)
+def test_options(checkpoint: Path, catalog: Catalog, options: dict[str, object], scene: int, timestamp: int) -> None:
+    model = asda_hear.load_model(checkpoint, catalog=catalog, **options)
+    assert (model.scene_embedding_size, model.timestamp_embedding_size) == (scene, timestamp)
+    audio = noise(2, 20_000)
+    assert asda_hear.get_scene_embeddings(audio, model).shape == (2, scene)
+    assert asda_hear.get_timestamp_embeddings(audio, model)[0].shape == (2, 32, timestamp)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timestamp_hop_ms": 50}, "50 does not divide the patch; valid: 160, 80, 40, 20, 10"),
+        ({"timestamp_hop_ms": 0}, "does not divide"),
+        ({"timestamp_hop": 40}, "Did you mean 'timestamp_hop_ms'"),
+        ({"scene_pooling": "max"}, "scene_pooling"),
+    ],
+)
+def test_wrong_options(checkpoint: Path, catalog: Catalog, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        asda_hear.load_model(checkpoint, catalog=catalog, **options)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (torch.zeros(16_000), r"must have the shape \(n_sounds, n_samples\)"),
+        (torch.zeros(2, 0), "none of them 0"),
+        (torch.zeros(0, 100), "none of them 0"),
+        (torch.zeros(1, 2, 100), "must have the shape"),
+        (torch.zeros(1, 100, dtype=torch.int16), "floating point"),
+        (torch.tensor([[0.0, float("nan")]]), r"1 samples are NaN or infinite, the first at index \[0, 1\]"),
+    ],
+)
+def test_bad_audio(model: HearModel, audio: Tensor, message: str) -> None:
+    for ask in (model.scene, model.timestamps):
+        with pytest.raises(AudioError, match=message):
+            ask(audio)
+
+
+def test_half_and_double_are_float(model: HearModel) -> None:
+    audio = noise(1, 4_000)
+    wanted = model.scene(audio)
+    assert torch.allclose(model.scene(audio.double()), wanted)
+    assert torch.allclose(model.scene(audio.half()), wanted, atol=1e-2)
+
+
+def test_silence(model: HearModel) -> None:
+    assert model.scene(torch.zeros(1, 16_000)).isfinite().all()
+
+
+def test_log_mel_baseline(catalog: Catalog) -> None:
+    """The baseline is the mean spectrum."""
+    model = asda_hear.load_model("log_mel", catalog=catalog)
+    audio = noise(2, 400 + 159 * 160)  # ten patches
+    features = model.front_end(audio)
+    assert torch.allclose(asda_hear.get_scene_embeddings(audio, model), features.mean(2), atol=1e-5)
+
+
+def test_random_weights_from_a_config(tmp_path: Path, catalog: Catalog) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("encoder: {dim: 32, depth: 1, num_heads: 2}\nobjective: {name: latent_regression, options: {decoder: {dim: 32}}}")
+    audio = noise(1, 8_000)
+    one, other = (asda_hear.load_model(config, catalog=catalog).scene(audio) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_missing_checkpoint() -> None:
+    with pytest.raises(AsdaError, match="no checkpoint at"):
+        asda_hear.load_model("none.safetensors")

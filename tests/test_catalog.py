@@ -1,0 +1,147 @@
+"""Plugins: strangers come in like built-ins, and a bad one does not take the program down.
+
+The strangers here are real: a module and the metadata of an installed distribution, in a folder on `sys.path`.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import Distribution, EntryPoint
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from asda_core.catalog import OWN_DISTRIBUTION, Catalog, load_catalog, options_from_environment
+from asda_core.contracts import MixerContext
+from asda_core.errors import PluginError
+
+Install = Callable[..., None]
+HEAD = """
+from dataclasses import dataclass
+from torch import nn
+from asda_core.contracts import MixerSpec, hookimpl
+
+@dataclass(frozen=True)
+class Nothing:
+    pass
+
+def spec(name):
+    return MixerSpec(name, Nothing, lambda config, context: nn.Identity(), "for tests", "here")
+"""
+
+
+def offering(*names: str, hook: str = "asda_mixers") -> str:
+    return f"{HEAD}\n@hookimpl\ndef {hook}():\n    return [spec(name) for name in {list(names)}]\n"
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """install(entry point, distribution, source of its module)."""
+    modules = set(sys.modules)
+
+    def add(entry: str, distribution: str, source: str) -> None:
+        module = f"module_of_{distribution.replace('-', '_')}"
+        (tmp_path / f"{module}.py").write_text(source)
+        info = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[asda]\n{entry} = {module}\n")
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield add
+    for name in set(sys.modules) - modules:
+        if name.startswith("module_of_"):
+            del sys.modules[name]
+
+
+def strangers(catalog: Catalog) -> list[str]:
+    return [offer.spec.name for offer in catalog.offers.values() if offer.distribution != OWN_DISTRIBUTION]
+
+
+def test_a_stranger_comes_in(install: Install) -> None:
+    install("mine", "my-package", offering("mine"))
+    offer = load_catalog().find("mixer", "mine")
+    assert offer.origin == {"name": "mine", "distribution": "my-package", "version": "1.0"}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import cupy_that_is_not_there", "ModuleNotFoundError: No module named 'cupy_that_is_not_there'"),
+        ("raise SystemError('broken at import')", "SystemError: broken at import"),
+        (offering("x", hook="asda_mixer"), "unknown hook 'asda_mixer'"),
+        ("nothing = 1", "it has no hook"),
+        (offering("x").replace("spec(name) for", "name for"), "must give Spec objects, not 'x'"),
+        (offering("x").replace("def asda_mixers():", "def asda_mixers():\n    1 / 0"), "ZeroDivisionError"),
+    ],
+)
+def test_a_broken_plugin_breaks_nothing_else(install: Install, source: str, message: str) -> None:
+    install("broken", "bad-package", source)
+    install("mine", "my-package", offering("mine"))
+    catalog = load_catalog()
+    assert strangers(catalog) == ["mine"]
+    assert len(catalog.problems) == 1
+    assert message in catalog.problems[0].message
+    with pytest.raises(PluginError, match="'broken' is not available") as error:
+        catalog.find("mixer", "broken")
+    assert message in str(error.value)
+    with pytest.raises(PluginError, match=r"unknown mixer 'min'. Did you mean 'mine'\?.*bad-package is broken"):
+        catalog.find("mixer", "min")
+    with pytest.raises(PluginError, match="bad-package"):
+        load_catalog(strict=True)
+
+
+def test_two_strangers_with_one_name(install: Install) -> None:
+    install("a", "first", offering("same", "other"))
+    install("b", "second", offering("same"))
+    catalog = load_catalog()
+    assert strangers(catalog) == ["other"]
+    with pytest.raises(PluginError, match=r"first 1\.0 and second 1\.0; none of them is used"):
+        catalog.find("mixer", "same")
+
+
+def test_own_names_cannot_be_taken(install: Install) -> None:
+    install("a", "a-stranger", offering("standard"))
+    catalog = load_catalog()
+    assert catalog.find("mixer", "standard").distribution == OWN_DISTRIBUTION
+    assert [problem.distribution for problem in catalog.problems] == ["a-stranger"]
+
+
+def test_same_entry_point_name_in_two_packages(install: Install) -> None:
+    install("plugin", "first", offering("one"))
+    install("plugin", "second", offering("two"))
+    assert strangers(load_catalog()) == ["one", "two"]
+
+
+def test_allow_list(install: Install) -> None:
+    install("first", "first", offering("first"))
+    install("second", "second", offering("second"))
+    assert strangers(load_catalog(**options_from_environment({"ASDA_LOAD_PLUGINS": "second"}))) == ["second"]
+    assert strangers(load_catalog(**options_from_environment({}))) == ["first", "second"]
+    assert strangers(load_catalog(**options_from_environment({"ASDA_LOAD_PLUGINS": ""}))) == []
+    assert load_catalog(**options_from_environment({"ASDA_LOAD_PLUGINS": ""})).find("mixer", "standard")
+    assert options_from_environment({"ASDA_STRICT_PLUGINS": "1"})["strict"]
+
+
+def test_the_catalog_is_frozen(catalog: Catalog) -> None:
+    with pytest.raises(TypeError):
+        catalog.offers["mixer", "x"] = catalog.find("mixer", "standard")  # type: ignore[index]
+
+
+def test_the_sample_plugin_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from asda_core.testing import check_mixer
+
+    monkeypatch.syspath_prepend(Path(__file__).parent / "sample_plugin")
+    import asda_sample_mean
+
+    found = load_catalog(asda_sample_mean, installed=False).find("mixer", "mean")
+    check_mixer(found.spec)
+    assert isinstance(found.spec.build(found.spec.config(), MixerContext(8, 2, 0, 1)), nn.Module)
+    sys.modules.pop("asda_sample_mean")
+
+
+def test_entry_points_are_declared() -> None:
+    """The built-ins come in through the entry points of the installed distribution, like a stranger's."""
+    entries = {entry.name for entry in Distribution.from_name(OWN_DISTRIBUTION).entry_points if entry.group == "asda"}
+    assert entries == {"log_mel", "latent_regression", "standard", "differential"}
+    assert EntryPoint("x", "asda_plugins.mixer_standard", "asda").load().__name__ == "asda_plugins.mixer_standard"

@@ -1,0 +1,130 @@
+"""Checkpoints: strict both ways, and nothing in a file is ever run."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from asda_core.assemble import Parts, build_parts
+from asda_core.catalog import Catalog, load_catalog
+from asda_core.checkpoint import (
+    load_encoder,
+    metadata_of,
+    model_tensors,
+    newest_step,
+    read_checkpoint,
+    write_model,
+    write_step,
+)
+from asda_core.config import RunConfig
+from asda_core.errors import CheckpointError
+
+
+@pytest.fixture
+def parts(catalog: Catalog, tiny: RunConfig) -> Parts:
+    return build_parts(catalog, tiny)
+
+
+@pytest.fixture
+def file(catalog: Catalog, tiny: RunConfig, parts: Parts, tmp_path: Path) -> Path:
+    write_model(tmp_path / "model.safetensors", model_tensors(parts, False), metadata_of(tiny, catalog, 3))
+    return tmp_path / "model.safetensors"
+
+
+def change(file: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> Path:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        kept = dict(opened.metadata())
+    changed = file.with_name("changed.safetensors")
+    save_file(tensors, changed, {**kept, **metadata})
+    return changed
+
+
+def test_round_trip(file: Path, parts: Parts, catalog: Catalog, tiny: RunConfig) -> None:
+    checkpoint = read_checkpoint(file)
+    assert checkpoint.config == tiny
+    assert checkpoint.step == 3
+    _, encoder = load_encoder(checkpoint, catalog)
+    for one, other in zip(encoder.parameters(), parts.encoder.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert read_checkpoint(file.parent).file == file
+
+
+class Trap:
+    """Pickled, it makes a file when opened."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.target), "w")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_is_not_opened(tmp_path: Path, protocol: int) -> None:
+    evil = tmp_path / "evil.safetensors"
+    evil.write_bytes(pickle.dumps(Trap(tmp_path / "sprung"), protocol))
+    with pytest.raises(CheckpointError, match="it is a pickle, which could run code when opened"):
+        read_checkpoint(evil)
+    torch.save(Trap(tmp_path / "sprung"), evil)
+    with pytest.raises(CheckpointError, match="it is a zip archive, as torch.save writes"):
+        read_checkpoint(evil)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated"):
+        read_checkpoint(file)
+    file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="it is empty"):
+        read_checkpoint(file)
+
+
+def test_a_strangers_safetensors(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="no checkpoint of asda"):
+        read_checkpoint(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("where", ["none.safetensors", "."])
+def test_nothing_there(tmp_path: Path, where: str) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        read_checkpoint(tmp_path / where)
+
+
+def test_renamed_missing_and_misshapen(file: Path, catalog: Catalog) -> None:
+    tensors = load_file(file)
+    renamed = {("encoder.typo" if name == "encoder.class_token" else name): value for name, value in tensors.items()}
+    with pytest.raises(CheckpointError, match=r"missing class_token; unexpected typo"):
+        load_encoder(read_checkpoint(change(file, renamed)), catalog)
+    tensors["encoder.input_norm.weight"] = torch.zeros(5)
+    with pytest.raises(CheckpointError, match=r"input_norm.weight has shape \(5,\), not \(32,\)"):
+        load_encoder(read_checkpoint(change(file, tensors)), catalog)
+
+
+def test_missing_plugin_names_the_package(file: Path) -> None:
+    origin = {"mixer": {"name": "differential", "distribution": "their-package", "version": "2.1"}}
+    changed = change(file, load_file(file), plugins=json.dumps(origin))
+    with pytest.raises(CheckpointError, match="differential of their-package 2.1"):
+        load_encoder(read_checkpoint(changed), load_catalog(installed=False))
+
+
+def test_steps_are_whole_or_not_there(tmp_path: Path) -> None:
+    files = {"model.safetensors": ({"a": torch.zeros(2)}, {"step": "1"})}
+    for step in (1, 2, 3):
+        write_step(tmp_path, step, files, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+    (tmp_path / ".step-00000009.part").mkdir()  # as a kill in the middle of a save leaves it
+    assert newest_step(tmp_path) == tmp_path / "step-00000003"
+
+
+def test_metadata_holds_the_plugins(tiny: RunConfig, catalog: Catalog) -> None:
+    metadata = metadata_of(replace(tiny, seed=4), catalog, 1)
+    assert json.loads(metadata["config"])["seed"] == 4
+    assert set(json.loads(metadata["plugins"])) == {"front end", "mixer", "objective"}
