@@ -19,7 +19,7 @@ from typing import Any
 
 from asda_core.audio import find_audio
 from asda_core.config import RunConfig
-from asda_core.config_io import parse, read_yaml, signature, with_value
+from asda_core.config_io import load_run_config, parse, read_yaml, signature, to_plain, with_value
 from asda_core.errors import ConfigError
 from asda_hear.evaluate.runner import EvaluationConfig
 
@@ -104,7 +104,7 @@ def load_plan(file: Path) -> Plan:
     here = file.parent
     audio = tuple(found for source in config.data for found in find_audio(here / source))
     identity = [(path.name, path.stat().st_size) for path in audio if path.exists()]
-    base = read_yaml(here / config.base) or {}
+    base = to_plain(load_run_config(here / config.base))
     for key, value in config.set.items():
         base = with_value(base, key, value)
     axes = {name: _labelled(name, choices) for name, choices in config.axes.items()}
