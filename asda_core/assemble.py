@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from asda_core.catalog import Catalog
 from asda_core.config import EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
-from asda_core.contracts import AdapterContext, FrontEndContext, MixerContext, ObjectiveContext
+from asda_core.contracts import AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 
@@ -21,11 +20,11 @@ ProductT = TypeVar("ProductT")
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of a run."""
+    """The modules of a run: `front_end` is a `FrontEnd`, `objective` an `Objective`, all are `nn.Module`."""
 
-    front_end: nn.Module
+    front_end: Any
     encoder: Encoder
-    objective: nn.Module
+    objective: Any
 
 
 def build(catalog: Catalog, family: str, choice: PluginChoice, context: Any, path: str) -> Any:
@@ -46,10 +45,9 @@ def build(catalog: Catalog, family: str, choice: PluginChoice, context: Any, pat
     return spec.build(parse(spec.config, choice.options, f"{path}.options"), context)
 
 
-def build_front_end(catalog: Catalog, choice: PluginChoice) -> nn.Module:
-    """The front end that a config names."""
-    front_end: nn.Module = build(catalog, "front end", choice, FrontEndContext(SAMPLE_RATE), "front_end")
-    return front_end
+def build_front_end(catalog: Catalog, choice: PluginChoice) -> Any:
+    """The front end that a config names: a module that is a `FrontEnd`."""
+    return build(catalog, "front end", choice, FrontEndContext(SAMPLE_RATE), "front_end")
 
 
 def build_encoder(catalog: Catalog, config: EncoderConfig) -> Encoder:
@@ -74,7 +72,7 @@ def build_parts(catalog: Catalog, config: RunConfig) -> Parts:
         front_end = build_front_end(catalog, config.front_end)
         encoder = build_encoder(catalog, config.encoder)
         context = ObjectiveContext(encoder, config.steps)
-        objective: nn.Module = build(catalog, "objective", config.objective, context, "objective")
+        objective = build(catalog, "objective", config.objective, context, "objective")
     return Parts(front_end, encoder, objective)
 
 
@@ -95,7 +93,8 @@ def check_class_token_axis(catalog: Catalog, configs: list[RunConfig]) -> None:
     seen: dict[str, str] = {}
     for config in configs:
         token = config.encoder.class_token
-        if token.position == "none" or catalog.find("mixer", config.encoder.mixer.name).spec.knows_order:
+        mixer = catalog.find("mixer", config.encoder.mixer.name).spec
+        if token.position == "none" or (isinstance(mixer, MixerSpec) and mixer.knows_order):
             continue
         rest = repr((config.encoder, config.objective, config.front_end, config.seed)).replace(
             f"position={token.position!r}", "position=*"

@@ -42,7 +42,9 @@ def read_audio(
         with soundfile.SoundFile(str(file)) as sound:
             rate = sound.samplerate
             sound.seek(min(int(start_seconds * rate), len(sound)))
-            samples = sound.read(-1 if seconds is None else int(np.ceil(seconds * rate)), dtype="float32", always_2d=True)
+            samples = sound.read(
+                -1 if seconds is None else int(np.ceil(seconds * rate)), dtype="float32", always_2d=True
+            )
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
     if len(samples) == 0:
@@ -87,12 +89,12 @@ def check_finite(audio: Tensor, name: str) -> None:
     bad = ~torch.isfinite(audio)
     if bool(bad.any()):
         first = bad.nonzero()[0].tolist()
-        raise AudioError(f"cannot use {name}: {int(bad.sum())} samples are NaN or infinite, the first at index {first}.")
+        raise AudioError(
+            f"cannot use {name}: {int(bad.sum())} samples are NaN or infinite, the first at index {first}."
+        )
 
 
-def crop_or_pad(
-    audio: Float[Tensor, " samples"], num_samples: int, offset: int = 0
-) -> Float[Tensor, " num_samples"]:
+def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int = 0) -> Float[Tensor, " num_samples"]:
     """A stretch of exactly `num_samples` from `offset` on, followed by silence where the audio is shorter.
 
     **Differs** from the released code, which pads the spectrogram with 0 before normalisation: filling is then

@@ -68,7 +68,9 @@ class Catalog:
             return offer
         for problem in self.problems:
             if name in (problem.name, problem.distribution):
-                raise PluginError(f"{family} {name!r} is not available: {problem.message} (from {problem.distribution})")
+                raise PluginError(
+                    f"{family} {name!r} is not available: {problem.message} (from {problem.distribution})"
+                )
         message = unknown(family, name, (key[1] for key in self.offers if key[0] == family))
         broken = "".join(f" The plugin {p.name!r} of {p.distribution} is broken: {p.message}" for p in self.problems)
         raise PluginError(f"{message} Is the package that offers it installed? `asda plugins` lists all.{broken}")
@@ -84,7 +86,7 @@ def load_catalog(
     """Gather what plugins offer. pluggy is not touched again after this.
 
     Args:
-        extra: modules or objects with `asda_` hooks, beside those installed; a caller's own, so their errors are raised.
+        extra: modules or objects with `asda_` hooks, beside those installed; their errors are raised.
         installed: whether to load the entry points of installed distributions.
         strict: raise the first problem instead of keeping it.
         allow: names of the distributions to load; None loads all. asda's own is always loaded.
@@ -132,14 +134,14 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
     manager.add_hookspecs(hookspecs)
     manager.register(plugin)
     if not manager.get_hookcallers(plugin):
-        raise PluginError(f"it has no hook; valid hooks: {', '.join(hookspecs.FAMILIES.values())}.")
+        raise PluginError(f"it has no hook; valid hooks: {', '.join(hook for hook, _ in hookspecs.FAMILIES.values())}.")
     manager.check_pending()
     offers = []
-    for family, hook in hookspecs.FAMILIES.items():
+    for family, (hook, kind) in hookspecs.FAMILIES.items():
         for answer in getattr(manager.hook, hook)():
             for spec in [answer] if isinstance(answer, Spec) else answer:
-                if not isinstance(spec, Spec):
-                    raise PluginError(f"{hook} must give Spec objects, not {spec!r}.")
+                if not isinstance(spec, kind):
+                    raise PluginError(f"{hook} must give {kind.__name__} objects, not {spec!r}.")
                 offers.append(Offer(family, spec, distribution, version))
     return offers
 

@@ -69,7 +69,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(file, config, json.loads(metadata["plugins"]), int(metadata["step"]), tensors)
 
 
-def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[nn.Module, Encoder]:
+def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder]:
     """Front end and encoder with the weights of a checkpoint, in evaluation mode.
 
     Raises:
@@ -136,7 +136,9 @@ def write_model(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     os.replace(part, file)
 
 
-def write_step(folder: Path, step: int, files: Mapping[str, tuple[dict[str, Tensor], dict[str, str]]], keep: int) -> Path:
+def write_step(
+    folder: Path, step: int, files: Mapping[str, tuple[dict[str, Tensor], dict[str, str]]], keep: int
+) -> Path:
     """Write the files of one step into `folder`, whole or not at all, and remove all but the newest `keep` steps."""
     part = folder / f".step-{step:08d}.part"
     shutil.rmtree(part, ignore_errors=True)

@@ -106,7 +106,10 @@ def run_plugins(parsed: argparse.Namespace) -> None:
     """`asda plugins`."""
     catalog = installed_catalog()
     if parsed.json:
-        offers = [{"family": o.family, "summary": o.spec.summary, "source": o.spec.source, **o.origin} for o in catalog.offers.values()]
+        offers = [
+            {"family": o.family, "summary": o.spec.summary, "source": o.spec.source, **o.origin}
+            for o in catalog.offers.values()
+        ]
         print(json.dumps({"plugins": offers, "problems": [vars(p) for p in catalog.problems]}, indent=2))
         return
     for family in FAMILIES:

@@ -37,7 +37,6 @@ class Spec(Generic[ConfigT, ContextT, ProductT]):
         build: options and what the host knows -> the product. Heavy imports belong in here.
         summary: one line for `asda plugins` and the README.
         source: paper and equation.
-        knows_order: for mixers: whether the order of the tokens matters to it beyond their layout, as in a scan.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Spec(Generic[ConfigT, ContextT, ProductT]):
     build: Callable[[ConfigT, ContextT], ProductT]
     summary: str
     source: str
-    knows_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,23 @@ class Adapter(Protocol):
         """Wrap submodules in place; the output must not change until something is trained."""
 
 
-MixerSpec = Spec[ConfigT, MixerContext, nn.Module]
-FrontEndSpec = Spec[ConfigT, FrontEndContext, nn.Module]
-ObjectiveSpec = Spec[ConfigT, ObjectiveContext, nn.Module]
-AdapterSpec = Spec[ConfigT, AdapterContext, Adapter]
+@dataclass(frozen=True)
+class MixerSpec(Spec[ConfigT, MixerContext, nn.Module]):
+    """A mixer. `knows_order` tells whether the order of the tokens matters to it beyond their layout, as to a scan."""
+
+    knows_order: bool = False
+
+
+@dataclass(frozen=True)
+class FrontEndSpec(Spec[ConfigT, FrontEndContext, nn.Module]):
+    """A front end."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec(Spec[ConfigT, ObjectiveContext, nn.Module]):
+    """An objective."""
+
+
+@dataclass(frozen=True)
+class AdapterSpec(Spec[ConfigT, AdapterContext, Adapter]):
+    """An adapter."""

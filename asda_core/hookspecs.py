@@ -5,7 +5,7 @@ from typing import Any
 
 import pluggy
 
-from asda_core.contracts import PROJECT, AdapterSpec, FrontEndSpec, MixerSpec, ObjectiveSpec
+from asda_core.contracts import PROJECT, AdapterSpec, FrontEndSpec, MixerSpec, ObjectiveSpec, Spec
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 
@@ -30,10 +30,10 @@ def asda_adapters() -> Iterable[AdapterSpec[Any]]:  # type: ignore[empty-body]
     """Few new parameters beside a frozen encoder. Contract: `asda_core.testing.check_adapter`."""
 
 
-FAMILIES = {
-    "mixer": "asda_mixers",
-    "front end": "asda_front_ends",
-    "objective": "asda_objectives",
-    "adapter": "asda_adapters",
+FAMILIES: dict[str, tuple[str, type[Spec[Any, Any, Any]]]] = {
+    "mixer": ("asda_mixers", MixerSpec),
+    "front end": ("asda_front_ends", FrontEndSpec),
+    "objective": ("asda_objectives", ObjectiveSpec),
+    "adapter": ("asda_adapters", AdapterSpec),
 }
-"""Family, as a person would call it -> its hook."""
+"""Family, as a person would call it -> its hook, and what the hook gives."""

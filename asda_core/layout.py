@@ -81,7 +81,9 @@ class TokenLayout:
         index = insert_column(self.index, self.index.new_full((len(self.index), 1), CLASS_TOKEN), column)
         if self.padding is None:
             return replace(self, index=index)
-        return replace(self, index=index, padding=insert_column(self.padding, self.padding.new_zeros(len(index), 1), column))
+        return replace(
+            self, index=index, padding=insert_column(self.padding, self.padding.new_zeros(len(index), 1), column)
+        )
 
     def without_class_token(self) -> "TokenLayout":
         """The layout after the class token was taken out; itself if there is none."""

@@ -81,7 +81,8 @@ class LogMel(nn.Module):
         spectrum = torch.fft.rfft((frames - PREEMPHASIS * before) * self.window, n=self.fft_samples)
         power = spectrum.real.square() + spectrum.imag.square()  # (B, T, fft/2 + 1)
         log_mel = (power @ self.mel).clamp(min=LOG_FLOOR).log()
-        return ((log_mel - self.mean) / (2 * self.std)).transpose(1, 2)
+        normalised: Tensor = (log_mel - self.mean) / (2 * self.std)
+        return normalised.transpose(1, 2)
 
 
 def build(config: LogMelConfig, context: FrontEndContext) -> LogMel:

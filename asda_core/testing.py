@@ -40,7 +40,7 @@ LEARNING_RATE = 3e-3
 
 def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
     """Shape; finite; clips alone; padding without influence; tokens that hear of each other; masked grids and a class
-    token anywhere; order of tokens (if `knows_order` is False); state round trip; every parameter moves."""  # noqa: D205
+    token anywhere; order of tokens (if `knows_order` is False); state round trip; every parameter moves."""
     torch.manual_seed(0)
     mixer = spec.build(parse(spec.config, options), MixerContext(DIM, HEADS, 1, LAYERS))
     for layout in _layouts():
@@ -192,7 +192,9 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
     assert new, f"{spec.name}: it brings no parameters"
     after = encoder(features)
     assert torch.allclose(after.tokens, before.tokens, atol=TOLERANCE), f"{spec.name}: attaching changes the output"
-    assert {id(p) for p in encoder.parameters() if p.requires_grad} == {id(p) for p in new}, f"{spec.name}: the base trains"
+    assert {id(p) for p in encoder.parameters() if p.requires_grad} == {id(p) for p in new}, (
+        f"{spec.name}: the base trains"
+    )
     weight = torch.randn_like(before.tokens)
     check_all_parameters_move(encoder, lambda: (encoder(features).tokens * weight).sum())
     for parameter in encoder.parameters():

@@ -22,7 +22,9 @@ LOG_MEL = "log_mel"
 CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
-def load_model(model_file_path: str | os.PathLike[str] = "", *, catalog: Catalog | None = None, **options: Any) -> HearModel:
+def load_model(
+    model_file_path: str | os.PathLike[str] = "", *, catalog: Catalog | None = None, **options: Any
+) -> HearModel:
     """A model that answers HEAR's questions.
 
     Args:
@@ -46,7 +48,7 @@ def load_model(model_file_path: str | os.PathLike[str] = "", *, catalog: Catalog
     if str(model_file_path) == LOG_MEL:
         front_end = build_front_end(plugins, PluginChoice(LOG_MEL))
         defaults = RunConfig()
-        baseline = LogMelBackbone(front_end.num_bins, defaults.encoder.patch_frames)  # type: ignore[arg-type]
+        baseline = LogMelBackbone(front_end.num_bins, defaults.encoder.patch_frames)
         return HearModel(front_end, baseline, defaults.data.clip_seconds, parsed)
     if path.suffix in CONFIG_SUFFIXES:
         config = load_run_config(path)
@@ -57,7 +59,7 @@ def load_model(model_file_path: str | os.PathLike[str] = "", *, catalog: Catalog
         config = checkpoint.config
         front_end, encoder = load_encoder(checkpoint, plugins)
     pooling = (parsed.scene_pooling, parsed.timestamp_pooling)
-    backbone = EncoderBackbone(encoder, front_end.num_bins, *pooling)  # type: ignore[arg-type]
+    backbone = EncoderBackbone(encoder, front_end.num_bins, *pooling)
     return HearModel(front_end, backbone, config.data.clip_seconds, parsed)
 
 

@@ -104,7 +104,9 @@ def run_validate(parsed: argparse.Namespace) -> None:
 
 def run_build(parsed: argparse.Namespace) -> None:
     """`asda-hear tasks build`."""
-    columns = Columns(parsed.file_column, parsed.label_column, parsed.split_column, parsed.start_column, parsed.end_column)
+    columns = Columns(
+        parsed.file_column, parsed.label_column, parsed.split_column, parsed.start_column, parsed.end_column
+    )
     if parsed.csv:
         clips = clips_from_csv(parsed.csv, parsed.audio, columns, parsed.kind)
     elif parsed.kind == "event":

@@ -1,6 +1,8 @@
 """HearModel: a front end and a backbone behind HEAR's two questions, for audio of any length in bounded memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -44,19 +46,24 @@ class HearModel(nn.Module):
     """
 
     def __init__(
-        self, front_end: nn.Module, backbone: EncoderBackbone | LogMelBackbone, clip_seconds: float, options: HearOptions
+        self,
+        front_end: Any,
+        backbone: EncoderBackbone | LogMelBackbone,
+        clip_seconds: float,
+        options: HearOptions,
     ) -> None:
         super().__init__()
         self.front_end, self.backbone = front_end, backbone
-        self.sample_rate: int = front_end.sample_rate
+        self.sample_rate = int(front_end.sample_rate)
         self.scene_embedding_size = backbone.scene_size
         self.timestamp_embedding_size = backbone.step_size
+        self.native_ms = backbone.patch_frames * int(front_end.hop_samples) * MILLISECONDS / self.sample_rate
         geometry = (front_end.sample_rate, front_end.hop_samples, front_end.window_samples, backbone.patch_frames)
         self.scene_framing = Framing(*geometry, centred=False)
         self.timestamp_framing = Framing(*geometry, shifts=self._shifts(options.timestamp_hop_ms))
         seconds = options.window_seconds or clip_seconds
         frames = (round(seconds * self.sample_rate) - front_end.window_samples) // front_end.hop_samples + 1
-        self.window_patches = max(1, frames // backbone.patch_frames)
+        self.window_patches = max(1, int(frames) // backbone.patch_frames)
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -67,7 +74,7 @@ class HearModel(nn.Module):
         num_patches = framing.num_steps(audio.shape[1])
         summaries: list[Tensor] = []
         means: list[Tensor] = []
-        for clips in audio.split(self._clips_per_pass(1, num_patches)):
+        for clips in _batches(audio, self._clips_per_pass(1, num_patches)):
             total_summary, total_mean = torch.zeros(()), torch.zeros(())
             for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
                 features = self.front_end(framing.window_audio(clips, window.first, window.size))
@@ -90,7 +97,7 @@ class HearModel(nn.Module):
         num_patches = -(-num_steps // shifts)
         embeddings = audio.new_empty(len(audio), num_steps, self.timestamp_embedding_size)
         per_pass = self._clips_per_pass(shifts, num_patches)
-        for clips, out in zip(audio.split(per_pass), embeddings.split(per_pass), strict=True):
+        for clips, out in zip(_batches(audio, per_pass), _batches(embeddings, per_pass), strict=True):
             for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
                 features = self.front_end(framing.window_audio(clips, window.first, window.size))
                 frames = window.size * framing.patch_frames
@@ -106,8 +113,7 @@ class HearModel(nn.Module):
 
     def _shifts(self, hop_ms: float) -> int:
         """How many interleaved runs give this hop."""
-        frames, hop_samples = self.backbone.patch_frames, int(self.front_end.hop_samples)
-        native_ms = frames * hop_samples * MILLISECONDS / self.sample_rate
+        frames, native_ms = self.backbone.patch_frames, self.native_ms
         shifts = round(native_ms / hop_ms) if hop_ms > 0 else 0
         if shifts < 1 or frames % shifts or shifts * hop_ms != native_ms:
             valid = [f"{native_ms / n:g}" for n in range(1, frames + 1) if frames % n == 0]
@@ -115,7 +121,7 @@ class HearModel(nn.Module):
         return shifts
 
     def _clips_per_pass(self, shifts: int, num_patches: int) -> int:
-        bands = getattr(self.backbone, "num_bands", 1)
+        bands: int = getattr(self.backbone, "num_bands", 1)
         return max(1, TOKENS_PER_PASS // (shifts * bands * min(num_patches, self.window_patches)))
 
     def _checked(self, audio: Tensor) -> Tensor:
@@ -125,9 +131,16 @@ class HearModel(nn.Module):
             AudioError: wrong shape, type, no samples, NaN.
         """
         if audio.ndim != 2 or 0 in audio.shape:
-            raise AudioError(f"audio must have the shape (n_sounds, n_samples), none of them 0, not {tuple(audio.shape)}.")
+            raise AudioError(
+                f"audio must have the shape (n_sounds, n_samples), none of them 0, not {tuple(audio.shape)}."
+            )
         if not audio.is_floating_point():
             raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
         check_finite(audio, "the audio")
         device = next(self.front_end.buffers(), torch.empty(0)).device
         return audio.to(device, torch.float32)
+
+
+def _batches(clips: Tensor, size: int) -> Sequence[Tensor]:
+    """Views of the clips, so many at a time."""
+    return [clips[first : first + size] for first in range(0, len(clips), size)]

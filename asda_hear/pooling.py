@@ -36,7 +36,7 @@ class EncoderBackbone(nn.Module):
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch patches dim"], Float[Tensor, "batch patches dim2"]]:
         """(summary, mean patch per time step, timestamp vector per time step) of a window."""
         encoded = self.encoder(features)
-        steps = encoded.tokens.unflatten(1, encoded.layout.grid)  # (B, T', bands, D)
+        steps = encoded.tokens.reshape(len(features), *encoded.layout.grid, -1)  # (B, T', bands, D)
         means = steps.mean(dim=2)
         return encoded.summary, means, means if self.timestamp_pooling == "mean" else steps.flatten(2)
 
@@ -61,7 +61,7 @@ class LogMelBackbone(nn.Module):
         self, features: Float[Tensor, "batch bins frames"]
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch patches dim"], Float[Tensor, "batch patches dim"]]:
         """(mean spectrum, mean spectrum per patch, the same)."""
-        steps = features.unflatten(2, (-1, self.patch_frames)).mean(dim=3).transpose(1, 2)
+        steps = features.reshape(*features.shape[:2], -1, self.patch_frames).mean(dim=3).transpose(1, 2)
         return steps.mean(dim=1), steps, steps
 
     def pool_scene(

@@ -1,7 +1,6 @@
 """Shared fixtures: an explicit catalog, so that no installed plugin can change a result; shape checks; no network."""
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,11 @@ from jaxtyping import install_import_hook
 PACKAGES = ("asda_core", "asda_hear", "asda_plugins")
 
 with install_import_hook(PACKAGES, "beartype.beartype"):
-    import asda_core.log_mel as log_mel
-    import asda_core.pretrain.latent_regression as latent_regression
     import asda_plugins.mixer_differential as mixer_differential
     import asda_plugins.mixer_standard as mixer_standard
+
+    import asda_core.log_mel as log_mel
+    import asda_core.pretrain.latent_regression as latent_regression
     from asda_core.catalog import Catalog, load_catalog
     from asda_core.config import RunConfig
     from asda_core.config_io import parse
@@ -65,16 +65,24 @@ def audio_folder(tmp_path: Path) -> Path:
     folder.mkdir()
     noise = np.random.default_rng(0)
     for number, (suffix, rate, channels, seconds) in enumerate(
-        [("wav", 16_000, 1, 1.0), ("flac", 44_100, 2, 0.7), ("ogg", 22_050, 1, 2.0), ("wav", 8_000, 1, 0.3), ("wav", 48_000, 2, 1.3)]
+        [
+            ("wav", 16_000, 1, 1.0),
+            ("flac", 44_100, 2, 0.7),
+            ("ogg", 22_050, 1, 2.0),
+            ("wav", 8_000, 1, 0.3),
+            ("wav", 48_000, 2, 1.3),
+        ]
     ):
         time = np.arange(int(seconds * rate)) / rate
-        tone = 0.3 * np.sin(2 * np.pi * 220 * (number + 1) * time)[:, None] + 0.05 * noise.normal(size=(len(time), channels))
+        tone = 0.3 * np.sin(2 * np.pi * 220 * (number + 1) * time)[:, None] + 0.05 * noise.normal(
+            size=(len(time), channels)
+        )
         soundfile.write(folder / f"sound{number}.{suffix}", tone, rate)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening a connection to another machine is an error."""
     connect = socket.socket.connect
 
@@ -84,7 +92,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
-    yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

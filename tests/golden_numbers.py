@@ -41,7 +41,7 @@ def our_name(released: str) -> str:
 
 
 def our_decoder_name(released: str) -> str:
-    """The name in our decoder of a released decoder tensor (without prefix): blocks.2.0.weight -> convolutions.2.weight."""
+    """The name in our decoder of a released decoder tensor (without prefix)."""
     parts = released.split(".")
     return f"convolutions.{parts[1]}.{parts[3]}" if parts[0] == "blocks" else released
 

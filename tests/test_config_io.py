@@ -56,7 +56,9 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_wrong_plugin_option_names_its_place(catalog: Catalog) -> None:
     from asda_core.assemble import build_parts
 
-    config = parse(RunConfig, {**TINY, "encoder": {**TINY["encoder"], "mixer": {"name": "differential", "options": {"lamda": 1}}}})  # type: ignore[dict-item]
+    config = parse(
+        RunConfig, {**TINY, "encoder": {**TINY["encoder"], "mixer": {"name": "differential", "options": {"lamda": 1}}}}
+    )  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match=r"'lamda'.*Did you mean 'lambda_init'.*at encoder.mixer.options.lamda"):
         build_parts(catalog, config)
 

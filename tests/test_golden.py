@@ -114,7 +114,7 @@ def test_masks_keep_as_many(name: str, grid: tuple[int, int], generator: torch.G
 
 
 def test_masks_keep_the_same_places(generator: torch.Generator) -> None:
-    """How often each patch is kept, and how often its neighbour in time is, over as many masks as the reference drew."""
+    """How often each patch is kept, and how often its neighbour in time is, as the reference has it."""
     arrays = golden.load("masks.npz")
     number = int(arrays["n_samples"])
     kept = ~torch.cat([block_masks((64, 8), 2000, MaskConfig(), generator) for _ in range(max(1, number // 2000))])
@@ -171,11 +171,13 @@ def test_student_teacher_and_losses(catalog: Catalog, case: str) -> None:
     arrays = golden.load(f"model_{case}.npz")
     parts = golden_run(catalog, case)
     features, hidden = features_of(arrays), arrays["mask"].bool()
-    kept, gone = split_columns(hidden)
+    kept, _ = split_columns(hidden)
     assert torch.equal(kept, arrays["kept_raster"])
     tokens, layout = parts.encoder.embed(features)
     owner = torch.arange(2).repeat_interleave(2)
-    student = parts.encoder.encode(tokens[owner].gather(1, kept[..., None].expand(-1, -1, DIM)), layout.select(owner, kept))
+    student = parts.encoder.encode(
+        tokens[owner].gather(1, kept[..., None].expand(-1, -1, DIM)), layout.select(owner, kept)
+    )
     assert_close(torch.cat([student.summary[:, None], student.tokens], 1), arrays["encoder_out"])
     teacher = parts.objective.teacher.layers(features)
     target = make_targets(teacher)
@@ -193,7 +195,9 @@ def test_student_teacher_and_losses(catalog: Catalog, case: str) -> None:
 def test_gradients(catalog: Catalog, case: str) -> None:
     arrays = golden.load(f"model_{case}.npz")
     parts = golden_run(catalog, case)
-    parts.objective.loss_for(parts.encoder, features_of(arrays), arrays["mask"].bool(), torch.zeros(4, 32, DIM)).total.backward()
+    parts.objective.loss_for(
+        parts.encoder, features_of(arrays), arrays["mask"].bool(), torch.zeros(4, 32, DIM)
+    ).total.backward()
     ours = golden.gradients(parts.encoder)
     ours |= {f"decoder.{name}": value for name, value in golden.gradients(parts.objective.decoder).items()}
 
@@ -214,7 +218,9 @@ def test_gradients(catalog: Catalog, case: str) -> None:
 
 def test_ema() -> None:
     arrays = golden.load("ema.npz")
-    config = TeacherConfig(float(arrays["ema_decay"]), float(arrays["ema_end_decay"]), int(arrays["ema_anneal_end_step"]))
+    config = TeacherConfig(
+        float(arrays["ema_decay"]), float(arrays["ema_end_decay"]), int(arrays["ema_anneal_end_step"])
+    )
     names = [key.removeprefix("teacher_0/") for key in arrays if key.startswith("teacher_0/")]
     assert len(names) == 3
     teacher = {name: arrays[f"teacher_0/{name}"] for name in names}

@@ -46,7 +46,8 @@ def test_layout_travels_with_tokens() -> None:
 def test_position_of_the_class_token_means_nothing_to_attention(catalog: Catalog, mixer: str) -> None:
     features = torch.randn(2, 128, 64)
     results = [
-        make(catalog, mixer=mixer, class_token={"position": position})(features) for position in ("first", "middle", "last")
+        make(catalog, mixer=mixer, class_token={"position": position})(features)
+        for position in ("first", "middle", "last")
     ]
     for other in results[1:]:
         assert torch.allclose(results[0].summary, other.summary, atol=1e-5)

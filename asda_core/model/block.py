@@ -19,7 +19,9 @@ class Mlp(nn.Module):
         self.activation = nn.GELU()
         self.contract = nn.Linear(hidden, dim)
 
-    def forward(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> Float[Tensor, "batch tokens dim"]:
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "batch tokens dim"]:
         """Widen, bend, narrow."""
         contracted: Tensor = self.contract(self.activation(self.expand(tokens)))
         return contracted
@@ -46,6 +48,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        init_linear_layers(self.mlp)  # mixers initialise themselves
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout

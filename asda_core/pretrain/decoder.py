@@ -1,5 +1,6 @@
 """The convolutional decoder: from the student's patches and noise to predictions for all patches."""
 
+import itertools
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -34,11 +35,13 @@ class ConvolutionalDecoder(nn.Module):
         super().__init__()
         for name, width in (("objective.options.decoder.dim", config.dim), ("encoder.dim", dim)):
             if width % config.groups:
-                raise ConfigError(f"{name} {width} is not a multiple of objective.options.decoder.groups {config.groups}.")
+                raise ConfigError(
+                    f"{name} {width} is not a multiple of objective.options.decoder.groups {config.groups}."
+                )
         widths = [dim] + [config.dim] * config.layers
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, config.kernel, padding=config.kernel // 2, groups=config.groups)
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in itertools.pairwise(widths)
         )
         self.proj = nn.Linear(widths[-1], dim)
 
@@ -47,7 +50,7 @@ class ConvolutionalDecoder(nn.Module):
     ) -> Float[Tensor, "batch patches dim"]:
         """Predict every patch from patches in raster order."""
         times, bands = grid
-        maps = patches.transpose(1, 2).unflatten(2, grid)  # (B, D, times, bands)
+        maps = patches.transpose(1, 2).reshape(len(patches), -1, times, bands)  # (B, D, times, bands)
         for convolution in self.convolutions:
             new = convolution(maps)[:, :, :times, :bands]  # an even kernel gives one row and column too many
             new = layer_norm(new.movedim(1, -1), new.shape[1:2], eps=NORM_EPS).movedim(-1, 1)

@@ -9,6 +9,7 @@
 **Source**: ASDA (Interspeech 2025) and EAT (Chen et al. 2024), released code; data2vec 2.0.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -120,7 +121,8 @@ def over_channels(columns: Tensor, tokens: Tensor) -> Tensor:
 
 def squared_error(predicted: Float[Tensor, "*rows dim"], target: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows"]:
     """`sum_d (p - t)^2 / sqrt(D)` per row. **Source**: released loss (`loss_scale` unset)."""
-    return (predicted.float() - target.float()).square().sum(-1) / predicted.shape[-1] ** 0.5
+    total = (predicted.float() - target.float()).square().sum(-1)
+    return total / math.sqrt(predicted.shape[-1])
 
 
 def channel_std(values: Float[Tensor, "rows tokens dim"]) -> Tensor:

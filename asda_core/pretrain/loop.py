@@ -226,5 +226,7 @@ def _check_finite(values: dict[str, float], run: Run) -> None:
 def _drop_log_after(log: Path, step: int) -> None:
     """Take out of the log what a killed run wrote after its last saved step: it will be written again."""
     if log.exists():
-        lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        lines = [
+            line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
         log.write_text("".join(f"{line}\n" for line in lines))

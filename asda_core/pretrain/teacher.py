@@ -47,7 +47,8 @@ class Teacher(nn.Module):
     def follow(self, encoder: Encoder, step: int) -> None:
         """`teacher = decay teacher + (1 - decay) student`; buffers are copied."""
         rate = 1 - ema_decay(step, self.config)
-        mine, theirs = list(self.encoder.parameters()), list(encoder.parameters())
+        mine: list[Tensor] = list(self.encoder.parameters())
+        theirs: list[Tensor] = list(encoder.parameters())
         torch._foreach_lerp_(mine, theirs, rate)
         for buffer, new in zip(self.encoder.buffers(), encoder.buffers(), strict=True):
             buffer.copy_(new)

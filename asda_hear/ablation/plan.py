@@ -1,14 +1,14 @@
 """A plan: a grid over settings -> cells, each a whole run with a name of its own.
 
-    question: does subtracting a second map help?
-    base: ../asda_tiny.yaml
-    data: [../../audio]                    # relative to this file
-    tasks: {folder: ../../tasks, names: [esc10, fsdd]}
-    seeds: [0, 1, 2]
-    axes:
-      lambda: {"0": {encoder.mixer.options.lambda_init: 0.0}, "0.1": {encoder.mixer.options.lambda_init: 0.1}}
-      steps: [0, 400]                      # short: the axis is a key of the config, the labels are its values
-    baselines: {log-mel: log_mel}
+question: does subtracting a second map help?
+base: ../asda_tiny.yaml
+data: [../../audio]                    # relative to this file
+tasks: {folder: ../../tasks, names: [esc10, fsdd]}
+seeds: [0, 1, 2]
+axes:
+  lambda: {"0": {encoder.mixer.options.lambda_init: 0.0}, "0.1": {encoder.mixer.options.lambda_init: 0.1}}
+  steps: [0, 400]                      # short: the axis is a key of the config, the labels are its values
+baselines: {log-mel: log_mel}
 """
 
 import itertools

@@ -21,7 +21,9 @@ def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
     for row in rows:
         groups.setdefault((row[BASELINE_AXIS], *(row[axis] for axis in axes)), []).append(row)
     lines = [f"## {plan.config.question or plan.file.stem}", ""]
-    lines.append("| " + " | ".join([*axes, "parameters", "seeds", *(f"{task} ({metric[task]})" for task in tasks)]) + " |")
+    lines.append(
+        "| " + " | ".join([*axes, "parameters", "seeds", *(f"{task} ({metric[task]})" for task in tasks)]) + " |"
+    )
     lines.append("|" + "---|" * (len(axes) + 2 + len(tasks)))
     for key, members in groups.items():
         labels = list(key[1:])

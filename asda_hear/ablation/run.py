@@ -1,4 +1,4 @@
-"""Runs a plan: pre-trains and evaluates every cell, goes on where it was stopped, keeps one tidy row per cell and task."""
+"""Runs a plan: pre-trains and evaluates every cell, goes on where it was stopped, keeps a row per cell and task."""
 
 import csv
 import hashlib
@@ -31,7 +31,9 @@ BASELINE_AXIS = "model"
 Row = dict[str, Any]
 
 
-def run_plan(plan: Plan, out: Path, dry_run: bool = False, progress: bool = True, catalog: Catalog | None = None) -> list[Row]:
+def run_plan(
+    plan: Plan, out: Path, dry_run: bool = False, progress: bool = True, catalog: Catalog | None = None
+) -> list[Row]:
     """Do what of the plan is not done yet.
 
     Args:
@@ -56,7 +58,8 @@ def run_plan(plan: Plan, out: Path, dry_run: bool = False, progress: bool = True
         for cell in plan.cells:
             done = "done" if (out / "cells" / cell.name / MODEL_FILE).exists() else "to do"
             print(f"{cell.name}  seed {cell.seed}  {done:<6} {_text(cell.labels)}")
-        print(f"{len(plan.cells)} cells x {len(tasks)} tasks; {len({c.name for c in plan.cells})} different pre-trainings.")
+        different = len({cell.name for cell in plan.cells})
+        print(f"{len(plan.cells)} cells x {len(tasks)} tasks; {different} different pre-trainings.")
         return []
     rows: list[Row] = []
     failed: list[str] = []
@@ -75,13 +78,14 @@ def run_plan(plan: Plan, out: Path, dry_run: bool = False, progress: bool = True
             print(f"failed: {failed[-1]}", file=sys.stderr)
         _write_rows(out / ROWS_FILE, rows)
     if failed:
-        raise AsdaError(f"{len(failed)} of {len(plan.cells)} cells failed, the others are in {out / ROWS_FILE}: " + "; ".join(failed))
+        raise AsdaError(
+            f"{len(failed)} of {len(plan.cells)} cells failed, the others are in {out / ROWS_FILE}: "
+            + "; ".join(failed)
+        )
     return rows
 
 
-def _run_cell(
-    plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: Catalog, progress: bool
-) -> list[Row]:
+def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: Catalog, progress: bool) -> list[Row]:
     """Pre-train (unless done) and evaluate (what is not done)."""
     times = folder / "times.json"
     spent: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
@@ -109,7 +113,8 @@ def _run_cell(
 def _baseline_rows(plan: Plan, out: Path, label: str, model: str, tasks: list[Path], progress: bool) -> list[Row]:
     scores = _evaluate(plan, model, out / "baselines" / label, tasks, progress)
     empty = dict.fromkeys(plan.config.axes, "")
-    facts = {BASELINE_AXIS: label, **empty, "seed": "", "cell": "", "parameters": 0, "steps": 0, "pretrain_seconds": 0.0, "plugins": ""}  # fmt: skip
+    facts: Row = {BASELINE_AXIS: label, **empty, "seed": "", "cell": "", "parameters": 0, "steps": 0}
+    facts |= {"pretrain_seconds": 0.0, "plugins": ""}
     return [{**facts, **_score_columns(score)} for score in scores]
 
 

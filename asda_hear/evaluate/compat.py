@@ -5,8 +5,8 @@ What is mended, each only inside `hear_tools()`, and put back after it:
 | what breaks | why | what is done |
 |---|---|---|
 | `import tensorflow` | both tools ask only whether a model is a `tf.Module` | a module with that class |
-| `torch.load` of its own checkpoints | since torch 2.6 only tensors are read, and it saves classes as settings | an allow-list |
-| event tasks (KeyError) | it sets `fit_loop.current_epoch`, which means nothing since lightning 1.6 | a property that does |
+| `torch.load` of its own checkpoints | since torch 2.6 tensors alone are read; it saves classes too | an allow-list |
+| event tasks (KeyError) | it sets `fit_loop.current_epoch`, gone since lightning 1.6 | a property that sets it |
 | NVML device names | they became text | not decoded again |
 | `numpy.Inf` | gone since NumPy 2.0 | put back |
 
@@ -62,7 +62,7 @@ def hear_tools() -> Iterator[None]:
         loop = importlib.import_module("pytorch_lightning.loops").FitLoop
         predictions = _import("heareval.predictions.task_predictions")
         memory = _import("heareval.gpu_max_mem")
-        allowed = [torch.nn.Identity, torch.nn.BatchNorm1d, torch.optim.Adam]
+        allowed: list[Any] = [torch.nn.Identity, torch.nn.BatchNorm1d, torch.optim.Adam]
         allowed += [torch.nn.init.xavier_uniform_, torch.nn.init.xavier_normal_]
         with (
             mock.patch.object(loop, "current_epoch", CURRENT_EPOCH, create=True),
@@ -107,7 +107,9 @@ def device_name(index: int = 0) -> str:
 
 def installed() -> bool:
     """Whether heareval and what it needs can be found."""
-    return all(importlib.util.find_spec(name) for name in ("heareval", "hearvalidator", "pytorch_lightning", "sed_eval"))
+    return all(
+        importlib.util.find_spec(name) for name in ("heareval", "hearvalidator", "pytorch_lightning", "sed_eval")
+    )
 
 
 class Trainings:
@@ -214,7 +216,7 @@ def _plain(state: Any) -> tuple[Any, ...]:
 
 def _tensorflow_stub() -> types.ModuleType:
     """All that both tools use of TensorFlow. It is used even where the real one is installed: heareval refuses to run
-    when torch sees a GPU and TensorFlow does not."""  # noqa: D205
+    when torch sees a GPU and TensorFlow does not."""
     stub = types.ModuleType("tensorflow")
     stub.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)
     stub.__version__ = "2.0.0"  # type: ignore[attr-defined]

@@ -126,8 +126,12 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
     folds = 1 if metadata["split_mode"] == "trainvaltest" else len(metadata["splits"])
     (folder / "prediction-done.json").unlink(missing_ok=True)
     total = config.grid_points + folds - 1
+
+    def on_training() -> None:
+        bar.update()
+
     bar = tqdm(total=total, desc=metadata["task_name"], unit="training", disable=not progress, file=sys.stderr)
-    with bar, Trainings(folder, stamp, bar.update), _into(log):
+    with bar, Trainings(folder, stamp, on_training), _into(log):
         runner.runner.callback(
             task_dirs=[str(folder)],
             grid_points=config.grid_points,

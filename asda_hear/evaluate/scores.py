@@ -71,7 +71,9 @@ def to_markdown(rows: Sequence[tuple[str, TaskScore]]) -> str:
     for model, score in rows:
         spread = "" if math.isnan(score.spread) else f" ± {score.spread:.3f}"
         more = ", ".join(f"{name} {value:.3f}" for name, value in score.metrics.items())
-        lines.append(f"| {model} | {score.task} | {score.metric} | {score.score:.3f}{spread} | {len(score.folds)} | {more} |")
+        lines.append(
+            f"| {model} | {score.task} | {score.metric} | {score.score:.3f}{spread} | {len(score.folds)} | {more} |"
+        )
     return "\n".join(lines) + "\n"
 
 

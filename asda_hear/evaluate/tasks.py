@@ -118,7 +118,7 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
     labels = sorted({label for clip in written.values() for label in (*clip.labels, *(e.label for e in clip.events))})
     with (part / "labelvocabulary.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("idx", "label"), *enumerate(labels)])
-    metadata = {
+    metadata: dict[str, Any] = {
         "task_name": config.name,
         "version": config.version,
         "mode": config.mode,

@@ -152,7 +152,10 @@ def test_log_mel_baseline(catalog: Catalog) -> None:
 
 def test_random_weights_from_a_config(tmp_path: Path, catalog: Catalog) -> None:
     config = tmp_path / "c.yaml"
-    config.write_text("encoder: {dim: 32, depth: 1, num_heads: 2}\nobjective: {name: latent_regression, options: {decoder: {dim: 32}}}")
+    config.write_text(
+        "encoder: {dim: 32, depth: 1, num_heads: 2}\n"
+        "objective: {name: latent_regression, options: {decoder: {dim: 32}}}"
+    )
     audio = noise(1, 8_000)
     one, other = (asda_hear.load_model(config, catalog=catalog).scene(audio) for _ in range(2))
     assert torch.equal(one, other)

@@ -1,5 +1,6 @@
 """The loop: what a run leaves behind, and that a stopped run goes on with the same losses."""
 
+import itertools
 import json
 import os
 import signal
@@ -72,7 +73,9 @@ def test_stopped_and_gone_on(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_a_finished_run_is_not_done_again(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_done_again(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
+) -> None:
     files = find_audio(audio_folder)
     pretrain(tiny, files, tmp_path / "run", catalog, progress=False)
     before = losses(tmp_path / "run")
@@ -89,7 +92,9 @@ def test_another_run_in_the_folder(catalog: Catalog, tiny: RunConfig, audio_fold
         pretrain(replace(tiny, seed=9), files, tmp_path / "run", catalog, progress=False)
 
 
-def test_no_steps_exports_the_initial_weights(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
+def test_no_steps_exports_the_initial_weights(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
+) -> None:
     pretrain(replace(tiny, steps=0), find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
     assert read_checkpoint(tmp_path / "run").step == 0
 
@@ -135,7 +140,9 @@ def test_killed_from_outside(tiny: RunConfig, audio_folder: Path, tmp_path: Path
     assert losses(tmp_path / "victim") == losses(tmp_path / "whole")
 
 
-def test_stop_flag_saves(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_flag_saves(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = loop._train_step
 
     def ask_to_stop(run: loop.Run, audio: torch.Tensor) -> dict[str, object]:
@@ -156,7 +163,7 @@ def test_learning_rate() -> None:
     assert rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.55)
     assert rates[110] == pytest.approx(0.1)
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
 
 
 def test_norms_and_biases_have_no_decay() -> None:
