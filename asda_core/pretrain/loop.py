@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 import torch
 from torch import Tensor
@@ -60,6 +60,34 @@ class Run:
     stop: bool = field(default=False)
 
 
+@dataclass
+class Reporter:
+    """Where a run tells how it goes: the bar, `log.jsonl`, TensorBoard, `skipped.jsonl`."""
+
+    bar: "tqdm[NoReturn]"
+    lines: TextIO
+    writer: SummaryWriter
+    num_named: int = 0
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write the numbers of a step everywhere."""
+        self.lines.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
+        self.lines.flush()
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
+
+    def name_skipped(self, folder: Path, clips: ClipBatches) -> None:
+        """Name the files that were skipped since the last call."""
+        new = list(clips.skipped.items())[self.num_named :]
+        if new:
+            with (folder / "skipped.jsonl").open("a" if self.num_named else "w") as file:
+                for path, reason in new:
+                    tqdm.write(f"skipped: {reason}", file=sys.stderr)
+                    file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
+        self.num_named += len(new)
+
+
 def pretrain(
     config: RunConfig, files: list[Path], folder: Path, catalog: Catalog, device: str = "cpu", progress: bool = True
 ) -> Path:
@@ -85,36 +113,37 @@ def pretrain(
     run = _start(config, catalog, folder, torch.device(device))
     clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress, desc=folder.name)
-    with bar, _stop_on_signal(run), ThreadPoolExecutor(1) as ahead, (folder / "log.jsonl").open("a") as log:
-        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run.step)
-        waiting = ahead.submit(clips.batch, run.step) if run.step < config.steps else None
-        reported = 0
-        while run.step < config.steps and waiting is not None:
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run.step)
+    with closing(writer), bar, (folder / "log.jsonl").open("a") as log, _stop_on_signal(run):
+        _train(run, clips, Reporter(bar, log, writer))
+    if clips.skipped:
+        where = folder / "skipped.jsonl"
+        print(f"{len(clips.skipped)} of {len(files)} files were skipped; {where} names them.", file=sys.stderr)
+    final = folder / MODEL_FILE
+    write_model(final, model_tensors(run.parts, with_objective=False), metadata_of(config, catalog, run.step))
+    return final
+
+
+def _train(run: Run, clips: ClipBatches, reporter: Reporter) -> None:
+    """Load, step, log, save; the next batch is read while a step runs."""
+    config = run.config
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = ahead.submit(clips.batch, run.step)
+        while run.step < config.steps:
             audio = waiting.result()
             if run.step + 1 < config.steps:
                 waiting = ahead.submit(clips.batch, run.step + 1)
             record = _train_step(run, audio)
-            reported = _report_skipped(folder, clips, reported)
+            reporter.name_skipped(run.folder, clips)
             if run.step % config.log_every == 0 or run.step in (1, config.steps):
                 values = {name: float(value) for name, value in record.items()}
                 _check_finite(values, run)
-                log.write(json.dumps({"step": run.step, **values, "time": round(time.time(), 3)}) + "\n")
-                log.flush()
-                for name, value in values.items():
-                    writer.add_scalar(name, value, run.step)
-                bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
-            bar.update()
+                reporter.log(run.step, values)
+            reporter.bar.update()
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or run.stop:
                 _save(run)
             if run.stop and run.step < config.steps:
                 raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command goes on.")
-        writer.close()
-    if clips.skipped:
-        print(f"{len(clips.skipped)} of {len(files)} files were skipped; {folder / 'skipped.jsonl'} names them.",
-              file=sys.stderr)  # fmt: skip
-    final = folder / MODEL_FILE
-    write_model(final, model_tensors(run.parts, with_objective=False), metadata_of(config, catalog, run.step))
-    return final
 
 
 def _start(config: RunConfig, catalog: Catalog, folder: Path, device: torch.device) -> Run:
@@ -202,17 +231,6 @@ def _stop_on_signal(run: Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _report_skipped(folder: Path, clips: ClipBatches, reported: int) -> int:
-    """Name files that were skipped since the last call; returns how many are named by now."""
-    new = list(clips.skipped.items())[reported:]
-    if new:
-        with (folder / "skipped.jsonl").open("a" if reported else "w") as file:
-            for path, reason in new:
-                tqdm.write(f"skipped: {reason}", file=sys.stderr)
-                file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
-    return reported + len(new)
 
 
 def _check_finite(values: dict[str, float], run: Run) -> None:

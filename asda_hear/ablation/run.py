@@ -55,11 +55,7 @@ def run_plan(
         plugin_origins(plugins, cell.config)  # a missing plugin shows now, not after hours
     tasks = find_tasks(plan.tasks_folder, plan.config.tasks.names)
     if dry_run:
-        for cell in plan.cells:
-            done = "done" if (out / "cells" / cell.name / MODEL_FILE).exists() else "to do"
-            print(f"{cell.name}  seed {cell.seed}  {done:<6} {_text(cell.labels)}")
-        different = len({cell.name for cell in plan.cells})
-        print(f"{len(plan.cells)} cells x {len(tasks)} tasks; {different} different pre-trainings.")
+        _print_cells(plan, out, len(tasks))
         return []
     rows: list[Row] = []
     failed: list[str] = []
@@ -83,6 +79,14 @@ def run_plan(
             + "; ".join(failed)
         )
     return rows
+
+
+def _print_cells(plan: Plan, out: Path, num_tasks: int) -> None:
+    for cell in plan.cells:
+        done = "done" if (out / "cells" / cell.name / MODEL_FILE).exists() else "to do"
+        print(f"{cell.name}  seed {cell.seed}  {done:<6} {_text(cell.labels)}")
+    different = len({cell.name for cell in plan.cells})
+    print(f"{len(plan.cells)} cells x {num_tasks} tasks; {different} different pre-trainings.")
 
 
 def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: Catalog, progress: bool) -> list[Row]:

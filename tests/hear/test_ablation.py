@@ -1,0 +1,119 @@
+"""Plans, cells, rows and tables. The runs through heareval are in `test_end_to_end.py`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+
+from asda_core.errors import AsdaError, AudioError, ConfigError, PluginError
+from asda_hear.ablation.plan import load_plan
+from asda_hear.ablation.report import write_report
+from asda_hear.ablation.run import run_plan
+from asda_hear.ablation.statistics import mean_interval
+from asda_hear.evaluate.runner import find_tasks
+from tests.conftest import TINY
+
+
+def plan_file(folder: Path, **changes: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "base.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / "tasks" / "a-v1-full").mkdir(parents=True, exist_ok=True)
+    (folder / "tasks" / "a-v1-full" / "task_metadata.json").write_text('{"task_name": "a"}')
+    plan = {
+        "base": "base.yaml",
+        "tasks": {"folder": "tasks"},
+        "seeds": [0, 1],
+        "axes": {"lambda": {"0.1": {}, "0.3": {"encoder.mixer.options.lambda_init": 0.3}}, "steps": [0, 2]},
+        **changes,
+    }
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    return folder / "plan.yaml"
+
+
+def test_grid(tmp_path: Path) -> None:
+    plan = load_plan(plan_file(tmp_path))
+    assert len(plan.cells) == 2 * 2 * 2
+    assert len({cell.name for cell in plan.cells}) == 8
+    cell = plan.cells[-1]
+    assert cell.labels == {"lambda": "0.3", "steps": "2"}
+    assert (cell.seed, cell.config.seed, cell.config.steps) == (1, 1, 2)
+    assert cell.config.encoder.mixer.options == {"lambda_init": 0.3}
+    assert cell.config.encoder.dim == TINY["encoder"]["dim"]  # type: ignore[index]
+
+
+def test_names_depend_on_config_and_data(tmp_path: Path, audio_folder: Path) -> None:
+    without = {cell.name for cell in load_plan(plan_file(tmp_path / "a")).cells}
+    assert {cell.name for cell in load_plan(plan_file(tmp_path / "b", set={"log_every": 3})).cells} == without
+    trained = {cell.name for cell in load_plan(plan_file(tmp_path / "c", data=[str(audio_folder)])).cells}
+    assert len(trained & without) == 4  # cells of no steps do not depend on the data
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"axis": {}}, ConfigError, "unknown config key 'axis'. Did you mean 'axes'"),
+        ({"axes": {"encoder.dimm": [8]}}, ConfigError, "cell encoder.dimm 8: unknown config key 'dimm'"),
+        ({"axes": {"steps": 3}}, ConfigError, "axis 'steps' must be a list"),
+        ({"axes": {}}, ConfigError, "at least one axis"),
+        ({"data": ["nowhere"]}, AudioError, "no folder, manifest or audio file"),
+        ({"evaluation": {"grid": "fastest"}}, ConfigError, "evaluation.grid"),
+    ],
+)
+def test_wrong_plans(tmp_path: Path, changes: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_plan(plan_file(tmp_path, **changes))
+
+
+def test_a_missing_plugin_shows_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="unknown mixer 'standrad'. Did you mean 'standard'"):
+        run_plan(load_plan(plan_file(tmp_path, axes={"encoder.mixer": ["standrad"]})), tmp_path / "out")
+
+
+def test_positions_of_the_class_token_are_refused(tmp_path: Path) -> None:
+    plan = load_plan(plan_file(tmp_path, axes={"encoder.class_token.position": ["first", "last"]}))
+    with pytest.raises(ConfigError, match="are the same model"):
+        run_plan(plan, tmp_path / "out")
+
+
+def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_plan(load_plan(plan_file(tmp_path)), tmp_path / "out", dry_run=True) == []
+    printed = capsys.readouterr().out
+    assert printed.count("to do") == 8
+    assert "8 cells x 1 tasks; 8 different pre-trainings." in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_mean_interval_is_students() -> None:
+    values = [0.61, 0.65, 0.58, 0.7]
+    low, high = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
+    estimate = mean_interval(values)
+    assert (estimate.mean - estimate.half, estimate.mean + estimate.half) == pytest.approx((low, high))
+    assert str(mean_interval([0.5])) == "0.500"
+    assert str(mean_interval([0.5, 0.5])) == "0.500 ± 0.000"
+
+
+def test_table(tmp_path: Path) -> None:
+    plan = load_plan(plan_file(tmp_path, question="Which?"))
+    same = {"task": "a", "metric": "top1_acc", "heareval": "h", "torch": "t", "asda": "a", "parameters": 1234}
+    rows = [{"model": "log-mel", "lambda": "", "steps": "", "seed": "", "score": 0.3, **same}]
+    for label, seed, score in (("0.1", 0, 0.5), ("0.1", 1, 0.7), ("0.3", 0, 0.4), ("0.3", 1, 0.4)):
+        rows.append({"model": "", "lambda": label, "steps": "2", "seed": seed, "score": score, **same})
+    text = write_report(plan, rows, tmp_path)
+    assert (tmp_path / "table.md").read_text() == text
+    assert "## Which?" in text
+    assert "| lambda | steps | parameters | seeds | a (top1_acc) |" in text
+    assert "| *log-mel* |  | 1,234 | 1 | 0.300 |" in text
+    assert "| 0.1 | 2 | 1,234 | 2 | 0.600 ± 1.271 |" in text
+    assert "| 0.3 | 2 | 1,234 | 2 | 0.400 ± 0.000 |" in text
+
+
+def test_find_tasks(tmp_path: Path) -> None:
+    plan_file(tmp_path)
+    (tmp_path / "tasks" / "README.txt").write_text("heareval itself would stumble over this")
+    assert [task.name for task in find_tasks(tmp_path / "tasks")] == ["a-v1-full"]
+    assert find_tasks(tmp_path / "tasks", ["a"]) == find_tasks(tmp_path / "tasks", ["a-v1-full"])
+    for folder, names, message in (("tasks", ["b"], "unknown task 'b'"), ("none", [], "no folder of HEAR tasks")):
+        with pytest.raises(AsdaError, match=message):
+            find_tasks(tmp_path / folder, names)

@@ -1,0 +1,137 @@
+"""The real tools: hearvalidator and the unmodified heareval, in process, on today's stack."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from asda_hear.cli import main
+from asda_hear.demo import make_corpus
+from asda_hear.evaluate import compat, runner
+from asda_hear.evaluate.compat import Trainings, hear_tools
+from asda_hear.evaluate.runner import EvaluationConfig, evaluate, find_tasks
+from asda_hear.evaluate.scores import TaskScore, read_task_score, to_csv, to_json, to_markdown
+
+pytestmark = pytest.mark.heareval
+
+QUICK = EvaluationConfig(grid="faster", grid_points=2)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("corpus")
+    found = make_corpus(folder)
+    for task in find_tasks(found):  # the demo's own grid is longer than this test needs
+        metadata = json.loads((task / "task_metadata.json").read_text())
+        metadata["evaluation_params"]["task_specific_param_grid"] |= {
+            "max_epochs": [12],
+            "check_val_every_n_epoch": [3],
+        }
+        (task / "task_metadata.json").write_text(json.dumps(metadata))
+    return found
+
+
+def results(score: TaskScore) -> tuple[object, ...]:
+    return (score.task, score.metric, score.folds, sorted(score.metrics.items()))
+
+
+def test_validator(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "asda_hear"]) == 0
+    printed = capsys.readouterr()
+    assert "Interval between timestamps is 40.0ms" in printed.out
+    assert printed.out.endswith("Looks good!\n")
+    assert "warn" not in printed.err.lower()
+
+
+def test_three_kinds_of_task(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--tasks", str(tasks), "--model", "log_mel", "--out", str(tmp_path), "--grid-points", "2"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert "| log_mel | demo_events-v1.0.0-full | event_onset_200ms_fms |" in first
+    assert "| log_mel | demo_kind-v1.0.0-full | top1_acc |" in first
+    assert (tmp_path / "scores.md").read_text() == first
+    rows = json.loads((tmp_path / "scores.json").read_text())
+    assert [len(row["folds"]) for row in rows] == [1, 3, 1]
+    assert next(row for row in rows if row["metric"] == "top1_acc")["score"] > 1.5 / 6  # chance is 1 of 6
+    assert (tmp_path / "scores.csv").read_text().startswith("model,task,metric,primary,value\n")
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.predictions.pkl")}
+    assert before
+    assert main(command) == 0
+    assert capsys.readouterr().out == first
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.predictions.pkl")} == before
+
+
+@pytest.mark.parametrize(("name", "after"), [("demo_kind", 3), ("demo_events", 1)])
+def test_goes_on_after_a_kill(
+    tasks: Path, tmp_path: Path, name: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind a training and run again: no training is done twice, and every score is that of a whole run."""
+    task = find_tasks(tasks, [name])
+    whole = evaluate("log_mel", task, tmp_path / "whole", QUICK, progress=False)
+    keep, done = compat._keep_training, []
+
+    def killed(file: Path, *rest: object) -> None:
+        keep(file, *rest)
+        done.append(file.name)
+        if len(done) == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compat, "_keep_training", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("log_mel", task, tmp_path / "parts", QUICK, progress=False)
+    monkeypatch.setattr(runner, "_embed", lambda *_: pytest.fail("embeddings were there"))
+    parts = evaluate("log_mel", task, tmp_path / "parts", QUICK, progress=False)
+    assert results(parts[0]) == results(whole[0])
+    assert len(done) == len(set(done)) == len(list((tmp_path / "parts").rglob("trainings/*.pt")))
+
+
+def test_another_search_is_done_anew(tasks: Path, tmp_path: Path) -> None:
+    task = find_tasks(tasks, ["demo_pitch"])
+    evaluate("log_mel", task, tmp_path, QUICK, progress=False)
+    stamp = tmp_path / "demo_pitch-v1.0.0-full" / "evaluation.json"
+    assert json.loads(stamp.read_text())["grid_points"] == 2
+    evaluate("log_mel", task, tmp_path, EvaluationConfig("faster", 1), progress=False)
+    assert json.loads(stamp.read_text())["grid_points"] == 1
+
+
+def test_the_shims_are_put_back() -> None:
+    with hear_tools():
+        from pytorch_lightning.loops import FitLoop
+
+        assert sys.modules["tensorflow"].__version__ == "2.0.0"
+        assert hasattr(FitLoop, "current_epoch")
+    assert "tensorflow" not in sys.modules
+    assert not hasattr(FitLoop, "current_epoch")
+    assert Trainings.current is None
+    with warnings.catch_warnings():
+        import tensorboard.compat  # must not have seen the stand-in
+
+        assert tensorboard.compat is not None
+
+
+def test_score_tables() -> None:
+    score = TaskScore("t-v1-full", "mAP", 0.5, (0.4, 0.6), {"mAP": 0.5, "d_prime": float("inf")}, 0.7)
+    assert "| m | t-v1-full | mAP | 0.500 ± 0.141 | 2 |" in to_markdown([("m", score)])
+    assert "m,t-v1-full,d_prime,0,inf" in to_csv([("m", score)])
+    assert json.loads(to_json([("m", score)]))[0]["metrics"] == {"mAP": 0.5, "d_prime": None}
+
+
+def test_no_scores_yet(tmp_path: Path) -> None:
+    from asda_core.errors import TaskError
+
+    with pytest.raises(TaskError, match="no scores yet"):
+        read_task_score(tmp_path)
+
+
+def test_missing_rate(tasks: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from asda_core.errors import TaskError
+
+    folder = tmp_path / "tasks" / "demo_kind-v1.0.0-full"
+    shutil.copytree(tasks / "demo_kind-v1.0.0-full", folder)
+    (folder / "16000").rename(folder / "48000")
+    with pytest.raises(TaskError, match="audio at 48000 Hz, and the model wants 16000 Hz. `asda-hear tasks resample"):
+        evaluate("log_mel", [folder], tmp_path / "out", QUICK, progress=False)

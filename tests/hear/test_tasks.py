@@ -1,0 +1,215 @@
+"""HEAR-format tasks from folders and tables, checked against what heareval reads."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asda_core.errors import TaskError
+from asda_hear.cli import main
+from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
+from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task, check_task, fold_names, resample_task
+
+
+def write(file: Path, seconds: float = 0.5, rate: int = 8_000) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(file, 0.1 * np.random.default_rng(0).normal(size=int(seconds * rate)), rate)
+    return file
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    for label in ("cat", "dog"):
+        for number in range(10):
+            write(tmp_path / "classes" / label / f"{number}.wav")
+    return tmp_path / "classes"
+
+
+def read(folder: Path, name: str) -> dict[str, object]:
+    content: dict[str, object] = json.loads((folder / f"{name}.json").read_text())
+    return content
+
+
+def test_a_folder_per_class(classes: Path, tmp_path: Path) -> None:
+    clips = assign_splits(clips_from_folders(classes), {}, folds=5)
+    folder = build_task(TaskConfig("pets", clip_seconds=1.0), clips, tmp_path / "tasks", progress=False)
+    assert folder.name == "pets-v1.0.0-full"
+    metadata = read(folder, "task_metadata")
+    assert metadata["splits"] == [f"fold{number:02d}" for number in range(5)]
+    assert metadata["split_mode"] == "presplit_kfold"
+    assert metadata["evaluation"] == ["top1_acc"]
+    assert (folder / "labelvocabulary.csv").read_text() == "idx,label\n0,cat\n1,dog\n"
+    for fold in metadata["splits"]:  # type: ignore[attr-defined]
+        answers = read(folder, fold)
+        assert Counter(itertools.chain(*answers.values())) == {"cat": 2, "dog": 2}  # type: ignore[arg-type]
+        for name in answers:
+            info = soundfile.info(folder / "16000" / fold / name)
+            assert (info.samplerate, info.channels, info.frames, info.subtype) == (16_000, 1, 16_000, "PCM_16")
+
+
+def test_train_valid_test_is_drawn_by_label(classes: Path) -> None:
+    clips = assign_splits(clips_from_folders(classes), {}, folds=0)
+    for label in ("cat", "dog"):
+        assert Counter(clip.split for clip in clips if clip.labels == (label,)) == {"train": 6, "valid": 2, "test": 2}
+    assert assign_splits(clips_from_folders(classes), {}, folds=0) == clips
+
+
+def test_folders_that_are_split_already(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write(tmp_path / "data" / split / "cat" / f"{split}.wav")
+    clips = assign_splits(clips_from_folders(tmp_path / "data"), {}, folds=0)
+    assert [(clip.labels, clip.split) for clip in clips] == [
+        (("cat",), "test"),
+        (("cat",), "train"),
+        (("cat",), "valid"),
+    ]
+    write(tmp_path / "data" / "loose.wav")
+    with pytest.raises(TaskError, match="not in a folder of its class"):
+        clips_from_folders(tmp_path / "data")
+
+
+def table(folder: Path, text: str) -> Path:
+    (folder / "table.csv").write_text(text)
+    return folder / "table.csv"
+
+
+def test_csv_multilabel(tmp_path: Path) -> None:
+    rows = "filename,label,fold\n" + "".join(f"{n}.wav,{'a;b' if n % 2 else ''},{n % 3 + 1}\n" for n in range(6))
+    for number in range(6):
+        write(tmp_path / f"{number}.wav")
+    clips = assign_splits(clips_from_csv(table(tmp_path, rows), tmp_path, Columns(split="fold"), "scene"), {}, 0)
+    folder = build_task(TaskConfig("tags", prediction_type="multilabel"), clips, tmp_path / "tasks", progress=False)
+    assert read(folder, "fold01") == {"1.wav": ["a", "b"], "4.wav": []}
+    assert read(folder, "task_metadata")["evaluation"] == ["mAP", "d_prime", "aucroc"]
+    assert read(folder, "task_metadata")["sample_duration"] is None
+
+
+def test_csv_events_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "filename,label,start,end,who\n"
+    for number, who in enumerate(["x", "y", "z"]):
+        write(tmp_path / "audio" / f"{number}.wav", 2.0)
+        rows += f"{number}.wav,bell,0.25,0.5,{who}\n{number}.wav,bell,1,1.5,{who}\n"
+    write(tmp_path / "audio" / "3.wav", 2.0)
+    rows += "3.wav,,,,x\n"
+    command = [
+        "tasks",
+        "build",
+        "bells",
+        str(tmp_path / "audio"),
+        "--csv",
+        str(table(tmp_path, rows)),
+        "--kind",
+        "event",
+    ]
+    command += [
+        "--split-column",
+        "who",
+        "--train",
+        "x",
+        "--valid",
+        "y",
+        "--test",
+        "z",
+        "--seconds",
+        "2",
+        "--kind",
+        "event",
+    ]
+    assert main([*command, "--out", str(tmp_path / "tasks")]) == 0
+    folder = tmp_path / "tasks" / "bells-v1.0.0-full"
+    assert capsys.readouterr().out.strip() == str(folder)
+    bells = [{"label": "bell", "start": 250.0, "end": 500.0}, {"label": "bell", "start": 1000.0, "end": 1500.0}]
+    assert read(folder, "train") == {"0.wav": bells, "3.wav": []}
+    assert read(folder, "test") == {"2.wav": bells}
+    assert read(folder, "task_metadata")["split_mode"] == "trainvaltest"
+    assert main(["tasks", "check", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}: good\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("file,label\na.wav,x\n", "unknown column 'filename'. Did you mean 'file'"),
+        ("filename,label,start,end\na.wav,x,one,2\n", "line 2: start and end must be seconds"),
+    ],
+)
+def test_wrong_tables(tmp_path: Path, rows: str, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        clips_from_csv(table(tmp_path, rows), tmp_path, Columns(), "event")
+    with pytest.raises(TaskError, match="cannot read"):
+        clips_from_csv(tmp_path / "none.csv", tmp_path, Columns(), "scene")
+
+
+def scene_clips(folder: Path, splits: str = "abc", labels: tuple[str, ...] = ("x",)) -> list[Clip]:
+    return [Clip(write(folder / "in" / f"{split}.wav"), f"fold0{n}", labels) for n, split in enumerate(splits)]
+
+
+@pytest.mark.parametrize(
+    ("config", "splits", "labels", "message"),
+    [
+        (TaskConfig("t"), "ab", ("x",), "2 folds .* at least 3"),
+        (TaskConfig("t"), "abc", ("x", "y"), "exactly one label, given"),
+        (TaskConfig("t", evaluation=("accuracy",)), "abc", ("x",), "unknown metric 'accuracy'"),
+    ],
+)
+def test_wrong_tasks(tmp_path: Path, config: TaskConfig, splits: str, labels: tuple[str, ...], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        build_task(config, scene_clips(tmp_path, splits, labels), tmp_path / "tasks", progress=False)
+    assert not list((tmp_path / "tasks").glob("t-*"))
+
+
+def test_unreadable_clips_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clips = scene_clips(tmp_path)
+    (tmp_path / "in" / "broken.wav").touch()
+    clips.append(Clip(tmp_path / "in" / "broken.wav", "fold00", ("x",)))
+    folder = build_task(TaskConfig("t"), clips, tmp_path / "tasks", progress=False)
+    assert "skipped: cannot read" in capsys.readouterr().err
+    assert set(read(folder, "fold00")) == {"a.wav"}
+    with pytest.raises(TaskError, match="none of the 1 clips is readable"):
+        build_task(TaskConfig("t"), clips[-1:], tmp_path / "tasks", progress=False)
+
+
+def test_same_name_in_two_folders(tmp_path: Path) -> None:
+    clips = [Clip(write(tmp_path / who / "1.wav"), f"fold0{n}", ("x",)) for n, who in enumerate("abc")]
+    folder = build_task(TaskConfig("t"), clips, tmp_path / "tasks", progress=False)
+    assert list(read(folder, "fold01")) == ["b-1.wav"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("fold01.json", '{"b.wav": ["strange"]}', "unknown label 'strange'"),
+        ("fold01.json", '{"missing.wav": ["x"]}', "missing.wav is missing"),
+        ("labelvocabulary.csv", "idx,label\n1,x\n", "idx must run from 0 to 0"),
+        ("task_metadata.json", "{", "is no HEAR task"),
+    ],
+)
+def test_check_finds_damage(tmp_path: Path, file: str, text: str, message: str) -> None:
+    folder = build_task(TaskConfig("t"), scene_clips(tmp_path), tmp_path / "tasks", progress=False)
+    check_task(folder)
+    (folder / file).write_text(text)
+    with pytest.raises(TaskError, match=message):
+        check_task(folder)
+
+
+def test_resample(tmp_path: Path) -> None:
+    folder = build_task(
+        TaskConfig("t", sample_rates=(48_000,)), scene_clips(tmp_path), tmp_path / "tasks", progress=False
+    )
+    resample_task(folder, 16_000, progress=False)
+    check_task(folder)
+    assert soundfile.info(folder / "16000" / "fold00" / "a.wav").samplerate == 16_000
+
+
+def test_fold_names_sort_by_value() -> None:
+    assert fold_names(["10", "2", "1"]) == {"1": "fold00", "2": "fold01", "10": "fold02"}
+
+
+def test_events_need_order(tmp_path: Path) -> None:
+    clips = [Clip(write(tmp_path / f"{n}.wav"), f"fold0{n}", events=(Event("x", 500.0, 100.0),)) for n in range(3)]
+    with pytest.raises(TaskError, match="ends before it starts"):
+        build_task(TaskConfig("t", "event", "multilabel"), clips, tmp_path / "tasks", progress=False)

@@ -1,0 +1,118 @@
+"""The house rules, held by the source itself: import order, sizes, no side effects at import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "asda_core": ROOT / "asda_core",
+    "asda_hear": ROOT / "asda_hear",
+    "asda_plugins": ROOT / "plugins" / "asda_plugins",
+}
+FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
+
+CORE_ORDER = (
+    "errors", "config", "config_io", "layout", "audio", "model.patches", "model.block", "model.encoder", "contracts",
+    "hookspecs", "catalog", "assemble", "adapting", "checkpoint", "log_mel", "pretrain.masking", "pretrain.teacher",
+    "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.loop", "testing",
+    "cli",
+)  # fmt: skip
+"""Files of asda_core, lowest first: a file imports only from files above it."""
+
+HEAR_ORDER = (
+    "framing", "pooling", "model", "api", "evaluate.compat", "evaluate.scores", "evaluate.tasks", "evaluate.labels",
+    "evaluate.runner", "ablation.plan", "ablation.run", "ablation.statistics", "ablation.report", "demo", "cli",
+)  # fmt: skip
+
+FOR_PLUGINS = {"contracts", "hookspecs", "layout", "errors", "adapting", "pretrain.masking", "model.patches"}
+"""What a plugin may import of asda_core."""
+
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 50
+
+
+def module_name(file: Path) -> tuple[str, str]:
+    """(package, module within it)."""
+    for package, folder in PACKAGES.items():
+        if file.is_relative_to(folder):
+            return package, ".".join(file.relative_to(folder).with_suffix("").parts)
+    raise AssertionError(file)
+
+
+def imports(file: Path) -> list[tuple[str, str]]:
+    """(package, module) of everything of ours that a file imports."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names = [node.module or ""]
+        found += [tuple(name.split(".", 1)) for name in names if name.split(".")[0] in PACKAGES and "." in name]
+    return found  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_flow_one_way(file: Path) -> None:
+    package, module = module_name(file)
+    if module.endswith("__init__"):
+        return
+    for other, name in imports(file):
+        if package == "asda_plugins":
+            assert (other, name in FOR_PLUGINS) == ("asda_core", True), f"{file} imports {other}.{name}"
+        elif other == package:
+            order = CORE_ORDER if package == "asda_core" else HEAR_ORDER
+            assert order.index(name) < order.index(module), f"{file} imports {name}, which comes later"
+        else:
+            assert (package, other) == ("asda_hear", "asda_core"), f"{file} imports {other}"
+
+
+def test_the_orders_name_every_file() -> None:
+    for package, order in (("asda_core", CORE_ORDER), ("asda_hear", HEAR_ORDER)):
+        named = {module_name(file)[1] for file in FILES if module_name(file)[0] == package}
+        assert {name for name in named if not name.endswith("__init__")} == set(order)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_sizes(file: Path) -> None:
+    text = file.read_text()
+    assert text.count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= MAX_FUNCTION_LINES, f"{file}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_imports_for_types_alone_and_no_catch_alls(file: Path) -> None:
+    assert "TYPE_CHECKING" not in file.read_text()
+    assert file.stem not in {"utils", "helpers", "misc", "base", "common"}
+
+
+def test_a_file_of_plugins_is_named_after_its_spec() -> None:
+    for file in PACKAGES["asda_plugins"].glob("*_*.py"):
+        if file.stem != "__init__":
+            family, _, name = file.stem.partition("_")
+            assert f'name="{name}"' in file.read_text(), file
+            assert family in {"mixer", "objective", "adapter", "front"}
+
+
+def test_importing_changes_nothing() -> None:
+    """No threads, files, seeds or registrations: the global generators and torch's settings stay as they were."""
+    code = """
+import random, sys, threading, warnings
+warnings.simplefilter("ignore")
+import numpy, torch
+state = (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+settings = (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads())
+import asda_hear, asda_hear.cli, asda_core.testing, asda_plugins.mixer_differential
+assert state == (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+assert settings == (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads())
+assert threading.active_count() == 1
+assert not {"heareval", "hearvalidator", "pytorch_lightning"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

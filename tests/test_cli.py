@@ -1,0 +1,101 @@
+"""The commands: output, exit codes, one line for a user's mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from asda_core.cli import EXIT_ERROR, main
+from tests.conftest import TINY
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(TINY))
+    return file
+
+
+def test_pretrain(
+    config: Path,
+    audio_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["pretrain", str(config), "--data", str(audio_folder), "--set", "steps=2", "--device", "cpu"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    final = Path(printed.out.strip())
+    assert final.parent.parent == Path("runs")
+    assert final.parent.name.startswith("tiny-")
+    assert "5 audio files" in printed.err
+    assert "2/2" in printed.err
+    assert "loss" in printed.err
+    assert main([*command, "--set", "seed=3"]) == 0
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_plugins(capsys: Capture) -> None:
+    assert main(["plugins"]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "mixers:",
+        "front ends:",
+        "objectives:",
+        "adapters:",
+        "differential",
+        "asda-hear 0.1.0",
+        "Interspeech",
+    ):
+        assert text in printed
+    assert main(["plugins", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    standard = next(plugin for plugin in listed["plugins"] if plugin["name"] == "standard")
+    assert standard["family"] == "mixer"
+
+
+def test_show(config: Path, capsys: Capture) -> None:
+    assert main(["show", str(config)]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["encoder"]["dim"] == 32
+    assert "# signature" in printed
+    assert "parameters that train" in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "message"),
+    [
+        ("encoder: {lamda: 1}", "steps=1", "unknown config key 'lamda'"),
+        ("", "stepz=1", "unknown config key 'stepz'. Did you mean 'steps'?"),
+        ("", "steps", "must look like key=value"),
+        ("encoder: {mixer: diferential}", "steps=1", "unknown mixer 'diferential'. Did you mean 'differential'?"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, audio_folder: Path, text: str, change: str, message: str, capsys: Capture
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    command = ["pretrain", str(file), "--data", str(audio_folder), "--set", change, "--out", str(tmp_path / "run")]
+    assert main(command) == EXIT_ERROR
+    errors = capsys.readouterr().err
+    assert "error: " in errors
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_no_audio(config: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["pretrain", str(config), "--data", str(tmp_path / "nothing")]) == EXIT_ERROR
+    assert "no folder, manifest or audio file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["--version"], ["--help"], ["pretrain", "--help"]])
+def test_help(command: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(command)
+    assert "asda" in capsys.readouterr().out

@@ -1,0 +1,55 @@
+"""Every config that comes with the package, and how many there are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from asda_core.assemble import build_encoder, plugin_origins
+from asda_core.catalog import Catalog
+from asda_core.config import PluginChoice, RunConfig
+from asda_core.config_io import load_run_config, parse, read_yaml
+from asda_core.pretrain.latent_regression import LatentRegressionConfig
+from asda_hear.ablation.plan import PlanConfig
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+PLANS = sorted((Path(__file__).parents[1] / "configs" / "ablations").glob("*.yaml"))
+PARAMETERS = {"asda_base": 92_364_288, "eat_base": 85_254_144, "asda_tiny": 893_696}
+
+
+def test_how_many() -> None:
+    assert sorted(file.stem for file in CONFIGS) == sorted(PARAMETERS)
+    assert [file.stem for file in PLANS] == ["lambda_placement", "real_audio"]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_config(file: Path, catalog: Catalog) -> None:
+    config = load_run_config(file)
+    assert set(plugin_origins(catalog, config)) == {"front end", "mixer", "objective"}
+    parse(LatentRegressionConfig, config.objective.options)
+    with torch.device("meta"):
+        encoder = build_encoder(catalog, config.encoder)
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    assert parameters == PARAMETERS[file.stem]
+    header = file.read_text().split("\n\n")[0]
+    assert f"{parameters:,}" in header
+    assert f"asda pretrain configs/{file.name}" in header
+
+
+def test_published_settings() -> None:
+    asda, eat = (load_run_config(file) for file in CONFIGS if file.stem in ("asda_base", "eat_base"))
+    assert asda == RunConfig()
+    assert (asda.steps, asda.optimizer.warmup_steps, asda.encoder.mlp_ratio) == (800_000, 106_666, 3.5)
+    assert (eat.steps, eat.optimizer.warmup_steps, eat.encoder.mlp_ratio) == (400_000, 53_333, 4.0)
+    assert eat.encoder.mixer == PluginChoice("standard")
+    assert parse(LatentRegressionConfig, eat.objective.options).utterance_weight == 1.0
+    published = LatentRegressionConfig()
+    assert (published.clones, published.utterance_weight, published.utterance_rows) == (16, 0.5, 12 * 16)
+    assert (published.mask.hidden_share, published.mask.block, published.mask.adjust) == (0.8, 5, 0.07)
+
+
+@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
+def test_plan(file: Path) -> None:
+    plan = parse(PlanConfig, read_yaml(file))
+    assert (file.parent / plan.base).is_file()
+    assert f"asda-hear ablate configs/ablations/{file.name}" in file.read_text()
