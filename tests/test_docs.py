@@ -1,0 +1,107 @@
+"""The README runs, its table is that of the plugins, its commands parse, and every hook and key is documented."""
+
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from asda_core import cli as core_cli
+from asda_core import hookspecs
+from asda_core.catalog import Catalog
+from asda_core.config import PluginChoice, RunConfig
+from asda_hear import cli as hear_cli
+from asda_hear.ablation.plan import PlanConfig
+from asda_hear.evaluate.runner import EvaluationConfig
+from asda_hear.model import HearOptions
+
+pytestmark = pytest.mark.docs
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+KEYS = (ROOT / "docs" / "configuration.md").read_text()
+TABLE = re.compile(r"<!-- plugins:.*?-->\n(.*?)\n<!-- end of plugins -->", re.DOTALL)
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_python_of_the_readme_runs() -> None:
+    assert blocks("python")
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_commands_parse() -> None:
+    """Every `asda` and `asda-hear` command of the documents is one that the program takes."""
+    parsers = {"asda": core_cli.make_parser(), "asda-hear": hear_cli.make_parser()}
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "MODEL_CARD.md"]
+    lines = [line for document in documents for block in blocks("bash", document.read_text()) for line in joined(block)]
+    for config in (ROOT / "configs").rglob("*.yaml"):
+        lines += [line.removeprefix("#") for line in config.read_text().splitlines() if line.startswith("#   ")]
+    found = 0
+    for line in lines:
+        words = re.sub(r"^OMP_NUM_THREADS=\d+ ", "", line.split("#")[0].strip()).split()
+        if words and words[0] in parsers:
+            parsers[words[0]].parse_args(words[1:])
+            found += 1
+    assert found >= 10
+
+
+def joined(block: str) -> list[str]:
+    """Lines of a shell block, those that end in a backslash put together."""
+    return block.replace("\\\n", " ").splitlines()
+
+
+def plugin_table(catalog: Catalog) -> str:
+    lines = ["| family | name | what | source |", "|---|---|---|---|"]
+    for family in hookspecs.FAMILIES:
+        for offer in catalog.family(family):
+            lines.append(f"| {family} | `{offer.spec.name}` | {offer.spec.summary} | {offer.spec.source} |")
+    return "\n".join(lines)
+
+
+def test_plugin_table(catalog: Catalog) -> None:
+    match = TABLE.search(README)
+    assert match is not None
+    assert match.group(1) == plugin_table(catalog), f"the table must be:\n{plugin_table(catalog)}"
+
+
+def test_every_hook_is_documented() -> None:
+    for hook, _ in hookspecs.FAMILIES.values():
+        assert f"`{hook}`" in README
+        assert getattr(hookspecs, hook).__doc__
+
+
+def keys(cls: type, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, default) of a dataclass and those below it."""
+    found = []
+    hints = get_type_hints(cls)
+    for item in fields(cls):
+        hint = hints[item.name]
+        if is_dataclass(hint) and hint is not PluginChoice:
+            found += keys(hint, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+        else:
+            found.append((prefix + item.name, item))
+    return found
+
+
+@pytest.mark.parametrize("cls", [RunConfig, PlanConfig, HearOptions, EvaluationConfig], ids=lambda cls: cls.__name__)
+def test_every_key_is_documented(cls: type) -> None:
+    for key, _ in keys(cls):
+        assert f"| `{key}` |" in KEYS, key
+
+
+def test_every_option_of_a_plugin_is_documented(catalog: Catalog) -> None:
+    for offer in catalog.offers.values():
+        for key, _ in keys(offer.spec.config):
+            assert re.search(rf"### {offer.spec.name}\n(?:(?!###).)*\| `{re.escape(key)}` \|", KEYS, re.DOTALL), key
+
+
+def test_results_name_their_command() -> None:
+    results = README.split("## Results")[1].split("\n## ")[0]
+    assert results.count("|---|") >= 1
+    assert "asda-hear ablate" in results
+    assert "@" not in re.sub(r"`[^`]*`", "", README), "a placeholder is left"
