@@ -86,8 +86,9 @@ class OptimizerConfig:
 class DataConfig:
     """Audio for training: clips per step, and the stretch of each that is used.
 
-    `clip_seconds` 10.255 gives 1,024 frames, 64 x 8 patches (a 10 s clip has 998 frames); shorter clips are followed by silence. `crop` says where the stretch of
-    a longer clip begins; the released code always takes the first. `cache_mebibytes` of decoded audio stay in memory.
+    `clip_seconds` 10.255 gives 1,024 frames, 64 x 8 patches (a clip of 10 s has 998 frames); shorter clips are
+    followed by silence. `crop` says where the stretch of a longer clip begins; the released code always takes the
+    first. `cache_mebibytes` of decoded audio stay in memory.
     """
 
     clip_seconds: float = 10.255

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ class HearModel(nn.Module):
         if not audio.is_floating_point():
             raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
         check_finite(audio, "the audio")
-        device = next(self.front_end.buffers(), torch.empty(0)).device
+        device = next(chain(self.parameters(), self.buffers())).device
         return audio.to(device, torch.float32)
 
 

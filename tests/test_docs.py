@@ -58,8 +58,8 @@ def joined(block: str) -> list[str]:
 def plugin_table(catalog: Catalog) -> str:
     lines = ["| family | name | what | source |", "|---|---|---|---|"]
     for family in hookspecs.FAMILIES:
-        for offer in catalog.family(family):
-            lines.append(f"| {family} | `{offer.spec.name}` | {offer.spec.summary} | {offer.spec.source} |")
+        specs = [offer.spec for offer in catalog.family(family)]
+        lines += [f"| {family} | `{spec.name}` | {spec.summary} | {spec.source} |" for spec in specs]
     return "\n".join(lines)
 
 

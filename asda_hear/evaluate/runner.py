@@ -17,6 +17,7 @@ from tqdm import tqdm
 from asda_core.errors import ConfigError, TaskError, unknown
 from asda_hear.evaluate.compat import Trainings, hear_tools
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score
+from asda_hear.evaluate.tasks import resample_task
 
 MODULE = "asda_hear"
 HearGrid = Literal["default", "fast", "faster"]
@@ -91,8 +92,7 @@ def evaluate(
             if not _finished(folder, stamp):
                 if not (folder / ".done.embeddings").exists():
                     embedding = embedding or _load(model, options or {}, log)
-                    _check_rate(task, embedding)
-                    _embed(embedding, task, folder, log)
+                    _embed(embedding, _at_rate(task, embedding.sample_rate, out, progress), folder, log)
                 _predict(folder, config, stamp, log, progress)
             scores.append(read_task_score(folder))
     return scores
@@ -141,13 +141,11 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
     (folder / "evaluation.json").write_text(json.dumps(stamp))
 
 
-def _check_rate(task: Path, embedding: Any) -> None:
-    if not (task / str(embedding.sample_rate)).is_dir():
-        rates = sorted(path.name for path in task.iterdir() if path.name.isdigit())
-        raise TaskError(
-            f"{task} has audio at {', '.join(rates) or 'no rate'} Hz, and the model wants {embedding.sample_rate} Hz. "
-            f"`asda-hear tasks resample {task} {embedding.sample_rate}` makes it."
-        )
+def _at_rate(task: Path, rate: int, out: Path, progress: bool) -> Path:
+    """The task with audio at the model's rate: HEAR's archives have 48 kHz alone, so it is made, beside the results."""
+    if (task / str(rate)).is_dir():
+        return task
+    return resample_task(task, rate, out.parent / f"tasks-{rate}" / task.name, progress)
 
 
 @contextlib.contextmanager

@@ -217,8 +217,17 @@ def _check_answer(where: str, answer: Any, metadata: Mapping[str, Any], labels: 
         raise TaskError(f"{where}: an event ends before it starts.")
 
 
-def resample_task(folder: Path, rate: int, progress: bool = True) -> Path:
-    """Add audio at another rate to a task, from the highest rate that is there.
+def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bool = True) -> Path:
+    """Make audio at another rate, from the highest rate that is there; files that are there are not made again.
+
+    Args:
+        folder: the task.
+        rate: in Hz.
+        out: another task folder to write to, with everything but the audio copied; None adds to `folder` itself.
+        progress: whether to show a bar.
+
+    Returns:
+        the task folder that has the rate.
 
     Raises:
         TaskError: the task has no audio.
@@ -227,14 +236,20 @@ def resample_task(folder: Path, rate: int, progress: bool = True) -> Path:
     if not rates:
         raise TaskError(f"{folder} has no audio to resample.")
     files = sorted((folder / str(rates[0])).rglob("*.wav"))
+    final = out or folder
+    if final != folder:
+        final.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            if file.is_file():
+                shutil.copy(file, final)
     for file in tqdm(files, desc=f"{folder.name} {rate} Hz", unit="clip", disable=not progress):
-        target = folder / str(rate) / file.relative_to(folder / str(rates[0]))
+        target = final / str(rate) / file.relative_to(folder / str(rates[0]))
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_suffix(".part")
             soundfile.write(part, read_audio(file, rate).clamp(-1, 1).numpy(), rate, subtype="PCM_16", format="WAV")
             part.replace(target)
-    return folder / str(rate)
+    return final
 
 
 def fold_names(values: Iterable[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from asda_hear.evaluate import compat, runner
 from asda_hear.evaluate.compat import Trainings, hear_tools
 from asda_hear.evaluate.runner import EvaluationConfig, evaluate, find_tasks
 from asda_hear.evaluate.scores import TaskScore, read_task_score, to_csv, to_json, to_markdown
+from asda_hear.evaluate.tasks import resample_task
 
 pytestmark = pytest.mark.heareval
 
@@ -125,13 +126,13 @@ def test_no_scores_yet(tmp_path: Path) -> None:
         read_task_score(tmp_path)
 
 
-def test_missing_rate(tasks: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from asda_core.errors import TaskError
-
-    folder = tmp_path / "tasks" / "demo_kind-v1.0.0-full"
-    shutil.copytree(tasks / "demo_kind-v1.0.0-full", folder)
-    (folder / "16000").rename(folder / "48000")
-    with pytest.raises(TaskError, match="audio at 48000 Hz, and the model wants 16000 Hz. `asda-hear tasks resample"):
-        evaluate("log_mel", [folder], tmp_path / "out", QUICK, progress=False)
+def test_an_archive_at_48_khz_works_as_it_is(tasks: Path, tmp_path: Path) -> None:
+    """HEAR's archives hold 48 kHz alone; the audio at the model's rate is made beside the results."""
+    source = resample_task(
+        tasks / "demo_kind-v1.0.0-full", 48_000, tmp_path / "archive" / "demo_kind-v1", progress=False
+    )
+    before = sorted(source.rglob("*"))
+    scores = evaluate("log_mel", [source], tmp_path / "out" / "log_mel", QUICK, progress=False)
+    assert len(scores[0].folds) == 3
+    assert sorted(source.rglob("*")) == before
+    assert (tmp_path / "out" / "tasks-16000" / "demo_kind-v1" / "16000").is_dir()

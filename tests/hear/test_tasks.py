@@ -200,7 +200,10 @@ def test_resample(tmp_path: Path) -> None:
     folder = build_task(
         TaskConfig("t", sample_rates=(48_000,)), scene_clips(tmp_path), tmp_path / "tasks", progress=False
     )
-    resample_task(folder, 16_000, progress=False)
+    copy = resample_task(folder, 16_000, tmp_path / "copy", progress=False)
+    assert sorted(path.name for path in copy.iterdir() if path.is_dir()) == ["16000"]
+    check_task(copy)
+    assert resample_task(folder, 16_000, progress=False) == folder
     check_task(folder)
     assert soundfile.info(folder / "16000" / "fold00" / "a.wav").samplerate == 16_000
 
