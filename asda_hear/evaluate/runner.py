@@ -1,6 +1,8 @@
 """Runs the unmodified heareval in process: embeddings, then predictions, task by task, and goes on after a kill."""
 
 import contextlib
+import functools
+import hashlib
 import importlib
 import json
 import os
@@ -10,16 +12,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
+from unittest import mock
 
 import torch
 from tqdm import tqdm
 
+from asda_core.checkpoint import locate
 from asda_core.errors import ConfigError, TaskError, unknown
+from asda_hear.api import DEFAULT_WEIGHTS, LOG_MEL
 from asda_hear.evaluate.compat import Trainings, hear_tools
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score
 from asda_hear.evaluate.tasks import resample_task
 
 MODULE = "asda_hear"
+SOURCE_STAMP, SEARCH_STAMP = "embedding.json", "evaluation.json"
+"""What the embeddings, and the scores, in a folder were made from."""
+IDENTITY_DIGITS = 16
 HearGrid = Literal["default", "fast", "faster"]
 
 
@@ -73,34 +81,56 @@ def evaluate(
 ) -> list[TaskScore]:
     """Score one model on tasks; what is already in `out` is not done again.
 
+    Results belong to the weights (by content), the options, the task (by its labels and splits) and the search; where
+    one of them has changed, what depends on it is done anew.
+
     Args:
         model: what `asda_hear.load_model` takes.
         tasks: folders in HEAR's format.
         out: folder of this model's embeddings, trainings, scores, and heareval's output in `heareval.log`.
         config: the search.
         options: keyword arguments of `load_model`.
-        progress: whether to show a bar.
+        progress: whether to show bars.
     """
     out.mkdir(parents=True, exist_ok=True)
     out = out.resolve()  # heareval puts its own logs below an absolute path
     scores = []
+    weights = weights_identity(model)
     with hear_tools(), _threads(config.threads), (out / "heareval.log").open("a") as log:
         embedding: Any = None
         for task in tasks:
             folder = out / task.name
-            stamp = {"model": model, "options": options or {}, **asdict(config)}
-            if not _finished(folder, stamp):
-                if not (folder / ".done.embeddings").exists():
+            source = {"weights": weights, "options": options or {}, "task": _task_identity(task)}
+            search = {**source, **asdict(config)}
+            if not (_is_stamped(folder / SEARCH_STAMP, search) and (folder / SCORE_FILE).exists()):
+                if not _is_stamped(folder / SOURCE_STAMP, source):
                     embedding = embedding or _load(model, options or {}, log)
-                    _embed(embedding, _at_rate(task, embedding.sample_rate, out, progress), folder, log)
-                _predict(folder, config, stamp, log, progress)
+                    _embed(embedding, _at_rate(task, embedding.sample_rate, out, progress), folder, log, progress)
+                    (folder / SOURCE_STAMP).write_text(json.dumps(source))
+                _predict(folder, config, search, log, progress)
+                (folder / SEARCH_STAMP).write_text(json.dumps(search))
             scores.append(read_task_score(folder))
     return scores
 
 
-def _finished(folder: Path, stamp: dict[str, Any]) -> bool:
-    done = folder / "evaluation.json"
-    return done.exists() and (folder / SCORE_FILE).exists() and json.loads(done.read_text()) == stamp
+def weights_identity(model: str) -> str:
+    """What a model's embeddings depend on: its name, or the content of its checkpoint or config."""
+    if model == LOG_MEL:
+        return LOG_MEL
+    with locate(Path(model or DEFAULT_WEIGHTS)).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:IDENTITY_DIGITS]
+
+
+def _task_identity(task: Path) -> str:
+    """What the scores on a task depend on beside its audio: labels, splits and metadata."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in task.iterdir() if path.suffix in (".json", ".csv")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:IDENTITY_DIGITS]
+
+
+def _is_stamped(file: Path, stamp: dict[str, Any]) -> bool:
+    return file.exists() and bool(json.loads(file.read_text()) == stamp)
 
 
 def _load(model: str, options: dict[str, Any], log: TextIO) -> Any:
@@ -109,14 +139,13 @@ def _load(model: str, options: dict[str, Any], log: TextIO) -> Any:
         return embeddings.Embedding(MODULE, model or None, options)
 
 
-def _embed(embedding: Any, task: Path, folder: Path, log: TextIO) -> None:
-    """As heareval's own command does for one task: an unfinished one is done anew."""
-
+def _embed(embedding: Any, task: Path, folder: Path, log: TextIO, progress: bool) -> None:
+    """As heareval's own command does for one task, its bars shown: an unfinished one is done anew."""
     shutil.rmtree(folder, ignore_errors=True)
     embeddings = importlib.import_module("heareval.embeddings.task_embeddings")
-    with _into(log):
+    bar = functools.partial(tqdm, desc=f"embedding {task.name}", disable=not progress, file=sys.stderr, leave=False)
+    with mock.patch.object(embeddings, "tqdm", bar), _into(log):
         embeddings.task_embeddings(embedding, task, folder)
-    (folder / ".done.embeddings").touch()
 
 
 def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log: TextIO, progress: bool) -> None:
@@ -138,7 +167,6 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
             gpus="[0]" if torch.cuda.is_available() else None,
             grid=config.grid,
         )
-    (folder / "evaluation.json").write_text(json.dumps(stamp))
 
 
 def _at_rate(task: Path, rate: int, out: Path, progress: bool) -> Path:

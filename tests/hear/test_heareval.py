@@ -97,6 +97,21 @@ def test_another_search_is_done_anew(tasks: Path, tmp_path: Path) -> None:
     assert json.loads(stamp.read_text())["grid_points"] == 1
 
 
+def test_other_weights_under_the_same_name_are_another_model(tasks: Path, tmp_path: Path) -> None:
+    """A run that was trained on, or other options, must not be given the scores of before."""
+    task = find_tasks(tasks, ["demo_pitch"])
+    config, out = tmp_path / "model.yaml", tmp_path / "out"
+    text = "encoder: {dim: 32, depth: 1, num_heads: 2}\n"
+    text += "objective: {name: latent_regression, options: {decoder: {dim: 32}}}\n"
+    stamp = out / "demo_pitch-v1.0.0-full" / "embedding.json"
+    seen = set()
+    for seed, options in ((1, {}), (2, {}), (2, {"scene_pooling": "summary"})):
+        config.write_text(f"{text}seed: {seed}\n")
+        evaluate(str(config), task, out, EvaluationConfig("faster", 1), options, progress=False)
+        seen.add((stamp.read_text(), (stamp.parent / "test.embeddings.npy").read_bytes()))
+    assert len(seen) == 3
+
+
 def test_the_shims_are_put_back() -> None:
     with hear_tools():
         from pytorch_lightning.loops import FitLoop
