@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"asda {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("pretrain", help="train a model on unlabelled audio, or go on with it")
-    train.add_argument("config", type=Path, help="YAML; it states only what differs from the published model")
+    train.add_argument("config", type=Path, help="YAML, or the name of one that comes with the package, as asda_tiny")
     train.add_argument("--data", required=True, nargs="+", type=Path, help="folders, manifests or audio files")
     train.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-SIGNATURE)")
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

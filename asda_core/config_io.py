@@ -16,6 +16,8 @@ from asda_core.errors import ConfigError, unknown
 ConfigT = TypeVar("ConfigT")
 
 SIGNATURE_DIGITS = 8
+CONFIG_FOLDERS = (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
+"""Where the configs that come with the package are: in an installed package, and in a checkout."""
 
 
 def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
@@ -50,14 +52,26 @@ def read_yaml(file: str | Path) -> Any:
         raise ConfigError(f"{file} is not YAML: {error}") from None
 
 
+def find_config(name: str | Path) -> Path:
+    """The file itself, or that of the config of this name that comes with the package."""
+    if not Path(name).exists() and not Path(name).suffix:
+        for folder in CONFIG_FOLDERS:
+            if (shipped := folder / f"{name}.yaml").is_file():
+                return shipped
+    return Path(name)
+
+
 def load_run_config(file: str | Path) -> RunConfig:
     """Read a run from YAML; a file states only what differs from the published model.
+
+    Args:
+        file: a path, or the name of a config that comes with the package, as in "asda_tiny".
 
     Raises:
         ConfigError: with the file's name before each message.
     """
     try:
-        return parse(RunConfig, read_yaml(file))
+        return parse(RunConfig, read_yaml(find_config(file)))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 

@@ -53,6 +53,13 @@ def test_missing_file(tmp_path: Path) -> None:
         load_run_config(tmp_path / "none.yaml")
 
 
+def test_a_config_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_run_config("asda_tiny").encoder.dim == 128
+    with pytest.raises(ConfigError, match="cannot read the config asda_tinny"):
+        load_run_config("asda_tinny")
+
+
 def test_wrong_plugin_option_names_its_place(catalog: Catalog) -> None:
     from asda_core.assemble import build_parts
 

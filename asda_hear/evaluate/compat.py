@@ -33,7 +33,7 @@ import torch
 
 from asda_core.errors import AsdaError
 
-INSTALL = 'pip install "asda-hear[hear]" && pip install --no-deps heareval==2021.1.3 hearvalidator==2021.0.2'
+INSTALL = 'pip install ".[hear]" && pip install --no-deps heareval==2021.1.3 hearvalidator==2021.0.2'
 """How to get the tools; heareval's own pins cannot be met on Python 3.11."""
 RESUME_FOLDER = "trainings"
 CURRENT_EPOCH = property(
