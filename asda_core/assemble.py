@@ -1,14 +1,15 @@
 """The one place where config, catalog and model meet."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 
 from asda_core.catalog import Catalog
-from asda_core.config import EncoderConfig, PluginChoice, RunConfig
+from asda_core.config import ClassTokenConfig, EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
-from asda_core.contracts import AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
+from asda_core.contracts import FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 
@@ -56,12 +57,6 @@ def build_encoder(catalog: Catalog, config: EncoderConfig) -> Encoder:
     return Encoder(config, [build(catalog, "mixer", config.mixer, context, "encoder.mixer") for context in contexts])
 
 
-def build_adapter(catalog: Catalog, choice: PluginChoice, encoder: Encoder) -> Any:
-    """The adapter that a config names, not yet attached."""
-    context = AdapterContext(encoder.config.dim, encoder.config.depth)
-    return build(catalog, "adapter", choice, context, "adapter")
-
-
 def build_parts(catalog: Catalog, config: RunConfig) -> Parts:
     """Everything that a run needs, with weights that depend on `config.seed` alone.
 
@@ -82,27 +77,32 @@ def plugin_origins(catalog: Catalog, config: RunConfig) -> dict[str, dict[str, s
     return {family: catalog.find(family, choice.name).origin for family, choice in chosen.items()}
 
 
-def check_class_token_axis(catalog: Catalog, configs: list[RunConfig]) -> None:
-    """Refuse to compare positions of the class token for a mixer that cannot tell them apart.
+def check_class_token_axis(catalog: Catalog, configs: Sequence[RunConfig]) -> None:
+    """Refuse to compare what is the same model.
 
-    The class token carries no position, so attention gives the same numbers wherever it stands.
+    The class token carries no position, so attention gives the same numbers wherever it stands; and where there is
+    none, the layer at which it would join means nothing.
 
     Raises:
-        ConfigError: two configs differ in `class_token.position` among first, middle, last, and only in that.
+        ConfigError: two configs differ in the class token alone, and in nothing that the mixer can tell.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, ClassTokenConfig] = {}
     for config in configs:
         token = config.encoder.class_token
         mixer = catalog.find("mixer", config.encoder.mixer.name).spec
-        if token.position == "none" or (isinstance(mixer, MixerSpec) and mixer.knows_order):
-            continue
-        rest = repr((config.encoder, config.objective, config.front_end, config.seed)).replace(
-            f"position={token.position!r}", "position=*"
-        )
-        position = seen.setdefault(rest, token.position)
-        if position != token.position:
+        same = token
+        if token.position == "none":
+            same = ClassTokenConfig(position="none")
+        elif not (isinstance(mixer, MixerSpec) and mixer.knows_order):
+            same = replace(token, position="first")
+        other = seen.setdefault(repr(replace(config, encoder=replace(config.encoder, class_token=same))), token)
+        if other != token:
             raise ConfigError(
-                f"encoder.class_token.position {position!r} and {token.position!r} are the same model for the mixer "
-                f"{config.encoder.mixer.name!r}: it does not know the order of tokens and the class token has no "
-                "position. Compare join_layer or 'none' instead, or a mixer that scans."
+                f"encoder.class_token {_text(other)} and {_text(token)} are the same model for the mixer "
+                f"{config.encoder.mixer.name!r}: it knows no order of tokens, the class token has no position, "
+                "and where there is none it joins nowhere. Compare join_layer or 'none', or a mixer that scans."
             )
+
+
+def _text(token: ClassTokenConfig) -> str:
+    return f"{token.position!r} at layer {token.join_layer}"

@@ -1,6 +1,9 @@
 """File -> mono float32 waveform at one rate; cropping and padding; what was wrong with a bad file."""
 
+import csv
+import math
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,14 @@ from asda_core.errors import AudioError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".au")
 """File names that a search through folders takes for audio; libsndfile reads all of them."""
+
+BLOCK_FRAMES = 1 << 20
+UNKNOWN_FRAMES = 1 << 48
+"""libsndfile's count for a stream is near 2**63; no file has this many frames."""
+MAX_RATIO = 1000
+"""Largest denominator of a ratio of rates; 44.1 kHz to 16 kHz is 160 / 441."""
+MAX_AMPLITUDE = 1e6
+"""Samples above it are damage: 16-bit numbers that nobody scaled reach 32,768."""
 
 
 def read_audio(
@@ -41,10 +52,9 @@ def read_audio(
     try:
         with soundfile.SoundFile(str(file)) as sound:
             rate = sound.samplerate
-            sound.seek(min(int(start_seconds * rate), len(sound)))
-            samples = sound.read(
-                -1 if seconds is None else int(np.ceil(seconds * rate)), dtype="float32", always_2d=True
-            )
+            if start_seconds > 0:  # a streamed file cannot be searched
+                sound.seek(min(int(start_seconds * rate), len(sound)))
+            samples = _read_blocks(sound, None if seconds is None else math.ceil(seconds * rate))
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
     if len(samples) == 0:
@@ -57,16 +67,30 @@ def read_audio(
 def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int) -> Float[Tensor, "*batch new"]:
     """Resample with torchaudio's defaults (windowed sinc, Hann, width 6, roll-off 0.99).
 
+    A rate without a small ratio to the wanted one (16,001 Hz) is taken for the nearest that has: its kernel would
+    fill the memory.
+
     **Source**: `torchaudio.functional.resample`; the released data path uses the same.
     """
     if rate == sample_rate:
         return audio
-    resampled: Tensor = torchaudio.functional.resample(audio, rate, sample_rate)
+    ratio = Fraction(sample_rate, rate).limit_denominator(MAX_RATIO)
+    resampled: Tensor = torchaudio.functional.resample(audio, ratio.denominator, ratio.numerator)
     return resampled
 
 
+def _read_blocks(sound: soundfile.SoundFile, num_frames: int | None) -> np.ndarray:
+    """Frames (n, channels) from here on, in blocks, since the header of a streamed file does not tell how many."""
+    blocks = []
+    left = math.inf if num_frames is None else num_frames
+    while left > 0 and len(block := sound.read(int(min(left, BLOCK_FRAMES)), dtype="float32", always_2d=True)):
+        blocks.append(block)
+        left -= len(block)
+    return np.concatenate(blocks) if blocks else np.zeros((0, 1), dtype=np.float32)
+
+
 def duration_seconds(file: str | Path) -> float:
-    """Length of an audio file from its header alone.
+    """Length of an audio file from its header alone; infinite if the header of a streamed file does not tell.
 
     Raises:
         AudioError: the header cannot be read or tells of no samples.
@@ -77,14 +101,14 @@ def duration_seconds(file: str | Path) -> float:
         raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
     if info.frames <= 0:
         raise AudioError(f"cannot use {file}: it holds no samples.")
-    return float(info.frames / info.samplerate)
+    return math.inf if info.frames >= UNKNOWN_FRAMES else float(info.frames / info.samplerate)
 
 
 def check_finite(audio: Tensor, name: str) -> None:
-    """Refuse NaN and infinite samples.
+    """Refuse NaN, infinite and absurd samples.
 
     Raises:
-        AudioError: naming how many there are and where the first one is.
+        AudioError: naming how many there are and where the first one is, or how large the largest is.
     """
     bad = ~torch.isfinite(audio)
     if bool(bad.any()):
@@ -92,6 +116,8 @@ def check_finite(audio: Tensor, name: str) -> None:
         raise AudioError(
             f"cannot use {name}: {int(bad.sum())} samples are NaN or infinite, the first at index {first}."
         )
+    if audio.numel() and (largest := float(audio.abs().max())) > MAX_AMPLITUDE:
+        raise AudioError(f"cannot use {name}: samples reach {largest:.3g}, where [-1, 1] is expected.")
 
 
 def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int = 0) -> Float[Tensor, " num_samples"]:
@@ -107,8 +133,9 @@ def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int 
 def find_audio(source: str | Path) -> list[Path]:
     """Audio files of a folder (searched through), a manifest, or one file.
 
-    A manifest is a text file with one path per line, relative to the manifest; what follows a tab or comma is left
-    alone, so `tsv` and `csv` lists serve too. A first line that names a folder is the root of the lines after it.
+    A manifest is a text file with one path per line, relative to the manifest: the whole line, or its first field by
+    tabs, commas or spaces, so `tsv` and `csv` lists serve too. A first line that names a folder is the root of the
+    lines after it.
 
     Returns:
         paths in sorted order for a folder, in the manifest's order otherwise.
@@ -133,15 +160,21 @@ def find_audio(source: str | Path) -> list[Path]:
 def _manifest(path: Path) -> Iterable[Path]:
     root = path.parent
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise AudioError(f"{path} is neither audio by its name nor a text manifest.") from None
-    for number, line in enumerate(lines):
-        name = line.split("\t")[0].split(",")[0].strip()
-        if number == 0 and name and (path.parent / name).is_dir():
-            root = path.parent / name
-        elif Path(name).suffix.lower() in AUDIO_SUFFIXES:
-            yield root / name
+    for number, line in enumerate(line for line in lines if line.strip()):
+        fields = [line.strip(), line.split("\t")[0].strip(), *next(csv.reader([line]))[:1], line.split()[0]]
+        name = next((field for field in fields if Path(field).suffix.lower() in AUDIO_SUFFIXES), None)
+        if name is None and number == 0:  # a root, or the header of a table
+            root = path.parent / fields[0] if (path.parent / fields[0]).is_dir() else root
+        else:
+            yield root / (name or fields[1])  # what is no audio is named when it is read
+
+
+def list_identity(files: Iterable[Path]) -> list[tuple[str, int]]:
+    """What tells one list of audio files from another: their names and sizes."""
+    return [(file.name, file.stat().st_size if file.exists() else 0) for file in files]
 
 
 def _reason(file: Path, error: Exception) -> str:

@@ -9,7 +9,7 @@ Environment (read by the command lines only, see `options_from_environment`):
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any
@@ -96,7 +96,7 @@ def load_catalog(
     for entry, distribution, version in _entries(allow) if installed else []:
         try:
             gathered += _offers_of(entry.load, distribution, version)
-        except Exception as error:  # a stranger's code: whatever it raises is kept and shown
+        except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises is kept and shown
             problems.append(Problem(entry.name, distribution, f"{type(error).__name__}: {error}"))
     for plugin in extra:
         gathered += _offers_of(lambda plugin=plugin: plugin, "(given)", "0")  # type: ignore[misc]
@@ -142,6 +142,8 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
             for spec in [answer] if isinstance(answer, Spec) else answer:
                 if not isinstance(spec, kind):
                     raise PluginError(f"{hook} must give {kind.__name__} objects, not {spec!r}.")
+                if not isinstance(spec.name, str) or not is_dataclass(spec.config):
+                    raise PluginError(f"{hook}: the name must be text and the config a dataclass in {spec!r}.")
                 offers.append(Offer(family, spec, distribution, version))
     return offers
 

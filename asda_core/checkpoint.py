@@ -25,6 +25,7 @@ from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, PluginError
+from asda_core.files import sync, write_whole
 from asda_core.model.encoder import Encoder
 
 FORMAT = "asda-1"
@@ -45,6 +46,7 @@ class Checkpoint:
         config: the run that made it.
         plugins: family -> name, distribution, version of the plugins in use.
         step: updates done.
+        data: digest of the list of audio files, empty if unknown.
         tensors: all tensors by name.
     """
 
@@ -52,6 +54,7 @@ class Checkpoint:
     config: RunConfig
     plugins: Mapping[str, Mapping[str, str]]
     step: int
+    data: str
     tensors: Mapping[str, Tensor]
 
 
@@ -65,8 +68,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     tensors, metadata = read_tensors(file)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a safetensors file, but no checkpoint of asda (no format {FORMAT!r} in it).")
-    config = parse(RunConfig, json.loads(metadata["config"]))
-    return Checkpoint(file, config, json.loads(metadata["plugins"]), int(metadata["step"]), tensors)
+    try:
+        config = parse(RunConfig, json.loads(metadata["config"]))
+        plugins, step = json.loads(metadata["plugins"]), int(metadata["step"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{file}: what is written beside the tensors cannot be used: {error}") from None
+    return Checkpoint(file, config, plugins, step, metadata.get("data", ""), tensors)
 
 
 def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder]:
@@ -119,21 +126,20 @@ def model_tensors(parts: Parts, with_objective: bool) -> dict[str, Tensor]:
     }
 
 
-def metadata_of(config: RunConfig, catalog: Catalog, step: int) -> dict[str, str]:
-    """What is written beside the tensors."""
+def metadata_of(config: RunConfig, catalog: Catalog, step: int, data: str = "") -> dict[str, str]:
+    """What is written beside the tensors; `data` is a digest of the list of audio files."""
     return {
         "format": FORMAT,
         "config": json.dumps(to_plain(config)),
         "plugins": json.dumps(plugin_origins(catalog, config)),
         "step": str(step),
+        "data": data,
     }
 
 
 def write_model(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write one file, whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    save_file(tensors, part, metadata)
-    os.replace(part, file)
+    write_whole(file, lambda part: save_file(tensors, part, metadata))
 
 
 def write_step(
@@ -145,9 +151,11 @@ def write_step(
     part.mkdir(parents=True)
     for name, (tensors, metadata) in files.items():
         save_file(tensors, part / name, metadata)
+        sync(part / name)
     final = folder / f"step-{step:08d}"
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)
+    sync(folder)
     for old in sorted(folder.glob(STEP_FOLDERS))[:-keep]:
         shutil.rmtree(old)
     return final

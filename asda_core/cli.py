@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import yaml
 
 from asda_core import __version__
 from asda_core.assemble import build_parts
-from asda_core.audio import find_audio
+from asda_core.audio import find_audio, list_identity
 from asda_core.catalog import Catalog, load_catalog, options_from_environment
 from asda_core.config import RunConfig
-from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
+from asda_core.config_io import load_run_config, parse, parse_value, signature, to_plain, to_yaml, with_value
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.hookspecs import FAMILIES
 from asda_core.pretrain.loop import TrainingStopped, pretrain
@@ -33,15 +32,15 @@ def run_command(arguments: Sequence[str] | None, make_parser: Callable[[], argpa
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
-    except AsdaError as error:
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except (AsdaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what was finished.", file=sys.stderr)
         return EXIT_STOPPED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_ERROR
     return 0
 
 
@@ -88,7 +87,7 @@ def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
         key, equals, value = change.partition("=")
         if not equals:
             raise ConfigError(f"--set {change!r} must look like key=value.")
-        plain = with_value(plain, key, yaml.safe_load(value))
+        plain = with_value(plain, key, parse_value(value))
     return parse(RunConfig, plain)
 
 
@@ -96,8 +95,7 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     """`asda pretrain`."""
     config = changed(load_run_config(parsed.config), parsed.changes)
     files = [file for source in parsed.data for file in find_audio(source)]
-    identity = [(file.name, file.stat().st_size if file.exists() else 0) for file in files]
-    folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, data=identity)}"
+    folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, data=list_identity(files))}"
     print(f"{len(files)} audio files -> {folder}", file=sys.stderr)
     print(pretrain(config, files, folder, installed_catalog(), parsed.device))
 
@@ -126,7 +124,7 @@ def run_show(parsed: argparse.Namespace) -> None:
     config = changed(load_run_config(parsed.config), parsed.changes)
     parts = build_parts(installed_catalog(), config)
     print(to_yaml(config))
-    print(f"# signature  {signature(config)}")
+    print(f"# signature  {signature(config)} (without data)")
     for name, module in (("encoder", parts.encoder), ("objective", parts.objective)):
         counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
         print(f"# {name:<10} {sum(counts):>12,} parameters that train")

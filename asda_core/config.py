@@ -3,6 +3,7 @@
 **Source** of the defaults: the released ASDA code and its pre-training configuration for AudioSet-2M.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,6 +13,12 @@ from asda_core.errors import ConfigError
 ClassTokenPosition = Literal["first", "middle", "last", "none"]
 NormPlacement = Literal["post", "pre"]
 Crop = Literal["random", "first"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with the message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,12 @@ class EncoderConfig:
     class_token: ClassTokenConfig = ClassTokenConfig()
 
     def __post_init__(self) -> None:
+        for name in ("dim", "depth", "num_heads", "patch_frames", "patch_bins", "mlp_ratio", "norm_eps"):
+            require(getattr(self, name) > 0, f"encoder.{name} must be positive, not {getattr(self, name)}.")
         if self.dim % self.num_heads:
             raise ConfigError(f"encoder.dim {self.dim} is not a multiple of encoder.num_heads {self.num_heads}.")
         if self.dim % 4:
             raise ConfigError(f"encoder.dim {self.dim} must be a multiple of 4: positions are sin, cos of two axes.")
-        for name in ("dim", "depth", "num_heads", "patch_frames", "patch_bins", "mlp_ratio", "norm_eps"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"encoder.{name} must be positive, not {getattr(self, name)}.")
         if not 0 <= self.class_token.join_layer < self.depth:
             raise ConfigError(
                 f"encoder.class_token.join_layer {self.class_token.join_layer} is not in 0..{self.depth - 1} "
@@ -81,6 +87,15 @@ class OptimizerConfig:
     decay_norms_and_biases: bool = False
     clip_norm: float = 4.0
 
+    def __post_init__(self) -> None:
+        for name in ("peak_lr", "eps", "clip_norm"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"optimizer.{name} must be a positive number, not {value}.")
+        for name in ("floor_lr", "warmup_steps", "weight_decay"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"optimizer.{name} must not be negative, not {value}.")
+        require(all(0 <= beta < 1 for beta in self.betas), f"optimizer.betas must lie in [0, 1), not {self.betas}.")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -95,6 +110,10 @@ class DataConfig:
     batch_size: int = 48
     crop: Crop = "random"
     cache_mebibytes: int = 1024
+
+    def __post_init__(self) -> None:
+        require(0 < self.clip_seconds < math.inf, f"data.clip_seconds must be positive, not {self.clip_seconds}.")
+        require(self.batch_size > 0, f"data.batch_size must be positive, not {self.batch_size}.")
 
 
 @dataclass(frozen=True)
@@ -113,17 +132,10 @@ class RunConfig:
     keep_checkpoints: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ConfigError(f"steps must not be negative, not {self.steps}.")
-        for name, value in (
-            ("log_every", self.log_every),
-            ("checkpoint_every", self.checkpoint_every),
-            ("keep_checkpoints", self.keep_checkpoints),
-            ("data.batch_size", self.data.batch_size),
-            ("data.clip_seconds", self.data.clip_seconds),
-        ):
-            if value <= 0:
-                raise ConfigError(f"{name} must be positive, not {value}.")
+        for name in ("steps", "seed"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}.")
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
 
 
 WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes")

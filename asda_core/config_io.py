@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +16,7 @@ from asda_core.errors import ConfigError, unknown
 ConfigT = TypeVar("ConfigT")
 
 SIGNATURE_DIGITS = 8
+YAML_TRUTH = "YAML 1.1 reads yes, no, on and off as truth values: quote them if you mean the words."
 CONFIG_FOLDERS = (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
 """Where the configs that come with the package are: in an installed package, and in a checkout."""
 
@@ -76,6 +77,18 @@ def load_run_config(file: str | Path) -> RunConfig:
         raise ConfigError(f"{file}: {error}") from None
 
 
+def parse_value(text: str) -> Any:
+    """A value of the command line, read as YAML.
+
+    Raises:
+        ConfigError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is not YAML: {error}") from None
+
+
 def to_plain(config: Any) -> dict[str, Any]:
     """The dataclass as nested dicts and lists, the inverse of `parse`."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
@@ -101,6 +114,8 @@ def with_value(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, An
         below = copy.get(key)
         if isinstance(below, str):  # a plugin by its name alone
             below = {"name": below}
+        if not isinstance(below, Mapping | None):
+            raise ConfigError(f"{key} is the value {below!r} and has no key {rest!r}.")
         value = with_value(below or {}, rest, value)
     copy[key] = value
     return copy
@@ -140,6 +155,8 @@ def _check_keys(cls: type, data: Any, path: str) -> Any:
         if key not in names:
             raise ConfigError(f"{unknown('config key', str(key), names)} (at {dotted})")
         hint = hints[key]
+        if isinstance(value, bool) and not {bool, Any} & {hint, *get_args(hint)}:
+            raise ConfigError(f"{dotted}: a truth value where {_words(hint)} is expected, given {value}. {YAML_TRUTH}")
         below = isinstance(hint, type) and is_dataclass(hint)
         checked[key] = _check_keys(hint, value, dotted) if below else value
     return checked
@@ -149,5 +166,8 @@ def _describe(item: Any, path: str) -> str:
     """One line for one finding of the validator."""
     dotted = ".".join([path, *map(str, item["loc"])] if path else map(str, item["loc"]))
     given = "" if item["type"] == "missing" else f", given {item['input']!r}"
-    hint = " (YAML 1.1 reads yes, no, on and off as truth values: quote them)" if item["input"] in (True, False) else ""
-    return f"{dotted or 'the config'}: {item['msg']}{given}{hint}"
+    return f"{dotted or 'the config'}: {item['msg']}{given}"
+
+
+def _words(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

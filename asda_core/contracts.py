@@ -7,7 +7,7 @@ A plugin is a value, not an event: a hook returns specs, and nothing registers i
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar
 
 import pluggy
 import torch
@@ -96,7 +96,6 @@ class Mixer(Protocol):
         """Mix. Padding must influence no valid token; clips must not influence each other."""
 
 
-@runtime_checkable
 class FrontEnd(Protocol):
     """Audio -> features. An `nn.Module`.
 

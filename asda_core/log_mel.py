@@ -19,6 +19,10 @@ PREEMPHASIS = 0.97
 """Weight of the sample before. **Source**: Kaldi's default."""
 LOW_HZ = 20.0
 """Lower edge of the lowest mel bin; the upper edge is half the sample rate. **Source**: Kaldi's default."""
+HIGH_HZ = 0.0
+"""Upper edge of the highest mel bin, counted from half the sample rate. **Source**: Kaldi's default."""
+NO_WARPING = (100.0, -500.0, 1.0)
+"""Edges and factor of vocal-tract-length warping; the factor 1 means none. **Source**: Kaldi's defaults."""
 LOG_FLOOR = float(torch.finfo(torch.float32).eps)
 """Smallest power before the logarithm: silence is ln(1.19e-7) = -15.94. **Source**: torchaudio's Kaldi code."""
 
@@ -61,7 +65,7 @@ class LogMel(nn.Module):
         self.hop_samples = int(sample_rate * config.hop_ms / 1000)
         self.fft_samples = 1 << (self.window_samples - 1).bit_length()  # next power of two
         self.mean, self.std = config.mean, config.std
-        mel, _ = get_mel_banks(config.num_bins, self.fft_samples, float(sample_rate), LOW_HZ, 0.0, 100.0, -500.0, 1.0)
+        mel, _ = get_mel_banks(config.num_bins, self.fft_samples, float(sample_rate), LOW_HZ, HIGH_HZ, *NO_WARPING)
         self.mel: Tensor
         self.window: Tensor
         self.register_buffer("mel", nn.functional.pad(mel, (0, 1)).T.contiguous(), persistent=False)

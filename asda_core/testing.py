@@ -7,7 +7,9 @@
 Each function raises AssertionError with the clause that is broken, and returns None.
 """
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +28,10 @@ from asda_core.contracts import (
     ObjectiveContext,
     ObjectiveSpec,
 )
-from asda_core.layout import CLASS_TOKEN, TokenLayout
+from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoder
+
+CheckT = TypeVar("CheckT", bound=Callable[..., None])
 
 DIM, HEADS, LAYERS = 32, 4, 2
 GRID = (5, 4)
@@ -38,10 +42,22 @@ LEARNING_STEPS = 60
 LEARNING_RATE = 3e-3
 
 
+def seeded(check: CheckT) -> CheckT:
+    """Let a check draw the same numbers every time, and leave the caller's generator as it was."""
+
+    @functools.wraps(check)
+    def run(*arguments: Any, **options: Any) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            check(*arguments, **options)
+
+    return cast(CheckT, run)
+
+
+@seeded
 def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
     """Shape; finite; clips alone; padding without influence; tokens that hear of each other; masked grids and a class
     token anywhere; order of tokens (if `knows_order` is False); state round trip; every parameter moves."""
-    torch.manual_seed(0)
     mixer = spec.build(parse(spec.config, options), MixerContext(DIM, HEADS, 1, LAYERS))
     for layout in _layouts():
         tokens = torch.randn(*layout.index.shape, DIM)
@@ -126,12 +142,12 @@ def check_all_parameters_move(module: nn.Module, loss: Any) -> None:
     assert not still, f"these parameters never move: {', '.join(still)}"
 
 
+@seeded
 def check_front_end(spec: FrontEndSpec[Any], **options: Any) -> None:
     """Attributes; shape; silence finite; a delay of one hop is one frame; frames as promised; clips alone."""
     front_end: Any = spec.build(parse(spec.config, options), FrontEndContext(SAMPLE_RATE))
     for name in ("sample_rate", "num_bins", "hop_samples", "window_samples"):
         assert isinstance(getattr(front_end, name, None), int), f"{spec.name}: attribute {name} must be an int"
-    torch.manual_seed(0)
     hop, window = front_end.hop_samples, front_end.window_samples
     audio = 0.1 * torch.randn(2, window + 20 * hop + hop // 2)
     features = front_end(audio)
@@ -145,13 +161,13 @@ def check_front_end(spec: FrontEndSpec[Any], **options: Any) -> None:
 def small_encoder(mixer: MixerSpec[Any] | None = None) -> Encoder:
     """An encoder of two layers for checks; without a mixer given, tokens are averaged."""
     config = EncoderConfig(dim=DIM, depth=LAYERS, num_heads=HEADS)
-    torch.manual_seed(0)
     if mixer is None:
         return Encoder(config, [_Mean() for _ in range(LAYERS)])
     context = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
     return Encoder(config, [mixer.build(mixer.config(), one) for one in context])
 
 
+@seeded
 def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = None, **options: Any) -> None:
     """Same seed, same loss; finite parts; gradients reach the encoder and none a frozen part; learns one batch."""
     encoder = small_encoder(mixer)
@@ -181,6 +197,7 @@ def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = Non
     assert losses().total < first.total, f"{spec.name}: the loss on one batch does not fall"
 
 
+@seeded
 def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, **options: Any) -> None:
     """Output unchanged when attached; only new parameters train, all of them do; the base stays bit-identical."""
     encoder = small_encoder(mixer)
@@ -206,5 +223,5 @@ class _Mean(nn.Module):
     """The simplest mixer: every token hears the mean of all valid ones."""
 
     def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
-        weight = layout.valid.to(tokens).unsqueeze(-1) * (layout.index >= CLASS_TOKEN).unsqueeze(-1)
+        weight = layout.valid.to(tokens).unsqueeze(-1)
         return tokens + (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)

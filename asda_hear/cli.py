@@ -1,22 +1,21 @@
 """The command `asda-hear`: validate, tasks, evaluate, ablate, demo."""
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from asda_core import __version__
-from asda_core.checkpoint import MODEL_FILE
+from asda_core.checkpoint import MODEL_FILE, STEP_FOLDERS
 from asda_core.cli import run_command
+from asda_core.config_io import parse_value
 from asda_core.errors import ConfigError, TaskError
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.report import write_report
 from asda_hear.ablation.run import run_plan
+from asda_hear.api import LOG_MEL
 from asda_hear.demo import run_demo
-from asda_hear.evaluate.compat import hear_tools
+from asda_hear.evaluate.compat import validate
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
 from asda_hear.evaluate.runner import EvaluationConfig, evaluate, find_tasks
 from asda_hear.evaluate.scores import to_markdown, write_tables
@@ -93,13 +92,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def run_validate(parsed: argparse.Namespace) -> None:
     """`asda-hear validate`: the tool's own entry point, with a stand-in for TensorFlow."""
-    with hear_tools():
-        validator = importlib.import_module("hearvalidator.validate")
-        before, sys.argv = sys.argv, ["hear-validator", *(parsed.rest or ["asda_hear"])]
-        try:
-            validator.main()
-        finally:
-            sys.argv = before
+    validate(parsed.rest or ["asda_hear"])
 
 
 def run_build(parsed: argparse.Namespace) -> None:
@@ -141,12 +134,14 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
         key, equals, value = option.partition("=")
         if not equals:
             raise ConfigError(f"--option {option!r} must look like key=value.")
-        options[key] = yaml.safe_load(value)
+        options[key] = parse_value(value)
     tasks = find_tasks(parsed.tasks, parsed.task)
     config = EvaluationConfig(parsed.grid, parsed.grid_points, parsed.threads)
+    names = [model_name(model, options) for model in parsed.model]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two models would be called the same: {', '.join(names)}; give each its own folder.")
     rows = []
-    for model in parsed.model:
-        name = model_name(model, options)
+    for model, name in zip(parsed.model, names, strict=True):
         rows += [(name, score) for score in evaluate(model, tasks, parsed.out / name, config, options)]
         write_tables(rows, parsed.out)
     print(to_markdown(rows), end="")
@@ -154,9 +149,13 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
 
 
 def model_name(model: str, options: dict[str, object]) -> str:
-    """Folder and row name of a model: the last part of its path that says something, and the options."""
-    path = Path(model or "asda_hear")
-    stem = path.parent.name if path.name == MODEL_FILE else path.stem if path.is_file() else path.name
+    """Folder and row name of a model: what its path says, and the options."""
+    if model in ("", LOG_MEL):
+        stem = model or "asda_hear"
+    else:
+        path = Path(model).resolve()
+        path = path.parent if path.name == MODEL_FILE else path.with_suffix("") if path.is_file() else path
+        stem = f"{path.parent.name}-{path.name}" if path.match(STEP_FOLDERS) else path.name
     return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items()))])
 
 

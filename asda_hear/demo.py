@@ -15,7 +15,7 @@ from asda_core.config_io import to_yaml
 from asda_hear.ablation.plan import PlanConfig, TaskChoice, load_plan
 from asda_hear.ablation.report import write_report
 from asda_hear.ablation.run import run_plan
-from asda_hear.evaluate.compat import hear_tools
+from asda_hear.evaluate.compat import validate
 from asda_hear.evaluate.runner import EvaluationConfig
 from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task
 
@@ -205,10 +205,7 @@ def run_demo(folder: Path, progress: bool = True) -> str:
         print("1/3 making the corpus", file=sys.stderr)
         make_corpus(folder)
     print("2/3 hear-validator asda_hear", file=sys.stderr)
-    with hear_tools():
-        from hearvalidator.validate import ValidateModel
-
-        ValidateModel("asda_hear", "")()
+    validate(["asda_hear"])
     print("3/3 pre-training, heareval, table", file=sys.stderr)
     plan = load_plan(demo_plan(folder))
     return write_report(plan, run_plan(plan, folder / "results", progress=progress), folder / "results")

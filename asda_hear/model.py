@@ -62,7 +62,9 @@ class HearModel(nn.Module):
         geometry = (front_end.sample_rate, front_end.hop_samples, front_end.window_samples, backbone.patch_frames)
         self.scene_framing = Framing(*geometry, centred=False)
         self.timestamp_framing = Framing(*geometry, shifts=self._shifts(options.timestamp_hop_ms))
-        seconds = options.window_seconds or clip_seconds
+        seconds = clip_seconds if options.window_seconds is None else options.window_seconds
+        if seconds <= 0:
+            raise ConfigError(f"window_seconds must be positive, not {seconds:g}.")
         frames = (round(seconds * self.sample_rate) - front_end.window_samples) // front_end.hop_samples + 1
         self.window_patches = max(1, int(frames) // backbone.patch_frames)
         self.requires_grad_(False).eval()

@@ -82,6 +82,32 @@ def test_bad_files(tmp_path: Path, kind: str, message: str) -> None:
         read_audio(bad_file(tmp_path, kind), 16_000)
 
 
+def test_absurd_samples(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "wild.wav", np.array([0.0, 1e25]), 16_000, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"samples reach 1e\+25, where \[-1, 1\] is expected"):
+        read_audio(tmp_path / "wild.wav", 16_000)
+
+
+def test_a_rate_without_a_small_ratio(tmp_path: Path) -> None:
+    """Its exact kernel would take gigabytes."""
+    soundfile.write(tmp_path / "odd.wav", tone(16_001), 16_001)
+    audio = read_audio(tmp_path / "odd.wav", 16_000)
+    assert abs(len(audio) - 16_000) <= 1
+    assert int(torch.fft.rfft(audio).abs().argmax()) == 440
+
+
+def test_a_streamed_file_does_not_tell_its_length(tmp_path: Path) -> None:
+    """A FLAC from a pipe has 0 in its header for the number of samples."""
+    file = tmp_path / "stream.flac"
+    soundfile.write(file, tone(16_000), 16_000)
+    content = bytearray(file.read_bytes())
+    content[21] &= 0xF0  # the low 36 bits of bytes 18 to 25 count the samples
+    content[22:26] = bytes(4)
+    file.write_bytes(content)
+    assert duration_seconds(file) == float("inf")
+    assert len(read_audio(file, 16_000)) == 16_000
+
+
 def test_crop_or_pad() -> None:
     audio = torch.arange(5.0)
     assert crop_or_pad(audio, 3, 1).tolist() == [1, 2, 3]
@@ -96,6 +122,9 @@ def test_find_audio(audio_folder: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "train.tsv"
     manifest.write_text("audio\nsound2.ogg\t44100\nsound0.wav\t16000\n")
     assert find_audio(manifest) == [found[2], found[0]]
+    odd = tmp_path / "a, b c.wav"
+    manifest.write_text('filename,label\na, b c.wav\n"a, b c.wav",dog\nno_audio.txt\n')
+    assert find_audio(manifest) == [odd, odd, tmp_path / "no_audio.txt"]
     for wrong in (tmp_path / "none", tmp_path / "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(AudioError, match="no folder, manifest|no audio files"):

@@ -71,6 +71,8 @@ def test_a_stranger_comes_in(install: Install) -> None:
         ("raise SystemError('broken at import')", "SystemError: broken at import"),
         (offering("x", hook="asda_mixer"), "unknown hook 'asda_mixer'"),
         ("nothing = 1", "it has no hook"),
+        ("import sys; sys.exit('no CUDA')", "SystemExit: no CUDA"),
+        (offering("x").replace("name, Nothing,", "name, int,"), "the config a dataclass"),
         (offering("x").replace("spec(name) for", "name for"), "must give MixerSpec objects, not 'x'"),
         (offering("x").replace("def asda_mixers():", "def asda_mixers():\n    1 / 0"), "ZeroDivisionError"),
     ],

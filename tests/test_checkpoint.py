@@ -115,6 +115,12 @@ def test_missing_plugin_names_the_package(file: Path) -> None:
         load_encoder(read_checkpoint(changed), load_catalog(installed=False))
 
 
+@pytest.mark.parametrize("metadata", [{"config": '{"newkey": 1}'}, {"config": "no json"}, {"step": "many"}])
+def test_strange_metadata_names_the_file(file: Path, metadata: dict[str, str]) -> None:
+    with pytest.raises(CheckpointError, match="changed.safetensors: what is written beside the tensors"):
+        read_checkpoint(change(file, load_file(file), **metadata))
+
+
 def test_steps_are_whole_or_not_there(tmp_path: Path) -> None:
     files = {"model.safetensors": ({"a": torch.zeros(2)}, {"step": "1"})}
     for step in (1, 2, 3):

@@ -73,6 +73,16 @@ def test_show(config: Path, capsys: Capture) -> None:
         ("encoder: {lamda: 1}", "steps=1", "unknown config key 'lamda'"),
         ("", "stepz=1", "unknown config key 'stepz'. Did you mean 'steps'?"),
         ("", "steps", "must look like key=value"),
+        ("", "seed=[1", "is not YAML"),
+        ("", "seed.x=1", "seed is the value 1 and has no key 'x'"),
+        ("", "seed=-1", "seed must not be negative"),
+        ("", "steps=yes", "a truth value where int is expected, given True. YAML 1.1 reads yes"),
+        ("", "data.clip_seconds=.nan", "data.clip_seconds must be positive"),
+        ("", "optimizer.betas=[2, 3]", r"betas must lie in [0, 1)"),
+        ("", "encoder.num_heads=0", "encoder.num_heads must be positive"),
+        ("", "objective.options.top_layers=0", "top_layers must be at least 1"),
+        ("", "objective.options.top_layers=99", "more than encoder.depth"),
+        ("encoder: {dim: 32, num_heads: 2, depth: 1}", "data.clip_seconds=0.1", "hold no patch"),
         ("encoder: {mixer: diferential}", "steps=1", "unknown mixer 'diferential'. Did you mean 'differential'?"),
     ],
 )
@@ -87,6 +97,21 @@ def test_mistakes_are_one_line(
     assert "error: " in errors
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_a_device_or_folder_that_is_none(config: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["pretrain", str(config), "--data", str(audio_folder), "--out"]
+    assert main([*command, str(tmp_path / "run"), "--device", "bla"]) == EXIT_ERROR
+    assert "the device 'bla' cannot be used here" in capsys.readouterr().err
+    assert main([*command, str(config), "--device", "cpu"]) == EXIT_ERROR
+    assert "error: " in capsys.readouterr().err
+
+
+def test_other_audio_in_the_folder_of_a_run(config: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["pretrain", str(config), "--out", str(tmp_path / "run"), "--device", "cpu", "--data"]
+    assert main([*command, str(audio_folder)]) == 0
+    assert main([*command, str(audio_folder / "sound0.wav")]) == EXIT_ERROR
+    assert "holds a run on other audio files" in capsys.readouterr().err
 
 
 def test_no_audio(config: Path, tmp_path: Path, capsys: Capture) -> None:

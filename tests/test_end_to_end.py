@@ -97,10 +97,27 @@ def test_plan_with_a_strangers_mixer(
 def test_one_cell_that_fails(plan: Path, plugins: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asda_hear.api.load_catalog", lambda **_: plugins)
     text = yaml.safe_load(plan.read_text())
-    text["axes"] = {"groups": {"bad": {"objective.options.decoder.groups": 5}, "good": {}}}
+    text["axes"] = {"rate": {"wild": {"optimizer": {"peak_lr": 1e30, "warmup_steps": 0}, "steps": 9}, "good": {}}}
     text["seeds"] = [0]
     plan.write_text(yaml.safe_dump(text))
-    with pytest.raises(AsdaError, match=r"1 of 2 cells failed.*groups bad.*is not a multiple of"):
+    with pytest.raises(AsdaError, match=r"1 of 2 cells failed.*rate wild.*no longer finite"):
         run_plan(load_plan(plan), tmp_path / "out", progress=False, catalog=plugins)
     assert len((tmp_path / "out" / "rows.csv").read_text().splitlines()) == 1 + 2
     assert len(list((tmp_path / "out").rglob("error.txt"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axes": {"groups": {"bad": {"objective.options.decoder.groups": 5}}}}, "cell groups bad.*not a multiple of"),
+        ({"axes": {"encoder.mixer.options.lamda": [0.1]}}, "cell encoder.mixer.options.lamda 0.1.*unknown config key"),
+        ({"options": {"scene_poolin": "mean"}}, "Did you mean 'scene_pooling'"),
+    ],
+)
+def test_mistakes_show_before_anything_runs(
+    plan: Path, plugins: Catalog, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    plan.write_text(yaml.safe_dump({**yaml.safe_load(plan.read_text()), **changes}))
+    with pytest.raises(AsdaError, match=message):
+        run_plan(load_plan(plan), tmp_path / "out", dry_run=True, catalog=plugins)
+    assert not (tmp_path / "out").exists()

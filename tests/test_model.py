@@ -1,12 +1,18 @@
 """Layout, patches, encoder: where the class token stands and what difference it makes."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from asda_plugins.mixer_standard import StandardConfig
+from torch import nn
 
 from asda_core.assemble import build_encoder, build_parts, check_class_token_axis
-from asda_core.catalog import Catalog
+from asda_core.catalog import Catalog, load_catalog
 from asda_core.config import ClassTokenConfig, EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
+from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import CLASS_TOKEN, TokenLayout
 from asda_core.model.encoder import Encoder
@@ -100,14 +106,31 @@ def test_padding_has_no_influence_on_the_summary(catalog: Catalog) -> None:
 
 
 def test_positions_of_the_class_token_are_no_ablation(catalog: Catalog, tiny: RunConfig) -> None:
-    def config(**token: object) -> RunConfig:
-        from dataclasses import replace
+    def config(steps: int = 6, **token: object) -> RunConfig:
+        encoder = replace(tiny.encoder, class_token=ClassTokenConfig(**token))  # type: ignore[arg-type]
+        return replace(tiny, steps=steps, encoder=encoder)
 
-        return replace(tiny, encoder=replace(tiny.encoder, class_token=ClassTokenConfig(**token)))  # type: ignore[arg-type]
-
-    check_class_token_axis(catalog, [config(), config(join_layer=1), config(position="none")])
-    with pytest.raises(ConfigError, match="'first' and 'last' are the same model for the mixer 'differential'"):
+    check_class_token_axis(
+        catalog, [config(), config(join_layer=1), config(position="none"), config(9, position="last")]
+    )
+    with pytest.raises(ConfigError, match="'first' at layer 0 and 'last' at layer 0 are the same model for the mixer"):
         check_class_token_axis(catalog, [config(), config(position="last")])
+    with pytest.raises(ConfigError, match="'none' at layer 0 and 'none' at layer 1 are the same model"):
+        check_class_token_axis(catalog, [config(position="none"), config(position="none", join_layer=1)])
+
+
+def test_positions_count_for_a_mixer_that_knows_order(tiny: RunConfig) -> None:
+    def build(config: StandardConfig, context: MixerContext) -> nn.Module:
+        return nn.Identity()
+
+    spec = MixerSpec("scan", StandardConfig, build, "for tests", "here", knows_order=True)
+    plugin = SimpleNamespace(asda_mixers=hookimpl(lambda: [spec]))
+    encoder = replace(tiny.encoder, mixer=PluginChoice("scan"))
+    configs = [
+        replace(tiny, encoder=replace(encoder, class_token=ClassTokenConfig(0, position)))
+        for position in ("first", "middle", "last")
+    ]
+    check_class_token_axis(load_catalog(plugin, installed=False), configs)
 
 
 def test_weights_depend_on_the_seed_alone(catalog: Catalog, tiny: RunConfig) -> None:

@@ -4,6 +4,7 @@ Which clips a step gets depends on the seed and the number of the step alone, so
 what it would have got. An unreadable file is replaced by the next one in the order of its epoch, named and counted.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ class ClipBatches:
         self.num_samples = round(config.clip_seconds * sample_rate)
         self.seed = seed
         self.skipped: dict[Path, str] = {}
+        self._unreadable: set[Path] = set()
+        self._long: set[Path] = set()
         self._cache: dict[Path, Tensor] = {}
         self._room = config.cache_mebibytes * BYTES_PER_MEBIBYTE
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
@@ -60,12 +63,14 @@ class ClipBatches:
         share = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
         for step in range(len(self.files)):
             file = self.files[order[(place + step) % len(order)]]
-            if file in self.skipped:
+            if file in self._unreadable:
                 continue
             try:
                 return self._stretch(file, share)
             except AudioError as error:
-                self.skipped[file] = str(error)
+                self.skipped.setdefault(file, str(error))
+                if file not in self._long:  # another stretch of a long file may be good: which one must not matter
+                    self._unreadable.add(file)
         reasons = "; ".join(list(self.skipped.values())[:3])
         raise AudioError(f"none of the {len(self.files)} audio files is readable. The first ones: {reasons}")
 
@@ -78,7 +83,8 @@ class ClipBatches:
         """The clip that begins at `share` of what can be its beginning."""
         if file not in self._cache:
             seconds = duration_seconds(file)
-            if seconds > WHOLE_FILE_SECONDS:
+            if WHOLE_FILE_SECONDS < seconds < math.inf:
+                self._long.add(file)
                 start = share * max(0.0, seconds - self.config.clip_seconds)
                 audio = read_audio(file, self.sample_rate, start, self.config.clip_seconds)
                 return crop_or_pad(audio, self.num_samples)

@@ -53,8 +53,10 @@ class LatentRegressionConfig:
     teacher: TeacherConfig = TeacherConfig()
 
     def __post_init__(self) -> None:
-        if self.clones < 1:
-            raise ConfigError(f"objective.options.clones must be at least 1, not {self.clones}.")
+        for name in ("clones", "utterance_rows", "top_layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"objective.options.{name} must be at least 1, not {value}.")
 
 
 class LatentRegression(nn.Module):
@@ -62,6 +64,8 @@ class LatentRegression(nn.Module):
 
     def __init__(self, config: LatentRegressionConfig, encoder: Encoder) -> None:
         super().__init__()
+        if (config.top_layers or 0) > encoder.config.depth:
+            raise ConfigError(f"objective.options.top_layers {config.top_layers} is more than encoder.depth has.")
         self.config = config
         self.decoder = ConvolutionalDecoder(config.decoder, encoder.config.dim)
         self.teacher = Teacher(encoder, config.teacher)
@@ -72,6 +76,8 @@ class LatentRegression(nn.Module):
         """Draw masks and noise, then `loss_for`."""
         times = features.shape[2] // encoder.config.patch_frames
         bands = features.shape[1] // encoder.config.patch_bins
+        if not times * bands:
+            raise ConfigError(f"clips of {features.shape[2]} frames hold no patch; data.clip_seconds is too short.")
         rows = len(features) * self.config.clones
         hidden = block_masks((times, bands), rows, self.config.mask, generator)
         noise = torch.randn(rows, times * bands, encoder.config.dim, generator=generator) * self.config.noise_std
@@ -103,7 +109,8 @@ class LatentRegression(nn.Module):
         wanted = target[owner].gather(1, over_channels(gone, tokens))
         frame = squared_error(predicted, wanted).mean()
         utterance = squared_error(student.summary, target.mean(dim=1)[owner]).mean()
-        weight = self.config.utterance_weight * (self.config.utterance_rows or len(owner))
+        rows = len(owner) if self.config.utterance_rows is None else self.config.utterance_rows
+        weight = self.config.utterance_weight * rows
         total = self.config.frame_weight * frame + weight * utterance
         with torch.no_grad():
             statistics = {"target_std": channel_std(wanted), "prediction_std": channel_std(predicted)}

@@ -1,23 +1,24 @@
 """The training loop: load, step, log, save. Stopped at any moment, it goes on with the same losses."""
 
+import hashlib
 import json
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from asda_core.assemble import Parts, build_parts
+from asda_core.assemble import Parts, build_parts, plugin_origins
+from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
     MODEL_FILE,
@@ -34,11 +35,16 @@ from asda_core.checkpoint import (
 from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
 from asda_core.errors import AsdaError, ConfigError
+from asda_core.files import write_text
 from asda_core.pretrain.data import ClipBatches
+from asda_core.pretrain.reporter import SKIPPED_FILE, Reporter, named_skipped
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
 
 STEP_SEED_STRIDE = 1_000_003
-"""Distance between the seeds of two runs' steps: a prime above any number of steps in one epoch of a short run."""
+"""Seed of a step = seed of the run x this + step: no two steps of any two runs share one while runs are shorter."""
+
+
+DIGEST_DIGITS = 16
 
 
 class TrainingStopped(AsdaError):
@@ -56,36 +62,9 @@ class Run:
     parts: Parts
     optimizer: torch.optim.Optimizer
     names: list[str]
+    data: str
     step: int = 0
     stop: bool = field(default=False)
-
-
-@dataclass
-class Reporter:
-    """Where a run tells how it goes: the bar, `log.jsonl`, TensorBoard, `skipped.jsonl`."""
-
-    bar: "tqdm[NoReturn]"
-    lines: TextIO
-    writer: SummaryWriter
-    num_named: int = 0
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Write the numbers of a step everywhere."""
-        self.lines.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
-        self.lines.flush()
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
-
-    def name_skipped(self, folder: Path, clips: ClipBatches) -> None:
-        """Name the files that were skipped since the last call."""
-        new = list(clips.skipped.items())[self.num_named :]
-        if new:
-            with (folder / "skipped.jsonl").open("a" if self.num_named else "w") as file:
-                for path, reason in new:
-                    tqdm.write(f"skipped: {reason}", file=sys.stderr)
-                    file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
-        self.num_named += len(new)
 
 
 def pretrain(
@@ -110,18 +89,35 @@ def pretrain(
         TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
         AsdaError: the loss is no longer finite.
     """
-    run = _start(config, catalog, folder, torch.device(device))
+    run = _start(config, catalog, folder, usable_device(device), list_digest(files))
     clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress, desc=folder.name)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run.step)
     with closing(writer), bar, (folder / "log.jsonl").open("a") as log, _stop_on_signal(run):
         _train(run, clips, Reporter(bar, log, writer))
-    if clips.skipped:
-        where = folder / "skipped.jsonl"
-        print(f"{len(clips.skipped)} of {len(files)} files were skipped; {where} names them.", file=sys.stderr)
+    if skipped := named_skipped(folder):
+        where = folder / SKIPPED_FILE
+        print(f"{len(skipped)} of {len(files)} files were skipped; {where} names them.", file=sys.stderr)
     final = folder / MODEL_FILE
-    write_model(final, model_tensors(run.parts, with_objective=False), metadata_of(config, catalog, run.step))
+    write_model(final, model_tensors(run.parts, with_objective=False), metadata_of(config, catalog, run.step, run.data))
     return final
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"the device {name!r} cannot be used here: {error}") from None
+
+
+def list_digest(files: list[Path]) -> str:
+    """A digest of the list of audio files, by which a run knows its data again."""
+    return hashlib.sha256(json.dumps(list_identity(files)).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def _train(run: Run, clips: ClipBatches, reporter: Reporter) -> None:
@@ -135,18 +131,21 @@ def _train(run: Run, clips: ClipBatches, reporter: Reporter) -> None:
                 waiting = ahead.submit(clips.batch, run.step + 1)
             record = _train_step(run, audio)
             reporter.name_skipped(run.folder, clips)
-            if run.step % config.log_every == 0 or run.step in (1, config.steps):
+            logs = run.step % config.log_every == 0 or run.step in (1, config.steps)
+            saves = run.step % config.checkpoint_every == 0 or run.step == config.steps or run.stop
+            if logs or saves:
                 values = {name: float(value) for name, value in record.items()}
-                _check_finite(values, run)
+                _check_finite(values, run)  # so that no step with NaN takes the place of a good one
+            if logs:
                 reporter.log(run.step, values)
             reporter.bar.update()
-            if run.step % config.checkpoint_every == 0 or run.step == config.steps or run.stop:
+            if saves:
                 _save(run)
             if run.stop and run.step < config.steps:
                 raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command goes on.")
 
 
-def _start(config: RunConfig, catalog: Catalog, folder: Path, device: torch.device) -> Run:
+def _start(config: RunConfig, catalog: Catalog, folder: Path, device: torch.device, data: str) -> Run:
     """A new run, or the newest step of an old one."""
     parts = build_parts(catalog, config)
     for module in (parts.front_end, parts.encoder, parts.objective):
@@ -154,12 +153,12 @@ def _start(config: RunConfig, catalog: Catalog, folder: Path, device: torch.devi
     named = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
     named += [(f"objective.{n}", p) for n, p in parts.objective.named_parameters() if p.requires_grad]
     optimizer = make_optimizer((parameter for _, parameter in named), config.optimizer)
-    run = Run(config, catalog, folder, device, parts, optimizer, [name for name, _ in named])
+    run = Run(config, catalog, folder, device, parts, optimizer, [name for name, _ in named], data)
     folder.mkdir(parents=True, exist_ok=True)
     latest = newest_step(folder)
     if latest is not None:
         _resume(run, latest, dict(named))
-    (folder / "config.yaml").write_text(to_yaml(config))
+    write_text(folder / "config.yaml", to_yaml(config))
     _drop_log_after(folder / "log.jsonl", run.step)
     return run
 
@@ -169,6 +168,10 @@ def _resume(run: Run, latest: Path, named: dict[str, torch.nn.Parameter]) -> Non
     checkpoint = read_checkpoint(latest)
     if signature(checkpoint.config) != signature(run.config):
         raise ConfigError(f"{run.folder} holds another run ({signature(checkpoint.config)}); give another folder.")
+    if checkpoint.data and checkpoint.data != run.data:
+        raise ConfigError(f"{run.folder} holds a run on other audio files; give another folder.")
+    if checkpoint.plugins != (now := plugin_origins(run.catalog, run.config)):
+        print(f"warning: {run.folder} was trained with {checkpoint.plugins}, and goes on with {now}.", file=sys.stderr)
     for prefix in ("front_end", "encoder", "objective"):
         load_strict(getattr(run.parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
     states, _ = read_tensors(latest / TRAINING_FILE)
@@ -208,7 +211,7 @@ def _save(run: Run) -> None:
         for name, parameter in parameters
         for key, value in run.optimizer.state.get(parameter, {}).items()
     }
-    metadata = metadata_of(run.config, run.catalog, run.step)
+    metadata = metadata_of(run.config, run.catalog, run.step, run.data)
     files = {MODEL_FILE: (model_tensors(run.parts, True), metadata), TRAINING_FILE: (states, metadata)}
     write_step(run.folder, run.step, files, run.config.keep_checkpoints)
 
@@ -247,4 +250,4 @@ def _drop_log_after(log: Path, step: int) -> None:
         lines = [
             line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
         ]
-        log.write_text("".join(f"{line}\n" for line in lines))
+        write_text(log, "".join(f"{line}\n" for line in lines))

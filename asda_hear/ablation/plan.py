@@ -17,11 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asda_core.audio import find_audio
+from asda_core.audio import find_audio, list_identity
 from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config, parse, read_yaml, signature, to_plain, with_value
 from asda_core.errors import ConfigError
 from asda_hear.evaluate.runner import EvaluationConfig
+
+FACTS = ("seed", "cell", "parameters", "updates", "pretrain_seconds", "plugins")
+RESULTS = ("task", "metric", "score", "folds", "validation", "asda", "torch", "heareval")
+BASELINE = "model"
+"""Columns of `rows.csv` beside the axes; `model` tells baselines from cells."""
+RESERVED = {BASELINE, *FACTS, *RESULTS}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,10 @@ class PlanConfig:
     def __post_init__(self) -> None:
         if not self.axes or not self.seeds:
             raise ConfigError("a plan needs at least one axis and one seed.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"the seeds of a plan must differ, given {list(self.seeds)}.")
+        if taken := sorted(RESERVED & self.axes.keys()):
+            raise ConfigError(f"an axis cannot be called {taken[0]!r}: the table has a column of that name.")
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ def load_plan(file: Path) -> Plan:
     config = parse(PlanConfig, read_yaml(file), str(file))
     here = file.parent
     audio = tuple(found for source in config.data for found in find_audio(here / source))
-    identity = [(path.name, path.stat().st_size) for path in audio if path.exists()]
+    identity = list_identity(audio)
     base = to_plain(load_run_config(here / config.base))
     for key, value in config.set.items():
         base = with_value(base, key, value)

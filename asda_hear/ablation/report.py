@@ -5,8 +5,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from asda_hear.ablation.plan import Plan
-from asda_hear.ablation.run import BASELINE_AXIS
+from asda_hear.ablation.plan import BASELINE, Plan
 from asda_hear.ablation.statistics import mean_interval
 
 Row = dict[str, Any]
@@ -19,14 +18,14 @@ def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
     axes = list(plan.config.axes)
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row[BASELINE_AXIS], *(row[axis] for axis in axes)), []).append(row)
+        groups.setdefault((row[BASELINE], *(row[axis] for axis in axes)), []).append(row)
     lines = [f"## {plan.config.question or plan.file.stem}", ""]
     lines.append(
         "| " + " | ".join([*axes, "parameters", "seeds", *(f"{task} ({metric[task]})" for task in tasks)]) + " |"
     )
     lines.append("|" + "---|" * (len(axes) + 2 + len(tasks)))
     for key, members in groups.items():
-        labels = list(key[1:])
+        labels = [str(label) for label in key[1:]]
         if key[0]:
             labels[0] = f"*{key[0]}*"
         values = {task: [row["score"] for row in members if row["task"] == task] for task in tasks}

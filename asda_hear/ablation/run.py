@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import sys
 import time
@@ -14,20 +15,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from asda_core.assemble import build_encoder, check_class_token_axis, plugin_origins
+from asda_core.assemble import build_encoder, build_parts, check_class_token_axis, plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import MODEL_FILE
 from asda_core.cli import installed_catalog
-from asda_core.config_io import to_plain
+from asda_core.config_io import parse, to_plain
 from asda_core.errors import AsdaError
+from asda_core.files import write_text
 from asda_core.pretrain.loop import TrainingStopped, pretrain
-from asda_hear.ablation.plan import Cell, Plan
+from asda_hear.ablation.plan import BASELINE, Cell, Plan
+from asda_hear.evaluate.compat import hear_tools, read_stamp
 from asda_hear.evaluate.runner import evaluate, find_tasks
 from asda_hear.evaluate.scores import TaskScore
+from asda_hear.model import HearOptions
 
 ROWS_FILE = "rows.csv"
-BASELINE_AXIS = "model"
-"""Column that tells baselines from cells."""
 Row = dict[str, Any]
 
 
@@ -50,9 +52,7 @@ def run_plan(
         AsdaError: cells failed; all others are done and their rows written.
     """
     plugins = catalog or installed_catalog()
-    check_class_token_axis(plugins, [cell.config for cell in plan.cells])
-    for cell in plan.cells:
-        plugin_origins(plugins, cell.config)  # a missing plugin shows now, not after hours
+    check_plan(plan, plugins)
     tasks = find_tasks(plan.tasks_folder, plan.config.tasks.names)
     if dry_run:
         _print_cells(plan, out, len(tasks))
@@ -81,6 +81,24 @@ def run_plan(
     return rows
 
 
+def check_plan(plan: Plan, catalog: Catalog) -> None:
+    """Build every cell without weights, and check options and tools, so that a mistake shows now and not after hours.
+
+    Raises:
+        AsdaError: naming the cell.
+    """
+    check_class_token_axis(catalog, [cell.config for cell in plan.cells])
+    parse(HearOptions, plan.config.options, "options")
+    for cell in plan.cells:
+        try:
+            with torch.device("meta"):
+                build_parts(catalog, cell.config)
+        except AsdaError as error:
+            raise type(error)(f"{plan.file}, cell {_text(cell.labels)}: {error}") from None
+    with hear_tools():
+        pass
+
+
 def _print_cells(plan: Plan, out: Path, num_tasks: int) -> None:
     for cell in plan.cells:
         done = "done" if (out / "cells" / cell.name / MODEL_FILE).exists() else "to do"
@@ -92,22 +110,25 @@ def _print_cells(plan: Plan, out: Path, num_tasks: int) -> None:
 def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: Catalog, progress: bool) -> list[Row]:
     """Pre-train (unless done) and evaluate (what is not done)."""
     times = folder / "times.json"
-    spent: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
+    spent: dict[str, float] = read_stamp(times) or {}
     if not (folder / MODEL_FILE).exists():
         start = time.monotonic()
-        pretrain(cell.config, list(plan.audio), folder, catalog, _device(), progress)
-        spent["pretrain_seconds"] = round(spent.get("pretrain_seconds", 0.0) + time.monotonic() - start, 1)
-        times.write_text(json.dumps(spent))
+        try:
+            pretrain(cell.config, list(plan.audio), folder, catalog, _device(), progress)
+        finally:  # a run that is stopped has spent its time too
+            spent["pretrain_seconds"] = round(spent.get("pretrain_seconds", 0.0) + time.monotonic() - start, 1)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(times, json.dumps(spent))
     scores = _evaluate(plan, str(folder / MODEL_FILE), folder, tasks, progress)
     origins = plugin_origins(catalog, cell.config)
     encoder = build_encoder(catalog, cell.config.encoder)
     facts = {
-        BASELINE_AXIS: "",
+        BASELINE: "",
         **cell.labels,
         "seed": cell.seed,
         "cell": cell.name,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "steps": cell.config.steps,
+        "updates": cell.config.steps,
         "pretrain_seconds": spent.get("pretrain_seconds", 0.0),
         "plugins": " ".join(f"{o['name']}={o['distribution']}-{o['version']}" for o in origins.values()),
     }
@@ -115,9 +136,10 @@ def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: 
 
 
 def _baseline_rows(plan: Plan, out: Path, label: str, model: str, tasks: list[Path], progress: bool) -> list[Row]:
-    scores = _evaluate(plan, model, out / "baselines" / label, tasks, progress)
+    beside = plan.file.parent / model
+    scores = _evaluate(plan, str(beside) if beside.exists() else model, out / "baselines" / label, tasks, progress)
     empty = dict.fromkeys(plan.config.axes, "")
-    facts: Row = {BASELINE_AXIS: label, **empty, "seed": "", "cell": "", "parameters": 0, "steps": 0}
+    facts: Row = {BASELINE: label, **empty, "seed": "", "cell": "", "parameters": 0, "updates": 0}
     facts |= {"pretrain_seconds": 0.0, "plugins": ""}
     return [{**facts, **_score_columns(score)} for score in scores]
 
@@ -126,7 +148,8 @@ def _evaluate(plan: Plan, model: str, folder: Path, tasks: list[Path], progress:
     """Evaluate into a folder named by the search and the options, so that another setting is another result."""
     setting = json.dumps([to_plain(plan.config.evaluation), plan.config.options], sort_keys=True)
     name = f"hear-{hashlib.sha256(setting.encode()).hexdigest()[:8]}"
-    return evaluate(model, tasks, folder / name, plan.config.evaluation, plan.config.options, progress)
+    search, options = plan.config.evaluation, plan.config.options
+    return evaluate(model, tasks, folder / name, search, options, progress, cache=folder.parents[1])
 
 
 def _score_columns(score: TaskScore) -> Row:
@@ -145,12 +168,11 @@ def _score_columns(score: TaskScore) -> Row:
 def _write_rows(file: Path, rows: list[Row]) -> None:
     """Write the whole table, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    with part.open("w", newline="") as text:
-        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(file)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
 
 
 def _device() -> str:

@@ -22,7 +22,7 @@ import random
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from asda_core.errors import AsdaError
+from asda_core.files import write_text, write_whole
 
 INSTALL = 'pip install ".[hear]" && pip install --no-deps heareval==2021.1.3 hearvalidator==2021.0.2'
 """How to get the tools; heareval's own pins cannot be met on Python 3.11."""
@@ -100,6 +101,22 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+def read_stamp(file: Path) -> Any:
+    """What a stamp says; None if it is missing or damaged."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def validate(arguments: Sequence[str]) -> None:
+    """Run hear-validator's own entry point with these arguments."""
+    with hear_tools():
+        validator = importlib.import_module("hearvalidator.validate")
+        with mock.patch.object(sys, "argv", ["hear-validator", *arguments]):
+            validator.main()
+
+
 def device_name(index: int = 0) -> str:
     """What heareval writes beside its scores."""
     return str(torch.cuda.get_device_name(index)) if torch.cuda.is_available() else "cpu"
@@ -128,10 +145,10 @@ class Trainings:
         self.on_training = on_training
         self.folder.mkdir(parents=True, exist_ok=True)
         stamp = self.folder / "settings.json"
-        if not stamp.exists() or json.loads(stamp.read_text()) != settings:
+        if read_stamp(stamp) != settings:
             for old in self.folder.glob("*.pt"):
                 old.unlink()
-            stamp.write_text(json.dumps(settings))
+            write_text(stamp, json.dumps(settings))
 
     def next_file(self) -> Path:
         """Where the next training is kept."""
@@ -158,17 +175,27 @@ def _with_trainer(lightning: types.ModuleType) -> types.SimpleNamespace:
 
         def fit(self, model: Any, *loaders: Any) -> None:
             trainings = Trainings.current
-            if trainings is None:
-                super().fit(model, *loaders)
-                return
-            file = trainings.next_file()
-            kept = _read_training(file)
+            file = trainings.next_file() if trainings else None
+            kept = _read_training(file) if file else None
             if kept is None:
                 super().fit(model, *loaders)
-                _keep_training(file, self, model)
+                self._let_interruptions_through()
+                if file:
+                    _keep_training(file, self, model)
             else:
                 _put_back(kept, self, model)
-            trainings.on_training()
+            if trainings:
+                trainings.on_training()
+
+        def test(self, *arguments: Any, **settings: Any) -> Any:
+            results = super().test(*arguments, **settings)
+            self._let_interruptions_through()
+            return results
+
+        def _let_interruptions_through(self) -> None:
+            """lightning swallows Ctrl-C and goes on with what was trained so far."""
+            if self.interrupted:
+                raise KeyboardInterrupt
 
     names = {name: getattr(lightning, name) for name in dir(lightning) if not name.startswith("__")}
     return types.SimpleNamespace(**{**names, "Trainer": ResumableTrainer})
@@ -191,9 +218,7 @@ def _keep_training(file: Path, trainer: Any, model: Any) -> None:
         "postprocessing": dict(getattr(model, "epoch_best_postprocessing", {})),
         "generators": (torch.get_rng_state(), _plain(np.random.get_state()), random.getstate()),
     }
-    part = file.with_suffix(".part")
-    torch.save(kept, part)
-    part.replace(file)
+    write_whole(file, lambda part: torch.save(kept, part))
 
 
 def _put_back(kept: dict[str, Any], trainer: Any, model: Any) -> None:

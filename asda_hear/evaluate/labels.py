@@ -1,6 +1,7 @@
 """Where labels and splits come from: a folder per class, or a CSV."""
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from asda_hear.evaluate.tasks import TRAIN_VALID_TEST, Clip, EmbeddingType, Even
 LABEL_SEPARATOR = ";"
 """Between the labels of a multilabel clip."""
 NO_SPLIT = ""
+LIKE_SPLITS = {*TRAIN_VALID_TEST, "training", "val", "validation", "dev", "testing", "eval", "evaluation"}
+"""Names that nobody gives to a class or a fold."""
 TURNS = ("train", "train", "valid", "train", "test")
 """Where no split is given, clips take turns, label by label: 60, 20 and 20 % of every label."""
 MILLISECONDS = 1000.0
@@ -31,18 +34,35 @@ class Columns:
     end: str = "end"
 
 
+def are_splits(names: set[str], where: str) -> bool:
+    """Whether names are exactly train, valid and test.
+
+    Raises:
+        TaskError: some are, or look like it, and others do not: folds or classes by mistake.
+    """
+    if names == set(TRAIN_VALID_TEST):
+        return True
+    if strange := names & LIKE_SPLITS:
+        raise TaskError(
+            f"{where} has {', '.join(sorted(names))}: {sorted(strange)[0]!r} is a split, but the three must be called "
+            "train, valid and test (rename them, or with --csv say --train A --valid B --test C)."
+        )
+    return False
+
+
 def clips_from_folders(root: Path) -> list[Clip]:
     """A folder per class; or, if the folders below are train, valid and test, a folder per class in each.
 
     Raises:
-        TaskError: audio lies outside a class folder.
+        TaskError: audio lies outside a class folder, or some but not all of the folders are splits.
     """
     clips = []
-    presplit = all((root / name).is_dir() for name in TRAIN_VALID_TEST)
+    presplit = root.is_dir() and are_splits({path.name for path in root.iterdir() if path.is_dir()}, str(root))
     for file in find_audio(root):
         parts = file.relative_to(root).parts
-        if len(parts) < 2 + presplit:
-            raise TaskError(f"{file} is not in a folder of its class.")
+        if len(parts) != 2 + presplit:
+            expected = "SPLIT/CLASS/FILE" if presplit else "CLASS/FILE"
+            raise TaskError(f"{file} is not in a folder of its class (expected {expected} below {root}).")
         clips.append(Clip(file, parts[0] if presplit else NO_SPLIT, labels=(parts[int(presplit)],)))
     return clips
 
@@ -54,9 +74,10 @@ def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingTy
         TaskError: a column is missing, a number is none, or a clip has two splits.
     """
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows, names = list(reader), reader.fieldnames or []
+            rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
+            names = reader.fieldnames or []
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"cannot read {table}: {error}") from None
     needed = [columns.file, columns.label, *([columns.split] if columns.split else [])]
@@ -82,9 +103,12 @@ def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingTy
 
 def _event(row: Mapping[str, str], columns: Columns, label: str, where: str) -> Event:
     try:
-        return Event(label, float(row[columns.start]) * MILLISECONDS, float(row[columns.end]) * MILLISECONDS)
+        start, end = float(row[columns.start]), float(row[columns.end])
     except ValueError:
-        raise TaskError(f"{where}: {columns.start} and {columns.end} must be seconds.") from None
+        start = end = math.nan
+    if not (math.isfinite(start) and math.isfinite(end)):
+        raise TaskError(f"{where}: {columns.start} and {columns.end} must be seconds.")
+    return Event(label, start * MILLISECONDS, end * MILLISECONDS)
 
 
 def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], folds: int, seed: int = 0) -> list[Clip]:
@@ -107,7 +131,7 @@ def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], fol
         return [replace(clip, split=owner[clip.split]) for clip in clips]
     if given == {NO_SPLIT}:
         return _draw_splits(clips, folds, seed)
-    if given <= set(TRAIN_VALID_TEST):
+    if are_splits(given, "the split column"):
         return list(clips)
     names = fold_names(given)
     return [replace(clip, split=names[clip.split]) for clip in clips]

@@ -5,11 +5,11 @@ import functools
 import hashlib
 import importlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TextIO
 from unittest import mock
@@ -19,14 +19,17 @@ from tqdm import tqdm
 
 from asda_core.checkpoint import locate
 from asda_core.errors import ConfigError, TaskError, unknown
+from asda_core.files import write_text
 from asda_hear.api import DEFAULT_WEIGHTS, LOG_MEL
-from asda_hear.evaluate.compat import Trainings, hear_tools
+from asda_hear.evaluate.compat import Trainings, hear_tools, read_stamp
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score
 from asda_hear.evaluate.tasks import resample_task
 
 MODULE = "asda_hear"
 SOURCE_STAMP, SEARCH_STAMP = "embedding.json", "evaluation.json"
 """What the embeddings, and the scores, in a folder were made from."""
+COPY_STAMP = ".source"
+"""What a task at another rate was made from."""
 IDENTITY_DIGITS = 16
 HearGrid = Literal["default", "fast", "faster"]
 
@@ -59,16 +62,27 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[Path]:
     """
     if not tasks_dir.is_dir():
         raise TaskError(f"no folder of HEAR tasks at {tasks_dir}.")
-    found = {path.name: path for path in sorted(tasks_dir.iterdir()) if (path / "task_metadata.json").is_file()}
+    folders = [path for path in sorted(tasks_dir.iterdir()) if not path.name.startswith(".")]
+    found = {path.name: path for path in folders if (path / "task_metadata.json").is_file()}
     if not found:
         raise TaskError(f"{tasks_dir} holds no HEAR task (a folder with task_metadata.json).")
     if not names:
         return list(found.values())
-    by_task = {json.loads((path / "task_metadata.json").read_text())["task_name"]: path for path in found.values()}
-    known = {**by_task, **found}
-    if missing := [name for name in names if name not in known]:
-        raise TaskError(unknown("task", missing[0], known))
-    return [known[name] for name in names]
+    by_task: dict[str, list[Path]] = {}
+    for path in found.values():
+        task_name = json.loads((path / "task_metadata.json").read_text())["task_name"]
+        by_task.setdefault(task_name, []).append(path)
+    chosen = []
+    for name in names:
+        matches = [found[name]] if name in found else by_task.get(name, [])
+        if not matches:
+            raise TaskError(unknown("task", name, {*found, *by_task}))
+        if len(matches) > 1:
+            raise TaskError(
+                f"{name!r} may be any of {', '.join(path.name for path in matches)}; give the folder's name."
+            )
+        chosen += matches
+    return chosen
 
 
 def evaluate(
@@ -78,6 +92,7 @@ def evaluate(
     config: EvaluationConfig,
     options: dict[str, Any] | None = None,
     progress: bool = True,
+    cache: Path | None = None,
 ) -> list[TaskScore]:
     """Score one model on tasks; what is already in `out` is not done again.
 
@@ -91,6 +106,7 @@ def evaluate(
         config: the search.
         options: keyword arguments of `load_model`.
         progress: whether to show bars.
+        cache: where tasks at another rate are made (default: beside `out`).
     """
     out.mkdir(parents=True, exist_ok=True)
     out = out.resolve()  # heareval puts its own logs below an absolute path
@@ -99,16 +115,17 @@ def evaluate(
     with hear_tools(), _threads(config.threads), (out / "heareval.log").open("a") as log:
         embedding: Any = None
         for task in tasks:
-            folder = out / task.name
-            source = {"weights": weights, "options": options or {}, "task": _task_identity(task)}
-            search = {**source, **asdict(config)}
-            if not (_is_stamped(folder / SEARCH_STAMP, search) and (folder / SCORE_FILE).exists()):
-                if not _is_stamped(folder / SOURCE_STAMP, source):
+            folder, identity = out / task.name, _task_identity(task)
+            source = {"weights": weights, "options": options or {}, "task": identity, **_versions("asda-hear", "torch")}
+            search = {**source, **asdict(config), **_versions("heareval")}
+            if not (folder / SCORE_FILE).exists() or read_stamp(folder / SEARCH_STAMP) != search:
+                if read_stamp(folder / SOURCE_STAMP) != source:
                     embedding = embedding or _load(model, options or {}, log)
-                    _embed(embedding, _at_rate(task, embedding.sample_rate, out, progress), folder, log, progress)
-                    (folder / SOURCE_STAMP).write_text(json.dumps(source))
+                    audio = _at_rate(task, embedding.sample_rate, cache or out.parent, identity, progress)
+                    _embed(embedding, audio, folder, log, progress)
+                    write_text(folder / SOURCE_STAMP, json.dumps(source))
                 _predict(folder, config, search, log, progress)
-                (folder / SEARCH_STAMP).write_text(json.dumps(search))
+                write_text(folder / SEARCH_STAMP, json.dumps(search))
             scores.append(read_task_score(folder))
     return scores
 
@@ -122,15 +139,18 @@ def weights_identity(model: str) -> str:
 
 
 def _task_identity(task: Path) -> str:
-    """What the scores on a task depend on beside its audio: labels, splits and metadata."""
+    """What the scores on a task depend on: labels, splits and metadata by content, audio by name, size and time."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in task.iterdir() if path.suffix in (".json", ".csv")):
-        digest.update(file.read_bytes())
+    for file in sorted(path for path in task.rglob("*") if path.is_file()):
+        digest.update(str(file.relative_to(task)).encode())
+        facts = file.stat()
+        text = file.suffix in (".json", ".csv")
+        digest.update(file.read_bytes() if text else f"{facts.st_size} {facts.st_mtime_ns}".encode())
     return digest.hexdigest()[:IDENTITY_DIGITS]
 
 
-def _is_stamped(file: Path, stamp: dict[str, Any]) -> bool:
-    return file.exists() and bool(json.loads(file.read_text()) == stamp)
+def _versions(*distributions: str) -> dict[str, str]:
+    return {name: version(name) for name in distributions}
 
 
 def _load(model: str, options: dict[str, Any], log: TextIO) -> Any:
@@ -169,11 +189,16 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
         )
 
 
-def _at_rate(task: Path, rate: int, out: Path, progress: bool) -> Path:
-    """The task with audio at the model's rate: HEAR's archives have 48 kHz alone, so it is made, beside the results."""
+def _at_rate(task: Path, rate: int, cache: Path, identity: str, progress: bool) -> Path:
+    """The task with audio at the model's rate: HEAR's archives have 48 kHz alone, so it is made in `cache`."""
     if (task / str(rate)).is_dir():
         return task
-    return resample_task(task, rate, out.parent / f"tasks-{rate}" / task.name, progress)
+    copy = cache / f"tasks-{rate}" / task.name
+    if read_stamp(copy / COPY_STAMP) != identity:
+        shutil.rmtree(copy, ignore_errors=True)
+        resample_task(task, rate, copy, progress)
+        write_text(copy / COPY_STAMP, json.dumps(identity))
+    return copy
 
 
 @contextlib.contextmanager
@@ -188,7 +213,6 @@ def _into(log: TextIO) -> Iterator[None]:
 def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(number)
-    os.environ.setdefault("OMP_NUM_THREADS", str(number))
     try:
         yield
     finally:

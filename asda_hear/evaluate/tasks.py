@@ -106,6 +106,23 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
     final = out / config.folder
     part = out / f".{config.folder}.part"
     shutil.rmtree(part, ignore_errors=True)
+    try:
+        skipped = _write_task(config, metrics, clips, part, progress)
+        check_task(part)
+    except TaskError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise TaskError(str(error).replace(str(part), str(final)).replace(part.name, final.name)) from None
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    for reason in skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
+    return final
+
+
+def _write_task(
+    config: TaskConfig, metrics: Sequence[str], clips: Sequence[Clip], part: Path, progress: bool
+) -> list[str]:
+    """Write everything below `part`; returns what was wrong with clips that were left out."""
     written, skipped = _write_audio(config, clips, part, progress)
     splits = sorted({clip.split for clip in written.values()})
     mode = "presplit_kfold"
@@ -132,12 +149,7 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
     if config.evaluation_params:
         metadata["evaluation_params"] = dict(config.evaluation_params)
     (part / "task_metadata.json").write_text(json.dumps(metadata, indent=4))
-    check_task(part)
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
-    for reason in skipped:
-        print(f"skipped: {reason}", file=sys.stderr)
-    return final
+    return skipped
 
 
 def _write_audio(
@@ -232,6 +244,8 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
     Raises:
         TaskError: the task has no audio.
     """
+    if not folder.is_dir():
+        raise TaskError(f"no task at {folder}.")
     rates = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)
     if not rates:
         raise TaskError(f"{folder} has no audio to resample.")

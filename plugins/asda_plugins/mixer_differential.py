@@ -10,9 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
-
-INIT_STD = 0.02
-"""Standard deviation of new linear weights. **Source**: released code (BERT's initialisation)."""
+from asda_core.model.block import init_linear_layers
 
 
 @dataclass(frozen=True)
@@ -59,10 +57,7 @@ class DifferentialAttention(nn.Module):
             self.weight = nn.Parameter(weight)
         else:
             self.register_buffer("weight", weight, persistent=False)
-        for layer in (self.qk, self.v, self.proj):
-            nn.init.normal_(layer.weight, std=INIT_STD)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        init_linear_layers(self)
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout

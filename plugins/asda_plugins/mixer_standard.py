@@ -9,9 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
-
-INIT_STD = 0.02
-"""Standard deviation of new linear weights. **Source**: released code (BERT's initialisation)."""
+from asda_core.model.block import init_linear_layers
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,7 @@ class StandardAttention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        for layer in (self.qkv, self.proj):
-            nn.init.normal_(layer.weight, std=INIT_STD)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        init_linear_layers(self)
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout

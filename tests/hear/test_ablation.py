@@ -57,6 +57,8 @@ def test_names_depend_on_config_and_data(tmp_path: Path, audio_folder: Path) -> 
         ({"axes": {"encoder.dimm": [8]}}, ConfigError, "cell encoder.dimm 8: unknown config key 'dimm'"),
         ({"axes": {"steps": 3}}, ConfigError, "axis 'steps' must be a list"),
         ({"axes": {}}, ConfigError, "at least one axis"),
+        ({"axes": {"task": {"a": {}}}}, ConfigError, "an axis cannot be called 'task'"),
+        ({"seeds": [0, 0]}, ConfigError, "must differ"),
         ({"data": ["nowhere"]}, AudioError, "no folder, manifest or audio file"),
         ({"evaluation": {"grid": "fastest"}}, ConfigError, "evaluation.grid"),
     ],
@@ -99,7 +101,7 @@ def test_table(tmp_path: Path) -> None:
     same = {"task": "a", "metric": "top1_acc", "heareval": "h", "torch": "t", "asda": "a", "parameters": 1234}
     rows = [{"model": "log-mel", "lambda": "", "steps": "", "seed": "", "score": 0.3, **same}]
     for label, seed, score in (("0.1", 0, 0.5), ("0.1", 1, 0.7), ("0.3", 0, 0.4), ("0.3", 1, 0.4)):
-        rows.append({"model": "", "lambda": label, "steps": "2", "seed": seed, "score": score, **same})
+        rows.append({"model": "", "lambda": label, "steps": 2, "seed": seed, "score": score, **same})
     text = write_report(plan, rows, tmp_path)
     assert (tmp_path / "table.md").read_text() == text
     assert "## Which?" in text
@@ -117,3 +119,7 @@ def test_find_tasks(tmp_path: Path) -> None:
     for folder, names, message in (("tasks", ["b"], "unknown task 'b'"), ("none", [], "no folder of HEAR tasks")):
         with pytest.raises(AsdaError, match=message):
             find_tasks(tmp_path / folder, names)
+    (tmp_path / "tasks" / "a-v1-5h").mkdir()
+    (tmp_path / "tasks" / "a-v1-5h" / "task_metadata.json").write_text('{"task_name": "a"}')
+    with pytest.raises(AsdaError, match="'a' may be any of a-v1-5h, a-v1-full"):
+        find_tasks(tmp_path / "tasks", ["a"])

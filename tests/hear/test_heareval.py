@@ -1,11 +1,17 @@
 """The real tools: hearvalidator and the unmodified heareval, in process, on today's stack."""
 
 import json
+import os
+import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 
 from asda_hear.cli import main
 from asda_hear.demo import make_corpus
@@ -86,6 +92,47 @@ def test_goes_on_after_a_kill(
     parts = evaluate("log_mel", task, tmp_path / "parts", QUICK, progress=False)
     assert results(parts[0]) == results(whole[0])
     assert len(done) == len(set(done)) == len(list((tmp_path / "parts").rglob("trainings/*.pt")))
+
+
+def test_ctrl_c_within_a_training_stops(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lightning swallows Ctrl-C and would give heareval a half-trained predictor."""
+    task = find_tasks(tasks, ["demo_pitch"])
+    whole = evaluate("log_mel", task, tmp_path / "whole", QUICK, progress=False)
+    step, calls = torch.optim.Adam.step, []
+
+    def pressed(self: torch.optim.Adam, *rest: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate("log_mel", task, tmp_path / "parts", QUICK, progress=False)
+    assert not list((tmp_path / "parts").rglob("trainings/*.pt"))
+    assert results(evaluate("log_mel", task, tmp_path / "parts", QUICK, progress=False)[0]) == results(whole[0])
+
+
+def test_changed_audio_and_a_damaged_stamp_are_done_anew(tasks: Path, tmp_path: Path) -> None:
+    task = tmp_path / "tasks" / "demo_pitch-v1.0.0-full"
+    shutil.copytree(tasks / task.name, task)
+    embeddings = tmp_path / "out" / task.name / "test.embeddings.npy"
+    evaluate("log_mel", [task], tmp_path / "out", EvaluationConfig("faster", 1), progress=False)
+    before = embeddings.read_bytes()
+    (tmp_path / "out" / task.name / "evaluation.json").write_text("")  # as a kill in the middle of a write leaves it
+    evaluate("log_mel", [task], tmp_path / "out", EvaluationConfig("faster", 1), progress=False)
+    assert embeddings.read_bytes() == before
+    for file in (task / "16000" / "test").glob("*.wav"):
+        soundfile.write(file, np.zeros(16_000), 16_000)
+    evaluate("log_mel", [task], tmp_path / "out", EvaluationConfig("faster", 1), progress=False)
+    assert embeddings.read_bytes() != before
+
+
+def test_models_of_one_name_are_refused(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--tasks", str(tasks), "--out", str(tmp_path / "out"), "--model", "x/mine", "y/mine"]
+    assert main(command) == 1
+    assert "two models would be called the same: mine, mine" in capsys.readouterr().err
 
 
 def test_another_search_is_done_anew(tasks: Path, tmp_path: Path) -> None:

@@ -72,6 +72,17 @@ def test_folders_that_are_split_already(tmp_path: Path) -> None:
         clips_from_folders(tmp_path / "data")
 
 
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("train", "test"), ("train", "valid", "test", "extra")])
+def test_splits_by_another_name_are_no_classes_and_no_folds(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        write(tmp_path / "data" / name / "cat" / f"{name}.wav")
+    with pytest.raises(TaskError, match="is a split, but the three must be called train, valid and test"):
+        clips_from_folders(tmp_path / "data")
+    clips = [Clip(tmp_path / f"{name}.wav", name, ("cat",)) for name in names]
+    with pytest.raises(TaskError, match="the split column has .* --train A --valid B"):
+        assign_splits(clips, {}, folds=0)
+
+
 def table(folder: Path, text: str) -> Path:
     (folder / "table.csv").write_text(text)
     return folder / "table.csv"
@@ -135,6 +146,8 @@ def test_csv_events_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         ("file,label\na.wav,x\n", "unknown column 'filename'. Did you mean 'file'"),
         ("filename,label,start,end\na.wav,x,one,2\n", "line 2: start and end must be seconds"),
+        ("filename,label,start,end\na.wav,x,nan,2\n", "line 2: start and end must be seconds"),
+        ("filename,label,start,end\na.wav,x\n", "line 2: start and end must be seconds"),
     ],
 )
 def test_wrong_tables(tmp_path: Path, rows: str, message: str) -> None:
@@ -142,6 +155,13 @@ def test_wrong_tables(tmp_path: Path, rows: str, message: str) -> None:
         clips_from_csv(table(tmp_path, rows), tmp_path, Columns(), "event")
     with pytest.raises(TaskError, match="cannot read"):
         clips_from_csv(tmp_path / "none.csv", tmp_path, Columns(), "scene")
+
+
+def test_a_table_from_a_spreadsheet(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text("filename,label\na.wav,x\nb.wav\n", encoding="utf-8-sig")
+    clips = clips_from_csv(file, tmp_path, Columns(), "scene")
+    assert [(clip.file.name, clip.labels) for clip in clips] == [("a.wav", ("x",)), ("b.wav", ())]
 
 
 def scene_clips(folder: Path, splits: str = "abc", labels: tuple[str, ...] = ("x",)) -> list[Clip]:
@@ -159,7 +179,7 @@ def scene_clips(folder: Path, splits: str = "abc", labels: tuple[str, ...] = ("x
 def test_wrong_tasks(tmp_path: Path, config: TaskConfig, splits: str, labels: tuple[str, ...], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         build_task(config, scene_clips(tmp_path, splits, labels), tmp_path / "tasks", progress=False)
-    assert not list((tmp_path / "tasks").glob("t-*"))
+    assert not list((tmp_path / "tasks").glob("*"))
 
 
 def test_unreadable_clips_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

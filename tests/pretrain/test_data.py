@@ -70,6 +70,22 @@ def test_long_files_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.Mo
     assert first.batch(0)[:, 0].tolist() == pytest.approx([-0.9] * 3)
 
 
+def test_a_long_file_that_is_partly_bad_is_the_same_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "WHOLE_FILE_SECONDS", 1.0)
+    noise = np.random.default_rng(0).normal(size=64_000) * 0.1
+    noise[20_000:40_000] = np.nan
+    soundfile.write(tmp_path / "long.wav", noise, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "short.wav", noise[:9_000], 16_000, subtype="FLOAT")
+    files = find_audio(tmp_path)
+    through = ClipBatches(files, CONFIG, 16_000, seed=1)
+    batches = [through.batch(step) for step in range(8)]
+    assert [file.name for file in through.skipped] == ["long.wav"]
+    for step in range(8):
+        assert torch.equal(ClipBatches(files, CONFIG, 16_000, seed=1).batch(step), batches[step])
+
+
 def test_short_clips_are_followed_by_silence(audio_folder: Path) -> None:
     clips = ClipBatches([audio_folder / "sound3.wav"], CONFIG, 16_000, seed=1)
     batch = clips.batch(0)

@@ -105,6 +105,31 @@ def test_a_loss_that_is_not_finite_stops(catalog: Catalog, tiny: RunConfig, audi
         pretrain(wild, find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
 
 
+def test_no_step_that_is_not_finite_is_saved(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = loop._train_step
+
+    def breaks(run: loop.Run, audio: torch.Tensor) -> dict[str, object]:
+        record = step(run, audio)
+        return {**record, "loss": torch.tensor(float("nan"))} if run.step == 4 else record
+
+    monkeypatch.setattr(loop, "_train_step", breaks)
+    quiet = replace(tiny, log_every=100)
+    with pytest.raises(AsdaError, match="no longer finite at step 4 .*step-00000002"):
+        pretrain(quiet, find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
+
+
+def test_skipped_files_are_named_once_over_sessions(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
+) -> None:
+    (audio_folder / "broken.wav").touch()
+    files = find_audio(audio_folder)
+    pretrain(tiny, files, tmp_path / "run", catalog, progress=False)
+    pretrain(tiny, files, tmp_path / "run", catalog, progress=False)
+    assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == 1
+
+
 def start_command(config: Path, audio: Path, out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "asda_core.cli", "pretrain", str(config), "--data", str(audio), "--out", str(out)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

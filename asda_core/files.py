@@ -1,0 +1,28 @@
+"""Files that are written whole or not at all, also if the power goes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a neighbour of `file`, bring it to the disk, and only then put it in the place of `file`."""
+    part = file.with_name(f".{file.name}.part")
+    write(part)
+    sync(part)
+    os.replace(part, file)
+    sync(file.parent)
+
+
+def write_text(file: Path, text: str) -> None:
+    """`write_whole` for text."""
+    write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,52 @@
+"""Where a run tells how it goes: the bar, `log.jsonl`, TensorBoard, `skipped.jsonl`."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from asda_core.pretrain.data import ClipBatches
+
+SKIPPED_FILE = "skipped.jsonl"
+
+
+@dataclass
+class Reporter:
+    """Where a run tells how it goes: the bar, `log.jsonl`, TensorBoard, `skipped.jsonl`."""
+
+    bar: "tqdm[NoReturn]"
+    lines: TextIO
+    writer: SummaryWriter
+    num_seen: int = 0
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write the numbers of a step everywhere."""
+        self.lines.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
+        self.lines.flush()
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
+
+    def name_skipped(self, folder: Path, clips: ClipBatches) -> None:
+        """Name files the first time they are skipped, in this session or one before."""
+        if len(clips.skipped) == self.num_seen:
+            return
+        self.num_seen = len(clips.skipped)
+        known = named_skipped(folder)
+        with (folder / SKIPPED_FILE).open("a") as file:
+            for path, reason in clips.skipped.items():
+                if str(path) not in known:
+                    tqdm.write(f"skipped: {reason}", file=sys.stderr)
+                    file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
+
+
+def named_skipped(folder: Path) -> set[str]:
+    """Files that the run's folder names as skipped."""
+    file = folder / SKIPPED_FILE
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {json.loads(line)["file"] for line in lines if line.endswith("}")}
