@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import soundfile
 import torch
 import torchaudio.functional
@@ -18,7 +17,6 @@ from asda_core.errors import AudioError
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".au")
 """File names that a search through folders takes for audio; libsndfile reads all of them."""
 
-BLOCK_FRAMES = 1 << 20
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile's count for a stream is near 2**63; no file has this many frames."""
 MAX_RATIO = 1000
@@ -52,9 +50,10 @@ def read_audio(
     try:
         with soundfile.SoundFile(str(file)) as sound:
             rate = sound.samplerate
-            if start_seconds > 0:  # a streamed file cannot be searched
-                sound.seek(min(int(start_seconds * rate), len(sound)))
-            samples = _read_blocks(sound, None if seconds is None else math.ceil(seconds * rate))
+            _check_length(Path(file), len(sound))
+            sound.seek(min(int(start_seconds * rate), len(sound)))
+            num_frames = -1 if seconds is None else math.ceil(seconds * rate)
+            samples = sound.read(num_frames, dtype="float32", always_2d=True)
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
     if len(samples) == 0:
@@ -79,18 +78,8 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
     return resampled
 
 
-def _read_blocks(sound: soundfile.SoundFile, num_frames: int | None) -> np.ndarray:
-    """Frames (n, channels) from here on, in blocks, since the header of a streamed file does not tell how many."""
-    blocks = []
-    left = math.inf if num_frames is None else num_frames
-    while left > 0 and len(block := sound.read(int(min(left, BLOCK_FRAMES)), dtype="float32", always_2d=True)):
-        blocks.append(block)
-        left -= len(block)
-    return np.concatenate(blocks) if blocks else np.zeros((0, 1), dtype=np.float32)
-
-
 def duration_seconds(file: str | Path) -> float:
-    """Length of an audio file from its header alone; infinite if the header of a streamed file does not tell.
+    """Length of an audio file from its header alone.
 
     Raises:
         AudioError: the header cannot be read or tells of no samples.
@@ -99,9 +88,15 @@ def duration_seconds(file: str | Path) -> float:
         info = soundfile.info(str(file))
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
-    if info.frames <= 0:
+    _check_length(Path(file), info.frames)
+    return float(info.frames / info.samplerate)
+
+
+def _check_length(file: Path, num_frames: int) -> None:
+    if num_frames <= 0:
         raise AudioError(f"cannot use {file}: it holds no samples.")
-    return math.inf if info.frames >= UNKNOWN_FRAMES else float(info.frames / info.samplerate)
+    if num_frames >= UNKNOWN_FRAMES:
+        raise AudioError(f"cannot use {file}: its header does not tell its length, as of a stream; write it anew.")
 
 
 def check_finite(audio: Tensor, name: str) -> None:

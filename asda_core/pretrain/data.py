@@ -4,7 +4,6 @@ Which clips a step gets depends on the seed and the number of the step alone, so
 what it would have got. An unreadable file is replaced by the next one in the order of its epoch, named and counted.
 """
 
-import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +82,7 @@ class ClipBatches:
         """The clip that begins at `share` of what can be its beginning."""
         if file not in self._cache:
             seconds = duration_seconds(file)
-            if WHOLE_FILE_SECONDS < seconds < math.inf:
+            if seconds > WHOLE_FILE_SECONDS:
                 self._long.add(file)
                 start = share * max(0.0, seconds - self.config.clip_seconds)
                 audio = read_audio(file, self.sample_rate, start, self.config.clip_seconds)

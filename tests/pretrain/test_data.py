@@ -70,9 +70,7 @@ def test_long_files_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.Mo
     assert first.batch(0)[:, 0].tolist() == pytest.approx([-0.9] * 3)
 
 
-def test_a_long_file_that_is_partly_bad_is_the_same_after_a_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_partly_bad_long_file_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "WHOLE_FILE_SECONDS", 1.0)
     noise = np.random.default_rng(0).normal(size=64_000) * 0.1
     noise[20_000:40_000] = np.nan
