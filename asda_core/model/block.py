@@ -48,7 +48,6 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        init_linear_layers(self.mlp)  # mixers initialise themselves
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from asda_core.config import EncoderConfig
 from asda_core.layout import TokenLayout, insert_column, remove_column
-from asda_core.model.block import Block
+from asda_core.model.block import Block, Mlp, init_linear_layers
 from asda_core.model.patches import PatchEmbedding
 
 
@@ -43,6 +43,9 @@ class Encoder(nn.Module):
         self.patches = PatchEmbedding(config)
         self.input_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.blocks = nn.ModuleList(Block(config, mixer) for mixer in mixers)
+        for module in self.modules():
+            if isinstance(module, Mlp):  # mixers initialise themselves
+                init_linear_layers(module)
         self.class_token: nn.Parameter | None = None
         if config.class_token.position != "none":
             self.class_token = nn.Parameter(torch.randn(1, 1, config.dim))  # std 1, as released
