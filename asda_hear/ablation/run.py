@@ -57,6 +57,8 @@ def run_plan(
     if dry_run:
         _print_cells(plan, out, len(tasks))
         return []
+    with hear_tools():
+        pass  # a missing tool shows now
     rows: list[Row] = []
     failed: list[str] = []
     for label, model in plan.config.baselines.items():
@@ -82,7 +84,7 @@ def run_plan(
 
 
 def check_plan(plan: Plan, catalog: Catalog) -> None:
-    """Build every cell without weights, and check options and tools, so that a mistake shows now and not after hours.
+    """Build every cell without weights, and check options, so that a mistake shows now and not after hours.
 
     Raises:
         AsdaError: naming the cell.
@@ -95,8 +97,6 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
                 build_parts(catalog, cell.config)
         except AsdaError as error:
             raise type(error)(f"{plan.file}, cell {_text(cell.labels)}: {error}") from None
-    with hear_tools():
-        pass
 
 
 def _print_cells(plan: Plan, out: Path, num_tasks: int) -> None:
