@@ -19,6 +19,7 @@ from asda_core.errors import AsdaError, ConfigError
 from asda_core.hookspecs import FAMILIES
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 
+SET_HELP = "change keys, as in --set steps=400 encoder.mixer=standard"
 EXIT_ERROR = 1
 EXIT_STOPPED = 130
 """What a shell reports for a program that Ctrl-C ended."""
@@ -59,14 +60,18 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--data", required=True, nargs="+", type=Path, help="folders, manifests or audio files")
     train.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-SIGNATURE)")
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    train.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="change a key")
+    train.add_argument(
+        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
+    )
     train.set_defaults(run=run_pretrain)
     plugins = commands.add_parser("plugins", help="list what the installed plugins offer, and what is wrong with any")
     plugins.add_argument("--json", action="store_true", help="for programs")
     plugins.set_defaults(run=run_plugins)
     show = commands.add_parser("show", help="print a whole config with its parameter counts")
     show.add_argument("config", type=Path)
-    show.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="change a key")
+    show.add_argument(
+        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
+    )
     show.set_defaults(run=run_show)
     return parser
 
@@ -113,8 +118,10 @@ def run_plugins(parsed: argparse.Namespace) -> None:
     for family in FAMILIES:
         print(f"{family}s:")
         for offer in catalog.family(family):
-            print(f"  {offer.spec.name:<20} {offer.distribution} {offer.version:<10} {offer.spec.summary}")
-            print(f"  {'':<20} {offer.spec.source}")
+            print(f"  {offer.spec.name:<20} {f'{offer.distribution} {offer.version}':<24} {offer.spec.summary}")
+            print(f"  {'':<20} {'':<24} {offer.spec.source}")
+        if not catalog.family(family):
+            print("  (none)")
     for problem in catalog.problems:
         print(f"problem: {problem.name} of {problem.distribution}: {problem.message}")
 

@@ -18,7 +18,7 @@ from asda_hear.demo import run_demo
 from asda_hear.evaluate.compat import validate
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
 from asda_hear.evaluate.runner import EvaluationConfig, evaluate, find_tasks
-from asda_hear.evaluate.scores import to_markdown, write_tables
+from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
 from asda_hear.evaluate.tasks import TRAIN_VALID_TEST, TaskConfig, build_task, check_task, resample_task
 
 
@@ -69,7 +69,7 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--rate", type=int, nargs="+", default=[16_000])
     build.add_argument("--metric", nargs="+", default=[], help="the primary one first")
     build.set_defaults(run=run_build)
-    check = commands.add_parser("check", help="check all that heareval will read")
+    check = commands.add_parser("check", help="check all that heareval will read, of tasks or folders of tasks")
     check.add_argument("folders", type=Path, nargs="+")
     check.set_defaults(run=run_check)
     resample = commands.add_parser("resample", help="add audio at another rate")
@@ -82,7 +82,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=Path, required=True, help="folder of HEAR tasks")
     parser.add_argument("--task", nargs="+", default=[], help="only these")
     parser.add_argument("--model", nargs="+", default=[""], help="checkpoints, run folders, configs, or log_mel")
-    parser.add_argument("--out", type=Path, default=Path("results/evaluate"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/evaluate"), help="results; tables hold all its models"
+    )
     parser.add_argument("--grid", choices=["default", "fast", "faster"], default="default", help="heareval's grids")
     parser.add_argument("--grid-points", type=int, default=8, help="of the predictor; HEAR's own is 8")
     parser.add_argument("--threads", type=int, default=1, help="scores change with it")
@@ -122,9 +124,10 @@ def run_build(parsed: argparse.Namespace) -> None:
 
 def run_check(parsed: argparse.Namespace) -> None:
     """`asda-hear tasks check`."""
-    for folder in parsed.folders:
-        check_task(folder)
-        print(f"{folder}: good")
+    for given in parsed.folders:
+        for folder in [given] if (given / "task_metadata.json").exists() else find_tasks(given):
+            check_task(folder)
+            print(f"{folder}: good")
 
 
 def run_evaluate(parsed: argparse.Namespace) -> None:
@@ -143,9 +146,15 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
     rows = []
     for model, name in zip(parsed.model, names, strict=True):
         rows += [(name, score) for score in evaluate(model, tasks, parsed.out / name, config, options)]
-        write_tables(rows, parsed.out)
-    print(to_markdown(rows), end="")
+        write_tables(rows + scores_beside(parsed.out, names), parsed.out)
+    print(to_markdown(rows + scores_beside(parsed.out, names)), end="")
     print(f"written to {parsed.out}/scores.md, .csv, .json", file=sys.stderr)
+
+
+def scores_beside(out: Path, names: Sequence[str]) -> list[tuple[str, TaskScore]]:
+    """Scores in a result folder of models that are not in this call."""
+    folders = [folder for folder in sorted(out.glob("*/*")) if (folder / SCORE_FILE).is_file()]
+    return [(folder.parent.name, read_task_score(folder)) for folder in folders if folder.parent.name not in names]
 
 
 def model_name(model: str, options: dict[str, object]) -> str:

@@ -40,8 +40,11 @@ def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
 
 def _footnote(plan: Plan, rows: list[Row]) -> str:
     search = plan.config.evaluation
+    seeds = len(plan.config.seeds)
+    spread = "Mean ± half the 95 % interval (Student's t) over seeds." if seeds > 1 else "One seed, so no intervals."
+    points = f"{search.grid_points} grid point{'s' if search.grid_points > 1 else ''}"
     return (
-        f"Mean ± half the 95 % interval (Student's t) over seeds. heareval {rows[0]['heareval']}, grid {search.grid}, "
-        f"{search.grid_points} points, {search.threads} thread(s); torch {rows[0]['torch']}, asda {rows[0]['asda']}, "
-        f"{platform.machine()}, {os.cpu_count()} CPUs. Made by `asda-hear ablate {plan.file.name}`."
+        f"{spread} heareval {rows[0]['heareval']}, grid {search.grid}, {points}, {search.threads} thread(s); "
+        f"torch {rows[0]['torch']}, asda {rows[0]['asda']}, {platform.machine()}, {os.cpu_count()} CPUs. "
+        f"Made by `asda-hear ablate {plan.file.name}`."
     )

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from asda_core.assemble import build_encoder, build_parts, check_class_token_axis, plugin_origins
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import MODEL_FILE
+from asda_core.checkpoint import MODEL_FILE, read_checkpoint
 from asda_core.cli import installed_catalog
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import AsdaError
@@ -101,8 +101,8 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
 
 def _print_cells(plan: Plan, out: Path, num_tasks: int) -> None:
     for cell in plan.cells:
-        done = "done" if (out / "cells" / cell.name / MODEL_FILE).exists() else "to do"
-        print(f"{cell.name}  seed {cell.seed}  {done:<6} {_text(cell.labels)}")
+        done = "trained" if (out / "cells" / cell.name / MODEL_FILE).exists() else "to do"
+        print(f"{cell.name}  seed {cell.seed}  {done:<8} {_text(cell.labels)}")
     different = len({cell.name for cell in plan.cells})
     print(f"{len(plan.cells)} cells x {num_tasks} tasks; {different} different pre-trainings.")
 
@@ -120,7 +120,10 @@ def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: 
             folder.mkdir(parents=True, exist_ok=True)
             write_text(times, json.dumps(spent))
     scores = _evaluate(plan, str(folder / MODEL_FILE), folder, tasks, progress)
-    origins = plugin_origins(catalog, cell.config)
+    origins = read_checkpoint(folder / MODEL_FILE).plugins
+    if origins != (now := plugin_origins(catalog, cell.config)):
+        print(f"warning: {folder} was trained with {origins}, and {now} is installed; delete it to redo the cell.",
+              file=sys.stderr)  # fmt: skip
     encoder = build_encoder(catalog, cell.config.encoder)
     facts = {
         BASELINE: "",

@@ -67,7 +67,10 @@ def read_task_score(folder: Path) -> TaskScore:
 
 def to_markdown(rows: Sequence[tuple[str, TaskScore]]) -> str:
     """A table: model, task, metric, score, spread over folds, all metrics."""
-    lines = ["| model | task | metric | score | folds | all metrics |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | task | metric | score (± deviation over folds) | folds | all metrics |",
+        "|---|---|---|---|---|---|",
+    ]
     for model, score in rows:
         spread = "" if math.isnan(score.spread) else f" ± {score.spread:.3f}"
         more = ", ".join(f"{name} {value:.3f}" for name, value in score.metrics.items())

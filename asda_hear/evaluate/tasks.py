@@ -112,7 +112,9 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
     except TaskError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise TaskError(str(error).replace(str(part), str(final)).replace(part.name, final.name)) from None
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():
+        print(f"{final} was there and is replaced.", file=sys.stderr)
+        shutil.rmtree(final)
     part.rename(final)
     for reason in skipped:
         print(f"skipped: {reason}", file=sys.stderr)

@@ -202,3 +202,14 @@ def test_an_archive_at_48_khz_works_as_it_is(tasks: Path, tmp_path: Path) -> Non
     assert len(scores[0].folds) == 3
     assert sorted(source.rglob("*")) == before
     assert (tmp_path / "out" / "tasks-16000" / "demo_kind-v1" / "16000").is_dir()
+
+
+def test_tables_hold_the_models_of_earlier_calls(tasks: Path, tmp_path: Path) -> None:
+    config, out = tmp_path / "small.yaml", tmp_path / "out"
+    text = "encoder: {dim: 32, depth: 1, num_heads: 2}\n"
+    config.write_text(text + "objective: {name: latent_regression, options: {decoder: {dim: 32}}}\n")
+    command = ["evaluate", "--tasks", str(tasks), "--task", "demo_pitch", "--out", str(out), "--grid", "faster"]
+    for model in (str(config), "log_mel"):
+        assert main([*command, "--grid-points", "1", "--model", model]) == 0
+    rows = json.loads((out / "scores.json").read_text())
+    assert [row["model"] for row in rows] == ["log_mel", "small"]
