@@ -152,7 +152,7 @@ def wait_for_step(folder: Path, step: int) -> None:
 def test_killed_from_outside(tiny: RunConfig, audio_folder: Path, tmp_path: Path, number: int) -> None:
     """The installed command, killed while it runs, then run again: the log is that of an undisturbed run."""
     config = tmp_path / "tiny.yaml"
-    config.write_text(to_yaml(replace(tiny, steps=40, checkpoint_every=5)))
+    config.write_text(to_yaml(replace(tiny, steps=120, checkpoint_every=10)))
     whole = start_command(config, audio_folder, tmp_path / "whole")
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors
