@@ -30,8 +30,6 @@ class ClipBatches:
     """
 
     def __init__(self, files: Sequence[Path], config: DataConfig, sample_rate: int, seed: int) -> None:
-        if not files:
-            raise AudioError("no audio files to train on.")
         self.files = list(files)
         self.config = config
         self.sample_rate = sample_rate
@@ -51,6 +49,8 @@ class ClipBatches:
         Raises:
             AudioError: no file is readable.
         """
+        if not self.files:
+            raise AudioError("no audio files to train on.")
         with self._lock:
             first = step * self.config.batch_size
             return torch.stack([self._clip(number) for number in range(first, first + self.config.batch_size)])

@@ -61,7 +61,6 @@ class Run:
     device: torch.device
     parts: Parts
     optimizer: torch.optim.Optimizer
-    names: list[str]
     data: str
     step: int = 0
     stop: bool = field(default=False)
@@ -123,6 +122,8 @@ def list_digest(files: list[Path]) -> str:
 def _train(run: Run, clips: ClipBatches, reporter: Reporter) -> None:
     """Load, step, log, save; the next batch is read while a step runs."""
     config = run.config
+    if run.step >= config.steps:
+        return
     with ThreadPoolExecutor(1) as ahead:
         waiting = ahead.submit(clips.batch, run.step)
         while run.step < config.steps:
@@ -153,7 +154,7 @@ def _start(config: RunConfig, catalog: Catalog, folder: Path, device: torch.devi
     named = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
     named += [(f"objective.{n}", p) for n, p in parts.objective.named_parameters() if p.requires_grad]
     optimizer = make_optimizer((parameter for _, parameter in named), config.optimizer)
-    run = Run(config, catalog, folder, device, parts, optimizer, [name for name, _ in named], data)
+    run = Run(config, catalog, folder, device, parts, optimizer, data)
     folder.mkdir(parents=True, exist_ok=True)
     latest = newest_step(folder)
     if latest is not None:

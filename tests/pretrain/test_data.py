@@ -56,7 +56,7 @@ def test_nothing_readable(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="none of the 3 audio files is readable"):
         ClipBatches(find_audio(tmp_path), CONFIG, 16_000, seed=1).batch(0)
     with pytest.raises(AudioError, match="no audio files"):
-        ClipBatches([], CONFIG, 16_000, seed=1)
+        ClipBatches([], CONFIG, 16_000, seed=1).batch(0)
 
 
 def test_long_files_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,8 @@ def test_no_steps_exports_the_initial_weights(
 ) -> None:
     pretrain(replace(tiny, steps=0), find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
     assert read_checkpoint(tmp_path / "run").step == 0
+    pretrain(replace(tiny, steps=0), [], tmp_path / "without", catalog, progress=False)
+    assert read_checkpoint(tmp_path / "without").step == 0
 
 
 def test_a_loss_that_is_not_finite_stops(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
