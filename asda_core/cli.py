@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from asda_core import __version__
-from asda_core.assemble import build_parts
+from asda_core.assemble import build_parts, plugin_origins
 from asda_core.audio import find_audio, list_identity
 from asda_core.catalog import Catalog, load_catalog, options_from_environment
 from asda_core.config import RunConfig
@@ -99,10 +99,12 @@ def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
 def run_pretrain(parsed: argparse.Namespace) -> None:
     """`asda pretrain`."""
     config = changed(load_run_config(parsed.config), parsed.changes)
+    catalog = installed_catalog()
+    plugin_origins(catalog, config)  # a missing plugin shows before anything is made
     files = [file for source in parsed.data for file in find_audio(source)]
     folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, data=list_identity(files))}"
     print(f"{len(files)} audio files -> {folder}", file=sys.stderr)
-    print(pretrain(config, files, folder, installed_catalog(), parsed.device))
+    print(pretrain(config, files, folder, catalog, parsed.device))
 
 
 def run_plugins(parsed: argparse.Namespace) -> None:
