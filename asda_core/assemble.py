@@ -66,7 +66,7 @@ def build_parts(catalog: Catalog, config: RunConfig) -> Parts:
         torch.manual_seed(config.seed)
         front_end = build_front_end(catalog, config.front_end)
         encoder = build_encoder(catalog, config.encoder)
-        context = ObjectiveContext(encoder, config.steps)
+        context = ObjectiveContext(encoder)
         objective = build(catalog, "objective", config.objective, context, "objective")
     return Parts(front_end, encoder, objective)
 

@@ -65,10 +65,9 @@ class FrontEndContext:
 
 @dataclass(frozen=True)
 class ObjectiveContext:
-    """What an objective is told: the encoder that it trains (to copy, or to read widths from), and the run's length."""
+    """What an objective is told: the encoder that it trains (to copy, or to read widths from)."""
 
     encoder: Encoder
-    num_steps: int
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def small_encoder(mixer: MixerSpec[Any] | None = None) -> Encoder:
 def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = None, **options: Any) -> None:
     """Same seed, same loss; finite parts; gradients reach the encoder and none a frozen part; learns one batch."""
     encoder = small_encoder(mixer)
-    objective: Any = spec.build(parse(spec.config, options), ObjectiveContext(encoder, LEARNING_STEPS))
+    objective: Any = spec.build(parse(spec.config, options), ObjectiveContext(encoder))
     features = torch.randn(2, 128, 64)
 
     def losses() -> Any:

@@ -12,7 +12,7 @@ from asda_core.config_io import parse_value
 from asda_core.errors import ConfigError, TaskError
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.report import write_report
-from asda_hear.ablation.run import run_plan
+from asda_hear.ablation.run import CellsFailed, run_plan
 from asda_hear.api import LOG_MEL
 from asda_hear.demo import run_demo
 from asda_hear.evaluate.compat import validate
@@ -172,7 +172,12 @@ def run_ablate(parsed: argparse.Namespace) -> None:
     """`asda-hear ablate`."""
     plan = load_plan(parsed.plan)
     out = parsed.out or Path("results") / parsed.plan.stem
-    rows = run_plan(plan, out, dry_run=parsed.dry_run)
+    try:
+        rows = run_plan(plan, out, dry_run=parsed.dry_run)
+    except CellsFailed as error:  # the others have a table all the same
+        if error.rows:
+            print(write_report(plan, error.rows, out), end="")
+        raise
     if not parsed.dry_run:
         print(write_report(plan, rows, out), end="")
         print(f"written to {out}/table.md and {out}/rows.csv", file=sys.stderr)

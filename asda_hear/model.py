@@ -124,8 +124,7 @@ class HearModel(nn.Module):
         return shifts
 
     def _clips_per_pass(self, shifts: int, num_patches: int) -> int:
-        bands: int = getattr(self.backbone, "num_bands", 1)
-        return max(1, TOKENS_PER_PASS // (shifts * bands * min(num_patches, self.window_patches)))
+        return max(1, TOKENS_PER_PASS // (shifts * self.backbone.num_bands * min(num_patches, self.window_patches)))
 
     def _checked(self, audio: Tensor) -> Tensor:
         """The audio as float32 on the model's device.

@@ -55,6 +55,7 @@ class LogMelBackbone(nn.Module):
     def __init__(self, num_bins: int, patch_frames: int) -> None:
         super().__init__()
         self.patch_frames = patch_frames
+        self.num_bands = 1
         self.scene_size = self.step_size = num_bins
 
     def forward(

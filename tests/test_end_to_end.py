@@ -14,7 +14,7 @@ from asda_core.errors import AsdaError
 from asda_hear.ablation import run as run_module
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.report import write_report
-from asda_hear.ablation.run import run_plan
+from asda_hear.ablation.run import CellsFailed, run_plan
 from asda_hear.evaluate.labels import assign_splits, clips_from_folders
 from asda_hear.evaluate.tasks import TaskConfig, build_task
 from tests.conftest import BUILT_IN, TINY
@@ -100,8 +100,9 @@ def test_one_cell_that_fails(plan: Path, plugins: Catalog, tmp_path: Path, monke
     text["axes"] = {"rate": {"wild": {"optimizer": {"peak_lr": 1e30, "warmup_steps": 0}, "steps": 9}, "good": {}}}
     text["seeds"] = [0]
     plan.write_text(yaml.safe_dump(text))
-    with pytest.raises(AsdaError, match=r"1 of 2 cells failed.*rate wild.*no longer finite"):
+    with pytest.raises(CellsFailed, match=r"1 of 2 cells failed.*rate wild.*no longer finite") as failure:
         run_plan(load_plan(plan), tmp_path / "out", progress=False, catalog=plugins)
+    assert "| good |" in write_report(load_plan(plan), failure.value.rows, tmp_path / "out")
     assert len((tmp_path / "out" / "rows.csv").read_text().splitlines()) == 1 + 2
     assert len(list((tmp_path / "out").rglob("error.txt"))) == 1
 

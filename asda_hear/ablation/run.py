@@ -33,6 +33,14 @@ ROWS_FILE = "rows.csv"
 Row = dict[str, Any]
 
 
+class CellsFailed(AsdaError):
+    """Cells of a plan failed; `rows` holds those of all others."""
+
+    def __init__(self, rows: list[Row], message: str) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 def run_plan(
     plan: Plan, out: Path, dry_run: bool = False, progress: bool = True, catalog: Catalog | None = None
 ) -> list[Row]:
@@ -49,7 +57,7 @@ def run_plan(
         one row per cell, seed and task.
 
     Raises:
-        AsdaError: cells failed; all others are done and their rows written.
+        CellsFailed: cells failed; all others are done and their rows written.
     """
     plugins = catalog or installed_catalog()
     check_plan(plan, plugins)
@@ -76,9 +84,10 @@ def run_plan(
             print(f"failed: {failed[-1]}", file=sys.stderr)
         _write_rows(out / ROWS_FILE, rows)
     if failed:
-        raise AsdaError(
+        raise CellsFailed(
+            rows,
             f"{len(failed)} of {len(plan.cells)} cells failed, the others are in {out / ROWS_FILE}: "
-            + "; ".join(failed)
+            + "; ".join(failed),
         )
     return rows
 
@@ -124,7 +133,8 @@ def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: 
     if origins != (now := plugin_origins(catalog, cell.config)):
         print(f"warning: {folder} was trained with {origins}, and {now} is installed; delete it to redo the cell.",
               file=sys.stderr)  # fmt: skip
-    encoder = build_encoder(catalog, cell.config.encoder)
+    with torch.device("meta"):  # to count, not to draw
+        encoder = build_encoder(catalog, cell.config.encoder)
     facts = {
         BASELINE: "",
         **cell.labels,

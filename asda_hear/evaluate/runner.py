@@ -41,8 +41,7 @@ class EvaluationConfig:
     Attributes:
         grid: heareval's own names: "default" (500 epochs at most), "fast" (50), "faster" (10, small layers).
         grid_points: settings of the predictor that are tried on the first fold; HEAR's is 8.
-        threads: threads of torch while heareval runs. Scores change with it (by up to 0.03 on small tasks), so it is
-            part of the setting.
+        threads: threads of torch while heareval runs. Scores change with it, so it is part of the setting.
     """
 
     grid: HearGrid = "default"
