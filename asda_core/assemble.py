@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from asda_core.catalog import Catalog
-from asda_core.config import ClassTokenConfig, EncoderConfig, PluginChoice, RunConfig
+from asda_core.config import ClassTokenConfig, Compat, EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.contracts import FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import ConfigError
@@ -28,7 +28,9 @@ class Parts:
     objective: Any
 
 
-def build(catalog: Catalog, family: str, choice: PluginChoice, context: Any, path: str) -> Any:
+def build(
+    catalog: Catalog, family: str, choice: PluginChoice, context: Any, path: str, compat: Compat = "default"
+) -> Any:
     """Build what a config names.
 
     Args:
@@ -37,24 +39,27 @@ def build(catalog: Catalog, family: str, choice: PluginChoice, context: Any, pat
         choice: name and options, as in the config.
         context: what the host tells the plugin.
         path: where in the config it stands, for messages.
+        compat: "released" sets the plugin's released options that the choice does not state.
 
     Raises:
         PluginError: no such plugin.
         ConfigError: its options are wrong.
     """
     spec = catalog.find(family, choice.name).spec
-    return spec.build(parse(spec.config, choice.options, f"{path}.options"), context)
+    usual = spec.released if compat == "released" else {}
+    return spec.build(parse(spec.config, {**usual, **choice.options}, f"{path}.options"), context)
 
 
-def build_front_end(catalog: Catalog, choice: PluginChoice) -> Any:
+def build_front_end(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") -> Any:
     """The front end that a config names: a module that is a `FrontEnd`."""
-    return build(catalog, "front end", choice, FrontEndContext(SAMPLE_RATE), "front_end")
+    return build(catalog, "front end", choice, FrontEndContext(SAMPLE_RATE), "front_end", compat)
 
 
-def build_encoder(catalog: Catalog, config: EncoderConfig) -> Encoder:
+def build_encoder(catalog: Catalog, config: EncoderConfig, compat: Compat = "default") -> Encoder:
     """The encoder with one mixer per layer. Weights are drawn from torch's global generator."""
     contexts = [MixerContext(config.dim, config.num_heads, layer, config.depth) for layer in range(config.depth)]
-    return Encoder(config, [build(catalog, "mixer", config.mixer, context, "encoder.mixer") for context in contexts])
+    mixers = [build(catalog, "mixer", config.mixer, context, "encoder.mixer", compat) for context in contexts]
+    return Encoder(config, mixers)
 
 
 def build_parts(catalog: Catalog, config: RunConfig) -> Parts:
@@ -64,10 +69,10 @@ def build_parts(catalog: Catalog, config: RunConfig) -> Parts:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        front_end = build_front_end(catalog, config.front_end)
-        encoder = build_encoder(catalog, config.encoder)
+        front_end = build_front_end(catalog, config.front_end, config.compat)
+        encoder = build_encoder(catalog, config.encoder, config.compat)
         context = ObjectiveContext(encoder)
-        objective = build(catalog, "objective", config.objective, context, "objective")
+        objective = build(catalog, "objective", config.objective, context, "objective", config.compat)
     return Parts(front_end, encoder, objective)
 
 

@@ -12,6 +12,7 @@ import torchaudio.functional
 from jaxtyping import Float
 from torch import Tensor
 
+from asda_core.config import ResampleAxis
 from asda_core.errors import AudioError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".au")
@@ -26,7 +27,11 @@ MAX_AMPLITUDE = 1e6
 
 
 def read_audio(
-    file: str | Path, sample_rate: int, start_seconds: float = 0.0, seconds: float | None = None
+    file: str | Path,
+    sample_rate: int,
+    start_seconds: float = 0.0,
+    seconds: float | None = None,
+    resample_along: ResampleAxis = "time",
 ) -> Float[Tensor, " samples"]:
     """Read an audio file, or a stretch of it, as mono at a given rate.
 
@@ -37,6 +42,7 @@ def read_audio(
         sample_rate: the rate wanted, in Hz.
         start_seconds: where the stretch begins.
         seconds: how long it is at most; None reads to the end.
+        resample_along: "channels" does what the release does to files of several channels (see below).
 
     Returns:
         float32 samples, in [-1, 1] for integer formats.
@@ -45,7 +51,7 @@ def read_audio(
         AudioError: the file is missing, empty, no audio, damaged, or holds NaN or infinite samples.
 
     **Differs** from the released code, which resamples a two-channel file along the channel axis, so that 44.1 kHz
-    stereo plays 2.76 times slower.
+    stereo plays 2.76 times slower; `resample_along` "channels" does so too.
     """
     try:
         with soundfile.SoundFile(str(file)) as sound:
@@ -58,6 +64,10 @@ def read_audio(
         raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
     if len(samples) == 0:
         raise AudioError(f"cannot use {file}: it holds no samples from {start_seconds:g} s on.")
+    if resample_along == "channels" and samples.shape[1] > 1:
+        mono = resample(torch.from_numpy(samples), rate, sample_rate).mean(dim=1)  # (time, channels): the wrong axis
+        check_finite(mono, str(file))
+        return mono
     mono = torch.from_numpy(samples.mean(axis=1))
     check_finite(mono, str(file))
     return resample(mono, rate, sample_rate)
@@ -78,8 +88,8 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
     return resampled
 
 
-def duration_seconds(file: str | Path) -> float:
-    """Length of an audio file from its header alone.
+def length_and_rate(file: str | Path) -> tuple[int, int]:
+    """Samples per channel, and their rate in Hz, from the header alone.
 
     Raises:
         AudioError: the header cannot be read or tells of no samples.
@@ -89,7 +99,7 @@ def duration_seconds(file: str | Path) -> float:
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
     _check_length(Path(file), info.frames)
-    return float(info.frames / info.samplerate)
+    return int(info.frames), int(info.samplerate)
 
 
 def _check_length(file: Path, num_frames: int) -> None:
@@ -121,7 +131,7 @@ def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int 
     """A stretch of exactly `num_samples` from `offset` on, followed by silence where the audio is shorter.
 
     **Differs** from the released code, which pads the spectrogram with 0 before normalisation: filling is then
-    +0.467 and louder than most sound, while silence is -1.278.
+    +0.467 and louder than most sound, while silence is -1.278. `fill_features` does so too.
     """
     stretch = audio[offset : offset + num_samples]
     return torch.nn.functional.pad(stretch, (0, num_samples - len(stretch)))

@@ -8,6 +8,7 @@ Environment (read by the command lines only, see `options_from_environment`):
     ASDA_LOAD_PLUGINS=a,b         allow-list of distributions; built-in plugins are always loaded
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -105,6 +106,11 @@ def load_catalog(
     if strict and problems:
         raise PluginError("; ".join(f"{p.name} of {p.distribution}: {p.message}" for p in problems))
     return Catalog(MappingProxyType(offers), tuple(problems))
+
+
+def installed_catalog() -> Catalog:
+    """What the installed plugins offer, as the environment allows: for command lines."""
+    return load_catalog(**options_from_environment(os.environ))
 
 
 def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

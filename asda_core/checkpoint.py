@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from asda_core.assemble import Parts, build_encoder, build_front_end, plugin_origins
 from asda_core.catalog import Catalog
-from asda_core.config import RunConfig
+from asda_core.config import ClassifierConfig, RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, PluginError
 from asda_core.files import sync, write_whole
+from asda_core.finetune.heads import Classifier
 from asda_core.model.encoder import Encoder
 
 FORMAT = "asda-1"
@@ -33,8 +34,12 @@ FORMAT = "asda-1"
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.safetensors"
 STEP_FOLDERS = "step-*"
+ABOVE_TEACHER, TEACHER = "objective.teacher.", "objective.teacher.encoder."
 NAMES_SHOWN = 5
 """How many wrong tensor names a message lists."""
+
+
+Weights = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Checkpoint:
         step: updates done.
         data: digest of the list of audio files, empty if unknown.
         tensors: all tensors by name.
+        classifier: the head of a fine-tuned model, None if there is none.
+        report: one line on what was read, empty for a file of our own.
     """
 
     file: Path
@@ -56,13 +63,19 @@ class Checkpoint:
     step: int
     data: str
     tensors: Mapping[str, Tensor]
+    classifier: ClassifierConfig | None = None
+    report: str = ""
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a model file, or the newest one of a run folder. No code in the file is ever run.
+def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoint:
+    """Read a model file of ours, or the newest one of a run folder. No code in the file is ever run.
+
+    Args:
+        path: file or folder.
+        weights: "teacher" puts the teacher of a run's step in the place of the encoder.
 
     Raises:
-        CheckpointError: nothing is there, it is damaged, or it is no checkpoint of asda.
+        CheckpointError: nothing is there, it is damaged, it is no checkpoint of asda, or it holds no teacher.
     """
     file = locate(Path(path))
     tensors, metadata = read_tensors(file)
@@ -71,9 +84,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         config = parse(RunConfig, json.loads(metadata["config"]))
         plugins, step = json.loads(metadata["plugins"]), int(metadata["step"])
+        classifier = json.loads(metadata.get("classifier", "null"))
+        head = None if classifier is None else parse(ClassifierConfig, classifier)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{file}: what is written beside the tensors cannot be used: {error}") from None
-    return Checkpoint(file, config, plugins, step, metadata.get("data", ""), tensors)
+    if weights == "teacher":
+        tensors = {name.removeprefix(ABOVE_TEACHER): value for name, value in tensors.items() if TEACHER in name}
+        if not tensors:
+            raise CheckpointError(f"{file} holds no teacher; the steps of a run of latent_regression do.")
+    return Checkpoint(file, config, plugins, step, metadata.get("data", ""), tensors, head)
 
 
 def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder]:
@@ -83,14 +102,27 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
         CheckpointError: a plugin is missing, or the tensors do not fit the config.
     """
     try:
-        front_end = build_front_end(catalog, checkpoint.config.front_end)
-        encoder = build_encoder(catalog, checkpoint.config.encoder)
+        front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
+        encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
     except PluginError as error:
         needs = ", ".join(f"{o['name']} of {o['distribution']} {o['version']}" for o in checkpoint.plugins.values())
         raise CheckpointError(f"{checkpoint.file} needs the plugins {needs}. {error}") from None
     load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
     load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
     return front_end.eval(), encoder.eval()
+
+
+def load_classifier(checkpoint: Checkpoint) -> Classifier:
+    """The head of a fine-tuned checkpoint, in evaluation mode.
+
+    Raises:
+        CheckpointError: it has none, or the tensors do not fit.
+    """
+    if checkpoint.classifier is None:
+        raise CheckpointError(f"{checkpoint.file} is pre-trained only: it has no classifier. Fine-tune it first.")
+    classifier = Classifier(checkpoint.classifier, checkpoint.config.encoder.dim)
+    load_strict(classifier, checkpoint.tensors, "classifier.", checkpoint.file)
+    return classifier.eval()
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, file: Path) -> None:
@@ -126,9 +158,13 @@ def model_tensors(parts: Parts, with_objective: bool) -> dict[str, Tensor]:
     }
 
 
-def metadata_of(config: RunConfig, catalog: Catalog, step: int, data: str = "") -> dict[str, str]:
+def metadata_of(
+    config: RunConfig, catalog: Catalog, step: int, data: str = "", classifier: ClassifierConfig | None = None
+) -> dict[str, str]:
     """What is written beside the tensors; `data` is a digest of the list of audio files."""
+    head = {} if classifier is None else {"classifier": json.dumps(to_plain(classifier))}
     return {
+        **head,
         "format": FORMAT,
         "config": json.dumps(to_plain(config)),
         "plugins": json.dumps(plugin_origins(catalog, config)),

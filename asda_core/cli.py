@@ -1,4 +1,4 @@
-"""The command `asda`: pretrain, plugins, show."""
+"""The command `asda`: pretrain, embed, classify, convert, plugins, show."""
 
 import argparse
 import json
@@ -10,16 +10,20 @@ from pathlib import Path
 import torch
 
 from asda_core import __version__
-from asda_core.assemble import build_parts, plugin_origins
+from asda_core.assemble import build, build_encoder, build_front_end, plugin_origins
 from asda_core.audio import find_audio, list_identity
-from asda_core.catalog import Catalog, load_catalog, options_from_environment
+from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
-from asda_core.config_io import load_run_config, parse, parse_value, signature, to_plain, to_yaml, with_value
+from asda_core.config_io import load_run_config, parse, parse_value, signature, to_plain, to_yaml, with_change
+from asda_core.contracts import ObjectiveContext
+from asda_core.counting import encoder_flops
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.hookspecs import FAMILIES
+from asda_core.inference.commands import add_classify, add_convert, add_embed
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 
 SET_HELP = "change keys, as in --set steps=400 encoder.mixer=standard"
+GIGA = 1e9
 EXIT_ERROR = 1
 EXIT_STOPPED = 130
 """What a shell reports for a program that Ctrl-C ended."""
@@ -52,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line of `asda`."""
-    parser = argparse.ArgumentParser(prog="asda", description="Pre-train audio spectrogram models; list plugins.")
+    parser = argparse.ArgumentParser(
+        prog="asda", description="Pre-train audio spectrogram models, embed and classify sounds, list plugins."
+    )
     parser.add_argument("--version", action="version", version=f"asda {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("pretrain", help="train a model on unlabelled audio, or go on with it")
@@ -64,21 +70,21 @@ def make_parser() -> argparse.ArgumentParser:
         "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
     )
     train.set_defaults(run=run_pretrain)
+    add_embed(commands.add_parser("embed", help="audio files to files of embeddings, with any checkpoint"))
+    add_classify(
+        commands.add_parser("classify", help="labels and probabilities of audio, with a fine-tuned checkpoint")
+    )
+    add_convert(commands.add_parser("convert", help="any checkpoint, as the released ones, to one of asda"))
     plugins = commands.add_parser("plugins", help="list what the installed plugins offer, and what is wrong with any")
     plugins.add_argument("--json", action="store_true", help="for programs")
     plugins.set_defaults(run=run_plugins)
-    show = commands.add_parser("show", help="print a whole config with its parameter counts")
+    show = commands.add_parser("show", help="print a whole config with its parameters and operations")
     show.add_argument("config", type=Path)
     show.add_argument(
         "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
     )
     show.set_defaults(run=run_show)
     return parser
-
-
-def installed_catalog() -> Catalog:
-    """The catalog of what is installed, as the environment wants it."""
-    return load_catalog(**options_from_environment(os.environ))
 
 
 def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
@@ -92,7 +98,7 @@ def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
         key, equals, value = change.partition("=")
         if not equals:
             raise ConfigError(f"--set {change!r} must look like key=value.")
-        plain = with_value(plain, key, parse_value(value))
+        plain = with_change(plain, key, parse_value(value))
     return parse(RunConfig, plain)
 
 
@@ -131,12 +137,22 @@ def run_plugins(parsed: argparse.Namespace) -> None:
 def run_show(parsed: argparse.Namespace) -> None:
     """`asda show`."""
     config = changed(load_run_config(parsed.config), parsed.changes)
-    parts = build_parts(installed_catalog(), config)
+    catalog = installed_catalog()
+    front_end = build_front_end(catalog, config.front_end, config.compat)
+    with torch.device("meta"):  # shapes alone: no weights are drawn
+        encoder = build_encoder(catalog, config.encoder, config.compat)
+        objective = build(catalog, "objective", config.objective, ObjectiveContext(encoder), "objective", config.compat)
     print(to_yaml(config))
     print(f"# signature  {signature(config)} (without data)")
-    for name, module in (("encoder", parts.encoder), ("objective", parts.objective)):
+    for name, module in (("encoder", encoder), ("objective", objective)):
         counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
         print(f"# {name:<10} {sum(counts):>12,} parameters that train")
+    samples = round(config.data.clip_seconds * front_end.sample_rate)
+    frames = max(0, (samples - front_end.window_samples) // front_end.hop_samples + 1)
+    operations = encoder_flops(encoder, front_end.num_bins, frames) / GIGA
+    print(
+        f"# {'encoder':<10} {operations:>12,.2f} GFLOPs per clip of {config.data.clip_seconds:g} s ({frames:,} frames)"
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,12 @@ from asda_core.errors import ConfigError
 ClassTokenPosition = Literal["first", "middle", "last", "none"]
 NormPlacement = Literal["post", "pre"]
 Crop = Literal["random", "first"]
+Compat = Literal["default", "released"]
+Algorithm = Literal["adamw", "fairseq_adam"]
+Schedule = Literal["cosine", "fairseq_cosine"]
+Padding = Literal["silence", "features"]
+ResampleAxis = Literal["time", "channels"]
+Pooling = Literal["summary", "mean", "linear_softmax"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -43,13 +49,17 @@ class ClassTokenConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Shape of the encoder. `mlp_ratio` 3.5 is ASDA's (EAT: 4)."""
+    """Shape of the encoder. `mlp_ratio` 3.5 is ASDA's (EAT: 4).
+
+    `pre_norm_residual` False loses the residual of pre-norm blocks (`norm` "pre"), as the released code does.
+    """
 
     dim: int = 768
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 3.5
     norm: NormPlacement = "post"
+    pre_norm_residual: bool = True
     norm_eps: float = 1e-6
     patch_frames: int = 16
     patch_bins: int = 16
@@ -75,9 +85,13 @@ class OptimizerConfig:
     """AdamW with linear warm-up and a cosine to `floor_lr`; rates per update, norms over all parameters.
 
     `decay_norms_and_biases` False leaves one-dimensional parameters without weight decay; the released training
-    decays everything, since the exclusion that it asks for is never applied.
+    decays everything, since the exclusion that it asks for is never applied. `algorithm` "fairseq_adam" adds epsilon
+    before the bias correction, and `schedule` "fairseq_cosine" begins with rate 0 and restarts at a tenth of the peak
+    when training goes past its end, both as released.
     """
 
+    algorithm: Algorithm = "adamw"
+    schedule: Schedule = "cosine"
     peak_lr: float = 5e-4
     floor_lr: float = 0.0
     warmup_steps: int = 106_666
@@ -104,22 +118,35 @@ class DataConfig:
     `clip_seconds` 10.255 gives 1,024 frames, 64 x 8 patches (a clip of 10 s has 998 frames); shorter clips are
     followed by silence. `crop` says where the stretch of a longer clip begins; the released code always takes the
     first. `cache_mebibytes` of decoded audio stay in memory.
+
+    Three defects of the release can be had: `padding` "features" fills short clips behind the log-mel with a value
+    louder than most sound (+0.467) instead of with silence; `resample_along` "channels" resamples files of several
+    channels along the wrong axis; `min_samples` leaves out files of fewer samples (10,000 in the release).
     """
 
     clip_seconds: float = 10.255
     batch_size: int = 48
     crop: Crop = "random"
+    padding: Padding = "silence"
+    resample_along: ResampleAxis = "time"
+    min_samples: int = 0
     cache_mebibytes: int = 1024
 
     def __post_init__(self) -> None:
         require(0 < self.clip_seconds < math.inf, f"data.clip_seconds must be positive, not {self.clip_seconds}.")
         require(self.batch_size > 0, f"data.batch_size must be positive, not {self.batch_size}.")
+        require(self.min_samples >= 0, f"data.min_samples must not be negative, not {self.min_samples}.")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One pre-training run. Its signature names the run folder."""
+    """One pre-training run. Its signature names the run folder.
 
+    `compat` "released" gives the keys of `RELEASED` their values there, where a config does not state them, and plugins
+    the options that their specs name; the model that comes out is comparable with one trained by the released code.
+    """
+
+    compat: Compat = "default"
     front_end: PluginChoice = PluginChoice("log_mel")
     encoder: EncoderConfig = EncoderConfig()
     objective: PluginChoice = PluginChoice("latent_regression")
@@ -138,5 +165,54 @@ class RunConfig:
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
 
 
+RELEASED: Mapping[str, Any] = {
+    "encoder.pre_norm_residual": False,
+    "optimizer.algorithm": "fairseq_adam",
+    "optimizer.schedule": "fairseq_cosine",
+    "optimizer.decay_norms_and_biases": True,
+    "data.crop": "first",
+    "data.padding": "features",
+    "data.resample_along": "channels",
+    "data.min_samples": 10_000,
+}
+"""What `compat: released` sets. **Source**: defects and habits of the released code, see docs/released.md."""
+
 WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes")
 """Keys of `RunConfig` that cannot change a result; `signature` leaves them out."""
+
+ADDED: Mapping[str, Any] = {
+    "compat": "default",
+    "encoder.pre_norm_residual": True,
+    "optimizer.algorithm": "adamw",
+    "optimizer.schedule": "cosine",
+    "data.padding": "silence",
+    "data.resample_along": "time",
+    "data.min_samples": 0,
+}
+"""Keys that came later, with what was done before: `signature` leaves them out at that value, so older runs keep theirs."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A head on the encoder: pooling, LayerNorm, linear.
+
+    Attributes:
+        num_classes: width of its output.
+        pooling: "summary" (the class token), "mean" of the patches, or "linear_softmax" over them.
+        norm_eps: of the LayerNorm; 1e-6 in the release, 1e-5 in EAT's Hugging Face layout.
+        multi_label: whether a clip can have several labels: probabilities are then sigmoids, else a softmax.
+        labels: name of each class; empty if unknown.
+    """
+
+    num_classes: int
+    pooling: Pooling = "summary"
+    norm_eps: float = 1e-6
+    multi_label: bool = True
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.num_classes > 0, f"classifier.num_classes must be positive, not {self.num_classes}.")
+        require(
+            len(self.labels) in (0, self.num_classes),
+            f"classifier.labels has {len(self.labels)} names for {self.num_classes} classes.",
+        )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from asda_core.config import WITHOUT_INFLUENCE, PluginChoice, RunConfig
+from asda_core.config import ADDED, RELEASED, WITHOUT_INFLUENCE, PluginChoice, RunConfig
 from asda_core.errors import ConfigError, unknown
 
 ConfigT = TypeVar("ConfigT")
@@ -33,6 +33,8 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
         ConfigError: an unknown key, a value of a wrong type, or numbers that do not fit together.
     """
     prepared = _check_keys(cls, {} if data is None else data, path)
+    if cls is RunConfig and isinstance(prepared, dict) and prepared.get("compat") == "released":
+        prepared = _check_keys(cls, _over(_released_defaults(), prepared), path)
     try:
         return TypeAdapter(cls).validate_python(prepared)
     except ValidationError as error:
@@ -121,6 +123,40 @@ def with_value(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, An
     return copy
 
 
+def with_change(plain: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """`with_value` on a whole run: a change of `compat` sets every key that it decides; later changes go over it."""
+    changed = with_value(plain, dotted, value)
+    if dotted == "compat" and value in ("default", "released"):
+        usual = to_plain(RunConfig())
+        for key, released in RELEASED.items():
+            changed = with_value(changed, key, released if value == "released" else value_at(usual, key))
+    return changed
+
+
+def value_at(plain: Mapping[str, Any], dotted: str) -> Any:
+    """The value at a dotted path of nested mappings."""
+    level: Any = plain
+    for key in dotted.split("."):
+        level = level[key]
+    return level
+
+
+def _released_defaults() -> dict[str, Any]:
+    defaults: dict[str, Any] = {}
+    for key, value in RELEASED.items():
+        defaults = with_value(defaults, key, value)
+    return defaults
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, level by level."""
+    both = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = _over(both[key], value) if nested else value
+    return both
+
+
 def signature(config: RunConfig, **more: Any) -> str:
     """Eight hex digits over everything that can change a result; they name the run folder.
 
@@ -129,12 +165,10 @@ def signature(config: RunConfig, **more: Any) -> str:
         more: further facts that the results depend on, such as the identity of the data.
     """
     plain = to_plain(config)
-    for dotted in WITHOUT_INFLUENCE:
-        *above, key = dotted.split(".")
-        level = plain
-        for name in above:
-            level = level[name]
-        del level[key]
+    silent = [dotted for dotted, usual in ADDED.items() if value_at(plain, dotted) == usual]
+    for dotted in (*WITHOUT_INFLUENCE, *silent):
+        above, _, key = dotted.rpartition(".")
+        del (value_at(plain, above) if above else plain)[key]
     canonical = json.dumps([plain, more], sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:SIGNATURE_DIGITS]
 

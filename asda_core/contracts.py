@@ -6,8 +6,8 @@ A plugin is a value, not an event: a hook returns specs, and nothing registers i
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 import pluggy
 import torch
@@ -37,6 +37,8 @@ class Spec(Generic[ConfigT, ContextT, ProductT]):
         build: options and what the host knows -> the product. Heavy imports belong in here.
         summary: one line for `asda plugins` and the README.
         source: paper and equation.
+        released: options, with their values, that reproduce what the released code of the system does and its paper
+            or reason does not; `compat: released` sets them where a config does not.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Spec(Generic[ConfigT, ContextT, ProductT]):
     build: Callable[[ConfigT, ContextT], ProductT]
     summary: str
     source: str
+    released: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ class FrontEnd(Protocol):
 
     Frame f sees samples `f * hop_samples` to `f * hop_samples + window_samples` and nothing else, so that long audio
     can be cut anywhere; a signal of S samples gives `1 + (S - window_samples) // hop_samples` frames.
+
+    An attribute `filling` may say what the released code of the front end puts behind the end of short clips; only
+    `data.padding: features` asks for it.
     """
 
     sample_rate: int

@@ -25,11 +25,13 @@ class TokenLayout:
         index: (B, N) raster index of each token, `CLASS_TOKEN` for the class token.
         grid: (number of time steps, number of frequency bands) of the whole grid.
         padding: (B, N) True where a token is filling and must influence nothing; None if there is none.
+        class_column: column of the class token, the same in every clip; None if there is none.
     """
 
     index: Int[Tensor, "batch tokens"]
     grid: tuple[int, int]
     padding: Bool[Tensor, "batch tokens"] | None = None
+    class_column: int | None = None
 
     @staticmethod
     def full(batch: int, grid: tuple[int, int], device: torch.device | None = None) -> "TokenLayout":
@@ -59,14 +61,8 @@ class TokenLayout:
             return torch.ones_like(self.index, dtype=torch.bool)
         return ~self.padding
 
-    @property
-    def class_column(self) -> int | None:
-        """Column of the class token, the same in every clip; None if there is none."""
-        columns = self.is_class[0].nonzero()
-        return int(columns[0]) if len(columns) else None
-
     def select(self, rows: Int[Tensor, "clones"], columns: Int[Tensor, "clones kept"]) -> "TokenLayout":
-        """The layout of chosen tokens.
+        """The layout of chosen tokens, before a class token joins.
 
         Args:
             rows: which clip each new row comes from.
@@ -79,11 +75,10 @@ class TokenLayout:
     def with_class_token(self, column: int) -> "TokenLayout":
         """The layout after a class token was put in at `column`."""
         index = insert_column(self.index, self.index.new_full((len(self.index), 1), CLASS_TOKEN), column)
-        if self.padding is None:
-            return replace(self, index=index)
-        return replace(
-            self, index=index, padding=insert_column(self.padding, self.padding.new_zeros(len(index), 1), column)
-        )
+        padding = self.padding
+        if padding is not None:
+            padding = insert_column(padding, padding.new_zeros(len(index), 1), column)
+        return replace(self, index=index, padding=padding, class_column=column)
 
     def without_class_token(self) -> "TokenLayout":
         """The layout after the class token was taken out; itself if there is none."""
@@ -91,7 +86,7 @@ class TokenLayout:
         if column is None:
             return self
         padding = None if self.padding is None else remove_column(self.padding, column)
-        return replace(self, index=remove_column(self.index, column), padding=padding)
+        return replace(self, index=remove_column(self.index, column), padding=padding, class_column=None)
 
 
 def insert_column(values: Tensor, new: Tensor, column: int) -> Tensor:

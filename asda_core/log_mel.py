@@ -53,6 +53,9 @@ class LogMelConfig:
 class LogMel(nn.Module):
     """Audio (B, S) in [-1, 1] -> features (B, F, T), batched, with what depends on the settings alone made once.
 
+    Attributes:
+        filling: what the release puts behind the end of a short clip: a log-mel of 0, normalised.
+
     **Differs**: equal to torchaudio's function to float32 rounding, but a batch at a time. The clip's mean is not
     taken off first, since Kaldi takes it off every frame anyway.
     """
@@ -65,6 +68,7 @@ class LogMel(nn.Module):
         self.hop_samples = int(sample_rate * config.hop_ms / 1000)
         self.fft_samples = 1 << (self.window_samples - 1).bit_length()  # next power of two
         self.mean, self.std = config.mean, config.std
+        self.filling = -config.mean / (2 * config.std)
         mel, _ = get_mel_banks(config.num_bins, self.fft_samples, float(sample_rate), LOW_HZ, HIGH_HZ, *NO_WARPING)
         self.mel: Tensor
         self.window: Tensor

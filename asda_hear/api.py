@@ -1,6 +1,7 @@
 """HEAR's three functions, as `hear-validator` and `heareval` call them."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.assemble import build_front_end, build_parts
-from asda_core.catalog import Catalog, load_catalog, options_from_environment
-from asda_core.checkpoint import load_encoder, read_checkpoint
+from asda_core.catalog import Catalog, installed_catalog
+from asda_core.checkpoint import load_encoder
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, parse
+from asda_core.official.reading import read_model
 from asda_hear.model import HearModel, HearOptions
 from asda_hear.pooling import EncoderBackbone, LogMelBackbone
 
@@ -28,8 +30,9 @@ def load_model(
     """A model that answers HEAR's questions.
 
     Args:
-        model_file_path: a checkpoint or run folder of `asda pretrain`; a config (`.yaml`) for random weights drawn
-            from its seed; "log_mel" for the baseline without a model; empty for the small model of the package.
+        model_file_path: a checkpoint or run folder of `asda pretrain`; a released checkpoint of EAT or ASDA (`.pt`),
+            or EAT's Hugging Face folder; a config (`.yaml`) for random weights drawn from its seed; "log_mel" for the
+            baseline without a model; empty for the small model of the package.
         catalog: plugins to use; by default those installed.
         options: see `HearOptions`.
 
@@ -37,13 +40,13 @@ def load_model(
         the model, in evaluation mode, on the CPU.
 
     Raises:
-        CheckpointError: no checkpoint there, damaged, or needing a plugin that is missing.
+        CheckpointError: no checkpoint there, damaged, refused, or needing a plugin that is missing.
         ConfigError: a wrong option or config.
 
     **Source**: HEAR API, https://hearbenchmark.com/hear-api.html
     """
     parsed = parse(HearOptions, options, "load_model")
-    plugins = catalog or load_catalog(**options_from_environment(os.environ))
+    plugins = catalog or installed_catalog()
     path = Path(model_file_path or DEFAULT_WEIGHTS)
     if str(model_file_path) == LOG_MEL:
         front_end = build_front_end(plugins, PluginChoice(LOG_MEL))
@@ -55,7 +58,9 @@ def load_model(
         parts = build_parts(plugins, config)
         front_end, encoder = parts.front_end, parts.encoder
     else:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_model(path, parsed.weights)
+        if checkpoint.report:
+            print(checkpoint.report, file=sys.stderr)
         config = checkpoint.config
         front_end, encoder = load_encoder(checkpoint, plugins)
     pooling = (parsed.scene_pooling, parsed.timestamp_pooling)

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.audio import check_finite
+from asda_core.checkpoint import Weights
 from asda_core.errors import AudioError, ConfigError
-from asda_hear.framing import MILLISECONDS, Framing, windows
+from asda_core.inference.framing import MILLISECONDS, Framing, windows
 from asda_hear.pooling import EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
 
 TOKENS_PER_PASS = 8192
@@ -30,12 +31,14 @@ class HearOptions:
         scene_pooling: "mean" of all patches, "summary" (the class token), or "both".
         timestamp_pooling: "mean" over the bands of a time step, or "concat".
         window_seconds: audio that the model sees at once; None takes the length of its training clips.
+        weights: "student", or "teacher" where the checkpoint holds one.
     """
 
     timestamp_hop_ms: float = 40.0
     scene_pooling: ScenePooling = "mean"
     timestamp_pooling: TimestampPooling = "mean"
     window_seconds: float | None = None
+    weights: Weights = "student"
 
 
 class HearModel(nn.Module):

@@ -16,15 +16,17 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-    "errors", "files", "config", "config_io", "layout", "audio", "model.patches", "model.block", "model.encoder",
-    "contracts", "hookspecs", "catalog", "assemble", "adapting", "checkpoint", "log_mel", "pretrain.masking",
-    "pretrain.teacher", "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data",
-    "pretrain.reporter", "pretrain.loop", "testing", "cli",
+    "errors", "files", "devices", "config", "config_io", "layout", "audio", "model.patches", "model.block",
+    "model.encoder", "contracts", "hookspecs", "catalog", "assemble", "adapting", "counting", "finetune.heads",
+    "checkpoint", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
+    "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter", "pretrain.loop",
+    "official.eat", "official.pickles", "official.told", "official.reading", "inference.framing",
+    "inference.listening", "inference.embedding", "inference.classifying", "inference.commands", "testing", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
 HEAR_ORDER = (
-    "framing", "pooling", "model", "api", "evaluate.compat", "evaluate.scores", "evaluate.tasks", "evaluate.labels",
+    "pooling", "model", "api", "evaluate.compat", "evaluate.scores", "evaluate.tasks", "evaluate.labels",
     "evaluate.runner", "ablation.plan", "ablation.run", "ablation.statistics", "ablation.report", "demo", "cli",
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ from asda_hear.ablation.plan import PlanConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 PLANS = sorted((Path(__file__).parents[1] / "configs" / "ablations").glob("*.yaml"))
-PARAMETERS = {"asda_base": 92_364_288, "eat_base": 85_254_144, "asda_tiny": 893_696}
+PARAMETERS = {"asda_base": 92_364_288, "eat_base": 85_254_144, "eat_large": 302_575_616, "asda_tiny": 893_696}
 
 
 def test_how_many() -> None:

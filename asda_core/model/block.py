@@ -38,12 +38,14 @@ class Block(nn.Module):
 
     `forward` returns y and m: the released training regresses on m, the output of the MLP before its residual.
 
-    **Differs**: the released pre-norm branch loses its residual and returns 2 m; no released setting uses it.
+    **Differs**: the released pre-norm branch loses its residual and returns 2 m, with m of the mixed tokens; no released
+    setting uses it. `pre_norm_residual` False does the same.
     """
 
     def __init__(self, config: EncoderConfig, mixer: nn.Module) -> None:
         super().__init__()
         self.pre_norm = config.norm == "pre"
+        self.pre_norm_residual = config.pre_norm_residual
         self.mixer = mixer
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
@@ -56,7 +58,7 @@ class Block(nn.Module):
         if self.pre_norm:
             mixed = tokens + self.mixer(self.norm1(tokens), layout)
             bent = self.mlp(self.norm2(mixed), layout)
-            return mixed + bent, bent
+            return (mixed if self.pre_norm_residual else bent) + bent, bent
         mixed = self.norm1(tokens + self.mixer(tokens, layout))
         bent = self.mlp(mixed, layout)
         return self.norm2(mixed + bent), bent

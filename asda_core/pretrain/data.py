@@ -6,20 +6,29 @@ what it would have got. An unreadable file is replaced by the next one in the or
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from asda_core.audio import crop_or_pad, duration_seconds, read_audio
+from asda_core.audio import crop_or_pad, length_and_rate, read_audio
 from asda_core.config import DataConfig
 from asda_core.errors import AudioError
 
 WHOLE_FILE_SECONDS = 60.0
 """Files up to this length are decoded once and cached; of longer ones only the stretch in use is decoded."""
 BYTES_PER_MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A batch of clips of one length, and how many samples of each are sound (the rest is silence)."""
+
+    audio: Float[Tensor, "batch samples"]
+    num_samples: Int[Tensor, " batch"]
 
 
 class ClipBatches:
@@ -43,7 +52,7 @@ class ClipBatches:
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         self._lock = threading.Lock()
 
-    def batch(self, step: int) -> Float[Tensor, "batch samples"]:
+    def batch(self, step: int) -> Clips:
         """The clips of update `step` (from 0).
 
         Raises:
@@ -53,7 +62,9 @@ class ClipBatches:
             raise AudioError("no audio files to train on.")
         with self._lock:
             first = step * self.config.batch_size
-            return torch.stack([self._clip(number) for number in range(first, first + self.config.batch_size)])
+            found = [self._clip(number) for number in range(first, first + self.config.batch_size)]
+        filled = [crop_or_pad(stretch, self.num_samples) for stretch in found]
+        return Clips(torch.stack(filled), torch.tensor([len(stretch) for stretch in found]))
 
     def _clip(self, number: int) -> Tensor:
         """Clip `number` of the endless sequence, from the next readable file."""
@@ -79,21 +90,27 @@ class ClipBatches:
         return self._order[1]
 
     def _stretch(self, file: Path, share: float) -> Tensor:
-        """The clip that begins at `share` of what can be its beginning."""
+        """The stretch that begins at `share` of what can be its beginning; shorter than a clip if the file is."""
         if file not in self._cache:
-            seconds = duration_seconds(file)
+            num_frames, rate = length_and_rate(file)
+            if num_frames < self.config.min_samples:
+                raise AudioError(f"left out {file}: {num_frames} samples are fewer than {self.config.min_samples}.")
+            seconds = num_frames / rate
             if seconds > WHOLE_FILE_SECONDS:
                 self._long.add(file)
                 start = share * max(0.0, seconds - self.config.clip_seconds)
-                audio = read_audio(file, self.sample_rate, start, self.config.clip_seconds)
-                return crop_or_pad(audio, self.num_samples)
+                return self._read(file, start, self.config.clip_seconds)[: self.num_samples]
         audio = self._whole(file)
-        return crop_or_pad(audio, self.num_samples, int(share * max(0, len(audio) - self.num_samples + 1)))
+        first = int(share * max(0, len(audio) - self.num_samples + 1))
+        return audio[first : first + self.num_samples]
+
+    def _read(self, file: Path, start_seconds: float = 0.0, seconds: float | None = None) -> Tensor:
+        return read_audio(file, self.sample_rate, start_seconds, seconds, self.config.resample_along)
 
     def _whole(self, file: Path) -> Tensor:
         if file in self._cache:
             return self._cache[file]
-        audio = read_audio(file, self.sample_rate)
+        audio = self._read(file)
         size = audio.numel() * audio.element_size()
         if size <= self._room:
             self._room -= size

@@ -28,6 +28,10 @@ PUBLISHED_ROWS = 192
 """Rows (12 clips x 16 clones on each GPU) over which the released utterance loss is summed."""
 
 
+VARIANCE_EPS = 1e-6
+"""Added to the variance before the root of the logged spread. **Source**: released code."""
+
+
 @dataclass(frozen=True)
 class LatentRegressionConfig:
     """Settings of latent regression; the defaults are ASDA's (EAT: `utterance_weight` 1).
@@ -133,8 +137,11 @@ def squared_error(predicted: Float[Tensor, "*rows dim"], target: Float[Tensor, "
 
 
 def channel_std(values: Float[Tensor, "rows tokens dim"]) -> Tensor:
-    """Mean over channels of the spread over all tokens: near 0 means that training has collapsed."""
-    return values.float().flatten(0, 1).std(dim=0, correction=0).mean()
+    """Mean over channels of the spread over all tokens: near 0 means that training has collapsed.
+
+    **Source**: the released code logs the same as `target_var` and `pred_var`.
+    """
+    return (values.float().flatten(0, 1).var(dim=0) + VARIANCE_EPS).sqrt().mean()
 
 
 def build(config: LatentRegressionConfig, context: ObjectiveContext) -> LatentRegression:
@@ -152,5 +159,6 @@ def asda_objectives() -> Iterable[ObjectiveSpec[LatentRegressionConfig]]:
             build=build,
             summary="regress a slow teacher's latent frames and utterance from a masked view",
             source="ASDA (Interspeech 2025) and EAT (Chen et al. 2024), released code; data2vec 2.0",
+            released={"utterance_rows": None},
         )
     ]

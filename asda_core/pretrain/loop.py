@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -34,9 +33,11 @@ from asda_core.checkpoint import (
 )
 from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
+from asda_core.devices import usable_device
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import write_text
-from asda_core.pretrain.data import ClipBatches
+from asda_core.filling import fill_features
+from asda_core.pretrain.data import ClipBatches, Clips
 from asda_core.pretrain.reporter import SKIPPED_FILE, Reporter, named_skipped
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
 
@@ -102,18 +103,6 @@ def pretrain(
     return final
 
 
-def usable_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"the device {name!r} cannot be used here: {error}") from None
-
-
 def list_digest(files: list[Path]) -> str:
     """A digest of the list of audio files, by which a run knows its data again."""
     return hashlib.sha256(json.dumps(list_identity(files)).encode()).hexdigest()[:DIGEST_DIGITS]
@@ -127,10 +116,10 @@ def _train(run: Run, clips: ClipBatches, reporter: Reporter) -> None:
     with ThreadPoolExecutor(1) as ahead:
         waiting = ahead.submit(clips.batch, run.step)
         while run.step < config.steps:
-            audio = waiting.result()
+            batch = waiting.result()
             if run.step + 1 < config.steps:
                 waiting = ahead.submit(clips.batch, run.step + 1)
-            record = _train_step(run, audio)
+            record = _train_step(run, batch)
             reporter.name_skipped(run.folder, clips)
             logs = run.step % config.log_every == 0 or run.step in (1, config.steps)
             saves = run.step % config.checkpoint_every == 0 or run.step == config.steps or run.stop
@@ -184,7 +173,7 @@ def _resume(run: Run, latest: Path, named: dict[str, torch.nn.Parameter]) -> Non
     run.step = checkpoint.step
 
 
-def _train_step(run: Run, audio: Tensor) -> dict[str, Any]:
+def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
     """One update; returns what is logged, still as tensors."""
     config = run.config
     rate = learning_rate(run.step, config.steps, config.optimizer)
@@ -192,7 +181,9 @@ def _train_step(run: Run, audio: Tensor) -> dict[str, Any]:
         group["lr"] = rate
     generator = torch.Generator().manual_seed(config.seed * STEP_SEED_STRIDE + run.step)
     with torch.no_grad():
-        features = run.parts.front_end(audio.to(run.device))
+        features = run.parts.front_end(batch.audio.to(run.device))
+        if config.data.padding == "features":
+            features = fill_features(features, batch.num_samples, run.parts.front_end)
     losses = run.parts.objective.loss(run.parts.encoder, features, generator)
     run.optimizer.zero_grad(set_to_none=True)
     losses.total.backward()

@@ -1,28 +1,89 @@
-"""The learning rate and the optimiser."""
+"""The learning rate and the optimisers."""
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from asda_core.config import OptimizerConfig
+
+RESTART_SHRINK = 0.1
+"""What a restart of the released cosine leaves of the rates. **Source**: fairseq's `lr_shrink`."""
 
 
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
     """Rate of update `step` (from 0): linear warm-up, then a cosine to `floor_lr` at `num_steps`.
 
-    **Source**: released cosine schedule. **Differs**: the release gives its first update the rate 0 and jumps to a
-    tenth of the peak at the end; here update 0 gets `peak / warmup` and the cosine ends at the floor.
+    **Source**: released cosine schedule. **Differs**: the release gives its first update the rate `floor_lr` and jumps
+    to a tenth of the peak at the end; here update 0 gets `peak / warmup` and the cosine ends at the floor. The schedule
+    "fairseq_cosine" is the released one.
     """
+    if config.schedule == "fairseq_cosine":
+        return fairseq_cosine(step, num_steps, config)
     if step < config.warmup_steps:
         return config.peak_lr * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     return config.floor_lr + 0.5 * (config.peak_lr - config.floor_lr) * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over what trains, norms and biases without decay unless the config says so."""
+def fairseq_cosine(step: int, num_steps: int, config: OptimizerConfig) -> float:
+    """Rate of update `step` (from 0) as released: linear from `floor_lr`, a cosine, and restarts behind `num_steps`.
+
+    Each restart shrinks peak and floor to a tenth. A floor above the peak is lowered to the peak.
+
+    **Source**: fairseq's cosine scheduler with its defaults, as the released recipes use it.
+    """
+    peak, floor = config.peak_lr, min(config.floor_lr, config.peak_lr)
+    if step < config.warmup_steps:
+        return floor + (peak - floor) * step / config.warmup_steps
+    period = max(1, num_steps - config.warmup_steps)
+    restarts, done = divmod(step - config.warmup_steps, period)
+    shrink = RESTART_SHRINK**restarts
+    return shrink * (floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * done / period)))
+
+
+class FairseqAdam(torch.optim.Optimizer):
+    """Adam with decoupled weight decay that adds epsilon before the bias correction.
+
+    `p -= lr wd p;  p -= lr sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)`
+
+    Equal to AdamW for usual gradients, and slower for gradients near epsilon (1e-8).
+
+    **Source**: fairseq's Adam, with which ASDA and EAT were trained.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        state["step"] += 1
+        step = int(state["step"])
+        mean = state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+        rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-rate)
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser over what trains, norms and biases without decay unless the config says so."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     decayed = [p for p in trained if p.squeeze().ndim > 1 or config.decay_norms_and_biases]
     chosen = {id(p) for p in decayed}
@@ -30,6 +91,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": [p for p in trained if id(p) not in chosen], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.peak_lr, betas=config.betas, eps=config.eps
-    )
+    used = [group for group in groups if group["params"]]
+    if config.algorithm == "fairseq_adam":
+        return FairseqAdam(used, config.peak_lr, config.betas, config.eps, config.weight_decay)
+    return torch.optim.AdamW(used, lr=config.peak_lr, betas=config.betas, eps=config.eps)

@@ -19,7 +19,7 @@ from typing import Any
 
 from asda_core.audio import find_audio, list_identity
 from asda_core.config import RunConfig
-from asda_core.config_io import load_run_config, parse, read_yaml, signature, to_plain, with_value
+from asda_core.config_io import load_run_config, parse, read_yaml, signature, to_plain, with_change, with_value
 from asda_core.errors import ConfigError
 from asda_hear.evaluate.runner import EvaluationConfig
 
@@ -116,7 +116,7 @@ def load_plan(file: Path) -> Plan:
     identity = list_identity(audio)
     base = to_plain(load_run_config(here / config.base))
     for key, value in config.set.items():
-        base = with_value(base, key, value)
+        base = with_change(base, key, value)
     axes = {name: _labelled(name, choices) for name, choices in config.axes.items()}
     cells = []
     for combination in itertools.product(*axes.values()):
@@ -124,7 +124,7 @@ def load_plan(file: Path) -> Plan:
         plain = base
         for axis, label in labels.items():
             for key, value in axes[axis][label].items():
-                plain = with_value(plain, key, value)
+                plain = with_change(plain, key, value)
         for seed in config.seeds:
             where = f"{file}, cell {', '.join(f'{axis} {label}' for axis, label in labels.items())}"
             try:

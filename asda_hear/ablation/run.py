@@ -16,9 +16,8 @@ import torch
 from tqdm import tqdm
 
 from asda_core.assemble import build_encoder, build_parts, check_class_token_axis, plugin_origins
-from asda_core.catalog import Catalog
+from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import MODEL_FILE, read_checkpoint
-from asda_core.cli import installed_catalog
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import AsdaError
 from asda_core.files import write_text

@@ -38,6 +38,9 @@ class DifferentialAttention(nn.Module):
     Both maps have all heads at full width, so queries and keys take twice the parameters of standard attention. The
     LayerNorm spans the full width. The rows of `qk` are, D at a time: q1, q2, k1, k2.
 
+    Each map is multiplied with the values by a fused kernel that never holds it; `by_formula` True makes the maps and
+    subtracts them first, which is slower, takes N^2 memory, and is equal to rounding.
+
     **Source**: ASDA (Interspeech 2025), released attention module.
     **Differs** from the Differential Transformer (Ye et al. 2025), which halves the heads, learns lambda from vectors
     and norms each head. Learned lambda here is ours: one number per head.
@@ -46,6 +49,7 @@ class DifferentialAttention(nn.Module):
     def __init__(self, config: DifferentialConfig, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.by_formula = False
         self.output_scale = config.output_scale
         self.qk = nn.Linear(dim, 4 * dim, bias=config.qkv_bias)
         self.v = nn.Linear(dim, dim, bias=config.qkv_bias)
@@ -63,17 +67,38 @@ class DifferentialAttention(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Let every token attend all tokens that are not padding, twice, and take the difference."""
-        batch, num, dim = tokens.shape
-        query1, query2, key1, key2 = (
-            self.qk(tokens).view(batch, num, 4, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
-        )  # each (B, H, N, D/H)
-        value = self.v(tokens).view(batch, num, self.num_heads, -1).transpose(1, 2)
-        allowed = None if layout.padding is None else layout.valid[:, None, None, :]
-        wanted = scaled_dot_product_attention(query1, key1, value, attn_mask=allowed)
-        noise = scaled_dot_product_attention(query2, key2, value, attn_mask=allowed)
-        difference = (wanted - self.weight * noise).transpose(1, 2).reshape(batch, num, dim)
-        projected: Tensor = self.proj(self.norm(difference) * self.output_scale)
+        value = self.v(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D/H)
+        if self.by_formula:
+            first, second = self.maps(tokens, layout)
+            difference = (first - self.weight * second) @ value
+        else:
+            query1, query2, key1, key2 = self._queries_and_keys(tokens)
+            allowed = None if layout.padding is None else layout.valid[:, None, None, :]
+            wanted = scaled_dot_product_attention(query1, key1, value, attn_mask=allowed)
+            noise = scaled_dot_product_attention(query2, key2, value, attn_mask=allowed)
+            difference = wanted - self.weight * noise
+        joined = difference.transpose(1, 2).flatten(2)
+        projected: Tensor = self.proj(self.norm(joined) * self.output_scale)
         return projected
+
+    def maps(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> tuple[Float[Tensor, "batch heads tokens tokens"], Float[Tensor, "batch heads tokens tokens"]]:
+        """The two softmax maps A1 and A2 (each row sums to 1); their difference is `A1 - weight A2`."""
+        query1, query2, key1, key2 = self._queries_and_keys(tokens)
+        return softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
+
+    def _queries_and_keys(self, tokens: Tensor) -> Tensor:
+        """(4, B, H, N, D/H): q1, q2, k1, k2."""
+        return self.qk(tokens).unflatten(2, (4, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def softmax_map(query: Tensor, key: Tensor, layout: TokenLayout) -> Tensor:
+    """`softmax(q k^T / sqrt(d))` (B, H, N, N) with nothing on padding."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if layout.padding is not None:
+        scores = scores.masked_fill(layout.padding[:, None, None, :], -torch.inf)
+    return scores.softmax(dim=-1)
 
 
 def build(config: DifferentialConfig, context: MixerContext) -> DifferentialAttention:

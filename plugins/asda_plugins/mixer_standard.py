@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -36,14 +37,25 @@ class StandardAttention(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Let every token attend all tokens that are not padding."""
-        batch, num, dim = tokens.shape
-        query, key, value = (
-            self.qkv(tokens).view(batch, num, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
-        )  # each (B, H, N, D/H)
+        query, key, value = self._split(tokens)
         allowed = None if layout.padding is None else layout.valid[:, None, None, :]
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, num, dim))
+        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return projected
+
+    def maps(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> tuple[Float[Tensor, "batch heads tokens tokens"]]:
+        """The one softmax map; its rows sum to 1, and it is 0 on padding."""
+        query, key, _ = self._split(tokens)
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        if layout.padding is not None:
+            scores = scores.masked_fill(layout.padding[:, None, None, :], -torch.inf)
+        return (scores.softmax(dim=-1),)
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        """(3, B, H, N, D/H): queries, keys, values."""
+        return self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def build(config: StandardConfig, context: MixerContext) -> StandardAttention:

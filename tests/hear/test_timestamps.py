@@ -15,7 +15,7 @@ import asda_hear
 from asda_core.catalog import Catalog
 from asda_core.config import DataConfig, RunConfig
 from asda_core.config_io import to_yaml
-from asda_hear.framing import Framing
+from asda_core.inference.framing import Framing
 from asda_hear.model import HearModel
 
 RATE = 16_000

@@ -20,13 +20,13 @@ CONFIG = DataConfig(clip_seconds=0.5, batch_size=3)
 def test_a_step_is_the_same_whenever_asked(audio_folder: Path) -> None:
     files = find_audio(audio_folder)
     through = ClipBatches(files, CONFIG, 16_000, seed=1)
-    batches = [through.batch(step) for step in range(6)]
+    batches = [through.batch(step).audio for step in range(6)]
     assert batches[0].shape == (3, 8_000)
     for step in (5, 0, 3):
-        assert torch.equal(ClipBatches(files, CONFIG, 16_000, seed=1).batch(step), batches[step])
-    assert not torch.equal(ClipBatches(files, CONFIG, 16_000, seed=2).batch(0), batches[0])
+        assert torch.equal(ClipBatches(files, CONFIG, 16_000, seed=1).batch(step).audio, batches[step])
+    assert not torch.equal(ClipBatches(files, CONFIG, 16_000, seed=2).batch(0).audio, batches[0])
     without_cache = ClipBatches(files, replace(CONFIG, cache_mebibytes=0), 16_000, seed=1)
-    assert torch.equal(without_cache.batch(4), batches[4])
+    assert torch.equal(without_cache.batch(4).audio, batches[4])
 
 
 def test_an_epoch_has_every_file_once(audio_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_broken_files_are_named_and_replaced(audio_folder: Path) -> None:
     (audio_folder / "text.wav").write_text("no audio")
     clips = ClipBatches(find_audio(audio_folder), CONFIG, 16_000, seed=1)
     for step in range(5):
-        assert clips.batch(step).abs().sum(1).min() > 0
+        assert clips.batch(step).audio.abs().sum(1).min() > 0
     assert sorted(file.name for file in clips.skipped) == ["empty.wav", "text.wav"]
     assert "0 bytes" in clips.skipped[audio_folder / "empty.wav"]
 
@@ -63,11 +63,11 @@ def test_long_files_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(data, "WHOLE_FILE_SECONDS", 1.0)
     soundfile.write(tmp_path / "long.wav", np.linspace(-0.9, 0.9, 32_000), 16_000, subtype="FLOAT")
     clips = ClipBatches([tmp_path / "long.wav"], CONFIG, 16_000, seed=1)
-    starts = clips.batch(0)[:, 0]
+    starts = clips.batch(0).audio[:, 0]
     assert not clips._cache
     assert len(set(starts.tolist())) == 3
     first = ClipBatches([tmp_path / "long.wav"], replace(CONFIG, crop="first"), 16_000, seed=1)
-    assert first.batch(0)[:, 0].tolist() == pytest.approx([-0.9] * 3)
+    assert first.batch(0).audio[:, 0].tolist() == pytest.approx([-0.9] * 3)
 
 
 def test_a_partly_bad_long_file_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,14 +78,14 @@ def test_a_partly_bad_long_file_after_a_stop(tmp_path: Path, monkeypatch: pytest
     soundfile.write(tmp_path / "short.wav", noise[:9_000], 16_000, subtype="FLOAT")
     files = find_audio(tmp_path)
     through = ClipBatches(files, CONFIG, 16_000, seed=1)
-    batches = [through.batch(step) for step in range(8)]
+    batches = [through.batch(step).audio for step in range(8)]
     assert [file.name for file in through.skipped] == ["long.wav"]
     for step in range(8):
-        assert torch.equal(ClipBatches(files, CONFIG, 16_000, seed=1).batch(step), batches[step])
+        assert torch.equal(ClipBatches(files, CONFIG, 16_000, seed=1).batch(step).audio, batches[step])
 
 
 def test_short_clips_are_followed_by_silence(audio_folder: Path) -> None:
     clips = ClipBatches([audio_folder / "sound3.wav"], CONFIG, 16_000, seed=1)
-    batch = clips.batch(0)
+    batch = clips.batch(0).audio
     assert (batch[:, 4_810:] == 0).all()
     assert batch[:, :4_800].abs().max() > 0.1

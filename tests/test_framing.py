@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asda_hear.framing import Framing, windows
+from asda_core.inference.framing import Framing, windows
 
 CENTRED = Framing(16_000, 160, 400, 16, shifts=4)
 SCENE = Framing(16_000, 160, 400, 16, centred=False)

@@ -1,0 +1,32 @@
+"""What stands behind the end of a short clip, in features."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from asda_core.errors import ConfigError
+
+
+def fill_features(
+    features: Float[Tensor, "batch bins frames"], num_samples: Int[Tensor, " batch"], front_end: Any
+) -> Float[Tensor, "batch bins frames"]:
+    """Put the front end's `filling` into the frames that do not lie wholly within the sound, as the release does.
+
+    Args:
+        features: of clips that were padded with silence.
+        num_samples: samples of sound in each clip.
+        front_end: that made them; a `FrontEnd`.
+
+    Raises:
+        ConfigError: the front end has no `filling`.
+
+    **Source**: released data path, which pads the log-mel with 0 before it normalises.
+    """
+    if not hasattr(front_end, "filling"):
+        raise ConfigError("data.padding is 'features', but this front end does not say what to fill with (filling).")
+    whole = (num_samples - front_end.window_samples) // front_end.hop_samples + 1  # (B,), 0 or less below one window
+    behind = torch.arange(features.shape[2], device=features.device) >= whole.to(features.device)[:, None]
+    filled: Tensor = torch.where(behind[:, None], front_end.filling, features)
+    return filled

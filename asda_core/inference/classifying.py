@@ -1,0 +1,90 @@
+"""Audio file -> labels with probabilities: `asda classify`."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from asda_core.config import ClassifierConfig
+from asda_core.errors import ConfigError
+from asda_core.finetune.heads import Classifier
+from asda_core.inference.listening import Listener
+
+
+@dataclass(frozen=True)
+class Label:
+    """A row of a label file: the class's identifier (AudioSet's mid; empty if there is none) and its name."""
+
+    identifier: str
+    name: str
+
+
+@torch.no_grad()
+def probabilities(
+    listener: Listener, classifier: Classifier, audio: Float[Tensor, " samples"]
+) -> Float[Tensor, " classes"]:
+    """Probability of every class in a clip: over several windows, their mean by the time steps that are kept.
+
+    Raises:
+        AudioError: no samples, NaN or infinite ones.
+    """
+    total, steps = torch.zeros(()), 0
+    for piece in listener.pieces(audio):
+        kept = piece.keep_to - piece.keep_from
+        given = classifier.probabilities(classifier(piece.encoded))[0]
+        total, steps = total.to(given) + given * kept, steps + kept
+    return total / steps
+
+
+def read_labels(file: Path) -> list[Label]:
+    """The classes of a label file, in their order.
+
+    Args:
+        file: AudioSet's `class_labels_indices.csv` (index, mid, display_name), with or without its header; a table of
+            index and name; or a text file with a name per line.
+
+    Raises:
+        ConfigError: it is missing, empty, or its indices are not 0, 1, 2, ...
+    """
+    try:
+        rows = [row for row in csv.reader(file.read_text(encoding="utf-8-sig").splitlines()) if any(row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"cannot read the labels {file}: {error}") from None
+    if len(rows) > 1 and len(rows[0]) > 1 and not rows[0][0].strip().isdigit() and rows[1][0].strip().isdigit():
+        rows = rows[1:]
+    if not rows:
+        raise ConfigError(f"{file} holds no labels.")
+    if not all(len(row) > 1 and row[0].strip().isdigit() for row in rows):
+        if any(row[0].strip().isdigit() and len(row) > 1 for row in rows):
+            raise ConfigError(f"{file}: some rows begin with an index and some do not.")
+        return [Label("", ",".join(row).strip()) for row in rows]
+    by_index = {int(row[0]): Label(row[1].strip() if len(row) > 2 else "", row[-1].strip()) for row in rows}
+    if sorted(by_index) != list(range(len(rows))):
+        raise ConfigError(f"{file}: the indices are not 0 to {len(rows) - 1}, each once.")
+    return [by_index[index] for index in range(len(rows))]
+
+
+def class_names(config: ClassifierConfig, labels: Sequence[Label] | None) -> list[str]:
+    """A name for every class.
+
+    Args:
+        config: of the classifier; its own labels are what the fine-tuning called the classes.
+        labels: of a label file; rows are found by identifier where the classifier's labels are identifiers, else they
+            stand in the order of the classes.
+
+    Raises:
+        ConfigError: the file has another number of classes.
+    """
+    own = config.labels or tuple(f"class {number}" for number in range(config.num_classes))
+    if labels is None:
+        return list(own)
+    by_identifier = {label.identifier: label.name for label in labels if label.identifier}
+    if config.labels and all(label in by_identifier for label in config.labels):
+        return [by_identifier[label] for label in config.labels]
+    if len(labels) != config.num_classes:
+        raise ConfigError(f"the model has {config.num_classes} classes, but the label file names {len(labels)}.")
+    return [label.name for label in labels]

@@ -1,0 +1,153 @@
+"""`asda embed`, `asda classify` and `asda convert`."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from asda_core.audio import read_audio
+from asda_core.catalog import installed_catalog
+from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, metadata_of, write_model
+from asda_core.devices import usable_device
+from asda_core.errors import AudioError, CheckpointError, ConfigError
+from asda_core.inference.classifying import class_names, probabilities, read_labels
+from asda_core.inference.embedding import EmbedJob, digest, embed_files
+from asda_core.inference.listening import Listener, ListenOptions, num_frames
+from asda_core.official.reading import read_model
+
+CHECKPOINT_HELP = "of asda (file or run folder), released (.pt), or a Hugging Face folder"
+
+
+def add_embed(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda embed`."""
+    parser.add_argument("sources", nargs="+", type=Path, metavar="IN", help="folders, manifests or audio files")
+    parser.add_argument("--out", required=True, type=Path, help="folder; or FILE.npy, FILE.safetensors for one sound")
+    parser.add_argument(
+        "--granularity",
+        choices=["all", "frame", "utterance"],
+        default="all",
+        help="class token and patches (1 + N, D), patches (N, D) or the summary (D,)",
+    )
+    parser.add_argument("--format", choices=["npy", "safetensors"], default="npy", help="of the files in a folder")
+    _add_listening(parser, "take each clip as it is")
+    parser.set_defaults(run=run_embed)
+
+
+def add_classify(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda classify`."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files")
+    parser.add_argument("--labels", type=Path, help="index,mid,name as AudioSet's class_labels_indices.csv, or names")
+    parser.add_argument("--top", type=int, default=12, help="classes that are printed, the most probable first")
+    parser.add_argument("--json", action="store_true", help="for programs: one object per file")
+    _add_listening(parser, "fill to, or cut into windows of, the clips that it was trained on")
+    parser.set_defaults(run=run_classify)
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda convert`."""
+    parser.add_argument("checkpoint", type=Path, help=CHECKPOINT_HELP)
+    parser.add_argument("out", type=Path, metavar="OUT.safetensors")
+    parser.add_argument("--weights", choices=["student", "teacher"], default="student")
+    parser.set_defaults(run=run_convert)
+
+
+def run_embed(parsed: argparse.Namespace) -> None:
+    """`asda embed`."""
+    checkpoint, options = _read(parsed)
+    listener = _listener(checkpoint, options, parsed.device)
+    suffix = parsed.out.suffix.removeprefix(".")
+    job = EmbedJob(
+        checkpoint=f"{digest(checkpoint.file)} {parsed.weights}",
+        granularity=parsed.granularity,
+        format=suffix if suffix in ("npy", "safetensors") else parsed.format,
+        listening=asdict(options),
+    )
+    number = embed_files(listener, parsed.sources, parsed.out, job)
+    print(f"{number} embedded in {parsed.out}")
+
+
+def run_classify(parsed: argparse.Namespace) -> None:
+    """`asda classify`."""
+    if parsed.top < 1:
+        raise ConfigError(f"--top must be at least 1, not {parsed.top}.")
+    checkpoint, options = _read(parsed)
+    classifier = load_classifier(checkpoint)
+    names = class_names(classifier.config, read_labels(parsed.labels) if parsed.labels else None)
+    listener = _listener(checkpoint, options, parsed.device)
+    classifier.to(usable_device(parsed.device))
+    if options.window_seconds is None and options.target_length is None:
+        trained = num_frames(round(options.clip_seconds * listener.sample_rate), listener.front_end)
+        whole = trained // listener.patch_frames * listener.patch_frames
+        listener.options = replace(options, minimum_length=max(1, whole), window_seconds=options.clip_seconds)
+    failed = 0
+    for file in parsed.files:
+        try:
+            axis = "channels" if options.compat == "released" else "time"
+            audio = read_audio(file, listener.sample_rate, resample_along=axis)
+        except AudioError as error:
+            failed += 1
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
+        likely, numbers = probabilities(listener, classifier, audio).topk(min(parsed.top, len(names)))
+        found = [(names[number], value) for number, value in zip(numbers.tolist(), likely.tolist(), strict=True)]
+        if parsed.json:
+            print(json.dumps({"file": str(file), "labels": [{"label": n, "probability": p} for n, p in found]}))
+            continue
+        width = max(len("LABEL"), *(len(name) for name, _ in found))
+        print(f"{file}\n{'LABEL':<{width}}  PROBABILITY")
+        print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in found))
+    if failed == len(parsed.files):
+        raise AudioError("none of the audio files is readable.")
+
+
+def run_convert(parsed: argparse.Namespace) -> None:
+    """`asda convert`."""
+    if parsed.out.suffix != ".safetensors":
+        raise ConfigError(f"{parsed.out} must end in .safetensors.")
+    checkpoint = read_model(parsed.checkpoint, parsed.weights)
+    print(checkpoint.report or f"{checkpoint.file}: {len(checkpoint.tensors)} tensors, of asda", file=sys.stderr)
+    catalog = installed_catalog()
+    load_encoder(checkpoint, catalog)  # so that nothing is written that could not be loaded
+    if parsed.out.exists() and parsed.out.samefile(checkpoint.file):
+        raise CheckpointError(f"{parsed.out} is the file that is read; give another name.")
+    parsed.out.parent.mkdir(parents=True, exist_ok=True)
+    metadata = metadata_of(checkpoint.config, catalog, checkpoint.step, checkpoint.data, checkpoint.classifier)
+    write_model(parsed.out, dict(checkpoint.tensors), metadata)
+    print(parsed.out)
+
+
+def _add_listening(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--checkpoint", required=True, type=Path, help=CHECKPOINT_HELP)
+    parser.add_argument("--weights", choices=["student", "teacher"], default="student")
+    parser.add_argument("--target-length", type=int, help=f"frames to cut or fill every clip to (default: {default})")
+    parser.add_argument("--window-seconds", type=float, help="longer clips go through in windows of this length")
+    parser.add_argument(
+        "--compat",
+        choices=["default", "released"],
+        default="default",
+        help="released: fill behind the log-mel, and resample stereo, as the released code does",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _read(parsed: argparse.Namespace) -> tuple[Checkpoint, ListenOptions]:
+    """The checkpoint, told on stderr, and how clips are cut."""
+    checkpoint = read_model(parsed.checkpoint, parsed.weights)
+    if checkpoint.report:
+        print(checkpoint.report, file=sys.stderr)
+    options = ListenOptions(
+        target_length=parsed.target_length,
+        window_seconds=parsed.window_seconds,
+        clip_seconds=checkpoint.config.data.clip_seconds,
+        compat=parsed.compat,
+    )
+    return checkpoint, options
+
+
+def _listener(checkpoint: Checkpoint, options: ListenOptions, device: str) -> Listener:
+    front_end, encoder = load_encoder(checkpoint, installed_catalog())
+    where = usable_device(device)
+    return Listener(front_end.to(where), encoder.to(where), options)

@@ -1,0 +1,1 @@
+"""Checkpoints of the released codes, read without fairseq and without running anything in them."""

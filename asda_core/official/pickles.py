@@ -1,0 +1,125 @@
+"""Files of `torch.save` -> tensors and plain data. No code in the file is ever run.
+
+torch's `weights_only` unpickler makes tensors and plain containers and refuses every other name. fairseq's files name
+some more: enums, omegaconf nodes, argparse namespaces. For those on the list below a stand-in takes their place, which
+holds what it is given and does nothing; the module that the file names is not imported. Any other name is refused.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from asda_core.errors import CheckpointError
+
+STOOD_IN_FOR = (
+    r"argparse\.Namespace",
+    r"omegaconf\.[\w.]+",
+    r"fairseq\.[\w.]+",
+    r"fairseq_user_dir_\d+\.[\w.]+",
+    r"(EAT|ASDA|data2vec|examples\.data2vec)\.[\w.]+",
+    r"\w+\.data\.modality\.Modality",
+    r"typing\.Any",
+    r"collections\.defaultdict",
+    r"pathlib\.\w+",
+    r"numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)",
+    r"numpy\.(dtype|ndarray)",
+    r"_codecs\.encode",
+)
+"""Names (regular expressions) that files of fairseq hold beside tensors; each becomes a `StandIn`, none is imported."""
+NAME_IN_MESSAGE = re.compile(r"GLOBAL ([\w.]+)")
+ZIP_START = b"PK\x03\x04"
+OMEGACONF_CONTENT = ("_content", "_val")
+"""Where omegaconf's containers and nodes keep what they hold."""
+
+
+class StandIn:
+    """Takes the place of an object whose class is not imported: holds its arguments and state, and does nothing."""
+
+    def __new__(cls, *arguments: Any) -> "StandIn":
+        made = super().__new__(cls)
+        made.arguments = arguments
+        made.state = None
+        return made
+
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class EmptyDict:
+    """Takes the place of `collections.defaultdict`: calling it gives a new dict, whatever the factory would be."""
+
+    def __new__(cls, *arguments: Any) -> dict[Any, Any]:  # type: ignore[misc]
+        return {}
+
+
+def read_pickled(file: Path) -> Any:
+    """What a file of `torch.save` holds: tensors (mapped from the disk, not read) and plain data.
+
+    Raises:
+        CheckpointError: it is damaged, or names something that is not on the list.
+    """
+    is_zip = _starts_with(file, ZIP_START)
+    try:
+        names = get_unsafe_globals_in_checkpoint(str(file)) if is_zip else []
+        refused = [name for name in sorted(names) if not any(re.fullmatch(known, name) for known in STOOD_IN_FOR)]
+        if refused:
+            raise CheckpointError(
+                f"cannot read {file}: it is refused, since it would call {', '.join(refused)} when opened. "
+                "Nothing in it was run."
+            )
+        stand_ins: list[Any] = [(_stand_in(name), name) for name in names]
+        with safe_globals(stand_ins):
+            return plain(torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None))
+    except UnpicklingError as error:
+        name = NAME_IN_MESSAGE.search(str(error))
+        why = f"it would call {name.group(1)}" if name else "it holds more than tensors and plain data"
+        raise CheckpointError(
+            f"cannot read {file}: it is refused, since {why} when opened. Nothing in it was run."
+        ) from None
+    except RecursionError:
+        raise CheckpointError(f"cannot read {file}: it is nested without end.") from None
+    except (RuntimeError, ValueError, OSError, EOFError, KeyError, IndexError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"cannot read {file}: it is truncated, damaged or no file of torch.save ({reason})."
+        ) from None
+
+
+def plain(value: Any) -> Any:
+    """Plain data from what was read: mappings, lists, tensors and values; stand-ins become what they hold."""
+    if isinstance(value, Mapping):
+        return {plain(key): plain(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if not isinstance(value, StandIn):
+        return value
+    state = value.state
+    if isinstance(state, Mapping):
+        held = next((state[key] for key in OMEGACONF_CONTENT if key in state), state)
+        return plain(held)
+    return plain(value.arguments[0]) if len(value.arguments) == 1 else None  # an enum is its value
+
+
+def _stand_in(name: str) -> type:
+    return EmptyDict if name == "collections.defaultdict" else type("StandIn", (StandIn,), {})
+
+
+def is_pickled(file: Path) -> bool:
+    """Whether a file is a zip archive or a pickle, as `torch.save` writes, by its first bytes."""
+    return _starts_with(file, ZIP_START) or _starts_with(file, b"\x80")
+
+
+def _starts_with(file: Path, start: bytes) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(start)) == start
