@@ -1,6 +1,6 @@
 """The one place where config, catalog and model meet."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -62,15 +62,22 @@ def build_encoder(catalog: Catalog, config: EncoderConfig, compat: Compat = "def
     return Encoder(config, mixers)
 
 
-def build_parts(catalog: Catalog, config: RunConfig) -> Parts:
+def build_parts(catalog: Catalog, config: RunConfig, prepare: Callable[[Any, Encoder], None] | None = None) -> Parts:
     """Everything that a run needs, with weights that depend on `config.seed` alone.
 
     torch's global generator is left as it was.
+
+    Args:
+        catalog: what is offered.
+        config: the run.
+        prepare: called with front end and encoder before the objective is built, which may copy them: loads weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         front_end = build_front_end(catalog, config.front_end, config.compat)
         encoder = build_encoder(catalog, config.encoder, config.compat)
+        if prepare is not None:
+            prepare(front_end, encoder)
         context = ObjectiveContext(encoder)
         objective = build(catalog, "objective", config.objective, context, "objective", config.compat)
     return Parts(front_end, encoder, objective)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from asda_core.assemble import Parts, build_encoder, build_front_end, plugin_origins
+from asda_core.assemble import Parts, build_encoder, build_front_end, build_parts, plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.config import ClassifierConfig, RunConfig
 from asda_core.config_io import parse, to_plain
@@ -110,6 +110,23 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
     load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
     return front_end.eval(), encoder.eval()
+
+
+def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> Parts:
+    """The parts of a new run with the weights of a checkpoint; of its objective too, where it holds one.
+
+    Raises:
+        CheckpointError: the tensors do not fit the config of the run.
+    """
+
+    def load(front_end: Any, encoder: Encoder) -> None:
+        load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
+        load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
+
+    parts = build_parts(catalog, config, load)
+    if any(name.startswith("objective.") for name in checkpoint.tensors):
+        load_strict(parts.objective, checkpoint.tensors, "objective.", checkpoint.file)
+    return parts
 
 
 def load_classifier(checkpoint: Checkpoint) -> Classifier:

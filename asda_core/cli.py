@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,12 +15,24 @@ from asda_core.assemble import build, build_encoder, build_front_end, plugin_ori
 from asda_core.audio import find_audio, list_identity
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
-from asda_core.config_io import load_run_config, parse, parse_value, signature, to_plain, to_yaml, with_change
+from asda_core.config_io import (
+    CONFIG_SUFFIXES,
+    find_config,
+    load_run_config,
+    parse,
+    parse_value,
+    signature,
+    to_plain,
+    to_yaml,
+    with_change,
+)
 from asda_core.contracts import ObjectiveContext
 from asda_core.counting import encoder_flops
 from asda_core.errors import AsdaError, ConfigError
+from asda_core.files import file_digest
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.commands import add_classify, add_convert, add_embed
+from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 
 SET_HELP = "change keys, as in --set steps=400 encoder.mixer=standard"
@@ -65,21 +78,20 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("config", type=Path, help="YAML, or the name of one that comes with the package, as asda_tiny")
     train.add_argument("--data", required=True, nargs="+", type=Path, help="folders, manifests or audio files")
     train.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-SIGNATURE)")
+    train.add_argument("--init", type=Path, help="checkpoint to begin with, ours or a released one (default: random)")
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     train.add_argument(
         "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
     )
     train.set_defaults(run=run_pretrain)
     add_embed(commands.add_parser("embed", help="audio files to files of embeddings, with any checkpoint"))
-    add_classify(
-        commands.add_parser("classify", help="labels and probabilities of audio, with a fine-tuned checkpoint")
-    )
+    add_classify(commands.add_parser("classify", help="labels of audio, with a fine-tuned checkpoint"))
     add_convert(commands.add_parser("convert", help="any checkpoint, as the released ones, to one of asda"))
     plugins = commands.add_parser("plugins", help="list what the installed plugins offer, and what is wrong with any")
     plugins.add_argument("--json", action="store_true", help="for programs")
     plugins.set_defaults(run=run_plugins)
     show = commands.add_parser("show", help="print a whole config with its parameters and operations")
-    show.add_argument("config", type=Path)
+    show.add_argument("config", type=Path, help="YAML, a name, or a checkpoint (ours or a released one)")
     show.add_argument(
         "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
     )
@@ -108,9 +120,14 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     catalog = installed_catalog()
     plugin_origins(catalog, config)  # a missing plugin shows before anything is made
     files = [file for source in parsed.data for file in find_audio(source)]
-    folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, data=list_identity(files))}"
+    init = read_model(parsed.init) if parsed.init else None
+    identity: dict[str, Any] = {"data": list_identity(files)}
+    if init is not None:
+        identity["init"] = file_digest(init.file)
+        print(init.report or f"begins with {init.file}", file=sys.stderr)
+    folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"
     print(f"{len(files)} audio files -> {folder}", file=sys.stderr)
-    print(pretrain(config, files, folder, catalog, parsed.device))
+    print(pretrain(config, files, folder, catalog, parsed.device, init=init))
 
 
 def run_plugins(parsed: argparse.Namespace) -> None:
@@ -134,9 +151,19 @@ def run_plugins(parsed: argparse.Namespace) -> None:
         print(f"problem: {problem.name} of {problem.distribution}: {problem.message}")
 
 
+def _shown(path: Path) -> RunConfig:
+    """The config of a file or name, or that within a checkpoint."""
+    if find_config(path).suffix in CONFIG_SUFFIXES or not path.exists():
+        return load_run_config(path)
+    checkpoint = read_model(path)
+    if checkpoint.report:
+        print(checkpoint.report, file=sys.stderr)
+    return checkpoint.config
+
+
 def run_show(parsed: argparse.Namespace) -> None:
     """`asda show`."""
-    config = changed(load_run_config(parsed.config), parsed.changes)
+    config = changed(_shown(parsed.config), parsed.changes)
     catalog = installed_catalog()
     front_end = build_front_end(catalog, config.front_end, config.compat)
     with torch.device("meta"):  # shapes alone: no weights are drawn
@@ -149,10 +176,9 @@ def run_show(parsed: argparse.Namespace) -> None:
         print(f"# {name:<10} {sum(counts):>12,} parameters that train")
     samples = round(config.data.clip_seconds * front_end.sample_rate)
     frames = max(0, (samples - front_end.window_samples) // front_end.hop_samples + 1)
+    clip = f"clip of {config.data.clip_seconds:g} s ({frames:,} frames)"
     operations = encoder_flops(encoder, front_end.num_bins, frames) / GIGA
-    print(
-        f"# {'encoder':<10} {operations:>12,.2f} GFLOPs per clip of {config.data.clip_seconds:g} s ({frames:,} frames)"
-    )
+    print(f"# {'encoder':<10} {operations:>12,.2f} GFLOPs per {clip}")
 
 
 if __name__ == "__main__":

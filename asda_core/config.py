@@ -189,7 +189,7 @@ ADDED: Mapping[str, Any] = {
     "data.resample_along": "time",
     "data.min_samples": 0,
 }
-"""Keys that came later, with what was done before: `signature` leaves them out at that value, so older runs keep theirs."""
+"""Keys that came later, at what was done before: there `signature` leaves them out, so that older runs keep theirs."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from asda_core.errors import ConfigError, unknown
 ConfigT = TypeVar("ConfigT")
 
 SIGNATURE_DIGITS = 8
+CONFIG_SUFFIXES = (".yaml", ".yml")
 YAML_TRUTH = "YAML 1.1 reads yes, no, on and off as truth values: quote them if you mean the words."
 CONFIG_FOLDERS = (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
 """Where the configs that come with the package are: in an installed package, and in a checkout."""

@@ -1,5 +1,7 @@
 """Floating-point operations of an encoder."""
 
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +20,7 @@ def encoder_flops(encoder: Encoder, num_bins: int, num_frames: int) -> int:
 
     **Source**: the convention of the published figures (97.05 GFLOPs EAT base, 109.16 ASDA base, 1,024 frames).
     """
-    literal = [module for module in encoder.modules() if hasattr(module, "by_formula")]
+    literal: list[Any] = [module for module in encoder.modules() if hasattr(module, "by_formula")]
     before = [module.by_formula for module in literal]
     device = next(encoder.parameters()).device
     try:

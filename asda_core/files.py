@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all, also if the power goes."""
+"""Files that are written whole or not at all, also if the power goes; and how they are known again."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,15 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
 def write_text(file: Path, text: str) -> None:
     """`write_whole` for text."""
     write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+DIGEST_DIGITS = 16
+
+
+def file_digest(file: Path) -> str:
+    """Digest of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:DIGEST_DIGITS]
 
 
 def sync(path: Path) -> None:

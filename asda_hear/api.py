@@ -12,7 +12,7 @@ from asda_core.assemble import build_front_end, build_parts
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import load_encoder
 from asda_core.config import PluginChoice, RunConfig
-from asda_core.config_io import load_run_config, parse
+from asda_core.config_io import CONFIG_SUFFIXES, load_run_config, parse
 from asda_core.official.reading import read_model
 from asda_hear.model import HearModel, HearOptions
 from asda_hear.pooling import EncoderBackbone, LogMelBackbone
@@ -21,7 +21,6 @@ DEFAULT_WEIGHTS = Path(__file__).with_name("asda_tiny.safetensors")
 """What `load_model()` loads: the small model that comes with the package; see MODEL_CARD.md."""
 LOG_MEL = "log_mel"
 """Name of the baseline that is no model: `load_model("log_mel")`."""
-CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
 def load_model(

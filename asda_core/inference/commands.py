@@ -13,8 +13,9 @@ from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, metadata_of, write_model
 from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
+from asda_core.files import file_digest
 from asda_core.inference.classifying import class_names, probabilities, read_labels
-from asda_core.inference.embedding import EmbedJob, digest, embed_files
+from asda_core.inference.embedding import EmbedJob, embed_files
 from asda_core.inference.listening import Listener, ListenOptions, num_frames
 from asda_core.official.reading import read_model
 
@@ -60,7 +61,7 @@ def run_embed(parsed: argparse.Namespace) -> None:
     listener = _listener(checkpoint, options, parsed.device)
     suffix = parsed.out.suffix.removeprefix(".")
     job = EmbedJob(
-        checkpoint=f"{digest(checkpoint.file)} {parsed.weights}",
+        checkpoint=f"{file_digest(checkpoint.file)} {parsed.weights}",
         granularity=parsed.granularity,
         format=suffix if suffix in ("npy", "safetensors") else parsed.format,
         listening=asdict(options),
@@ -85,8 +86,7 @@ def run_classify(parsed: argparse.Namespace) -> None:
     failed = 0
     for file in parsed.files:
         try:
-            axis = "channels" if options.compat == "released" else "time"
-            audio = read_audio(file, listener.sample_rate, resample_along=axis)
+            audio = read_audio(file, listener.sample_rate, resample_along=listener.resample_along)
         except AudioError as error:
             failed += 1
             print(f"skipped: {error}", file=sys.stderr)

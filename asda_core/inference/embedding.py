@@ -1,6 +1,5 @@
 """Audio files -> files of embeddings: `asda embed`. What is done is not done again."""
 
-import hashlib
 import json
 import os
 import sys
@@ -98,7 +97,7 @@ def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: Emb
         if target.exists() and not single:
             continue
         try:
-            audio = read_audio(file, listener.sample_rate, resample_along=_axis(listener))
+            audio = read_audio(file, listener.sample_rate, resample_along=listener.resample_along)
             heard = listener.listen(audio)
         except AudioError as error:
             skipped[file] = str(error)
@@ -107,9 +106,8 @@ def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: Emb
         target.parent.mkdir(parents=True, exist_ok=True)
         write_embedding(target, embedding(heard, job.granularity), heard, job)
     if len(skipped) == len(names):
-        raise AudioError(
-            f"none of the {len(names)} audio files is readable. The first one: {next(iter(skipped.values()))}"
-        )
+        first = next(iter(skipped.values()))
+        raise AudioError(f"none of the {len(names)} audio files is readable. The first one: {first}")
     if not single:
         lines = [json.dumps({"file": str(file), "reason": reason}) for file, reason in skipped.items()]
         write_text(folder / SKIPPED_FILE, "".join(f"{line}\n" for line in lines))
@@ -149,18 +147,9 @@ def output_names(sources: Iterable[Path], suffix: str) -> dict[Path, Path]:
     return names
 
 
-def digest(file: Path) -> str:
-    """Digest of a file's content, by which embeddings know their model again."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
-
-
 def _places(source: Path) -> list[tuple[Path, Path]]:
     files = find_audio(source)
-    if source.is_dir():
-        root = source
-    else:
-        root = Path(os.path.commonpath([file.parent for file in files]))
+    root = source if source.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
     return [(file, file.relative_to(root)) for file in files]
 
 
@@ -177,10 +166,6 @@ def _claim(folder: Path, job: EmbedJob) -> None:
         if other:
             raise ConfigError(f"{folder} holds embeddings made otherwise ({'; '.join(other)}); give another folder.")
     write_text(settings, json.dumps(now, indent=2) + "\n")
-
-
-def _axis(listener: Listener) -> Literal["time", "channels"]:
-    return "channels" if listener.options.compat == "released" else "time"
 
 
 def _save_npy(part: Path, values: Tensor) -> None:

@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.audio import check_finite
-from asda_core.config import Compat
+from asda_core.config import Compat, ResampleAxis
 from asda_core.errors import AudioError, ConfigError
 from asda_core.filling import fill_features
 from asda_core.inference.framing import Framing, windows
 from asda_core.model.encoder import Encoded, Encoder
 
 MAX_STEPS = 768
-"""Time steps of a clip that is encoded in one piece (122.88 s). **Source**: length of the released table of positions."""
+"""Time steps of a clip that is encoded in one piece: 122.88 s. **Source**: rows of the released table of positions."""
 CONTEXT_SHARE = 8
 """One eighth of a window at each inner edge is context only."""
 
@@ -86,6 +86,7 @@ class Listener:
         self.front_end, self.encoder, self.options = front_end, encoder, options
         self.sample_rate = int(front_end.sample_rate)
         self.patch_frames = encoder.config.patch_frames
+        self.resample_along: ResampleAxis = "channels" if options.compat == "released" else "time"
         if options.target_length is not None and options.target_length < self.patch_frames:
             raise ConfigError(f"target_length {options.target_length} is less than a patch of {self.patch_frames}.")
 

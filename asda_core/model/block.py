@@ -38,8 +38,8 @@ class Block(nn.Module):
 
     `forward` returns y and m: the released training regresses on m, the output of the MLP before its residual.
 
-    **Differs**: the released pre-norm branch loses its residual and returns 2 m, with m of the mixed tokens; no released
-    setting uses it. `pre_norm_residual` False does the same.
+    **Differs**: the released pre-norm branch loses its residual and returns 2 m; no released setting uses it.
+    `pre_norm_residual` False does the same.
     """
 
     def __init__(self, config: EncoderConfig, mixer: nn.Module) -> None:

@@ -88,7 +88,7 @@ def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Pa
     if prefix not in ("", "model."):
         few = ", ".join(list(tensors)[:3]) or "nothing"
         raise CheckpointError(
-            f"{file} is no checkpoint of EAT or ASDA: it has no tensor {FIRST_BLOCK!r}; it has {few}."
+            f"{file} is no checkpoint of EAT or ASDA: no tensor is called {FIRST_BLOCK!r}; it has {few}."
         )
     layout = "fairseq" if any(name.startswith(f"{prefix}modality_encoders.") for name in tensors) else "Hugging Face"
     roots = {ours: prefix + theirs for ours, theirs in ROOTS[layout].items()}
@@ -208,9 +208,7 @@ def check_positions(table: Tensor, found: Architecture, file: Path, num_bins: in
         raise CheckpointError(f"{file}: positions of shape {tuple(table.shape)} are no table of {bands} bands.")
     error = float((table[0].float() - sine_cosine_positions((rows // bands, bands), config.dim)).abs().max())
     if not error < POSITION_TOLERANCE:
-        raise CheckpointError(
-            f"{file}: its positions are not the fixed sine-cosine table (they differ by {error:.2g})."
-        )
+        raise CheckpointError(f"{file}: its positions are not the fixed sine-cosine table (off by {error:.2g}).")
 
 
 def finite(tensors: Mapping[str, Tensor], file: Path) -> None:

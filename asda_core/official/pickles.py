@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
@@ -24,6 +25,7 @@ STOOD_IN_FOR = (
     r"(EAT|ASDA|data2vec|examples\.data2vec)\.[\w.]+",
     r"\w+\.data\.modality\.Modality",
     r"typing\.Any",
+    r"builtins\.(int|float|str|bool|bytes|list|dict|tuple|set)",
     r"collections\.defaultdict",
     r"pathlib\.\w+",
     r"numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)",
@@ -40,17 +42,13 @@ OMEGACONF_CONTENT = ("_content", "_val")
 class StandIn:
     """Takes the place of an object whose class is not imported: holds its arguments and state, and does nothing."""
 
-    def __new__(cls, *arguments: Any) -> "StandIn":
+    def __new__(cls, *arguments: Any) -> "StandIn":  # noqa: D102
         made = super().__new__(cls)
-        made.arguments = arguments
-        made.state = None
+        made.arguments, made.state = arguments, None
         return made
 
     arguments: tuple[Any, ...]
     state: Any
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -59,7 +57,7 @@ class StandIn:
 class EmptyDict:
     """Takes the place of `collections.defaultdict`: calling it gives a new dict, whatever the factory would be."""
 
-    def __new__(cls, *arguments: Any) -> dict[Any, Any]:  # type: ignore[misc]
+    def __new__(cls, *arguments: Any) -> dict[Any, Any]:  # type: ignore[misc]  # noqa: D102
         return {}
 
 
@@ -79,7 +77,8 @@ def read_pickled(file: Path) -> Any:
                 "Nothing in it was run."
             )
         stand_ins: list[Any] = [(_stand_in(name), name) for name in names]
-        with safe_globals(stand_ins):
+        with safe_globals(stand_ins), catch_warnings():
+            simplefilter("ignore")  # of a protocol that torch does not write; what it cannot read is refused anyway
             return plain(torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None))
     except UnpicklingError as error:
         name = NAME_IN_MESSAGE.search(str(error))
@@ -91,9 +90,8 @@ def read_pickled(file: Path) -> Any:
         raise CheckpointError(f"cannot read {file}: it is nested without end.") from None
     except (RuntimeError, ValueError, OSError, EOFError, KeyError, IndexError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"cannot read {file}: it is truncated, damaged or no file of torch.save ({reason})."
-        ) from None
+        what = "it is truncated, damaged or no file of torch.save"
+        raise CheckpointError(f"cannot read {file}: {what} ({reason}).") from None
 
 
 def plain(value: Any) -> Any:

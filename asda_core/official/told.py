@@ -1,7 +1,7 @@
 """What the config stored in a released file tells of the run that made it, as a config of ours.
 
-The weights are read without it; it fills in what no tensor shows (masks, loss weights, rates, the length of a clip). What
-is missing or strange in it keeps the published value.
+The weights are read without it; it fills in what no tensor shows: masks, loss weights, rates, the length of a clip.
+What is missing or strange in it keeps the published value.
 """
 
 from collections.abc import Mapping

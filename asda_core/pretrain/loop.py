@@ -22,12 +22,14 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
     MODEL_FILE,
     TRAINING_FILE,
+    Checkpoint,
     load_strict,
     metadata_of,
     model_tensors,
     newest_step,
     read_checkpoint,
     read_tensors,
+    start_from,
     write_model,
     write_step,
 )
@@ -35,7 +37,7 @@ from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
 from asda_core.devices import usable_device
 from asda_core.errors import AsdaError, ConfigError
-from asda_core.files import write_text
+from asda_core.files import DIGEST_DIGITS, file_digest, write_text
 from asda_core.filling import fill_features
 from asda_core.pretrain.data import ClipBatches, Clips
 from asda_core.pretrain.reporter import SKIPPED_FILE, Reporter, named_skipped
@@ -43,9 +45,6 @@ from asda_core.pretrain.schedule import learning_rate, make_optimizer
 
 STEP_SEED_STRIDE = 1_000_003
 """Seed of a step = seed of the run x this + step: no two steps of any two runs share one while runs are shorter."""
-
-
-DIGEST_DIGITS = 16
 
 
 class TrainingStopped(AsdaError):
@@ -68,7 +67,13 @@ class Run:
 
 
 def pretrain(
-    config: RunConfig, files: list[Path], folder: Path, catalog: Catalog, device: str = "cpu", progress: bool = True
+    config: RunConfig,
+    files: list[Path],
+    folder: Path,
+    catalog: Catalog,
+    device: str = "cpu",
+    progress: bool = True,
+    init: Checkpoint | None = None,
 ) -> Path:
     """Train, or go on with, one run.
 
@@ -79,6 +84,7 @@ def pretrain(
         catalog: the plugins.
         device: "cpu", "cuda", ...
         progress: whether to show a bar.
+        init: weights to begin with, instead of random ones; a folder that holds steps goes on with them.
 
     Returns:
         the exported encoder, `folder/model.safetensors`.
@@ -89,7 +95,8 @@ def pretrain(
         TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
         AsdaError: the loss is no longer finite.
     """
-    run = _start(config, catalog, folder, usable_device(device), list_digest(files))
+    data = list_digest(files) if init is None else f"{list_digest(files)} from {file_digest(init.file)}"
+    run = _start(config, catalog, folder, usable_device(device), data, init)
     clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress, desc=folder.name)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run.step)
@@ -135,9 +142,11 @@ def _train(run: Run, clips: ClipBatches, reporter: Reporter) -> None:
                 raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command goes on.")
 
 
-def _start(config: RunConfig, catalog: Catalog, folder: Path, device: torch.device, data: str) -> Run:
+def _start(
+    config: RunConfig, catalog: Catalog, folder: Path, device: torch.device, data: str, init: Checkpoint | None
+) -> Run:
     """A new run, or the newest step of an old one."""
-    parts = build_parts(catalog, config)
+    parts = build_parts(catalog, config) if init is None else start_from(init, catalog, config)
     for module in (parts.front_end, parts.encoder, parts.objective):
         module.to(device).train()
     named = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
@@ -159,7 +168,7 @@ def _resume(run: Run, latest: Path, named: dict[str, torch.nn.Parameter]) -> Non
     if signature(checkpoint.config) != signature(run.config):
         raise ConfigError(f"{run.folder} holds another run ({signature(checkpoint.config)}); give another folder.")
     if checkpoint.data and checkpoint.data != run.data:
-        raise ConfigError(f"{run.folder} holds a run on other audio files; give another folder.")
+        raise ConfigError(f"{run.folder} holds a run on other audio files or from other weights; give another folder.")
     if checkpoint.plugins != (now := plugin_origins(run.catalog, run.config)):
         print(f"warning: {run.folder} was trained with {checkpoint.plugins}, and goes on with {now}.", file=sys.stderr)
     for prefix in ("front_end", "encoder", "objective"):

@@ -82,10 +82,15 @@ class FairseqAdam(torch.optim.Optimizer):
         parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-rate)
 
 
+def decays(parameter: Tensor) -> bool:
+    """Whether weight decay belongs on a parameter: not on norms, biases and the class token."""
+    return parameter.squeeze().ndim > 1
+
+
 def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimiser over what trains, norms and biases without decay unless the config says so."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    decayed = [p for p in trained if p.squeeze().ndim > 1 or config.decay_norms_and_biases]
+    decayed = [p for p in trained if decays(p) or config.decay_norms_and_biases]
     chosen = {id(p) for p in decayed}
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},

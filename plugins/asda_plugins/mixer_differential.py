@@ -90,7 +90,8 @@ class DifferentialAttention(nn.Module):
 
     def _queries_and_keys(self, tokens: Tensor) -> Tensor:
         """(4, B, H, N, D/H): q1, q2, k1, k2."""
-        return self.qk(tokens).unflatten(2, (4, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        split: Tensor = self.qk(tokens).unflatten(2, (4, self.num_heads, -1))
+        return split.permute(2, 0, 3, 1, 4)
 
 
 def softmax_map(query: Tensor, key: Tensor, layout: TokenLayout) -> Tensor:
@@ -98,7 +99,8 @@ def softmax_map(query: Tensor, key: Tensor, layout: TokenLayout) -> Tensor:
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if layout.padding is not None:
         scores = scores.masked_fill(layout.padding[:, None, None, :], -torch.inf)
-    return scores.softmax(dim=-1)
+    softmax: Tensor = scores.softmax(dim=-1)
+    return softmax
 
 
 def build(config: DifferentialConfig, context: MixerContext) -> DifferentialAttention:

@@ -55,7 +55,8 @@ class StandardAttention(nn.Module):
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(3, B, H, N, D/H): queries, keys, values."""
-        return self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        split: Tensor = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
+        return split.permute(2, 0, 3, 1, 4)
 
 
 def build(config: StandardConfig, context: MixerContext) -> StandardAttention:

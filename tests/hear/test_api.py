@@ -13,6 +13,8 @@ from asda_core.checkpoint import metadata_of, model_tensors, write_model
 from asda_core.config import RunConfig
 from asda_core.errors import AsdaError, AudioError, ConfigError
 from asda_hear.model import HearModel
+from tests.released.golden import GOLDEN
+from tests.released.writing import write_fairseq
 
 
 @pytest.fixture
@@ -164,3 +166,24 @@ def test_random_weights_from_a_config(tmp_path: Path, catalog: Catalog) -> None:
 def test_missing_checkpoint() -> None:
     with pytest.raises(AsdaError, match="no checkpoint at"):
         asda_hear.load_model("none.safetensors")
+
+
+@pytest.mark.parametrize("mixer", ["differential", "standard"])
+def test_released_checkpoints(mixer: str, catalog: Catalog, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = write_fairseq(tmp_path / "released.pt", catalog, mixer)
+    model = asda_hear.load_model(written.path, catalog=catalog)
+    assert "tensors matched" in capsys.readouterr().err
+    audio = noise(2, 20_000)
+    scene = asda_hear.get_scene_embeddings(audio, model)
+    embeddings, stamps = asda_hear.get_timestamp_embeddings(audio, model)
+    assert scene.shape == (2, 40)
+    assert embeddings.shape == (2, 32, 40)
+    assert stamps[0, 1] == 40.0
+    teacher = asda_hear.load_model(written.path, catalog=catalog, weights="teacher")
+    assert not torch.allclose(asda_hear.get_scene_embeddings(audio, teacher), scene)
+
+
+def test_released_checkpoint_of_the_golden_set(catalog: Catalog) -> None:
+    for name in ("model_asda", "model_eat", "finetune_asda", "finetune_eat"):
+        model = asda_hear.load_model(GOLDEN / f"{name}.pt", catalog=catalog)
+        assert asda_hear.get_scene_embeddings(noise(1, 9_000), model).isfinite().all()

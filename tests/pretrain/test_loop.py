@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import load_encoder, read_checkpoint
+from asda_core.checkpoint import load_encoder, read_checkpoint, start_from
 from asda_core.config import OptimizerConfig, RunConfig
 from asda_core.config_io import load_run_config, to_yaml
-from asda_core.errors import AsdaError, ConfigError
+from asda_core.errors import AsdaError, CheckpointError, ConfigError
 from asda_core.pretrain import loop
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
@@ -212,3 +212,24 @@ def test_a_seed_keeps_its_meaning(catalog: Catalog, tiny: RunConfig, tmp_path: P
     soundfile.write(tmp_path / "tone.wav", 0.3 * np.sin(2 * np.pi * 300 * time_axis**1.5), 16_000, subtype="FLOAT")
     pretrain(tiny, [tmp_path / "tone.wav"], tmp_path / "run", catalog, progress=False)
     assert [line["loss"] for line in losses(tmp_path / "run")] == pytest.approx(SEEN_LOSSES, rel=1e-3)
+
+
+def test_begins_with_given_weights(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
+    """From a step (encoder, decoder and teacher) and from an encoder alone; another audio or start is another run."""
+    files = find_audio(audio_folder)
+    pretrain(tiny, files, tmp_path / "first", catalog, progress=False)
+    still = replace(tiny, steps=0)
+    for number, path in enumerate([tmp_path / "first" / "step-00000006", tmp_path / "first" / "model.safetensors"]):
+        init = read_checkpoint(path)
+        run = pretrain(still, files, tmp_path / f"next{number}", catalog, progress=False, init=init)
+        made, given = load_file(run), init.tensors
+        assert all(torch.equal(made[name], given[name]) for name in made)
+    parts = start_from(read_checkpoint(tmp_path / "first" / "model.safetensors"), catalog, tiny)
+    for one, other in zip(parts.objective.teacher.encoder.parameters(), parts.encoder.parameters(), strict=True):
+        assert torch.equal(one, other)  # the teacher begins as a copy of what was loaded
+    pretrain(replace(tiny, steps=2), files, tmp_path / "more", catalog, progress=False, init=init)
+    with pytest.raises(ConfigError, match="from other weights"):
+        pretrain(replace(tiny, steps=2), files, tmp_path / "more", catalog, progress=False)
+    other = replace(tiny, encoder=replace(tiny.encoder, depth=1))
+    with pytest.raises(CheckpointError, match="unexpected blocks.1"):
+        pretrain(other, files, tmp_path / "other", catalog, progress=False, init=init)

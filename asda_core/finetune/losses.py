@@ -1,0 +1,39 @@
+"""Losses of classifiers. Each is a sum over the batch and a divisor: what a batch weighs is a choice."""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
+
+from asda_core.config import Compat
+
+
+def multi_label_loss(
+    logits: Float[Tensor, "batch classes"], labels: Float[Tensor, "batch classes"], compat: Compat = "default"
+) -> Float[Tensor, ""]:
+    """Binary cross entropy, summed over the classes, averaged over the clips.
+
+    Args:
+        logits: of the classifier.
+        labels: in [0, 1], several per clip; mixed ones after mixup.
+        compat: "released" divides by the number of labels in the batch instead of by its clips.
+
+    **Source**: released fine-tuning. **Differs**: there a batch with few labels weighs more.
+    """
+    total = binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
+    return total / (labels.sum() if compat == "released" else len(labels))
+
+
+def single_label_loss(
+    logits: Float[Tensor, "batch classes"], labels: Float[Tensor, "batch classes"], smoothing: float = 0.0
+) -> Float[Tensor, " batch"]:
+    """Cross entropy of each clip against one-hot or mixed labels.
+
+    Args:
+        logits: of the classifier.
+        labels: rows that sum to 1.
+        smoothing: share of every label that is spread over all classes.
+
+    **Source**: released fine-tuning on ESC-50 (smoothing 0.1 in training, none in evaluation).
+    """
+    smooth = labels * (1 - smoothing) + smoothing / labels.shape[1]
+    return -(smooth * log_softmax(logits.float(), dim=1)).sum(dim=1)

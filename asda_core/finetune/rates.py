@@ -1,0 +1,29 @@
+"""How fast each layer learns, and how often it is dropped."""
+
+import re
+
+BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+
+
+def rate_scale(name: str, depth: int, decay: float) -> float:
+    """Factor on the learning rate of a parameter.
+
+    Block i (from 0) has `decay ** (depth - i)`; all outside the blocks have 1.
+
+    Args:
+        name: of the parameter, as in "encoder.blocks.3.norm1.weight".
+        depth: blocks of the encoder.
+        decay: layer decay, 0.65 in the released recipes.
+
+    **Source**: released fine-tuning, where patches, class token and input norm learn at the full rate.
+    """
+    found = BLOCK.search(name)
+    return decay ** (depth - int(found.group(1))) if found else 1.0
+
+
+def drop_path_rates(depth: int, last: float) -> list[float]:
+    """Probability of dropping each block's branches: 0 for the first, `last` for the last, linear between.
+
+    **Source**: released fine-tuning (0.1).
+    """
+    return [last * layer / max(1, depth - 1) for layer in range(depth)]

@@ -1,0 +1,125 @@
+"""`asda embed`: files, folders, manifests; formats; going on; what is wrong is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import load_encoder
+from asda_core.cli import EXIT_ERROR, main
+from asda_core.errors import AudioError, ConfigError
+from asda_core.inference.embedding import embedding, output_names
+from asda_core.inference.listening import Heard
+from asda_core.official.reading import read_model
+from tests.released.golden import GOLDEN
+from tests.released.writing import OTHER_SIZES, write_fairseq
+
+Capture = pytest.CaptureFixture[str]
+DIM = OTHER_SIZES["encoder"]["dim"]
+
+
+@pytest.fixture
+def released(tmp_path: Path, catalog: Catalog) -> Path:
+    return write_fairseq(tmp_path / "released.pt", catalog).path
+
+
+def embed(released: Path, *arguments: object) -> int:
+    return main(["embed", *map(str, arguments), "--checkpoint", str(released), "--device", "cpu"])
+
+
+@pytest.mark.parametrize(("granularity", "rows"), [("all", 57), ("frame", 56), ("utterance", None)])
+def test_a_folder(
+    released: Path, audio_folder: Path, tmp_path: Path, granularity: str, rows: int | None, capsys: Capture
+) -> None:
+    (audio_folder / "below").mkdir()
+    (audio_folder / "sound0.wav").rename(audio_folder / "below" / "one.wav")
+    assert embed(released, audio_folder, "--out", tmp_path / "out", "--granularity", granularity) == 0
+    assert "5 embedded in" in capsys.readouterr().out
+    values = np.load(tmp_path / "out" / "below" / "one.npy")
+    assert values.shape == ((DIM,) if rows is None else (rows, DIM))
+    assert values.dtype == np.float32
+    assert len(list((tmp_path / "out").rglob("*.npy"))) == 5
+
+
+def test_equal_to_the_model_itself(released: Path, audio_folder: Path, tmp_path: Path, catalog: Catalog) -> None:
+    file = audio_folder / "sound0.wav"
+    assert embed(released, file, "--out", tmp_path / "a.npy", "--target-length", 96, "--compat", "released") == 0
+    front_end, encoder = load_encoder(read_model(released), catalog)
+    from asda_core.audio import read_audio
+
+    wave = read_audio(file, 16_000)
+    with torch.no_grad():
+        encoded = encoder(front_end((wave - wave.mean())[None, : 95 * 160 + 400]))
+    wanted = torch.cat([encoded.summary[:, None], encoded.tokens], 1)[0]
+    assert np.abs(np.load(tmp_path / "a.npy") - wanted.numpy()).max() < 1e-4
+
+
+def test_safetensors_tell_their_grid(released: Path, audio_folder: Path, tmp_path: Path) -> None:
+    assert embed(released, audio_folder, "--out", tmp_path / "out", "--format", "safetensors") == 0
+    with safe_open(tmp_path / "out" / "sound0.safetensors", "np") as opened:
+        assert opened.get_tensor("embedding").shape == (57, DIM)
+        assert opened.metadata() == {"granularity": "all", "time_steps": "7", "bands": "8"}
+
+
+def test_goes_on_and_refuses_another_job(released: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    assert embed(released, audio_folder, "--out", out) == 0
+    kept, gone = out / "sound1.npy", out / "sound2.npy"
+    before = kept.stat().st_mtime_ns
+    gone.unlink()
+    assert embed(released, audio_folder, "--out", out) == 0
+    assert gone.exists()
+    assert kept.stat().st_mtime_ns == before
+    assert embed(released, audio_folder, "--out", out, "--granularity", "frame") == EXIT_ERROR
+    assert "made otherwise (granularity all, not frame)" in capsys.readouterr().err
+    assert embed(GOLDEN / "model_asda.pt", audio_folder, "--out", out) == EXIT_ERROR
+    assert "made otherwise (checkpoint" in capsys.readouterr().err
+    assert embed(released, audio_folder, "--out", out, "--weights", "teacher") == EXIT_ERROR
+
+
+def test_bad_files_are_named_and_skipped(released: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    (audio_folder / "bad.wav").write_text("no sound")
+    assert embed(released, audio_folder, "--out", tmp_path / "out") == 0
+    assert "skipped: cannot read" in capsys.readouterr().err
+    lines = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    assert [Path(json.loads(line)["file"]).name for line in lines] == ["bad.wav"]
+    assert embed(released, audio_folder / "bad.wav", "--out", tmp_path / "b.npy") == EXIT_ERROR
+    assert "none of the 1 audio files is readable" in capsys.readouterr().err
+    assert not (tmp_path / "b.npy").exists()
+    assert embed(released, audio_folder, "--out", tmp_path / "b.npy") == EXIT_ERROR
+    assert "is one file, but there are 6 audio files" in capsys.readouterr().err
+
+
+def test_a_manifest(released: Path, audio_folder: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "list.tsv"
+    manifest.write_text("audio\nsound0.wav\t16000\nsound2.ogg\t44100\n")
+    assert embed(released, manifest, "--out", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.npy")) == ["sound0.npy", "sound2.npy"]
+
+
+def test_names_that_clash(tmp_path: Path) -> None:
+    for name in ("a/x.wav", "a/x.flac", "a/y.wav", "b/y.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = output_names([tmp_path / "a"], "npy")
+    assert sorted(map(str, names.values())) == ["x.flac.npy", "x.wav.npy", "y.npy"]
+    assert sorted(map(str, output_names([tmp_path], "npy").values()))[-1] == "b/y.npy"
+    with pytest.raises(AudioError, match="would both be embedded as"):
+        output_names([tmp_path / "a", tmp_path / "b"], "npy")
+
+
+def test_all_needs_a_class_token() -> None:
+    heard = Heard(torch.zeros(4), torch.zeros(8, 4), (1, 8), has_class_token=False)
+    with pytest.raises(ConfigError, match="this model has none; take 'frame'"):
+        embedding(heard, "all")
+    assert embedding(heard, "utterance").shape == (4,)
+
+
+def test_a_device_that_is_none(released: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["embed", str(audio_folder), "--out", str(tmp_path / "o"), "--checkpoint", str(released)]
+    assert main([*command, "--device", "bla"]) == EXIT_ERROR
+    assert "the device 'bla' cannot be used here" in capsys.readouterr().err

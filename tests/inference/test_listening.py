@@ -1,0 +1,125 @@
+"""A clip as a whole, in windows, filled as one wants, filled as released."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+from asda_core.assemble import build_encoder, build_front_end
+from asda_core.audio import read_audio
+from asda_core.catalog import Catalog
+from asda_core.config import ClassTokenConfig, RunConfig
+from asda_core.errors import AudioError, ConfigError
+from asda_core.inference.listening import MAX_STEPS, Listener, ListenOptions
+
+MEAN, STD = -4.268, 4.569
+
+
+@pytest.fixture
+def parts(catalog: Catalog, tiny: RunConfig) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    return build_front_end(catalog, tiny.front_end), build_encoder(catalog, tiny.encoder).eval()
+
+
+def sound(seconds: float, rate: int = 16_000) -> Tensor:
+    return 0.1 * torch.randn(round(seconds * rate), generator=torch.Generator().manual_seed(1)) + 0.02
+
+
+@pytest.mark.parametrize(("samples", "steps"), [(1, 1), (399, 1), (2_800, 1), (2_960, 2), (16_000, 7), (160_000, 63)])
+def test_every_sample_is_heard(parts: tuple[Any, Any], samples: int, steps: int) -> None:
+    heard = Listener(*parts, ListenOptions()).listen(sound(2)[:1].repeat(samples))
+    assert heard.grid == (steps, 8)
+    assert heard.tokens.shape == (steps * 8, 32)
+    assert heard.summary.shape == (32,)
+    assert heard.tokens.isfinite().all()
+
+
+def released_features(wave: Tensor, target_length: int | None) -> Tensor:
+    """Steps of the released script, restated with torchaudio's own function."""
+    wave = wave - wave.mean()
+    mel = torchaudio.compliance.kaldi.fbank(
+        wave[None], htk_compat=True, sample_frequency=16_000, use_energy=False, window_type="hanning",
+        num_mel_bins=128, dither=0.0, frame_shift=10,
+    )  # fmt: skip
+    length = target_length or -(-len(mel) // 16) * 16
+    mel = torch.nn.functional.pad(mel, (0, 0, 0, max(0, length - len(mel))))[:length]
+    return ((mel - MEAN) / (2 * STD)).T[None]
+
+
+@pytest.mark.parametrize("target_length", [None, 64, 96, 256])
+def test_equal_to_the_released_extraction(parts: tuple[Any, Any], target_length: int | None) -> None:
+    wave = sound(1.23)
+    listener = Listener(*parts, ListenOptions(target_length=target_length, compat="released"))
+    heard = listener.listen(wave)
+    with torch.no_grad():
+        wanted = parts[1](released_features(wave, target_length))
+    assert torch.allclose(heard.tokens, wanted.tokens[0], atol=1e-4)
+    assert torch.allclose(heard.summary, wanted.summary[0], atol=1e-4)
+
+
+def test_filling_matters_only_where_there_is_some(parts: tuple[Any, Any]) -> None:
+    usual, released = (Listener(*parts, ListenOptions(target_length=64, compat=c)) for c in ("default", "released"))  # type: ignore[arg-type]
+    long, short = sound(2), sound(0.3)
+    assert torch.allclose(usual.listen(long).tokens, released.listen(long).tokens, atol=1e-4)
+    assert not torch.allclose(usual.listen(short).tokens, released.listen(short).tokens, atol=1e-2)
+
+
+def test_windows_join(parts: tuple[Any, Any]) -> None:
+    """Every step is there once, and is what a model that hears its window alone makes of it."""
+    wave = sound(20)
+    whole = Listener(*parts, ListenOptions())
+    cut = Listener(*parts, ListenOptions(window_seconds=2.575)).listen(wave)
+    assert cut.grid == whole.listen(wave).grid
+    window, step = 41_200, 2_560  # 16 steps; two of them are context at each inner edge
+    for first, keep_from, keep_to in ((0, 0, 14), (12, 2, 14), (24, 2, 14)):
+        alone = whole.listen(wave[first * step : first * step + window])
+        assert alone.grid[0] == 16
+        kept = cut.tokens[(first + keep_from) * 8 : (first + keep_to) * 8]
+        assert torch.allclose(kept, alone.tokens[keep_from * 8 : keep_to * 8], atol=1e-5)
+    last = whole.listen(wave[(cut.grid[0] - 16) * step :])
+    assert torch.allclose(cut.tokens[-16:], last.tokens[-16:], atol=1e-5)
+
+
+def test_very_long_audio_is_cut_by_itself(parts: tuple[Any, Any]) -> None:
+    seconds = MAX_STEPS * 0.16 + 10
+    seen = []
+    parts[1].register_forward_hook(lambda module, given, made: seen.append(made.layout.grid[0]))
+    heard = Listener(*parts, ListenOptions(clip_seconds=2.575)).listen(sound(seconds))
+    assert heard.grid[0] > MAX_STEPS
+    assert max(seen) == 16
+
+
+def test_without_class_token(catalog: Catalog, tiny: RunConfig) -> None:
+    config = replace(tiny.encoder, class_token=ClassTokenConfig(position="none"))
+    listener = Listener(
+        build_front_end(catalog, tiny.front_end), build_encoder(catalog, config).eval(), ListenOptions()
+    )
+    heard = listener.listen(sound(1))
+    assert not heard.has_class_token
+    assert torch.allclose(heard.summary, heard.tokens.mean(0), atol=1e-5)
+
+
+def test_bad_audio_and_options(parts: tuple[Any, Any]) -> None:
+    listener = Listener(*parts, ListenOptions())
+    with pytest.raises(AudioError, match="at least one sample"):
+        listener.listen(torch.zeros(0))
+    with pytest.raises(AudioError, match="NaN"):
+        listener.listen(torch.full((500,), torch.nan))
+    with pytest.raises(ConfigError, match="less than a patch"):
+        Listener(*parts, ListenOptions(target_length=15))
+    for options in ({"target_length": 0}, {"window_seconds": -1.0}, {"clip_seconds": 0.0}):
+        with pytest.raises(ConfigError, match="must be positive"):
+            ListenOptions(**options)  # type: ignore[arg-type]
+
+
+def test_stereo(parts: tuple[Any, Any], tmp_path: Path) -> None:
+    file = tmp_path / "stereo.wav"
+    soundfile.write(file, torch.stack([sound(1, 44_100), -sound(1, 44_100)], 1).numpy(), 44_100)
+    right, released = (Listener(*parts, ListenOptions(compat=c)) for c in ("default", "released"))  # type: ignore[arg-type]
+    assert right.listen(read_audio(file, 16_000, resample_along=right.resample_along)).grid[0] == 7
+    assert released.listen(read_audio(file, 16_000, resample_along=released.resample_along)).grid[0] == 18
