@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from asda_core.catalog import Catalog
 from asda_core.config import ClassifierConfig, RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, PluginError
-from asda_core.files import sync, write_whole
+from asda_core.files import sync, write_open, write_whole
 from asda_core.finetune.heads import Classifier
 from asda_core.model.encoder import Encoder
 
@@ -203,7 +204,7 @@ def write_step(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, (tensors, metadata) in files.items():
-        save_file(tensors, part / name, metadata)
+        write_open(part / name, partial(save_file, tensors, metadata=metadata))
         sync(part / name)
     final = folder / f"step-{step:08d}"
     shutil.rmtree(final, ignore_errors=True)

@@ -9,10 +9,19 @@ from pathlib import Path
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `file`, bring it to the disk, and only then put it in the place of `file`."""
     part = file.with_name(f".{file.name}.part")
-    write(part)
+    part.unlink(missing_ok=True)
+    write_open(part, write)
     sync(part)
     os.replace(part, file)
     sync(file.parent)
+
+
+def write_open(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new file, and give it the permissions of any new file: safetensors makes its own private."""
+    file.touch()
+    usual = file.stat().st_mode
+    write(file)
+    file.chmod(usual)
 
 
 def write_text(file: Path, text: str) -> None:

@@ -18,9 +18,10 @@ from torch import Tensor
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_classifier, load_encoder
 from asda_core.cli import main
-from asda_core.config_io import parse
+from asda_core.config_io import load_run_config, parse
 from asda_core.errors import CheckpointError
 from asda_core.model.encoder import Encoder
+from asda_core.official.eat import Architecture, classifier_names, decoder_names, encoder_names
 from asda_core.official.reading import read_model
 from asda_core.pretrain.latent_regression import LatentRegressionConfig
 from tests.released import golden
@@ -293,3 +294,27 @@ def test_a_strangers_safetensors(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="no checkpoint of EAT or ASDA: .* it has a"):
         read_model(tmp_path / "other.safetensors")
+
+
+PUBLISHED = {"asda_base": (212, 198, 202), "eat_base": (164, 150, 154)}
+"""Config -> tensors of the published pre-trained student, its teacher, and a fine-tuned model."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_names_and_shapes_of_the_published_models(name: str) -> None:
+    """As the appendix of the specification lists them: 212 tensors and 198 of ASDA's teacher, 202 fine-tuned."""
+    config = load_run_config(name)
+    options: LatentRegressionConfig = parse(LatentRegressionConfig, config.objective.options)
+    dim, hidden = config.encoder.dim, int(config.encoder.dim * config.encoder.mlp_ratio)
+    convolutions = ((dim, dim // options.decoder.groups, 3, 3),) * options.decoder.layers
+    found = Architecture("fairseq", "", config.encoder, hidden, True, convolutions, 0)
+    tuned = Architecture("fairseq", "model.", config.encoder, hidden, True, (), 527)
+    student, teacher, finetuned = PUBLISHED[name]
+    assert len(encoder_names(found)) + 1 == teacher  # with the table of positions
+    assert len(encoder_names(found)) + len(decoder_names(found)) + 1 == student
+    assert len(encoder_names(tuned)) + len(classifier_names(tuned)) + 1 == finetuned
+    shapes = dict((encoder_names(found) | decoder_names(found)).values())
+    assert shapes["modality_encoders.IMAGE.decoder.blocks.5.0.weight"] == (768, 48, 3, 3)
+    assert shapes["modality_encoders.IMAGE.extra_tokens"] == (1, 1, 768)
+    assert shapes["blocks.11.mlp.fc1.weight"] == ((2688, 768) if name == "asda_base" else (3072, 768))
+    assert dict(classifier_names(tuned).values())["head.weight"] == (527, 768)
