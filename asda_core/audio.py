@@ -22,6 +22,10 @@ UNKNOWN_FRAMES = 1 << 48
 """libsndfile's count for a stream is near 2**63; no file has this many frames."""
 MAX_RATIO = 1000
 """Largest denominator of a ratio of rates; 44.1 kHz to 16 kHz is 160 / 441."""
+BLOCK_SAMPLES = 1 << 22
+"""Samples that are read and resampled at once: 95 s at 44.1 kHz."""
+OVERLAP_PERIODS = 8
+"""Common periods of both rates by which blocks overlap; the kernel reaches 7 samples of the slower rate at most."""
 MAX_AMPLITUDE = 1e6
 """Samples above it are damage: 16-bit numbers that nobody scaled reach 32,768."""
 
@@ -58,33 +62,53 @@ def read_audio(
             rate = sound.samplerate
             _check_length(Path(file), len(sound))
             sound.seek(min(int(start_seconds * rate), len(sound)))
-            num_frames = -1 if seconds is None else math.ceil(seconds * rate)
-            samples = sound.read(num_frames, dtype="float32", always_2d=True)
+            left = len(sound) - sound.tell()
+            num_frames = left if seconds is None else min(left, math.ceil(seconds * rate))
+            wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
+            mono = _read_mono(sound, num_frames, sample_rate if wrong_axis else rate)
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
-    if len(samples) == 0:
+    if len(mono) == 0:
         raise AudioError(f"cannot use {file}: it holds no samples from {start_seconds:g} s on.")
-    if resample_along == "channels" and samples.shape[1] > 1:
-        mono = resample(torch.from_numpy(samples), rate, sample_rate).mean(dim=1)  # (time, channels): the wrong axis
-        check_finite(mono, str(file))
-        return mono
-    mono = torch.from_numpy(samples.mean(axis=1))
     check_finite(mono, str(file))
-    return resample(mono, rate, sample_rate)
+    return mono if wrong_axis else resample(mono, rate, sample_rate)
+
+
+def _read_mono(sound: soundfile.SoundFile, num_frames: int, row_rate: int) -> Tensor:
+    """The mean over the channels, a block at a time; rows are resampled to another `row_rate` first, as released."""
+    mono = torch.empty(num_frames)
+    done = 0
+    while done < num_frames:
+        block = torch.from_numpy(sound.read(min(BLOCK_SAMPLES, num_frames - done), dtype="float32", always_2d=True))
+        if not len(block):  # the file is shorter than its header says
+            break
+        mono[done : done + len(block)] = resample(block, sound.samplerate, row_rate).mean(dim=1)
+        done += len(block)
+    return mono[:done]
 
 
 def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int) -> Float[Tensor, "*batch new"]:
     """Resample with torchaudio's defaults (windowed sinc, Hann, width 6, roll-off 0.99).
 
     A rate without a small ratio to the wanted one (16,001 Hz) is taken for the nearest that has: its kernel would
-    fill the memory.
+    fill the memory. Long audio goes through in blocks that overlap by more than the kernel.
 
     **Source**: `torchaudio.functional.resample`; the released data path uses the same.
     """
     if rate == sample_rate:
         return audio
     ratio = Fraction(sample_rate, rate).limit_denominator(MAX_RATIO)
-    resampled: Tensor = torchaudio.functional.resample(audio, ratio.denominator, ratio.numerator)
+    old, new = ratio.denominator, ratio.numerator
+    block = BLOCK_SAMPLES // old * old
+    num_samples, num_resampled = audio.shape[-1], -(-audio.shape[-1] * new // old)
+    resampled = audio.new_empty(*audio.shape[:-1], num_resampled)
+    for first in range(0, num_samples, block):
+        context = min(first, OVERLAP_PERIODS * old)
+        stretch = audio[..., first - context : first + block + OVERLAP_PERIODS * old]
+        made = torchaudio.functional.resample(stretch, old, new)[..., context // old * new :]
+        start = first // old * new
+        stop = min(start + block // old * new, num_resampled)
+        resampled[..., start:stop] = made[..., : stop - start]
     return resampled
 
 

@@ -8,6 +8,7 @@ import soundfile
 import torch
 import torchaudio.functional
 
+from asda_core import audio
 from asda_core.audio import crop_or_pad, find_audio, length_and_rate, read_audio
 from asda_core.errors import AudioError
 
@@ -131,3 +132,17 @@ def test_find_audio(audio_folder: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(AudioError, match="no folder, manifest|no audio files"):
             find_audio(wrong)
+
+
+@pytest.mark.parametrize("rate", [44_100, 22_050, 48_000, 8_000, 15_999])
+def test_long_audio_in_blocks_is_the_same(rate: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Read and resampled block by block is what the whole at once is, to rounding."""
+    sound = 0.1 * np.random.default_rng(0).normal(size=(50_001, 2))
+    soundfile.write(tmp_path / "a.wav", sound, rate, subtype="FLOAT")
+    whole = [read_audio(tmp_path / "a.wav", 16_000, resample_along=along) for along in ("time", "channels")]
+    stretch = read_audio(tmp_path / "a.wav", 16_000, 0.5, 0.7)
+    monkeypatch.setattr(audio, "BLOCK_SAMPLES", 7_000)
+    for along, wanted in zip(("time", "channels"), whole, strict=True):
+        blocks = read_audio(tmp_path / "a.wav", 16_000, resample_along=along)
+        assert torch.allclose(blocks, wanted, atol=1e-6)
+    assert torch.allclose(read_audio(tmp_path / "a.wav", 16_000, 0.5, 0.7), stretch, atol=1e-6)

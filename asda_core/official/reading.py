@@ -23,7 +23,7 @@ from asda_core.official.eat import (
     recognise,
 )
 from asda_core.official.pickles import is_pickled, read_pickled
-from asda_core.official.told import classifier_config, pretraining, run_config, told
+from asda_core.official.told import classifier_config, not_reproduced, pretraining, run_config, told
 
 TEACHER = "_ema"
 """Where a released pre-training state keeps the teacher."""
@@ -180,4 +180,6 @@ def _report(contents: Contents, found: Architecture, parts: Mapping[str, Mapping
     line += f"{matched} of {matched} tensors matched ({', '.join(counts)})"
     if contents.teacher:
         line += f", {len(contents.teacher)} of {len(contents.teacher)} of the teacher"
-    return f"{line}; using the {weights}'s weights."
+    other = not_reproduced(contents.stored)
+    note = f" Training on from it would differ, since it was trained with {', '.join(other)}." if other else ""
+    return f"{line}; using the {weights}'s weights.{note}"

@@ -26,6 +26,27 @@ PREDICTION_MODES = {"CLS_TOKEN": "summary", "MEAN_POOLING": "mean", "LIN_SOFTMAX
 """Name of the pooling in a fine-tuned file -> ours."""
 
 
+REPRODUCED = {
+    ("loss_beta",): 0,
+    ("loss_scale",): None,
+    ("end_of_block_targets",): False,
+    ("layer_norm_target_layer",): False,
+    ("batch_norm_target_layer",): False,
+    ("instance_norm_target_layer",): True,
+    ("instance_norm_targets",): False,
+    ("layer_norm_targets",): True,
+    ("recon_loss",): 0,
+    ("modalities", "image", "inverse_mask"): True,
+    ("modalities", "image", "mask_dropout"): 0,
+    ("modalities", "image", "keep_masked_pct"): 0,
+    ("modalities", "image", "add_masks"): False,
+    ("modalities", "image", "decoder", "decoder_residual"): True,
+    ("modalities", "image", "decoder", "add_positions_all"): False,
+    ("modalities", "image", "decoder", "add_positions_masked"): False,
+}
+"""Settings of the released training that every recipe has, and that latent regression takes for granted."""
+
+
 def told(tree: Any, *path: str) -> Any:
     """The value at a path of nested mappings, None where there is none."""
     for key in path:
@@ -72,6 +93,17 @@ def run_config(found: Architecture, stored: Any, beside: Mapping[str, Any]) -> R
         return parse(RunConfig, plain)
     except ConfigError:  # a stored config that makes no sense must not keep the weights from being used
         return parse(RunConfig, {key: plain[key] for key in ("compat", "encoder")})
+
+
+def not_reproduced(stored: Any) -> list[str]:
+    """Settings of the stored training that ours does not have; they matter only to training on, not to features."""
+    model = told(pretraining(stored), "model")
+    given = {path: told(model, *path) for path in REPRODUCED}
+    return [
+        f"{path[-1]} {given[path]}"
+        for path, usual in REPRODUCED.items()
+        if given[path] is not None and given[path] != usual
+    ]
 
 
 def classifier_config(found: Architecture, stored: Any, labels: Mapping[Any, Any]) -> ClassifierConfig | None:

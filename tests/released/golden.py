@@ -83,6 +83,12 @@ def architecture(name: str) -> Architecture:
     return recognise(tensors, stored, GOLDEN / f"{name}.pt")
 
 
+def stored_settings(name: str) -> dict[str, Any]:
+    """`cfg.model` of a golden checkpoint."""
+    settings: dict[str, Any] = read_pickled(GOLDEN / f"{name}.pt")["cfg"]["model"]
+    return settings
+
+
 def run_of(case: str, **changes: Any) -> RunConfig:
     """The pre-training run of a golden model, with changes of its keys."""
     plain = to_plain(checkpoint(f"model_{case}").config)

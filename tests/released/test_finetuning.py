@@ -17,8 +17,8 @@ from asda_core.pretrain.schedule import decays
 from tests.released import golden
 from tests.released.golden import CASES, Arrays, assert_close, features_of
 
-LAYER_DECAY, DROP_PATH, MASK_SHARE, SMOOTHING = 0.65, 0.1, 0.2, 0.1
-"""Settings of the golden set, those of the released recipes."""
+SMOOTHING = 0.1
+"""Label smoothing of the golden set. **Source**: released recipe for ESC-50."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -40,7 +40,8 @@ def test_finetuned_model(catalog: Catalog, case: str) -> None:
     mixed, labels = mixup(features, arrays["label_multi"], float(arrays["mixup_lam"]))
     assert_close(mixed[:, :, :4].transpose(1, 2)[:, None], arrays["mixup_x_first4frames"])
     assert_close(labels, arrays["mixup_label"])
-    widths = largest_masks(features.shape[1], features.shape[2], MASK_SHARE)
+    settings = golden.stored_settings(f"finetune_{case}")
+    widths = largest_masks(features.shape[1], features.shape[2], settings["mask_ratio"])
     assert list(widths) == [int(width) for width in arrays["spc_freqm_timem"]]
     _compare_rates(arrays, case, encoder)
     arrays.assert_all_compared()
@@ -59,7 +60,7 @@ def _compare_losses(arrays: Arrays, logits: torch.Tensor) -> None:
 
 
 def _compare_rates(arrays: Arrays, case: str, encoder: torch.nn.Module) -> None:
-    found = golden.architecture(f"finetune_{case}")
+    found, settings = golden.architecture(f"finetune_{case}"), golden.stored_settings(f"finetune_{case}")
     ours = {released: f"encoder.{name}" for name, (released, _) in encoder_names(found).items()}
     ours |= {released: f"classifier.{name}" for name, (released, _) in classifier_names(found).items()}
     shapes = {released: shape for _, (released, shape) in (encoder_names(found) | classifier_names(found)).items()}
@@ -68,8 +69,10 @@ def _compare_rates(arrays: Arrays, case: str, encoder: torch.nn.Module) -> None:
     for name, scale, decay in zip(names, arrays["lr_scale"], arrays["requested_weight_decay_scale"], strict=True):
         if name in ours:  # the fixed positions are no parameter of ours
             compared += 1
-            assert rate_scale(ours[name], depth, LAYER_DECAY) == pytest.approx(float(scale), rel=1e-6), name
+            assert rate_scale(ours[name], depth, settings["layer_decay"]) == pytest.approx(float(scale), rel=1e-6), name
             if not name.endswith("extra_tokens"):  # we leave the class token without decay too
                 assert decays(torch.zeros(shapes[name])) == bool(decay), name  # the release asks, and does not get it
     assert compared >= len(names) - 1
-    assert drop_path_rates(depth, DROP_PATH) == pytest.approx(arrays["drop_path_rates"].tolist(), abs=1e-7)
+    assert drop_path_rates(depth, settings["drop_path_rate"]) == pytest.approx(
+        arrays["drop_path_rates"].tolist(), abs=1e-7
+    )

@@ -271,7 +271,8 @@ def test_training_trace(catalog: Catalog) -> None:
         if step:
             decay = ema_decay(step, parts.objective.teacher.config)
             assert decay == pytest.approx(float(trace["log/decay"][step]), rel=1e-6)
-        optimizer.param_groups[0]["lr"] = rate
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         features = features_of(arrays) * trace["source_scale"][step]
         losses = parts.objective.loss_for(parts.encoder, features, trace["mask"][step].bool(), noise)
         size = trace["log/sample_size"][step]
@@ -296,8 +297,8 @@ def _compare_final(parts: Parts, trace: Arrays) -> None:
     for which, state in (("student", student), ("teacher", teacher)):
         full = trace.below(f"{which}_final/")
         assert full
-        for name, value in full.items():
-            assert_close(state[ours[name]], value, TRAINING)
+        for name, value in full.items():  # to 1e-4, at which the weight decay shows
+            assert_close(state[ours[name]], value)
         for name, norm in zip(trace[f"{which}_names"], trace[f"{which}_final_norms"], strict=True):
             if name in ours:  # the fixed positions are no state of ours
                 assert_close(state[ours[name]].norm(), norm, TRAINING)

@@ -165,7 +165,7 @@ def test_renamed_missing_unexpected_misshapen_are_all_named(tmp_path: Path) -> N
             lambda whole: whole["model"]["modality_encoders.IMAGE.fixed_positional_encoder.positions"].mul_(2),
             "positions are not the fixed sine-cosine table",
         ),
-        (lambda whole: whole["cfg"]["model"].update(num_heads=7), "states how many heads its width"),
+        (lambda whole: whole["cfg"]["model"].update(num_heads=10_007), "states how many heads its width"),
         (lambda whole: whole["model"].pop("blocks.0.mlp.fc1.weight"), "'blocks.0.mlp.fc1.weight', which tells"),
     ],
 )
@@ -181,8 +181,11 @@ def test_old_tables_of_positions_and_odd_configs_are_fine(tmp_path: Path, catalo
         whole["model"][name] = whole["model"][name][:, :32].clone()
         whole["cfg"]["model"]["clone_batch"] = -3
         whole["cfg"]["optimization"] = "strange"
+        whole["cfg"]["model"]["loss_beta"] = 0.5
 
+    assert "Training on" not in read_model(golden.GOLDEN / "model_asda.pt").report
     read = read_model(changed("model_asda", tmp_path, shorten))
+    assert "Training on from it would differ, since it was trained with loss_beta 0.5." in read.report
     assert torch.equal(features_of(read.file, catalog), features_of(golden.GOLDEN / "model_asda.pt", catalog))
 
 
