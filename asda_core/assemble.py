@@ -8,7 +8,7 @@ import torch
 
 from asda_core.catalog import Catalog
 from asda_core.config import ClassTokenConfig, Compat, EncoderConfig, PluginChoice, RunConfig
-from asda_core.config_io import parse
+from asda_core.config_io import parse, to_plain
 from asda_core.contracts import FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
@@ -45,9 +45,28 @@ def build(
         PluginError: no such plugin.
         ConfigError: its options are wrong.
     """
+    return catalog.find(family, choice.name).spec.build(resolved(catalog, family, choice, path, compat), context)
+
+
+def resolved(catalog: Catalog, family: str, choice: PluginChoice, path: str, compat: Compat = "default") -> Any:
+    """The options of a plugin in full, as its own dataclass; arguments and errors as of `build`."""
     spec = catalog.find(family, choice.name).spec
     usual = spec.released if compat == "released" else {}
-    return spec.build(parse(spec.config, {**usual, **choice.options}, f"{path}.options"), context)
+    return parse(spec.config, {**usual, **choice.options}, f"{path}.options")
+
+
+def in_full(catalog: Catalog, config: RunConfig) -> RunConfig:
+    """The config with every option of its plugins stated, and those that `compat` sets."""
+
+    def full(family: str, choice: PluginChoice, path: str) -> PluginChoice:
+        return PluginChoice(choice.name, to_plain(resolved(catalog, family, choice, path, config.compat)))
+
+    return replace(
+        config,
+        front_end=full("front end", config.front_end, "front_end"),
+        encoder=replace(config.encoder, mixer=full("mixer", config.encoder.mixer, "encoder.mixer")),
+        objective=full("objective", config.objective, "objective"),
+    )
 
 
 def build_front_end(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") -> Any:

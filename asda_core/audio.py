@@ -76,7 +76,10 @@ def read_audio(
 
 def _read_mono(sound: soundfile.SoundFile, num_frames: int, row_rate: int) -> Tensor:
     """The mean over the channels, a block at a time; rows are resampled to another `row_rate` first, as released."""
-    mono = torch.empty(num_frames)
+    try:
+        mono = torch.empty(num_frames)
+    except RuntimeError:  # of a damaged header
+        raise AudioError(f"cannot use {sound.name}: its header tells of {num_frames} samples.") from None
     done = 0
     while done < num_frames:
         block = torch.from_numpy(sound.read(min(BLOCK_SAMPLES, num_frames - done), dtype="float32", always_2d=True))

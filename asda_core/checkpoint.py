@@ -12,32 +12,35 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from asda_core.assemble import Parts, build_encoder, build_front_end, build_parts, plugin_origins
+from asda_core.assemble import Parts, build_encoder, build_front_end, build_parts, plugin_origins, resolved
 from asda_core.catalog import Catalog
 from asda_core.config import ClassifierConfig, RunConfig
 from asda_core.config_io import parse, to_plain
-from asda_core.errors import CheckpointError, PluginError
-from asda_core.files import sync, write_open, write_whole
+from asda_core.errors import CheckpointError, ConfigError, PluginError
+from asda_core.files import save_tensors, sync, write_open, write_whole
 from asda_core.finetune.heads import Classifier
 from asda_core.model.encoder import Encoder
 
 FORMAT = "asda-1"
 """Written into every checkpoint; changes when older code could not read a new one."""
 MODEL_FILE = "model.safetensors"
+BARE_STATE_FILE = "pytorch_model.bin"
+"""What a Hugging Face folder may hold in the place of `model.safetensors`."""
 TRAINING_FILE = "training.safetensors"
 STEP_FOLDERS = "step-*"
 ABOVE_TEACHER, TEACHER = "objective.teacher.", "objective.teacher.encoder."
-NAMES_SHOWN = 5
-"""How many wrong tensor names a message lists."""
+ORIGIN = ("name", "distribution", "version")
+PARTS = ("front_end.", "encoder.", "objective.", "classifier.")
+"""Beginnings of the names of tensors in a file of ours."""
 
 
 Weights = Literal["student", "teacher"]
@@ -85,15 +88,18 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
     try:
         config = parse(RunConfig, json.loads(metadata["config"]))
         plugins, step = json.loads(metadata["plugins"]), int(metadata["step"])
+        origins = {family: {key: str(of[key]) for key in ORIGIN} for family, of in plugins.items()}
         classifier = json.loads(metadata.get("classifier", "null"))
         head = None if classifier is None else parse(ClassifierConfig, classifier)
-    except (KeyError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: what is written beside the tensors cannot be used: {error}") from None
+    if stray := [name for name in tensors if not name.startswith(PARTS)]:
+        raise CheckpointError(f"{file} holds tensors that belong to no part of a model: {', '.join(stray)}.")
     if weights == "teacher":
         tensors = {name.removeprefix(ABOVE_TEACHER): value for name, value in tensors.items() if TEACHER in name}
         if not tensors:
             raise CheckpointError(f"{file} holds no teacher; the steps of a run of latent_regression do.")
-    return Checkpoint(file, config, plugins, step, metadata.get("data", ""), tensors, head)
+    return Checkpoint(file, config, origins, step, metadata.get("data", ""), tensors, head)
 
 
 def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder]:
@@ -105,6 +111,10 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     try:
         front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
         encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
+    except (RuntimeError, MemoryError) as error:
+        raise CheckpointError(
+            f"{checkpoint.file}: a model of its config cannot be made here ({error!s:.200})."
+        ) from None
     except PluginError as error:
         needs = ", ".join(f"{o['name']} of {o['distribution']} {o['version']}" for o in checkpoint.plugins.values())
         raise CheckpointError(f"{checkpoint.file} needs the plugins {needs}. {error}") from None
@@ -117,8 +127,12 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
     """The parts of a new run with the weights of a checkpoint; of its objective too, where it holds one.
 
     Raises:
+        ConfigError: the run has another encoder or front end, also where no tensor would show it.
         CheckpointError: the tensors do not fit the config of the run.
     """
+    ours, theirs = (_meant(catalog, run) for run in (config, checkpoint.config))
+    if other := [f"{key} {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]:
+        raise ConfigError(f"the run is another model than {checkpoint.file}: {'; '.join(other)}.")
 
     def load(front_end: Any, encoder: Encoder) -> None:
         load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
@@ -128,6 +142,17 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
     if any(name.startswith("objective.") for name in checkpoint.tensors):
         load_strict(parts.objective, checkpoint.tensors, "objective.", checkpoint.file)
     return parts
+
+
+def _meant(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
+    """What decides what a model computes, with every option of its plugins, but what nothing in it asks for."""
+    encoder, compat = config.encoder, config.compat
+    front_end = resolved(catalog, "front end", config.front_end, "front_end", compat)
+    mixer = resolved(catalog, "mixer", encoder.mixer, "encoder.mixer", compat)
+    shape = {f"encoder.{item.name}": getattr(encoder, item.name) for item in fields(encoder) if item.name != "mixer"}
+    if encoder.norm == "post":
+        del shape["encoder.pre_norm_residual"]
+    return {**shape, "front_end": (config.front_end.name, front_end), "encoder.mixer": (encoder.mixer.name, mixer)}
 
 
 def load_classifier(checkpoint: Checkpoint) -> Classifier:
@@ -158,10 +183,15 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, f
         for name in sorted(wanted.keys() & given.keys())
         if given[name].shape != wanted[name].shape
     ]
+    wrong += [f"{name} holds NaN or infinite values" for name, tensor in given.items() if not is_finite(tensor)]
     if wrong:
-        more = f" and {len(wrong) - NAMES_SHOWN} more" if len(wrong) > NAMES_SHOWN else ""
-        raise CheckpointError(f"{file} does not fit its config ({prefix}*): {'; '.join(wrong[:NAMES_SHOWN])}{more}.")
+        raise CheckpointError(f"{file} does not fit its config ({prefix}*): {'; '.join(wrong)}.")
     module.load_state_dict(given)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def model_tensors(parts: Parts, with_objective: bool) -> dict[str, Tensor]:
@@ -193,7 +223,7 @@ def metadata_of(
 
 def write_model(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write one file, whole or not at all."""
-    write_whole(file, lambda part: save_file(tensors, part, metadata))
+    write_whole(file, lambda part: save_tensors(part, tensors, metadata))
 
 
 def write_step(
@@ -204,7 +234,7 @@ def write_step(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, (tensors, metadata) in files.items():
-        write_open(part / name, partial(save_file, tensors, metadata=metadata))
+        write_open(part / name, partial(save_tensors, tensors=tensors, metadata=metadata))
         sync(part / name)
     final = folder / f"step-{step:08d}"
     shutil.rmtree(final, ignore_errors=True)
@@ -241,7 +271,7 @@ def locate(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    for candidate in (path / MODEL_FILE, (newest_step(path) or path) / MODEL_FILE):
+    for candidate in (path / MODEL_FILE, (newest_step(path) or path) / MODEL_FILE, path / BARE_STATE_FILE):
         if candidate.is_file():
             return candidate
     raise CheckpointError(f"no checkpoint at {path}: expected {MODEL_FILE}, a run folder, or one of its step folders.")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from asda_core import __version__
-from asda_core.assemble import build, build_encoder, build_front_end, plugin_origins
+from asda_core.assemble import build, build_encoder, build_front_end, in_full, plugin_origins
 from asda_core.audio import find_audio, list_identity
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
@@ -32,6 +32,7 @@ from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import file_digest
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.commands import add_classify, add_convert, add_embed
+from asda_core.inference.listening import num_frames
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 
@@ -169,13 +170,13 @@ def run_show(parsed: argparse.Namespace) -> None:
     with torch.device("meta"):  # shapes alone: no weights are drawn
         encoder = build_encoder(catalog, config.encoder, config.compat)
         objective = build(catalog, "objective", config.objective, ObjectiveContext(encoder), "objective", config.compat)
-    print(to_yaml(config))
+    print(to_yaml(in_full(catalog, config)))
     print(f"# signature  {signature(config)} (without data)")
     for name, module in (("encoder", encoder), ("objective", objective)):
         counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
         print(f"# {name:<10} {sum(counts):>12,} parameters that train")
     samples = round(config.data.clip_seconds * front_end.sample_rate)
-    frames = max(0, (samples - front_end.window_samples) // front_end.hop_samples + 1)
+    frames = num_frames(samples, front_end)
     clip = f"clip of {config.data.clip_seconds:g} s ({frames:,} frames)"
     operations = encoder_flops(encoder, front_end.num_bins, frames) / GIGA
     print(f"# {'encoder':<10} {operations:>12,.2f} GFLOPs per {clip}")

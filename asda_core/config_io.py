@@ -125,12 +125,19 @@ def with_value(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, An
 
 
 def with_change(plain: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """`with_value` on a whole run: a change of `compat` sets every key that it decides; later changes go over it."""
+    """`with_value` on a whole run, where a change of `compat` moves the keys that it decides.
+
+    A key at its default goes to the released value, and back; one with a value of its own stays.
+    """
     changed = with_value(plain, dotted, value)
-    if dotted == "compat" and value in ("default", "released"):
+    before = plain.get("compat", "default")
+    if dotted == "compat" and value in ("default", "released") and value != before:
         usual = to_plain(RunConfig())
         for key, released in RELEASED.items():
-            changed = with_value(changed, key, released if value == "released" else value_at(usual, key))
+            default = value_at(usual, key)
+            old, new = (default, released) if value == "released" else (released, default)
+            if value_at(changed, key) == old:
+                changed = with_value(changed, key, new)
     return changed
 
 

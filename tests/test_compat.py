@@ -41,7 +41,11 @@ def test_the_switch_on_a_command_line() -> None:
     usual = RunConfig()
     released = changed(usual, ["compat=released", "data.min_samples=5"])
     assert (released.optimizer.algorithm, released.data.min_samples) == ("fairseq_adam", 5)
-    assert changed(released, ["compat=default"]) == usual
+    back = changed(released, ["compat=default"])
+    assert back == replace(usual, data=replace(usual.data, min_samples=5))  # a value of its own stays
+    own = parse(RunConfig, {"data": {"crop": "first", "min_samples": 7}})
+    assert changed(own, ["compat=default"]) == own
+    assert changed(own, ["compat=released"]).data.min_samples == 7
     assert parse(RunConfig, with_change(to_plain(usual), "compat", "released")) == parse(
         RunConfig, {"compat": "released"}
     )

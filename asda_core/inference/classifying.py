@@ -1,6 +1,8 @@
 """Audio file -> labels with probabilities: `asda classify`."""
 
 import csv
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,9 @@ from asda_core.config import ClassifierConfig
 from asda_core.errors import ConfigError
 from asda_core.finetune.heads import Classifier
 from asda_core.inference.listening import Listener
+
+INDEX = re.compile("[0-9]{1,6}")
+"""How a row of a label file begins that has an index."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,18 @@ def read_labels(file: Path) -> list[Label]:
         ConfigError: it is missing, empty, or its indices are not 0, 1, 2, ...
     """
     try:
-        rows = [row for row in csv.reader(file.read_text(encoding="utf-8-sig").splitlines()) if any(row)]
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        tab = any("\t" in line for line in lines)
+        rows = [row for row in csv.reader(lines, delimiter="\t" if tab else ",") if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"cannot read the labels {file}: {error}") from None
-    if len(rows) > 1 and len(rows[0]) > 1 and not rows[0][0].strip().isdigit() and rows[1][0].strip().isdigit():
-        rows = rows[1:]
+    indexed = [len(row) > 1 and INDEX.fullmatch(row[0].strip()) is not None for row in rows]
+    if len(rows) > 1 and len(rows[0]) > 1 and not indexed[0] and indexed[1]:  # a header
+        rows, indexed = rows[1:], indexed[1:]
     if not rows:
         raise ConfigError(f"{file} holds no labels.")
-    if not all(len(row) > 1 and row[0].strip().isdigit() for row in rows):
-        if any(row[0].strip().isdigit() and len(row) > 1 for row in rows):
+    if not all(indexed):
+        if any(indexed):
             raise ConfigError(f"{file}: some rows begin with an index and some do not.")
         return [Label("", ",".join(row).strip()) for row in rows]
     by_index = {int(row[0]): Label(row[1].strip() if len(row) > 2 else "", row[-1].strip()) for row in rows}
@@ -87,4 +95,7 @@ def class_names(config: ClassifierConfig, labels: Sequence[Label] | None) -> lis
         return [by_identifier[label] for label in config.labels]
     if len(labels) != config.num_classes:
         raise ConfigError(f"the model has {config.num_classes} classes, but the label file names {len(labels)}.")
+    if config.labels and by_identifier:
+        known = f"{config.labels[0]!r} and others"
+        print(f"warning: the label file has no {known} of the checkpoint; names go by their order.", file=sys.stderr)
     return [label.name for label in labels]

@@ -11,6 +11,7 @@ import torch
 from asda_core.audio import read_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, metadata_of, write_model
+from asda_core.config import Padding
 from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.files import file_digest
@@ -19,6 +20,7 @@ from asda_core.inference.embedding import EmbedJob, embed_files
 from asda_core.inference.listening import Listener, ListenOptions, num_frames
 from asda_core.official.reading import read_model
 
+FILLED: dict[str, Padding] = {"default": "silence", "released": "features"}
 CHECKPOINT_HELP = "of asda (file or run folder), released (.pt), or a Hugging Face folder"
 
 
@@ -32,7 +34,7 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="class token and patches (1 + N, D), patches (N, D) or the summary (D,)",
     )
-    parser.add_argument("--format", choices=["npy", "safetensors"], default="npy", help="of the files in a folder")
+    parser.add_argument("--format", choices=["npy", "safetensors"], help="of the files in a folder (default: npy)")
     _add_listening(parser, "take each clip as it is")
     parser.set_defaults(run=run_embed)
 
@@ -59,11 +61,15 @@ def run_embed(parsed: argparse.Namespace) -> None:
     """`asda embed`."""
     checkpoint, options = _read(parsed)
     listener = _listener(checkpoint, options, parsed.device)
-    suffix = parsed.out.suffix.removeprefix(".")
+    suffix = parsed.out.suffix.lower().removeprefix(".")
+    if suffix not in ("npy", "safetensors"):
+        suffix = parsed.format or "npy"
+    elif parsed.format not in (None, suffix):
+        raise ConfigError(f"--out {parsed.out} and --format {parsed.format} ask for two formats.")
     job = EmbedJob(
         checkpoint=f"{file_digest(checkpoint.file)} {parsed.weights}",
         granularity=parsed.granularity,
-        format=suffix if suffix in ("npy", "safetensors") else parsed.format,
+        format=suffix,
         listening=asdict(options),
     )
     number = embed_files(listener, parsed.sources, parsed.out, job)
@@ -79,14 +85,15 @@ def run_classify(parsed: argparse.Namespace) -> None:
     names = class_names(classifier.config, read_labels(parsed.labels) if parsed.labels else None)
     listener = _listener(checkpoint, options, parsed.device)
     classifier.to(usable_device(parsed.device))
-    if options.window_seconds is None and options.target_length is None:
+    if options.target_length is None:
         trained = num_frames(round(options.clip_seconds * listener.sample_rate), listener.front_end)
         whole = trained // listener.patch_frames * listener.patch_frames
-        listener.options = replace(options, minimum_length=max(1, whole), window_seconds=options.clip_seconds)
+        seconds = options.window_seconds or options.clip_seconds
+        listener.options = replace(options, minimum_length=max(1, whole), window_seconds=seconds)
     failed = 0
     for file in parsed.files:
         try:
-            audio = read_audio(file, listener.sample_rate, resample_along=listener.resample_along)
+            audio = read_audio(file, listener.sample_rate, resample_along=options.resample_along)
         except AudioError as error:
             failed += 1
             print(f"skipped: {error}", file=sys.stderr)
@@ -111,6 +118,8 @@ def run_convert(parsed: argparse.Namespace) -> None:
     print(checkpoint.report or f"{checkpoint.file}: {len(checkpoint.tensors)} tensors, of asda", file=sys.stderr)
     catalog = installed_catalog()
     load_encoder(checkpoint, catalog)  # so that nothing is written that could not be loaded
+    if checkpoint.classifier:
+        load_classifier(checkpoint)
     if parsed.out.exists() and parsed.out.samefile(checkpoint.file):
         raise CheckpointError(f"{parsed.out} is the file that is read; give another name.")
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +136,8 @@ def _add_listening(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--compat",
         choices=["default", "released"],
-        default="default",
-        help="released: fill behind the log-mel, and resample stereo, as the released code does",
+        help="default: fill clips with silence; released: fill them, and resample stereo, as the released code does "
+        "(if not given: filled as in the training of the checkpoint, stereo averaged)",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -142,7 +151,8 @@ def _read(parsed: argparse.Namespace) -> tuple[Checkpoint, ListenOptions]:
         target_length=parsed.target_length,
         window_seconds=parsed.window_seconds,
         clip_seconds=checkpoint.config.data.clip_seconds,
-        compat=parsed.compat,
+        padding=FILLED[parsed.compat] if parsed.compat else checkpoint.config.data.padding,
+        resample_along="channels" if parsed.compat == "released" else "time",
     )
     return checkpoint, options
 

@@ -7,25 +7,26 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from asda_core.audio import find_audio, read_audio
-from asda_core.errors import AsdaError, AudioError, ConfigError
-from asda_core.files import write_text, write_whole
+from asda_core.errors import AudioError, ConfigError
+from asda_core.files import save_tensors, write_text, write_whole
 from asda_core.inference.listening import Heard, Listener
 
 Granularity = Literal["all", "frame", "utterance"]
 Format = Literal["npy", "safetensors"]
 
 SETTINGS_FILE = "embed.json"
+INDEX_FILE = "index.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
+NO_CLASS_TOKEN = "granularity 'all' puts the class token first, but this model has none; take 'frame'."
 TENSOR_NAME = "embedding"
 """Name of the one tensor in a safetensors file of an embedding."""
 
@@ -60,12 +61,12 @@ def embedding(heard: Heard, granularity: Granularity) -> Float[Tensor, "*tokens 
     if granularity == "utterance":
         return heard.summary
     if not heard.has_class_token:
-        raise ConfigError("granularity 'all' puts the class token first, but this model has none; take 'frame'.")
+        raise ConfigError(NO_CLASS_TOKEN)
     return torch.cat([heard.summary[None], heard.tokens])
 
 
 def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: EmbedJob, progress: bool = True) -> int:
-    """Embed every audio file of the sources; files that `out` already holds are left as they are.
+    """Embed every audio file of the sources; what `out` already holds of the same files is left as it is.
 
     Args:
         listener: the model.
@@ -79,25 +80,23 @@ def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: Emb
 
     Raises:
         AudioError: no file is readable; the sources hold two files of one name.
-        ConfigError: the folder holds embeddings that were made otherwise.
+        ConfigError: the folder holds embeddings that were made otherwise, or of other files by these names.
     """
-    single = out.suffix in (".npy", ".safetensors")
+    single = out.suffix.lower() in (".npy", ".safetensors")
     names = output_names(sources, job.format)
-    if single:
-        if len(names) > 1:
-            raise ConfigError(f"{out} is one file, but there are {len(names)} audio files; give a folder.")
-        names = {file: Path(out.name) for file in names}
-    folder = out.parent if single else out
-    folder.mkdir(parents=True, exist_ok=True)
-    if not single:
-        _claim(folder, job)
+    if single and len(names) > 1:
+        raise ConfigError(f"{out} is one file, but there are {len(names)} audio files; give a folder.")
+    if job.granularity == "all" and listener.encoder.class_token is None:
+        raise ConfigError(NO_CLASS_TOKEN)
+    index = {} if single else _claim(out, job, names)
     skipped: dict[Path, str] = {}
     for file, name in tqdm(names.items(), unit="file", disable=not progress, desc="embed"):
-        target = folder / name
-        if target.exists() and not single:
-            continue
+        target = out if single else out / name
         try:
-            audio = read_audio(file, listener.sample_rate, resample_along=listener.resample_along)
+            entry = _entry(name, file)
+            if index.get(entry["embedding"]) == entry and target.exists():
+                continue
+            audio = read_audio(file, listener.sample_rate, resample_along=listener.options.resample_along)
             heard = listener.listen(audio)
         except AudioError as error:
             skipped[file] = str(error)
@@ -105,12 +104,14 @@ def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: Emb
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         write_embedding(target, embedding(heard, job.granularity), heard, job)
+        if not single:
+            _note(out / INDEX_FILE, entry)
     if len(skipped) == len(names):
         first = next(iter(skipped.values()))
         raise AudioError(f"none of the {len(names)} audio files is readable. The first one: {first}")
     if not single:
         lines = [json.dumps({"file": str(file), "reason": reason}) for file, reason in skipped.items()]
-        write_text(folder / SKIPPED_FILE, "".join(f"{line}\n" for line in lines))
+        write_text(out / SKIPPED_FILE, "".join(f"{line}\n" for line in lines))
     return len(names) - len(skipped)
 
 
@@ -121,7 +122,7 @@ def write_embedding(target: Path, values: Tensor, heard: Heard, job: EmbedJob) -
         write_whole(target, lambda part: _save_npy(part, values))
         return
     facts = {"granularity": job.granularity, "time_steps": str(heard.grid[0]), "bands": str(heard.grid[1])}
-    write_whole(target, lambda part: save_file({TENSOR_NAME: values}, part, facts))
+    write_whole(target, lambda part: save_tensors(part, {TENSOR_NAME: values}, facts))
 
 
 def output_names(sources: Iterable[Path], suffix: str) -> dict[Path, Path]:
@@ -148,24 +149,59 @@ def output_names(sources: Iterable[Path], suffix: str) -> dict[Path, Path]:
 
 
 def _places(source: Path) -> list[tuple[Path, Path]]:
-    files = find_audio(source)
-    root = source if source.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
-    return [(file, file.relative_to(root)) for file in files]
+    """Every audio file of a source, resolved, and its place below the source."""
+    files = [file.resolve() for file in find_audio(source)]
+    root = source.resolve() if source.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
+    return [(file, file.relative_to(root) if file.is_relative_to(root) else Path(file.name)) for file in files]
 
 
-def _claim(folder: Path, job: EmbedJob) -> None:
-    """Note what is made here, or refuse if something else is."""
+def _entry(name: Path, file: Path) -> dict[str, Any]:
+    """What the index keeps of an embedding: whose it is, and by what a change of the file is seen."""
+    try:
+        facts = file.stat()
+    except OSError:
+        raise AudioError(f"cannot read {file}: there is no such file.") from None
+    return {"embedding": str(name), "file": str(file), "size": facts.st_size, "time": facts.st_mtime_ns}
+
+
+def _claim(folder: Path, job: EmbedJob, names: Mapping[Path, Path]) -> dict[str, dict[str, Any]]:
+    """Note what is made in a folder, or refuse if something else is; the index of what it holds."""
     now = json.loads(json.dumps(asdict(job)))
     settings = folder / SETTINGS_FILE
-    if settings.exists():
+    index = _read_index(folder / INDEX_FILE)
+    if settings.exists() and index:
         try:
-            before = json.loads(settings.read_text())
-        except ValueError:
-            raise AsdaError(f"{settings} is damaged; give another folder.") from None
+            before = dict(json.loads(settings.read_text()))
+        except (TypeError, ValueError):
+            raise ConfigError(f"{settings} is damaged; give another folder.") from None
         other = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
         if other:
             raise ConfigError(f"{folder} holds embeddings made otherwise ({'; '.join(other)}); give another folder.")
+    for file, name in names.items():
+        known = index.get(str(name), {}).get("file", str(file))
+        if known != str(file):
+            raise ConfigError(f"{folder / name} is the embedding of {known}, not of {file}; give another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(settings, json.dumps(now, indent=2) + "\n")
+    return index
+
+
+def _read_index(file: Path) -> dict[str, dict[str, Any]]:
+    """Embedding -> its entry; a line that a kill cut off is none."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    index = {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            index[entry["embedding"]] = entry
+        except (KeyError, TypeError, ValueError):
+            continue
+    return index
+
+
+def _note(index: Path, entry: dict[str, Any]) -> None:
+    with index.open("a") as opened:
+        opened.write(json.dumps(entry) + "\n")
 
 
 def _save_npy(part: Path, values: Tensor) -> None:

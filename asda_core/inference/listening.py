@@ -1,5 +1,6 @@
 """A model listens to a whole clip: audio of any length -> patches, in one piece or in windows."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.audio import check_finite
-from asda_core.config import Compat, ResampleAxis
+from asda_core.config import Padding, ResampleAxis
 from asda_core.errors import AudioError, ConfigError
 from asda_core.filling import fill_features
 from asda_core.inference.framing import Framing, windows
@@ -32,19 +33,21 @@ class ListenOptions:
         window_seconds: longer clips go through in windows of this length; None takes up to 122.88 s in one piece, and
             longer ones in windows of `clip_seconds`.
         clip_seconds: length of the clips that the model was trained on.
-        compat: "released" fills behind the log-mel, louder than most sound, as the released code does.
+        padding: "features" fills behind the log-mel, louder than most sound, as the released training does.
+        resample_along: "channels" resamples files of several channels along the wrong axis, as the release does.
     """
 
     target_length: int | None = None
     minimum_length: int = 1
     window_seconds: float | None = None
     clip_seconds: float = 10.255
-    compat: Compat = "default"
+    padding: Padding = "silence"
+    resample_along: ResampleAxis = "time"
 
     def __post_init__(self) -> None:
         for name in ("target_length", "minimum_length", "window_seconds", "clip_seconds"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} must be positive, not {value}.")
 
 
@@ -86,7 +89,6 @@ class Listener:
         self.front_end, self.encoder, self.options = front_end, encoder, options
         self.sample_rate = int(front_end.sample_rate)
         self.patch_frames = encoder.config.patch_frames
-        self.resample_along: ResampleAxis = "channels" if options.compat == "released" else "time"
         if options.target_length is not None and options.target_length < self.patch_frames:
             raise ConfigError(f"target_length {options.target_length} is less than a patch of {self.patch_frames}.")
 
@@ -112,7 +114,7 @@ class Listener:
         if audio.ndim != 1 or not len(audio):
             raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
         check_finite(audio, "the audio")
-        if self.options.compat == "released":
+        if self.options.padding == "features":
             audio = audio - audio.mean()  # of no effect but on the last digits: every frame loses its mean anyway
         frames = self._num_frames(len(audio))
         steps = frames // self.patch_frames
@@ -129,7 +131,7 @@ class Listener:
             first = window.first * framing.step_samples
             clip = framing.window_audio(audio[None], window.first, window.size)
             features = self.front_end(clip.to(device))
-            if self.options.compat == "released":
+            if self.options.padding == "features":
                 features = fill_features(features, torch.tensor([len(audio) - first]), self.front_end)
             yield Piece(self.encoder(features), window.keep_from, window.keep_to)
 

@@ -8,6 +8,7 @@ recognised from names and shapes, but the number of heads and the epsilon of the
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,12 @@ NUM_BINS = 128
 """Mel bins of every released model, for files that do not state them."""
 POSITION_TOLERANCE = 1e-3
 """Largest difference of stored positions to ours; float32 angles alone give 4e-5 behind 768 time steps."""
-FIRST_BLOCK = "blocks.0.norm1.weight"
-"""A tensor that every file of the family has, whatever stands before its name."""
+STEPS_COMPARED = 768
+"""Time steps of a stored table that are compared: as many as released ones have. Ours are computed in any case."""
+BLOCK = re.compile(r"((?:module\.)?(?:model\.)?)blocks\.(\d{1,3})\.(.+)", re.DOTALL)
+"""A tensor of a block: what stands before it, the number of the block, its name there."""
+BLOCK_EXAMPLE = "blocks.0.norm1.weight"
+QKV_BIAS = {"attn.qk.bias", "attn.v.bias", "attn.qkv.bias"}
 
 Shape = tuple[int, ...]
 
@@ -56,7 +61,7 @@ class Architecture:
 
     Attributes:
         layout: "fairseq" or "Hugging Face".
-        prefix: what stands before every name of the encoder: "" or "model.".
+        prefix: what stands before every name of the encoder: "", "model." (and "module." of parallel training).
         encoder: its shape, with the mixer.
         hidden: width of the MLP.
         bias: whether query, key and value have one.
@@ -74,7 +79,7 @@ class Architecture:
 
 
 def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Path) -> Architecture:
-    """The architecture of a state.
+    """The architecture of a state. Tensors that are missing do not matter as long as others tell the same.
 
     Args:
         tensors: by released name.
@@ -84,44 +89,61 @@ def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Pa
     Raises:
         CheckpointError: it is no model of this family.
     """
-    prefix = next((name.removesuffix(FIRST_BLOCK) for name in tensors if name.endswith(FIRST_BLOCK)), None)
-    if prefix not in ("", "model."):
-        few = ", ".join(list(tensors)[:3]) or "nothing"
-        raise CheckpointError(
-            f"{file} is no checkpoint of EAT or ASDA: no tensor is called {FIRST_BLOCK!r}; it has {few}."
-        )
+    prefix, depth, inside = _blocks(tensors, file)
     layout = "fairseq" if any(name.startswith(f"{prefix}modality_encoders.") for name in tensors) else "Hugging Face"
     roots = {ours: prefix + theirs for ours, theirs in ROOTS[layout].items()}
-
-    def shape(name: str, num_axes: int) -> Shape:
-        if name not in tensors or tensors[name].ndim != num_axes:
-            what = f"has {tensors[name].ndim} axes" if name in tensors else "is missing"
-            raise CheckpointError(f"{file}: the tensor {name!r}, which tells the architecture, {what}.")
-        return tuple(tensors[name].shape)
-
-    dim, _, patch_frames, patch_bins = shape(f"{roots['patches.projection']}.weight", 4)
-    hidden = shape(f"{prefix}blocks.0.mlp.fc1.weight", 2)[0]
-    mixer = "differential" if f"{prefix}blocks.0.attn.qk.weight" in tensors else "standard"
-    bias = f"{prefix}blocks.0.attn.{'qk' if mixer == 'differential' else 'qkv'}.bias" in tensors
-    block = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
-    numbers = {int(found.group(1)) for found in map(block.match, tensors) if found}
-    convolution = re.compile(re.escape(roots["decoder"]) + r"\.blocks\.(\d+)\.0\.weight")
-    layers = sorted(int(found.group(1)) for found in map(convolution.fullmatch, tensors) if found)
+    mixer = "differential" if any(name.startswith("attn.qk.") for name in inside) else "standard"
+    dim = _usual(inside, ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"), 0)
+    if dim < 1:
+        raise CheckpointError(f"{file}: no norm of a block tells the width of the model.")
+    hidden = _usual(inside, ("mlp.fc1.weight", "mlp.fc1.bias"), 4 * dim)
+    patch: Shape = tuple(getattr(tensors.get(f"{roots['patches.projection']}.weight"), "shape", ()))
+    before_norm = stated.get("layer_norm_first") is True
     encoder = EncoderConfig(
         dim=dim,
-        depth=len(numbers),
+        depth=depth,
         num_heads=_num_heads(dim, stated, file),
         mlp_ratio=_ratio(dim, hidden),
-        norm="pre" if stated.get("layer_norm_first") else "post",
-        pre_norm_residual=not stated.get("layer_norm_first"),
-        norm_eps=float(stated.get("norm_eps") or EncoderConfig.norm_eps),
-        patch_frames=patch_frames,
-        patch_bins=patch_bins,
-        mixer=PluginChoice(mixer, {} if bias else {"qkv_bias": False}),
+        norm="pre" if before_norm else "post",
+        pre_norm_residual=not before_norm,
+        norm_eps=_norm_eps(stated, file),
+        patch_frames=int(patch[2]) if len(patch) == 4 else EncoderConfig.patch_frames,
+        patch_bins=int(patch[3]) if len(patch) == 4 else EncoderConfig.patch_bins,
+        mixer=PluginChoice(mixer, {} if QKV_BIAS & inside.keys() else {"qkv_bias": False}),
     )
-    decoder = tuple(shape(f"{roots['decoder']}.blocks.{layer}.0.weight", 4) for layer in layers)
-    num_classes = shape(_head(prefix, layout), 2)[0] if _head(prefix, layout) in tensors else 0
-    return Architecture(layout, prefix, encoder, hidden, bias, decoder, num_classes)
+    head: Shape = tuple(getattr(tensors.get(_head(prefix, layout)), "shape", ()))
+    return Architecture(
+        layout=layout,
+        prefix=prefix,
+        encoder=encoder,
+        hidden=hidden,
+        bias=bool(QKV_BIAS & inside.keys()),
+        decoder=_convolutions(tensors, roots["decoder"]),
+        num_classes=int(head[0]) if len(head) == 2 else 0,
+    )
+
+
+def _blocks(tensors: Mapping[str, Tensor], file: Path) -> tuple[str, int, dict[str, list[Shape]]]:
+    """What stands before the names of blocks, how many blocks there are, and the shapes by name within a block."""
+    blocks = [found for found in map(BLOCK.fullmatch, tensors) if found]
+    if not blocks:
+        few = ", ".join(map(shown, list(tensors)[:3])) or "nothing"
+        raise CheckpointError(
+            f"{file} is no checkpoint of EAT or ASDA: no tensor is called like {BLOCK_EXAMPLE!r}; it has {few}."
+        )
+    prefix = Counter(found.group(1) for found in blocks).most_common(1)[0][0]
+    inside: dict[str, list[Shape]] = {}
+    for match in blocks:
+        if match.group(1) == prefix:
+            inside.setdefault(match.group(3), []).append(tuple(tensors[match.group(0)].shape))
+    return prefix, len({found.group(2) for found in blocks if found.group(1) == prefix}), inside
+
+
+def _convolutions(tensors: Mapping[str, Tensor], root: str) -> tuple[Shape, ...]:
+    """Shapes of the decoder's convolutions, in their order."""
+    name = re.compile(re.escape(root) + r"\.blocks\.(\d{1,3})\.0\.weight")
+    layers = sorted((int(found.group(1)), found.group(0)) for found in map(name.fullmatch, tensors) if found)
+    return tuple(tuple(tensors[layer].shape) for _, layer in layers if tensors[layer].ndim == 4)
 
 
 def encoder_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
@@ -204,10 +226,12 @@ def check_positions(table: Tensor, found: Architecture, file: Path, num_bins: in
     config = found.encoder
     bands = num_bins // config.patch_bins
     rows = table.shape[1] if table.ndim == 3 else 0
-    if tuple(table.shape) != (1, rows, config.dim) or not rows or rows % bands:
+    if tuple(table.shape) != (1, rows, config.dim) or bands < 1 or not rows or rows % bands:
         raise CheckpointError(f"{file}: positions of shape {tuple(table.shape)} are no table of {bands} bands.")
-    error = float((table[0].float() - sine_cosine_positions((rows // bands, bands), config.dim)).abs().max())
-    if not error < POSITION_TOLERANCE:
+    steps = min(rows // bands, STEPS_COMPARED)
+    wanted = sine_cosine_positions((steps, bands), config.dim)
+    error = float((table[0, : steps * bands].float() - wanted).abs().max())
+    if not error < max(POSITION_TOLERANCE, 2 * torch.finfo(table.dtype).eps):
         raise CheckpointError(f"{file}: its positions are not the fixed sine-cosine table (off by {error:.2g}).")
 
 
@@ -219,20 +243,42 @@ def finite(tensors: Mapping[str, Tensor], file: Path) -> None:
     """
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
-        raise CheckpointError(f"{file} holds NaN or infinite values in {', '.join(bad)}.")
+        raise CheckpointError(f"{file} holds NaN or infinite values in {', '.join(map(shown, bad))}.")
+
+
+def _usual(inside: Mapping[str, list[Shape]], names: tuple[str, ...], otherwise: int) -> int:
+    """The first size that most tensors of these names have, so that one misshapen tensor misleads nobody."""
+    sizes = Counter(shape[0] for name in names for shape in inside.get(name, ()) if shape)
+    return sizes.most_common(1)[0][0] if sizes else otherwise
+
+
+def shown(name: object) -> str:
+    """A name for a message: as it is, or quoted where it is no printable text."""
+    return name if isinstance(name, str) and name.isprintable() else repr(name)
 
 
 def _head(prefix: str, layout: str) -> str:
     """Name of the head's weight: fairseq's fine-tuned model keeps it beside the encoder, Hugging Face's within."""
-    return "head.weight" if layout == "fairseq" else f"{prefix}head.weight"
+    return f"{prefix.removesuffix('model.') if layout == 'fairseq' else prefix}head.weight"
+
+
+def _norm_eps(stated: Mapping[str, Any], file: Path) -> float:
+    eps = stated.get("norm_eps")
+    if eps is None:
+        return EncoderConfig.norm_eps
+    if not isinstance(eps, float | int) or not 0 < eps < 1:
+        raise CheckpointError(f"{file}: its config states norm_eps {eps!r:.40}, which is no epsilon.")
+    return float(eps)
 
 
 def _num_heads(dim: int, stated: Mapping[str, Any], file: Path) -> int:
     heads = stated.get("num_heads")
     if heads is None and dim % HEAD_WIDTH == 0:
         return dim // HEAD_WIDTH
-    if not isinstance(heads, int) or heads < 1 or dim % heads:
-        raise CheckpointError(f"{file}: no config in or beside it states how many heads its width {dim} has ({heads}).")
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or dim % heads:
+        raise CheckpointError(
+            f"{file}: no config in or beside it states how many heads its width {dim} has (num_heads {heads!r:.40})."
+        )
     return heads
 
 

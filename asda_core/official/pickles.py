@@ -5,7 +5,10 @@ some more: enums, omegaconf nodes, argparse namespaces. For those on the list be
 holds what it is given and does nothing; the module that the file names is not imported. Any other name is refused.
 """
 
+import pickletools
 import re
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -39,6 +42,25 @@ OMEGACONF_CONTENT = ("_content", "_val")
 """Where omegaconf's containers and nodes keep what they hold."""
 
 
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What torch's reader raises at files that are damaged."""
+MOST_BYTES_LISTED = 1 << 22
+"""Of a pickle, when the names in it are looked for to refuse it by them."""
+
+
 class StandIn:
     """Takes the place of an object whose class is not imported: holds its arguments and state, and does nothing."""
 
@@ -62,7 +84,7 @@ class EmptyDict:
 
 
 def read_pickled(file: Path) -> Any:
-    """What a file of `torch.save` holds: tensors (mapped from the disk, not read) and plain data.
+    """What a file of `torch.save` holds: tensors (mapped from the disk, not read), plain data and stand-ins.
 
     Raises:
         CheckpointError: it is damaged, or names something that is not on the list.
@@ -79,38 +101,76 @@ def read_pickled(file: Path) -> Any:
         stand_ins: list[Any] = [(_stand_in(name), name) for name in names]
         with safe_globals(stand_ins), catch_warnings():
             simplefilter("ignore")  # of a protocol that torch does not write; what it cannot read is refused anyway
-            return plain(torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None))
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except UnpicklingError as error:
-        name = NAME_IN_MESSAGE.search(str(error))
-        why = f"it would call {name.group(1)}" if name else "it holds more than tensors and plain data"
+        named = NAME_IN_MESSAGE.findall(str(error)) or names_called(file)
+        why = f"it would call {', '.join(named)}" if named else "it holds more than tensors and plain data"
         raise CheckpointError(
             f"cannot read {file}: it is refused, since {why} when opened. Nothing in it was run."
         ) from None
     except RecursionError:
         raise CheckpointError(f"cannot read {file}: it is nested without end.") from None
-    except (RuntimeError, ValueError, OSError, EOFError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         what = "it is truncated, damaged or no file of torch.save"
         raise CheckpointError(f"cannot read {file}: {what} ({reason}).") from None
 
 
-def plain(value: Any) -> Any:
-    """Plain data from what was read: mappings, lists, tensors and values; stand-ins become what they hold."""
+def plain(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """Plain data from what was read: mappings, lists and values; stand-ins become what they hold.
+
+    What stands in several places is made once, so that references to references cost nothing.
+    """
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return seen[id(value)]
     if isinstance(value, Mapping):
-        return {plain(key): plain(below) for key, below in value.items()}
+        made: dict[Any, Any] = {}
+        seen[id(value)] = made
+        made.update({key: plain(below, seen) for key, below in value.items()})
+        return made
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        items: list[Any] = []
+        seen[id(value)] = items
+        items.extend(plain(item, seen) for item in value)
+        return items
     if not isinstance(value, StandIn):
         return value
-    state = value.state
-    if isinstance(state, Mapping):
-        held = next((state[key] for key in OMEGACONF_CONTENT if key in state), state)
-        return plain(held)
-    return plain(value.arguments[0]) if len(value.arguments) == 1 else None  # an enum is its value
+    seen[id(value)] = None
+    if isinstance(value.state, Mapping):
+        held = next((value.state[key] for key in OMEGACONF_CONTENT if key in value.state), value.state)
+        seen[id(value)] = plain(held, seen)
+    elif len(value.arguments) == 1:  # an enum is its value
+        seen[id(value)] = plain(value.arguments[0], seen)
+    return seen[id(value)]
 
 
 def _stand_in(name: str) -> type:
     return EmptyDict if name == "collections.defaultdict" else type("StandIn", (StandIn,), {})
+
+
+def names_called(file: Path) -> list[str]:
+    """The names that a pickle would call, found by reading its instructions and following none."""
+    try:
+        if _starts_with(file, ZIP_START):
+            with zipfile.ZipFile(file) as archive:
+                inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                with archive.open(inside) as opened:
+                    text = opened.read(MOST_BYTES_LISTED)
+        else:
+            with file.open("rb") as opened:
+                text = opened.read(MOST_BYTES_LISTED)
+        found, words = [], [""]
+        for code, argument, _ in pickletools.genops(text):
+            if code.name in ("GLOBAL", "INST"):
+                found.append(str(argument).replace(" ", "."))
+            elif code.name == "STACK_GLOBAL":
+                found.append(".".join(words[-2:]))
+            elif isinstance(argument, str):
+                words.append(argument)
+    except (*DAMAGE, StopIteration):
+        return []
+    return sorted({name for name in found if not name.startswith(("torch.", "collections.OrderedDict"))})
 
 
 def is_pickled(file: Path) -> bool:

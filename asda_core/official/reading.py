@@ -21,13 +21,28 @@ from asda_core.official.eat import (
     finite,
     positions_name,
     recognise,
+    shown,
 )
-from asda_core.official.pickles import is_pickled, read_pickled
+from asda_core.official.pickles import is_pickled, plain, read_pickled
 from asda_core.official.told import classifier_config, not_reproduced, pretraining, run_config, told
 
 TEACHER = "_ema"
 """Where a released pre-training state keeps the teacher."""
 HUGGING_FACE_CONFIG = "config.json"
+STRANGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ConfigError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What working with a stranger's file can raise; all of it means that the file makes no sense."""
 FAMILY = {"differential": "ASDA", "standard": "EAT"}
 
 
@@ -68,23 +83,36 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
 
 
 def convert(contents: Contents, weights: Weights) -> Checkpoint:
-    """Recognise the architecture, check every name and shape, and give the tensors our names."""
+    """Recognise the architecture, check every name and shape, and give the tensors our names.
+
+    Raises:
+        CheckpointError: something is missing, unexpected, misshapen, or makes no sense.
+    """
     if weights == "teacher" and not contents.teacher:
         raise CheckpointError(f"{contents.file} holds no teacher; its weights are those of the student.")
-    before = told(pretraining(contents.stored), "model") or contents.beside
     try:
-        found = recognise(contents.student, before if isinstance(before, Mapping) else {}, contents.file)
-    except ConfigError as error:
-        raise CheckpointError(f"{contents.file}: {error}") from None
+        return _converted(contents, weights)
+    except CheckpointError:
+        raise
+    except STRANGE as error:  # sparse or meta tensors, text for numbers: whatever a stranger's file holds
+        raise CheckpointError(
+            f"{contents.file}: its tensors or its config make no sense ({type(error).__name__}: {error!s:.200})."
+        ) from None
+
+
+def _converted(contents: Contents, weights: Weights) -> Checkpoint:
+    before = told(pretraining(contents.stored), "model") or contents.beside
+    found = recognise(contents.student, before if isinstance(before, Mapping) else {}, contents.file)
     parts = {
         "encoder": encoder_names(found),
         "objective.decoder": decoder_names(found),
         "classifier": classifier_names(found),
     }
-    tensors = _match(contents.student, parts, found, contents)
+    tensors = _match(contents.student, parts, found, contents, "")
     teacher: dict[str, Tensor] = {}
     if contents.teacher:
-        teacher = _match(contents.teacher, {"objective.teacher.encoder": parts["encoder"]}, found, contents)
+        names = {"objective.teacher.encoder": parts["encoder"]}
+        teacher = _match(contents.teacher, names, found, contents, " of the teacher")
     if weights == "teacher":
         tensors = {name.removeprefix("objective.teacher."): tensor for name, tensor in teacher.items()}
     elif "objective.decoder.proj.weight" in tensors and teacher:
@@ -92,15 +120,16 @@ def convert(contents: Contents, weights: Weights) -> Checkpoint:
     else:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
     finite(tensors, contents.file)
+    config, refused = run_config(found, contents.stored, contents.beside)
     return Checkpoint(
         file=contents.file,
-        config=run_config(found, contents.stored, contents.beside),
+        config=config,
         plugins={},
         step=contents.updates,
         data="",
         tensors=tensors,
         classifier=classifier_config(found, contents.stored, contents.labels),
-        report=_report(contents, found, parts, weights),
+        report=_report(contents, found, parts, weights) + _notes(contents, refused),
     )
 
 
@@ -109,20 +138,25 @@ def _match(
     parts: Mapping[str, Mapping[str, tuple[str, Shape]]],
     found: Architecture,
     contents: Contents,
+    whose: str,
 ) -> dict[str, Tensor]:
     """The tensors as float32 under our names; every one of the file must have its place, and every place its tensor."""
     wanted = {released: shape for names in parts.values() for released, shape in names.values()}
     table = positions_name(found)
-    wrong = [f"missing {name}" for name in wanted if name not in given]
-    wrong += [f"unexpected {name}" for name in given if name not in wanted and name != table]
-    wrong += [
-        f"{name} has shape {tuple(given[name].shape)}, not {shape}"
+    bad = {
+        name: f"{name} has shape {tuple(given[name].shape)}, not {shape}"
         for name, shape in wanted.items()
         if name in given and tuple(given[name].shape) != shape
-    ]
-    if wrong:
-        matched = sum(name in given for name in wanted)
-        raise CheckpointError(f"{contents.file}: {matched} of {len(wanted)} tensors matched; {'; '.join(wrong)}.")
+    }
+    bad |= {name: f"{shown(name)} has type {t.dtype}" for name, t in given.items() if not t.is_floating_point()}
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted and name != table]
+    if bad or missing or unexpected:
+        wrong = [*(f"missing {name}" for name in missing), *(f"unexpected {shown(name)}" for name in unexpected)]
+        matched = len([name for name in wanted if name in given and name not in bad])
+        raise CheckpointError(
+            f"{contents.file}: {matched} of {len(wanted)} tensors{whose} matched; {'; '.join([*wrong, *bad.values()])}."
+        )
     if table in given:
         bins = contents.beside.get("mel_bins")
         check_positions(given[table], found, contents.file, bins if isinstance(bins, int) else NUM_BINS)
@@ -139,15 +173,14 @@ def _fairseq(file: Path) -> Contents:
     if not isinstance(whole, Mapping):
         raise CheckpointError(f"{file} holds no checkpoint, but {type(whole).__name__}.")
     state = whole.get("model", whole)
-    state = state if isinstance(state, Mapping) else {}
-    student = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    teacher = {name: tensor for name, tensor in (told(state, TEACHER) or {}).items() if isinstance(tensor, Tensor)}
-    labels = told(whole, "task_state", "labels")
-    stored = whole.get("cfg") or {"model": whole.get("args") or {}}
+    student = _tensors(state, file, {TEACHER})
+    teacher = _tensors(told(state, TEACHER) or {}, file, set())
+    labels = plain(told(whole, "task_state", "labels"))
+    stored = plain(whole.get("cfg")) or {"model": plain(whole.get("args")) or {}}
     beside = file.with_name(HUGGING_FACE_CONFIG)
     config = _json(beside) if "model" not in whole and beside.is_file() else {}
-    history = whole.get("optimizer_history") or [{}]
-    updates = told(history[-1], "num_updates") if isinstance(history, list) else None
+    history = whole.get("optimizer_history")
+    updates = told(history[-1], "num_updates") if isinstance(history, list) and history else None
     return Contents(
         file=file,
         student=student,
@@ -159,10 +192,21 @@ def _fairseq(file: Path) -> Contents:
     )
 
 
+def _tensors(state: Any, file: Path, beside: set[str]) -> dict[str, Tensor]:
+    """The tensors of a state, in which nothing else may stand but what is named."""
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{file} is no checkpoint of EAT or ASDA: where its tensors should be is {state!r:.40}.")
+    other = [name for name, value in state.items() if not isinstance(value, Tensor) and name not in beside]
+    if other or not all(isinstance(name, str) for name in state):
+        names = other or [name for name in state if not isinstance(name, str)]
+        raise CheckpointError(f"{file}: unexpected among its tensors: {', '.join(map(shown, names))}.")
+    return {name: value for name, value in state.items() if name not in beside}
+
+
 def _json(file: Path) -> Mapping[str, Any]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from None
     if not isinstance(read, Mapping):
         raise CheckpointError(f"{file} holds no mapping of keys to values.")
@@ -180,6 +224,12 @@ def _report(contents: Contents, found: Architecture, parts: Mapping[str, Mapping
     line += f"{matched} of {matched} tensors matched ({', '.join(counts)})"
     if contents.teacher:
         line += f", {len(contents.teacher)} of {len(contents.teacher)} of the teacher"
-    other = not_reproduced(contents.stored)
-    note = f" Training on from it would differ, since it was trained with {', '.join(other)}." if other else ""
-    return f"{line}; using the {weights}'s weights.{note}"
+    return f"{line}; using the {weights}'s weights."
+
+
+def _notes(contents: Contents, refused: list[str]) -> str:
+    """What of the stored config is not as it says; nothing of it touches the features."""
+    notes = f" Not used of its config: {', '.join(refused)}." if refused else ""
+    if other := not_reproduced(contents.stored):
+        notes += f" Training on from it would differ, since it was trained with {', '.join(other)}."
+    return notes

@@ -1,16 +1,21 @@
 """What the config stored in a released file tells of the run that made it, as a config of ours.
 
 The weights are read without it; it fills in what no tensor shows: masks, loss weights, rates, the length of a clip.
-What is missing or strange in it keeps the published value.
+What is missing in it keeps the published value; what makes no sense does too, and is named.
 """
 
+import ast
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from asda_core.config import ClassifierConfig, RunConfig
-from asda_core.config_io import parse
+from asda_core.config_io import parse, with_value
 from asda_core.errors import ConfigError
-from asda_core.official.eat import Architecture, Shape
+from asda_core.log_mel import LogMelConfig
+from asda_core.official.eat import Architecture
+from asda_core.pretrain.decoder import DecoderConfig
+from asda_core.pretrain.latent_regression import LatentRegressionConfig
 
 NORMALISATION = {
     "esc50_eval": {"mean": -6.627, "std": 5.359},
@@ -24,8 +29,28 @@ HUGGING_FACE_HEAD_EPS = 1e-5
 """Epsilon of the LayerNorm before the head in EAT's Hugging Face model (PyTorch's default); fairseq's has 1e-6."""
 PREDICTION_MODES = {"CLS_TOKEN": "summary", "MEAN_POOLING": "mean", "LIN_SOFTMAX": "linear_softmax"}
 """Name of the pooling in a fine-tuned file -> ours."""
-
-
+OBJECTIVE = "objective.options"
+STATED = {
+    "optimizer.peak_lr": ("optimizer", "groups", "default", "lr_float"),
+    "optimizer.warmup_steps": ("optimizer", "groups", "default", "lr_scheduler", "warmup_updates"),
+    "optimizer.weight_decay": ("optimizer", "groups", "default", "optimizer", "weight_decay"),
+    "optimizer.betas": ("optimizer", "groups", "default", "optimizer", "adam_betas"),
+    "optimizer.clip_norm": ("optimization", "clip_norm"),
+    "data.batch_size": ("dataset", "batch_size"),
+    "steps": ("optimization", "max_update"),
+    "seed": ("common", "seed"),
+    f"{OBJECTIVE}.clones": ("model", "clone_batch"),
+    f"{OBJECTIVE}.utterance_weight": ("model", "cls_loss"),
+    f"{OBJECTIVE}.top_layers": ("model", "average_top_k_layers"),
+    f"{OBJECTIVE}.noise_std": ("model", "modalities", "image", "mask_noise_std"),
+    f"{OBJECTIVE}.mask.hidden_share": ("model", "modalities", "image", "mask_prob"),
+    f"{OBJECTIVE}.mask.block": ("model", "modalities", "image", "mask_length"),
+    f"{OBJECTIVE}.mask.adjust": ("model", "modalities", "image", "mask_prob_adjust"),
+    f"{OBJECTIVE}.teacher.decay_start": ("model", "ema_decay"),
+    f"{OBJECTIVE}.teacher.decay_end": ("model", "ema_end_decay"),
+    f"{OBJECTIVE}.teacher.anneal_steps": ("model", "ema_anneal_end_step"),
+}
+"""Our key -> where a stored pre-training config has it. The batch is that of one GPU, over which the release sums."""
 REPRODUCED = {
     ("loss_beta",): 0,
     ("loss_scale",): None,
@@ -59,40 +84,53 @@ def pretraining(stored: Any) -> Any:
     return told(stored, "model", "pretrained_model_args") or stored
 
 
-def run_config(found: Architecture, stored: Any, beside: Mapping[str, Any]) -> RunConfig:
-    """The run that made a file.
+def run_config(found: Architecture, stored: Any, beside: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
+    """The run that made a file, and what of the stored config could not be used, as in "clip_norm 0".
 
     Args:
         found: architecture of its tensors.
         stored: config within a fairseq file; empty if there is none.
         beside: `config.json` beside a Hugging Face file; empty if there is none.
     """
-    flags = {**(told(stored, "model") or {}), **(told(stored, "task") or {})}
-    front_end: dict[str, Any] = {}
-    for flag, constants in NORMALISATION.items():
-        front_end |= constants if flags.get(flag) is True else {}
-    frames = flags.get("target_length") or (beside.get("img_size") or [None])[0]
-    seconds = (frames - 1) * HOP_SECONDS + WINDOW_SECONDS if isinstance(frames, int) and frames > 0 else None
     before = pretraining(stored)
-    group = told(before, "optimizer", "groups", "default")
-    plain: dict[str, Any] = {
-        "compat": "released",
-        "front_end": {"name": "log_mel", "options": front_end},
-        "encoder": found.encoder,
-        "objective": {"name": "latent_regression", "options": _objective(found, told(before, "model"))},
-        "optimizer": _stated(
-            peak_lr=told(group, "lr_float"),
-            warmup_steps=told(group, "lr_scheduler", "warmup_updates"),
-            weight_decay=told(group, "optimizer", "weight_decay"),
-            clip_norm=told(before, "optimization", "clip_norm"),
-        ),
-        "data": _stated(clip_seconds=seconds),
-        **_stated(steps=told(before, "optimization", "max_update"), seed=told(before, "common", "seed")),
-    }
-    try:
-        return parse(RunConfig, plain)
-    except ConfigError:  # a stored config that makes no sense must not keep the weights from being used
-        return parse(RunConfig, {key: plain[key] for key in ("compat", "encoder")})
+    flags = [told(stored, part, flag) is True for flag in NORMALISATION for part in ("model", "task")]
+    chosen = [constants for constants in NORMALISATION.values() for _ in range(2)]
+    values: dict[str, Any] = {}
+    for constants, given in zip(chosen, flags, strict=True):
+        values |= {f"front_end.options.{name}": value for name, value in constants.items()} if given else {}
+    bins = told(beside, "mel_bins")
+    if bins not in (None, LogMelConfig.num_bins):
+        values["front_end.options.num_bins"] = bins
+    frames = told(stored, "task", "target_length") or told(stored, "model", "target_length")
+    size = told(beside, "img_size")
+    frames = frames or (size[0] if isinstance(size, list) and size else None)
+    if frames is not None and _is_number(frames):
+        values["data.clip_seconds"] = (frames - 1) * HOP_SECONDS + WINDOW_SECONDS
+    values |= {key: told(before, *path) for key, path in STATED.items()}
+    values |= {f"{OBJECTIVE}.decoder.{name}": value for name, value in _decoder(found, told(before, "model")).items()}
+    start = {"compat": "released", "front_end": "log_mel", "objective": "latent_regression", "encoder": found.encoder}
+    return _accepted(start, {key: value for key, value in values.items() if value is not None}, found)
+
+
+def _accepted(plain: dict[str, Any], values: Mapping[str, Any], found: Architecture) -> tuple[RunConfig, list[str]]:
+    """The config with every value that it takes; the others are named."""
+    refused = []
+    for key, value in values.items():
+        if key == "optimizer.betas" and isinstance(value, str):
+            value = _pair(value)
+        try:
+            candidate = with_value(plain, key, value)
+            run = parse(RunConfig, candidate)
+            options = parse(LatentRegressionConfig, run.objective.options)
+            parse(LogMelConfig, run.front_end.options)
+        except ConfigError:
+            refused.append(f"{key.rpartition('.')[2]} {value!r:.40}")
+            continue
+        if (options.top_layers or 0) > found.encoder.depth:
+            refused.append(f"top_layers {options.top_layers}")
+            continue
+        plain = candidate
+    return parse(RunConfig, plain), refused
 
 
 def not_reproduced(stored: Any) -> list[str]:
@@ -100,7 +138,7 @@ def not_reproduced(stored: Any) -> list[str]:
     model = told(pretraining(stored), "model")
     given = {path: told(model, *path) for path in REPRODUCED}
     return [
-        f"{path[-1]} {given[path]}"
+        f"{path[-1]} {given[path]!r:.40}"
         for path, usual in REPRODUCED.items()
         if given[path] is not None and given[path] != usual
     ]
@@ -116,57 +154,44 @@ def classifier_config(found: Architecture, stored: Any, labels: Mapping[Any, Any
     """
     if not found.num_classes:
         return None
-    numbers = {int(number): str(name) for name, number in labels.items() if str(number).isdigit()}
-    complete = sorted(numbers) == list(range(found.num_classes))
+    wanted = {str(number): number for number in range(found.num_classes)}
+    names = {wanted[str(number)]: str(name) for name, number in labels.items() if str(number) in wanted}
     mode = told(stored, "model", "prediction_mode")
-    return parse(
-        ClassifierConfig,
-        {
-            "num_classes": found.num_classes,
-            "pooling": PREDICTION_MODES.get(str(mode), "summary"),
-            "norm_eps": ClassifierConfig.norm_eps if found.layout == "fairseq" else HUGGING_FACE_HEAD_EPS,
-            "multi_label": told(stored, "model", "esc50_eval") is not True,
-            "labels": tuple(numbers[number] for number in range(found.num_classes)) if complete else (),
-        },
+    return ClassifierConfig(
+        num_classes=found.num_classes,
+        pooling=PREDICTION_MODES.get(str(mode), "summary"),  # type: ignore[arg-type]
+        norm_eps=ClassifierConfig.norm_eps if found.layout == "fairseq" else HUGGING_FACE_HEAD_EPS,
+        multi_label=told(stored, "model", "esc50_eval") is not True,
+        labels=tuple(names[number] for number in wanted.values()) if len(names) == found.num_classes else (),
     )
 
 
-def _objective(found: Architecture, model: Any) -> dict[str, Any]:
-    """Options of latent regression."""
-    image = told(model, "modalities", "image")
-    options = _stated(
-        clones=told(model, "clone_batch"),
-        utterance_weight=told(model, "cls_loss"),
-        top_layers=told(model, "average_top_k_layers"),
-        noise_std=told(image, "mask_noise_std"),
-    )
-    options["mask"] = _stated(
-        hidden_share=told(image, "mask_prob"),
-        block=told(image, "mask_length"),
-        adjust=told(image, "mask_prob_adjust"),
-    )
-    options["teacher"] = _stated(
-        decay_start=told(model, "ema_decay"),
-        decay_end=told(model, "ema_end_decay"),
-        anneal_steps=told(model, "ema_anneal_end_step"),
-    )
-    options["decoder"] = _stated(
-        dim=told(image, "decoder", "decoder_dim"),
-        layers=told(image, "decoder", "decoder_layers"),
-        kernel=told(image, "decoder", "decoder_kernel"),
-        groups=told(image, "decoder", "decoder_groups"),
-    )
+def _decoder(found: Architecture, model: Any) -> dict[str, Any]:
+    """Settings of the decoder: from the shapes of its convolutions, else as stated, else what fits the width."""
+    dim = found.encoder.dim
     if found.decoder:
-        options["decoder"] = _decoder(found.decoder, found.encoder.dim)
-    return options
+        width, per_group, kernel, _ = found.decoder[0]
+        return {
+            "groups": max(1, dim // max(1, per_group)),
+            "dim": width,
+            "layers": len(found.decoder),
+            "kernel": kernel,
+        }
+    names = {"groups": "decoder_groups", "dim": "decoder_dim", "layers": "decoder_layers", "kernel": "decoder_kernel"}
+    stated = {ours: told(model, "modalities", "image", "decoder", theirs) for ours, theirs in names.items()}
+    groups = stated["groups"] if _is_number(stated["groups"]) else DecoderConfig.groups
+    if dim % max(1, int(groups)):
+        return {"groups": math.gcd(dim, DecoderConfig.groups), "dim": dim}
+    return stated
 
 
-def _decoder(shapes: tuple[Shape, ...], dim: int) -> dict[str, int]:
-    """Settings of the decoder from the shapes of its convolutions."""
-    width, per_group, kernel, _ = shapes[0]
-    return {"dim": width, "layers": len(shapes), "kernel": kernel, "groups": max(1, dim // max(1, per_group))}
+def _pair(text: str) -> Any:
+    """A pair of numbers that was written as text, as fairseq's command lines do."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
-def _stated(**values: Any) -> dict[str, Any]:
-    """The numbers among the values."""
-    return {key: value for key, value in values.items() if isinstance(value, int | float) and value is not True}
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and value is not True and 0 < value < 1 << 31

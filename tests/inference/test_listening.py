@@ -1,5 +1,6 @@
 """A clip as a whole, in windows, filled as one wants, filled as released."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def released_features(wave: Tensor, target_length: int | None) -> Tensor:
 @pytest.mark.parametrize("target_length", [None, 64, 96, 256])
 def test_equal_to_the_released_extraction(parts: tuple[Any, Any], target_length: int | None) -> None:
     wave = sound(1.23)
-    listener = Listener(*parts, ListenOptions(target_length=target_length, compat="released"))
+    listener = Listener(*parts, ListenOptions(target_length=target_length, padding="features"))
     heard = listener.listen(wave)
     with torch.no_grad():
         wanted = parts[1](released_features(wave, target_length))
@@ -63,7 +64,8 @@ def test_equal_to_the_released_extraction(parts: tuple[Any, Any], target_length:
 
 
 def test_filling_matters_only_where_there_is_some(parts: tuple[Any, Any]) -> None:
-    usual, released = (Listener(*parts, ListenOptions(target_length=64, compat=c)) for c in ("default", "released"))  # type: ignore[arg-type]
+    usual = Listener(*parts, ListenOptions(target_length=64))
+    released = Listener(*parts, ListenOptions(target_length=64, padding="features"))
     long, short = sound(2), sound(0.3)
     assert torch.allclose(usual.listen(long).tokens, released.listen(long).tokens, atol=1e-4)
     assert not torch.allclose(usual.listen(short).tokens, released.listen(short).tokens, atol=1e-2)
@@ -112,7 +114,7 @@ def test_bad_audio_and_options(parts: tuple[Any, Any]) -> None:
         listener.listen(torch.full((500,), torch.nan))
     with pytest.raises(ConfigError, match="less than a patch"):
         Listener(*parts, ListenOptions(target_length=15))
-    for options in ({"target_length": 0}, {"window_seconds": -1.0}, {"clip_seconds": 0.0}):
+    for options in ({"target_length": 0}, {"window_seconds": math.inf}, {"clip_seconds": 0.0}):
         with pytest.raises(ConfigError, match="must be positive"):
             ListenOptions(**options)  # type: ignore[arg-type]
 
@@ -120,6 +122,18 @@ def test_bad_audio_and_options(parts: tuple[Any, Any]) -> None:
 def test_stereo(parts: tuple[Any, Any], tmp_path: Path) -> None:
     file = tmp_path / "stereo.wav"
     soundfile.write(file, torch.stack([sound(1, 44_100), -sound(1, 44_100)], 1).numpy(), 44_100)
-    right, released = (Listener(*parts, ListenOptions(compat=c)) for c in ("default", "released"))  # type: ignore[arg-type]
-    assert right.listen(read_audio(file, 16_000, resample_along=right.resample_along)).grid[0] == 7
-    assert released.listen(read_audio(file, 16_000, resample_along=released.resample_along)).grid[0] == 18
+    listener = Listener(*parts, ListenOptions())
+    assert listener.listen(read_audio(file, 16_000)).grid[0] == 7
+    assert listener.listen(read_audio(file, 16_000, resample_along="channels")).grid[0] == 18
+
+
+def test_filling_behind_the_last_window(parts: tuple[Any, Any]) -> None:
+    """Only the window that holds the end is filled, from the end on."""
+    wave = sound(6.0)
+    options = ListenOptions(target_length=800, window_seconds=2.575, padding="features")
+    heard = Listener(*parts, options).listen(wave)
+    usual = Listener(*parts, replace(options, padding="silence")).listen(wave)
+    assert heard.grid[0] == 50
+    assert torch.allclose(heard.tokens[: 20 * 8], usual.tokens[: 20 * 8], atol=1e-4)
+    alone = Listener(*parts, ListenOptions(padding="features", target_length=256)).listen(wave[34 * 2_560 :])
+    assert torch.allclose(heard.tokens[-12 * 8 :], alone.tokens[-12 * 8 :], atol=1e-4)

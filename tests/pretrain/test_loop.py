@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_encoder, read_checkpoint, start_from
-from asda_core.config import OptimizerConfig, RunConfig
+from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, to_yaml
-from asda_core.errors import AsdaError, CheckpointError, ConfigError
+from asda_core.errors import AsdaError, ConfigError
 from asda_core.pretrain import loop
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
@@ -231,5 +231,14 @@ def test_begins_with_given_weights(catalog: Catalog, tiny: RunConfig, audio_fold
     with pytest.raises(ConfigError, match="from other weights"):
         pretrain(replace(tiny, steps=2), files, tmp_path / "more", catalog, progress=False)
     other = replace(tiny, encoder=replace(tiny.encoder, depth=1))
-    with pytest.raises(CheckpointError, match="unexpected blocks.1"):
-        pretrain(other, files, tmp_path / "other", catalog, progress=False, init=init)
+    heads = replace(
+        tiny, encoder=replace(tiny.encoder, num_heads=4, mixer=PluginChoice("differential", {"lambda_init": 0.3}))
+    )
+    for run, message in (
+        (other, "encoder.depth 1, not 2"),
+        (heads, "num_heads 4, not 2; encoder.mixer .*lambda_init=0.3"),
+    ):
+        with pytest.raises(ConfigError, match=f"the run is another model than .*{message}"):
+            pretrain(run, files, tmp_path / "other", catalog, progress=False, init=init)
+    stated = replace(tiny.encoder, mixer=PluginChoice("differential", {"lambda_init": 0.1}), pre_norm_residual=False)
+    assert start_from(init, catalog, replace(tiny, encoder=stated))  # the same model in other words

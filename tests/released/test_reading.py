@@ -154,19 +154,25 @@ def test_renamed_missing_unexpected_misshapen_are_all_named(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda whole: whole["model"]["_ema"].pop("blocks.0.norm1.bias"), "missing blocks.0.norm1.bias"),
+        (
+            lambda whole: whole["model"]["_ema"].pop("blocks.0.norm1.bias"),
+            "of the teacher matched; missing blocks.0.norm1.bias",
+        ),
         (
             lambda whole: whole["model"]["blocks.0.norm1.bias"].fill_(torch.nan),
             "NaN or infinite values in encoder.blocks",
         ),
-        (lambda whole: whole.update(model={}), "no checkpoint of EAT or ASDA: no tensor is called 'blocks.0.norm1"),
+        (
+            lambda whole: whole.update(model={}),
+            "no tensor is called like 'blocks.0.norm1",
+        ),
         (lambda whole: whole.update(model=3), "no checkpoint of EAT or ASDA"),
         (
             lambda whole: whole["model"]["modality_encoders.IMAGE.fixed_positional_encoder.positions"].mul_(2),
             "positions are not the fixed sine-cosine table",
         ),
         (lambda whole: whole["cfg"]["model"].update(num_heads=10_007), "states how many heads its width"),
-        (lambda whole: whole["model"].pop("blocks.0.mlp.fc1.weight"), "'blocks.0.mlp.fc1.weight', which tells"),
+        (lambda whole: whole["model"].pop("blocks.0.mlp.fc1.weight"), "missing blocks.0.mlp.fc1.weight"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, change: Any, message: str) -> None:
