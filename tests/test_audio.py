@@ -146,3 +146,15 @@ def test_long_audio_in_blocks_is_the_same(rate: int, monkeypatch: pytest.MonkeyP
         blocks = read_audio(tmp_path / "a.wav", 16_000, resample_along=along)
         assert torch.allclose(blocks, wanted, atol=1e-6)
     assert torch.allclose(read_audio(tmp_path / "a.wav", 16_000, 0.5, 0.7), stretch, atol=1e-6)
+
+
+def test_a_header_that_tells_too_much(tmp_path: Path) -> None:
+    """A FLAC whose header claims 2^35 samples is an audio error like any other."""
+    file = tmp_path / "a.flac"
+    soundfile.write(file, np.zeros(1000), 16_000)
+    damaged = bytearray(file.read_bytes())
+    damaged[21] |= 0x0F  # the upper four of the 36 bits of STREAMINFO's number of samples
+    file.write_bytes(bytes(damaged))
+    assert length_and_rate(file)[0] >= 1 << 35
+    with pytest.raises(AudioError, match="its header tells of|damaged"):
+        read_audio(file, 16_000)

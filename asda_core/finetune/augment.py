@@ -1,4 +1,4 @@
-"""Augmentation of waveforms and spectrograms. Pure functions: what is drawn is given, or drawn from a generator."""
+"""Augmentation of waveforms and spectrograms. Pure functions: what is drawn is given."""
 
 import torch
 from jaxtyping import Float
@@ -27,25 +27,3 @@ def mixup(
 def largest_masks(num_bins: int, num_frames: int, share: float) -> tuple[int, int]:
     """Largest widths of SpecAugment's two masks (bins, frames) as a share of the spectrogram."""
     return int(num_bins * share), int(num_frames * share)
-
-
-def spec_augment(
-    features: Float[Tensor, "batch bins frames"], share: float, generator: torch.Generator
-) -> Float[Tensor, "batch bins frames"]:
-    """Set a stretch of bins and a stretch of frames of every clip to 0.
-
-    Args:
-        features: normalised, so that 0 is the mean.
-        share: largest width of a mask as a share of its axis; widths and places are uniform.
-        generator: a CPU generator.
-
-    **Source**: SpecAugment (Park et al. 2019) as in the released fine-tuning.
-    """
-    hidden = torch.zeros(features.shape, dtype=torch.bool)
-    for axis, largest in zip((1, 2), largest_masks(features.shape[1], features.shape[2], share), strict=True):
-        width = (torch.rand(len(features), generator=generator) * largest).int()
-        start = (torch.rand(len(features), generator=generator) * (features.shape[axis] - width)).int()
-        place = torch.arange(features.shape[axis])
-        inside = (place >= start[:, None]) & (place < (start + width)[:, None])
-        hidden |= inside.unsqueeze(3 - axis)
-    return features.masked_fill(hidden.to(features.device), 0.0)

@@ -123,3 +123,13 @@ def test_find_tasks(tmp_path: Path) -> None:
     (tmp_path / "tasks" / "a-v1-5h" / "task_metadata.json").write_text('{"task_name": "a"}')
     with pytest.raises(AsdaError, match="'a' may be any of a-v1-5h, a-v1-full"):
         find_tasks(tmp_path / "tasks", ["a"])
+
+
+def test_the_switch_in_a_plan(tmp_path: Path) -> None:
+    """`compat` on an axis moves the keys that it decides, in the cells of that label alone."""
+    (tmp_path / "base.yaml").write_text("steps: 0\n")
+    plan = {"base": "base.yaml", "tasks": {"folder": "tasks"}, "axes": {"compat": ["default", "released"]}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    default, released = load_plan(tmp_path / "plan.yaml").cells
+    assert default.config.data.padding == "silence"
+    assert (released.config.data.padding, released.config.optimizer.algorithm) == ("features", "fairseq_adam")

@@ -113,6 +113,8 @@ def test_needs_a_classifier_and_a_sound(tmp_path: Path, catalog: Catalog, finetu
         ("1,/m/b,Dog\n0,/m/a,Cat\n", [Label("/m/a", "Cat"), Label("/m/b", "Dog")]),
         ("0,dog\n1,cat\n", [Label("", "dog"), Label("", "cat")]),
         ("\ufeffdog\n\ncat, black\n", [Label("", "dog"), Label("", "cat, black")]),
+        ("0\tdog\n1\tcat\n", [Label("", "dog"), Label("", "cat")]),
+        ("²,dog\n", [Label("", "²,dog")]),
         ("0\n1\n", [Label("", "0"), Label("", "1")]),
     ],
 )
@@ -142,3 +144,20 @@ def test_names_of_classes() -> None:
     assert class_names(known, [*table, Label("/m/c", "Cat")]) == ["Ant", "Bee"]
     with pytest.raises(ConfigError, match="has 2 classes, but the label file names 3"):
         class_names(plain, [*table, Label("/m/c", "Cat")])
+
+
+def test_identifiers_of_another_data_set(capsys: Capture) -> None:
+    known = ClassifierConfig(2, labels=("/m/a", "/m/b"))
+    assert class_names(known, [Label("/x/1", "Ant"), Label("/x/2", "Bee")]) == ["Ant", "Bee"]
+    assert "names go by their order" in capsys.readouterr().err
+
+
+def test_filled_as_the_classifier_was_trained(finetuned: Written, audio_folder: Path, capsys: Capture) -> None:
+    """Also with windows of another length; `--compat default` fills with silence."""
+    command = ["classify", str(audio_folder / "sound3.wav"), "--checkpoint", str(finetuned.path), "--json"]
+    printed = []
+    for more in ([], ["--compat", "released"], ["--window-seconds", "5"], ["--compat", "default"]):
+        assert main([*command, *more]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] == printed[2]
+    assert printed[3] != printed[0]

@@ -1,20 +1,27 @@
 """`asda embed`: files, folders, manifests; formats; going on; what is wrong is named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors import safe_open
 
-from asda_core.catalog import Catalog
-from asda_core.checkpoint import load_encoder
-from asda_core.cli import EXIT_ERROR, main
+from asda_core.assemble import build_parts
+from asda_core.audio import read_audio
+from asda_core.catalog import Catalog, load_catalog
+from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, write_model
+from asda_core.cli import EXIT_ERROR, EXIT_STOPPED, main
+from asda_core.config import RunConfig
+from asda_core.config_io import parse
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.embedding import embedding, output_names
-from asda_core.inference.listening import Heard
+from asda_core.inference.listening import Heard, Listener
 from asda_core.official.reading import read_model
+from tests.conftest import BUILT_IN, TINY
 from tests.released.golden import GOLDEN
 from tests.released.writing import OTHER_SIZES, write_fairseq
 
@@ -49,8 +56,6 @@ def test_equal_to_the_model_itself(released: Path, audio_folder: Path, tmp_path:
     file = audio_folder / "sound0.wav"
     assert embed(released, file, "--out", tmp_path / "a.npy", "--target-length", 96, "--compat", "released") == 0
     front_end, encoder = load_encoder(read_model(released), catalog)
-    from asda_core.audio import read_audio
-
     wave = read_audio(file, 16_000)
     with torch.no_grad():
         encoded = encoder(front_end((wave - wave.mean())[None, : 95 * 160 + 400]))
@@ -123,3 +128,104 @@ def test_a_device_that_is_none(released: Path, audio_folder: Path, tmp_path: Pat
     command = ["embed", str(audio_folder), "--out", str(tmp_path / "o"), "--checkpoint", str(released)]
     assert main([*command, "--device", "bla"]) == EXIT_ERROR
     assert "the device 'bla' cannot be used here" in capsys.readouterr().err
+
+
+def test_other_audio_by_the_same_name(released: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """A file that has changed is embedded anew; one from another place is refused, not taken for done."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert embed(released, audio_folder, "--out", out) == 0
+    before = np.load(out / "sound0.npy")
+    soundfile.write(audio_folder / "sound0.wav", np.zeros(16_000), 16_000)
+    assert embed(released, audio_folder, "--out", out) == 0
+    assert not np.allclose(np.load(out / "sound0.npy"), before)
+    other.mkdir()
+    shutil.copy(audio_folder / "sound1.flac", other / "sound1.flac")
+    assert embed(released, other, "--out", out) == EXIT_ERROR
+    assert "sound1.npy is the embedding of" in capsys.readouterr().err
+    lines = (out / "index.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["embedding"] for line in lines}) == 5
+
+
+def test_a_kill_in_the_middle(
+    released: Path, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was finished stays; what was not noted is done again; half a line of the index harms nobody."""
+    out = tmp_path / "out"
+    listen = Listener.listen
+    calls = []
+
+    def stop(self: Listener, audio: torch.Tensor) -> Heard:
+        calls.append(len(audio))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return listen(self, audio)
+
+    monkeypatch.setattr(Listener, "listen", stop)
+    assert embed(released, audio_folder, "--out", out) == EXIT_STOPPED
+    assert len(list(out.glob("*.npy"))) == 3
+    index = out / "index.jsonl"
+    index.write_text(index.read_text()[:-20])
+    assert embed(released, audio_folder, "--out", out) == 0
+    assert len(calls) == 4 + 3
+    assert len(list(out.glob("*.npy"))) == 5
+
+
+def test_manifests_of_mixed_paths(released: Path, audio_folder: Path, tmp_path: Path) -> None:
+    """Absolute and relative lines, another folder, a file twice: all lands below the output folder."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(audio_folder / "sound0.wav", elsewhere / "x.wav")
+    manifest = audio_folder / "list.txt"
+    manifest.write_text(f"sound0.wav\n../elsewhere/x.wav\n{audio_folder / 'sound1.flac'}\nsound0.wav\n")
+    out = tmp_path / "deep" / "out"
+    assert embed(released, manifest, audio_folder / "sound0.wav", "--out", out) == 0
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("*.npy"))
+    assert found == ["audio/sound1.npy", "elsewhere/x.npy", "sound0.npy"]
+    assert not list((tmp_path / "deep").glob("*.npy"))
+
+
+def test_nothing_is_claimed_by_a_mistake(audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """A model without class token cannot give `all`; the folder is then free for another granularity."""
+    file = tmp_path / "none.safetensors"
+    catalog = load_catalog(*BUILT_IN, installed=False)
+    plain = {**TINY, "encoder": {**TINY["encoder"], "class_token": {"position": "none"}}}  # type: ignore[dict-item]
+    config = parse(RunConfig, plain)
+    write_model(file, model_tensors(build_parts(catalog, config), False), metadata_of(config, catalog, 0))
+    out = tmp_path / "out"
+    assert embed(file, audio_folder, "--out", out) == EXIT_ERROR
+    assert "this model has none; take 'frame'" in capsys.readouterr().err
+    assert embed(file, audio_folder, "--out", out, "--granularity", "frame") == 0
+    (out / "embed.json").write_text("[]")
+    assert embed(file, audio_folder, "--out", out, "--granularity", "frame") == EXIT_ERROR
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["npy", "safetensors"])
+def test_what_cannot_be_written_leaves_nothing(
+    released: Path, audio_folder: Path, tmp_path: Path, form: str, capsys: Capture
+) -> None:
+    (tmp_path / f"d.{form}").mkdir()
+    assert embed(released, audio_folder / "sound0.wav", "--out", tmp_path / f"d.{form}") == EXIT_ERROR
+    errors = capsys.readouterr().err
+    assert "error: " in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob(".*part"))
+
+
+def test_formats_that_contradict(released: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = [audio_folder / "sound0.wav", "--out", tmp_path / "a.NPY", "--format"]
+    assert embed(released, *command, "safetensors") == EXIT_ERROR
+    assert "ask for two formats" in capsys.readouterr().err
+    assert embed(released, *command, "npy") == 0
+    assert (tmp_path / "a.NPY").is_file()
+
+
+def test_filled_as_the_model_was_trained(released: Path, audio_folder: Path, tmp_path: Path) -> None:
+    """A released model was trained on clips filled behind the log-mel: so they are, unless one says otherwise."""
+    values = {}
+    for name, more in (("own", []), ("released", ["--compat", "released"]), ("default", ["--compat", "default"])):
+        target = tmp_path / f"{name}.npy"
+        assert embed(released, audio_folder / "sound3.wav", "--out", target, "--target-length", 96, *more) == 0
+        values[name] = np.load(target)
+    assert np.array_equal(values["own"], values["released"])
+    assert not np.allclose(values["own"], values["default"], atol=1e-2)

@@ -31,7 +31,10 @@ def test_attention(catalog: Catalog, case: str, by_formula: bool) -> None:
     arrays = golden.load(f"attention_{case}.npz")
     mixer = mixer_of(catalog, case)
     mixer.load_state_dict(arrays.below("param/"))
-    mixer.by_formula = by_formula
+    if case == "asda":
+        mixer.by_formula = by_formula
+    elif by_formula:
+        return  # standard attention has one way only
     tokens = arrays["x"].requires_grad_()
     for suffix, padding in (("", None), ("_padded", arrays["padding_mask"])):
         layout = layout_of(tokens, padding)

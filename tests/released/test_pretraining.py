@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from asda_core.assemble import Parts
+from asda_core.assemble import Parts, build_encoder
 from asda_core.catalog import Catalog
 from asda_core.config import OptimizerConfig, RunConfig
 from asda_core.config_io import load_run_config, parse
 from asda_core.contracts import Losses
 from asda_core.finetune.rates import rate_scale
+from asda_core.model.patches import sine_cosine_positions
+from asda_core.official.pickles import read_pickled
 from asda_core.pretrain.latent_regression import LatentRegressionConfig, squared_error
 from asda_core.pretrain.masking import split_columns
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
-from asda_core.pretrain.teacher import TeacherConfig, ema_decay, make_targets
+from asda_core.pretrain.teacher import Teacher, TeacherConfig, ema_decay, make_targets
 from tests.released import golden
 from tests.released.golden import CASES, TRAINING, Arrays, assert_close, features_of
 
@@ -133,37 +135,44 @@ def test_weights_without_torch() -> None:
     arrays = golden.load(f"model_{case}_weights.npz")
     read = golden.checkpoint(f"model_{case}").tensors
     ours = golden.ours(case)
-    for name, value in arrays.below("model/").items():
-        if not name.endswith("positions"):
+    for prefix in ("model/", "ema/"):
+        for name, value in arrays.below(prefix).items():
+            if name.endswith("positions"):
+                assert_close(sine_cosine_positions((value.shape[1] // 8, 8), value.shape[2]), value[0])
+                continue
             part = ours[name].replace("decoder.", "objective.decoder.")
+            if prefix == "ema/":
+                part = part.replace("encoder.", "objective.teacher.encoder.", 1)
             assert torch.equal(read[part], value), name
-    for name, value in arrays.below("ema/").items():
-        if not name.endswith("positions"):
-            assert torch.equal(read[ours[name].replace("encoder.", "objective.teacher.encoder.", 1)], value), name
-    stored = golden.stored_json(arrays, "cfg_json")
-    assert stored["model"]["num_heads"] == golden.checkpoint(f"model_{case}").config.encoder.num_heads
+    assert golden.stored_json(arrays, "cfg_json") == read_pickled(golden.GOLDEN / f"model_{case}.pt")["cfg"]
     arrays.assert_all_compared()
 
 
-def test_ema() -> None:
+def test_ema(catalog: Catalog) -> None:
+    """The teacher's three watched parameters, moved by the product's own teacher."""
     arrays = golden.load("ema.npz")
     config = TeacherConfig(
         float(arrays["ema_decay"]), float(arrays["ema_end_decay"]), int(arrays["ema_anneal_end_step"])
     )
-    names = list(arrays.below("teacher_0/"))
-    assert names
-    teacher = {name: arrays[f"teacher_0/{name}"] for name in names}
-    for name in names:  # call 0 does nothing
-        assert torch.equal(teacher[name], arrays[f"teacher_after_call_0/{name}"])
-        assert arrays[f"student_init/{name}"].shape == arrays[f"student_after_step_0/{name}"].shape
+    student = build_encoder(catalog, golden.run_of("asda").encoder)
+    ours = {name: golden.ours("asda")[name].removeprefix("encoder.") for name in arrays.below("teacher_0/")}
+    assert ours
+
+    def fill(encoder: torch.nn.Module, prefix: str) -> None:
+        for released, name in ours.items():
+            encoder.get_parameter(name).data.copy_(arrays[f"{prefix}/{released}"])
+
+    fill(student, "student_init")
+    teacher = Teacher(student, config)
+    fill(teacher.encoder, "teacher_0")
     calls = len(arrays["decay_used"])
-    for step in range(1, calls):
-        decay = ema_decay(step, config)
-        assert decay == pytest.approx(float(arrays["decay_used"][step]), abs=1e-7)
-        for name in names:
-            teacher[name] = torch.lerp(teacher[name], arrays[f"student_after_step_{step - 1}/{name}"], 1 - decay)
-            assert_close(teacher[name], arrays[f"teacher_after_call_{step}/{name}"])
-    assert arrays.below(f"student_after_step_{calls - 1}/").keys() == set(names)  # moved behind the last call
+    for step in range(calls):
+        if step:  # call 0 does nothing
+            teacher.follow(student, step)
+            assert ema_decay(step, config) == pytest.approx(float(arrays["decay_used"][step]), abs=1e-7)
+        for released, name in ours.items():
+            assert_close(teacher.encoder.get_parameter(name), arrays[f"teacher_after_call_{step}/{released}"])
+        fill(student, f"student_after_step_{step}")
     arrays.assert_all_compared()
 
 

@@ -1,0 +1,277 @@
+"""Files that are damaged, odd, or crafted: one clear line, nothing run, nothing wrong without a word."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import load_encoder, read_checkpoint
+from asda_core.cli import EXIT_ERROR, main
+from asda_core.errors import CheckpointError
+from asda_core.official.pickles import names_called, plain, read_pickled
+from asda_core.official.reading import read_model
+from tests.released import golden
+from tests.released.test_reading import Trap, changed, features, features_of
+from tests.released.writing import write_fairseq, write_hugging_face
+
+DIM = golden.architecture("model_asda").encoder.dim
+POSITIONS = "modality_encoders.IMAGE.fixed_positional_encoder.positions"
+
+
+def put(*path: str, value: Any) -> Any:
+    """A change that sets a value in the dictionary of a checkpoint."""
+
+    def change(whole: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            whole = whole[key]
+        whole[path[-1]] = value
+
+    return change
+
+
+def put_in_model(name: str, value: Any) -> Any:
+    return put("model", name, value=value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("cfg", "model", "norm_eps", value="abc"), "norm_eps 'abc', which is no epsilon"),
+        (put("cfg", "model", "norm_eps", value=float("inf")), "norm_eps inf, which is no epsilon"),
+        (put("cfg", "model", "num_heads", value=True), "num_heads True"),
+        (put_in_model("_ema", [1]), "where its tensors should be is"),
+        (put_in_model("note", "text"), "unexpected among its tensors: note"),
+        (put_in_model("blocks.0.norm1.bias", torch.zeros(DIM, dtype=torch.int64)), "has type torch.int64"),
+        (put_in_model("a\nb", torch.zeros(1)), r"unexpected 'a\\nb'"),
+        (put_in_model(POSITIONS, torch.zeros(1, 8, DIM)), "are not the fixed sine-cosine table"),
+        (put_in_model(POSITIONS, torch.zeros(1, 7, DIM)), r"positions of shape \(1, 7, \d+\) are no table of 8 bands"),
+        (put_in_model("blocks.0.norm1.bias", torch.zeros(DIM).to_sparse()), "make no sense"),
+        (put_in_model("blocks.0.norm1.bias", torch.zeros(DIM, device="meta")), "make no sense"),
+        (
+            put_in_model("modality_encoders.IMAGE.local_encoder.proj.weight", torch.zeros(DIM, 1, 16, 256)),
+            "of 0 bands",
+        ),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_told_in_a_line(
+    change: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = changed("model_asda", tmp_path, change)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        read_model(file)
+    assert "\n" not in str(raised.value)
+    assert main(["convert", str(file), str(tmp_path / "o.safetensors")]) == EXIT_ERROR
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("cfg", "task", value="a text"),
+        put("cfg", "task", value=["a", "list"]),
+        put("cfg", "task", "target_length", value=10**400),
+        put("cfg", "task", "target_length", value=-4),
+        put("cfg", "model", "clone_batch", value=-3),
+        put("cfg", "model", "average_top_k_layers", value=99),
+        put("cfg", "optimization", "clip_norm", value=0.0),
+        put("cfg", "common", "seed", value=-1),
+        put("cfg", "model", "modalities", value=3),
+        put("cfg", value=None),
+        put("task_state", value={"labels": {"a": "²"}}),
+        put("extra_state", value={(0, 1): "a", None: [{1, 2}]}),
+        put("optimizer_history", value="none"),
+    ],
+)
+def test_a_strange_config_does_not_keep_the_weights_from_use(change: Any, tmp_path: Path, catalog: Catalog) -> None:
+    def also_heads(whole: dict[str, Any]) -> None:
+        change(whole)
+        if whole["cfg"] is None:
+            whole["args"] = {"num_heads": golden.architecture("model_asda").encoder.num_heads}
+
+    file = changed("model_asda", tmp_path, also_heads)
+    assert torch.equal(features_of(file, catalog), features_of(golden.GOLDEN / "model_asda.pt", catalog))
+    assert main(["show", str(file)]) == 0
+
+
+def test_one_wrong_name_changes_nothing_of_the_rest(tmp_path: Path) -> None:
+    """Whatever is renamed, the others tell the architecture, and every wrong name is told."""
+
+    def change(whole: dict[str, Any]) -> None:
+        state = whole["model"]
+        for name in ("blocks.0.norm1.weight", "blocks.0.attn.qk.weight", "blocks.0.mlp.fc1.weight"):
+            state[f"{name}s"] = state.pop(name)
+        del state["modality_encoders.IMAGE.local_encoder.proj.weight"]
+        del state["blocks.1.norm2.bias"]
+        state["blocks.1.mlp.fc1.bias"] = torch.zeros(3)
+
+    with pytest.raises(CheckpointError) as raised:
+        read_model(changed("model_asda", tmp_path, change))
+    message = str(raised.value)
+    for name in ("blocks.0.norm1.weight", "blocks.0.attn.qk.weight", "blocks.0.mlp.fc1.weight"):
+        assert f"missing {name}" in message
+        assert f"unexpected {name}s" in message
+    assert "missing modality_encoders.IMAGE.local_encoder.proj.weight" in message
+    assert "missing blocks.1.norm2.bias" in message
+    assert "blocks.1.mlp.fc1.bias has shape (3,)" in message
+    assert "qkv" not in message
+    total = len(golden.ours("asda"))
+    assert f"{total - 6} of {total} tensors matched" in message
+
+
+def test_names_of_parallel_training(tmp_path: Path, catalog: Catalog) -> None:
+    def change(whole: dict[str, Any]) -> None:
+        state = whole["model"]
+        del state["_ema"]
+        whole["model"] = {f"module.{name}": value for name, value in state.items()}
+
+    file = changed("model_asda", tmp_path, change)
+    assert torch.equal(features_of(file, catalog), features_of(golden.GOLDEN / "model_asda.pt", catalog))
+
+
+def test_bfloat16(tmp_path: Path, catalog: Catalog) -> None:
+    def change(whole: dict[str, Any]) -> None:
+        del whole["model"]["_ema"]
+        whole["model"] = {name: value.bfloat16() for name, value in whole["model"].items()}
+
+    read = read_model(changed("model_asda", tmp_path, change))
+    assert all(tensor.dtype == torch.float32 for tensor in read.tensors.values())
+
+
+def test_pre_norm_and_no_bias(tmp_path: Path) -> None:
+    def change(whole: dict[str, Any]) -> None:
+        whole["cfg"]["model"]["layer_norm_first"] = True
+        for state in (whole["model"], whole["model"]["_ema"]):
+            for name in [name for name in state if name.endswith(("attn.qk.bias", "attn.v.bias"))]:
+                del state[name]
+
+    encoder = read_model(changed("model_asda", tmp_path, change)).config.encoder
+    assert (encoder.norm, encoder.pre_norm_residual) == ("pre", False)
+    assert encoder.mixer.options == {"qkv_bias": False}
+
+
+@pytest.mark.parametrize("hidden", [10, 11, 13, 49, 163])
+def test_any_width_of_the_mlp(hidden: int, tmp_path: Path) -> None:
+    """No width is lost in rounding the ratio, as 49 of 48 x 1.0208333 would be."""
+    dim = golden.architecture("model_eat").encoder.dim
+
+    def change(whole: dict[str, Any]) -> None:
+        for state in (whole["model"], whole["model"]["_ema"]):
+            for block in {name.split(".")[1] for name in state if name.startswith("blocks.")}:
+                state[f"blocks.{block}.mlp.fc1.weight"] = torch.zeros(hidden, dim)
+                state[f"blocks.{block}.mlp.fc1.bias"] = torch.zeros(hidden)
+                state[f"blocks.{block}.mlp.fc2.weight"] = torch.zeros(dim, hidden)
+
+    ratio = read_model(changed("model_eat", tmp_path, change)).config.encoder.mlp_ratio
+    assert int(dim * ratio) == hidden
+
+
+def test_references_to_references_cost_nothing(tmp_path: Path, catalog: Catalog) -> None:
+    bomb: list[Any] = ["ha"]
+    for _ in range(40):
+        bomb = [bomb] * 10
+
+    def change(whole: dict[str, Any]) -> None:
+        whole["extra_state"] = bomb
+        whole["cfg"]["bomb"] = bomb
+
+    assert read_model(changed("model_asda", tmp_path, change)).step == 10
+    loop: dict[str, Any] = {}
+    loop["self"] = loop
+    assert plain(loop)["self"]["self"] is not loop
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_what_would_be_called_is_named(tmp_path: Path, protocol: int) -> None:
+    evil = tmp_path / "evil.pt"
+    evil.write_bytes(b"\x80" + bytes([protocol]) + pickle.dumps(Trap(tmp_path / "sprung"), protocol))
+    assert names_called(evil) in (["io.open"], ["_io.open"])
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Trap(tmp_path / "sprung"), protocol))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    for file in (evil, tmp_path / "zip.pt"):
+        with pytest.raises(CheckpointError, match=r"would call \w*io.open when opened|truncated, damaged"):
+            read_pickled(file)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_hugging_face_of_odd_configs(tmp_path: Path, catalog: Catalog, capsys: pytest.CaptureFixture[str]) -> None:
+    written = write_hugging_face(tmp_path / "EAT", catalog)
+    config = written.path / "config.json"
+    usual = json.loads(config.read_text())
+    assert main(["show", str(written.path)]) == 0  # of a width that the published decoder does not fit
+    assert "dim: 40" in capsys.readouterr().out
+    config.write_text(json.dumps({**usual, "img_size": 1024}))
+    assert torch.equal(features_of(written.path, catalog), features(written.parts.encoder))
+    for other in ({"mel_bins": 0}, {"mel_bins": -128}, {"mel_bins": 8}, {"norm_eps": [1]}):
+        config.write_text(json.dumps({**usual, **other}))
+        with pytest.raises(CheckpointError):
+            read_model(written.path)
+    for text in ("[" * 100_000, "[1]", "{"):
+        config.write_text(text)
+        with pytest.raises(CheckpointError, match="config.json"):
+            read_model(written.path)
+
+
+def test_a_folder_with_a_bare_state(tmp_path: Path, catalog: Catalog) -> None:
+    written = write_hugging_face(tmp_path / "EAT", catalog)
+    torch.save(load_file(written.path / "model.safetensors"), written.path / "pytorch_model.bin")
+    (written.path / "model.safetensors").unlink()
+    assert torch.equal(features_of(written.path, catalog), features(written.parts.encoder))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"plugins": "[]"}, "what is written beside the tensors"),
+        ({"plugins": '{"mixer": {"name": "x"}}'}, "what is written beside the tensors"),
+        ({"config": "[" * 100_000}, "what is written beside the tensors"),
+        ({"config": '{"encoder": {"dim": 4000000, "num_heads": 1}}'}, "cannot be made here|does not fit"),
+        ({"classifier": '{"num_classes": 0}'}, "num_classes must be positive"),
+    ],
+)
+def test_strange_files_of_our_own(metadata: dict[str, str], message: str, tmp_path: Path, catalog: Catalog) -> None:
+    from safetensors import safe_open
+
+    file = tmp_path / "ours.safetensors"
+    assert main(["convert", str(golden.GOLDEN / "model_asda.pt"), str(file)]) == 0
+    with safe_open(file, "pt") as opened:
+        kept = dict(opened.metadata())
+    tensors = load_file(file)
+    save_file(tensors, file, {**kept, **metadata})
+    with pytest.raises(CheckpointError, match=message):
+        load_encoder(read_checkpoint(file), catalog)
+    tensors["stray"] = torch.zeros(1)
+    save_file(tensors, file, kept)
+    with pytest.raises(CheckpointError, match="belong to no part of a model: stray"):
+        read_checkpoint(file)
+
+
+def test_nan_in_a_file_of_our_own(tmp_path: Path, catalog: Catalog) -> None:
+    from safetensors import safe_open
+
+    file = tmp_path / "ours.safetensors"
+    assert main(["convert", str(golden.GOLDEN / "model_asda.pt"), str(file)]) == 0
+    with safe_open(file, "pt") as opened:
+        kept = dict(opened.metadata())
+    tensors = load_file(file)
+    tensors["encoder.input_norm.bias"][0] = torch.nan
+    save_file(tensors, file, kept)
+    with pytest.raises(CheckpointError, match="input_norm.bias holds NaN"):
+        load_encoder(read_checkpoint(file), catalog)
+
+
+def test_convert_does_not_write_over_what_it_reads(tmp_path: Path, catalog: Catalog, capsys: Any) -> None:
+    file = tmp_path / "ours.safetensors"
+    assert main(["convert", str(golden.GOLDEN / "finetune_asda.pt"), str(file)]) == 0
+    assert main(["convert", str(file), str(file)]) == EXIT_ERROR
+    assert "is the file that is read" in capsys.readouterr().err
+    assert main(["convert", str(file), str(tmp_path / "x.pt")]) == EXIT_ERROR
+    assert "must end in .safetensors" in capsys.readouterr().err
+    assert write_fairseq(tmp_path / "a.pt", catalog).path.exists()
