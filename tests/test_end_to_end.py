@@ -66,7 +66,7 @@ def plan(tmp_path: Path) -> Path:
 def test_plan_with_a_strangers_mixer(
     plan: Path, plugins: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asda_hear.api.load_catalog", lambda **_: plugins)  # heareval calls load_model itself
+    monkeypatch.setattr("asda_hear.api.installed_catalog", lambda: plugins)  # heareval calls load_model itself
     calls: list[str] = []
     pretrain = run_module.pretrain
 
@@ -95,7 +95,7 @@ def test_plan_with_a_strangers_mixer(
 
 
 def test_one_cell_that_fails(plan: Path, plugins: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asda_hear.api.load_catalog", lambda **_: plugins)
+    monkeypatch.setattr("asda_hear.api.installed_catalog", lambda: plugins)
     text = yaml.safe_load(plan.read_text())
     text["axes"] = {"rate": {"wild": {"optimizer": {"peak_lr": 1e30, "warmup_steps": 0}, "steps": 9}, "good": {}}}
     text["seeds"] = [0]
