@@ -39,7 +39,7 @@ class DifferentialAttention(nn.Module):
     LayerNorm spans the full width. The rows of `qk` are, D at a time: q1, q2, k1, k2.
 
     Each map is multiplied with the values by a fused kernel that never holds it; `by_formula` True makes the maps and
-    subtracts them first, which is slower, takes N^2 memory, and is equal to rounding.
+    subtracts them first: N^2 memory, equal to rounding, never faster (`benchmarks/attention.py`).
 
     **Source**: ASDA (Interspeech 2025), released attention module.
     **Differs** from the Differential Transformer (Ye et al. 2025), which halves the heads, learns lambda from vectors
