@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from asda_core.assemble import Parts, build_encoder, build_front_end, build_parts, plugin_origins, resolved
+from asda_core.assemble import Parts, build_encoder, build_front_end, plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.config import ClassifierConfig, RunConfig
 from asda_core.config_io import parse, to_plain
-from asda_core.errors import CheckpointError, ConfigError, PluginError
+from asda_core.errors import CheckpointError, PluginError
 from asda_core.files import save_tensors, sync, write_open, write_whole
 from asda_core.finetune.heads import Classifier
 from asda_core.model.encoder import Encoder
@@ -37,6 +37,7 @@ BARE_STATE_FILE = "pytorch_model.bin"
 """What a Hugging Face folder may hold in the place of `model.safetensors`."""
 TRAINING_FILE = "training.safetensors"
 STEP_FOLDERS = "step-*"
+PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 ABOVE_TEACHER, TEACHER = "objective.teacher.", "objective.teacher.encoder."
 ORIGIN = ("name", "distribution", "version")
 PARTS = ("front_end.", "encoder.", "objective.", "classifier.")
@@ -123,38 +124,6 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     return front_end.eval(), encoder.eval()
 
 
-def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> Parts:
-    """The parts of a new run with the weights of a checkpoint; of its objective too, where it holds one.
-
-    Raises:
-        ConfigError: the run has another encoder or front end, also where no tensor would show it.
-        CheckpointError: the tensors do not fit the config of the run.
-    """
-    ours, theirs = (_meant(catalog, run) for run in (config, checkpoint.config))
-    if other := [f"{key} {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]:
-        raise ConfigError(f"the run is another model than {checkpoint.file}: {'; '.join(other)}.")
-
-    def load(front_end: Any, encoder: Encoder) -> None:
-        load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
-        load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
-
-    parts = build_parts(catalog, config, load)
-    if any(name.startswith("objective.") for name in checkpoint.tensors):
-        load_strict(parts.objective, checkpoint.tensors, "objective.", checkpoint.file)
-    return parts
-
-
-def _meant(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
-    """What decides what a model computes, with every option of its plugins, but what nothing in it asks for."""
-    encoder, compat = config.encoder, config.compat
-    front_end = resolved(catalog, "front end", config.front_end, "front_end", compat)
-    mixer = resolved(catalog, "mixer", encoder.mixer, "encoder.mixer", compat)
-    shape = {f"encoder.{item.name}": getattr(encoder, item.name) for item in fields(encoder) if item.name != "mixer"}
-    if encoder.norm == "post":
-        del shape["encoder.pre_norm_residual"]
-    return {**shape, "front_end": (config.front_end.name, front_end), "encoder.mixer": (encoder.mixer.name, mixer)}
-
-
 def load_classifier(checkpoint: Checkpoint) -> Classifier:
     """The head of a fine-tuned checkpoint, in evaluation mode.
 
@@ -162,7 +131,7 @@ def load_classifier(checkpoint: Checkpoint) -> Classifier:
         CheckpointError: it has none, or the tensors do not fit.
     """
     if checkpoint.classifier is None:
-        raise CheckpointError(f"{checkpoint.file} is pre-trained only: it has no classifier. Fine-tune it first.")
+        raise CheckpointError(f"{checkpoint.file} is pre-trained only: it has no classifier.")
     classifier = Classifier(checkpoint.classifier, checkpoint.config.encoder.dim)
     load_strict(classifier, checkpoint.tensors, "classifier.", checkpoint.file)
     return classifier.eval()
@@ -274,18 +243,21 @@ def locate(path: Path) -> Path:
     for candidate in (path / MODEL_FILE, (newest_step(path) or path) / MODEL_FILE, path / BARE_STATE_FILE):
         if candidate.is_file():
             return candidate
-    raise CheckpointError(f"no checkpoint at {path}: expected {MODEL_FILE}, a run folder, or one of its step folders.")
+    what = (
+        "a file (.safetensors, or .pt of a released model), a folder that holds one, a run folder or one of its steps"
+    )
+    raise CheckpointError(f"no checkpoint at {path}: expected {what}.")
 
 
 def _what_it_is(file: Path) -> str:
     start = b""
     if file.is_file():
         with file.open("rb") as opened:
-            start = opened.read(4)
+            start = opened.read(8)
     known: dict[bytes, Any] = {
         b"PK\x03\x04": "it is a zip archive, as torch.save writes; its pickle is not opened",
         b"": "it is empty",
     }
-    if start[:1] == b"\x80":
+    if start[:1] == b"\x80" and start[1:2] in PICKLE_PROTOCOLS:
         return "it is a pickle, which could run code when opened, so it is not opened"
-    return str(known.get(start, "it is truncated or no safetensors file"))
+    return str(known.get(start[:4], "it is no checkpoint, or a truncated one"))

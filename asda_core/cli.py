@@ -35,9 +35,12 @@ from asda_core.inference.commands import add_classify, add_convert, add_embed
 from asda_core.inference.listening import num_frames
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import TrainingStopped, pretrain
+from asda_core.starting import holds_objective
 
 SET_HELP = "change keys, as in --set steps=400 encoder.mixer=standard"
 GIGA = 1e9
+FEW = 5
+"""Names of classes that a line tells."""
 EXIT_ERROR = 1
 EXIT_STOPPED = 130
 """What a shell reports for a program that Ctrl-C ended."""
@@ -76,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"asda {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("pretrain", help="train a model on unlabelled audio, or go on with it")
-    train.add_argument("config", type=Path, help="YAML, or the name of one that comes with the package, as asda_tiny")
+    train.add_argument("config", type=Path, help="YAML, the name of one that comes with the package, or a checkpoint")
     train.add_argument("--data", required=True, nargs="+", type=Path, help="folders, manifests or audio files")
     train.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-SIGNATURE)")
     train.add_argument("--init", type=Path, help="checkpoint to begin with, ours or a released one (default: random)")
@@ -117,7 +120,7 @@ def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
 
 def run_pretrain(parsed: argparse.Namespace) -> None:
     """`asda pretrain`."""
-    config = changed(load_run_config(parsed.config), parsed.changes)
+    config = changed(_config_of(parsed.config), parsed.changes)
     catalog = installed_catalog()
     plugin_origins(catalog, config)  # a missing plugin shows before anything is made
     files = [file for source in parsed.data for file in find_audio(source)]
@@ -125,7 +128,14 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     identity: dict[str, Any] = {"data": list_identity(files)}
     if init is not None:
         identity["init"] = file_digest(init.file)
-        print(init.report or f"begins with {init.file}", file=sys.stderr)
+        takes = "with its objective (decoder, teacher)" if holds_objective(init) else "with a new objective"
+        print(f"{init.report}\nbegins with the encoder of {init.file}, {takes}.".lstrip(), file=sys.stderr)
+    if config.optimizer.warmup_steps >= config.steps > 0:
+        print(
+            f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "
+            "the rate will not reach its peak.",
+            file=sys.stderr,
+        )
     folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"
     print(f"{len(files)} audio files -> {folder}", file=sys.stderr)
     print(pretrain(config, files, folder, catalog, parsed.device, init=init))
@@ -152,25 +162,33 @@ def run_plugins(parsed: argparse.Namespace) -> None:
         print(f"problem: {problem.name} of {problem.distribution}: {problem.message}")
 
 
-def _shown(path: Path) -> RunConfig:
-    """The config of a file or name, or that within a checkpoint."""
+def _config_of(path: Path) -> RunConfig:
+    """The config of a file or name, or that within a checkpoint, of which a line is told on stderr."""
     if find_config(path).suffix in CONFIG_SUFFIXES or not path.exists():
         return load_run_config(path)
     checkpoint = read_model(path)
-    if checkpoint.report:
-        print(checkpoint.report, file=sys.stderr)
+    what = "pre-trained"
+    if checkpoint.classifier:
+        labels = ", ".join(checkpoint.classifier.labels[:FEW]) + (
+            ", ..." if len(checkpoint.classifier.labels) > FEW else ""
+        )
+        what = f"a classifier of {checkpoint.classifier.num_classes} classes ({labels or 'without names'})"
+    print(checkpoint.report or f"{checkpoint.file}: of asda, {what}, step {checkpoint.step}", file=sys.stderr)
     return checkpoint.config
 
 
 def run_show(parsed: argparse.Namespace) -> None:
     """`asda show`."""
-    config = changed(_shown(parsed.config), parsed.changes)
+    config = changed(_config_of(parsed.config), parsed.changes)
     catalog = installed_catalog()
     front_end = build_front_end(catalog, config.front_end, config.compat)
     with torch.device("meta"):  # shapes alone: no weights are drawn
         encoder = build_encoder(catalog, config.encoder, config.compat)
         objective = build(catalog, "objective", config.objective, ObjectiveContext(encoder), "objective", config.compat)
-    print(to_yaml(in_full(catalog, config)))
+    print(to_yaml(config))
+    full = in_full(catalog, config)
+    for family, choice in (("front end", full.front_end), ("mixer", full.encoder.mixer), ("objective", full.objective)):
+        print(f"# {family} {choice.name} in full: {json.dumps(choice.options)}")
     print(f"# signature  {signature(config)} (without data)")
     for name, module in (("encoder", encoder), ("objective", objective)):
         counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]

@@ -14,4 +14,5 @@ def usable_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"the device {name!r} cannot be used here: {error}") from None
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ConfigError(f"the device {name!r} cannot be used here: {reason}.") from None

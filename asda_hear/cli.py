@@ -13,7 +13,7 @@ from asda_core.errors import ConfigError, TaskError
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.report import write_report
 from asda_hear.ablation.run import CellsFailed, run_plan
-from asda_hear.api import LOG_MEL
+from asda_hear.api import LOG_MEL, load_model
 from asda_hear.demo import run_demo
 from asda_hear.evaluate.compat import validate
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="asda-hear", description="HEAR evaluation and ablation tables.")
     parser.add_argument("--version", action="version", version=f"asda-hear {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    validate = commands.add_parser("validate", help="hear-validator, without TensorFlow")
+    validate = commands.add_parser("validate", help="hear-validator, without TensorFlow: asda_hear --model CHECKPOINT")
     validate.add_argument("rest", nargs=argparse.REMAINDER, help="arguments of hear-validator (default: asda_hear)")
     validate.set_defaults(run=run_validate)
     _add_tasks(commands.add_parser("tasks", help="build, check, resample HEAR-format tasks"))
@@ -143,6 +143,8 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
     names = [model_name(model, options) for model in parsed.model]
     if len(set(names)) < len(names):
         raise ConfigError(f"two models would be called the same: {', '.join(names)}; give each its own folder.")
+    for model in parsed.model:  # all are opened now: a mistake shows before hours of evaluation
+        load_model(model, **options)
     rows = []
     for model, name in zip(parsed.model, names, strict=True):
         rows += [(name, score) for score in evaluate(model, tasks, parsed.out / name, config, options)]

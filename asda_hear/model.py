@@ -135,6 +135,8 @@ class HearModel(nn.Module):
         Raises:
             AudioError: wrong shape, type, no samples, NaN.
         """
+        if not isinstance(audio, Tensor):
+            raise AudioError(f"audio must be a torch tensor, not {type(audio).__name__}; torch.from_numpy makes one.")
         if audio.ndim != 2 or 0 in audio.shape:
             raise AudioError(
                 f"audio must have the shape (n_sounds, n_samples), none of them 0, not {tuple(audio.shape)}."

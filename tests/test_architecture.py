@@ -19,7 +19,7 @@ CORE_ORDER = (
     "errors", "files", "devices", "config", "config_io", "layout", "audio", "model.patches", "model.block",
     "model.encoder", "contracts", "hookspecs", "catalog", "assemble", "adapting", "counting", "finetune.heads",
     "finetune.losses", "finetune.augment", "finetune.rates",
-    "checkpoint", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
+    "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
     "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter", "pretrain.loop",
     "official.eat", "official.pickles", "official.told", "official.reading", "inference.framing",
     "inference.listening", "inference.embedding", "inference.classifying", "inference.commands", "testing", "cli",

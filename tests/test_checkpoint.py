@@ -22,6 +22,7 @@ from asda_core.checkpoint import (
 )
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError
+from asda_core.official.reading import read_model
 
 
 @pytest.fixture
@@ -138,3 +139,15 @@ def test_metadata_holds_the_plugins(tiny: RunConfig, catalog: Catalog) -> None:
     metadata = metadata_of(replace(tiny, seed=4), catalog, 1)
     assert json.loads(metadata["config"])["seed"] == 4
     assert set(json.loads(metadata["plugins"])) == {"front end", "mixer", "objective"}
+
+
+def test_any_length_of_the_header(catalog: Catalog, tiny: RunConfig, parts: Parts, tmp_path: Path) -> None:
+    """The first byte of a safetensors file is that of a length; at one in 32 lengths it is that of a pickle too."""
+    lengths = set()
+    for padding in range(0, 520, 8):
+        file = tmp_path / f"{padding}.safetensors"
+        metadata = {**metadata_of(tiny, catalog, 3), "padding": "x" * padding}
+        write_model(file, model_tensors(parts, False), metadata)
+        lengths.add(file.read_bytes()[0])
+        assert read_model(file).step == 3
+    assert 0x80 in lengths

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from asda_core.catalog import Catalog
 from asda_core.cli import EXIT_ERROR, main
 from tests.conftest import TINY
+from tests.released.writing import write_fairseq
 
 Capture = pytest.CaptureFixture[str]
 
@@ -124,3 +126,46 @@ def test_help(command: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(command)
     assert "asda" in capsys.readouterr().out
+
+
+def test_going_on_with_a_released_model(audio_folder: Path, tmp_path: Path, catalog: Catalog, capsys: Capture) -> None:
+    """A checkpoint is a config too; `asda show` prints one that fits; what begins anew is told."""
+    file = write_fairseq(tmp_path / "released.pt", catalog).path
+    assert main(["show", str(file)]) == 0
+    (tmp_path / "run.yaml").write_text(capsys.readouterr().out)
+    assert main(["show", str(tmp_path / "run.yaml")]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load((tmp_path / "run.yaml").read_text())
+    more = [
+        "--init",
+        str(file),
+        "--data",
+        str(audio_folder),
+        "--device",
+        "cpu",
+        "--set",
+        "steps=1",
+        "data.batch_size=2",
+    ]
+    for number, config in enumerate((file, tmp_path / "run.yaml")):
+        assert main(["pretrain", str(config), "--out", str(tmp_path / f"r{number}"), *more]) == 0
+        errors = capsys.readouterr().err
+        assert "begins with the encoder of" in errors
+        assert "with its objective" in errors
+        assert "is not less than steps 1" in errors
+    tuned = write_fairseq(tmp_path / "tuned.pt", catalog, classes=3).path
+    more[1] = str(tuned)
+    assert main(["pretrain", str(tuned), "--out", str(tmp_path / "t"), *more]) == 0
+    assert "with a new objective" in capsys.readouterr().err
+    assert main(["pretrain", "asda_tiny", "--out", str(tmp_path / "o"), *more]) == EXIT_ERROR
+    assert "encoder.dim 128, not 40" in (errors := capsys.readouterr().err)
+    assert "prints a config that fits" in errors
+    wide = ["pretrain", str(file), "--init", str(file), "--out", str(tmp_path / "w"), *more[2:]]
+    assert main([*wide, "objective.options.decoder.layers=1"]) == EXIT_ERROR
+    assert "the objective of the run is another one" in capsys.readouterr().err
+
+
+def test_devices_are_refused_in_a_line(config: Path, audio_folder: Path, capsys: Capture) -> None:
+    assert main(["pretrain", str(config), "--data", str(audio_folder), "--device", "mps"]) == EXIT_ERROR
+    errors = capsys.readouterr().err
+    assert "the device 'mps' cannot be used here" in errors
+    assert len(errors.splitlines()) < 5

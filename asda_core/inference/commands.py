@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from asda_core.audio import read_audio
+from asda_core.audio import find_audio, read_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, metadata_of, write_model
 from asda_core.config import Padding
@@ -21,6 +21,8 @@ from asda_core.inference.listening import Listener, ListenOptions, num_frames
 from asda_core.official.reading import read_model
 
 FILLED: dict[str, Padding] = {"default": "silence", "released": "features"}
+NO_FORMATS = ("npz", "pt", "pth", "h5", "hdf5", "csv", "json", "parquet")
+"""Suffixes of files that an output cannot be, and no folder is likely to have."""
 CHECKPOINT_HELP = "of asda (file or run folder), released (.pt), or a Hugging Face folder"
 
 
@@ -41,7 +43,7 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
 
 def add_classify(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda classify`."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files or folders")
     parser.add_argument("--labels", type=Path, help="index,mid,name as AudioSet's class_labels_indices.csv, or names")
     parser.add_argument("--top", type=int, default=12, help="classes that are printed, the most probable first")
     parser.add_argument("--json", action="store_true", help="for programs: one object per file")
@@ -59,21 +61,24 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 def run_embed(parsed: argparse.Namespace) -> None:
     """`asda embed`."""
+    for source in parsed.sources:
+        find_audio(source)  # a wrong path shows before a large checkpoint is read
     checkpoint, options = _read(parsed)
     listener = _listener(checkpoint, options, parsed.device)
     suffix = parsed.out.suffix.lower().removeprefix(".")
+    if suffix in NO_FORMATS:
+        raise ConfigError(f"--out {parsed.out}: embeddings are written as .npy or .safetensors, or into a folder.")
     if suffix not in ("npy", "safetensors"):
         suffix = parsed.format or "npy"
     elif parsed.format not in (None, suffix):
         raise ConfigError(f"--out {parsed.out} and --format {parsed.format} ask for two formats.")
     job = EmbedJob(
-        checkpoint=f"{file_digest(checkpoint.file)} {parsed.weights}",
+        checkpoint=f"{checkpoint.file.name} {file_digest(checkpoint.file)} {parsed.weights}",
         granularity=parsed.granularity,
         format=suffix,
         listening=asdict(options),
     )
-    number = embed_files(listener, parsed.sources, parsed.out, job)
-    print(f"{number} embedded in {parsed.out}")
+    print(embed_files(listener, parsed.sources, parsed.out, job))
 
 
 def run_classify(parsed: argparse.Namespace) -> None:
@@ -91,7 +96,8 @@ def run_classify(parsed: argparse.Namespace) -> None:
         seconds = options.window_seconds or options.clip_seconds
         listener.options = replace(options, minimum_length=max(1, whole), window_seconds=seconds)
     failed = 0
-    for file in parsed.files:
+    files = [file for source in parsed.files for file in (find_audio(source) if source.is_dir() else [source])]
+    for file in files:
         try:
             audio = read_audio(file, listener.sample_rate, resample_along=options.resample_along)
         except AudioError as error:
@@ -106,7 +112,7 @@ def run_classify(parsed: argparse.Namespace) -> None:
         width = max(len("LABEL"), *(len(name) for name, _ in found))
         print(f"{file}\n{'LABEL':<{width}}  PROBABILITY")
         print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in found))
-    if failed == len(parsed.files):
+    if failed == len(files):
         raise AudioError("none of the audio files is readable.")
 
 

@@ -36,7 +36,7 @@ class EmbedJob:
     """What is made of the files of a folder, as `embed.json` keeps it.
 
     Attributes:
-        checkpoint: digest of the weights.
+        checkpoint: name and digest of the file of weights, and which weights of it.
         granularity: "all" (class token and patches), "frame" (patches, 8 per time step), "utterance" (the summary).
         format: of the files.
         listening: the options of the listener.
@@ -65,7 +65,7 @@ def embedding(heard: Heard, granularity: Granularity) -> Float[Tensor, "*tokens 
     return torch.cat([heard.summary[None], heard.tokens])
 
 
-def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: EmbedJob, progress: bool = True) -> int:
+def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: EmbedJob, progress: bool = True) -> str:
     """Embed every audio file of the sources; what `out` already holds of the same files is left as it is.
 
     Args:
@@ -76,7 +76,7 @@ def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: Emb
         progress: whether to show a bar.
 
     Returns:
-        how many embeddings `out` holds of these sources.
+        one line on what was done.
 
     Raises:
         AudioError: no file is readable; the sources hold two files of one name.
@@ -90,6 +90,7 @@ def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: Emb
         raise ConfigError(NO_CLASS_TOKEN)
     index = {} if single else _claim(out, job, names)
     skipped: dict[Path, str] = {}
+    made = 0
     for file, name in tqdm(names.items(), unit="file", disable=not progress, desc="embed"):
         target = out if single else out / name
         try:
@@ -104,15 +105,14 @@ def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: Emb
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         write_embedding(target, embedding(heard, job.granularity), heard, job)
+        made += 1
         if not single:
             _note(out / INDEX_FILE, entry)
     if len(skipped) == len(names):
-        first = next(iter(skipped.values()))
-        raise AudioError(f"none of the {len(names)} audio files is readable. The first one: {first}")
+        raise AudioError(f"none of the {len(names)} audio files is readable.")
     if not single:
-        lines = [json.dumps({"file": str(file), "reason": reason}) for file, reason in skipped.items()]
-        write_text(out / SKIPPED_FILE, "".join(f"{line}\n" for line in lines))
-    return len(names) - len(skipped)
+        _tidy(out, names, skipped)
+    return _summary(out, made, len(names) - len(skipped) - made, len(skipped))
 
 
 def write_embedding(target: Path, values: Tensor, heard: Heard, job: EmbedJob) -> None:
@@ -197,6 +197,27 @@ def _read_index(file: Path) -> dict[str, dict[str, Any]]:
         except (KeyError, TypeError, ValueError):
             continue
     return index
+
+
+def _summary(out: Path, made: int, there: int, skipped: int) -> str:
+    line = f"{made} embedded in {out}" + (f", {there} were there" if there else "")
+    return f"{line}; {skipped} skipped, see {out / SKIPPED_FILE}" if skipped else line
+
+
+def _tidy(folder: Path, names: Mapping[Path, Path], skipped: Mapping[Path, str]) -> None:
+    """Leave one line of each embedding in the index, and no embedding under a name that its sound had before."""
+    lines = [json.dumps({"file": str(file), "reason": reason}) for file, reason in skipped.items()]
+    write_text(folder / SKIPPED_FILE, "".join(f"{line}\n" for line in lines))
+    index = _read_index(folder / INDEX_FILE)
+    now = {str(file): str(name) for file, name in names.items()}
+    kept = []
+    for place, entry in sorted(index.items()):
+        name = now.get(entry["file"], place)
+        if name != place and Path(name).parent == Path(place).parent:  # another sound of its name has come since
+            (folder / place).unlink(missing_ok=True)
+        elif (folder / place).exists():
+            kept.append(json.dumps(entry))
+    write_text(folder / INDEX_FILE, "".join(f"{line}\n" for line in kept))
 
 
 def _note(index: Path, entry: dict[str, Any]) -> None:

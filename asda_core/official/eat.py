@@ -275,9 +275,11 @@ def _num_heads(dim: int, stated: Mapping[str, Any], file: Path) -> int:
     heads = stated.get("num_heads")
     if heads is None and dim % HEAD_WIDTH == 0:
         return dim // HEAD_WIDTH
+    if heads is None:
+        raise CheckpointError(f"{file}: no config in or beside it states num_heads, and its width is {dim}.")
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or dim % heads:
         raise CheckpointError(
-            f"{file}: no config in or beside it states how many heads its width {dim} has (num_heads {heads!r:.40})."
+            f"{file}: its config states num_heads {heads!r:.40}, which does not divide its width {dim}."
         )
     return heads
 

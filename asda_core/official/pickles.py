@@ -37,7 +37,9 @@ STOOD_IN_FOR = (
 )
 """Names (regular expressions) that files of fairseq hold beside tensors; each becomes a `StandIn`, none is imported."""
 NAME_IN_MESSAGE = re.compile(r"GLOBAL ([\w.]+)")
-ZIP_START = b"PK\x03\x04"
+ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
+SAFETENSORS_LENGTH = 8
+"""Bytes of the length of the header with which a safetensors file begins."""
 OMEGACONF_CONTENT = ("_content", "_val")
 """Where omegaconf's containers and nodes keep what they hold."""
 
@@ -174,8 +176,18 @@ def names_called(file: Path) -> list[str]:
 
 
 def is_pickled(file: Path) -> bool:
-    """Whether a file is a zip archive or a pickle, as `torch.save` writes, by its first bytes."""
-    return _starts_with(file, ZIP_START) or _starts_with(file, b"\x80")
+    """Whether a file is a zip archive or a pickle, as `torch.save` writes, by its first bytes.
+
+    A safetensors file begins with the length of its header, whose first byte may be that of a pickle; then a brace.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(SAFETENSORS_LENGTH + 1)
+    if (
+        start[SAFETENSORS_LENGTH:] == b"{"
+        and int.from_bytes(start[:SAFETENSORS_LENGTH], "little") < file.stat().st_size
+    ):
+        return False
+    return start.startswith((ZIP_START, PICKLE_START))
 
 
 def _starts_with(file: Path, start: bytes) -> bool:

@@ -128,7 +128,7 @@ def _converted(contents: Contents, weights: Weights) -> Checkpoint:
         step=contents.updates,
         data="",
         tensors=tensors,
-        classifier=classifier_config(found, contents.stored, contents.labels),
+        classifier=classifier_config(found, contents.stored, contents.labels or _id2label(contents.beside)),
         report=_report(contents, found, parts, weights) + _notes(contents, refused),
     )
 
@@ -203,6 +203,12 @@ def _tensors(state: Any, file: Path, beside: set[str]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name not in beside}
 
 
+def _id2label(beside: Mapping[str, Any]) -> Mapping[Any, Any]:
+    """Names of the classes as Hugging Face keeps them, turned around: name -> number."""
+    names = beside.get("id2label")
+    return {str(name): number for number, name in names.items()} if isinstance(names, Mapping) else {}
+
+
 def _json(file: Path) -> Mapping[str, Any]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
@@ -222,8 +228,9 @@ def _report(contents: Contents, found: Architecture, parts: Mapping[str, Mapping
     matched = len(contents.student)
     line = f"{contents.file}: {FAMILY[found.encoder.mixer.name]}, {state} ({found.layout}): "
     line += f"{matched} of {matched} tensors matched ({', '.join(counts)})"
-    if contents.teacher:
-        line += f", {len(contents.teacher)} of {len(contents.teacher)} of the teacher"
+    if not contents.teacher:
+        return f"{line}."
+    line += f", {len(contents.teacher)} of {len(contents.teacher)} of the teacher"
     return f"{line}; using the {weights}'s weights."
 
 

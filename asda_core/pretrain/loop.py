@@ -29,7 +29,6 @@ from asda_core.checkpoint import (
     newest_step,
     read_checkpoint,
     read_tensors,
-    start_from,
     write_model,
     write_step,
 )
@@ -42,6 +41,7 @@ from asda_core.filling import fill_features
 from asda_core.pretrain.data import ClipBatches, Clips
 from asda_core.pretrain.reporter import SKIPPED_FILE, Reporter, named_skipped
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
+from asda_core.starting import start_from
 
 STEP_SEED_STRIDE = 1_000_003
 """Seed of a step = seed of the run x this + step: no two steps of any two runs share one while runs are shorter."""

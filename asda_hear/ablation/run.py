@@ -23,6 +23,7 @@ from asda_core.errors import AsdaError
 from asda_core.files import write_text
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 from asda_hear.ablation.plan import BASELINE, Cell, Plan
+from asda_hear.api import load_model
 from asda_hear.evaluate.compat import hear_tools, read_stamp
 from asda_hear.evaluate.runner import evaluate, find_tasks
 from asda_hear.evaluate.scores import TaskScore
@@ -60,16 +61,17 @@ def run_plan(
     """
     plugins = catalog or installed_catalog()
     check_plan(plan, plugins)
+    parameters = {label: _baseline_parameters(plan, label, plugins) for label in plan.config.baselines}
     tasks = find_tasks(plan.tasks_folder, plan.config.tasks.names)
     if dry_run:
-        _print_cells(plan, out, len(tasks))
+        _print_cells(plan, out, len(tasks), parameters)
         return []
     with hear_tools():
         pass  # a missing tool shows now
     rows: list[Row] = []
     failed: list[str] = []
-    for label, model in plan.config.baselines.items():
-        rows += _baseline_rows(plan, out, label, model, tasks, progress)
+    for label, number in parameters.items():
+        rows += _baseline_rows(plan, out, label, number, tasks, progress)
         _write_rows(out / ROWS_FILE, rows)
     for cell in tqdm(plan.cells, desc="cells", unit="cell", disable=not progress):
         try:
@@ -107,7 +109,9 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
             raise type(error)(f"{plan.file}, cell {_text(cell.labels)}: {error}") from None
 
 
-def _print_cells(plan: Plan, out: Path, num_tasks: int) -> None:
+def _print_cells(plan: Plan, out: Path, num_tasks: int, baselines: dict[str, int]) -> None:
+    for label, number in baselines.items():
+        print(f"baseline {label}: {baseline_path(plan, label)}, {number:,} parameters")
     for cell in plan.cells:
         done = "trained" if (out / "cells" / cell.name / MODEL_FILE).exists() else "to do"
         print(f"{cell.name}  seed {cell.seed}  {done:<8} {_text(cell.labels)}")
@@ -147,11 +151,26 @@ def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: 
     return [{**facts, **_score_columns(score)} for score in scores]
 
 
-def _baseline_rows(plan: Plan, out: Path, label: str, model: str, tasks: list[Path], progress: bool) -> list[Row]:
+def baseline_path(plan: Plan, label: str) -> str:
+    """What `load_model` is given for a baseline: a path beside the plan where there is one, else what the plan says."""
+    model = plan.config.baselines[label]
     beside = plan.file.parent / model
-    scores = _evaluate(plan, str(beside) if beside.exists() else model, out / "baselines" / label, tasks, progress)
+    return str(beside) if model and beside.exists() else model
+
+
+def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:
+    """Parameters of a baseline, which is opened now, so that a mistake shows before anything is evaluated."""
+    try:
+        model = load_model(baseline_path(plan, label), catalog=catalog, **plan.config.options)
+    except AsdaError as error:
+        raise type(error)(f"{plan.file}, baseline {label}: {error} (looked for beside {plan.file})") from None
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _baseline_rows(plan: Plan, out: Path, label: str, parameters: int, tasks: list[Path], progress: bool) -> list[Row]:
+    scores = _evaluate(plan, baseline_path(plan, label), out / "baselines" / label, tasks, progress)
     empty = dict.fromkeys(plan.config.axes, "")
-    facts: Row = {BASELINE: label, **empty, "seed": "", "cell": "", "parameters": 0, "updates": 0}
+    facts: Row = {BASELINE: label, **empty, "seed": "", "cell": "", "parameters": parameters, "updates": 0}
     facts |= {"pretrain_seconds": 0.0, "plugins": ""}
     return [{**facts, **_score_columns(score)} for score in scores]
 

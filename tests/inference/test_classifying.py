@@ -161,3 +161,8 @@ def test_filled_as_the_classifier_was_trained(finetuned: Written, audio_folder: 
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] == printed[2]
     assert printed[3] != printed[0]
+
+
+def test_a_folder(finetuned: Written, audio_folder: Path, capsys: Capture) -> None:
+    assert main(["classify", str(audio_folder), "--checkpoint", str(finetuned.path), "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5

@@ -143,7 +143,15 @@ def test_other_audio_by_the_same_name(released: Path, audio_folder: Path, tmp_pa
     assert embed(released, other, "--out", out) == EXIT_ERROR
     assert "sound1.npy is the embedding of" in capsys.readouterr().err
     lines = (out / "index.jsonl").read_text().splitlines()
-    assert len({json.loads(line)["embedding"] for line in lines}) == 5
+    assert len(lines) == len({json.loads(line)["embedding"] for line in lines}) == 5
+    shutil.copy(audio_folder / "sound0.wav", audio_folder / "sound1.wav")  # now two files would be sound1.npy
+    (audio_folder / "sound2.ogg").unlink()
+    assert embed(released, audio_folder, "--out", out) == 0
+    assert "2 embedded in" in (printed := capsys.readouterr().out)
+    assert "3 were there" in printed
+    names = {json.loads(line)["embedding"] for line in (out / "index.jsonl").read_text().splitlines()}
+    assert names == {"sound0.npy", "sound1.flac.npy", "sound1.wav.npy", "sound2.npy", "sound3.npy", "sound4.npy"}
+    assert not (out / "sound1.npy").exists()
 
 
 def test_a_kill_in_the_middle(
@@ -210,6 +218,14 @@ def test_what_cannot_be_written_leaves_nothing(
     assert "error: " in errors
     assert "Traceback" not in errors
     assert not list(tmp_path.glob(".*part"))
+
+
+@pytest.mark.parametrize("suffix", ["pt", "csv"])
+def test_formats_that_are_none(
+    released: Path, audio_folder: Path, tmp_path: Path, suffix: str, capsys: Capture
+) -> None:
+    assert embed(released, audio_folder / "sound0.wav", "--out", tmp_path / f"a.{suffix}") == EXIT_ERROR
+    assert "written as .npy or .safetensors" in capsys.readouterr().err
 
 
 def test_formats_that_contradict(released: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:

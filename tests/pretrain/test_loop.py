@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 
 from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import load_encoder, read_checkpoint, start_from
+from asda_core.checkpoint import load_encoder, read_checkpoint
 from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, to_yaml
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.pretrain import loop
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
+from asda_core.starting import start_from
 
 SEEN_LOSSES = [614.02, 589.22, 547.26, 480.6, 478.6, 456.34]
 
@@ -236,7 +237,7 @@ def test_begins_with_given_weights(catalog: Catalog, tiny: RunConfig, audio_fold
     )
     for run, message in (
         (other, "encoder.depth 1, not 2"),
-        (heads, "num_heads 4, not 2; encoder.mixer .*lambda_init=0.3"),
+        (heads, "num_heads 4, not 2; encoder.mixer.options.lambda_init 0.3, not 0.1. `asda show"),
     ):
         with pytest.raises(ConfigError, match=f"the run is another model than .*{message}"):
             pretrain(run, files, tmp_path / "other", catalog, progress=False, init=init)
