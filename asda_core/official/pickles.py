@@ -113,7 +113,7 @@ def read_pickled(file: Path) -> Any:
     except RecursionError:
         raise CheckpointError(f"cannot read {file}: it is nested without end.") from None
     except DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         what = "it is truncated, damaged or no file of torch.save"
         raise CheckpointError(f"cannot read {file}: {what} ({reason}).") from None
 

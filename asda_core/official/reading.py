@@ -153,10 +153,10 @@ def _match(
     unexpected = [name for name in given if name not in wanted and name != table]
     if bad or missing or unexpected:
         wrong = [*(f"missing {name}" for name in missing), *(f"unexpected {shown(name)}" for name in unexpected)]
-        matched = len([name for name in wanted if name in given and name not in bad])
-        raise CheckpointError(
-            f"{contents.file}: {matched} of {len(wanted)} tensors{whose} matched; {'; '.join([*wrong, *bad.values()])}."
-        )
+        places = [*wanted, table] if table in given else [*wanted]
+        matched = len([name for name in places if name in given and name not in bad])
+        counted = f"{matched} of {len(places)} tensors{whose} matched"
+        raise CheckpointError(f"{contents.file}: {counted}; {'; '.join([*wrong, *bad.values()])}.")
     if table in given:
         bins = contents.beside.get("mel_bins")
         check_positions(given[table], found, contents.file, bins if isinstance(bins, int) else NUM_BINS)
