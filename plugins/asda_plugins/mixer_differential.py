@@ -67,12 +67,12 @@ class DifferentialAttention(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Let every token attend all tokens that are not padding, twice, and take the difference."""
+        query1, query2, key1, key2 = self._queries_and_keys(tokens)
         value = self.v(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D/H)
         if self.by_formula:
-            first, second = self.maps(tokens, layout)
-            difference = (first - self.weight * second) @ value
+            noise_map = softmax_map(query2, key2, layout)
+            difference = (softmax_map(query1, key1, layout) - self.weight * noise_map) @ value
         else:
-            query1, query2, key1, key2 = self._queries_and_keys(tokens)
             allowed = None if layout.padding is None else layout.valid[:, None, None, :]
             wanted = scaled_dot_product_attention(query1, key1, value, attn_mask=allowed)
             noise = scaled_dot_product_attention(query2, key2, value, attn_mask=allowed)
