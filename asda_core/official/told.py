@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from asda_core.config import ClassifierConfig, RunConfig
+from asda_core.config import ClassifierConfig, Pooling, RunConfig
 from asda_core.config_io import parse, with_value
 from asda_core.errors import ConfigError
 from asda_core.log_mel import LogMelConfig
@@ -27,7 +27,7 @@ HOP_SECONDS, WINDOW_SECONDS = 0.010, 0.025
 """Of the log-mel frames of every released model."""
 HUGGING_FACE_HEAD_EPS = 1e-5
 """Epsilon of the LayerNorm before the head in EAT's Hugging Face model (PyTorch's default); fairseq's has 1e-6."""
-PREDICTION_MODES = {"CLS_TOKEN": "summary", "MEAN_POOLING": "mean", "LIN_SOFTMAX": "linear_softmax"}
+PREDICTION_MODES: dict[str, Pooling] = {"CLS_TOKEN": "summary", "MEAN_POOLING": "mean", "LIN_SOFTMAX": "linear_softmax"}
 """Name of the pooling in a fine-tuned file -> ours."""
 OBJECTIVE = "objective.options"
 STATED = {
@@ -159,7 +159,7 @@ def classifier_config(found: Architecture, stored: Any, labels: Mapping[Any, Any
     mode = told(stored, "model", "prediction_mode")
     return ClassifierConfig(
         num_classes=found.num_classes,
-        pooling=PREDICTION_MODES.get(str(mode), "summary"),  # type: ignore[arg-type]
+        pooling=PREDICTION_MODES.get(str(mode), "summary"),
         norm_eps=ClassifierConfig.norm_eps if found.layout == "fairseq" else HUGGING_FACE_HEAD_EPS,
         multi_label=told(stored, "model", "esc50_eval") is not True,
         labels=tuple(names[number] for number in wanted.values()) if len(names) == found.num_classes else (),
