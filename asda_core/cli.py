@@ -32,7 +32,7 @@ from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import file_digest
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.commands import add_classify, add_convert, add_embed
-from asda_core.inference.listening import num_frames
+from asda_core.inference.framing import num_frames
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 from asda_core.starting import holds_objective

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from asda_core.audio import check_finite
 from asda_core.checkpoint import Weights
 from asda_core.errors import AudioError, ConfigError
-from asda_core.inference.framing import MILLISECONDS, Framing, windows
+from asda_core.inference.framing import CONTEXT_SHARE, MILLISECONDS, Framing, num_frames, windows
 from asda_hear.pooling import EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
 
 TOKENS_PER_PASS = 8192
 """Patches that go through the model at once: bounds the memory, and is where a bigger batch gains no more speed."""
-CONTEXT_SHARE = 8
-"""One eighth of a window at each inner edge is context only."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,8 @@ class HearModel(nn.Module):
         seconds = clip_seconds if options.window_seconds is None else options.window_seconds
         if seconds <= 0:
             raise ConfigError(f"window_seconds must be positive, not {seconds:g}.")
-        frames = (round(seconds * self.sample_rate) - front_end.window_samples) // front_end.hop_samples + 1
-        self.window_patches = max(1, int(frames) // backbone.patch_frames)
+        frames = num_frames(round(seconds * self.sample_rate), front_end)
+        self.window_patches = max(1, frames // backbone.patch_frames)
         self.requires_grad_(False).eval()
 
     @torch.no_grad()

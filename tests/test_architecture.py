@@ -16,8 +16,8 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-    "errors", "files", "devices", "config", "config_io", "layout", "audio", "model.patches", "model.block",
-    "model.encoder", "contracts", "hookspecs", "catalog", "assemble", "adapting", "counting", "finetune.heads",
+    "errors", "files", "devices", "config", "config_io", "layout", "audio", "model.patches", "model.attention",
+    "model.block", "model.encoder", "contracts", "hookspecs", "catalog", "assemble", "adapting", "counting", "finetune.heads",
     "finetune.losses", "finetune.augment", "finetune.rates",
     "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
     "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter", "pretrain.loop",
@@ -32,7 +32,8 @@ HEAR_ORDER = (
 )  # fmt: skip
 
 FOR_PLUGINS = {
-    "contracts", "hookspecs", "layout", "errors", "adapting", "pretrain.masking", "model.patches", "model.block",
+    "contracts", "hookspecs", "layout", "errors", "adapting", "pretrain.masking", "model.patches",
+    "model.attention", "model.block",
 }  # fmt: skip
 """What a plugin may import of asda_core."""
 

@@ -16,8 +16,9 @@ from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.files import file_digest
 from asda_core.inference.classifying import class_names, probabilities, read_labels
-from asda_core.inference.embedding import EmbedJob, embed_files
-from asda_core.inference.listening import Listener, ListenOptions, num_frames
+from asda_core.inference.embedding import EmbedJob, embed_files, output_names
+from asda_core.inference.framing import num_frames
+from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.official.reading import read_model
 
 FILLED: dict[str, Padding] = {"default": "silence", "released": "features"}
@@ -61,10 +62,6 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 def run_embed(parsed: argparse.Namespace) -> None:
     """`asda embed`."""
-    for source in parsed.sources:
-        find_audio(source)  # a wrong path shows before a large checkpoint is read
-    checkpoint, options = _read(parsed)
-    listener = _listener(checkpoint, options, parsed.device)
     suffix = parsed.out.suffix.lower().removeprefix(".")
     if suffix in NO_FORMATS:
         raise ConfigError(f"--out {parsed.out}: embeddings are written as .npy or .safetensors, or into a folder.")
@@ -72,13 +69,16 @@ def run_embed(parsed: argparse.Namespace) -> None:
         suffix = parsed.format or "npy"
     elif parsed.format not in (None, suffix):
         raise ConfigError(f"--out {parsed.out} and --format {parsed.format} ask for two formats.")
+    names = output_names(parsed.sources, suffix)  # a wrong path shows before a large checkpoint is read
+    checkpoint, options = _read(parsed)
+    listener = _listener(checkpoint, options, parsed.device)
     job = EmbedJob(
         checkpoint=f"{checkpoint.file.name} {file_digest(checkpoint.file)} {parsed.weights}",
         granularity=parsed.granularity,
         format=suffix,
         listening=asdict(options),
     )
-    print(embed_files(listener, parsed.sources, parsed.out, job))
+    print(embed_files(listener, names, parsed.out, job))
 
 
 def run_classify(parsed: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,12 +65,12 @@ def embedding(heard: Heard, granularity: Granularity) -> Float[Tensor, "*tokens 
     return torch.cat([heard.summary[None], heard.tokens])
 
 
-def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: EmbedJob, progress: bool = True) -> str:
-    """Embed every audio file of the sources; what `out` already holds of the same files is left as it is.
+def embed_files(listener: Listener, names: Mapping[Path, Path], out: Path, job: EmbedJob, progress: bool = True) -> str:
+    """Embed audio files; what `out` already holds of the same files is left as it is.
 
     Args:
         listener: the model.
-        sources: folders, manifests or audio files.
+        names: audio file -> name of its embedding, as of `output_names`.
         out: folder; or the file to write, by its suffix, for a single source file.
         job: what is made; another one in the same folder is refused.
         progress: whether to show a bar.
@@ -79,11 +79,10 @@ def embed_files(listener: Listener, sources: Sequence[Path], out: Path, job: Emb
         one line on what was done.
 
     Raises:
-        AudioError: no file is readable; the sources hold two files of one name.
+        AudioError: no file is readable.
         ConfigError: the folder holds embeddings that were made otherwise, or of other files by these names.
     """
     single = out.suffix.lower() in (".npy", ".safetensors")
-    names = output_names(sources, job.format)
     if single and len(names) > 1:
         raise ConfigError(f"{out} is one file, but there are {len(names)} audio files; give a folder.")
     if job.granularity == "all" and listener.encoder.class_token is None:

@@ -15,12 +15,20 @@ just as the encoder's grid wants them; the runs are interleaved.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 MILLISECONDS = 1000
+CONTEXT_SHARE = 8
+"""One eighth of a window at each inner edge is context only."""
+
+
+def num_frames(num_samples: int, front_end: Any) -> int:
+    """Frames that lie wholly within so many samples, at least 0."""
+    return max(0, (num_samples - int(front_end.window_samples)) // int(front_end.hop_samples) + 1)
 
 
 @dataclass(frozen=True)

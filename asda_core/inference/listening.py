@@ -13,13 +13,11 @@ from asda_core.audio import check_finite
 from asda_core.config import Padding, ResampleAxis
 from asda_core.errors import AudioError, ConfigError
 from asda_core.filling import fill_features
-from asda_core.inference.framing import Framing, windows
+from asda_core.inference.framing import CONTEXT_SHARE, Framing, num_frames, windows
 from asda_core.model.encoder import Encoded, Encoder
 
 MAX_STEPS = 768
 """Time steps of a clip that is encoded in one piece: 122.88 s. **Source**: rows of the released table of positions."""
-CONTEXT_SHARE = 8
-"""One eighth of a window at each inner edge is context only."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,6 @@ class Piece:
     encoded: Encoded
     keep_from: int
     keep_to: int
-
-
-def num_frames(num_samples: int, front_end: Any) -> int:
-    """Frames that lie wholly within so many samples, at least 0."""
-    return max(0, (num_samples - int(front_end.window_samples)) // int(front_end.hop_samples) + 1)
 
 
 class Listener:

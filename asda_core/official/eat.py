@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asda_core.checkpoint import is_finite
 from asda_core.config import EncoderConfig, PluginChoice
 from asda_core.errors import CheckpointError
 from asda_core.model.patches import sine_cosine_positions
@@ -241,7 +242,7 @@ def finite(tensors: Mapping[str, Tensor], file: Path) -> None:
     Raises:
         CheckpointError: naming the tensors.
     """
-    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
         raise CheckpointError(f"{file} holds NaN or infinite values in {', '.join(map(shown, bad))}.")
 

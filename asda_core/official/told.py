@@ -93,11 +93,10 @@ def run_config(found: Architecture, stored: Any, beside: Mapping[str, Any]) -> t
         beside: `config.json` beside a Hugging Face file; empty if there is none.
     """
     before = pretraining(stored)
-    flags = [told(stored, part, flag) is True for flag in NORMALISATION for part in ("model", "task")]
-    chosen = [constants for constants in NORMALISATION.values() for _ in range(2)]
     values: dict[str, Any] = {}
-    for constants, given in zip(chosen, flags, strict=True):
-        values |= {f"front_end.options.{name}": value for name, value in constants.items()} if given else {}
+    for flag, constants in NORMALISATION.items():
+        if any(told(stored, part, flag) is True for part in ("model", "task")):
+            values |= {f"front_end.options.{name}": value for name, value in constants.items()}
     bins = told(beside, "mel_bins")
     if bins not in (None, LogMelConfig.num_bins):
         values["front_end.options.num_bins"] = bins

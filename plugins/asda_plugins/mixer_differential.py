@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
+from asda_core.model.attention import softmax_map
 from asda_core.model.block import init_linear_layers
 
 
@@ -92,15 +93,6 @@ class DifferentialAttention(nn.Module):
         """(4, B, H, N, D/H): q1, q2, k1, k2."""
         split: Tensor = self.qk(tokens).unflatten(2, (4, self.num_heads, -1))
         return split.permute(2, 0, 3, 1, 4)
-
-
-def softmax_map(query: Tensor, key: Tensor, layout: TokenLayout) -> Tensor:
-    """`softmax(q k^T / sqrt(d))` (B, H, N, N) with nothing on padding."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if layout.padding is not None:
-        scores = scores.masked_fill(layout.padding[:, None, None, :], -torch.inf)
-    softmax: Tensor = scores.softmax(dim=-1)
-    return softmax
 
 
 def build(config: DifferentialConfig, context: MixerContext) -> DifferentialAttention:

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
+from asda_core.model.attention import softmax_map
 from asda_core.model.block import init_linear_layers
 
 
@@ -48,10 +48,7 @@ class StandardAttention(nn.Module):
     ) -> tuple[Float[Tensor, "batch heads tokens tokens"]]:
         """The one softmax map; its rows sum to 1, and it is 0 on padding."""
         query, key, _ = self._split(tokens)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        if layout.padding is not None:
-            scores = scores.masked_fill(layout.padding[:, None, None, :], -torch.inf)
-        return (scores.softmax(dim=-1),)
+        return (softmax_map(query, key, layout),)
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(3, B, H, N, D/H): queries, keys, values."""
