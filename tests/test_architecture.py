@@ -17,8 +17,8 @@ FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.
 
 CORE_ORDER = (
     "errors", "files", "devices", "config", "config_io", "layout", "audio", "model.patches", "model.attention",
-    "model.block", "model.encoder", "contracts", "hookspecs", "catalog", "assemble", "adapting", "counting", "finetune.heads",
-    "finetune.losses", "finetune.augment", "finetune.rates",
+    "model.block", "model.encoder", "contracts", "hookspecs", "catalog", "assemble", "adapting", "counting",
+    "finetune.heads", "finetune.losses", "finetune.augment", "finetune.rates",
     "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
     "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter", "pretrain.loop",
     "official.eat", "official.pickles", "official.told", "official.reading", "inference.framing",
