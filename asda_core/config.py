@@ -12,6 +12,10 @@ from asda_core.errors import ConfigError
 
 ClassTokenPosition = Literal["first", "middle", "last", "none"]
 NormPlacement = Literal["post", "pre"]
+NormType = Literal["layer", "rms"]
+Wiring = Literal["sequential", "paired", "paired_sum", "released"]
+TokenOrder = Literal["time", "frequency"]
+PositionType = Literal["sine_cosine", "learned"]
 Crop = Literal["random", "first"]
 Compat = Literal["default", "released"]
 Algorithm = Literal["adamw", "fairseq_adam"]
@@ -41,17 +45,50 @@ class ClassTokenConfig:
 
     `join_layer` counts blocks: 0 joins before the first block (as published), `depth - 1` before the last one.
     `position` is its place in the sequence; `none` leaves it out and takes the mean of the patches as the summary.
+    `count` stand side by side and their mean is the summary (SSAST: 2, the second as in DeiT's distillation).
     """
 
     join_layer: int = 0
     position: ClassTokenPosition = "first"
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, f"encoder.class_token.count must be at least 1, not {self.count}.")
+
+
+@dataclass(frozen=True)
+class PositionConfig:
+    """What tells a token its place.
+
+    `sine_cosine` is computed for any grid. `learned` is a table for a `grid` of (time steps, bands), SSAST's 64 x 8 for
+    10 s by default; fewer steps take its middle, more are interpolated. `through_bands` 8 interpolates by way of a
+    table of 8 bands, as the release does whatever its grid.
+    """
+
+    type: PositionType = "sine_cosine"
+    grid: tuple[int, int] = (64, 8)
+    through_bands: int | None = None
+
+    def __post_init__(self) -> None:
+        require(min(self.grid) > 0, f"encoder.positions.grid must be positive, not {self.grid}.")
+        through = self.through_bands
+        require(through is None or through > 0, f"encoder.positions.through_bands must be positive, not {through}.")
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Shape of the encoder. `mlp_ratio` 3.5 is ASDA's (EAT: 4).
+    """Shape of the encoder. `mlp_ratio` 3.5 is ASDA's (EAT: 4); 0 leaves the MLP out, as Mamba's blocks do.
 
-    `pre_norm_residual` False loses the residual of pre-norm blocks (`norm` "pre"), as the released code does.
+    Attributes:
+        norm: "post" (ASDA, EAT) or "pre" (SSAST, SSAMBA); `norm_type` "layer" or "rms".
+        pre_norm_residual: False loses the residual of pre-norm blocks, as the released code of EAT does.
+        input_norm: whether tokens are normed before the first block (ASDA, EAT); `final_norm` after the last (SSAST).
+        wiring: "sequential"; "paired" runs every second block on the reversed sequence and takes the mean of the
+            pair; "paired_sum" takes the sum, which doubles the residual with every pair (Vim's `if_bidirectional`);
+            "released" is the sum with the final norm applied twice, as SSAMBA's release does.
+        token_order: which axis is walked first, for mixers that know an order: "time" runs through the bands of a
+            time step, "frequency" through the steps of a band (SSAST, SSAMBA).
+        stride_frames, stride_bins: of overlapping patches; null for patches side by side.
     """
 
     dim: int = 768
@@ -61,14 +98,27 @@ class EncoderConfig:
     norm: NormPlacement = "post"
     pre_norm_residual: bool = True
     norm_eps: float = 1e-6
+    norm_type: NormType = "layer"
+    input_norm: bool = True
+    final_norm: bool = False
+    wiring: Wiring = "sequential"
+    token_order: TokenOrder = "time"
     patch_frames: int = 16
     patch_bins: int = 16
+    stride_frames: int | None = None
+    stride_bins: int | None = None
+    positions: PositionConfig = PositionConfig()
     mixer: PluginChoice = PluginChoice("differential")
     class_token: ClassTokenConfig = ClassTokenConfig()
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "num_heads", "patch_frames", "patch_bins", "mlp_ratio", "norm_eps"):
+        for name in ("dim", "depth", "num_heads", "patch_frames", "patch_bins", "norm_eps", *self._strides()):
             require(getattr(self, name) > 0, f"encoder.{name} must be positive, not {getattr(self, name)}.")
+        require(0 <= self.mlp_ratio < math.inf, f"encoder.mlp_ratio must not be negative, not {self.mlp_ratio}.")
+        if self.wiring != "sequential" and self.depth % 2:
+            raise ConfigError(f"encoder.wiring {self.wiring!r} pairs blocks; encoder.depth {self.depth} is odd.")
+        if self.wiring == "released" and not self.final_norm:
+            raise ConfigError("encoder.wiring 'released' applies the final norm twice; set encoder.final_norm: true.")
         if self.dim % self.num_heads:
             raise ConfigError(f"encoder.dim {self.dim} is not a multiple of encoder.num_heads {self.num_heads}.")
         if self.dim % 4:
@@ -78,6 +128,24 @@ class EncoderConfig:
                 f"encoder.class_token.join_layer {self.class_token.join_layer} is not in 0..{self.depth - 1} "
                 f"(encoder.depth is {self.depth})."
             )
+
+    def _strides(self) -> tuple[str, ...]:
+        return tuple(name for name in ("stride_frames", "stride_bins") if getattr(self, name) is not None)
+
+    @property
+    def step_frames(self) -> int:
+        """Frames from one patch to the next."""
+        return self.patch_frames if self.stride_frames is None else self.stride_frames
+
+    @property
+    def step_bins(self) -> int:
+        """Bins from one patch to the next."""
+        return self.patch_bins if self.stride_bins is None else self.stride_bins
+
+    def grid(self, num_bins: int, num_frames: int) -> tuple[int, int]:
+        """(time steps, bands) of the patches of features of this size; 0 where not one fits."""
+        times = max(0, (num_frames - self.patch_frames) // self.step_frames + 1)
+        return times, max(0, (num_bins - self.patch_bins) // self.step_bins + 1)
 
 
 @dataclass(frozen=True)
@@ -183,6 +251,15 @@ WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.
 ADDED: Mapping[str, Any] = {
     "compat": "default",
     "encoder.pre_norm_residual": True,
+    "encoder.norm_type": "layer",
+    "encoder.input_norm": True,
+    "encoder.final_norm": False,
+    "encoder.wiring": "sequential",
+    "encoder.token_order": "time",
+    "encoder.stride_frames": None,
+    "encoder.stride_bins": None,
+    "encoder.positions": {"type": "sine_cosine", "grid": [64, 8], "through_bands": None},
+    "encoder.class_token.count": 1,
     "optimizer.algorithm": "adamw",
     "optimizer.schedule": "cosine",
     "data.padding": "silence",

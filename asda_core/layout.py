@@ -25,13 +25,15 @@ class TokenLayout:
         index: (B, N) raster index of each token, `CLASS_TOKEN` for the class token.
         grid: (number of time steps, number of frequency bands) of the whole grid.
         padding: (B, N) True where a token is filling and must influence nothing; None if there is none.
-        class_column: column of the class token, the same in every clip; None if there is none.
+        class_column: column of the (first) class token, the same in every clip; None if there is none.
+        class_count: how many stand there side by side. A prompt counts as one: it sits nowhere in the grid.
     """
 
     index: Int[Tensor, "batch tokens"]
     grid: tuple[int, int]
     padding: Bool[Tensor, "batch tokens"] | None = None
     class_column: int | None = None
+    class_count: int = 1
 
     @staticmethod
     def full(batch: int, grid: tuple[int, int], device: torch.device | None = None) -> "TokenLayout":
@@ -72,28 +74,50 @@ class TokenLayout:
         padding = None if self.padding is None else self.padding[rows].gather(1, columns)
         return TokenLayout(index, self.grid, padding)
 
-    def with_class_token(self, column: int) -> "TokenLayout":
-        """The layout after a class token was put in at `column`."""
-        index = insert_column(self.index, self.index.new_full((len(self.index), 1), CLASS_TOKEN), column)
+    def with_class_token(self, column: int, count: int = 1) -> "TokenLayout":
+        """The layout after `count` class tokens were put in at `column`, beside those that are there already."""
+        there = 0 if self.class_column is None else self.class_count
+        first = column if self.class_column is None else min(column, self.class_column)
+        assert self.class_column is None or column in (first, first + there), "class tokens stand side by side"
+        index = insert_column(self.index, self.index.new_full((len(self.index), count), CLASS_TOKEN), column)
         padding = self.padding
         if padding is not None:
-            padding = insert_column(padding, padding.new_zeros(len(index), 1), column)
-        return replace(self, index=index, padding=padding, class_column=column)
+            padding = insert_column(padding, padding.new_zeros(len(index), count), column)
+        return replace(self, index=index, padding=padding, class_column=first, class_count=there + count)
 
     def without_class_token(self) -> "TokenLayout":
-        """The layout after the class token was taken out; itself if there is none."""
-        column = self.class_column
-        if column is None:
+        """The layout after the class tokens were taken out; itself if there are none."""
+        if self.class_column is None:
             return self
-        padding = None if self.padding is None else remove_column(self.padding, column)
-        return replace(self, index=remove_column(self.index, column), padding=padding, class_column=None)
+        index = self.without_class(self.index)
+        padding = None if self.padding is None else self.without_class(self.padding)
+        return replace(self, index=index, padding=padding, class_column=None, class_count=1)
+
+    def without_class(self, values: Tensor) -> Tensor:
+        """`values` (B, N, ...) less those of the class tokens."""
+        if self.class_column is None:
+            return values
+        return remove_columns(values, self.class_column, self.class_count)
+
+    def reversed(self) -> "TokenLayout":
+        """The layout of the sequence read from its end."""
+        padding = None if self.padding is None else self.padding.flip(1)
+        column = self.class_column
+        if column is not None:
+            column = self.index.shape[1] - column - self.class_count
+        return replace(self, index=self.index.flip(1), padding=padding, class_column=column)
+
+    def frequency_order(self) -> Int[Tensor, "batch tokens"]:
+        """Columns of the patches in the order that walks through the time steps of a band first."""
+        place: Tensor = self.band * self.grid[0] + self.time
+        return place.argsort(dim=1, stable=True)
 
 
 def insert_column(values: Tensor, new: Tensor, column: int) -> Tensor:
-    """Put `new` (B, 1, ...) in at `column` of `values` (B, N, ...)."""
+    """Put `new` (B, n, ...) in at `column` of `values` (B, N, ...)."""
     return torch.cat([values[:, :column], new, values[:, column:]], dim=1)
 
 
-def remove_column(values: Tensor, column: int) -> Tensor:
-    """Take `column` out of `values` (B, N, ...)."""
-    return torch.cat([values[:, :column], values[:, column + 1 :]], dim=1)
+def remove_columns(values: Tensor, column: int, count: int = 1) -> Tensor:
+    """Take `count` columns out of `values` (B, N, ...), from `column` on."""
+    return torch.cat([values[:, :column], values[:, column + count :]], dim=1)

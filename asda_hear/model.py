@@ -1,7 +1,7 @@
 """HearModel: a front end and a backbone behind HEAR's two questions, for audio of any length in bounded memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -18,21 +18,25 @@ from asda_hear.pooling import EncoderBackbone, LogMelBackbone, ScenePooling, Tim
 TOKENS_PER_PASS = 8192
 """Patches that go through the model at once: bounds the memory, and is where a bigger batch gains no more speed."""
 
+LONGEST_HOP_MS = 50.0
+"""Longest time from one timestamp to the next. **Source**: HEAR's rules of the timestamp-based tasks."""
+
 
 @dataclass(frozen=True)
 class HearOptions:
     """Keyword arguments of `load_model`.
 
     Attributes:
-        timestamp_hop_ms: 40 runs the model four times, shifted, and interleaves; 160 is its native grid. A divisor
-            of the patch's length that is a whole number of frames.
+        timestamp_hop_ms: a divisor of the time from one patch to the next that is a whole number of frames; the
+            model runs once for each of these steps, shifted, and interleaves. None takes the longest that HEAR
+            allows: for patches of 160 ms, 40 ms and four runs.
         scene_pooling: "mean" of all patches, "summary" (the class token), or "both".
         timestamp_pooling: "mean" over the bands of a time step, or "concat".
         window_seconds: audio that the model sees at once; None takes the length of its training clips.
         weights: "student", or "teacher" where the checkpoint holds one.
     """
 
-    timestamp_hop_ms: float = 40.0
+    timestamp_hop_ms: float | None = None
     scene_pooling: ScenePooling = "mean"
     timestamp_pooling: TimestampPooling = "mean"
     window_seconds: float | None = None
@@ -59,15 +63,15 @@ class HearModel(nn.Module):
         self.sample_rate = int(front_end.sample_rate)
         self.scene_embedding_size = backbone.scene_size
         self.timestamp_embedding_size = backbone.step_size
-        self.native_ms = backbone.patch_frames * int(front_end.hop_samples) * MILLISECONDS / self.sample_rate
         geometry = (front_end.sample_rate, front_end.hop_samples, front_end.window_samples, backbone.patch_frames)
-        self.scene_framing = Framing(*geometry, centred=False)
-        self.timestamp_framing = Framing(*geometry, shifts=self._shifts(options.timestamp_hop_ms))
+        self.scene_framing = Framing(*geometry, centred=False, stride_frames=backbone.stride_frames)
+        shifts = self._shifts(options.timestamp_hop_ms)
+        self.timestamp_framing = replace(self.scene_framing, centred=True, shifts=shifts)
         seconds = clip_seconds if options.window_seconds is None else options.window_seconds
         if seconds <= 0:
             raise ConfigError(f"window_seconds must be positive, not {seconds:g}.")
         frames = num_frames(round(seconds * self.sample_rate), front_end)
-        self.window_patches = max(1, frames // backbone.patch_frames)
+        self.window_patches = self.scene_framing.patches_in(frames)
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -104,7 +108,7 @@ class HearModel(nn.Module):
         for clips, out in zip(_batches(audio, per_pass), _batches(embeddings, per_pass), strict=True):
             for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
                 features = self.front_end(framing.window_audio(clips, window.first, window.size))
-                frames = window.size * framing.patch_frames
+                frames = framing.frames_of(window.size)
                 starts = [shift * framing.shift_frames for shift in range(shifts)]
                 runs = torch.cat([features[:, :, start : start + frames] for start in starts])
                 _, _, steps = self.backbone(runs)
@@ -115,14 +119,17 @@ class HearModel(nn.Module):
         stamps = framing.timestamps_ms(audio.shape[1]).to(audio.device)
         return embeddings, stamps.expand(len(audio), -1)
 
-    def _shifts(self, hop_ms: float) -> int:
+    def _shifts(self, hop_ms: float | None) -> int:
         """How many interleaved runs give this hop."""
-        frames, native_ms = self.backbone.patch_frames, self.native_ms
-        shifts = round(native_ms / hop_ms) if hop_ms > 0 else 0
-        if shifts < 1 or frames % shifts or shifts * hop_ms != native_ms:
-            valid = [f"{native_ms / n:g}" for n in range(1, frames + 1) if frames % n == 0]
-            raise ConfigError(f"timestamp_hop_ms {hop_ms:g} does not divide the patch; valid: {', '.join(valid)}.")
-        return shifts
+        frames = self.scene_framing.run_frames
+        native_ms = frames * self.scene_framing.hop_samples * MILLISECONDS / self.sample_rate
+        valid = {native_ms / shifts: shifts for shifts in range(1, frames + 1) if frames % shifts == 0}
+        if hop_ms is None:
+            return next((shifts for hop, shifts in valid.items() if hop <= LONGEST_HOP_MS), frames)
+        if hop_ms not in valid:
+            text = ", ".join(f"{hop:g}" for hop in valid)
+            raise ConfigError(f"timestamp_hop_ms {hop_ms:g} does not divide the patch; valid: {text}.")
+        return valid[hop_ms]
 
     def _clips_per_pass(self, shifts: int, num_patches: int) -> int:
         return max(1, TOKENS_PER_PASS // (shifts * self.backbone.num_bands * min(num_patches, self.window_patches)))

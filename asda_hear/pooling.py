@@ -24,8 +24,8 @@ class EncoderBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.patch_frames = encoder.config.patch_frames
-        self.num_bands = num_bins // encoder.config.patch_bins
+        self.patch_frames, self.stride_frames = encoder.config.patch_frames, encoder.config.stride_frames
+        self.num_bands = encoder.config.grid(num_bins, self.patch_frames)[1]
         self.scene_pooling, self.timestamp_pooling = scene_pooling, timestamp_pooling
         dim = encoder.config.dim
         self.scene_size = 2 * dim if scene_pooling == "both" else dim
@@ -54,7 +54,7 @@ class LogMelBackbone(nn.Module):
 
     def __init__(self, num_bins: int, patch_frames: int) -> None:
         super().__init__()
-        self.patch_frames = patch_frames
+        self.patch_frames, self.stride_frames = patch_frames, None
         self.num_bands = 1
         self.scene_size = self.step_size = num_bins
 

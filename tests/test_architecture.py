@@ -16,8 +16,8 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-    "errors", "files", "devices", "config", "config_io", "layout", "audio", "model.patches", "model.attention",
-    "model.block", "model.encoder", "contracts", "hookspecs", "catalog", "assemble", "adapting", "counting",
+    "errors", "files", "devices", "config", "config_io", "layout", "audio", "model.attention", "model.block",
+    "model.patches", "model.encoder", "contracts", "hookspecs", "catalog", "assemble", "adapting", "counting",
     "finetune.heads", "finetune.losses", "finetune.augment", "finetune.rates",
     "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
     "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter", "pretrain.loop",

@@ -39,7 +39,8 @@ class Framing:
         sample_rate: in Hz.
         hop_samples, window_samples: of the front end's frames.
         patch_frames: frames in a patch.
-        shifts: interleaved runs; a divisor of `patch_frames`.
+        shifts: interleaved runs; a divisor of the frames from one patch to the next.
+        stride_frames: frames from one patch to the next where patches overlap; None where they lie side by side.
         centred: whether patches are centred on their step (timestamps) or begin there (scenes).
     """
 
@@ -49,11 +50,17 @@ class Framing:
     patch_frames: int
     shifts: int = 1
     centred: bool = True
+    stride_frames: int | None = None
+
+    @property
+    def run_frames(self) -> int:
+        """Frames between two patches of one run."""
+        return self.patch_frames if self.stride_frames is None else self.stride_frames
 
     @property
     def shift_frames(self) -> int:
         """Frames between two steps."""
-        return self.patch_frames // self.shifts
+        return self.run_frames // self.shifts
 
     @property
     def step_samples(self) -> int:
@@ -75,7 +82,15 @@ class Framing:
         if self.centred:
             return num_samples // self.step_samples + 1
         frames = 1 + max(0, num_samples - self.window_samples) // self.hop_samples
-        return -(-frames // self.shift_frames)
+        return 1 + max(0, -(-(frames - self.patch_frames) // self.shift_frames))
+
+    def patches_in(self, frames: int) -> int:
+        """Whole patches of one run in so many frames, at least one."""
+        return max(1, (frames - self.patch_frames) // self.run_frames + 1)
+
+    def frames_of(self, patches: int) -> int:
+        """Frames that so many patches of one run see."""
+        return (patches - 1) * self.run_frames + self.patch_frames
 
     def timestamps_ms(self, num_samples: int) -> Float[Tensor, " steps"]:
         """Centres of the patches in milliseconds, from integer sample positions in float64, then float32."""
@@ -84,7 +99,7 @@ class Framing:
 
     def window_frames(self, patches: int) -> int:
         """Frames that all shifts of a window of so many patches need together."""
-        return patches * self.patch_frames + (self.shifts - 1) * self.shift_frames
+        return self.frames_of(patches) + (self.shifts - 1) * self.shift_frames
 
     def window_audio(
         self, audio: Float[Tensor, "batch samples"], first_patch: int, patches: int
@@ -96,7 +111,7 @@ class Framing:
             first_patch: of run 0.
             patches: how many per run.
         """
-        start = first_patch * self.patch_frames * self.hop_samples - self.offset_samples
+        start = first_patch * self.run_frames * self.hop_samples - self.offset_samples
         stop = start + (self.window_frames(patches) - 1) * self.hop_samples + self.window_samples
         inside = audio[:, max(0, start) : max(0, stop)]
         before = min(max(0, -start), stop - start)

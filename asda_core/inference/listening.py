@@ -82,6 +82,14 @@ class Listener:
         self.front_end, self.encoder, self.options = front_end, encoder, options
         self.sample_rate = int(front_end.sample_rate)
         self.patch_frames = encoder.config.patch_frames
+        self.framing = Framing(
+            self.sample_rate,
+            front_end.hop_samples,
+            front_end.window_samples,
+            self.patch_frames,
+            centred=False,
+            stride_frames=encoder.config.stride_frames,
+        )
         if options.target_length is not None and options.target_length < self.patch_frames:
             raise ConfigError(f"target_length {options.target_length} is less than a patch of {self.patch_frames}.")
 
@@ -110,15 +118,9 @@ class Listener:
         if self.options.padding == "features":
             audio = audio - audio.mean()  # of no effect but on the last digits: every frame loses its mean anyway
         frames = self._num_frames(len(audio))
-        steps = frames // self.patch_frames
+        framing = self.framing
+        steps = framing.patches_in(frames)
         size = self._window_steps(steps)
-        framing = Framing(
-            self.sample_rate,
-            self.front_end.hop_samples,
-            self.front_end.window_samples,
-            self.patch_frames,
-            centred=False,
-        )
         device = next(self.encoder.parameters()).device
         for window in windows(steps, size, size // CONTEXT_SHARE):
             first = window.first * framing.step_samples
@@ -133,7 +135,8 @@ class Listener:
         if self.options.target_length is not None:
             return self.options.target_length
         whole = max(self.options.minimum_length, num_frames(num_samples, self.front_end))
-        return -(-whole // self.patch_frames) * self.patch_frames
+        patches = 1 + max(0, -(-(whole - self.patch_frames) // self.framing.run_frames))
+        return self.framing.frames_of(patches)
 
     def _window_steps(self, steps: int) -> int:
         seconds = self.options.window_seconds
@@ -141,4 +144,4 @@ class Listener:
             if steps <= MAX_STEPS:
                 return steps
             seconds = self.options.clip_seconds
-        return max(1, num_frames(round(seconds * self.sample_rate), self.front_end) // self.patch_frames)
+        return self.framing.patches_in(num_frames(round(seconds * self.sample_rate), self.front_end))

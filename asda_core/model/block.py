@@ -28,12 +28,12 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Mixer and MLP, each with a residual and a LayerNorm.
+    """Mixer and MLP, each with a residual and a norm.
 
-    Post-norm, as ASDA and EAT::          Pre-norm, as SSAST::
+    Post-norm, as ASDA and EAT::          Pre-norm, as SSAST::             Without MLP, as Mamba::
 
-        r = norm1(t + mixer(t))               r = t + mixer(norm1(t))
-        m = mlp(r)                            m = mlp(norm2(r))
+        r = norm1(t + mixer(t))               r = t + mixer(norm1(t))          m = mixer(norm1(t))
+        m = mlp(r)                            m = mlp(norm2(r))                y = t + m
         y = norm2(r + m)                      y = r + m
 
     `forward` returns y and m: the released training regresses on m, the output of the MLP before its residual.
@@ -47,21 +47,34 @@ class Block(nn.Module):
         self.pre_norm = config.norm == "pre"
         self.pre_norm_residual = config.pre_norm_residual
         self.mixer = mixer
-        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
-        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.norm1 = make_norm(config)
+        self.mlp: nn.Module | None = None
+        self.norm2: nn.Module | None = None
+        if config.mlp_ratio:
+            self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
+            self.norm2 = make_norm(config)
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
-        """(block output, MLP output)."""
+        """(block output, output of the MLP or, without one, of the mixer)."""
+        bent = self.mixer(self.norm1(tokens) if self.pre_norm else tokens, layout)
+        mixed = tokens + bent
+        if not self.pre_norm:
+            mixed = self.norm1(mixed)
+        if self.mlp is None or self.norm2 is None:
+            return mixed, bent
         if self.pre_norm:
-            mixed = tokens + self.mixer(self.norm1(tokens), layout)
             bent = self.mlp(self.norm2(mixed), layout)
             return (mixed if self.pre_norm_residual else bent) + bent, bent
-        mixed = self.norm1(tokens + self.mixer(tokens, layout))
         bent = self.mlp(mixed, layout)
         return self.norm2(mixed + bent), bent
+
+
+def make_norm(config: EncoderConfig) -> nn.Module:
+    """The norm over the width that a config asks for."""
+    make = nn.RMSNorm if config.norm_type == "rms" else nn.LayerNorm
+    return make(config.dim, eps=config.norm_eps)
 
 
 def init_linear_layers(module: nn.Module) -> None:

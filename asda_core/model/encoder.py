@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.config import EncoderConfig
-from asda_core.layout import TokenLayout, insert_column, remove_column
-from asda_core.model.block import Block, Mlp, init_linear_layers
+from asda_core.layout import TokenLayout, insert_column
+from asda_core.model.block import INIT_STD, Block, Mlp, init_linear_layers, make_norm
 from asda_core.model.patches import PatchEmbedding
 
 
@@ -18,10 +18,11 @@ class Encoded:
     """What the encoder returns for a batch.
 
     Attributes:
-        summary: (B, D) the class token, or the mean of the valid patches where there is none.
-        tokens: (B, N, D) output of the last block at the patches, in the order they came in.
+        summary: (B, D) the (mean) class token, or the mean of the valid patches where there is none.
+        tokens: (B, N, D) output of the last block (and the final norm) at the patches, in the order they came in.
         layout: their places.
-        layers: L x (B, N, D) output of each block's MLP at the patches, which latent regression regresses on.
+        layers: L x (B, N, D) output of each block's MLP (without one, mixer) at the patches, which latent regression
+            regresses on.
     """
 
     summary: Float[Tensor, "batch dim"]
@@ -41,14 +42,17 @@ class Encoder(nn.Module):
         assert len(mixers) == config.depth, "one mixer per block"
         self.config = config
         self.patches = PatchEmbedding(config)
-        self.input_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.input_norm = make_norm(config) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, mixer) for mixer in mixers)
         for module in self.modules():
             if isinstance(module, Mlp):  # mixers initialise themselves
                 init_linear_layers(module)
+        self.final_norm = make_norm(config) if config.final_norm else nn.Identity()
         self.class_token: nn.Parameter | None = None
         if config.class_token.position != "none":
-            self.class_token = nn.Parameter(torch.randn(1, 1, config.dim))  # std 1, as released
+            # std 1 as ASDA releases it; beside a learned table as small as that
+            std = 1.0 if config.positions.type == "sine_cosine" else INIT_STD
+            self.class_token = nn.Parameter(torch.randn(1, config.class_token.count, config.dim) * std)
 
     def forward(self, features: Float[Tensor, "batch bins frames"]) -> Encoded:
         """Embed and encode without masking."""
@@ -63,30 +67,55 @@ class Encoder(nn.Module):
 
     def encode(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> Encoded:
         """Norm the tokens, join the class token at its layer, run all blocks."""
+        if self.config.token_order == "time":
+            return self._encode(tokens, layout)
+        order = layout.frequency_order()
+        ordered = layout.select(torch.arange(len(tokens), device=tokens.device), order)
+        encoded = self._encode(take(tokens, order), ordered)
+        back = order.argsort(dim=1)
+        layers = tuple(take(layer, back) for layer in encoded.layers)
+        return Encoded(encoded.summary, take(encoded.tokens, back), layout, layers)
+
+    def _encode(self, tokens: Tensor, layout: TokenLayout) -> Encoded:
+        """`encode`, in the order in which the tokens stand."""
         tokens = self.input_norm(tokens)
         layers: list[Tensor] = []
-        for number, block in enumerate(self.blocks):
-            if self.class_token is not None and number == self.config.class_token.join_layer:
+        step = 1 if self.config.wiring == "sequential" else 2
+        for number in range(0, len(self.blocks), step):
+            if self.class_token is not None and 0 <= self.config.class_token.join_layer - number < step:
                 tokens, layout = self._join(self.class_token, tokens, layout)
-            tokens, layer = block(tokens, layout)
-            layers.append(without_class(layer, layout))
-        patches = without_class(tokens, layout)
+            tokens, *found = self._run(number, tokens, layout)
+            layers += [layout.without_class(layer) for layer in found]
+        for _ in range(2 if self.config.wiring == "released" else 1):
+            tokens = self.final_norm(tokens)
+        patches = layout.without_class(tokens)
         patch_layout = layout.without_class_token()
         column = layout.class_column
-        summary = masked_mean(patches, patch_layout) if column is None else tokens[:, column]
+        if column is None:
+            summary = masked_mean(patches, patch_layout)
+        else:
+            summary = tokens[:, column : column + layout.class_count].mean(dim=1)
         return Encoded(summary, patches, patch_layout, tuple(layers))
+
+    def _run(self, number: int, tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
+        """The tokens after a block, or after a pair of which the second reads from the end; output of each MLP."""
+        forward, layer = self.blocks[number](tokens, layout)
+        if self.config.wiring == "sequential":
+            return forward, layer
+        backward, second = self.blocks[number + 1](tokens.flip(1), layout.reversed())
+        both = forward + backward.flip(1)
+        return both / 2 if self.config.wiring == "paired" else both, layer, second.flip(1)
 
     def _join(self, class_token: Tensor, tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
         """Put the class token, normed like every input token, at its position."""
         column = {"first": 0, "middle": tokens.shape[1] // 2, "last": tokens.shape[1]}[self.config.class_token.position]
         token = self.input_norm(class_token).expand(len(tokens), -1, -1).to(tokens.dtype)
-        return insert_column(tokens, token, column), layout.with_class_token(column)
+        return insert_column(tokens, token, column), layout.with_class_token(column, token.shape[1])
 
 
-def without_class(tokens: Tensor, layout: TokenLayout) -> Tensor:
-    """The tokens (B, N, D) less the class token."""
-    column = layout.class_column
-    return tokens if column is None else remove_column(tokens, column)
+def take(tokens: Tensor, columns: Tensor) -> Tensor:
+    """Columns (B, n) of tokens (B, N, D), for each clip its own."""
+    return tokens.gather(1, columns.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def masked_mean(tokens: Tensor, layout: TokenLayout) -> Tensor:

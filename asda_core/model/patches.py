@@ -14,29 +14,38 @@ from functools import lru_cache
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from asda_core.config import EncoderConfig
+from asda_core.config import EncoderConfig, PositionConfig
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
+from asda_core.model.block import INIT_STD
 
 POSITION_WAVELENGTH = 10_000.0
 """Base of the geometric series of wavelengths. **Source**: Vaswani et al. 2017, section 3.5."""
 
 
 class PatchEmbedding(nn.Module):
-    """A linear map of each patch plus a fixed 2-D sine-cosine position.
+    """A linear map of each patch plus its position: a fixed 2-D sine-cosine one, or one of a learned table.
 
     **Source**: released code, local encoder (a convolution whose stride is its size) and fixed position table.
     **Differs**: positions are computed for the grid at hand, so no length is too long; the released table ends after
-    768 time steps.
+    768 time steps. A learned table is SSAST's: what `adapt_positions` does to other grids is done at every call, not
+    once before fine-tuning.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         size = (config.patch_frames, config.patch_bins)
         self.dim = config.dim
-        self.projection = nn.Conv2d(1, config.dim, kernel_size=size, stride=size)
+        self.position_config = config.positions
+        self.projection = nn.Conv2d(1, config.dim, kernel_size=size, stride=(config.step_frames, config.step_bins))
         nn.init.xavier_uniform_(self.projection.weight.view(config.dim, -1))
+        self.table: nn.Parameter | None = None
+        if config.positions.type == "learned":
+            times, bands = config.positions.grid
+            self.table = nn.Parameter(torch.empty(1, times * bands, config.dim))
+            nn.init.trunc_normal_(self.table, std=INIT_STD)
 
     def forward(
         self, features: Float[Tensor, "batch bins frames"]
@@ -55,8 +64,41 @@ class PatchEmbedding(nn.Module):
         maps = self.projection(features.transpose(1, 2).unsqueeze(1))  # (B, D, T/16, F/16)
         grid = (maps.shape[2], maps.shape[3])
         patches = maps.flatten(2).transpose(1, 2)  # (B, N, D)
-        positions = sine_cosine_positions(grid, self.dim).to(patches)
-        return patches + positions, TokenLayout.full(len(features), grid, features.device)
+        return patches + self.positions(grid).to(patches), TokenLayout.full(len(features), grid, features.device)
+
+    def positions(self, grid: tuple[int, int]) -> Float[Tensor, "patches dim"]:
+        """What is added to the patches of a grid of (time steps, bands), in raster order."""
+        if self.table is None:
+            return sine_cosine_positions(grid, self.dim)
+        return adapt_positions(self.table, self.position_config, grid)[0]
+
+
+def adapt_positions(
+    table: Float[Tensor, "one stored dim"], config: PositionConfig, grid: tuple[int, int]
+) -> Float[Tensor, "one patches dim"]:
+    """A learned table for another grid: the middle of an axis that is longer, linear interpolation of a shorter one.
+
+    Args:
+        table: in raster order.
+        config: the grid of the table, and how many bands a longer time axis is interpolated by way of.
+        grid: (time steps, bands) that is wanted.
+
+    **Source**: SSAST, released code (`through_bands` 8).
+    **Differs**: the release cuts as many bands as there are time steps where bands are too many.
+    """
+    times, bands = config.grid
+    maps = table.reshape(1, times, bands, -1).permute(0, 3, 1, 2)  # (1, D, T', bands)
+    if grid[0] < times:
+        maps = maps[:, :, times // 2 - grid[0] // 2 :][:, :, : grid[0]]
+    else:
+        maps = _interpolated(maps, (grid[0], config.through_bands or bands))
+    maps = maps[..., bands // 2 - grid[1] // 2 :][..., : grid[1]] if grid[1] < bands else _interpolated(maps, grid)
+    adapted: Tensor = maps.flatten(2).transpose(1, 2)
+    return adapted
+
+
+def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return maps if maps.shape[2:] == size else interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 @lru_cache(maxsize=64)

@@ -78,8 +78,7 @@ class LatentRegression(nn.Module):
         self, encoder: Encoder, features: Float[Tensor, "batch bins frames"], generator: torch.Generator
     ) -> Losses:
         """Draw masks and noise, then `loss_for`."""
-        times = features.shape[2] // encoder.config.patch_frames
-        bands = features.shape[1] // encoder.config.patch_bins
+        times, bands = encoder.config.grid(*features.shape[1:])
         if not times * bands:
             raise ConfigError(f"clips of {features.shape[2]} frames hold no patch; data.clip_seconds is too short.")
         rows = len(features) * self.config.clones
