@@ -1,4 +1,4 @@
-"""The command `asda`: pretrain, embed, classify, convert, plugins, show."""
+"""The command `asda`: pretrain, embed, classify, convert, plugins, new-plugin, show."""
 
 import argparse
 import json
@@ -33,6 +33,7 @@ from asda_core.files import file_digest
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.commands import add_classify, add_convert, add_embed
 from asda_core.inference.framing import num_frames
+from asda_core.new_plugin import add_new_plugin
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 from asda_core.starting import holds_objective
@@ -94,6 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     plugins = commands.add_parser("plugins", help="list what the installed plugins offer, and what is wrong with any")
     plugins.add_argument("--json", action="store_true", help="for programs")
     plugins.set_defaults(run=run_plugins)
+    add_new_plugin(commands.add_parser("new-plugin", help="write a small package with a plugin to begin with"))
     show = commands.add_parser("show", help="print a whole config with its parameters and operations")
     show.add_argument("config", type=Path, help="YAML, a name, or a checkpoint (ours or a released one)")
     show.add_argument(

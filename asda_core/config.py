@@ -18,8 +18,8 @@ TokenOrder = Literal["time", "frequency"]
 PositionType = Literal["sine_cosine", "learned"]
 Crop = Literal["random", "first"]
 Compat = Literal["default", "released"]
-Algorithm = Literal["adamw", "fairseq_adam"]
-Schedule = Literal["cosine", "fairseq_cosine"]
+Algorithm = Literal["adamw", "adam", "fairseq_adam"]
+Schedule = Literal["cosine", "inverse_sqrt", "fairseq_cosine"]
 Padding = Literal["silence", "features"]
 ResampleAxis = Literal["time", "channels"]
 Pooling = Literal["summary", "mean", "linear_softmax"]
@@ -155,7 +155,8 @@ class OptimizerConfig:
     `decay_norms_and_biases` False leaves one-dimensional parameters without weight decay; the released training
     decays everything, since the exclusion that it asks for is never applied. `algorithm` "fairseq_adam" adds epsilon
     before the bias correction, and `schedule` "fairseq_cosine" begins with rate 0 and restarts at a tenth of the peak
-    when training goes past its end, both as released.
+    when training goes past its end, both as released. "adam" adds the decay to the gradient (SSAST); "inverse_sqrt"
+    falls as `1 / sqrt(step)` behind the warm-up (MFCC-gram transformers).
     """
 
     algorithm: Algorithm = "adamw"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CLASS_TOKEN = -1
@@ -93,11 +93,25 @@ class TokenLayout:
         padding = None if self.padding is None else self.without_class(self.padding)
         return replace(self, index=index, padding=padding, class_column=None, class_count=1)
 
-    def without_class(self, values: Tensor) -> Tensor:
-        """`values` (B, N, ...) less those of the class tokens."""
+    def without_class(self, values: Tensor, axis: int = 1) -> Tensor:
+        """`values` (B, N, ...), tokens along `axis`, less those of the class tokens."""
         if self.class_column is None:
             return values
-        return remove_columns(values, self.class_column, self.class_count)
+        after = self.class_column + self.class_count
+        behind = values.narrow(axis, after, values.shape[axis] - after)
+        return torch.cat([values.narrow(axis, 0, self.class_column), behind], dim=axis)
+
+    def only_class(self, values: Tensor, axis: int = 1) -> Tensor:
+        """`values` of the class tokens alone; none of them if there is none."""
+        if self.class_column is None:
+            return values.narrow(axis, 0, 0)
+        return values.narrow(axis, self.class_column, self.class_count)
+
+    def with_class(self, patches: Tensor, class_tokens: Tensor, axis: int = 1) -> Tensor:
+        """Values of the patches and of the class tokens, put together again."""
+        column = self.class_column or 0
+        behind = patches.narrow(axis, column, patches.shape[axis] - column)
+        return torch.cat([patches.narrow(axis, 0, column), class_tokens, behind], dim=axis)
 
     def reversed(self) -> "TokenLayout":
         """The layout of the sequence read from its end."""
@@ -118,6 +132,6 @@ def insert_column(values: Tensor, new: Tensor, column: int) -> Tensor:
     return torch.cat([values[:, :column], new, values[:, column:]], dim=1)
 
 
-def remove_columns(values: Tensor, column: int, count: int = 1) -> Tensor:
-    """Take `count` columns out of `values` (B, N, ...), from `column` on."""
-    return torch.cat([values[:, :column], values[:, column + count :]], dim=1)
+def take(tokens: Float[Tensor, "batch tokens dim"], columns: Int[Tensor, "batch n"]) -> Float[Tensor, "batch n dim"]:
+    """Columns of tokens, for each clip its own."""
+    return tokens.gather(1, columns.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -12,8 +12,23 @@ from jaxtyping import install_import_hook
 PACKAGES = ("asda_core", "asda_hear", "asda_plugins")
 
 with install_import_hook(PACKAGES, "beartype.beartype"):
+    import asda_plugins.adapter_bias_only as adapter_bias_only
+    import asda_plugins.adapter_bottleneck as adapter_bottleneck
+    import asda_plugins.adapter_convolution as adapter_convolution
+    import asda_plugins.adapter_low_rank as adapter_low_rank
+    import asda_plugins.adapter_prompt as adapter_prompt
+    import asda_plugins.front_end_mfcc as front_end_mfcc
     import asda_plugins.mixer_differential as mixer_differential
+    import asda_plugins.mixer_differential_v1 as mixer_differential_v1
+    import asda_plugins.mixer_differential_v2 as mixer_differential_v2
+    import asda_plugins.mixer_dint as mixer_dint
+    import asda_plugins.mixer_frequency_time as mixer_frequency_time
+    import asda_plugins.mixer_grouped_differential as mixer_grouped_differential
+    import asda_plugins.mixer_mamba as mixer_mamba
     import asda_plugins.mixer_standard as mixer_standard
+    import asda_plugins.mixer_two_simplicial as mixer_two_simplicial
+    import asda_plugins.objective_altered_frames as objective_altered_frames
+    import asda_plugins.objective_masked_patch as objective_masked_patch
 
     import asda_core.log_mel as log_mel
     import asda_core.pretrain.latent_regression as latent_regression
@@ -21,7 +36,27 @@ with install_import_hook(PACKAGES, "beartype.beartype"):
     from asda_core.config import RunConfig
     from asda_core.config_io import parse
 
-BUILT_IN = (log_mel, latent_regression, mixer_standard, mixer_differential)
+BUILT_IN = (
+    log_mel,
+    latent_regression,
+    mixer_standard,
+    mixer_differential,
+    mixer_differential_v1,
+    mixer_differential_v2,
+    mixer_dint,
+    mixer_grouped_differential,
+    mixer_frequency_time,
+    mixer_mamba,
+    mixer_two_simplicial,
+    objective_masked_patch,
+    objective_altered_frames,
+    front_end_mfcc,
+    adapter_prompt,
+    adapter_low_rank,
+    adapter_convolution,
+    adapter_bottleneck,
+    adapter_bias_only,
+)
 SHARED = Path(__file__).parents[2] / "shared"
 
 TINY = {

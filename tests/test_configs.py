@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asda_core.assemble import build_encoder, plugin_origins
+from asda_core.assemble import build_encoder, in_full, plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, parse, read_yaml
@@ -14,19 +14,27 @@ from asda_hear.ablation.plan import PlanConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 PLANS = sorted((Path(__file__).parents[1] / "configs" / "ablations").glob("*.yaml"))
-PARAMETERS = {"asda_base": 92_364_288, "eat_base": 85_254_144, "eat_large": 302_575_616, "asda_tiny": 893_696}
+PARAMETERS = {
+    "asda_base": 92_364_288,
+    "eat_base": 85_254_144,
+    "eat_large": 302_575_616,
+    "asda_tiny": 893_696,
+    "mfcc_gram": 9_524_224,
+    "ssast_base": 85_648_128,
+    "ssamba_tiny": 6_921_984,
+}
 
 
 def test_how_many() -> None:
     assert sorted(file.stem for file in CONFIGS) == sorted(PARAMETERS)
-    assert [file.stem for file in PLANS] == ["lambda_placement", "real_audio"]
+    assert [file.stem for file in PLANS] == ["lambda_placement", "mixers", "real_audio"]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_config(file: Path, catalog: Catalog) -> None:
     config = load_run_config(file)
     assert set(plugin_origins(catalog, config)) == {"front end", "mixer", "objective"}
-    parse(LatentRegressionConfig, config.objective.options)
+    in_full(catalog, config)  # all options are right
     with torch.device("meta"):
         encoder = build_encoder(catalog, config.encoder)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())

@@ -1,10 +1,24 @@
-"""What attention mixers share."""
+"""What attention mixers share: the fused product, the softmax map, and the subtraction of a second map."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
 
+from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
+from asda_core.model.block import init_linear_layers
+
+LambdaMode = Literal["vectors", "scalars", "fixed", "token"]
+
+VECTOR_STD = 0.1
+"""Spread of the four vectors that lambda is made from. **Source**: Differential Transformer, released code."""
+HEAD_NORM_EPS = 1e-5
+"""Epsilon of the norm of each head. **Source**: Differential Transformer, released code."""
 
 
 def softmax_map(
@@ -21,3 +35,162 @@ def softmax_map(
         scores = scores.masked_fill(layout.padding[:, None, None, :], -torch.inf)
     softmax: Tensor = scores.softmax(dim=-1)
     return softmax
+
+
+def attend(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads tokens width"],
+    value: Float[Tensor, "batch heads tokens values"],
+    layout: TokenLayout,
+) -> Float[Tensor, "batch heads queries values"]:
+    """`softmax_map(query, key) @ value` without holding the map.
+
+    The fused kernel wants one width: where values are wider, queries and keys are filled up with zeros, which changes
+    no score.
+    """
+    scale = query.shape[-1] ** -0.5
+    missing = value.shape[-1] - query.shape[-1]
+    if missing > 0:
+        query, key = pad(query, (0, missing)), pad(key, (0, missing))
+    allowed = None if layout.padding is None else layout.valid[:, None, None, :]
+    mixed: Tensor = scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=scale)
+    return mixed
+
+
+def lambda_by_depth(layer: int) -> float:
+    """`0.8 - 0.6 exp(-0.3 layer)`, the layers counted from 0. **Source**: Ye et al. 2025, equation 3."""
+    return 0.8 - 0.6 * math.exp(-0.3 * layer)
+
+
+class Lambda(nn.Module):
+    """The weight of the second map.
+
+    "vectors" `exp(q1.k1) - exp(q2.k2) + start`, four learned vectors for all heads of a layer (Ye et al. 2025, eq. 3);
+    "scalars" `exp(a) - exp(b) + start`, two learned numbers; "fixed" `start`; "token" `sigmoid(w_h . token)`, for
+    each token and head (Differential Transformer V2), which has no start.
+    """
+
+    def __init__(self, mode: LambdaMode, start: float, width: int, num_heads: int, dim: int) -> None:
+        super().__init__()
+        self.mode, self.start = mode, start
+        if mode == "vectors":
+            self.vectors = nn.Parameter(torch.randn(4, width) * VECTOR_STD)  # q1, k1, q2, k2
+        elif mode == "scalars":
+            self.scalars = nn.Parameter(torch.zeros(2))
+        elif mode == "token":
+            self.gate = nn.Linear(dim, num_heads, bias=False)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Tensor:
+        """Lambda as something that multiplies (B, H, N, width)."""
+        if self.mode == "token":
+            weight: Tensor = self.gate(tokens).sigmoid().transpose(1, 2).unsqueeze(-1)  # (B, H, N, 1)
+            return weight
+        if self.mode == "fixed":
+            return tokens.new_tensor(self.start)
+        if self.mode == "vectors":
+            query1, key1, query2, key2 = self.vectors
+            first, second = (query1 * key1).sum(), (query2 * key2).sum()
+        else:
+            first, second = self.scalars
+        learned: Tensor = first.exp() - second.exp() + self.start
+        return learned
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many heads there are, and how wide.
+
+    Attributes:
+        signal, noise: heads whose maps are kept and subtracted; each noise head serves `signal / noise` neighbours.
+        width: of queries and keys.
+        value_width: of values; `signal * value_width` is the width of the tokens.
+        shared_keys: whether a noise head reads the keys of its signal head and has only queries of its own.
+    """
+
+    signal: int
+    noise: int
+    width: int
+    value_width: int
+    shared_keys: bool = False
+
+
+class SubtractiveAttention(nn.Module):
+    """`gain * norm((A1 - lambda A2 [+ lambda G]) v)` per head, then a linear map.
+
+    `Ai = softmax(qi ki^T / sqrt(width))`; G repeats the mean row of A1 (DINT), which makes rows sum to 1. The rows of
+    `qkv` are: signal and noise queries, signal and noise keys, values. `by_formula` True makes the maps and subtracts
+    them (N^2 memory); else each is multiplied with the values by a fused kernel.
+
+    **Source**: Ye et al. 2025, equations 1 to 4; the mixers that use it name what they change.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: Heads,
+        weight: Lambda,
+        norm: bool,
+        bias: bool = False,
+        add_mean: bool = False,
+    ) -> None:
+        super().__init__()
+        if heads.signal % heads.noise:
+            raise ConfigError(f"{heads.signal} signal heads cannot share {heads.noise} noise heads evenly.")
+        self.heads, self.weight, self.add_mean = heads, weight, add_mean
+        self.by_formula = False
+        keys = heads.signal + (0 if heads.shared_keys else heads.noise)
+        self.sizes = ((heads.signal + heads.noise) * heads.width, keys * heads.width, dim)
+        self.qkv = nn.Linear(dim, sum(self.sizes), bias=bias)
+        self.norm = nn.RMSNorm(heads.value_width, eps=HEAD_NORM_EPS) if norm else nn.Identity()
+        self.gain = 1 - weight.start if norm else 1.0
+        self.proj = nn.Linear(dim, dim)
+        init_linear_layers(self)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Let every token attend all tokens that are not padding, twice, and take the difference."""
+        query1, query2, key1, key2, value = self._split(tokens)
+        weight = self.weight(tokens)
+        shared = self.heads.signal // self.heads.noise
+        if self.by_formula:
+            first, second = softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
+            difference = first - weight * second.repeat_interleave(shared, dim=1)
+            if self.add_mean:
+                difference = difference + weight * mean_over_valid(first, layout)
+            mixed = difference @ value
+        else:
+            wanted = attend(query1, key1, value, layout)
+            batch, _, tokens_there, width = value.shape
+            grouped = value.reshape(batch, -1, shared, tokens_there, width).transpose(2, 3).flatten(3)
+            noise = attend(query2, key2, grouped, layout)  # (B, noise, N, shared * width)
+            noise = noise.reshape(*noise.shape[:3], shared, width).transpose(2, 3).flatten(1, 2)
+            mixed = wanted - weight * noise
+            if self.add_mean:  # every row of G is the mean row of A1, so G v is the mean of A1 v
+                mixed = mixed + weight * mean_over_valid(wanted, layout)
+        joined = (self.norm(mixed) * self.gain).transpose(1, 2).flatten(2)
+        projected: Tensor = self.proj(joined)
+        return projected
+
+    def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        """A1 (B, signal, N, N) and A2 (B, noise, N, N); each row sums to 1."""
+        query1, query2, key1, key2, _ = self._split(tokens)
+        return softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
+
+    def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """q1, q2, k1, k2, v, each (B, H, N, width)."""
+        query, key, value = self.qkv(tokens).split(self.sizes, dim=2)
+        heads = self.heads
+        query, key = (part.unflatten(2, (-1, heads.width)).transpose(1, 2) for part in (query, key))
+        value = value.unflatten(2, (-1, heads.value_width)).transpose(1, 2)
+        key1 = key[:, : heads.signal]
+        key2 = key1[:, :: heads.signal // heads.noise] if heads.shared_keys else key[:, heads.signal :]
+        return query[:, : heads.signal], query[:, heads.signal :], key1, key2, value
+
+
+def mean_over_valid(values: Float[Tensor, "batch heads tokens width"], layout: TokenLayout) -> Tensor:
+    """Mean (B, H, 1, width) over the tokens that are not padding."""
+    if layout.padding is None:
+        return values.mean(dim=2, keepdim=True)
+    valid = layout.valid.to(values)[:, None, :, None]
+    return (values * valid).sum(dim=2, keepdim=True) / valid.sum(dim=2, keepdim=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.config import EncoderConfig
-from asda_core.layout import TokenLayout, insert_column
+from asda_core.layout import TokenLayout, insert_column, take
 from asda_core.model.block import INIT_STD, Block, Mlp, init_linear_layers, make_norm
 from asda_core.model.patches import PatchEmbedding
 
@@ -111,11 +111,6 @@ class Encoder(nn.Module):
         column = {"first": 0, "middle": tokens.shape[1] // 2, "last": tokens.shape[1]}[self.config.class_token.position]
         token = self.input_norm(class_token).expand(len(tokens), -1, -1).to(tokens.dtype)
         return insert_column(tokens, token, column), layout.with_class_token(column, token.shape[1])
-
-
-def take(tokens: Tensor, columns: Tensor) -> Tensor:
-    """Columns (B, n) of tokens (B, N, D), for each clip its own."""
-    return tokens.gather(1, columns.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def masked_mean(tokens: Tensor, layout: TokenLayout) -> Tensor:

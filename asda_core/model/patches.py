@@ -12,7 +12,7 @@ A spectrogram of T frames and F bins is cut into a grid of (T // 16) x (F // 16)
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -71,6 +71,15 @@ class PatchEmbedding(nn.Module):
         if self.table is None:
             return sine_cosine_positions(grid, self.dim)
         return adapt_positions(self.table, self.position_config, grid)[0]
+
+
+def patch_values(
+    features: Shaped[Tensor, "batch bins frames"], config: EncoderConfig
+) -> Shaped[Tensor, "batch patches values"]:
+    """The features of each patch, in raster order; within a patch bin by bin, each bin along its frames."""
+    bands = features.unfold(1, config.patch_bins, config.step_bins)  # (B, bands, T, bins)
+    patches = bands.unfold(2, config.patch_frames, config.step_frames)  # (B, bands, times, bins, frames)
+    return patches.transpose(1, 2).flatten(3).flatten(1, 2)
 
 
 def adapt_positions(

@@ -18,12 +18,14 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
 
     **Source**: released cosine schedule. **Differs**: the release gives its first update the rate `floor_lr` and jumps
     to a tenth of the peak at the end; here update 0 gets `peak / warmup` and the cosine ends at the floor. The schedule
-    "fairseq_cosine" is the released one.
+    "fairseq_cosine" is the released one. "inverse_sqrt" is that of Vaswani et al. 2017, section 5.3, by its peak.
     """
     if config.schedule == "fairseq_cosine":
         return fairseq_cosine(step, num_steps, config)
     if step < config.warmup_steps:
         return config.peak_lr * (step + 1) / config.warmup_steps
+    if config.schedule == "inverse_sqrt":
+        return max(config.floor_lr, config.peak_lr * math.sqrt(max(1, config.warmup_steps) / (step + 1)))
     done = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     return config.floor_lr + 0.5 * (config.peak_lr - config.floor_lr) * (1 + math.cos(math.pi * min(1.0, done)))
 
@@ -99,4 +101,6 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
     used = [group for group in groups if group["params"]]
     if config.algorithm == "fairseq_adam":
         return FairseqAdam(used, config.peak_lr, config.betas, config.eps, config.weight_decay)
+    if config.algorithm == "adam":
+        return torch.optim.Adam(used, lr=config.peak_lr, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(used, lr=config.peak_lr, betas=config.betas, eps=config.eps)

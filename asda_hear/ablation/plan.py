@@ -23,7 +23,17 @@ from asda_core.config_io import load_run_config, parse, read_yaml, signature, to
 from asda_core.errors import ConfigError
 from asda_hear.evaluate.runner import EvaluationConfig
 
-FACTS = ("seed", "cell", "parameters", "updates", "pretrain_seconds", "plugins")
+FACTS = (
+    "seed",
+    "cell",
+    "parameters",
+    "gflops",
+    "updates",
+    "pretrain_seconds",
+    "pretrain_cpu_seconds",
+    "pretrain_mebibytes",
+    "plugins",
+)
 RESULTS = ("task", "metric", "score", "folds", "validation", "asda", "torch", "heareval")
 BASELINE = "model"
 """Columns of `rows.csv` beside the axes; `model` tells baselines from cells."""

@@ -3,12 +3,24 @@
 import os
 import platform
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from asda_hear.ablation.plan import BASELINE, Plan
 from asda_hear.ablation.statistics import mean_interval
 
 Row = dict[str, Any]
+
+COSTS = {
+    "parameters": "parameters",
+    "GFLOPs per clip": "gflops",
+    "training s": "pretrain_seconds",
+    "CPU s": "pretrain_cpu_seconds",
+    "training MiB": "pretrain_mebibytes",
+}
+"""Heading -> column of `rows.csv`; what the table says is the median over the seeds."""
+FEW = 10
+"""Values below are shown with three decimals."""
 
 
 def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
@@ -20,10 +32,9 @@ def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
     for row in rows:
         groups.setdefault((row[BASELINE], *(row[axis] for axis in axes)), []).append(row)
     lines = [f"## {plan.config.question or plan.file.stem}", ""]
-    lines.append(
-        "| " + " | ".join([*axes, "parameters", "seeds", *(f"{task} ({metric[task]})" for task in tasks)]) + " |"
-    )
-    lines.append("|" + "---|" * (len(axes) + 2 + len(tasks)))
+    heads = [*axes, *COSTS, "seeds", *(f"{task} ({metric[task]})" for task in tasks)]
+    lines.append("| " + " | ".join(heads) + " |")
+    lines.append("|" + "---|" * len(heads))
     for key, members in groups.items():
         labels = [str(label) for label in key[1:]]
         if key[0]:
@@ -31,11 +42,18 @@ def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
         values = {task: [row["score"] for row in members if row["task"] == task] for task in tasks}
         seeds = max(len(value) for value in values.values())
         estimates = [str(mean_interval(values[task])) if values[task] else "" for task in tasks]
-        lines.append("| " + " | ".join([*labels, f"{members[0]['parameters']:,}", str(seeds), *estimates]) + " |")
+        costs = [_cost(members, column) for column in COSTS.values()]
+        lines.append("| " + " | ".join([*labels, *costs, str(seeds), *estimates]) + " |")
     lines += ["", _footnote(plan, rows), ""]
     text = "\n".join(lines)
     (out / "table.md").write_text(text)
     return text
+
+
+def _cost(members: list[Row], column: str) -> str:
+    """The median over the rows of a line; empty where nothing was measured."""
+    known = [float(row[column]) for row in members if row.get(column) not in ("", None)]
+    return f"{median(known):,.{0 if median(known) >= FEW else 3}f}" if known else ""
 
 
 def _footnote(plan: Plan, rows: list[Row]) -> str:
@@ -46,5 +64,6 @@ def _footnote(plan: Plan, rows: list[Row]) -> str:
     return (
         f"{spread} heareval {rows[0]['heareval']}, grid {search.grid}, {points}, {search.threads} thread(s); "
         f"torch {rows[0]['torch']}, asda {rows[0]['asda']}, {platform.machine()}, {os.cpu_count()} CPUs. "
+        "Costs are medians: parameters and operations of the encoder, time and resident memory of a whole training. "
         f"Made by `asda-hear ablate {plan.file.name}`."
     )

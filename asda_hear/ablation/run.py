@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -15,13 +14,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from asda_core.assemble import build_encoder, build_parts, check_class_token_axis, plugin_origins
+from asda_core.assemble import build_parts, check_class_token_axis, plugin_origins
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import MODEL_FILE, read_checkpoint
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import AsdaError
 from asda_core.files import write_text
 from asda_core.pretrain.loop import TrainingStopped, pretrain
+from asda_hear.ablation.cost import Cost, size_of
 from asda_hear.ablation.plan import BASELINE, Cell, Plan
 from asda_hear.api import load_model
 from asda_hear.evaluate.compat import hear_tools, read_stamp
@@ -124,11 +124,14 @@ def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: 
     times = folder / "times.json"
     spent: dict[str, float] = read_stamp(times) or {}
     if not (folder / MODEL_FILE).exists():
-        start = time.monotonic()
+        cost = Cost()
         try:
-            pretrain(cell.config, list(plan.audio), folder, catalog, _device(), progress)
+            with cost:
+                pretrain(cell.config, list(plan.audio), folder, catalog, _device(), progress)
         finally:  # a run that is stopped has spent its time too
-            spent["pretrain_seconds"] = round(spent.get("pretrain_seconds", 0.0) + time.monotonic() - start, 1)
+            spent["pretrain_seconds"] = round(spent.get("pretrain_seconds", 0.0) + cost.seconds, 1)
+            spent["pretrain_cpu_seconds"] = round(spent.get("pretrain_cpu_seconds", 0.0) + cost.cpu_seconds, 1)
+            spent["pretrain_mebibytes"] = round(max(spent.get("pretrain_mebibytes", 0.0), cost.mebibytes), 1)
             folder.mkdir(parents=True, exist_ok=True)
             write_text(times, json.dumps(spent))
     scores = _evaluate(plan, str(folder / MODEL_FILE), folder, tasks, progress)
@@ -136,16 +139,16 @@ def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: 
     if origins != (now := plugin_origins(catalog, cell.config)):
         print(f"warning: {folder} was trained with {origins}, and {now} is installed; delete it to redo the cell.",
               file=sys.stderr)  # fmt: skip
-    with torch.device("meta"):  # to count, not to draw
-        encoder = build_encoder(catalog, cell.config.encoder)
     facts = {
         BASELINE: "",
         **cell.labels,
         "seed": cell.seed,
         "cell": cell.name,
-        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        **size_of(catalog, cell.config),
         "updates": cell.config.steps,
         "pretrain_seconds": spent.get("pretrain_seconds", 0.0),
+        "pretrain_cpu_seconds": spent.get("pretrain_cpu_seconds", ""),
+        "pretrain_mebibytes": spent.get("pretrain_mebibytes", ""),
         "plugins": " ".join(f"{o['name']}={o['distribution']}-{o['version']}" for o in origins.values()),
     }
     return [{**facts, **_score_columns(score)} for score in scores]
@@ -170,8 +173,14 @@ def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:
 def _baseline_rows(plan: Plan, out: Path, label: str, parameters: int, tasks: list[Path], progress: bool) -> list[Row]:
     scores = _evaluate(plan, baseline_path(plan, label), out / "baselines" / label, tasks, progress)
     empty = dict.fromkeys(plan.config.axes, "")
-    facts: Row = {BASELINE: label, **empty, "seed": "", "cell": "", "parameters": parameters, "updates": 0}
-    facts |= {"pretrain_seconds": 0.0, "plugins": ""}
+    facts: Row = {BASELINE: label, **empty, "seed": "", "cell": "", "parameters": parameters, "gflops": ""}
+    facts |= {
+        "updates": 0,
+        "pretrain_seconds": 0.0,
+        "pretrain_cpu_seconds": "",
+        "pretrain_mebibytes": "",
+        "plugins": "",
+    }
     return [{**facts, **_score_columns(score)} for score in scores]
 
 

@@ -14,7 +14,11 @@ from asda_core.testing import check_adapter, check_front_end, check_mixer, check
 from tests.conftest import BUILT_IN
 
 CATALOG = load_catalog(*BUILT_IN, installed=False)
-SMALL_OBJECTIVE = {"latent_regression": {"clones": 2, "decoder": {"dim": 32, "layers": 2, "groups": 4}}}
+SMALL_OBJECTIVE: dict[str, dict[str, object]] = {
+    "latent_regression": {"clones": 2, "decoder": {"dim": 32, "layers": 2, "groups": 4}},
+    "masked_patch": {},
+    "altered_frames": {},
+}
 
 
 def names(family: str) -> list[str]:
@@ -44,11 +48,20 @@ def test_objective(objective: str, mixer: str) -> None:
     )
 
 
+@pytest.mark.parametrize("adapter", names("adapter"))
+@pytest.mark.parametrize("mixer", names("mixer"))
+def test_adapter(adapter: str, mixer: str) -> None:
+    check_adapter(CATALOG.find("adapter", adapter).spec, CATALOG.find("mixer", mixer).spec)
+
+
 def test_all_families_are_covered() -> None:
-    assert names("mixer") == ["differential", "standard"]
-    assert names("front end") == ["log_mel"]
-    assert names("objective") == ["latent_regression"]
-    assert names("adapter") == []
+    assert names("mixer") == [
+        "differential", "differential_v1", "differential_v2", "dint", "frequency_time", "grouped_differential", "mamba",
+        "standard", "two_simplicial",
+    ]  # fmt: skip
+    assert names("front end") == ["log_mel", "mfcc"]
+    assert names("objective") == ["altered_frames", "latent_regression", "masked_patch"]
+    assert names("adapter") == ["bias_only", "bottleneck", "convolution", "low_rank", "prompt"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,85 @@
+"""Tokens sorted into the lines of the grid, for mixers that look along rows and columns.
+
+A line is all tokens of one band ("bands": a row, along time) or of one time step ("times": a column, along frequency).
+Where tokens were dropped, lines are packed to the left, so that the cost follows the tokens that are there::
+
+    grid          packed, axis "bands"     slots = tokens of the fullest line
+    . 5 8 .       5 8                      place of a token = line * slots + slot
+    1 . . .       1
+    0 3 6 9       0 3 6 9
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from asda_core.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Where each token of a batch stands in a table of lines x slots.
+
+    Attributes:
+        place: (B, N) of each token in the flattened table.
+        token: (B, lines * slots) the column of the token there; N where the slot is empty.
+        shape: (lines, slots).
+        valid: (B, lines, slots) True where a token stands that is not padding.
+        whole: (time steps, bands) if the tokens are the whole grid in raster order, so that views do; else None.
+        axis: "bands" or "times".
+    """
+
+    place: Int[Tensor, "batch tokens"]
+    token: Int[Tensor, "batch places"]
+    shape: tuple[int, int]
+    valid: Bool[Tensor, "batch lines slots"]
+    whole: tuple[int, int] | None
+    axis: Literal["bands", "times"]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(B, H, N, ...) -> (B, H, lines, slots, ...); what stands in empty slots means nothing."""
+        if self.whole is not None:
+            table = values.reshape(*values.shape[:2], *self.whole, *values.shape[3:])
+            return table.transpose(2, 3) if self.axis == "bands" else table
+        rows = torch.arange(len(values), device=values.device)[:, None]
+        taken = values.transpose(1, 2)[rows, self.token.clamp(max=values.shape[2] - 1)]  # (B, places, H, ...)
+        packed = taken.transpose(1, 2)
+        return packed.reshape(*packed.shape[:2], *self.shape, *packed.shape[3:])
+
+    def collect(self, table: Tensor) -> Tensor:
+        """(B, H, lines, slots, ...) -> (B, H, N, ...), the inverse."""
+        if self.whole is not None:
+            return (table.transpose(2, 3) if self.axis == "bands" else table).flatten(2, 3)
+        rows = torch.arange(len(table), device=table.device)[:, None]
+        collected: Tensor = table.flatten(2, 3).transpose(1, 2)[rows, self.place].transpose(1, 2)
+        return collected
+
+
+def lines_of(layout: TokenLayout, axis: Literal["bands", "times"]) -> Lines:
+    """The lines of one axis.
+
+    Args:
+        layout: of patches alone, without class tokens; any of the grid may be missing, none may stand twice.
+        axis: "bands" sorts by frequency band, "times" by time step.
+    """
+    times, bands = layout.grid
+    number, across = (bands, times) if axis == "bands" else (times, bands)
+    raster = torch.arange(times * bands, device=layout.index.device)
+    whole = layout.index.shape[1] == times * bands and bool((layout.index == raster).all())
+    line = layout.band if axis == "bands" else layout.time
+    if layout.index.shape[1] == times * bands:
+        slot, slots = (layout.time if axis == "bands" else layout.band), across
+    else:
+        member = torch.nn.functional.one_hot(line, number)  # (B, N, lines)
+        slot = (member.cumsum(dim=1) - member).gather(2, line.unsqueeze(2)).squeeze(2)
+        slots = int(slot.max()) + 1
+    place = line * slots + slot
+    token = place.new_full((len(place), number * slots), place.shape[1])
+    columns = torch.arange(place.shape[1], device=place.device).expand_as(place)
+    token.scatter_(1, place, columns)
+    shape = (number, slots)
+    valid = torch.zeros_like(token, dtype=torch.bool).scatter_(1, place, layout.valid).reshape(-1, *shape)
+    return Lines(place, token, shape, valid, layout.grid if whole else None, axis)

@@ -1,0 +1,146 @@
+"""`asda new-plugin`: a small package that offers one plugin and passes the contract of its family as it is written.
+
+The files are made from `asda_core/templates`, where `$name` and its like are filled in.
+"""
+
+import argparse
+import keyword
+import re
+import shlex
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+
+from asda_core.catalog import Catalog, installed_catalog
+from asda_core.config_io import parse_value
+from asda_core.errors import AsdaError, PluginError
+from asda_core.files import write_text
+from asda_core.hookspecs import FAMILIES
+
+NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+"""What is an identifier, a name in YAML, and behind `asda-` one of a distribution."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between families beside the module itself.
+
+    Attributes:
+        check: the function of `asda_core.testing` that holds the contract.
+        options: arguments of a second check, for options other than the defaults.
+        use: how the plugin is used, for the README of its package.
+    """
+
+    check: str
+    options: str
+    use: str
+
+
+PRETRAIN = "Use it: `asda pretrain asda_tiny --data AUDIO --set {}=$name`, where AUDIO is a folder of sounds."
+KINDS = {
+    "mixer": Kind("check_mixer", "temperature=0.1", PRETRAIN.format("encoder.mixer")),
+    "front end": Kind("check_front_end", "num_bins=64", PRETRAIN.format("front_end")),
+    "objective": Kind("check_objective", 'mask={"hidden_share": 0.5}', PRETRAIN.format("objective")),
+    "adapter": Kind(
+        "check_adapter",
+        "first_layer=1",
+        "Use it: `asda_core.adapting.attach(adapter, encoder)` freezes an encoder, attaches what `build` gives, and\n"
+        "returns the new parameters, which are the ones to train.",
+    ),
+}
+"""Family -> what is written for it."""
+
+
+def add_new_plugin(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda new-plugin`."""
+    parser.add_argument("name", metavar="NAME", help="what configs will say, as in linear or my-linear")
+    parser.add_argument(
+        "--family", choices=[family.replace(" ", "-") for family in FAMILIES], default="mixer", help="(default: mixer)"
+    )
+    parser.add_argument("--into", type=Path, default=Path(), metavar="FOLDER", help="default: the current one")
+    parser.set_defaults(run=run_new_plugin)
+
+
+def run_new_plugin(parsed: argparse.Namespace) -> None:
+    """`asda new-plugin`."""
+    family = parsed.family.replace("-", " ")
+    name = plugin_name(parsed.name)
+    folder, written = write_plugin(family, name, parsed.into, installed_catalog())
+    print(f"{folder} offers the {family} {name!r}:")
+    for file in written:
+        print(f"  {file}")
+    print("Next, where pip is that of this environment:")
+    print(f"  cd {shlex.quote(str(folder))} && pip install -e '.[test]'")
+    print("  pytest && asda plugins")
+
+
+def plugin_name(given: str) -> str:
+    """The name as configs say it, `-` made `_`.
+
+    Raises:
+        PluginError: it cannot name a plugin, its module and its distribution.
+    """
+    name = given.replace("-", "_")
+    if not NAME.fullmatch(name):
+        raise PluginError(
+            f"{given!r} cannot be the name of a plugin: small letters and digits, a letter first, "
+            "words joined by single - or _, as in my-linear."
+        )
+    if keyword.iskeyword(name):
+        raise PluginError(f"{given!r} cannot be the name of a plugin: it is a word of Python.")
+    if parse_value(name) != name:
+        raise PluginError(f"{given!r} cannot be the name of a plugin: YAML reads it as {parse_value(name)!r}.")
+    return name
+
+
+def write_plugin(family: str, name: str, into: Path, catalog: Catalog) -> tuple[Path, list[Path]]:
+    """Write the package into `into/asda-NAME`; the folder and its files.
+
+    Args:
+        family: a key of `KINDS`.
+        name: as `plugin_name` gives it.
+        into: a folder; it is made if it is not there.
+        catalog: what is installed, so that no name is taken twice.
+
+    Raises:
+        PluginError: the name is taken.
+        AsdaError: the folder is there and not empty.
+        OSError: it cannot be written.
+    """
+    module = f"asda_{name}"
+    distribution = module.replace("_", "-")
+    if taken := catalog.offers.get((family, name)):
+        who = f"{taken.distribution} {taken.version}"
+        raise PluginError(f"the {family} name {name!r} is taken: {who} offers it. Choose another one.")
+    if find_spec(module) is not None:
+        raise PluginError(f"a module {module} is installed already, so {name!r} cannot be used. Choose another name.")
+    folder = into / distribution
+    if folder.is_dir() and any(folder.iterdir()):
+        raise AsdaError(f"{folder} is there and not empty; nothing was written.")
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = KINDS[family]
+    words = {
+        "name": name,
+        "Name": "".join(word.capitalize() for word in name.split("_")),
+        "module": module,
+        "distribution": distribution,
+        "family": family,
+        "hook": FAMILIES[family][0],
+        "check": kind.check,
+        "options": kind.options,
+        "use": Template(kind.use).substitute(name=name),
+    }
+    sources = {
+        "pyproject.toml": "pyproject.toml",
+        f"{module}.py": f"{family.replace(' ', '_')}.py",
+        f"test_{name}.py": "test.py",
+        "README.md": "README.md",
+    }
+    written = []
+    for target, source in sources.items():
+        template = files("asda_core").joinpath("templates", f"{source}.template").read_text(encoding="utf-8")
+        write_text(folder / target, Template(template).substitute(words))
+        written.append(folder / target)
+    return folder, written

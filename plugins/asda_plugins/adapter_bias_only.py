@@ -1,0 +1,78 @@
+"""Bias-only tuning (BitFit): of an encoder, nothing but the biases is adapted."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
+from asda_core.errors import ConfigError
+from asda_core.model.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class BiasOnlyConfig:
+    """No options: every bias of the encoder is adapted."""
+
+
+class Shifted(nn.Module):
+    """A bias b -> `b + difference`, the difference zero at first."""
+
+    def __init__(self, bias: Float[Tensor, "*shape"]) -> None:
+        super().__init__()
+        self.difference = nn.Parameter(torch.zeros_like(bias))
+
+    def forward(self, bias: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The adapted bias."""
+        return bias + self.difference
+
+
+class BiasOnlyAdapter:
+    """Adds a learned difference to every parameter named `bias` below the encoder: linear, norm and convolution.
+
+    The biases are parametrized: the frozen one stays the object it was, as `parametrizations.bias.original`.
+    `torch.nn.utils.parametrize.remove_parametrizations(layer, "bias")` adds the difference to it after training. A copy
+    of the encoder (`copy.deepcopy`) shares the classes of such layers with it, so that merging the one breaks the
+    other; and only its state can be pickled.
+
+    **Source**: BitFit (Ben Zaken et al. 2021), section 3.
+    **Differs**: there the biases themselves are trained. A difference gives the same outputs and, with plain gradient
+    steps, the same training; but the encoder stays bit-identical, so that one encoder serves many adapters, what is
+    trained is new by identity, as of every adapter, and weight decay pulls towards the encoder and not towards zero.
+    """
+
+    def attach(self, encoder: Encoder) -> None:
+        """Parametrize the biases.
+
+        Raises:
+            ConfigError: it is attached already.
+        """
+        modules = list(encoder.modules())
+        if any(isinstance(module, Shifted) for module in modules):
+            raise ConfigError("bias_only: it is attached already.")
+        found = {module: dict(module.named_parameters(recurse=False)).get("bias") for module in modules}
+        biases = {module: bias for module, bias in found.items() if bias is not None}
+        for module, bias in biases.items():
+            register_parametrization(module, "bias", Shifted(bias))
+
+
+def build(config: BiasOnlyConfig, context: AdapterContext) -> BiasOnlyAdapter:
+    """-> the adapter; widths are those of the biases that it finds."""
+    return BiasOnlyAdapter()
+
+
+@hookimpl
+def asda_adapters() -> Iterable[AdapterSpec[BiasOnlyConfig]]:
+    """Offer `bias_only`."""
+    return [
+        AdapterSpec(
+            name="bias_only",
+            config=BiasOnlyConfig,
+            build=build,
+            summary="a learned difference on every bias, and nothing else",
+            source="BitFit (Ben Zaken et al. 2021), section 3",
+        )
+    ]

@@ -1,0 +1,147 @@
+"""Bottleneck adapters of AAT: two small linear layers beside the MLP, or behind the mixer, or both."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
+from asda_core.errors import ConfigError
+from asda_core.layout import TokenLayout
+from asda_core.model.block import Block
+from asda_core.model.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """Settings of bottleneck adapters; the defaults are AAT^M, `behind_mixer` as well is AAT^MS.
+
+    Attributes:
+        ratio: hidden width over D.
+        beside_mlp: one in parallel with each MLP, reading the same input.
+        behind_mixer: one in series behind each mixer, with a skip around it.
+    """
+
+    ratio: float = 0.25
+    beside_mlp: bool = True
+    behind_mixer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ratio <= 0:
+            raise ConfigError(f"bottleneck: ratio must be positive, not {self.ratio}.")
+        if not (self.beside_mlp or self.behind_mixer):
+            raise ConfigError("bottleneck: nothing to attach; set beside_mlp: true or behind_mixer: true.")
+
+
+class Bottleneck(nn.Module):
+    """`W2 GELU(W1 u + b1) + b2`, with W2 and b2 zero at first.
+
+    **Source**: AAT (arXiv 2401.10544), released code: GELU exact, W1 as torch draws it, no scale, dropout or norm.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, hidden)
+        self.activation = nn.GELU()
+        self.up = nn.Linear(hidden, dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Narrow, bend, widen."""
+        widened: Tensor = self.up(self.activation(self.down(tokens)))
+        return widened
+
+
+class BesideMlp(nn.Module):
+    """`mlp(u) + A(u)`."""
+
+    def __init__(self, inner: nn.Module, adapter: Bottleneck) -> None:
+        super().__init__()
+        self.inner = inner
+        self.adapter = adapter
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Both read the same tokens."""
+        added: Tensor = self.inner(tokens, layout) + self.adapter(tokens)
+        return added
+
+
+class BehindMixer(nn.Module):
+    """`a + A(a)` with `a = mixer(u)`, inside the block's residual branch."""
+
+    def __init__(self, inner: nn.Module, adapter: Bottleneck) -> None:
+        super().__init__()
+        self.inner = inner
+        self.adapter = adapter
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Mix, then adapt."""
+        mixed: Tensor = self.inner(tokens, layout)
+        adapted: Tensor = mixed + self.adapter(mixed)
+        return adapted
+
+
+class BottleneckAdapter:
+    """Puts a `Bottleneck` beside the MLP and behind the mixer of every block.
+
+    **Source**: AAT (arXiv 2401.10544): spatial and MLP adapter, released code.
+    **Differs**: AAT's blocks are pre-norm, so both halves read normed tokens; in a post-norm block the MLP and what
+    stands beside it read the output of the first norm. AAT's unused adapter over the batch is left out.
+    """
+
+    def __init__(self, config: BottleneckConfig, dim: int) -> None:
+        self.config = config
+        self.dim = dim
+        self.hidden = int(dim * config.ratio)
+        if not self.hidden:
+            raise ConfigError(f"bottleneck: ratio {config.ratio} of encoder.dim {dim} leaves no hidden unit.")
+
+    def attach(self, encoder: Encoder) -> None:
+        """Wrap mixers and MLPs of the encoder.
+
+        Raises:
+            ConfigError: it is attached already, or there is no MLP to stand beside.
+        """
+        blocks = list(cast(Iterable[Block], encoder.blocks))
+        if any(isinstance(module, Bottleneck) for module in encoder.modules()):
+            raise ConfigError("bottleneck: it is attached already.")
+        if self.config.beside_mlp and any(block.mlp is None for block in blocks):
+            raise ConfigError(
+                "bottleneck: beside_mlp stands beside the MLP, and encoder.mlp_ratio 0 leaves it out; "
+                "set beside_mlp: false and behind_mixer: true."
+            )
+        for block in blocks:
+            if self.config.behind_mixer:
+                block.mixer = BehindMixer(block.mixer, self._make(block))
+            if self.config.beside_mlp and block.mlp is not None:
+                block.mlp = BesideMlp(block.mlp, self._make(block))
+
+    def _make(self, block: Block) -> Bottleneck:
+        """A new one, of the block's device and type."""
+        return Bottleneck(self.dim, self.hidden).to(next(block.parameters()))
+
+
+def build(config: BottleneckConfig, context: AdapterContext) -> BottleneckAdapter:
+    """Options and width -> the adapter."""
+    return BottleneckAdapter(config, context.dim)
+
+
+@hookimpl
+def asda_adapters() -> Iterable[AdapterSpec[BottleneckConfig]]:
+    """Offer `bottleneck`."""
+    return [
+        AdapterSpec(
+            name="bottleneck",
+            config=BottleneckConfig,
+            build=build,
+            summary="two small linear layers beside the MLP, behind the mixer, or both",
+            source="AAT (arXiv 2401.10544, ICASSP 2024), released code",
+        )
+    ]

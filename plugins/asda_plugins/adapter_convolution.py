@@ -1,0 +1,167 @@
+"""Convolutional adapters (ConvPass) as AI-CL uses them: a small 3x3 convolution over the time-frequency grid."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
+from asda_core.errors import ConfigError
+from asda_core.layout import TokenLayout
+from asda_core.model.block import Block
+from asda_core.model.encoder import Encoder
+
+QUICK_GELU_SLOPE = 1.702
+"""Of the sigmoid that stands in for the normal distribution. **Source**: Hendrycks & Gimpel 2016, section 2."""
+
+
+@dataclass(frozen=True)
+class ConvolutionConfig:
+    """Settings of convolutional adapters; the defaults are those of AI-CL's first task (later tasks: `width` 32).
+
+    Attributes:
+        width: channels of the convolution.
+        dropout: share of hidden units that are dropped behind it in training.
+        beside_mixer: one in parallel with each mixer, reading the same input.
+        beside_mlp: one in parallel with each MLP; blocks without an MLP get none.
+    """
+
+    width: int = 64
+    dropout: float = 0.1
+    beside_mixer: bool = True
+    beside_mlp: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ConfigError(f"convolution: width must be at least 1, not {self.width}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"convolution: dropout must lie in [0, 1), not {self.dropout}.")
+        if not (self.beside_mixer or self.beside_mlp):
+            raise ConfigError("convolution: nothing to attach; set beside_mixer: true or beside_mlp: true.")
+
+
+class GridConvolution(nn.Module):
+    """`W_up Dropout(QGELU(Conv3x3(QGELU(W_down u))))`, QGELU(x) = x sigmoid(1.702 x), with W_up zero at first.
+
+    A 3x3 neighbourhood on the grid of (time steps, bands); around it, and where tokens were dropped, there are zeros::
+
+        tokens ---- W_down ---- each at its place ---- convolution ---- taken from there ---- W_up
+        class tokens (and padding, which no other sees): each as a grid of its own, 1 x 1, the kernel's centre
+
+    **Source**: AI-CL (arXiv 2302.14314), released code: W_down and the kernel Xavier, all biases zero.
+    **Differs**: the release takes a full grid with exactly one class token in front. Its grid has the bands first, so
+    its kernels are ours transposed. ConvPass (Jie & Deng 2022) itself starts the kernel's centre at the identity.
+    """
+
+    def __init__(self, config: ConvolutionConfig, dim: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, config.width)
+        self.convolution = nn.Conv2d(config.width, config.width, kernel_size=3, padding=1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.up = nn.Linear(config.width, dim)
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.xavier_uniform_(self.convolution.weight)
+        nn.init.zeros_(self.up.weight)
+        for layer in (self.down, self.convolution, self.up):
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Narrow, look at the neighbours, widen."""
+        hidden = self._neighbours(quick_gelu(self.down(tokens)), layout)
+        widened: Tensor = self.up(self.dropout(quick_gelu(hidden)))
+        return widened
+
+    def _neighbours(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
+        """The convolution (B, N, h), at the place of each token."""
+        times, bands = layout.grid
+        nowhere = times * bands  # a last cell for all that must not be seen
+        place = layout.index.masked_fill(layout.is_class | ~layout.valid, nowhere)
+        place = place.unsqueeze(-1).expand_as(hidden)
+        cells = hidden.new_zeros(len(hidden), nowhere + 1, hidden.shape[-1]).scatter(1, place, hidden)
+        maps = cells[:, :nowhere].transpose(1, 2).reshape(len(hidden), -1, times, bands)
+        convolved = self.convolution(maps).flatten(2).transpose(1, 2)
+        there: Tensor = convolved.gather(1, place.clamp(max=nowhere - 1))
+        alone = linear(hidden, self.convolution.weight[:, :, 1, 1], self.convolution.bias)
+        return there.where(place < nowhere, alone)
+
+
+class Beside(nn.Module):
+    """`inner(u) + C(u)`."""
+
+    def __init__(self, inner: nn.Module, adapter: GridConvolution) -> None:
+        super().__init__()
+        self.inner = inner
+        self.adapter = adapter
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Both read the same tokens."""
+        added: Tensor = self.inner(tokens, layout) + self.adapter(tokens, layout)
+        return added
+
+
+class ConvolutionAdapter:
+    """Puts a `GridConvolution` beside the mixer and beside the MLP of every block.
+
+    **Source**: AI-CL (arXiv 2302.14314, Interspeech 2023), released code; ConvPass (Jie & Deng 2022).
+    **Differs**: both read normed tokens there; in a post-norm block they read what the mixer and the MLP read.
+    """
+
+    def __init__(self, config: ConvolutionConfig, dim: int) -> None:
+        self.config = config
+        self.dim = dim
+
+    def attach(self, encoder: Encoder) -> None:
+        """Wrap mixers and MLPs of the encoder.
+
+        Raises:
+            ConfigError: it is attached already, or there is nothing to stand beside.
+        """
+        blocks = list(cast(Iterable[Block], encoder.blocks))
+        if any(isinstance(module, GridConvolution) for module in encoder.modules()):
+            raise ConfigError("convolution: it is attached already.")
+        if not self.config.beside_mixer and all(block.mlp is None for block in blocks):
+            raise ConfigError(
+                "convolution: beside_mlp stands beside the MLP, and encoder.mlp_ratio 0 leaves it out; "
+                "set beside_mixer: true."
+            )
+        for block in blocks:
+            if self.config.beside_mixer:
+                block.mixer = Beside(block.mixer, self._make(block))
+            if self.config.beside_mlp and block.mlp is not None:
+                block.mlp = Beside(block.mlp, self._make(block))
+
+    def _make(self, block: Block) -> GridConvolution:
+        """A new one, of the block's device and type; it drops nothing while the block is in evaluation."""
+        return GridConvolution(self.config, self.dim).to(next(block.parameters())).train(block.training)
+
+
+def quick_gelu(values: Tensor) -> Tensor:
+    """`x sigmoid(1.702 x)`, close to GELU."""
+    return values * (QUICK_GELU_SLOPE * values).sigmoid()
+
+
+def build(config: ConvolutionConfig, context: AdapterContext) -> ConvolutionAdapter:
+    """Options and width -> the adapter."""
+    return ConvolutionAdapter(config, context.dim)
+
+
+@hookimpl
+def asda_adapters() -> Iterable[AdapterSpec[ConvolutionConfig]]:
+    """Offer `convolution`."""
+    return [
+        AdapterSpec(
+            name="convolution",
+            config=ConvolutionConfig,
+            build=build,
+            summary="a small 3x3 convolution over the time-frequency grid beside mixer and MLP",
+            source="AI-CL (arXiv 2302.14314, Interspeech 2023), released code; ConvPass (Jie & Deng 2022)",
+        )
+    ]

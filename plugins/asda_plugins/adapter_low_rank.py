@@ -1,0 +1,125 @@
+"""Low-rank adaptation (LoRA): a learned difference of low rank on the weights of linear layers."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
+from asda_core.errors import ConfigError
+from asda_core.model.block import Block
+from asda_core.model.encoder import Encoder
+
+Where = Literal["mixer", "mlp", "both"]
+
+
+@dataclass(frozen=True)
+class LowRankConfig:
+    """Settings of low-rank adaptation.
+
+    Rank 8 is that of the paper's RoBERTa runs. Alpha is 16 as in the released script for RoBERTa base on SST-2
+    (`roberta_base_sst2.sh`); the paper's appendix D has 8 there. Section 4.1: it acts much like the learning rate.
+
+    Attributes:
+        rank: of each difference; layers that are no wider, in or out, are left alone.
+        alpha: the difference is alpha / rank times B A.
+        where: whether the linear layers of the "mixer", of the "mlp" or of "both" are adapted.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    where: Where = "mixer"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"low_rank: rank must be at least 1, not {self.rank}.")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"low_rank: alpha must be a positive number, not {self.alpha}.")
+
+
+class LowRank(nn.Module):
+    """A weight W -> `W + (alpha / rank) B A`, with B zero at first.
+
+    **Source**: Hu et al. 2021, section 4.1; released code (A as torch draws a linear weight: Kaiming-uniform).
+    **Differs**: the paper draws A from a normal distribution. There is no dropout in front of A: the difference is
+    added to the weight and not to the output, so that it also works where a mixer reads `linear.weight`.
+    """
+
+    def __init__(self, weight: Float[Tensor, "out in"], rank: int, alpha: float) -> None:
+        super().__init__()
+        self.scale = alpha / rank
+        self.down = nn.Parameter(weight.new_empty(rank, weight.shape[1]))  # A
+        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))  # B
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """The adapted weight."""
+        return weight + self.scale * (self.up @ self.down)
+
+
+class LowRankAdapter:
+    """Adapts every `nn.Linear` below the mixer, or the MLP, of every block.
+
+    The weights are parametrized: the frozen one stays the object it was, as `parametrizations.weight.original`. To
+    merge after training, call for every such layer::
+
+        torch.nn.utils.parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+
+    A copy of the encoder (`copy.deepcopy`) shares the classes of such layers with it, so that merging the one breaks
+    the other; and only its state can be pickled.
+
+    **Source**: Hu et al. 2021, section 4.
+    **Differs**: the paper adapts the weights of queries and values alone. Here, where mixers differ and queries, keys
+    and values are one layer, it is all linear layers, each as a whole: A is shared between the parts of a fused one.
+    """
+
+    def __init__(self, config: LowRankConfig) -> None:
+        self.config = config
+
+    def attach(self, encoder: Encoder) -> None:
+        """Parametrize the weights.
+
+        Raises:
+            ConfigError: it is attached already, or there is no linear layer where it was told to look.
+        """
+        if any(isinstance(module, LowRank) for module in encoder.modules()):
+            raise ConfigError("low_rank: it is attached already.")
+        blocks = cast(Iterable[Block], encoder.blocks)
+        halves = [half for block in blocks for half in self._halves(block)]
+        found = {layer: None for half in halves for layer in half.modules() if isinstance(layer, nn.Linear)}
+        layers = [layer for layer in found if min(layer.weight.shape) > self.config.rank]
+        if not layers:
+            raise ConfigError(
+                f"low_rank: where: {self.config.where} finds no linear layer wider than rank: {self.config.rank} in "
+                "this encoder; `both` looks in mixers and MLPs (encoder.mlp_ratio 0 leaves the MLPs out)."
+            )
+        for layer in layers:
+            register_parametrization(layer, "weight", LowRank(layer.weight, self.config.rank, self.config.alpha))
+
+    def _halves(self, block: Block) -> list[nn.Module]:
+        """Those of a block that are adapted."""
+        halves = {"mixer": block.mixer, "mlp": block.mlp}
+        return [half for name, half in halves.items() if half is not None and self.config.where in (name, "both")]
+
+
+def build(config: LowRankConfig, context: AdapterContext) -> LowRankAdapter:
+    """Options -> the adapter; widths are those of the layers that it finds."""
+    return LowRankAdapter(config)
+
+
+@hookimpl
+def asda_adapters() -> Iterable[AdapterSpec[LowRankConfig]]:
+    """Offer `low_rank`."""
+    return [
+        AdapterSpec(
+            name="low_rank",
+            config=LowRankConfig,
+            build=build,
+            summary="a difference of low rank on the weights of linear layers; merges into them after training",
+            source="LoRA (Hu et al. 2021), section 4",
+        )
+    ]

@@ -1,0 +1,107 @@
+"""Deep visual prompts: learned tokens that every mixer sees, and that are thrown away behind it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
+from asda_core.errors import ConfigError
+from asda_core.layout import TokenLayout, insert_column
+from asda_core.model.block import INIT_STD, Block
+from asda_core.model.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Settings of prompts.
+
+    Attributes:
+        count: prompts per block. The default is ours: Jia et al. choose between 1 and 200 for each task.
+    """
+
+    count: int = 10
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"prompt: count must be at least 1, not {self.count}.")
+
+
+class PromptedMixer(nn.Module):
+    """`plain + gate * (prompted - plain)`, with `plain = mixer(u)` and `prompted = mixer([P; u])` without the prompts.
+
+    Prompts sit nowhere in the grid. They stand beside the class token, in front of it, or first where there is none,
+    and the layout counts them as class tokens, so that mixers which look at the grid treat them as global.
+
+    **Source**: Jia et al. 2022, section 3.2, VPT-deep.
+    **Differs**:
+
+    - The gate, one number per channel and zero at first, is ours: attention gives weight even to prompts of zeros, so
+      that attaching would change the output. With a gate of one it is Jia et al.'s; it costs two passes of the mixer,
+      before and after training.
+    - Prompts join at the mixer, in a pre-norm block behind the norm, and come from N(0, 0.02); there they join in
+      front of the norm and come from a uniform distribution. That they skip the MLP changes nothing: what
+      it makes of them is thrown away there too.
+    - The prompts of AAT's released code overwrite the first patches from the second block on, and its first block
+      never sees any (the result of the insertion is lost). Here every patch stays, and every block has prompts.
+    """
+
+    def __init__(self, inner: nn.Module, prompts: Float[Tensor, "one count dim"]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.prompts = nn.Parameter(prompts)
+        self.gate = nn.Parameter(prompts.new_zeros(prompts.shape[2]))
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Mix without and with prompts, and go from the one towards the other as far as the gate says."""
+        plain: Tensor = self.inner(tokens, layout)
+        column = 0 if layout.class_column is None else layout.class_column
+        count = self.prompts.shape[1]
+        joined = insert_column(tokens, self.prompts.expand(len(tokens), -1, -1).to(tokens), column)
+        prompted: Tensor = self.inner(joined, layout.with_class_token(column, count))
+        kept = torch.cat([prompted[:, :column], prompted[:, column + count :]], dim=1)
+        return plain + self.gate * (kept - plain)
+
+
+class PromptAdapter:
+    """Gives the mixer of every block its own prompts: see `PromptedMixer`."""
+
+    def __init__(self, config: PromptConfig, dim: int) -> None:
+        self.config = config
+        self.dim = dim
+
+    def attach(self, encoder: Encoder) -> None:
+        """Wrap the mixers of the encoder.
+
+        Raises:
+            ConfigError: it is attached already.
+        """
+        if any(isinstance(module, PromptedMixer) for module in encoder.modules()):
+            raise ConfigError("prompt: it is attached already.")
+        for block in cast(Iterable[Block], encoder.blocks):
+            prompts = torch.randn(1, self.config.count, self.dim) * INIT_STD
+            block.mixer = PromptedMixer(block.mixer, prompts.to(next(block.parameters())))
+
+
+def build(config: PromptConfig, context: AdapterContext) -> PromptAdapter:
+    """Options and width -> the adapter."""
+    return PromptAdapter(config, context.dim)
+
+
+@hookimpl
+def asda_adapters() -> Iterable[AdapterSpec[PromptConfig]]:
+    """Offer `prompt`."""
+    return [
+        AdapterSpec(
+            name="prompt",
+            config=PromptConfig,
+            build=build,
+            summary="learned tokens that every mixer sees, behind a gate",
+            source="VPT-deep (Jia et al. 2022), section 3.2; the gate is ours",
+        )
+    ]

@@ -1,0 +1,56 @@
+"""Grouped differential attention: few noise heads, each subtracted from several signal heads."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from asda_core.contracts import MixerContext, MixerSpec, hookimpl
+from asda_core.errors import ConfigError
+from asda_core.model.attention import Heads, Lambda, LambdaMode, SubtractiveAttention, lambda_by_depth
+
+
+@dataclass(frozen=True)
+class GroupedDifferentialConfig:
+    """Settings of grouped differential attention.
+
+    Attributes:
+        ratio: signal heads per noise head; the paper finds 3 to 4 best. `num_heads` must be a multiple.
+        lambda_mode, lambda_init, head_norm, qkv_bias: as of `differential_v1`.
+    """
+
+    ratio: int = 4
+    lambda_mode: LambdaMode = "vectors"
+    lambda_init: float | None = None
+    head_norm: bool = True
+    qkv_bias: bool = False
+
+
+def build(config: GroupedDifferentialConfig, context: MixerContext) -> SubtractiveAttention:
+    """`(A_i - lambda A'_(i // ratio)) v_i`: `num_heads` signal heads, `num_heads / ratio` noise heads.
+
+    **Source**: Grouped Differential Attention (arXiv 2510.06949).
+    **Differs**: the paper divides a fixed number of heads; here `num_heads` are signal and the noise heads come on top,
+    so that widths stay whole.
+    """
+    if config.ratio < 1 or context.num_heads % config.ratio:
+        raise ConfigError(
+            f"encoder.mixer.options.ratio {config.ratio} does not divide encoder.num_heads {context.num_heads}."
+        )
+    width = context.dim // context.num_heads
+    start = lambda_by_depth(context.layer) if config.lambda_init is None else config.lambda_init
+    weight = Lambda(config.lambda_mode, start, width, context.num_heads, context.dim)
+    shape = Heads(context.num_heads, context.num_heads // config.ratio, width, width)
+    return SubtractiveAttention(context.dim, shape, weight, config.head_norm, config.qkv_bias)
+
+
+@hookimpl
+def asda_mixers() -> Iterable[MixerSpec[GroupedDifferentialConfig]]:
+    """Offer `grouped_differential`."""
+    return [
+        MixerSpec(
+            name="grouped_differential",
+            config=GroupedDifferentialConfig,
+            build=build,
+            summary="few noise heads, each subtracted from several signal heads",
+            source="Grouped Differential Attention (arXiv 2510.06949)",
+        )
+    ]

@@ -1,0 +1,163 @@
+"""The selective scan: a linear recurrence whose decay and input depend on the token.
+
+    h_t = exp(step_t a) h_(t-1) + step_t u_t b_t        for each channel (E) and state (n)
+    y_t = sum over states of c_t h_t
+
+`chunked_scan` and `sequential_scan` are equal to rounding. The chunked one builds decays and inputs of 64 steps at a
+time, walks through them with one in-place operation per step, and reads them out with one product; for the gradient it
+keeps the state at the start of each chunk and computes the others again. It only ever multiplies by decays of at most
+1, so steps of any size are safe, which forms that divide by cumulated decays are not.
+
+Everything is time first, since one step is then one stretch of memory; both directions of a mixer lie side by side in
+the batch.
+
+**Source**: Gu and Dao 2023 (Mamba), equation 2 and section 3.3.2: exact for the decay, Euler for the input.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 64
+"""Steps whose states are held at once. Measured: 32 to 128 are equal within noise on a CPU."""
+FLOATS_PER_STEP = 2**14
+"""States that one operation updates: 64 KiB, so that a chunk of them stays in the cache of a core."""
+LOG2_E = math.log2(math.e)
+"""`exp(x) = exp2(x log2(e))`; exp2 is several times faster than exp on CPUs without Intel's vector library."""
+
+Steps = Float[Tensor, "steps rows channels"]
+States = Float[Tensor, "steps rows states"]
+Matrix = Float[Tensor, "rows states channels"]
+
+
+def sequential_scan(u: Steps, step: Steps, a: Matrix, b: States, c: States) -> Steps:
+    """The recurrence as it is written; arguments as of `chunked_scan`. Slow: for tests and to read."""
+    state = torch.zeros_like(a)
+    outputs = []
+    for now in range(len(u)):
+        decay = (step[now].unsqueeze(1) * a).exp()
+        state = decay * state + (step[now] * u[now]).unsqueeze(1) * b[now].unsqueeze(2)
+        outputs.append((state * c[now].unsqueeze(2)).sum(dim=1))
+    return torch.stack(outputs)
+
+
+def chunked_scan(u: Steps, step: Steps, a: Matrix, b: States, c: States) -> Steps:
+    """The same, a chunk at a time.
+
+    Args:
+        u: input (N, R, E) of each channel; R rows are clips times directions.
+        step: how far the state moves at each token, not negative.
+        a: (R, n, E) rates of decay, negative.
+        b, c: (N, R, n) how the input enters the states, and how they are read.
+
+    Returns:
+        (N, R, E)
+    """
+    output: Tensor = _ChunkedScan.apply(u, step, a, b, c)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _ChunkedScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        output = torch.empty_like(u)
+        starts = u.new_zeros(-(-len(u) // CHUNK), *a.shape)  # the state before each chunk
+        for rows in _groups(a):
+            inputs = [each[:, rows] for each in (u, step, b, c)]
+            _forward(inputs, a[rows], output[:, rows], starts[:, rows])
+        ctx.save_for_backward(u, step, a, b, c, starts)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        u, step, a, b, c, starts = ctx.saved_tensors
+        grads = [torch.empty_like(each) for each in (u, step, b, c)]
+        grad_a = torch.zeros_like(a)
+        for rows in _groups(a):
+            inputs = [each[:, rows] for each in (u, step, b, c)]
+            outputs = [each[:, rows] for each in grads]
+            _backward(inputs, grad[:, rows], starts[:, rows], a[rows], outputs, grad_a[rows])
+        grad_u, grad_step, grad_b, grad_c = grads
+        return grad_u, grad_step, grad_a, grad_b, grad_c
+
+
+def _groups(a: Tensor) -> list[slice]:
+    """Rows that are walked together: on a CPU few enough that what they hold stays in the cache."""
+    together = len(a) if a.is_cuda else max(1, FLOATS_PER_STEP // a[0].numel())
+    return [slice(first, first + together) for first in range(0, len(a), together)]
+
+
+def _chunks(steps: int) -> list[slice]:
+    return [slice(first, min(first + CHUNK, steps)) for first in range(0, steps, CHUNK)]
+
+
+def _forward(inputs: list[Tensor], a: Tensor, output: Tensor, starts: Tensor) -> None:
+    """Fill `output`, and `starts` with the state before each chunk."""
+    u, step, b, c = inputs
+    decay, states = (u.new_empty(min(CHUNK, len(u)), *a.shape) for _ in range(2))
+    state = torch.zeros_like(a)
+    for number, part in enumerate(_chunks(len(u))):
+        starts[number] = state
+        size = part.stop - part.start
+        _walk(u[part], step[part], a * LOG2_E, b[part], starts[number], decay[:size], states[:size])
+        output[part] = torch.matmul(c[part].unsqueeze(2), states[:size]).squeeze(2)
+        state = states[size - 1]
+
+
+def _backward(
+    inputs: list[Tensor], grad: Tensor, starts: Tensor, a: Tensor, outputs: list[Tensor], grad_a: Tensor
+) -> None:
+    """Fill the gradients of u, step, b and c, and add that of a; last chunk first."""
+    buffers = tuple(grad.new_empty(min(CHUNK, len(grad)), *a.shape) for _ in range(3))
+    carried = torch.zeros_like(a)  # gradient of the state at the end of the chunk
+    for number, part in reversed(list(enumerate(_chunks(len(grad))))):
+        chunk = [each[part] for each in inputs]
+        out = [each[part] for each in outputs]
+        carried = _chunk_backward(chunk, grad[part], a, starts[number], carried, buffers, out, grad_a)
+
+
+def _walk(u: Tensor, step: Tensor, rate: Tensor, b: Tensor, state: Tensor, decay: Tensor, states: Tensor) -> None:
+    """Fill `decay` and `states` (Q, R, n, E) of a chunk; `rate` is `a log2(e)`, `state` what stood before it."""
+    torch.mul(step.unsqueeze(2), rate, out=decay)
+    torch.exp2(decay, out=decay)
+    torch.mul((step * u).unsqueeze(2), b.unsqueeze(3), out=states)
+    for now in range(len(states)):
+        torch.addcmul(states[now], decay[now], state, out=states[now])
+        state = states[now]
+
+
+def _chunk_backward(
+    chunk: list[Tensor],
+    grad: Tensor,
+    a: Tensor,
+    start: Tensor,
+    carried: Tensor,
+    buffers: tuple[Tensor, ...],
+    out: list[Tensor],
+    grad_a: Tensor,
+) -> Tensor:
+    """Gradients of one chunk into `out` (of u, step, b, c) and onto `grad_a`; returns the gradient of `start`."""
+    u, step, b, c = chunk
+    decay, states, back = (buffer[: len(u)] for buffer in buffers)
+    _walk(u, step, a * LOG2_E, b, start, decay, states)
+    grad_u, grad_step, grad_b, grad_c = out
+    grad_c.copy_(torch.matmul(states, grad.unsqueeze(3)).squeeze(3))
+    torch.mul(c.unsqueeze(3), grad.unsqueeze(2), out=back)
+    back[-1] += carried
+    for now in range(len(back) - 2, -1, -1):  # back[t] becomes the gradient of state t
+        torch.addcmul(back[now], decay[now + 1], back[now + 1], out=back[now])
+    grad_b.copy_(torch.matmul(back, (step * u).unsqueeze(3)).squeeze(3))
+    entered = torch.matmul(b.unsqueeze(2), back).squeeze(2)  # gradient of step * u
+    torch.mul(entered, step, out=grad_u)
+    before = decay[0] * back[0]
+    decay *= back  # from here on: gradient of decay, times decay
+    decay[1:] *= states[:-1]
+    decay[0] *= start
+    grad_a += (decay * step.unsqueeze(2)).sum(dim=0)
+    torch.addcmul((decay * a).sum(dim=2), entered, u, out=grad_step)
+    return before

@@ -1,0 +1,127 @@
+"""Two-simplicial attention on a spectrogram: each token attends pairs of one token of its column and one of its row.
+
+Experimental: no published result on audio is known.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from asda_core.contracts import MixerContext, MixerSpec, hookimpl
+from asda_core.layout import TokenLayout
+from asda_core.model.block import init_linear_layers
+from asda_core.model.lines import Lines, lines_of
+
+
+@dataclass(frozen=True)
+class TwoSimplicialConfig:
+    """Settings of two-simplicial attention: whether the five linear maps have a bias, and the epsilon of the norms."""
+
+    qkv_bias: bool = True
+    norm_eps: float = 1e-5
+
+
+class TwoSimplicialAttention(nn.Module):
+    """`softmax over (j, k) of sum_c q_c k_jc k'_kc / sqrt(d)`, applied to `v_j * v'_k`.
+
+    j runs through the token's time step (M bands), k through its band (T steps), so there are N^2 triples. Class tokens
+    belong to every row and column; a class token itself takes j from all tokens and k from the class tokens.
+    k' and v' are normed per head, since products of three unbounded factors are unstable.
+
+    **Source**: 2-simplicial attention (arXiv 2507.02754), equations of the trilinear form.
+    **Differs**: the paper lets j and k run through windows of a text; row and column are ours.
+    """
+
+    def __init__(self, config: TwoSimplicialConfig, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.maps_in = nn.Linear(dim, 5 * dim, bias=config.qkv_bias)
+        self.key_norm = nn.RMSNorm(dim // num_heads, eps=config.norm_eps)
+        self.value_norm = nn.RMSNorm(dim // num_heads, eps=config.norm_eps)
+        self.proj = nn.Linear(dim, dim)
+        init_linear_layers(self)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Let every token attend the pairs of its column and row."""
+        split = self.maps_in(tokens).unflatten(2, (5, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, key2, value, value2 = split
+        query = query * query.shape[-1] ** -0.5
+        key2, value2 = self.key_norm(key2), self.value_norm(value2)
+
+        def parts(each: Tensor) -> tuple[Tensor, Tensor]:
+            return layout.without_class(each, axis=2), layout.only_class(each, axis=2)
+
+        pairs = [parts(each) for each in (key, key2, value, value2)]
+        mixed = _patches(parts(query)[0], pairs, layout.without_class_token())
+        if layout.class_column is not None:
+            anchors = parts(query)[1][:, :, :, None] * pairs[1][1][:, :, None]  # (B, H, c, k, d)
+            scores = anchors @ key.transpose(-2, -1)[:, :, None]
+            weights = _softmax(scores.masked_fill(~layout.valid[:, None, None, None], -torch.inf))
+            heard = (weights @ value[:, :, None] * pairs[3][1][:, :, None]).sum(dim=3)
+            mixed = layout.with_class(mixed, heard, axis=2)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return projected
+
+
+def _patches(
+    query: Tensor,
+    pairs: list[tuple[Tensor, Tensor]],
+    layout: TokenLayout,
+) -> Tensor:
+    """What patches hear (B, H, N, d); of both keys and both values, those of patches and those of class tokens."""
+    key, key2, value, value2 = pairs
+    rows, columns = lines_of(layout, "bands"), lines_of(layout, "times")
+    slots = columns.shape[1]
+    in_column = columns.spread(query)[..., None, :] * _with_class(columns, *key)[..., None, :, :]  # (.., slots, j, d)
+    anchors = rows.spread(columns.collect(in_column))  # (B, H, bands, slots, j, d)
+    scores = anchors @ _with_class(rows, *key2)[:, :, :, None].transpose(-2, -1)  # (.., slots, j, k)
+    seen_j = _seen(columns, key[1])[:, None, :, None].expand(-1, -1, -1, slots, -1)  # (B, 1, times, slots, j)
+    seen = rows.spread(columns.collect(seen_j))[..., None] & _seen(rows, key[1])[:, None, :, None, None]
+    weights = _softmax(scores.masked_fill(~seen, -torch.inf))
+    second = columns.spread(rows.collect(weights @ _with_class(rows, *value2)[:, :, :, None]))  # (.., slots, j, d)
+    return columns.collect((second * _with_class(columns, *value)[..., None, :, :]).sum(dim=4))
+
+
+def _with_class(lines: Lines, patches: Tensor, class_tokens: Tensor) -> Tensor:
+    """Each line with the class tokens at its end: (B, H, lines, slots + c, d)."""
+    table = lines.spread(patches)
+    return torch.cat([table, class_tokens[:, :, None].expand(-1, -1, table.shape[2], -1, -1)], dim=3)
+
+
+def _seen(lines: Lines, class_tokens: Tensor) -> Tensor:
+    """True where a line has something to attend: (B, lines, slots + c)."""
+    valid = lines.valid
+    return torch.cat([valid, valid.new_ones(*valid.shape[:2], class_tokens.shape[2])], dim=2)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the last two axes together; zeros where nothing is seen, as padding may."""
+    flat = scores.flatten(-2)
+    highest = flat.amax(dim=-1, keepdim=True).detach().clamp(min=torch.finfo(flat.dtype).min)
+    weights = (flat - highest).exp()
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
+    return weights.view_as(scores)
+
+
+def build(config: TwoSimplicialConfig, context: MixerContext) -> TwoSimplicialAttention:
+    """Options and widths -> the mixer."""
+    return TwoSimplicialAttention(config, context.dim, context.num_heads)
+
+
+@hookimpl
+def asda_mixers() -> Iterable[MixerSpec[TwoSimplicialConfig]]:
+    """Offer `two_simplicial`."""
+    return [
+        MixerSpec(
+            name="two_simplicial",
+            config=TwoSimplicialConfig,
+            build=build,
+            summary="experimental: attends pairs of a token of its column and one of its row",
+            source="2-simplicial attention (arXiv 2507.02754); row x column form is ours",
+        )
+    ]

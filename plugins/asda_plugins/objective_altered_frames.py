@@ -1,0 +1,212 @@
+"""Altered frames: the encoder sees a damaged spectrogram and tells, token by token, what stood there.
+
+    features --> altered --> embed, encode (all tokens) --> linear --> patches
+        |                                                                | L1, all tokens
+        +--> patches ----------------------------------------------------+
+
+Three alterations, in this order::
+
+    time       . . . 0 0 0 0 0 0 0 . . .    spans of frames, with one fate per clip: 80 % zero, 10 % other frames
+    channel    a band of neighbouring bins is zero in every frame of a clip
+    magnitude  with some probability, noise on the whole batch
+
+**Source**: Gauy and Finger, Audio MFCC-gram Transformers (STIL 2021, arXiv 2210.14085), released code, which follows
+TERA (Liu et al. 2021) and Mockingjay (Liu et al. 2020) as s3prl has them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimpl
+from asda_core.errors import ConfigError
+from asda_core.model.encoder import Encoder
+from asda_core.model.patches import patch_values
+
+ZEROED, REPLACED = 0.8, 0.1
+"""Shares of the clips whose spans become zero, and other frames; the rest stay. **Source**: released code, s3prl."""
+
+
+@dataclass(frozen=True)
+class AlteredFramesConfig:
+    """Settings of altered frames.
+
+    The defaults are TERA's time and channel alteration, its model `T_F`. Confirmed in s3prl's settings of `T-F-M`:
+    0.15, 7, 0.2, and 0.15 for noise. Not confirmed is what the MFCC-gram paper chose: all shares default to 0 in its
+    released code, and the main script runs noise alone, (0, 0, 0.1), which is `released`.
+
+    Attributes:
+        time_share: about this share of the frames is altered; spans may overlap, so 0.15 alters 0.145.
+        span_frames: length of a span; a shorter clip is one span.
+        channel_share: the altered band is up to this share of the bins wide, every width from 0 on being as likely.
+        noise_probability: how often a batch is given noise.
+        noise_std: of the noise, in units of the features. 0.2 is much for normalised features and nothing for MFCCs in
+            dB, on which the release adds it.
+    """
+
+    time_share: float = 0.15
+    span_frames: int = 7
+    channel_share: float = 0.2
+    noise_probability: float = 0.0
+    noise_std: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("time_share", "channel_share", "noise_probability"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"objective.options.{name} must lie between 0 and 1, not {value}.")
+        if self.span_frames < 1:
+            raise ConfigError(f"objective.options.span_frames must be at least 1, not {self.span_frames}.")
+        if not 0 <= self.noise_std < float("inf"):
+            raise ConfigError(f"objective.options.noise_std must not be negative, not {self.noise_std}.")
+        if not (self.time_share or self.channel_share or self.noise_probability):
+            raise ConfigError("objective.options must alter something: time_share, channel_share or noise_probability.")
+
+
+@dataclass(frozen=True)
+class Alteration:
+    """What is done to a batch; the steps follow in the order of the attributes.
+
+    Attributes:
+        source: (B, T) the frame that stands at each place; its own number where nothing is replaced.
+        zero_frames: (B, T) True where a frame becomes zero.
+        zero_bins: (B, F) True where a bin becomes zero in all frames.
+        noise: (B, F, T) what is added; None for none.
+    """
+
+    source: Int[Tensor, "batch frames"]
+    zero_frames: Bool[Tensor, "batch frames"]
+    zero_bins: Bool[Tensor, "batch bins"]
+    noise: Float[Tensor, "batch bins frames"] | None
+
+    def apply(self, features: Float[Tensor, "batch bins frames"]) -> Float[Tensor, "batch bins frames"]:
+        """The altered features, on their device."""
+        device = features.device
+        altered = features.gather(2, self.source.to(device).unsqueeze(1).expand_as(features))
+        altered = altered.masked_fill(self.zero_frames.to(device).unsqueeze(1), 0.0)
+        altered = altered.masked_fill(self.zero_bins.to(device).unsqueeze(2), 0.0)
+        return altered if self.noise is None else altered + self.noise.to(altered)
+
+
+class AlteredFrames(nn.Module):
+    """The head, and the loss on all tokens.
+
+    **Differs** from the release, where no span reaches the last frame and no band the last bin.
+    """
+
+    def __init__(self, config: AlteredFramesConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        shape = encoder.config
+        self.head = nn.Linear(shape.dim, shape.patch_frames * shape.patch_bins)
+        nn.init.xavier_uniform_(self.head.weight)
+
+    def loss(
+        self, encoder: Encoder, features: Float[Tensor, "batch bins frames"], generator: torch.Generator
+    ) -> Losses:
+        """Draw an alteration, then `loss_for`."""
+        batch, bins, frames = features.shape
+        alteration = draw_alteration((batch, bins, frames), self.config, generator)
+        return self.loss_for(encoder, features, alteration.apply(features))
+
+    def loss_for(
+        self,
+        encoder: Encoder,
+        features: Float[Tensor, "batch bins frames"],
+        altered: Float[Tensor, "batch bins frames"],
+    ) -> Losses:
+        """The loss for given altered features.
+
+        Args:
+            encoder: sees the altered features.
+            features: what it has to tell.
+            altered: what it sees.
+
+        Returns:
+            L1 over all values of all patches. Of its parts, `altered` and `unaltered` are the same over the values
+            that differ in what the encoder saw and over those that do not (0 where there are none), and
+            `altered_share` is the share of the former.
+        """
+        encoded = encoder.encode(*encoder.embed(altered))
+        error = (self.head(encoded.tokens) - patch_values(features, encoder.config)).float().abs()
+        with torch.no_grad():
+            places = patch_values(altered != features, encoder.config)
+            parts = {"altered": mean_at(error, places), "unaltered": mean_at(error, ~places)}
+            parts["altered_share"] = places.float().mean()
+        return Losses(error.mean(), parts)
+
+    def after_step(self, encoder: Encoder, step: int) -> None:
+        """Nothing follows the encoder here."""
+
+
+def draw_alteration(shape: tuple[int, int, int], config: AlteredFramesConfig, generator: torch.Generator) -> Alteration:
+    """Draw what is done to a batch of (clips, bins, frames), on the CPU."""
+    batch, bins, frames = shape
+    source, zero_frames = draw_spans(batch, frames, config, generator)
+    zero_bins = draw_bands(batch, bins, config.channel_share, generator)
+    noise = None
+    if float(torch.rand((), generator=generator)) < config.noise_probability:
+        noise = torch.randn(shape, generator=generator) * config.noise_std
+    return Alteration(source, zero_frames, zero_bins, noise)
+
+
+def draw_spans(
+    batch: int, frames: int, config: AlteredFramesConfig, generator: torch.Generator
+) -> tuple[Int[Tensor, "batch frames"], Bool[Tensor, "batch frames"]]:
+    """`source` and `zero_frames` of an `Alteration`: spans at different places, with one fate per clip.
+
+    The share is rounded to whole spans: 7 for 319 frames, none for clips of 23 and fewer by default. Replaced spans
+    are copies of spans drawn anywhere in the clip.
+    """
+    span = min(config.span_frames, frames)
+    num_starts = frames - span + 1
+    count = min(round(frames * config.time_share / span), num_starts)
+    starts, origins = (torch.rand(batch, num_starts, generator=generator).topk(count).indices for _ in range(2))
+    fate = torch.rand(batch, 1, generator=generator)
+    own = torch.arange(frames)
+    if not count:
+        return own.repeat(batch, 1), torch.zeros(batch, frames, dtype=torch.bool)
+    behind = own - starts.unsqueeze(2)  # (B, spans, T)
+    covers = (behind >= 0) & (behind < span)
+    chosen = covers.any(dim=1)
+    # Where spans overlap, the first drawn counts.
+    origin = (origins - starts).gather(1, covers.to(torch.uint8).argmax(dim=1)) + own
+    replaced = chosen & (fate >= ZEROED) & (fate < ZEROED + REPLACED)
+    return torch.where(replaced, origin, own), chosen & (fate < ZEROED)
+
+
+def draw_bands(batch: int, bins: int, share: float, generator: torch.Generator) -> Bool[Tensor, "batch bins"]:
+    """`zero_bins` of an `Alteration`: one band per clip, 0 to `round(bins * share)` wide, anywhere it fits."""
+    width = torch.randint(round(bins * share) + 1, (batch, 1), generator=generator)
+    place = torch.rand(batch, 1, generator=generator, dtype=torch.float64)
+    first = (place * (bins - width + 1)).long()
+    number = torch.arange(bins)
+    return (number >= first) & (number < first + width)
+
+
+def mean_at(error: Tensor, places: Tensor) -> Tensor:
+    """Mean of the errors at given places; 0 if there are none."""
+    return (error * places).sum() / places.sum().clamp(min=1)
+
+
+def build(config: AlteredFramesConfig, context: ObjectiveContext) -> AlteredFrames:
+    """Options and encoder -> the objective."""
+    return AlteredFrames(config, context.encoder)
+
+
+@hookimpl
+def asda_objectives() -> Iterable[ObjectiveSpec[AlteredFramesConfig]]:
+    """Offer `altered_frames`."""
+    return [
+        ObjectiveSpec(
+            name="altered_frames",
+            config=AlteredFramesConfig,
+            build=build,
+            summary="reconstruct spectrograms with frames and bands zeroed or replaced, and noise",
+            source="Gauy and Finger 2021 (arXiv 2210.14085), released code; TERA (Liu et al. 2021), s3prl",
+            released={"time_share": 0.0, "channel_share": 0.0, "noise_probability": 0.1},
+        )
+    ]

@@ -1,0 +1,228 @@
+"""Masked patches: tell the patches of a clip apart, and paint them, from what the encoder makes of their places.
+
+    features --> patches --> some replaced by a mask token --> encoder --+--> predict --> which patch is it?   (InfoNCE)
+                    |                                                    +--> paint ----> its values           (MSE)
+                    +--> values of the hidden patches = targets ------------------^
+
+**Source**: SSAST (Gong et al. 2022), sections 2.2 and 2.3, released code; SSAMBA (Shams et al. 2024) uses it unchanged.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimpl
+from asda_core.errors import ConfigError
+from asda_core.layout import take
+from asda_core.model.encoder import Encoder
+from asda_core.model.patches import patch_values
+
+PUBLISHED_SHARE = 400 / 512
+"""Patches that are hidden: 400 of the 512 of 10 s (SSAMBA: 250, 300 or 400)."""
+
+
+@dataclass(frozen=True)
+class MaskedPatchConfig:
+    """Settings of masked-patch modelling; the defaults are SSAST's.
+
+    Attributes:
+        masked_share: share of the patches that are hidden.
+        pattern: "clusters" of neighbouring patches (the patch models), or "uniform" (the frame models).
+        cluster_sides: smallest and largest side of a cluster, drawn once per clip.
+        biased_clusters: draws clusters as the release does: the first patch is never hidden, hardly ever the last,
+            clusters grow upwards and later only and wrap around the end into the next band, so that the lowest band
+            is hidden half as often as the middle.
+        normalise_over: "predictions" asks, for each target, which prediction is its own, as released; "targets" asks,
+            for each prediction, which target is its own, as equation 1 of the paper has it.
+        discriminative_weight, generative_weight: of the two losses; a loss of weight 0 is not computed.
+        one_mask: whether both losses share one mask and one pass; the release draws a mask and runs the encoder for
+            each, which costs twice as much.
+    """
+
+    masked_share: float = PUBLISHED_SHARE
+    pattern: Literal["clusters", "uniform"] = "clusters"
+    cluster_sides: tuple[int, int] = (3, 5)
+    biased_clusters: bool = False
+    normalise_over: Literal["predictions", "targets"] = "predictions"
+    discriminative_weight: float = 1.0
+    generative_weight: float = 10.0
+    one_mask: bool = False
+
+    def __post_init__(self) -> None:
+        low, high = self.cluster_sides
+        weights = (self.discriminative_weight, self.generative_weight)
+        for right, message in (
+            (0 < self.masked_share < 1, f"masked_share must lie between 0 and 1, not {self.masked_share}."),
+            (1 <= low <= high, f"cluster_sides must be two sides, smallest first, not {self.cluster_sides}."),
+            (min(weights) >= 0 and max(weights) > 0, f"weights must not be negative, nor both 0, not {weights}."),
+        ):
+            if not right:
+                raise ConfigError(f"objective.options.{message}")
+
+
+class MaskedPatch(nn.Module):
+    """Mask token, two heads and the two losses."""
+
+    def __init__(self, config: MaskedPatchConfig, context: ObjectiveContext) -> None:
+        super().__init__()
+        shape = context.encoder.config
+        if (shape.step_frames, shape.step_bins) != (shape.patch_frames, shape.patch_bins):
+            raise ConfigError(
+                "masked_patch needs patches side by side: a hidden patch that overlaps others is not hidden."
+            )
+        self.config = config
+        self.mask_token = nn.Parameter(torch.empty(1, 1, shape.dim))
+        nn.init.xavier_normal_(self.mask_token)
+        values = shape.patch_frames * shape.patch_bins
+        self.predict, self.paint = (_head(shape.dim, values) for _ in range(2))
+
+    def loss(
+        self,
+        encoder: Encoder,
+        features: Float[Tensor, "batch bins frames"],
+        generator: torch.Generator,
+    ) -> Losses:
+        """Draw the masks, then `loss_for`."""
+        grid = encoder.config.grid(*features.shape[1:])
+        if grid[0] * grid[1] < 2:
+            raise ConfigError(f"clips of {features.shape[2]} frames hold fewer than two patches.")
+        first = draw_masked(grid, len(features), self.config, generator)
+        second = first if self.config.one_mask else draw_masked(grid, len(features), self.config, generator)
+        return self.loss_for(encoder, features, first.to(features.device), second.to(features.device))
+
+    def loss_for(
+        self,
+        encoder: Encoder,
+        features: Float[Tensor, "batch bins frames"],
+        to_tell: Int[Tensor, "batch masked"],
+        to_paint: Int[Tensor, "batch masked2"],
+    ) -> Losses:
+        """The losses for given masks.
+
+        Args:
+            encoder: the model that learns.
+            features: a batch of clips.
+            to_tell: columns of the patches that are hidden in the discriminative pass, in any order.
+            to_paint: likewise in the generative pass; the same tensor shares the pass.
+        """
+        values = patch_values(features, encoder.config)
+        total = values.new_zeros(())
+        parts: dict[str, Tensor] = {}
+        if self.config.discriminative_weight:
+            seen = self._encoded(encoder, features, to_tell)
+            loss, accuracy = contrast(take(values, to_tell), self.predict(seen), self.config.normalise_over)
+            total = total + self.config.discriminative_weight * loss
+            parts |= {"discriminative": loss.detach(), "accuracy": accuracy}
+        if self.config.generative_weight:
+            if to_paint is not to_tell or not self.config.discriminative_weight:
+                seen = self._encoded(encoder, features, to_paint)
+            loss = (self.paint(seen).float() - take(values, to_paint)).square().mean()
+            total = total + self.config.generative_weight * loss
+            parts["generative"] = loss.detach()
+        return Losses(total, parts)
+
+    def after_step(self, encoder: Encoder, step: int) -> None:
+        """Nothing follows the encoder."""
+
+    def _encoded(self, encoder: Encoder, features: Tensor, masked: Tensor) -> Tensor:
+        """What the encoder makes of the places (B, M) whose patches it does not see."""
+        tokens, layout = encoder.embed(features)
+        hidden = torch.zeros_like(layout.index, dtype=torch.bool).scatter(1, masked, True)
+        blank = (self.mask_token + encoder.patches.positions(layout.grid)).to(tokens)
+        encoded = encoder.encode(torch.where(hidden.unsqueeze(-1), blank, tokens), layout)
+        return take(encoded.tokens, masked)
+
+
+def contrast(
+    targets: Float[Tensor, "batch masked values"],
+    predictions: Float[Tensor, "batch masked values"],
+    normalise_over: Literal["predictions", "targets"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """InfoNCE over the hidden patches of each clip, by plain products without a temperature; and the accuracy.
+
+    The accuracy is the share of predictions whose own target has the highest (normalised) score among the targets:
+    what the release logs, which over "predictions" is no top-1 of what it trains.
+
+    **Source**: SSAST, equation 1 ("targets"); released code ("predictions").
+    """
+    scores = targets.float() @ predictions.float().transpose(1, 2)  # (B, M, M): targets x predictions
+    likely = scores.log_softmax(dim=2 if normalise_over == "predictions" else 1)
+    right = likely.detach().argmax(dim=1) == torch.arange(scores.shape[2], device=scores.device)
+    return -likely.diagonal(dim1=1, dim2=2).mean(), right.float().mean()
+
+
+def draw_masked(
+    grid: tuple[int, int], num_clips: int, config: MaskedPatchConfig, generator: torch.Generator
+) -> Int[Tensor, "clips masked"]:
+    """Columns of the hidden patches, in raster order; as many in every clip.
+
+    Clusters are put down at random until enough is covered; the surplus of the last one is left out at random. They
+    may reach over the edge of the grid, so that every patch is hidden equally often.
+    """
+    times, bands = grid
+    size = times * bands
+    masked = min(size - 1, max(1, round(size * config.masked_share)))
+    luck = torch.rand(num_clips, size, generator=generator)
+    if config.pattern == "uniform":
+        return luck.topk(masked, dim=1).indices.sort(dim=1).values
+    low, high = config.cluster_sides
+    side = torch.randint(low, high + 1, (num_clips, 1, 1), generator=generator)
+    if config.biased_clusters:
+        covered = _covered_as_released(grid, side, generator)
+        counts = (covered.unsqueeze(2) <= torch.arange(size)).sum(dim=1)  # (B, draws): covered after so many
+        last = (counts <= masked).sum(dim=1, keepdim=True)  # the draw that makes them more than enough
+        columns = torch.arange(size)
+        by_release = columns % bands * times + columns // bands  # its number, band by band: the highest are left out
+        return ((covered > last) * size + by_release).argsort(dim=1)[:, :masked].sort(dim=1).values
+    drawn = size * 2
+    time = torch.rand(num_clips, drawn, 1, generator=generator) * (times + side - 1) - (side - 1)
+    band = torch.rand(num_clips, drawn, 1, generator=generator) * (bands + side - 1) - (side - 1)
+    columns = torch.arange(size)
+    after_time, after_band = columns // bands - time.floor(), columns % bands - band.floor()
+    inside = (after_time >= 0) & (after_time < side) & (after_band >= 0) & (after_band < side)  # (B, draws, N)
+    return (_first(inside) + luck).topk(masked, dim=1, largest=False).indices.sort(dim=1).values
+
+
+def _covered_as_released(grid: tuple[int, int], side: Tensor, generator: torch.Generator) -> Tensor:
+    """The draw (B, N) at which each patch is first covered by a cluster of the release."""
+    times, bands = grid
+    size = times * bands
+    start = torch.randint(size, (len(side), size, 1), generator=generator)
+    columns = torch.arange(size)
+    number = columns % bands * times + columns // bands  # the release counts band by band
+    after = number - start
+    inside = (after >= 0) & (after // times < side) & (after % times < side) & (number > 0)
+    return _first(inside)
+
+
+def _first(inside: Tensor) -> Tensor:
+    """The first draw (B, N) that is True (B, draws, N); the number of draws where none is."""
+    return torch.where(inside.any(dim=1), inside.int().argmax(dim=1), inside.shape[1])
+
+
+def _head(dim: int, values: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, values))
+
+
+def build(config: MaskedPatchConfig, context: ObjectiveContext) -> MaskedPatch:
+    """Options and encoder -> the objective."""
+    return MaskedPatch(config, context)
+
+
+@hookimpl
+def asda_objectives() -> Iterable[ObjectiveSpec[MaskedPatchConfig]]:
+    """Offer `masked_patch`."""
+    return [
+        ObjectiveSpec(
+            name="masked_patch",
+            config=MaskedPatchConfig,
+            build=build,
+            summary="tell hidden patches of a clip apart (InfoNCE) and paint them (MSE)",
+            source="SSAST (Gong et al. 2022), eq. 1-3, released code; SSAMBA (Shams et al. 2024)",
+            released={"biased_clusters": True},
+        )
+    ]
