@@ -93,9 +93,12 @@ def adapt_positions(
         grid: (time steps, bands) that is wanted.
 
     **Source**: SSAST, released code (`through_bands` 8).
-    **Differs**: the release cuts as many bands as there are time steps where bands are too many.
+    **Differs**: the release cuts as many bands as there are time steps where bands are too many, and sends a table of
+    other than 8 bands through 8 even for its own grid.
     """
     times, bands = config.grid
+    if grid == tuple(config.grid):
+        return table
     maps = table.reshape(1, times, bands, -1).permute(0, 3, 1, 2)  # (1, D, T', bands)
     if grid[0] < times:
         maps = maps[:, :, times // 2 - grid[0] // 2 :][:, :, : grid[0]]

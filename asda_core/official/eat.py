@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asda_core.checkpoint import is_finite
 from asda_core.config import EncoderConfig, PluginChoice
 from asda_core.errors import CheckpointError
 from asda_core.model.patches import sine_cosine_positions
+from asda_core.official.matching import Shape, shown
 
 HEAD_WIDTH = 64
 """Width of an attention head in every released model, for files that do not state the number of heads."""
@@ -34,8 +34,6 @@ BLOCK = re.compile(r"((?:module\.)?(?:model\.)?)blocks\.(\d{1,3})\.(.+)", re.DOT
 """A tensor of a block: what stands before it, the number of the block, its name there."""
 BLOCK_EXAMPLE = "blocks.0.norm1.weight"
 QKV_BIAS = {"attn.qk.bias", "attn.v.bias", "attn.qkv.bias"}
-
-Shape = tuple[int, ...]
 
 ROOTS = {
     "fairseq": {
@@ -236,26 +234,10 @@ def check_positions(table: Tensor, found: Architecture, file: Path, num_bins: in
         raise CheckpointError(f"{file}: its positions are not the fixed sine-cosine table (off by {error:.2g}).")
 
 
-def finite(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Refuse NaN and infinite weights.
-
-    Raises:
-        CheckpointError: naming the tensors.
-    """
-    bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
-    if bad:
-        raise CheckpointError(f"{file} holds NaN or infinite values in {', '.join(map(shown, bad))}.")
-
-
 def _usual(inside: Mapping[str, list[Shape]], names: tuple[str, ...], otherwise: int) -> int:
     """The first size that most tensors of these names have, so that one misshapen tensor misleads nobody."""
     sizes = Counter(shape[0] for name in names for shape in inside.get(name, ()) if shape)
     return sizes.most_common(1)[0][0] if sizes else otherwise
-
-
-def shown(name: object) -> str:
-    """A name for a message: as it is, or quoted where it is no printable text."""
-    return name if isinstance(name, str) and name.isprintable() else repr(name)
 
 
 def _head(prefix: str, layout: str) -> str:

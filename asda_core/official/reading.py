@@ -1,4 +1,4 @@
-"""Any checkpoint -> `Checkpoint`: ours, the released EAT and ASDA (fairseq), EAT's Hugging Face layout."""
+"""Any checkpoint -> `Checkpoint`: ours, the released EAT and ASDA (fairseq, Hugging Face), SSAST and SSAMBA."""
 
 import json
 from collections.abc import Mapping
@@ -13,17 +13,16 @@ from asda_core.errors import CheckpointError, ConfigError
 from asda_core.official.eat import (
     NUM_BINS,
     Architecture,
-    Shape,
     check_positions,
     classifier_names,
     decoder_names,
     encoder_names,
-    finite,
     positions_name,
     recognise,
-    shown,
 )
+from asda_core.official.matching import Shape, check_all, check_finite_tensors, shown
 from asda_core.official.pickles import is_pickled, plain, read_pickled
+from asda_core.official.ssast import is_masked_patch, read_masked_patch
 from asda_core.official.told import classifier_config, not_reproduced, pretraining, run_config, told
 
 TEACHER = "_ema"
@@ -63,7 +62,7 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
     """Read a checkpoint of any kind. No code in the file is ever run.
 
     Args:
-        path: a file or run folder of asda, a released `.pt`, or a Hugging Face folder or `model.safetensors`.
+        path: a file or run folder of asda, a released `.pt` or `.pth`, or a Hugging Face folder or `model.safetensors`.
         weights: "student" (what the releases use for features and fine-tuning) or "teacher".
 
     Returns:
@@ -74,7 +73,10 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
     """
     file = locate(Path(path))
     if is_pickled(file):
-        return convert(_fairseq(file), weights)
+        contents = _fairseq(file)
+        if is_masked_patch(contents.student):
+            return read_masked_patch(contents.student, contents.beside, file, weights)
+        return convert(contents, weights)
     tensors, metadata = read_tensors(file)
     if metadata.get("format") == FORMAT:
         return read_checkpoint(file, weights)
@@ -119,7 +121,7 @@ def _converted(contents: Contents, weights: Weights) -> Checkpoint:
         tensors |= teacher  # everything that is needed to train on
     else:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
-    finite(tensors, contents.file)
+    check_finite_tensors(tensors, contents.file)
     config, refused = run_config(found, contents.stored, contents.beside)
     return Checkpoint(
         file=contents.file,
@@ -143,20 +145,7 @@ def _match(
     """The tensors as float32 under our names; every one of the file must have its place, and every place its tensor."""
     wanted = {released: shape for names in parts.values() for released, shape in names.values()}
     table = positions_name(found)
-    bad = {
-        name: f"{name} has shape {tuple(given[name].shape)}, not {shape}"
-        for name, shape in wanted.items()
-        if name in given and tuple(given[name].shape) != shape
-    }
-    bad |= {name: f"{shown(name)} has type {t.dtype}" for name, t in given.items() if not t.is_floating_point()}
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted and name != table]
-    if bad or missing or unexpected:
-        wrong = [*(f"missing {name}" for name in missing), *(f"unexpected {shown(name)}" for name in unexpected)]
-        places = [*wanted, table] if table in given else [*wanted]
-        matched = len([name for name in places if name in given and name not in bad])
-        counted = f"{matched} of {len(places)} tensors{whose} matched"
-        raise CheckpointError(f"{contents.file}: {counted}; {'; '.join([*wrong, *bad.values()])}.")
+    check_all(given, wanted, {table}, contents.file, whose)
     if table in given:
         bins = contents.beside.get("mel_bins")
         check_positions(given[table], found, contents.file, bins if isinstance(bins, int) else NUM_BINS)
