@@ -63,13 +63,17 @@ class FrequencyTimeAttention(nn.Module):
     def maps(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> tuple[Float[Tensor, "batch heads tokens tokens"]]:
-        """The map as a full matrix: what `forward` never makes. 0 outside row, column and class tokens."""
+        """The map as a full matrix: what `forward` never makes. 0 outside row, column and class tokens.
+
+        Rows of padding mean nothing.
+        """
         query, key, _ = self._split(tokens)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         band, time, is_class = layout.band, layout.time, layout.is_class
         allowed = (band[:, :, None] == band[:, None]) | (time[:, :, None] == time[:, None])
         allowed = (allowed | is_class[:, :, None] | is_class[:, None]) & layout.valid[:, None]
-        return (scores.masked_fill(~allowed[:, None], -torch.inf).softmax(dim=-1),)
+        lowest = torch.finfo(scores.dtype).min  # not -inf: padding may see nothing at all
+        return (scores.masked_fill(~allowed[:, None], lowest).softmax(dim=-1),)
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(3, B, H, N, D/H): queries, keys, values."""
@@ -101,7 +105,7 @@ def _patches(patches: Tensor, class_tokens: Tensor, layout: TokenLayout) -> Tens
 def _scores(query: Tensor, key: Tensor, lines: Lines, itself: bool) -> Tensor:
     """Scores (B, H, lines, slots, slots) within each line, -inf at what is not there."""
     scores = lines.spread(query) @ lines.spread(key).transpose(-2, -1)
-    hidden = ~lines.valid[:, None, :, None, :]
+    hidden = ~(lines.valid.unsqueeze(3) & lines.valid.unsqueeze(2)).unsqueeze(1)  # padding and empty slots, both ways
     if not itself:  # counted in the row already
         hidden = hidden | torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
     return scores.masked_fill(hidden, -torch.inf)

@@ -1,0 +1,158 @@
+"""The scan against its sequential twin, and the mixer: order, padding, directions, the kernel's door."""
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from asda_plugins.mixer_mamba.scan import CHUNK, chunked_scan, sequential_scan
+from torch import Tensor
+
+from asda_core.catalog import Catalog
+from asda_core.config_io import parse
+from asda_core.contracts import MixerContext
+from asda_core.errors import ConfigError
+from asda_core.layout import TokenLayout
+from asda_core.testing import check_mixer
+
+DIM = 32
+
+
+def arguments(steps: int, rows: int = 3, channels: int = 5, states: int = 4) -> list[Tensor]:
+    torch.manual_seed(steps)
+    u, step = torch.randn(steps, rows, channels), torch.rand(steps, rows, channels) * 3
+    a = -torch.rand(rows, states, channels) * 16
+    b, c = torch.randn(steps, rows, states), torch.randn(steps, rows, states)
+    return [each.double().requires_grad_() for each in (u, step, a, b, c)]
+
+
+@pytest.mark.parametrize("steps", [1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 2])
+def test_chunks_equal_steps(steps: int) -> None:
+    """Outputs and all gradients, to rounding."""
+    given = arguments(steps)
+    results = []
+    for scan in (sequential_scan, chunked_scan):
+        output = scan(*given)
+        weight = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(output)
+        results.append([output, *torch.autograd.grad((output * weight).sum(), given)])
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_many_rows_are_walked_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = arguments(70, rows=7)
+    whole = chunked_scan(*given)
+    monkeypatch.setattr("asda_plugins.mixer_mamba.scan.FLOATS_PER_STEP", 2 * 5 * 4)  # two rows at a time
+    parts = chunked_scan(*given)
+    assert torch.equal(whole, parts)
+    for one, other in zip(*(torch.autograd.grad(each.sum(), given) for each in (whole, parts)), strict=True):
+        assert torch.allclose(one, other, rtol=1e-12)
+
+
+def test_float32_and_huge_steps() -> None:
+    """Steps so large that a decay is 0: finite, where forms that divide by cumulated decays are not."""
+    u, step, a, b, c = (each.detach().float() for each in arguments(130))
+    for factor in (1, 1e4):
+        wanted = sequential_scan(*(each.double() for each in (u, step * factor, a, b, c)))
+        given = chunked_scan(u, step * factor, a, b, c).double()
+        assert given.isfinite().all()
+        assert (given - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+def make(catalog: Catalog, **options: Any) -> Any:
+    spec = catalog.find("mixer", "mamba").spec
+    torch.manual_seed(2)
+    return spec.build(parse(spec.config, options), MixerContext(DIM, 4, 0, 2)).eval()
+
+
+@pytest.mark.parametrize("options", [
+    {"version": "v1"}, {"version": "forward"}, {"halve": False}, {"scan": "sequential"}, {"init_backward_steps": False},
+    {"states": 3, "expand": 1, "conv_width": 2, "step_rank": 5}, {"conv_width": 1},
+])  # fmt: skip
+def test_contract_of_the_options(catalog: Catalog, options: dict[str, Any]) -> None:
+    check_mixer(catalog.find("mixer", "mamba").spec, **options)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "forward"])
+def test_padding_is_as_if_it_were_not_there(catalog: Catalog, version: str) -> None:
+    """In front, between and behind: valid tokens come out as in a clip of valid tokens alone."""
+    mixer = make(catalog, version=version)
+    layout = TokenLayout.full(1, (12, 1))
+    tokens = torch.randn(1, 12, DIM)
+    for hidden in ([0, 1], [5], [10, 11], [0, 3, 4, 11]):
+        padding = torch.zeros(1, 12, dtype=torch.bool)
+        padding[0, hidden] = True
+        kept = (~padding[0]).nonzero()[:, 0]
+        with torch.no_grad():
+            mixed = mixer(tokens, TokenLayout(layout.index, layout.grid, padding))[:, kept]
+            alone = mixer(tokens[:, kept], TokenLayout.full(1, (len(kept), 1)))
+        assert torch.allclose(mixed, alone, atol=1e-6)
+
+
+def test_directions(catalog: Catalog) -> None:
+    """Forward hears nothing of what follows; both directions hear all; v1 and v2 read a reversed clip differently."""
+    layout = TokenLayout.full(1, (9, 1))
+    tokens = torch.randn(1, 9, DIM)
+    changed = tokens.clone()
+    changed[0, 4] += 1
+    for version, from_start in (("forward", False), ("v1", True), ("v2", True)):
+        mixer = make(catalog, version=version)
+        with torch.no_grad():
+            moved = (mixer(tokens, layout) - mixer(changed, layout)).abs()[0].amax(dim=1) > 0
+        assert moved[4:].all()
+        assert bool(moved[:4].all()) == from_start
+
+
+def assert_steps(steps: Tensor) -> None:
+    assert steps.min() >= 1e-3 * 0.99
+    assert steps.max() <= 0.1 * 1.01
+
+
+def test_backward_steps_begin_like_forward_ones(catalog: Catalog) -> None:
+    """As drawn: log-uniform between 0.001 and 0.1; the release leaves the backward branch at softplus(0) = 0.69."""
+    softplus = torch.nn.functional.softplus
+    for alike in (True, False):
+        mixer = make(catalog, init_backward_steps=alike)
+        forward, backward = (softplus(branch.to_steps.bias) for branch in mixer.branches)
+        assert_steps(forward)
+        if alike:
+            assert_steps(backward)
+        else:
+            assert torch.allclose(backward, torch.full_like(backward, 0.6931), atol=1e-4)
+
+
+def test_the_kernel_is_used_where_it_is(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mamba_ssm` is CUDA only: a module of its interface stands in, computed by the sequential scan."""
+    calls = []
+
+    def selective_scan_fn(u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor) -> Tensor:
+        """(B, E, N), (B, E, N), (E, n), (B, n, N), (B, n, N), (E) -> (B, E, N)."""
+        calls.append(u.shape)
+        first = [each.permute(2, 0, 1) for each in (u, step)]
+        last = [each.permute(2, 0, 1) for each in (b, c)]
+        return sequential_scan(*first, a.t().expand(len(u), -1, -1), *last).permute(1, 2, 0) + skip[:, None] * u
+
+    names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
+    modules = {name: types.ModuleType(name) for name in names}
+    for module in modules.values():
+        module.__spec__ = types.SimpleNamespace(name=module.__name__)  # type: ignore[assignment]
+        module.__path__ = []
+    modules[names[2]].selective_scan_fn = selective_scan_fn  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="'kernel', but mamba_ssm has no selective scan here"):
+        make(catalog, scan="kernel")
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    layout = TokenLayout.full(2, (11, 1))
+    tokens = torch.randn(2, 11, DIM)
+    with torch.no_grad():
+        by_kernel = make(catalog, scan="kernel")(tokens, layout)
+        assert calls == [(2, 2 * DIM, 11)] * 2
+        assert torch.allclose(by_kernel, make(catalog, scan="chunked")(tokens, layout), atol=1e-6)
+        make(catalog, scan="auto")(tokens, layout)
+    assert len(calls) == 2, "on the CPU, auto does not take the kernel"
+
+
+def test_wrong_options(catalog: Catalog) -> None:
+    with pytest.raises(ConfigError, match=r"encoder.mixer.options.states must be at least 1, not 0"):
+        make(catalog, states=0)
