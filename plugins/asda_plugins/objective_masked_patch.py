@@ -21,6 +21,8 @@ from asda_core.layout import take
 from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
 
+DRAWS_PER_PATCH = 6
+"""Clusters are drawn until they would cover everything about six times: some 1 % is never reached, and comes last."""
 PUBLISHED_SHARE = 400 / 512
 """Patches that are hidden: 400 of the 512 of 10 s (SSAMBA: 250, 300 or 400)."""
 
@@ -169,39 +171,42 @@ def draw_masked(
     luck = torch.rand(num_clips, size, generator=generator)
     if config.pattern == "uniform":
         return luck.topk(masked, dim=1).indices.sort(dim=1).values
-    low, high = config.cluster_sides
-    side = torch.randint(low, high + 1, (num_clips, 1, 1), generator=generator)
-    if config.biased_clusters:
-        covered = _covered_as_released(grid, side, generator)
-        counts = (covered.unsqueeze(2) <= torch.arange(size)).sum(dim=1)  # (B, draws): covered after so many
-        last = (counts <= masked).sum(dim=1, keepdim=True)  # the draw that makes them more than enough
-        columns = torch.arange(size)
-        by_release = columns % bands * times + columns // bands  # its number, band by band: the highest are left out
-        return ((covered > last) * size + by_release).argsort(dim=1)[:, :masked].sort(dim=1).values
-    drawn = size * 2
-    time = torch.rand(num_clips, drawn, 1, generator=generator) * (times + side - 1) - (side - 1)
-    band = torch.rand(num_clips, drawn, 1, generator=generator) * (bands + side - 1) - (side - 1)
+    covered = _covered(grid, num_clips, config, generator)
+    if not config.biased_clusters:
+        return (covered + luck).topk(masked, dim=1, largest=False).indices.sort(dim=1).values
+    counts = covered.sort(dim=1).values[:, masked : masked + 1]  # the draw that makes them more than enough
     columns = torch.arange(size)
-    after_time, after_band = columns // bands - time.floor(), columns % bands - band.floor()
-    inside = (after_time >= 0) & (after_time < side) & (after_band >= 0) & (after_band < side)  # (B, draws, N)
-    return (_first(inside) + luck).topk(masked, dim=1, largest=False).indices.sort(dim=1).values
+    by_release = columns % bands * times + columns // bands  # its number, band by band: the highest are left out
+    return ((covered > counts) * size + by_release).argsort(dim=1)[:, :masked].sort(dim=1).values
 
 
-def _covered_as_released(grid: tuple[int, int], side: Tensor, generator: torch.Generator) -> Tensor:
-    """The draw (B, N) at which each patch is first covered by a cluster of the release."""
+def _covered(
+    grid: tuple[int, int], num_clips: int, config: MaskedPatchConfig, generator: torch.Generator
+) -> Int[Tensor, "clips patches"]:
+    """The draw at which each patch is first covered by a cluster; the number of draws where it never is."""
     times, bands = grid
-    size = times * bands
-    start = torch.randint(size, (len(side), size, 1), generator=generator)
-    columns = torch.arange(size)
-    number = columns % bands * times + columns // bands  # the release counts band by band
-    after = number - start
-    inside = (after >= 0) & (after // times < side) & (after % times < side) & (number > 0)
-    return _first(inside)
-
-
-def _first(inside: Tensor) -> Tensor:
-    """The first draw (B, N) that is True (B, draws, N); the number of draws where none is."""
-    return torch.where(inside.any(dim=1), inside.int().argmax(dim=1), inside.shape[1])
+    low, high = config.cluster_sides
+    draws = -(-DRAWS_PER_PATCH * times * bands // low**2)
+    side = torch.randint(low, high + 1, (num_clips, 1, 1), generator=generator)
+    luck = torch.rand(2, num_clips, draws, 1, generator=generator)
+    across, up = (each.flatten() for each in torch.meshgrid(torch.arange(high), torch.arange(high), indexing="ij"))
+    inside = (across < side) & (up < side)  # (B, 1, high * high)
+    if config.biased_clusters:
+        number = (luck[0] * times * bands).long() + times * up + across
+        inside = inside & (number > 0) & (number < times * bands)
+        column = number % times * bands + number // times
+    else:
+        time, band = (
+            (luck[axis] * (length + side - 1)).long() - (side - 1) + offset
+            for axis, length, offset in ((0, times, across), (1, bands, up))
+        )
+        inside = inside & (time >= 0) & (time < times) & (band >= 0) & (band < bands)
+        column = time * bands + band
+    nowhere = times * bands  # a last cell for what is outside
+    column = torch.where(inside, column, nowhere).flatten(1)
+    draw = torch.arange(draws).repeat_interleave(high**2).expand_as(column)
+    covered = torch.full((num_clips, nowhere + 1), draws).scatter_reduce(1, column, draw, "amin")
+    return covered[:, :nowhere]
 
 
 def _head(dim: int, values: int) -> nn.Sequential:
