@@ -6,10 +6,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from asda_core.adapting import attach
 from asda_core.catalog import Catalog
 from asda_core.config import ClassTokenConfig, Compat, EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse, to_plain
-from asda_core.contracts import FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
+from asda_core.contracts import AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 
@@ -61,8 +62,10 @@ def in_full(catalog: Catalog, config: RunConfig) -> RunConfig:
     def full(family: str, choice: PluginChoice, path: str) -> PluginChoice:
         return PluginChoice(choice.name, to_plain(resolved(catalog, family, choice, path, config.compat)))
 
+    adapter = None if config.adapter is None else full("adapter", config.adapter, "adapter")
     return replace(
         config,
+        adapter=adapter,
         front_end=full("front end", config.front_end, "front_end"),
         encoder=replace(config.encoder, mixer=full("mixer", config.encoder.mixer, "encoder.mixer")),
         objective=full("objective", config.objective, "objective"),
@@ -81,7 +84,19 @@ def build_encoder(catalog: Catalog, config: EncoderConfig, compat: Compat = "def
     return Encoder(config, mixers)
 
 
-def build_parts(catalog: Catalog, config: RunConfig, prepare: Callable[[Any, Encoder], None] | None = None) -> Parts:
+def adapt(catalog: Catalog, config: RunConfig, encoder: Encoder) -> None:
+    """Freeze the encoder and attach the adapter of a run in place; nothing happens if the run has none."""
+    if config.adapter is not None:
+        context = AdapterContext(config.encoder.dim, config.encoder.depth)
+        attach(build(catalog, "adapter", config.adapter, context, "adapter", config.compat), encoder)
+
+
+def build_parts(
+    catalog: Catalog,
+    config: RunConfig,
+    prepare: Callable[[Any, Encoder], None] | None = None,
+    prepare_adapted: Callable[[Any, Encoder], None] | None = None,
+) -> Parts:
     """Everything that a run needs, with weights that depend on `config.seed` alone.
 
     torch's global generator is left as it was.
@@ -89,7 +104,8 @@ def build_parts(catalog: Catalog, config: RunConfig, prepare: Callable[[Any, Enc
     Args:
         catalog: what is offered.
         config: the run.
-        prepare: called with front end and encoder before the objective is built, which may copy them: loads weights.
+        prepare: called with front end and encoder before an adapter is attached: loads weights.
+        prepare_adapted: likewise behind the adapter, before the objective is built, which may copy them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -97,6 +113,9 @@ def build_parts(catalog: Catalog, config: RunConfig, prepare: Callable[[Any, Enc
         encoder = build_encoder(catalog, config.encoder, config.compat)
         if prepare is not None:
             prepare(front_end, encoder)
+        adapt(catalog, config, encoder)
+        if prepare_adapted is not None:
+            prepare_adapted(front_end, encoder)
         context = ObjectiveContext(encoder)
         objective = build(catalog, "objective", config.objective, context, "objective", config.compat)
     return Parts(front_end, encoder, objective)
@@ -105,6 +124,8 @@ def build_parts(catalog: Catalog, config: RunConfig, prepare: Callable[[Any, Enc
 def plugin_origins(catalog: Catalog, config: RunConfig) -> dict[str, dict[str, str]]:
     """Family -> name, distribution and version of every plugin in a run."""
     chosen = {"front end": config.front_end, "mixer": config.encoder.mixer, "objective": config.objective}
+    if config.adapter is not None:
+        chosen["adapter"] = config.adapter
     return {family: catalog.find(family, choice.name).origin for family, choice in chosen.items()}
 
 

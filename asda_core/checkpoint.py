@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from asda_core.assemble import Parts, build_encoder, build_front_end, plugin_origins
+from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.config import ClassifierConfig, RunConfig
 from asda_core.config_io import parse, to_plain
@@ -112,6 +112,7 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     try:
         front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
         encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
+        adapt(catalog, checkpoint.config, encoder)
     except (RuntimeError, MemoryError) as error:
         raise CheckpointError(
             f"{checkpoint.file}: a model of its config cannot be made here ({error!s:.200})."

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from asda_core import __version__
-from asda_core.assemble import build, build_encoder, build_front_end, in_full, plugin_origins
+from asda_core.assemble import adapt, build, build_encoder, build_front_end, in_full, plugin_origins
 from asda_core.audio import find_audio, list_identity
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
@@ -186,10 +186,14 @@ def run_show(parsed: argparse.Namespace) -> None:
     front_end = build_front_end(catalog, config.front_end, config.compat)
     with torch.device("meta"):  # shapes alone: no weights are drawn
         encoder = build_encoder(catalog, config.encoder, config.compat)
+        adapt(catalog, config, encoder)
         objective = build(catalog, "objective", config.objective, ObjectiveContext(encoder), "objective", config.compat)
     print(to_yaml(config))
     full = in_full(catalog, config)
-    for family, choice in (("front end", full.front_end), ("mixer", full.encoder.mixer), ("objective", full.objective)):
+    chosen = {"front end": full.front_end, "mixer": full.encoder.mixer, "objective": full.objective}
+    if full.adapter is not None:
+        chosen["adapter"] = full.adapter
+    for family, choice in chosen.items():
         print(f"# {family} {choice.name} in full: {json.dumps(choice.options)}")
     print(f"# signature  {signature(config)} (without data)")
     for name, module in (("encoder", encoder), ("objective", objective)):

@@ -60,9 +60,8 @@ class ClassTokenConfig:
 class PositionConfig:
     """What tells a token its place.
 
-    `sine_cosine` is computed for any grid. `learned` is a table for a `grid` of (time steps, bands), SSAST's 64 x 8 for
-    10 s by default; fewer steps take its middle, more are interpolated. `through_bands` 8 interpolates by way of a
-    table of 8 bands, as the release does whatever its grid.
+    `sine_cosine` is computed for any grid. `learned` is a table for a `grid` of (time steps, bands), SSAST's for 10 s by
+    default; fewer steps take its middle, more are interpolated: by way of `through_bands` 8 bands, as released.
     """
 
     type: PositionType = "sine_cosine"
@@ -213,12 +212,16 @@ class RunConfig:
 
     `compat` "released" gives the keys of `RELEASED` their values there, where a config does not state them, and plugins
     the options that their specs name; the model that comes out is comparable with one trained by the released code.
+
+    With an `adapter` the encoder is frozen, the adapter wrapped around it, and only that and the objective train; the
+    run must begin with the weights of a checkpoint.
     """
 
     compat: Compat = "default"
     front_end: PluginChoice = PluginChoice("log_mel")
     encoder: EncoderConfig = EncoderConfig()
     objective: PluginChoice = PluginChoice("latent_regression")
+    adapter: PluginChoice | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     steps: int = 800_000
@@ -251,6 +254,7 @@ WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.
 
 ADDED: Mapping[str, Any] = {
     "compat": "default",
+    "adapter": None,
     "encoder.pre_norm_residual": True,
     "encoder.norm_type": "layer",
     "encoder.input_norm": True,

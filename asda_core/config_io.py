@@ -199,8 +199,9 @@ def _check_keys(cls: type, data: Any, path: str) -> Any:
         hint = hints[key]
         if isinstance(value, bool) and not {bool, Any} & {hint, *get_args(hint)}:
             raise ConfigError(f"{dotted}: a truth value where {_words(hint)} is expected, given {value}. {YAML_TRUTH}")
-        below = isinstance(hint, type) and is_dataclass(hint)
-        checked[key] = _check_keys(hint, value, dotted) if below else value
+        nested = next((each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)), None)
+        absent = nested is None or (value is None and nested is not hint)
+        checked[key] = value if nested is None or absent else _check_keys(nested, value, dotted)
     return checked
 
 

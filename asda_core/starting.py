@@ -20,6 +20,8 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
         CheckpointError: the tensors do not fit the config of the run.
     """
     ours, theirs = (_meant(catalog, run) for run in (config, checkpoint.config))
+    if checkpoint.config.adapter is None:
+        ours = {key: value for key, value in ours.items() if not key.startswith("adapter")}
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if other := [f"{key} {ours.get(key)}, not {theirs.get(key)}" for key in keys]:
         raise ConfigError(
@@ -31,7 +33,8 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
         load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
         load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
 
-    parts = build_parts(catalog, config, load)
+    fresh = checkpoint.config.adapter is None
+    parts = build_parts(catalog, config, load if fresh else None, None if fresh else load)
     if holds_objective(checkpoint):
         try:
             load_strict(parts.objective, checkpoint.tensors, "objective.", checkpoint.file)
@@ -59,4 +62,8 @@ def _meant(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
     names = {"front_end.name": config.front_end.name, "encoder.mixer.name": encoder.mixer.name}
     options = {f"front_end.options.{key}": value for key, value in to_plain(front_end).items()}
     options |= {f"encoder.mixer.options.{key}": value for key, value in to_plain(mixer).items()}
+    if config.adapter is not None:
+        names["adapter.name"] = config.adapter.name
+        adapter = to_plain(resolved(catalog, "adapter", config.adapter, "adapter", compat))
+        options |= {f"adapter.options.{key}": value for key, value in adapter.items()}
     return {**shape, **names, **options}

@@ -90,11 +90,15 @@ def pretrain(
         the exported encoder, `folder/model.safetensors`.
 
     Raises:
-        ConfigError: the folder holds another run.
+        ConfigError: the folder holds another run, or there is an adapter and nothing to begin with.
         AudioError: no file is readable.
         TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
         AsdaError: the loss is no longer finite.
     """
+    if config.adapter is not None and init is None:
+        raise ConfigError(
+            f"the adapter {config.adapter.name!r} needs a trained encoder to adapt: begin with one (init)."
+        )
     data = list_digest(files) if init is None else f"{list_digest(files)} from {file_digest(init.file)}"
     run = _start(config, catalog, folder, usable_device(device), data, init)
     clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
@@ -193,7 +197,9 @@ def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
         features = run.parts.front_end(batch.audio.to(run.device))
         if config.data.padding == "features":
             features = fill_features(features, batch.num_samples, run.parts.front_end)
-    losses = run.parts.objective.loss(run.parts.encoder, features, generator)
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+        torch.manual_seed(generator.initial_seed())  # for dropout, which asks no generator of ours
+        losses = run.parts.objective.loss(run.parts.encoder, features, generator)
     run.optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     trained = [p for group in run.optimizer.param_groups for p in group["params"]]

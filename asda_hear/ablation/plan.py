@@ -18,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.audio import find_audio, list_identity
+from asda_core.checkpoint import locate
 from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config, parse, read_yaml, signature, to_plain, with_change, with_value
 from asda_core.errors import ConfigError
+from asda_core.files import file_digest
 from asda_hear.evaluate.runner import EvaluationConfig
 
 FACTS = (
     "seed",
     "cell",
     "parameters",
+    "trained",
     "gflops",
     "updates",
     "pretrain_seconds",
@@ -62,6 +65,7 @@ class PlanConfig:
         evaluation: heareval's search.
         options: keyword arguments of `load_model`.
         set: config keys that differ from the base in every cell.
+        init: a checkpoint that every cell begins with, as `asda pretrain --init` does; adapters need one.
         question: what the table answers; its heading.
     """
 
@@ -75,6 +79,7 @@ class PlanConfig:
     options: dict[str, Any] = field(default_factory=dict)
     set: dict[str, Any] = field(default_factory=dict)
     question: str = ""
+    init: str | None = None
 
     def __post_init__(self) -> None:
         if not self.axes or not self.seeds:
@@ -104,13 +109,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan with its cells, files found."""
+    """A plan with its cells, files found; `init` is the checkpoint that cells begin with."""
 
     file: Path
     config: PlanConfig
     cells: tuple[Cell, ...]
     audio: tuple[Path, ...]
     tasks_folder: Path
+    init: Path | None = None
 
 
 def load_plan(file: Path) -> Plan:
@@ -119,6 +125,7 @@ def load_plan(file: Path) -> Plan:
     Raises:
         ConfigError: a wrong key or value, in the plan or in any cell (which it names).
         AudioError: no audio where `data` says.
+        CheckpointError: no checkpoint where `init` says.
     """
     config = parse(PlanConfig, read_yaml(file), str(file))
     here = file.parent
@@ -127,6 +134,8 @@ def load_plan(file: Path) -> Plan:
     base = to_plain(load_run_config(here / config.base))
     for key, value in config.set.items():
         base = with_change(base, key, value)
+    init = None if config.init is None else locate(here / config.init)
+    begins = {} if init is None else {"init": file_digest(init)}
     axes = {name: _labelled(name, choices) for name, choices in config.axes.items()}
     cells = []
     for combination in itertools.product(*axes.values()):
@@ -141,9 +150,9 @@ def load_plan(file: Path) -> Plan:
                 run = parse(RunConfig, with_value(plain, "seed", seed))
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from None
-            name = signature(run, data=identity if run.steps else [])
+            name = signature(run, data=identity if run.steps else [], **begins)
             cells.append(Cell(labels, seed, run, name))
-    return Plan(file, config, tuple(cells), audio, here / config.tasks.folder)
+    return Plan(file, config, tuple(cells), audio, here / config.tasks.folder, init)
 
 
 def _labelled(axis: str, choices: Any) -> dict[str, dict[str, Any]]:

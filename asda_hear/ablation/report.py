@@ -13,6 +13,7 @@ Row = dict[str, Any]
 
 COSTS = {
     "parameters": "parameters",
+    "trained": "trained",
     "GFLOPs per clip": "gflops",
     "training s": "pretrain_seconds",
     "CPU s": "pretrain_cpu_seconds",
@@ -32,7 +33,10 @@ def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
     for row in rows:
         groups.setdefault((row[BASELINE], *(row[axis] for axis in axes)), []).append(row)
     lines = [f"## {plan.config.question or plan.file.stem}", ""]
-    heads = [*axes, *COSTS, "seeds", *(f"{task} ({metric[task]})" for task in tasks)]
+    columns = {head: column for head, column in COSTS.items() if any(row.get(column) not in ("", None) for row in rows)}
+    if all(row.get("trained") in ("", None, row["parameters"]) for row in rows):
+        del columns["trained"]  # only adapters leave parameters as they are
+    heads = [*axes, *columns, "seeds", *(f"{task} ({metric[task]})" for task in tasks)]
     lines.append("| " + " | ".join(heads) + " |")
     lines.append("|" + "---|" * len(heads))
     for key, members in groups.items():
@@ -42,7 +46,7 @@ def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
         values = {task: [row["score"] for row in members if row["task"] == task] for task in tasks}
         seeds = max(len(value) for value in values.values())
         estimates = [str(mean_interval(values[task])) if values[task] else "" for task in tasks]
-        costs = [_cost(members, column) for column in COSTS.values()]
+        costs = [_cost(members, column) for column in columns.values()]
         lines.append("| " + " | ".join([*labels, *costs, str(seeds), *estimates]) + " |")
     lines += ["", _footnote(plan, rows), ""]
     text = "\n".join(lines)

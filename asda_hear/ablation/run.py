@@ -20,6 +20,7 @@ from asda_core.checkpoint import MODEL_FILE, read_checkpoint
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import AsdaError
 from asda_core.files import write_text
+from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import TrainingStopped, pretrain
 from asda_hear.ablation.cost import Cost, size_of
 from asda_hear.ablation.plan import BASELINE, Cell, Plan
@@ -127,7 +128,8 @@ def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: 
         cost = Cost()
         try:
             with cost:
-                pretrain(cell.config, list(plan.audio), folder, catalog, _device(), progress)
+                init = None if plan.init is None else read_model(plan.init)
+                pretrain(cell.config, list(plan.audio), folder, catalog, _device(), progress, init)
         finally:  # a run that is stopped has spent its time too
             spent["pretrain_seconds"] = round(spent.get("pretrain_seconds", 0.0) + cost.seconds, 1)
             spent["pretrain_cpu_seconds"] = round(spent.get("pretrain_cpu_seconds", 0.0) + cost.cpu_seconds, 1)
@@ -173,7 +175,15 @@ def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:
 def _baseline_rows(plan: Plan, out: Path, label: str, parameters: int, tasks: list[Path], progress: bool) -> list[Row]:
     scores = _evaluate(plan, baseline_path(plan, label), out / "baselines" / label, tasks, progress)
     empty = dict.fromkeys(plan.config.axes, "")
-    facts: Row = {BASELINE: label, **empty, "seed": "", "cell": "", "parameters": parameters, "gflops": ""}
+    facts: Row = {
+        BASELINE: label,
+        **empty,
+        "seed": "",
+        "cell": "",
+        "parameters": parameters,
+        "trained": "",
+        "gflops": "",
+    }
     facts |= {
         "updates": 0,
         "pretrain_seconds": 0.0,

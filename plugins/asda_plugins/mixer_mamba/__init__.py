@@ -161,8 +161,8 @@ class Mamba(nn.Module):
         return [ahead, (*(each.flip(0) for each in ahead[:4]), self.backward_log_decay, first.skip)]
 
     def _scan(self, ways: list[tuple[Tensor, ...]]) -> list[Tensor]:
-        """The outputs (N, B, E) of all directions, in float32 as the release has it."""
-        ways = [tuple(each.float() for each in way) for way in ways]
+        """The outputs (N, B, E) of all directions, in float32 at least, as the release has it."""
+        ways = [tuple(each.to(torch.promote_types(each.dtype, torch.float32)) for each in way) for way in ways]
         if self.kernel is not None and (ways[0][0].is_cuda or self.config.scan == "kernel"):
             return [_by_kernel(self.kernel, *way) for way in ways]
         scan = sequential_scan if self.config.scan == "sequential" else chunked_scan
