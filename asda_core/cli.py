@@ -33,6 +33,7 @@ from asda_core.files import file_digest
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.commands import add_classify, add_convert, add_embed
 from asda_core.inference.framing import num_frames
+from asda_core.matrix import check_catalog
 from asda_core.new_plugin import add_new_plugin
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import TrainingStopped, pretrain
@@ -94,6 +95,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_convert(commands.add_parser("convert", help="any checkpoint, as the released ones, to one of asda"))
     plugins = commands.add_parser("plugins", help="list what the installed plugins offer, and what is wrong with any")
     plugins.add_argument("--json", action="store_true", help="for programs")
+    plugins.add_argument(
+        "--check", action="store_true", help="run the contract suite on each, and on all that fit together; minutes"
+    )
     plugins.set_defaults(run=run_plugins)
     add_new_plugin(commands.add_parser("new-plugin", help="write a small package with a plugin to begin with"))
     show = commands.add_parser("show", help="print a whole config with its parameters and operations")
@@ -146,6 +150,12 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
 def run_plugins(parsed: argparse.Namespace) -> None:
     """`asda plugins`."""
     catalog = installed_catalog()
+    if parsed.check:
+        tables, failures = check_catalog(catalog)
+        print(tables)
+        if failures:
+            raise AsdaError("\n".join(["checks failed:", *failures]))
+        return
     if parsed.json:
         offers = [
             {"family": o.family, "summary": o.spec.summary, "source": o.spec.source, **o.origin}

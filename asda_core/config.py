@@ -60,8 +60,8 @@ class ClassTokenConfig:
 class PositionConfig:
     """What tells a token its place.
 
-    `sine_cosine` is computed for any grid. `learned` is a table for a `grid` of (time steps, bands), SSAST's for 10 s by
-    default; fewer steps take its middle, more are interpolated: by way of `through_bands` 8 bands, as released.
+    `sine_cosine` is computed for any grid. `learned` is a table for a `grid` of (time steps, bands), SSAST's for 10 s
+    by default; fewer steps take its middle, more are interpolated: by way of `through_bands` 8 bands, as released.
     """
 
     type: PositionType = "sine_cosine"

@@ -226,6 +226,39 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
             assert torch.equal(parameter, base[old[id(parameter)]]), f"{spec.name}: {old[id(parameter)]} has changed"
 
 
+@seeded
+def check_combination(
+    mixer: MixerSpec[Any], adapter: AdapterSpec[Any] | None, objective: ObjectiveSpec[Any], **options: Any
+) -> None:
+    """Two updates of a small encoder: finite losses; with an adapter only it and the objective learn, and all of it.
+
+    Args:
+        mixer, adapter, objective: what is combined; without an adapter the whole encoder learns.
+        options: of the objective.
+    """
+    where = " + ".join(spec.name for spec in (mixer, adapter, objective) if spec is not None)
+    encoder = small_encoder(mixer)
+    base = {id(parameter): parameter.detach().clone() for parameter in encoder.parameters()}
+    learns = list(encoder.parameters())
+    if adapter is not None:
+        learns = attach(adapter.build(adapter.config(), AdapterContext(DIM, LAYERS)), encoder)
+    product: Any = objective.build(parse(objective.config, options), ObjectiveContext(encoder))
+    optimizer = torch.optim.SGD([*learns, *(p for p in product.parameters() if p.requires_grad)], lr=1e-3)
+    features = torch.randn(2, 128, 64)
+    for step in range(2):
+        losses = product.loss(encoder, features, torch.Generator().manual_seed(step))
+        assert losses.total.isfinite(), f"{where}: the loss is not finite"
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        product.after_step(encoder, step + 1)
+    deaf = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+    assert not deaf, f"{where}: no gradient reaches {', '.join(deaf)}"
+    if adapter is not None:
+        changed = [p for p in encoder.parameters() if id(p) in base and not torch.equal(p, base[id(p)])]
+        assert not changed, f"{where}: the base has changed"
+
+
 class _Mean(nn.Module):
     """The simplest mixer: every token hears the mean of all valid ones."""
 

@@ -24,7 +24,7 @@ CORE_ORDER = (
     "official.matching", "official.eat", "official.ssast", "official.pickles", "official.told",
     "official.reading", "inference.framing",
     "inference.listening", "inference.embedding", "inference.classifying", "inference.commands", "new_plugin",
-    "testing", "cli",
+    "testing", "matrix", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""
 

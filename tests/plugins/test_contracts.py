@@ -10,7 +10,7 @@ from asda_core.catalog import load_catalog
 from asda_core.contracts import AdapterSpec, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoder
-from asda_core.testing import check_adapter, check_front_end, check_mixer, check_objective
+from asda_core.testing import check_adapter, check_combination, check_front_end, check_mixer, check_objective
 from tests.conftest import BUILT_IN
 
 CATALOG = load_catalog(*BUILT_IN, installed=False)
@@ -52,6 +52,14 @@ def test_objective(objective: str, mixer: str) -> None:
 @pytest.mark.parametrize("mixer", names("mixer"))
 def test_adapter(adapter: str, mixer: str) -> None:
     check_adapter(CATALOG.find("adapter", adapter).spec, CATALOG.find("mixer", mixer).spec)
+
+
+@pytest.mark.parametrize("objective", names("objective"))
+@pytest.mark.parametrize("adapter", names("adapter"))
+@pytest.mark.parametrize("mixer", names("mixer"))
+def test_combination(mixer: str, adapter: str, objective: str) -> None:
+    specs = [CATALOG.find(*each).spec for each in (("mixer", mixer), ("adapter", adapter), ("objective", objective))]
+    check_combination(*specs, **SMALL_OBJECTIVE[objective])
 
 
 def test_all_families_are_covered() -> None:

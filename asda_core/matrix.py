@@ -1,0 +1,84 @@
+"""The contract suite on everything that is installed, and on all that fits together: `asda plugins --check`."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from asda_core.catalog import Catalog
+from asda_core.contracts import AdapterSpec
+from asda_core.testing import check_adapter, check_combination, check_front_end, check_mixer, check_objective
+
+ALONE = "its contract"
+Check = tuple[str, str, Callable[[], None]]
+"""Row, column, and what is checked there."""
+
+
+def check_catalog(catalog: Catalog, progress: bool = True) -> tuple[str, list[str]]:
+    """Run every check.
+
+    Args:
+        catalog: the plugins.
+        progress: whether to show a bar.
+
+    Returns:
+        tables of what holds (`ok`) and what does not (`-`), and a line for each failure.
+    """
+    single, combined = list(_single(catalog)), list(_combined(catalog))
+    failures: list[str] = []
+    found: dict[tuple[str, str], str] = {}
+    for row, column, check in tqdm([*single, *combined], desc="checks", disable=not progress):
+        try:
+            check()
+            found[row, column] = "ok"
+        except Exception as error:  # a stranger's plugin may raise anything
+            found[row, column] = "-"
+            failures.append(f"{row}, {column}: {type(error).__name__}: {error}")
+    tables = [_table("plugin", single, found), _table("mixer", combined, found)]
+    return "\n\n".join(tables), failures
+
+
+def _single(catalog: Catalog) -> Iterator[Check]:
+    """Every plugin against the contract of its family; adapters on every mixer."""
+    mixers = [offer.spec for offer in catalog.family("mixer")]
+
+    def on_every_mixer(spec: AdapterSpec[Any]) -> None:
+        for mixer in mixers:
+            check_adapter(spec, mixer)
+
+    checks: dict[str, Callable[[Any], None]] = {
+        "mixer": check_mixer,
+        "front end": check_front_end,
+        "objective": check_objective,
+        "adapter": on_every_mixer,
+    }
+    for family, check in checks.items():
+        for offer in catalog.family(family):
+            yield f"{family} {offer.spec.name}", ALONE, partial(check, offer.spec)
+
+
+def _combined(catalog: Catalog) -> Iterator[Check]:
+    """Every mixer with every objective, each with no adapter and with every one."""
+    for mixer in catalog.family("mixer"):
+        for objective in catalog.family("objective"):
+            for adapter in (None, *catalog.family("adapter")):
+                name = f"{objective.spec.name} + {adapter.spec.name if adapter else 'no adapter'}"
+                specs = (mixer.spec, None if adapter is None else adapter.spec, objective.spec)
+                yield mixer.spec.name, name, partial(check_combination, *specs)
+
+
+def _table(corner: str, checks: list[Check], found: dict[tuple[str, str], str]) -> str:
+    """Rows and columns, those of many columns turned to have them as lines."""
+    rows = list(dict.fromkeys(row for row, _, _ in checks))
+    columns = list(dict.fromkeys(column for _, column, _ in checks))
+    if len(columns) > len(rows):
+        cells = {(column, row): value for (row, column), value in found.items()}
+        corner, rows, columns = "objective + adapter", columns, rows
+    else:
+        cells = found
+    lines = [[corner, *columns], *([row, *(cells[row, column] for column in columns)] for row in rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns) + 1)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -1,0 +1,88 @@
+"""What does frequency-time attention save against the same attention as a dense masked map? Both in one run.
+
+    OMP_NUM_THREADS=1 python benchmarks/frequency_time.py
+
+Both are the same function, which is checked first. The dense side is PyTorch's fused attention with a mask of -inf, the
+way to do it without lines. Rounds are interleaved; medians of processor time, their ratio, the most memory, and the
+share of pairs that are computed are printed.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from asda_plugins.mixer_frequency_time import FrequencyTimeAttention, FrequencyTimeConfig
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from asda_core.layout import TokenLayout
+from asda_hear.ablation.cost import Cost
+
+WIDTH, HEADS = 768, 12
+BANDS = 12
+GRIDS = (9, 49, 100, 400)
+"""Time steps of 12 bands: 1 s, 5 s, 10 s (1,200 tokens) and 40 s (4,800 tokens) of AST's overlapping patches."""
+KEPT = (400, 80)
+"""A masked grid: of so many time steps of 12 bands, as many patches as 80 steps would have, the fifth."""
+TOLERANCE = 1e-4
+
+
+def allowed(layout: TokenLayout) -> Tensor:
+    """(B, 1, N, N) True where a token may look."""
+    band, time = layout.band, layout.time
+    return ((band[:, :, None] == band[:, None]) | (time[:, :, None] == time[:, None])).unsqueeze(1)
+
+
+def dense(mixer: FrequencyTimeAttention, tokens: Tensor, layout: TokenLayout) -> Tensor:
+    """The same mixer with an N x N mask."""
+    query, key, value = mixer._split(tokens)
+    mixed = scaled_dot_product_attention(query, key, value, attn_mask=allowed(layout))
+    projected: Tensor = mixer.proj(mixed.transpose(1, 2).flatten(2))
+    return projected
+
+
+def compare(name: str, layout: TokenLayout, rounds: int) -> None:
+    """Print one line."""
+    torch.manual_seed(0)
+    mixer = FrequencyTimeAttention(FrequencyTimeConfig(), WIDTH, HEADS).eval()
+    tokens = torch.randn(*layout.index.shape, WIDTH)
+    sides: dict[str, Callable[[], Tensor]] = {
+        "dense": lambda: dense(mixer, tokens, layout),
+        "lines": lambda: mixer(tokens, layout),
+    }
+    with torch.no_grad():
+        wanted, given = (side() for side in sides.values())
+    error = float((given - wanted).abs().max() / wanted.abs().max())
+    assert error < TOLERANCE, f"they differ by {error:.1e}"
+    taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, run in sides.items():
+            with Cost() as cost, torch.no_grad():
+                run()
+            taken[side].append((cost.cpu_seconds, cost.mebibytes))
+    slow, fast = (statistics.median(seconds for seconds, _ in taken[side]) for side in sides)
+    much, little = (max(mebibytes for _, mebibytes in taken[side]) for side in sides)
+    pairs = float(allowed(layout).float().mean())
+    number = layout.index.shape[1]
+    print(f"{name:<22} {number:>6,}   {pairs:>6.1%}   {slow:>7.3f} s {fast:>7.3f} s {slow / fast:>6.2f}   "
+          f"{much:>7,.0f} {little:>7,.0f}   {fast / number * 1e6:>7.1f}")  # fmt: skip
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    print("grid                   tokens    pairs       dense     lines  ratio   MiB: dense, lines   us per token")
+    for times in GRIDS:
+        compare(f"{times} x {BANDS}", TokenLayout.full(1, (times, BANDS)), rounds)
+    times, kept = KEPT
+    torch.manual_seed(0)
+    columns = torch.randperm(times * BANDS)[: kept * BANDS].sort().values[None]
+    masked = TokenLayout.full(1, (times, BANDS)).select(torch.arange(1), columns)
+    compare(f"{times} x {BANDS}, a fifth kept", masked, rounds)
+
+
+if __name__ == "__main__":
+    main()

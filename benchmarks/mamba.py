@@ -1,0 +1,143 @@
+"""From how many tokens on is a Mamba encoder cheaper than a transformer on this CPU, in time and in memory?
+
+    OMP_NUM_THREADS=1 python benchmarks/mamba.py
+
+SSAMBA tiny (24 bidirectional blocks of width 192) against SSAST tiny (12 transformer blocks of that width, 3 heads), one
+clip, forward only, random weights. Attention twice: with the fused kernel, and by the formula that holds N x N maps, as
+the released SSAST has it. Rounds are interleaved; medians of processor time, the most memory beyond the model, and
+the crossing point are printed. First the chunked scan is compared with the sequential one, in numbers and in time.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from asda_plugins.mixer_mamba.scan import chunked_scan, sequential_scan
+from asda_plugins.mixer_standard import StandardAttention, StandardConfig
+from torch import Tensor
+
+from asda_core.assemble import build_encoder
+from asda_core.catalog import installed_catalog
+from asda_core.config import PositionConfig
+from asda_core.config_io import load_run_config
+from asda_core.layout import TokenLayout
+from asda_core.model.encoder import Encoder
+from asda_hear.ablation.cost import Cost
+
+TOKENS = (512, 2_048, 8_192, 22_528)
+"""10 s, 41 s, 164 s and 451 s of audio in patches of 16 x 16 without overlap."""
+BANDS = 8
+MAPS_UP_TO = 8_192
+"""Tokens up to which the formula is tried: two maps of 3 heads take 6 GB at 22,528."""
+SCAN_TOKENS, SCAN_ROWS, SCAN_CHANNELS, SCAN_STATES = 8_192, 2, 384, 16
+"""Both directions of one mixer of SSAMBA tiny."""
+TOLERANCE = 1e-5
+
+
+class ByFormula(StandardAttention):
+    """Standard attention that makes its map, as timm 0.4.5 does in the released SSAST."""
+
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        """Softmax, then product."""
+        (softmax,) = self.maps(tokens, layout)
+        value = self._split(tokens)[2]
+        mixed: Tensor = self.proj((softmax @ value).transpose(1, 2).flatten(2))
+        return mixed
+
+
+def encoders() -> dict[str, Encoder]:
+    """The three encoders; positions are computed, so that any length will do."""
+    catalog = installed_catalog()
+    mamba = load_run_config("ssamba_tiny").encoder
+    ssast = load_run_config("ssast_base").encoder
+    tiny = replace(ssast, dim=mamba.dim, num_heads=3, positions=PositionConfig())
+    torch.manual_seed(0)
+    fused = build_encoder(catalog, tiny).eval()
+    formula = Encoder(tiny, [ByFormula(StandardConfig(), tiny.dim, 3) for _ in range(tiny.depth)]).eval()
+    formula.load_state_dict(fused.state_dict())
+    scan = build_encoder(catalog, replace(mamba, positions=PositionConfig())).eval()
+    return {"Mamba": scan, "attention, fused": fused, "attention, formula": formula}
+
+
+def passes(models: dict[str, Encoder], num_tokens: int) -> dict[str, Callable[[], Tensor]]:
+    """What is timed: encoding the tokens of one clip."""
+    layout = TokenLayout.full(1, (num_tokens // BANDS, BANDS))
+    tokens = torch.randn(1, num_tokens, models["Mamba"].config.dim)
+    return {
+        name: lambda model=model: model.encode(tokens, layout).tokens
+        for name, model in models.items()
+        if num_tokens <= MAPS_UP_TO or "formula" not in name
+    }
+
+
+def measure(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median processor seconds and the most MiB of each, rounds interleaved; the first round only warms up."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            with Cost() as cost, torch.no_grad():
+                run()
+            if number or rounds == 0:
+                taken[name].append((cost.cpu_seconds, cost.mebibytes))
+    return {name: (statistics.median(s for s, _ in each), max(m for _, m in each)) for name, each in taken.items()}
+
+
+def compare_scans(rounds: int) -> None:
+    """The chunked scan equals the sequential one, and how much faster it is."""
+    torch.manual_seed(0)
+    u, step = torch.randn(SCAN_TOKENS, SCAN_ROWS, SCAN_CHANNELS), torch.rand(SCAN_TOKENS, SCAN_ROWS, SCAN_CHANNELS)
+    a = -torch.arange(1.0, SCAN_STATES + 1).view(1, -1, 1).expand(SCAN_ROWS, -1, SCAN_CHANNELS).contiguous()
+    b, c = (torch.randn(SCAN_TOKENS, SCAN_ROWS, SCAN_STATES) for _ in range(2))
+    wanted = sequential_scan(u, step, a, b, c)
+    error = float((chunked_scan(u, step, a, b, c) - wanted).abs().max() / wanted.abs().max())
+    assert error < TOLERANCE, f"the scans differ by {error:.1e}"
+    times: dict[str, list[float]] = {"sequential": [], "chunked": []}
+    for _ in range(rounds):
+        for name, scan in (("sequential", sequential_scan), ("chunked", chunked_scan)):
+            start = time.process_time()
+            with torch.no_grad():
+                scan(u, step, a, b, c)
+            times[name].append(time.process_time() - start)
+    slow, fast = (statistics.median(each) for each in times.values())
+    print(f"scan of {SCAN_TOKENS:,} tokens: step by step {slow:.2f} s, chunked {fast:.3f} s, ratio {slow / fast:.1f}; "
+          f"largest difference {error:.0e} of the largest value")  # fmt: skip
+
+
+def crossing(results: dict[int, dict[str, tuple[float, float]]], column: int) -> str:
+    """The number of tokens at which Mamba becomes cheaper than fused attention, interpolated on logarithms."""
+    sizes = sorted(results)
+    gains = [math.log(results[size]["attention, fused"][column] / results[size]["Mamba"][column]) for size in sizes]
+    for (low, before), (high, after) in zip(
+        zip(sizes, gains, strict=True), zip(sizes[1:], gains[1:], strict=True), strict=False
+    ):
+        if before < 0 <= after:
+            share = -before / (after - before)
+            return f"about {math.exp(math.log(low) + share * math.log(high / low)):,.0f} tokens"
+    return "never" if gains[-1] < 0 else f"below {sizes[0]:,} tokens"
+
+
+def main() -> None:
+    """Print tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parsed = parser.parse_args()
+    compare_scans(parsed.rounds)
+    models = encoders()
+    results = {}
+    print("tokens   encoder              CPU s   attention fused / this   MiB beyond the model")
+    for num_tokens in parsed.tokens:
+        results[num_tokens] = measure(passes(models, num_tokens), parsed.rounds)
+        reference = results[num_tokens]["attention, fused"][0]
+        for name, (seconds, mebibytes) in results[num_tokens].items():
+            print(f"{num_tokens:>6,}   {name:<18} {seconds:>8.2f}   {reference / seconds:>22.2f}   {mebibytes:>21,.0f}")
+    print(f"Mamba is faster than fused attention from: {crossing(results, 0)}; takes less memory from: "
+          f"{crossing(results, 1)}.")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
