@@ -41,7 +41,7 @@ def check_catalog(catalog: Catalog, progress: bool = True) -> tuple[str, list[st
 
 def _single(catalog: Catalog) -> Iterator[Check]:
     """Every plugin against the contract of its family; adapters on every mixer."""
-    mixers = [offer.spec for offer in catalog.family("mixer")]
+    mixers: list[Any] = [offer.spec for offer in catalog.family("mixer")]
 
     def on_every_mixer(spec: AdapterSpec[Any]) -> None:
         for mixer in mixers:
@@ -64,7 +64,7 @@ def _combined(catalog: Catalog) -> Iterator[Check]:
         for objective in catalog.family("objective"):
             for adapter in (None, *catalog.family("adapter")):
                 name = f"{objective.spec.name} + {adapter.spec.name if adapter else 'no adapter'}"
-                specs = (mixer.spec, None if adapter is None else adapter.spec, objective.spec)
+                specs: tuple[Any, ...] = (mixer.spec, None if adapter is None else adapter.spec, objective.spec)
                 yield mixer.spec.name, name, partial(check_combination, *specs)
 
 
