@@ -45,7 +45,7 @@ class ClassTokenConfig:
 
     `join_layer` counts blocks: 0 joins before the first block (as published), `depth - 1` before the last one.
     `position` is its place in the sequence; `none` leaves it out and takes the mean of the patches as the summary.
-    `count` stand side by side and their mean is the summary (SSAST: 2, the second as in DeiT's distillation).
+    `count` (SSAST: 2) stand side by side, and their mean is the summary.
     """
 
     join_layer: int = 0
@@ -61,17 +61,18 @@ class PositionConfig:
     """What tells a token its place.
 
     `sine_cosine` is computed for any grid. `learned` is a table for a `grid` of (time steps, bands), SSAST's for 10 s
-    by default; fewer steps take its middle, more are interpolated: by way of `through_bands` 8 bands, as released.
+    by default; fewer steps take its middle, more are interpolated: by way of `through_bands` 8 bands in the release, its
+    own grid too when fine-tuning begins (`adapt_own_grid`).
     """
 
     type: PositionType = "sine_cosine"
     grid: tuple[int, int] = (64, 8)
     through_bands: int | None = None
+    adapt_own_grid: bool = False
 
     def __post_init__(self) -> None:
         require(min(self.grid) > 0, f"encoder.positions.grid must be positive, not {self.grid}.")
-        through = self.through_bands
-        require(through is None or through > 0, f"encoder.positions.through_bands must be positive, not {through}.")
+        require((self.through_bands or 1) > 0, "encoder.positions.through_bands must be positive.")
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,10 @@ class EncoderConfig:
     class_token: ClassTokenConfig = ClassTokenConfig()
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "num_heads", "patch_frames", "patch_bins", "norm_eps", *self._strides()):
+        for name in ("dim", "depth", "num_heads", "patch_frames", "patch_bins", "norm_eps"):
             require(getattr(self, name) > 0, f"encoder.{name} must be positive, not {getattr(self, name)}.")
+        for name in ("step_frames", "step_bins"):
+            require(getattr(self, name) > 0, f"encoder.{name.replace('step', 'stride')} must be positive.")
         require(0 <= self.mlp_ratio < math.inf, f"encoder.mlp_ratio must not be negative, not {self.mlp_ratio}.")
         if self.wiring != "sequential" and self.depth % 2:
             raise ConfigError(f"encoder.wiring {self.wiring!r} pairs blocks; encoder.depth {self.depth} is odd.")
@@ -127,9 +130,6 @@ class EncoderConfig:
                 f"encoder.class_token.join_layer {self.class_token.join_layer} is not in 0..{self.depth - 1} "
                 f"(encoder.depth is {self.depth})."
             )
-
-    def _strides(self) -> tuple[str, ...]:
-        return tuple(name for name in ("stride_frames", "stride_bins") if getattr(self, name) is not None)
 
     @property
     def step_frames(self) -> int:
@@ -263,7 +263,7 @@ ADDED: Mapping[str, Any] = {
     "encoder.token_order": "time",
     "encoder.stride_frames": None,
     "encoder.stride_bins": None,
-    "encoder.positions": {"type": "sine_cosine", "grid": [64, 8], "through_bands": None},
+    "encoder.positions": {"type": "sine_cosine", "grid": [64, 8], "through_bands": None, "adapt_own_grid": False},
     "encoder.class_token.count": 1,
     "optimizer.algorithm": "adamw",
     "optimizer.schedule": "cosine",

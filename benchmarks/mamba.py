@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/mamba.py
 
 SSAMBA tiny (24 bidirectional blocks of width 192) against SSAST tiny (12 transformer blocks of that width, 3 heads):
-one clip, forward only, random weights. Attention twice: with the fused kernel, and by the formula that holds N x N maps,
-as the released SSAST has it. Rounds are interleaved; medians of processor time, the most memory beyond the model, and
-the crossing point are printed. First the chunked scan is compared with the sequential one, in numbers and in time.
+one clip, forward only, random weights. Attention twice: with the fused kernel, and by the formula that holds N x N
+maps, as the released SSAST has it. Rounds are interleaved; medians of processor time, the most memory beyond the
+model, and the crossing point are printed. First the chunked scan is compared with the sequential one, in numbers and
+in time.
 """
 
 import argparse

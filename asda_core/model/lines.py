@@ -28,6 +28,7 @@ class Lines:
         token: (B, lines * slots) the column of the token there; N where the slot is empty.
         shape: (lines, slots).
         valid: (B, lines, slots) True where a token stands that is not padding.
+        full: whether a valid token stands in every slot.
         whole: (time steps, bands) if the tokens are the whole grid in raster order, so that views do; else None.
         axis: "bands" or "times".
     """
@@ -36,6 +37,7 @@ class Lines:
     token: Int[Tensor, "batch places"]
     shape: tuple[int, int]
     valid: Bool[Tensor, "batch lines slots"]
+    full: bool
     whole: tuple[int, int] | None
     axis: Literal["bands", "times"]
 
@@ -82,4 +84,5 @@ def lines_of(layout: TokenLayout, axis: Literal["bands", "times"]) -> Lines:
     token.scatter_(1, place, columns)
     shape = (number, slots)
     valid = torch.zeros_like(token, dtype=torch.bool).scatter_(1, place, layout.valid).reshape(-1, *shape)
-    return Lines(place, token, shape, valid, layout.grid if whole else None, axis)
+    full = layout.padding is None and place.shape[1] == number * slots
+    return Lines(place, token, shape, valid, full, layout.grid if whole else None, axis)

@@ -93,18 +93,19 @@ def adapt_positions(
         grid: (time steps, bands) that is wanted.
 
     **Source**: SSAST, released code (`through_bands` 8).
-    **Differs**: the release cuts as many bands as there are time steps where bands are too many, and sends a table of
-    other than 8 bands through 8 even for its own grid.
+    **Differs**: the release cuts as many bands as there are time steps where bands are too many.
     """
     times, bands = config.grid
-    if grid == tuple(config.grid):
+    if grid == tuple(config.grid) and not config.adapt_own_grid:
         return table
     maps = table.reshape(1, times, bands, -1).permute(0, 3, 1, 2)  # (1, D, T', bands)
     if grid[0] < times:
         maps = maps[:, :, times // 2 - grid[0] // 2 :][:, :, : grid[0]]
     else:
         maps = _interpolated(maps, (grid[0], config.through_bands or bands))
-    maps = maps[..., bands // 2 - grid[1] // 2 :][..., : grid[1]] if grid[1] < bands else _interpolated(maps, grid)
+    first = bands // 2 - grid[1] // 2
+    cuts = grid[1] < bands and first + grid[1] <= maps.shape[3]  # there may be fewer than 'through_bands' left
+    maps = maps[..., first : first + grid[1]] if cuts else _interpolated(maps, grid)
     adapted: Tensor = maps.flatten(2).transpose(1, 2)
     return adapted
 

@@ -74,8 +74,6 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
     file = locate(Path(path))
     if is_pickled(file):
         contents = _fairseq(file)
-        if is_masked_patch(contents.student):
-            return read_masked_patch(contents.student, contents.beside, file, weights)
         return convert(contents, weights)
     tensors, metadata = read_tensors(file)
     if metadata.get("format") == FORMAT:
@@ -93,6 +91,8 @@ def convert(contents: Contents, weights: Weights) -> Checkpoint:
     if weights == "teacher" and not contents.teacher:
         raise CheckpointError(f"{contents.file} holds no teacher; its weights are those of the student.")
     try:
+        if is_masked_patch(contents.student):
+            return read_masked_patch(contents.student, contents.beside, contents.file, weights)
         return _converted(contents, weights)
     except CheckpointError:
         raise

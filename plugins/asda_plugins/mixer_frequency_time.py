@@ -31,7 +31,7 @@ class FrequencyTimeAttention(nn.Module):
         . . k .
 
     Scores are made line by line, so the cost is O(N (T + M)) and no N x N map exists; where tokens were dropped, the
-    lines that are left are shorter. The three parts share one maximum and one sum. Weights have the names and shapes
+    lines that are left are shorter. Weights have the names and shapes
     of standard attention, so that one can take over from the other.
 
     **Source**: AI-CL (arXiv 2302.14314), frequency-time factorised attention.
@@ -82,33 +82,43 @@ class FrequencyTimeAttention(nn.Module):
 
 
 def _patches(patches: Tensor, class_tokens: Tensor, layout: TokenLayout) -> Tensor:
-    """What patches hear (B, H, N, D/H); given their queries, keys and values, and keys and values of class tokens."""
+    """What patches hear (B, H, N, D/H); given their queries, keys and values, and keys and values of class tokens.
+
+    A softmax over a union is that of its parts, weighted by a softmax over their log-sums.
+    """
     (query, key, value), (class_key, class_value) = patches, class_tokens
     query = query * query.shape[-1] ** -0.5
-    both = lines_of(layout, "bands"), lines_of(layout, "times")
-    scores = [_scores(query, key, lines, itself=lines.axis == "bands") for lines in both]
-    to_class = query @ class_key.transpose(-2, -1)
-    tops = [lines.collect(part.amax(dim=-1, keepdim=True)) for lines, part in zip(both, scores, strict=True)]
-    # padding may see nothing at all: its maximum is -inf, and its sum 0
-    top = torch.cat([*tops, to_class], dim=-1).amax(dim=-1, keepdim=True)
-    top = top.detach().clamp(min=torch.finfo(top.dtype).min)
-    weights = (to_class - top).exp()
-    mixed, total = weights @ class_value, weights.sum(dim=-1, keepdim=True)
-    for lines, part in zip(both, scores, strict=True):
-        weights = (part - lines.spread(top)).exp()
-        mixed = mixed + lines.collect(weights @ lines.spread(value))
-        total = total + lines.collect(weights.sum(dim=-1, keepdim=True))
-    heard: Tensor = mixed / total.clamp(min=torch.finfo(total.dtype).tiny)
-    return heard
+    heard, log_sums = [], []
+    for lines in (lines_of(layout, "bands"), lines_of(layout, "times")):
+        scores = _scores(query, key, lines, itself=lines.axis == "bands")
+        softmax = scores.softmax(dim=-1)
+        heard.append(lines.collect(softmax @ lines.spread(value)))
+        # the highest score is `exp(score - log sum)` of the whole, which never underflows
+        log_sum = scores.amax(dim=-1, keepdim=True) - softmax.amax(dim=-1, keepdim=True).log()
+        log_sums.append(lines.collect(log_sum))
+    if class_key.shape[2]:
+        scores = query @ class_key.transpose(-2, -1)
+        heard.append(scores.softmax(dim=-1) @ class_value)
+        log_sums.append(scores.logsumexp(dim=-1, keepdim=True))
+    shares = torch.cat(log_sums, dim=-1).softmax(dim=-1)  # (B, H, N, parts)
+    mixed = torch.zeros_like(value)
+    for number, part in enumerate(heard):
+        mixed = mixed + part * shares[..., number : number + 1]
+    return mixed
 
 
 def _scores(query: Tensor, key: Tensor, lines: Lines, itself: bool) -> Tensor:
-    """Scores (B, H, lines, slots, slots) within each line, -inf at what is not there."""
+    """Scores (B, H, lines, slots, slots) within each line, the lowest number at what is not there.
+
+    Not -inf: padding may see nothing at all, and must stay finite.
+    """
     scores = lines.spread(query) @ lines.spread(key).transpose(-2, -1)
-    hidden = ~(lines.valid.unsqueeze(3) & lines.valid.unsqueeze(2)).unsqueeze(1)  # padding and empty slots, both ways
+    lowest = torch.finfo(scores.dtype).min
+    if not lines.full:
+        scores = scores.masked_fill(~(lines.valid.unsqueeze(3) & lines.valid.unsqueeze(2)).unsqueeze(1), lowest)
     if not itself:  # counted in the row already
-        hidden = hidden | torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
-    return scores.masked_fill(hidden, -torch.inf)
+        scores = scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device), lowest)
+    return scores
 
 
 def build(config: FrequencyTimeConfig, context: MixerContext) -> FrequencyTimeAttention:

@@ -61,7 +61,7 @@ class TwoSimplicialAttention(nn.Module):
         if layout.class_column is not None:
             anchors = parts(query)[1][:, :, :, None] * pairs[1][1][:, :, None]  # (B, H, c, k, d)
             scores = anchors @ key.transpose(-2, -1)[:, :, None]
-            weights = _softmax(scores.masked_fill(~layout.valid[:, None, None, None], -torch.inf))
+            weights = _softmax(scores, layout.valid[:, None, None, None])
             heard = (weights @ value[:, :, None] * pairs[3][1][:, :, None]).sum(dim=3)
             mixed = layout.with_class(mixed, heard, axis=2)
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
@@ -82,7 +82,7 @@ def _patches(
     scores = anchors @ _with_class(rows, *key2)[:, :, :, None].transpose(-2, -1)  # (.., slots, j, k)
     seen_j = _seen(columns, key[1])[:, None, :, None].expand(-1, -1, -1, slots, -1)  # (B, 1, times, slots, j)
     seen = rows.spread(columns.collect(seen_j))[..., None] & _seen(rows, key[1])[:, None, :, None, None]
-    weights = _softmax(scores.masked_fill(~seen, -torch.inf))
+    weights = _softmax(scores, seen)
     second = columns.spread(rows.collect(weights @ _with_class(rows, *value2)[:, :, :, None]))  # (.., slots, j, d)
     return columns.collect((second * _with_class(columns, *value)[..., None, :, :]).sum(dim=4))
 
@@ -99,13 +99,11 @@ def _seen(lines: Lines, class_tokens: Tensor) -> Tensor:
     return torch.cat([valid, valid.new_ones(*valid.shape[:2], class_tokens.shape[2])], dim=2)
 
 
-def _softmax(scores: Tensor) -> Tensor:
-    """Over the last two axes together; zeros where nothing is seen, as padding may."""
-    flat = scores.flatten(-2)
-    highest = flat.amax(dim=-1, keepdim=True).detach().clamp(min=torch.finfo(flat.dtype).min)
-    weights = (flat - highest).exp()
-    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
-    return weights.view_as(scores)
+def _softmax(scores: Tensor, seen: Tensor) -> Tensor:
+    """Over the last two axes together, of what is seen; padding, which may see nothing, stays finite."""
+    flat = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).flatten(-2)
+    softmax: Tensor = flat.softmax(dim=-1)
+    return softmax.view_as(scores)
 
 
 def build(config: TwoSimplicialConfig, context: MixerContext) -> TwoSimplicialAttention:

@@ -225,6 +225,11 @@ def by_band(values: Tensor, grid: tuple[int, int]) -> Tensor:
     return values.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
 
 
+def parts_bins(read: Checkpoint) -> int:
+    """Bins of the front end that a checkpoint asks for."""
+    return int(read.config.front_end.options.get("num_bins", 128))
+
+
 def with_class(encoded: Tensor, class_tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([class_tokens.expand(len(encoded), -1, -1), by_band(encoded, grid)], dim=1)
 
@@ -233,7 +238,9 @@ def with_class(encoded: Tensor, class_tokens: Tensor, grid: tuple[int, int]) -> 
 def test_model(catalog: Catalog, name: str, tmp_path: Path) -> None:
     arrays = load(name)
     read = read_model(write_released(arrays, tmp_path, name))
-    assert f"{len(arrays.below('w/')) - len(UNUSED & arrays.below('w/').keys())} of " in read.report
+    weights = arrays.below("w/")
+    assert f": {len(weights) - len(UNUSED & weights.keys())} of " in read.report
+    assert parts_bins(read) == arrays["x"].shape[2]
     parts = parts_of(catalog, read)
     encoder, objective = parts.encoder.eval(), parts.objective
     features = arrays["x"].transpose(1, 2)
@@ -372,7 +379,8 @@ def _compare_finetuned(catalog: Catalog, arrays: Arrays, name: str, folder: Path
         stride_bins = found[key].tolist()[1] if len(found[key]) == 3 else stride_frames
         strides = {"stride_frames": stride_frames, "stride_bins": stride_bins}
         features = found["x"].transpose(1, 2)
-        config = replace(pretrained.config.encoder, **strides)
+        positions = replace(pretrained.config.encoder.positions, adapt_own_grid=True)
+        config = replace(pretrained.config.encoder, positions=positions, **strides)
         encoder = build_encoder(catalog, config).eval()
         load_strict(encoder, pretrained.tensors, "encoder.", pretrained.file)
         grid = config.grid(*features.shape[1:])
@@ -387,8 +395,9 @@ def _compare_finetuned(catalog: Catalog, arrays: Arrays, name: str, folder: Path
             f"mlp_head.{rest}": found[f"w/mlp_head.{rest}"] for rest in ("0.weight", "0.bias", "1.weight", "1.bias")
         }
         head["v.pos_embed"] = found["pos_embed"]
+        told = {**strides, "bins": features.shape[1]}
         for pooling, wanted in (("mean", found["avgtok"]), ("summary", found["cls"])):
-            file = write_released(arrays, folder / case / pooling, case, head, pooling=pooling, **strides)
+            file = write_released(arrays, folder / case / pooling, case, head, pooling=pooling, **told)
             read = read_model(file)
             assert "fine-tuned to" in read.report
             _, stored = load_encoder(read, catalog)

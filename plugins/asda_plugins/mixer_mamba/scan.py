@@ -126,9 +126,8 @@ def _walk(u: Tensor, step: Tensor, rate: Tensor, b: Tensor, state: Tensor, decay
     torch.mul(step.unsqueeze(2), rate, out=decay)
     torch.exp2(decay, out=decay)
     torch.mul((step * u).unsqueeze(2), b.unsqueeze(3), out=states)
-    for now in range(len(states)):
-        torch.addcmul(states[now], decay[now], state, out=states[now])
-        state = states[now]
+    for entered, kept in zip(states.unbind(), decay.unbind(), strict=True):
+        state = torch.addcmul(entered, kept, state, out=entered)
 
 
 def _chunk_backward(
@@ -149,8 +148,9 @@ def _chunk_backward(
     grad_c.copy_(torch.matmul(states, grad.unsqueeze(3)).squeeze(3))
     torch.mul(c.unsqueeze(3), grad.unsqueeze(2), out=back)
     back[-1] += carried
-    for now in range(len(back) - 2, -1, -1):  # back[t] becomes the gradient of state t
-        torch.addcmul(back[now], decay[now + 1], back[now + 1], out=back[now])
+    ahead, *earlier = reversed(back.unbind())  # each becomes the gradient of its state
+    for entered, kept in zip(earlier, reversed(decay.unbind()), strict=False):
+        ahead = torch.addcmul(entered, kept, ahead, out=entered)
     grad_b.copy_(torch.matmul(back, (step * u).unsqueeze(3)).squeeze(3))
     entered = torch.matmul(b.unsqueeze(2), back).squeeze(2)  # gradient of step * u
     torch.mul(entered, step, out=grad_u)
