@@ -61,8 +61,8 @@ class PositionConfig:
     """What tells a token its place.
 
     `sine_cosine` is computed for any grid. `learned` is a table for a `grid` of (time steps, bands), SSAST's for 10 s
-    by default; fewer steps take its middle, more are interpolated: by way of `through_bands` 8 bands in the release, its
-    own grid too when fine-tuning begins (`adapt_own_grid`).
+    by default; fewer steps take its middle, more are interpolated: by way of `through_bands` 8 bands in the release,
+    its own grid too when fine-tuning begins (`adapt_own_grid`).
     """
 
     type: PositionType = "sine_cosine"

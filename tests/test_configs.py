@@ -1,5 +1,6 @@
 """Every config that comes with the package, and how many there are."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,22 @@ def test_plan(file: Path) -> None:
     plan = parse(PlanConfig, read_yaml(file))
     assert (file.parent / plan.base).is_file()
     assert f"asda-hear ablate configs/ablations/{file.name}" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "heads", "millions"),
+    [
+        ("ssast_base", 192, 3, 5.49),
+        ("ssast_base", 384, 6, 21.59),
+        ("ssast_base", 768, 12, 85.65),
+        ("ssamba_tiny", 192, 3, 6.92),
+        ("ssamba_tiny", 384, 3, 25.35),
+        ("ssamba_tiny", 768, 3, 96.70),
+    ],
+)
+def test_published_sizes(name: str, dim: int, heads: int, millions: float, catalog: Catalog) -> None:
+    """Tiny, small and base of SSAST and SSAMBA have the published numbers of parameters."""
+    config = replace(load_run_config(name).encoder, dim=dim, num_heads=heads)
+    with torch.device("meta"):
+        encoder = build_encoder(catalog, config)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
