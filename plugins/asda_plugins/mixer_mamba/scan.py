@@ -99,35 +99,45 @@ def _chunks(steps: int) -> list[slice]:
 def _forward(inputs: list[Tensor], a: Tensor, output: Tensor, starts: Tensor) -> None:
     """Fill `output`, and `starts` with the state before each chunk."""
     u, step, b, c = inputs
-    decay, states = (u.new_empty(min(CHUNK, len(u)), *a.shape) for _ in range(2))
+    buffer = _Buffer(u, a)
     state = torch.zeros_like(a)
     for number, part in enumerate(_chunks(len(u))):
         starts[number] = state
-        size = part.stop - part.start
-        _walk(u[part], step[part], a * LOG2_E, b[part], starts[number], decay[:size], states[:size])
-        output[part] = torch.matmul(c[part].unsqueeze(2), states[:size]).squeeze(2)
-        state = states[size - 1]
+        states, _ = buffer.walk(u[part], step[part], b[part], starts[number])
+        output[part] = torch.matmul(c[part].unsqueeze(2), states).squeeze(2)
+        state = states[-1]
 
 
 def _backward(
     inputs: list[Tensor], grad: Tensor, starts: Tensor, a: Tensor, outputs: list[Tensor], grad_a: Tensor
 ) -> None:
     """Fill the gradients of u, step, b and c, and add that of a; last chunk first."""
-    buffers = tuple(grad.new_empty(min(CHUNK, len(grad)), *a.shape) for _ in range(3))
+    buffer, back = _Buffer(grad, a), grad.new_empty(min(CHUNK, len(grad)), *a.shape)
     carried = torch.zeros_like(a)  # gradient of the state at the end of the chunk
     for number, part in reversed(list(enumerate(_chunks(len(grad))))):
         chunk = [each[part] for each in inputs]
         out = [each[part] for each in outputs]
-        carried = _chunk_backward(chunk, grad[part], a, starts[number], carried, buffers, out, grad_a)
+        size = part.stop - part.start
+        carried = _chunk_backward(chunk, grad[part], a, starts[number], carried, buffer, back[:size], out, grad_a)
 
 
-def _walk(u: Tensor, step: Tensor, rate: Tensor, b: Tensor, state: Tensor, decay: Tensor, states: Tensor) -> None:
-    """Fill `decay` and `states` (Q, R, n, E) of a chunk; `rate` is `a log2(e)`, `state` what stood before it."""
-    torch.mul(step.unsqueeze(2), rate, out=decay)
-    torch.exp2(decay, out=decay)
-    torch.mul((step * u).unsqueeze(2), b.unsqueeze(3), out=states)
-    for entered, kept in zip(states.unbind(), decay.unbind(), strict=True):
-        state = torch.addcmul(entered, kept, state, out=entered)
+class _Buffer:
+    """Room for the decays and states (Q, R, n, E) of a chunk, used again by the next."""
+
+    def __init__(self, like: Tensor, a: Tensor) -> None:
+        self.rate = a * LOG2_E
+        self.decay, self.states = (like.new_empty(min(CHUNK, len(like)), *a.shape) for _ in range(2))
+        self.places = list(zip(self.states.unbind(), self.decay.unbind(), strict=True))
+
+    def walk(self, u: Tensor, step: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(states, decays) of a chunk behind `state`; they are overwritten by the next."""
+        decay, states = self.decay[: len(u)], self.states[: len(u)]
+        torch.mul(step.unsqueeze(2), self.rate, out=decay)
+        torch.exp2(decay, out=decay)
+        torch.mul((step * u).unsqueeze(2), b.unsqueeze(3), out=states)
+        for entered, kept in self.places[: len(u)]:
+            state = torch.addcmul(entered, kept, state, out=entered)
+        return states, decay
 
 
 def _chunk_backward(
@@ -136,14 +146,17 @@ def _chunk_backward(
     a: Tensor,
     start: Tensor,
     carried: Tensor,
-    buffers: tuple[Tensor, ...],
+    buffer: _Buffer,
+    back: Tensor,
     out: list[Tensor],
     grad_a: Tensor,
 ) -> Tensor:
-    """Gradients of one chunk into `out` (of u, step, b, c) and onto `grad_a`; returns the gradient of `start`."""
+    """Gradients of one chunk into `out` (of u, step, b, c) and onto `grad_a`; returns the gradient of `start`.
+
+    `back` is room for the gradients of the states.
+    """
     u, step, b, c = chunk
-    decay, states, back = (buffer[: len(u)] for buffer in buffers)
-    _walk(u, step, a * LOG2_E, b, start, decay, states)
+    states, decay = buffer.walk(u, step, b, start)
     grad_u, grad_step, grad_b, grad_c = out
     grad_c.copy_(torch.matmul(states, grad.unsqueeze(3)).squeeze(3))
     torch.mul(c.unsqueeze(3), grad.unsqueeze(2), out=back)
