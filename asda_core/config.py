@@ -210,8 +210,8 @@ class DataConfig:
 class RunConfig:
     """One pre-training run. Its signature names the run folder.
 
-    `compat` "released" gives the keys of `RELEASED` their values there, where a config does not state them, and plugins
-    the options that their specs name; the model that comes out is comparable with one trained by the released code.
+    `compat` "released" gives keys the values of `compat.RELEASED`, where a config does not state them, and plugins the
+    options that their specs name; the model that comes out is comparable with one trained by the released code.
 
     With an `adapter` the encoder is frozen, the adapter wrapped around it, and only that and the objective train; the
     run must begin with the weights of a checkpoint.
@@ -236,18 +236,6 @@ class RunConfig:
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
 
-
-RELEASED: Mapping[str, Any] = {
-    "encoder.pre_norm_residual": False,
-    "optimizer.algorithm": "fairseq_adam",
-    "optimizer.schedule": "fairseq_cosine",
-    "optimizer.decay_norms_and_biases": True,
-    "data.crop": "first",
-    "data.padding": "features",
-    "data.resample_along": "channels",
-    "data.min_samples": 10_000,
-}
-"""What `compat: released` sets. **Source**: defects and habits of the released code, see docs/released.md."""
 
 WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes")
 """Keys of `RunConfig` that cannot change a result; `signature` leaves them out."""

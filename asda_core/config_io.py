@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from asda_core.config import ADDED, RELEASED, WITHOUT_INFLUENCE, PluginChoice, RunConfig
+from asda_core.compat import released_keys
+from asda_core.config import ADDED, WITHOUT_INFLUENCE, PluginChoice, RunConfig
 from asda_core.errors import ConfigError, unknown
 
 ConfigT = TypeVar("ConfigT")
@@ -35,7 +36,7 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
     """
     prepared = _check_keys(cls, {} if data is None else data, path)
     if cls is RunConfig and isinstance(prepared, dict) and prepared.get("compat") == "released":
-        prepared = _check_keys(cls, _over(_released_defaults(), prepared), path)
+        prepared = _check_keys(cls, _over(_released_defaults(prepared), prepared), path)
     try:
         return TypeAdapter(cls).validate_python(prepared)
     except ValidationError as error:
@@ -133,7 +134,7 @@ def with_change(plain: Mapping[str, Any], dotted: str, value: Any) -> dict[str, 
     before = plain.get("compat", "default")
     if dotted == "compat" and value in ("default", "released") and value != before:
         usual = to_plain(RunConfig())
-        for key, released in RELEASED.items():
+        for key, released in released_keys(changed).items():
             default = value_at(usual, key)
             old, new = (default, released) if value == "released" else (released, default)
             if value_at(changed, key) == old:
@@ -149,9 +150,9 @@ def value_at(plain: Mapping[str, Any], dotted: str) -> Any:
     return level
 
 
-def _released_defaults() -> dict[str, Any]:
+def _released_defaults(plain: Mapping[str, Any]) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
-    for key, value in RELEASED.items():
+    for key, value in released_keys(plain).items():
         defaults = with_value(defaults, key, value)
     return defaults
 

@@ -16,7 +16,7 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-    "errors", "files", "devices", "config", "config_io", "layout", "audio", "model.block", "model.attention",
+    "errors", "files", "devices", "compat", "config", "config_io", "layout", "audio", "model.block", "model.attention",
     "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog", "adapting", "assemble",
     "counting", "finetune.heads", "finetune.losses", "finetune.augment", "finetune.rates",
     "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",

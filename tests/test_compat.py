@@ -12,7 +12,8 @@ from asda_core.assemble import build_parts
 from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
 from asda_core.cli import changed
-from asda_core.config import ADDED, RELEASED, DataConfig, OptimizerConfig, RunConfig
+from asda_core.compat import LATENT_REGRESSION, RELEASED
+from asda_core.config import ADDED, DataConfig, OptimizerConfig, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, value_at, with_change
 from asda_core.errors import ConfigError
 from asda_core.filling import fill_features
@@ -30,11 +31,23 @@ ROOT = Path(__file__).parents[1]
 def test_the_switch_sets_every_key_and_a_stated_key_wins() -> None:
     config = parse(RunConfig, {"compat": "released", "data": {"crop": "random"}})
     plain = to_plain(config)
-    for key, value in RELEASED.items():
+    for key, value in RELEASED[LATENT_REGRESSION].items():
         assert value_at(plain, key) == ("random" if key == "data.crop" else value)
     assert parse(RunConfig, plain) == config
     with pytest.raises(ConfigError, match="compat"):
         parse(RunConfig, {"compat": "fairseq"})
+
+
+def test_the_switch_is_that_of_the_system() -> None:
+    """SSAST's release has no defect of fairseq, and a pre-norm model keeps its residual."""
+    config = changed(load_run_config("ssast_base"), ["compat=released"])
+    assert config.encoder.pre_norm_residual
+    assert config.optimizer.algorithm == "adam"
+    assert (config.data.crop, config.data.padding, config.data.min_samples) == ("first", "features", 0)
+    assert parse(RunConfig, {"compat": "released", "objective": "masked_patch"}).encoder.positions.through_bands == 8
+    other = parse(RunConfig, {"compat": "released", "objective": {"name": "altered_frames"}})
+    assert other == parse(RunConfig, {**to_plain(other), "compat": "released"})
+    assert replace(other, compat="default") == parse(RunConfig, {"objective": "altered_frames"})
 
 
 def test_the_switch_on_a_command_line() -> None:
@@ -72,7 +85,7 @@ def test_a_plugin_says_what_is_released(catalog: Catalog) -> None:
 
 def test_every_key_of_the_switch_is_documented() -> None:
     text = (ROOT / "docs" / "released.md").read_text()
-    for key in (*RELEASED, "objective.options.utterance_rows"):
+    for key in (*RELEASED[LATENT_REGRESSION], "objective.options.utterance_rows"):
         assert re.search(rf"^\| .*`{re.escape(key)}", text, re.MULTILINE), key
 
 

@@ -1,0 +1,35 @@
+"""What `compat: released` sets in a config, beside the options that plugins name in `Spec.released`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+LATENT_REGRESSION = "latent_regression"
+
+RELEASED: Mapping[str, Mapping[str, Any]] = {
+    LATENT_REGRESSION: {
+        "encoder.pre_norm_residual": False,
+        "optimizer.algorithm": "fairseq_adam",
+        "optimizer.schedule": "fairseq_cosine",
+        "optimizer.decay_norms_and_biases": True,
+        "data.crop": "first",
+        "data.padding": "features",
+        "data.resample_along": "channels",
+        "data.min_samples": 10_000,
+    },
+    "masked_patch": {
+        "data.crop": "first",
+        "data.padding": "features",
+        "encoder.positions.through_bands": 8,
+    },
+}
+"""Objective -> the keys of its released training: of ASDA and EAT, and of SSAST and SSAMBA. Others have none.
+
+**Source**: defects and habits of the released codes, see docs/released.md.
+"""
+
+
+def released_keys(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys that the switch sets in a config (nested plain data, which may leave the objective at its default)."""
+    objective = plain.get("objective") or LATENT_REGRESSION
+    name = objective.get("name") if isinstance(objective, Mapping) else objective
+    return RELEASED.get(str(name), {})
