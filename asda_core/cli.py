@@ -134,7 +134,7 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     identity: dict[str, Any] = {"data": list_identity(files)}
     if init is not None:
         identity["init"] = file_digest(init.file)
-        takes = "with its objective (decoder, teacher)" if holds_objective(init) else "with a new objective"
+        takes = "with its objective" if holds_objective(init) else "with a new objective"
         print(f"{init.report}\nbegins with the encoder of {init.file}, {takes}.".lstrip(), file=sys.stderr)
     if config.optimizer.warmup_steps >= config.steps > 0:
         print(

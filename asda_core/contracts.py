@@ -39,6 +39,7 @@ class Spec(Generic[ConfigT, ContextT, ProductT]):
         source: paper and equation.
         released: options, with their values, that reproduce what the released code of the system does and its paper
             or reason does not; `compat: released` sets them where a config does not.
+        without_influence: options that change how fast a result comes, and not the result.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Spec(Generic[ConfigT, ContextT, ProductT]):
     summary: str
     source: str
     released: Mapping[str, Any] = field(default_factory=dict)
+    without_influence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,17 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True)
 class MixerSpec(Spec[ConfigT, MixerContext, nn.Module]):
-    """A mixer. `knows_order` tells whether the order of the tokens matters to it beyond their layout, as to a scan."""
+    """A mixer.
+
+    Attributes:
+        knows_order: whether the order of the tokens matters to it beyond their layout, as to a scan.
+        uses_heads: whether the number of heads matters to it.
+        takes_over: mixers whose weights it can begin with, name by name.
+    """
 
     knows_order: bool = False
+    uses_heads: bool = True
+    takes_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

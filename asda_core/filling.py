@@ -25,7 +25,10 @@ def fill_features(
     **Source**: released data path, which pads the log-mel with 0 before it normalises.
     """
     if not hasattr(front_end, "filling"):
-        raise ConfigError("data.padding is 'features', but this front end does not say what to fill with (filling).")
+        raise ConfigError(
+            "data.padding is 'features' (which compat: released sets), but this front end does not say what to fill "
+            "with (filling); data.padding: silence fills the audio."
+        )
     whole = (num_samples - front_end.window_samples) // front_end.hop_samples + 1  # (B,), 0 or less below one window
     behind = torch.arange(features.shape[2], device=features.device) >= whole.to(features.device)[:, None]
     filled: Tensor = torch.where(behind[:, None], front_end.filling, features)

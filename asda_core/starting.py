@@ -5,22 +5,68 @@ from typing import Any
 
 from asda_core.assemble import Parts, build_parts, resolved
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import Checkpoint, load_strict
+from asda_core.checkpoint import ABOVE_TEACHER, Checkpoint, load_strict
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.model.encoder import Encoder
 
+OF_MIXER = "encoder.mixer."
+
 
 def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> Parts:
     """The parts of a new run with the weights of a checkpoint; of its objective too, where it holds one.
+
+    An adapter that is new begins without effect, and a teacher within the objective as a copy of the adapted encoder:
+    the stored teacher has no adapter, so its weights are left.
 
     Raises:
         ConfigError: the run has another encoder or front end, also where no tensor would show it.
         CheckpointError: the tensors do not fit the config of the run.
     """
+    check_fits(checkpoint, catalog, config)
+
+    def load(front_end: Any, encoder: Encoder) -> None:
+        load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
+        load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
+
+    bare = checkpoint.config.adapter is None
+    parts = build_parts(catalog, config, load if bare else None, None if bare else load)
+    if holds_objective(checkpoint):
+        tensors = dict(checkpoint.tensors)
+        if bare and config.adapter is not None:
+            own = {f"objective.{name}": tensor for name, tensor in parts.objective.state_dict().items()}
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(ABOVE_TEACHER)}
+            tensors |= {name: tensor for name, tensor in own.items() if name.startswith(ABOVE_TEACHER)}
+        try:
+            load_strict(parts.objective, tensors, "objective.", checkpoint.file)
+        except CheckpointError as error:
+            raise ConfigError(
+                f"the objective of the run is another one than that of the checkpoint. `asda show {checkpoint.file}` "
+                f"prints a config that fits; an encoder alone begins with a new one. {error}"
+            ) from None
+    return parts
+
+
+def check_fits(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> None:
+    """Refuse a checkpoint of another encoder or front end.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    before = checkpoint.config.adapter
+    if before is not None and (config.adapter is None or config.adapter.name != before.name):
+        raise ConfigError(
+            f"the run is another model than {checkpoint.file}, which has the adapter {before.name!r}: adapters neither "
+            f"stack nor come off; set adapter: {before.name}."
+        )
+    mixer: Any = catalog.find("mixer", config.encoder.mixer.name).spec
     ours, theirs = (_meant(catalog, run) for run in (config, checkpoint.config))
-    if checkpoint.config.adapter is None:
+    if checkpoint.config.encoder.mixer.name in mixer.takes_over:
+        theirs = {key: value for key, value in theirs.items() if not key.startswith(OF_MIXER) or key in ours}
+        theirs["encoder.mixer.name"] = config.encoder.mixer.name
+        ours = {key: value for key, value in ours.items() if not key.startswith(OF_MIXER) or key in theirs}
+    if before is None:
         ours = {key: value for key, value in ours.items() if not key.startswith("adapter")}
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if other := [f"{key} {ours.get(key)}, not {theirs.get(key)}" for key in keys]:
@@ -28,22 +74,6 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
             f"the run is another model than {checkpoint.file}: {'; '.join(other)}. "
             f"`asda show {checkpoint.file}` prints a config that fits."
         )
-
-    def load(front_end: Any, encoder: Encoder) -> None:
-        load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
-        load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
-
-    fresh = checkpoint.config.adapter is None
-    parts = build_parts(catalog, config, load if fresh else None, None if fresh else load)
-    if holds_objective(checkpoint):
-        try:
-            load_strict(parts.objective, checkpoint.tensors, "objective.", checkpoint.file)
-        except CheckpointError as error:
-            raise ConfigError(
-                f"the objective of the run is another one than that of the checkpoint. `asda show {checkpoint.file}` "
-                f"prints a config that fits; an encoder alone begins with a new one. {error}"
-            ) from None
-    return parts
 
 
 def holds_objective(checkpoint: Checkpoint) -> bool:
@@ -53,17 +83,20 @@ def holds_objective(checkpoint: Checkpoint) -> bool:
 
 def _meant(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
     """What decides what a model computes, with every option of its plugins, but what nothing in it asks for."""
-    encoder, compat = config.encoder, config.compat
-    front_end = resolved(catalog, "front end", config.front_end, "front_end", compat)
-    mixer = resolved(catalog, "mixer", encoder.mixer, "encoder.mixer", compat)
+    encoder = config.encoder
     shape = {f"encoder.{item.name}": getattr(encoder, item.name) for item in fields(encoder) if item.name != "mixer"}
     if encoder.norm == "post":
         del shape["encoder.pre_norm_residual"]
-    names = {"front_end.name": config.front_end.name, "encoder.mixer.name": encoder.mixer.name}
-    options = {f"front_end.options.{key}": value for key, value in to_plain(front_end).items()}
-    options |= {f"encoder.mixer.options.{key}": value for key, value in to_plain(mixer).items()}
+    mixer: Any = catalog.find("mixer", encoder.mixer.name).spec
+    if not mixer.uses_heads:
+        del shape["encoder.num_heads"]
+    chosen = [("front end", "front_end", config.front_end), ("mixer", "encoder.mixer", encoder.mixer)]
     if config.adapter is not None:
-        names["adapter.name"] = config.adapter.name
-        adapter = to_plain(resolved(catalog, "adapter", config.adapter, "adapter", compat))
-        options |= {f"adapter.options.{key}": value for key, value in adapter.items()}
-    return {**shape, **names, **options}
+        chosen.append(("adapter", "adapter", config.adapter))
+    meant: dict[str, Any] = {}
+    for family, path, choice in chosen:
+        spec = catalog.find(family, choice.name).spec
+        options = to_plain(resolved(catalog, family, choice, path, config.compat))
+        meant |= {f"{path}.options.{key}": v for key, v in options.items() if key not in spec.without_influence}
+        meant[f"{path}.name"] = choice.name
+    return {**shape, **meant}

@@ -11,7 +11,7 @@ import asda_hear
 from asda_core.adapting import attach
 from asda_core.assemble import build_encoder, build_parts
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import MODEL_FILE, load_encoder, read_checkpoint
+from asda_core.checkpoint import MODEL_FILE, load_encoder, newest_step, read_checkpoint
 from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain
 from asda_core.contracts import AdapterContext
@@ -124,6 +124,53 @@ def test_adapted_training(adapter: str, catalog: Catalog, audio_folder: Path, tm
     with pytest.raises(ConfigError, match="another model"):
         pretrain(run_of({}), files, tmp_path / "other", catalog, progress=False, init=adapted)
     assert asda_hear.load_model(str(file), catalog=catalog).scene_embedding_size == 32
+
+
+@pytest.mark.parametrize("source", ["model_eat.pt", "model_asda.pt", "a run"])
+def test_adapter_on_a_checkpoint_with_a_teacher(
+    source: str, catalog: Catalog, audio_folder: Path, tmp_path: Path
+) -> None:
+    """The stored teacher has no adapter: decoder and heads are taken, the teacher begins as the adapted encoder."""
+    files = sorted(audio_folder.iterdir())
+    if source == "a run":
+        pretrain(run_of({}), files, tmp_path / "first", catalog, progress=False)
+        init = read_checkpoint(tmp_path / "first" / "step-00000002")
+    else:
+        init = read_model(Path(__file__).parent / "golden" / source)
+    plain = {**to_plain(init.config), "adapter": "bottleneck", "steps": 1}
+    plain["data"] = {**plain["data"], "batch_size": 2, "min_samples": 0}
+    file = pretrain(parse(RunConfig, plain), files, tmp_path / "run", catalog, progress=False, init=init)
+    trained = read_checkpoint(newest_step(tmp_path / "run") or file)
+    decoder = [name for name in init.tensors if name.startswith("objective.decoder")]
+    assert decoder
+    assert all(name in trained.tensors for name in decoder)
+    teacher = [name for name in trained.tensors if name.startswith("objective.teacher.") and "adapter" in name]
+    assert teacher
+
+
+def test_weights_of_standard_in_frequency_time(catalog: Catalog, audio_folder: Path, tmp_path: Path) -> None:
+    """`--init` takes a mixer over that says so, and refuses the other way round."""
+    files = sorted(audio_folder.iterdir())
+    standard = run_of({"encoder": {"mixer": "standard"}})
+    first = read_checkpoint(pretrain(standard, files, tmp_path / "first", catalog, progress=False))
+    config = run_of({"encoder": {"mixer": "frequency_time"}}, steps=0)
+    file = pretrain(config, files, tmp_path / "run", catalog, progress=False, init=first)
+    taken = read_checkpoint(file).tensors
+    assert all(torch.equal(taken[name], value) for name, value in first.tensors.items())
+    with pytest.raises(ConfigError, match=r"encoder.mixer.name standard, not frequency_time"):
+        pretrain(standard, files, tmp_path / "back", catalog, progress=False, init=read_checkpoint(file))
+
+
+def test_what_does_not_matter_does_not_hinder(catalog: Catalog, audio_folder: Path, tmp_path: Path) -> None:
+    """Heads of a mixer that has none, and how its scan is computed."""
+    files = sorted(audio_folder.iterdir())
+    first = read_checkpoint(pretrain(run_of({"encoder": MAMBA}), files, tmp_path / "first", catalog, progress=False))
+    mixer = {"name": "mamba", "options": {"scan": "sequential"}}
+    config = run_of({"encoder": {**MAMBA, "mixer": mixer, "num_heads": 4}}, steps=0)
+    pretrain(config, files, tmp_path / "run", catalog, progress=False, init=first)
+    other = run_of({"encoder": {"mixer": "standard", "num_heads": 4}})
+    with pytest.raises(ConfigError, match="num_heads"):
+        pretrain(other, files, tmp_path / "other", catalog, progress=False, init=first)
 
 
 def config_of(catalog: Catalog, adapter: str) -> Any:

@@ -57,6 +57,19 @@ def attend(
     return mixed
 
 
+def lambda_start(mode: LambdaMode, stated: float | None, layer: int) -> float:
+    """What lambda starts from: as stated, else by depth; a sigmoid of the token has no start (0).
+
+    Raises:
+        ConfigError: a start is stated where there is none.
+    """
+    if mode != "token":
+        return lambda_by_depth(layer) if stated is None else stated
+    if stated is not None:
+        raise ConfigError("encoder.mixer.options.lambda_init has no effect with lambda_mode 'token'; leave it out.")
+    return 0.0
+
+
 def lambda_by_depth(layer: int) -> float:
     """`0.8 - 0.6 exp(-0.3 layer)`, the layers counted from 0. **Source**: Ye et al. 2025, equation 3."""
     return 0.8 - 0.6 * math.exp(-0.3 * layer)
@@ -72,6 +85,8 @@ class Lambda(nn.Module):
 
     def __init__(self, mode: LambdaMode, start: float, width: int, num_heads: int, dim: int) -> None:
         super().__init__()
+        if not math.isfinite(start):
+            raise ConfigError(f"encoder.mixer.options.lambda_init must be a number, not {start}.")
         self.mode, self.start = mode, start
         if mode == "vectors":
             self.vectors = nn.Parameter(torch.randn(4, width) * VECTOR_STD)  # q1, k1, q2, k2
@@ -143,6 +158,10 @@ class SubtractiveAttention(nn.Module):
         self.qkv = nn.Linear(dim, sum(self.sizes), bias=bias)
         self.norm = nn.RMSNorm(heads.value_width, eps=HEAD_NORM_EPS) if norm else nn.Identity()
         self.gain = 1 - weight.start if norm else 1.0
+        if not self.gain:
+            raise ConfigError(
+                "encoder.mixer.options.lambda_init 1 silences normed heads, which are scaled by 1 - lambda_init."
+            )
         self.proj = nn.Linear(dim, dim)
         init_linear_layers(self)
 
@@ -193,4 +212,4 @@ def mean_over_valid(values: Float[Tensor, "batch heads tokens width"], layout: T
     if layout.padding is None:
         return values.mean(dim=2, keepdim=True)
     valid = layout.valid.to(values)[:, None, :, None]
-    return (values * valid).sum(dim=2, keepdim=True) / valid.sum(dim=2, keepdim=True)
+    return (values * valid).sum(dim=2, keepdim=True) / valid.sum(dim=2, keepdim=True).clamp(min=1)

@@ -46,6 +46,8 @@ class Lines:
         if self.whole is not None:
             table = values.reshape(*values.shape[:2], *self.whole, *values.shape[3:])
             return table.transpose(2, 3) if self.axis == "bands" else table
+        if not values.shape[2]:
+            return values.new_zeros(*values.shape[:2], *self.shape, *values.shape[3:])
         rows = torch.arange(len(values), device=values.device)[:, None]
         taken = values.transpose(1, 2)[rows, self.token.clamp(max=values.shape[2] - 1)]  # (B, places, H, ...)
         packed = taken.transpose(1, 2)
@@ -64,25 +66,26 @@ def lines_of(layout: TokenLayout, axis: Literal["bands", "times"]) -> Lines:
     """The lines of one axis.
 
     Args:
-        layout: of patches alone, without class tokens; any of the grid may be missing, none may stand twice.
+        layout: of patches alone, without class tokens; any of the grid may be missing.
         axis: "bands" sorts by frequency band, "times" by time step.
     """
     times, bands = layout.grid
     number, across = (bands, times) if axis == "bands" else (times, bands)
     raster = torch.arange(times * bands, device=layout.index.device)
-    whole = layout.index.shape[1] == times * bands and bool((layout.index == raster).all())
+    complete = layout.index.shape[1] == times * bands and layout.padding is None  # padding may repeat a place
+    whole = complete and bool((layout.index == raster).all())
     line = layout.band if axis == "bands" else layout.time
-    if layout.index.shape[1] == times * bands:
+    if complete:
         slot, slots = (layout.time if axis == "bands" else layout.band), across
     else:
         member = torch.nn.functional.one_hot(line, number)  # (B, N, lines)
         slot = (member.cumsum(dim=1) - member).gather(2, line.unsqueeze(2)).squeeze(2)
-        slots = int(slot.max()) + 1
+        slots = int(slot.max()) + 1 if slot.numel() else 1
     place = line * slots + slot
     token = place.new_full((len(place), number * slots), place.shape[1])
     columns = torch.arange(place.shape[1], device=place.device).expand_as(place)
     token.scatter_(1, place, columns)
     shape = (number, slots)
     valid = torch.zeros_like(token, dtype=torch.bool).scatter_(1, place, layout.valid).reshape(-1, *shape)
-    full = layout.padding is None and place.shape[1] == number * slots
+    full = complete
     return Lines(place, token, shape, valid, full, layout.grid if whole else None, axis)

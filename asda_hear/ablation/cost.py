@@ -18,6 +18,7 @@ from asda_core.counting import encoder_flops
 from asda_core.inference.framing import num_frames
 
 SAMPLED_EVERY_SECONDS = 0.02
+"""Often enough to see the peak of a training step, seldom enough to cost nothing."""
 MEBIBYTE = 2**20
 RESIDENT = Path("/proc/self/statm")
 """Where Linux tells how many pages of this process are in memory; the second number."""

@@ -18,10 +18,11 @@ from asda_core.assemble import build_parts, check_class_token_axis, plugin_origi
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import MODEL_FILE, read_checkpoint
 from asda_core.config_io import parse, to_plain
-from asda_core.errors import AsdaError
+from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import write_text
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import TrainingStopped, pretrain
+from asda_core.starting import check_fits
 from asda_hear.ablation.cost import Cost, size_of
 from asda_hear.ablation.plan import BASELINE, Cell, Plan
 from asda_hear.api import load_model
@@ -102,8 +103,13 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
     """
     check_class_token_axis(catalog, [cell.config for cell in plan.cells])
     parse(HearOptions, plan.config.options, "options")
+    init = None if plan.init is None else read_model(plan.init)
     for cell in plan.cells:
         try:
+            if init is not None:
+                check_fits(init, catalog, cell.config)
+            elif cell.config.adapter is not None:
+                raise ConfigError(f"the adapter {cell.config.adapter.name!r} needs a trained encoder: give init.")
             with torch.device("meta"):
                 build_parts(catalog, cell.config)
         except AsdaError as error:

@@ -1,5 +1,6 @@
 """Bottleneck adapters of AAT: two small linear layers beside the MLP, or behind the mixer, or both."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -29,7 +30,7 @@ class BottleneckConfig:
     behind_mixer: bool = False
 
     def __post_init__(self) -> None:
-        if self.ratio <= 0:
+        if not 0 < self.ratio < math.inf:
             raise ConfigError(f"bottleneck: ratio must be positive, not {self.ratio}.")
         if not (self.beside_mlp or self.behind_mixer):
             raise ConfigError("bottleneck: nothing to attach; set beside_mlp: true or behind_mixer: true.")

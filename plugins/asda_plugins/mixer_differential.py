@@ -1,5 +1,6 @@
 """Differential attention of ASDA: a second softmax map is subtracted from the first."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
+from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import softmax_map
 from asda_core.model.block import init_linear_layers
@@ -49,6 +51,8 @@ class DifferentialAttention(nn.Module):
 
     def __init__(self, config: DifferentialConfig, dim: int, num_heads: int) -> None:
         super().__init__()
+        if not math.isfinite(config.lambda_init):
+            raise ConfigError(f"encoder.mixer.options.lambda_init must be a number, not {config.lambda_init}.")
         self.num_heads = num_heads
         self.by_formula = False
         self.output_scale = config.output_scale

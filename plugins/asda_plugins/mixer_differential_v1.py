@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
-from asda_core.model.attention import Heads, Lambda, LambdaMode, SubtractiveAttention, lambda_by_depth
+from asda_core.model.attention import Heads, Lambda, LambdaMode, SubtractiveAttention, lambda_start
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class DifferentialV1Config:
     Attributes:
         lambda_mode: "vectors" (published), "scalars" (timm's `dual_lambda`), "fixed", or "token" (a sigmoid for each
             token and head, as in V2).
-        lambda_init: what lambda starts from; null takes `0.8 - 0.6 exp(-0.3 layer)`. "token" has no start.
+        lambda_init: what lambda starts from; null takes `0.8 - 0.6 exp(-0.3 layer)`. "token" has no start, and no gain.
         head_norm: whether each head is normed (RMS) and multiplied by `1 - lambda_init`.
         qkv_bias: whether query, key and value have a bias.
     """
@@ -35,7 +35,7 @@ def build(config: DifferentialV1Config, context: MixerContext) -> SubtractiveAtt
     if context.num_heads % 2:
         raise ConfigError(f"differential_v1 takes heads in pairs; encoder.num_heads {context.num_heads} is odd.")
     heads, width = context.num_heads // 2, context.dim // context.num_heads
-    start = lambda_by_depth(context.layer) if config.lambda_init is None else config.lambda_init
+    start = lambda_start(config.lambda_mode, config.lambda_init, context.layer)
     weight = Lambda(config.lambda_mode, start, width, heads, context.dim)
     shape = Heads(heads, heads, width, 2 * width)
     return SubtractiveAttention(context.dim, shape, weight, config.head_norm, config.qkv_bias)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
-from asda_core.model.attention import Heads, Lambda, LambdaMode, SubtractiveAttention
+from asda_core.model.attention import Heads, Lambda, LambdaMode, SubtractiveAttention, lambda_start
 
 
 @dataclass(frozen=True)
@@ -13,12 +13,12 @@ class DifferentialV2Config:
 
     Attributes:
         lambda_mode: "token" (published), "vectors", "scalars" or "fixed".
-        lambda_init: what lambda starts from in the other modes.
+        lambda_init: what lambda starts from in the other modes; null takes `0.8 - 0.6 exp(-0.3 layer)`.
         qkv_bias: whether query, key and value have a bias.
     """
 
     lambda_mode: LambdaMode = "token"
-    lambda_init: float = 0.0
+    lambda_init: float | None = None
     qkv_bias: bool = False
 
 
@@ -29,7 +29,8 @@ def build(config: DifferentialV2Config, context: MixerContext) -> SubtractiveAtt
     **Differs**: in `qkv` the even query heads come first, then the odd ones.
     """
     width = context.dim // context.num_heads
-    weight = Lambda(config.lambda_mode, config.lambda_init, width, context.num_heads, context.dim)
+    start = lambda_start(config.lambda_mode, config.lambda_init, context.layer)
+    weight = Lambda(config.lambda_mode, start, width, context.num_heads, context.dim)
     shape = Heads(context.num_heads, context.num_heads, width, width, shared_keys=True)
     return SubtractiveAttention(context.dim, shape, weight, norm=False, bias=config.qkv_bias)
 

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import attend
 from asda_core.model.block import init_linear_layers
 from asda_core.model.lines import Lines, lines_of
+
+PAIRS_WORTH_LINES = 8
+"""The dense map is made where it has fewer than so many times the pairs of all lines, since scores of lines cost more
+each. Measured on a CPU: `benchmarks/frequency_time.py`."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,12 @@ class FrequencyTimeAttention(nn.Module):
         k k q k        and the class tokens: T + M - 1 of T x M patches
         . . k .
 
-    Scores are made line by line, so the cost is O(N (T + M)) and no N x N map exists; where tokens were dropped, the
-    lines that are left are shorter. Weights have the names and shapes
+    Scores are made line by line, so the cost is O(N (T + M)) and no N x N map exists; where tokens were dropped, lines
+    are as long as the fullest. Few tokens, and tokens thinned out so much that lines save little, take the dense map
+    with a mask: the same function, and faster there (`PAIRS_WORTH_LINES`). Weights have the names and shapes
     of standard attention, so that one can take over from the other.
+
+    `by_lines` True goes by lines always.
 
     **Source**: AI-CL (arXiv 2302.14314), frequency-time factorised attention.
     **Differs**: the released mask multiplies logits by 0 or 1, so that forbidden tokens keep weight; its full map
@@ -42,6 +50,7 @@ class FrequencyTimeAttention(nn.Module):
     def __init__(self, config: FrequencyTimeConfig, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.by_lines = False
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.proj = nn.Linear(dim, dim)
         init_linear_layers(self)
@@ -52,13 +61,16 @@ class FrequencyTimeAttention(nn.Module):
         """Let every token attend its row, its column and the class tokens."""
         split = self._split(tokens)
         query, key, value = split
-        patches = layout.without_class(split, axis=3)
-        mixed = _patches(patches, layout.only_class(split[1:], axis=3), layout.without_class_token())
+        inside = layout.without_class_token()
+        lines = (lines_of(inside, "bands"), lines_of(inside, "times"))
+        if not self.by_lines and inside.index.shape[1] ** 2 < PAIRS_WORTH_LINES * sum(map(num_pairs, lines)):
+            mixed = scaled_dot_product_attention(query, key, value, attn_mask=self._allowed(layout))
+            return self._joined(mixed)
+        mixed = _patches(layout.without_class(split, axis=3), layout.only_class(split[1:], axis=3), lines)
         if layout.class_column is not None:
             class_mixed = attend(layout.only_class(query, axis=2), key, value, layout)
             mixed = layout.with_class(mixed, class_mixed, axis=2)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return projected
+        return self._joined(mixed)
 
     def maps(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
@@ -69,11 +81,21 @@ class FrequencyTimeAttention(nn.Module):
         """
         query, key, _ = self._split(tokens)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        lowest = torch.finfo(scores.dtype).min
+        return (scores.masked_fill(~self._allowed(layout), lowest).softmax(dim=-1),)
+
+    def _allowed(self, layout: TokenLayout) -> Tensor:
+        """(B, 1, N, N) True where a token may look; padding at itself alone, so that nothing is without a sum."""
         band, time, is_class = layout.band, layout.time, layout.is_class
-        allowed = (band[:, :, None] == band[:, None]) | (time[:, :, None] == time[:, None])
-        allowed = (allowed | is_class[:, :, None] | is_class[:, None]) & layout.valid[:, None]
-        lowest = torch.finfo(scores.dtype).min  # not -inf: padding may see nothing at all
-        return (scores.masked_fill(~allowed[:, None], lowest).softmax(dim=-1),)
+        near = (band[:, :, None] == band[:, None]) | (time[:, :, None] == time[:, None])
+        near = near | is_class[:, :, None] | is_class[:, None]
+        itself = torch.eye(near.shape[1], dtype=torch.bool, device=near.device)
+        return (near & layout.valid[:, None] | itself & ~layout.valid[:, None]).unsqueeze(1)
+
+    def _joined(self, mixed: Tensor) -> Tensor:
+        """(B, H, N, D/H) -> (B, N, D), through the last map."""
+        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return projected
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(3, B, H, N, D/H): queries, keys, values."""
@@ -81,7 +103,12 @@ class FrequencyTimeAttention(nn.Module):
         return split.permute(2, 0, 3, 1, 4)
 
 
-def _patches(patches: Tensor, class_tokens: Tensor, layout: TokenLayout) -> Tensor:
+def num_pairs(lines: Lines) -> int:
+    """Scores that are made along one axis of a clip."""
+    return lines.shape[0] * lines.shape[1] ** 2
+
+
+def _patches(patches: Tensor, class_tokens: Tensor, both: tuple[Lines, Lines]) -> Tensor:
     """What patches hear (B, H, N, D/H); given their queries, keys and values, and keys and values of class tokens.
 
     A softmax over a union is that of its parts, weighted by a softmax over their log-sums.
@@ -89,7 +116,7 @@ def _patches(patches: Tensor, class_tokens: Tensor, layout: TokenLayout) -> Tens
     (query, key, value), (class_key, class_value) = patches, class_tokens
     query = query * query.shape[-1] ** -0.5
     heard, log_sums = [], []
-    for lines in (lines_of(layout, "bands"), lines_of(layout, "times")):
+    for lines in both:
         scores = _scores(query, key, lines, itself=lines.axis == "bands")
         softmax = scores.softmax(dim=-1)
         heard.append(lines.collect(softmax @ lines.spread(value)))
@@ -136,5 +163,6 @@ def asda_mixers() -> Iterable[MixerSpec[FrequencyTimeConfig]]:
             build=build,
             summary="each token attends its own band and time step, at a cost of N (T + M)",
             source="AI-CL (arXiv 2302.14314), frequency-time factorised attention",
+            takes_over=("standard",),
         )
     ]

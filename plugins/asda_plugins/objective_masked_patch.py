@@ -23,6 +23,8 @@ from asda_core.model.patches import patch_values
 
 DRAWS_PER_PATCH = 6
 """Clusters are drawn until they would cover everything about six times: some 1 % is never reached, and comes last."""
+LEAST_MASKED = 2
+"""Hidden patches of a clip below which there is nothing to tell apart."""
 PUBLISHED_SHARE = 400 / 512
 """Patches that are hidden: 400 of the 512 of 10 s (SSAMBA: 250, 300 or 400)."""
 
@@ -74,7 +76,8 @@ class MaskedPatch(nn.Module):
         shape = context.encoder.config
         if (shape.step_frames, shape.step_bins) != (shape.patch_frames, shape.patch_bins):
             raise ConfigError(
-                "masked_patch needs patches side by side: a hidden patch that overlaps others is not hidden."
+                "masked_patch needs patches side by side (encoder.stride_frames and stride_bins null): a hidden patch "
+                "that overlaps others is not hidden."
             )
         self.config = config
         self.mask_token = nn.Parameter(torch.empty(1, 1, shape.dim))
@@ -90,8 +93,8 @@ class MaskedPatch(nn.Module):
     ) -> Losses:
         """Draw the masks, then `loss_for`."""
         grid = encoder.config.grid(*features.shape[1:])
-        if grid[0] * grid[1] < 2:
-            raise ConfigError(f"clips of {features.shape[2]} frames hold fewer than two patches.")
+        if grid[0] * grid[1] <= LEAST_MASKED:
+            raise ConfigError(f"clips of {features.shape[2]} frames hold fewer than {LEAST_MASKED + 1} patches.")
         first = draw_masked(grid, len(features), self.config, generator)
         second = first if self.config.one_mask else draw_masked(grid, len(features), self.config, generator)
         return self.loss_for(encoder, features, first.to(features.device), second.to(features.device))
@@ -151,7 +154,8 @@ def contrast(
 
     **Source**: SSAST, equation 1 ("targets"); released code ("predictions").
     """
-    scores = targets.float() @ predictions.float().transpose(1, 2)  # (B, M, M): targets x predictions
+    with torch.autocast(targets.device.type, enabled=False):
+        scores = targets.float() @ predictions.float().transpose(1, 2)  # (B, M, M): targets x predictions
     likely = scores.log_softmax(dim=2 if normalise_over == "predictions" else 1)
     right = likely.detach().argmax(dim=1) == torch.arange(scores.shape[2], device=scores.device)
     return -likely.diagonal(dim1=1, dim2=2).mean(), right.float().mean()
@@ -167,7 +171,7 @@ def draw_masked(
     """
     times, bands = grid
     size = times * bands
-    masked = min(size - 1, max(1, round(size * config.masked_share)))
+    masked = min(size - 1, max(LEAST_MASKED, round(size * config.masked_share)))
     luck = torch.rand(num_clips, size, generator=generator)
     if config.pattern == "uniform":
         return luck.topk(masked, dim=1).indices.sort(dim=1).values

@@ -15,7 +15,10 @@ from asda_core.model.lines import lines_of
 
 DIM, HEADS = 16, 2
 GRID = (5, 4)
-LAYOUTS = ("full", "masked", "one", "row", "column", "padded", "first", "middle", "last", "two", "shuffled", "nothing")
+LAYOUTS = (
+    "full", "masked", "one", "row", "column", "padded", "first", "middle", "last", "two", "shuffled", "nothing",
+    "repeated", "class alone",
+)  # fmt: skip
 
 
 def layout_called(name: str) -> TokenLayout:
@@ -27,7 +30,12 @@ def layout_called(name: str) -> TokenLayout:
     padding[0, -4:] = padding[1, 2] = True
     padded = TokenLayout(masked.index, GRID, padding)
     everything = torch.ones(3, 9, dtype=torch.bool)
+    behind = torch.zeros(3, 20, dtype=torch.bool)
+    behind[:, -5:] = True
+    repeated = torch.where(behind, 0, full.index)  # padding that says it sits where another token does
     return {
+        "repeated": TokenLayout(repeated, GRID, behind),
+        "class alone": TokenLayout(full.index[:, :0], GRID).with_class_token(0, 2),
         "full": full,
         "masked": masked,
         "one": TokenLayout.full(2, (1, 1)),
@@ -49,10 +57,12 @@ def make(catalog: Catalog, name: str) -> Any:
     return spec.build(parse(spec.config, {}), MixerContext(DIM, HEADS, 0, 1)).eval()
 
 
+@pytest.mark.parametrize("by_lines", [True, False])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_frequency_time_equals_the_masked_map(catalog: Catalog, name: str) -> None:
+def test_frequency_time_equals_the_masked_map(catalog: Catalog, name: str, by_lines: bool) -> None:
     layout = layout_called(name)
     mixer = make(catalog, "frequency_time").double()
+    mixer.by_lines = by_lines
     tokens = torch.randn(*layout.index.shape, DIM, dtype=torch.float64, requires_grad=True)
     mixed = mixer(tokens, layout)
     assert mixed.isfinite().all()
@@ -91,7 +101,7 @@ def test_frequency_time_takes_over_standard_weights(catalog: Catalog) -> None:
 def test_cost_grows_with_the_lines(catalog: Catalog) -> None:
     """Operations of the attention alone: 4 D per pair, N (T + M) pairs against N^2."""
     mixer = make(catalog, "frequency_time")
-    for times, bands in ((12, 8), (24, 8), (48, 8)):
+    for times, bands in ((100, 12), (200, 12), (300, 12)):
         layout = TokenLayout.full(1, (times, bands))
         number = times * bands
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

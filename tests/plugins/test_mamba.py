@@ -1,11 +1,12 @@
 """The scan against its sequential twin, and the mixer: order, padding, directions, the kernel's door."""
 
 import sys
-import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from asda_plugins.mixer_mamba import by_kernel, fused_kernel
 from asda_plugins.mixer_mamba.scan import CHUNK, chunked_scan, sequential_scan
 from torch import Tensor
 
@@ -122,35 +123,61 @@ def test_backward_steps_begin_like_forward_ones(catalog: Catalog) -> None:
             assert torch.allclose(backward, torch.full_like(backward, 0.6931), atol=1e-4)
 
 
-def test_the_kernel_is_used_where_it_is(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mamba_ssm` is CUDA only: a module of its interface stands in, computed by the sequential scan."""
-    calls = []
+def selective_scan_fn(u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor) -> Tensor:
+    """`mamba_ssm`'s interface: (B, E, N), (B, E, N), (E, n), (B, n, N), (B, n, N), (E) -> (B, E, N)."""
+    inputs = [each.permute(2, 0, 1) for each in (u, step)]
+    states = [each.permute(2, 0, 1) for each in (b, c)]
+    return sequential_scan(*inputs, a.t().expand(len(u), -1, -1), *states).permute(1, 2, 0) + skip[:, None] * u
 
-    def selective_scan_fn(u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor) -> Tensor:
-        """(B, E, N), (B, E, N), (E, n), (B, n, N), (B, n, N), (E) -> (B, E, N)."""
-        calls.append(u.shape)
-        first = [each.permute(2, 0, 1) for each in (u, step)]
-        last = [each.permute(2, 0, 1) for each in (b, c)]
-        return sequential_scan(*first, a.t().expand(len(u), -1, -1), *last).permute(1, 2, 0) + skip[:, None] * u
 
-    names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
-    modules = {name: types.ModuleType(name) for name in names}
-    for module in modules.values():
-        module.__spec__ = types.SimpleNamespace(name=module.__name__)  # type: ignore[assignment]
-        module.__path__ = []
-    modules[names[2]].selective_scan_fn = selective_scan_fn  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="'kernel', but mamba_ssm has no selective scan here"):
-        make(catalog, scan="kernel")
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    layout = TokenLayout.full(2, (11, 1))
-    tokens = torch.randn(2, 11, DIM)
+@pytest.mark.parametrize("version", ["v1", "v2", "forward"])
+def test_the_kernel_is_given_what_it_wants(catalog: Catalog, version: str) -> None:
+    """The kernel is CUDA only; a function of its interface stands in for it, direction by direction."""
+    mixer = make(catalog, version=version)
+    tokens, layout = torch.randn(2, 11, DIM), TokenLayout.full(2, (11, 1))
     with torch.no_grad():
-        by_kernel = make(catalog, scan="kernel")(tokens, layout)
-        assert calls == [(2, 2 * DIM, 11)] * 2
-        assert torch.allclose(by_kernel, make(catalog, scan="chunked")(tokens, layout), atol=1e-6)
-        make(catalog, scan="auto")(tokens, layout)
-    assert len(calls) == 2, "on the CPU, auto does not take the kernel"
+        x, z = mixer.in_proj(tokens.transpose(0, 1)).chunk(2, dim=2)
+        outputs = [by_kernel(selective_scan_fn, *way) for way in mixer._ways(x)]
+        mixed = outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1].flip(0)
+        mixed = mixed / 2 if version == "v2" else mixed
+        wanted = mixer.out_proj(mixed * torch.nn.functional.silu(z)).transpose(0, 1)
+        assert torch.allclose(mixer(tokens, layout), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("fault", ["", "raise RuntimeError('0 active drivers')", "raise OSError('no such symbol')"])
+def test_the_kernel_is_looked_for(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not installed: nothing. Installed: it. Broken: a warning, and nothing."""
+    fused_kernel.cache_clear()
+    assert fused_kernel() is None
+    package = tmp_path / "mamba_ssm" / "ops"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").write_text("")
+    (package / "selective_scan_interface.py").write_text(f"{fault}\ndef selective_scan_fn():\n    return 'here'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    fused_kernel.cache_clear()
+    if fault:
+        with pytest.warns(UserWarning, match="no selective scan here"):
+            assert fused_kernel() is None
+    else:
+        kernel = fused_kernel()
+        assert kernel is not None
+        assert kernel() == "here"  # type: ignore[comparison-overlap]
+    fused_kernel.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("mamba_ssm")]:
+        del sys.modules[name]
+
+
+def test_the_scan_is_float32_under_autocast() -> None:
+    given = [each.detach().float() for each in arguments(70)]
+    weights = torch.randn(70, 3, 5)
+    leaves = [each.clone().requires_grad_() for each in given]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = chunked_scan(*leaves)
+        gradients = torch.autograd.grad((output * weights).sum(), leaves)
+    assert torch.allclose(output, chunked_scan(*given), atol=1e-6)
+    plain = torch.autograd.grad((chunked_scan(*leaves) * weights).sum(), leaves)
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(gradients, plain, strict=True))
 
 
 def test_wrong_options(catalog: Catalog) -> None:

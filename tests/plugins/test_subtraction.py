@@ -11,7 +11,15 @@ from asda_core.config_io import parse
 from asda_core.contracts import MixerContext
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_core.model.attention import Heads, Lambda, SubtractiveAttention, attend, lambda_by_depth, softmax_map
+from asda_core.model.attention import (
+    Heads,
+    Lambda,
+    SubtractiveAttention,
+    attend,
+    lambda_by_depth,
+    mean_over_valid,
+    softmax_map,
+)
 from asda_core.testing import check_mixer, seeded
 
 DIM, HEADS = 32, 4
@@ -48,7 +56,8 @@ def joined(mixer: Any, heads: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize("mode", ["vectors", "scalars", "fixed", "token"])
 def test_fused_equals_formula(catalog: Catalog, name: str, mode: str) -> None:
-    mixer = make(catalog, name, lambda_mode=mode, lambda_init=0.3)
+    start = {} if mode == "token" else {"lambda_init": 0.3}
+    mixer = make(catalog, name, lambda_mode=mode, **start)
     for tokens, layout in tokens_and_layouts():
         mixer.by_formula = False
         fused = mixer(tokens, layout)
@@ -68,7 +77,7 @@ def test_fused_equals_formula(catalog: Catalog, name: str, mode: str) -> None:
         heads = difference @ value
         if mixer.heads.signal and isinstance(mixer.norm, nn.RMSNorm):
             rms = (heads.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-            heads = heads / rms * (1 - 0.3)
+            heads = heads / rms * (1 - start.get("lambda_init", 0.0))
         assert torch.allclose(joined(mixer, heads)[valid], fused[valid], atol=1e-5)
 
 
@@ -158,6 +167,31 @@ def test_parameters(catalog: Catalog) -> None:
 )
 def test_contract_of_the_options(catalog: Catalog, name: str, options: dict[str, Any]) -> None:
     check_mixer(catalog.find("mixer", name).spec, **options)
+
+
+def test_starts_that_do_not_fit(catalog: Catalog) -> None:
+    for name, options, message in (
+        ("differential_v1", {"lambda_init": 1.0}, "silences normed heads"),
+        ("dint", {"lambda_init": float("nan")}, "must be a number"),
+        ("differential_v2", {"lambda_init": 0.5}, "has no effect with lambda_mode 'token'"),
+        ("grouped_differential", {"lambda_mode": "token", "lambda_init": 0.5}, "has no effect"),
+        ("differential", {"lambda_init": float("inf")}, "must be a number"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make(catalog, name, **options)
+    assert make(catalog, "differential_v2", 3, lambda_mode="fixed").weight.start == lambda_by_depth(3)
+
+
+def test_all_padding_stays_finite(catalog: Catalog) -> None:
+    layout = TokenLayout.full(2, (5, 1))
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[0] = True
+    mixer = make(catalog, "dint")
+    values = torch.randn(2, 3, 5, 4)
+    mean = mean_over_valid(values, TokenLayout(layout.index, layout.grid, padding))
+    assert mean.isfinite().all()
+    assert torch.allclose(mean[1], values[1].mean(1, keepdim=True))
+    assert mixer.add_mean
 
 
 def test_heads_that_do_not_fit(catalog: Catalog) -> None:

@@ -1,10 +1,13 @@
 """Bidirectional selective state spaces: Mamba's mixer read from both ends, as in Vision Mamba and SSAMBA."""
 
+import importlib
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,10 +20,11 @@ from asda_core.layout import TokenLayout
 from asda_plugins.mixer_mamba.scan import chunked_scan, sequential_scan
 
 Version = Literal["v1", "v2", "forward"]
-ScanChoice = Literal["auto", "chunked", "sequential", "kernel"]
+ScanChoice = Literal["auto", "chunked", "sequential"]
 
 DIMS_PER_RANK = 16
 """Width over the rank of the steps. **Source**: Gu and Dao 2023, released code (`dt_rank` "auto")."""
+KERNEL_MODULE = "mamba_ssm.ops.selective_scan_interface"
 STEP_RANGE = (1e-3, 0.1)
 STEP_FLOOR = 1e-4
 """Steps are drawn log-uniformly from this range, not below the floor. **Source**: Gu and Dao 2023, section 3.6."""
@@ -40,8 +44,8 @@ class MambaConfig:
         halve: whether v2 takes the mean of both directions instead of their sum.
         init_backward_steps: whether the steps of the backward branch of v2 begin like those of the forward branch.
             The release forgets it: they begin at 0.69, up to 700 times larger.
-        scan: "chunked" and "sequential" are plain PyTorch; "kernel" is `mamba_ssm`'s (CUDA only); "auto" takes the
-            kernel where it is installed and the tokens are on a GPU, else the chunked one.
+        scan: "chunked" and "sequential" are plain PyTorch; "auto" takes the fused kernel of `mamba_ssm` where it is
+            installed and the tokens are on a GPU, else the chunked one.
     """
 
     version: Version = "v2"
@@ -119,7 +123,6 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(channels, dim, bias=False)
         with torch.no_grad():
             self.out_proj.weight /= math.sqrt(num_layers)
-        self.kernel = _kernel(config.scan)
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
@@ -163,8 +166,9 @@ class Mamba(nn.Module):
     def _scan(self, ways: list[tuple[Tensor, ...]]) -> list[Tensor]:
         """The outputs (N, B, E) of all directions, in float32 at least, as the release has it."""
         ways = [tuple(each.to(torch.promote_types(each.dtype, torch.float32)) for each in way) for way in ways]
-        if self.kernel is not None and (ways[0][0].is_cuda or self.config.scan == "kernel"):
-            return [_by_kernel(self.kernel, *way) for way in ways]
+        kernel = fused_kernel() if self.config.scan == "auto" and ways[0][0].is_cuda else None
+        if kernel is not None:
+            return [by_kernel(kernel, *way) for way in ways]
         scan = sequential_scan if self.config.scan == "sequential" else chunked_scan
         rows = ways[0][0].shape[1]
         u, step, enter, read = (torch.cat([way[place] for way in ways], dim=1) for place in range(4))
@@ -173,29 +177,22 @@ class Mamba(nn.Module):
         return [output + way[5] * way[0] for output, way in zip(outputs, ways, strict=True)]
 
 
-def _kernel(choice: ScanChoice) -> Callable[..., Tensor] | None:
-    """The fused scan, where it is wanted and installed.
-
-    Raises:
-        ConfigError: it was asked for by name and is not there.
-    """
-    if choice not in ("auto", "kernel"):
+@cache
+def fused_kernel() -> Callable[..., Tensor] | None:
+    """The scan of `mamba_ssm`, if it is installed and works here; looked for once, when it is first wanted."""
+    if importlib.util.find_spec("mamba_ssm") is None:
         return None
     try:
-        found = importlib.util.find_spec("mamba_ssm") is not None
-        interface: Any = importlib.import_module("mamba_ssm.ops.selective_scan_interface") if found else None
-        kernel: Callable[..., Tensor] = interface.selective_scan_fn
-    except (ImportError, AttributeError) as error:
-        if choice == "kernel":
-            raise ConfigError(
-                f"encoder.mixer.options.scan is 'kernel', but mamba_ssm has no selective scan here ({error}); "
-                "'auto' goes on without it."
-            ) from None
+        kernel: Callable[..., Tensor] = importlib.import_module(KERNEL_MODULE).selective_scan_fn
+    except Exception as error:  # built for another driver, or without this kernel: whatever an extension raises
+        warnings.warn(
+            f"mamba_ssm is installed, but has no selective scan here ({error}); going on without.", stacklevel=2
+        )
         return None
     return kernel
 
 
-def _by_kernel(
+def by_kernel(
     kernel: Callable[..., Tensor],
     u: Tensor,
     step: Tensor,
@@ -226,6 +223,8 @@ def asda_mixers() -> Iterable[MixerSpec[MambaConfig]]:
             summary="selective state-space scan from both ends, linear in the number of tokens",
             source="Mamba (Gu and Dao 2023); Vision Mamba (Zhu et al. 2024); SSAMBA (Shams et al. 2024)",
             released={"init_backward_steps": False},
+            without_influence=("scan",),
             knows_order=True,
+            uses_heads=False,
         )
     ]

@@ -57,7 +57,8 @@ def chunked_scan(u: Steps, step: Steps, a: Matrix, b: States, c: States) -> Step
     Returns:
         (N, R, E)
     """
-    output: Tensor = _ChunkedScan.apply(u, step, a, b, c)  # type: ignore[no-untyped-call]
+    with torch.autocast(u.device.type, enabled=False):
+        output: Tensor = _ChunkedScan.apply(u, step, a, b, c)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -75,15 +76,22 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        u, step, a, b, c, starts = ctx.saved_tensors
-        grads = [torch.empty_like(each) for each in (u, step, b, c)]
-        grad_a = torch.zeros_like(a)
-        for rows in _groups(a):
-            inputs = [each[:, rows] for each in (u, step, b, c)]
-            outputs = [each[:, rows] for each in grads]
-            _backward(inputs, grad[:, rows], starts[:, rows], a[rows], outputs, grad_a[rows])
-        grad_u, grad_step, grad_b, grad_c = grads
-        return grad_u, grad_step, grad_a, grad_b, grad_c
+        with torch.autocast(grad.device.type, enabled=False):
+            return _gradients(grad, *ctx.saved_tensors)
+
+
+def _gradients(
+    grad: Tensor, u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, starts: Tensor
+) -> tuple[Tensor, ...]:
+    """Of u, step, a, b and c."""
+    grads = [torch.empty_like(each) for each in (u, step, b, c)]
+    grad_a = torch.zeros_like(a)
+    for rows in _groups(a):
+        inputs = [each[:, rows] for each in (u, step, b, c)]
+        outputs = [each[:, rows] for each in grads]
+        _backward(inputs, grad[:, rows], starts[:, rows], a[rows], outputs, grad_a[rows])
+    grad_u, grad_step, grad_b, grad_c = grads
+    return grad_u, grad_step, grad_a, grad_b, grad_c
 
 
 def _groups(a: Tensor) -> list[slice]:
