@@ -7,10 +7,14 @@ import pytest
 import scipy.stats
 import yaml
 
+from asda_core.catalog import Catalog
+from asda_core.config import RunConfig
+from asda_core.config_io import parse
 from asda_core.errors import AsdaError, AudioError, ConfigError, PluginError
+from asda_core.pretrain.loop import pretrain
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.report import write_report
-from asda_hear.ablation.run import run_plan
+from asda_hear.ablation.run import check_plan, run_plan
 from asda_hear.ablation.statistics import mean_interval
 from asda_hear.evaluate.runner import find_tasks
 from tests.conftest import TINY
@@ -110,6 +114,25 @@ def test_table(tmp_path: Path) -> None:
     assert "| *log-mel* |  | 1,234 | 0.500 | 100 | 1 | 0.300 |" in text
     assert "| 0.1 | 2 | 1,234 | 0.500 | 100 | 2 | 0.600 ± 1.271 |" in text
     assert "| 0.3 | 2 | 1,234 | 0.500 | 100 | 2 | 0.400 ± 0.000 |" in text
+
+
+def test_plans_of_adapters(tmp_path: Path, catalog: Catalog, audio_folder: Path) -> None:
+    """They need weights to begin with, which must fit every cell and name it; said before anything runs."""
+    axes = {"adapter": {"none": {}, "bottleneck": {"adapter": "bottleneck"}}}
+    with pytest.raises(ConfigError, match=r"cell adapter bottleneck: the adapter 'bottleneck' needs .*: give init"):
+        check_plan(load_plan(plan_file(tmp_path, axes=axes)), catalog)
+    files = sorted(audio_folder.iterdir())
+    names = []
+    for seed in (0, 1):
+        run = parse(RunConfig, {**TINY, "steps": 0, "seed": seed})
+        pretrain(run, files, tmp_path / f"first{seed}", catalog, progress=False)
+        plan = load_plan(plan_file(tmp_path, axes=axes, init=f"first{seed}"))
+        check_plan(plan, catalog)
+        names += [cell.name for cell in plan.cells]
+    assert len(set(names)) == len(names) == 8
+    wider = {"width": {"48": {"encoder.dim": 48}}}
+    with pytest.raises(ConfigError, match=r"cell width 48: .*encoder.dim 48, not 32"):
+        check_plan(load_plan(plan_file(tmp_path, axes=wider, init="first0")), catalog)
 
 
 def test_find_tasks(tmp_path: Path) -> None:
