@@ -39,7 +39,7 @@ GRID = (5, 4)
 TOLERANCE = 1e-5
 """Of float32 sums in another order."""
 TRAINING_STEPS = 3
-LEARNING_STEPS = 60
+LEARNING_STEPS = 25
 LEARNING_RATE = 3e-3
 
 

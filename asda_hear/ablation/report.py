@@ -68,6 +68,7 @@ def _footnote(plan: Plan, rows: list[Row]) -> str:
     return (
         f"{spread} heareval {rows[0]['heareval']}, grid {search.grid}, {points}, {search.threads} thread(s); "
         f"torch {rows[0]['torch']}, asda {rows[0]['asda']}, {platform.machine()}, {os.cpu_count()} CPUs. "
-        "Costs are medians: parameters and operations of the encoder, time and resident memory of a whole training. "
+        "Costs are medians: parameters and operations of the encoder, time and resident memory of a whole training "
+        "with its audio. "
         f"Made by `asda-hear ablate {plan.file.name}`."
     )

@@ -40,6 +40,7 @@ def test_front_end(name: str) -> None:
     check_front_end(CATALOG.find("front end", name).spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", names("objective"))
 @pytest.mark.parametrize("mixer", names("mixer"))
 def test_objective(objective: str, mixer: str) -> None:
@@ -54,6 +55,7 @@ def test_adapter(adapter: str, mixer: str) -> None:
     check_adapter(CATALOG.find("adapter", adapter).spec, CATALOG.find("mixer", mixer).spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", names("objective"))
 @pytest.mark.parametrize("adapter", names("adapter"))
 @pytest.mark.parametrize("mixer", names("mixer"))
