@@ -96,9 +96,7 @@ def pretrain(
         AsdaError: the loss is no longer finite.
     """
     if config.adapter is not None and init is None:
-        raise ConfigError(
-            f"the adapter {config.adapter.name!r} needs a trained encoder to adapt: begin with one (init)."
-        )
+        raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
     data = list_digest(files) if init is None else f"{list_digest(files)} from {file_digest(init.file)}"
     run = _start(config, catalog, folder, usable_device(device), data, init)
     clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)

@@ -40,7 +40,7 @@ class FrequencyTimeAttention(nn.Module):
     with a mask: the same function, and faster there (`PAIRS_WORTH_LINES`). Weights have the names and shapes
     of standard attention, so that one can take over from the other.
 
-    `by_lines` True goes by lines always.
+    `by_formula` True goes by lines always: `asda show` counts the pairs that are allowed.
 
     **Source**: AI-CL (arXiv 2302.14314), frequency-time factorised attention.
     **Differs**: the released mask multiplies logits by 0 or 1, so that forbidden tokens keep weight; its full map
@@ -50,7 +50,7 @@ class FrequencyTimeAttention(nn.Module):
     def __init__(self, config: FrequencyTimeConfig, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.by_lines = False
+        self.by_formula = False
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.proj = nn.Linear(dim, dim)
         init_linear_layers(self)
@@ -63,7 +63,7 @@ class FrequencyTimeAttention(nn.Module):
         query, key, value = split
         inside = layout.without_class_token()
         lines = (lines_of(inside, "bands"), lines_of(inside, "times"))
-        if not self.by_lines and inside.index.shape[1] ** 2 < PAIRS_WORTH_LINES * sum(map(num_pairs, lines)):
+        if not self.by_formula and inside.index.shape[1] ** 2 < PAIRS_WORTH_LINES * sum(map(num_pairs, lines)):
             mixed = scaled_dot_product_attention(query, key, value, attn_mask=self._allowed(layout))
             return self._joined(mixed)
         mixed = _patches(layout.without_class(split, axis=3), layout.only_class(split[1:], axis=3), lines)
@@ -75,7 +75,7 @@ class FrequencyTimeAttention(nn.Module):
     def maps(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> tuple[Float[Tensor, "batch heads tokens tokens"]]:
-        """The map as a full matrix: what `forward` never makes. 0 outside row, column and class tokens.
+        """The map as a full matrix, which lines never make; 0 outside row, column and class tokens.
 
         Rows of padding mean nothing.
         """

@@ -57,12 +57,12 @@ def make(catalog: Catalog, name: str) -> Any:
     return spec.build(parse(spec.config, {}), MixerContext(DIM, HEADS, 0, 1)).eval()
 
 
-@pytest.mark.parametrize("by_lines", [True, False])
+@pytest.mark.parametrize("by_formula", [True, False])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_frequency_time_equals_the_masked_map(catalog: Catalog, name: str, by_lines: bool) -> None:
+def test_frequency_time_equals_the_masked_map(catalog: Catalog, name: str, by_formula: bool) -> None:
     layout = layout_called(name)
     mixer = make(catalog, "frequency_time").double()
-    mixer.by_lines = by_lines
+    mixer.by_formula = by_formula
     tokens = torch.randn(*layout.index.shape, DIM, dtype=torch.float64, requires_grad=True)
     mixed = mixer(tokens, layout)
     assert mixed.isfinite().all()
