@@ -57,7 +57,10 @@ def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
 def _cost(members: list[Row], column: str) -> str:
     """The median over the rows of a line; empty where nothing was measured."""
     known = [float(row[column]) for row in members if row.get(column) not in ("", None)]
-    return f"{median(known):,.{0 if median(known) >= FEW else 3}f}" if known else ""
+    if not known:
+        return ""
+    middle = median(known)
+    return f"{middle:,.{0 if middle >= FEW or middle == 0 else 3}f}"
 
 
 def _footnote(plan: Plan, rows: list[Row]) -> str:
