@@ -34,8 +34,8 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--granularity",
         choices=["all", "frame", "utterance"],
-        default="all",
-        help="class token and patches (1 + N, D), patches (N, D) or the summary (D,)",
+        help="class token and patches (1 + N, D), patches (N, D) or the summary (D,); default: all, or frame where "
+        "there is no class token",
     )
     parser.add_argument("--format", choices=["npy", "safetensors"], help="of the files in a folder (default: npy)")
     _add_listening(parser, "take each clip as it is")
@@ -74,7 +74,7 @@ def run_embed(parsed: argparse.Namespace) -> None:
     listener = _listener(checkpoint, options, parsed.device)
     job = EmbedJob(
         checkpoint=f"{checkpoint.file.name} {file_digest(checkpoint.file)} {parsed.weights}",
-        granularity=parsed.granularity,
+        granularity=parsed.granularity or ("frame" if listener.encoder.class_token is None else "all"),
         format=suffix,
         listening=asdict(options),
     )

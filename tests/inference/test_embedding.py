@@ -16,11 +16,12 @@ from asda_core.catalog import Catalog, load_catalog
 from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, write_model
 from asda_core.cli import EXIT_ERROR, EXIT_STOPPED, main
 from asda_core.config import RunConfig
-from asda_core.config_io import parse
+from asda_core.config_io import parse, to_plain, with_value
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.embedding import embedding, output_names
 from asda_core.inference.listening import Heard, Listener
 from asda_core.official.reading import read_model
+from asda_core.pretrain.loop import pretrain
 from tests.conftest import BUILT_IN, TINY
 from tests.released.golden import GOLDEN
 from tests.released.writing import OTHER_SIZES, write_fairseq
@@ -245,3 +246,17 @@ def test_filled_as_the_model_was_trained(released: Path, audio_folder: Path, tmp
         values[name] = np.load(target)
     assert np.array_equal(values["own"], values["released"])
     assert not np.allclose(values["own"], values["default"], atol=1e-2)
+
+
+def test_the_default_granularity_follows_the_model(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
+) -> None:
+    """All with a class token; the patches alone without one."""
+    for position, rows in (("first", 1), ("none", 0)):
+        plain = with_value(to_plain(tiny), "encoder.class_token.position", position)
+        run = parse(RunConfig, {**plain, "steps": 0})
+        model = pretrain(run, [audio_folder / "sound0.wav"], tmp_path / position, catalog, progress=False)
+        out = tmp_path / f"{position}.npy"
+        command = ["embed", str(audio_folder / "sound0.wav"), "--checkpoint", str(model), "--out", str(out)]
+        assert main([*command, "--device", "cpu"]) == 0
+        assert len(np.load(out)) % 8 == rows
