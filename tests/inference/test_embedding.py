@@ -201,7 +201,7 @@ def test_nothing_is_claimed_by_a_mistake(audio_folder: Path, tmp_path: Path, cap
     config = parse(RunConfig, plain)
     write_model(file, model_tensors(build_parts(catalog, config), False), metadata_of(config, catalog, 0))
     out = tmp_path / "out"
-    assert embed(file, audio_folder, "--out", out) == EXIT_ERROR
+    assert embed(file, audio_folder, "--out", out, "--granularity", "all") == EXIT_ERROR
     assert "this model has none; take 'frame'" in capsys.readouterr().err
     assert embed(file, audio_folder, "--out", out, "--granularity", "frame") == 0
     (out / "embed.json").write_text("[]")
