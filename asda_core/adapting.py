@@ -1,8 +1,15 @@
-"""Freeze an encoder, let an adapter wrap it, and tell what is new."""
+"""Freeze an encoder, let an adapter wrap it, and tell what is new; and what adapters share."""
 
-from torch import nn
+from collections.abc import Iterable
+from typing import cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from asda_core.contracts import Adapter
+from asda_core.errors import ConfigError
+from asda_core.layout import TokenLayout
+from asda_core.model.block import Block
 from asda_core.model.encoder import Encoder
 
 
@@ -18,3 +25,35 @@ def attach(adapter: Adapter, encoder: Encoder) -> list[nn.Parameter]:
     for parameter in new:
         parameter.requires_grad_(True)
     return new
+
+
+def blocks_to_adapt(encoder: Encoder, name: str, wrapper: type[nn.Module]) -> list[Block]:
+    """The blocks of an encoder that has not got this adapter yet.
+
+    Args:
+        encoder: to be adapted.
+        name: of the adapter, for the message.
+        wrapper: a module that only this adapter puts into an encoder.
+
+    Raises:
+        ConfigError: it is attached already.
+    """
+    if any(isinstance(module, wrapper) for module in encoder.modules()):
+        raise ConfigError(f"{name}: it is attached already.")
+    return list(cast(Iterable[Block], encoder.blocks))
+
+
+class Beside(nn.Module):
+    """`inner(u) + adapter(u)`: an adapter in parallel with a mixer or an MLP; both take tokens and layout."""
+
+    def __init__(self, inner: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.adapter = adapter
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Both read the same tokens."""
+        added: Tensor = self.inner(tokens, layout) + self.adapter(tokens, layout)
+        return added

@@ -7,7 +7,7 @@ A plugin is a value, not an event: a hook returns specs, and nothing registers i
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import pluggy
 import torch
@@ -131,6 +131,7 @@ class Objective(Protocol):
         """Called after every update; `step` counts the updates done, from 1."""
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """Few new parameters beside a frozen encoder."""
 

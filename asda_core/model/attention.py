@@ -207,6 +207,43 @@ class SubtractiveAttention(nn.Module):
         return query[:, : heads.signal], query[:, heads.signal :], key1, key2, value
 
 
+@dataclass(frozen=True)
+class SubtractionConfig:
+    """Settings that mixers of the Differential Transformer's family share; the defaults are the published ones.
+
+    Attributes:
+        lambda_mode: "vectors" (published), "scalars" (timm's `dual_lambda`), "fixed", or "token" (a sigmoid for each
+            token and head, as in V2).
+        lambda_init: what lambda starts from; null takes `0.8 - 0.6 exp(-0.3 layer)`. "token" has no start, and no gain.
+        head_norm: whether each head is normed (RMS) and multiplied by `1 - lambda_init`.
+        qkv_bias: whether query, key and value have a bias.
+    """
+
+    lambda_mode: LambdaMode = "vectors"
+    lambda_init: float | None = None
+    head_norm: bool = True
+    qkv_bias: bool = False
+
+
+def subtract_in_pairs(
+    config: SubtractionConfig, dim: int, num_heads: int, layer: int, add_mean: bool = False
+) -> SubtractiveAttention:
+    """Heads in pairs, one of signal and one of noise, with values twice as wide.
+
+    Raises:
+        ConfigError: an odd number of heads, or a start of lambda that does not fit.
+
+    **Source**: Ye et al. 2025, section 2.1.
+    """
+    if num_heads % 2:
+        raise ConfigError(f"this mixer takes heads in pairs; encoder.num_heads {num_heads} is odd.")
+    heads, width = num_heads // 2, dim // num_heads
+    start = lambda_start(config.lambda_mode, config.lambda_init, layer)
+    weight = Lambda(config.lambda_mode, start, width, heads, dim)
+    shape = Heads(heads, heads, width, 2 * width)
+    return SubtractiveAttention(dim, shape, weight, config.head_norm, config.qkv_bias, add_mean)
+
+
 def mean_over_valid(values: Float[Tensor, "batch heads tokens width"], layout: TokenLayout) -> Tensor:
     """Mean (B, H, 1, width) over the tokens that are not padding."""
     if layout.padding is None:

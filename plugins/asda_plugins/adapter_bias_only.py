@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from asda_core.adapting import blocks_to_adapt
 from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
-from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 
 
@@ -51,8 +51,7 @@ class BiasOnlyAdapter:
             ConfigError: it is attached already.
         """
         modules = list(encoder.modules())
-        if any(isinstance(module, Shifted) for module in modules):
-            raise ConfigError("bias_only: it is attached already.")
+        blocks_to_adapt(encoder, "bias_only", Shifted)
         found = {module: dict(module.named_parameters(recurse=False)).get("bias") for module in modules}
         biases = {module: bias for module, bias in found.items() if bias is not None}
         for module, bias in biases.items():

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from asda_core.adapting import Beside, blocks_to_adapt
 from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
@@ -50,26 +50,12 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Narrow, bend, widen."""
-        widened: Tensor = self.up(self.activation(self.down(tokens)))
-        return widened
-
-
-class BesideMlp(nn.Module):
-    """`mlp(u) + A(u)`."""
-
-    def __init__(self, inner: nn.Module, adapter: Bottleneck) -> None:
-        super().__init__()
-        self.inner = inner
-        self.adapter = adapter
-
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Both read the same tokens."""
-        added: Tensor = self.inner(tokens, layout) + self.adapter(tokens)
-        return added
+        """Narrow, bend, widen; each token alone."""
+        widened: Tensor = self.up(self.activation(self.down(tokens)))
+        return widened
 
 
 class BehindMixer(nn.Module):
@@ -85,7 +71,7 @@ class BehindMixer(nn.Module):
     ) -> Float[Tensor, "batch tokens dim"]:
         """Mix, then adapt."""
         mixed: Tensor = self.inner(tokens, layout)
-        adapted: Tensor = mixed + self.adapter(mixed)
+        adapted: Tensor = mixed + self.adapter(mixed, layout)
         return adapted
 
 
@@ -110,9 +96,7 @@ class BottleneckAdapter:
         Raises:
             ConfigError: it is attached already, or there is no MLP to stand beside.
         """
-        blocks = list(cast(Iterable[Block], encoder.blocks))
-        if any(isinstance(module, Bottleneck) for module in encoder.modules()):
-            raise ConfigError("bottleneck: it is attached already.")
+        blocks = blocks_to_adapt(encoder, "bottleneck", Bottleneck)
         if self.config.beside_mlp and any(block.mlp is None for block in blocks):
             raise ConfigError(
                 "bottleneck: beside_mlp stands beside the MLP, and encoder.mlp_ratio 0 leaves it out; "
@@ -122,7 +106,7 @@ class BottleneckAdapter:
             if self.config.behind_mixer:
                 block.mixer = BehindMixer(block.mixer, self._make(block))
             if self.config.beside_mlp and block.mlp is not None:
-                block.mlp = BesideMlp(block.mlp, self._make(block))
+                block.mlp = Beside(block.mlp, self._make(block))
 
     def _make(self, block: Block) -> Bottleneck:
         """A new one, of the block's device and type."""

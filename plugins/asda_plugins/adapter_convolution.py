@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from asda_core.adapting import Beside, blocks_to_adapt
 from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
@@ -91,22 +91,6 @@ class GridConvolution(nn.Module):
         return there.where(place < nowhere, alone)
 
 
-class Beside(nn.Module):
-    """`inner(u) + C(u)`."""
-
-    def __init__(self, inner: nn.Module, adapter: GridConvolution) -> None:
-        super().__init__()
-        self.inner = inner
-        self.adapter = adapter
-
-    def forward(
-        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Both read the same tokens."""
-        added: Tensor = self.inner(tokens, layout) + self.adapter(tokens, layout)
-        return added
-
-
 class ConvolutionAdapter:
     """Puts a `GridConvolution` beside the mixer and beside the MLP of every block.
 
@@ -124,9 +108,7 @@ class ConvolutionAdapter:
         Raises:
             ConfigError: it is attached already, or there is nothing to stand beside.
         """
-        blocks = list(cast(Iterable[Block], encoder.blocks))
-        if any(isinstance(module, GridConvolution) for module in encoder.modules()):
-            raise ConfigError("convolution: it is attached already.")
+        blocks = blocks_to_adapt(encoder, "convolution", GridConvolution)
         if not self.config.beside_mixer and all(block.mlp is None for block in blocks):
             raise ConfigError(
                 "convolution: beside_mlp stands beside the MLP, and encoder.mlp_ratio 0 leaves it out; "

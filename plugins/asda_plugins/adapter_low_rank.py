@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from asda_core.adapting import blocks_to_adapt
 from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.model.block import Block
@@ -86,9 +87,7 @@ class LowRankAdapter:
         Raises:
             ConfigError: it is attached already, or there is no linear layer where it was told to look.
         """
-        if any(isinstance(module, LowRank) for module in encoder.modules()):
-            raise ConfigError("low_rank: it is attached already.")
-        blocks = cast(Iterable[Block], encoder.blocks)
+        blocks = blocks_to_adapt(encoder, "low_rank", LowRank)
         halves = [half for block in blocks for half in self._halves(block)]
         found = {layer: None for half in halves for layer in half.modules() if isinstance(layer, nn.Linear)}
         layers = [layer for layer in found if min(layer.weight.shape) > self.config.rank]

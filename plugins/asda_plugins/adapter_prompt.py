@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from asda_core.adapting import blocks_to_adapt
 from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout, insert_column
-from asda_core.model.block import INIT_STD, Block
+from asda_core.model.block import INIT_STD
 from asda_core.model.encoder import Encoder
 
 
@@ -81,9 +81,7 @@ class PromptAdapter:
         Raises:
             ConfigError: it is attached already.
         """
-        if any(isinstance(module, PromptedMixer) for module in encoder.modules()):
-            raise ConfigError("prompt: it is attached already.")
-        for block in cast(Iterable[Block], encoder.blocks):
+        for block in blocks_to_adapt(encoder, "prompt", PromptedMixer):
             prompts = torch.randn(1, self.config.count, self.dim) * INIT_STD
             block.mixer = PromptedMixer(block.mixer, prompts.to(next(block.parameters())))
 

@@ -5,23 +5,17 @@ from dataclasses import dataclass
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
-from asda_core.model.attention import Heads, Lambda, LambdaMode, SubtractiveAttention, lambda_start
+from asda_core.model.attention import Heads, Lambda, SubtractionConfig, SubtractiveAttention, lambda_start
 
 
 @dataclass(frozen=True)
-class GroupedDifferentialConfig:
-    """Settings of grouped differential attention.
+class GroupedDifferentialConfig(SubtractionConfig):
+    """Settings of grouped differential attention: those of the family, and the signal heads per noise head.
 
-    Attributes:
-        ratio: signal heads per noise head; the paper finds 3 to 4 best. `num_heads` must be a multiple.
-        lambda_mode, lambda_init, head_norm, qkv_bias: as of `differential_v1`.
+    The paper finds a `ratio` of 3 to 4 best; `num_heads` must be a multiple of it.
     """
 
     ratio: int = 4
-    lambda_mode: LambdaMode = "vectors"
-    lambda_init: float | None = None
-    head_norm: bool = True
-    qkv_bias: bool = False
 
 
 def build(config: GroupedDifferentialConfig, context: MixerContext) -> SubtractiveAttention:
