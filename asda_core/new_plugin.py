@@ -46,8 +46,8 @@ KINDS = {
     "adapter": Kind(
         "check_adapter",
         "first_layer=1",
-        "Use it: `asda_core.adapting.attach(adapter, encoder)` freezes an encoder, attaches what `build` gives, and\n"
-        "returns the new parameters, which are the ones to train.",
+        "Use it: `asda pretrain RUN --init RUN --data AUDIO --set adapter=$name` trains it beside the frozen encoder\n"
+        "of a run RUN; `asda_core.adapting.attach(adapter, encoder)` does so in a program of your own.",
     ),
 }
 """Family -> what is written for it."""

@@ -21,8 +21,8 @@ CORE_ORDER = (
     "counting", "finetune.heads", "finetune.losses", "finetune.augment", "finetune.rates",
     "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
     "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter", "pretrain.loop",
-    "official.matching", "official.eat", "official.ssast_names", "official.ssast", "official.pickles", "official.told",
-    "official.reading", "inference.framing",
+    "official.matching", "official.eat", "official.pickles", "official.told",
+    "official.ssast_names", "official.ssast", "official.reading", "inference.framing",
     "inference.listening", "inference.embedding", "inference.classifying", "inference.commands", "new_plugin",
     "testing", "matrix", "cli",
 )  # fmt: skip

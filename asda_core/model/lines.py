@@ -87,5 +87,4 @@ def lines_of(layout: TokenLayout, axis: Literal["bands", "times"]) -> Lines:
     token.scatter_(1, place, columns)
     shape = (number, slots)
     valid = torch.zeros_like(token, dtype=torch.bool).scatter_(1, place, layout.valid).reshape(-1, *shape)
-    full = complete
-    return Lines(place, token, shape, valid, full, layout.grid if whole else None, axis)
+    return Lines(place, token, shape, valid, complete, layout.grid if whole else None, axis)

@@ -34,12 +34,13 @@ from asda_core.config import (
 )
 from asda_core.config_io import load_run_config, parse, to_plain
 from asda_core.errors import CheckpointError, ConfigError
+from asda_core.official.eat import HEAD_WIDTH
 from asda_core.official.matching import check_all, check_finite_tensors
 from asda_core.official.ssast_names import MASK_TOKEN, Found, folded_shapes, released_names
+from asda_core.official.told import HOP_SECONDS, WINDOW_SECONDS
 
 PARALLEL = "module."
 """What the releases' DataParallel puts before every name."""
-HEAD_WIDTH = 64
 THROUGH_BANDS = 8
 """Bands by way of which the releases interpolate a table in time, whatever their grid."""
 HEAD_NORM_EPS = 1e-5
@@ -48,7 +49,6 @@ UNUSED = ("v.head.weight", "v.head.bias", "v.head_dist.weight", "v.head_dist.bia
 """What is stored and used by nothing, but for the last two: bins and frames of the pre-training clips."""
 STEP_DIVISOR = 16
 """The rank of Mamba's steps is the width over this, rounded up, where nothing else is said."""
-HOP_SECONDS, WINDOW_SECONDS = 0.010, 0.025
 CLASS_ROWS = {"v.blocks.": 2, "v.layers.": 1}
 
 
