@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plugin_origins
 from asda_core.catalog import Catalog
-from asda_core.config import ClassifierConfig, RunConfig
+from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, PluginError
 from asda_core.files import save_tensors, sync, write_open, write_whole
+from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
 from asda_core.model.encoder import Encoder
 

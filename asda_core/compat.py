@@ -28,6 +28,25 @@ RELEASED: Mapping[str, Mapping[str, Any]] = {
 """
 
 
+FINETUNING: Mapping[str, Any] = {
+    "optimizer.algorithm": "fairseq_adam",
+    "optimizer.schedule": "fairseq_cosine",
+    "optimizer.decay_norms_and_biases": True,
+    "data.crop": "first",
+    "data.padding": "features",
+    "data.resample_along": "channels",
+    "data.min_samples": 10_000,
+    "loss_per": "labels",
+    "decay_embeddings": False,
+    "select": "test",
+}
+"""The keys of the released fine-tuning of ASDA and EAT.
+
+With its schedule each layer's floor stays `floor_lr` whatever its peak, so the lowest blocks keep a constant rate.
+**Source**: as above.
+"""
+
+
 def released_keys(plain: Mapping[str, Any]) -> Mapping[str, Any]:
     """The keys that the switch sets in a config (nested plain data, which may leave the objective at its default)."""
     objective = plain.get("objective") or LATENT_REGRESSION

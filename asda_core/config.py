@@ -6,8 +6,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from asda_core.compat import released_keys
 from asda_core.errors import ConfigError
 
 ClassTokenPosition = Literal["first", "middle", "last", "none"]
@@ -19,10 +20,9 @@ PositionType = Literal["sine_cosine", "learned"]
 Crop = Literal["random", "first"]
 Compat = Literal["default", "released"]
 Algorithm = Literal["adamw", "adam", "fairseq_adam"]
-Schedule = Literal["cosine", "inverse_sqrt", "fairseq_cosine"]
+Schedule = Literal["cosine", "constant", "inverse_sqrt", "fairseq_cosine"]
 Padding = Literal["silence", "features"]
 ResampleAxis = Literal["time", "channels"]
-Pooling = Literal["summary", "mean", "linear_softmax"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -159,7 +159,8 @@ class OptimizerConfig:
     decays everything, since the exclusion that it asks for is never applied. `algorithm` "fairseq_adam" adds epsilon
     before the bias correction, and `schedule` "fairseq_cosine" begins with rate 0 and restarts at a tenth of the peak
     when training goes past its end, both as released. "adam" adds the decay to the gradient (SSAST); "inverse_sqrt"
-    falls as `1 / sqrt(step)` behind the warm-up (MFCC-gram transformers).
+    falls as `1 / sqrt(step)` behind the warm-up (MFCC-gram transformers), "constant" stays there. `clip_norm` 0 leaves
+    gradients as they are.
     """
 
     algorithm: Algorithm = "adamw"
@@ -174,10 +175,10 @@ class OptimizerConfig:
     clip_norm: float = 4.0
 
     def __post_init__(self) -> None:
-        for name in ("peak_lr", "eps", "clip_norm"):
+        for name in ("peak_lr", "eps"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"optimizer.{name} must be a positive number, not {value}.")
-        for name in ("floor_lr", "warmup_steps", "weight_decay"):
+        for name in ("floor_lr", "warmup_steps", "weight_decay", "clip_norm"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"optimizer.{name} must not be negative, not {value}.")
         require(all(0 <= beta < 1 for beta in self.betas), f"optimizer.betas must lie in [0, 1), not {self.betas}.")
@@ -210,37 +211,6 @@ class DataConfig:
         require(self.min_samples >= 0, f"data.min_samples must not be negative, not {self.min_samples}.")
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """One pre-training run. Its signature names the run folder.
-
-    `compat` "released" gives keys the values of `compat.RELEASED`, where a config does not state them, and plugins the
-    options that their specs name; the model that comes out is comparable with one trained by the released code.
-
-    With an `adapter` the encoder is frozen, the adapter wrapped around it, and only that and the objective train; the
-    run must begin with the weights of a checkpoint.
-    """
-
-    compat: Compat = "default"
-    front_end: PluginChoice = PluginChoice("log_mel")
-    encoder: EncoderConfig = EncoderConfig()
-    objective: PluginChoice = PluginChoice("latent_regression")
-    adapter: PluginChoice | None = None
-    optimizer: OptimizerConfig = OptimizerConfig()
-    data: DataConfig = DataConfig()
-    steps: int = 800_000
-    seed: int = 1
-    log_every: int = 50
-    checkpoint_every: int = 2_000
-    keep_checkpoints: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "seed"):
-            require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}.")
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
-
-
 WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes")
 """Keys of `RunConfig` that cannot change a result; `signature` leaves them out."""
 
@@ -267,26 +237,39 @@ ADDED: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """A head on the encoder: pooling, LayerNorm, linear.
+class RunConfig:
+    """One pre-training run. Its signature names the run folder.
 
-    Attributes:
-        num_classes: width of its output.
-        pooling: "summary" (the class token), "mean" of the patches, or "linear_softmax" over them.
-        norm_eps: of the LayerNorm; 1e-6 in the release, 1e-5 in EAT's Hugging Face layout.
-        multi_label: whether a clip can have several labels: probabilities are then sigmoids, else a softmax.
-        labels: name of each class; empty if unknown.
+    `compat` "released" gives keys the values of `compat.RELEASED`, where a config does not state them, and plugins the
+    options that their specs name; the model that comes out is comparable with one trained by the released code.
+
+    With an `adapter` the encoder is frozen, the adapter wrapped around it, and only that and the objective train; the
+    run must begin with the weights of a checkpoint.
     """
 
-    num_classes: int
-    pooling: Pooling = "summary"
-    norm_eps: float = 1e-6
-    multi_label: bool = True
-    labels: tuple[str, ...] = ()
+    compat: Compat = "default"
+    front_end: PluginChoice = PluginChoice("log_mel")
+    encoder: EncoderConfig = EncoderConfig()
+    objective: PluginChoice = PluginChoice("latent_regression")
+    adapter: PluginChoice | None = None
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    steps: int = 800_000
+    seed: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 2_000
+    keep_checkpoints: int = 1
+
+    without_influence: ClassVar[tuple[str, ...]] = WITHOUT_INFLUENCE
+    added: ClassVar[Mapping[str, Any]] = ADDED
+
+    @staticmethod
+    def released_keys(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What `compat: released` sets in this plain config, which depends on the objective."""
+        return released_keys(plain)
 
     def __post_init__(self) -> None:
-        require(self.num_classes > 0, f"classifier.num_classes must be positive, not {self.num_classes}.")
-        require(
-            len(self.labels) in (0, self.num_classes),
-            f"classifier.labels has {len(self.labels)} names for {self.num_classes} classes.",
-        )
+        for name in ("steps", "seed"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}.")
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")

@@ -10,12 +10,12 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from asda_core.compat import released_keys
-from asda_core.config import ADDED, WITHOUT_INFLUENCE, PluginChoice, RunConfig
+from asda_core.config import PluginChoice, RunConfig
 from asda_core.errors import ConfigError, unknown
 
 ConfigT = TypeVar("ConfigT")
 
+USUAL_RUN = RunConfig()
 SIGNATURE_DIGITS = 8
 CONFIG_SUFFIXES = (".yaml", ".yml")
 YAML_TRUTH = "YAML 1.1 reads yes, no, on and off as truth values: quote them if you mean the words."
@@ -35,8 +35,9 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
         ConfigError: an unknown key, a value of a wrong type, or numbers that do not fit together.
     """
     prepared = _check_keys(cls, {} if data is None else data, path)
-    if cls is RunConfig and isinstance(prepared, dict) and prepared.get("compat") == "released":
-        prepared = _check_keys(cls, _over(_released_defaults(prepared), prepared), path)
+    released = getattr(cls, "released_keys", None)
+    if released is not None and isinstance(prepared, dict) and prepared.get("compat") == "released":
+        prepared = _check_keys(cls, _over(_nested(released(prepared)), prepared), path)
     try:
         return TypeAdapter(cls).validate_python(prepared)
     except ValidationError as error:
@@ -125,17 +126,18 @@ def with_value(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, An
     return copy
 
 
-def with_change(plain: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """`with_value` on a whole run, where a change of `compat` moves the keys that it decides.
+def with_change(plain: Mapping[str, Any], dotted: str, value: Any, usual: Any = USUAL_RUN) -> dict[str, Any]:
+    """`with_value` on a whole config, where a change of `compat` moves the keys that it decides.
 
+    `usual` is a config of the kind with the default values.
     A key at its default goes to the released value, and back; one with a value of its own stays.
     """
     changed = with_value(plain, dotted, value)
     before = plain.get("compat", "default")
     if dotted == "compat" and value in ("default", "released") and value != before:
-        usual = to_plain(RunConfig())
-        for key, released in released_keys(changed).items():
-            default = value_at(usual, key)
+        defaults = to_plain(usual)
+        for key, released in usual.released_keys(changed).items():
+            default = value_at(defaults, key)
             old, new = (default, released) if value == "released" else (released, default)
             if value_at(changed, key) == old:
                 changed = with_value(changed, key, new)
@@ -150,11 +152,11 @@ def value_at(plain: Mapping[str, Any], dotted: str) -> Any:
     return level
 
 
-def _released_defaults(plain: Mapping[str, Any]) -> dict[str, Any]:
-    defaults: dict[str, Any] = {}
-    for key, value in released_keys(plain).items():
-        defaults = with_value(defaults, key, value)
-    return defaults
+def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in dotted.items():
+        nested = with_value(nested, key, value)
+    return nested
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,16 +168,16 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def signature(config: RunConfig, **more: Any) -> str:
+def signature(config: Any, **more: Any) -> str:
     """Eight hex digits over everything that can change a result; they name the run folder.
 
     Args:
-        config: the run.
+        config: a run, or a recipe of fine-tuning.
         more: further facts that the results depend on, such as the identity of the data.
     """
     plain = to_plain(config)
-    silent = [dotted for dotted, usual in ADDED.items() if value_at(plain, dotted) == usual]
-    for dotted in (*WITHOUT_INFLUENCE, *silent):
+    silent = [dotted for dotted, usual in config.added.items() if value_at(plain, dotted) == usual]
+    for dotted in (*config.without_influence, *silent):
         above, _, key = dotted.rpartition(".")
         del (value_at(plain, above) if above else plain)[key]
     canonical = json.dumps([plain, more], sort_keys=True, separators=(",", ":"), default=str)

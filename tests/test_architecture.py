@@ -18,7 +18,7 @@ FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.
 CORE_ORDER = (
     "errors", "files", "devices", "compat", "config", "config_io", "layout", "audio", "model.block", "model.attention",
     "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog", "adapting", "assemble",
-    "counting", "finetune.heads", "finetune.losses", "finetune.augment", "finetune.rates",
+    "counting", "finetune.config", "finetune.heads", "finetune.losses", "finetune.augment", "finetune.rates",
     "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
     "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter", "pretrain.loop",
     "official.matching", "official.eat", "official.pickles", "official.told",

@@ -5,11 +5,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from asda_core.config import ClassifierConfig, Pooling
+from asda_core.finetune.config import ClassifierConfig, Pooling
 from asda_core.model.encoder import Encoded, masked_mean
 
 HEAD_INIT_STD = 0.02
 """Standard deviation of the head's new weights, cut at two units. **Source**: released fine-tuning model."""
+ATTENTIVE_INIT_STD = 0.02
+"""Standard deviation of a new query. **Source**: BERT, as all new weights here."""
 LINEAR_SOFTMAX_SHIFT = 1e-6
 """Added to the log weights of linear-softmax pooling. **Source**: released code."""
 
@@ -23,6 +25,7 @@ class Classifier(nn.Module):
     def __init__(self, config: ClassifierConfig, dim: int) -> None:
         super().__init__()
         self.config = config
+        self.attention = AttentivePooling(dim, config.num_heads) if config.pooling == "attentive" else None
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.head = nn.Linear(dim, config.num_classes)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_INIT_STD)
@@ -30,7 +33,8 @@ class Classifier(nn.Module):
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "batch classes"]:
         """Logits of a batch."""
-        return self.logits(pool(encoded, self.config.pooling))
+        pooled = pool(encoded, self.config.pooling) if self.attention is None else self.attention(encoded)
+        return self.logits(pooled)
 
     def logits(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
         """Logits of pooled clips."""
@@ -40,6 +44,28 @@ class Classifier(nn.Module):
     def probabilities(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
         """Sigmoids where a clip can have several labels, else a softmax."""
         return logits.sigmoid() if self.config.multi_label else logits.softmax(dim=1)
+
+
+class AttentivePooling(nn.Module):
+    """A learned query attends over the patches and the summary.
+
+    **Source**: attentive probing (Chen et al. 2022, context autoencoder, section 4); one cross-attention, no MLP.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.query = nn.Parameter(torch.randn(1, 1, dim) * ATTENTIVE_INIT_STD)
+        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+
+    def forward(self, encoded: Encoded) -> Float[Tensor, "batch dim"]:
+        """One vector per clip."""
+        tokens = self.norm(torch.cat([encoded.summary[:, None], encoded.tokens], dim=1))
+        padding = encoded.layout.padding
+        hidden = None if padding is None else torch.nn.functional.pad(padding, (1, 0))
+        query = self.query.expand(len(tokens), -1, -1)
+        pooled: Tensor = self.attention(query, tokens, tokens, key_padding_mask=hidden, need_weights=False)[0]
+        return pooled[:, 0]
 
 
 def pool(encoded: Encoded, how: Pooling) -> Float[Tensor, "batch dim"]:

@@ -3,21 +3,27 @@
 import re
 
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+EMBEDDINGS = ("encoder.patches.", "encoder.class_token", "encoder.input_norm.")
+"""Beginnings of the names of parameters that stand below the first block."""
 
 
-def rate_scale(name: str, depth: int, decay: float) -> float:
+def rate_scale(name: str, depth: int, decay: float, embeddings: bool = False) -> float:
     """Factor on the learning rate of a parameter.
 
-    Block i (from 0) has `decay ** (depth - i)`; all outside the blocks have 1.
+    Block i (from 0) has `decay ** (depth - i)`; head and final norm have 1.
 
     Args:
         name: of the parameter, as in "encoder.blocks.3.norm1.weight".
         depth: blocks of the encoder.
         decay: layer decay, 0.65 in the released recipes.
+        embeddings: whether patches, class token, positions and input norm count as the layer below the first block.
 
-    **Source**: released fine-tuning, where patches, class token and input norm learn at the full rate.
+    **Source**: BEiT (Bao et al. 2022), appendix; released fine-tuning, where patches, class token and input norm learn
+    at the full rate (`embeddings` False).
     """
     found = BLOCK.search(name)
+    if embeddings and name.startswith(EMBEDDINGS):
+        return float(decay ** (depth + 1))
     return decay ** (depth - int(found.group(1))) if found else 1.0
 
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asda_core.config import ClassifierConfig
 from asda_core.errors import ConfigError
+from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
 from asda_core.inference.listening import Listener
 

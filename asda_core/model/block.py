@@ -1,5 +1,6 @@
 """One encoder block: a mixer that moves information between tokens, and an MLP that works on each alone."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -40,11 +41,15 @@ class Block(nn.Module):
 
     **Differs**: the released pre-norm branch loses its residual and returns 2 m; no released setting uses it.
     `pre_norm_residual` False does the same.
+
+    Attributes:
+        drop_path: probability that a clip goes past a branch in training; fine-tuning sets it.
     """
 
     def __init__(self, config: EncoderConfig, mixer: nn.Module) -> None:
         super().__init__()
         self.pre_norm = config.norm == "pre"
+        self.drop_path = 0.0
         self.pre_norm_residual = config.pre_norm_residual
         self.mixer = mixer
         self.norm1 = make_norm(config)
@@ -59,16 +64,24 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
         """(block output, output of the MLP or, without one, of the mixer)."""
         bent = self.mixer(self.norm1(tokens) if self.pre_norm else tokens, layout)
-        mixed = tokens + bent
+        mixed = tokens + self._dropped(bent)
         if not self.pre_norm:
             mixed = self.norm1(mixed)
         if self.mlp is None or self.norm2 is None:
             return mixed, bent
         if self.pre_norm:
             bent = self.mlp(self.norm2(mixed), layout)
-            return (mixed if self.pre_norm_residual else bent) + bent, bent
+            return (mixed if self.pre_norm_residual else bent) + self._dropped(bent), bent
         bent = self.mlp(mixed, layout)
-        return self.norm2(mixed + bent), bent
+        return self.norm2(mixed + self._dropped(bent)), bent
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        """Stochastic depth: a branch of some clips is 0 in training, and larger in the others."""
+        if not (self.training and self.drop_path):
+            return branch
+        keep = 1 - self.drop_path
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
+        return branch * kept / keep
 
 
 def make_norm(config: EncoderConfig) -> nn.Module:

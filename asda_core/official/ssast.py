@@ -22,11 +22,9 @@ from torch import Tensor
 
 from asda_core.checkpoint import Checkpoint, Weights
 from asda_core.config import (
-    ClassifierConfig,
     ClassTokenConfig,
     EncoderConfig,
     PluginChoice,
-    Pooling,
     PositionConfig,
     RunConfig,
     Wiring,
@@ -34,6 +32,7 @@ from asda_core.config import (
 )
 from asda_core.config_io import load_run_config, parse, to_plain
 from asda_core.errors import CheckpointError, ConfigError
+from asda_core.finetune.config import ClassifierConfig, Pooling
 from asda_core.official.eat import HEAD_WIDTH
 from asda_core.official.matching import check_all, check_finite_tensors
 from asda_core.official.ssast_names import MASK_TOKEN, Found, folded_shapes, released_names

@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from asda_core.config import ClassifierConfig, Pooling, RunConfig
+from asda_core.config import RunConfig
 from asda_core.config_io import parse, with_value
 from asda_core.errors import ConfigError
+from asda_core.finetune.config import ClassifierConfig, Pooling
 from asda_core.log_mel import LogMelConfig
 from asda_core.official.eat import Architecture
 from asda_core.pretrain.decoder import DecoderConfig

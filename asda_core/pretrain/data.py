@@ -5,7 +5,7 @@ what it would have got. An unreadable file is replaced by the next one in the or
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,79 +25,43 @@ BYTES_PER_MEBIBYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch of clips of one length, and how many samples of each are sound (the rest is silence)."""
+    """A batch of clips of one length.
+
+    Attributes:
+        audio: filled with silence behind the sound.
+        num_samples: of sound in each clip.
+        numbers: which of the files each clip is of.
+    """
 
     audio: Float[Tensor, "batch samples"]
     num_samples: Int[Tensor, " batch"]
+    numbers: Int[Tensor, " batch"]
 
 
-class ClipBatches:
-    """Batches of clips of one length from a list of files.
+class ClipReader:
+    """Stretches of audio files; what was decoded is kept as far as there is room."""
 
-    Attributes:
-        skipped: file -> what was wrong with it, in the order in which it was met.
-    """
-
-    def __init__(self, files: Sequence[Path], config: DataConfig, sample_rate: int, seed: int) -> None:
-        self.files = list(files)
+    def __init__(self, config: DataConfig, sample_rate: int) -> None:
         self.config = config
         self.sample_rate = sample_rate
         self.num_samples = round(config.clip_seconds * sample_rate)
-        self.seed = seed
-        self.skipped: dict[Path, str] = {}
-        self._unreadable: set[Path] = set()
-        self._long: set[Path] = set()
+        self.long_files: set[Path] = set()
         self._cache: dict[Path, Tensor] = {}
         self._room = config.cache_mebibytes * BYTES_PER_MEBIBYTE
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-        self._lock = threading.Lock()
 
-    def batch(self, step: int) -> Clips:
-        """The clips of update `step` (from 0).
+    def stretch(self, file: Path, share: float) -> Float[Tensor, " samples"]:
+        """The stretch that begins at `share` of what can be its beginning; shorter than a clip if the file is.
 
         Raises:
-            AudioError: no file is readable.
+            AudioError: the file cannot be read, or has fewer samples than the config wants.
         """
-        if not self.files:
-            raise AudioError("no audio files to train on.")
-        with self._lock:
-            first = step * self.config.batch_size
-            found = [self._clip(number) for number in range(first, first + self.config.batch_size)]
-        filled = [crop_or_pad(stretch, self.num_samples) for stretch in found]
-        return Clips(torch.stack(filled), torch.tensor([len(stretch) for stretch in found]))
-
-    def _clip(self, number: int) -> Tensor:
-        """Clip `number` of the endless sequence, from the next readable file."""
-        epoch, place = divmod(number, len(self.files))
-        order = self._epoch_order(epoch)
-        share = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
-        for step in range(len(self.files)):
-            file = self.files[order[(place + step) % len(order)]]
-            if file in self._unreadable:
-                continue
-            try:
-                return self._stretch(file, share)
-            except AudioError as error:
-                self.skipped.setdefault(file, str(error))
-                if file not in self._long:  # another stretch of a long file may be good: which one must not matter
-                    self._unreadable.add(file)
-        reasons = "; ".join(list(self.skipped.values())[:3])
-        raise AudioError(f"none of the {len(self.files)} audio files is readable. The first ones: {reasons}")
-
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.files)))
-        return self._order[1]
-
-    def _stretch(self, file: Path, share: float) -> Tensor:
-        """The stretch that begins at `share` of what can be its beginning; shorter than a clip if the file is."""
         if file not in self._cache:
             num_frames, rate = length_and_rate(file)
             if num_frames < self.config.min_samples:
                 raise AudioError(f"left out {file}: {num_frames} samples are fewer than {self.config.min_samples}.")
             seconds = num_frames / rate
             if seconds > WHOLE_FILE_SECONDS:
-                self._long.add(file)
+                self.long_files.add(file)
                 start = share * max(0.0, seconds - self.config.clip_seconds)
                 return self._read(file, start, self.config.clip_seconds)[: self.num_samples]
         audio = self._whole(file)
@@ -116,3 +80,86 @@ class ClipBatches:
             self._room -= size
             self._cache[file] = audio
         return audio
+
+
+class ClipBatches:
+    """Batches of clips of one length from a list of files.
+
+    Attributes:
+        skipped: file -> what was wrong with it, in the order in which it was met.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        config: DataConfig,
+        sample_rate: int,
+        seed: int,
+        order: Callable[[int], np.ndarray] | None = None,
+        change: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> None:
+        """What to draw from.
+
+        Args:
+            files: of audio.
+            config: how clips are cut.
+            sample_rate: in Hz.
+            seed: of order and crops.
+            order: epoch -> numbers of the files in their order; every epoch has as many. None shuffles all.
+            change: (samples of a clip, its number in the endless sequence) -> as many samples: augmentation.
+        """
+        self.files = list(files)
+        self.config = config
+        self.reader = ClipReader(config, sample_rate)
+        self.num_samples = self.reader.num_samples
+        self.seed = seed
+        self.skipped: dict[Path, str] = {}
+        self._unreadable: set[Path] = set()
+        self._ordered = order or self._shuffled
+        self._change = change
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self._lock = threading.Lock()
+        self.clips_per_epoch = len(self._ordered(0)) if self.files else 0
+
+    def batch(self, step: int) -> Clips:
+        """The clips of update `step` (from 0).
+
+        Raises:
+            AudioError: no file is readable.
+        """
+        if not self.files:
+            raise AudioError("no audio files to train on.")
+        with self._lock:
+            first = step * self.config.batch_size
+            found = [self._clip(number) for number in range(first, first + self.config.batch_size)]
+        filled = [crop_or_pad(stretch, self.num_samples) for stretch, _ in found]
+        lengths = torch.tensor([len(stretch) for stretch, _ in found])
+        return Clips(torch.stack(filled), lengths, torch.tensor([number for _, number in found]))
+
+    def _clip(self, number: int) -> tuple[Tensor, int]:
+        """Clip `number` of the endless sequence, from the next readable file, and which file that is."""
+        epoch, place = divmod(number, self.clips_per_epoch)
+        order = self._epoch_order(epoch)
+        share = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
+        for step in range(len(order)):
+            chosen = int(order[(place + step) % len(order)])
+            file = self.files[chosen]
+            if file in self._unreadable:
+                continue
+            try:
+                stretch = self.reader.stretch(file, share)
+                return stretch if self._change is None else self._change(stretch, number), chosen
+            except AudioError as error:
+                self.skipped.setdefault(file, str(error))
+                if file not in self.reader.long_files:  # another stretch of it may be good: which one must not matter
+                    self._unreadable.add(file)
+        reasons = "; ".join(list(self.skipped.values())[:3])
+        raise AudioError(f"none of the {len(self.files)} audio files is readable. The first ones: {reasons}")
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            self._order = (epoch, self._ordered(epoch))
+        return self._order[1]
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.files))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -201,7 +202,7 @@ def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
     run.optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     trained = [p for group in run.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm or math.inf)
     run.optimizer.step()
     run.step += 1
     run.parts.objective.after_step(run.parts.encoder, run.step)

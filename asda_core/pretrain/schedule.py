@@ -18,12 +18,15 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
 
     **Source**: released cosine schedule. **Differs**: the release gives its first update the rate `floor_lr` and jumps
     to a tenth of the peak at the end; here update 0 gets `peak / warmup` and the cosine ends at the floor. The schedule
-    "fairseq_cosine" is the released one. "inverse_sqrt" is that of Vaswani et al. 2017, section 5.3, by its peak.
+    "fairseq_cosine" is the released one, "constant" stays at the peak. "inverse_sqrt" is that of Vaswani et al. 2017,
+    section 5.3, by its peak.
     """
     if config.schedule == "fairseq_cosine":
         return fairseq_cosine(step, num_steps, config)
     if step < config.warmup_steps:
         return config.peak_lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.peak_lr
     if config.schedule == "inverse_sqrt":
         return max(config.floor_lr, config.peak_lr * math.sqrt(max(1, config.warmup_steps) / (step + 1)))
     done = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
@@ -91,6 +94,11 @@ def decays(parameter: Tensor) -> bool:
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimiser over what trains, norms and biases without decay unless the config says so."""
+    return optimizer_of(decay_groups(parameters, config), config)
+
+
+def decay_groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """What trains, in the group with weight decay and the one without; an empty one is left out."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     decayed = [p for p in trained if decays(p) or config.decay_norms_and_biases]
     chosen = {id(p) for p in decayed}
@@ -98,9 +106,13 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": [p for p in trained if id(p) not in chosen], "weight_decay": 0.0},
     ]
-    used = [group for group in groups if group["params"]]
+    return [group for group in groups if group["params"]]
+
+
+def optimizer_of(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser of a config over groups of parameters."""
     if config.algorithm == "fairseq_adam":
-        return FairseqAdam(used, config.peak_lr, config.betas, config.eps, config.weight_decay)
+        return FairseqAdam(groups, config.peak_lr, config.betas, config.eps, config.weight_decay)
     if config.algorithm == "adam":
-        return torch.optim.Adam(used, lr=config.peak_lr, betas=config.betas, eps=config.eps)
-    return torch.optim.AdamW(used, lr=config.peak_lr, betas=config.betas, eps=config.eps)
+        return torch.optim.Adam(groups, lr=config.peak_lr, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, eps=config.eps)

@@ -33,7 +33,7 @@ def test_an_epoch_has_every_file_once(audio_folder: Path, monkeypatch: pytest.Mo
     files = find_audio(audio_folder)
     clips = ClipBatches(files, replace(CONFIG, batch_size=5), 16_000, seed=1)
     seen: list[Path] = []
-    monkeypatch.setattr(clips, "_stretch", lambda file, share: (seen.append(file), torch.zeros(8_000))[1])
+    monkeypatch.setattr(clips.reader, "stretch", lambda file, share: (seen.append(file), torch.zeros(8_000))[1])
     clips.batch(0)
     clips.batch(1)
     assert sorted(seen[:5]) == sorted(seen[5:]) == sorted(files)

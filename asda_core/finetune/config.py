@@ -1,0 +1,257 @@
+"""Frozen dataclasses of fine-tuning: the head, and a recipe. The defaults are ASDA's for ESC-50, done right.
+
+**Source** of the defaults: released fine-tuning of ASDA and EAT (one GPU).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from asda_core.compat import FINETUNING
+from asda_core.config import Compat, DataConfig, OptimizerConfig, PluginChoice, require
+
+Pooling = Literal["summary", "mean", "linear_softmax", "attentive"]
+Mode = Literal["full", "linear", "attentive", "last_blocks", "adapter"]
+MODES: tuple[Mode, ...] = ("full", "linear", "attentive", "last_blocks", "adapter")
+Loss = Literal["cross_entropy", "binary_cross_entropy"]
+LossPer = Literal["clips", "labels"]
+Selection = Literal["auto", "last", "valid", "test"]
+MixedThing = Literal["features", "audio"]
+MixedBy = Literal["batch", "clip"]
+
+CLIP_SECONDS = 5.135
+"""512 frames: a window of 25 ms and 511 hops of 10 ms. **Source**: released ESC-50 recipe."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A head on the encoder: pooling, LayerNorm, linear.
+
+    Attributes:
+        num_classes: width of its output.
+        pooling: "summary" (the class token), "mean" of the patches, "linear_softmax" over them, or "attentive" (a
+            learned query attends over them).
+        norm_eps: of the LayerNorm; 1e-6 in the release, 1e-5 in EAT's Hugging Face layout.
+        multi_label: whether classes are told one by one: probabilities are then sigmoids, else a softmax.
+        labels: identifier of each class; empty if unknown.
+        num_heads: of attentive pooling.
+    """
+
+    num_classes: int
+    pooling: Pooling = "summary"
+    norm_eps: float = 1e-6
+    multi_label: bool = True
+    labels: tuple[str, ...] = ()
+    num_heads: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.num_classes > 0, f"classifier.num_classes must be positive, not {self.num_classes}.")
+        require(self.num_heads > 0, f"classifier.num_heads must be positive, not {self.num_heads}.")
+        require(
+            len(self.labels) in (0, self.num_classes),
+            f"classifier.labels has {len(self.labels)} names for {self.num_classes} classes.",
+        )
+
+
+@dataclass(frozen=True)
+class MixupConfig:
+    """Mixing pairs of clips.
+
+    Attributes:
+        probability: with which a batch (or a clip) is mixed; 0 never mixes.
+        alpha: the weight is drawn from Beta(alpha, alpha).
+        of: "features" as ASDA and EAT release it, or "audio" as AST and its family do.
+        each: one weight for a whole "batch" (ASDA, EAT), or one for each "clip".
+    """
+
+    probability: float = 0.0
+    alpha: float = 0.8
+    of: MixedThing = "features"
+    each: MixedBy = "batch"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.probability <= 1, f"augment.mixup.probability must lie in [0, 1], not {self.probability}.")
+        require(0 < self.alpha < float("inf"), f"augment.mixup.alpha must be positive, not {self.alpha}.")
+
+
+@dataclass(frozen=True)
+class SpecAugmentConfig:
+    """One mask over bins and one over frames of each clip, of a random width.
+
+    Attributes:
+        share: largest width as a share of the spectrogram, for both axes; 0 takes the next two.
+        bins, frames: largest widths.
+    """
+
+    share: float = 0.0
+    bins: int = 0
+    frames: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.share <= 1, f"augment.spec_augment.share must lie in [0, 1], not {self.share}.")
+        require(min(self.bins, self.frames) >= 0, "augment.spec_augment.bins and frames must not be negative.")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to training clips, in this order: audio, features, batch.
+
+    Attributes:
+        roll: whether a clip is shifted around in a circle and scaled by 0.5 + Beta(10, 10).
+        noise: largest amplitude of uniform noise on the normalised features; 0.1 in the released Speech Commands
+            recipe.
+        time_shift: largest shift of the features in frames, around in a circle; 10 in that recipe.
+        mixup: of pairs of clips.
+        spec_augment: masks over bins and frames.
+    """
+
+    roll: bool = False
+    noise: float = 0.0
+    time_shift: int = 0
+    mixup: MixupConfig = MixupConfig()
+    spec_augment: SpecAugmentConfig = SpecAugmentConfig()
+
+    def __post_init__(self) -> None:
+        require(self.noise >= 0, f"augment.noise must not be negative, not {self.noise}.")
+        require(self.time_shift >= 0, f"augment.time_shift must not be negative, not {self.time_shift}.")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How often a training clip is drawn.
+
+    Attributes:
+        weights: "uniform", "balanced" (by how rare the labels of a clip are), or a text file with a weight per line,
+            in the order of the training clips.
+        clips_per_epoch: draws in an epoch; null takes as many as there are clips. 200,000 for AudioSet-2M.
+        replacement: whether a clip can be drawn twice in an epoch; not in the released recipe.
+    """
+
+    weights: str = "uniform"
+    clips_per_epoch: int | None = None
+    replacement: bool = False
+
+    def __post_init__(self) -> None:
+        require((self.clips_per_epoch or 1) > 0, "sampling.clips_per_epoch must be positive.")
+
+
+@dataclass(frozen=True)
+class StepDecayConfig:
+    """The rate falls by a factor at the end of certain epochs, on top of the schedule (AST, SSAST, AAT).
+
+    Attributes:
+        first_epoch: after which it falls first; 0 never.
+        every: so many epochs it falls again.
+        factor: what is left of it each time.
+    """
+
+    first_epoch: int = 0
+    every: int = 1
+    factor: float = 0.85
+
+    def __post_init__(self) -> None:
+        require(self.first_epoch >= 0 and self.every > 0, "step_decay.first_epoch and every must not be negative.")
+        require(0 < self.factor <= 1, f"step_decay.factor must lie in (0, 1], not {self.factor}.")
+
+
+ESC50_OPTIMIZER = OptimizerConfig(peak_lr=5e-5, floor_lr=1e-6, warmup_steps=400, clip_norm=0.0)
+"""Rates of the released recipe for ESC-50. **Source**: finetuning_ESC50."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A recipe: how a checkpoint becomes a classifier.
+
+    Attributes:
+        compat: "released" sets what `compat.FINETUNING` names, where the recipe does not state it.
+        mode: what trains: "full", "linear" (head alone), "attentive" (head with attentive pooling), "last_blocks", or
+            "adapter"; the head always does.
+        blocks: how many, of mode "last_blocks".
+        adapter: plugin, of mode "adapter".
+        mixer: another mixer that takes over the weights of the checkpoint's, as `frequency_time`; null keeps it.
+        pooling: what the head reads.
+        loss: "cross_entropy" needs clips of one label; "binary_cross_entropy" is summed over classes.
+        loss_per: what a batch's loss is divided by; "labels" as the release does where clips have several.
+        label_smoothing: share of a label that is spread over all classes; of cross entropy alone.
+        layer_decay: factor from a block's rate to that of the block below it; 1 for none. Of modes that train blocks.
+        decay_embeddings: whether patches and class token count as the layer below the first block; the release trains
+            them at the full rate.
+        drop_path: chance that the last block's branches are dropped, falling to 0 for the first.
+        head_rate: factor on the rate of the head.
+        front_end: options that differ from the checkpoint's front end, such as mean and std of the data.
+        optimizer, step_decay: rates.
+        data: clips; longer ones are cut at random in training, and heard in windows in evaluation.
+        augment, sampling: of the training clips.
+        steps, epochs: length of the training, one of the two; the other 0.
+        evaluations: how often the validation clips are looked at, evenly over the training.
+        select: which weights are kept: "last", the best on "valid", or the best on "test" clips as papers of the field
+            report for ESC-50 (which flatters); "auto" is "valid" where there are validation clips, else "last".
+        patience: evaluations without a better one after which training ends; null never.
+        valid_share: share of the training clips held out for validation where the data names none.
+        average_from_epoch: the weights are the mean of those at the ends of epochs from this one on (SSAST); 0 not.
+        bootstrap: resamples of the intervals.
+        by_mode: mode, or name of an adapter -> keys that differ for it.
+    """
+
+    compat: Compat = "default"
+    mode: Mode = "full"
+    blocks: int = 0
+    adapter: PluginChoice | None = None
+    mixer: PluginChoice | None = None
+    pooling: Pooling = "summary"
+    loss: Loss = "cross_entropy"
+    loss_per: LossPer = "clips"
+    label_smoothing: float = 0.0
+    layer_decay: float = 0.65
+    decay_embeddings: bool = True
+    drop_path: float = 0.1
+    head_rate: float = 1.0
+    front_end: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerConfig = ESC50_OPTIMIZER
+    step_decay: StepDecayConfig = StepDecayConfig()
+    data: DataConfig = DataConfig(clip_seconds=CLIP_SECONDS)
+    augment: AugmentConfig = AugmentConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    steps: int = 0
+    epochs: float = 0.0
+    evaluations: int = 20
+    select: Selection = "auto"
+    patience: int | None = None
+    valid_share: float = 0.0
+    average_from_epoch: int = 0
+    bootstrap: int = 1000
+    seed: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 500
+    by_mode: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    without_influence: ClassVar[tuple[str, ...]] = (
+        "log_every",
+        "checkpoint_every",
+        "data.cache_mebibytes",
+        "by_mode",
+        "bootstrap",
+    )
+    added: ClassVar[Mapping[str, Any]] = {}
+
+    @staticmethod
+    def released_keys(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What `compat: released` sets."""
+        return FINETUNING
+
+    def __post_init__(self) -> None:
+        require((self.steps > 0) != (self.epochs > 0), "give either steps or epochs, as a positive number.")
+        require((self.mode == "last_blocks") == (self.blocks > 0), "blocks is of mode last_blocks, and must be > 0.")
+        require((self.mode == "adapter") == (self.adapter is not None), "adapter is of mode adapter, which needs one.")
+        require(self.mode != "attentive" or self.pooling == "attentive", "mode attentive needs pooling: attentive.")
+        for name in ("layer_decay", "head_rate"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        for name in ("drop_path", "label_smoothing", "valid_share"):
+            require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}.")
+        for name in ("average_from_epoch", "bootstrap", "seed"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}.")
+        for name in ("evaluations", "log_every", "checkpoint_every"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        require(self.patience is None or self.patience > 0, f"patience must be positive, not {self.patience}.")
+        smooth = self.label_smoothing == 0 or self.loss == "cross_entropy"
+        require(smooth, "label_smoothing has no effect on binary_cross_entropy, nor in the release; leave it out.")

@@ -1,0 +1,1 @@
+"""Labelled audio: examples, readers of the formats that people have, splits and folds."""

@@ -1,0 +1,36 @@
+"""A labelled clip, and a set of them with its classes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+NO_SPLIT = ""
+TRAIN, VALID, TEST = "train", "valid", "test"
+TRAIN_VALID_TEST = (TRAIN, VALID, TEST)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip: its file, its labels (members of `Labelled.classes`), and its split or fold (`NO_SPLIT`: unknown)."""
+
+    file: Path
+    labels: tuple[str, ...]
+    split: str = NO_SPLIT
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled clips.
+
+    Attributes:
+        name: of the set, for tables and folders.
+        examples: in the order of the source.
+        classes: identifier of each class, in the order of the outputs of a classifier.
+        names: what people call each class; the same as `classes` where there is nothing better.
+        single: whether every clip has exactly one label.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    single: bool
