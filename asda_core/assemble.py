@@ -91,6 +91,23 @@ def adapt(catalog: Catalog, config: RunConfig, encoder: Encoder) -> None:
         attach(build(catalog, "adapter", config.adapter, context, "adapter", config.compat), encoder)
 
 
+def build_model(
+    catalog: Catalog,
+    config: RunConfig,
+    prepare: Callable[[Any, Encoder], None] | None = None,
+    prepare_adapted: Callable[[Any, Encoder], None] | None = None,
+) -> tuple[Any, Encoder]:
+    """Front end and encoder of a run; arguments as of `build_parts`, weights from torch's global generator."""
+    front_end = build_front_end(catalog, config.front_end, config.compat)
+    encoder = build_encoder(catalog, config.encoder, config.compat)
+    if prepare is not None:
+        prepare(front_end, encoder)
+    adapt(catalog, config, encoder)
+    if prepare_adapted is not None:
+        prepare_adapted(front_end, encoder)
+    return front_end, encoder
+
+
 def build_parts(
     catalog: Catalog,
     config: RunConfig,
@@ -109,13 +126,7 @@ def build_parts(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        front_end = build_front_end(catalog, config.front_end, config.compat)
-        encoder = build_encoder(catalog, config.encoder, config.compat)
-        if prepare is not None:
-            prepare(front_end, encoder)
-        adapt(catalog, config, encoder)
-        if prepare_adapted is not None:
-            prepare_adapted(front_end, encoder)
+        front_end, encoder = build_model(catalog, config, prepare, prepare_adapted)
         context = ObjectiveContext(encoder)
         objective = build(catalog, "objective", config.objective, context, "objective", config.compat)
     return Parts(front_end, encoder, objective)

@@ -1,4 +1,4 @@
-"""The command `asda`: pretrain, embed, classify, convert, plugins, new-plugin, show."""
+"""The command `asda`: pretrain, finetune, embed, classify, convert, plugins, new-plugin, show."""
 
 import argparse
 import json
@@ -30,13 +30,15 @@ from asda_core.contracts import ObjectiveContext
 from asda_core.counting import encoder_flops
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import file_digest
+from asda_core.finetune.commands import add_finetune
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.commands import add_classify, add_convert, add_embed
 from asda_core.inference.framing import num_frames
 from asda_core.matrix import check_catalog
 from asda_core.new_plugin import add_new_plugin
 from asda_core.official.reading import read_model
-from asda_core.pretrain.loop import TrainingStopped, pretrain
+from asda_core.pretrain.loop import pretrain
+from asda_core.pretrain.resuming import TrainingStopped
 from asda_core.starting import holds_objective
 
 SET_HELP = "change keys, as in --set steps=400 encoder.mixer=standard"
@@ -76,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The command line of `asda`."""
     parser = argparse.ArgumentParser(
-        prog="asda", description="Pre-train audio spectrogram models, embed and classify sounds, list plugins."
+        prog="asda",
+        description="Pre-train and fine-tune audio models, embed and classify sounds, list plugins.",
     )
     parser.add_argument("--version", action="version", version=f"asda {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -90,6 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
     )
     train.set_defaults(run=run_pretrain)
+    add_finetune(commands.add_parser("finetune", help="checkpoints and labelled audio to classifiers, and a table"))
     add_embed(commands.add_parser("embed", help="audio files to files of embeddings, with any checkpoint"))
     add_classify(commands.add_parser("classify", help="labels of audio, with a fine-tuned checkpoint"))
     add_convert(commands.add_parser("convert", help="any checkpoint, as the released ones, to one of asda"))

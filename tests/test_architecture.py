@@ -16,21 +16,26 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-    "errors", "files", "devices", "compat", "config", "config_io", "layout", "audio", "model.block", "model.attention",
-    "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog", "adapting", "assemble",
-    "counting", "finetune.config", "finetune.heads", "finetune.losses", "finetune.augment", "finetune.rates",
-    "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
-    "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter", "pretrain.loop",
-    "official.matching", "official.eat", "official.pickles", "official.told",
-    "official.ssast_names", "official.ssast", "official.reading", "inference.framing",
-    "inference.listening", "inference.embedding", "inference.classifying", "inference.commands", "new_plugin",
-    "testing", "matrix", "cli",
+    "errors", "files", "devices", "compat", "config", "config_io", "layout", "audio", "model.block",
+    "model.attention", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog",
+    "adapting", "assemble", "counting", "cost", "statistics", "finetune.config", "finetune.heads", "finetune.losses",
+    "finetune.rates", "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher",
+    "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter",
+    "pretrain.resuming", "pretrain.loop", "official.matching", "official.eat", "official.pickles", "official.told",
+    "official.ssast_names", "official.ssast", "official.reading", "inference.framing", "inference.listening",
+    "inference.embedding", "inference.classifying", "labelled.examples", "labelled.source", "labelled.rows",
+    "labelled.drawing", "labelled.splits", "labelled.tables", "labelled.folders", "labelled.datasets",
+    "labelled.audioset", "labelled.reading", "finetune.augment", "finetune.resampling", "finetune.scoring",
+    "finetune.pictures", "finetune.evaluation", "finetune.tuned", "finetune.optimizing", "finetune.sampling",
+    "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.loop", "finetune.running",
+    "finetune.recipes", "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands",
+    "inference.commands", "new_plugin", "testing", "matrix", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
 HEAR_ORDER = (
     "pooling", "model", "api", "evaluate.compat", "evaluate.scores", "evaluate.tasks", "evaluate.labels",
-    "evaluate.runner", "ablation.cost", "ablation.plan", "ablation.run", "ablation.statistics",
+    "evaluate.runner", "ablation.size", "ablation.plan", "ablation.run",
     "ablation.report", "demo", "cli",
 )  # fmt: skip
 

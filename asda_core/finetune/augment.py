@@ -1,8 +1,22 @@
-"""Augmentation of waveforms and spectrograms. Pure functions: what is drawn is given."""
+"""Augmentation of audio, features and batches, in the order of the released recipes.
 
+Numpy's generators are given; what torch draws comes from its global generator, which the training seeds for each step.
+"""
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torchaudio.functional import mask_along_axis_iid
+
+from asda_core.finetune.config import MixupConfig, SpecAugmentConfig
+
+GAIN_BETA = 10.0
+"""Both parameters of the Beta distribution of the gain. **Source**: released data path."""
+GAIN_SHIFT = 0.5
+"""Added to it: the gain lies in 0.5 to 1.5. **Source**: released data path."""
+BIN_AXIS, FRAME_AXIS = 2, 3
+"""Of torchaudio's masks, which want (B, 1, F, T)."""
 
 
 def roll_and_gain(audio: Float[Tensor, " samples"], shift: int, gain: float) -> Float[Tensor, " samples"]:
@@ -13,17 +27,76 @@ def roll_and_gain(audio: Float[Tensor, " samples"], shift: int, gain: float) -> 
     return (audio - audio.mean()).roll(shift) * gain
 
 
+def rolled_at_random(audio: Float[Tensor, " samples"], generator: np.random.Generator) -> Float[Tensor, " samples"]:
+    """`roll_and_gain` with a shift and a gain that are drawn."""
+    shift = int(generator.integers(len(audio)))
+    return roll_and_gain(audio, shift, GAIN_SHIFT + float(generator.beta(GAIN_BETA, GAIN_BETA)))
+
+
+def noise_and_shift(
+    features: Float[Tensor, "batch bins frames"], noise: float, shift: int
+) -> Float[Tensor, "batch bins frames"]:
+    """Add uniform noise, of an amplitude that is uniform up to `noise`, and roll each clip by up to `shift` frames.
+
+    **Source**: released Speech Commands recipe (noise 0.1, shift from -10 to 9), which calls the noise Gaussian.
+    """
+    if noise:
+        amplitude = torch.rand(len(features), 1, 1, device=features.device) * noise
+        features = features + torch.rand_like(features) * amplitude
+    if shift:
+        by = torch.randint(-shift, shift, (len(features),)).tolist()
+        features = torch.stack([clip.roll(places, dims=1) for clip, places in zip(features, by, strict=True)])
+    return features
+
+
+def mixup_weights(config: MixupConfig, batch: int, generator: np.random.Generator) -> Float[Tensor, " batch"] | None:
+    """The weight of each clip of a batch against its mirror clip; None where nothing is mixed."""
+    if config.each == "batch":
+        mixes, weight = generator.random() < config.probability, generator.beta(config.alpha, config.alpha)
+        return torch.full((batch,), weight, dtype=torch.float32) if mixes else None
+    mixed = generator.random(batch) < config.probability
+    weights = np.where(mixed, generator.beta(config.alpha, config.alpha, size=batch), 1.0)
+    return torch.from_numpy(weights.astype(np.float32)) if mixed.any() else None
+
+
 def mixup(
-    features: Float[Tensor, "batch bins frames"], labels: Float[Tensor, "batch classes"], weight: float
-) -> tuple[Float[Tensor, "batch bins frames"], Float[Tensor, "batch classes"]]:
+    inputs: Float[Tensor, "batch *sizes"], labels: Float[Tensor, "batch classes"], weights: Float[Tensor, " batch"]
+) -> tuple[Float[Tensor, "batch *sizes"], Float[Tensor, "batch classes"]]:
     """Mix every clip of a batch with its mirror clip: `weight x + (1 - weight) flip(x)`, labels likewise.
+
+    Args:
+        inputs: audio or features.
+        labels: in [0, 1].
+        weights: of each clip.
 
     **Source**: released fine-tuning (Zhang et al. 2018), one weight per batch. **Differs**: the release changes its
     input in place and refuses odd batches.
     """
-    return torch.lerp(features.flip(0), features, weight), torch.lerp(labels.flip(0), labels, weight)
+    shaped = weights.to(inputs).view(-1, *[1] * (inputs.ndim - 1))
+    mixed = torch.lerp(inputs.flip(0), inputs, shaped)
+    return mixed, torch.lerp(labels.flip(0), labels, weights.to(labels)[:, None])
 
 
 def largest_masks(num_bins: int, num_frames: int, share: float) -> tuple[int, int]:
     """Largest widths of SpecAugment's two masks (bins, frames) as a share of the spectrogram."""
     return int(num_bins * share), int(num_frames * share)
+
+
+def spec_augment(
+    features: Float[Tensor, "batch bins frames"], config: SpecAugmentConfig
+) -> Float[Tensor, "batch bins frames"]:
+    """Set a band of bins and a stretch of frames of every clip to 0, the mean of normalised features.
+
+    Widths are uniform up to the largest ones, places uniform.
+
+    **Source**: SpecAugment (Park et al. 2019) with torchaudio's masks; released fine-tuning.
+    """
+    num_bins, num_frames = features.shape[1:]
+    bins, frames = config.bins, config.frames
+    if config.share:
+        bins, frames = largest_masks(num_bins, num_frames, config.share)
+    masked = features.unsqueeze(1)
+    for axis, largest in ((BIN_AXIS, min(bins, num_bins)), (FRAME_AXIS, min(frames, num_frames))):
+        masked = mask_along_axis_iid(masked, largest, 0.0, axis) if largest else masked
+    result: Tensor = masked.squeeze(1)
+    return result

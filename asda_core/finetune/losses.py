@@ -4,23 +4,24 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
-from asda_core.config import Compat
+from asda_core.errors import ConfigError
+from asda_core.finetune.config import FinetuneConfig, LossPer
 
 
 def multi_label_loss(
-    logits: Float[Tensor, "batch classes"], labels: Float[Tensor, "batch classes"], compat: Compat = "default"
+    logits: Float[Tensor, "batch classes"], labels: Float[Tensor, "batch classes"], per: LossPer = "clips"
 ) -> Float[Tensor, ""]:
     """Binary cross entropy, summed over the classes, averaged over the clips.
 
     Args:
         logits: of the classifier.
         labels: in [0, 1], several per clip; mixed ones after mixup.
-        compat: "released" divides by the number of labels in the batch instead of by its clips.
+        per: what the sum is divided by; "labels" as the release does.
 
     **Source**: released fine-tuning. **Differs**: there a batch with few labels weighs more.
     """
     total = binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-    return total / (labels.sum() if compat == "released" else len(labels))
+    return total / (labels.sum() if per == "labels" else len(labels))
 
 
 def single_label_loss(
@@ -37,3 +38,22 @@ def single_label_loss(
     """
     smooth = labels * (1 - smoothing) + smoothing / labels.shape[1]
     return -(smooth * log_softmax(logits.float(), dim=1)).sum(dim=1)
+
+
+def batch_loss(
+    recipe: FinetuneConfig, logits: Float[Tensor, "batch classes"], labels: Float[Tensor, "batch classes"]
+) -> Float[Tensor, ""]:
+    """The loss of a recipe on a batch; labels may be mixed."""
+    if recipe.loss == "binary_cross_entropy":
+        return multi_label_loss(logits, labels, recipe.loss_per)
+    return single_label_loss(logits, labels, recipe.label_smoothing).mean()
+
+
+def check_loss(recipe: FinetuneConfig, single: bool) -> None:
+    """Refuse cross entropy for clips of several labels.
+
+    Raises:
+        ConfigError: naming the loss to take.
+    """
+    if recipe.loss == "cross_entropy" and not single:
+        raise ConfigError("the clips have several labels (or none): set loss: binary_cross_entropy.")

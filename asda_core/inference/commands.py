@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,8 +17,7 @@ from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.files import file_digest
 from asda_core.inference.classifying import class_names, probabilities, read_labels
 from asda_core.inference.embedding import EmbedJob, embed_files, output_names
-from asda_core.inference.framing import num_frames
-from asda_core.inference.listening import Listener, ListenOptions
+from asda_core.inference.listening import Listener, ListenOptions, as_trained
 from asda_core.official.reading import read_model
 
 FILLED: dict[str, Padding] = {"default": "silence", "released": "features"}
@@ -90,11 +89,7 @@ def run_classify(parsed: argparse.Namespace) -> None:
     names = class_names(classifier.config, read_labels(parsed.labels) if parsed.labels else None)
     listener = _listener(checkpoint, options, parsed.device)
     classifier.to(usable_device(parsed.device))
-    if options.target_length is None:
-        trained = num_frames(round(options.clip_seconds * listener.sample_rate), listener.front_end)
-        whole = trained // listener.patch_frames * listener.patch_frames
-        seconds = options.window_seconds or options.clip_seconds
-        listener.options = replace(options, minimum_length=max(1, whole), window_seconds=seconds)
+    listener.options = as_trained(options, listener.front_end, listener.encoder)
     failed = 0
     files = [file for source in parsed.files for file in (find_audio(source) if source.is_dir() else [source])]
     for file in files:

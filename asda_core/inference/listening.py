@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,6 +73,16 @@ class Piece:
     encoded: Encoded
     keep_from: int
     keep_to: int
+
+
+def as_trained(options: ListenOptions, front_end: Any, encoder: Encoder) -> ListenOptions:
+    """Clips filled to, or heard in windows of, those of the training, unless the options say otherwise."""
+    if options.target_length is not None:
+        return options
+    trained = num_frames(round(options.clip_seconds * int(front_end.sample_rate)), front_end)
+    whole = trained // encoder.config.patch_frames * encoder.config.patch_frames
+    seconds = options.window_seconds or options.clip_seconds
+    return replace(options, minimum_length=max(1, whole), window_seconds=seconds)
 
 
 class Listener:

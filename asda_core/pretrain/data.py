@@ -56,24 +56,34 @@ class ClipReader:
             AudioError: the file cannot be read, or has fewer samples than the config wants.
         """
         if file not in self._cache:
-            num_frames, rate = length_and_rate(file)
-            if num_frames < self.config.min_samples:
-                raise AudioError(f"left out {file}: {num_frames} samples are fewer than {self.config.min_samples}.")
-            seconds = num_frames / rate
+            seconds = self._seconds(file)
             if seconds > WHOLE_FILE_SECONDS:
                 self.long_files.add(file)
                 start = share * max(0.0, seconds - self.config.clip_seconds)
                 return self._read(file, start, self.config.clip_seconds)[: self.num_samples]
-        audio = self._whole(file)
+        audio = self.whole(file)
         first = int(share * max(0, len(audio) - self.num_samples + 1))
         return audio[first : first + self.num_samples]
+
+    def _seconds(self, file: Path) -> float:
+        """Length of a file that is not too short."""
+        num_frames, rate = length_and_rate(file)
+        if num_frames < self.config.min_samples:
+            raise AudioError(f"left out {file}: {num_frames} samples are fewer than {self.config.min_samples}.")
+        return num_frames / rate
 
     def _read(self, file: Path, start_seconds: float = 0.0, seconds: float | None = None) -> Tensor:
         return read_audio(file, self.sample_rate, start_seconds, seconds, self.config.resample_along)
 
-    def _whole(self, file: Path) -> Tensor:
+    def whole(self, file: Path) -> Float[Tensor, " samples"]:
+        """All of a file, kept in memory if there is room.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
         if file in self._cache:
             return self._cache[file]
+        self._seconds(file)
         audio = self._read(file)
         size = audio.numel() * audio.element_size()
         if size <= self._room:

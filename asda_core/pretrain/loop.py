@@ -3,14 +3,11 @@
 import hashlib
 import json
 import math
-import signal
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -41,15 +38,16 @@ from asda_core.files import DIGEST_DIGITS, file_digest, write_text
 from asda_core.filling import fill_features
 from asda_core.pretrain.data import ClipBatches, Clips
 from asda_core.pretrain.reporter import SKIPPED_FILE, Reporter, named_skipped
+from asda_core.pretrain.resuming import (
+    TrainingStopped,
+    drop_log_after,
+    optimizer_states,
+    put_states_back,
+    step_seed,
+    stop_on_signal,
+)
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
 from asda_core.starting import start_from
-
-STEP_SEED_STRIDE = 1_000_003
-"""Seed of a step = seed of the run x this + step: no two steps of any two runs share one while runs are shorter."""
-
-
-class TrainingStopped(AsdaError):
-    """The run was asked to stop; what it had done is saved."""
 
 
 @dataclass
@@ -65,6 +63,10 @@ class Run:
     data: str
     step: int = 0
     stop: bool = field(default=False)
+
+    def ask_to_stop(self) -> None:
+        """After the step in progress."""
+        self.stop = True
 
 
 def pretrain(
@@ -103,7 +105,7 @@ def pretrain(
     clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress, desc=folder.name)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run.step)
-    with closing(writer), bar, (folder / "log.jsonl").open("a") as log, _stop_on_signal(run):
+    with closing(writer), bar, (folder / "log.jsonl").open("a") as log, stop_on_signal(run.ask_to_stop):
         _train(run, clips, Reporter(bar, log, writer))
     if skipped := named_skipped(folder):
         where = folder / SKIPPED_FILE
@@ -161,7 +163,7 @@ def _start(
     if latest is not None:
         _resume(run, latest, dict(named))
     write_text(folder / "config.yaml", to_yaml(config))
-    _drop_log_after(folder / "log.jsonl", run.step)
+    drop_log_after(folder / "log.jsonl", run.step)
     return run
 
 
@@ -177,11 +179,7 @@ def _resume(run: Run, latest: Path, named: dict[str, torch.nn.Parameter]) -> Non
     for prefix in ("front_end", "encoder", "objective"):
         load_strict(getattr(run.parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
     states, _ = read_tensors(latest / TRAINING_FILE)
-    for name, parameter in named.items():
-        kept = {key.removeprefix(f"{name}|"): value for key, value in states.items() if key.startswith(f"{name}|")}
-        run.optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(run.device) for key, value in kept.items()
-        }
+    put_states_back(states, named.items(), run.optimizer, run.device)
     run.step = checkpoint.step
 
 
@@ -191,7 +189,7 @@ def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
     rate = learning_rate(run.step, config.steps, config.optimizer)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    generator = torch.Generator().manual_seed(config.seed * STEP_SEED_STRIDE + run.step)
+    generator = torch.Generator().manual_seed(step_seed(config.seed, run.step))
     with torch.no_grad():
         features = run.parts.front_end(batch.audio.to(run.device))
         if config.data.padding == "features":
@@ -212,34 +210,10 @@ def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
 def _save(run: Run) -> None:
     """Write a step: everything that is needed to go on."""
     parameters = [*run.parts.encoder.named_parameters("encoder"), *run.parts.objective.named_parameters("objective")]
-    states = {
-        f"{name}|{key}": torch.as_tensor(value).contiguous()
-        for name, parameter in parameters
-        for key, value in run.optimizer.state.get(parameter, {}).items()
-    }
+    states = optimizer_states(parameters, run.optimizer)
     metadata = metadata_of(run.config, run.catalog, run.step, run.data)
     files = {MODEL_FILE: (model_tensors(run.parts, True), metadata), TRAINING_FILE: (states, metadata)}
     write_step(run.folder, run.step, files, run.config.keep_checkpoints)
-
-
-@contextmanager
-def _stop_on_signal(run: Run) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a stop after the step in progress; a second Ctrl-C stops at once."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        run.stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check_finite(values: dict[str, float], run: Run) -> None:
@@ -248,12 +222,3 @@ def _check_finite(values: dict[str, float], run: Run) -> None:
             f"the loss is no longer finite at step {run.step} ({values}); the last saved step is "
             f"{newest_step(run.folder)}. A lower optimizer.peak_lr or a longer warm-up may help."
         )
-
-
-def _drop_log_after(log: Path, step: int) -> None:
-    """Take out of the log what a killed run wrote after its last saved step: it will be written again."""
-    if log.exists():
-        lines = [
-            line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
-        write_text(log, "".join(f"{line}\n" for line in lines))

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from asda_core.statistics import mean_interval
 from asda_hear.ablation.plan import BASELINE, Plan
-from asda_hear.ablation.statistics import mean_interval
 
 Row = dict[str, Any]
 

@@ -18,13 +18,15 @@ from asda_core.assemble import build_parts, check_class_token_axis, plugin_origi
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import MODEL_FILE, read_checkpoint
 from asda_core.config_io import parse, to_plain
+from asda_core.cost import Cost
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import write_text
 from asda_core.official.reading import read_model
-from asda_core.pretrain.loop import TrainingStopped, pretrain
+from asda_core.pretrain.loop import pretrain
+from asda_core.pretrain.resuming import TrainingStopped
 from asda_core.starting import check_fits
-from asda_hear.ablation.cost import Cost, size_of
 from asda_hear.ablation.plan import BASELINE, Cell, Plan
+from asda_hear.ablation.size import size_of
 from asda_hear.api import load_model
 from asda_hear.evaluate.compat import hear_tools, read_stamp
 from asda_hear.evaluate.runner import evaluate, find_tasks

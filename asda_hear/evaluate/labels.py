@@ -1,25 +1,20 @@
 """Where labels and splits come from: a folder per class, or a CSV."""
 
-import csv
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from asda_core.audio import find_audio
 from asda_core.errors import TaskError, unknown
-from asda_hear.evaluate.tasks import TRAIN_VALID_TEST, Clip, EmbeddingType, Event, fold_names
+from asda_core.labelled.drawing import TURNS, deal
+from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
+from asda_core.labelled.splits import SPLIT_NAMES
+from asda_core.labelled.tables import read_table
+from asda_hear.evaluate.tasks import Clip, EmbeddingType, Event, fold_names
 
 LABEL_SEPARATOR = ";"
 """Between the labels of a multilabel clip."""
-NO_SPLIT = ""
-LIKE_SPLITS = {*TRAIN_VALID_TEST, "training", "val", "validation", "dev", "testing", "eval", "evaluation"}
-"""Names that nobody gives to a class or a fold."""
-TURNS = ("train", "train", "valid", "train", "test")
-"""Where no split is given, clips take turns, label by label: 60, 20 and 20 % of every label."""
 MILLISECONDS = 1000.0
 
 
@@ -42,7 +37,7 @@ def are_splits(names: set[str], where: str) -> bool:
     """
     if names == set(TRAIN_VALID_TEST):
         return True
-    if strange := names & LIKE_SPLITS:
+    if strange := names & SPLIT_NAMES.keys():
         raise TaskError(
             f"{where} has {', '.join(sorted(names))}: {sorted(strange)[0]!r} is a split, but the three must be called "
             "train, valid and test (rename them, or with --csv say --train A --valid B --test C)."
@@ -73,20 +68,14 @@ def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingTy
     Raises:
         TaskError: a column is missing, a number is none, or a clip has two splits.
     """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
-            names = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read {table}: {error}") from None
+    names, rows = read_table(table)
     needed = [columns.file, columns.label, *([columns.split] if columns.split else [])]
     needed += [columns.start, columns.end] if kind == "event" else []
     for name in needed:
         if name not in names:
             raise TaskError(f"{table}: {unknown('column', name, names)}")
     clips: dict[str, Clip] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row, _ in rows:
         name, split = row[columns.file], row[columns.split] if columns.split else NO_SPLIT
         clip = clips.get(name, Clip(audio / name, split))
         if clip.split != split:
@@ -130,20 +119,10 @@ def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], fol
             raise TaskError(f"the split value {strange[0]!r} is in none of train, valid and test.")
         return [replace(clip, split=owner[clip.split]) for clip in clips]
     if given == {NO_SPLIT}:
-        return _draw_splits(clips, folds, seed)
+        turns = [f"fold{number:02d}" for number in range(folds)] or TURNS
+        dealt = deal([clip.labels for clip in clips], turns, seed)
+        return [replace(clip, split=split) for clip, split in zip(clips, dealt, strict=True)]
     if are_splits(given, "the split column"):
         return list(clips)
     names = fold_names(given)
     return [replace(clip, split=names[clip.split]) for clip in clips]
-
-
-def _draw_splits(clips: Sequence[Clip], folds: int, seed: int) -> list[Clip]:
-    """Shuffle the clips of each label and deal them out."""
-    by_label: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for number, clip in enumerate(clips):
-        by_label[clip.labels].append(number)
-    generator = np.random.default_rng(seed)
-    turns = [f"fold{number:02d}" for number in range(folds)] or TURNS
-    order = [number for _, members in sorted(by_label.items()) for number in generator.permutation(members)]
-    split = {number: turns[place % len(turns)] for place, number in enumerate(order)}
-    return [replace(clip, split=split[number]) for number, clip in enumerate(clips)]

@@ -12,10 +12,10 @@ from asda_core.config import RunConfig
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, AudioError, ConfigError, PluginError
 from asda_core.pretrain.loop import pretrain
+from asda_core.statistics import mean_interval
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.report import write_report
 from asda_hear.ablation.run import check_plan, run_plan
-from asda_hear.ablation.statistics import mean_interval
 from asda_hear.evaluate.runner import find_tasks
 from tests.conftest import TINY
 

@@ -64,7 +64,7 @@ def test_long_files_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.Mo
     soundfile.write(tmp_path / "long.wav", np.linspace(-0.9, 0.9, 32_000), 16_000, subtype="FLOAT")
     clips = ClipBatches([tmp_path / "long.wav"], CONFIG, 16_000, seed=1)
     starts = clips.batch(0).audio[:, 0]
-    assert not clips._cache
+    assert not clips.reader._cache
     assert len(set(starts.tolist())) == 3
     first = ClipBatches([tmp_path / "long.wav"], replace(CONFIG, crop="first"), 16_000, seed=1)
     assert first.batch(0).audio[:, 0].tolist() == pytest.approx([-0.9] * 3)

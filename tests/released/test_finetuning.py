@@ -37,7 +37,7 @@ def test_finetuned_model(catalog: Catalog, case: str) -> None:
         other.load_state_dict(classifier.state_dict())
         assert_close(other(encoded), arrays[f"logits_{'mean_pooling' if pooling == 'mean' else 'lin_softmax'}"])
     _compare_losses(arrays, logits)
-    mixed, labels = mixup(features, arrays["label_multi"], float(arrays["mixup_lam"]))
+    mixed, labels = mixup(features, arrays["label_multi"], torch.full((len(features),), float(arrays["mixup_lam"])))
     assert_close(mixed[:, :, :4].transpose(1, 2)[:, None], arrays["mixup_x_first4frames"])
     assert_close(labels, arrays["mixup_label"])
     settings = golden.stored_settings(f"finetune_{case}")
@@ -49,7 +49,7 @@ def test_finetuned_model(catalog: Catalog, case: str) -> None:
 
 def _compare_losses(arrays: Arrays, logits: torch.Tensor) -> None:
     several, single = arrays["label_multi"], arrays["label_single"]
-    assert_close(multi_label_loss(logits, several, "released"), arrays["bce_loss"].sum() / arrays["bce_sample_size"])
+    assert_close(multi_label_loss(logits, several, "labels"), arrays["bce_loss"].sum() / arrays["bce_sample_size"])
     assert_close(multi_label_loss(logits, several), arrays["bce_loss"].sum() / len(several))
     assert_close(single_label_loss(logits, single), arrays["esc_eval_loss"])
     assert_close(single_label_loss(logits, single, SMOOTHING), arrays["esc_train_loss"])

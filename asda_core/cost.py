@@ -1,4 +1,4 @@
-"""What a cell costs: parameters, operations, time and memory."""
+"""What a block of a program costs: time and memory."""
 
 import ctypes
 import gc
@@ -7,15 +7,8 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
-
-from asda_core.assemble import adapt, build_encoder, build_front_end
-from asda_core.catalog import Catalog
-from asda_core.config import RunConfig
-from asda_core.counting import encoder_flops
-from asda_core.inference.framing import num_frames
 
 SAMPLED_EVERY_SECONDS = 0.02
 """Often enough to see the peak of a training step, seldom enough to cost nothing."""
@@ -72,17 +65,3 @@ def _resident() -> int:
         return int(RESIDENT.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
-
-
-def size_of(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
-    """Parameters of the encoder, those that train, and 10^9 operations of a forward pass over one training clip."""
-    with torch.random.fork_rng(devices=[]):
-        front_end = build_front_end(catalog, config.front_end, config.compat)
-        encoder = build_encoder(catalog, config.encoder, config.compat).eval()
-        adapt(catalog, config, encoder)
-    frames = num_frames(round(config.data.clip_seconds * front_end.sample_rate), front_end)
-    return {
-        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "trained": sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad),
-        "gflops": round(encoder_flops(encoder, int(front_end.num_bins), frames) / 1e9, 4),
-    }

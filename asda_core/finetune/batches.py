@@ -1,0 +1,101 @@
+"""Batches of labelled training clips, augmented; the same for a step whenever it is asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from asda_core.audio import crop_or_pad
+from asda_core.filling import fill_features
+from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, rolled_at_random, spec_augment
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.sampling import epoch_order
+from asda_core.finetune.tuned import Tuned
+from asda_core.labelled.examples import Example
+from asda_core.pretrain.data import ClipBatches, Clips
+from asda_core.pretrain.resuming import step_seed
+
+ROLL_KEY, MIXUP_KEY = 1, 2
+"""Third words of the seeds of what numpy draws, beside that of the order."""
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Features and labels of a batch, as the model gets them in training."""
+
+    features: Float[Tensor, "batch bins frames"]
+    labels: Float[Tensor, "batch classes"]
+
+
+def label_matrix(examples: Sequence[Example], classes: Sequence[str]) -> Float[Tensor, "examples classes"]:
+    """1 where a clip has a label."""
+    column = {name: number for number, name in enumerate(classes)}
+    matrix = torch.zeros(len(examples), len(classes))
+    for row, example in enumerate(examples):
+        for label in example.labels:
+            matrix[row, column[label]] = 1.0
+    return matrix
+
+
+def training_clips(recipe: FinetuneConfig, examples: Sequence[Example], sample_rate: int, here: Path) -> ClipBatches:
+    """The clips of the training split in the order of the recipe, rolled if it says so."""
+
+    def rolled(audio: Tensor, number: int) -> Tensor:
+        return rolled_at_random(audio, np.random.default_rng([recipe.seed, number, ROLL_KEY]))
+
+    order = epoch_order(recipe.sampling, examples, recipe.seed, here)
+    files = [example.file for example in examples]
+    change: Callable[[Tensor, int], Tensor] | None = rolled if recipe.augment.roll else None
+    return ClipBatches(files, recipe.data, sample_rate, recipe.seed, order, change)
+
+
+def training_batch(
+    tuned: Tuned, recipe: FinetuneConfig, clips: Clips, labels: Float[Tensor, "batch classes"], step: int
+) -> TrainingBatch:
+    """Audio -> features, augmented in the released order: noise and shift, mixup, SpecAugment.
+
+    Torch's global generator must be seeded; what numpy draws depends on seed and step.
+    """
+    augment, device = recipe.augment, next(tuned.encoder.parameters()).device
+    generator = np.random.default_rng([recipe.seed, step, MIXUP_KEY])
+    weights = mixup_weights(augment.mixup, len(labels), generator)
+    audio, labels = clips.audio.to(device), labels.to(device)
+    if weights is not None and augment.mixup.of == "audio":
+        audio, labels = mixup(audio, labels, weights)
+    with torch.no_grad():
+        features = tuned.front_end(audio)
+    if recipe.data.padding == "features":
+        lengths = clips.num_samples
+        if weights is not None and augment.mixup.of == "audio":
+            lengths = torch.maximum(lengths, lengths.flip(0))
+        features = fill_features(features, lengths, tuned.front_end)
+    features = noise_and_shift(features, augment.noise, augment.time_shift)
+    if weights is not None and augment.mixup.of == "features":
+        features, labels = mixup(features, labels, weights)
+    return TrainingBatch(spec_augment(features, augment.spec_augment), labels)
+
+
+def plain_features(tuned: Tuned, recipe: FinetuneConfig, found: Sequence[Tensor]) -> Float[Tensor, "batch bins frames"]:
+    """Features of clips as they are, in evaluation."""
+    num_samples = round(recipe.data.clip_seconds * tuned.front_end.sample_rate)
+    device = next(tuned.encoder.parameters()).device
+    features: Tensor = tuned.front_end(torch.stack([crop_or_pad(clip, num_samples) for clip in found]).to(device))
+    if recipe.data.padding == "features":
+        features = fill_features(features, torch.tensor([len(clip) for clip in found]), tuned.front_end)
+    return features
+
+
+def seed_step(recipe: FinetuneConfig, step: int) -> None:
+    """Seed torch's global generator for dropout, drop path and augmentation of an update."""
+    torch.manual_seed(step_seed(recipe.seed, step))
+
+
+def is_augmented(recipe: FinetuneConfig) -> bool:
+    """Whether two epochs see other features of the same clip."""
+    augment = recipe.augment
+    masks: Mapping[str, float] = vars(augment.spec_augment)
+    return bool(augment.roll or augment.noise or augment.time_shift or augment.mixup.probability or any(masks.values()))

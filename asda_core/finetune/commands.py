@@ -1,0 +1,126 @@
+"""`asda finetune`: checkpoints and labelled audio to classifiers, and a table."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asda_core.catalog import Catalog, installed_catalog
+from asda_core.config_io import find_config, signature
+from asda_core.errors import ConfigError
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.continual import Task
+from asda_core.finetune.continual_table import Stream, run_stream, write_stream
+from asda_core.finetune.recipes import changed_recipe, check_by_mode, load_recipe, mode_of, with_changes
+from asda_core.finetune.sweep import RunsFailed, Sweep, named_starts, run_sweep
+from asda_core.finetune.table import TABLE_FILE, write_tables
+from asda_core.labelled.examples import Labelled
+from asda_core.labelled.reading import read_labelled
+from asda_core.labelled.source import load_source
+from asda_core.labelled.splits import rounds
+
+SET_HELP = "change keys of the recipe, as in --set epochs=10 optimizer.peak_lr=0.001"
+
+
+def add_finetune(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda finetune`."""
+    parser.add_argument("recipe", type=Path, help="YAML, or the name of a recipe of the package")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        nargs="+",
+        metavar="[LABEL=]PATH",
+        help="what to begin with: checkpoints (ours or released ones; {seed} in a path is the seed), or configs for "
+        "random weights",
+    )
+    parser.add_argument(
+        "--data", type=Path, help="labelled audio: folder, table, AudioSet manifests, or a YAML that says more"
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", type=Path, default=[], help="with --continual: labelled audio, one task after the other"
+    )
+    parser.add_argument(
+        "--continual", action="store_true", help="learn the tasks in turn: what is forgotten, by adapters and by full"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the runs and tables (default: runs/RECIPE-DATA)")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=[],
+        help="full, linear, attentive, last_blocks=K, or adapters",
+    )
+    parser.add_argument("--folds", nargs="+", default=[], help="only these folds (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="default: the recipe's")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
+    )
+    parser.set_defaults(run=run_finetune)
+
+
+def run_finetune(parsed: argparse.Namespace) -> None:
+    """`asda finetune`."""
+    if parsed.continual != bool(parsed.tasks) or bool(parsed.data) == bool(parsed.tasks):
+        raise ConfigError("give either --data, or --tasks A B ... together with --continual.")
+    _refuse_twice(parsed.modes, "--modes")
+    _refuse_twice(parsed.seeds, "--seeds")
+    catalog = installed_catalog()
+    recipe = changed_recipe(load_recipe(parsed.recipe), parsed.changes)
+    check_by_mode(recipe, catalog)
+    (run_continual if parsed.continual else run_once)(parsed, recipe, catalog)
+
+
+def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, catalog: Catalog) -> None:
+    """Checkpoints x modes x folds x seeds on one set."""
+    source, here = load_source(parsed.data)
+    data = read_labelled(source, here)
+    recipe = with_changes(recipe, source.set)
+    folds = rounds(data, source, parsed.folds)
+    modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [recipe.seed]
+    sweep = Sweep(recipe, named_starts(parsed.checkpoint), modes, seeds, data, folds, find_config(parsed.recipe).parent)
+    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-{data.name}-{signature(recipe)}"
+    tell(data, len(folds), out)
+    failure: RunsFailed | None = None
+    try:
+        rows = run_sweep(sweep, out, catalog, parsed.device)
+    except RunsFailed as error:
+        rows, failure = error.rows, error
+    if rows:
+        print(write_tables(sweep, rows, out))
+        print(out / TABLE_FILE, file=sys.stderr)
+    if failure is not None:
+        raise failure
+
+
+def run_continual(parsed: argparse.Namespace, recipe: FinetuneConfig, catalog: Catalog) -> None:
+    """One task after the other; of a task with folds the first is taken."""
+    tasks = []
+    for place in parsed.tasks:
+        source, here = load_source(place)
+        data = read_labelled(source, here)
+        tasks.append(Task(with_changes(recipe, source.set), data, rounds(data, source, parsed.folds)[0]))
+    modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [recipe.seed]
+    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-continual-{signature(recipe)}"
+    for task in tasks:
+        tell(task.data, 1, out)
+        if task.split.name:
+            print(f"{task.data.name}: of its folds {task.split.name} is the test split.", file=sys.stderr)
+    stream = Stream(tasks, named_starts(parsed.checkpoint), modes, seeds)
+    print(write_stream(stream, run_stream(stream, out, catalog, parsed.device), out))
+
+
+def tell(data: Labelled, folds: int, out: Path) -> None:
+    """One line on what was found."""
+    labels = "one label each" if data.single else "several labels"
+    splits = f", {folds} folds" if folds > 1 else ""
+    print(
+        f"{data.name}: {len(data.examples):,} clips of {len(data.classes)} classes, {labels}{splits} -> {out}",
+        file=sys.stderr,
+    )
+
+
+def _refuse_twice(given: list[Any], option: str) -> None:
+    if twice := sorted({str(value) for value in given if given.count(value) > 1}):
+        raise ConfigError(f"{option} has {twice[0]!r} twice.")

@@ -1,0 +1,140 @@
+"""Task after task: adapters and a head for each on a frozen encoder, or one encoder that is fine-tuned on and on.
+
+The task of a clip is known when it is heard (task-incremental learning). After every task t the accuracy a[t, k] on
+every task k so far is measured with what is stored by then::
+
+    frozen modes     base + adapter k + head k, read back from the files of task k
+    full             the encoder as task t left it + head k
+
+**Source**: AI-CL (arXiv 2302.14314) for the protocol. **Differs**: there the best epoch on the test clips is reported.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import MODEL_FILE, Checkpoint, read_checkpoint
+from asda_core.errors import ConfigError
+from asda_core.files import file_digest
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.predicting import Hearing, predict
+from asda_core.finetune.running import Job, finetune, prepared
+from asda_core.finetune.scoring import score
+from asda_core.finetune.tuned import Start, load_tuned
+from asda_core.labelled.examples import Labelled
+from asda_core.labelled.splits import Round
+from asda_core.pretrain.data import ClipReader
+
+SEQUENTIAL = ("full", "last_blocks")
+"""Modes that change what earlier tasks rely on."""
+MIN_TASKS = 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of a sequence: its recipe, clips and split."""
+
+    recipe: FinetuneConfig
+    data: Labelled
+    split: Round
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What learning task after task came to.
+
+    Attributes:
+        matrix: a[t][k] for k <= t: accuracy (or mAP) on task k after task t.
+        trained: parameters that were trained for each task.
+        stored: parameters that are kept in the end.
+    """
+
+    matrix: tuple[tuple[float, ...], ...]
+    trained: tuple[int, ...]
+    stored: int
+
+    def average(self) -> float:
+        """Mean over the tasks after the last one."""
+        return sum(self.matrix[-1]) / len(self.matrix)
+
+    def forgetting(self) -> float:
+        """Mean over all but the last task of what was lost since its best: `max_{t<T} a[t, k] - a[T, k]`.
+
+        **Source**: Chaudhry et al. 2018.
+        """
+        last = len(self.matrix) - 1
+        lost = [max(self.matrix[t][k] for t in range(k, last)) - self.matrix[last][k] for k in range(last)]
+        return sum(lost) / len(lost)
+
+    def backward_transfer(self) -> float:
+        """Mean over all but the last task of `a[T, k] - a[k, k]`. **Source**: Lopez-Paz and Ranzato 2017."""
+        last = len(self.matrix) - 1
+        return sum(self.matrix[last][k] - self.matrix[k][k] for k in range(last)) / last
+
+
+def learn_in_turn(
+    tasks: Sequence[Task], start: Start, digest: str, folder: Path, catalog: Catalog, device: str, progress: bool = True
+) -> Outcome:
+    """Fine-tune on one task after the other, and measure all so far after each; what is done is not done again.
+
+    Args:
+        tasks: in their order; their recipes have one mode.
+        start: what the first begins with, and in frozen modes all.
+        digest: of its file.
+        folder: for a folder per task.
+        catalog: the plugins.
+        device: "cpu", "cuda", ...
+        progress: whether to show bars.
+
+    Raises:
+        ConfigError: fewer than two tasks, or two of one name.
+    """
+    names = [task.data.name for task in tasks]
+    if len(tasks) < MIN_TASKS or len(set(names)) < len(names):
+        raise ConfigError(f"learning task after task needs two tasks or more of different names, given {names}.")
+    changing = tasks[0].recipe.mode in SEQUENTIAL
+    matrix: list[tuple[float, ...]] = []
+    files: list[Path] = []
+    sizes: list[Mapping[str, int]] = []
+    for task in tasks:
+        begins, known = (start, digest) if not (changing and files) else _left_by(files[-1])
+        job = Job(task.recipe, begins, task.data, task.split, known)
+        place = folder / f"{len(files) + 1}-{task.data.name}-{prepared(job).identity()}"
+        result = finetune(job, place, catalog, device, progress)
+        sizes.append({name: int(result[name]) for name in ("parameters", "trained", "head")})
+        files.append(place / MODEL_FILE)
+        encoders = [files[-1] if changing else file for file in files]
+        matrix.append(
+            tuple(
+                _value(old, encoder, head, catalog, device, progress)
+                for old, encoder, head in zip(tasks, encoders, files, strict=False)
+            )
+        )
+    return Outcome(tuple(matrix), tuple(size["trained"] for size in sizes), _stored(sizes, changing))
+
+
+def _left_by(file: Path) -> tuple[Checkpoint, str]:
+    return read_checkpoint(file), file_digest(file)
+
+
+def _value(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str, progress: bool) -> float:
+    """Accuracy (mAP where clips have several labels) on the test clips with an encoder and a head from the disk."""
+    stored = read_checkpoint(head)
+    if encoder != head:
+        changed = {name: t for name, t in read_checkpoint(encoder).tensors.items() if name.startswith("encoder.")}
+        stored = replace(stored, tensors={**stored.tensors, **changed})
+    tuned = load_tuned(stored, catalog, device)
+    reader = ClipReader(task.recipe.data, int(tuned.front_end.sample_rate))
+    made = predict(Hearing(tuned, task.recipe, reader), task.data, task.split.test, progress)
+    value = score(made.targets, made.given, made.classes, made.single, resamples=0).values[
+        "accuracy" if made.single else "mAP"
+    ]
+    assert value is not None, "a test split has clips, and clips have labels"
+    return value
+
+
+def _stored(sizes: Sequence[Mapping[str, int]], changing: bool) -> int:
+    """Parameters that must be kept to do all tasks: one encoder, and what every task has of its own."""
+    own = "head" if changing else "trained"
+    return sizes[0]["parameters"] - sizes[0][own] + sum(size[own] for size in sizes)

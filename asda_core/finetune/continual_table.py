@@ -1,0 +1,98 @@
+"""Learning task after task for several checkpoints, modes and seeds, and its table."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from asda_core.catalog import Catalog
+from asda_core.files import write_text
+from asda_core.finetune.continual import Outcome, Task, learn_in_turn
+from asda_core.finetune.recipes import recipe_for
+from asda_core.finetune.sweep import SEED_FIELD, read_start
+from asda_core.statistics import mean_interval
+
+ROWS_FILE, TABLE_FILE = "continual.csv", "continual.md"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What is compared.
+
+    Attributes:
+        tasks: in their order, with the recipe of each before a mode changes it.
+        starts: label -> path of a checkpoint or config, as in a sweep.
+        modes: see `recipe_for`.
+        seeds: every combination is run with each.
+    """
+
+    tasks: Sequence[Task]
+    starts: Mapping[str, str]
+    modes: Sequence[str]
+    seeds: Sequence[int]
+
+
+Outcomes = dict[tuple[str, str], list[Outcome]]
+"""(label of the checkpoint, mode) -> one outcome per seed."""
+
+
+def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> Outcomes:
+    """Do what of the stream is not done yet; modes are checked before anything runs."""
+    recipes = {mode: [recipe_for(task.recipe, mode, catalog) for task in stream.tasks] for mode in stream.modes}
+    outcomes: Outcomes = {}
+    for seed in stream.seeds:
+        for label, path in stream.starts.items():
+            start, digest = read_start(path.replace(SEED_FIELD, str(seed)))
+            for mode in stream.modes:
+                tasks = [
+                    replace(task, recipe=replace(recipe, seed=seed))
+                    for task, recipe in zip(stream.tasks, recipes[mode], strict=True)
+                ]
+                folder = out / f"{label}-{mode.replace('=', '')}-seed{seed}"
+                found = learn_in_turn(tasks, start, digest, folder, catalog, device, progress)
+                outcomes.setdefault((label, mode), []).append(found)
+                write_stream(stream, outcomes, out)
+    return outcomes
+
+
+def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
+    """Write `continual.csv` (a row per seed, task learned and task heard) and `continual.md`; return the latter."""
+    names = [task.data.name for task in stream.tasks]
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / ROWS_FILE, _csv(stream, outcomes, names))
+    heads = ["checkpoint", "mode", "after", *names, "average", "forgetting", "backward transfer", "trained", "stored"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for (label, mode), found in outcomes.items():
+        for t, name in enumerate(names):
+            cells = [str(mean_interval([o.matrix[t][k] for o in found])) if k <= t else "" for k in range(len(names))]
+            last = t == len(names) - 1
+            ends = [str(mean_interval([getattr(o, what)() for o in found])) if last else "" for what in ENDS]
+            trained, stored = f"{found[0].trained[t]:,}", f"{found[0].stored:,}" if last else ""
+            lines.append("| " + " | ".join([label, mode, name, *cells, *ends, trained, stored]) + " |")
+    seeds = f"Mean ± half the 95 % interval over {len(stream.seeds)} seeds" if len(stream.seeds) > 1 else "One seed"
+    metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP of several labels"
+    lines += ["", f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}", ""]
+    text = "\n".join(lines)
+    write_text(out / TABLE_FILE, text)
+    return text
+
+
+ENDS = ("average", "forgetting", "backward_transfer")
+NOTE = (
+    "Forgetting: mean of what was lost since the best; backward transfer: mean change since the task was learned. "
+    "Trained: parameters for each task; stored: those that are kept in the end to do all."
+)
+
+
+def _csv(stream: Stream, outcomes: Outcomes, names: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["checkpoint", "mode", "seed", "after", "on", "value"])
+    for (label, mode), found in outcomes.items():
+        for seed, outcome in zip(stream.seeds, found, strict=False):
+            for after, values in zip(names, outcome.matrix, strict=True):
+                writer.writerows(
+                    [label, mode, seed, after, on, f"{value:.6f}"] for on, value in zip(names, values, strict=False)
+                )
+    return text.getvalue()

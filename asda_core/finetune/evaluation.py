@@ -1,0 +1,191 @@
+"""What a classifier said of each clip, kept in a file; the folder that tells how good that is."""
+
+import csv
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from asda_core.errors import TaskError
+from asda_core.files import write_text, write_whole
+from asda_core.finetune.pictures import draw_confusion
+from asda_core.finetune.scoring import Scores, confusion_matrix, per_class, score
+
+FORMAT = "asda predictions 1"
+"""Stands in every file of predictions."""
+PREDICTIONS, SCORES, PER_CLASS = "predictions.npz", "scores.json", "per_class.csv"
+CONFUSION_TABLE, CONFUSION_PICTURE = "confusion.csv", "confusion.png"
+DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+"""What numpy and zipfile raise on files that are not whole or not theirs."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier said of clips whose labels are known.
+
+    Attributes:
+        files: of the clips.
+        targets: (clips, classes) uint8, 1 for a label and 0 for none.
+        given: (clips, classes) float32, probabilities.
+        classes: identifier of each class.
+        names: what people call each class.
+        single: whether every clip has exactly one label.
+
+    Raises:
+        TaskError: the shapes or types do not fit together.
+    """
+
+    files: tuple[str, ...]
+    targets: np.ndarray
+    given: np.ndarray
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    single: bool
+
+    def __post_init__(self) -> None:
+        shape = len(self.files), len(self.classes)
+        for what, array, kind in (("targets", self.targets, np.uint8), ("probabilities", self.given, np.float32)):
+            if array.shape != shape or array.dtype != kind:
+                expected = f"{kind.__name__} {shape}, as there are {shape[0]} files and {shape[1]} classes"
+                raise TaskError(f"{what} are {array.dtype} {array.shape}; expected {expected}")
+        if len(self.names) != len(self.classes):
+            raise TaskError(f"{len(self.names)} names for {len(self.classes)} classes; expected one for each")
+
+
+def save_predictions(file: Path, predictions: Predictions) -> None:
+    """Write predictions as a compressed `.npz` of plain arrays, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def write(part: Path) -> None:
+        with part.open("wb") as opened:  # numpy adds `.npz` to names, but not to open files
+            np.savez_compressed(
+                opened,
+                format=FORMAT,
+                files=np.array(predictions.files, dtype=np.str_),
+                targets=predictions.targets,
+                given=predictions.given,
+                classes=np.array(predictions.classes, dtype=np.str_),
+                names=np.array(predictions.names, dtype=np.str_),
+                single=predictions.single,
+            )
+
+    write_whole(file, write)
+
+
+def load_predictions(file: Path) -> Predictions:
+    """Read what `save_predictions` wrote; nothing in the file is run.
+
+    Raises:
+        TaskError: it is missing, damaged, or something else.
+    """
+    try:
+        with file.open("rb") as opened:
+            found = _read(opened)
+    except OSError as error:
+        raise TaskError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except DAMAGE as error:
+        raise TaskError(f"{file}: damaged, or not a file of predictions ({error})") from None
+    if found is None:
+        raise TaskError(f"{file}: not a file of predictions, or a piece of one; expected what an evaluation writes")
+    return found
+
+
+def _read(opened: io.BufferedReader) -> Predictions | None:
+    """Predictions, or None if the file is another's."""
+    if not zipfile.is_zipfile(opened):
+        return None
+    opened.seek(0)
+    with NpzFile(opened, allow_pickle=False) as loaded:
+        if "format" not in loaded or str(loaded["format"]) != FORMAT:
+            return None
+        files, classes, names = (tuple(map(str, loaded[key].tolist())) for key in ("files", "classes", "names"))
+        return Predictions(files, loaded["targets"], loaded["given"], classes, names, bool(loaded["single"]))
+
+
+def pooled(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of all folds as those of one set.
+
+    Raises:
+        TaskError: no folds, different classes, or a file in two places.
+    """
+    if not parts:
+        raise TaskError("no predictions to pool; expected those of at least one fold")
+    first = parts[0]
+    for number, part in enumerate(parts):
+        if (part.classes, part.names, part.single) != (first.classes, first.names, first.single):
+            raise TaskError(f"predictions {number} do not fit predictions 0: {_difference(first, part)}")
+    files = tuple(file for part in parts for file in part.files)
+    seen: set[str] = set()
+    for file in files:
+        if file in seen:
+            raise TaskError(f"{file} is twice among the predictions; expected every clip in one fold only")
+        seen.add(file)
+    targets, given = (
+        np.concatenate(arrays) for arrays in zip(*((part.targets, part.given) for part in parts), strict=True)
+    )
+    return Predictions(files, targets, given, first.classes, first.names, first.single)
+
+
+def _difference(first: Predictions, other: Predictions) -> str:
+    """Where the classes of two sets part."""
+    if first.single != other.single:
+        return "one has a single label for each clip, the other has several"
+    if len(first.classes) != len(other.classes):
+        return f"{len(other.classes)} classes, expected {len(first.classes)}"
+    pairs = [*zip(first.classes, other.classes, strict=True), *zip(first.names, other.names, strict=True)]
+    index, (expected, given) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f"class {index % len(first.classes)} is {given!r}, expected {expected!r}"
+
+
+def write_evaluation(folder: Path, predictions: Predictions, title: str, resamples: int = 1000) -> Scores:
+    """Score predictions and write all that there is to say of them; `scores.json` comes last.
+
+    Args:
+        folder: made if need be; gets `predictions.npz`, `per_class.csv` and `scores.json`, and where every clip has one
+            label `confusion.csv` and `confusion.png`. Each is written whole or not at all.
+        predictions: of the clips to score.
+        title: above the picture.
+        resamples: for the intervals, see `score`.
+
+    Raises:
+        TaskError: the predictions cannot be scored; then nothing is written.
+        OSError: a file cannot be written.
+    """
+    targets, given, names, single = predictions.targets, predictions.given, predictions.names, predictions.single
+    scores = score(targets, given, names, single, resamples)
+    rows = per_class(targets, given, names, single)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_predictions(folder / PREDICTIONS, predictions)
+    write_text(folder / PER_CLASS, _class_table(predictions.classes, rows))
+    if single:
+        matrix = confusion_matrix(targets, given)
+        counts = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+        write_text(folder / CONFUSION_TABLE, _table([["true \\ predicted", *names], *counts]))
+        draw_confusion(matrix, names, folder / CONFUSION_PICTURE, title)
+    write_text(folder / SCORES, json.dumps(asdict(scores), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return scores
+
+
+def _class_table(classes: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    """Identifiers before the rows of `per_class`, whose classes are names."""
+    header = ["class", "name", *list(rows[0])[1:]]
+    return _table([header, *([identifier, *row.values()] for identifier, row in zip(classes, rows, strict=True))])
+
+
+def _table(rows: Iterable[Sequence[Any]]) -> str:
+    """Comma-separated values; fractions with six digits, nothing for None."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    return text.getvalue()

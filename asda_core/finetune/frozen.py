@@ -1,0 +1,87 @@
+"""What a frozen encoder makes of clips that never change, computed once: a probe then trains in seconds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from asda_core.errors import AudioError
+from asda_core.finetune.batches import is_augmented, plain_features
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.tuned import Tuned
+from asda_core.labelled.examples import Example
+from asda_core.layout import TokenLayout
+from asda_core.model.encoder import Encoded
+from asda_core.pretrain.data import BYTES_PER_MEBIBYTE, ClipReader
+
+CLIPS_PER_PASS = 32
+"""Clips that go through the encoder at once."""
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class EncodedClips:
+    """The encoded training clips.
+
+    Attributes:
+        summary: (clips, D).
+        tokens: (clips, N, D), as the head reads them.
+        layout: of one clip.
+        row: number of an example -> its row; -1 for one that cannot be read.
+    """
+
+    summary: Float[Tensor, "clips dim"]
+    tokens: Float[Tensor, "clips tokens dim"]
+    layout: TokenLayout
+    row: Int[Tensor, " examples"]
+
+    def batch(self, numbers: Int[Tensor, " batch"]) -> Encoded:
+        """What the encoder would give for these examples."""
+        rows = self.row[numbers]
+        layout = TokenLayout(self.layout.index.expand(len(rows), -1), self.layout.grid)
+        return Encoded(self.summary[rows], self.tokens[rows], layout, ())
+
+
+def encode_once(
+    tuned: Tuned, recipe: FinetuneConfig, reader: ClipReader, examples: Sequence[Example], progress: bool
+) -> EncodedClips | None:
+    """Encode the training clips, if that is all that training will ever ask of the encoder, and they fit in memory.
+
+    Returns:
+        None where something of the encoder trains, clips are augmented or cropped at random, or they need more than
+        `data.cache_mebibytes`.
+    """
+    if not tuned.frozen or is_augmented(recipe):
+        return None
+    found: list[Encoded] = []
+    row = torch.full((len(examples),), -1)
+    with torch.no_grad(), tqdm(examples, desc="encode", unit="clip", disable=not progress, leave=False) as bar:
+        waiting: list[Tensor] = []
+        for number, example in enumerate(bar):
+            try:
+                whole = reader.stretch(example.file, 0.0) if recipe.data.crop == "first" else reader.whole(example.file)
+            except AudioError:
+                continue
+            if len(whole) > reader.num_samples:
+                return None  # another stretch of it in every epoch
+            row[number] = int((row >= 0).sum())
+            waiting.append(whole)
+            if len(waiting) == CLIPS_PER_PASS:
+                found.append(tuned.encoder(plain_features(tuned, recipe, waiting)))
+                waiting = []
+                if found[0].tokens[0].numel() * FLOAT_BYTES * len(examples) > _room(recipe):
+                    return None
+        if waiting:
+            found.append(tuned.encoder(plain_features(tuned, recipe, waiting)))
+    if not found:
+        return None
+    layout = TokenLayout(found[0].layout.index[:1], found[0].layout.grid)
+    tokens = torch.cat([each.tokens for each in found])
+    return EncodedClips(torch.cat([each.summary for each in found]), tokens, layout, row)
+
+
+def _room(recipe: FinetuneConfig) -> int:
+    return recipe.data.cache_mebibytes * BYTES_PER_MEBIBYTE

@@ -1,0 +1,281 @@
+"""The fine-tuning loop: load, step, look at the validation clips, save. Stopped at any moment, it goes on the same."""
+
+import json
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import (
+    MODEL_FILE,
+    TRAINING_FILE,
+    metadata_of,
+    newest_step,
+    read_checkpoint,
+    read_tensors,
+    write_model,
+    write_step,
+)
+from asda_core.errors import AsdaError, ConfigError
+from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.frozen import EncodedClips, encode_once
+from asda_core.finetune.losses import batch_loss
+from asda_core.finetune.optimizing import parameter_groups, set_rates
+from asda_core.finetune.predicting import Hearing, predict
+from asda_core.finetune.scoring import score
+from asda_core.finetune.tuned import Tuned
+from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.splits import Round
+from asda_core.pretrain.data import ClipBatches, Clips
+from asda_core.pretrain.reporter import Reporter
+from asda_core.pretrain.resuming import (
+    TrainingStopped,
+    drop_log_after,
+    optimizer_states,
+    put_states_back,
+    stop_on_signal,
+)
+from asda_core.pretrain.schedule import optimizer_of
+
+BEST_FILE = "best.safetensors"
+STATE = "finetuning"
+"""Key of the metadata of a step with what the loop remembers beside tensors."""
+AVERAGE = "average|"
+"""Beginning of the names of the averaged weights in the training state."""
+LOG_FILE = "log.jsonl"
+
+
+@dataclass
+class Memory:
+    """What the loop remembers between steps, beside weights.
+
+    Attributes:
+        best, best_step: highest value of the evaluations, and after which update.
+        waited: evaluations since.
+        averaged: epochs in the average.
+        ended: whether training ended early.
+    """
+
+    best: float = -math.inf
+    best_step: int = 0
+    waited: int = 0
+    averaged: int = 0
+    ended: bool = False
+
+
+@dataclass
+class Training:
+    """A fine-tuning in progress."""
+
+    recipe: FinetuneConfig
+    data: Labelled
+    split: Round
+    tuned: Tuned
+    catalog: Catalog
+    folder: Path
+    identity: str
+    optimizer: torch.optim.Optimizer
+    clips: ClipBatches
+    labels: Tensor
+    hearing: Hearing
+    steps: int
+    steps_per_epoch: float
+    step: int = 0
+    memory: Memory = field(default_factory=Memory)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    stop: bool = False
+
+    def ask_to_stop(self) -> None:
+        """After the step in progress."""
+        self.stop = True
+
+    @property
+    def watched(self) -> tuple[Example, ...]:
+        """The clips by which weights are chosen; none where the last ones are kept."""
+        return {"valid": self.split.valid, "test": self.split.test}.get(self.recipe.select, ())
+
+    def metadata(self) -> dict[str, str]:
+        """What is written beside the tensors."""
+        given = metadata_of(self.tuned.config, self.catalog, self.step, self.identity, self.tuned.classifier.config)
+        return {**given, STATE: json.dumps(vars(self.memory))}
+
+
+def start_training(
+    recipe: FinetuneConfig, data: Labelled, split: Round, tuned: Tuned, catalog: Catalog, folder: Path, identity: str,
+    here: Path,
+) -> Training:  # fmt: skip
+    """A new training, or one that goes on where its folder stopped.
+
+    Args:
+        recipe: with `select` decided ("last", "valid" or "test").
+        data: the clips with their classes.
+        split: which of them train, validate and test.
+        tuned: the model on its device; its weights are replaced by those in the folder.
+        catalog: the plugins.
+        folder: of the run.
+        identity: of recipe, data and start; a folder of another one is refused.
+        here: folder that paths in the recipe are relative to.
+
+    Raises:
+        ConfigError: the folder holds another run.
+    """
+    clips = training_clips(recipe, split.train, int(tuned.front_end.sample_rate), here)
+    per_epoch = clips.clips_per_epoch / recipe.data.batch_size
+    steps = recipe.steps or max(1, math.ceil(recipe.epochs * per_epoch))
+    optimizer = optimizer_of(parameter_groups(tuned, recipe), recipe.optimizer)
+    labels = label_matrix(split.train, data.classes)
+    hearing = Hearing(tuned, recipe, clips.reader)
+    training = Training(recipe, data, split, tuned, catalog, folder, identity, optimizer, clips, labels, hearing,
+                        steps, per_epoch)  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    latest = newest_step(folder)
+    if latest is not None:
+        _resume(training, latest)
+    drop_log_after(folder / LOG_FILE, training.step)
+    return training
+
+
+def _resume(training: Training, latest: Path) -> None:
+    checkpoint = read_checkpoint(latest)
+    if checkpoint.data != training.identity:
+        raise ConfigError(f"{training.folder} holds a run of another recipe, data or start; give another folder.")
+    training.tuned.load(checkpoint)
+    states, metadata = read_tensors(latest / TRAINING_FILE)
+    device = next(training.tuned.encoder.parameters()).device
+    put_states_back(states, training.tuned.trained(), training.optimizer, device)
+    training.average = {name.removeprefix(AVERAGE): t for name, t in states.items() if name.startswith(AVERAGE)}
+    training.memory = Memory(**json.loads(metadata[STATE]))
+    training.step = checkpoint.step
+
+
+def train(training: Training, progress: bool) -> None:
+    """Do the updates that are left.
+
+    Raises:
+        TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
+        AsdaError: the loss is no longer finite.
+    """
+    recipe = training.recipe
+    if training.step >= training.steps or training.memory.ended:
+        return
+    known = encode_once(training.tuned, recipe, training.clips.reader, training.split.train, progress)
+    name = training.folder.name
+    bar = tqdm(total=training.steps, initial=training.step, unit="step", disable=not progress, desc=name, leave=False)
+    writer = SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.step)
+    log = (training.folder / LOG_FILE).open("a")
+    with closing(writer), log, bar, stop_on_signal(training.ask_to_stop), ThreadPoolExecutor(1) as ahead:
+        reporter = Reporter(bar, log, writer)
+        waiting = ahead.submit(training.clips.batch, training.step)
+        while training.step < training.steps and not training.memory.ended:
+            clips = waiting.result()
+            if training.step + 1 < training.steps:
+                waiting = ahead.submit(training.clips.batch, training.step + 1)
+            values = _train_step(training, clips, known)
+            bar.update()
+            reporter.name_skipped(training.folder, training.clips)
+            _after_step(training, values, reporter)
+
+
+def _train_step(training: Training, clips: Clips, known: EncodedClips | None) -> dict[str, Any]:
+    """One update; returns what is logged."""
+    tuned, recipe, step = training.tuned, training.recipe, training.step
+    tuned.set_training(True)
+    rates = set_rates(training.optimizer, recipe, step, training.steps, training.steps_per_epoch)
+    labels = training.labels[clips.numbers]
+    device = next(tuned.encoder.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_step(recipe, step)
+        if known is None:
+            batch = training_batch(tuned, recipe, clips, labels, step)
+            encoded, labels = tuned.encoder(batch.features), batch.labels
+        else:
+            encoded, labels = known.batch(clips.numbers), labels.to(device)
+        loss = batch_loss(recipe, tuned.classifier(encoded), labels)
+    training.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    trained = [parameter for _, parameter in tuned.trained()]
+    norm = torch.nn.utils.clip_grad_norm_(trained, recipe.optimizer.clip_norm or math.inf)
+    training.optimizer.step()
+    training.step += 1
+    return {"loss": loss.detach(), "lr": max(rates), "grad_norm": norm}
+
+
+def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporter) -> None:
+    """Average, evaluate, log, save, stop."""
+    recipe, step, last = training.recipe, training.step, training.step == training.steps
+    looks = bool(training.watched) and (
+        step * recipe.evaluations // training.steps > (step - 1) * recipe.evaluations // training.steps
+    )
+    saves = last or training.stop or step % recipe.checkpoint_every == 0
+    record: dict[str, float] = {}
+    if looks or saves or last or step % recipe.log_every == 0 or step == 1:
+        record = {name: float(value) for name, value in values.items()}
+        _check_finite(record, training)
+    _average(training)
+    if looks:
+        record |= _evaluate(training)
+    if record:
+        reporter.log(step, record)
+    if saves or training.memory.ended:
+        _save(training)
+    if training.stop and step < training.steps and not training.memory.ended:
+        raise TrainingStopped(f"stopped after step {step} of {training.steps}; the same command goes on.")
+
+
+def _average(training: Training) -> None:
+    """At the ends of the epochs that count, take the weights into the average."""
+    first = training.recipe.average_from_epoch
+    epoch = training.step / training.steps_per_epoch
+    ended = int(epoch) > int((training.step - 1) / training.steps_per_epoch)
+    if not first or not ended or int(epoch) < first:
+        return
+    training.memory.averaged += 1
+    for name, parameter in training.tuned.trained():
+        now = parameter.detach()
+        if name in training.average:
+            training.average[name] += (now - training.average[name]) / training.memory.averaged
+        else:
+            training.average[name] = now.clone()
+
+
+def _evaluate(training: Training) -> dict[str, float]:
+    """The value by which weights are chosen; the best ones are kept in a file of their own."""
+    memory, recipe = training.memory, training.recipe
+    made = predict(training.hearing, training.data, training.watched)
+    found = score(made.targets, made.given, made.classes, made.single, resamples=0).values
+    name = "accuracy" if made.single else "mAP"
+    value = found[name]
+    if value is not None and value > memory.best:
+        memory.best, memory.best_step, memory.waited = value, training.step, 0
+        write_model(training.folder / BEST_FILE, training.tuned.tensors(), training.metadata())
+    else:
+        memory.waited += 1
+        memory.ended = recipe.patience is not None and memory.waited >= recipe.patience
+    return {f"{recipe.select}_{name}": value for value in [value] if value is not None}
+
+
+def _save(training: Training) -> None:
+    """Write a step: everything that is needed to go on."""
+    states = optimizer_states(training.tuned.trained(), training.optimizer)
+    states |= {f"{AVERAGE}{name}": tensor for name, tensor in training.average.items()}
+    metadata = training.metadata()
+    files = {MODEL_FILE: (training.tuned.tensors(), metadata), TRAINING_FILE: (states, metadata)}
+    write_step(training.folder, training.step, files, keep=1)
+
+
+def _check_finite(values: Mapping[str, float], training: Training) -> None:
+    if not all(math.isfinite(value) for value in values.values()):
+        raise AsdaError(
+            f"the loss is no longer finite at step {training.step} ({dict(values)}); the last saved step is "
+            f"{newest_step(training.folder)}. A lower optimizer.peak_lr or a longer warm-up may help."
+        )

@@ -1,0 +1,62 @@
+"""How fast what trains learns: a group of parameters for every factor on the rate."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from asda_core.finetune.config import FinetuneConfig, StepDecayConfig
+from asda_core.finetune.rates import rate_scale
+from asda_core.finetune.tuned import Tuned
+from asda_core.pretrain.schedule import decay_groups, fairseq_cosine, learning_rate
+
+
+def parameter_groups(tuned: Tuned, recipe: FinetuneConfig) -> list[dict[str, Any]]:
+    """What trains, by the factor on its rate (`scale`) and by weight decay."""
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in tuned.trained():
+        by_scale.setdefault(_scale(name, tuned, recipe), []).append(parameter)
+    return list(_groups(by_scale, recipe))
+
+
+def _groups(by_scale: dict[float, list[nn.Parameter]], recipe: FinetuneConfig) -> Iterator[dict[str, Any]]:
+    for scale, parameters in sorted(by_scale.items()):
+        for group in decay_groups(parameters, recipe.optimizer):
+            yield {**group, "scale": scale}
+
+
+def _scale(name: str, tuned: Tuned, recipe: FinetuneConfig) -> float:
+    """Layer decay is for weights that the checkpoint brought, not for a head or an adapter."""
+    if name.startswith("classifier."):
+        return recipe.head_rate
+    if recipe.mode not in ("full", "last_blocks"):
+        return 1.0
+    return rate_scale(name, tuned.config.encoder.depth, recipe.layer_decay, recipe.decay_embeddings)
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer, recipe: FinetuneConfig, step: int, steps: int, steps_per_epoch: float
+) -> list[float]:
+    """Set and return the rate of every group for update `step` (from 0).
+
+    **Source**: released fine-tuning for "fairseq_cosine", where the floor is the same for all layers, so that a layer
+    whose peak is below it keeps a constant rate. **Differs**: else each layer has the schedule times its factor.
+    """
+    left = decay_left(recipe.step_decay, int(step / steps_per_epoch))
+    for group in optimizer.param_groups:
+        if recipe.optimizer.schedule == "fairseq_cosine":
+            peak = recipe.optimizer.peak_lr * group["scale"]
+            rate = fairseq_cosine(step, steps, replace(recipe.optimizer, peak_lr=peak))
+        else:
+            rate = group["scale"] * learning_rate(step, steps, recipe.optimizer)
+        group["lr"] = rate * left
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+def decay_left(decay: StepDecayConfig, epoch: int) -> float:
+    """What the steps down have left of the rate in an epoch (from 0)."""
+    if not decay.first_epoch or epoch < decay.first_epoch:
+        return 1.0
+    return float(decay.factor ** (1 + (epoch - decay.first_epoch) // decay.every))

@@ -1,0 +1,121 @@
+"""Confusion matrices as pictures."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from asda_core.files import write_whole
+
+NUMBERED_CLASSES = 20
+"""Up to so many classes the cells hold their counts; beyond, they are too small to read."""
+RULED_CLASSES = 100
+"""Up to so many classes there are lines between the cells."""
+LONGEST_NAME = 24
+"""Letters of a name; the middle of a longer one is left out."""
+SHADE = 0.5
+"""Exponent between the share of a row and its shade: 2 % are seen, and 50 % are not yet black."""
+DARK = 0.3
+"""Share above which a cell is dark and the number on it white."""
+NUMBERED_INCHES, PLAIN_INCHES = 0.45, 0.16
+"""Side of a cell with and without a number."""
+LEAST_INCHES, MOST_INCHES = 2.2, 40.0
+"""Side of the matrix."""
+MARGIN_INCHES = 1.0
+"""Around the matrix; what is not needed of it is cut off."""
+DOTS_PER_INCH = 120
+NAME_POINTS, SMALL_POINTS = 9.0, 6.5
+"""Sizes of letters: of numbered and of plain pictures."""
+POINTS_PER_INCH = 72
+
+
+def draw_confusion(matrix: np.ndarray, names: Sequence[str], file: Path, title: str) -> None:
+    """Write a picture of a confusion matrix, whole or not at all.
+
+    The colour of a cell is its share of its row, so that large classes do not outshine small ones; the number is the
+    count of clips, and an empty cell is 0.
+
+    Args:
+        matrix: (classes, classes), clips by true class (rows) and predicted class (columns).
+        names: of the classes.
+        file: PNG to write; its folder exists.
+        title: above the picture.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    figure = confusion_figure(matrix, names, title)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a letter without a shape is drawn as a box
+        write_whole(file, lambda part: figure.savefig(part, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight"))
+
+
+def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Draw on a canvas of its own: neither pyplot nor any other state of the program is touched."""
+    numbered = len(matrix) <= NUMBERED_CLASSES
+    cell = NUMBERED_INCHES if numbered else PLAIN_INCHES
+    inches = min(max(LEAST_INCHES, len(matrix) * cell), MOST_INCHES)
+    side = inches + 2 * MARGIN_INCHES
+    figure = Figure(figsize=(side, side))
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((MARGIN_INCHES / side, MARGIN_INCHES / side, inches / side, inches / side))
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(SHADE, 0, 1), interpolation="nearest")
+    points = NAME_POINTS if numbered else min(SMALL_POINTS, POINTS_PER_INCH * inches / len(matrix))
+    _name_classes(axes, [_plain(shortened(name)) for name in names], points, slanted=numbered)
+    _rule(axes, len(matrix))
+    if numbered:
+        _write_counts(axes, matrix, shares)
+    axes.set_title(_plain(title), fontsize=11, pad=10)
+    scale = axes.inset_axes((1 + 0.12 / inches, 0, 0.15 / inches, 1))
+    figure.colorbar(image, cax=scale, ticks=[0, 0.05, 0.2, 0.5, 1])
+    scale.set_ylabel("share of the true class", fontsize=NAME_POINTS)
+    scale.tick_params(labelsize=NAME_POINTS)
+    return figure
+
+
+def shortened(name: str) -> str:
+    """A name without its middle, if it is long: what tells classes apart is often at the end."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    end = (LONGEST_NAME - 1) // 2
+    return f"{name[: LONGEST_NAME - 1 - end]}…{name[-end:]}"
+
+
+def _plain(text: str) -> str:
+    """Text in which a dollar sign is a dollar sign, and no formula begins."""
+    return text.replace("$", r"\$")
+
+
+def _name_classes(axes: Axes, names: Sequence[str], points: float, slanted: bool) -> None:
+    axes.set_xticks(range(len(names)), names, rotation=45 if slanted else 90, fontsize=points)
+    axes.set_yticks(range(len(names)), names, fontsize=points)
+    if slanted:
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+
+
+def _rule(axes: Axes, num_classes: int) -> None:
+    """Thin lines between the cells."""
+    axes.tick_params(which="major", length=2)
+    if num_classes <= RULED_CLASSES:
+        edges = np.arange(num_classes - 1) + 0.5
+        axes.set_xticks(edges, minor=True)
+        axes.set_yticks(edges, minor=True)
+        axes.grid(which="minor", color="0.85", linewidth=0.5)
+        axes.tick_params(which="minor", length=0)
+
+
+def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray) -> None:
+    """Counts in the cells that are not 0."""
+    for row, column in np.argwhere(matrix > 0):
+        count, colour = int(matrix[row, column]), "white" if shares[row, column] > DARK else "black"
+        points = NAME_POINTS if count < 10_000 else SMALL_POINTS
+        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=points)

@@ -1,0 +1,112 @@
+"""Probabilities of labelled clips: every clip counts, however many there are and however long they are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from asda_core.errors import AudioError, TaskError
+from asda_core.finetune.batches import label_matrix, plain_features
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.evaluation import Predictions
+from asda_core.finetune.tuned import Tuned
+from asda_core.inference.classifying import probabilities
+from asda_core.inference.listening import Listener, ListenOptions, as_trained
+from asda_core.labelled.examples import Example, Labelled
+from asda_core.model.encoder import Encoded
+from asda_core.pretrain.data import ClipReader
+
+CLIPS_PER_PASS = 32
+"""Clips that go through the model at once."""
+
+
+@dataclass
+class Hearing:
+    """A model and its clips, as `predict` hears them.
+
+    Attributes:
+        tuned: the model.
+        recipe: how clips are cut.
+        reader: of the audio.
+        skipped: file -> what was wrong with it.
+    """
+
+    tuned: Tuned
+    recipe: FinetuneConfig
+    reader: ClipReader
+    skipped: dict[Path, str] = field(default_factory=dict)
+
+    def whole(self, file: Path) -> Float[Tensor, " samples"] | None:
+        """The audio of a file, its first stretch where the recipe always takes that; None if it cannot be read."""
+        if file in self.skipped:
+            return None
+        try:
+            return self.reader.stretch(file, 0.0) if self.recipe.data.crop == "first" else self.reader.whole(file)
+        except AudioError as error:
+            self.skipped[file] = str(error)
+            return None
+
+    def is_short(self, audio: Float[Tensor, " samples"]) -> bool:
+        """Whether a clip is no longer than those of the training."""
+        return len(audio) <= self.reader.num_samples
+
+
+def predict(
+    hearing: Hearing, data: Labelled, examples: Sequence[Example], progress: bool = False, what: str = "evaluate"
+) -> Predictions:
+    """Probability of every class in every clip that can be read.
+
+    Clips are filled to the length of those of the training; longer ones are heard in windows, whose probabilities are
+    averaged as `asda classify` does.
+
+    Raises:
+        TaskError: none of the clips can be read.
+    """
+    tuned = hearing.tuned
+    tuned.set_training(False)
+    kept: list[Example] = []
+    given: list[Tensor] = []
+    with tqdm(total=len(examples), desc=what, unit="clip", disable=not progress, leave=False) as bar, torch.no_grad():
+        for found, values in _probabilities(hearing, examples):
+            kept += found
+            given.append(values.float().cpu())
+            bar.update(len(found))
+    if not kept:
+        reasons = "; ".join(list(hearing.skipped.values())[:3])
+        raise TaskError(f"none of the {len(examples)} clips can be read. The first ones: {reasons}")
+    targets = label_matrix(kept, data.classes).numpy().astype(np.uint8)
+    files = tuple(str(example.file) for example in kept)
+    return Predictions(files, targets, torch.cat(given).numpy(), data.classes, data.names, data.single)
+
+
+def _probabilities(hearing: Hearing, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Tensor]]:
+    """Short clips in batches, long ones one by one."""
+    tuned = hearing.tuned
+    options = ListenOptions(clip_seconds=hearing.recipe.data.clip_seconds, padding=hearing.recipe.data.padding)
+    listener = Listener(tuned.front_end, tuned.encoder, as_trained(options, tuned.front_end, tuned.encoder))
+    waiting: list[tuple[Example, Tensor]] = []
+    for example in examples:
+        audio = hearing.whole(example.file)
+        if audio is None:
+            continue
+        if not hearing.is_short(audio):
+            yield [example], probabilities(listener, tuned.classifier, audio)[None]
+            continue
+        waiting.append((example, audio))
+        if len(waiting) == CLIPS_PER_PASS:
+            yield _batch(hearing, waiting)
+            waiting = []
+    if waiting:
+        yield _batch(hearing, waiting)
+
+
+def _batch(hearing: Hearing, clips: Sequence[tuple[Example, Tensor]]) -> tuple[list[Example], Tensor]:
+    tuned = hearing.tuned
+    features = plain_features(tuned, hearing.recipe, [audio for _, audio in clips])
+    encoded: Encoded = tuned.encoder(features)
+    return [example for example, _ in clips], tuned.classifier.probabilities(tuned.classifier(encoded))

@@ -1,0 +1,118 @@
+"""Accuracy, mAP and AUC of many resamples of the same clips, fast: the bootstrap behind the intervals."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
+
+MOST_CELLS = 4_000_000_000
+"""Clips x classes x resamples that are worth it, about five seconds: larger sets get fewer resamples."""
+FEWEST_RESAMPLES = 100
+"""Resamples of the largest sets; the ends of a 95 % interval lie beyond 2.5 of them."""
+BLOCK_CELLS = 2**22
+"""Clips x resamples that are held at a time: 16 MB of weights."""
+
+
+def affordable(num_clips: int, num_classes: int, wanted: int) -> int:
+    """Number of resamples: as many as wanted, or fewer for a large set; none for a single clip."""
+    if num_clips < 2:
+        return 0
+    return min(wanted, max(FEWEST_RESAMPLES, MOST_CELLS // (num_clips * num_classes)))
+
+
+def resample(
+    truth: Bool[np.ndarray, "clips classes"],
+    scores: Float[np.ndarray, "clips classes"],
+    resamples: int,
+    seed: int,
+) -> Float[np.ndarray, "3 resamples"]:
+    """Draw as many clips as there are, with replacement, and score them; again and again.
+
+    Args:
+        truth: whether each clip has each label.
+        scores: of a classifier.
+        resamples: number of them.
+        seed: of the draws.
+
+    Returns:
+        accuracy (for one label per clip), mAP and AUC of each resample; NaN where no class can be scored.
+
+    **Source**: percentile bootstrap, Efron (1979).
+    """
+    generator = np.random.default_rng(seed)
+    correct = truth[np.arange(len(truth)), scores.argmax(axis=1)].astype(np.float32)
+    present = np.flatnonzero(truth.any(axis=0))
+    rankings = [Ranking(truth[:, index], scores[:, index]) for index in present]
+    width = max(1, BLOCK_CELLS // len(truth))
+    blocks = []
+    for start in range(0, resamples, width):
+        weights = draw(generator, len(truth), min(width, resamples - start))
+        accuracy = (correct @ weights).astype(np.float64) / len(truth)
+        blocks.append(np.stack([accuracy, *_macro_means(rankings, weights)]))
+    return np.concatenate(blocks, axis=1)
+
+
+def draw(generator: np.random.Generator, num_clips: int, resamples: int) -> Float[np.ndarray, "clips resamples"]:
+    """How often each clip is in each resample."""
+    drawn = generator.integers(num_clips, size=(num_clips, resamples)) * resamples + np.arange(resamples)
+    counts = np.bincount(drawn.ravel(), minlength=num_clips * resamples)
+    return counts.reshape(num_clips, resamples).astype(np.float32)  # exact up to 2**24 clips
+
+
+class Ranking:
+    """The clips from the highest score of one class down, made to be scored again under many weights.
+
+    A clip that a resample holds twice is a clip of weight 2, so all resamples share one order and differ in sums alone.
+    This is our own code because scikit-learn scores one resample at a time, some hundred times slower.
+
+    Args:
+        truth: whether each clip has the label; at least one has.
+        scores: of the class.
+    """
+
+    def __init__(self, truth: Bool[np.ndarray, " clips"], scores: Float[np.ndarray, " clips"]) -> None:
+        order = np.argsort(-scores, kind="stable")
+        ranked = truth[order]
+        starts = np.flatnonzero(np.diff(scores[order], prepend=math.inf))
+        counts = np.add.reduceat(ranked, starts, dtype=np.int64)
+        held = counts > 0  # only ties that hold a positive clip enter the sums of average precision and area
+        edges = np.stack([starts[held], np.append(starts[1:], len(order))[held]], axis=1).ravel()
+        self.stretches = _sums(order, np.r_[0, edges, len(order)], len(order))
+        """Sums over a gap, the ties with the best positive clip, a gap, the next such ties, ..., a gap."""
+        self.positives = _sums(order[ranked], np.r_[0, np.cumsum(counts[held])], len(order))
+        """Sums over the positive clips in each such ties."""
+
+    def areas(
+        self, weights: Float[np.ndarray, "clips resamples"]
+    ) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
+        """Average precision and AUC under whole-numbered weights; NaN where positives or negatives weigh nothing."""
+        stretches = (self.stretches @ weights).astype(np.float64)
+        hits = (self.positives @ weights).astype(np.float64)
+        tied, seen, hits_seen = stretches[1::2], stretches.cumsum(axis=0), hits.cumsum(axis=0)
+        positive = hits_seen[-1]
+        negative = seen[-1] - positive
+        precision = hits_seen / np.maximum(seen[1::2], 1)
+        beaten = negative - (seen[1::2] - hits_seen) + (tied - hits) / 2  # a tie is half a win
+        with np.errstate(invalid="ignore"):
+            return (hits * precision).sum(axis=0) / positive, (hits * beaten).sum(axis=0) / (positive * negative)
+
+
+def _sums(order: Int[np.ndarray, " chosen"], edges: Int[np.ndarray, " edges"], num_clips: int) -> csr_array:
+    """The matrix whose product with weights sums them over each `order[edges[i]:edges[i + 1]]`."""
+    ones = np.ones(len(order), dtype=np.float32)
+    return csr_array((ones, order, edges), shape=(len(edges) - 1, num_clips))
+
+
+def _macro_means(
+    rankings: Sequence[Ranking], weights: Float[np.ndarray, "clips resamples"]
+) -> Float[np.ndarray, "2 resamples"]:
+    """mAP and AUC: means over the classes that can be scored in a resample, NaN where there is none."""
+    total, count = np.zeros((2, 2, weights.shape[1]))
+    for ranking in rankings:
+        areas = np.stack(ranking.areas(weights))
+        total += np.nan_to_num(areas)
+        count += ~np.isnan(areas)
+    with np.errstate(invalid="ignore"):
+        return total / count

@@ -1,0 +1,202 @@
+"""One fine-tuning from a checkpoint to a figure: train, choose the weights, evaluate, write what was found."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asda_core.audio import list_identity
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import MODEL_FILE, Checkpoint, read_checkpoint, write_model
+from asda_core.config_io import signature, to_plain, to_yaml
+from asda_core.cost import Cost
+from asda_core.devices import usable_device
+from asda_core.errors import ConfigError
+from asda_core.files import write_text
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.evaluation import write_evaluation
+from asda_core.finetune.loop import BEST_FILE, Training, start_training, train
+from asda_core.finetune.losses import check_loss
+from asda_core.finetune.predicting import predict
+from asda_core.finetune.tuned import Start, Tuned, make_tuned
+from asda_core.labelled.drawing import hold_out
+from asda_core.labelled.examples import Labelled
+from asda_core.labelled.splits import Round, check_round
+
+RESULT_FILE = "result.json"
+LAST_FILE = "last.safetensors"
+COST_FILE = "cost.json"
+STEP_FOLDERS = "step-*"
+IDENTITY_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning.
+
+    Attributes:
+        recipe: how.
+        start: what it begins with.
+        data: labelled clips and classes.
+        split: which clips train, validate and test.
+        start_digest: of the file of its weights; empty for random ones.
+        here: folder that paths in the recipe are relative to.
+    """
+
+    recipe: FinetuneConfig
+    start: Start
+    data: Labelled
+    split: Round
+    start_digest: str = ""
+    here: Path = Path()
+
+    def identity(self) -> str:
+        """What tells one job from another: recipe, clips with labels, classes, and the weights it begins with."""
+        config = self.start.config if isinstance(self.start, Checkpoint) else self.start
+        start = {"digest": self.start_digest, "config": to_plain(config)}
+        parts = {
+            part: [
+                [*found, *example.labels]
+                for found, example in zip(list_identity(e.file for e in examples), examples, strict=True)
+            ]
+            for part, examples in vars(self.split).items()
+            if part != "name"
+        }
+        return signature(self.recipe, start=start, data=parts, classes=self.data.classes)
+
+
+def prepared(job: Job) -> Job:
+    """The job with validation clips held out if the recipe says so, and with its selection decided.
+
+    Raises:
+        TaskError: a split without clips, or training clips of one class alone.
+        ConfigError: the loss does not fit the labels, or there are no clips to choose weights by.
+    """
+    recipe, split = job.recipe, job.split
+    check_loss(recipe, job.data.single)
+    if recipe.valid_share and not split.valid:
+        kept, held = hold_out(split.train, recipe.valid_share, recipe.seed)
+        split = replace(split, train=tuple(kept), valid=tuple(held))
+    select = recipe.select
+    if select == "auto":
+        select = "valid" if split.valid else "last"
+    if select == "valid" and not split.valid:
+        raise ConfigError("select: valid needs validation clips: set valid_share, or a split of the data.")
+    return replace(job, recipe=replace(recipe, select=select), split=split)
+
+
+def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
+    """Run a job, or go on with it; one that is done is not done again.
+
+    Args:
+        job: what to do.
+        folder: for its files: `model.safetensors` (the chosen weights), `last.safetensors` if others were chosen,
+            `result.json`, predictions, tables and pictures.
+        catalog: the plugins.
+        device: "cpu", "cuda", ...
+        progress: whether to show a bar.
+
+    Returns:
+        what `result.json` holds: scores, intervals, sizes, costs.
+
+    Raises:
+        TaskError, ConfigError, CheckpointError, AudioError: see `prepared`, `make_tuned` and `start_training`.
+        TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
+    """
+    job = prepared(job)
+    identity = job.identity()
+    done = read_result(folder)
+    if done is not None and done.get("identity") == identity:
+        return done
+    for line in check_round(job.split, job.data.classes, job.data.single):
+        print(f"warning: {line}", file=sys.stderr)
+    tuned = make_tuned(catalog, job.recipe, job.start, job.data.classes)
+    where = usable_device(device)
+    for module in tuned.modules().values():
+        module.to(where)
+    training = start_training(job.recipe, job.data, job.split, tuned, catalog, folder, identity, job.here)
+    write_text(folder / "recipe.yaml", to_yaml(job.recipe))
+    spent = _train_and_count(training, folder, progress)
+    chosen_step = _choose(training)
+    made = predict(training.hearing, job.data, job.split.test, progress)
+    title = f"{job.data.name} {job.split.name}".strip()
+    scores = write_evaluation(folder, made, title, job.recipe.bootstrap)
+    skipped = {**training.clips.skipped, **training.hearing.skipped}
+    result = {
+        "identity": identity,
+        "scores": scores.values,
+        "intervals": scores.intervals,
+        "notes": list(scores.notes),
+        "clips": {"train": len(job.split.train), "valid": len(job.split.valid), "test": scores.num_clips},
+        "skipped": {str(file): reason for file, reason in skipped.items()},
+        "select": job.recipe.select,
+        "step": chosen_step,
+        "steps": training.step,
+        **tuned.sizes(),
+        **spent,
+    }
+    write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
+    for step in folder.glob(STEP_FOLDERS):
+        shutil.rmtree(step)
+    (folder / BEST_FILE).unlink(missing_ok=True)
+    return result
+
+
+def _train_and_count(training: Training, folder: Path, progress: bool) -> dict[str, float]:
+    """Train; seconds, processor seconds and memory, of all sessions of the run together."""
+    file = folder / COST_FILE
+    before: Mapping[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    cost = Cost()
+    try:
+        with cost:
+            train(training, progress)
+    finally:
+        spent = {
+            "train_seconds": round(before.get("train_seconds", 0.0) + cost.seconds, 2),
+            "train_cpu_seconds": round(before.get("train_cpu_seconds", 0.0) + cost.cpu_seconds, 2),
+            "train_mebibytes": round(max(before.get("train_mebibytes", 0.0), cost.mebibytes), 1),
+        }
+        write_text(file, json.dumps(spent))
+    return spent
+
+
+def _choose(training: Training) -> int:
+    """Put the chosen weights into the model, write them, and return after which update they were so."""
+    folder, memory = training.folder, training.memory
+    step = training.step
+    if training.recipe.select == "last":
+        if training.average:
+            _write(training, folder / LAST_FILE)
+            _load_average(training.tuned, training.average)
+    else:
+        _write(training, folder / LAST_FILE)
+        if memory.best_step:
+            training.tuned.load(read_checkpoint(folder / BEST_FILE))
+            step = memory.best_step
+    _write(training, folder / MODEL_FILE)
+    return step
+
+
+def _write(training: Training, file: Path) -> None:
+    write_model(file, training.tuned.tensors(), training.metadata())
+
+
+@torch.no_grad()
+def _load_average(tuned: Tuned, average: Mapping[str, Tensor]) -> None:
+    for name, parameter in tuned.trained():
+        parameter.copy_(average[name])
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What a finished run found; None where there is none."""
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return result

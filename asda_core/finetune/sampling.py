@@ -1,0 +1,87 @@
+"""Which training clips an epoch has, and in which order."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from asda_core.errors import ConfigError
+from asda_core.finetune.config import SamplingConfig
+from asda_core.labelled.examples import Example
+
+ORDER_KEY = 0
+"""Third word of the seeds of orders, as in pre-training."""
+
+
+def epoch_order(
+    config: SamplingConfig, examples: Sequence[Example], seed: int, here: Path
+) -> Callable[[int], np.ndarray]:
+    """Epoch -> numbers of the training clips in their order; the same for the same seed.
+
+    Args:
+        config: weights and draws.
+        examples: the training clips.
+        seed: of the run.
+        here: folder that a file of weights is relative to.
+
+    Raises:
+        ConfigError: the weights do not fit the clips, or more clips are wanted than there are without replacement.
+    """
+    count = config.clips_per_epoch or len(examples)
+    if count > len(examples) and not config.replacement:
+        raise ConfigError(f"sampling.clips_per_epoch {count} is more than there are ({len(examples)}).")
+    if config.weights == "uniform":
+        weights = np.ones(len(examples))
+    elif config.weights == "balanced":
+        weights = balanced_weights(examples)
+    else:
+        weights = _read_weights(here / config.weights, len(examples))
+    if not config.replacement and np.count_nonzero(weights) < count:
+        raise ConfigError(f"{np.count_nonzero(weights)} clips have a weight above 0, but an epoch has {count}.")
+
+    def order(epoch: int) -> np.ndarray:
+        generator = np.random.default_rng([seed, epoch, ORDER_KEY])
+        if config.weights == "uniform" and not config.replacement:
+            return generator.permutation(len(examples))[:count]
+        return draw(weights, count, config.replacement, generator)
+
+    return order
+
+
+def draw(weights: np.ndarray, count: int, replacement: bool, generator: np.random.Generator) -> np.ndarray:
+    """Numbers drawn with probabilities in proportion to the weights, one after the other.
+
+    Without replacement by the largest of `log w + Gumbel noise`, which has the same distribution.
+
+    **Source**: released fine-tuning on AudioSet-2M (`torch.multinomial` without replacement); Efraimidis and Spirakis
+    2006 for the keys.
+    """
+    if replacement:
+        return generator.choice(len(weights), size=count, p=weights / weights.sum())
+    with np.errstate(divide="ignore"):
+        keys = np.log(weights) + generator.gumbel(size=len(weights))
+    chosen = np.argpartition(-keys, count - 1)[:count]
+    return chosen[np.argsort(-keys[chosen], kind="stable")]
+
+
+def balanced_weights(examples: Sequence[Example]) -> np.ndarray:
+    """Weight of each clip: the sum over its labels of 1 / (clips with this label).
+
+    **Source**: PSLA (Gong et al. 2021), balanced sampling.
+    """
+    counts = Counter(label for example in examples for label in example.labels)
+    return np.array([sum(1.0 / counts[label] for label in example.labels) for example in examples])
+
+
+def _read_weights(file: Path, count: int) -> np.ndarray:
+    """One weight per line, in the order of the clips. **Source**: released fine-tuning on AudioSet-2M."""
+    try:
+        weights = np.array([float(line.split()[-1]) for line in file.read_text().splitlines() if line.strip()])
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read sampling.weights {file}: {error}") from None
+    if len(weights) != count:
+        raise ConfigError(f"{file} has {len(weights)} weights for {count} training clips.")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise ConfigError(f"{file}: weights must be numbers from 0 on, not all 0.")
+    return weights

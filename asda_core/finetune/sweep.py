@@ -1,0 +1,160 @@
+"""Many fine-tunings as one command: checkpoints x modes x folds x seeds; what is done is not done again."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import Checkpoint
+from asda_core.config_io import CONFIG_SUFFIXES, find_config, load_run_config
+from asda_core.errors import AsdaError, CheckpointError, ConfigError
+from asda_core.files import file_digest
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.evaluation import PREDICTIONS, load_predictions, pooled
+from asda_core.finetune.recipes import recipe_for
+from asda_core.finetune.running import Job, finetune, prepared
+from asda_core.finetune.scoring import Scores, score
+from asda_core.finetune.tuned import Start
+from asda_core.labelled.examples import Labelled
+from asda_core.labelled.splits import Round
+from asda_core.official.reading import read_model
+from asda_core.pretrain.resuming import TrainingStopped
+
+SEED_FIELD = "{seed}"
+"""In the path of a checkpoint: the seed of the run, where every seed has a checkpoint of its own."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is compared.
+
+    Attributes:
+        recipe: of the file.
+        starts: label -> path of a checkpoint (which may hold `{seed}`), or a config for random weights.
+        modes: see `recipe_for`.
+        seeds: every combination is run with each.
+        data: labelled clips.
+        rounds: folds, or the one split.
+        here: folder that paths in the recipe are relative to.
+    """
+
+    recipe: FinetuneConfig
+    starts: Mapping[str, str]
+    modes: Sequence[str]
+    seeds: Sequence[int]
+    data: Labelled
+    rounds: Sequence[Round]
+    here: Path = Path()
+
+
+class RunsFailed(AsdaError):
+    """Runs of a sweep failed; `rows` holds those of all others."""
+
+    def __init__(self, rows: list[Row], message: str) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+def read_start(path: str) -> tuple[Start, str]:
+    """A checkpoint with the digest of its file, or a config for random weights.
+
+    Raises:
+        CheckpointError, ConfigError: neither is there.
+    """
+    config = find_config(path)
+    if config.suffix in CONFIG_SUFFIXES and config.is_file():
+        return load_run_config(path), ""
+    if not Path(path).exists():
+        raise CheckpointError(f"no checkpoint or config at {path}.")
+    checkpoint = read_model(Path(path))
+    return checkpoint, file_digest(checkpoint.file)
+
+
+def named_starts(given: Sequence[str]) -> dict[str, str]:
+    """`LABEL=PATH`, or a path whose own name is the label.
+
+    Raises:
+        ConfigError: two have the same label.
+    """
+    starts: dict[str, str] = {}
+    for text in given:
+        label, equals, path = text.partition("=")
+        if not equals:
+            label, path = Path(text).stem if Path(text).stem != "model" else Path(text).parent.name, text
+        if label in starts or not label or "/" in label:
+            raise ConfigError(f"--checkpoint {text!r}: give every checkpoint a label of its own, as in mine={text}.")
+        starts[label] = path
+    return starts
+
+
+def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> list[Row]:
+    """Do what of the sweep is not done yet.
+
+    Returns:
+        one row per run.
+
+    Raises:
+        ConfigError: a mode is unknown, or does not fit the recipe; before anything runs.
+        RunsFailed: some runs failed; all others are done.
+        TrainingStopped: after Ctrl-C or SIGTERM.
+    """
+    recipes = {mode: recipe_for(sweep.recipe, mode, catalog) for mode in sweep.modes}
+    plan = [
+        (label, mode, seed, split)
+        for seed in sweep.seeds
+        for label in sweep.starts
+        for mode in sweep.modes
+        for split in sweep.rounds
+    ]
+    rows: list[Row] = []
+    failed: list[str] = []
+    starts: dict[str, tuple[Start, str]] = {}
+    for label, mode, seed, split in tqdm(plan, desc="runs", unit="run", disable=not progress or len(plan) == 1):
+        path = sweep.starts[label].replace(SEED_FIELD, str(seed))
+        if path not in starts:
+            starts = {path: read_start(path)}  # one at a time in memory
+            _tell(starts[path][0])
+        start, digest = starts[path]
+        job = Job(replace(recipes[mode], seed=seed), start, sweep.data, split, digest, sweep.here)
+        facts = {"checkpoint": label, "mode": mode, "split": split.name, "seed": seed}
+        try:
+            identity = prepared(job).identity()
+            parts = [label, mode.replace("=", ""), split.name, f"seed{seed}", identity]
+            folder = out / "-".join(part for part in parts if part)
+            result = finetune(job, folder, catalog, device, progress)
+        except TrainingStopped:
+            raise
+        except AsdaError as error:
+            failed.append(f"{label}, {mode}, {split.name}, seed {seed}: {error}")
+            if len(plan) == 1:
+                raise
+            print(f"failed: {failed[-1]}", file=sys.stderr)
+            continue
+        rows.append({**facts, **_row(result), "folder": folder.name})
+    if failed:
+        raise RunsFailed(rows, f"{len(failed)} of {len(plan)} runs failed: " + "; ".join(failed))
+    return rows
+
+
+def _tell(start: Start) -> None:
+    if isinstance(start, Checkpoint) and start.report:
+        print(start.report, file=sys.stderr)
+
+
+def _row(result: Mapping[str, Any]) -> Row:
+    """What of a result goes into the table of runs."""
+    row: Row = {name: "" if value is None else value for name, value in result["scores"].items()}
+    row |= {f"{part}_clips": number for part, number in result["clips"].items()}
+    keys = ("parameters", "trained", "train_seconds", "train_cpu_seconds", "train_mebibytes", "select", "step", "steps")
+    return row | {key: result[key] for key in keys} | {"skipped": len(result["skipped"])}
+
+
+def pooled_scores(rows: Sequence[Row], out: Path, resamples: int) -> Scores:
+    """Scores of the clips of all folds together, with bootstrap intervals over clips."""
+    made = pooled([load_predictions(out / row["folder"] / PREDICTIONS) for row in rows])
+    return score(made.targets, made.given, made.classes, made.single, resamples)

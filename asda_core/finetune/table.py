@@ -1,0 +1,106 @@
+"""The table of a sweep: a line per checkpoint and mode, with what it costs."""
+
+import csv
+import io
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, pstdev
+from typing import Any
+
+import torch
+
+from asda_core import __version__
+from asda_core.files import write_text
+from asda_core.finetune.sweep import Row, Sweep, pooled_scores
+from asda_core.statistics import mean_interval
+
+ROWS_FILE, TABLE_FILE = "runs.csv", "table.md"
+PERCENT = 100
+COLUMNS = {"accuracy": "accuracy", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
+"""Metric -> its heading."""
+
+
+def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
+    """Write `runs.csv` (a row per run) and `table.md`, and return the latter.
+
+    Folds are averaged for every seed first; the interval is Student's over seeds, or where there is one seed the
+    bootstrap's over the clips of all folds. The spread is the standard deviation over the folds of all seeds.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / ROWS_FILE, _csv(rows))
+    metrics = ["accuracy", "mAP"] if sweep.data.single else ["mAP", "AUC", "d_prime"]
+    many = len({row["split"] for row in rows}) > 1
+    heads = ["checkpoint", "mode", "trained", "share", *(COLUMNS[metric] for metric in metrics)]
+    heads += [f"spread of {COLUMNS[metrics[0]]} over folds"] if many else []
+    heads += ["training, CPU s", "MiB", "runs"]
+    lines = [f"## {sweep.data.name}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for label in sweep.starts:
+        for mode in sweep.modes:
+            members = [row for row in rows if (row["checkpoint"], row["mode"]) == (label, mode)]
+            if members:
+                lines.append("| " + " | ".join(_line(sweep, members, metrics, many, out)) + " |")
+    lines += ["", _footnote(sweep, rows), ""]
+    text = "\n".join(lines)
+    write_text(out / TABLE_FILE, text)
+    return text
+
+
+def _line(sweep: Sweep, members: Sequence[Row], metrics: Sequence[str], many: bool, out: Path) -> list[str]:
+    first = members[0]
+    share = f"{PERCENT * first['trained'] / first['parameters']:.1f} %"
+    cells = [first["checkpoint"], first["mode"], f"{first['trained']:,}", share]
+    intervals = pooled_scores(members, out, sweep.recipe.bootstrap).intervals if len(sweep.seeds) == 1 else {}
+    for metric in metrics:
+        values = [
+            mean([row[metric] for row in members if row["seed"] == seed and row[metric] != ""]) for seed in sweep.seeds
+        ]
+        known = [value for value in values if value is not None]
+        cells.append(_estimate(known, intervals.get(metric)))
+    if many:
+        found = [row[metrics[0]] for row in members if row[metrics[0]] != ""]
+        cells.append(f"{pstdev(found):.3f}" if found else "")
+    cells += [f"{median(row[key] for row in members):,.0f}" for key in ("train_cpu_seconds", "train_mebibytes")]
+    return [*cells, str(len(members))]
+
+
+def _estimate(values: Sequence[float], interval: tuple[float, float] | None) -> str:
+    if not values:
+        return ""
+    if len(values) == 1 and interval is not None:
+        return f"{values[0]:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+    return str(mean_interval(values))
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def _footnote(sweep: Sweep, rows: Sequence[Row]) -> str:
+    parts = []
+    if len(sweep.seeds) > 1:
+        parts.append("Mean ± half the 95 % interval (Student's t) over seeds, of the mean over folds.")
+    else:
+        parts.append("One seed; in brackets the 95 % interval of a bootstrap over the clips of all folds.")
+    if any(row["select"] == "test" for row in rows):
+        parts.append(
+            "**The weights were chosen by the test clips**, as papers of the field report: higher than on new ones."
+        )
+    if skipped := sum(row["skipped"] for row in rows):
+        parts.append(f"{skipped} clips could not be read (result.json names them).")
+    parts.append(
+        "Trained: parameters of encoder and head, and their share. CPU seconds and resident memory are medians of "
+        f"trainings. torch {torch.__version__}, asda {__version__}, {platform.machine()}, {os.cpu_count()} CPUs."
+    )
+    return " ".join(parts)
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,173 @@
+"""A checkpoint with a head: what of it trains, and how fast."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asda_core.assemble import build_model
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, load_strict
+from asda_core.config import PluginChoice, RunConfig
+from asda_core.devices import usable_device
+from asda_core.errors import ConfigError
+from asda_core.finetune.config import ClassifierConfig, FinetuneConfig
+from asda_core.finetune.heads import Classifier
+from asda_core.finetune.rates import drop_path_rates
+from asda_core.model.encoder import Encoder
+from asda_core.starting import check_fits
+
+Start = Checkpoint | RunConfig
+"""What a fine-tuning begins with: weights, or a config whose weights are drawn from the seed of the recipe."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model in fine-tuning.
+
+    Attributes:
+        config: of front end and encoder, with what the recipe changes in it.
+        front_end: a module that is a `FrontEnd`.
+        encoder: with its adapter.
+        classifier: the head.
+    """
+
+    config: RunConfig
+    front_end: Any
+    encoder: Encoder
+    classifier: Classifier
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Front end, encoder and head under the names that they have in a file."""
+        return {"front_end": self.front_end, "encoder": self.encoder, "classifier": self.classifier}
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Name and parameter of all that trains."""
+        return [
+            (f"{part}.{name}", parameter)
+            for part, module in self.modules().items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        ]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, as a file has them."""
+        return {
+            f"{part}.{name}": tensor.detach().contiguous()
+            for part, module in self.modules().items()
+            for name, tensor in module.state_dict().items()
+        }
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Put back what `tensors` gave."""
+        for part, module in self.modules().items():
+            load_strict(module, checkpoint.tensors, f"{part}.", checkpoint.file)
+
+    def set_training(self, training: bool) -> None:
+        """Turn dropout and drop path on or off; an encoder of which nothing trains stays as in evaluation."""
+        self.front_end.eval()
+        self.classifier.train(training)
+        self.encoder.train(training and not self.frozen)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of the encoder trains."""
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def sizes(self) -> dict[str, int]:
+        """Parameters of encoder and head, those that train, and those of the head."""
+        every = [*self.encoder.parameters(), *self.classifier.parameters()]
+        trained = sum(parameter.numel() for parameter in every if parameter.requires_grad)
+        head = sum(parameter.numel() for parameter in self.classifier.parameters())
+        return {"parameters": sum(parameter.numel() for parameter in every), "trained": trained, "head": head}
+
+
+def tuned_config(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
+    """The config of a checkpoint with what a recipe changes in it.
+
+    Raises:
+        ConfigError: the checkpoint has another adapter than the recipe, or one that the mode does not train.
+    """
+    if before.adapter is not None and recipe.adapter is not None and recipe.adapter.name != before.adapter.name:
+        raise ConfigError(
+            f"the checkpoint has the adapter {before.adapter.name!r}, and adapters do not stack: the recipe asks for "
+            f"{recipe.adapter.name!r}."
+        )
+    front_end = PluginChoice(before.front_end.name, {**before.front_end.options, **recipe.front_end})
+    encoder = replace(before.encoder, mixer=recipe.mixer or before.encoder.mixer)
+    adapter = recipe.adapter or before.adapter
+    return replace(before, front_end=front_end, encoder=encoder, adapter=adapter, data=recipe.data, seed=recipe.seed)
+
+
+def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: Sequence[str]) -> Tuned:
+    """The model with a new head; what is new depends on the seed of the recipe alone.
+
+    Args:
+        catalog: the plugins.
+        recipe: what trains.
+        start: a checkpoint, or a config for random weights.
+        classes: identifier of each class.
+
+    Raises:
+        ConfigError: the recipe does not fit the model.
+        CheckpointError: the tensors do not fit the config in the file.
+    """
+    before = start if isinstance(start, RunConfig) else start.config
+    config = tuned_config(recipe, before)
+
+    def load(front_end: Any, encoder: Encoder) -> None:
+        if isinstance(start, Checkpoint):
+            load_strict(front_end, start.tensors, "front_end.", start.file)
+            load_strict(encoder, start.tensors, "encoder.", start.file)
+
+    if isinstance(start, Checkpoint):
+        check_fits(replace(start, config=replace(before, front_end=config.front_end)), catalog, config)
+    bare = before.adapter is None
+    head = ClassifierConfig(
+        num_classes=len(classes),
+        pooling=recipe.pooling,
+        multi_label=recipe.loss == "binary_cross_entropy",
+        labels=tuple(classes),
+        num_heads=config.encoder.num_heads if recipe.pooling == "attentive" else 1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        front_end, encoder = build_model(catalog, config, load if bare else None, None if bare else load)
+        tuned = Tuned(config, front_end, encoder, Classifier(head, config.encoder.dim))
+    _freeze(tuned, recipe)
+    if recipe.mode in ("full", "last_blocks", "adapter"):
+        for block, rate in zip(encoder.blocks, drop_path_rates(config.encoder.depth, recipe.drop_path), strict=True):
+            block.drop_path = rate  # type: ignore[assignment]
+    return tuned
+
+
+def load_tuned(checkpoint: Checkpoint, catalog: Catalog, device: str = "cpu") -> Tuned:
+    """A fine-tuned checkpoint, ours or a released one, in evaluation mode.
+
+    Raises:
+        CheckpointError: it has no head, a plugin is missing, or the tensors do not fit.
+    """
+    classifier = load_classifier(checkpoint)
+    front_end, encoder = load_encoder(checkpoint, catalog)
+    tuned = Tuned(checkpoint.config, front_end, encoder, classifier)
+    where = usable_device(device)
+    for module in tuned.modules().values():
+        module.to(where)
+    return tuned
+
+
+def _freeze(tuned: Tuned, recipe: FinetuneConfig) -> None:
+    """Let train what the mode says; an adapter has frozen everything but itself."""
+    encoder = tuned.encoder
+    if recipe.mode == "adapter":
+        return
+    encoder.requires_grad_(recipe.mode == "full")
+    if recipe.mode == "last_blocks":
+        depth = len(encoder.blocks)
+        if recipe.blocks > depth:
+            raise ConfigError(f"blocks {recipe.blocks} is more than the encoder has ({depth}).")
+        encoder.final_norm.requires_grad_(True)
+        for block in list(encoder.blocks)[depth - recipe.blocks :]:
+            block.requires_grad_(True)

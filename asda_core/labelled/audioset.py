@@ -1,0 +1,185 @@
+"""AudioSet: the manifests of the released code, and the lists of segments as Google publishes them."""
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+from asda_core.errors import TaskError
+from asda_core.labelled.examples import NO_SPLIT
+from asda_core.labelled.rows import Row
+from asda_core.labelled.splits import usual_split
+from asda_core.labelled.tables import files_by_stem, read_text
+
+VOCABULARIES = ("label_descriptors.csv", "class_labels_indices.csv")
+"""How the released code and Google call the file of the 527 classes."""
+SEGMENTS = "_segments.csv"
+"""How the names of Google's lists end."""
+LABEL_SEPARATOR = ","
+"""Between the labels of a clip, in both kinds of list."""
+HEAD_LINES = 5
+"""Comments that name the columns of segments are among the first lines."""
+MILLISECONDS = 1000
+"""Of a second."""
+HDF5 = re.compile(r"\.(h5|hdf5)(/|$)", re.IGNORECASE)
+"""A clip within an HDF5 file, as PANNs pack AudioSet."""
+
+
+def audioset_lists(place: Path) -> list[Path]:
+    """Manifests that have labels beside them, or else lists of segments: those of a folder, or the file itself."""
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    manifests = [file for file in files if file.suffix == ".tsv" and file.with_suffix(".lbl").is_file()]
+    return manifests or [file for file in files if file.suffix == ".csv" and _has_segments(file)]
+
+
+def _has_segments(file: Path) -> bool:
+    if file.name.endswith(SEGMENTS):
+        return True
+    try:
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            return any(line.startswith("#") and "YTID" in line for line in islice(opened, HEAD_LINES))
+    except OSError:  # a folder of this name
+        return False
+
+
+def audioset_vocabulary(place: Path) -> Path | None:
+    """The file of the classes beside the lists."""
+    folder = place if place.is_dir() else place.parent
+    return next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None)
+
+
+def audioset_rows(place: Path, audio: str | None) -> list[Row]:
+    """Rows of all lists of a folder, or of one list; its name tells the split, and `eval` is the test split.
+
+    Args:
+        place: the folder, or one list. A folder with balanced and unbalanced lists is the whole of AudioSet.
+        audio: where the audio is; None takes the root that a manifest names, or searches beside lists of segments.
+
+    Raises:
+        TaskError: no lists; a list is wrong; no audio is there.
+
+    **Source**: the data set's own page, https://research.google.com/audioset/download.html; fairseq's manifests, as
+    the released code of EAT and ASDA reads them.
+    """
+    lists = audioset_lists(place) or [file for file in [place] if file.is_file() and file.suffix == ".csv"]
+    if not lists:
+        raise TaskError(f"{place} is no AudioSet: expected X.tsv with X.lbl beside it, or X{SEGMENTS}.")
+    splits = {file: _split(file, alone=len(lists) == 1) for file in lists}
+    if lists[0].suffix == ".tsv":
+        return [row for file, split in splits.items() for row in _manifest_rows(file, split, audio)]
+    folder = Path(audio) if audio is not None else lists[0].parent
+    if not folder.is_dir():
+        raise TaskError(f"no folder {folder} (key audio).")
+    files = files_by_stem(folder)
+    return _with_audio([row for file, split in splits.items() for row in _segment_rows(file, split, files)], folder)
+
+
+def _split(file: Path, alone: bool) -> str:
+    """By the words of the file's name: balanced_train_segments is for training."""
+    usual = [usual_split(word) for word in re.split("[_-]", file.stem)]
+    return next(filter(None, usual), NO_SPLIT if alone else file.stem)
+
+
+def _manifest_rows(manifest: Path, split: str, audio: str | None) -> Iterator[Row]:
+    """`X.tsv`: the root, then NAME<tab>SAMPLES; `X.lbl`: ID<tab>LABEL,LABEL in the same order.
+
+    **Differs** from the released code, which cuts at any space: here names may contain spaces.
+    """
+    file_of_labels = manifest.with_suffix(".lbl")
+    root, *files = _lines(manifest) or [(1, "")]
+    labelled = _lines(file_of_labels)
+    if len(files) != len(labelled):
+        raise TaskError(f"{manifest} names {len(files):,} files, but {file_of_labels} has {len(labelled):,} lines.")
+    folder = manifest.parent / root[1].strip() if audio is None else Path(audio)
+    if not folder.is_dir():
+        raise TaskError(f"{manifest}: its root folder {folder} does not exist; correct line 1, or set the key audio.")
+    known: dict[str, tuple[str, ...]] = {}
+    for (line, text), (line_of_labels, text_of_labels) in zip(files, labelled, strict=True):
+        name, count = _last_field(text)
+        if HDF5.search(name):
+            raise TaskError(f"{manifest} line {line}: {name} is within an HDF5 file, which is not read; unpack it.")
+        if not count.strip().isdecimal():
+            raise TaskError(f"{manifest} line {line}: expected NAME<tab>SAMPLES, given {text!r}.")
+        identifier, labels = _last_field(text_of_labels)
+        if not _fits(identifier.strip(), name):
+            raise TaskError(
+                f"{file_of_labels} line {line_of_labels}: labels of {identifier!r}, "
+                f"but {manifest.name} line {line} has {name!r}."
+            )
+        if labels not in known:
+            known[labels] = _parts(labels)
+        yield Row(folder / name, known[labels], split, file_of_labels, line_of_labels)
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """Lines with their numbers, without empty ones."""
+    lines = enumerate(read_text(file).split("\n"), start=1)
+    return [(number, line.rstrip("\r")) for number, line in lines if line and not line.isspace()]
+
+
+def _last_field(line: str) -> tuple[str, str]:
+    """What stands before the last tab, or else before the last space; and what stands after it."""
+    first, *rest = line.rsplit("\t", 1) if "\t" in line else line.rsplit(None, 1)
+    return first, rest[0] if rest else ""
+
+
+def _fits(identifier: str, name: str) -> bool:
+    """Whether labels are of this file: by its name, or that without suffix, or without the Y before video names."""
+    last = name.rpartition("/")[2]
+    stem = last.rpartition(".")[0] or last
+    return identifier in (stem, last, name) or stem == f"Y{identifier}" or identifier == f"Y{stem}"
+
+
+def _parts(labels: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in labels.split(LABEL_SEPARATOR) if part.strip())
+
+
+def _segment_rows(file: Path, split: str, files: dict[str, Path]) -> Iterator[Row | None]:
+    """`YTID, 30.000, 40.000, "/m/09x0r,/m/05zppz"`; None for a segment without audio."""
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), skipinitialspace=True)
+    for row in reader:
+        if not row or row[0].startswith("#") or row[0] == "YTID":
+            continue
+        try:
+            name, start, end, labels = row
+            stem = next((stem for stem in _stems(name, start, end) if stem in files), None)
+        except (ValueError, OverflowError):
+            raise TaskError(
+                f'{file} line {reader.line_num}: expected YTID, START, END, "LABEL,LABEL", given {", ".join(row)!r}.'
+            ) from None
+        yield None if stem is None else Row(files[stem], _parts(labels), split, file, reader.line_num)
+
+
+def _with_audio(rows: list[Row | None], folder: Path) -> list[Row]:
+    """Rows whose audio is there; a line on stderr tells how many are not: videos vanish."""
+    kept = [row for row in rows if row is not None]
+    if missing := len(rows) - len(kept):
+        message = f"{missing:,} of {len(rows):,} segments have no audio file below {folder}"
+        if not kept:
+            raise TaskError(f"{message}; looked for names as {', '.join(_stems('YTID', '30.000', '40.000'))}.")
+        print(f"warning: {message}.", file=sys.stderr)
+    return kept
+
+
+def _stems(name: str, start: str, end: str) -> Iterator[str]:
+    """How people call the audio of a segment, the most precise first."""
+    for suffix in _suffixes(start.strip(), end.strip()):
+        yield f"{name}{suffix}"
+        yield f"Y{name}{suffix}"
+
+
+@lru_cache
+def _suffixes(start: str, end: str) -> tuple[str, ...]:
+    """_START_END and _START, each as written, in whole seconds, with milliseconds, and in milliseconds; and nothing."""
+    both = list(zip(_times(start), _times(end), strict=True))
+    suffixes = [*(f"_{first}_{last}" for first, last in both), *(f"_{first}" for first, _ in both), ""]
+    return tuple(dict.fromkeys(suffixes))
+
+
+def _times(text: str) -> tuple[str, str, str, str]:
+    seconds = float(text)
+    return text, f"{seconds:.0f}", f"{seconds:.3f}", str(round(seconds * MILLISECONDS))

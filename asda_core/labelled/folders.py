@@ -1,0 +1,42 @@
+"""A folder for each class, perhaps within folders for train, valid and test."""
+
+from pathlib import Path
+
+from asda_core.audio import find_audio
+from asda_core.errors import AudioError, TaskError
+from asda_core.labelled.examples import NO_SPLIT
+from asda_core.labelled.rows import Row
+from asda_core.labelled.splits import usual_split
+
+
+def audio_below(root: Path) -> list[Path]:
+    """Audio files below a folder.
+
+    Raises:
+        TaskError: there is none.
+    """
+    try:
+        return find_audio(root)
+    except AudioError as error:
+        raise TaskError(str(error)) from None
+
+
+def folder_rows(root: Path) -> list[Row]:
+    """CLASS/FILE, or SPLIT/CLASS/FILE where all folders are called as splits usually are.
+
+    Raises:
+        TaskError: no audio, audio outside a class folder, or folders of which some are splits and some are not.
+    """
+    files = {file: file.relative_to(root).parts for file in audio_below(root)}
+    tops = sorted({parts[0] for parts in files.values() if len(parts) > 1})
+    splits = [top for top in tops if usual_split(top)]
+    if splits and len(splits) < len(tops):
+        strange = next(top for top in tops if top not in splits)
+        raise TaskError(f"{root}: the folder {splits[0]} is called as a split, but {strange} is not; move one away.")
+    rows = []
+    for file, parts in files.items():
+        if len(parts) != (3 if splits else 2):
+            expected = "SPLIT/CLASS/FILE" if splits else "CLASS/FILE"
+            raise TaskError(f"{file} is not in a folder of its class (expected {expected} below {root}).")
+        rows.append(Row(file, (parts[-2],), usual_split(parts[0]) if splits else NO_SPLIT, root, 0))
+    return rows

@@ -1,0 +1,114 @@
+"""A source -> `Labelled`: which format it has, and its reader."""
+
+from pathlib import Path
+
+from asda_core.errors import TaskError
+from asda_core.labelled.audioset import audioset_lists, audioset_rows, audioset_vocabulary
+from asda_core.labelled.datasets import (
+    esc50_rows,
+    esc50_table,
+    is_speech_commands,
+    is_urbansound8k,
+    speech_commands_rows,
+    urbansound8k_rows,
+)
+from asda_core.labelled.examples import Labelled
+from asda_core.labelled.folders import folder_rows
+from asda_core.labelled.rows import gather, read_vocabulary
+from asda_core.labelled.source import Format, SourceConfig, located
+from asda_core.labelled.tables import TABLE_SUFFIXES, read_header, table_rows, usual_column
+
+COLUMN_KEYS = ("file_column", "label_column", "split_column")
+KEYS_OF: dict[str, tuple[str, ...]] = {
+    "csv": ("audio", *COLUMN_KEYS),
+    "esc50": ("audio", *COLUMN_KEYS),
+    "audioset": ("audio",),
+}
+"""Keys of a source that only these formats read."""
+READ_FILES = ("csv", "audioset")
+"""Formats whose `data` may be a file."""
+
+
+def read_labelled(source: SourceConfig, here: Path) -> Labelled:
+    """All clips of a source, with their labels and splits.
+
+    Args:
+        source: what a task file says.
+        here: the folder that its relative paths are relative to.
+
+    Raises:
+        TaskError: nothing is there, it is of no known format, or a list is wrong; with file and line.
+    """
+    source = located(source, here)
+    place = Path(source.data)
+    if not place.exists():
+        raise TaskError(f"nothing at {place}; expected a folder or a table (key data).")
+    kind = detect(source) if source.format == "auto" else source.format
+    if place.is_file() and kind not in READ_FILES:
+        raise TaskError(f"{place} is a file, but the format {kind} is a folder.")
+    _check_keys(source, kind)
+    vocabulary = read_vocabulary(Path(source.vocabulary)) if source.vocabulary is not None else []
+    match kind:
+        case "esc50":
+            rows = esc50_rows(place, source)
+        case "urbansound8k":
+            rows, own = urbansound8k_rows(place)
+            vocabulary = vocabulary or own
+        case "speech_commands":
+            rows = speech_commands_rows(place)
+        case "audioset":
+            beside = audioset_vocabulary(place)
+            vocabulary = vocabulary or (read_vocabulary(beside) if beside is not None else [])
+            rows = audioset_rows(place, source.audio)
+        case "csv":
+            rows = table_rows(_table(source), source)
+        case _:
+            rows = folder_rows(place)
+    return gather(source.name, rows, vocabulary)
+
+
+def detect(source: SourceConfig) -> Format:
+    """The most specific format that fits what is at `source.data`, an absolute path or one from where we are.
+
+    Raises:
+        TaskError: none does.
+    """
+    place = Path(source.data)
+    if esc50_table(place):
+        return "esc50"
+    if is_urbansound8k(place):
+        return "urbansound8k"
+    if is_speech_commands(place):
+        return "speech_commands"
+    if audioset_lists(place):
+        return "audioset"
+    if place.is_file() and place.suffix.lower() not in TABLE_SUFFIXES:
+        raise TaskError(f"{place} is neither a folder nor a table ({' or '.join(TABLE_SUFFIXES)}).")
+    return "csv" if place.is_file() or _tables(source) else "folders"
+
+
+def _tables(source: SourceConfig) -> list[Path]:
+    """Files of a folder that could be its table: some column names files."""
+    files = sorted(file for file in Path(source.data).iterdir() if file.suffix.lower() in TABLE_SUFFIXES)
+    headers = {file: read_header(file) for file in files}
+    if source.file_column:
+        return [file for file, columns in headers.items() if source.file_column in columns]
+    return [file for file, columns in headers.items() if usual_column("file", columns, file)]
+
+
+def _table(source: SourceConfig) -> Path:
+    place = Path(source.data)
+    if place.is_file():
+        return place
+    tables = _tables(source)
+    if len(tables) != 1:
+        named = ", ".join(table.name for table in tables) or "none"
+        raise TaskError(f"{place}: expected one table that names files, found {named}; give the table itself as data.")
+    return tables[0]
+
+
+def _check_keys(source: SourceConfig, kind: str) -> None:
+    """Refuse keys that this format does not read: they would change nothing, silently."""
+    for key in ("audio", *COLUMN_KEYS):
+        if getattr(source, key) and key not in KEYS_OF.get(kind, ()):
+            raise TaskError(f"{source.data} is read as {kind}, which has no {key}; remove the key or set format.")

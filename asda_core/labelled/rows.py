@@ -1,0 +1,120 @@
+"""Rows of any source, one for each mention of a file -> `Labelled`."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from asda_core.errors import ConfigError, TaskError, unknown
+from asda_core.inference.classifying import Label, read_labels
+from asda_core.labelled.examples import Example, Labelled
+
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
+"""Classes and folds that are sorted by their value; "nan" and "inf" are words."""
+
+
+class Row(NamedTuple):
+    """What one line of a list says of a file; without a list, `origin` is the folder and `line` is 0."""
+
+    file: Path
+    labels: tuple[str, ...]
+    split: str
+    origin: Path
+    line: int
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.origin} line {self.line}" if self.line else str(self.file)
+
+
+def by_number(value: str) -> tuple[bool, float, str]:
+    """Key of a sort in which numbers stand first, by their value: 2 before 10."""
+    number = NUMBER.fullmatch(value) is not None
+    return (not number, float(value) if number else 0.0, value)
+
+
+def read_vocabulary(file: Path) -> list[Label]:
+    """The classes of a vocabulary, each once.
+
+    Raises:
+        TaskError: the file cannot be read, or names a class twice.
+    """
+    try:
+        vocabulary = read_labels(file)
+    except ConfigError as error:
+        raise TaskError(str(error)) from None
+    seen: set[str] = set()
+    for label in vocabulary:
+        if _key(label) in seen:
+            raise TaskError(f"{file} names the class {_key(label)!r} twice.")
+        seen.add(_key(label))
+    return vocabulary
+
+
+def gather(name: str, rows: Iterable[Row], vocabulary: Sequence[Label] = ()) -> Labelled:
+    """One example for each file, and the classes.
+
+    Args:
+        name: of the set.
+        rows: in order; a file in several rows has the labels of all.
+        vocabulary: all classes in their order; labels are found by identifier or by name. Empty: the labels that
+            occur, sorted, numbers by their value.
+
+    Raises:
+        TaskError: no rows, a file in two splits, a label that the vocabulary lacks, a clip without label where no
+            clip has several.
+    """
+    merged = _one_per_file(rows)
+    if not merged:
+        raise TaskError(f"{name} holds no clips: its list is empty.")
+    if not vocabulary:
+        found = {label for row in merged for label in row.labels}
+        vocabulary = [Label("", label) for label in sorted(found, key=by_number)]
+    examples = _examples(merged, vocabulary)
+    single = all(len(example.labels) == 1 for example in examples)
+    if not single and not any(len(example.labels) > 1 for example in examples):
+        without = next(row for row in merged if not row.labels)
+        raise TaskError(f"{without.where}: {without.file.name} has no label, and no clip of {name} has several.")
+    return Labelled(
+        name=name,
+        examples=examples,
+        classes=tuple(_key(label) for label in vocabulary),
+        names=tuple(label.name for label in vocabulary),
+        single=single,
+    )
+
+
+def _key(label: Label) -> str:
+    return label.identifier or label.name
+
+
+def _one_per_file(rows: Iterable[Row]) -> list[Row]:
+    merged: list[Row] = []
+    places: dict[Path, int] = {}
+    for row in rows:
+        place = places.setdefault(row.file, len(merged))
+        if place == len(merged):
+            merged.append(row)
+            continue
+        first = merged[place]
+        if first.split != row.split:
+            raise TaskError(
+                f"{row.where}: {row.file.name} is in the split {row.split!r}, but {first.where} says {first.split!r}."
+            )
+        merged[place] = first._replace(labels=(*first.labels, *row.labels))
+    return merged
+
+
+def _examples(rows: Iterable[Row], vocabulary: Sequence[Label]) -> tuple[Example, ...]:
+    """Rows whose labels, by name or identifier, have become classes, each once."""
+    classes = {label.name: _key(label) for label in vocabulary} | {_key(label): _key(label) for label in vocabulary}
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    examples = []
+    for row in rows:
+        if row.labels not in known:
+            if strange := [label for label in row.labels if label not in classes]:
+                raise TaskError(f"{row.where}: {unknown('label', strange[0], classes)}")
+            known[row.labels] = tuple(dict.fromkeys(classes[label] for label in row.labels))
+        examples.append(Example(row.file, known[row.labels], row.split))
+    return tuple(examples)

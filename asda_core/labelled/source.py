@@ -1,0 +1,114 @@
+"""Where labelled audio comes from: the keys of a task file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from asda_core.config import require
+from asda_core.config_io import CONFIG_SUFFIXES, parse, read_yaml
+from asda_core.errors import ConfigError, unknown
+from asda_core.labelled.examples import TRAIN_VALID_TEST
+
+Format = Literal["auto", "folders", "csv", "esc50", "speech_commands", "urbansound8k", "audioset"]
+LEAVE_OUT = "leave_out"
+"""Key of `split` for the values of the split column that no part takes."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A labelled source.
+
+    Attributes:
+        data: a folder, or a table.
+        name: of the task; empty takes that of `data`.
+        format: "auto" finds out.
+        audio: folder of the audio, where it is not that of the table or list.
+        file_column, label_column, split_column: of a table; empty ones are recognised by their usual names.
+        label_separator: between the labels of a clip in a table.
+        split: train, valid, test and leave_out -> values of the split column.
+        folds: how many to draw where the source has no split of its own; 0 draws train, valid and test.
+        seed: of that draw.
+        vocabulary: file of the classes, as `asda_core.inference.classifying.read_labels` reads it.
+        set: changes to the recipe for this task.
+    """
+
+    data: str
+    name: str = ""
+    format: Format = "auto"
+    audio: str | None = None
+    file_column: str = ""
+    label_column: str = ""
+    split_column: str = ""
+    label_separator: str = ";"
+    split: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    folds: int = 0
+    seed: int = 0
+    vocabulary: str | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(bool(self.data), "data is empty; expected a folder or a table.")
+        require(bool(self.label_separator), "label_separator is empty; expected the text between two labels.")
+        require(self.folds == 0 or self.folds > 1, f"folds must be 0, or 2 or more, not {self.folds}.")
+        require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}.")
+        _check_split(self.split)
+
+
+def _check_split(split: Mapping[str, tuple[str, ...]]) -> None:
+    """Every key is known, every value belongs to one part, and there is something to train on and to test on."""
+    owner: dict[str, str] = {}
+    for part, values in split.items():
+        if part not in (*TRAIN_VALID_TEST, LEAVE_OUT):
+            raise ConfigError(f"{unknown('part', part, (*TRAIN_VALID_TEST, LEAVE_OUT))} (at split.{part})")
+        for value in values:
+            other = owner.setdefault(value, part)
+            require(other == part, f"split: the value {value!r} is in both {other} and {part}.")
+    if parts := sorted(set(split) - {LEAVE_OUT}):
+        require({"train", "test"} <= set(parts), f"split needs train and test (valid is optional), given {parts}.")
+
+
+def load_source(path: Path) -> tuple[SourceConfig, Path]:
+    """A task file, or labelled audio itself.
+
+    Args:
+        path: a YAML file with the keys of `SourceConfig`; or any folder or table, which is then its `data`.
+
+    Returns:
+        the source, and the folder that its relative paths are relative to.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or has wrong keys; its name stands before the message.
+    """
+    if path.suffix.lower() not in CONFIG_SUFFIXES:
+        return SourceConfig(data=str(path)), Path()
+    plain = read_yaml(path)
+    if isinstance(plain, dict) and isinstance(plain.get("split"), dict):
+        plain["split"] = {part: _words(values) for part, values in plain["split"].items()}
+    try:
+        return parse(SourceConfig, plain), path.parent
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _words(values: Any) -> Any:
+    """One value for a list of one, and numbers as the text that a table has: `test: 5` is ["5"]."""
+    listed = values if isinstance(values, list) else [values]
+    return [str(value) if type(value) is int else value for value in listed]
+
+
+def located(source: SourceConfig, here: Path) -> SourceConfig:
+    """The source with its name and with paths that no longer depend on `here`; `~` is the user's home."""
+    data = here / Path(source.data).expanduser()
+    named = data.resolve() if data.name in ("", "..") else data
+    return replace(
+        source,
+        data=str(data),
+        name=source.name or (named.name if named.is_dir() else named.stem),
+        audio=_from(here, source.audio),
+        vocabulary=_from(here, source.vocabulary),
+    )
+
+
+def _from(here: Path, given: str | None) -> str | None:
+    return None if given is None else str(here / Path(given).expanduser())

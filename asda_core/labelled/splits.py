@@ -1,0 +1,192 @@
+"""Splits and folds -> rounds: what is trained on, and what is tested on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from asda_core.errors import TaskError, unknown
+from asda_core.labelled.drawing import TURNS, deal
+from asda_core.labelled.examples import NO_SPLIT, TEST, TRAIN, TRAIN_VALID_TEST, VALID, Example, Labelled
+from asda_core.labelled.rows import by_number
+from asda_core.labelled.source import LEAVE_OUT, SourceConfig
+
+SPLIT_NAMES: Mapping[str, str] = {
+    "train": TRAIN,
+    "training": TRAIN,
+    "valid": VALID,
+    "val": VALID,
+    "validation": VALID,
+    "dev": VALID,
+    "test": TEST,
+    "testing": TEST,
+    "eval": TEST,
+    "evaluation": TEST,
+}
+"""How people call the three splits; nobody calls a class or a fold so."""
+FOLD = "fold"
+"""How the name of a round begins that is a fold."""
+MIN_FOLDS = 2
+"""One to test, one to train."""
+MANY = 5
+"""So many classes are named in a warning."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One training and its test: a fold, or the only one, whose name is empty."""
+
+    name: str
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+def usual_split(name: str) -> str:
+    """Train, valid or test, if the name is usual for one of them; else `NO_SPLIT`."""
+    return SPLIT_NAMES.get(name.lower(), NO_SPLIT)
+
+
+def rounds(data: Labelled, source: SourceConfig, only: Sequence[str] = ()) -> list[Round]:
+    """What to train and test, by the splits that the source has, or by a draw where it has none.
+
+    Args:
+        data: with whatever the source says as its splits.
+        source: may say which values are train, valid and test; folds and seed of a draw.
+        only: folds to choose, by value or name; empty takes all.
+
+    Returns:
+        one round for train, valid and test; or one for each fold, in order, which is its test split while all others
+        are its training split.
+
+    Raises:
+        TaskError: values that no part takes, train or test is missing, a single fold, or an unknown one in `only`.
+    """
+    examples: Sequence[Example] = data.examples
+    if all(example.split == NO_SPLIT for example in examples) and not source.split:
+        examples = _drawn(examples, source)
+    if bare := next((example for example in examples if example.split == NO_SPLIT), None):
+        raise TaskError(f"{data.name}: {bare.file} has no split; give it one, or take the key split away.")
+    values = {example.split for example in examples}
+    stated = _stated(values, source)
+    left_out = {value for value, part in stated.items() if part == LEAVE_OUT}
+    examples = [example for example in examples if example.split not in left_out]
+    part_of = _parts(values - left_out, stated, data.name)
+    if not part_of:
+        return _folds(examples, only, data.name)
+    if only:
+        raise TaskError(f"{data.name} has train and test and no folds, but the fold {only[0]!r} was asked for.")
+    parts = {
+        part: tuple(example for example in examples if part_of[example.split] == part) for part in TRAIN_VALID_TEST
+    }
+    return [Round("", **parts)]
+
+
+def _drawn(examples: Sequence[Example], source: SourceConfig) -> list[Example]:
+    """The same draw for any order of the examples."""
+    ordered = sorted(examples, key=lambda example: str(example.file))
+    turns = [str(fold + 1) for fold in range(source.folds)] or TURNS
+    dealt = deal([example.labels for example in ordered], turns, source.seed)
+    split = {example.file: turn for example, turn in zip(ordered, dealt, strict=True)}
+    return [replace(example, split=split[example.file]) for example in examples]
+
+
+def _stated(values: set[str], source: SourceConfig) -> dict[str, str]:
+    """Value -> part, as `source.split` has it; a folder `validation` was read as valid and may be called both."""
+    stated: dict[str, str] = {}
+    for part, named in source.split.items():
+        for value in named:
+            meant = value if value in values else usual_split(value)
+            if meant not in values:
+                raise TaskError(f"{unknown('value of the splits', value, values)} (at split.{part})")
+            stated[meant] = part
+    return stated
+
+
+def _parts(values: set[str], stated: Mapping[str, str], name: str) -> dict[str, str]:
+    """Value -> train, valid or test, as stated or as usual; empty where the values are folds."""
+    found = ", ".join(sorted(values))
+    by_statement = set(stated.values()) - {LEAVE_OUT}
+    part_of = {value: part for value in values if (part := stated.get(value, "") or usual_split(value))}
+    if by_statement:
+        if unstated := sorted(values - stated.keys()):
+            raise TaskError(f"{name}: split says nothing of {', '.join(unstated)}; name them in it, or as {LEAVE_OUT}.")
+    elif part_of and (strange := sorted(values - part_of.keys())):
+        raise TaskError(
+            f"{name}: the splits are {found}: {strange[0]} is neither train, valid nor test, and the others are no "
+            "folds; set split."
+        )
+    for part in (TRAIN, TEST):
+        if part_of and part not in part_of.values():
+            raise TaskError(f"{name} has no {part} split, only {found}; add one, or say by split which values are it.")
+    return part_of
+
+
+def _folds(examples: Sequence[Example], only: Sequence[str], name: str) -> list[Round]:
+    """A round for each value of the splits."""
+    values = sorted({example.split for example in examples}, key=_fold_number)
+    if len(values) < MIN_FOLDS:
+        raise TaskError(
+            f"{name}: {MIN_FOLDS} folds or more are needed, one to test and others to train; given {values}."
+        )
+    names = {value: value if value.lower().startswith(FOLD) else f"{FOLD}{value}" for value in values}
+    for wanted in only:
+        if wanted not in names and wanted not in names.values():
+            raise TaskError(unknown("fold", wanted, names.values()))
+    return [
+        Round(
+            names[value],
+            train=tuple(example for example in examples if example.split != value),
+            valid=(),
+            test=tuple(example for example in examples if example.split == value),
+        )
+        for value in values
+        if not only or value in only or names[value] in only
+    ]
+
+
+def _fold_number(value: str) -> tuple[bool, float, str]:
+    """Folds in order, called 2 and 10 or fold2 and fold_10."""
+    return by_number(value.lower().removeprefix(FOLD).strip(" _-"))
+
+
+def check_round(checked: Round, classes: Sequence[str], single: bool) -> list[str]:
+    """Whether a round can be trained and tested.
+
+    Args:
+        checked: the round.
+        classes: all classes of the set.
+        single: whether every clip has exactly one label.
+
+    Returns:
+        lines to warn of: classes without clips for training or for the test.
+
+    Raises:
+        TaskError: train or test is empty, fewer than two classes to train on, or a file is in both.
+    """
+    name = checked.name or "the task"
+    for part, examples in ((TRAIN, checked.train), (TEST, checked.test)):
+        if not examples:
+            raise TaskError(f"{name}: the {part} split is empty.")
+    trained, tested = _occurring(checked.train), _occurring(checked.test)
+    if len(trained) < 2:
+        found = ", ".join(trained) or "none"
+        raise TaskError(f"{name}: a classifier needs clips of two classes to train on; the train split has {found}.")
+    if both := {example.file for example in checked.train} & {example.file for example in checked.test}:
+        raise TaskError(f"{name}: {len(both)} files are in both train and test, the first is {min(both)}.")
+    warnings = []
+    if unseen := [label for label in classes if label not in trained]:
+        warnings.append(f"{name}: {_named(unseen)} without a clip to train on.")
+    if untested := [label for label in classes if label not in tested]:
+        effect = "the accuracy does not cover them" if single else "the mean over classes leaves them out"
+        warnings.append(f"{name}: {_named(untested)} without a clip in the test split; {effect}.")
+    if len(tested) == 1:
+        warnings.append(f"{name}: the test split has the one class {next(iter(tested))}; no AUC can be computed.")
+    return warnings
+
+
+def _occurring(examples: Iterable[Example]) -> dict[str, None]:
+    return dict.fromkeys(label for example in examples for label in example.labels)
+
+
+def _named(classes: Sequence[str]) -> str:
+    named = ", ".join(classes[:MANY]) + (", ..." if len(classes) > MANY else "")
+    return f"{len(classes)} {'class' if len(classes) == 1 else 'classes'} ({named})"

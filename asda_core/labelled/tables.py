@@ -1,0 +1,202 @@
+"""Tables with a header, as people write them: which column is what, which file a row means."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from asda_core.audio import AUDIO_SUFFIXES
+from asda_core.errors import TaskError, unknown
+from asda_core.labelled.examples import NO_SPLIT
+from asda_core.labelled.rows import Row
+from asda_core.labelled.source import SourceConfig
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "file": ("filename", "file_name", "file", "filepath", "path", "fname", "slice_file_name", "audio"),
+    "label": ("label", "labels", "category", "class", "target", "word", "tag", "tags"),
+    "split": ("split", "fold", "set", "subset"),
+}
+"""How the columns of public data sets are called, in lower case."""
+MAX_HEADER = 10_000
+"""So many characters of a file are looked at for its columns; what has no line so early is no table."""
+MANY_MISSING = 3
+"""So many missing files are named."""
+
+
+class TableRow(NamedTuple):
+    """A line of a table: its number, its values by column, and values beyond the last column."""
+
+    line: int
+    values: dict[str, str]
+    surplus: list[str]
+
+
+def read_text(file: Path) -> str:
+    """The text of a list, with or without a byte order mark.
+
+    Raises:
+        TaskError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise TaskError(f"cannot read {file}: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise TaskError(
+            f"cannot read {file}: byte {error.start} (0x{byte:02x}) is not UTF-8; save it as UTF-8."
+        ) from None
+
+
+def read_table(file: Path) -> tuple[list[str], list[TableRow]]:
+    """Columns and rows of a table by tabs, commas or semicolons, whichever its header has most of.
+
+    Raises:
+        TaskError: the file cannot be read, is not UTF-8, or no table.
+    """
+    text = io.StringIO(read_text(file), newline="")
+    header = text.readline()
+    text.seek(0)
+    reader = csv.DictReader(text, delimiter=_delimiter(header))
+    try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        rows = [_table_row(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise TaskError(f"cannot read {file}: {error} (after line {reader.line_num}).") from None
+    return list(reader.fieldnames), rows
+
+
+def read_header(file: Path) -> list[str]:
+    """The columns alone; what cannot be read has none."""
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as opened:
+            header = opened.readline(MAX_HEADER)
+    except OSError:
+        return []
+    return [name.strip() for row in csv.reader([header], delimiter=_delimiter(header)) for name in row]
+
+
+def _delimiter(header: str) -> str:
+    return max(",\t;", key=header.count)
+
+
+def _table_row(line: int, row: Mapping[str | None, str | list[str] | None]) -> TableRow:
+    surplus = row.get(None)
+    values = {key: value if isinstance(value, str) else "" for key, value in row.items() if key is not None}
+    return TableRow(line, values, surplus if isinstance(surplus, list) else [])
+
+
+def usual_column(role: str, columns: Sequence[str], where: Path) -> str | None:
+    """The column whose name is usual for "file", "label" or "split"; None if there is none.
+
+    Raises:
+        TaskError: several are.
+    """
+    fitting = [column for column in columns if column.lower() in USUAL_COLUMNS[role]]
+    if len(fitting) > 1:
+        raise TaskError(f"{where}: {' and '.join(fitting)} could each be the {role} column; set {role}_column to one.")
+    return fitting[0] if fitting else None
+
+
+def choose_column(role: str, given: str, columns: Sequence[str], table: Path) -> str | None:
+    """The column that the source names, or else the usual one.
+
+    Raises:
+        TaskError: the table lacks the named one; several are usual; or none is (but a table may lack a split).
+    """
+    if given:
+        if given not in columns:
+            raise TaskError(f"{table}: {unknown('column', given, columns)} (key {role}_column)")
+        return given
+    column = usual_column(role, columns, table)
+    if column is None and role != "split":
+        raise TaskError(
+            f"{table}: none of the columns {', '.join(columns)} is called as a {role} column usually is "
+            f"({', '.join(USUAL_COLUMNS[role])}); set {role}_column."
+        )
+    return column
+
+
+def table_rows(table: Path, source: SourceConfig, label_column: str = "") -> list[Row]:
+    """Rows of any table.
+
+    Args:
+        table: its file names are relative to `source.audio`; else to its own folder, or the folder `audio` in it.
+            Names without a suffix (FSD50K) are searched for below.
+        source: names the columns where they are not the usual ones.
+        label_column: the usual one of the data set, where the table has several.
+
+    Raises:
+        TaskError: a column or value is missing, a row is too long, or audio files are not there.
+    """
+    columns, lines = read_table(table)
+    if not columns:
+        raise TaskError(f"{table} is empty; expected a line with the names of the columns.")
+    file_column = choose_column("file", source.file_column, columns, table) or ""
+    label_column = choose_column("label", source.label_column or label_column, columns, table) or ""
+    split_column = choose_column("split", source.split_column, columns, table)
+    rows = []
+    for line, values, surplus in lines:
+        if any(surplus):
+            count = len(columns) + len(surplus)
+            raise TaskError(f"{table} line {line}: {count} values, but {len(columns)} columns; quote what has commas.")
+        for column in (file_column, split_column):
+            if column and not values[column].strip():
+                raise TaskError(f"{table} line {line}: the column {column} is empty.")
+        parts = (part.strip() for part in values[label_column].split(source.label_separator))
+        split = values[split_column].strip() if split_column else NO_SPLIT
+        rows.append(Row(Path(values[file_column].strip()), tuple(part for part in parts if part), split, table, line))
+    return present(_below(rows, table, source.audio), table)
+
+
+def _below(rows: Sequence[Row], table: Path, audio: str | None) -> Iterator[Row]:
+    """Rows with the whole paths of their files."""
+    folder = table.parent
+    if audio is not None:
+        folder = Path(audio)
+        if not folder.is_dir():
+            raise TaskError(f"no folder {folder} (key audio).")
+    elif rows and (folder / "audio").is_dir() and not (folder / rows[0].file).is_file():
+        folder = folder / "audio"
+    bare = any(row.file.suffix.lower() not in AUDIO_SUFFIXES for row in rows)
+    stems = files_by_stem(folder) if bare else {}
+    for row in rows:
+        yield row._replace(file=stems.get(row.file.name, folder / row.file))
+
+
+def files_by_stem(folder: Path) -> dict[str, Path]:
+    """Audio anywhere below a folder by its name without suffix, without a look at each file."""
+    found: dict[str, Path] = {}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in AUDIO_SUFFIXES:
+                found.setdefault(stem, Path(parent, name))
+    return found
+
+
+def present(rows: Iterator[Row], where: Path) -> list[Row]:
+    """The rows, if all their files are there, by one listing for each folder.
+
+    Raises:
+        TaskError: some are not.
+    """
+    kept: list[Row] = []
+    missing: list[Row] = []
+    names: dict[Path, set[str]] = {}
+    for row in rows:
+        parent = row.file.parent
+        if parent not in names:
+            names[parent] = set(os.listdir(parent)) if parent.is_dir() else set()
+        (kept if row.file.name in names[parent] else missing).append(row)
+    if missing:
+        named = ", ".join(f"{row.file} (line {row.line})" for row in missing[:MANY_MISSING])
+        raise TaskError(
+            f"{where}: {len(missing):,} of {len(missing) + len(kept):,} files are not there: "
+            f"{named}{', ...' if len(missing) > MANY_MISSING else ''}. Is the key audio right?"
+        )
+    return kept

@@ -1,0 +1,76 @@
+"""How a training is stopped at any moment and gone on with: signals, the optimiser's state, the log."""
+
+import json
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from asda_core.errors import AsdaError
+from asda_core.files import write_text
+
+STEP_SEED_STRIDE = 1_000_003
+"""Seed of a step = seed of the run x this + step: no two steps of any two runs share one while runs are shorter."""
+
+
+class TrainingStopped(AsdaError):
+    """The run was asked to stop; what it had done is saved."""
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of all that is drawn in an update (from 0)."""
+    return seed * STEP_SEED_STRIDE + step
+
+
+@contextmanager
+def stop_on_signal(ask: Callable[[], None]) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into `ask()`; a second Ctrl-C stops at once."""
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        ask()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def optimizer_states(named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as tensors with names: `parameter|key`."""
+    return {
+        f"{name}|{key}": torch.as_tensor(value).contiguous()
+        for name, parameter in named
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def put_states_back(
+    states: Mapping[str, Tensor],
+    named: Iterable[tuple[str, nn.Parameter]],
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> None:
+    """The inverse of `optimizer_states`."""
+    for name, parameter in named:
+        kept = {key.removeprefix(f"{name}|"): value for key, value in states.items() if key.startswith(f"{name}|")}
+        optimizer.state[parameter] = {key: value if key == "step" else value.to(device) for key, value in kept.items()}
+
+
+def drop_log_after(log: Path, step: int) -> None:
+    """Take out of the log what a killed run wrote after its last saved step: it will be written again."""
+    if log.exists():
+        lines = [
+            line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
+        write_text(log, "".join(f"{line}\n" for line in lines))

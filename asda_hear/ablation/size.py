@@ -1,0 +1,25 @@
+"""How large the model of a cell is."""
+
+from typing import Any
+
+import torch
+
+from asda_core.assemble import adapt, build_encoder, build_front_end
+from asda_core.catalog import Catalog
+from asda_core.config import RunConfig
+from asda_core.counting import encoder_flops
+from asda_core.inference.framing import num_frames
+
+
+def size_of(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
+    """Parameters of the encoder, those that train, and 10^9 operations of a forward pass over one training clip."""
+    with torch.random.fork_rng(devices=[]):
+        front_end = build_front_end(catalog, config.front_end, config.compat)
+        encoder = build_encoder(catalog, config.encoder, config.compat).eval()
+        adapt(catalog, config, encoder)
+    frames = num_frames(round(config.data.clip_seconds * front_end.sample_rate), front_end)
+    return {
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "trained": sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad),
+        "gflops": round(encoder_flops(encoder, int(front_end.num_bins), frames) / 1e9, 4),
+    }

@@ -1,0 +1,66 @@
+"""Task files."""
+
+from pathlib import Path
+
+import pytest
+
+from asda_core.errors import ConfigError
+from asda_core.labelled.reading import read_labelled
+from asda_core.labelled.source import SourceConfig, load_source, located
+from tests.labelled.making import sound, text
+
+
+def test_a_task_file_and_its_relative_paths(tmp_path: Path) -> None:
+    file = text(
+        tmp_path / "tasks" / "digits.yaml",
+        "data: ../data/table.csv\naudio: ../sounds\nlabel_column: digit\nfolds: 3\n"
+        "split: {train: [a, 1], test: b, leave_out: [c]}\nset: {steps: 10, recipe.rate: 0.1}\n",
+    )
+    source, here = load_source(file)
+    assert here == tmp_path / "tasks"
+    assert source.split == {"train": ("a", "1"), "test": ("b",), "leave_out": ("c",)}
+    assert source.set == {"steps": 10, "recipe.rate": 0.1}
+    sound(tmp_path / "sounds" / "x.wav")
+    sound(tmp_path / "sounds" / "y.wav")
+    text(tmp_path / "data" / "table.csv", "file,digit\nx.wav,1\ny.wav,0\n")
+    data = read_labelled(source, here)
+    assert (data.name, data.classes) == ("table", ("0", "1"))
+    assert all(each.file.is_file() for each in data.examples)
+
+
+def test_any_other_path_is_the_data_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_source(Path("data/esc.v2")) == (SourceConfig(data="data/esc.v2"), Path())
+    (tmp_path / "esc.v2").mkdir()
+    assert located(SourceConfig("esc.v2"), Path()).name == "esc.v2"
+    assert located(SourceConfig("."), tmp_path / "esc.v2").name == "esc.v2"
+    assert located(SourceConfig("a/list.v2.csv"), Path()).name == "list.v2"
+    assert located(SourceConfig("a", name="b"), Path()).name == "b"
+    assert located(SourceConfig("~/a", audio="~"), Path()).audio == str(Path.home())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: x\n", "task.yaml: data: Field required"),
+        ("data: x\nlabels: y\n", "unknown config key 'labels'. Did you mean 'label_"),
+        ("data: x\nformat: esc\n", "task.yaml: format: Input should be"),
+        ("data: ''\n", "data is empty"),
+        ("data: x\nfolds: 1\n", "folds must be 0, or 2 or more, not 1"),
+        ("data: x\nseed: -1\n", "seed must be 0 or more"),
+        ("data: x\nlabel_separator: ''\n", "label_separator is empty"),
+        ("data: x\nsplit: {train: [a], tests: [b]}\n", "unknown part 'tests'. Did you mean 'test'"),
+        ("data: x\nsplit: {train: [a], test: [b, a]}\n", "the value 'a' is in both train and test"),
+        ("data: x\nsplit: {train: [a]}\n", "split needs train and test .* given \\['train'\\]"),
+        ("data: x\nsplit: {train: [no], test: [b]}\n", "split.train.0: Input should be a valid string, given False"),
+        ("- a\n", "must be a mapping"),
+    ],
+)
+def test_wrong_task_files(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_source(text(tmp_path / "task.yaml", content))
+
+
+def test_a_missing_task_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the config"):
+        load_source(tmp_path / "none.yml")

@@ -1,0 +1,121 @@
+"""Tables with a header."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from asda_core.errors import TaskError
+from tests.labelled.making import found, read, sound, text
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    for name in ("a", "b", "c", "d"):
+        sound(tmp_path / f"{name}.wav")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", "filename,label,fold\na.wav,x,2\nb.wav,y,10\n"),
+        ("t.csv", "\ufefffold , Path , Class\n2, a.wav , x\n10, b.wav ,y\n"),
+        ("t.tsv", "fname\tcategory\tset\r\na.wav\tx\t2\r\nb.wav\ty\t10\r\n"),
+        ("t.csv", "file;word;subset\na.wav;x;2\n\nb.wav;y;10\n"),
+    ],
+)
+def test_usual_columns_and_delimiters(sounds: Path, name: str, content: str) -> None:
+    data = read(text(sounds / name, content))
+    assert found(data, sounds) == [("a.wav", ("x",), "2"), ("b.wav", ("y",), "10")]
+    assert (data.name, data.classes, data.single) == ("t", ("x", "y"), True)
+    assert read(sounds) == read(sounds / name, name=sounds.name)  # the one table of a folder
+
+
+def test_columns_by_name(sounds: Path) -> None:
+    content = "clip,label,digit,who\na.wav,x,10,ann\nb.wav,y,9,bob\nc.wav,y,-1.5,bob\n"
+    table = text(sounds / "t.csv", content)
+    data = read(table, file_column="clip", label_column="digit", split_column="who")
+    assert found(data, sounds) == [("a.wav", ("10",), "ann"), ("b.wav", ("9",), "bob"), ("c.wav", ("-1.5",), "bob")]
+    assert data.classes == ("-1.5", "9", "10")
+
+
+def test_several_labels(sounds: Path) -> None:
+    table = text(sounds / "t.csv", "file,labels\na.wav,x; y;x\nb.wav,\nc.wav,y\n")
+    data = read(table)
+    assert [each.labels for each in data.examples] == [("x", "y"), (), ("y",)]
+    assert (data.classes, data.single) == (("x", "y"), False)
+    text(table, 'file,labels\na.wav,"x, y"\nb.wav,z;w\n')
+    assert read(table, label_separator=",").classes == ("x", "y", "z;w")
+
+
+def test_a_file_in_several_rows(sounds: Path) -> None:
+    table = text(sounds / "t.csv", "file,label,split\na.wav,x,1\nb.wav,x,2\n./a.wav,y,1\na.wav,x,1\n")
+    assert found(read(table), sounds) == [("a.wav", ("x", "y"), "1"), ("b.wav", ("x",), "2")]
+    text(table, "file,label,split\na.wav,x,1\nb.wav,x,2\na.wav,y,2\n")
+    with pytest.raises(TaskError, match="t.csv line 4: a.wav is in the split '2', but .*t.csv line 2 says '1'"):
+        read(table)
+
+
+def test_where_the_audio_is(tmp_path: Path) -> None:
+    table = text(tmp_path / "lists" / "t.csv", "fname,label\n17,x\n18.1,y\n")
+    for name in ("17.wav", "deep/18.1.flac"):
+        sound(tmp_path / "lists" / "audio" / name)
+        sound(tmp_path / "elsewhere" / name)
+    assert [each.file for each in read(table).examples][1] == table.parent / "audio" / "deep" / "18.1.flac"
+    assert read(table, audio=str(tmp_path / "elsewhere")).examples[0].file == tmp_path / "elsewhere" / "17.wav"
+    with pytest.raises(TaskError, match="no folder .*nowhere \\(key audio\\)"):
+        read(table, audio=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file,path,label\na.wav,a.wav,x\n", "file and path could each be the file column; set file_column"),
+        ("file,target,category\na.wav,0,x\n", "target and category could each be the label column; set label_column"),
+        ("file,label,fold,split\na.wav,x,1,2\n", "fold and split could each be the split column; set split_column"),
+        ("clip,label\na.wav,x\n", "none of the columns clip, label is called as a file column .* set file_column"),
+        ("file,digit\na.wav,x\n", "none of the columns file, digit is called as a label column .* set label_column"),
+        ("file,label\n", "t holds no clips: its list is empty"),
+        ("", "t.csv is empty; expected a line with the names"),
+        ("file,label\na.wav,x\nb.wav,\n", "t.csv line 3: b.wav has no label, and no clip of t has several"),
+        ("file,label\na.wav,x\n,y\n", "line 3: the column file is empty"),
+        ("file,label,fold\na.wav,x,1\nb.wav,x\n", "line 3: the column fold is empty"),
+        ("file,label\na.wav,x,y\n", "line 2: 3 values, but 2 columns; quote what has commas"),
+        ("file,label\na.wav,x\nmissing.wav,y\n", "1 of 2 files are not there: .*missing.wav \\(line 3\\)"),
+        (
+            "file,label\na.wav,x\x00\x00\n" + "b" * 200_000 + ",y\n",
+            "cannot read .*t.csv: field larger .* \\(after line 2",
+        ),
+    ],
+)
+def test_wrong_tables(sounds: Path, content: str, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        read(text(sounds / "t.csv", content))
+
+
+def test_keys_that_do_not_fit(sounds: Path) -> None:
+    table = text(sounds / "t.csv", "file,labels\na.wav,x\n")
+    with pytest.raises(TaskError, match="unknown column 'label'. Did you mean 'labels'.*key label_column"):
+        read(table, label_column="label")
+    words = text(sounds / "words.txt", "y\nxx\n")
+    with pytest.raises(TaskError, match="t.csv line 2: unknown label 'x'. Did you mean 'xx'"):
+        read(table, vocabulary=str(words))
+    text(sounds / "u.csv", "file,labels\na.wav,x\n")
+    with pytest.raises(TaskError, match="expected one table that names files, found t.csv, u.csv"):
+        read(sounds)
+
+
+def test_not_utf8(sounds: Path) -> None:
+    (sounds / "t.csv").write_bytes("file,label\na.wav,Vögel\n".encode("latin-1"))
+    with pytest.raises(TaskError, match="byte 18 \\(0xf6\\) is not UTF-8"):
+        read(sounds / "t.csv")
+
+
+def test_random_tables_come_back(sounds: Path) -> None:
+    """What a csv writer quotes is read back: commas, quotes, umlauts, line breaks."""
+    generator = random.Random(0)
+    labels = {name: "".join(generator.choices('a"ö ,\n', k=6)) + "z" for name in ("a", "b", "c", "d")}
+    quoted = {name: label.replace('"', '""') for name, label in labels.items()}
+    table = text(sounds / "t.csv", "file,label\n" + "".join(f'{name}.wav,"{q}"\n' for name, q in quoted.items()))
+    assert [each.labels for each in read(table).examples] == [(label.strip(),) for label in labels.values()]
