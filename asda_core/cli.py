@@ -1,4 +1,4 @@
-"""The command `asda`: pretrain, finetune, embed, classify, convert, plugins, new-plugin, show."""
+"""The command `asda`: pretrain, finetune, test, embed, classify, convert, plugins, new-plugin, show."""
 
 import argparse
 import json
@@ -31,6 +31,7 @@ from asda_core.counting import encoder_flops
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import file_digest
 from asda_core.finetune.commands import add_finetune
+from asda_core.finetune.measuring import add_test
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.commands import add_classify, add_convert, add_embed
 from asda_core.inference.framing import num_frames
@@ -94,6 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=run_pretrain)
     add_finetune(commands.add_parser("finetune", help="checkpoints and labelled audio to classifiers, and a table"))
+    add_test(commands.add_parser("test", help="accuracy or mAP of a fine-tuned checkpoint on labelled audio"))
     add_embed(commands.add_parser("embed", help="audio files to files of embeddings, with any checkpoint"))
     add_classify(commands.add_parser("classify", help="labels of audio, with a fine-tuned checkpoint"))
     add_convert(commands.add_parser("convert", help="any checkpoint, as the released ones, to one of asda"))

@@ -28,7 +28,8 @@ CORE_ORDER = (
     "labelled.audioset", "labelled.reading", "finetune.augment", "finetune.resampling", "finetune.scoring",
     "finetune.pictures", "finetune.evaluation", "finetune.tuned", "finetune.optimizing", "finetune.sampling",
     "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.loop", "finetune.running",
-    "finetune.recipes", "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands",
+    "finetune.recipes", "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table",
+    "finetune.commands", "finetune.measuring",
     "inference.commands", "new_plugin", "testing", "matrix", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""

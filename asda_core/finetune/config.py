@@ -154,8 +154,21 @@ class StepDecayConfig:
         require(0 < self.factor <= 1, f"step_decay.factor must lie in (0, 1], not {self.factor}.")
 
 
-ESC50_OPTIMIZER = OptimizerConfig(peak_lr=5e-5, floor_lr=1e-6, warmup_steps=400, clip_norm=0.0)
-"""Rates of the released recipe for ESC-50. **Source**: finetuning_ESC50."""
+@dataclass(frozen=True)
+class FinetuneOptimizerConfig(OptimizerConfig):
+    """`OptimizerConfig` with the rates of the released recipe for ESC-50."""
+
+    peak_lr: float = 5e-5
+    floor_lr: float = 1e-6
+    warmup_steps: int = 400
+    clip_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class FinetuneDataConfig(DataConfig):
+    """`DataConfig` with clips of 512 frames."""
+
+    clip_seconds: float = CLIP_SECONDS
 
 
 @dataclass(frozen=True)
@@ -207,9 +220,9 @@ class FinetuneConfig:
     drop_path: float = 0.1
     head_rate: float = 1.0
     front_end: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: OptimizerConfig = ESC50_OPTIMIZER
+    optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
     step_decay: StepDecayConfig = StepDecayConfig()
-    data: DataConfig = DataConfig(clip_seconds=CLIP_SECONDS)
+    data: FinetuneDataConfig = FinetuneDataConfig()
     augment: AugmentConfig = AugmentConfig()
     sampling: SamplingConfig = SamplingConfig()
     steps: int = 0

@@ -58,21 +58,21 @@ def encode_once(
         return None
     found: list[Encoded] = []
     row = torch.full((len(examples),), -1)
+    room = recipe.data.cache_mebibytes * BYTES_PER_MEBIBYTE
+    waiting: list[Tensor] = []
     with torch.no_grad(), tqdm(examples, desc="encode", unit="clip", disable=not progress, leave=False) as bar:
-        waiting: list[Tensor] = []
         for number, example in enumerate(bar):
-            try:
-                whole = reader.stretch(example.file, 0.0) if recipe.data.crop == "first" else reader.whole(example.file)
-            except AudioError:
+            audio = _whole(reader, recipe, example)
+            if audio is None:
                 continue
-            if len(whole) > reader.num_samples:
+            if len(audio) > reader.num_samples:
                 return None  # another stretch of it in every epoch
             row[number] = int((row >= 0).sum())
-            waiting.append(whole)
-            if len(waiting) == CLIPS_PER_PASS:
+            waiting.append(audio)
+            if len(waiting) == CLIPS_PER_PASS or number + 1 == len(examples):
                 found.append(tuned.encoder(plain_features(tuned, recipe, waiting)))
                 waiting = []
-                if found[0].tokens[0].numel() * FLOAT_BYTES * len(examples) > _room(recipe):
+                if found[0].tokens[0].numel() * FLOAT_BYTES * len(examples) > room:
                     return None
         if waiting:
             found.append(tuned.encoder(plain_features(tuned, recipe, waiting)))
@@ -83,5 +83,9 @@ def encode_once(
     return EncodedClips(torch.cat([each.summary for each in found]), tokens, layout, row)
 
 
-def _room(recipe: FinetuneConfig) -> int:
-    return recipe.data.cache_mebibytes * BYTES_PER_MEBIBYTE
+def _whole(reader: ClipReader, recipe: FinetuneConfig, example: Example) -> Tensor | None:
+    """What training would hear of a clip; None if it cannot be read."""
+    try:
+        return reader.stretch(example.file, 0.0) if recipe.data.crop == "first" else reader.whole(example.file)
+    except AudioError:
+        return None

@@ -221,6 +221,9 @@ def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporte
     if looks or saves or last or step % recipe.log_every == 0 or step == 1:
         record = {name: float(value) for name, value in values.items()}
         _check_finite(record, training)
+    if looks or saves:
+        weights = {name: float(parameter.detach().sum()) for name, parameter in training.tuned.trained()}
+        _check_finite(weights, training)
     _average(training)
     if looks:
         record |= _evaluate(training)
@@ -274,8 +277,9 @@ def _save(training: Training) -> None:
 
 
 def _check_finite(values: Mapping[str, float], training: Training) -> None:
-    if not all(math.isfinite(value) for value in values.values()):
+    if wrong := {name: value for name, value in values.items() if not math.isfinite(value)}:
+        name, value = next(iter(wrong.items()))
         raise AsdaError(
-            f"the loss is no longer finite at step {training.step} ({dict(values)}); the last saved step is "
+            f"the training is no longer finite at step {training.step} ({name} is {value}); the last saved step is "
             f"{newest_step(training.folder)}. A lower optimizer.peak_lr or a longer warm-up may help."
         )

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from asda_core.errors import AudioError, TaskError
+from asda_core.errors import AsdaError, AudioError, TaskError
 from asda_core.finetune.batches import label_matrix, plain_features
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import Predictions
@@ -79,9 +79,15 @@ def predict(
     if not kept:
         reasons = "; ".join(list(hearing.skipped.values())[:3])
         raise TaskError(f"none of the {len(examples)} clips can be read. The first ones: {reasons}")
+    values = torch.cat(given)
+    if not bool(torch.isfinite(values).all()):
+        raise AsdaError(
+            "the model is no longer finite: it gives NaN as a probability. Its training went astray; a lower "
+            "optimizer.peak_lr or a longer warm-up may help."
+        )
     targets = label_matrix(kept, data.classes).numpy().astype(np.uint8)
     files = tuple(str(example.file) for example in kept)
-    return Predictions(files, targets, torch.cat(given).numpy(), data.classes, data.names, data.single)
+    return Predictions(files, targets, values.numpy(), data.classes, data.names, data.single)
 
 
 def _probabilities(hearing: Hearing, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Tensor]]:

@@ -124,28 +124,30 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
     write_text(folder / "recipe.yaml", to_yaml(job.recipe))
     spent = _train_and_count(training, folder, progress)
     chosen_step = _choose(training)
+    result = {"identity": identity, **_test(job, training, folder, progress), "step": chosen_step, **spent}
+    write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
+    for step in folder.glob(STEP_FOLDERS):
+        shutil.rmtree(step)
+    (folder / BEST_FILE).unlink(missing_ok=True)
+    return result
+
+
+def _test(job: Job, training: Training, folder: Path, progress: bool) -> dict[str, Any]:
+    """Evaluate the model as it is on the test clips, and write what was found."""
     made = predict(training.hearing, job.data, job.split.test, progress)
     title = f"{job.data.name} {job.split.name}".strip()
     scores = write_evaluation(folder, made, title, job.recipe.bootstrap)
     skipped = {**training.clips.skipped, **training.hearing.skipped}
-    result = {
-        "identity": identity,
+    return {
         "scores": scores.values,
         "intervals": scores.intervals,
         "notes": list(scores.notes),
         "clips": {"train": len(job.split.train), "valid": len(job.split.valid), "test": scores.num_clips},
         "skipped": {str(file): reason for file, reason in skipped.items()},
         "select": job.recipe.select,
-        "step": chosen_step,
         "steps": training.step,
-        **tuned.sizes(),
-        **spent,
+        **training.tuned.sizes(),
     }
-    write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
-    for step in folder.glob(STEP_FOLDERS):
-        shutil.rmtree(step)
-    (folder / BEST_FILE).unlink(missing_ok=True)
-    return result
 
 
 def _train_and_count(training: Training, folder: Path, progress: bool) -> dict[str, float]:

@@ -1,0 +1,102 @@
+"""`asda test`: what a fine-tuned checkpoint, ours or a released one, makes of labelled clips."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from asda_core.catalog import installed_catalog
+from asda_core.checkpoint import Checkpoint
+from asda_core.errors import TaskError, unknown
+from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
+from asda_core.finetune.evaluation import write_evaluation
+from asda_core.finetune.predicting import Hearing, predict
+from asda_core.finetune.scoring import Scores
+from asda_core.finetune.tuned import load_tuned
+from asda_core.labelled.examples import TEST, Example, Labelled
+from asda_core.labelled.reading import read_labelled
+from asda_core.labelled.source import load_source
+from asda_core.labelled.splits import rounds
+from asda_core.official.reading import read_model
+from asda_core.pretrain.data import ClipReader
+
+PARTS = ("train", "valid", "test", "all")
+BOOTSTRAP = 1000
+
+
+def add_test(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda test`."""
+    parser.add_argument("checkpoint", type=Path, help="fine-tuned: of asda (file or run folder), or released (.pt)")
+    parser.add_argument("--data", required=True, type=Path, help="labelled audio, as of asda finetune")
+    parser.add_argument("--part", choices=PARTS, default=TEST, help="which split; all takes every clip")
+    parser.add_argument("--fold", help="of data with folds: the one to test")
+    parser.add_argument("--out", type=Path, help="folder for predictions, tables and pictures (default: runs/test-...)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.set_defaults(run=run_test)
+
+
+def run_test(parsed: argparse.Namespace) -> None:
+    """`asda test`."""
+    source, here = load_source(parsed.data)
+    data = read_labelled(source, here)
+    if parsed.part == "all":
+        examples = data.examples
+    else:
+        folds = rounds(data, source, [parsed.fold] if parsed.fold else [])
+        if len(folds) > 1:
+            raise TaskError(f"{data.name} has {len(folds)} folds: name one by --fold, or take --part all.")
+        examples = getattr(folds[0], parsed.part)
+    if not examples:
+        raise TaskError(f"{data.name} has no clips in its {parsed.part} split.")
+    checkpoint = read_model(parsed.checkpoint)
+    if checkpoint.report:
+        print(checkpoint.report, file=sys.stderr)
+    out = parsed.out or Path("runs") / f"test-{parsed.checkpoint.stem}-{data.name}"
+    scores = measure(checkpoint, replace(data, examples=tuple(examples)), out, parsed.device)
+    print(json.dumps({"scores": scores.values, "intervals": scores.intervals, "clips": scores.num_clips}, indent=1))
+    for note in scores.notes:
+        print(note, file=sys.stderr)
+    print(out, file=sys.stderr)
+
+
+def measure(checkpoint: Checkpoint, data: Labelled, out: Path, device: str = "cpu", progress: bool = True) -> Scores:
+    """Evaluate a fine-tuned checkpoint on all clips of a set, and write predictions, tables and a picture.
+
+    Raises:
+        TaskError: the labels are not those of the model, or no clip can be read.
+        CheckpointError: it has no head.
+    """
+    tuned = load_tuned(checkpoint, installed_catalog(), device)
+    config = tuned.classifier.config
+    matched = with_classes_of(data, config.labels, config.num_classes)
+    recipe = FinetuneConfig(epochs=1, data=FinetuneDataConfig(**vars(checkpoint.config.data)))
+    hearing = Hearing(tuned, recipe, ClipReader(recipe.data, int(tuned.front_end.sample_rate)))
+    made = predict(hearing, matched, matched.examples, progress)
+    for reason in hearing.skipped.values():
+        print(f"skipped: {reason}", file=sys.stderr)
+    return write_evaluation(out, made, data.name, BOOTSTRAP)
+
+
+def with_classes_of(data: Labelled, labels: tuple[str, ...], num_classes: int) -> Labelled:
+    """The clips with the classes of a model, found by identifier or by name.
+
+    Raises:
+        TaskError: a class of the data is none of the model's, or the model does not name its classes and has others.
+    """
+    if not labels:
+        if len(data.classes) != num_classes:
+            raise TaskError(f"the model has {num_classes} classes without names, and the data {len(data.classes)}.")
+        return data
+    own = dict(zip(data.classes, data.names, strict=True))
+    meant = {name: name if name in labels else own[name] for name in data.classes}
+    if strange := sorted(name for name in meant.values() if name not in labels):
+        raise TaskError(f"{unknown('class', strange[0], labels)} (of {data.name}, for the classes of the model)")
+    back = {identifier: own[name] for name, identifier in meant.items()}
+    examples = tuple(
+        Example(example.file, tuple(meant[label] for label in example.labels), example.split)
+        for example in data.examples
+    )
+    return replace(data, examples=examples, classes=labels, names=tuple(back.get(label, label) for label in labels))

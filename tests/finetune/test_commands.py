@@ -1,0 +1,214 @@
+"""`asda finetune` and `asda test` as users call them, and where a fine-tuned checkpoint goes then."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import read_checkpoint
+from asda_core.cli import main
+from asda_core.config_io import to_yaml
+from asda_core.finetune.evaluation import load_predictions
+from asda_core.finetune.sweep import named_starts
+from asda_core.official.reading import read_model
+from asda_hear.api import get_scene_embeddings, load_model
+from asda_hear.cli import main as hear_main
+from tests.finetune.making import SECONDS, small_checkpoint, small_recipe, small_run, write_table, write_tones
+
+
+@pytest.fixture
+def place(tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe, a checkpoint, a config and a table of folds; commands run in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(to_yaml(small_recipe()))
+    (tmp_path / "small.yaml").write_text(to_yaml(small_run()))
+    small_checkpoint(tmp_path / "start", catalog)
+    write_table(tmp_path / "tones")
+    return tmp_path
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_folds_modes_seeds_and_checkpoints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command, one table; a second time nothing is trained."""
+    command = "finetune recipe.yaml --checkpoint mine=start scratch=small.yaml --data tones/tones.csv".split()
+    command += "--modes full linear low_rank --seeds 0 1 --out out".split()
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    rows = rows_of(place / "out" / "runs.csv")
+    assert len(rows) == 2 * 3 * 2 * 2
+    lines = [line for line in table.splitlines() if line.startswith(("| mine", "| scratch"))]
+    assert [line.split(" | ")[0] + line.split(" | ")[1] for line in lines] == [
+        f"| {label}{mode}" for label in ("mine", "scratch") for mode in ("full", "linear", "low_rank")
+    ]
+    for line in lines:
+        cells = line.strip("| ").split(" | ")
+        members = [row for row in rows if [row["checkpoint"], row["mode"]] == cells[:2]]
+        means = [sum(float(r["accuracy"]) for r in members if r["seed"] == seed) / 2 for seed in ("0", "1")]
+        assert cells[4].startswith(f"{sum(means) / 2:.3f} ±")
+        assert cells[2] == f"{int(members[0]['trained']):,}"
+        assert cells[3] == f"{100 * int(members[0]['trained']) / int(members[0]['parameters']):.1f} %"
+    before = (place / "out" / "table.md").read_text()
+    stamps = {file: file.stat().st_mtime_ns for file in (place / "out").rglob("model.safetensors")}
+    assert main(command) == 0
+    assert (place / "out" / "table.md").read_text() == before
+    assert {file: file.stat().st_mtime_ns for file in (place / "out").rglob("model.safetensors")} == stamps
+
+
+def test_one_seed_has_the_interval_of_a_bootstrap(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| start"))
+    value, low, high = line.split(" | ")[4].replace("[", "").replace("]", "").replace(",", "").split()
+    assert float(low) <= float(value) <= float(high)
+
+
+def test_one_fold_and_a_seed_in_the_path(place: Path, catalog: Catalog, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (4, 5):
+        small_checkpoint(place / f"seed{seed}", catalog, small_run())
+    arguments = ["finetune", "recipe.yaml", "--checkpoint", "mine=seed{seed}", "--data", "tones/tones.csv", "--folds",
+                 "2", "--seeds", "4", "5", "--out", "out"]  # fmt: skip
+    assert main(arguments) == 0
+    assert {(row["split"], row["seed"]) for row in rows_of(place / "out" / "runs.csv")} == {
+        ("fold2", "4"),
+        ("fold2", "5"),
+    }
+    assert main([*arguments[:-3], "6", "--out", "out"]) == 1
+    assert "no checkpoint or config at seed6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--modes", "bottelneck"], "Did you mean 'bottleneck'"),
+        (["--modes", "full", "full"], "--modes has 'full' twice"),
+        (["--folds", "7"], "unknown fold '7'"),
+        (["--set", "epoch=3"], "unknown config key 'epoch'"),
+        (["--set", "epochs"], "key=value"),
+        (["--checkpoint", "nowhere.pt"], "no checkpoint or config at nowhere.pt"),
+        (["--checkpoint", "start", "start"], "a label of its own"),
+        (["--data", "gone"], "gone"),
+        (["--continual"], "--tasks"),
+        (["--set", "mode=adapter"], "needs one"),
+        (["--set", "loss=mse"], "loss"),
+    ],
+)
+def test_mistakes_are_one_line(
+    change: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = {"--checkpoint": ["start"], "--data": ["tones/tones.csv"], "--out": ["out"]}
+    usual[change[0]] = change[1:]
+    assert main(["finetune", "recipe.yaml", *(word for key, values in usual.items() for word in [key, *values])]) == 1
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+    assert not list(place.rglob("model.safetensors"))[1:]
+
+
+def test_a_run_that_fails_leaves_the_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fold of which nothing can be read fails; the others are trained and in the table."""
+    write_table(place / "tones", folds=3, clips=6)
+    for file in (place / "tones" / "audio").rglob("*.wav"):
+        if int(file.stem) % 3 == 0:  # fold 1
+            file.write_bytes(b"no audio")
+    assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]) == 1
+    told = capsys.readouterr()
+    assert "1 of 3 runs failed" in told.err
+    assert "| start" in told.out
+    assert {row["split"] for row in rows_of(place / "out" / "runs.csv")} == {"fold2", "fold3"}
+
+
+def test_the_command_says_what_asda_classify_says(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Predictions of the evaluation, `asda test` and `asda classify` are the same, for short and for long clips."""
+    write_tones(place / "long" / "audio", clips=2, seconds=1.3)
+    (place / "long" / "long.csv").write_text(
+        "filename,split,label\n" + "".join(
+            f"audio/tone{label}/{number}.wav,{'train' if number else 'test'},tone{label}\n"
+            for label in range(3) for number in range(2)
+        )
+    )  # fmt: skip
+    for data in ("tones/tones.csv", "long/long.csv"):
+        folds = ["--folds", "1"] if data.startswith("tones") else []
+        assert (
+            main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", data, *folds, "--out", data[:4]]) == 0
+        )
+        run = next((place / data[:4]).glob("start-*"))
+        made = load_predictions(run / "predictions.npz")
+        capsys.readouterr()
+        assert main(["classify", *made.files, "--checkpoint", str(run), "--json", "--device", "cpu"]) == 0
+        for line, row in zip(capsys.readouterr().out.splitlines(), made.given, strict=True):
+            said = {each["label"]: each["probability"] for each in json.loads(line)["labels"]}
+            torch.testing.assert_close(
+                torch.tensor([said[name] for name in made.classes]), torch.from_numpy(row), rtol=1e-4, atol=1e-5
+            )
+        fold = ["--fold", "1"] if folds else []
+        assert main(["test", str(run), "--data", data, *fold, "--out", "tested", "--device", "cpu"]) == 0
+        again = load_predictions(place / "tested" / "predictions.npz")
+        assert again.files == made.files
+        torch.testing.assert_close(torch.from_numpy(again.given), torch.from_numpy(made.given), rtol=1e-4, atol=1e-5)
+        assert json.loads(capsys.readouterr().out)["scores"]["accuracy"] == pytest.approx(
+            json.loads((run / "result.json").read_text())["scores"]["accuracy"]
+        )
+
+
+def test_labels_of_another_set_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]) == 0
+    run = next((place / "out").glob("start-*"))
+    other = write_tones(place / "other")
+    (other / "tone1").rename(other / "tune1")
+    assert main(["test", str(run), "--data", "other", "--part", "all"]) == 1
+    assert "Did you mean 'tone1'" in capsys.readouterr().err
+    assert main(["test", str(place / "start"), "--data", "tones/tones.csv", "--part", "all"]) == 1
+    assert "no classifier" in capsys.readouterr().err
+    assert main(["test", str(run), "--data", "tones/tones.csv"]) == 1
+    assert "--fold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["full", "convolution"])
+def test_a_fine_tuned_checkpoint_answers_hear_and_goes_into_plans(
+    mode: str, place: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "1",
+                 "--modes", mode, "--out", "out"]) == 0  # fmt: skip
+    run = next((place / "out").glob("start-*"))
+    audio = torch.from_numpy(soundfile.read(place / "tones" / "audio" / "tone0" / "0.wav", dtype="float32")[0])[None]
+    tuned, before = load_model(str(run), catalog=catalog), load_model(str(place / "start"), catalog=catalog)
+    assert not torch.equal(get_scene_embeddings(audio, tuned), get_scene_embeddings(audio, before))
+    assert main(["embed", "tones/audio/tone0", "--checkpoint", str(run), "--out", "embedded", "--device", "cpu"]) == 0
+    assert main(["convert", str(run), "converted.safetensors"]) == 0
+    assert read_checkpoint(place / "converted.safetensors").classifier == read_checkpoint(run).classifier
+    hear_main(["tasks", "build", "tones", "tones/audio", "--folds", "3", "--out", "tasks"])
+    adapter = "" if mode == "full" else "set: {adapter: convolution}\n"
+    (place / "plan.yaml").write_text(
+        f"base: small.yaml\ninit: {run.relative_to(place)}\ntasks: {{folder: tasks}}\n"
+        f"baselines: {{tuned: {run.relative_to(place)}}}\n"
+        f"data: [tones/audio]\n{adapter}axes: {{steps: [0, 1]}}\n"
+    )
+    capsys.readouterr()
+    assert hear_main(["ablate", "plan.yaml", "--dry-run", "--out", "plan"]) == 0
+    assert "baseline tuned" in capsys.readouterr().out
+
+
+def test_a_path_as_a_config_and_labels(tmp_path: Path) -> None:
+    assert named_starts(["runs/mine/model.safetensors", "b=x.pt", "EAT.pt"]) == {
+        "mine": "runs/mine/model.safetensors", "b": "x.pt", "EAT": "EAT.pt",
+    }  # fmt: skip
+
+
+def test_the_released_model_is_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fine-tuned file as the release writes it, on a table whose labels are its mids."""
+    golden = Path(__file__).parents[1] / "golden" / "finetune_asda.pt"
+    classifier = read_model(golden).classifier
+    assert classifier is not None
+    write_tones(tmp_path / "audio", classes=len(classifier.labels), clips=2, seconds=SECONDS)
+    rows = [f"tone{label}/{clip}.wav,{name}" for label, name in enumerate(classifier.labels) for clip in range(2)]
+    (tmp_path / "set.csv").write_text("\n".join(["filename,label", *rows]))
+    assert main(["test", str(golden), "--data", str(tmp_path / "set.csv"), "--part", "all", "--out",
+                 str(tmp_path / "out"), "--device", "cpu"]) == 0  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["clips"] == 2 * len(classifier.labels)

@@ -1,0 +1,351 @@
+"""A fine-tuning from a checkpoint to a figure: it learns, chooses, stops, goes on, and is not done twice."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import asda_core.finetune.loop as loop
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import Checkpoint, read_checkpoint
+from asda_core.errors import AsdaError, ConfigError, TaskError
+from asda_core.files import file_digest
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.evaluation import load_predictions
+from asda_core.finetune.running import Job, finetune, prepared
+from asda_core.finetune.tuned import load_tuned
+from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.reading import read_labelled
+from asda_core.labelled.source import SourceConfig
+from asda_core.labelled.splits import Round, rounds
+from asda_core.pretrain.resuming import TrainingStopped
+from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_tones
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Labelled, Round]:
+    source = SourceConfig(data=str(write_tones(tmp_path_factory.mktemp("tones") / "tones")))
+    data = read_labelled(source, Path())
+    return data, rounds(data, source)[0]
+
+
+@pytest.fixture
+def start(tmp_path: Path, catalog: Catalog) -> Checkpoint:
+    return small_checkpoint(tmp_path / "start", catalog)
+
+
+def job_of(tones: tuple[Labelled, Round], start: Checkpoint, recipe: FinetuneConfig) -> Job:
+    data, split = tones
+    return Job(recipe, start, data, split, file_digest(start.file))
+
+
+def weights(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return dict(read_checkpoint(folder / name).tensors)
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_it_learns(tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path) -> None:
+    """Three tones are told apart, and the files say so: predictions, scores, weights agree with each other."""
+    job = job_of(
+        tones,
+        start,
+        small_recipe(
+            steps=150, pooling="mean", augment={"roll": True}, optimizer={"peak_lr": 0.005, "warmup_steps": 10}
+        ),
+    )
+    result = finetune(job, tmp_path / "run", catalog, progress=False)
+    assert result["scores"]["accuracy"] == 1.0
+    assert sum(result["clips"].values()) == len(tones[0].examples)
+    made = load_predictions(tmp_path / "run" / "predictions.npz")
+    assert (made.given.argmax(1) == made.targets.argmax(1)).mean() == result["scores"]["accuracy"]
+    tuned = load_tuned(read_checkpoint(tmp_path / "run"), catalog)
+    assert tuned.classifier.config.labels == ("tone0", "tone1", "tone2")
+    for name in ("confusion.png", "per_class.csv", "scores.json", "recipe.yaml", "log.jsonl"):
+        assert (tmp_path / "run" / name).stat().st_size > 0, name
+    assert not list((tmp_path / "run").glob("step-*"))
+
+
+def test_stopped_at_any_step_it_ends_the_same(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(
+        augment={"roll": True, "mixup": {"probability": 0.5}, "spec_augment": {"share": 0.2}, "noise": 0.1,
+                 "time_shift": 3},
+        drop_path=0.2, select="valid", evaluations=3, checkpoint_every=2, average_from_epoch=0,
+    )  # fmt: skip
+    job = job_of(tones, start, recipe)
+    whole = finetune(job, tmp_path / "whole", catalog, progress=False)
+    real = loop._train_step
+    for stop_at in (1, 3, 5):
+        folder = tmp_path / f"stopped{stop_at}"
+        steps = []
+
+        def dying(training: loop.Training, *rest: object, stop_at: int = stop_at, steps: list[int] = steps) -> object:
+            if training.step == stop_at and not steps:
+                steps.append(training.step)
+                raise KeyboardInterrupt  # as a kill: nothing is saved at this point
+            return real(training, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(loop, "_train_step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(job, folder, catalog, progress=False)
+        again = finetune(job, folder, catalog, progress=False)
+        assert steps == [stop_at]
+        assert again["scores"] == whole["scores"]
+        assert again["step"] == whole["step"]
+        assert equal(weights(folder), weights(tmp_path / "whole"))
+        assert equal(weights(folder, "last.safetensors"), weights(tmp_path / "whole", "last.safetensors"))
+
+
+def test_a_signal_saves_and_goes_on(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tones, start, small_recipe())
+    whole = finetune(job, tmp_path / "whole", catalog, progress=False)
+    real = loop._train_step
+
+    def asked(training: loop.Training, *rest: object) -> object:
+        values = real(training, *rest)  # type: ignore[arg-type]
+        if training.step == 2:
+            training.ask_to_stop()
+        return values
+
+    monkeypatch.setattr(loop, "_train_step", asked)
+    with pytest.raises(TrainingStopped, match="stopped after step 2 of 6"):
+        finetune(job, tmp_path / "run", catalog, progress=False)
+    monkeypatch.setattr(loop, "_train_step", real)
+    assert finetune(job, tmp_path / "run", catalog, progress=False)["scores"] == whole["scores"]
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_what_is_done_is_not_done_again(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tones, start, small_recipe(steps=1))
+    first = finetune(job, tmp_path / "run", catalog, progress=False)
+    monkeypatch.setattr(loop, "_train_step", lambda *_: pytest.fail("trained again"))
+    assert finetune(job, tmp_path / "run", catalog, progress=False) == json.loads(json.dumps(first))
+
+
+def test_a_folder_of_another_run_is_refused(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(training: loop.Training) -> None:
+        loop._save(training)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_average", stop)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(job_of(tones, start, small_recipe()), tmp_path / "run", catalog, progress=False)
+    with pytest.raises(ConfigError, match="another recipe, data or start"):
+        finetune(job_of(tones, start, small_recipe(pooling="mean")), tmp_path / "run", catalog, progress=False)
+
+
+def test_the_best_weights_are_kept(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of evaluations 0.2, 0.9, 0.9, 0.1 the first best one is chosen; the last weights stay beside."""
+    values = iter([0.2, 0.9, 0.9, 0.1])
+    real = loop.score
+
+    def told(*arguments: object, **named: object) -> object:
+        scores = real(*arguments, **named)  # type: ignore[arg-type]
+        return replace(scores, values={**scores.values, "accuracy": next(values)})
+
+    monkeypatch.setattr(loop, "score", told)
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+    write = loop.write_model
+    monkeypatch.setattr(loop, "write_model", lambda file, tensors, metadata: (
+        kept.setdefault(len(kept), {name: t.clone() for name, t in tensors.items()}), write(file, tensors, metadata)
+    ))  # fmt: skip
+    result = finetune(
+        job_of(tones, start, small_recipe(steps=4, evaluations=4)), tmp_path / "run", catalog, progress=False
+    )
+    assert (result["select"], result["step"], result["steps"]) == ("valid", 2, 4)
+    assert equal(weights(tmp_path / "run"), kept[1])
+    assert not equal(weights(tmp_path / "run", "last.safetensors"), kept[1])
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["valid_accuracy"] for line in logged] == [0.2, 0.9, 0.9, 0.1]
+
+
+def test_early_stop(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.5, 0.4, 0.4, 0.9])
+    real = loop.score
+    monkeypatch.setattr(
+        loop, "score", lambda *a, **n: (lambda s: replace(s, values={"accuracy": next(values)}))(real(*a, **n))
+    )
+    recipe = small_recipe(steps=20, evaluations=20, patience=2)
+    result = finetune(job_of(tones, start, recipe), tmp_path / "run", catalog, progress=False)
+    assert (result["step"], result["steps"]) == (1, 3)
+
+
+def test_the_average_of_the_ends_of_epochs(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    real = loop._average
+
+    def watched(training: loop.Training) -> None:
+        seen[training.step] = {name: p.detach().clone() for name, p in training.tuned.trained()}
+        real(training)
+
+    monkeypatch.setattr(loop, "_average", watched)
+    _, split = tones
+    batch = len(split.train) // 3
+    recipe = small_recipe(
+        steps=12, select="last", average_from_epoch=2, data={"clip_seconds": 0.335, "batch_size": batch}
+    )
+    finetune(job_of(tones, start, recipe), tmp_path / "run", catalog, progress=False)
+    per_epoch = len(split.train) / batch
+    ends = [
+        step for step in range(1, 13) if int(step / per_epoch) > int((step - 1) / per_epoch) and step >= 2 * per_epoch
+    ]
+    assert len(ends) >= 2
+    chosen = weights(tmp_path / "run")
+    for name, value in seen[12].items():
+        wanted = torch.stack([seen[step][name] for step in ends]).mean(0)
+        torch.testing.assert_close(chosen[name], wanted)
+        assert torch.equal(weights(tmp_path / "run", "last.safetensors")[name], value)
+
+
+def test_validation_clips_are_held_out(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+) -> None:
+    data, split = tones
+    bare = (data, replace(split, valid=()))
+    job = prepared(job_of(bare, start, small_recipe(valid_share=0.25)))
+    assert job.recipe.select == "valid"
+    assert {example.labels[0] for example in job.split.valid} == set(data.classes)
+    assert not set(job.split.valid) & set(job.split.train)
+    assert set(job.split.valid) | set(job.split.train) == set(split.train)
+    assert prepared(job_of(bare, start, small_recipe())).recipe.select == "last"
+    with pytest.raises(ConfigError, match="valid_share"):
+        prepared(job_of(bare, start, small_recipe(select="valid")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("no train", "train split is empty"),
+        ("no test", "test split is empty"),
+        ("one class", "two classes to train on"),
+        ("unreadable", "none of the .* audio files is readable"),
+    ],
+)
+def test_splits_that_cannot_be(
+    change: str, message: str, tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+) -> None:
+    data, split = tones
+    broken = {
+        "no train": replace(split, train=()),
+        "no test": replace(split, test=()),
+        "one class": replace(split, train=tuple(e for e in split.train if e.labels == ("tone0",))),
+        "unreadable": replace(split, train=tuple(Example(tmp_path / e.file.name, e.labels) for e in split.train)),
+    }[change]  # fmt: skip
+    with pytest.raises(AsdaError, match=message):
+        finetune(job_of((data, broken), start, small_recipe()), tmp_path / "run", catalog, progress=False)
+
+
+def test_a_clip_that_cannot_be_read_is_named_and_left_out(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+) -> None:
+    data, split = tones
+    for number, part in enumerate(("train", "test")):
+        bad = tmp_path / f"bad{number}.wav"
+        bad.write_bytes(b"RIFF nothing")
+        split = replace(split, **{part: (*getattr(split, part), Example(bad, ("tone1",)))})
+    result = finetune(job_of((data, split), start, small_recipe()), tmp_path / "run", catalog, progress=False)
+    assert {Path(file).name for file in result["skipped"]} == {"bad0.wav", "bad1.wav"}
+    assert result["clips"]["test"] == len(split.test) - 1
+
+
+def test_a_fold_without_a_class_and_a_test_of_one_class(
+    tones: tuple[Labelled, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, split = tones
+    split = replace(
+        split,
+        train=tuple(e for e in split.train if e.labels != ("tone2",)),
+        valid=(),
+        test=tuple(e for e in split.test if e.labels == ("tone1",)),
+    )
+    result = finetune(job_of((data, split), start, small_recipe()), tmp_path / "run", catalog, progress=False)
+    told = capsys.readouterr().err
+    assert "tone2" in told
+    assert "one class" in told
+    assert result["scores"]["AUC"] is None
+    assert 0 <= result["scores"]["accuracy"] <= 1
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+) -> None:
+    recipe = small_recipe(optimizer={"peak_lr": 1e30, "warmup_steps": 0, "clip_norm": 0.0}, log_every=1)
+    with pytest.raises(AsdaError, match="no longer finite"):
+        finetune(job_of(tones, start, recipe), tmp_path / "run", catalog, progress=False)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_several_labels_need_binary_cross_entropy(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+) -> None:
+    data, split = tones
+    several = replace(data, single=False)
+    parts = [
+        [Example(e.file, tuple({*e.labels, "tone0"})) for e in part] for part in (split.train, split.valid, split.test)
+    ]
+    split = Round("", *map(tuple, parts))
+    with pytest.raises(ConfigError, match="binary_cross_entropy"):
+        finetune(job_of((several, split), start, small_recipe()), tmp_path / "run", catalog, progress=False)
+    recipe = small_recipe(loss="binary_cross_entropy")
+    result = finetune(job_of((several, split), start, recipe), tmp_path / "run", catalog, progress=False)
+    assert result["scores"]["accuracy"] is None
+    assert 0 < result["scores"]["mAP"] <= 1
+    made = load_predictions(tmp_path / "run" / "predictions.npz")
+    assert not np.allclose(made.given.sum(1), 1)
+
+
+def test_weights_are_drawn_from_the_seed_without_a_checkpoint(
+    tones: tuple[Labelled, Round], catalog: Catalog, tmp_path: Path
+) -> None:
+    data, split = tones
+    jobs = [Job(small_recipe(seed=seed, steps=1), small_run(), data, split) for seed in (1, 1, 2)]
+    found = []
+    for number, job in enumerate(jobs):
+        finetune(job, tmp_path / str(number), catalog, progress=False)
+        found.append(weights(tmp_path / str(number)))
+    assert equal(found[0], found[1])
+    assert not equal(found[0], found[2])
+
+
+def test_epochs_and_steps() -> None:
+    with pytest.raises(ConfigError, match="either steps or epochs"):
+        small_recipe(steps=3, epochs=2)
+    with pytest.raises(ConfigError, match="either steps or epochs"):
+        small_recipe(steps=0)
+    assert math.isclose(small_recipe(epochs=0.5).epochs, 0.5)
+
+
+def test_no_clip_can_be_heard(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+) -> None:
+    data, split = tones
+    split = replace(split, test=(Example(tmp_path / "gone.wav", ("tone0",)),))
+    with pytest.raises(TaskError, match="none of the 1 clips"):
+        finetune(job_of((data, split), start, small_recipe()), tmp_path / "run", catalog, progress=False)
