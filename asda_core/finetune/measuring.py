@@ -34,6 +34,12 @@ def add_test(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=PARTS, default=TEST, help="which split; all takes every clip")
     parser.add_argument("--fold", help="of data with folds: the one to test")
     parser.add_argument("--out", type=Path, help="folder for predictions, tables and pictures (default: runs/test-...)")
+    parser.add_argument(
+        "--compat",
+        choices=["default", "released"],
+        default="default",
+        help="released: leave clips out, and cut long ones, as the training of a released checkpoint did",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.set_defaults(run=run_test)
 
@@ -55,15 +61,33 @@ def run_test(parsed: argparse.Namespace) -> None:
     if checkpoint.report:
         print(checkpoint.report, file=sys.stderr)
     out = parsed.out or Path("runs") / f"test-{parsed.checkpoint.stem}-{data.name}"
-    scores = measure(checkpoint, replace(data, examples=tuple(examples)), out, parsed.device)
+    scores = measure(
+        checkpoint, replace(data, examples=tuple(examples)), out, parsed.device, parsed.compat == "released"
+    )
     print(json.dumps({"scores": scores.values, "intervals": scores.intervals, "clips": scores.num_clips}, indent=1))
     for note in scores.notes:
         print(note, file=sys.stderr)
     print(out, file=sys.stderr)
 
 
-def measure(checkpoint: Checkpoint, data: Labelled, out: Path, device: str = "cpu", progress: bool = True) -> Scores:
+def measure(
+    checkpoint: Checkpoint,
+    data: Labelled,
+    out: Path,
+    device: str = "cpu",
+    released: bool = False,
+    progress: bool = True,
+) -> Scores:
     """Evaluate a fine-tuned checkpoint on all clips of a set, and write predictions, tables and a picture.
+
+    Args:
+        checkpoint: with a head.
+        data: clips and labels.
+        out: folder to write to.
+        device: "cpu", "cuda", ...
+        released: whether clips are cut and left out as in the training of a released checkpoint, where short ones do
+            not count and of long ones the beginning does; else every clip counts whole, as `asda classify` hears it.
+        progress: whether to show a bar.
 
     Raises:
         TaskError: the labels are not those of the model, or no clip can be read.
@@ -72,7 +96,9 @@ def measure(checkpoint: Checkpoint, data: Labelled, out: Path, device: str = "cp
     tuned = load_tuned(checkpoint, installed_catalog(), device)
     config = tuned.classifier.config
     matched = with_classes_of(data, config.labels, config.num_classes)
-    recipe = FinetuneConfig(epochs=1, data=FinetuneDataConfig(**vars(checkpoint.config.data)))
+    usual = FinetuneDataConfig(**vars(checkpoint.config.data))
+    cut = usual if released else replace(usual, crop="random", min_samples=0, resample_along="time")
+    recipe = FinetuneConfig(epochs=1, data=cut)
     hearing = Hearing(tuned, recipe, ClipReader(recipe.data, int(tuned.front_end.sample_rate)))
     made = predict(hearing, matched, matched.examples, progress)
     for reason in hearing.skipped.values():

@@ -84,6 +84,24 @@ AST_FAMILY_ROWS: dict[str, tuple[Any, ...]] = {
     "by_mode": (None, None, None, {"full": {"optimizer.peak_lr": 1e-5, "data.batch_size": 48}}, None, None, None),
 }
 
+SCORES: dict[str, float | None] = {
+    "eat_as20k": 40.2,
+    "asda_as20k": 41.5,
+    "eat_as2m": 48.6,
+    "asda_as2m": 49.0,
+    "eat_esc50": 95.9,
+    "asda_esc50": 96.1,
+    "eat_spcv2": 98.3,
+    "asda_spcv2": 98.3,
+    "ssast_as20k": 31.0,
+    "ssast_esc50": 88.8,
+    "ssast_spcv2": 98.1,
+    "aat_esc50": 98.7,
+    "aat_urbansound8k": None,
+    "aat_spcv2": None,
+    "aicl": None,
+}
+
 TRAINING_CLIPS = {
     "as20k": 20_550,  # the released manifest
     "as2m": 200_000,  # draws in an epoch

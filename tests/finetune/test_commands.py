@@ -38,8 +38,20 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 
 def test_folds_modes_seeds_and_checkpoints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One command, one table; a second time nothing is trained."""
-    command = "finetune recipe.yaml --checkpoint mine=start scratch=small.yaml --data tones/tones.csv".split()
-    command += "--modes full linear low_rank --seeds 0 1 --out out".split()
+    command = ["finetune", "recipe.yaml", "--checkpoint", "mine=start", "scratch=small.yaml"]
+    command += [
+        "--data",
+        "tones/tones.csv",
+        "--modes",
+        "full",
+        "linear",
+        "low_rank",
+        "--seeds",
+        "0",
+        "1",
+        "--out",
+        "out",
+    ]
     assert main(command) == 0
     table = capsys.readouterr().out
     rows = rows_of(place / "out" / "runs.csv")

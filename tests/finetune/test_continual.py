@@ -1,0 +1,150 @@
+"""Learning task after task: what frozen encoders keep, what fine-tuning forgets, and the figures of both."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import asda_core.finetune.continual as continual
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import read_checkpoint
+from asda_core.cli import main
+from asda_core.config_io import to_yaml
+from asda_core.finetune.continual import Outcome
+from asda_core.finetune.running import RESULT_FILE
+from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_tones
+
+MATRIX = ((0.9,), (0.6, 0.8), (0.7, 0.5, 1.0))
+
+
+def test_figures_by_hand() -> None:
+    outcome = Outcome(MATRIX, (10, 10, 10), 100)
+    assert outcome.average() == pytest.approx((0.7 + 0.5 + 1.0) / 3)
+    assert outcome.forgetting() == pytest.approx(((0.9 - 0.7) + (0.8 - 0.5)) / 2)
+    assert outcome.backward_transfer() == pytest.approx(((0.7 - 0.9) + (0.5 - 0.8)) / 2)
+    better = Outcome(((0.5,), (0.7, 0.5), (0.6, 0.6, 0.5)), (1, 1, 1), 1)
+    assert better.forgetting() == pytest.approx(((0.7 - 0.6) + (0.5 - 0.6)) / 2)
+    assert better.backward_transfer() == pytest.approx((0.1 + 0.1) / 2)
+
+
+@pytest.fixture
+def place(tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two tasks: three tones, and two tones of which the second is called by another name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(to_yaml(small_recipe(steps=4, pooling="mean")))
+    small_checkpoint(tmp_path / "start", catalog, small_run("standard"))
+    write_tones(tmp_path / "tones")
+    write_tones(tmp_path / "pair", classes=2)
+    (tmp_path / "second.yaml").write_text("data: pair\nname: second\nset: {steps: 3}\n")
+    return tmp_path
+
+
+COMMAND = ["finetune", "recipe.yaml", "--checkpoint", "mine=start", "--tasks", "tones", "second.yaml", "--continual"]
+
+
+def rows_of(place: Path) -> dict[tuple[str, str, str], float]:
+    with (place / "out" / "continual.csv").open(newline="") as opened:
+        return {(row["mode"], row["after"], row["on"]): float(row["value"]) for row in csv.DictReader(opened)}
+
+
+def test_frozen_modes_forget_nothing_and_full_starts_from_the_task_before(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*COMMAND, "--modes", "convolution", "linear", "full", "--out", "out"]) == 0
+    table = capsys.readouterr().out
+    found = rows_of(place)
+    for mode in ("convolution", "linear", "full"):
+        folder = place / "out" / f"mine-{mode}-seed3"
+        runs = sorted(folder.iterdir())
+        results = [json.loads((run / RESULT_FILE).read_text()) for run in runs]
+        assert [run.name[:2] for run in runs] == ["1-", "2-"]
+        assert [result["steps"] for result in results] == [4, 3]
+        assert found[mode, "tones", "tones"] == pytest.approx(results[0]["scores"]["accuracy"], abs=1e-6)
+        assert found[mode, "second", "second"] == pytest.approx(results[1]["scores"]["accuracy"], abs=1e-6)
+        if mode != "full":
+            assert found[mode, "second", "tones"] == found[mode, "tones", "tones"]
+    first, second = (read_checkpoint(run).tensors for run in sorted((place / "out" / "mine-full-seed3").iterdir()))
+    base = read_checkpoint(place / "start").tensors
+    moved = [name for name in base if name.startswith("encoder.blocks") and not np.array_equal(first[name], base[name])]
+    assert moved
+    assert sum(float((second[name] - first[name]).abs().sum()) for name in moved) < sum(
+        float((second[name] - base[name]).abs().sum()) for name in moved
+    )
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| mine")]
+    assert [line[2] for line in lines] == ["tones", "second"] * 3
+    assert lines[1][6] == "0.000", "the convolution adapters forget nothing"
+
+
+def test_stored_parameters(place: Path, catalog: Catalog) -> None:
+    """One encoder, and of each task its adapter and head; counted from the files."""
+    assert main([*COMMAND, "--modes", "bottleneck", "full", "--out", "out"]) == 0
+    base = sum(t.numel() for name, t in read_checkpoint(place / "start").tensors.items() if name.startswith("encoder."))
+    for mode in ("bottleneck", "full"):
+        own = 0
+        for run in sorted((place / "out" / f"mine-{mode}-seed3").iterdir()):
+            tensors = read_checkpoint(run).tensors
+            own += sum(t.numel() for name, t in tensors.items() if "adapter" in name or name.startswith("classifier."))
+        text = (place / "out" / "continual.md").read_text()
+        line = next(line for line in text.splitlines() if line.startswith(f"| mine | {mode} | second"))
+        assert line.strip("| ").split(" | ")[-1] == f"{base + own:,}"
+
+
+def test_a_full_encoder_is_heard_with_the_old_head(
+    place: Path, monkeypatch: pytest.MonkeyPatch, catalog: Catalog
+) -> None:
+    """The value after the second task is that of the new encoder under the first task's head."""
+    heard: list[dict[str, object]] = []
+    real = continual.load_tuned
+
+    def listening(checkpoint: object, *rest: object) -> object:
+        heard.append(dict(checkpoint.tensors))  # type: ignore[attr-defined]
+        return real(checkpoint, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(continual, "load_tuned", listening)
+    assert main([*COMMAND, "--modes", "full", "--out", "out"]) == 0
+    first, second = (read_checkpoint(run).tensors for run in sorted((place / "out" / "mine-full-seed3").iterdir()))
+    mixed = heard[1]
+    assert all(np.array_equal(mixed[n], second[n]) for n in mixed if n.startswith("encoder."))  # type: ignore[call-overload]
+    assert all(np.array_equal(mixed[n], first[n]) for n in mixed if n.startswith("classifier."))  # type: ignore[call-overload]
+
+
+def test_it_goes_on_and_does_nothing_twice(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = continual.finetune, []
+
+    def dying(*arguments: object, **named: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(continual, "finetune", dying)
+    command = [*COMMAND, "--modes", "full", "--out", "out"]
+    assert main(command) == 130
+    stamps = {file: file.stat().st_mtime_ns for file in (place / "out").rglob("model.safetensors")}
+    assert len(stamps) == 1
+    assert main(command) == 0
+    assert all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())
+
+
+def test_frequency_time_attention_is_an_option(place: Path) -> None:
+    assert main([*COMMAND, "--modes", "convolution", "--set", "mixer=frequency_time", "--out", "out"]) == 0
+    for run in (place / "out" / "mine-convolution-seed3").iterdir():
+        assert read_checkpoint(run).config.encoder.mixer.name == "frequency_time"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--tasks": ["tones"]}, "two tasks"),
+        ({"--tasks": ["tones", "tones"]}, "different names"),
+        ({"--data": ["tones"]}, "either --data"),
+        ({"--modes": ["nothing"]}, "unknown mode"),
+    ],
+)
+def test_mistakes(change: dict[str, list[str]], message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"--checkpoint": ["start"], "--tasks": ["tones", "second.yaml"], "--continual": [], "--out": ["out"]}
+    options |= change
+    assert main(["finetune", "recipe.yaml", *(word for key, given in options.items() for word in [key, *given])]) == 1
+    assert message in capsys.readouterr().err

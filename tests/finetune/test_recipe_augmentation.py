@@ -1,0 +1,170 @@
+"""Augmentation of the published recipes: widths, probabilities and amplitudes, over many draws."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import beta, kstest
+from torch import Tensor
+
+from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, rolled_at_random, spec_augment
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.recipes import load_recipe
+from tests.finetune.published import PUBLISHED
+
+BINS = 128
+DRAWS = 2_000
+SIGMAS = 4.5
+"""So far may a mean lie from what is expected; the seeds are fixed."""
+MASKED = [name for name, keys in PUBLISHED.items() if any("spec_augment" in key for key in keys)]
+MIXED = [name for name, keys in PUBLISHED.items() if keys["augment.mixup.probability"]]
+
+
+def recipe_of(name: str) -> FinetuneConfig:
+    return load_recipe(f"finetune/{name}")
+
+
+def near(values: np.ndarray, mean: float) -> bool:
+    """Whether the mean of draws is what it should be."""
+    return abs(values.mean() - mean) < SIGMAS * values.std() / math.sqrt(len(values)) + 1e-12
+
+
+def largest_of(name: str) -> tuple[int, int]:
+    """Largest masks (bins, frames) as published."""
+    keys = PUBLISHED[name]
+    if share := keys.get("augment.spec_augment.share"):
+        return int(BINS * share), int(keys["frames"] * share)
+    return keys["augment.spec_augment.bins"], keys["augment.spec_augment.frames"]
+
+
+def masks_of(masked: Tensor, axis: int) -> list[tuple[int, int]]:
+    """(begin, width) of the one stretch of each clip that is hidden along an axis, where the other mask is not."""
+    found = []
+    for hidden in (masked == 0).all(dim=3 - axis):
+        places = hidden.nonzero().flatten().tolist()
+        assert all(after - before == 1 for before, after in pairwise(places)), "one stretch"
+        found.append((places[0] if places else 0, len(places)))
+    return found
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_spec_augment(name: str) -> None:
+    """Two masks of each clip: of 0, below the largest width, uniform in width, anywhere, each clip by itself."""
+    frames, largest = PUBLISHED[name]["frames"], largest_of(name)
+    config = recipe_of(name).augment.spec_augment
+    torch.manual_seed(0)
+    widths = []
+    for _ in range(DRAWS // 50):
+        masked = spec_augment(torch.ones(50, BINS, frames), config)
+        assert set(masked.unique().tolist()) == {0.0, 1.0}
+        both = [masks_of(masked, axis) for axis in (1, 2)]
+        for rows, columns, clip in zip(*both, masked, strict=True):
+            shown = (BINS - rows[1]) * (frames - columns[1])
+            assert int(clip.sum()) == shown, "nothing but a rectangle of rows and one of columns is hidden"
+        widths += [(rows[1], columns[1]) for rows, columns in zip(*both, strict=True)]
+    table = np.array(widths, dtype=float)
+    for drawn, most in zip(table.T, largest, strict=True):
+        assert 0 <= drawn.min() <= 0.03 * most
+        assert 0.97 * (most - 1) <= drawn.max() < most  # floor(U * most)
+        assert near(drawn, (most - 1) / 2)
+        counts = np.bincount(drawn.astype(int), minlength=most)
+        excess = ((counts - DRAWS / most) ** 2 / (DRAWS / most)).sum()
+        assert excess < most - 1 + SIGMAS * math.sqrt(2 * (most - 1)), "not uniform"
+    lag = np.corrcoef(table[:-1, 0], table[1:, 0])[0, 1]
+    across = np.corrcoef(table[:, 0], table[:, 1])[0, 1]
+    assert max(abs(lag), abs(across)) < SIGMAS / math.sqrt(DRAWS)
+
+
+def test_masks_of_spec_augment_stand_anywhere() -> None:
+    """From the first bin to the last, and on both sides alike."""
+    config = recipe_of("asda_as20k").augment.spec_augment
+    torch.manual_seed(0)
+    hidden = (spec_augment(torch.ones(8_000, BINS, 40), config) == 0).all(dim=2).double().mean(dim=0).numpy()
+    assert hidden.min() > 0
+    assert hidden[:64].mean() == pytest.approx(hidden[64:].mean(), rel=0.06)
+    assert hidden[40:88].std() < 0.15 * hidden[40:88].mean()
+    assert hidden[60] > 3 * hidden[1]  # few masks reach the edge
+
+
+def test_without_masks_nothing_is_hidden() -> None:
+    features = torch.randn(2, BINS, 98)
+    assert torch.equal(spec_augment(features, recipe_of("aicl").augment.spec_augment), features)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_mixup(name: str) -> None:
+    """How often, by which weights, and whether clips of a batch share them."""
+    keys, config = PUBLISHED[name], recipe_of(name).augment.mixup
+    steps, batch = 4_000, 4
+    drawn = [mixup_weights(config, batch, np.random.default_rng([7, step, 2])) for step in range(steps)]
+    table = np.array([np.ones(batch) if weights is None else weights.numpy() for weights in drawn], dtype=float)
+    mixed, chance, alpha = table < 1, keys["augment.mixup.probability"], keys["augment.mixup.alpha"]
+    assert near(mixed[:, 0].astype(float), chance)
+    weights = table[:, 0][mixed[:, 0]]
+    assert kstest(weights, beta(alpha, alpha).cdf).pvalue > 1e-3
+    assert weights.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
+    if keys["augment.mixup.each"] == "batch":
+        assert (table == table[:, :1]).all()
+        assert sum(weights is None for weights in drawn) == (~mixed[:, 0]).sum()
+    else:
+        assert abs(np.corrcoef(table[:, 0], table[:, 1])[0, 1]) < SIGMAS / math.sqrt(steps)
+        assert near(mixed.all(axis=1).astype(float), chance**batch)
+
+
+def test_mixup_of_clips_with_their_mirror_images() -> None:
+    """Inputs and labels by one formula, also of odd batches, and what was given stays as it was."""
+    inputs, labels = torch.randn(5, 3, 6), torch.eye(5)
+    weights = torch.tensor([0.9, 0.2, 0.4, 1.0, 0.0])
+    before = inputs.clone()
+    mixed, shares = mixup(inputs, labels, weights)
+    for clip in range(5):
+        weight = float(weights[clip])
+        expected = weight * inputs[clip] + (1 - weight) * inputs[4 - clip]
+        torch.testing.assert_close(mixed[clip], expected)
+        torch.testing.assert_close(shares[clip], weight * labels[clip] + (1 - weight) * labels[4 - clip])
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(5))
+    assert torch.equal(inputs, before)
+
+
+@pytest.mark.parametrize("name", ["asda_spcv2", "ssast_spcv2", "aat_spcv2"])
+def test_noise_and_shift(name: str) -> None:
+    """Noise in 0..0.1 of an amplitude that each clip has for itself, and -10 to 9 frames in a circle."""
+    augment, clips = recipe_of(name).augment, 2_000
+    torch.manual_seed(0)
+    noise = noise_and_shift(torch.zeros(clips, 16, 30), augment.noise, augment.time_shift)
+    assert 0 <= float(noise.min()) <= float(noise.max()) < 0.1
+    loudest = noise.flatten(1).amax(dim=1).double().numpy()
+    assert kstest(loudest, "uniform", args=(0, 0.1)).pvalue > 1e-3
+    assert near(noise.flatten(1).mean(dim=1).double().numpy(), 0.025)
+    evenness = noise.flatten(1) / torch.from_numpy(loudest)[:, None]
+    assert float(evenness.std(dim=1).mean()) == pytest.approx(1 / math.sqrt(12), rel=0.02)  # uniform, not Gaussian
+    ramp = torch.arange(30.0).expand(clips, 16, 30)
+    shifted = noise_and_shift(ramp, 0.0, augment.time_shift)
+    shifts = shifted[:, 0].argmin(dim=1)
+    for clip, by in zip(shifted, shifts.tolist(), strict=True):
+        assert torch.equal(clip, ramp[0].roll(by, dims=1))
+    counts = np.bincount(((shifts + 10) % 30).numpy(), minlength=30)
+    assert (counts[:20] > 0).all()
+    assert not counts[20:].any()
+    assert ((counts[:20] - clips / 20) ** 2 / (clips / 20)).sum() < 19 + SIGMAS * math.sqrt(38)
+
+
+def test_roll_keeps_the_samples() -> None:
+    """The same samples less their mean, from another place on, times a gain of 0.5 + Beta(10, 10)."""
+    audio = torch.randn(64, generator=torch.Generator().manual_seed(0)) + 0.3
+    centred = audio - audio.mean()
+    gains, shifts = [], []
+    for seed in range(3_000):
+        rolled = rolled_at_random(audio, np.random.default_rng([1, seed, 1]))
+        gain = float(rolled.norm() / centred.norm())
+        torch.testing.assert_close(rolled.sort().values, (centred * gain).sort().values, rtol=1e-4, atol=1e-5)
+        places = [by for by in range(64) if torch.allclose(rolled, centred.roll(by) * gain, rtol=1e-3, atol=1e-4)]
+        assert len(places) == 1
+        gains.append(gain)
+        shifts += places
+    assert 0.5 < min(gains) < max(gains) < 1.5
+    assert kstest(np.array(gains) - 0.5, beta(10, 10).cdf).pvalue > 1e-3
+    counts = np.bincount(shifts, minlength=64)
+    assert ((counts - 3_000 / 64) ** 2 / (3_000 / 64)).sum() < 63 + SIGMAS * math.sqrt(126)
