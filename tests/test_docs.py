@@ -11,6 +11,8 @@ from asda_core import cli as core_cli
 from asda_core import hookspecs
 from asda_core.catalog import Catalog
 from asda_core.config import PluginChoice, RunConfig
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.labelled.source import SourceConfig
 from asda_hear import cli as hear_cli
 from asda_hear.ablation.plan import PlanConfig
 from asda_hear.evaluate.runner import EvaluationConfig
@@ -37,7 +39,7 @@ def test_python_of_the_readme_runs() -> None:
 def test_commands_parse() -> None:
     """Every `asda` and `asda-hear` command of the documents is one that the program takes."""
     parsers = {"asda": core_cli.make_parser(), "asda-hear": hear_cli.make_parser()}
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "MODEL_CARD.md"]
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "MODEL_CARD.md", ROOT / "docs" / "finetuning.md"]
     lines = [line for document in documents for block in blocks("bash", document.read_text()) for line in joined(block)]
     for config in (ROOT / "configs").rglob("*.yaml"):
         lines += [line.removeprefix("#") for line in config.read_text().splitlines() if line.startswith("#   ")]
@@ -88,7 +90,11 @@ def keys(cls: type, prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("cls", [RunConfig, PlanConfig, HearOptions, EvaluationConfig], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls",
+    [RunConfig, FinetuneConfig, SourceConfig, PlanConfig, HearOptions, EvaluationConfig],
+    ids=lambda cls: cls.__name__,
+)
 def test_every_key_is_documented(cls: type) -> None:
     for key, _ in keys(cls):
         assert f"| `{key}` |" in KEYS, key

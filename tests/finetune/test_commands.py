@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -224,3 +226,16 @@ def test_the_released_model_is_tested(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["test", str(golden), "--data", str(tmp_path / "set.csv"), "--part", "all", "--out",
                  str(tmp_path / "out"), "--device", "cpu"]) == 0  # fmt: skip
     assert json.loads(capsys.readouterr().out)["clips"] == 2 * len(classifier.labels)
+
+
+def test_the_python_of_the_guide_runs(place: Path, catalog: Catalog) -> None:
+    """`docs/finetuning.md`, in a folder that has what it names."""
+    guide = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text()
+    reading, running = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    write_tones(place / "CLASSES")
+    small_checkpoint(place / "runs" / "mine", catalog)
+    found: dict[str, Any] = {}
+    exec(compile(running.replace('"finetune/tiny"', '"recipe.yaml"'), "finetuning.md", "exec"), found)
+    assert 0 <= found["result"]["scores"]["accuracy"] <= 1
+    exec(compile(reading.replace("OUT/RUN", "runs/tuned"), "finetuning.md", "exec"), found)
+    assert found["made"].given.shape == (len(found["job"].split.test), 3)
