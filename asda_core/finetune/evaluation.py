@@ -83,12 +83,13 @@ def save_predictions(file: Path, predictions: Predictions) -> None:
     write_whole(file, write)
 
 
-def load_predictions(file: Path) -> Predictions:
+def load_predictions(file: str | Path) -> Predictions:
     """Read what `save_predictions` wrote; nothing in the file is run.
 
     Raises:
         TaskError: it is missing, damaged, or something else.
     """
+    file = Path(file)
     try:
         with file.open("rb") as opened:
             found = _read(opened)
