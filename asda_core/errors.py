@@ -28,7 +28,7 @@ class CheckpointError(AsdaError):
 
 
 class TaskError(AsdaError, ValueError):
-    """A HEAR task folder, or the labels to build one from, are wrong."""
+    """A task is wrong: its folder, its labels, or its splits."""
 
 
 def unknown(kind: str, given: str, valid: Iterable[str]) -> str:

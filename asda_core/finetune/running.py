@@ -18,12 +18,13 @@ from asda_core.config_io import signature, to_plain, to_yaml
 from asda_core.cost import Cost
 from asda_core.devices import usable_device
 from asda_core.errors import ConfigError
-from asda_core.files import write_text
+from asda_core.files import file_digest, write_text
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import write_evaluation
 from asda_core.finetune.loop import BEST_FILE, Training, start_training, train
 from asda_core.finetune.losses import check_loss
 from asda_core.finetune.predicting import predict
+from asda_core.finetune.sampling import weights_file
 from asda_core.finetune.tuned import Start, Tuned, make_tuned
 from asda_core.labelled.drawing import hold_out
 from asda_core.labelled.examples import Labelled
@@ -68,7 +69,9 @@ class Job:
             for part, examples in vars(self.split).items()
             if part != "name"
         }
-        return signature(self.recipe, start=start, data=parts, classes=self.data.classes)
+        weights = weights_file(self.recipe.sampling, self.here)
+        drawn = {"weights": file_digest(weights)} if weights.is_file() else {}
+        return signature(self.recipe, start=start, data=parts, classes=self.data.classes, **drawn)
 
 
 def prepared(job: Job) -> Job:

@@ -23,7 +23,7 @@ def epoch_order(
         config: weights and draws.
         examples: the training clips.
         seed: of the run.
-        here: folder that a file of weights is relative to.
+        here: folder of the recipe, where a file of weights is looked for too.
 
     Raises:
         ConfigError: the weights do not fit the clips, or more clips are wanted than there are without replacement.
@@ -36,7 +36,7 @@ def epoch_order(
     elif config.weights == "balanced":
         weights = balanced_weights(examples)
     else:
-        weights = _read_weights(here / config.weights, len(examples))
+        weights = _read_weights(weights_file(config, here), len(examples))
     if not config.replacement and np.count_nonzero(weights) < count:
         raise ConfigError(f"{np.count_nonzero(weights)} clips have a weight above 0, but an epoch has {count}.")
 
@@ -47,6 +47,12 @@ def epoch_order(
         return draw(weights, count, config.replacement, generator)
 
     return order
+
+
+def weights_file(config: SamplingConfig, here: Path) -> Path:
+    """The file of the weights: relative to where we are or, as a recipe says it, to the recipe."""
+    given = Path(config.weights).expanduser()
+    return given if given.is_file() else here / given
 
 
 def draw(weights: np.ndarray, count: int, replacement: bool, generator: np.random.Generator) -> np.ndarray:

@@ -14,10 +14,10 @@ from asda_core.config_io import CONFIG_SUFFIXES, find_config, load_run_config
 from asda_core.errors import AsdaError, CheckpointError, ConfigError
 from asda_core.files import file_digest
 from asda_core.finetune.config import FinetuneConfig
-from asda_core.finetune.evaluation import PREDICTIONS, load_predictions, pooled
+from asda_core.finetune.evaluation import PREDICTIONS, load_predictions, pooled, write_evaluation
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.running import Job, finetune, prepared
-from asda_core.finetune.scoring import Scores, score
+from asda_core.finetune.scoring import Scores
 from asda_core.finetune.tuned import Start
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round
@@ -26,6 +26,7 @@ from asda_core.pretrain.resuming import TrainingStopped
 
 SEED_FIELD = "{seed}"
 """In the path of a checkpoint: the seed of the run, where every seed has a checkpoint of its own."""
+ALL_FOLDS = "all_folds"
 Row = dict[str, Any]
 
 
@@ -154,7 +155,9 @@ def _row(result: Mapping[str, Any]) -> Row:
     return row | {key: result[key] for key in keys} | {"skipped": len(result["skipped"])}
 
 
-def pooled_scores(rows: Sequence[Row], out: Path, resamples: int) -> Scores:
-    """Scores of the clips of all folds together, with bootstrap intervals over clips."""
+def evaluate_folds(rows: Sequence[Row], out: Path, title: str, resamples: int) -> Scores:
+    """Scores, tables and picture of the clips of all folds of one seed together, in `out/all_folds`."""
+    first = rows[0]
     made = pooled([load_predictions(out / row["folder"] / PREDICTIONS) for row in rows])
-    return score(made.targets, made.given, made.classes, made.single, resamples)
+    name = f"{first['checkpoint']}-{first['mode'].replace('=', '')}-seed{first['seed']}"
+    return write_evaluation(out / ALL_FOLDS / name, made, f"{title}, all folds", resamples)

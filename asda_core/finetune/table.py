@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median, pstdev
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 
 from asda_core import __version__
 from asda_core.files import write_text
-from asda_core.finetune.sweep import Row, Sweep, pooled_scores
+from asda_core.finetune.running import read_result
+from asda_core.finetune.sweep import Row, Sweep, evaluate_folds
 from asda_core.statistics import mean_interval
 
 ROWS_FILE, TABLE_FILE = "runs.csv", "table.md"
@@ -51,16 +52,20 @@ def _line(sweep: Sweep, members: Sequence[Row], metrics: Sequence[str], many: bo
     first = members[0]
     share = f"{PERCENT * first['trained'] / first['parameters']:.1f} %"
     cells = [first["checkpoint"], first["mode"], f"{first['trained']:,}", share]
-    intervals = pooled_scores(members, out, sweep.recipe.bootstrap).intervals if len(sweep.seeds) == 1 else {}
+    intervals: Mapping[str, Any] = (read_result(out / first["folder"]) or {}).get("intervals", {})
+    if many:
+        together = [row for row in members if row["seed"] == first["seed"]]
+        title = f"{sweep.data.name}, {first['checkpoint']}, {first['mode']}"
+        intervals = evaluate_folds(together, out, title, sweep.recipe.bootstrap).intervals
     for metric in metrics:
         values = [
             mean([row[metric] for row in members if row["seed"] == seed and row[metric] != ""]) for seed in sweep.seeds
         ]
         known = [value for value in values if value is not None]
-        cells.append(_estimate(known, intervals.get(metric)))
+        cells.append(_estimate(known, intervals.get(metric) if len(sweep.seeds) == 1 else None))
     if many:
-        found = [row[metrics[0]] for row in members if row[metrics[0]] != ""]
-        cells.append(f"{pstdev(found):.3f}" if found else "")
+        over_folds = [row[metrics[0]] for row in members if row[metrics[0]] != ""]
+        cells.append(f"{pstdev(over_folds):.3f}" if over_folds else "")
     cells += [f"{median(row[key] for row in members):,.0f}" for key in ("train_cpu_seconds", "train_mebibytes")]
     return [*cells, str(len(members))]
 
