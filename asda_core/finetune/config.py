@@ -182,6 +182,8 @@ class FinetuneConfig:
         blocks: how many, of mode "last_blocks".
         adapter: plugin, of mode "adapter".
         mixer: another mixer that takes over the weights of the checkpoint's, as `frequency_time`; null keeps it.
+        stride_frames, stride_bins: from patch to patch, where patches overlap more than in pre-training (SSAST: 10
+            for 16); null keeps those of the checkpoint.
         pooling: what the head reads.
         loss: "cross_entropy" needs clips of one label; "binary_cross_entropy" is summed over classes.
         loss_per: what a batch's loss is divided by; "labels" as the release does where clips have several.
@@ -211,6 +213,8 @@ class FinetuneConfig:
     blocks: int = 0
     adapter: PluginChoice | None = None
     mixer: PluginChoice | None = None
+    stride_frames: int | None = None
+    stride_bins: int | None = None
     pooling: Pooling = "summary"
     loss: Loss = "cross_entropy"
     loss_per: LossPer = "clips"
@@ -245,7 +249,7 @@ class FinetuneConfig:
         "by_mode",
         "bootstrap",
     )
-    added: ClassVar[Mapping[str, Any]] = {}
+    added: ClassVar[Mapping[str, Any]] = {"stride_frames": None, "stride_bins": None}
 
     @staticmethod
     def released_keys(plain: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -96,7 +96,12 @@ def tuned_config(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
             f"{recipe.adapter.name!r}."
         )
     front_end = PluginChoice(before.front_end.name, {**before.front_end.options, **recipe.front_end})
-    encoder = replace(before.encoder, mixer=recipe.mixer or before.encoder.mixer)
+    encoder = replace(
+        before.encoder,
+        mixer=recipe.mixer or before.encoder.mixer,
+        stride_frames=recipe.stride_frames or before.encoder.stride_frames,
+        stride_bins=recipe.stride_bins or before.encoder.stride_bins,
+    )
     adapter = recipe.adapter or before.adapter
     return replace(before, front_end=front_end, encoder=encoder, adapter=adapter, data=recipe.data, seed=recipe.seed)
 
@@ -123,7 +128,11 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
             load_strict(encoder, start.tensors, "encoder.", start.file)
 
     if isinstance(start, Checkpoint):
-        check_fits(replace(start, config=replace(before, front_end=config.front_end)), catalog, config)
+        moved = replace(
+            before.encoder, stride_frames=config.encoder.stride_frames, stride_bins=config.encoder.stride_bins
+        )
+        wanted = replace(before, front_end=config.front_end, encoder=moved)
+        check_fits(replace(start, config=wanted), catalog, config)
     bare = before.adapter is None
     head = ClassifierConfig(
         num_classes=len(classes),

@@ -1,14 +1,16 @@
 """What trains in each mode, and how fast."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from asda_core.assemble import build_encoder
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import Checkpoint, read_checkpoint
+from asda_core.checkpoint import Checkpoint, load_strict, read_checkpoint
 from asda_core.config_io import to_plain
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.finetune.config import FinetuneConfig
@@ -123,6 +125,20 @@ def test_another_front_end_and_mixer(catalog: Catalog, tmp_path: Path) -> None:
         make_tuned(catalog, small_recipe(mixer="differential"), standard, CLASSES)
     with pytest.raises(ConfigError, match="meen"):
         make_tuned(catalog, small_recipe(front_end={"meen": 1.0}), standard, CLASSES)
+
+
+def test_patches_that_overlap_in_fine_tuning(catalog: Catalog, tmp_path: Path) -> None:
+    """As SSAST's: pre-trained side by side with a learned table, fine-tuned every 10 frames and bins."""
+    table = {"type": "learned", "grid": (2, 8)}
+    start = small_checkpoint(tmp_path / "learned", catalog, small_run("standard", norm="pre", positions=table))
+    tuned = make_tuned(catalog, small_recipe(stride_frames=10, stride_bins=10), start, CLASSES)
+    tuned.set_training(False)
+    encoded = tuned.encoder(torch.randn(1, 128, 64))
+    assert encoded.layout.grid == (5, 12)
+    built = build_encoder(catalog, replace(start.config.encoder, stride_frames=10, stride_bins=10)).eval()
+    load_strict(built, start.tensors, "encoder.", start.file)
+    features = torch.randn(1, 128, 64)
+    torch.testing.assert_close(tuned.encoder(features).tokens, built(features).tokens)
 
 
 def test_on_from_an_adapted_checkpoint(catalog: Catalog, start: Checkpoint, tmp_path: Path) -> None:
