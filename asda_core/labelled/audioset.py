@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from asda_core.errors import TaskError
-from asda_core.labelled.examples import NO_SPLIT
+from asda_core.labelled.examples import NO_SPLIT, TRAIN
 from asda_core.labelled.rows import Row
 from asda_core.labelled.splits import usual_split
 from asda_core.labelled.tables import files_by_stem, read_text
@@ -56,7 +56,8 @@ def audioset_rows(place: Path, audio: str | None) -> list[Row]:
     """Rows of all lists of a folder, or of one list; its name tells the split, and `eval` is the test split.
 
     Args:
-        place: the folder, or one list. A folder with balanced and unbalanced lists is the whole of AudioSet.
+        place: the folder, or one list. With balanced and unbalanced lists both train: the splits are then
+            called `balanced_train` and `unbalanced_train`, so that the key `split` can leave one out.
         audio: where the audio is; None takes the root that a manifest names, or searches beside lists of segments.
 
     Raises:
@@ -69,6 +70,9 @@ def audioset_rows(place: Path, audio: str | None) -> list[Row]:
     if not lists:
         raise TaskError(f"{place} is no AudioSet: expected X.tsv with X.lbl beside it, or X{SEGMENTS}.")
     splits = {file: _split(file, alone=len(lists) == 1) for file in lists}
+    trained = [file for file, split in splits.items() if split == TRAIN and file.name.endswith(SEGMENTS)]
+    if len(trained) > 1:  # balanced and unbalanced: both train, unless the key split leaves one out
+        splits |= {file: file.name.removesuffix(SEGMENTS) for file in trained}
     if lists[0].suffix == ".tsv":
         return [row for file, split in splits.items() for row in _manifest_rows(file, split, audio)]
     folder = Path(audio) if audio is not None else lists[0].parent

@@ -12,6 +12,8 @@ from asda_core.labelled.source import LEAVE_OUT, SourceConfig
 SPLIT_NAMES: Mapping[str, str] = {
     "train": TRAIN,
     "training": TRAIN,
+    "balanced_train": TRAIN,
+    "unbalanced_train": TRAIN,
     "valid": VALID,
     "val": VALID,
     "validation": VALID,

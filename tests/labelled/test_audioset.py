@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from asda_core.errors import TaskError
+from asda_core.labelled.source import SourceConfig
+from asda_core.labelled.splits import rounds
 from tests.labelled.making import found, read, sound, text
 
 VOCABULARY = 'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n2,/m/068hy,"Pets"\n'
@@ -126,3 +128,19 @@ def test_wrong_segments(tmp_path: Path, row: str) -> None:
         read(table)
     with pytest.raises(TaskError, match="no folder .*gone \\(key audio\\)"):
         read(table, audio=str(tmp_path / "gone"))
+
+
+def test_balanced_and_unbalanced_lists(tmp_path: Path) -> None:
+    """Both train, but for the one that is left out."""
+    for name, video in (("balanced_train", "aaa"), ("unbalanced_train", "bbb"), ("eval", "ccc")):
+        text(tmp_path / f"{name}_segments.csv", HEAD + f'{video}, 30.000, 40.000, "/m/09x0r"\n')
+        sound(tmp_path / f"{video}.wav")
+    data = read(tmp_path)
+    assert {each.file.stem: each.split for each in data.examples} == {
+        "aaa": "balanced_train", "bbb": "unbalanced_train", "ccc": "test",
+    }  # fmt: skip
+    whole = rounds(data, SourceConfig(data=str(tmp_path)))[0]
+    assert [each.file.stem for each in whole.train] == ["aaa", "bbb"]
+    split = {"train": ("balanced_train",), "test": ("eval",), "leave_out": ("unbalanced_train",)}
+    small = rounds(data, SourceConfig(data=str(tmp_path), split=split))[0]
+    assert [[each.file.stem for each in part] for part in (small.train, small.test)] == [["aaa"], ["ccc"]]
