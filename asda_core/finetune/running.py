@@ -124,6 +124,12 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
     for module in tuned.modules().values():
         module.to(where)
     training = start_training(job.recipe, job.data, job.split, tuned, catalog, folder, identity, job.here)
+    if (warm := job.recipe.optimizer.warmup_steps) >= training.steps:
+        print(
+            f"warning: optimizer.warmup_steps {warm} is not less than the {training.steps} updates: the rate will not "
+            "reach its peak.",
+            file=sys.stderr,
+        )
     write_text(folder / "recipe.yaml", to_yaml(job.recipe))
     spent = _train_and_count(training, folder, progress)
     chosen_step = _choose(training)

@@ -349,3 +349,15 @@ def test_no_clip_can_be_heard(
     split = replace(split, test=(Example(tmp_path / "gone.wav", ("tone0",)),))
     with pytest.raises(TaskError, match="none of the 1 clips"):
         finetune(job_of((data, split), start, small_recipe()), tmp_path / "run", catalog, progress=False)
+
+
+def test_a_warm_up_that_never_ends_is_told(
+    tones: tuple[Labelled, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = small_recipe(steps=2, optimizer={"peak_lr": 0.01, "warmup_steps": 2})
+    finetune(job_of(tones, start, recipe), tmp_path / "run", catalog, progress=False)
+    assert "warmup_steps 2 is not less than the 2 updates" in capsys.readouterr().err
