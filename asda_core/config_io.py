@@ -211,7 +211,8 @@ def _check_keys(cls: type, data: Any, path: str) -> Any:
 def _describe(item: Any, path: str) -> str:
     """One line for one finding of the validator."""
     dotted = ".".join([path, *map(str, item["loc"])] if path else map(str, item["loc"]))
-    given = "" if item["type"] == "missing" else f", given {item['input']!r}"
+    whole = not item["loc"]  # fields that do not fit together: the message names them
+    given = "" if whole or item["type"] == "missing" else f", given {item['input']!r}"
     return f"{dotted or 'the config'}: {item['msg']}{given}"
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from asda_core.config_io import find_config, signature
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
-from asda_core.finetune.continual_table import Stream, run_stream, write_stream
-from asda_core.finetune.recipes import changed_recipe, check_by_mode, load_recipe, mode_of, with_changes
+from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
+from asda_core.finetune.continual_table import Stream, StreamsFailed, run_stream, write_stream
+from asda_core.finetune.recipes import check_by_mode, load_recipe, mode_of, parsed_changes, with_changes
 from asda_core.finetune.sweep import RunsFailed, Sweep, named_starts, run_sweep
 from asda_core.finetune.table import TABLE_FILE, write_tables
 from asda_core.labelled.examples import Labelled
@@ -67,20 +69,24 @@ def run_finetune(parsed: argparse.Namespace) -> None:
     _refuse_twice(parsed.modes, "--modes")
     _refuse_twice(parsed.seeds, "--seeds")
     catalog = installed_catalog()
-    recipe = changed_recipe(load_recipe(parsed.recipe), parsed.changes)
+    recipe, over = load_recipe(parsed.recipe), parsed_changes(parsed.changes)
     check_by_mode(recipe, catalog)
-    (run_continual if parsed.continual else run_once)(parsed, recipe, catalog)
+    if not parsed.modes:
+        recipe = with_changes(recipe, over)
+    (run_continual if parsed.continual else run_once)(parsed, recipe, over, catalog)
 
 
-def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, catalog: Catalog) -> None:
+def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[str, Any], catalog: Catalog) -> None:
     """Checkpoints x modes x folds x seeds on one set."""
     source, here = load_source(parsed.data)
+    check_task(source.set, recipe, parsed.data)
     data = read_labelled(source, here)
-    recipe = with_changes(recipe, source.set)
     folds = rounds(data, source, parsed.folds)
-    modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [recipe.seed]
-    sweep = Sweep(recipe, named_starts(parsed.checkpoint), modes, seeds, data, folds, find_config(parsed.recipe).parent)
-    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-{data.name}-{signature(recipe)}"
+    over = {**source.set, **said}
+    modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [over.get("seed", recipe.seed)]
+    beside = find_config(parsed.recipe).parent
+    sweep = Sweep(recipe, named_starts(parsed.checkpoint), modes, seeds, data, folds, beside, over)
+    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-{data.name}-{signature(recipe, over=over)}"
     tell(data, len(folds), out)
     failure: RunsFailed | None = None
     try:
@@ -94,21 +100,48 @@ def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, catalog: Catalo
         raise failure
 
 
-def run_continual(parsed: argparse.Namespace, recipe: FinetuneConfig, catalog: Catalog) -> None:
-    """One task after the other; of a task with folds the first is taken."""
+def run_continual(
+    parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[str, Any], catalog: Catalog
+) -> None:
+    """One task after the other; of a task with folds the first is taken, or the first of `--folds`."""
     tasks = []
     for place in parsed.tasks:
         source, here = load_source(place)
+        check_task(source.set, recipe, place)
         data = read_labelled(source, here)
-        tasks.append(Task(with_changes(recipe, source.set), data, rounds(data, source, parsed.folds)[0]))
-    modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [recipe.seed]
-    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-continual-{signature(recipe)}"
+        folds = rounds(data, source)
+        if len(folds) > 1 and parsed.folds:
+            folds = rounds(data, source, parsed.folds)
+        tasks.append(Task(recipe, data, folds[0], {**source.set, **said}))
+    modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [said.get("seed", recipe.seed)]
+    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-continual-{signature(recipe, over=said)}"
     for task in tasks:
         tell(task.data, 1, out)
         if task.split.name:
             print(f"{task.data.name}: of its folds {task.split.name} is the test split.", file=sys.stderr)
-    stream = Stream(tasks, named_starts(parsed.checkpoint), modes, seeds)
-    print(write_stream(stream, run_stream(stream, out, catalog, parsed.device), out))
+    stream = Stream(tasks, named_starts(parsed.checkpoint), modes, seeds, find_config(parsed.recipe).parent)
+    failure: StreamsFailed | None = None
+    try:
+        outcomes = run_stream(stream, out, catalog, parsed.device)
+    except StreamsFailed as error:
+        outcomes, failure = error.outcomes, error
+    if outcomes:
+        print(write_stream(stream, outcomes, out))
+        print(out / CONTINUAL_TABLE, file=sys.stderr)
+    if failure is not None:
+        raise failure
+
+
+def check_task(changes: Mapping[str, Any], recipe: FinetuneConfig, place: Path) -> None:
+    """Apply what a task file changes, so that a mistake in it is told with its name.
+
+    Raises:
+        ConfigError: a wrong key or value.
+    """
+    try:
+        with_changes(recipe, {key: value for key, value in changes.items() if not key.startswith("adapter")})
+    except ConfigError as error:
+        raise ConfigError(f"{place}, set: {error}") from None
 
 
 def tell(data: Labelled, folds: int, out: Path) -> None:

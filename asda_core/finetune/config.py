@@ -3,6 +3,7 @@
 **Source** of the defaults: released fine-tuning of ASDA and EAT (one GPU).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -258,6 +259,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         require((self.steps > 0) != (self.epochs > 0), "give either steps or epochs, as a positive number.")
+        require(self.epochs < math.inf, f"epochs must be a finite number, not {self.epochs}.")
         require((self.mode == "last_blocks") == (self.blocks > 0), "blocks is of mode last_blocks, and must be > 0.")
         require((self.mode == "adapter") == (self.adapter is not None), "adapter is of mode adapter, which needs one.")
         require(self.mode != "attentive" or self.pooling == "attentive", "mode attentive needs pooling: attentive.")

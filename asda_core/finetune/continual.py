@@ -10,8 +10,9 @@ every task k so far is measured with what is stored by then::
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import MODEL_FILE, Checkpoint, read_checkpoint
@@ -33,11 +34,12 @@ MIN_TASKS = 2
 
 @dataclass(frozen=True)
 class Task:
-    """One of a sequence: its recipe, clips and split."""
+    """One of a sequence: recipe, clips, split; `over` is what its file or a command line says over what a mode does."""
 
     recipe: FinetuneConfig
     data: Labelled
     split: Round
+    over: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,14 @@ class Outcome:
 
 
 def learn_in_turn(
-    tasks: Sequence[Task], start: Start, digest: str, folder: Path, catalog: Catalog, device: str, progress: bool = True
+    tasks: Sequence[Task],
+    start: Start,
+    digest: str,
+    folder: Path,
+    catalog: Catalog,
+    device: str = "cpu",
+    progress: bool = True,
+    here: Path = Path(),
 ) -> Outcome:
     """Fine-tune on one task after the other, and measure all so far after each; what is done is not done again.
 
@@ -86,6 +95,7 @@ def learn_in_turn(
         catalog: the plugins.
         device: "cpu", "cuda", ...
         progress: whether to show bars.
+        here: folder that paths in the recipe are relative to.
 
     Raises:
         ConfigError: fewer than two tasks, or two of one name.
@@ -98,8 +108,8 @@ def learn_in_turn(
     files: list[Path] = []
     sizes: list[Mapping[str, int]] = []
     for task in tasks:
-        begins, known = (start, digest) if not (changing and files) else _left_by(files[-1])
-        job = Job(task.recipe, begins, task.data, task.split, known)
+        begins, known = (start, digest) if not (changing and files) else _left_by(files[-1], start)
+        job = Job(task.recipe, begins, task.data, task.split, known, here)
         place = folder / f"{len(files) + 1}-{task.data.name}-{prepared(job).identity()}"
         result = finetune(job, place, catalog, device, progress)
         sizes.append({name: int(result[name]) for name in ("parameters", "trained", "head")})
@@ -114,8 +124,11 @@ def learn_in_turn(
     return Outcome(tuple(matrix), tuple(size["trained"] for size in sizes), _stored(sizes, changing))
 
 
-def _left_by(file: Path) -> tuple[Checkpoint, str]:
-    return read_checkpoint(file), file_digest(file)
+def _left_by(file: Path, start: Start) -> tuple[Checkpoint, str]:
+    """The model that a task left, with the front end that all begin with: what a task changes in it is its own."""
+    left = read_checkpoint(file)
+    front_end = (start.config if isinstance(start, Checkpoint) else start).front_end
+    return replace(left, config=replace(left.config, front_end=front_end)), file_digest(file)
 
 
 def _value(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str, progress: bool) -> float:

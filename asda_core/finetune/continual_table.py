@@ -2,15 +2,18 @@
 
 import csv
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asda_core.catalog import Catalog
+from asda_core.errors import AsdaError
 from asda_core.files import write_text
 from asda_core.finetune.continual import Outcome, Task, learn_in_turn
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
+from asda_core.pretrain.resuming import TrainingStopped
 from asda_core.statistics import mean_interval
 
 ROWS_FILE, TABLE_FILE = "continual.csv", "continual.md"
@@ -25,22 +28,40 @@ class Stream:
         starts: label -> path of a checkpoint or config, as in a sweep.
         modes: see `recipe_for`.
         seeds: every combination is run with each.
+        here: folder that paths in the recipe are relative to.
     """
 
     tasks: Sequence[Task]
     starts: Mapping[str, str]
     modes: Sequence[str]
     seeds: Sequence[int]
+    here: Path = Path()
 
 
-Outcomes = dict[tuple[str, str], list[Outcome]]
-"""(label of the checkpoint, mode) -> one outcome per seed."""
+Outcomes = dict[tuple[str, str], dict[int, Outcome]]
+"""(label of the checkpoint, mode) -> seed -> outcome."""
+
+
+class StreamsFailed(AsdaError):
+    """Combinations of a stream failed; `outcomes` holds those of all others."""
+
+    def __init__(self, outcomes: Outcomes, message: str) -> None:
+        super().__init__(message)
+        self.outcomes = outcomes
 
 
 def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> Outcomes:
-    """Do what of the stream is not done yet; modes are checked before anything runs."""
-    recipes = {mode: [recipe_for(task.recipe, mode, catalog) for task in stream.tasks] for mode in stream.modes}
+    """Do what of the stream is not done yet; modes are checked before anything runs.
+
+    Raises:
+        StreamsFailed: some combinations failed; all others are done.
+        TrainingStopped: after Ctrl-C or SIGTERM.
+    """
+    recipes = {
+        mode: [recipe_for(task.recipe, mode, catalog, task.over) for task in stream.tasks] for mode in stream.modes
+    }
     outcomes: Outcomes = {}
+    failed: list[str] = []
     for seed in stream.seeds:
         for label, path in stream.starts.items():
             start, digest = read_start(path.replace(SEED_FIELD, str(seed)))
@@ -50,9 +71,18 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                     for task, recipe in zip(stream.tasks, recipes[mode], strict=True)
                 ]
                 folder = out / f"{label}-{mode.replace('=', '')}-seed{seed}"
-                found = learn_in_turn(tasks, start, digest, folder, catalog, device, progress)
-                outcomes.setdefault((label, mode), []).append(found)
+                try:
+                    found = learn_in_turn(tasks, start, digest, folder, catalog, device, progress, stream.here)
+                except TrainingStopped:
+                    raise
+                except AsdaError as error:  # one mode must not take the others down
+                    failed.append(f"{label}, {mode}, seed {seed}: {error}")
+                    print(f"failed: {failed[-1]}", file=sys.stderr)
+                    continue
+                outcomes.setdefault((label, mode), {})[seed] = found
                 write_stream(stream, outcomes, out)
+    if failed:
+        raise StreamsFailed(outcomes, f"{len(failed)} of the streams failed: " + "; ".join(failed))
     return outcomes
 
 
@@ -63,7 +93,8 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     write_text(out / ROWS_FILE, _csv(stream, outcomes, names))
     heads = ["checkpoint", "mode", "after", *names, "average", "forgetting", "backward transfer", "trained", "stored"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for (label, mode), found in outcomes.items():
+    for (label, mode), by_seed in outcomes.items():
+        found = list(by_seed.values())
         for t, name in enumerate(names):
             cells = [str(mean_interval([o.matrix[t][k] for o in found])) if k <= t else "" for k in range(len(names))]
             last = t == len(names) - 1
@@ -90,7 +121,7 @@ def _csv(stream: Stream, outcomes: Outcomes, names: Sequence[str]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["checkpoint", "mode", "seed", "after", "on", "value"])
     for (label, mode), found in outcomes.items():
-        for seed, outcome in zip(stream.seeds, found, strict=False):
+        for seed, outcome in found.items():
             for after, values in zip(names, outcome.matrix, strict=True):
                 writer.writerows(
                     [label, mode, seed, after, on, f"{value:.6f}"] for on, value in zip(names, values, strict=False)

@@ -17,7 +17,18 @@ from numpy.lib.npyio import NpzFile
 from asda_core.errors import TaskError
 from asda_core.files import write_text, write_whole
 from asda_core.finetune.pictures import draw_confusion
-from asda_core.finetune.scoring import Scores, confusion_matrix, per_class, score
+from asda_core.finetune.resampling import affordable, resample
+from asda_core.finetune.scoring import (
+    ACCURACY,
+    AREA,
+    D_PRIME,
+    MEAN_AVERAGE_PRECISION,
+    Scores,
+    confusion_matrix,
+    intervals,
+    per_class,
+    score,
+)
 
 FORMAT = "asda predictions 1"
 """Stands in every file of predictions."""
@@ -136,6 +147,33 @@ def pooled(parts: Sequence[Predictions]) -> Predictions:
         np.concatenate(arrays) for arrays in zip(*((part.targets, part.given) for part in parts), strict=True)
     )
     return Predictions(files, targets, given, first.classes, first.names, first.single)
+
+
+RESAMPLED = (ACCURACY, MEAN_AVERAGE_PRECISION, AREA)
+"""The rows that `resample` gives."""
+
+
+def interval_over_folds(parts: Sequence[Predictions], resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Intervals of the mean over folds of each metric: clips are drawn anew within every fold.
+
+    Scores of different folds come from different models and are not compared with each other.
+    """
+    points, drawn = [], []
+    for number, part in enumerate(parts):
+        truth = part.targets.astype(bool)
+        found = score(part.targets, part.given, part.names, part.single, resamples=0).values
+        taken = affordable(len(truth), len(part.classes), resamples)
+        points.append([found[name] for name in RESAMPLED])
+        drawn.append(resample(truth, part.given.astype(np.float64), taken, seed + number) if taken else None)
+    if any(each is None for each in drawn):
+        return {}
+    width = min(each.shape[1] for each in drawn if each is not None)
+    together = np.mean([each[:, :width] for each in drawn if each is not None], axis=0)
+    means = {
+        name: None if any(row[place] is None for row in points) else float(np.mean([row[place] for row in points]))
+        for place, name in enumerate(RESAMPLED)
+    }
+    return {name: value for name, value in intervals(means, together).items() if name != D_PRIME}
 
 
 def _difference(first: Predictions, other: Predictions) -> str:

@@ -56,6 +56,7 @@ def encode_once(
     """
     if not tuned.frozen or is_augmented(recipe):
         return None
+    tuned.set_training(False)
     found: list[Encoded] = []
     row = torch.full((len(examples),), -1)
     room = recipe.data.cache_mebibytes * BYTES_PER_MEBIBYTE

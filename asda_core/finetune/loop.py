@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Training:
     labels: Tensor
     hearing: Hearing
     steps: int
-    steps_per_epoch: float
+    steps_per_epoch: Fraction
     step: int = 0
     memory: Memory = field(default_factory=Memory)
     average: dict[str, Tensor] = field(default_factory=dict)
@@ -130,8 +131,10 @@ def start_training(
         ConfigError: the folder holds another run.
     """
     clips = training_clips(recipe, split.train, int(tuned.front_end.sample_rate), here)
-    per_epoch = clips.clips_per_epoch / recipe.data.batch_size
-    steps = recipe.steps or max(1, math.ceil(recipe.epochs * per_epoch))
+    per_epoch = Fraction(clips.clips_per_epoch, recipe.data.batch_size)
+    steps = recipe.steps or max(1, math.ceil(Fraction(str(recipe.epochs)) * per_epoch))
+    if recipe.average_from_epoch > steps / per_epoch:
+        raise ConfigError(f"average_from_epoch {recipe.average_from_epoch} is behind the last of {steps} updates.")
     optimizer = optimizer_of(parameter_groups(tuned, recipe), recipe.optimizer)
     labels = label_matrix(split.train, data.classes)
     hearing = Hearing(tuned, recipe, clips.reader)
@@ -153,7 +156,8 @@ def _resume(training: Training, latest: Path) -> None:
     states, metadata = read_tensors(latest / TRAINING_FILE)
     device = next(training.tuned.encoder.parameters()).device
     put_states_back(states, training.tuned.trained(), training.optimizer, device)
-    training.average = {name.removeprefix(AVERAGE): t for name, t in states.items() if name.startswith(AVERAGE)}
+    kept = {name.removeprefix(AVERAGE): t.to(device) for name, t in states.items() if name.startswith(AVERAGE)}
+    training.average = kept
     training.memory = Memory(**json.loads(metadata[STATE]))
     training.step = checkpoint.step
 
@@ -216,12 +220,12 @@ def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporte
     looks = bool(training.watched) and (
         step * recipe.evaluations // training.steps > (step - 1) * recipe.evaluations // training.steps
     )
-    saves = last or training.stop or step % recipe.checkpoint_every == 0
+    saves = last or step % recipe.checkpoint_every == 0
     record: dict[str, float] = {}
-    if looks or saves or last or step % recipe.log_every == 0 or step == 1:
+    if looks or saves or training.stop or step % recipe.log_every == 0 or step == 1:
         record = {name: float(value) for name, value in values.items()}
         _check_finite(record, training)
-    if looks or saves:
+    if looks or saves or training.stop:
         weights = {name: float(parameter.detach().sum()) for name, parameter in training.tuned.trained()}
         _check_finite(weights, training)
     _average(training)
@@ -229,9 +233,9 @@ def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporte
         record |= _evaluate(training)
     if record:
         reporter.log(step, record)
-    if saves or training.memory.ended:
+    if saves or training.stop or training.memory.ended:
         _save(training)
-    if training.stop and step < training.steps and not training.memory.ended:
+    if training.stop:
         raise TrainingStopped(f"stopped after step {step} of {training.steps}; the same command goes on.")
 
 

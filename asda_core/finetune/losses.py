@@ -1,5 +1,6 @@
 """Losses of classifiers. Each is a sum over the batch and a divisor: what a batch weighs is a choice."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
@@ -21,7 +22,13 @@ def multi_label_loss(
     **Source**: released fine-tuning. **Differs**: there a batch with few labels weighs more.
     """
     total = binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-    return total / (labels.sum() if per == "labels" else len(labels))
+    return total / (_count(labels) if per == "labels" else len(labels))
+
+
+def _count(labels: Tensor) -> Tensor:
+    """Labels in a batch; 1 where there are none."""
+    count = labels.sum()
+    return torch.where(count > 0, count, torch.ones_like(count))
 
 
 def single_label_loss(

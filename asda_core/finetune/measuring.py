@@ -60,7 +60,9 @@ def run_test(parsed: argparse.Namespace) -> None:
     checkpoint = read_model(parsed.checkpoint)
     if checkpoint.report:
         print(checkpoint.report, file=sys.stderr)
-    out = parsed.out or Path("runs") / f"test-{parsed.checkpoint.stem}-{data.name}"
+    which = parsed.checkpoint.parent.name if parsed.checkpoint.stem == "model" else parsed.checkpoint.stem
+    part = parsed.part + (f"-{parsed.fold}" if parsed.fold else "")
+    out = parsed.out or Path("runs") / f"test-{which}-{data.name}-{part}"
     scores = measure(
         checkpoint, replace(data, examples=tuple(examples)), out, parsed.device, parsed.compat == "released"
     )

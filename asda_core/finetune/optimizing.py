@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def _scale(name: str, tuned: Tuned, recipe: FinetuneConfig) -> float:
 
 
 def set_rates(
-    optimizer: torch.optim.Optimizer, recipe: FinetuneConfig, step: int, steps: int, steps_per_epoch: float
+    optimizer: torch.optim.Optimizer, recipe: FinetuneConfig, step: int, steps: int, steps_per_epoch: float | Fraction
 ) -> list[float]:
     """Set and return the rate of every group for update `step` (from 0).
 

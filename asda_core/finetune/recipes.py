@@ -1,6 +1,6 @@
 """Recipe files, and what a mode changes in one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,13 @@ from asda_core.finetune.config import MODES, FinetuneConfig
 
 USUAL = FinetuneConfig(epochs=1)
 """The defaults, with a length that stands for the one that every recipe must give."""
+GROUPS = (
+    "optimizer", "step_decay", "data", "augment", "augment.mixup", "augment.spec_augment", "sampling", "by_mode",
+)  # fmt: skip
+"""Keys that have keys below them; `front_end` and the options of plugins are values."""
+OPTIONS = "adapter.options."
+OF_MODE = ("mode", "blocks", "adapter")
+"""Keys that a mode sets."""
 LAST_BLOCKS = "last_blocks"
 ANY_ADAPTER = "adapter"
 """Key of `by_mode` for whatever adapter there is; one by its own name goes over it."""
@@ -29,11 +36,11 @@ def load_recipe(file: str | Path) -> FinetuneConfig:
         raise ConfigError(f"{file}: {error}") from None
 
 
-def changed_recipe(recipe: FinetuneConfig, changes: Sequence[str]) -> FinetuneConfig:
-    """The recipe with `key=value` changes; values are read as YAML. `steps` takes the place of `epochs`, and back.
+def parsed_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """`key=value` changes of a command line as key -> value, read as YAML.
 
     Raises:
-        ConfigError: a change has no `=`, or the key or value is wrong.
+        ConfigError: a change has no `=`, or is not YAML.
     """
     given = {}
     for change in changes:
@@ -41,33 +48,68 @@ def changed_recipe(recipe: FinetuneConfig, changes: Sequence[str]) -> FinetuneCo
         if not equals:
             raise ConfigError(f"--set {change!r} must look like key=value.")
         given[key] = parse_value(value)
-    return with_changes(recipe, given)
+    return given
+
+
+def changed_recipe(recipe: FinetuneConfig, changes: Sequence[str]) -> FinetuneConfig:
+    """The recipe with the `key=value` changes of a command line."""
+    return with_changes(recipe, parsed_changes(changes))
 
 
 def with_changes(recipe: FinetuneConfig, changes: Mapping[str, Any]) -> FinetuneConfig:
-    """The recipe with other values of dotted keys."""
+    """The recipe with other values of dotted keys; `steps` takes the place of `epochs`, and back.
+
+    A mapping for a group of keys changes those that it names: `{"optimizer": {"peak_lr": 0.1}}`.
+    """
     plain = to_plain(recipe)
-    for key, value in changes.items():
+    flat = dict(_flat(changes))
+    for key, value in flat.items():
         other = {"steps": "epochs", "epochs": "steps"}.get(key)
-        if other is not None and other not in changes and value:
+        if other is not None and other not in flat and value:
             plain[other] = 0
         plain = with_change(plain, key, value, USUAL)
     return parse(FinetuneConfig, plain)
 
 
-def recipe_for(recipe: FinetuneConfig, mode: str, catalog: Catalog) -> FinetuneConfig:
-    """The recipe of a mode.
+def _flat(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in changes.items():
+        dotted = f"{above}{key}"
+        if isinstance(value, Mapping) and dotted in GROUPS:
+            yield from _flat(value, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def recipe_for(
+    recipe: FinetuneConfig, mode: str, catalog: Catalog, over: Mapping[str, Any] | None = None
+) -> FinetuneConfig:
+    """The recipe of a mode: that of the file, what its `by_mode` says, and over both what a user says.
 
     Args:
         recipe: of a file.
         mode: "full", "linear", "attentive", "last_blocks=K", or the name of an adapter.
         catalog: that has the adapters.
+        over: changes of a task or a command line.
 
     Raises:
-        ConfigError: no such mode.
+        ConfigError: no such mode, or a wrong key or value.
     """
+    said = dict(_flat(over or {}))
+    first = {key: value for key, value in said.items() if not key.startswith(OF_MODE)}
+    recipe = with_changes(recipe, first)
+    changes = _mode_changes(recipe, mode, [offer.spec.name for offer in catalog.family(ANY_ADAPTER)])
+    if "mode" in (found := _by_mode(recipe, mode)):
+        raise ConfigError(f"by_mode.{mode} cannot change the mode.")
+    of_mode = ("by_mode", "pooling") if mode == "attentive" else ("by_mode",)
+    last = {key: value for key, value in first.items() if not key.startswith(of_mode)}
+    if changes["mode"] == ANY_ADAPTER:
+        last |= {key: value for key, value in said.items() if key.startswith(OPTIONS)}
+    return with_changes(replace(recipe, by_mode={}), changes | found | last)
+
+
+def _mode_changes(recipe: FinetuneConfig, mode: str, adapters: Sequence[str]) -> dict[str, Any]:
+    """What the name of a mode sets."""
     name, _, number = mode.partition("=")
-    adapters = [offer.spec.name for offer in catalog.family("adapter")]
     changes: dict[str, Any] = {"mode": name, "blocks": 0, "adapter": None}
     if name == LAST_BLOCKS:
         if not number.isdigit():
@@ -80,10 +122,16 @@ def recipe_for(recipe: FinetuneConfig, mode: str, catalog: Catalog) -> FinetuneC
         raise ConfigError(unknown("mode", mode, [*(m for m in MODES if m != ANY_ADAPTER), *adapters]))
     if name == "attentive":
         changes["pooling"] = "attentive"
-    if changes["mode"] == ANY_ADAPTER:
-        changes |= recipe.by_mode.get(ANY_ADAPTER, {})
-    changes |= recipe.by_mode.get(name, {})
-    return with_changes(replace(recipe, by_mode={}), changes)
+    elif recipe.mode == "attentive":  # whose pooling is of the mode
+        changes["pooling"] = USUAL.pooling
+    return changes
+
+
+def _by_mode(recipe: FinetuneConfig, mode: str) -> dict[str, Any]:
+    """What `by_mode` says of a mode; of an adapter, first what it says of any."""
+    name = mode.partition("=")[0]
+    any_adapter = {} if name in MODES else dict(_flat(recipe.by_mode.get(ANY_ADAPTER, {})))
+    return any_adapter | dict(_flat(recipe.by_mode.get(name, {})))
 
 
 def mode_of(recipe: FinetuneConfig) -> str:
@@ -102,7 +150,7 @@ def check_by_mode(recipe: FinetuneConfig, catalog: Catalog) -> None:
     for mode in recipe.by_mode:
         try:
             if mode == ANY_ADAPTER:
-                with_changes(replace(recipe, by_mode={}), recipe.by_mode[mode])
+                with_changes(replace(recipe, by_mode={}), _by_mode(recipe, ANY_ADAPTER))
             else:
                 recipe_for(recipe, f"{mode}=1" if mode == LAST_BLOCKS else mode, catalog)
         except ConfigError as error:

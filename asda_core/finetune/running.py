@@ -29,6 +29,7 @@ from asda_core.finetune.tuned import Start, Tuned, make_tuned
 from asda_core.labelled.drawing import hold_out
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round, check_round
+from asda_core.pretrain.reporter import named_skipped
 
 RESULT_FILE = "result.json"
 LAST_FILE = "last.safetensors"
@@ -88,9 +89,13 @@ def prepared(job: Job) -> Job:
         split = replace(split, train=tuple(kept), valid=tuple(held))
     select = recipe.select
     if select == "auto":
-        select = "valid" if split.valid else "last"
+        select = "valid" if split.valid and not recipe.average_from_epoch else "last"
     if select == "valid" and not split.valid:
         raise ConfigError("select: valid needs validation clips: set valid_share, or a split of the data.")
+    if recipe.average_from_epoch and select != "last":
+        raise ConfigError(f"average_from_epoch averages the last weights; select: {select} takes others.")
+    if recipe.patience is not None and select == "last":
+        raise ConfigError("patience needs validation clips: set valid_share, or a split of the data.")
     return replace(job, recipe=replace(recipe, select=select), split=split)
 
 
@@ -146,13 +151,13 @@ def _test(job: Job, training: Training, folder: Path, progress: bool) -> dict[st
     made = predict(training.hearing, job.data, job.split.test, progress)
     title = f"{job.data.name} {job.split.name}".strip()
     scores = write_evaluation(folder, made, title, job.recipe.bootstrap)
-    skipped = {**training.clips.skipped, **training.hearing.skipped}
+    skipped = {**named_skipped(folder), **{str(file): reason for file, reason in training.hearing.skipped.items()}}
     return {
         "scores": scores.values,
         "intervals": scores.intervals,
         "notes": list(scores.notes),
         "clips": {"train": len(job.split.train), "valid": len(job.split.valid), "test": scores.num_clips},
-        "skipped": {str(file): reason for file, reason in skipped.items()},
+        "skipped": skipped,
         "select": job.recipe.select,
         "steps": training.step,
         **training.tuned.sizes(),
@@ -190,12 +195,13 @@ def _choose(training: Training) -> int:
         if memory.best_step:
             training.tuned.load(read_checkpoint(folder / BEST_FILE))
             step = memory.best_step
-    _write(training, folder / MODEL_FILE)
+    _write(training, folder / MODEL_FILE, step)
     return step
 
 
-def _write(training: Training, file: Path) -> None:
-    write_model(file, training.tuned.tensors(), training.metadata())
+def _write(training: Training, file: Path, step: int | None = None) -> None:
+    told = {} if step is None else {"step": str(step)}
+    write_model(file, training.tuned.tensors(), {**training.metadata(), **told})
 
 
 @torch.no_grad()

@@ -38,7 +38,10 @@ def epoch_order(
     else:
         weights = _read_weights(weights_file(config, here), len(examples))
     if not config.replacement and np.count_nonzero(weights) < count:
-        raise ConfigError(f"{np.count_nonzero(weights)} clips have a weight above 0, but an epoch has {count}.")
+        raise ConfigError(
+            f"{np.count_nonzero(weights)} clips have a weight above 0 (balanced: those with a label), but an "
+            f"epoch has {count}; set sampling.clips_per_epoch or replacement."
+        )
 
     def order(epoch: int) -> np.ndarray:
         generator = np.random.default_rng([seed, epoch, ORDER_KEY])

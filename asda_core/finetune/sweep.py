@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,13 @@ from tqdm import tqdm
 
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
-from asda_core.config_io import CONFIG_SUFFIXES, find_config, load_run_config
+from asda_core.config_io import CONFIG_SUFFIXES, find_config, load_run_config, signature
 from asda_core.errors import AsdaError, CheckpointError, ConfigError
 from asda_core.files import file_digest
 from asda_core.finetune.config import FinetuneConfig
-from asda_core.finetune.evaluation import PREDICTIONS, load_predictions, pooled, write_evaluation
+from asda_core.finetune.evaluation import PREDICTIONS, interval_over_folds, load_predictions, pooled, write_evaluation
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.running import Job, finetune, prepared
-from asda_core.finetune.scoring import Scores
 from asda_core.finetune.tuned import Start
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round
@@ -42,6 +41,7 @@ class Sweep:
         data: labelled clips.
         rounds: folds, or the one split.
         here: folder that paths in the recipe are relative to.
+        over: changes of a task file or a command line, which go over what a mode says.
     """
 
     recipe: FinetuneConfig
@@ -51,6 +51,7 @@ class Sweep:
     data: Labelled
     rounds: Sequence[Round]
     here: Path = Path()
+    over: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RunsFailed(AsdaError):
@@ -104,7 +105,7 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
         RunsFailed: some runs failed; all others are done.
         TrainingStopped: after Ctrl-C or SIGTERM.
     """
-    recipes = {mode: recipe_for(sweep.recipe, mode, catalog) for mode in sweep.modes}
+    recipes = {mode: recipe_for(sweep.recipe, mode, catalog, sweep.over) for mode in sweep.modes}
     plan = [
         (label, mode, seed, split)
         for seed in sweep.seeds
@@ -112,6 +113,7 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
         for mode in sweep.modes
         for split in sweep.rounds
     ]
+    known = signature(sweep.recipe, over=sweep.over)
     rows: list[Row] = []
     failed: list[str] = []
     starts: dict[str, tuple[Start, str]] = {}
@@ -122,7 +124,7 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
             _tell(starts[path][0])
         start, digest = starts[path]
         job = Job(replace(recipes[mode], seed=seed), start, sweep.data, split, digest, sweep.here)
-        facts = {"checkpoint": label, "mode": mode, "split": split.name, "seed": seed}
+        facts = {"checkpoint": label, "mode": mode, "split": split.name, "seed": seed, "recipe": known}
         try:
             identity = prepared(job).identity()
             parts = [label, mode.replace("=", ""), split.name, f"seed{seed}", identity]
@@ -131,7 +133,8 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
         except TrainingStopped:
             raise
         except AsdaError as error:
-            failed.append(f"{label}, {mode}, {split.name}, seed {seed}: {error}")
+            which = [label, mode, *([split.name] if split.name else []), f"seed {seed}"]
+            failed.append(f"{', '.join(which)}: {error}")
             if len(plan) == 1:
                 raise
             print(f"failed: {failed[-1]}", file=sys.stderr)
@@ -155,9 +158,14 @@ def _row(result: Mapping[str, Any]) -> Row:
     return row | {key: result[key] for key in keys} | {"skipped": len(result["skipped"])}
 
 
-def evaluate_folds(rows: Sequence[Row], out: Path, title: str, resamples: int) -> Scores:
-    """Scores, tables and picture of the clips of all folds of one seed together, in `out/all_folds`."""
+def evaluate_folds(rows: Sequence[Row], out: Path, title: str, resamples: int) -> dict[str, tuple[float, float]]:
+    """Write tables and picture of the clips of all folds of one seed together, in `out/all_folds`.
+
+    Returns:
+        the interval of the mean over folds of each metric.
+    """
     first = rows[0]
-    made = pooled([load_predictions(out / row["folder"] / PREDICTIONS) for row in rows])
+    parts = [load_predictions(out / row["folder"] / PREDICTIONS) for row in rows]
     name = f"{first['checkpoint']}-{first['mode'].replace('=', '')}-seed{first['seed']}"
-    return write_evaluation(out / ALL_FOLDS / name, made, f"{title}, all folds", resamples)
+    write_evaluation(out / ALL_FOLDS / name, pooled(parts), f"{title}, all folds", resamples)
+    return interval_over_folds(parts, resamples)

@@ -13,7 +13,7 @@ import torch
 
 from asda_core import __version__
 from asda_core.files import write_text
-from asda_core.finetune.running import read_result
+from asda_core.finetune.running import RESULT_FILE, read_result
 from asda_core.finetune.sweep import Row, Sweep, evaluate_folds
 from asda_core.statistics import mean_interval
 
@@ -26,10 +26,12 @@ COLUMNS = {"accuracy": "accuracy", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
 def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
     """Write `runs.csv` (a row per run) and `table.md`, and return the latter.
 
-    Folds are averaged for every seed first; the interval is Student's over seeds, or where there is one seed the
-    bootstrap's over the clips of all folds. The spread is the standard deviation over the folds of all seeds.
+    Runs of the same recipe that other commands left in the folder stay in both. Folds are averaged for every seed
+    first; the interval is Student's over seeds, or where there is one seed the bootstrap's of the mean over folds. The
+    spread is the standard deviation over the folds of all seeds.
     """
     out.mkdir(parents=True, exist_ok=True)
+    rows = [*_others(rows, out), *rows]
     write_text(out / ROWS_FILE, _csv(rows))
     metrics = ["accuracy", "mAP"] if sweep.data.single else ["mAP", "AUC", "d_prime"]
     many = len({row["split"] for row in rows}) > 1
@@ -37,32 +39,55 @@ def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
     heads += [f"spread of {COLUMNS[metrics[0]]} over folds"] if many else []
     heads += ["training, CPU s", "MiB", "runs"]
     lines = [f"## {sweep.data.name}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for label in sweep.starts:
-        for mode in sweep.modes:
-            members = [row for row in rows if (row["checkpoint"], row["mode"]) == (label, mode)]
-            if members:
-                lines.append("| " + " | ".join(_line(sweep, members, metrics, many, out)) + " |")
-    lines += ["", _footnote(sweep, rows), ""]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["checkpoint"], row["mode"]), []).append(row)
+    lines += ["| " + " | ".join(_line(sweep, members, metrics, many, out)) + " |" for members in groups.values()]
+    lines += ["", _footnote(rows), ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)
     return text
 
 
+def _others(rows: Sequence[Row], out: Path) -> list[Row]:
+    """Rows in the folder of the same recipe that are not among these."""
+    if not rows or not (out / ROWS_FILE).is_file():
+        return []
+    with (out / ROWS_FILE).open(newline="", encoding="utf-8") as opened:
+        found = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(opened)]
+    taken = {_key(row) for row in rows}
+    same = [row for row in found if row.get("recipe") == rows[0]["recipe"] and _key(row) not in taken]
+    return [row for row in same if (out / str(row["folder"]) / RESULT_FILE).is_file()]
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in ("checkpoint", "mode", "split", "seed"))
+
+
+def _number(text: str) -> Any:
+    """What was written as a number, as one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def _line(sweep: Sweep, members: Sequence[Row], metrics: Sequence[str], many: bool, out: Path) -> list[str]:
     first = members[0]
+    seeds = list(dict.fromkeys(row["seed"] for row in members))
     share = f"{PERCENT * first['trained'] / first['parameters']:.1f} %"
-    cells = [first["checkpoint"], first["mode"], f"{first['trained']:,}", share]
+    cells = [str(first["checkpoint"]), str(first["mode"]), f"{first['trained']:,}", share]
     intervals: Mapping[str, Any] = (read_result(out / first["folder"]) or {}).get("intervals", {})
-    if many:
-        together = [row for row in members if row["seed"] == first["seed"]]
+    together = [row for row in members if row["seed"] == first["seed"]]
+    if len(together) > 1:
         title = f"{sweep.data.name}, {first['checkpoint']}, {first['mode']}"
-        intervals = evaluate_folds(together, out, title, sweep.recipe.bootstrap).intervals
+        intervals = evaluate_folds(together, out, title, sweep.recipe.bootstrap)
     for metric in metrics:
-        values = [
-            mean([row[metric] for row in members if row["seed"] == seed and row[metric] != ""]) for seed in sweep.seeds
-        ]
+        values = [mean([row[metric] for row in members if row["seed"] == seed and row[metric] != ""]) for seed in seeds]
         known = [value for value in values if value is not None]
-        cells.append(_estimate(known, intervals.get(metric) if len(sweep.seeds) == 1 else None))
+        cells.append(_estimate(known, intervals.get(metric) if len(seeds) == 1 else None))
     if many:
         over_folds = [row[metrics[0]] for row in members if row[metrics[0]] != ""]
         cells.append(f"{pstdev(over_folds):.3f}" if over_folds else "")
@@ -83,12 +108,12 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _footnote(sweep: Sweep, rows: Sequence[Row]) -> str:
+def _footnote(rows: Sequence[Row]) -> str:
     parts = []
-    if len(sweep.seeds) > 1:
+    if len({row["seed"] for row in rows}) > 1:
         parts.append("Mean ± half the 95 % interval (Student's t) over seeds, of the mean over folds.")
     else:
-        parts.append("One seed; in brackets the 95 % interval of a bootstrap over the clips of all folds.")
+        parts.append("One seed; in brackets the 95 % interval of a bootstrap over the clips of each fold.")
     if any(row["select"] == "test" for row in rows):
         parts.append(
             "**The weights were chosen by the test clips**, as papers of the field report: higher than on new ones."

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asda_core.assemble import build_model
+from asda_core.assemble import build_front_end, build_model
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, load_strict
 from asda_core.config import PluginChoice, RunConfig
@@ -19,6 +19,8 @@ from asda_core.finetune.rates import drop_path_rates
 from asda_core.model.encoder import Encoder
 from asda_core.starting import check_fits
 
+LOG_MEL = "log_mel"
+"""The front end that options in a recipe are of, unless they name another."""
 Start = Checkpoint | RunConfig
 """What a fine-tuning begins with: weights, or a config whose weights are drawn from the seed of the recipe."""
 
@@ -88,14 +90,20 @@ def tuned_config(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
     """The config of a checkpoint with what a recipe changes in it.
 
     Raises:
-        ConfigError: the checkpoint has another adapter than the recipe, or one that the mode does not train.
+        ConfigError: the checkpoint has another adapter or front end than the recipe.
     """
     if before.adapter is not None and recipe.adapter is not None and recipe.adapter.name != before.adapter.name:
         raise ConfigError(
             f"the checkpoint has the adapter {before.adapter.name!r}, and adapters do not stack: the recipe asks for "
             f"{recipe.adapter.name!r}."
         )
-    front_end = PluginChoice(before.front_end.name, {**before.front_end.options, **recipe.front_end})
+    options = {key: value for key, value in recipe.front_end.items() if key != "name"}
+    if options and (named := recipe.front_end.get("name", LOG_MEL)) != before.front_end.name:
+        raise ConfigError(
+            f"the recipe has options of the front end {named!r}, and the model has {before.front_end.name!r}: set "
+            f"front_end={{}}, or front_end={{name: {before.front_end.name}, ...}}."
+        )
+    front_end = PluginChoice(before.front_end.name, {**before.front_end.options, **options})
     encoder = replace(
         before.encoder,
         mixer=recipe.mixer or before.encoder.mixer,
@@ -133,6 +141,7 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
         )
         wanted = replace(before, front_end=config.front_end, encoder=moved)
         check_fits(replace(start, config=wanted), catalog, config)
+        _check_frames(catalog, before, config)
     bare = before.adapter is None
     head = ClassifierConfig(
         num_classes=len(classes),
@@ -150,6 +159,21 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
         for block, rate in zip(encoder.blocks, drop_path_rates(config.encoder.depth, recipe.drop_path), strict=True):
             block.drop_path = rate  # type: ignore[assignment]
     return tuned
+
+
+def _check_frames(catalog: Catalog, before: RunConfig, config: RunConfig) -> None:
+    """Other means and spreads are the data's; other frames or bins would be another model.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    old, new = (build_front_end(catalog, each.front_end, each.compat) for each in (before, config))
+    for name in ("num_bins", "hop_samples", "window_samples"):
+        if getattr(old, name) != getattr(new, name):
+            raise ConfigError(
+                f"front_end changes {name} from {getattr(old, name)} to {getattr(new, name)}, for which the weights of "
+                "the checkpoint were not made."
+            )
 
 
 def load_tuned(checkpoint: Checkpoint, catalog: Catalog, device: str = "cpu") -> Tuned:

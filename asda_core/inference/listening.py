@@ -28,6 +28,8 @@ class ListenOptions:
         target_length: frames that every clip is cut or filled to, as in the released scripts; None takes the clip as it
             is, filled to a whole patch.
         minimum_length: shorter clips are filled to so many frames.
+        minimum_samples: clips of up to so many samples are `minimum_length`, though a few frames at their end may not
+            fill a patch.
         window_seconds: longer clips go through in windows of this length; None takes up to 122.88 s in one piece, and
             longer ones in windows of `clip_seconds`.
         clip_seconds: length of the clips that the model was trained on.
@@ -37,6 +39,7 @@ class ListenOptions:
 
     target_length: int | None = None
     minimum_length: int = 1
+    minimum_samples: int = 0
     window_seconds: float | None = None
     clip_seconds: float = 10.255
     padding: Padding = "silence"
@@ -79,10 +82,10 @@ def as_trained(options: ListenOptions, front_end: Any, encoder: Encoder) -> List
     """Clips filled to, or heard in windows of, those of the training, unless the options say otherwise."""
     if options.target_length is not None:
         return options
-    trained = num_frames(round(options.clip_seconds * int(front_end.sample_rate)), front_end)
-    whole = trained // encoder.config.patch_frames * encoder.config.patch_frames
+    num_samples = round(options.clip_seconds * int(front_end.sample_rate))
+    whole = num_frames(num_samples, front_end) // encoder.config.patch_frames * encoder.config.patch_frames
     seconds = options.window_seconds or options.clip_seconds
-    return replace(options, minimum_length=max(1, whole), window_seconds=seconds)
+    return replace(options, minimum_length=max(1, whole), minimum_samples=num_samples, window_seconds=seconds)
 
 
 class Listener:
@@ -144,7 +147,8 @@ class Listener:
         """Frames of the clip, filled to a whole patch, or as many as are asked for."""
         if self.options.target_length is not None:
             return self.options.target_length
-        whole = max(self.options.minimum_length, num_frames(num_samples, self.front_end))
+        short = num_samples <= self.options.minimum_samples
+        whole = max(self.options.minimum_length, 0 if short else num_frames(num_samples, self.front_end))
         patches = 1 + max(0, -(-(whole - self.patch_frames) // self.framing.run_frames))
         return self.framing.frames_of(patches)
 

@@ -45,8 +45,9 @@ class Reporter:
                     file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
 
 
-def named_skipped(folder: Path) -> set[str]:
-    """Files that the run's folder names as skipped."""
+def named_skipped(folder: Path) -> dict[str, str]:
+    """Files that the run's folder names as skipped, with the reason, in this session or one before."""
     file = folder / SKIPPED_FILE
     lines = file.read_text().splitlines() if file.exists() else []
-    return {json.loads(line)["file"] for line in lines if line.endswith("}")}
+    found = [json.loads(line) for line in lines if line.endswith("}")]
+    return {entry["file"]: entry["reason"] for entry in found}

@@ -75,6 +75,8 @@ AST_FAMILY_ROWS: dict[str, tuple[Any, ...]] = {
     "optimizer.clip_norm": (0,) * 7,
     "layer_decay": (1,) * 7,
     "drop_path": (0,) * 7,
+    "stride_frames": (10, 10, 1, 10, 10, 10, 10),
+    "stride_bins": (10, 10, 128, 10, 10, 10, 10),
     "pooling": ("mean",) * 3 + ("summary",) * 4,
     "mode": ("full",) * 3 + ("adapter",) * 4,
     "adapter.name": (None,) * 3 + ("bottleneck",) * 3 + ("convolution",),
