@@ -95,16 +95,17 @@ def recipe_for(
         ConfigError: no such mode, or a wrong key or value.
     """
     said = dict(_flat(over or {}))
-    first = {key: value for key, value in said.items() if not key.startswith(OF_MODE)}
-    recipe = with_changes(recipe, first)
+    said_of_all = {key: value for key, value in said.items() if not key.startswith(OF_MODE)}
+    pooled = ("pooling",) if recipe.mode == "attentive" else ()
+    recipe = with_changes(recipe, {key: value for key, value in said_of_all.items() if key not in pooled})
     changes = _mode_changes(recipe, mode, [offer.spec.name for offer in catalog.family(ANY_ADAPTER)])
     if "mode" in (found := _by_mode(recipe, mode)):
         raise ConfigError(f"by_mode.{mode} cannot change the mode.")
     of_mode = ("by_mode", "pooling") if mode == "attentive" else ("by_mode",)
-    last = {key: value for key, value in first.items() if not key.startswith(of_mode)}
+    last = {key: value for key, value in said_of_all.items() if not key.startswith(of_mode)}
     if changes["mode"] == ANY_ADAPTER:
         last |= {key: value for key, value in said.items() if key.startswith(OPTIONS)}
-    return with_changes(replace(recipe, by_mode={}), changes | found | last)
+    return with_changes(with_changes(replace(recipe, by_mode={}), changes | found), last)
 
 
 def _mode_changes(recipe: FinetuneConfig, mode: str, adapters: Sequence[str]) -> dict[str, Any]:

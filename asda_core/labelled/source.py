@@ -25,7 +25,8 @@ class SourceConfig:
         format: "auto" finds out.
         audio: folder of the audio, where it is not that of the table or list.
         file_column, label_column, split_column: of a table; empty ones are recognised by their usual names.
-        label_separator: between the labels of a clip in a table.
+        label_separator: between the labels of a clip in a table; empty: a semicolon, or in a column called by a
+            plural, as `labels`, a comma.
         split: train, valid, test and leave_out -> values of the split column.
         folds: how many to draw where the source has no split of its own; 0 draws train, valid and test.
         seed: of that draw.
@@ -40,7 +41,7 @@ class SourceConfig:
     file_column: str = ""
     label_column: str = ""
     split_column: str = ""
-    label_separator: str = ";"
+    label_separator: str = ""
     split: dict[str, tuple[str, ...]] = field(default_factory=dict)
     folds: int = 0
     seed: int = 0
@@ -49,7 +50,6 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.data), "data is empty; expected a folder or a table.")
-        require(bool(self.label_separator), "label_separator is empty; expected the text between two labels.")
         require(self.folds == 0 or self.folds > 1, f"folds must be 0, or 2 or more, not {self.folds}.")
         require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}.")
         _check_split(self.split)

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,6 +120,13 @@ def choose_column(role: str, given: str, columns: Sequence[str], table: Path) ->
     return column
 
 
+def usual_separator(column: str, values: Iterable[str]) -> str:
+    """A semicolon where there is one; else a comma in a column that is called by a plural, as FSD50K's `labels`."""
+    found = set("".join(values)) & {";", ","}
+    plural = column.lower().endswith("s") and not column.lower().endswith("ss")
+    return "," if found == {","} and plural else ";"
+
+
 def table_rows(table: Path, source: SourceConfig, label_column: str = "") -> list[Row]:
     """Rows of any table.
 
@@ -138,6 +145,7 @@ def table_rows(table: Path, source: SourceConfig, label_column: str = "") -> lis
     file_column = choose_column("file", source.file_column, columns, table) or ""
     label_column = choose_column("label", source.label_column or label_column, columns, table) or ""
     split_column = choose_column("split", source.split_column, columns, table)
+    separator = source.label_separator or usual_separator(label_column, [row.values[label_column] for row in lines])
     rows = []
     for line, values, surplus in lines:
         if any(surplus):
@@ -146,7 +154,7 @@ def table_rows(table: Path, source: SourceConfig, label_column: str = "") -> lis
         for column in (file_column, split_column):
             if column and not values[column].strip():
                 raise TaskError(f"{table} line {line}: the column {column} is empty.")
-        parts = (part.strip() for part in values[label_column].split(source.label_separator))
+        parts = (part.strip() for part in values[label_column].split(separator))
         split = values[split_column].strip() if split_column else NO_SPLIT
         rows.append(Row(Path(values[file_column].strip()), tuple(part for part in parts if part), split, table, line))
     return present(_below(rows, table, source.audio), table)

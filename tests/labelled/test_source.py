@@ -48,7 +48,6 @@ def test_any_other_path_is_the_data_itself(tmp_path: Path, monkeypatch: pytest.M
         ("data: ''\n", "data is empty"),
         ("data: x\nfolds: 1\n", "folds must be 0, or 2 or more, not 1"),
         ("data: x\nseed: -1\n", "seed must be 0 or more"),
-        ("data: x\nlabel_separator: ''\n", "label_separator is empty"),
         ("data: x\nsplit: {train: [a], tests: [b]}\n", "unknown part 'tests'. Did you mean 'test'"),
         ("data: x\nsplit: {train: [a], test: [b, a]}\n", "the value 'a' is in both train and test"),
         ("data: x\nsplit: {train: [a]}\n", "split needs train and test .* given \\['train'\\]"),

@@ -119,3 +119,15 @@ def test_random_tables_come_back(sounds: Path) -> None:
     quoted = {name: label.replace('"', '""') for name, label in labels.items()}
     table = text(sounds / "t.csv", "file,label\n" + "".join(f'{name}.wav,"{q}"\n' for name, q in quoted.items()))
     assert [each.labels for each in read(table).examples] == [(label.strip(),) for label in labels.values()]
+
+
+def test_labels_between_commas_in_a_column_of_labels(tmp_path: Path) -> None:
+    """FSD50K's table; a comma in a column of one label is a part of its name."""
+    for name in ("1.wav", "2.wav"):
+        sound(tmp_path / name)
+    many = text(tmp_path / "many.csv", 'fname,labels\n1.wav,"Bark,Dog"\n2.wav,Dog\n')
+    assert (read(many).classes, read(many).single) == (("Bark", "Dog"), False)
+    one = text(tmp_path / "one.csv", 'fname,label\n1.wav,"Male speech, man speaking"\n2.wav,Dog\n')
+    assert (read(one).classes, read(one).single) == (("Dog", "Male speech, man speaking"), True)
+    both = text(tmp_path / "both.csv", 'fname,labels\n1.wav,"Male speech, man; Dog"\n2.wav,Dog\n')
+    assert read(both).classes == ("Dog", "Male speech, man")
