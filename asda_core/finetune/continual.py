@@ -9,6 +9,7 @@ every task k so far is measured with what is stored by then::
 **Source**: AI-CL (arXiv 2302.14314) for the protocol. **Differs**: there the best epoch on the test clips is reported.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import MODEL_FILE, Checkpoint, read_checkpoint
 from asda_core.errors import ConfigError
-from asda_core.files import file_digest
+from asda_core.files import file_digest, write_text
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.predicting import Hearing, predict
 from asda_core.finetune.running import Job, finetune, prepared
@@ -30,6 +31,7 @@ from asda_core.pretrain.data import ClipReader
 SEQUENTIAL = ("full", "last_blocks")
 """Modes that change what earlier tasks rely on."""
 MIN_TASKS = 2
+HEARD_FILE = "heard.json"
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,15 @@ def _left_by(file: Path, start: Start) -> tuple[Checkpoint, str]:
 
 
 def _value(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str, progress: bool) -> float:
-    """Accuracy (mAP where clips have several labels) on the test clips with an encoder and a head from the disk."""
+    """Accuracy (mAP where clips have several labels) on the test clips with an encoder and a head from the disk.
+
+    What was measured with the same files before is read from `heard.json` beside the head.
+    """
+    known = head.with_name(HEARD_FILE)
+    heard: dict[str, float] = json.loads(known.read_text()) if known.exists() else {}
+    which = f"{file_digest(encoder)} {file_digest(head)}"
+    if which in heard:
+        return heard[which]
     stored = read_checkpoint(head)
     if encoder != head:
         changed = {name: t for name, t in read_checkpoint(encoder).tensors.items() if name.startswith("encoder.")}
@@ -144,6 +154,7 @@ def _value(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str,
         "accuracy" if made.single else "mAP"
     ]
     assert value is not None, "a test split has clips, and clips have labels"
+    write_text(known, json.dumps({**heard, which: value}))
     return value
 
 

@@ -126,6 +126,10 @@ def test_it_goes_on_and_does_nothing_twice(place: Path, monkeypatch: pytest.Monk
     assert len(stamps) == 1
     assert main(command) == 0
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())
+    before = (place / "out" / "continual.md").read_text()
+    monkeypatch.setattr(continual, "predict", lambda *_: pytest.fail("heard again"))
+    assert main(command) == 0
+    assert (place / "out" / "continual.md").read_text() == before
 
 
 def test_frequency_time_attention_is_an_option(place: Path) -> None:
