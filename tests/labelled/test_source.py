@@ -1,5 +1,6 @@
 """Task files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from asda_core.errors import ConfigError
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig, load_source, located
+from asda_core.labelled.splits import rounds
+from tests.conftest import SHARED
 from tests.labelled.making import sound, text
 
 
@@ -63,3 +66,24 @@ def test_wrong_task_files(tmp_path: Path, content: str, message: str) -> None:
 def test_a_missing_task_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the config"):
         load_source(tmp_path / "none.yml")
+
+
+TASKS = Path(__file__).parents[2] / "configs" / "tasks"
+
+
+@pytest.mark.shared
+def test_the_tasks_of_the_package() -> None:
+    """They read the sets that they are of, wherever DATA is."""
+    found = {}
+    for file in sorted(TASKS.glob("*.yaml")):
+        source, here = load_source(file)
+        located_at = {
+            key: str(given).replace("../../DATA", str(SHARED / "data"))
+            for key, given in (("data", source.data), ("audio", source.audio))
+            if given is not None
+        }
+        source = replace(source, **located_at)  # type: ignore[arg-type]
+        data = read_labelled(source, here)
+        split = rounds(data, source)[0]
+        found[data.name] = (len(data.classes), len(split.train), len(split.test))
+    assert found == {"digits": (10, 2700, 300), "speakers": (6, 2700, 300), "esc10": (10, 320, 80)}
