@@ -38,6 +38,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
+@pytest.mark.slow
 def test_folds_modes_seeds_and_checkpoints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One command, one table; a second time nothing is trained."""
     command = ["finetune", "recipe.yaml", "--checkpoint", "mine=start", "scratch=small.yaml"]
@@ -125,6 +126,7 @@ def test_mistakes_are_one_line(
     assert not list(place.rglob("model.safetensors"))[1:]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A fold of which nothing can be read fails; the others are trained and in the table."""
     write_table(place / "tones", folds=3, clips=6)

@@ -49,6 +49,7 @@ def rows_of(place: Path) -> dict[tuple[str, str, str], float]:
         return {(row["mode"], row["after"], row["on"]): float(row["value"]) for row in csv.DictReader(opened)}
 
 
+@pytest.mark.slow
 def test_frozen_modes_forget_nothing_and_full_starts_from_the_task_before(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

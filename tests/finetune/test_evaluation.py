@@ -183,6 +183,7 @@ def test_an_evaluation_that_fails_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [1, 2, 20, 21, 50])
 def test_pictures_of_different_matrices_differ(tmp_path: Path, num_classes: int) -> None:
     names = [f"class {number}" for number in range(num_classes)]

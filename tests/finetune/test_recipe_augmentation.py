@@ -47,6 +47,7 @@ def widths_of(masked: Tensor, axis: int) -> Tensor:
     return hidden.sum(dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MASKED)
 def test_spec_augment(name: str) -> None:
     """Two masks of each clip: of 0, below the largest width, uniform in width, anywhere, each clip by itself."""

@@ -71,6 +71,7 @@ def test_it_learns(tones: tuple[Labelled, Round], start: Checkpoint, catalog: Ca
     assert not list((tmp_path / "run").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_stopped_at_any_step_it_ends_the_same(
     tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_an_epoch_of_audioset() -> None:
         assert kinds[kind] == pytest.approx(475_000 * (1 - np.exp(-weight * low)), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["asda_as2m", "eat_as2m"])
 def test_epochs_of_the_recipe(name: str) -> None:
     """As the recipe says, of a small set: no clip twice, epochs differ, a seed gives the same, rare labels win."""
