@@ -32,6 +32,7 @@ from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import file_digest
 from asda_core.finetune.commands import add_finetune
 from asda_core.finetune.measuring import add_test
+from asda_core.finetune.recipes import changed_recipe, is_recipe, load_recipe
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.commands import add_classify, add_convert, add_embed
 from asda_core.inference.framing import num_frames
@@ -106,8 +107,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     plugins.set_defaults(run=run_plugins)
     add_new_plugin(commands.add_parser("new-plugin", help="write a small package with a plugin to begin with"))
-    show = commands.add_parser("show", help="print a whole config with its parameters and operations")
-    show.add_argument("config", type=Path, help="YAML, a name, or a checkpoint (ours or a released one)")
+    show = commands.add_parser("show", help="print a whole config with its size, or a whole recipe")
+    show.add_argument("config", type=Path, help="YAML of a run or a recipe, a name, or a checkpoint")
     show.add_argument(
         "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
     )
@@ -197,6 +198,9 @@ def _config_of(path: Path) -> RunConfig:
 
 def run_show(parsed: argparse.Namespace) -> None:
     """`asda show`."""
+    if is_recipe(parsed.config):
+        print(to_yaml(changed_recipe(load_recipe(parsed.config), parsed.changes)))
+        return
     config = changed(_config_of(parsed.config), parsed.changes)
     catalog = installed_catalog()
     front_end = build_front_end(catalog, config.front_end, config.compat)

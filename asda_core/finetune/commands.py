@@ -15,8 +15,8 @@ from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
 from asda_core.finetune.continual_table import Stream, StreamsFailed, run_stream, write_stream
-from asda_core.finetune.recipes import check_by_mode, load_recipe, mode_of, parsed_changes, with_changes
-from asda_core.finetune.sweep import RunsFailed, Sweep, named_starts, run_sweep
+from asda_core.finetune.recipes import check_by_mode, load_recipe, mode_of, parsed_changes, recipe_for, with_changes
+from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, named_starts, run_sweep
 from asda_core.finetune.table import TABLE_FILE, write_tables
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.reading import read_labelled
@@ -73,6 +73,9 @@ def run_finetune(parsed: argparse.Namespace) -> None:
     check_by_mode(recipe, catalog)
     if not parsed.modes:
         recipe = with_changes(recipe, over)
+    for mode in parsed.modes:
+        recipe_for(recipe, mode, catalog, over)
+    check_starts(named_starts(parsed.checkpoint), parsed.seeds or [over.get("seed", recipe.seed)])
     (run_continual if parsed.continual else run_once)(parsed, recipe, over, catalog)
 
 

@@ -63,4 +63,6 @@ def check_loss(recipe: FinetuneConfig, single: bool) -> None:
         ConfigError: naming the loss to take.
     """
     if recipe.loss == "cross_entropy" and not single:
-        raise ConfigError("the clips have several labels (or none): set loss: binary_cross_entropy.")
+        raise ConfigError(
+            "the clips have several labels (or none): set loss: binary_cross_entropy (--set loss=binary_cross_entropy)."
+        )

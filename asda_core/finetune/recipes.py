@@ -1,12 +1,22 @@
 """Recipe files, and what a mode changes in one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from asda_core.catalog import Catalog
-from asda_core.config_io import find_config, parse, parse_value, read_yaml, to_plain, with_change
+from asda_core.config import RunConfig
+from asda_core.config_io import (
+    CONFIG_FOLDERS,
+    CONFIG_SUFFIXES,
+    find_config,
+    parse,
+    parse_value,
+    read_yaml,
+    to_plain,
+    with_change,
+)
 from asda_core.errors import ConfigError, unknown
 from asda_core.finetune.config import MODES, FinetuneConfig
 
@@ -19,6 +29,8 @@ GROUPS = (
 OPTIONS = "adapter.options."
 OF_MODE = ("mode", "blocks", "adapter")
 """Keys that a mode sets."""
+FOLDER = "finetune"
+"""Where recipes stand among the configs."""
 LAST_BLOCKS = "last_blocks"
 ANY_ADAPTER = "adapter"
 """Key of `by_mode` for whatever adapter there is; one by its own name goes over it."""
@@ -30,10 +42,28 @@ def load_recipe(file: str | Path) -> FinetuneConfig:
     Raises:
         ConfigError: with the file's name before each message.
     """
+    found = find_config(file)
+    if not found.exists():
+        raise ConfigError(unknown("recipe", str(file), [f"{FOLDER}/{name}" for name in shipped_recipes()]))
     try:
-        return parse(FinetuneConfig, read_yaml(find_config(file)))
+        return parse(FinetuneConfig, read_yaml(found))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted({file.stem for folder in CONFIG_FOLDERS for file in (folder / FOLDER).glob("*.yaml")})
+
+
+def is_recipe(file: str | Path) -> bool:
+    """Whether a YAML file has keys of a recipe that a run has not."""
+    found = find_config(file)
+    if found.suffix not in CONFIG_SUFFIXES or not found.is_file():
+        return False
+    plain = read_yaml(found)
+    own = {item.name for item in fields(FinetuneConfig)} - {item.name for item in fields(RunConfig)}
+    return isinstance(plain, dict) and bool(own & plain.keys())
 
 
 def parsed_changes(changes: Sequence[str]) -> dict[str, Any]:

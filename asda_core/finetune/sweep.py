@@ -94,6 +94,18 @@ def named_starts(given: Sequence[str]) -> dict[str, str]:
     return starts
 
 
+def check_starts(starts: Mapping[str, str], seeds: Sequence[int]) -> None:
+    """Whether there is a file for every checkpoint and seed, before data is read.
+
+    Raises:
+        CheckpointError: naming the first that is missing.
+    """
+    for path in starts.values():
+        for each in {path.replace(SEED_FIELD, str(seed)): None for seed in seeds}:
+            if not find_config(each).exists():
+                raise CheckpointError(f"no checkpoint or config at {each}.")
+
+
 def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> list[Row]:
     """Do what of the sweep is not done yet.
 

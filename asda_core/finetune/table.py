@@ -38,12 +38,18 @@ def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
     heads = ["checkpoint", "mode", "trained", "share", *(COLUMNS[metric] for metric in metrics)]
     heads += [f"spread of {COLUMNS[metrics[0]]} over folds"] if many else []
     heads += ["training, CPU s", "MiB", "runs"]
-    lines = [f"## {sweep.data.name}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    splits = ", ".join(dict.fromkeys(str(row["split"]) for row in rows if row["split"]))
+    lines = [
+        f"## {sweep.data.name}{f': {splits}' if splits else ''}",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|" + "---|" * len(heads),
+    ]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["checkpoint"], row["mode"]), []).append(row)
     lines += ["| " + " | ".join(_line(sweep, members, metrics, many, out)) + " |" for members in groups.values()]
-    lines += ["", _footnote(rows), ""]
+    lines += ["", _footnote(rows, out), ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)
     return text
@@ -108,7 +114,7 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _footnote(rows: Sequence[Row]) -> str:
+def _footnote(rows: Sequence[Row], out: Path) -> str:
     parts = []
     if len({row["seed"] for row in rows}) > 1:
         parts.append("Mean ± half the 95 % interval (Student's t) over seeds, of the mean over folds.")
@@ -119,7 +125,10 @@ def _footnote(rows: Sequence[Row]) -> str:
             "**The weights were chosen by the test clips**, as papers of the field report: higher than on new ones."
         )
     if skipped := sum(row["skipped"] for row in rows):
-        parts.append(f"{skipped} clips could not be read (result.json names them).")
+        parts.append(f"Clips that could not be read: {skipped} (result.json names them).")
+    shown = {row["folder"] for row in rows}
+    if others := [file for file in out.glob(f"*/{RESULT_FILE}") if file.parent.name not in shown]:
+        parts.append(f"Runs of other recipes in this folder, not in the table: {len(others)}.")
     parts.append(
         "Trained: parameters of encoder and head, and their share. CPU seconds and resident memory are medians of "
         f"trainings. torch {torch.__version__}, asda {__version__}, {platform.machine()}, {os.cpu_count()} CPUs."

@@ -244,6 +244,27 @@ def test_a_second_command_keeps_the_runs_of_the_first(place: Path, capsys: pytes
     ]
     assert main([*command, "--modes", "linear", "--set", "steps=1"]) == 0
     assert {row["mode"] for row in rows_of(place / "out" / "runs.csv")} == {"linear"}
+    table = (place / "out" / "table.md").read_text()
+    assert "## tones: fold1, fold2" in table
+    assert "Runs of other recipes in this folder, not in the table: 4." in table
+
+
+def test_a_recipe_is_shown_and_its_name_corrected(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "finetune/asda_esc50", "--set", "epochs=3"]) == 0
+    shown = capsys.readouterr().out
+    assert "label_smoothing: 0.1" in shown
+    assert "epochs: 3" in shown
+    (place / "shown.yaml").write_text(shown)
+    assert load_recipe(place / "shown.yaml").steps == 0
+    assert main(["finetune", "finetune/asda_esc5", "--checkpoint", "start", "--data", "tones/tones.csv"]) == 1
+    assert "Did you mean 'finetune/asda_esc50'" in capsys.readouterr().err
+
+
+def test_a_missing_checkpoint_shows_before_the_data_is_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "recipe.yaml", "--checkpoint", "gone.pt", "--data", "nowhere"]) == 1
+    assert "no checkpoint or config at gone.pt" in capsys.readouterr().err
+    assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "nowhere", "--modes", "lora"]) == 1
+    assert "unknown mode 'lora'" in capsys.readouterr().err
 
 
 def test_what_a_task_changes_in_the_front_end_is_its_own(place: Path) -> None:
