@@ -5,16 +5,20 @@ from typing import Any
 
 LATENT_REGRESSION = "latent_regression"
 
+TRAINING: Mapping[str, Any] = {
+    "optimizer.algorithm": "fairseq_adam",
+    "optimizer.schedule": "fairseq_cosine",
+    "optimizer.decay_norms_and_biases": True,
+    "data.crop": "first",
+    "data.padding": "features",
+    "data.resample_along": "channels",
+    "data.min_samples": 10_000,
+}
+"""What the released pre-training and fine-tuning of ASDA and EAT have in common."""
 RELEASED: Mapping[str, Mapping[str, Any]] = {
     LATENT_REGRESSION: {
         "encoder.pre_norm_residual": False,
-        "optimizer.algorithm": "fairseq_adam",
-        "optimizer.schedule": "fairseq_cosine",
-        "optimizer.decay_norms_and_biases": True,
-        "data.crop": "first",
-        "data.padding": "features",
-        "data.resample_along": "channels",
-        "data.min_samples": 10_000,
+        **TRAINING,
     },
     "masked_patch": {
         "data.crop": "first",
@@ -29,13 +33,7 @@ RELEASED: Mapping[str, Mapping[str, Any]] = {
 
 
 FINETUNING: Mapping[str, Any] = {
-    "optimizer.algorithm": "fairseq_adam",
-    "optimizer.schedule": "fairseq_cosine",
-    "optimizer.decay_norms_and_biases": True,
-    "data.crop": "first",
-    "data.padding": "features",
-    "data.resample_along": "channels",
-    "data.min_samples": 10_000,
+    **TRAINING,
     "loss_per": "labels",
     "decay_embeddings": False,
     "select": "test",

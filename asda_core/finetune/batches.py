@@ -19,6 +19,8 @@ from asda_core.labelled.examples import Example
 from asda_core.pretrain.data import ClipBatches, Clips
 from asda_core.pretrain.resuming import step_seed
 
+CLIPS_PER_PASS = 32
+"""Clips that go through a model at once in evaluation."""
 ROLL_KEY, MIXUP_KEY = 1, 2
 """Third words of the seeds of what numpy draws, beside that of the order."""
 

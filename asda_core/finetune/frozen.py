@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asda_core.errors import AudioError
-from asda_core.finetune.batches import is_augmented, plain_features
+from asda_core.finetune.batches import CLIPS_PER_PASS, is_augmented, plain_features
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.tuned import Tuned
 from asda_core.labelled.examples import Example
@@ -17,8 +17,6 @@ from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoded
 from asda_core.pretrain.data import BYTES_PER_MEBIBYTE, ClipReader
 
-CLIPS_PER_PASS = 32
-"""Clips that go through the encoder at once."""
 FLOAT_BYTES = 4
 
 
@@ -63,7 +61,7 @@ def encode_once(
     waiting: list[Tensor] = []
     with torch.no_grad(), tqdm(examples, desc="encode", unit="clip", disable=not progress, leave=False) as bar:
         for number, example in enumerate(bar):
-            audio = _whole(reader, recipe, example)
+            audio = _heard(reader, example)
             if audio is None:
                 continue
             if len(audio) > reader.num_samples:
@@ -84,9 +82,9 @@ def encode_once(
     return EncodedClips(torch.cat([each.summary for each in found]), tokens, layout, row)
 
 
-def _whole(reader: ClipReader, recipe: FinetuneConfig, example: Example) -> Tensor | None:
+def _heard(reader: ClipReader, example: Example) -> Tensor | None:
     """What training would hear of a clip; None if it cannot be read."""
     try:
-        return reader.stretch(example.file, 0.0) if recipe.data.crop == "first" else reader.whole(example.file)
+        return reader.heard(example.file)
     except AudioError:
         return None

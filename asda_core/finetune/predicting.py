@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asda_core.errors import AsdaError, AudioError, TaskError
-from asda_core.finetune.batches import label_matrix, plain_features
+from asda_core.finetune.batches import CLIPS_PER_PASS, label_matrix, plain_features
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import Predictions
 from asda_core.finetune.tuned import Tuned
@@ -20,9 +20,6 @@ from asda_core.inference.listening import Listener, ListenOptions, as_trained
 from asda_core.labelled.examples import Example, Labelled
 from asda_core.model.encoder import Encoded
 from asda_core.pretrain.data import ClipReader
-
-CLIPS_PER_PASS = 32
-"""Clips that go through the model at once."""
 
 
 @dataclass
@@ -46,7 +43,7 @@ class Hearing:
         if file in self.skipped:
             return None
         try:
-            return self.reader.stretch(file, 0.0) if self.recipe.data.crop == "first" else self.reader.whole(file)
+            return self.reader.heard(file)
         except AudioError as error:
             self.skipped[file] = str(error)
             return None

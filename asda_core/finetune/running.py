@@ -13,7 +13,7 @@ from torch import Tensor
 
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import MODEL_FILE, Checkpoint, read_checkpoint, write_model
+from asda_core.checkpoint import MODEL_FILE, STEP_FOLDERS, Checkpoint, read_checkpoint, write_model
 from asda_core.config_io import signature, to_plain, to_yaml
 from asda_core.cost import Cost
 from asda_core.devices import usable_device
@@ -34,8 +34,6 @@ from asda_core.pretrain.reporter import named_skipped
 RESULT_FILE = "result.json"
 LAST_FILE = "last.safetensors"
 COST_FILE = "cost.json"
-STEP_FOLDERS = "step-*"
-IDENTITY_DIGITS = 8
 
 
 @dataclass(frozen=True)

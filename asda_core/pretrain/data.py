@@ -65,6 +65,14 @@ class ClipReader:
         first = int(share * max(0, len(audio) - self.num_samples + 1))
         return audio[first : first + self.num_samples]
 
+    def heard(self, file: Path) -> Float[Tensor, " samples"]:
+        """What evaluation hears of a file: all of it, or its first stretch where training always takes that.
+
+        Raises:
+            AudioError: the file cannot be read, or has fewer samples than the config wants.
+        """
+        return self.stretch(file, 0.0) if self.config.crop == "first" else self.whole(file)
+
     def _seconds(self, file: Path) -> float:
         """Length of a file that is not too short."""
         num_frames, rate = length_and_rate(file)
