@@ -20,7 +20,7 @@ from asda_core.config_io import (
     find_config,
     load_run_config,
     parse,
-    parse_value,
+    parsed_changes,
     signature,
     to_plain,
     to_yaml,
@@ -28,7 +28,7 @@ from asda_core.config_io import (
 )
 from asda_core.contracts import ObjectiveContext
 from asda_core.counting import encoder_flops
-from asda_core.errors import AsdaError, ConfigError
+from asda_core.errors import AsdaError
 from asda_core.files import file_digest
 from asda_core.finetune.commands import add_finetune
 from asda_core.finetune.measuring import add_test
@@ -123,11 +123,8 @@ def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
         ConfigError: a change has no `=`, or the key or value is wrong.
     """
     plain = to_plain(config)
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {change!r} must look like key=value.")
-        plain = with_change(plain, key, parse_value(value))
+    for key, value in parsed_changes(changes).items():
+        plain = with_change(plain, key, value)
     return parse(RunConfig, plain)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -92,6 +92,21 @@ def parse_value(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r} is not YAML: {error}") from None
+
+
+def parsed_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """`key=value` changes of a command line as key -> value, read as YAML.
+
+    Raises:
+        ConfigError: a change has no `=`, or is not YAML.
+    """
+    given = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change!r} must look like key=value.")
+        given[key] = parse_value(value)
+    return given
 
 
 def to_plain(config: Any) -> dict[str, Any]:

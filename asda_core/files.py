@@ -1,8 +1,10 @@
 """Files that are written whole or not at all, also if the power goes; and how they are known again."""
 
+import csv
 import hashlib
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -47,6 +49,17 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 def write_text(file: Path, text: str) -> None:
     """`write_whole` for text."""
     write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """`write_whole` for a table as CSV: a column for every key of any row, empty where a row has it not."""
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text.getvalue())
 
 
 DIGEST_DIGITS = 16

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from asda_core.catalog import Catalog, installed_catalog
-from asda_core.config_io import find_config, signature
+from asda_core.config_io import find_config, parsed_changes, signature
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
 from asda_core.finetune.continual_table import Stream, StreamsFailed, run_stream, write_stream
-from asda_core.finetune.recipes import check_by_mode, load_recipe, mode_of, parsed_changes, recipe_for, with_changes
+from asda_core.finetune.recipes import check_by_mode, load_recipe, mode_of, recipe_for, with_changes
 from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, named_starts, run_sweep
 from asda_core.finetune.table import TABLE_FILE, write_tables
 from asda_core.labelled.examples import Labelled

@@ -12,7 +12,7 @@ from asda_core.config_io import (
     CONFIG_SUFFIXES,
     find_config,
     parse,
-    parse_value,
+    parsed_changes,
     read_yaml,
     to_plain,
     with_change,
@@ -64,21 +64,6 @@ def is_recipe(file: str | Path) -> bool:
     plain = read_yaml(found)
     own = {item.name for item in fields(FinetuneConfig)} - {item.name for item in fields(RunConfig)}
     return isinstance(plain, dict) and bool(own & plain.keys())
-
-
-def parsed_changes(changes: Sequence[str]) -> dict[str, Any]:
-    """`key=value` changes of a command line as key -> value, read as YAML.
-
-    Raises:
-        ConfigError: a change has no `=`, or is not YAML.
-    """
-    given = {}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {change!r} must look like key=value.")
-        given[key] = parse_value(value)
-    return given
 
 
 def changed_recipe(recipe: FinetuneConfig, changes: Sequence[str]) -> FinetuneConfig:

@@ -1,7 +1,6 @@
 """The table of a sweep: a line per checkpoint and mode, with what it costs."""
 
 import csv
-import io
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from asda_core import __version__
-from asda_core.files import write_text
+from asda_core.files import write_rows, write_text
 from asda_core.finetune.running import RESULT_FILE, read_result
 from asda_core.finetune.sweep import Row, Sweep, evaluate_folds
 from asda_core.statistics import mean_interval
@@ -32,7 +31,7 @@ def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = [*_others(rows, out), *rows]
-    write_text(out / ROWS_FILE, _csv(rows))
+    write_rows(out / ROWS_FILE, rows)
     metrics = ["accuracy", "mAP"] if sweep.data.single else ["mAP", "AUC", "d_prime"]
     many = len({row["split"] for row in rows}) > 1
     heads = ["checkpoint", "mode", "trained", "share", *(COLUMNS[metric] for metric in metrics)]
@@ -134,12 +133,3 @@ def _footnote(rows: Sequence[Row], out: Path) -> str:
         f"trainings. torch {torch.__version__}, asda {__version__}, {platform.machine()}, {os.cpu_count()} CPUs."
     )
     return " ".join(parts)
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -1,8 +1,6 @@
 """Runs a plan: pre-trains and evaluates every cell, goes on where it was stopped, keeps a row per cell and task."""
 
-import csv
 import hashlib
-import io
 import json
 import sys
 import traceback
@@ -20,7 +18,7 @@ from asda_core.checkpoint import MODEL_FILE, read_checkpoint
 from asda_core.config_io import parse, to_plain
 from asda_core.cost import Cost
 from asda_core.errors import AsdaError, ConfigError
-from asda_core.files import write_text
+from asda_core.files import write_rows, write_text
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.resuming import TrainingStopped
@@ -76,7 +74,7 @@ def run_plan(
     failed: list[str] = []
     for label, number in parameters.items():
         rows += _baseline_rows(plan, out, label, number, tasks, progress)
-        _write_rows(out / ROWS_FILE, rows)
+        write_rows(out / ROWS_FILE, rows)
     for cell in tqdm(plan.cells, desc="cells", unit="cell", disable=not progress):
         try:
             rows += _run_cell(plan, cell, out / "cells" / cell.name, tasks, plugins, progress)
@@ -87,7 +85,7 @@ def run_plan(
             (out / "cells" / cell.name / "error.txt").write_text(traceback.format_exc())
             failed.append(f"{cell.name} ({_text(cell.labels)}, seed {cell.seed}): {type(error).__name__}: {error}")
             print(f"failed: {failed[-1]}", file=sys.stderr)
-        _write_rows(out / ROWS_FILE, rows)
+        write_rows(out / ROWS_FILE, rows)
     if failed:
         raise CellsFailed(
             rows,
@@ -221,16 +219,6 @@ def _score_columns(score: TaskScore) -> Row:
         "torch": torch.__version__,
         "heareval": version("heareval"),
     }
-
-
-def _write_rows(file: Path, rows: list[Row]) -> None:
-    """Write the whole table, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(file, text.getvalue())
 
 
 def _device() -> str:
