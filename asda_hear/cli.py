@@ -10,9 +10,7 @@ from asda_core.checkpoint import MODEL_FILE, STEP_FOLDERS
 from asda_core.cli import run_command
 from asda_core.config_io import parse_value
 from asda_core.errors import ConfigError, TaskError
-from asda_hear.ablation.plan import load_plan
-from asda_hear.ablation.report import write_report
-from asda_hear.ablation.run import CellsFailed, run_plan
+from asda_hear.ablation.commands import add_ablate
 from asda_hear.api import LOG_MEL, load_model
 from asda_hear.demo import run_demo
 from asda_hear.evaluate.compat import validate
@@ -37,11 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     validate.set_defaults(run=run_validate)
     _add_tasks(commands.add_parser("tasks", help="build, check, resample HEAR-format tasks"))
     _add_evaluate(commands.add_parser("evaluate", help="score a model on HEAR tasks with heareval"))
-    ablate = commands.add_parser("ablate", help="pre-train and evaluate every cell of a plan; one table")
-    ablate.add_argument("plan", type=Path)
-    ablate.add_argument("--out", type=Path, help="result folder (default: results/PLAN)")
-    ablate.add_argument("--dry-run", action="store_true", help="list the cells and what is done, and stop")
-    ablate.set_defaults(run=run_ablate)
+    add_ablate(commands.add_parser("ablate", help="pre-train and evaluate every cell of a plan; one table"))
     demo = commands.add_parser("demo", help="the whole way on a synthetic corpus: minutes on a laptop, no download")
     demo.add_argument("--out", type=Path, default=Path("demo"))
     demo.set_defaults(run=lambda parsed: print(run_demo(parsed.out)))
@@ -168,21 +162,6 @@ def model_name(model: str, options: dict[str, object]) -> str:
         path = path.parent if path.name == MODEL_FILE else path.with_suffix("") if path.is_file() else path
         stem = f"{path.parent.name}-{path.name}" if path.match(STEP_FOLDERS) else path.name
     return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items()))])
-
-
-def run_ablate(parsed: argparse.Namespace) -> None:
-    """`asda-hear ablate`."""
-    plan = load_plan(parsed.plan)
-    out = parsed.out or Path("results") / parsed.plan.stem
-    try:
-        rows = run_plan(plan, out, dry_run=parsed.dry_run)
-    except CellsFailed as error:  # the others have a table all the same
-        if error.rows:
-            print(write_report(plan, error.rows, out), end="")
-        raise
-    if not parsed.dry_run:
-        print(write_report(plan, rows, out), end="")
-        print(f"written to {out}/table.md and {out}/rows.csv", file=sys.stderr)
 
 
 if __name__ == "__main__":

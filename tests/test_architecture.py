@@ -36,8 +36,8 @@ CORE_ORDER = (
 
 HEAR_ORDER = (
     "pooling", "model", "api", "evaluate.compat", "evaluate.scores", "evaluate.tasks", "evaluate.labels",
-    "evaluate.runner", "ablation.size", "ablation.plan", "ablation.run",
-    "ablation.report", "demo", "cli",
+    "evaluate.runner", "ablation.size", "ablation.environment", "ablation.plan", "ablation.cells", "ablation.rows",
+    "ablation.run", "ablation.many", "ablation.estimate", "ablation.report", "ablation.commands", "demo", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

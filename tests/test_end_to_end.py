@@ -11,10 +11,10 @@ import yaml
 
 from asda_core.catalog import Catalog, load_catalog
 from asda_core.errors import AsdaError
-from asda_hear.ablation import run as run_module
+from asda_hear.ablation import cells as cells_module
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.report import write_report
-from asda_hear.ablation.run import CellsFailed, run_plan
+from asda_hear.ablation.run import CellsFailed, prepare, run_plan
 from asda_hear.evaluate.labels import assign_splits, clips_from_folders
 from asda_hear.evaluate.tasks import TaskConfig, build_task
 from tests.conftest import BUILT_IN, TINY
@@ -68,7 +68,7 @@ def test_plan_with_a_strangers_mixer(
 ) -> None:
     monkeypatch.setattr("asda_hear.api.installed_catalog", lambda: plugins)  # heareval calls load_model itself
     calls: list[str] = []
-    pretrain = run_module.pretrain
+    pretrain = cells_module.pretrain
 
     def stopped(config: object, files: object, folder: Path, *rest: object) -> Path:
         calls.append(folder.name)
@@ -76,7 +76,7 @@ def test_plan_with_a_strangers_mixer(
             raise KeyboardInterrupt
         return pretrain(config, files, folder, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run_module, "pretrain", stopped)
+    monkeypatch.setattr(cells_module, "pretrain", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_plan(load_plan(plan), tmp_path / "out", progress=False, catalog=plugins)
     rows = run_plan(load_plan(plan), tmp_path / "out", progress=False, catalog=plugins)
@@ -100,7 +100,7 @@ def test_one_cell_that_fails(plan: Path, plugins: Catalog, tmp_path: Path, monke
     text["axes"] = {"rate": {"wild": {"optimizer": {"peak_lr": 1e30, "warmup_steps": 0}, "steps": 9}, "good": {}}}
     text["seeds"] = [0]
     plan.write_text(yaml.safe_dump(text))
-    with pytest.raises(CellsFailed, match=r"1 of 2 cells failed.*rate wild.*no longer finite") as failure:
+    with pytest.raises(CellsFailed, match=r"1 of 3 trainings and baselines failed.*rate wild.*no longer finite") as failure:
         run_plan(load_plan(plan), tmp_path / "out", progress=False, catalog=plugins)
     assert "| good |" in write_report(load_plan(plan), failure.value.rows, tmp_path / "out")
     assert len((tmp_path / "out" / "rows.csv").read_text().splitlines()) == 1 + 2
@@ -120,5 +120,5 @@ def test_mistakes_show_before_anything_runs(
 ) -> None:
     plan.write_text(yaml.safe_dump({**yaml.safe_load(plan.read_text()), **changes}))
     with pytest.raises(AsdaError, match=message):
-        run_plan(load_plan(plan), tmp_path / "out", dry_run=True, catalog=plugins)
+        prepare(load_plan(plan), tmp_path / "out", catalog=plugins)
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,10 @@ seeds: [0, 1, 2]
 axes:
   lambda: {"0": {encoder.mixer.options.lambda_init: 0.0}, "0.1": {encoder.mixer.options.lambda_init: 0.1}}
   steps: [0, 400]                      # short: the axis is a key of the config, the labels are its values
+  options.scene_pooling: [mean, summary]   # of `load_model`: both labels share one training
 baselines: {log-mel: log_mel}
+reference: {lambda: "0", steps: "0", options.scene_pooling: mean}   # what all lines are compared with
+budget: {hours: 8}
 """
 
 import itertools
@@ -19,9 +22,9 @@ from typing import Any
 
 from asda_core.audio import find_audio, list_identity
 from asda_core.checkpoint import locate
-from asda_core.config import RunConfig
+from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config, parse, read_yaml, signature, to_plain, with_change, with_value
-from asda_core.errors import ConfigError
+from asda_core.errors import ConfigError, unknown
 from asda_core.files import file_digest
 from asda_hear.evaluate.runner import EvaluationConfig
 
@@ -41,6 +44,8 @@ RESULTS = ("task", "metric", "score", "folds", "validation", "asda", "torch", "h
 BASELINE = "model"
 """Columns of `rows.csv` beside the axes; `model` tells baselines from cells."""
 RESERVED = {BASELINE, *FACTS, *RESULTS}
+OPTION, INIT = "options.", "init"
+"""Keys of an axis that are no key of a run: options of `load_model`, and the checkpoint that cells begin with."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,23 @@ class TaskChoice:
 
 
 @dataclass(frozen=True)
+class BudgetConfig:
+    """What a plan may take.
+
+    Attributes:
+        steps: updates of every cell; None leaves them as the config and the axes say.
+        hours: after so long a command begins no further cell; what it has begun it ends. None: no limit.
+    """
+
+    steps: int | None = None
+    hours: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.steps is None or self.steps >= 0, f"budget.steps must not be negative, not {self.steps}.")
+        require(self.hours is None or self.hours > 0, f"budget.hours must be positive, not {self.hours}.")
+
+
+@dataclass(frozen=True)
 class PlanConfig:
     """The keys of a plan file.
 
@@ -59,7 +81,8 @@ class PlanConfig:
         base: config file that every cell starts from.
         data: folders, manifests or files of audio to pre-train on.
         tasks: what is evaluated.
-        axes: name -> label -> {config key: value}; or key -> list of values.
+        axes: name -> label -> {config key: value}; or key -> list of values. Beside the keys of a run there are
+            "options.KEY" of `load_model`, and "init".
         seeds: every combination is run with each.
         baselines: label -> what `load_model` takes; evaluated once.
         evaluation: heareval's search.
@@ -67,6 +90,9 @@ class PlanConfig:
         set: config keys that differ from the base in every cell.
         init: a checkpoint that every cell begins with, as `asda pretrain --init` does; adapters need one.
         question: what the table answers; its heading.
+        reference: the line that others are compared with, as {axis: label}, or the label of a baseline; by default
+            the first combination.
+        budget: limits.
     """
 
     base: str
@@ -80,6 +106,8 @@ class PlanConfig:
     set: dict[str, Any] = field(default_factory=dict)
     question: str = ""
     init: str | None = None
+    reference: dict[str, Any] | str | None = None
+    budget: BudgetConfig = BudgetConfig()
 
     def __post_init__(self) -> None:
         if not self.axes or not self.seeds:
@@ -88,6 +116,8 @@ class PlanConfig:
             raise ConfigError(f"the seeds of a plan must differ, given {list(self.seeds)}.")
         if taken := sorted(RESERVED & self.axes.keys()):
             raise ConfigError(f"an axis cannot be called {taken[0]!r}: the table has a column of that name.")
+        if isinstance(self.reference, str) and self.reference not in self.baselines:
+            raise ConfigError(unknown("baseline as the reference", self.reference, self.baselines))
 
 
 @dataclass(frozen=True)
@@ -98,25 +128,30 @@ class Cell:
         labels: axis -> label.
         seed: of the run.
         config: the whole run.
-        name: signature of the config and the data; equal cells of any plans share it.
+        name: signature of the config, the data and the weights it begins with; equal cells of any plans share it,
+            and with it the training.
+        options: keyword arguments of `load_model`.
+        init: the checkpoint that it begins with.
     """
 
     labels: Mapping[str, str]
     seed: int
     config: RunConfig
     name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    init: Path | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan with its cells, files found; `init` is the checkpoint that cells begin with."""
+    """A plan with its cells, files found; `reference` is a label of each axis, or of a baseline alone."""
 
     file: Path
     config: PlanConfig
     cells: tuple[Cell, ...]
     audio: tuple[Path, ...]
     tasks_folder: Path
-    init: Path | None = None
+    reference: Mapping[str, str] | str = field(default_factory=dict)
 
 
 def load_plan(file: Path) -> Plan:
@@ -130,29 +165,66 @@ def load_plan(file: Path) -> Plan:
     config = parse(PlanConfig, read_yaml(file), str(file))
     here = file.parent
     audio = tuple(found for source in config.data for found in find_audio(here / source))
-    identity = list_identity(audio)
-    base = to_plain(load_run_config(here / config.base))
-    for key, value in config.set.items():
-        base = with_change(base, key, value)
-    init = None if config.init is None else locate(here / config.init)
-    begins = {} if init is None else {"init": file_digest(init)}
     axes = {name: _labelled(name, choices) for name, choices in config.axes.items()}
+    reference = _reference(config, axes, file)
+    start = _Start(file, config, to_plain(load_run_config(here / config.base)), list_identity(audio))
     cells = []
     for combination in itertools.product(*axes.values()):
         labels = dict(zip(axes, combination, strict=True))
-        plain = base
-        for axis, label in labels.items():
-            for key, value in axes[axis][label].items():
+        changes = {key: value for axis, label in labels.items() for key, value in axes[axis][label].items()}
+        cells += start.cells(labels, changes)
+    return Plan(file, config, tuple(cells), audio, here / config.tasks.folder, reference)
+
+
+class _Start:
+    """What all cells of a plan begin from."""
+
+    def __init__(self, file: Path, config: PlanConfig, base: dict[str, Any], data: list[tuple[str, int]]) -> None:
+        self.file, self.config, self.data = file, config, data
+        budget = {} if config.budget.steps is None else {"steps": config.budget.steps}
+        for key, value in {**config.set, **budget}.items():
+            base = with_change(base, key, value)
+        self.base = base
+
+    def cells(self, labels: Mapping[str, str], changes: Mapping[str, Any]) -> list[Cell]:
+        """The cells of one combination, one for each seed."""
+        plain, options, init = self.base, dict(self.config.options), self.config.init
+        for key, value in changes.items():
+            if key.startswith(OPTION):
+                options[key.removeprefix(OPTION)] = value
+            elif key == INIT:
+                init = value
+            else:
                 plain = with_change(plain, key, value)
-        for seed in config.seeds:
-            where = f"{file}, cell {', '.join(f'{axis} {label}' for axis, label in labels.items())}"
+        begins = None if init is None else locate(self.file.parent / init)
+        more = {} if begins is None else {"init": file_digest(begins)}
+        found = []
+        for seed in self.config.seeds:
             try:
                 run = parse(RunConfig, with_value(plain, "seed", seed))
             except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from None
-            name = signature(run, data=identity if run.steps else [], **begins)
-            cells.append(Cell(labels, seed, run, name))
-    return Plan(file, config, tuple(cells), audio, here / config.tasks.folder, init)
+                raise ConfigError(f"{self.file}, cell {text_of(labels)}: {error}") from None
+            name = signature(run, data=self.data if run.steps else [], **more)
+            found.append(Cell(labels, seed, run, name, options, begins))
+        return found
+
+
+def text_of(labels: Mapping[str, str]) -> str:
+    """The labels of a cell in one line."""
+    return ", ".join(f"{axis} {label}" for axis, label in labels.items())
+
+
+def _reference(config: PlanConfig, axes: Mapping[str, Mapping[str, Any]], file: Path) -> Mapping[str, str] | str:
+    """The stated reference, checked; else the first label of each axis."""
+    if isinstance(config.reference, str):
+        return config.reference
+    given = {str(axis): str(label) for axis, label in (config.reference or {}).items()}
+    for axis, label in given.items():
+        if axis not in axes:
+            raise ConfigError(f"{file}, reference: {unknown('axis', axis, axes)}")
+        if label not in axes[axis]:
+            raise ConfigError(f"{file}, reference: {unknown(f'label of the axis {axis}', label, axes[axis])}")
+    return {axis: given.get(axis, next(iter(labels))) for axis, labels in axes.items()}
 
 
 def _labelled(axis: str, choices: Any) -> dict[str, dict[str, Any]]:

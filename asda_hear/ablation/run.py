@@ -1,38 +1,39 @@
-"""Runs a plan: pre-trains and evaluates every cell, goes on where it was stopped, keeps a row per cell and task."""
+"""Runs a plan: any number of processes, on any number of machines that share the store, each take what is free."""
 
-import hashlib
-import json
 import sys
+import time
 import traceback
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from asda_core.assemble import build_parts, check_class_token_axis, plugin_origins
+from asda_core.assemble import build_parts, check_class_token_axis
 from asda_core.catalog import Catalog, installed_catalog
-from asda_core.checkpoint import MODEL_FILE, read_checkpoint
-from asda_core.config_io import parse, to_plain
-from asda_core.cost import Cost
+from asda_core.config_io import parse
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import write_rows, write_text
 from asda_core.official.reading import read_model
-from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.resuming import TrainingStopped
 from asda_core.starting import check_fits
-from asda_hear.ablation.plan import BASELINE, Cell, Plan
-from asda_hear.ablation.size import size_of
+from asda_hear.ablation.cells import ERROR_FILE, Unit, Work, baseline_path, do_unit, is_done
+from asda_hear.ablation.plan import Plan, text_of
+from asda_hear.ablation.rows import Row, collect_rows
 from asda_hear.api import load_model
-from asda_hear.evaluate.compat import hear_tools, read_stamp
-from asda_hear.evaluate.runner import evaluate, find_tasks
-from asda_hear.evaluate.scores import TaskScore
+from asda_hear.evaluate.compat import hear_tools
+from asda_hear.evaluate.runner import find_tasks, task_identity
 from asda_hear.model import HearOptions
 
 ROWS_FILE = "rows.csv"
-Row = dict[str, Any]
+CLAIM_FILE, ROWS_LOCK = ".claim", ".rows.lock"
+"""Locks: of a unit while a process does it, and of the table while it is written. The system frees them when their
+process ends, however it ends."""
+POLL_SECONDS = 1.0
+"""How often a process that has nothing left to take up looks whether the others are done or have died."""
+SECONDS_PER_HOUR = 3600
 
 
 class CellsFailed(AsdaError):
@@ -43,15 +44,48 @@ class CellsFailed(AsdaError):
         self.rows = rows
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` (from 1) of `count` of the units of a plan."""
+
+    index: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise ConfigError(f"a shard must be one of 1/{self.count} to {self.count}/{self.count}, not {self.index}.")
+
+    def of(self, units: Sequence[Unit]) -> list[Unit]:
+        """Every `count`-th unit."""
+        return list(units[self.index - 1 :: self.count])
+
+
+def prepare(
+    plan: Plan, store: Path, progress: bool = True, catalog: Catalog | None = None
+) -> tuple[Work, dict[str, int]]:
+    """Check a plan and find its tasks; returns also the parameters of each baseline.
+
+    Raises:
+        AsdaError: a cell, an option, a baseline or a task is wrong.
+    """
+    plugins = catalog or installed_catalog()
+    check_plan(plan, plugins)
+    parameters = {label: _baseline_parameters(plan, label, plugins) for label in plan.config.baselines}
+    tasks = {task: task_identity(task) for task in find_tasks(plan.tasks_folder, plan.config.tasks.names)}
+    return Work(plan, store, tasks, plugins, progress), parameters
+
+
 def run_plan(
-    plan: Plan, out: Path, dry_run: bool = False, progress: bool = True, catalog: Catalog | None = None
+    plan: Plan, out: Path, shard: Shard | None = None, progress: bool = True, catalog: Catalog | None = None
 ) -> list[Row]:
-    """Do what of the plan is not done yet.
+    """Do what of the plan is not done yet; other processes may do the same at the same time.
+
+    A unit is taken by one process alone. What others are doing is waited for, and taken up where they die.
 
     Args:
         plan: from `load_plan`.
-        out: result folder; `cells/NAME` holds each run, `rows.csv` the table.
-        dry_run: only print the cells and whether they are done.
+        out: the store; `cells/NAME` holds each run, `rows.csv` the table.
+        shard: which part to do; None does all.
         progress: whether to show bars.
         catalog: plugins; by default those installed.
 
@@ -61,38 +95,80 @@ def run_plan(
     Raises:
         CellsFailed: cells failed; all others are done and their rows written.
     """
-    plugins = catalog or installed_catalog()
-    check_plan(plan, plugins)
-    parameters = {label: _baseline_parameters(plan, label, plugins) for label in plan.config.baselines}
-    tasks = find_tasks(plan.tasks_folder, plan.config.tasks.names)
-    if dry_run:
-        _print_cells(plan, out, len(tasks), parameters)
-        return []
+    work, parameters = prepare(plan, out, progress, catalog)
     with hear_tools():
         pass  # a missing tool shows now
-    rows: list[Row] = []
-    failed: list[str] = []
-    for label, number in parameters.items():
-        rows += _baseline_rows(plan, out, label, number, tasks, progress)
-        write_rows(out / ROWS_FILE, rows)
-    for cell in tqdm(plan.cells, desc="cells", unit="cell", disable=not progress):
-        try:
-            rows += _run_cell(plan, cell, out / "cells" / cell.name, tasks, plugins, progress)
-        except (TrainingStopped, KeyboardInterrupt):
-            raise
-        except Exception as error:  # one cell must not take the others down
-            (out / "cells" / cell.name).mkdir(parents=True, exist_ok=True)
-            (out / "cells" / cell.name / "error.txt").write_text(traceback.format_exc())
-            failed.append(f"{cell.name} ({_text(cell.labels)}, seed {cell.seed}): {type(error).__name__}: {error}")
-            print(f"failed: {failed[-1]}", file=sys.stderr)
-        write_rows(out / ROWS_FILE, rows)
+    units = (shard or Shard()).of(work.units())
+    failed = _do_all(work, units, parameters)
+    rows = write_all_rows(work, parameters)
     if failed:
         raise CellsFailed(
             rows,
-            f"{len(failed)} of {len(plan.cells)} cells failed, the others are in {out / ROWS_FILE}: "
+            f"{len(failed)} of {len(units)} trainings and baselines failed, the others are in {out / ROWS_FILE}: "
             + "; ".join(failed),
         )
     return rows
+
+
+def write_all_rows(work: Work, parameters: dict[str, int]) -> list[Row]:
+    """Write `rows.csv` from all that the store holds, one process at a time."""
+    work.store.mkdir(parents=True, exist_ok=True)
+    with FileLock(work.store / ROWS_LOCK):
+        rows = collect_rows(work, parameters)
+        write_rows(work.store / ROWS_FILE, rows)
+    return rows
+
+
+def _do_all(work: Work, units: list[Unit], parameters: dict[str, int]) -> list[str]:
+    """Take up one unit after the other until all are done, failed, or the budget is spent; returns what failed."""
+    began, wall = time.monotonic(), time.time()
+    hours = work.plan.config.budget.hours
+    left = list(units)
+    failed: list[str] = []
+    with tqdm(total=len(units), desc="cells", unit="cell", disable=not work.progress) as bar:
+        while left:
+            before = len(left)
+            for unit in list(left):
+                if hours is not None and time.monotonic() - began > hours * SECONDS_PER_HOUR:
+                    print(f"the budget of {hours} hours is spent; {len(left)} are left.", file=sys.stderr)
+                    return failed
+                outcome = _try_unit(work, unit, parameters, wall)
+                if outcome is None:
+                    continue
+                left.remove(unit)
+                bar.update()
+                if outcome:
+                    failed.append(outcome)
+            if len(left) == before:
+                time.sleep(POLL_SECONDS)
+    return failed
+
+
+def _try_unit(work: Work, unit: Unit, parameters: dict[str, int], since: float) -> str | None:
+    """Do a unit unless another process is at it: None; "" where it is done, else why it failed."""
+    if is_done(work, unit):
+        return ""
+    unit.folder.mkdir(parents=True, exist_ok=True)
+    error_file = unit.folder / ERROR_FILE
+    try:
+        with FileLock(unit.folder / CLAIM_FILE, timeout=0):
+            if is_done(work, unit):
+                return ""
+            if error_file.exists() and error_file.stat().st_mtime > since:  # another process has just tried
+                return f"{unit.name}: {error_file.read_text().strip().splitlines()[-1]}"
+            try:
+                do_unit(work, unit)
+            except (TrainingStopped, KeyboardInterrupt):
+                raise
+            except Exception as error:  # one cell must not take the others down
+                write_text(error_file, traceback.format_exc())
+                print(f"failed: {unit.name}: {type(error).__name__}: {error}", file=sys.stderr)
+                return f"{unit.name}: {type(error).__name__}: {error}"
+            error_file.unlink(missing_ok=True)
+    except Timeout:
+        return None
+    write_all_rows(work, parameters)
+    return ""
 
 
 def check_plan(plan: Plan, catalog: Catalog) -> None:
@@ -103,70 +179,18 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
     """
     check_class_token_axis(catalog, [cell.config for cell in plan.cells])
     parse(HearOptions, plan.config.options, "options")
-    init = None if plan.init is None else read_model(plan.init)
+    inits = {file: read_model(file) for file in {cell.init for cell in plan.cells} if file is not None}
     for cell in plan.cells:
         try:
-            if init is not None:
-                check_fits(init, catalog, cell.config)
+            parse(HearOptions, cell.options, "options")
+            if cell.init is not None:
+                check_fits(inits[cell.init], catalog, cell.config)
             elif cell.config.adapter is not None:
                 raise ConfigError(f"the adapter {cell.config.adapter.name!r} needs a trained encoder: give init.")
             with torch.device("meta"):
                 build_parts(catalog, cell.config)
         except AsdaError as error:
-            raise type(error)(f"{plan.file}, cell {_text(cell.labels)}: {error}") from None
-
-
-def _print_cells(plan: Plan, out: Path, num_tasks: int, baselines: dict[str, int]) -> None:
-    for label, number in baselines.items():
-        print(f"baseline {label}: {baseline_path(plan, label)}, {number:,} parameters")
-    for cell in plan.cells:
-        done = "trained" if (out / "cells" / cell.name / MODEL_FILE).exists() else "to do"
-        print(f"{cell.name}  seed {cell.seed}  {done:<8} {_text(cell.labels)}")
-    different = len({cell.name for cell in plan.cells})
-    print(f"{len(plan.cells)} cells x {num_tasks} tasks; {different} different pre-trainings.")
-
-
-def _run_cell(plan: Plan, cell: Cell, folder: Path, tasks: list[Path], catalog: Catalog, progress: bool) -> list[Row]:
-    """Pre-train (unless done) and evaluate (what is not done)."""
-    times = folder / "times.json"
-    spent: dict[str, float] = read_stamp(times) or {}
-    if not (folder / MODEL_FILE).exists():
-        cost = Cost()
-        try:
-            with cost:
-                init = None if plan.init is None else read_model(plan.init)
-                pretrain(cell.config, list(plan.audio), folder, catalog, _device(), progress, init)
-        finally:  # a run that is stopped has spent its time too
-            spent["pretrain_seconds"] = round(spent.get("pretrain_seconds", 0.0) + cost.seconds, 1)
-            spent["pretrain_cpu_seconds"] = round(spent.get("pretrain_cpu_seconds", 0.0) + cost.cpu_seconds, 1)
-            spent["pretrain_mebibytes"] = round(max(spent.get("pretrain_mebibytes", 0.0), cost.mebibytes), 1)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(times, json.dumps(spent))
-    scores = _evaluate(plan, str(folder / MODEL_FILE), folder, tasks, progress)
-    origins = read_checkpoint(folder / MODEL_FILE).plugins
-    if origins != (now := plugin_origins(catalog, cell.config)):
-        print(f"warning: {folder} was trained with {origins}, and {now} is installed; delete it to redo the cell.",
-              file=sys.stderr)  # fmt: skip
-    facts = {
-        BASELINE: "",
-        **cell.labels,
-        "seed": cell.seed,
-        "cell": cell.name,
-        **size_of(catalog, cell.config),
-        "updates": cell.config.steps,
-        "pretrain_seconds": spent.get("pretrain_seconds", 0.0),
-        "pretrain_cpu_seconds": spent.get("pretrain_cpu_seconds", ""),
-        "pretrain_mebibytes": spent.get("pretrain_mebibytes", ""),
-        "plugins": " ".join(f"{o['name']}={o['distribution']}-{o['version']}" for o in origins.values()),
-    }
-    return [{**facts, **_score_columns(score)} for score in scores]
-
-
-def baseline_path(plan: Plan, label: str) -> str:
-    """What `load_model` is given for a baseline: a path beside the plan where there is one, else what the plan says."""
-    model = plan.config.baselines[label]
-    beside = plan.file.parent / model
-    return str(beside) if model and beside.exists() else model
+            raise type(error)(f"{plan.file}, cell {text_of(cell.labels)}: {error}") from None
 
 
 def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:
@@ -176,54 +200,3 @@ def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:
     except AsdaError as error:
         raise type(error)(f"{plan.file}, baseline {label}: {error} (looked for beside {plan.file})") from None
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _baseline_rows(plan: Plan, out: Path, label: str, parameters: int, tasks: list[Path], progress: bool) -> list[Row]:
-    scores = _evaluate(plan, baseline_path(plan, label), out / "baselines" / label, tasks, progress)
-    empty = dict.fromkeys(plan.config.axes, "")
-    facts: Row = {
-        BASELINE: label,
-        **empty,
-        "seed": "",
-        "cell": "",
-        "parameters": parameters,
-        "trained": "",
-        "gflops": "",
-    }
-    facts |= {
-        "updates": 0,
-        "pretrain_seconds": 0.0,
-        "pretrain_cpu_seconds": "",
-        "pretrain_mebibytes": "",
-        "plugins": "",
-    }
-    return [{**facts, **_score_columns(score)} for score in scores]
-
-
-def _evaluate(plan: Plan, model: str, folder: Path, tasks: list[Path], progress: bool) -> list[TaskScore]:
-    """Evaluate into a folder named by the search and the options, so that another setting is another result."""
-    setting = json.dumps([to_plain(plan.config.evaluation), plan.config.options], sort_keys=True)
-    name = f"hear-{hashlib.sha256(setting.encode()).hexdigest()[:8]}"
-    search, options = plan.config.evaluation, plan.config.options
-    return evaluate(model, tasks, folder / name, search, options, progress, cache=folder.parents[1])
-
-
-def _score_columns(score: TaskScore) -> Row:
-    return {
-        "task": score.task,
-        "metric": score.metric,
-        "score": score.score,
-        "folds": " ".join(f"{value:.6f}" for value in score.folds),
-        "validation": score.validation,
-        "asda": version("asda-hear"),
-        "torch": torch.__version__,
-        "heareval": version("heareval"),
-    }
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _text(labels: Mapping[str, str]) -> str:
-    return ", ".join(f"{axis} {label}" for axis, label in labels.items())

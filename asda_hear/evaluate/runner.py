@@ -7,7 +7,8 @@ import importlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,17 +16,21 @@ from typing import Any, Literal, TextIO
 from unittest import mock
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 from asda_core.checkpoint import locate
 from asda_core.errors import ConfigError, TaskError, unknown
-from asda_core.files import write_text
+from asda_core.files import file_digest, write_text
 from asda_hear.api import DEFAULT_WEIGHTS, LOG_MEL
 from asda_hear.evaluate.compat import Trainings, hear_tools, read_stamp
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score
 from asda_hear.evaluate.tasks import resample_task
 
 MODULE = "asda_hear"
+SECONDS_FILE = "seconds.json"
+"""What a task has taken: `embedding` and `prediction`."""
+Stamp = dict[str, Any]
 SOURCE_STAMP, SEARCH_STAMP = "embedding.json", "evaluation.json"
 """What the embeddings, and the scores, in a folder were made from."""
 COPY_STAMP = ".source"
@@ -114,30 +119,74 @@ def evaluate(
     with hear_tools(), _threads(config.threads), (out / "heareval.log").open("a") as log:
         embedding: Any = None
         for task in tasks:
-            folder, identity = out / task.name, _task_identity(task)
-            source = {"weights": weights, "options": options or {}, "task": identity, **_versions("asda-hear", "torch")}
-            search = {**source, **asdict(config), **_versions("heareval")}
-            if not (folder / SCORE_FILE).exists() or read_stamp(folder / SEARCH_STAMP) != search:
+            folder, identity = out / task.name, task_identity(task)
+            source, search = _stamps(weights, options or {}, identity, config)
+            if not _is_scored(folder, search):
+                spent = read_stamp(folder / SECONDS_FILE) or {}
                 if read_stamp(folder / SOURCE_STAMP) != source:
+                    started = time.monotonic()
                     embedding = embedding or _load(model, options or {}, log)
                     audio = _at_rate(task, embedding.sample_rate, cache or out.parent, identity, progress)
                     _embed(embedding, audio, folder, log, progress)
                     write_text(folder / SOURCE_STAMP, json.dumps(source))
+                    spent = {"embedding": time.monotonic() - started}
+                started = time.monotonic()
                 _predict(folder, config, search, log, progress)
+                write_text(folder / SECONDS_FILE, json.dumps({**spent, "prediction": time.monotonic() - started}))
                 write_text(folder / SEARCH_STAMP, json.dumps(search))
             scores.append(read_task_score(folder))
     return scores
+
+
+def finished_scores(
+    model: str,
+    identities: Mapping[Path, str],
+    out: Path,
+    config: EvaluationConfig,
+    options: Mapping[str, Any],
+) -> list[TaskScore]:
+    """The scores that `evaluate` would find done; a task that is to be done is left out.
+
+    Args:
+        model: what `asda_hear.load_model` takes; it must exist.
+        identities: task folder -> its `task_identity`.
+        out: folder of this model's scores.
+        config: the search.
+        options: keyword arguments of `load_model`.
+    """
+    weights, found = weights_identity(model), []
+    for task, identity in identities.items():
+        if _is_scored(out / task.name, _stamps(weights, options, identity, config)[1]):
+            found.append(read_task_score(out / task.name))
+    return found
+
+
+def _stamps(weights: str, options: Mapping[str, Any], task: str, config: EvaluationConfig) -> tuple[Stamp, Stamp]:
+    """What embeddings, and what scores, belong to."""
+    source = {"weights": weights, "options": dict(options), "task": task, **_versions("asda-hear", "torch")}
+    return source, {**source, **asdict(config), **_versions("heareval")}
+
+
+def _is_scored(folder: Path, search: Stamp) -> bool:
+    return (folder / SCORE_FILE).exists() and read_stamp(folder / SEARCH_STAMP) == search
 
 
 def weights_identity(model: str) -> str:
     """What a model's embeddings depend on: its name, or the content of its checkpoint or config."""
     if model == LOG_MEL:
         return LOG_MEL
-    with locate(Path(model or DEFAULT_WEIGHTS)).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:IDENTITY_DIGITS]
+    file = locate(Path(model or DEFAULT_WEIGHTS))
+    facts = file.stat()
+    return _digest(file, facts.st_size, facts.st_mtime_ns)
 
 
-def _task_identity(task: Path) -> str:
+@functools.lru_cache(maxsize=4096)
+def _digest(file: Path, size: int, time_ns: int) -> str:
+    """Digest of a file, taken once as long as its size and time stay."""
+    return file_digest(file)
+
+
+def task_identity(task: Path) -> str:
     """What the scores on a task depend on: labels, splits and metadata by content, audio by name, size and time."""
     digest = hashlib.sha256()
     for file in sorted(path for path in task.rglob("*") if path.is_file()):
@@ -193,10 +242,12 @@ def _at_rate(task: Path, rate: int, cache: Path, identity: str, progress: bool) 
     if (task / str(rate)).is_dir():
         return task
     copy = cache / f"tasks-{rate}" / task.name
-    if read_stamp(copy / COPY_STAMP) != identity:
-        shutil.rmtree(copy, ignore_errors=True)
-        resample_task(task, rate, copy, progress)
-        write_text(copy / COPY_STAMP, json.dumps(identity))
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(copy.with_name(f".{task.name}.lock")):  # several processes may share the cache
+        if read_stamp(copy / COPY_STAMP) != identity:
+            shutil.rmtree(copy, ignore_errors=True)
+            resample_task(task, rate, copy, progress)
+            write_text(copy / COPY_STAMP, json.dumps(identity))
     return copy
 
 

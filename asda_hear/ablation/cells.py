@@ -1,0 +1,173 @@
+"""Does one unit of a plan: a training with its evaluations, or a baseline's evaluations."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asda_core.assemble import plugin_origins
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import MODEL_FILE, read_checkpoint
+from asda_core.config_io import to_plain
+from asda_core.cost import Cost
+from asda_core.files import write_text
+from asda_core.official.reading import read_model
+from asda_core.pretrain.loop import pretrain
+from asda_hear.ablation.environment import environment
+from asda_hear.ablation.plan import Cell, Plan
+from asda_hear.ablation.size import size_of
+from asda_hear.evaluate.compat import read_stamp
+from asda_hear.evaluate.runner import evaluate, finished_scores
+from asda_hear.evaluate.scores import TaskScore
+
+CELLS, BASELINES = "cells", "baselines"
+"""Folders of a store."""
+TIMES_FILE, FACTS_FILE, ERROR_FILE = "times.json", "facts.json", "error.txt"
+"""In the folder of a cell: what its training took; what it is, and where it was made; why it failed."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one process does at a time.
+
+    Attributes:
+        folder: where it lives in the store.
+        cells: those that share the training; none for a baseline.
+        baseline: its label.
+    """
+
+    folder: Path
+    cells: tuple[Cell, ...] = ()
+    baseline: str = ""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        if not self.cells:
+            return f"baseline {self.baseline}"
+        labels = ", ".join(f"{axis} {label}" for axis, label in self.cells[0].labels.items())
+        return f"{self.folder.name} ({labels}, seed {self.cells[0].seed})"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A plan, where its results lie, and what is needed to do it.
+
+    Attributes:
+        plan: what is done.
+        store: folder of all results.
+        tasks: task folder -> identity.
+        catalog: plugins.
+        progress: whether to show bars.
+    """
+
+    plan: Plan
+    store: Path
+    tasks: Mapping[Path, str]
+    catalog: Catalog
+    progress: bool = True
+
+    def units(self) -> list[Unit]:
+        """Baselines, then trainings; of every combination the first seed comes before any second one, so that a budget
+        that is spent early leaves fewer seeds, not fewer lines."""
+        found = [Unit(self.store / BASELINES / label, (), label) for label in self.plan.config.baselines]
+        by_name: dict[str, list[Cell]] = {}
+        for cell in sorted(self.plan.cells, key=lambda cell: self.plan.config.seeds.index(cell.seed)):
+            by_name.setdefault(cell.name, []).append(cell)
+        return found + [Unit(self.store / CELLS / name, tuple(cells)) for name, cells in by_name.items()]
+
+
+def do_unit(work: Work, unit: Unit) -> None:
+    """Train (unless done) and evaluate (what is not done)."""
+    if not unit.cells:
+        _evaluate(work, baseline_path(work.plan, unit.baseline), unit.folder, work.plan.config.options)
+        return
+    cell = unit.cells[0]
+    if not (unit.folder / MODEL_FILE).exists():
+        _train(work, cell, unit.folder)
+    _write_facts(work, cell, unit.folder)
+    for options in different_options(unit):
+        _evaluate(work, str(unit.folder / MODEL_FILE), unit.folder, options)
+
+
+def different_options(unit: Unit) -> list[Mapping[str, Any]]:
+    """The ways in which the model of a unit is heard."""
+    found: list[Mapping[str, Any]] = []
+    for cell in unit.cells:
+        if cell.options not in found:
+            found.append(cell.options)
+    return found
+
+
+def is_done(work: Work, unit: Unit) -> bool:
+    """Whether nothing of a unit is left to do."""
+    if unit.cells and not (unit.folder / FACTS_FILE).exists():
+        return False
+    ways = different_options(unit) if unit.cells else [work.plan.config.options]
+    return all(len(unit_scores(work, unit, options)) == len(work.tasks) for options in ways)
+
+
+def unit_scores(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
+    """The scores of a unit that are there, heard in one way."""
+    model = str(unit.folder / MODEL_FILE) if unit.cells else baseline_path(work.plan, unit.baseline)
+    if unit.cells and not Path(model).exists():
+        return []
+    folder = unit.folder / evaluation_name(work.plan, options)
+    return finished_scores(model, work.tasks, folder, work.plan.config.evaluation, options)
+
+
+def evaluation_name(plan: Plan, options: Mapping[str, Any]) -> str:
+    """Folder of an evaluation, named by the search and the options, so that another setting is another result."""
+    setting = json.dumps([to_plain(plan.config.evaluation), options], sort_keys=True)
+    return f"hear-{hashlib.sha256(setting.encode()).hexdigest()[:8]}"
+
+
+def baseline_path(plan: Plan, label: str) -> str:
+    """What `load_model` is given for a baseline: a path beside the plan where there is one, else what the plan says."""
+    model = plan.config.baselines[label]
+    beside = plan.file.parent / model
+    return str(beside) if model and beside.exists() else model
+
+
+def _train(work: Work, cell: Cell, folder: Path) -> None:
+    times = folder / TIMES_FILE
+    spent: dict[str, float] = read_stamp(times) or {}
+    cost = Cost()
+    try:
+        with cost:
+            init = None if cell.init is None else read_model(cell.init)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            pretrain(cell.config, list(work.plan.audio), folder, work.catalog, device, work.progress, init)
+    finally:  # a run that is stopped has spent its time too
+        spent["pretrain_seconds"] = round(spent.get("pretrain_seconds", 0.0) + cost.seconds, 1)
+        spent["pretrain_cpu_seconds"] = round(spent.get("pretrain_cpu_seconds", 0.0) + cost.cpu_seconds, 1)
+        spent["pretrain_mebibytes"] = round(max(spent.get("pretrain_mebibytes", 0.0), cost.mebibytes), 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(times, json.dumps(spent))
+    now = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_text(folder / FACTS_FILE, json.dumps({"made": {**environment(), **now}}, indent=1))
+
+
+def _write_facts(work: Work, cell: Cell, folder: Path) -> None:
+    """What the table says of a cell, so that no model has to be built for it again."""
+    file = folder / FACTS_FILE
+    facts = read_stamp(file) or {}
+    origins = read_checkpoint(folder / MODEL_FILE).plugins
+    if origins != (now := plugin_origins(work.catalog, cell.config)):
+        print(f"warning: {folder} was trained with {origins}, and {now} is installed; delete it to redo the cell.",
+              file=sys.stderr)  # fmt: skip
+    if "size" not in facts:
+        plugins = " ".join(f"{o['name']}={o['distribution']}-{o['version']}" for o in origins.values())
+        size = size_of(work.catalog, cell.config)
+        write_text(file, json.dumps({**facts, "size": size, "plugins": plugins}, indent=1))
+
+
+def _evaluate(work: Work, model: str, folder: Path, options: Mapping[str, Any]) -> None:
+    search, out = work.plan.config.evaluation, folder / evaluation_name(work.plan, options)
+    evaluate(model, list(work.tasks), out, search, dict(options), work.progress, cache=work.store)

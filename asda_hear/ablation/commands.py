@@ -1,0 +1,85 @@
+"""The command `asda-hear ablate`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from asda_core.config_io import parse_value
+from asda_core.errors import ConfigError
+from asda_hear.ablation.estimate import print_estimate
+from asda_hear.ablation.many import run_jobs, submit_jobs
+from asda_hear.ablation.plan import load_plan
+from asda_hear.ablation.report import write_report
+from asda_hear.ablation.rows import Row
+from asda_hear.ablation.run import CellsFailed, Shard, prepare, run_plan, write_all_rows
+
+RESULTS = Path("results")
+
+
+def add_ablate(parser: argparse.ArgumentParser) -> None:
+    """The options of `asda-hear ablate`."""
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--out", type=Path, help="the store: all results (default: results/PLAN)")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells, what is done, and what the rest takes")
+    parser.add_argument("--report", action="store_true", help="run nothing: tables and page of what is there")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine")
+    parser.add_argument("--shard", type=read_shard, default=Shard(), metavar="I/N", help="do this part of N only")
+    parser.add_argument("--submit", type=int, metavar="N", help="hand the plan to a cluster as N jobs (extra: slurm)")
+    parser.add_argument("--cluster", default="slurm", choices=["slurm", "local"], help="of --submit")
+    parser.add_argument("--detach", action="store_true", help="with --submit: do not wait for the jobs")
+    parser.add_argument(
+        "--cluster-set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="parameters of submitit, as in slurm_partition=gpu timeout_min=600 gpus_per_node=1",
+    )  # fmt: skip
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(run=run_ablate)
+
+
+def read_shard(text: str) -> Shard:
+    """ "2/5" -> the second of five parts."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 2/5.")
+    try:
+        return Shard(int(index), int(count))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run_ablate(parsed: argparse.Namespace) -> None:
+    """`asda-hear ablate`."""
+    if parsed.jobs < 1 or (parsed.submit is not None and parsed.submit < 1):
+        raise ConfigError("--jobs and --submit must be at least 1.")
+    plan = load_plan(parsed.plan)
+    out = parsed.out or RESULTS / parsed.plan.stem
+    if parsed.dry_run:
+        print_estimate(prepare(plan, out)[0], parsed.shard, parsed.jobs)
+        return
+    try:
+        rows = _rows(parsed, out)
+    except CellsFailed as error:  # the others have a table all the same
+        if error.rows and not parsed.worker:
+            print(write_report(plan, error.rows, out), end="")
+        raise
+    if not parsed.worker:
+        print(write_report(plan, rows, out), end="")
+        print(f"written to {out}: table.md, rows.csv", file=sys.stderr)
+
+
+def _rows(parsed: argparse.Namespace, out: Path) -> list[Row]:
+    """Run what is asked for."""
+    if parsed.report:
+        return write_all_rows(*prepare(load_plan(parsed.plan), out))
+    if parsed.submit is not None:
+        settings = dict(_setting(text) for text in parsed.cluster_set)
+        return submit_jobs(parsed.plan, out, parsed.submit, parsed.cluster, settings, not parsed.detach)
+    if parsed.jobs > 1:
+        return run_jobs(parsed.plan, out, parsed.jobs, parsed.shard)
+    return run_plan(load_plan(parsed.plan), out, parsed.shard, progress=not parsed.worker)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--cluster-set {text!r} must look like key=value.")
+    return key, parse_value(value)

@@ -1,0 +1,174 @@
+"""A plan in many processes: on this machine, or as jobs that submitit hands to Slurm. The store keeps them apart."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from asda_core.errors import AsdaError, ConfigError
+from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
+from asda_hear.ablation.plan import load_plan
+from asda_hear.ablation.rows import Row
+from asda_hear.ablation.run import CellsFailed, Shard, prepare, run_plan, write_all_rows
+
+try:
+    import submitit
+except ImportError:
+    submitit = None  # type: ignore[assignment]
+
+JOBS_FOLDER, CLUSTER_FOLDER = "jobs", "submitit"
+"""Logs of the processes, in the store."""
+LOOK_EVERY_SECONDS = 2.0
+THREADS = "OMP_NUM_THREADS"
+"""What tells torch how many threads to use; each of N processes gets an N-th of the processors unless it is set."""
+ACCEPTED_EXITS = (0, 1, 130)
+"""A worker ended: all done, some failed (named in the store), or it was asked to stop."""
+TAIL_LINES = 5
+
+
+def run_jobs(plan_file: Path, out: Path, jobs: int, shard: Shard) -> list[Row]:
+    """Run a plan in so many processes of this machine, and wait for them; Ctrl-C and SIGTERM stop all.
+
+    A process that dies leaves its unit to the others. What they print goes to `jobs/N.log` in the store.
+
+    Raises:
+        CellsFailed: cells failed.
+        AsdaError: all processes died before the plan was done.
+    """
+    work, parameters = prepare(load_plan(plan_file), out, progress=False)
+    (out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    threads = {THREADS: os.environ.get(THREADS) or str(max(1, (os.cpu_count() or 1) // jobs))}
+    command = [sys.executable, "-m", "asda_hear.cli", "ablate", str(plan_file), "--out", str(out), "--worker"]
+    command += ["--shard", f"{shard.index}/{shard.count}"]
+    workers = []
+    for number in range(1, jobs + 1):
+        with (out / JOBS_FOLDER / f"{number}.log").open("w") as log:
+            # a session of their own: Ctrl-C reaches them once, through us
+            workers.append(
+                subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **threads}, start_new_session=True)
+            )
+    try:
+        _wait(work, shard, lambda: any(worker.poll() is None for worker in workers))
+    finally:
+        _stop(workers)
+    rows = write_all_rows(work, parameters)
+    _report(work, shard, rows, began, [worker.returncode for worker in workers], out)
+    return rows
+
+
+def submit_jobs(
+    plan_file: Path, out: Path, jobs: int, cluster: str, parameters: Mapping[str, Any], wait: bool = True
+) -> list[Row]:
+    """Hand a plan to a cluster as so many jobs that share the store, which all machines must see.
+
+    Args:
+        plan_file: the plan.
+        out: the store, also of submitit's logs.
+        jobs: how many.
+        cluster: "slurm", or "local" for processes of this machine.
+        parameters: for submitit, as in {"slurm_partition": "gpu", "timeout_min": 600, "gpus_per_node": 1}.
+        wait: whether to wait until they have ended; the same command later shows how far they are.
+
+    Raises:
+        ConfigError: submitit is not installed, or refuses a parameter.
+        CellsFailed: cells failed.
+    """
+    if submitit is None:
+        raise ConfigError('submitit is not installed: pip install "asda-hear[slurm]".')
+    work, sizes = prepare(load_plan(plan_file), out, progress=False)
+    began = time.time()
+    try:
+        executor = submitit.AutoExecutor(folder=out / CLUSTER_FOLDER, cluster=cluster)
+        executor.update_parameters(name=f"asda-{plan_file.stem}", **parameters)
+    except (NameError, RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(f"submitit: {error}") from None
+    with executor.batch():
+        submitted = [executor.submit(PlanJob(plan_file.resolve(), out.resolve())) for _ in range(jobs)]
+    print(
+        f"submitted {', '.join(str(job.job_id) for job in submitted)}; logs in {out / CLUSTER_FOLDER}", file=sys.stderr
+    )
+    if not wait:
+        return write_all_rows(work, sizes)
+    _wait(work, Shard(), lambda: not all(job.done() for job in submitted))
+    rows = write_all_rows(work, sizes)
+    codes = [0 if job.exception() is None else -1 for job in submitted]
+    _report(work, Shard(), rows, began, codes, out)
+    return rows
+
+
+class PlanJob:
+    """What a job of a cluster runs. Where its time runs out, submitit asks for the same once more, and it goes on."""
+
+    def __init__(self, plan_file: Path, out: Path) -> None:
+        self.plan_file, self.out = plan_file, out
+
+    def __call__(self) -> int:
+        """Returns how many rows there are."""
+        try:
+            return len(run_plan(load_plan(self.plan_file), self.out, progress=False))
+        except CellsFailed as failed:  # named in the store
+            return len(failed.rows)
+
+    def checkpoint(self) -> Any:
+        """What submitit shall submit when the time of this job has run out."""
+        return submitit.helpers.DelayedSubmission(PlanJob(self.plan_file, self.out))
+
+
+def _wait(work: Work, shard: Shard, running: Callable[[], bool]) -> None:
+    """A bar of what is done, until nothing runs any more."""
+    units = shard.of(work.units())
+    with _terminated_as_interrupt(), tqdm(total=len(units), desc="cells", unit="cell") as bar:
+        while True:
+            alive = running()
+            bar.update(sum(is_done(work, unit) for unit in units) - bar.n)
+            if not alive:
+                return
+            time.sleep(LOOK_EVERY_SECONDS)
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a wait as Ctrl-C does, so that the workers are stopped too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask those that still run to stop, and wait: a training saves its step first."""
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(signal.SIGTERM)
+    for worker in workers:
+        worker.wait()
+
+
+def _report(work: Work, shard: Shard, rows: list[Row], began: float, codes: Sequence[int], out: Path) -> None:
+    """Raise what went wrong."""
+    left = [unit for unit in shard.of(work.units()) if not is_done(work, unit)]
+    failed = []
+    for unit in left:
+        error = unit.folder / ERROR_FILE
+        if error.exists() and error.stat().st_mtime > began:
+            failed.append(f"{unit.name}: {error.read_text().strip().splitlines()[-1]}")
+    if failed:
+        raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
+    if left and any(code not in ACCEPTED_EXITS for code in codes):
+        log = next((out / JOBS_FOLDER).glob("*.log"), None)
+        tail = log.read_text().splitlines()[-TAIL_LINES:] if log else []
+        raise AsdaError(f"{len(left)} are left, and the processes have ended ({list(codes)}). " + " ".join(tail))

@@ -1,0 +1,70 @@
+"""What a store holds of a plan, as rows: one per cell and task."""
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from asda_hear.ablation.cells import FACTS_FILE, TIMES_FILE, Unit, Work, unit_scores
+from asda_hear.ablation.plan import BASELINE, Cell
+from asda_hear.evaluate.compat import read_stamp
+from asda_hear.evaluate.scores import TaskScore
+
+Row = dict[str, Any]
+
+
+def collect_rows(work: Work, parameters: dict[str, int]) -> list[Row]:
+    """Rows of all that is done, baselines first, then cells in the order of the plan.
+
+    Args:
+        work: the plan and its store.
+        parameters: of the baselines.
+    """
+    units = work.units()
+    rows: list[Row] = []
+    for unit in units:
+        if not unit.cells:
+            facts = _baseline_facts(work, unit.baseline, parameters[unit.baseline])
+            rows += [{**facts, **_score(score)} for score in unit_scores(work, unit, work.plan.config.options)]
+    homes = {cell.name: unit for unit in units for cell in unit.cells}
+    for cell in work.plan.cells:
+        unit = homes[cell.name]
+        if (unit.folder / FACTS_FILE).exists():
+            facts = _cell_facts(unit, cell)
+            rows += [{**facts, **_score(score)} for score in unit_scores(work, unit, cell.options)]
+    return rows
+
+
+def _cell_facts(unit: Unit, cell: Cell) -> Row:
+    facts, spent = read_stamp(unit.folder / FACTS_FILE) or {}, read_stamp(unit.folder / TIMES_FILE) or {}
+    return {
+        BASELINE: "",
+        **cell.labels,
+        "seed": cell.seed,
+        "cell": cell.name,
+        **facts.get("size", {"parameters": "", "trained": "", "gflops": ""}),
+        "updates": cell.config.steps,
+        "pretrain_seconds": spent.get("pretrain_seconds", 0.0),
+        "pretrain_cpu_seconds": spent.get("pretrain_cpu_seconds", ""),
+        "pretrain_mebibytes": spent.get("pretrain_mebibytes", ""),
+        "plugins": facts.get("plugins", ""),
+    }
+
+
+def _baseline_facts(work: Work, label: str, parameters: int) -> Row:
+    empty = ("seed", "cell", "trained", "gflops", "pretrain_cpu_seconds", "pretrain_mebibytes", "plugins")
+    facts = {BASELINE: label, **dict.fromkeys(work.plan.config.axes, ""), "seed": "", "cell": ""}
+    return {**facts, "parameters": parameters, "updates": 0, "pretrain_seconds": 0.0, **dict.fromkeys(empty, "")}
+
+
+def _score(score: TaskScore) -> Row:
+    return {
+        "task": score.task,
+        "metric": score.metric,
+        "score": score.score,
+        "folds": " ".join(f"{value:.6f}" for value in score.folds),
+        "validation": score.validation,
+        "asda": version("asda-hear"),
+        "torch": torch.__version__,
+        "heareval": version("heareval"),
+    }
