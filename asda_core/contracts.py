@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.layout import TokenLayout
+from asda_core.model.attention import AttentionMaps
 from asda_core.model.encoder import Encoder
 
 PROJECT = "asda"
@@ -98,6 +99,14 @@ class Mixer(Protocol):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Mix. Padding must influence no valid token; clips must not influence each other."""
+
+
+@runtime_checkable
+class ShowsMaps(Protocol):
+    """What a mixer may offer besides: its attention maps, for those who look at them (`asda-hear look`)."""
+
+    def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
+        """The maps for these tokens; `maps.difference @ values` is what the mixer makes of its values."""
 
 
 class FrontEnd(Protocol):

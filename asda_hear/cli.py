@@ -1,4 +1,4 @@
-"""The command `asda-hear`: validate, tasks, evaluate, ablate, demo."""
+"""The command `asda-hear`: validate, tasks, evaluate, ablate, look, demo."""
 
 import argparse
 import sys
@@ -18,6 +18,7 @@ from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, cl
 from asda_hear.evaluate.runner import EvaluationConfig, evaluate, find_tasks
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
 from asda_hear.evaluate.tasks import TRAIN_VALID_TEST, TaskConfig, build_task, check_task, resample_task
+from asda_hear.looking.commands import add_look
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tasks(commands.add_parser("tasks", help="build, check, resample HEAR-format tasks"))
     _add_evaluate(commands.add_parser("evaluate", help="score a model on HEAR tasks with heareval"))
     add_ablate(commands.add_parser("ablate", help="pre-train and evaluate every cell of a plan; one table"))
+    add_look(commands.add_parser("look", help="attention maps on a sound: map 1, map 2, lambda, their difference"))
     demo = commands.add_parser("demo", help="the whole way on a synthetic corpus: minutes on a laptop, no download")
     demo.add_argument("--out", type=Path, default=Path("demo"))
     demo.set_defaults(run=lambda parsed: print(run_demo(parsed.out)))

@@ -14,7 +14,7 @@ import soundfile
 from asda_core.config_io import to_yaml
 from asda_hear.ablation.plan import PlanConfig, TaskChoice, load_plan
 from asda_hear.ablation.report import write_report
-from asda_hear.ablation.run import run_plan
+from asda_hear.ablation.run import prepare, run_plan
 from asda_hear.evaluate.compat import validate
 from asda_hear.evaluate.runner import EvaluationConfig
 from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task
@@ -207,5 +207,5 @@ def run_demo(folder: Path, progress: bool = True) -> str:
     print("2/3 hear-validator asda_hear", file=sys.stderr)
     validate(["asda_hear"])
     print("3/3 pre-training, heareval, table", file=sys.stderr)
-    plan = load_plan(demo_plan(folder))
-    return write_report(plan, run_plan(plan, folder / "results", progress=progress), folder / "results")
+    work = prepare(load_plan(demo_plan(folder)), folder / "results", progress)
+    return write_report(work, run_plan(work))

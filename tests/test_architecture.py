@@ -23,21 +23,25 @@ CORE_ORDER = (
     "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter",
     "pretrain.resuming", "pretrain.loop", "official.matching", "official.eat", "official.pickles", "official.told",
     "official.ssast_names", "official.ssast", "official.reading", "inference.framing", "inference.listening",
-    "inference.embedding", "inference.classifying", "labelled.examples", "labelled.source", "labelled.rows",
-    "labelled.drawing", "labelled.splits", "labelled.tables", "labelled.folders", "labelled.datasets",
-    "labelled.audioset", "labelled.reading", "finetune.augment", "finetune.resampling", "finetune.scoring",
-    "finetune.pictures", "finetune.evaluation", "finetune.tuned", "finetune.optimizing", "finetune.sampling",
-    "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.loop", "finetune.running",
-    "finetune.recipes", "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table",
-    "finetune.commands", "finetune.measuring",
-    "inference.commands", "new_plugin", "testing", "matrix", "cli",
+    "inference.attention_maps", "inference.embedding", "inference.classifying", "labelled.examples",
+    "labelled.source", "labelled.rows", "labelled.drawing", "labelled.splits", "labelled.tables", "labelled.folders",
+    "labelled.datasets", "labelled.audioset", "labelled.reading", "finetune.augment", "finetune.resampling",
+    "finetune.scoring", "finetune.pictures", "finetune.evaluation", "finetune.tuned", "finetune.optimizing",
+    "finetune.sampling", "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.loop",
+    "finetune.running", "finetune.recipes", "finetune.sweep", "finetune.table", "finetune.continual",
+    "finetune.continual_table", "finetune.commands", "finetune.measuring", "inference.commands", "new_plugin",
+    "testing", "matrix", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
 HEAR_ORDER = (
     "pooling", "model", "api", "evaluate.compat", "evaluate.scores", "evaluate.tasks", "evaluate.labels",
-    "evaluate.runner", "ablation.size", "ablation.environment", "ablation.plan", "ablation.cells", "ablation.rows",
-    "ablation.run", "ablation.many", "ablation.estimate", "ablation.report", "ablation.commands", "demo", "cli",
+    "evaluate.items", "evaluate.leaderboard", "evaluate.runner", "looking.clip", "looking.places",
+    "looking.measures", "looking.noise", "looking.noise_attention", "looking.view", "looking.drawing",
+    "looking.page", "looking.commands", "ablation.size", "ablation.environment", "ablation.measuring",
+    "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run", "ablation.many", "ablation.estimate",
+    "ablation.comparing", "ablation.summary", "ablation.summarising", "ablation.tables", "ablation.svg",
+    "ablation.charts", "ablation.tidy", "ablation.page", "ablation.report", "ablation.commands", "demo", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

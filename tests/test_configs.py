@@ -28,7 +28,7 @@ PARAMETERS = {
 
 def test_how_many() -> None:
     assert sorted(file.stem for file in CONFIGS) == sorted(PARAMETERS)
-    assert [file.stem for file in PLANS] == ["lambda_placement", "lambda_token_weight", "mixers", "real_audio"]
+    assert [file.stem for file in PLANS] == ["lambda_placement", "lambda_token_weight", "mixers", "noise_attention", "real_audio"]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

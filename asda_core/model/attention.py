@@ -1,6 +1,7 @@
 """What attention mixers share: the fused product, the softmax map, and the subtraction of a second map."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,39 @@ VECTOR_STD = 0.1
 """Spread of the four vectors that lambda is made from. **Source**: Differential Transformer, released code."""
 HEAD_NORM_EPS = 1e-5
 """Epsilon of the norm of each head. **Source**: Differential Transformer, released code."""
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The maps by which a mixer moves information; it yields the one or two that are softmaxes.
+
+    Attributes:
+        first: softmax per query; rows sum to 1 over the tokens that are not padding.
+        second: that of the noise, which is subtracted, repeated for all heads that it serves; None if there is none.
+        weight: lambda, which broadcasts to (batch, heads, tokens, 1); None without a second map.
+        mean: the mean row of the first map, which DINT adds with the same weight; None elsewhere.
+    """
+
+    first: Float[Tensor, "batch heads tokens tokens"]
+    second: Float[Tensor, "batch heads tokens tokens"] | None = None
+    weight: Tensor | None = None
+    mean: Float[Tensor, "batch heads one tokens"] | None = None
+
+    @property
+    def difference(self) -> Float[Tensor, "batch heads tokens tokens"]:
+        """What values are multiplied with: `first - weight * second [+ weight * mean]`; `first` if there is no other.
+
+        Its rows sum to 1 - weight; with a mean to 1.
+        """
+        if self.second is None or self.weight is None:
+            return self.first
+        subtracted = self.second if self.mean is None else self.second - self.mean
+        return self.first - self.weight * subtracted
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.first
+        if self.second is not None:
+            yield self.second
 
 
 def softmax_map(
@@ -173,11 +207,7 @@ class SubtractiveAttention(nn.Module):
         weight = self.weight(tokens)
         shared = self.heads.signal // self.heads.noise
         if self.by_formula:
-            first, second = softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
-            difference = first - weight * second.repeat_interleave(shared, dim=1)
-            if self.add_mean:
-                difference = difference + weight * mean_over_valid(first, layout)
-            mixed = difference @ value
+            mixed = self._maps(query1, query2, key1, key2, weight, layout).difference @ value
         else:
             wanted = attend(query1, key1, value, layout)
             batch, _, tokens_there, width = value.shape
@@ -191,10 +221,17 @@ class SubtractiveAttention(nn.Module):
         projected: Tensor = self.proj(joined)
         return projected
 
-    def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> tuple[Tensor, Tensor]:
-        """A1 (B, signal, N, N) and A2 (B, noise, N, N); each row sums to 1."""
+    def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
+        """A1 and A2 of every signal head, lambda, and with DINT the mean row of A1."""
         query1, query2, key1, key2, _ = self._split(tokens)
-        return softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
+        return self._maps(query1, query2, key1, key2, self.weight(tokens), layout)
+
+    def _maps(
+        self, query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, weight: Tensor, layout: TokenLayout
+    ) -> AttentionMaps:
+        first, second = softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
+        second = second.repeat_interleave(self.heads.signal // self.heads.noise, dim=1)
+        return AttentionMaps(first, second, weight, mean_over_valid(first, layout) if self.add_mean else None)
 
     def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """q1, q2, k1, k2, v, each (B, H, N, width)."""

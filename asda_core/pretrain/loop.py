@@ -37,7 +37,7 @@ from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import DIGEST_DIGITS, file_digest, write_text
 from asda_core.filling import fill_features
 from asda_core.pretrain.data import ClipBatches, Clips
-from asda_core.pretrain.reporter import SKIPPED_FILE, Reporter, named_skipped
+from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, named_skipped
 from asda_core.pretrain.resuming import (
     TrainingStopped,
     drop_log_after,
@@ -105,7 +105,7 @@ def pretrain(
     clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress, desc=folder.name)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run.step)
-    with closing(writer), bar, (folder / "log.jsonl").open("a") as log, stop_on_signal(run.ask_to_stop):
+    with closing(writer), bar, (folder / LOG_FILE).open("a") as log, stop_on_signal(run.ask_to_stop):
         _train(run, clips, Reporter(bar, log, writer))
     if skipped := named_skipped(folder):
         where = folder / SKIPPED_FILE
@@ -163,7 +163,7 @@ def _start(
     if latest is not None:
         _resume(run, latest, dict(named))
     write_text(folder / "config.yaml", to_yaml(config))
-    drop_log_after(folder / "log.jsonl", run.step)
+    drop_log_after(folder / LOG_FILE, run.step)
     return run
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from asda_core.pretrain.data import ClipBatches
 
-SKIPPED_FILE = "skipped.jsonl"
+SKIPPED_FILE, LOG_FILE = "skipped.jsonl", "log.jsonl"
 
 
 @dataclass
@@ -43,6 +44,14 @@ class Reporter:
                 if str(path) not in known:
                     tqdm.write(f"skipped: {reason}", file=sys.stderr)
                     file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
+
+
+def read_log(folder: Path, names: Sequence[str] = ("step", "loss")) -> dict[str, list[float]]:
+    """Columns of a run's log; empty where there is none."""
+    file = folder / LOG_FILE
+    lines = file.read_text().splitlines() if file.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    return {name: [float(record[name]) for record in records] for name in names} if records else {}
 
 
 def named_skipped(folder: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ from asda_core.files import write_text
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_hear.ablation.environment import environment
+from asda_hear.ablation.measuring import as_scores, can_measure, measure, read_measured
 from asda_hear.ablation.plan import Cell, Plan
 from asda_hear.ablation.size import size_of
 from asda_hear.evaluate.compat import read_stamp
@@ -61,15 +62,19 @@ class Work:
 
     Attributes:
         plan: what is done.
-        store: folder of all results.
+        store: folder of trainings and scores; several plans may share it.
+        out: folder of the tables.
         tasks: task folder -> identity.
+        parameters: of each baseline.
         catalog: plugins.
         progress: whether to show bars.
     """
 
     plan: Plan
     store: Path
+    out: Path
     tasks: Mapping[Path, str]
+    parameters: Mapping[str, int]
     catalog: Catalog
     progress: bool = True
 
@@ -85,20 +90,26 @@ class Work:
 
 def do_unit(work: Work, unit: Unit) -> None:
     """Train (unless done) and evaluate (what is not done)."""
-    if not unit.cells:
-        _evaluate(work, baseline_path(work.plan, unit.baseline), unit.folder, work.plan.config.options)
-        return
-    cell = unit.cells[0]
-    if not (unit.folder / MODEL_FILE).exists():
-        _train(work, cell, unit.folder)
-    _write_facts(work, cell, unit.folder)
-    for options in different_options(unit):
-        _evaluate(work, str(unit.folder / MODEL_FILE), unit.folder, options)
+    if unit.cells:
+        cell = unit.cells[0]
+        if not (unit.folder / MODEL_FILE).exists():
+            _train(work, cell, unit.folder)
+        _write_facts(work, cell, unit.folder)
+    model = model_of(work, unit)
+    for options in different_options(work, unit):
+        _evaluate(work, model, unit.folder, options)
+    if work.plan.noise and can_measure(model):
+        measure(work.plan.noise, model, unit.folder, work.catalog, work.progress)
 
 
-def different_options(unit: Unit) -> list[Mapping[str, Any]]:
+def model_of(work: Work, unit: Unit) -> str:
+    """What `load_model` is given."""
+    return str(unit.folder / MODEL_FILE) if unit.cells else baseline_path(work.plan, unit.baseline)
+
+
+def different_options(work: Work, unit: Unit) -> list[Mapping[str, Any]]:
     """The ways in which the model of a unit is heard."""
-    found: list[Mapping[str, Any]] = []
+    found: list[Mapping[str, Any]] = [] if unit.cells else [work.plan.config.options]
     for cell in unit.cells:
         if cell.options not in found:
             found.append(cell.options)
@@ -107,19 +118,29 @@ def different_options(unit: Unit) -> list[Mapping[str, Any]]:
 
 def is_done(work: Work, unit: Unit) -> bool:
     """Whether nothing of a unit is left to do."""
-    if unit.cells and not (unit.folder / FACTS_FILE).exists():
+    model = model_of(work, unit)
+    if unit.cells and not ((unit.folder / FACTS_FILE).exists() and Path(model).exists()):
         return False
-    ways = different_options(unit) if unit.cells else [work.plan.config.options]
-    return all(len(unit_scores(work, unit, options)) == len(work.tasks) for options in ways)
+    if any(len(_heard(work, unit, options)) < len(work.tasks) for options in different_options(work, unit)):
+        return False
+    noise = work.plan.noise
+    return noise is None or not can_measure(model) or read_measured(noise, model, unit.folder) is not None
 
 
 def unit_scores(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
-    """The scores of a unit that are there, heard in one way."""
-    model = str(unit.folder / MODEL_FILE) if unit.cells else baseline_path(work.plan, unit.baseline)
+    """The scores of a unit that are there, heard in one way, and what was measured of it."""
+    model = model_of(work, unit)
     if unit.cells and not Path(model).exists():
         return []
+    noise = work.plan.noise
+    measured = read_measured(noise, model, unit.folder) if noise and can_measure(model) else None
+    return _heard(work, unit, options) + as_scores(measured or [])
+
+
+def _heard(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
+    """Scores on HEAR's tasks."""
     folder = unit.folder / evaluation_name(work.plan, options)
-    return finished_scores(model, work.tasks, folder, work.plan.config.evaluation, options)
+    return finished_scores(model_of(work, unit), work.tasks, folder, work.plan.config.evaluation, options)
 
 
 def evaluation_name(plan: Plan, options: Mapping[str, Any]) -> str:
@@ -169,5 +190,7 @@ def _write_facts(work: Work, cell: Cell, folder: Path) -> None:
 
 
 def _evaluate(work: Work, model: str, folder: Path, options: Mapping[str, Any]) -> None:
+    if not work.tasks:
+        return
     search, out = work.plan.config.evaluation, folder / evaluation_name(work.plan, options)
     evaluate(model, list(work.tasks), out, search, dict(options), work.progress, cache=work.store)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from asda_core.config_io import parse_value
 from asda_core.errors import ConfigError
+from asda_hear.ablation.cells import Work
 from asda_hear.ablation.estimate import print_estimate
 from asda_hear.ablation.many import run_jobs, submit_jobs
 from asda_hear.ablation.plan import load_plan
-from asda_hear.ablation.report import write_report
+from asda_hear.ablation.report import LATEX_FILE, PAGE_FILE, TABLE_FILE, write_report
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.run import CellsFailed, Shard, prepare, run_plan, write_all_rows
 
@@ -19,7 +20,10 @@ RESULTS = Path("results")
 def add_ablate(parser: argparse.ArgumentParser) -> None:
     """The options of `asda-hear ablate`."""
     parser.add_argument("plan", type=Path)
-    parser.add_argument("--out", type=Path, help="the store: all results (default: results/PLAN)")
+    parser.add_argument("--out", type=Path, help="folder of the tables and the page (default: results/PLAN)")
+    parser.add_argument(
+        "--store", type=Path, help="folder of trainings and scores, which plans may share (default: --out)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the cells, what is done, and what the rest takes")
     parser.add_argument("--report", action="store_true", help="run nothing: tables and page of what is there")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine")
@@ -52,30 +56,31 @@ def run_ablate(parsed: argparse.Namespace) -> None:
         raise ConfigError("--jobs and --submit must be at least 1.")
     plan = load_plan(parsed.plan)
     out = parsed.out or RESULTS / parsed.plan.stem
+    work = prepare(plan, out, progress=not parsed.worker, store=parsed.store)
     if parsed.dry_run:
-        print_estimate(prepare(plan, out)[0], parsed.shard, parsed.jobs)
+        print_estimate(work, parsed.shard, parsed.jobs)
         return
     try:
-        rows = _rows(parsed, out)
+        rows = _rows(work, parsed)
     except CellsFailed as error:  # the others have a table all the same
         if error.rows and not parsed.worker:
-            print(write_report(plan, error.rows, out), end="")
+            print(write_report(work, error.rows), end="")
         raise
     if not parsed.worker:
-        print(write_report(plan, rows, out), end="")
-        print(f"written to {out}: table.md, rows.csv", file=sys.stderr)
+        print(write_report(work, rows), end="")
+        print(f"written to {out}: {PAGE_FILE}, {TABLE_FILE}, {LATEX_FILE}, scores.csv, rows.csv", file=sys.stderr)
 
 
-def _rows(parsed: argparse.Namespace, out: Path) -> list[Row]:
+def _rows(work: Work, parsed: argparse.Namespace) -> list[Row]:
     """Run what is asked for."""
     if parsed.report:
-        return write_all_rows(*prepare(load_plan(parsed.plan), out))
+        return write_all_rows(work)
     if parsed.submit is not None:
         settings = dict(_setting(text) for text in parsed.cluster_set)
-        return submit_jobs(parsed.plan, out, parsed.submit, parsed.cluster, settings, not parsed.detach)
+        return submit_jobs(work, parsed.submit, parsed.cluster, settings, not parsed.detach)
     if parsed.jobs > 1:
-        return run_jobs(parsed.plan, out, parsed.jobs, parsed.shard)
-    return run_plan(load_plan(parsed.plan), out, parsed.shard, progress=not parsed.worker)
+        return run_jobs(work, parsed.jobs, parsed.shard)
+    return run_plan(work, parsed.shard)
 
 
 def _setting(text: str) -> tuple[str, object]:

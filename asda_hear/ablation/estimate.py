@@ -1,13 +1,168 @@
-"""What the rest of a plan will take, from a measured step and from what is done already."""
+"""What the rest of a plan will take: a measured step of each kind of cell, and evaluations that were measured."""
 
-from asda_hear.ablation.cells import Work, is_done
-from asda_hear.ablation.plan import text_of
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from asda_core.checkpoint import MODEL_FILE, newest_step
+from asda_core.config import RunConfig
+from asda_core.config_io import to_plain
+from asda_core.official.reading import read_model
+from asda_core.pretrain.loop import pretrain
+from asda_hear.ablation.cells import BASELINES, CELLS, Unit, Work, different_options, evaluation_name, is_done
+from asda_hear.ablation.plan import Cell, text_of
 from asda_hear.ablation.run import Shard
+from asda_hear.evaluate.compat import installed, read_stamp
+from asda_hear.evaluate.runner import SECONDS_FILE, evaluate
+
+MEASURED_STEPS = 4
+"""Enough for a step to be warm, few enough to take seconds; the median of what is done replaces it as cells finish."""
+PILOT_CLIPS = 5000
+"""Where nothing is scored yet, tasks of at most so many clips are scored once to see how long that takes."""
+MINUTE, HOUR = 60, 3600
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of one process for what is not done.
+
+    Attributes:
+        training, evaluation: their parts; None where it could not be measured.
+        step: kind of cell -> seconds of a step.
+    """
+
+    training: float
+    evaluation: float | None
+    step: Mapping[str, float]
 
 
 def print_estimate(work: Work, shard: Shard, jobs: int) -> None:
-    """List the units."""
-    for unit in shard.of(work.units()):
-        state = "done" if is_done(work, unit) else "to do"
+    """`--dry-run`: the cells, what is done, and what the rest takes."""
+    units = shard.of(work.units())
+    left = [unit for unit in units if not is_done(work, unit)]
+    for unit in units:
+        state = "to do" if unit in left else "done"
+        if not unit.cells:
+            print(f"baseline  {state:<8} {unit.baseline}: {work.plan.config.baselines[unit.baseline]}")
         for cell in unit.cells:
             print(f"{cell.name}  seed {cell.seed}  {state:<8} {text_of(cell.labels)}")
+    cells = sum(len(unit.cells) for unit in units)
+    trainings = sum(bool(unit.cells) for unit in units)
+    print(f"{cells} cells x {len(work.tasks)} tasks; {trainings} different trainings; {len(left)} units to do.")
+    if not left:
+        return
+    estimate = estimate_rest(work, left)
+    print(f"training: {in_words(estimate.training)}", end="")
+    print("".join(f"; {seconds:.3f} s per step of {kind}" for kind, seconds in estimate.step.items()))
+    if estimate.evaluation is None:
+        print(f"evaluation: not measured yet (more than {PILOT_CLIPS} clips); after the first cell it is known.")
+    else:
+        print(f"evaluation: {in_words(estimate.evaluation)}")
+    total = estimate.training + (estimate.evaluation or 0.0)
+    print(f"together: about {in_words(total)} of one process, {in_words(total / jobs)} with --jobs {jobs}.")
+    hours = work.plan.config.budget.hours
+    if hours is not None and total / jobs > hours * HOUR:
+        print(f"that is more than the budget of {hours} hours.")
+
+
+def in_words(seconds: float) -> str:
+    """As in "1 h 05 min"."""
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / MINUTE)
+    return f"{minutes} min" if minutes < HOUR / MINUTE else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def estimate_rest(work: Work, left: list[Unit]) -> Estimate:
+    """Measure what is needed to tell how long these units take."""
+    with tempfile.TemporaryDirectory(prefix="asda-estimate-") as folder:
+        steps: dict[str, float] = {}
+        kinds: dict[str, str] = {}
+        training = 0.0
+        for unit in (unit for unit in left if unit.cells and not (unit.folder / MODEL_FILE).exists()):
+            cell = unit.cells[0]
+            kind = kind_of(cell.config)
+            if kind not in kinds:
+                kinds[kind] = text_of(cell.labels)
+                steps[kinds[kind]] = _step_seconds(work, cell, Path(folder) / str(len(kinds)))
+            training += steps[kinds[kind]] * _steps_left(cell, unit.folder)
+        scored = _scored_seconds(work)
+        if len(scored) < len(work.tasks) and installed() and _clips(work.tasks) <= PILOT_CLIPS:
+            scored = _pilot(work, left, Path(folder))
+    ways = sum(len(different_options(work, unit)) for unit in left)
+    evaluation = ways * sum(scored.values()) if len(scored) == len(work.tasks) else None
+    return Estimate(training, evaluation, steps)
+
+
+def kind_of(config: RunConfig) -> str:
+    """Cells that differ only in seed and in numbers that are no sizes (rates, weights, lambda) cost the same."""
+
+    def sizes(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: sizes(below) for key, below in value.items() if not isinstance(below, float)}
+        return value
+
+    plain = {key: value for key, value in to_plain(config).items() if key not in ("seed", "steps", "optimizer")}
+    return json.dumps([sizes(plain), config.data.clip_seconds, config.encoder.mlp_ratio], sort_keys=True)
+
+
+def _step_seconds(work: Work, cell: Cell, folder: Path) -> float:
+    """A step in a short training of the same kind, its beginning taken off."""
+    init = None if cell.init is None else read_model(cell.init)
+    spent = []
+    for steps in (1, 1 + MEASURED_STEPS):
+        config = replace(cell.config, steps=steps, checkpoint_every=steps, log_every=steps)
+        started = time.monotonic()
+        pretrain(config, list(work.plan.audio), folder / str(steps), work.catalog, progress=False, init=init)
+        spent.append(time.monotonic() - started)
+    return max(0.0, spent[1] - spent[0]) / MEASURED_STEPS
+
+
+def _steps_left(cell: Cell, folder: Path) -> int:
+    step = newest_step(folder)
+    return cell.config.steps - (int(step.name.rpartition("-")[2]) if step else 0)
+
+
+def _scored_seconds(work: Work) -> dict[str, float]:
+    """Task -> median seconds of its evaluations with this search, in this store: of cells, else of baselines."""
+    found: dict[str, float] = {}
+    for place in (BASELINES, CELLS):  # cells are more like what is to come
+        for task in work.tasks:
+            files = (work.store / place).glob(f"*/{evaluation_name(work.plan, work.plan.config.options)}/{task.name}")
+            spent = [sum(seconds.values()) for seconds in map(_seconds, files) if seconds]
+            if spent:
+                found[task.name] = median(spent)
+    return found
+
+
+def _seconds(folder: Path) -> dict[str, float]:
+    return read_stamp(folder / SECONDS_FILE) or {}
+
+
+def _pilot(work: Work, left: list[Unit], folder: Path) -> dict[str, float]:
+    """Score the model of the first cell, untrained but for a step, as it will be scored."""
+    cells = [cell for unit in left for cell in unit.cells]
+    models = [str(file) for file in sorted(folder.glob(f"*/1/{MODEL_FILE}"))]
+    if not cells or not models:
+        return {}
+    found = {}
+    evaluate(models[0], list(work.tasks), folder / "scores", work.plan.config.evaluation, dict(cells[0].options),
+             progress=False, cache=folder)  # fmt: skip
+    for task in work.tasks:
+        found[task.name] = sum(_seconds(folder / "scores" / task.name).values())
+    return found
+
+
+def _clips(tasks: Iterable[Path]) -> int:
+    """How many clips there are to embed."""
+    return sum(
+        len(json.loads(file.read_text()))
+        for task in tasks
+        for file in task.glob("*.json")
+        if file.name != "task_metadata.json"
+    )

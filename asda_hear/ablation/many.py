@@ -34,7 +34,7 @@ ACCEPTED_EXITS = (0, 1, 130)
 TAIL_LINES = 5
 
 
-def run_jobs(plan_file: Path, out: Path, jobs: int, shard: Shard) -> list[Row]:
+def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
     """Run a plan in so many processes of this machine, and wait for them; Ctrl-C and SIGTERM stop all.
 
     A process that dies leaves its unit to the others. What they print goes to `jobs/N.log` in the store.
@@ -43,11 +43,12 @@ def run_jobs(plan_file: Path, out: Path, jobs: int, shard: Shard) -> list[Row]:
         CellsFailed: cells failed.
         AsdaError: all processes died before the plan was done.
     """
-    work, parameters = prepare(load_plan(plan_file), out, progress=False)
+    out = work.out
     (out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
     began = time.time()
     threads = {THREADS: os.environ.get(THREADS) or str(max(1, (os.cpu_count() or 1) // jobs))}
-    command = [sys.executable, "-m", "asda_hear.cli", "ablate", str(plan_file), "--out", str(out), "--worker"]
+    command = [sys.executable, "-m", "asda_hear.cli", "ablate", str(work.plan.file), "--out", str(out), "--worker"]
+    command += ["--store", str(work.store)]
     command += ["--shard", f"{shard.index}/{shard.count}"]
     workers = []
     for number in range(1, jobs + 1):
@@ -60,19 +61,16 @@ def run_jobs(plan_file: Path, out: Path, jobs: int, shard: Shard) -> list[Row]:
         _wait(work, shard, lambda: any(worker.poll() is None for worker in workers))
     finally:
         _stop(workers)
-    rows = write_all_rows(work, parameters)
-    _report(work, shard, rows, began, [worker.returncode for worker in workers], out)
+    rows = write_all_rows(work)
+    _report(work, shard, rows, began, [worker.returncode for worker in workers])
     return rows
 
 
-def submit_jobs(
-    plan_file: Path, out: Path, jobs: int, cluster: str, parameters: Mapping[str, Any], wait: bool = True
-) -> list[Row]:
+def submit_jobs(work: Work, jobs: int, cluster: str, parameters: Mapping[str, Any], wait: bool = True) -> list[Row]:
     """Hand a plan to a cluster as so many jobs that share the store, which all machines must see.
 
     Args:
-        plan_file: the plan.
-        out: the store, also of submitit's logs.
+        work: the plan; submitit's logs lie in its store.
         jobs: how many.
         cluster: "slurm", or "local" for processes of this machine.
         parameters: for submitit, as in {"slurm_partition": "gpu", "timeout_min": 600, "gpus_per_node": 1}.
@@ -84,43 +82,42 @@ def submit_jobs(
     """
     if submitit is None:
         raise ConfigError('submitit is not installed: pip install "asda-hear[slurm]".')
-    work, sizes = prepare(load_plan(plan_file), out, progress=False)
-    began = time.time()
+    plan_file, out, began = work.plan.file.resolve(), work.out.resolve(), time.time()
     try:
         executor = submitit.AutoExecutor(folder=out / CLUSTER_FOLDER, cluster=cluster)
         executor.update_parameters(name=f"asda-{plan_file.stem}", **parameters)
     except (NameError, RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(f"submitit: {error}") from None
     with executor.batch():
-        submitted = [executor.submit(PlanJob(plan_file.resolve(), out.resolve())) for _ in range(jobs)]
+        submitted = [executor.submit(PlanJob(plan_file, out, work.store.resolve())) for _ in range(jobs)]
     print(
         f"submitted {', '.join(str(job.job_id) for job in submitted)}; logs in {out / CLUSTER_FOLDER}", file=sys.stderr
     )
     if not wait:
-        return write_all_rows(work, sizes)
+        return write_all_rows(work)
     _wait(work, Shard(), lambda: not all(job.done() for job in submitted))
-    rows = write_all_rows(work, sizes)
+    rows = write_all_rows(work)
     codes = [0 if job.exception() is None else -1 for job in submitted]
-    _report(work, Shard(), rows, began, codes, out)
+    _report(work, Shard(), rows, began, codes)
     return rows
 
 
 class PlanJob:
     """What a job of a cluster runs. Where its time runs out, submitit asks for the same once more, and it goes on."""
 
-    def __init__(self, plan_file: Path, out: Path) -> None:
-        self.plan_file, self.out = plan_file, out
+    def __init__(self, plan_file: Path, out: Path, store: Path) -> None:
+        self.plan_file, self.out, self.store = plan_file, out, store
 
     def __call__(self) -> int:
         """Returns how many rows there are."""
         try:
-            return len(run_plan(load_plan(self.plan_file), self.out, progress=False))
+            return len(run_plan(prepare(load_plan(self.plan_file), self.out, progress=False, store=self.store)))
         except CellsFailed as failed:  # named in the store
             return len(failed.rows)
 
     def checkpoint(self) -> Any:
         """What submitit shall submit when the time of this job has run out."""
-        return submitit.helpers.DelayedSubmission(PlanJob(self.plan_file, self.out))
+        return submitit.helpers.DelayedSubmission(PlanJob(self.plan_file, self.out, self.store))
 
 
 def _wait(work: Work, shard: Shard, running: Callable[[], bool]) -> None:
@@ -158,7 +155,7 @@ def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
         worker.wait()
 
 
-def _report(work: Work, shard: Shard, rows: list[Row], began: float, codes: Sequence[int], out: Path) -> None:
+def _report(work: Work, shard: Shard, rows: list[Row], began: float, codes: Sequence[int]) -> None:
     """Raise what went wrong."""
     left = [unit for unit in shard.of(work.units()) if not is_done(work, unit)]
     failed = []
@@ -169,6 +166,6 @@ def _report(work: Work, shard: Shard, rows: list[Row], began: float, codes: Sequ
     if failed:
         raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
     if left and any(code not in ACCEPTED_EXITS for code in codes):
-        log = next((out / JOBS_FOLDER).glob("*.log"), None)
+        log = next((work.out / JOBS_FOLDER).glob("*.log"), None)
         tail = log.read_text().splitlines()[-TAIL_LINES:] if log else []
         raise AsdaError(f"{len(left)} are left, and the processes have ended ({list(codes)}). " + " ".join(tail))

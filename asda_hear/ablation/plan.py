@@ -26,7 +26,10 @@ from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config, parse, read_yaml, signature, to_plain, with_change, with_value
 from asda_core.errors import ConfigError, unknown
 from asda_core.files import file_digest
+from asda_hear.ablation.measuring import NoiseMeasure
 from asda_hear.evaluate.runner import EvaluationConfig
+from asda_hear.looking.noise import WHITE
+from asda_hear.looking.noise_attention import NoiseConfig
 
 FACTS = (
     "seed",
@@ -57,6 +60,21 @@ class TaskChoice:
 
 
 @dataclass(frozen=True)
+class NoisePlan(NoiseConfig):
+    """Measure how much attention falls on noise: which clips, and the noise that is added to them.
+
+    Attributes:
+        audio: folders, manifests or files.
+    """
+
+    audio: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.audio), "noise_attention.audio must name the clips.")
+
+
+@dataclass(frozen=True)
 class BudgetConfig:
     """What a plan may take.
 
@@ -80,7 +98,7 @@ class PlanConfig:
     Attributes:
         base: config file that every cell starts from.
         data: folders, manifests or files of audio to pre-train on.
-        tasks: what is evaluated.
+        tasks: what is evaluated; None where attention alone is measured.
         axes: name -> label -> {config key: value}; or key -> list of values. Beside the keys of a run there are
             "options.KEY" of `load_model`, and "init".
         seeds: every combination is run with each.
@@ -93,11 +111,12 @@ class PlanConfig:
         reference: the line that others are compared with, as {axis: label}, or the label of a baseline; by default
             the first combination.
         budget: limits.
+        noise_attention: how much attention falls on added noise, measured of every cell.
     """
 
     base: str
-    tasks: TaskChoice
     axes: dict[str, Any]
+    tasks: TaskChoice | None = None
     data: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     baselines: dict[str, str] = field(default_factory=dict)
@@ -108,10 +127,13 @@ class PlanConfig:
     init: str | None = None
     reference: dict[str, Any] | str | None = None
     budget: BudgetConfig = BudgetConfig()
+    noise_attention: NoisePlan | None = None
 
     def __post_init__(self) -> None:
         if not self.axes or not self.seeds:
             raise ConfigError("a plan needs at least one axis and one seed.")
+        if self.tasks is None and self.noise_attention is None:
+            raise ConfigError("a plan needs tasks, or noise_attention.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"the seeds of a plan must differ, given {list(self.seeds)}.")
         if taken := sorted(RESERVED & self.axes.keys()):
@@ -144,14 +166,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan with its cells, files found; `reference` is a label of each axis, or of a baseline alone."""
+    """A plan with its cells, files found.
+
+    Attributes:
+        audio: to pre-train on.
+        reference: a label of each axis, or the label of a baseline.
+        noise: clips and noise, where attention on it is measured.
+    """
 
     file: Path
     config: PlanConfig
     cells: tuple[Cell, ...]
     audio: tuple[Path, ...]
-    tasks_folder: Path
     reference: Mapping[str, str] | str = field(default_factory=dict)
+    noise: NoiseMeasure | None = None
 
 
 def load_plan(file: Path) -> Plan:
@@ -173,7 +201,17 @@ def load_plan(file: Path) -> Plan:
         labels = dict(zip(axes, combination, strict=True))
         changes = {key: value for axis, label in labels.items() for key, value in axes[axis][label].items()}
         cells += start.cells(labels, changes)
-    return Plan(file, config, tuple(cells), audio, here / config.tasks.folder, reference)
+    return Plan(file, config, tuple(cells), audio, reference, _noise(config, here))
+
+
+def _noise(config: PlanConfig, here: Path) -> NoiseMeasure | None:
+    """The clips of `noise_attention`, found; a file of noise lies beside the plan."""
+    given = config.noise_attention
+    if given is None:
+        return None
+    noise = given.noise if given.noise == WHITE else str(here / given.noise)
+    files = tuple(found for source in given.audio for found in find_audio(here / source))
+    return NoiseMeasure(files, NoiseConfig(given.snr_db, noise, given.clips, given.seed))
 
 
 class _Start:

@@ -1,77 +1,164 @@
-"""The table of a plan as Markdown: a line per combination, a column per task, mean and 95 % interval over seeds."""
+"""What a plan leaves for people: tables in Markdown, LaTeX, CSV and Parquet, a row for the leaderboard, one page."""
 
 import os
-import platform
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from asda_core.statistics import mean_interval
-from asda_hear.ablation.plan import BASELINE, Plan
+from asda_core.config_io import to_yaml
+from asda_core.files import write_text
+from asda_core.pretrain.reporter import read_log
+from asda_hear.ablation.cells import ERROR_FILE, FACTS_FILE, TIMES_FILE, Work, evaluation_name, is_done
+from asda_hear.ablation.comparing import Interval, compare_items
+from asda_hear.ablation.environment import code_commit, environment
+from asda_hear.ablation.page import Failure, PageDetails, write_page
+from asda_hear.ablation.plan import BASELINE, Cell, text_of
+from asda_hear.ablation.rows import Row
+from asda_hear.ablation.summarising import summarise
+from asda_hear.ablation.summary import Summary
+from asda_hear.ablation.tables import to_latex, to_markdown
+from asda_hear.ablation.tidy import write_tidy
+from asda_hear.evaluate.compat import read_stamp
+from asda_hear.evaluate.items import Items, can_score, read_items
+from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
 
-Row = dict[str, Any]
-
-COSTS = {
-    "parameters": "parameters",
-    "trained": "trained",
-    "GFLOPs per clip": "gflops",
-    "training s": "pretrain_seconds",
-    "CPU s": "pretrain_cpu_seconds",
-    "training MiB": "pretrain_mebibytes",
-}
-"""Heading -> column of `rows.csv`; what the table says is the median over the seeds."""
-FEW = 10
-"""Values below are shown with three decimals."""
-
-
-def write_report(plan: Plan, rows: list[Row], out: Path) -> str:
-    """Write `table.md` and return it."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    metric = {row["task"]: row["metric"] for row in rows}
-    axes = list(plan.config.axes)
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row[BASELINE], *(row[axis] for axis in axes)), []).append(row)
-    lines = [f"## {plan.config.question or plan.file.stem}", ""]
-    columns = {head: column for head, column in COSTS.items() if any(row.get(column) not in ("", None) for row in rows)}
-    if all(row.get("trained") in ("", None, row["parameters"]) for row in rows):
-        del columns["trained"]  # only adapters leave parameters as they are
-    heads = [*axes, *columns, "seeds", *(f"{task} ({metric[task]})" for task in tasks)]
-    lines.append("| " + " | ".join(heads) + " |")
-    lines.append("|" + "---|" * len(heads))
-    for key, members in groups.items():
-        labels = [str(label) for label in key[1:]]
-        if key[0]:
-            labels[0] = f"*{key[0]}*"
-        values = {task: [row["score"] for row in members if row["task"] == task] for task in tasks}
-        seeds = max(len(value) for value in values.values())
-        estimates = [str(mean_interval(values[task])) if values[task] else "" for task in tasks]
-        costs = [_cost(members, column) for column in columns.values()]
-        lines.append("| " + " | ".join([*labels, *costs, str(seeds), *estimates]) + " |")
-    lines += ["", _footnote(plan, rows), ""]
-    text = "\n".join(lines)
-    (out / "table.md").write_text(text)
-    return text
+NAMED = 5
+"""So many missing units are named."""
+TABLE_FILE, LATEX_FILE, PAGE_FILE, LEADERBOARD_FILE = "table.md", "table.tex", "report.html", "leaderboard.csv"
 
 
-def _cost(members: list[Row], column: str) -> str:
-    """The median over the rows of a line; empty where nothing was measured."""
-    known = [float(row[column]) for row in members if row.get(column) not in ("", None)]
-    if not known:
-        return ""
-    middle = median(known)
-    return f"{middle:,.{0 if middle >= FEW or middle == 0 else 3}f}"
+def write_report(work: Work, rows: Sequence[Row]) -> str:
+    """Write all outputs into the store, and return the table as Markdown."""
+    out = work.out
+    missing, failures = _missing(work), _failures(work)
+    summary = summarise(work.plan, rows, ItemsOf(work).difference, missing)
+    table = to_markdown(summary)
+    write_text(out / TABLE_FILE, table)
+    write_text(out / LATEX_FILE, to_latex(summary))
+    write_tidy(rows, out)
+    _write_leaderboard(summary, out)
+    write_page(summary, _details(work, failures), out / PAGE_FILE)
+    return table
 
 
-def _footnote(plan: Plan, rows: list[Row]) -> str:
-    search = plan.config.evaluation
-    seeds = len(plan.config.seeds)
-    spread = "Mean ± half the 95 % interval (Student's t) over seeds." if seeds > 1 else "One seed, so no intervals."
-    points = f"{search.grid_points} grid point{'s' if search.grid_points > 1 else ''}"
-    return (
-        f"{spread} heareval {rows[0]['heareval']}, grid {search.grid}, {points}, {search.threads} thread(s); "
-        f"torch {rows[0]['torch']}, asda {rows[0]['asda']}, {platform.machine()}, {os.cpu_count()} CPUs. "
-        "Costs are medians: parameters and operations of the encoder, time and resident memory of a whole training "
-        "with its audio. "
-        f"Made by `asda-hear ablate {plan.file.name}`."
+class ItemsOf:
+    """The predictions of a plan, clip by clip, read once."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.known = work, dict[Path, Items | None]()
+        self.options = {(text_of(cell.labels), cell.seed): cell for cell in work.plan.cells}
+
+    def difference(self, ours: Sequence[Row], theirs: Sequence[Row]) -> Interval | None:
+        """Interval of the difference over clips; None where predictions are missing or the metric is no clip's."""
+        first, second = ([self._read(row) for row in rows] for rows in (ours, theirs))
+        known = [[items for items in side if items is not None and can_score(items.metric)] for side in (first, second)]
+        if not all(known) or [len(side) for side in known] != [len(first), len(second)]:
+            return None
+        return compare_items(known[0], known[1])
+
+    def _read(self, row: Row) -> Items | None:
+        plan = self.work.plan
+        if row[BASELINE]:
+            unit, options = self.work.store / "baselines" / row[BASELINE], plan.config.options
+        else:
+            labels = {axis: row[axis] for axis in plan.config.axes}
+            unit = self.work.store / "cells" / row["cell"]
+            options = self.options[text_of(labels), int(row["seed"])].options  # type: ignore[assignment]
+        folder = unit / evaluation_name(plan, options) / row["task"]
+        if folder not in self.known:
+            self.known[folder] = read_items(folder)
+        return self.known[folder]
+
+
+def _missing(work: Work) -> list[str]:
+    """Units that are not done: the first by name, then how many."""
+    left = [unit.name for unit in work.units() if not is_done(work, unit) and not (unit.folder / ERROR_FILE).exists()]
+    more = [f"and {len(left) - NAMED} more"] if len(left) > NAMED else []
+    return left[:NAMED] + more
+
+
+def _failures(work: Work) -> list[Failure]:
+    found = []
+    for unit in work.units():
+        file = unit.folder / ERROR_FILE
+        if file.exists() and not is_done(work, unit):
+            text = file.read_text()
+            found.append(Failure(unit.name, text.strip().splitlines()[-1], text))
+    return found
+
+
+def _write_leaderboard(summary: Summary, out: Path) -> None:
+    """A row in the columns of HEAR's leaderboard for every line, where any of its tasks was run."""
+    if not any(hear_column(task) for task in summary.tasks):
+        return
+    today = datetime.now(UTC).date().isoformat()
+    rows = []
+    for line in summary.lines:
+        scores = {task: result.estimate.mean for task, result in line.results.items() if hear_column(task)}
+        rows.append(leaderboard_row(line.name, "", today, scores))
+    write_leaderboard(rows, out / LEADERBOARD_FILE)
+
+
+def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
+    """What the page shows beside the numbers."""
+    plan = work.plan
+    curves: dict[str, dict[str, dict[str, list[float]]]] = {}
+    configs, commands, made, spent = {}, {}, dict[str, str | int](), list[dict[str, float]]()
+    seen = set[str]()
+    for cell in plan.cells:
+        folder = work.store / "cells" / cell.name
+        configs[cell.name] = to_yaml(cell.config)
+        commands[cell.name] = cell_command(work, cell)
+        facts = read_stamp(folder / FACTS_FILE) or {}
+        made = facts.get("made") or made
+        if log := read_log(folder):
+            line = ", ".join(f"{axis} {label}" for axis, label in cell.labels.items())
+            curves.setdefault(line, {})[str(cell.seed)] = log
+        if cell.name not in seen:
+            spent.append(read_stamp(folder / TIMES_FILE) or {})
+            seen.add(cell.name)
+    made = dict(made or environment())
+    commit, finished = str(made.pop("commit", "") or code_commit()), str(made.pop("finished", ""))
+    return PageDetails(
+        curves=curves,
+        configs=configs,
+        plan=plan.file.read_text(),
+        environment=made,
+        commit=commit,
+        command=f"OMP_NUM_THREADS={plan.config.evaluation.threads} asda-hear ablate {shown(plan.file)}",
+        cell_commands=commands,
+        failures=tuple(failures),
+        made=finished or datetime.now(UTC).isoformat(timespec="seconds"),
+        wall_seconds=sum(times.get("pretrain_seconds", 0.0) for times in spent) or None,
+        cpu_seconds=sum(times.get("pretrain_cpu_seconds", 0.0) for times in spent) or None,
     )
+
+
+def cell_command(work: Work, cell: Cell) -> str:
+    """What makes one cell alone, from the config that lies in the store."""
+    plan = work.plan
+    folder = work.store / "cells" / cell.name
+    threads = f"OMP_NUM_THREADS={plan.config.evaluation.threads}"
+    train: list[Any] = ["asda", "pretrain", shown(folder / "config.yaml"), "--out", f"runs/{cell.name}", "--data"]
+    train += [shown(plan.file.parent / source) for source in plan.config.data]
+    if cell.init is not None:
+        train += ["--init", shown(cell.init)]
+    commands = [train] if plan.config.tasks is None else [train, _score_command(work, cell)]
+    return " && ".join(f"{threads} {shlex.join(map(str, command))}" for command in commands)
+
+
+def _score_command(work: Work, cell: Cell) -> list[Any]:
+    search, folder = work.plan.config.evaluation, next(iter(work.tasks)).parent
+    score: list[Any] = ["asda-hear", "evaluate", "--model", f"runs/{cell.name}", "--tasks", shown(folder)]
+    score += ["--task", *(task.name for task in work.tasks), "--grid", search.grid]
+    score += ["--grid-points", search.grid_points, "--threads", search.threads]
+    for key, value in cell.options.items():
+        score += ["--option", f"{key}={value}"]
+    return score
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here."""
+    return os.path.relpath(path)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from asda_hear.ablation.cells import FACTS_FILE, TIMES_FILE, Unit, Work, unit_scores
+from asda_hear.ablation.measuring import LOWER_IS_BETTER
 from asda_hear.ablation.plan import BASELINE, Cell
 from asda_hear.evaluate.compat import read_stamp
 from asda_hear.evaluate.scores import TaskScore
@@ -13,18 +14,13 @@ from asda_hear.evaluate.scores import TaskScore
 Row = dict[str, Any]
 
 
-def collect_rows(work: Work, parameters: dict[str, int]) -> list[Row]:
-    """Rows of all that is done, baselines first, then cells in the order of the plan.
-
-    Args:
-        work: the plan and its store.
-        parameters: of the baselines.
-    """
+def collect_rows(work: Work) -> list[Row]:
+    """Rows of all that is done, baselines first, then cells in the order of the plan."""
     units = work.units()
     rows: list[Row] = []
     for unit in units:
         if not unit.cells:
-            facts = _baseline_facts(work, unit.baseline, parameters[unit.baseline])
+            facts = _baseline_facts(work, unit.baseline)
             rows += [{**facts, **_score(score)} for score in unit_scores(work, unit, work.plan.config.options)]
     homes = {cell.name: unit for unit in units for cell in unit.cells}
     for cell in work.plan.cells:
@@ -51,10 +47,16 @@ def _cell_facts(unit: Unit, cell: Cell) -> Row:
     }
 
 
-def _baseline_facts(work: Work, label: str, parameters: int) -> Row:
+def _baseline_facts(work: Work, label: str) -> Row:
     empty = ("seed", "cell", "trained", "gflops", "pretrain_cpu_seconds", "pretrain_mebibytes", "plugins")
     facts = {BASELINE: label, **dict.fromkeys(work.plan.config.axes, ""), "seed": "", "cell": ""}
-    return {**facts, "parameters": parameters, "updates": 0, "pretrain_seconds": 0.0, **dict.fromkeys(empty, "")}
+    return {
+        **facts,
+        "parameters": work.parameters[label],
+        "updates": 0,
+        "pretrain_seconds": 0.0,
+        **dict.fromkeys(empty, ""),
+    }
 
 
 def _score(score: TaskScore) -> Row:
@@ -66,5 +68,5 @@ def _score(score: TaskScore) -> Row:
         "validation": score.validation,
         "asda": version("asda-hear"),
         "torch": torch.__version__,
-        "heareval": version("heareval"),
+        "heareval": version("heareval") if score.metric not in LOWER_IS_BETTER else "",
     }

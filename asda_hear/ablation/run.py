@@ -61,9 +61,9 @@ class Shard:
 
 
 def prepare(
-    plan: Plan, store: Path, progress: bool = True, catalog: Catalog | None = None
-) -> tuple[Work, dict[str, int]]:
-    """Check a plan and find its tasks; returns also the parameters of each baseline.
+    plan: Plan, out: Path, progress: bool = True, catalog: Catalog | None = None, store: Path | None = None
+) -> Work:
+    """Check a plan and find its tasks and baselines.
 
     Raises:
         AsdaError: a cell, an option, a baseline or a task is wrong.
@@ -71,23 +71,20 @@ def prepare(
     plugins = catalog or installed_catalog()
     check_plan(plan, plugins)
     parameters = {label: _baseline_parameters(plan, label, plugins) for label in plan.config.baselines}
-    tasks = {task: task_identity(task) for task in find_tasks(plan.tasks_folder, plan.config.tasks.names)}
-    return Work(plan, store, tasks, plugins, progress), parameters
+    chosen = plan.config.tasks
+    found = [] if chosen is None else find_tasks(plan.file.parent / chosen.folder, chosen.names)
+    tasks = {task: task_identity(task) for task in found}
+    return Work(plan, store or out, out, tasks, parameters, plugins, progress)
 
 
-def run_plan(
-    plan: Plan, out: Path, shard: Shard | None = None, progress: bool = True, catalog: Catalog | None = None
-) -> list[Row]:
+def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:
     """Do what of the plan is not done yet; other processes may do the same at the same time.
 
     A unit is taken by one process alone. What others are doing is waited for, and taken up where they die.
 
     Args:
-        plan: from `load_plan`.
-        out: the store; `cells/NAME` holds each run, `rows.csv` the table.
+        work: from `prepare`; in its store `cells/NAME` holds each run, `rows.csv` the table.
         shard: which part to do; None does all.
-        progress: whether to show bars.
-        catalog: plugins; by default those installed.
 
     Returns:
         one row per cell, seed and task.
@@ -95,31 +92,31 @@ def run_plan(
     Raises:
         CellsFailed: cells failed; all others are done and their rows written.
     """
-    work, parameters = prepare(plan, out, progress, catalog)
-    with hear_tools():
-        pass  # a missing tool shows now
+    if work.tasks:
+        with hear_tools():
+            pass  # a missing tool shows now
     units = (shard or Shard()).of(work.units())
-    failed = _do_all(work, units, parameters)
-    rows = write_all_rows(work, parameters)
+    failed = _do_all(work, units)
+    rows = write_all_rows(work)
     if failed:
         raise CellsFailed(
             rows,
-            f"{len(failed)} of {len(units)} trainings and baselines failed, the others are in {out / ROWS_FILE}: "
-            + "; ".join(failed),
+            f"{len(failed)} of {len(units)} trainings and baselines failed, the others are in "
+            f"{work.out / ROWS_FILE}: " + "; ".join(failed),
         )
     return rows
 
 
-def write_all_rows(work: Work, parameters: dict[str, int]) -> list[Row]:
+def write_all_rows(work: Work) -> list[Row]:
     """Write `rows.csv` from all that the store holds, one process at a time."""
-    work.store.mkdir(parents=True, exist_ok=True)
-    with FileLock(work.store / ROWS_LOCK):
-        rows = collect_rows(work, parameters)
-        write_rows(work.store / ROWS_FILE, rows)
+    work.out.mkdir(parents=True, exist_ok=True)
+    with FileLock(work.out / ROWS_LOCK):
+        rows = collect_rows(work)
+        write_rows(work.out / ROWS_FILE, rows)
     return rows
 
 
-def _do_all(work: Work, units: list[Unit], parameters: dict[str, int]) -> list[str]:
+def _do_all(work: Work, units: list[Unit]) -> list[str]:
     """Take up one unit after the other until all are done, failed, or the budget is spent; returns what failed."""
     began, wall = time.monotonic(), time.time()
     hours = work.plan.config.budget.hours
@@ -132,7 +129,7 @@ def _do_all(work: Work, units: list[Unit], parameters: dict[str, int]) -> list[s
                 if hours is not None and time.monotonic() - began > hours * SECONDS_PER_HOUR:
                     print(f"the budget of {hours} hours is spent; {len(left)} are left.", file=sys.stderr)
                     return failed
-                outcome = _try_unit(work, unit, parameters, wall)
+                outcome = _try_unit(work, unit, wall)
                 if outcome is None:
                     continue
                 left.remove(unit)
@@ -144,7 +141,7 @@ def _do_all(work: Work, units: list[Unit], parameters: dict[str, int]) -> list[s
     return failed
 
 
-def _try_unit(work: Work, unit: Unit, parameters: dict[str, int], since: float) -> str | None:
+def _try_unit(work: Work, unit: Unit, since: float) -> str | None:
     """Do a unit unless another process is at it: None; "" where it is done, else why it failed."""
     if is_done(work, unit):
         return ""
@@ -167,7 +164,7 @@ def _try_unit(work: Work, unit: Unit, parameters: dict[str, int], since: float) 
             error_file.unlink(missing_ok=True)
     except Timeout:
         return None
-    write_all_rows(work, parameters)
+    write_all_rows(work)
     return ""
 
 

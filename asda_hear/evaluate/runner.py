@@ -24,6 +24,7 @@ from asda_core.errors import ConfigError, TaskError, unknown
 from asda_core.files import file_digest, write_text
 from asda_hear.api import DEFAULT_WEIGHTS, LOG_MEL
 from asda_hear.evaluate.compat import Trainings, hear_tools, read_stamp
+from asda_hear.evaluate.items import keep_items
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score
 from asda_hear.evaluate.tasks import resample_task
 
@@ -132,6 +133,7 @@ def evaluate(
                     spent = {"embedding": time.monotonic() - started}
                 started = time.monotonic()
                 _predict(folder, config, search, log, progress)
+                keep_items(folder)
                 write_text(folder / SECONDS_FILE, json.dumps({**spent, "prediction": time.monotonic() - started}))
                 write_text(folder / SEARCH_STAMP, json.dumps(search))
             scores.append(read_task_score(folder))

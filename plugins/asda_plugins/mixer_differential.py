@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_core.model.attention import softmax_map
+from asda_core.model.attention import AttentionMaps, softmax_map
 from asda_core.model.block import init_linear_layers
 
 
@@ -86,12 +86,10 @@ class DifferentialAttention(nn.Module):
         projected: Tensor = self.proj(self.norm(joined) * self.output_scale)
         return projected
 
-    def maps(
-        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
-    ) -> tuple[Float[Tensor, "batch heads tokens tokens"], Float[Tensor, "batch heads tokens tokens"]]:
-        """The two softmax maps A1 and A2 (each row sums to 1); their difference is `A1 - weight A2`."""
+    def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
+        """The two softmax maps A1 and A2 (each row sums to 1), and lambda per head."""
         query1, query2, key1, key2 = self._queries_and_keys(tokens)
-        return softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
+        return AttentionMaps(softmax_map(query1, key1, layout), softmax_map(query2, key2, layout), self.weight)
 
     def _queries_and_keys(self, tokens: Tensor) -> Tensor:
         """(4, B, H, N, D/H): q1, q2, k1, k2."""

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
-from asda_core.model.attention import softmax_map
+from asda_core.model.attention import AttentionMaps, softmax_map
 from asda_core.model.block import init_linear_layers
 
 
@@ -43,12 +43,10 @@ class StandardAttention(nn.Module):
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return projected
 
-    def maps(
-        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
-    ) -> tuple[Float[Tensor, "batch heads tokens tokens"]]:
+    def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
         """The one softmax map; its rows sum to 1, and it is 0 on padding."""
         query, key, _ = self._split(tokens)
-        return (softmax_map(query, key, layout),)
+        return AttentionMaps(softmax_map(query, key, layout))
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(3, B, H, N, D/H): queries, keys, values."""

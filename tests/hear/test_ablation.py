@@ -13,9 +13,9 @@ from asda_core.config_io import parse
 from asda_core.errors import AsdaError, AudioError, ConfigError, PluginError
 from asda_core.pretrain.loop import pretrain
 from asda_core.statistics import mean_interval
+from asda_hear.ablation import estimate
 from asda_hear.ablation.plan import load_plan
-from asda_hear.ablation.report import write_report
-from asda_hear.ablation.run import check_plan, run_plan
+from asda_hear.ablation.run import check_plan, prepare
 from asda_hear.cli import main
 from asda_hear.evaluate.runner import find_tasks
 from tests.conftest import TINY
@@ -75,19 +75,26 @@ def test_wrong_plans(tmp_path: Path, changes: dict[str, object], error: type[Exc
 
 def test_a_missing_plugin_shows_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="unknown mixer 'standrad'. Did you mean 'standard'"):
-        run_plan(load_plan(plan_file(tmp_path, axes={"encoder.mixer": ["standrad"]})), tmp_path / "out")
+        prepare(load_plan(plan_file(tmp_path, axes={"encoder.mixer": ["standrad"]})), tmp_path / "out")
 
 
 def test_positions_of_the_class_token_are_refused(tmp_path: Path) -> None:
     plan = load_plan(plan_file(tmp_path, axes={"encoder.class_token.position": ["first", "last"]}))
     with pytest.raises(ConfigError, match="are the same model"):
-        run_plan(plan, tmp_path / "out")
+        prepare(plan, tmp_path / "out")
 
 
-def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ablate", str(plan_file(tmp_path)), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+def test_dry_run(
+    tmp_path: Path, audio_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are measured; evaluations only where there are few clips, or some are done."""
+    monkeypatch.setattr(estimate, "PILOT_CLIPS", -1)
+    plan = plan_file(tmp_path, data=[str(audio_folder)])
+    assert main(["ablate", str(plan), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("to do") == 8
+    assert printed.count("  to do  ") == 8
+    assert "8 cells x 1 tasks; 8 different trainings; 8 units to do." in printed
+    assert "evaluation: not measured yet" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -100,20 +107,43 @@ def test_mean_interval_is_students() -> None:
     assert str(mean_interval([0.5, 0.5])) == "0.500 ± 0.000"
 
 
-def test_table(tmp_path: Path) -> None:
-    plan = load_plan(plan_file(tmp_path, question="Which?"))
-    same = {"task": "a", "metric": "top1_acc", "heareval": "h", "torch": "t", "asda": "a", "parameters": 1234}
-    same |= {"gflops": 0.5, "pretrain_cpu_seconds": "", "pretrain_mebibytes": 100.4, "trained": 1234}
-    rows = [{"model": "log-mel", "lambda": "", "steps": "", "seed": "", "score": 0.3, **same}]
-    for label, seed, score in (("0.1", 0, 0.5), ("0.1", 1, 0.7), ("0.3", 0, 0.4), ("0.3", 1, 0.4)):
-        rows.append({"model": "", "lambda": label, "steps": 2, "seed": seed, "score": score, **same})
-    text = write_report(plan, rows, tmp_path)
-    assert (tmp_path / "table.md").read_text() == text
-    assert "## Which?" in text
-    assert "| lambda | steps | parameters | GFLOPs per clip | training MiB | seeds | a (top1_acc) |" in text
-    assert "| *log-mel* |  | 1,234 | 0.500 | 100 | 1 | 0.300 |" in text
-    assert "| 0.1 | 2 | 1,234 | 0.500 | 100 | 2 | 0.600 ± 1.271 |" in text
-    assert "| 0.3 | 2 | 1,234 | 0.500 | 100 | 2 | 0.400 ± 0.000 |" in text
+def test_references(tmp_path: Path) -> None:
+    assert load_plan(plan_file(tmp_path)).reference == {"lambda": "0.1", "steps": "0"}
+    assert load_plan(plan_file(tmp_path, reference={"steps": 2})).reference == {"lambda": "0.1", "steps": "2"}
+    given = {"reference": "log-mel", "baselines": {"log-mel": "log_mel"}}
+    assert load_plan(plan_file(tmp_path, **given)).reference == "log-mel"
+    for wrong, message in (
+        ({"lamda": 0.1}, "unknown axis 'lamda'. Did you mean 'lambda'"),
+        ({"lambda": 0.2}, "unknown label of the axis lambda '0.2'"),
+        ("log-mel", "unknown baseline as the reference 'log-mel'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_plan(plan_file(tmp_path, reference=wrong))
+
+
+def test_axes_of_options_and_of_what_cells_begin_with(tmp_path: Path, catalog: Catalog, audio_folder: Path) -> None:
+    """Options are no part of a training; the checkpoint that a cell begins with is."""
+    pretrain(parse(RunConfig, {**TINY, "steps": 0}), sorted(audio_folder.iterdir()), tmp_path / "first", catalog)
+    axes = {
+        "begins": {"random": {}, "first": {"init": "first"}},
+        "options.scene_pooling": ["mean", "summary"],
+    }
+    plan = load_plan(plan_file(tmp_path, axes=axes, seeds=[0]))
+    check_plan(plan, catalog)
+    first_mean, first_summary, random_mean, random_summary = plan.cells
+    assert random_mean.name == random_summary.name != first_mean.name == first_summary.name
+    assert [cell.options for cell in plan.cells] == 2 * [{"scene_pooling": "mean"}, {"scene_pooling": "summary"}]
+    assert (random_mean.init, first_mean.init) == (None, tmp_path / "first" / "model.safetensors")
+    units = prepare(plan, tmp_path / "out", catalog=catalog).units()
+    assert [len(unit.cells) for unit in units] == [2, 2]
+    with pytest.raises(ConfigError, match=r"cell options.scene_poolin mean: .*Did you mean 'scene_pooling'"):
+        check_plan(load_plan(plan_file(tmp_path, axes={"options.scene_poolin": ["mean"]})), catalog)
+
+
+def test_the_first_seed_of_all_comes_before_a_second(tmp_path: Path) -> None:
+    units = prepare(load_plan(plan_file(tmp_path, baselines={"log-mel": "log_mel"})), tmp_path / "out").units()
+    assert units[0].baseline == "log-mel"
+    assert [unit.cells[0].seed for unit in units[1:]] == [0] * 4 + [1] * 4
 
 
 def test_plans_of_adapters(tmp_path: Path, catalog: Catalog, audio_folder: Path) -> None:

@@ -1,0 +1,159 @@
+"""The attention maps of every layer of an encoder, from one forward pass."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from asda_core.catalog import Catalog, installed_catalog
+from asda_core.contracts import MixerContext, ShowsMaps
+from asda_core.errors import AsdaError, ConfigError
+from asda_core.layout import TokenLayout
+from asda_core.model.attention import AttentionMaps
+from asda_core.model.block import Block
+from asda_core.model.encoder import Encoder
+
+TRIAL_DIM, TRIAL_HEADS = 64, 4
+"""Width and heads of the mixers that are built only to see whether they show maps."""
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """What one layer attends.
+
+    Attributes:
+        maps: of all clips and heads.
+        layout: of the tokens that the mixer got: with class tokens once they have joined, reversed where the wiring
+            reads from the end.
+    """
+
+    maps: AttentionMaps
+    layout: TokenLayout
+
+
+@dataclass
+class Seen:
+    """What the hooks of one layer saw: the layout that its block gave, and what the mixer within made of it."""
+
+    given: list[TokenLayout] = field(default_factory=list)
+    found: list[LayerMaps] = field(default_factory=list)
+
+
+def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"]) -> list[LayerMaps]:
+    """Run the encoder once and keep the maps of every mixer.
+
+    Nothing is dropped or masked, autocast is off, and no gradient is kept. The maps of a layer take
+    `batch * heads * tokens^2` numbers each.
+
+    Args:
+        encoder: with mixers that show maps; on the device of the features, with weights in float32. Its mode is left
+            as it was.
+        features: of the front end that it was trained with.
+
+    Returns:
+        one entry per layer, in the order of the layers.
+
+    Raises:
+        ConfigError: a mixer shows no maps, or an adapter mixes tokens in a way that no map tells.
+    """
+    mixers = [mixer_with_maps(encoder, number) for number in range(len(encoder.blocks))]
+    seen = [Seen() for _ in mixers]
+    with contextlib.ExitStack() as stack:
+        for number, mixer in enumerate(mixers):
+            _watch(stack, _block(encoder, number).mixer, mixer, seen[number])
+        stack.enter_context(_evaluating(encoder))
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.autocast(features.device.type, enabled=False))
+        encoder(features.float())
+    return [_only(encoder, number, mixers[number], layer) for number, layer in enumerate(seen)]
+
+
+def mixer_with_maps(encoder: Encoder, layer: int) -> ShowsMaps:
+    """The mixer of a layer, or the one mixer within what an adapter made of it, that shows maps.
+
+    Raises:
+        ConfigError: there is none, or there are several; naming the mixers that show maps.
+    """
+    outer = _block(encoder, layer).mixer
+    found = [module for module in outer.modules() if isinstance(module, ShowsMaps)]
+    if found and (found[0] is outer or len(found) == 1):
+        return found[0]
+    if found:
+        raise ConfigError(
+            f"layer {layer}: {type(outer).__name__} holds {len(found)} mixers that show attention maps, and does not "
+            "show by a method `maps` how they come together."
+        )
+    raise ConfigError(
+        f"the mixer {encoder.config.mixer.name!r} (layer {layer}, {type(outer).__name__}) has no attention maps to "
+        f"show. These have: {', '.join(mixers_with_maps(installed_catalog())) or 'none'}."
+    )
+
+
+def mixers_with_maps(catalog: Catalog) -> list[str]:
+    """Names of the mixers of a catalog that show maps, as far as they can be built here."""
+    found = []
+    with torch.random.fork_rng(devices=[]):
+        for offer in catalog.family("mixer"):
+            with contextlib.suppress(AsdaError, ImportError, RuntimeError):
+                mixer: Any = offer.spec.build(offer.spec.config(), MixerContext(TRIAL_DIM, TRIAL_HEADS, 0, 1))
+                if isinstance(mixer, ShowsMaps):
+                    found.append(offer.spec.name)
+    return sorted(found)
+
+
+def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, seen: Seen) -> None:
+    """Hooks that note what the block gives to `outer`, and the maps of what `mixer` within it is given."""
+
+    def note_given(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.given.append(_arguments(args, named)[1])
+
+    def note_maps(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        tokens, layout = _arguments(args, named)
+        maps: Any = mixer.maps(tokens, layout)
+        if isinstance(maps, tuple) and len(maps) == 1:  # the bare map of a mixer that has one
+            maps = AttentionMaps(maps[0])
+        if not isinstance(maps, AttentionMaps):
+            raise ConfigError(f"{type(mixer).__name__}.maps must return AttentionMaps, not {type(maps).__name__}.")
+        seen.found.append(LayerMaps(maps, layout))
+
+    for module, hook in ((outer, note_given), (cast(nn.Module, mixer), note_maps)):
+        stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def _arguments(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, TokenLayout]:
+    """Tokens and layout, however a mixer was called."""
+    given = [*args, *named.values()]
+    layout = next(each for each in given if isinstance(each, TokenLayout))
+    return next(each for each in given if isinstance(each, Tensor)), layout
+
+
+def _only(encoder: Encoder, layer: int, mixer: ShowsMaps, seen: Seen) -> LayerMaps:
+    """The maps of a layer, if its mixer heard exactly the tokens of its block, once."""
+    if len(seen.found) == len(seen.given) == 1 and seen.found[0].layout is seen.given[0]:
+        return seen.found[0]
+    outer = type(_block(encoder, layer).mixer).__name__
+    raise ConfigError(
+        f"layer {layer}: {outer} runs {type(mixer).__name__} {len(seen.found)} times or on tokens of its own, as the "
+        "adapter 'prompt' does, and blends what comes back: no single map tells what the layer attends. Look at the "
+        "checkpoint before it was adapted, or at one with another adapter."
+    )
+
+
+def _block(encoder: Encoder, layer: int) -> Block:
+    return cast(Block, encoder.blocks[layer])
+
+
+@contextlib.contextmanager
+def _evaluating(encoder: Encoder) -> Iterator[None]:
+    """Evaluation mode, and afterwards the mode of every module as it was."""
+    training = [module for module in encoder.modules() if module.training]
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,300 @@
+"""Charts of a plan: effects of its axes, scores of every fold, cost against score, training curves."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from asda_core.statistics import Estimate
+from asda_hear.ablation.summary import Line, Summary, TaskResult
+from asda_hear.ablation.svg import FAINT, INK, PAPER, Chart, chart, drawing, figure
+from asda_hear.ablation.tables import EXCLUDES_ZERO, excludes_zero, short_names
+
+Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+"""Name of a line -> seed -> {"step": updates, "loss": of each}."""
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Colours that the colour-blind tell apart (Okabe and Ito 2008), without yellow, which white paper swallows."""
+MARKERS = "osD^vP"
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+"""Beside a colour, so that nothing is told by colour alone."""
+MOST_NAMED = 12
+"""Lines with a colour and a name of their own; the rest is grey."""
+LONGEST_NAME = 60
+ROW_INCHES, FRAME_INCHES, PANELS = 0.27, 0.75, 3
+"""Height of a line in a chart, of its axis and title; panels side by side."""
+LOGARITHMIC_RATIO = 3.0
+"""Costs and losses whose largest is more than so many times the least stand on a logarithmic axis."""
+TICKS = {10.0: (1, 1.5, 2, 3, 4, 5, 7), 40.0: (1, 2, 5), 400.0: (1, 3), math.inf: (1,)}
+"""Largest by least value of a logarithmic axis, up to which these digits have a tick."""
+LEAST_SHARE = 0.02
+"""A cost that differs by less between lines is no axis."""
+SEEDS_FROM, SEEDS_TO, MEAN_AT = -0.32, 0.06, 0.26
+"""Where the seeds of a line and its mean stand, in heights of a line below its middle."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a line is drawn wherever it stands."""
+
+    colour: str
+    marker: str
+    dash: str | tuple[int, tuple[int, ...]]
+    named: bool
+
+
+def effect_charts(summary: Summary) -> list[Chart]:
+    """A chart per axis: its labels, averaged over all other axes, a panel per task."""
+    with drawing():
+        return [_effect_chart(summary, axis) for axis in dict.fromkeys(effect.axis for effect in summary.effects)]
+
+
+def score_charts(summary: Summary) -> list[Chart]:
+    """A chart per task: every fold of every seed, mean and interval of each line."""
+    with drawing():
+        return [_score_chart(summary, task) for task in summary.tasks if _measured(summary, task)]
+
+
+def cost_charts(summary: Summary) -> list[Chart]:
+    """A chart for each cost that differs between lines: CPU time (or else time), and parameters."""
+    kinds = [name for name in ("CPU s", "training s") if _varies(summary, name)][:1]
+    with drawing():
+        return [_cost_chart(summary, name) for name in [*kinds, "parameters"] if _varies(summary, name)]
+
+
+def curve_charts(summary: Summary, curves: Curves) -> list[Chart]:
+    """The training loss of each line: mean over its seeds, and their range; none if nothing was trained."""
+    drawn = [line for line in summary.lines if curves.get(line.name)]
+    if not drawn:
+        return []
+    looks = looks_of(summary)
+    with drawing():
+        picture = figure(4.0)
+        axes = picture.subplots()
+        losses = [_draw_curve(axes, curves[line.name], looks[line.name], short_name(line)) for line in drawn]
+        if logarithmic := _far_apart(np.concatenate(losses)):
+            axes.set_yscale("log")
+        _plain_ticks(axes.yaxis, logarithmic)
+        axes.set(xlabel="updates", ylabel="training loss")
+        _legend(picture)
+        caption = "Mean over seeds; the band is their range. Losses of different objectives cannot be compared."
+        caption += _grey(summary, looks)
+        return [chart("curves", "Training loss", caption, picture)]
+
+
+def looks_of(summary: Summary) -> dict[str, Look]:
+    """Name of a line -> how it is drawn: the colour tells the first axis, marker and dash the rest.
+
+    Of more lines than have a name, each named one has its own look, and the others are grey.
+    """
+    named = _most_telling(summary)
+    lines = [line for line in summary.lines if line.name in named]
+    firsts = list(dict.fromkeys(next(iter(line.labels.values()), "") for line in lines))
+    rests = list(dict.fromkeys(tuple(line.labels.values())[1:] for line in lines))
+    looks = {line.name: Look(FAINT, MARKERS[0], DASHES[0], named=False) for line in summary.lines}
+    for line in lines:
+        first, rest = firsts.index(next(iter(line.labels.values()), "")), rests.index(tuple(line.labels.values())[1:])
+        if len(lines) < sum(not each.baseline for each in summary.lines):
+            first, rest = named.index(line.name), 0
+        other = first + first // len(COLOURS) + rest
+        colour, marker, dash = COLOURS[first % len(COLOURS)], MARKERS[other % len(MARKERS)], DASHES[other % len(DASHES)]
+        looks[line.name] = Look(colour, marker, dash, named=True)
+    return looks
+
+
+def short_name(line: Line) -> str:
+    """A line's labels without the names of the axes; the middle of a long one is left out."""
+    name = line.baseline or " · ".join(line.labels.values())
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half + 1 :]}"
+
+
+def _grey(summary: Summary, looks: Mapping[str, Look]) -> str:
+    """What a caption says of lines without a name."""
+    rest = sum(not line.baseline and not looks[line.name].named for line in summary.lines)
+    return f" Grey: the other {rest} combinations; named are the reference and the best." if rest else ""
+
+
+def _most_telling(summary: Summary) -> list[str]:
+    """Names of the lines that get a colour: all, or the reference and the best of the first task."""
+    lines = [line for line in summary.lines if not line.baseline]
+    if len(lines) <= MOST_NAMED:
+        return [line.name for line in lines]
+    task = next(iter(summary.tasks), "")
+    sign = 1 if task in summary.lower_is_better else -1
+
+    def rank(line: Line) -> tuple[bool, float]:
+        mean = line.results[task].estimate.mean if task in line.results else math.nan
+        return line != summary.reference, math.inf if math.isnan(mean) else sign * mean
+
+    return [line.name for line in sorted(lines, key=rank)[:MOST_NAMED]]
+
+
+def _effect_chart(summary: Summary, axis: str) -> Chart:
+    labels, names = summary.axes[axis], short_names(summary.tasks)
+    tasks = [task for task in summary.tasks if any((e.axis, e.task) == (axis, task) for e in summary.effects)]
+    columns = min(PANELS, len(tasks))
+    rows = math.ceil(len(tasks) / columns)
+    picture = figure(rows * (FRAME_INCHES + ROW_INCHES * len(labels)))
+    panels = picture.subplots(rows, columns, squeeze=False, sharey=True).flat
+    for panel, task in zip(panels, tasks, strict=False):
+        for effect in (e for e in summary.effects if (e.axis, e.task) == (axis, task)):
+            place = labels.index(effect.label)
+            _draw_estimate(panel, effect.estimate, place, COLOURS[0], hollow=effect.difference is None)
+            if effect.difference is None and math.isfinite(effect.estimate.mean):
+                panel.axvline(effect.estimate.mean, color=FAINT, linestyle="--", linewidth=1)
+            if excludes_zero(effect.difference):
+                panel.annotate(EXCLUDES_ZERO, (effect.estimate.mean, place), (0, 3), textcoords="offset points",
+                               ha="center", va="bottom")  # fmt: skip
+        _name_rows(panel, [f"{label} (reference)" if label == labels[0] else label for label in labels])
+        panel.set(title=names[task], xlabel=_scale_name(summary, task))
+    for panel in list(panels)[len(tasks) :]:
+        panel.set_axis_off()
+    caption = (
+        "Each label averaged over all other axes: mean and 95 % interval over seeds, where there are two or more. "
+        f"Hollow, with the dashed line: the first label; {EXCLUDES_ZERO} the interval of the paired difference "
+        "from it excludes 0."
+    )
+    return chart(f"effect-{list(summary.axes).index(axis)}", f"Effect of {axis}", caption, picture)
+
+
+def _score_chart(summary: Summary, task: str) -> Chart:
+    lines = [line for line in summary.lines if task in line.results]
+    picture = figure(FRAME_INCHES + 1.3 * ROW_INCHES * len(lines))
+    axes = picture.subplots()
+    for place, line in enumerate(lines):
+        result = line.results[task]
+        _draw_folds(axes, result, place)
+        _draw_estimate(axes, result.estimate, place + MEAN_AT, INK if line.baseline else COLOURS[1])
+    marks = {True: " (reference)", False: ""}
+    _name_rows(axes, [short_name(line) + marks[line == summary.reference] for line in lines])
+    axes.set_xlabel(_scale_name(summary, task))
+    caption = (
+        "Small: each fold, seeds one above the other. Large, below them: the mean, with its 95 % interval over seeds "
+        "where there are two or more."
+    )
+    return chart(f"scores-{list(summary.tasks).index(task)}", short_names(summary.tasks)[task], caption, picture)
+
+
+def _cost_chart(summary: Summary, cost: str) -> Chart:
+    looks, names = looks_of(summary), short_names(summary.tasks)
+    columns = max(1, min(PANELS, len(summary.tasks)))
+    rows = max(1, math.ceil(len(summary.tasks) / columns))
+    picture = figure(2.9 * rows)
+    panels = list(picture.subplots(rows, columns, squeeze=False).flat)
+    for panel, task in zip(panels, summary.tasks, strict=False):
+        for line in (line for line in summary.lines if task in line.results):
+            estimate, look = line.results[task].estimate, looks[line.name]
+            if line.baseline:
+                panel.axhline(estimate.mean, color=INK, linestyle=":", linewidth=1, label=f"{line.name} (baseline)")
+            elif cost in line.costs:
+                half = None if math.isnan(estimate.half) or not look.named else estimate.half
+                size, name = (6, short_name(line)) if look.named else (3, None)
+                panel.errorbar(line.costs[cost], estimate.mean, half, color=look.colour, marker=look.marker,
+                               markersize=size, linewidth=1, label=name, zorder=2 + look.named)  # fmt: skip
+        if logarithmic := _far_apart(_costs(summary, cost)):
+            panel.set_xscale("log")
+        _plain_ticks(panel.xaxis, logarithmic, thousands=cost == "parameters")
+        panel.set(title=names[task], xlabel=cost, ylabel=_scale_name(summary, task))
+        panel.grid()
+    for panel in panels[len(summary.tasks) :]:
+        panel.set_axis_off()
+    _legend(picture)
+    caption = "Mean with its 95 % interval over seeds; the cost is the median over seeds. Dotted: baselines."
+    caption += _grey(summary, looks)
+    return chart(f"cost-{cost.replace(' ', '-')}", f"Score against {cost}", caption, picture)
+
+
+def _draw_curve(axes: Axes, seeds: Mapping[str, Mapping[str, Sequence[float]]], look: Look, name: str) -> np.ndarray:
+    """Mean and range at the steps that all seeds have; gives the mean back."""
+    runs = [dict(zip(run["step"], run["loss"], strict=True)) for run in seeds.values()]
+    steps = sorted(set.intersection(*(set(run) for run in runs)))
+    losses = np.array([[run[step] for step in steps] for run in runs], dtype=float)
+    losses[~np.isfinite(losses)] = np.nan
+    mean: np.ndarray = losses.mean(axis=0)
+    axes.plot(steps, mean, color=look.colour, linestyle=look.dash, linewidth=1.6 if look.named else 0.7,
+              label=name if look.named else None, zorder=2 + look.named)  # fmt: skip
+    if look.named and len(runs) > 1:
+        axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=look.colour, alpha=0.13, linewidth=0)
+    return mean
+
+
+def _draw_estimate(axes: Axes, estimate: Estimate, place: float, colour: str, hollow: bool = False) -> None:
+    if math.isnan(estimate.mean):
+        axes.text(0.02, place, "nan", transform=axes.get_yaxis_transform(), va="center")
+        return
+    half = None if math.isnan(estimate.half) else estimate.half
+    axes.errorbar(estimate.mean, place, xerr=half, color=colour, marker="o", markersize=6, linewidth=1.8, capsize=3,
+                  markerfacecolor=PAPER if hollow else colour, zorder=3)  # fmt: skip
+
+
+def _draw_folds(axes: Axes, result: TaskResult, place: int) -> None:
+    offsets = np.linspace(SEEDS_FROM, SEEDS_TO, len(result.scores))
+    for offset, folds in zip(offsets, result.scores.values(), strict=True):
+        axes.plot(folds, [place + offset] * len(folds), linestyle="", marker="o", markersize=3.2,
+                  markeredgecolor=COLOURS[0], markerfacecolor="none", markeredgewidth=0.8)  # fmt: skip
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+
+
+def _measured(summary: Summary, task: str) -> bool:
+    return any(task in line.results for line in summary.lines)
+
+
+def _scale_name(summary: Summary, task: str) -> str:
+    return summary.tasks[task] + (" (less is better)" if task in summary.lower_is_better else "")
+
+
+def _costs(summary: Summary, cost: str) -> list[float]:
+    return [line.costs[cost] for line in summary.lines if cost in line.costs and not line.baseline]
+
+
+def _varies(summary: Summary, cost: str) -> bool:
+    values = _costs(summary, cost)
+    return bool(values) and max(values) - min(values) > LEAST_SHARE * max(values)
+
+
+def _far_apart(values: Sequence[float] | np.ndarray) -> bool:
+    """Whether a logarithmic axis shows them better."""
+    finite = [value for value in values if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0 and max(finite) > LOGARITHMIC_RATIO * min(finite)
+
+
+def _plain_ticks(axis: Axis, logarithmic: bool, thousands: bool = False) -> None:
+    """Numbers without powers, which SVG text cannot raise."""
+    if logarithmic:
+        low, high = axis.get_view_interval()
+        subs = next(subs for ratio, subs in TICKS.items() if high <= ratio * low)
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_formatter(EngFormatter() if thousands else FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
+def _legend(picture: Figure) -> None:
+    """Every name of any panel once, below all of them."""
+    found = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in picture.axes]
+    named = {name: handle for pairs in found for handle, name in pairs}
+    if named:
+        columns = max(1, min(4, 100 // (max(map(len, named)) + 5)))
+        picture.legend(
+            list(named.values()),
+            list(named),
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            ncols=columns,
+            handlelength=3,
+        )

@@ -1,0 +1,252 @@
+"""How far two models differ, and how sure that is: over seeds, folds, test clips, and tasks."""
+
+import math
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+from asda_core.statistics import CONFIDENCE
+from asda_hear.evaluate.items import Chosen, Items
+from asda_hear.evaluate.items import score as score_of_items
+
+Key = TypeVar("Key", bound=Hashable)
+Floats = NDArray[np.float64]
+
+DRAWS = 10_000
+"""Bootstrap draws over seeds and folds; the ends of the interval move by about 1 % of its width."""
+ITEM_DRAWS = 1_000
+"""Bootstrap draws over test clips; fewer, since each computes the metric anew."""
+BOOTSTRAP_SEED = 0
+"""Every comparison draws from a generator of its own with this seed: the same results give the same interval."""
+DIGITS = 6
+"""Decimal digits of a difference that count: heareval writes scores as 32-bit floats, which are 6e-8 apart near 1."""
+ANY_SEED = ""
+"""The seed of a model that is not trained, as the log-mel baseline: paired with every seed of the other side."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """From `low` to `high`; both NaN where there is too little to tell."""
+
+    low: float
+    high: float
+
+
+UNKNOWN = Interval(math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Ours minus theirs on one task.
+
+    Attributes:
+        mean: mean over seeds of the mean over folds.
+        interval: 95 % interval of the two-level bootstrap over seeds and folds.
+        p_value: paired t-test over seeds; NaN below 2 pairs.
+        pairs: seeds that both have.
+        items: 95 % interval of the paired bootstrap over test clips, where the predictions were kept.
+    """
+
+    mean: float
+    interval: Interval
+    p_value: float
+    pairs: int
+    items: Interval | None = None
+
+
+def compare(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[float, ...]]) -> Difference | None:
+    """Pair two models by seed and fold.
+
+    Args:
+        ours: seed -> score of each fold, in order; the one seed "" is paired with every seed of the other side.
+        theirs: the same of the model that is compared with.
+
+    Returns:
+        None where no seed is common, or where the numbers of folds differ.
+    """
+    differences = _paired(ours, theirs)
+    if differences is None:
+        return None
+    by_seed = differences.mean(axis=1)
+    return Difference(float(by_seed.mean()), _two_level(differences), _paired_t(by_seed), len(by_seed))
+
+
+def _paired(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[float, ...]]) -> Floats | None:
+    """Differences (seeds, folds)."""
+    if set(ours) == {ANY_SEED}:
+        ours = dict.fromkeys(theirs, ours[ANY_SEED])
+    elif set(theirs) == {ANY_SEED}:
+        theirs = dict.fromkeys(ours, theirs[ANY_SEED])
+    seeds = [seed for seed in ours if seed in theirs]
+    lengths = {len(scores[seed]) for scores in (ours, theirs) for seed in seeds}
+    if len(lengths) != 1 or 0 in lengths:
+        return None
+    mine, yours = (np.array([scores[seed] for seed in seeds], float) for scores in (ours, theirs))
+    return np.asarray(mine - yours)
+
+
+def _two_level(differences: Floats) -> Interval:
+    """Percentile interval of the mean with seeds and folds drawn again, each with replacement, crossed.
+
+    **Source**: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2007) 386.
+    """
+    if differences.size < 2:
+        return UNKNOWN
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    seed_weights, fold_weights = (
+        generator.multinomial(count, [1 / count] * count, size=DRAWS) / count for count in differences.shape
+    )
+    return _percentiles(((seed_weights @ differences) * fold_weights).sum(axis=1))
+
+
+def _percentiles(values: Floats) -> Interval:
+    """The middle 95 % of the draws that are numbers."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return UNKNOWN
+    low, high = np.quantile(finite, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(low), float(high))
+
+
+def _paired_t(by_seed: Floats) -> float:
+    """p of the paired t-test; without spread 1 if nothing differs, else NaN: the test has nothing to measure by."""
+    if len(by_seed) < 2 or not np.isfinite(by_seed).all():
+        return math.nan
+    rounded = by_seed.round(DIGITS)
+    if np.ptp(rounded) == 0:
+        return math.nan if rounded.any() else 1.0
+    return float(stats.ttest_1samp(by_seed, 0).pvalue)
+
+
+def bootstrap_interval(values: Sequence[float]) -> Interval:
+    """Interval of the mean of independent values, bias-corrected and accelerated (BCa).
+
+    Constant values give an interval of width 0, fewer than 2 NaN. Where BCa is not defined, plain percentiles.
+
+    **Source**: Efron, "Better bootstrap confidence intervals", JASA 82 (1987) 171, as scipy has it.
+    """
+    array = np.asarray(values, float)
+    if array.size < 2 or not np.isfinite(array).all():
+        return UNKNOWN
+    if np.ptp(array) == 0:
+        return Interval(float(array[0]), float(array[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        bca = _scipy_bootstrap(array, "BCa")
+    return _scipy_bootstrap(array, "percentile") if math.isnan(bca.low + bca.high) else bca
+
+
+def _scipy_bootstrap(values: Floats, method: Literal["BCa", "percentile"]) -> Interval:
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=DRAWS, confidence_level=CONFIDENCE, method=method, rng=generator
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
+
+
+def compare_items(
+    ours: Sequence[Items],
+    theirs: Sequence[Items],
+    score: Callable[[Items, Chosen], float] = score_of_items,
+    draws: int = ITEM_DRAWS,
+) -> Interval | None:
+    """Paired bootstrap over test clips: both models are scored on the same drawn clips, fold by fold.
+
+    Args:
+        ours: predictions of each seed; scores are averaged over seeds.
+        theirs: of the other model.
+        score: metric of the clips chosen in each fold.
+        draws: how often clips are drawn.
+
+    Returns:
+        Interval of ours minus theirs; None where a side has no predictions, or where the clips are not the same.
+
+    **Source**: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 8.
+    """
+    if not ours or not theirs or not all(_same_clips(ours[0], other) for other in (*ours, *theirs)):
+        return None
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    sizes = [len(targets) for targets, _ in ours[0].folds]
+    differences = np.empty(draws)
+    for draw in range(draws):
+        chosen = tuple(generator.integers(size, size=size) for size in sizes)
+        means = [np.mean([score(items, chosen) for items in side]) for side in (ours, theirs)]
+        differences[draw] = means[0] - means[1]
+    return _percentiles(differences)
+
+
+def _same_clips(one: Items, other: Items) -> bool:
+    return (
+        one.metric == other.metric
+        and len(one.folds) == len(other.folds)
+        and all(np.array_equal(mine, yours) for (mine, _), (yours, _) in zip(one.folds, other.folds, strict=True))
+    )
+
+
+def wilcoxon_over_tasks(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
+    """Two-sided p of the Wilcoxon signed-rank test over the tasks that both have.
+
+    Tasks without a difference are dropped (Wilcoxon's own way). Exact up to 50 tasks without ties in the size of the
+    difference and up to 13 with ties; the normal approximation beyond. NaN below 2 tasks; 1 where all are equal.
+
+    Args:
+        ours: task -> score.
+        theirs: the same of the other model.
+
+    **Source**: Wilcoxon, Biometrics Bulletin 1 (1945) 80; over tasks after Demšar, JMLR 7 (2006) 1.
+    """
+    found = np.array([ours[task] - theirs[task] for task in ours if task in theirs], float)
+    differences = found[np.isfinite(found)].round(DIGITS)
+    if differences.size < 2:
+        return math.nan
+    moved = differences[differences != 0]
+    return float(stats.wilcoxon(moved).pvalue) if moved.size else 1.0
+
+
+def smallest_p(tasks: int) -> float:
+    """The least p that the two-sided Wilcoxon test can give with so many tasks: all differences of one sign."""
+    return 2.0 ** min(0, 1 - tasks)
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """Adjusted p of several comparisons; NaN stays NaN and does not count as a comparison.
+
+    **Source**: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics 6 (1979) 65.
+    """
+    known = sorted((key for key, p in p_values.items() if not math.isnan(p)), key=lambda key: p_values[key])
+    adjusted, highest = dict(p_values), 0.0
+    for rank, key in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * p_values[key]))
+        adjusted[key] = highest
+    return adjusted
+
+
+def smallest_difference_seen(spread: float, pairs: int, power: float = 0.8, confidence: float = CONFIDENCE) -> float:
+    """The true difference that a paired t-test finds with the given power; NaN below 2 pairs.
+
+    Args:
+        spread: standard deviation of the paired differences.
+        pairs: how many there are.
+        power: chance to find it.
+        confidence: 1 minus the level of the two-sided test.
+
+    **Source**: Cohen, "Statistical Power Analysis for the Behavioral Sciences" (1988), chapter 2: the noncentral t.
+    """
+    if pairs < 2 or math.isnan(spread):
+        return math.nan
+    freedom = pairs - 1
+    limit = float(stats.t.ppf((1 + confidence) / 2, freedom))
+
+    def lacking(shift: float) -> float:
+        wrong_side = np.nan_to_num(stats.nct.cdf(-limit, freedom, shift))  # NaN where it vanishes
+        return float(stats.nct.sf(limit, freedom, shift) + wrong_side) - power
+
+    ceiling = limit
+    while lacking(ceiling) < 0:
+        ceiling *= 2
+    return float(optimize.brentq(lacking, 0, ceiling)) * spread / math.sqrt(pairs)

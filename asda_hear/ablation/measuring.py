@@ -1,0 +1,81 @@
+"""What a plan measures beside HEAR's tasks: how much attention falls on added noise."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from asda_core.audio import list_identity
+from asda_core.catalog import Catalog
+from asda_core.files import write_text
+from asda_hear.api import LOG_MEL
+from asda_hear.evaluate.compat import read_stamp
+from asda_hear.evaluate.runner import weights_identity
+from asda_hear.evaluate.scores import TaskScore
+from asda_hear.looking.noise_attention import CLEAN, NoiseConfig, NoiseRow, main_rows, measure_noise
+
+NOISE_METRIC = "noise share"
+"""Share of attention on the patches that noise fills, divided by the share of tokens that they are: 1 is chance."""
+LOWER_IS_BETTER = frozenset({NOISE_METRIC})
+NAME_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class NoiseMeasure:
+    """What is measured of every cell.
+
+    Attributes:
+        files: clips.
+        config: the noise.
+    """
+
+    files: tuple[Path, ...]
+    config: NoiseConfig
+
+    @property
+    def file_name(self) -> str:
+        """Where the result lies in the folder of a cell; another setting, or other clips, is another result."""
+        facts = json.dumps([asdict(self.config), list_identity(self.files)], sort_keys=True)
+        return f"noise-{hashlib.sha256(facts.encode()).hexdigest()[:NAME_DIGITS]}.json"
+
+
+def can_measure(model: str) -> bool:
+    """Whether a model has attention at all: the log-mel baseline has none."""
+    return model != LOG_MEL
+
+
+def measure(noise: NoiseMeasure, model: str, folder: Path, catalog: Catalog, progress: bool) -> None:
+    """Measure a model, unless it is done."""
+    if read_measured(noise, model, folder) is None:
+        rows = measure_noise(model, noise.files, noise.config, progress, catalog)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / noise.file_name, json.dumps({**_stamp(model), "rows": [asdict(row) for row in rows]}))
+
+
+def read_measured(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRow] | None:
+    """What was measured of these very weights; None where that is still to do."""
+    found = read_stamp(folder / noise.file_name)
+    if not isinstance(found, dict) or {key: found.get(key) for key in _stamp(model)} != _stamp(model):
+        return None
+    return [NoiseRow(**{**row, "ratios": tuple(row["ratios"])}) for row in found["rows"]]
+
+
+def as_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
+    """What the model really uses, as if each condition were a task and each clip a fold; less is better."""
+    return [
+        TaskScore(task_name(row), NOISE_METRIC, row.ratio, row.ratios, {NOISE_METRIC: row.ratio}, row.ratio)
+        for row in main_rows(rows)
+    ]
+
+
+def task_name(row: NoiseRow) -> str:
+    """As in "noise at 10 dB", and "its place in the clean clip (10 dB)"."""
+    ratio = f"{row.snr_db:g} dB"
+    return f"its place when clean ({ratio})" if row.condition == CLEAN else f"noise at {ratio}"
+
+
+def _stamp(model: str) -> dict[str, Any]:
+    return {"weights": weights_identity(model), "asda": version("asda-hear")}

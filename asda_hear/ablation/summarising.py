@@ -1,0 +1,269 @@
+"""Rows of a plan -> what its tables and its page say."""
+
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import median, stdev
+
+from asda_core.statistics import mean_interval
+from asda_hear.ablation.comparing import (
+    Interval,
+    compare,
+    holm,
+    smallest_difference_seen,
+    smallest_p,
+    wilcoxon_over_tasks,
+)
+from asda_hear.ablation.measuring import LOWER_IS_BETTER
+from asda_hear.ablation.plan import BASELINE, Plan
+from asda_hear.ablation.rows import Row
+from asda_hear.ablation.summary import Effect, Line, Scores, Summary, TaskResult
+from asda_hear.api import LOG_MEL
+from asda_hear.evaluate.leaderboard import aggregates, hear_column
+
+COSTS = {
+    "parameters": "parameters",
+    "trained": "trained",
+    "GFLOPs per clip": "gflops",
+    "training s": "pretrain_seconds",
+    "CPU s": "pretrain_cpu_seconds",
+    "training MiB": "pretrain_mebibytes",
+}
+"""Heading -> column of `rows.csv`; what the table says is the median over the seeds."""
+ItemsDifference = Callable[[Sequence[Row], Sequence[Row]], Interval | None]
+"""Rows of two lines on one task -> interval of their difference over test clips."""
+
+
+def summarise(
+    plan: Plan, rows: Sequence[Row], items: ItemsDifference | None = None, missing: Sequence[str] = ()
+) -> Summary:
+    """Group the rows into lines and compare them.
+
+    Args:
+        plan: what was asked.
+        rows: what is there, from `collect_rows`.
+        items: compares two lines clip by clip; None leaves that out.
+        missing: what is not there.
+    """
+    tasks = dict(sorted({str(row["task"]): str(row["metric"]) for row in rows}.items()))
+    groups = _groups(plan, rows)
+    reference = _reference_key(plan, groups)
+    best = {task: _best(groups, task, metric) for task, metric in tasks.items()}
+    lines = {key: _line(plan, key, members, best) for key, members in groups.items()}
+    against = lines.get(reference) if reference else None
+    if against and reference:
+        for key, line in lines.items():
+            if key != reference:
+                lines[key] = _compared(line, against, groups[key], groups[reference], items)
+    found = [_with_aggregates(plan, line, lines.values()) for line in _corrected(list(lines.values()), against)]
+    axes = {axis: tuple(dict.fromkeys(cell.labels[axis] for cell in plan.cells)) for axis in plan.config.axes}
+    return Summary(
+        title=plan.file.stem,
+        question=plan.config.question or plan.file.stem,
+        tasks=tasks,
+        lower_is_better=frozenset(task for task, metric in tasks.items() if metric in LOWER_IS_BETTER),
+        axes=axes,
+        lines=tuple(sorted(found, key=lambda line: bool(line.baseline))),
+        reference=next((line for line in found if against and line.name == against.name), None),
+        effects=tuple(_effects(axes, lines.values(), tasks)),
+        notes=tuple(_notes(plan, rows, found, against)),
+        missing=tuple(missing),
+    )
+
+
+Key = tuple[str, ...]
+
+
+def _groups(plan: Plan, rows: Sequence[Row]) -> dict[Key, list[Row]]:
+    """(baseline, label of each axis) -> its rows."""
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        key = (str(row[BASELINE]), *(str(row[axis]) for axis in plan.config.axes))
+        groups.setdefault(key, []).append(row)
+    return groups
+
+
+def _reference_key(plan: Plan, groups: Mapping[Key, object]) -> Key | None:
+    if isinstance(plan.reference, str):
+        key: Key = (plan.reference, *("" for _ in plan.config.axes))
+    else:
+        key = ("", *plan.reference.values())
+    return key if key in groups else None
+
+
+def _scores(rows: Sequence[Row], task: str) -> dict[str, tuple[float, ...]]:
+    """Seed -> folds."""
+    return {
+        str(row["seed"]): tuple(float(value) for value in str(row["folds"]).split())
+        for row in rows
+        if row["task"] == task
+    }
+
+
+def _means(scores: Scores) -> list[float]:
+    """Of each seed over its folds."""
+    return [sum(folds) / len(folds) for folds in scores.values()]
+
+
+def _mean(rows: Sequence[Row], task: str) -> float:
+    values = _means(_scores(rows, task))
+    return sum(values) / len(values) if values else math.nan
+
+
+def _best(groups: Mapping[Key, Sequence[Row]], task: str, metric: str) -> float:
+    values = [mean for rows in groups.values() if not math.isnan(mean := _mean(rows, task))]
+    return (min if metric in LOWER_IS_BETTER else max)(values, default=math.nan)
+
+
+def _line(plan: Plan, key: Key, rows: Sequence[Row], best: Mapping[str, float]) -> Line:
+    results = {}
+    for task in best:
+        if scores := _scores(rows, task):
+            estimate = mean_interval(_means(scores))
+            results[task] = TaskResult(scores, estimate, math.isclose(estimate.mean, best[task], abs_tol=1e-12))
+    costs = {}
+    for heading, column in COSTS.items():
+        known = [float(row[column]) for row in rows if row.get(column) not in ("", None)]
+        if known:
+            costs[heading] = median(known)
+    labels = {} if key[0] else dict(zip(plan.config.axes, key[1:], strict=True))
+    seeds = {int(row["seed"]): str(row["cell"]) for row in rows if row["seed"] != ""}
+    return Line(labels, key[0], results, costs, {}, tuple(seeds.values()), tuple(seeds))
+
+
+def _compared(
+    line: Line, reference: Line, rows: Sequence[Row], theirs: Sequence[Row], items: ItemsDifference | None
+) -> Line:
+    """A line with its differences from the reference."""
+    results = {}
+    for task, result in line.results.items():
+        difference = compare(result.scores, reference.results[task].scores) if task in reference.results else None
+        if difference and items:
+            ours = [row for row in rows if row["task"] == task]
+            other = [row for row in theirs if row["task"] == task]
+            difference = replace(difference, items=items(ours, other))
+        results[task] = replace(result, difference=difference)
+    return replace(line, results=results)
+
+
+def _corrected(lines: list[Line], reference: Line | None) -> list[Line]:
+    """Lines with their Wilcoxon p over tasks, corrected for how many are compared."""
+    if reference is None:
+        return lines
+    raw = {}
+    for line in lines:
+        if line.name != reference.name and line.results.keys() == reference.results.keys():
+            ours, theirs = (
+                {task: result.estimate.mean for task, result in side.results.items()} for side in (line, reference)
+            )
+            raw[line.name] = wilcoxon_over_tasks(ours, theirs)
+    corrected = {name: p for name, p in holm(raw).items() if not math.isnan(p)}
+    return [replace(line, p_value=corrected.get(line.name)) for line in lines]
+
+
+def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line]) -> Line:
+    """HEAR's aggregates; where a task is none of HEAR's, the best is that of this table."""
+    means = {task: result.estimate.mean for task, result in line.results.items()}
+    everything = [other for other in lines if other.results.keys() >= means.keys()]
+    naive = next((other for other in everything if plan.config.baselines.get(other.baseline) == LOG_MEL), None)
+    baseline = None if naive is None else {task: naive.results[task].estimate.mean for task in means}
+    best = {task: max(other.results[task].estimate.mean for other in everything) for task in means}
+    own = {task: value for task, value in best.items() if hear_column(task) is None}
+    return replace(line, aggregates=aggregates(means, baseline, own)) if len(means) > 1 else line
+
+
+def _effects(axes: Mapping[str, Sequence[str]], lines: Iterable[Line], tasks: Iterable[str]) -> list[Effect]:
+    """Every label of every axis that has two, averaged over the other axes."""
+    combinations = [line for line in lines if not line.baseline]
+    found = []
+    for axis, labels in axes.items():
+        if len(labels) < 2:
+            continue
+        for task in tasks:
+            tables = {label: _others(combinations, axis, label, task) for label in labels}
+            shared = [key for key in tables[labels[0]] if all(key in table for table in tables.values())]
+            effects = [_effect(axis, label, task, tables, shared) for label in labels]
+            found += [effect for effect in effects if effect]
+    return found
+
+
+def _others(lines: Sequence[Line], axis: str, label: str, task: str) -> dict[Key, Scores]:
+    """What stands on the other axes -> scores, of the lines with this label."""
+    return {
+        tuple(value for name, value in line.labels.items() if name != axis): line.results[task].scores
+        for line in lines
+        if line.labels[axis] == label and task in line.results
+    }
+
+
+def _effect(
+    axis: str, label: str, task: str, tables: Mapping[str, Mapping[Key, Scores]], shared: Sequence[Key]
+) -> Effect | None:
+    """A label, over the combinations of the other axes that all labels have, and the seeds that all of these have."""
+    first = next(iter(tables))
+    seeds = [set(table[key]) for table in tables.values() for key in shared]
+    common = sorted(set.intersection(*seeds), key=str) if seeds else []
+    if not common:
+        return None
+    ours, theirs = (
+        {
+            seed: tuple(sum(folds) / len(folds) for folds in (tables[name][key][seed] for key in shared))
+            for seed in common
+        }
+        for name in (label, first)
+    )
+    return Effect(axis, label, task, mean_interval(_means(ours)), None if label == first else compare(ours, theirs))
+
+
+def _notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference: Line | None) -> list[str]:
+    """Sentences for the foot."""
+    if not rows:
+        return ["Nothing is done yet."]
+    search, seeds = plan.config.evaluation, len(plan.config.seeds)
+    points = f"{search.grid_points} grid point{'s' if search.grid_points > 1 else ''}"
+    notes = ["Mean ± half the 95 % interval (Student's t) over seeds." if seeds > 1 else "One seed, so no intervals."]
+    if reference:
+        notes.append(
+            f"Differences are from {reference.name}, paired by seed and fold; their intervals are bootstraps over both."
+        )
+        notes += _power_notes(lines, reference)
+        tasks = len(reference.results)
+        if tasks > 1:
+            notes.append(
+                f"Wilcoxon's signed-rank test over {tasks} tasks cannot give a p below {smallest_p(tasks):.2g}; "
+                "p is corrected after Holm."
+            )
+    notes.append(
+        f"heareval {rows[0]['heareval']}, grid {search.grid}, {points}, {search.threads} thread(s); "
+        f"torch {rows[0]['torch']}, asda {rows[0]['asda']}, {platform.machine()}, {os.cpu_count()} CPUs."
+    )
+    notes.append(
+        "Costs are medians: parameters and operations of the encoder, time and resident memory of a whole training "
+        "with its audio."
+    )
+    notes.append(f"Made by `asda-hear ablate {plan.file.name}`.")
+    return notes
+
+
+def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
+    """What so many seeds can see: from the typical spread of paired differences on each task."""
+    notes = []
+    for task, result in reference.results.items():
+        theirs = dict(zip(result.scores, _means(result.scores), strict=True))
+        spreads, pairs = [], 0
+        for line in lines:
+            if line.name == reference.name or line.baseline or task not in line.results:
+                continue
+            ours = dict(zip(line.results[task].scores, _means(line.results[task].scores), strict=True))
+            shared = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+            if len(shared) > 1:
+                spreads.append(stdev(shared))
+                pairs = len(shared)
+        if spreads:
+            least = smallest_difference_seen(median(spreads), pairs)
+            notes.append(
+                f"With {pairs} seeds a difference under {least:.3f} on {task} is mostly not seen (power 80 %)."
+            )
+    return notes

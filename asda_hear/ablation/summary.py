@@ -1,0 +1,101 @@
+"""What a table of a plan says: lines of estimates, differences from a reference, effects of each axis."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from asda_core.statistics import Estimate
+from asda_hear.ablation.comparing import Difference
+
+Scores = Mapping[str, tuple[float, ...]]
+"""Seed (as text; "" where there is none) -> scores of its folds, in order."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One line on one task.
+
+    Attributes:
+        scores: seed -> folds.
+        estimate: mean over seeds of the mean over folds, and half of Student's interval over seeds.
+        best: whether no line has a better mean.
+        difference: from the reference line; None for the reference, and where nothing can be paired.
+    """
+
+    scores: Scores
+    estimate: Estimate
+    best: bool
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One combination of labels over all its seeds, or one baseline.
+
+    Attributes:
+        labels: axis -> label; empty for a baseline.
+        baseline: its label; "" for a combination.
+        results: task -> what was measured; a task that is not done yet is missing.
+        costs: heading -> median over seeds, as in "CPU s".
+        aggregates: heading -> HEAR's aggregate over tasks, as in "s(m)"; only those that can be computed.
+        cells: names of its cells, in the order of `seeds`.
+        seeds: in order.
+        p_value: Wilcoxon signed-rank over tasks against the reference, corrected after Holm; None where there is none.
+    """
+
+    labels: Mapping[str, str]
+    baseline: str
+    results: Mapping[str, TaskResult]
+    costs: Mapping[str, float]
+    aggregates: Mapping[str, float] = field(default_factory=dict)
+    cells: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    p_value: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Its labels in one text."""
+        return self.baseline or ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A label of an axis on a task, averaged over all other axes.
+
+    Attributes:
+        estimate: over seeds, each of which is first averaged over the combinations that hold the label.
+        difference: paired by seed and by everything else, from the first label of the axis; None for that label.
+    """
+
+    axis: str
+    label: str
+    task: str
+    estimate: Estimate
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that the outputs show.
+
+    Attributes:
+        title, question: of the plan.
+        tasks: task -> its primary metric, as in {"esc10-v1.0.0-full": "top1_acc"}.
+        lower_is_better: tasks for which less is more, as the share of attention on noise.
+        axes: axis -> its labels.
+        lines: combinations in the order of the plan, then baselines.
+        reference: the line that others are compared with.
+        effects: of every axis with two labels or more.
+        notes: sentences for the foot: what intervals are, the search, versions, what can be seen with so many seeds.
+        missing: what of the plan is not done, and what failed.
+    """
+
+    title: str
+    question: str
+    tasks: Mapping[str, str]
+    lower_is_better: frozenset[str]
+    axes: Mapping[str, tuple[str, ...]]
+    lines: tuple[Line, ...]
+    reference: Line | None
+    effects: tuple[Effect, ...]
+    notes: tuple[str, ...]
+    missing: tuple[str, ...] = ()

@@ -1,0 +1,81 @@
+"""Matplotlib figures as SVG inside a page: letters stay letters, and ink follows the colours of the page."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from io import StringIO
+
+from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+INK, FAINT, PAPER = "#010203", "#040506", "#070809"
+"""Colours that stand for those of the page: matplotlib cannot write `currentColor`."""
+OF_PAGE = {INK: "currentColor", FAINT: "var(--faint)", PAPER: "var(--paper)", "#0072b2": "var(--blue)"}
+WIDE_INCHES = 8.4
+"""Width of a chart before it is fitted to the page."""
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "asda", "text.parse_math": False, "axes.formatter.useoffset": False,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT,
+    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "font.size": 9.0, "axes.titlesize": 10.0,
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "axes.axisbelow": True,
+    "grid.color": FAINT, "grid.alpha": 0.35, "grid.linewidth": 0.6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture: an id, what it shows, how to read it, and SVG that can stand in HTML."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+
+
+def figure(height: float) -> Figure:
+    """A canvas of its own, `height` inches high: pyplot is not touched."""
+    made = Figure(figsize=(WIDE_INCHES, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """The same look whatever the user's settings are, which are put back afterwards."""
+    with warnings.catch_warnings(), style.context(["default", STYLE]):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page has more fonts than matplotlib
+        yield
+
+
+def chart(name: str, title: str, caption: str, drawn: Figure) -> Chart:
+    """Write a figure, inside `drawing`; the same figure always gives the same text."""
+    text = StringIO()
+    drawn.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+    return Chart(name, title, caption, _for_page(text.getvalue(), name, title))
+
+
+def _for_page(svg: str, name: str, title: str) -> str:
+    """SVG for the inside of HTML: no header, no metadata, ids of its own, the page's colours, short numbers."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
+    body = re.sub(r'(xlink:href="|url\()#', lambda found: f"{found[1].removeprefix('xlink:')}#{name}-", body)
+    body = re.sub(r"<[^>]+>", lambda tag: _tag(tag[0]), body)
+    body = re.sub(r">\s+<", "><", body).replace("<g/>", "")
+    size = re.search(r'viewBox="[^"]*"', body)
+    head = f'<svg class="chart" {size[0] if size else ""} role="img" aria-labelledby="{name}-title">'
+    return f'{head}<title id="{name}-title">{escape(title)}</title>{body[body.index(">") + 1 :].strip()}'
+
+
+def _tag(text: str) -> str:
+    """A tag with two decimals and the page's colours and fonts; what stands between tags is never touched."""
+    for stand_in, colour in OF_PAGE.items():
+        text = text.replace(stand_in, colour)
+    text = re.sub(r" font-family: [^;]*;| transform=\"rotate\(-0 [^\"]*\"|(?<=\d)\n(?=[LzCMQ\"])", "", text)
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", text)

@@ -1,0 +1,299 @@
+"""The table of a plan, ready to paste: one grid of cells, written as Markdown and as LaTeX."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from asda_core.statistics import Estimate
+from asda_hear.ablation.comparing import Difference
+from asda_hear.ablation.summary import Line, Summary
+
+Kind = Literal["label", "cost", "count", "score", "difference", "p", "aggregate"]
+
+SIGNIFICANT = 0.05
+"""A p-value below this is marked; the usual level (Fisher 1925)."""
+EXCLUDES_ZERO, BELOW_LEVEL = "†", "‡"
+"""Marks of an interval without 0, and of a corrected p-value below `SIGNIFICANT`."""
+LESS_IS_MORE = "↓"
+FEW_SEEDS = 6
+"""Below so many, a bootstrap over seeds gives intervals that are narrower than they say."""
+FEW, MANY = 10, 1000
+"""Numbers below `FEW` have three decimals, those above `MANY` none, those between one."""
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "·": r"$\cdot$",  # noqa: RUF001
+    "≤": r"$\le$", "≥": r"$\ge$", "→": r"$\to$", "↓": r"$\downarrow$", "†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$",
+    "–": "--", "—": "---", "…": r"\ldots{}", "Δ": r"$\Delta$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$",  # noqa: RUF001
+    "δ": r"$\delta$", "ε": r"$\varepsilon$", "λ": r"$\lambda$", "μ": r"$\mu$", "π": r"$\pi$", "σ": r"$\sigma$",  # noqa: RUF001
+    "τ": r"$\tau$", "ω": r"$\omega$", "\n": " ",
+}  # fmt: skip
+"""Letter -> how LaTeX without further packages writes it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of the table.
+
+    Attributes:
+        text: a label or the number itself.
+        value: what a column is sorted by; None sorts last.
+        half: half an interval, as text; "" where there is none.
+        bounds: ends of an interval, as text.
+        best: whether the number is the best of its column.
+        mark: `EXCLUDES_ZERO`, `BELOW_LEVEL` or "".
+    """
+
+    text: str = ""
+    value: float | None = None
+    half: str = ""
+    bounds: tuple[str, ...] = ()
+    best: bool = False
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, what it holds, and a cell per line."""
+
+    heading: str
+    kind: Kind
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The table before it is written: columns, rows, whether each row is a baseline, and what stands below."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    baselines: tuple[bool, ...]
+    footnotes: tuple[str, ...] = field(default=())
+
+
+def make_grid(summary: Summary) -> Grid:
+    """Arrange a summary: labels, costs, seeds, tasks with their differences, p-values, aggregates."""
+    lines = summary.lines
+    columns = [
+        *_label_columns(summary),
+        *_cost_columns(lines),
+        Column("seeds", "count", tuple(Cell(str(count), count) for count in map(count_seeds, lines))),
+        *(column for task in summary.tasks for column in _task_columns(summary, task)),
+    ]
+    if any(line.p_value is not None for line in lines):
+        columns.append(Column("p (Holm)", "p", tuple(_p_cell(line.p_value) for line in lines)))
+    columns += _aggregate_columns(lines)
+    rows = tuple(tuple(column.cells[row] for column in columns) for row in range(len(lines)))
+    return Grid(tuple(columns), rows, tuple(bool(line.baseline) for line in lines), _footnotes(summary, columns))
+
+
+def count_seeds(line: Line) -> int:
+    """Seeds of a combination; how often a baseline was evaluated."""
+    return len(line.seeds) or max((result.estimate.count for result in line.results.values()), default=0)
+
+
+def short_names(tasks: Iterable[str]) -> dict[str, str]:
+    """Task -> its name without version and size, where that still names one task only."""
+    names = list(tasks)
+    firsts = [name.split("-", 1)[0] for name in names]
+    return {name: first if firsts.count(first) == 1 else name for name, first in zip(names, firsts, strict=True)}
+
+
+def number(value: float) -> str:
+    """A score or a cost with few digits; a nan says so."""
+    if value == 0 or math.isnan(value):
+        return "0" if value == 0 else "nan"
+    return f"{value:,.{3 if abs(value) < FEW else 1 if abs(value) < MANY else 0}f}"
+
+
+def signed(value: float) -> str:
+    """A difference, always with its sign."""
+    return "nan" if math.isnan(value) else f"{value:+.3f}"
+
+
+def excludes_zero(difference: Difference | None) -> bool:
+    """Whether 0 is outside the interval over seeds and folds; False where there is none."""
+    return difference is not None and (difference.interval.low > 0 or difference.interval.high < 0)
+
+
+def p_text(value: float | None) -> str:
+    """A p-value with two significant digits."""
+    if value is None or math.isnan(value):
+        return ""
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def score_cell(estimate: Estimate, best: bool = False) -> Cell:
+    """A mean with half its interval."""
+    half = "" if math.isnan(estimate.half) else number(estimate.half)
+    value = None if math.isnan(estimate.mean) else estimate.mean
+    return Cell(f"{estimate.mean:.3f}" if abs(estimate.mean) < FEW else number(estimate.mean), value, half, best=best)
+
+
+def difference_cell(difference: Difference | None) -> Cell:
+    """A difference with the ends of its interval, marked if 0 is outside."""
+    if difference is None:
+        return Cell()
+    low, high = difference.interval.low, difference.interval.high
+    bounds = () if math.isnan(low) or math.isnan(high) else (signed(low), signed(high))
+    mark = EXCLUDES_ZERO if excludes_zero(difference) else ""
+    value = None if math.isnan(difference.mean) else difference.mean
+    return Cell(signed(difference.mean), value, bounds=bounds, mark=mark)
+
+
+def to_markdown(summary: Summary) -> str:
+    """The table as GitHub's Markdown: heading, table, notes; the best of each column in bold, baselines in italics."""
+    grid = make_grid(summary)
+    heads = [_markdown(column.heading) for column in grid.columns]
+    sides = ["---" if column.kind == "label" else "---:" for column in grid.columns]
+    lines = [f"## {_markdown(summary.question or summary.title)}", "", _markdown_row(heads), _markdown_row(sides)]
+    for row, baseline in zip(grid.rows, grid.baselines, strict=True):
+        texts = [_markdown_cell(cell) for cell in row]
+        lines.append(_markdown_row([f"*{texts[0]}*", *texts[1:]] if baseline else texts))
+    return "\n".join([*lines, "", *(f"{_markdown(note)}  " for note in grid.footnotes), ""])
+
+
+def to_latex(summary: Summary) -> str:
+    r"""The table as a LaTeX float that needs only `\usepackage{booktabs}`.
+
+    Letters beyond Latin and those of `LATEX` are left as they are, for which XeLaTeX or LuaLaTeX is needed.
+    """
+    grid = make_grid(summary)
+    sides = "".join("l" if column.kind == "label" else "r" for column in grid.columns)
+    body = [" & ".join(latex(column.heading) for column in grid.columns) + r" \\", r"\midrule"]
+    before = False
+    for row, baseline in zip(grid.rows, grid.baselines, strict=True):
+        if baseline and not before and body[-1] != r"\midrule":
+            body.append(r"\midrule")
+        before = baseline
+        texts = [_latex_cell(cell, column.kind) for cell, column in zip(row, grid.columns, strict=True)]
+        body.append(" & ".join([rf"\textit{{{texts[0]}}}", *texts[1:]] if baseline else texts) + r" \\")
+    label = re.sub(r"[^a-z0-9]+", "-", summary.title.lower()).strip("-") or "ablation"
+    top = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex(summary.question or summary.title)}}}",
+           rf"\label{{tab:{label}}}", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\begin{{tabular}}{{{sides}}}",
+           r"\toprule"]  # fmt: skip
+    notes = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *map(latex, grid.footnotes),
+             r"\end{minipage}"] if grid.footnotes else []  # fmt: skip
+    return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}", ""])
+
+
+def latex(text: str) -> str:
+    """Text in which LaTeX finds no command."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _label_columns(summary: Summary) -> list[Column]:
+    """A column per axis; the name of a baseline stands in the first."""
+    axes = list(summary.axes)
+    if not axes:
+        return [Column("line", "label", tuple(Cell(line.name) for line in summary.lines))]
+    columns = []
+    for place, axis in enumerate(axes):
+        texts = [line.labels.get(axis, "" if place else line.baseline) for line in summary.lines]
+        columns.append(Column(axis, "label", tuple(Cell(text) for text in texts)))
+    return columns
+
+
+def _cost_columns(lines: Sequence[Line]) -> list[Column]:
+    names = list(dict.fromkeys(name for line in lines for name in line.costs))
+    if all(line.costs.get("trained", line.costs.get("parameters")) == line.costs.get("parameters") for line in lines):
+        names = [name for name in names if name != "trained"]  # only adapters leave parameters as they are
+    return [Column(name, "cost", tuple(_cost_cell(line.costs.get(name)) for line in lines)) for name in names]
+
+
+def _aggregate_columns(lines: Sequence[Line]) -> list[Column]:
+    names = dict.fromkeys(name for line in lines for name in line.aggregates)
+    return [
+        Column(name, "aggregate", tuple(_number_cell(line.aggregates.get(name)) for line in lines)) for name in names
+    ]
+
+
+def _cost_cell(value: float | None) -> Cell:
+    if value is None or math.isnan(value):
+        return Cell()
+    return Cell(f"{value:,.0f}" if value >= FEW or value == 0 else f"{value:#.3g}", value)
+
+
+def _number_cell(value: float | None) -> Cell:
+    return Cell() if value is None else Cell(number(value), None if math.isnan(value) else value)
+
+
+def _p_cell(value: float | None) -> Cell:
+    below = value is not None and value < SIGNIFICANT
+    return Cell(p_text(value), None if value is None or math.isnan(value) else value, mark=BELOW_LEVEL if below else "")
+
+
+def _task_columns(summary: Summary, task: str) -> list[Column]:
+    """What a task gave, and beside it the difference from the reference if any line has one."""
+    short = short_names(summary.tasks)[task]
+    arrow = f" {LESS_IS_MORE}" if task in summary.lower_is_better else ""
+    results = [line.results.get(task) for line in summary.lines]
+    scores = tuple(Cell() if result is None else score_cell(result.estimate, result.best) for result in results)
+    columns = [Column(f"{short} ({summary.tasks[task]}){arrow}", "score", scores)]
+    if any(result is not None and result.difference is not None for result in results):
+        cells = tuple(difference_cell(result.difference if result else None) for result in results)
+        columns.append(Column(f"Δ {short}", "difference", cells))
+    return columns
+
+
+def _footnotes(summary: Summary, columns: Sequence[Column]) -> tuple[str, ...]:
+    kinds = {column.kind for column in columns}
+    lower = any(column.heading.endswith(LESS_IS_MORE) for column in columns)
+    notes = []
+    if "score" in kinds and summary.lines:
+        least = f" (least where {LESS_IS_MORE} marks the column: less is better)" if lower else ""
+        notes.append(f"Bold: largest mean of the column{least}; this says nothing about significance.")
+    if "difference" in kinds and summary.reference is not None:
+        notes.append(
+            f"Δ: difference from the reference ({summary.reference.name}) with its 95 % interval over seeds and folds; "
+            f"{EXCLUDES_ZERO} this interval excludes 0, not corrected for the number of comparisons"
+            f"{few_seeds_warning(summary)}."
+        )
+    if "p" in kinds:
+        notes.append(
+            "p: Wilcoxon signed-rank test over tasks against the reference, corrected after Holm; "
+            f"{BELOW_LEVEL} p < {SIGNIFICANT}."
+        )
+    long = [f"{short} is {task}" for task, short in short_names(summary.tasks).items() if short != task]
+    if long:
+        notes.append(f"Tasks: {', '.join(long)}.")
+    missing = [f"Not in the table: {'; '.join(summary.missing)}."] if summary.missing else []
+    return (*notes, *summary.notes, *missing)
+
+
+def few_seeds_warning(summary: Summary) -> str:
+    """What must be said of bootstrap intervals over few seeds, as the end of a sentence."""
+    seeds = max((len(line.seeds) for line in summary.lines), default=0)
+    if seeds >= FEW_SEEDS:
+        return ""
+    return f", and with {seeds} seed{'' if seeds == 1 else 's'} such intervals are narrower than they should be"
+
+
+def _markdown(text: str) -> str:
+    """Text in which Markdown finds no mark: a bar would be a column, a star italics."""
+    escaped = re.sub(r"([\\|*`\[\]])", r"\\\1", text.replace("\n", " ")).replace("<", "&lt;")
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)
+
+
+def _markdown_row(texts: Iterable[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else _markdown(cell.text)
+    half = f" ± {cell.half}" if cell.half else ""
+    bounds = f" [{', '.join(cell.bounds)}]" if cell.bounds else ""
+    return f"{text}{half}{bounds}{cell.mark and f' {cell.mark}'}"
+
+
+def _latex_cell(cell: Cell, kind: Kind) -> str:
+    if kind in ("label", "count") or not cell.text:
+        return latex(cell.text)
+    value = cell.text.replace(",", "{,}")
+    value = rf"\mathbf{{{value}}}" if cell.best else value
+    half = r"\,{\scriptstyle\pm " + cell.half.replace(",", "{,}") + "}" if cell.half else ""
+    bounds = r"\;{\scriptstyle[" + r",\,".join(cell.bounds) + "]}" if cell.bounds else ""
+    mark = {EXCLUDES_ZERO: r"^{\dagger}", BELOW_LEVEL: r"^{\ddagger}", "": ""}[cell.mark]
+    return f"${value}{half}{bounds}{mark}$"

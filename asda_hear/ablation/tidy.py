@@ -1,0 +1,88 @@
+"""Scores of a plan in long form, a row per cell, task and fold, as statistics programs want them."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from asda_core.errors import ConfigError
+from asda_core.files import write_rows, write_whole
+from asda_hear.ablation.plan import BASELINE, RESERVED
+
+CSV_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
+COSTS = ("parameters", "trained", "gflops", "updates", "pretrain_seconds", "pretrain_cpu_seconds", "pretrain_mebibytes")
+"""Columns of `rows.csv` that are repeated in every row: counts, 1e9 operations per clip, seconds, MiB."""
+WHOLE = ("seed", "fold", "parameters", "trained", "updates")
+"""Columns of whole numbers; costs aside, what is not a score is text."""
+
+
+def tidy_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per cell, task and fold.
+
+    Args:
+        rows: of `rows.csv`, a row per cell and task with the scores of its folds in `folds`; numbers or their text.
+
+    Returns:
+        rows with `model` (a baseline's label, else empty), the axes, `seed`, `cell`, `task`, `metric`, `fold` (from 0),
+        `score` and the costs; what was not measured is None. All have the same keys.
+
+    Raises:
+        ConfigError: a number cannot be read; the message names the row.
+    """
+    axes = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in RESERVED]
+    tidy = []
+    for place, row in enumerate(rows):
+        try:
+            tidy += _rows_of(row, axes)
+        except ValueError as error:
+            raise ConfigError(
+                f"row {place + 1} (cell {row.get('cell')!r}, task {row.get('task')!r}) holds no number: {error}."
+            ) from None
+    return tidy
+
+
+def write_tidy(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write `scores.csv`, and `scores.parquet` where pyarrow is installed, with the same rows.
+
+    Args:
+        rows: as `tidy_rows` takes them.
+        folder: made if it is not there.
+    """
+    tidy = tidy_rows(rows)
+    write_rows(folder / CSV_FILE, tidy)
+    try:
+        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError:
+        print(f"{PARQUET_FILE} is not written: it needs `pip install pyarrow`.", file=sys.stderr)
+        return
+    names = list(tidy[0]) if tidy else []
+    fields = [arrow.field(name, getattr(arrow, _arrow_type(name))()) for name in names]
+    table = arrow.Table.from_pylist(tidy, schema=arrow.schema(fields))
+    write_whole(folder / PARQUET_FILE, lambda part: parquet.write_table(table, part))
+
+
+def _rows_of(row: Mapping[str, Any], axes: Sequence[str]) -> list[dict[str, Any]]:
+    folds = [float(text) for text in str(row.get("folds") or "").split()] or [float(row["score"])]
+    before = {
+        BASELINE: str(row.get(BASELINE) or ""),
+        **{axis: str(row.get(axis, "")) for axis in axes},
+        "seed": _whole(row.get("seed")),
+        **{name: str(row.get(name) or "") for name in ("cell", "task", "metric")},
+    }
+    costs = {name: (_whole if name in WHOLE else _real)(row.get(name)) for name in COSTS}
+    return [{**before, "fold": fold, "score": score, **costs} for fold, score in enumerate(folds)]
+
+
+def _whole(value: Any) -> int | None:
+    return None if value in ("", None) else int(float(value))
+
+
+def _real(value: Any) -> float | None:
+    return None if value in ("", None) else float(value)
+
+
+def _arrow_type(name: str) -> str:
+    if name in WHOLE:
+        return "int64"
+    return "float64" if name == "score" or name in COSTS else "string"

@@ -1,0 +1,176 @@
+"""A model that is looked into, and the stretch of a clip that it hears, as it heard clips in training."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from asda_core.assemble import build_parts
+from asda_core.audio import check_finite, crop_or_pad, read_audio
+from asda_core.catalog import Catalog, installed_catalog
+from asda_core.checkpoint import MODEL_FILE, load_encoder
+from asda_core.config import Padding
+from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
+from asda_core.errors import AudioError, ConfigError
+from asda_core.filling import fill_features
+from asda_core.inference.framing import num_frames
+from asda_core.log_mel import LogMel
+from asda_core.model.encoder import Encoder
+from asda_core.model.patches import patch_values
+from asda_core.official.reading import read_model
+
+SILENCE_DB = 60.0
+"""A patch so far below the loudest one of its stretch is silent. Ours: the dynamic range that a spectrogram is usually
+drawn with, and far above the steps of 16 bits (-96 dB)."""
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that can be looked into.
+
+    Attributes:
+        name: by which it is shown.
+        front_end: a `FrontEnd`, on the CPU like the encoder, both in evaluation mode.
+        encoder: with mixers that show maps, or not; that shows when it is looked into.
+        clip_seconds, padding: of its training clips.
+    """
+
+    name: str
+    front_end: Any
+    encoder: Encoder
+    clip_seconds: float
+    padding: Padding = "silence"
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio that it hears, in Hz."""
+        return int(self.front_end.sample_rate)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What a model hears.
+
+    Attributes:
+        audio: exactly as long as a training clip.
+        num_samples: of sound in it; silence follows.
+        start_seconds: where in the file it begins.
+    """
+
+    audio: Float[Tensor, " samples"]
+    num_samples: int
+    start_seconds: float = 0.0
+
+    @property
+    def sound(self) -> Float[Tensor, " sound"]:
+        """The samples of the file, without what follows them."""
+        return self.audio[: self.num_samples]
+
+
+def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "") -> OpenModel:
+    """Open a checkpoint of any kind, or a config (`.yaml`) for random weights drawn from its seed.
+
+    Args:
+        path: as `asda_core.official.reading.read_model` takes it, or a config.
+        catalog: plugins to use; by default those installed.
+        name: by which the model is shown; by default its file's, or its folder's.
+
+    Raises:
+        CheckpointError: no checkpoint there, damaged, refused, or needing a plugin that is missing.
+        ConfigError: a wrong config.
+    """
+    plugins, file = catalog or installed_catalog(), Path(path)
+    if file.suffix in CONFIG_SUFFIXES:
+        config = load_run_config(file)
+        parts = build_parts(plugins, config)
+        front_end, encoder = parts.front_end.eval(), parts.encoder.eval()
+    else:
+        checkpoint = read_model(file)
+        if checkpoint.report:
+            print(checkpoint.report, file=sys.stderr)
+        config = checkpoint.config
+        front_end, encoder = load_encoder(checkpoint, plugins)
+    return OpenModel(name or shown_name(file), front_end, encoder, config.data.clip_seconds, config.data.padding)
+
+
+def shown_name(file: Path) -> str:
+    """Name of a checkpoint: its file's, or its folder's where all files are called alike."""
+    return file.resolve().parent.name if file.name == MODEL_FILE else file.stem
+
+
+def read_stretch(file: str | Path, model: OpenModel, start_seconds: float = 0.0) -> Stretch:
+    """A stretch of a file, as long as the model's training clips; a shorter rest is followed by silence.
+
+    Raises:
+        AudioError: the file cannot be used, or ends before the stretch begins.
+        ConfigError: the start is negative or no number.
+    """
+    if not 0 <= start_seconds < float("inf"):
+        raise ConfigError(f"--at must be a time from 0 s on, not {start_seconds:g}.")
+    seconds = model.clip_seconds
+    return stretch_of(read_audio(file, model.sample_rate, start_seconds, seconds), model, start_seconds)
+
+
+def stretch_of(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: float = 0.0) -> Stretch:
+    """Audio, cut or filled to the length of the model's training clips.
+
+    Raises:
+        AudioError: no samples, NaN, or more than one channel.
+    """
+    if audio.ndim != 1 or not len(audio):
+        raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
+    check_finite(audio, "the audio")
+    num_samples = max(round(model.clip_seconds * model.sample_rate), _least_samples(model))
+    return Stretch(crop_or_pad(audio.float(), num_samples), min(len(audio), num_samples), start_seconds)
+
+
+@torch.inference_mode()
+def features_of(model: OpenModel, stretch: Stretch) -> Float[Tensor, "one bins frames"]:
+    """What the encoder gets to hear, filled as in the model's training, up to the last whole patch."""
+    features: Tensor = model.front_end(stretch.audio[None])
+    if model.padding == "features":
+        features = fill_features(features, torch.tensor([stretch.num_samples]), model.front_end)
+    config = model.encoder.config
+    steps = config.grid(features.shape[1], features.shape[2])[0]
+    return features[:, :, : (steps - 1) * config.step_frames + config.patch_frames]
+
+
+@torch.inference_mode()
+def mel_energies(model: OpenModel, audio: Float[Tensor, " samples"]) -> Float[Tensor, "bins frames"]:
+    """Energy in every mel band and frame, not normalised, at least the floor that the model hears silence as.
+
+    Raises:
+        ConfigError: the model does not hear mel bands.
+    """
+    front_end = model.front_end
+    if not isinstance(front_end, LogMel):
+        raise ConfigError(
+            f"{model.name} hears through {type(front_end).__name__}, whose bins are no mel bands: where sound or "
+            "noise is louder cannot be told of its patches. The front end 'log_mel' is needed."
+        )
+    normalised: Tensor = front_end(audio[None])[0]
+    return (normalised * 2 * front_end.std + front_end.mean).exp()
+
+
+def patch_energies(model: OpenModel, audio: Float[Tensor, " samples"]) -> Float[Tensor, " patches"]:
+    """Mean mel energy of each patch, in raster order; errors as of `mel_energies`."""
+    return patch_values(mel_energies(model, audio)[None], model.encoder.config)[0].mean(dim=1)
+
+
+def silent_patches(model: OpenModel, stretch: Stretch) -> Bool[Tensor, " patches"]:
+    """Patches that lie `SILENCE_DB` below the loudest one of the stretch, or at the floor; errors as above."""
+    energies = patch_energies(model, stretch.audio)
+    floor = patch_energies(model, torch.zeros_like(stretch.audio))
+    return (energies <= energies.max() * 10 ** (-SILENCE_DB / 10)) | (energies <= floor)
+
+
+def _least_samples(model: OpenModel) -> int:
+    """Samples of one whole patch."""
+    front_end, frames = model.front_end, model.encoder.config.patch_frames
+    least = (frames - 1) * int(front_end.hop_samples) + int(front_end.window_samples)
+    assert num_frames(least, front_end) == frames
+    return least

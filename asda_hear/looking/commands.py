@@ -1,0 +1,111 @@
+"""`asda-hear look`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from asda_core.errors import ConfigError
+from asda_hear.looking.clip import OpenModel, open_model, read_stretch, shown_name
+from asda_hear.looking.noise import WHITE
+from asda_hear.looking.page import Looked, numbers_text, write_arrays, write_page, write_picture
+from asda_hear.looking.view import AddedNoise, Choice, Query, has_second, look, panel
+
+WRITERS = {".html": write_page, ".png": write_picture, ".npz": write_arrays}
+"""What can be written, by the end of its name."""
+MEAN = "mean"
+"""In the place of a head: the mean over all."""
+
+
+def add_look(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda-hear look`."""
+    parser.add_argument("audio", type=Path, metavar="AUDIO", help="one audio file")
+    parser.add_argument("--checkpoint", nargs="+", required=True, metavar="C", help="several stand side by side")
+    parser.add_argument("--layer", type=int, nargs="+", default=[], metavar="L", help="from 0 (default: the last)")
+    parser.add_argument(
+        "--head", nargs="+", default=[MEAN], metavar="H", help="from 0, or mean (default: the mean over the heads)"
+    )
+    parser.add_argument(
+        "--query",
+        default="default",
+        metavar="class|mean|SECONDS,HZ",
+        help="whose attention: the class token, the mean of all tokens, or the patch at a time of the file and a "
+        "frequency (default: class, or mean where there is no class token)",
+    )
+    parser.add_argument(
+        "--at", type=float, default=0.0, metavar="SECONDS", help="where the stretch begins (default: 0)"
+    )
+    parser.add_argument("--snr", type=float, metavar="DB", help="add noise to half of the time steps")
+    parser.add_argument("--noise", metavar="white|FILE", help="which noise --snr adds (default: white)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("look.html"), help=".html, .png or .npz (default: look.html)")
+    parser.set_defaults(run=run_look)
+
+
+def run_look(parsed: argparse.Namespace) -> None:
+    """`asda-hear look`: write what is seen, and print the numbers of every layer."""
+    write = WRITERS.get(parsed.out.suffix.lower())
+    if write is None:
+        raise ConfigError(f"--out {parsed.out}: it must end in {', '.join(WRITERS)}.")
+    if parsed.noise is not None and parsed.snr is None:
+        raise ConfigError("--noise needs --snr, the ratio in dB at which it is added.")
+    if parsed.seed < 0:
+        raise ConfigError(f"--seed must not be negative, not {parsed.seed}.")
+    choices, query = parse_choices(parsed.layer, parsed.head), parse_query(parsed.query)
+    noise = None if parsed.snr is None else AddedNoise(parsed.snr, parsed.noise or WHITE, parsed.seed)
+    models = open_models(parsed.checkpoint)
+    views = [look(model, read_stretch(parsed.audio, model, parsed.at), noise) for model in models]
+    for view in views:  # a wrong layer, head or query shows before anything is drawn
+        for choice in choices:
+            panel(view, choice, query, "difference" if has_second(view, choice) else "map 1")
+    looked = Looked(parsed.audio, views, choices, query)
+    parsed.out.parent.mkdir(parents=True, exist_ok=True)
+    write(looked, parsed.out)
+    print(f"{numbers_text(looked)}\n\n{parsed.out}")
+
+
+def open_models(paths: Sequence[str]) -> list[OpenModel]:
+    """The models, each with a name of its own."""
+    names = [shown_name(Path(path)) for path in paths]
+    return [
+        open_model(path, name=name if names.count(name) == 1 else path) for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[Choice]:
+    """Every chosen layer with every chosen head.
+
+    Raises:
+        ConfigError: a head is neither a number nor "mean".
+    """
+    numbers = [_head(text) for text in dict.fromkeys(heads)]
+    chosen: list[int | None] = list(dict.fromkeys(layers)) or [None]
+    return [Choice(layer, head) for layer in chosen for head in numbers]
+
+
+def parse_query(text: str) -> Query:
+    """What `--query` says.
+
+    Raises:
+        ConfigError: it says nothing that is known.
+    """
+    if text == "default":
+        return Query()
+    if text == "class":
+        return Query("class")
+    if text == "mean":
+        return Query("mean")
+    seconds, comma, hertz = text.partition(",")
+    try:
+        if not comma:
+            raise ValueError
+        return Query("patch", float(seconds), float(hertz))
+    except ValueError:
+        raise ConfigError(f"--query {text!r} must be class, mean, or SECONDS,HZ as in 1.2,500.") from None
+
+
+def _head(text: str) -> int | None:
+    if text == MEAN:
+        return None
+    if not text.isdecimal():
+        raise ConfigError(f"--head {text!r} must be a number from 0 on, or {MEAN}.")
+    return int(text)

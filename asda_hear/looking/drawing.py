@@ -1,0 +1,298 @@
+"""Attention over the spectrogram, as a figure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from asda_hear.looking.view import Choice, Kind, Panel, Query, View, has_second, layer_of, panel
+
+KINDS: tuple[Kind, ...] = ("map 1", "map 2", "difference")
+NAMES: dict[Kind, str] = {"map 1": "map 1", "map 2": "map 2 (noise)", "difference": "difference"}
+RANGE_DB = 70.0
+"""What lies so far below the loudest of all spectrograms is drawn white."""
+TOP_PERCENTILE = 98.0
+"""Where the colour scale of attention ends: single patches that get all of it would leave the rest blank."""
+LEAST_TOP = 1e-6
+"""Top of a scale where all values are 0."""
+STRONGEST, WEAKEST = 0.92, 0.0
+"""How much of the spectrogram the strongest and the weakest attention hide."""
+COLOURS = 256
+WIDTH_INCHES, HEIGHT_INCHES, BAR_INCHES, TITLE_INCHES = 2.7, 1.55, 0.85, 0.75
+"""Of one panel, of the scales beside it, and of what stands above all."""
+TEXT_POINTS, SMALL_POINTS = 8.0, 7.0
+QUERY_COLOUR, NOISE_COLOUR = "#00a5c8", "#1b9e3a"
+LIGHT_INK, DARK_INK = "black", "#e6e6e6"
+DARKEST_GREY = 0.45
+"""Of the loudest sound, from 0 (black) to 1: dark enough to be read, light enough for colours over it."""
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What stands in line in a figure: the spectrograms, or one kind of map of one choice."""
+
+    choice: Choice | None
+    kind: Kind | None
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Colour scales that all models share; `loudness` says what that of the spectrograms means."""
+
+    spectrogram: Normalize
+    loudness: str
+    attention: dict[Choice, Normalize]
+    difference: dict[Choice, Normalize]
+
+
+def attention_figure(
+    views: Sequence[View], choices: Sequence[Choice], query: Query, title: str = "", dark: bool = False
+) -> Figure:
+    """Spectrogram, maps and their difference; models side by side, or what there is of a single one.
+
+    The colour says how many times as much attention a patch gets as even attention would give it. Drawn on a canvas
+    of its own: neither pyplot nor any other state of the program is touched.
+
+    Args:
+        views: of the models, in the order of the columns.
+        choices: layers and heads.
+        query: whose attention.
+        title: above all.
+        dark: light letters, for a dark page.
+
+    Raises:
+        ConfigError: a layer, head or query is not there.
+    """
+    lines = _lines(views, choices)
+    single = len(views) == 1
+    columns = max(len(line) for line in lines) if single else len(views)
+    rows = len(lines) if single else sum(len(line) for line in lines)
+    size = (columns * WIDTH_INCHES + (0 if single else BAR_INCHES), rows * (HEIGHT_INCHES + BAR_INCHES * single))
+    figure = Figure(figsize=(size[0], size[1] + TITLE_INCHES), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    scales = _scales(views, choices, query)
+    for line, axes in _placed(lines, grid, single):
+        _draw_line(figure, line, axes, views, query, scales, "bottom" if single else "right")
+    _name_models(grid, views)
+    asked = dict.fromkeys(
+        each.asked for view in views for choice in choices if (each := panel(view, choice, query, "map 1"))
+    )
+    head = f"attention of the {', '.join(asked)}"
+    figure.suptitle(_plain(f"{title}\n{head}" if title else head), fontsize=TEXT_POINTS + 1)
+    figure.supxlabel("time in the file (s)", fontsize=TEXT_POINTS)
+    _ink(figure, DARK_INK if dark else LIGHT_INK)
+    return figure
+
+
+def _lines(views: Sequence[View], choices: Sequence[Choice]) -> list[list[Row]]:
+    """The spectrogram and the maps of every choice; with several models the spectrogram only once."""
+    lines: list[list[Row]] = [] if len(views) == 1 else [[Row(None, None)]]
+    for choice in choices:
+        kinds = KINDS if any(has_second(view, choice) for view in views) else KINDS[:1]
+        maps = [Row(choice, kind) for kind in kinds]
+        lines.append([Row(None, None), *maps] if len(views) == 1 else maps)
+    return lines
+
+
+def _placed(lines: list[list[Row]], grid: np.ndarray, single: bool) -> list[tuple[list[Row], np.ndarray]]:
+    """Each line with its axes (rows of it, models)."""
+    placed, done = [], 0
+    for number, line in enumerate(lines):
+        if single:
+            for spare in grid[number, len(line) :]:
+                spare.set_axis_off()
+            placed.append((line, grid[number, : len(line)][:, None]))
+        else:
+            placed.append((line, grid[done : done + len(line)]))
+        done += len(line)
+    return placed
+
+
+def _draw_line(
+    figure: Figure, line: list[Row], axes: np.ndarray, views: Sequence[View], query: Query, scales: Scales, side: str
+) -> None:
+    """Panels of a line, and its colour scales: one of the spectrograms, one of the maps, one of the difference."""
+    for row, beside in zip(line, axes, strict=True):
+        for view, at in zip(views, beside, strict=True):
+            _draw(at, view, row, query, scales)
+    for kinds, mappable, label in _bars(line, scales):
+        members = [at for row, beside in zip(line, axes, strict=True) if row.kind in kinds for at in beside]
+        if members:
+            bar = figure.colorbar(mappable, ax=members, location=side, pad=0.02, aspect=25, extend=_extended(kinds))
+            bar.set_label(label, fontsize=SMALL_POINTS)
+            bar.ax.tick_params(labelsize=SMALL_POINTS)
+
+
+def _bars(line: list[Row], scales: Scales) -> list[tuple[tuple[Kind | None, ...], ScalarMappable, str]]:
+    bars: list[tuple[tuple[Kind | None, ...], ScalarMappable, str]] = []
+    if line[0].kind is None:
+        bars.append(((None,), ScalarMappable(scales.spectrogram, _grey()), scales.loudness))
+    choice = line[-1].choice
+    if choice is not None:
+        bars.append(
+            (("map 1", "map 2"), ScalarMappable(scales.attention[choice], _warm()), "attention / even attention")
+        )
+        bars.append(
+            (("difference",), ScalarMappable(scales.difference[choice], _diverging()), "difference / even attention")
+        )
+    return bars
+
+
+def _extended(kinds: tuple[Kind | None, ...]) -> str:
+    return "min" if kinds == (None,) else ("both" if kinds == ("difference",) else "max")
+
+
+def _draw(axes: Axes, view: View, row: Row, query: Query, scales: Scales) -> None:
+    """One panel: the spectrogram in grey, and what there is over it."""
+    places = view.places
+    end, bins = places.end_seconds, places.num_bins
+    seconds = view.spectrogram.shape[1] * places.step_seconds / view.model.encoder.config.step_frames
+    extent = (places.start_seconds, places.start_seconds + seconds, -0.5, bins - 0.5)
+    grey = dict[str, Any](cmap=_grey(), origin="lower", aspect="auto", interpolation="nearest", rasterized=True)
+    axes.imshow(view.spectrogram, extent=extent, norm=scales.spectrogram, **grey)
+    positions, labels = zip(*places.ticks(), strict=True)
+    axes.set_yticks(positions, labels)
+    axes.set_xlim(places.start_seconds, end)
+    axes.set_ylim(-0.5, bins - 0.5)
+    axes.set_ylabel("frequency (kHz)" if places.top_hz else "bin", fontsize=SMALL_POINTS)
+    axes.tick_params(labelsize=SMALL_POINTS, length=2)
+    if row.choice is None or row.kind is None:
+        _frame_noise(axes, view)
+        return
+    drawn = panel(view, row.choice, query, row.kind)
+    if drawn is None:
+        _without(axes, row.kind)
+        return
+    scale, colours = (scales.difference, _diverging()) if row.kind == "difference" else (scales.attention, _warm())
+    high = places.grid[1] * places.step_bins - 0.5
+    over = (places.start_seconds, end, -0.5, high)
+    axes.imshow(
+        drawn.values,
+        extent=over,
+        norm=scale[row.choice],
+        cmap=colours,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+    )
+    if drawn.query is not None:
+        axes.add_patch(_cell(view, drawn.query, QUERY_COLOUR, 1.6))
+    _title(axes, _caption(view, row.choice, row.kind, drawn))
+
+
+def _caption(view: View, choice: Choice, kind: Kind, drawn: Panel) -> str:
+    layer = layer_of(view, choice)
+    heads = view.layers[layer].maps.first.shape[1]
+    head = f"mean of {heads} heads" if choice.head is None else f"head {choice.head}"
+    name = NAMES[kind]
+    if kind == "difference":
+        plus = " + mean" if view.layers[layer].maps.mean is not None else ""
+        name = f"map 1 {MINUS} {drawn.weight:.2f} {TIMES} map 2{plus}"
+    lines = f"{name}, layer {layer}\n{head}"
+    has_class = view.layers[layer].layout.class_column is not None
+    return f"{lines}; class token gets {drawn.on_class:.1%}".replace("-", MINUS) if has_class else lines
+
+
+def _without(axes: Axes, kind: Kind) -> None:
+    """An empty panel that says why."""
+    axes.cla()
+    axes.set_axis_off()
+    why = "no second map" if kind == "map 2" else "nothing is subtracted:\nmap 1 is what is used"
+    axes.text(0.5, 0.5, why, ha="center", va="center", fontsize=TEXT_POINTS, style="italic", transform=axes.transAxes)
+
+
+def _frame_noise(axes: Axes, view: View) -> None:
+    """The title of a spectrogram, and frames around the patches in which the noise is louder."""
+    if view.noisy is None:
+        _title(axes, "spectrogram")
+        return
+    framed = view.noisy.noise_patches.nonzero().flatten().tolist()
+    _title(axes, f"{len(framed)} framed patches: noise ({view.noisy.snr_db:g} dB) louder")
+    for index in framed:
+        axes.add_patch(_cell(view, divmod(index, view.places.grid[1]), NOISE_COLOUR, 0.5))
+
+
+def _cell(view: View, place: tuple[int, int], colour: str, width: float) -> Rectangle:
+    """The frame of a patch."""
+    places, (step, band) = view.places, place
+    corner = (places.start_seconds + step * places.step_seconds, band * places.step_bins - 0.5)
+    return Rectangle(corner, places.step_seconds, places.step_bins, fill=False, edgecolor=colour, linewidth=width)
+
+
+def _name_models(grid: np.ndarray, views: Sequence[View]) -> None:
+    """The models' names above their columns."""
+    if len(views) > 1:
+        for axes, view in zip(grid[0], views, strict=True):
+            mixer = view.model.encoder.config.mixer.name
+            axes.set_title(_plain(f"{view.model.name} ({mixer})\n") + axes.get_title(), fontsize=TEXT_POINTS)
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(_plain(text), fontsize=SMALL_POINTS, linespacing=1.25, pad=3)
+
+
+def _scales(views: Sequence[View], choices: Sequence[Choice], query: Query) -> Scales:
+    """Scales over all models; of spectrograms the loudest and `RANGE_DB` below it, where they are in dB."""
+    high = max(float(view.spectrogram.max()) for view in views)
+    decibels = all(view.places.top_hz for view in views)
+    low = high - RANGE_DB if decibels else min(float(view.spectrogram.min()) for view in views)
+    attention, difference = {}, {}
+    for choice in choices:
+        top = _top(views, choice, query, ("map 1", "map 2"), np.asarray)
+        attention[choice] = Normalize(0, top)
+        widest = _top(views, choice, query, ("difference",), np.abs)
+        difference[choice] = Normalize(-widest, widest)
+    loudness = "mel energy (dB)" if decibels else "feature"
+    return Scales(Normalize(low, high), loudness, attention, difference)
+
+
+def _top(
+    views: Sequence[View], choice: Choice, query: Query, kinds: Sequence[Kind], size: Callable[[np.ndarray], np.ndarray]
+) -> float:
+    """Where a scale ends."""
+    panels = [panel(view, choice, query, kind) for view in views for kind in kinds]
+    values = [size(each.values).ravel() for each in panels if each is not None]
+    return max(float(np.percentile(np.concatenate(values), TOP_PERCENTILE)), LEAST_TOP) if values else 1.0
+
+
+def _grey() -> ListedColormap:
+    """From white to the darkest grey."""
+    return ListedColormap(np.repeat(np.linspace(1, DARKEST_GREY, COLOURS)[:, None], 3, axis=1))
+
+
+def _warm() -> ListedColormap:
+    """From nothing over orange to dark red; what is weak lets the spectrogram through."""
+    share = np.linspace(0, 1, COLOURS)[:, None]
+    colours = np.array([1.0, 0.62, 0.1]) * (1 - share) + np.array([0.72, 0.0, 0.06]) * share
+    return ListedColormap(np.hstack([colours, WEAKEST + (STRONGEST - WEAKEST) * share**0.7]))
+
+
+def _diverging() -> ListedColormap:
+    """Blue below 0, red above, nothing at 0."""
+    share = np.linspace(-1, 1, COLOURS)[:, None]
+    colours = np.where(share < 0, np.array([0.08, 0.25, 0.75]), np.array([0.75, 0.04, 0.06]))
+    return ListedColormap(np.hstack([colours, WEAKEST + (STRONGEST - WEAKEST) * np.abs(share) ** 0.7]))
+
+
+def _ink(figure: Figure, colour: str) -> None:
+    """Letters and lines in one colour; panels stay white."""
+    for text in figure.findobj(match=lambda each: hasattr(each, "set_text")):
+        text.set_color(colour)  # type: ignore[attr-defined]
+    for axes in figure.axes:
+        axes.tick_params(color=colour, labelcolor=colour)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(colour)
+
+
+def _plain(text: str) -> str:
+    """Text in which a dollar sign is a dollar sign, and no formula begins."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,144 @@
+"""Noise on half of the time steps of a clip, and which patches it reaches.
+
+Steps are drawn whole, so that noisy and clean patches stand side by side::
+
+    steps         0     1     2     3     4          noise begins where no frame of a clean step before it looks,
+    noise            [-----|-----]     [-----]       and ends where the next step begins
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from asda_core.audio import read_audio
+from asda_core.errors import AudioError, ConfigError
+from asda_core.inference.framing import num_frames
+from asda_hear.looking.clip import OpenModel, Stretch, patch_energies
+
+WHITE = "white"
+"""The noise that needs no file."""
+DECIBELS = 10.0
+"""Decibels in a factor of ten of power."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise for one stretch, before it is scaled.
+
+    Attributes:
+        audio: over the whole stretch.
+        steps: the time steps on which it is put.
+        gate: 1 at the samples on which it is put.
+    """
+
+    audio: Float[Tensor, " samples"]
+    steps: Bool[Tensor, " steps"]
+    gate: Float[Tensor, " samples"]
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """A stretch with noise.
+
+    Attributes:
+        stretch: the sum.
+        noise_patches: patches, in raster order, in which the noise is louder than the clean clip.
+        counted: patches that begin within the sound; those behind it are silence that was filled in.
+        snr_db: over the clip.
+    """
+
+    stretch: Stretch
+    noise_patches: Bool[Tensor, " patches"]
+    counted: Bool[Tensor, " patches"]
+    snr_db: float
+
+
+def draw_noise(model: OpenModel, stretch: Stretch, source: str | Path, seed: int) -> Noise:
+    """Draw the steps, half of those with sound, and the noise on them.
+
+    Args:
+        model: whose patches decide where steps begin.
+        stretch: the clean clip.
+        source: "white" (normal) or an audio file, of which a stretch is drawn and repeated where it is too short.
+        seed: of both draws.
+
+    Raises:
+        AudioError: fewer than two steps of sound, or the file cannot be used.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    num_steps, with_sound = _num_steps(model, stretch), _sounding(model, stretch)
+    if with_sound < 2:
+        raise AudioError("the clip has sound in fewer than two time steps: noisy and clean ones cannot be compared.")
+    steps = torch.zeros(num_steps, dtype=torch.bool)
+    steps[torch.randperm(with_sound, generator=generator)[: with_sound // 2]] = True
+    num_samples = len(stretch.audio)
+    if str(source) == WHITE:
+        audio = torch.randn(num_samples, generator=generator)
+    else:
+        audio = _from_file(Path(source), model.sample_rate, num_samples, generator)
+    return Noise(audio, steps, _gate(model, stretch, steps))
+
+
+def add_noise(model: OpenModel, stretch: Stretch, noise: Noise, snr_db: float) -> Noisy:
+    """Scale the noise so that `10 log10(P_sound / P_noise)` is `snr_db`, and add it at the drawn steps.
+
+    P are mean squares over the whole sound, of the noise before it is kept from half of the steps: where it is, it is
+    as loud as the ratio says. A patch is a noise patch if the mean mel energy of the noise alone exceeds that of the
+    clean clip alone; both are known, so nothing is estimated. What the model cannot hear, below the floor of its
+    log-mel, is no noise.
+
+    Raises:
+        AudioError: the sound or the noise is silent, so that no ratio exists.
+        ConfigError: `snr_db` is no number, or the model hears no mel bands.
+    """
+    if not -float("inf") < snr_db < float("inf"):
+        raise ConfigError(f"the signal-to-noise ratio must be a number of dB, not {snr_db}.")
+    sound_power = float(stretch.sound.double().square().mean())
+    noise_power = float(noise.audio[: stretch.num_samples].double().square().mean())
+    for what, power in (("clip", sound_power), ("noise", noise_power)):
+        if not power:
+            raise AudioError(f"the {what} is digital silence here: no signal-to-noise ratio exists.")
+    scale = (sound_power / noise_power * 10 ** (-snr_db / DECIBELS)) ** 0.5
+    added = noise.audio * noise.gate * scale
+    louder = patch_energies(model, added) > patch_energies(model, stretch.audio)
+    bands = len(louder) // len(noise.steps)
+    counted = torch.arange(len(noise.steps)) < _sounding(model, stretch)
+    noisy = Stretch(stretch.audio + added, stretch.num_samples, stretch.start_seconds)
+    return Noisy(noisy, louder, counted.repeat_interleave(bands), snr_db)
+
+
+def _num_steps(model: OpenModel, stretch: Stretch) -> int:
+    """Time steps of the stretch."""
+    front_end = model.front_end
+    return model.encoder.config.grid(int(front_end.num_bins), num_frames(len(stretch.audio), front_end))[0]
+
+
+def _sounding(model: OpenModel, stretch: Stretch) -> int:
+    """Time steps that begin before the sound ends."""
+    step_samples = model.encoder.config.step_frames * int(model.front_end.hop_samples)
+    return min(_num_steps(model, stretch), -(-stretch.num_samples // step_samples))
+
+
+def _gate(model: OpenModel, stretch: Stretch, steps: Bool[Tensor, " steps"]) -> Float[Tensor, " samples"]:
+    """1 at the samples of the drawn steps that no frame of a clean step before them sees, and within the sound."""
+    front_end = model.front_end
+    step_samples = model.encoder.config.step_frames * int(front_end.hop_samples)
+    seen_before = max(0, int(front_end.window_samples) - int(front_end.hop_samples))
+    gate = torch.zeros(len(stretch.audio))
+    for step in steps.nonzero().flatten().tolist():
+        clean_before = step > 0 and not steps[step - 1]
+        gate[step * step_samples + clean_before * seen_before : (step + 1) * step_samples] = 1
+    gate[stretch.num_samples :] = 0
+    return gate
+
+
+def _from_file(file: Path, sample_rate: int, num_samples: int, generator: torch.Generator) -> Tensor:
+    """A drawn stretch of a file; a short one is repeated."""
+    audio = read_audio(file, sample_rate)
+    if len(audio) > num_samples:
+        first = int(torch.randint(len(audio) - num_samples + 1, (1,), generator=generator))
+        return audio[first : first + num_samples]
+    return audio.repeat(-(-num_samples // len(audio)))[:num_samples]

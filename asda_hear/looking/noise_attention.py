@@ -1,0 +1,235 @@
+"""How much attention falls on added noise, beside the same tokens of the clean clip and beside chance.
+
+It tests what differential attention is said to do: cancel noise. A ratio of 1 is what even attention gives; a mechanism
+that cancels noise has a smaller ratio with noise than the same tokens have in the clean clip.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from tqdm import tqdm
+
+from asda_core.audio import read_audio
+from asda_core.catalog import Catalog
+from asda_core.errors import AudioError, ConfigError
+from asda_core.inference.attention_maps import LayerMaps, attention_maps
+from asda_hear.looking.clip import OpenModel, features_of, open_model, read_stretch
+from asda_hear.looking.measures import mean_over, on_tokens, share_on
+from asda_hear.looking.noise import WHITE, Noisy, add_noise, draw_noise
+
+What = Literal["map 1", "map 2", "difference, net", "difference, absolute"]
+Queries = Literal["all", "class token"]
+CLEAN = "clean"
+"""Condition in which nothing is added."""
+ALL_LAYERS = "mean"
+"""In the place of a layer: the mean over the layers."""
+SEED_STRIDE = 1_000_003
+"""Between the seeds of two runs, so that their clips share no draws. A prime above any number of clips."""
+
+Key = tuple[str, float, What, Queries, int | str]
+"""Condition, ratio, what, queries, layer."""
+Shares = dict[Key, tuple[float, float]]
+"""Share and chance of one clip."""
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """How the attention on noise is measured.
+
+    Attributes:
+        snr_db: signal-to-noise ratios, in dB.
+        noise: "white", or an audio file.
+        clips: so many usable files at most, drawn from all; None takes all.
+        seed: of that draw, of the noise and of the time steps on which it is put.
+    """
+
+    snr_db: tuple[float, ...] = (10.0, 0.0)
+    noise: str = WHITE
+    clips: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.snr_db or not all(abs(each) < float("inf") for each in self.snr_db):
+            raise ConfigError(f"snr_db must be one or more numbers, not {self.snr_db}.")
+        if len(set(self.snr_db)) < len(self.snr_db):
+            raise ConfigError(f"snr_db names a ratio twice: {self.snr_db}.")
+        if self.clips is not None and self.clips < 1:
+            raise ConfigError(f"clips must be at least 1, not {self.clips}.")
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, not {self.seed}.")
+
+
+@dataclass(frozen=True)
+class NoiseRow:
+    """One number, and what it is of.
+
+    Attributes:
+        condition: "clean", or the ratio, as in "10 dB".
+        snr_db: at which the noise patches were found; a clean row looks at the same patches without the noise.
+        what: the map; of a signed difference the net share, or that of its absolute values.
+        queries: "all" or "class token".
+        layer: a number from 0, or "mean" of all layers.
+        share: of the attention that falls on the noise patches, mean over clips.
+        chance: share of the tokens that these patches are, mean over clips.
+        ratio: share / chance.
+        ratios: share / chance of every clip.
+        mixer: of the model.
+    """
+
+    condition: str
+    snr_db: float
+    what: What
+    queries: Queries
+    layer: int | str
+    share: float
+    chance: float
+    ratio: float
+    ratios: tuple[float, ...]
+    mixer: str = ""
+
+
+@dataclass(frozen=True)
+class NoiseResult:
+    """All rows of a model, the clips that they are of, and why others were left out."""
+
+    rows: list[NoiseRow]
+    clips: int
+    skipped: tuple[str, ...] = field(default=())
+
+
+def measure_noise(
+    model: str, files: Sequence[Path], config: NoiseConfig, progress: bool = True, catalog: Catalog | None = None
+) -> list[NoiseRow]:
+    """Open a model and measure; files that cannot be used are named on stderr.
+
+    Args:
+        model: checkpoint, run folder or config.
+        files: audio.
+        config: what is added, and to how many clips.
+        progress: whether a bar is shown.
+        catalog: plugins to use; by default those installed.
+
+    Raises:
+        AudioError: not one file can be used.
+        CheckpointError, ConfigError: the model cannot be used, or has no maps.
+    """
+    result = noise_attention(open_model(model, catalog), files, config, progress)
+    for reason in result.skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
+    if result.skipped:
+        print(f"{result.clips} clips were used, {len(result.skipped)} left out.", file=sys.stderr)
+    return result.rows
+
+
+def noise_attention(
+    model: OpenModel, files: Sequence[Path], config: NoiseConfig, progress: bool = False
+) -> NoiseResult:
+    """The share of attention that falls on noise, for every ratio, map, layer and kind of query.
+
+    Raises:
+        AudioError: not one file can be used, or not the noise.
+        ConfigError: the mixer shows no maps, or the model hears no mel bands.
+
+    **Differs**: we know of no published measure of this kind; Ye et al. 2025 (table 3) ask how much attention of a
+    language model falls on an answer and on the text around it.
+    """
+    if config.noise != WHITE:
+        read_audio(config.noise, model.sample_rate)  # so that it fails here, and not for every clip
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(len(files), generator=generator).tolist()
+    limit = len(files) if config.clips is None else config.clips
+    measured: list[Shares] = []
+    skipped: list[str] = []
+    with tqdm(total=min(limit, len(files)), disable=not progress, unit="clip", desc=model.name) as bar:
+        for number in order:
+            if len(measured) == limit:
+                break
+            try:
+                measured.append(_measure_file(model, files[number], config, number))
+                bar.update()
+            except AudioError as error:
+                skipped.append(str(error) if str(files[number]) in str(error) else f"{files[number]}: {error}")
+    if not measured:
+        raise AudioError(f"none of {len(files)} audio files can be used: {'; '.join(skipped[:3]) or 'none given'}")
+    return NoiseResult(_rows(measured, model.encoder.config.mixer.name), len(measured), tuple(skipped))
+
+
+def main_rows(rows: Sequence[NoiseRow]) -> list[NoiseRow]:
+    """The rows that say what the model really uses: |difference|, or map 1 if there is no other; mean over layers."""
+    used = "difference, absolute" if any(row.what == "difference, absolute" for row in rows) else "map 1"
+    return [row for row in rows if (row.what, row.queries, row.layer) == (used, "all", ALL_LAYERS)]
+
+
+def shares_of(
+    layer: LayerMaps, noise_patches: Bool[Tensor, " patches"], counted: Bool[Tensor, " patches"]
+) -> Iterator[tuple[What, Queries, float, float]]:
+    """(what, queries, share, chance) of one layer; class tokens count as tokens, filled-in silence does not.
+
+    Shares are told of the counted tokens, so that even attention has a ratio of 1 in short clips too.
+    """
+    maps, layout = layer.maps, layer.layout
+    noise = on_tokens(layout, noise_patches & counted, class_tokens=False)
+    among = on_tokens(layout, counted, class_tokens=True) & layout.valid
+    chance = float(noise.sum() / among.sum())
+    found: dict[What, Tensor] = {"map 1": maps.first}
+    if maps.second is not None:
+        difference = maps.difference
+        found |= {"map 2": maps.second, "difference, net": difference, "difference, absolute": difference.abs()}
+    asked: dict[Queries, Tensor] = {"all": among}
+    if layout.class_column is not None:
+        asked["class token"] = layout.is_class
+    for what, attention in found.items():
+        shares = share_on(attention, noise, among)
+        for queries, rows in asked.items():
+            yield what, queries, mean_over(shares, rows), chance
+
+
+def _measure_file(model: OpenModel, file: Path, config: NoiseConfig, number: int) -> Shares:
+    """Shares and chances of a clip under every condition; those of noise that is nowhere louder are left out."""
+    stretch = read_stretch(file, model)
+    noise = draw_noise(model, stretch, config.noise, config.seed * SEED_STRIDE + number)
+    clean = attention_maps(model.encoder, features_of(model, stretch))
+    measured: Shares = {}
+    for snr_db in config.snr_db:
+        noisy = add_noise(model, stretch, noise, snr_db)
+        if not noisy.noise_patches.any():
+            continue
+        with_noise = attention_maps(model.encoder, features_of(model, noisy.stretch))
+        measured |= _measure(CLEAN, clean, noisy) | _measure(f"{snr_db:g} dB", with_noise, noisy)
+    if not measured:
+        raise AudioError(f"the noise is nowhere louder than the clip, at {config.snr_db} dB.")
+    return measured
+
+
+def _measure(condition: str, layers: Sequence[LayerMaps], noisy: Noisy) -> Shares:
+    """Shares of every layer and their mean over the layers that have such queries."""
+    measured: Shares = {}
+    over_layers: dict[tuple[What, Queries], list[tuple[float, float]]] = {}
+    for number, layer in enumerate(layers):
+        for what, queries, share, chance in shares_of(layer, noisy.noise_patches, noisy.counted):
+            measured[condition, noisy.snr_db, what, queries, number] = (share, chance)
+            over_layers.setdefault((what, queries), []).append((share, chance))
+    for (what, queries), found in over_layers.items():
+        mean = (fmean(share for share, _ in found), fmean(chance for _, chance in found))
+        measured[condition, noisy.snr_db, what, queries, ALL_LAYERS] = mean
+    return measured
+
+
+def _rows(measured: Sequence[Shares], mixer: str) -> list[NoiseRow]:
+    """Means over the clips; a row for every key that any clip has."""
+    keys = list(dict.fromkeys(key for clip in measured for key in clip))
+    return [_row(key, [clip[key] for clip in measured if key in clip], mixer) for key in keys]
+
+
+def _row(key: Key, found: Sequence[tuple[float, float]], mixer: str) -> NoiseRow:
+    condition, snr_db, what, queries, layer = key
+    share, chance = fmean(share for share, _ in found), fmean(chance for _, chance in found)
+    ratios = tuple(share / chance for share, chance in found)
+    return NoiseRow(condition, snr_db, what, queries, layer, share, chance, share / chance, ratios, mixer)

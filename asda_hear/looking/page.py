@@ -1,0 +1,163 @@
+"""What was looked at, as a page that needs nothing else, as one picture, or as arrays; and its numbers as text."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+from asda_core import __version__
+from asda_core.files import write_text, write_whole
+from asda_hear.looking.clip import SILENCE_DB
+from asda_hear.looking.drawing import attention_figure
+from asda_hear.looking.view import Choice, Numbers, Query, View, layer_numbers, layer_of, noise_numbers
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+PAGE_DOTS, PICTURE_DOTS = 160, 220
+"""Dots per inch: of pictures in a page, and of one that stands alone."""
+FIRST_COLUMNS = ("layer", "map", "lambda")
+"""What a row is of."""
+SMALL_VALUE = 0.0005
+"""Below it a number would be shown as 0.000."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """All that is shown.
+
+    Attributes:
+        audio: the file.
+        views: one per model.
+        choices: layers and heads.
+        query: whose attention.
+    """
+
+    audio: Path
+    views: Sequence[View]
+    choices: Sequence[Choice]
+    query: Query
+
+    @property
+    def title(self) -> str:
+        """What was heard, and what was added."""
+        view = self.views[0]
+        noisy = "" if view.noisy is None else f", noise at {view.noisy.snr_db:g} dB on half of the time steps"
+        places = view.places
+        return f"{self.audio.name}, {places.start_seconds:.2f} s to {places.end_seconds:.2f} s{noisy}"
+
+
+def write_page(looked: Looked, out: Path) -> None:
+    """Write one HTML file with everything in it."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    figures = []
+    for choice in looked.choices:
+        light, dark = (attention_figure(looked.views, [choice], looked.query, dark=dark) for dark in (False, True))
+        figures.append({"caption": _caption(looked, choice), "light": _embedded(light), "dark": _embedded(dark)})
+    text = template.render(
+        title=looked.title,
+        models=[_about(view) for view in looked.views],
+        figures=figures,
+        tables=[{"name": view.model.name, **_table(layer_numbers(view))} for view in looked.views],
+        noise=[
+            {"name": view.model.name, **_table(noise_numbers(view))} for view in looked.views if noise_numbers(view)
+        ],
+        silence_db=f"{SILENCE_DB:g}",
+        version=__version__,
+    )
+    write_text(out, text)
+
+
+def write_picture(looked: Looked, out: Path) -> None:
+    """Write one PNG."""
+    figure = attention_figure(looked.views, looked.choices, looked.query, looked.title)
+    write_whole(out, lambda part: figure.savefig(part, format="png", dpi=PICTURE_DOTS, facecolor="white"))
+
+
+def write_arrays(looked: Looked, out: Path) -> None:
+    """Write the maps of the chosen layers, all heads, as NumPy arrays; docs/looking.md lists their names."""
+    arrays: dict[str, np.ndarray] = {"models": np.array([view.model.name for view in looked.views])}
+    for number, view in enumerate(looked.views):
+        start = f"model{number}"
+        places = view.places
+        arrays[f"{start}/spectrogram"] = view.spectrogram
+        arrays[f"{start}/grid"] = np.array(places.grid)
+        arrays[f"{start}/step_seconds"] = np.array(places.step_seconds)
+        arrays[f"{start}/start_seconds"] = np.array(places.start_seconds)
+        if view.silent is not None:
+            arrays[f"{start}/silent"] = view.silent.numpy()
+        if view.noisy is not None:
+            arrays[f"{start}/noise"] = view.noisy.noise_patches.numpy()
+        for layer in sorted({layer_of(view, choice) for choice in looked.choices}):
+            arrays |= {f"{start}/layer{layer}/{name}": value for name, value in _layer_arrays(view, layer).items()}
+    with io.BytesIO() as buffer:
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        written = buffer.getvalue()
+    write_whole(out, lambda part: part.write_bytes(written))
+
+
+def numbers_text(looked: Looked) -> str:
+    """The tables as Markdown."""
+    parts = []
+    for view in looked.views:
+        for what, rows in (
+            ("", layer_numbers(view)),
+            (": attention on noise", noise_numbers(view)),
+        ):
+            if rows:
+                table = _table(rows)
+                body = [table["heads"], ["---"] * len(table["heads"]), *table["rows"]]
+                parts.append(f"{view.model.name}{what}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in body))
+    return "\n\n".join(parts)
+
+
+def _layer_arrays(view: View, number: int) -> dict[str, np.ndarray]:
+    layer = view.layers[number]
+    maps, layout = layer.maps, layer.layout
+    found = {"first": maps.first, "second": maps.second, "weight": maps.weight, "mean": maps.mean}
+    arrays = {name: value.numpy() for name, value in found.items() if value is not None}
+    if maps.second is not None:
+        arrays |= {"difference": maps.difference.numpy()}
+    arrays = {name: value[0] if value.ndim == 4 else value for name, value in arrays.items()}
+    return arrays | {"index": layout.index[0].numpy()}
+
+
+def _about(view: View) -> dict[str, str]:
+    config = view.model.encoder.config
+    times, bands = view.places.grid
+    heads = view.layers[-1].maps.first.shape[1]
+    shape = f"{config.depth} layers, {heads} heads with a map each, {times} by {bands} patches"
+    heard = f"{view.stretch.num_samples / view.model.sample_rate:.2f} s of sound"
+    return {"name": view.model.name, "mixer": config.mixer.name, "shape": shape, "heard": heard}
+
+
+def _caption(looked: Looked, choice: Choice) -> str:
+    layers = ", ".join(dict.fromkeys(str(layer_of(view, choice)) for view in looked.views))
+    head = "mean over the heads" if choice.head is None else f"head {choice.head}"
+    return f"Layer {layers}, {head}"
+
+
+def _table(rows: Sequence[Numbers]) -> dict[str, list[list[str]] | list[str]]:
+    """Heads and cells of a table; a row has an empty cell where it has no such number."""
+    heads = sorted(dict.fromkeys(name for row in rows for name in row), key=lambda name: name not in FIRST_COLUMNS)
+    cells = [[_shown(row.get(name, "")) for name in heads] for row in rows]
+    return {"heads": heads, "rows": cells}
+
+
+def _shown(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.1e}" if 0 < abs(value) < SMALL_VALUE else f"{value:.3f}"
+
+
+def _embedded(figure: Figure) -> str:
+    """A picture as text that a page can hold, on no ground of its own."""
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", dpi=PAGE_DOTS, facecolor="none")
+        return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,89 @@
+"""Seconds and Hz on the one side, patches on the other."""
+
+import math
+from dataclasses import dataclass
+
+from asda_core.errors import ConfigError
+from asda_core.log_mel import LOW_HZ, LogMel
+from asda_hear.looking.clip import OpenModel, Stretch
+
+MEL_FACTOR, MEL_CORNER_HZ = 1127.0, 700.0
+"""`mel = 1127 ln(1 + Hz / 700)`. **Source**: Kaldi, as torchaudio's `mel_scale_scalar`."""
+TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16_000)
+"""Frequencies that are written at an axis."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the patches of a stretch lie.
+
+    Attributes:
+        grid: (time steps, bands).
+        start_seconds: of the first step, in the file.
+        step_seconds: from one step to the next.
+        step_bins: from one band to the next.
+        num_bins: of the front end.
+        top_hz: upper edge of the highest mel bin; None where bins are no mel bands.
+    """
+
+    grid: tuple[int, int]
+    start_seconds: float
+    step_seconds: float
+    step_bins: int
+    num_bins: int
+    top_hz: float | None
+
+    @property
+    def end_seconds(self) -> float:
+        """End of the last step, in the file."""
+        return self.start_seconds + self.grid[0] * self.step_seconds
+
+    def bin_of(self, hertz: float) -> float:
+        """The mel bin, as a fraction, whose centre a frequency is; bin i is centred at i."""
+        assert self.top_hz is not None, "only mel bands have frequencies"
+        low, high = mel(LOW_HZ), mel(self.top_hz)
+        return (mel(hertz) - low) / (high - low) * (self.num_bins + 1) - 1
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """(bin, label) for an axis in kHz; bins themselves where they are no mel bands."""
+        if self.top_hz is None:
+            quarter = max(1, self.num_bins // 4)
+            return [(float(number), str(number)) for number in range(0, self.num_bins + 1, quarter)]
+        return [(self.bin_of(hertz), f"{hertz / 1000:g}") for hertz in TICKS_HZ if hertz <= self.top_hz]
+
+    def patch_at(self, seconds: float, hertz: float) -> int:
+        """Raster index of the patch at a time (of the file) and a frequency.
+
+        Raises:
+            ConfigError: the stretch does not reach there, or frequencies mean nothing to the model.
+        """
+        if not self.start_seconds <= seconds < self.end_seconds:
+            raise ConfigError(
+                f"--query: {seconds:g} s is not in the stretch, which goes from {self.start_seconds:g} s to "
+                f"{self.end_seconds:g} s; --at moves it."
+            )
+        if self.top_hz is None:
+            raise ConfigError("--query: the bins of this model are no mel bands, so no patch has a frequency.")
+        if not LOW_HZ <= hertz <= self.top_hz:
+            raise ConfigError(f"--query: {hertz:g} Hz is not between {LOW_HZ:g} and {self.top_hz:g} Hz.")
+        step = min(int((seconds - self.start_seconds) / self.step_seconds), self.grid[0] - 1)
+        band = min(int(max(0, round(self.bin_of(hertz))) / self.step_bins), self.grid[1] - 1)
+        return step * self.grid[1] + band
+
+
+def places_of(model: OpenModel, stretch: Stretch, num_frames: int) -> Places:
+    """Where the patches of features of so many frames lie."""
+    front_end, config = model.front_end, model.encoder.config
+    return Places(
+        grid=config.grid(int(front_end.num_bins), num_frames),
+        start_seconds=stretch.start_seconds,
+        step_seconds=config.step_frames * int(front_end.hop_samples) / model.sample_rate,
+        step_bins=config.step_bins,
+        num_bins=int(front_end.num_bins),
+        top_hz=model.sample_rate / 2 if isinstance(front_end, LogMel) else None,
+    )
+
+
+def mel(hertz: float) -> float:
+    """Hz on the mel scale."""
+    return MEL_FACTOR * math.log1p(hertz / MEL_CORNER_HZ)

@@ -1,0 +1,234 @@
+"""What there is to see of one model and one stretch: spectrogram, maps, and the numbers of every layer."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from asda_core.errors import ConfigError
+from asda_core.inference.attention_maps import LayerMaps, attention_maps
+from asda_core.log_mel import LogMel
+from asda_hear.looking.clip import OpenModel, Stretch, features_of, mel_energies, silent_patches
+from asda_hear.looking.measures import distance, entropy, mean_over, on_tokens, share_on
+from asda_hear.looking.noise import DECIBELS, WHITE, Noisy, add_noise, draw_noise
+from asda_hear.looking.noise_attention import shares_of
+from asda_hear.looking.places import Places, places_of
+
+Kind = Literal["map 1", "map 2", "difference"]
+Numbers = dict[str, float | str]
+"""A row of a table, by the heads of its columns."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Whose attention is looked at.
+
+    Attributes:
+        kind: "class" the class token; "mean" of all tokens; "patch"; "default" the class token where there is one, else
+            the mean.
+        seconds, hertz: where the patch is, by the time of the file.
+    """
+
+    kind: Literal["default", "class", "mean", "patch"] = "default"
+    seconds: float = 0.0
+    hertz: float = 0.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layer and a head; None means the last layer, and the mean over the heads."""
+
+    layer: int | None = None
+    head: int | None = None
+
+
+@dataclass(frozen=True)
+class AddedNoise:
+    """Noise that is put on half of the time steps: its ratio in dB, "white" or a file, and the seed."""
+
+    snr_db: float
+    source: str | Path = WHITE
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """One model on one stretch.
+
+    Attributes:
+        model: that listened.
+        stretch: what it heard, with the noise if there is any.
+        places: of its patches.
+        spectrogram: (bins, frames) in dB where bins are mel bands, else the features themselves.
+        layers: maps and layout of each.
+        silent: patches of silence; None where that cannot be told.
+        noisy: the noise, if there is any; `clean` are then the maps of the clip without it.
+    """
+
+    model: OpenModel
+    stretch: Stretch
+    places: Places
+    spectrogram: np.ndarray
+    layers: list[LayerMaps]
+    silent: Bool[Tensor, " patches"] | None
+    noisy: Noisy | None
+    clean: list[LayerMaps] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A map as it is drawn.
+
+    Attributes:
+        values: (bands, time steps) attention of the query on each patch, times the number of tokens: 1 is even.
+        on_class: share of it that falls on class tokens.
+        weight: lambda of the query, where there is one.
+        query: where its patch is, as (time step, band); None for others.
+        asked: whose attention it is, in words.
+    """
+
+    values: np.ndarray
+    on_class: float
+    weight: float | None
+    query: tuple[int, int] | None
+    asked: str
+
+
+def look(model: OpenModel, stretch: Stretch, noise: AddedNoise | None = None) -> View:
+    """Listen once and keep all that can be seen.
+
+    Raises:
+        ConfigError: the mixer shows no maps, or noise is asked for and the model hears no mel bands.
+        AudioError: noise is asked for on a silent or very short clip.
+    """
+    noisy, clean = None, []
+    if noise is not None:
+        clean = attention_maps(model.encoder, features_of(model, stretch))
+        drawn = draw_noise(model, stretch, noise.source, noise.seed)
+        noisy = add_noise(model, stretch, drawn, noise.snr_db)
+        stretch = noisy.stretch
+    features = features_of(model, stretch)
+    layers = attention_maps(model.encoder, features)
+    places = places_of(model, stretch, features.shape[2])
+    spectrogram, silent = features[0].numpy(), None
+    if isinstance(model.front_end, LogMel):
+        silent = silent_patches(model, stretch)
+        energies = mel_energies(model, stretch.audio)[:, : features.shape[2]]
+        spectrogram = DECIBELS * np.log10(energies.numpy())
+    return View(model, stretch, places, spectrogram, layers, silent, noisy, clean)
+
+
+def layer_of(view: View, choice: Choice) -> int:
+    """The number of the chosen layer.
+
+    Raises:
+        ConfigError: the model has no such layer, or no such head there.
+    """
+    depth = len(view.layers)
+    layer = depth - 1 if choice.layer is None else choice.layer
+    if not 0 <= layer < depth:
+        raise ConfigError(f"--layer {layer}: {view.model.name} has the layers 0 to {depth - 1}.")
+    heads = view.layers[layer].maps.first.shape[1]
+    if choice.head is not None and not 0 <= choice.head < heads:
+        raise ConfigError(f"--head {choice.head}: layer {layer} of {view.model.name} has the heads 0 to {heads - 1}.")
+    return layer
+
+
+def has_second(view: View, choice: Choice) -> bool:
+    """Whether there is a second map to subtract."""
+    return view.layers[layer_of(view, choice)].maps.second is not None
+
+
+def panel(view: View, choice: Choice, query: Query, kind: Kind) -> Panel | None:
+    """A map of a layer and head, laid out on the grid; None where the mixer has no such map.
+
+    Raises:
+        ConfigError: layer, head or query are not there.
+    """
+    layer = view.layers[layer_of(view, choice)]
+    maps, layout = layer.maps, layer.layout
+    if kind != "map 1" and maps.second is None:
+        return None
+    wanted = maps.difference if kind == "difference" else (maps.second if kind == "map 2" else maps.first)
+    assert wanted is not None, "checked above"
+    heads = slice(None) if choice.head is None else slice(choice.head, choice.head + 1)
+    rows, place, asked = _queries(view, layer, query)
+    attention = wanted[0, heads][:, rows].mean(dim=(0, 1))
+    weight = None
+    if maps.weight is not None:
+        everywhere = maps.weight.expand(1, *wanted.shape[1:3], 1)
+        weight = float(everywhere[0, heads][:, rows].mean())
+    patches = ~layout.is_class[0]
+    values = torch.zeros(view.places.grid[0] * view.places.grid[1])
+    values[layout.index[0, patches]] = attention[patches] * len(attention)
+    grid = values.reshape(view.places.grid).T.numpy()
+    return Panel(grid, float(attention[~patches].sum()), weight, place, asked)
+
+
+def _queries(view: View, layer: LayerMaps, query: Query) -> tuple[Bool[Tensor, " n"], tuple[int, int] | None, str]:
+    """The tokens that ask, where they are, and their name."""
+    layout = layer.layout
+    has_class = layout.class_column is not None
+    if query.kind == "patch":
+        index = view.places.patch_at(query.seconds, query.hertz)
+        step, band = divmod(index, view.places.grid[1])
+        return layout.index[0] == index, (step, band), f"patch at {query.seconds:g} s, {query.hertz:g} Hz"
+    if query.kind == "class" and not has_class:
+        raise ConfigError(
+            f"--query class: there is no class token in this layer of {view.model.name}; use a patch, as in "
+            "--query 1.0,500, or --query mean."
+        )
+    if query.kind == "class" or (query.kind == "default" and has_class):
+        return layout.is_class[0], None, "class token"
+    return layout.valid[0], None, "mean of all tokens"
+
+
+def layer_numbers(view: View) -> list[Numbers]:
+    """A row per layer and map, means over heads and queries; the last row is what even attention would give."""
+    rows: list[Numbers] = []
+    for number, layer in enumerate(view.layers):
+        maps, start = layer.maps, Numbers(layer=str(number))
+        rows.append(start | {"map": "map 1"} | _of_map(view, maps.first, layer))
+        if maps.second is not None and maps.weight is not None:
+            weight = float(maps.weight.mean())
+            rows.append(start | {"map": "map 2", "lambda": weight} | _of_map(view, maps.second, layer))
+            rows.append(start | {"map": "difference, absolute"} | _of_map(view, maps.difference, layer, softmax=False))
+    layer = view.layers[-1]
+    tokens = layer.layout.index.shape[1]
+    even = torch.full((1, 1, tokens, tokens), 1 / tokens)
+    return [*rows, Numbers(layer="", map="even attention") | _of_map(view, even, layer)]
+
+
+def noise_numbers(view: View) -> list[Numbers]:
+    """A row per layer and map: share on noise of all queries, with the noise and without; nothing without noise."""
+    noisy, rows = view.noisy, list[Numbers]()
+    if noisy is None or not noisy.noise_patches.any():
+        return rows
+    for number, (layer, clean) in enumerate(zip(view.layers, view.clean, strict=True)):
+        both = zip(*(shares_of(each, noisy.noise_patches, noisy.counted) for each in (layer, clean)), strict=True)
+        for (what, queries, share, chance), (_, _, clean_share, _) in both:
+            if queries == "all":
+                rows.append({"layer": str(number), "map": what, "chance": chance})
+                rows[-1] |= {"share": share, "share / chance": share / chance}
+                rows[-1] |= {"share, clean clip": clean_share, "clean share / chance": clean_share / chance}
+    return rows
+
+
+def _of_map(view: View, attention: Tensor, layer: LayerMaps, softmax: bool = True) -> Numbers:
+    """Numbers of one map; a signed one is taken by its absolute values, and has no entropy."""
+    layout, row = layer.layout, dict[str, float | str]()
+    if softmax:
+        bits = mean_over(entropy(attention), layout.valid)
+        most = math.log2(layout.index.shape[1]) or 1.0  # a single token has no choice
+        row |= {"entropy (bits)": bits, "entropy / log2 N": bits / most}
+    along_time, along_frequency = (mean_over(each, layout.valid) for each in distance(attention, layout))
+    row |= {"distance (s)": along_time * view.places.step_seconds, "distance (bands)": along_frequency}
+    if view.silent is not None:
+        silent = on_tokens(layout, view.silent, class_tokens=False)
+        row["share on silence"] = mean_over(share_on(attention.abs(), silent), layout.valid)
+    return row

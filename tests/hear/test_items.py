@@ -1,0 +1,176 @@
+"""Predictions are kept without code in the file, and score as heareval's."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asda_core.errors import TaskError
+from asda_hear.demo import make_corpus
+from asda_hear.evaluate.items import ITEMS_FILE, Items, can_score, keep_items, read_items, score
+from asda_hear.evaluate.runner import EvaluationConfig, evaluate, find_tasks
+
+TARGETS = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], bool)
+SAID = np.array([[0.9, 0.8], [0.7, 0.6], [0.5, 0.7], [0.1, 0.2]], np.float32)
+
+
+def write_task(folder: Path, folds: list[str], metric: str = "top1_acc", embedding_type: str = "scene") -> None:
+    mode = "trainvaltest" if folds == ["test"] else "presplit_kfold"
+    splits = ["train", "valid", "test"] if folds == ["test"] else folds
+    metadata = {"embedding_type": embedding_type, "evaluation": [metric], "split_mode": mode, "splits": splits}
+    (folder / "task_metadata.json").write_text(json.dumps(metadata))
+    for number, fold in enumerate(folds):
+        said = torch.from_numpy(SAID) + number
+        tensors = {"target": torch.from_numpy(TARGETS).float(), "prediction": said, "prediction_logit": said}
+        (folder / f"{fold}.predictions.pkl").write_bytes(pickle.dumps(tensors))
+
+
+@pytest.mark.parametrize("folds", [["test"], ["fold00", "fold01", "fold02"]])
+def test_kept_and_read(tmp_path: Path, folds: list[str]) -> None:
+    write_task(tmp_path, folds, "mAP")
+    keep_items(tmp_path)
+    items = read_items(tmp_path)
+    assert items is not None
+    assert items.metric == "mAP"
+    assert len(items.folds) == len(folds)
+    for number, (targets, said) in enumerate(items.folds):
+        assert targets.dtype == bool
+        assert said.dtype == np.float32
+        np.testing.assert_array_equal(targets, TARGETS)
+        np.testing.assert_array_equal(said, SAID + number)
+
+
+def test_events_are_not_kept_and_old_items_go(tmp_path: Path) -> None:
+    write_task(tmp_path, ["test"])
+    keep_items(tmp_path)
+    write_task(tmp_path, ["test"], embedding_type="event")
+    keep_items(tmp_path)
+    assert not (tmp_path / ITEMS_FILE).exists()
+    assert read_items(tmp_path) is None
+
+
+def test_missing_predictions_are_named(tmp_path: Path) -> None:
+    write_task(tmp_path, ["fold00", "fold01"])
+    (tmp_path / "fold01.predictions.pkl").unlink()
+    with pytest.raises(TaskError, match="fold01.predictions.pkl"):
+        keep_items(tmp_path)
+
+
+class RunsCode:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+class RunsCodeInside(RunsCode):
+    """As a tensor's own storage, which torch would unpickle freely."""
+
+    def __reduce__(self) -> Any:
+        inner = self.file.with_name("inner.pt")
+        torch.save(RunsCode(self.file), inner)
+        return torch.storage._load_from_bytes, (inner.read_bytes(),)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [RunsCode, RunsCodeInside])
+def test_a_pickle_cannot_run_code(tmp_path: Path, kind: type[RunsCode]) -> None:
+    write_task(tmp_path, ["test"])
+    bad = kind(tmp_path / "ran")
+    (tmp_path / "test.predictions.pkl").write_bytes(pickle.dumps({"target": bad, "prediction": bad}))
+    with pytest.raises(TaskError, match="no predictions of heareval"):
+        keep_items(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"target": torch.zeros(2, 2)}, {"target": 1, "prediction": 2}])
+def test_other_content_is_refused(tmp_path: Path, content: object) -> None:
+    write_task(tmp_path, ["test"])
+    (tmp_path / "test.predictions.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(TaskError, match=r"test\.predictions\.pkl"):
+        keep_items(tmp_path)
+
+
+def test_damaged_items_are_none(tmp_path: Path) -> None:
+    write_task(tmp_path, ["test"])
+    keep_items(tmp_path)
+    file = tmp_path / ITEMS_FILE
+    whole = file.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"PK" + b"\0" * 50, pickle.dumps([1])):
+        file.write_bytes(damaged)
+        assert read_items(tmp_path) is None
+    for place in range(0, len(whole), 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        read_items(tmp_path)  # whatever it finds, it does not raise
+    with file.open("wb") as out:
+        np.save(out, SAID)
+    assert read_items(tmp_path) is None
+    np.savez(file, metric=np.array("top1_acc"))
+    assert read_items(tmp_path) is None
+    np.savez(file, metric=np.array("top1_acc"), targets_0=TARGETS, predictions_0=SAID[:2])
+    assert read_items(tmp_path) is None
+    objects = np.array([{}], dtype=object)
+    np.savez(file, metric=np.array("top1_acc"), targets_0=objects, predictions_0=objects)
+    assert read_items(tmp_path) is None
+
+
+def test_accuracies_by_hand() -> None:
+    targets = np.eye(24, dtype=bool)[[0, 13, 5, 23]]
+    said = np.eye(24, dtype=np.float32)[[0, 1, 5, 20]]  # right, an octave below, right, wrong
+    folds = ((targets, said), (targets[:1], said[:1]))
+    assert score(Items("top1_acc", folds)) == score(Items("pitch_acc", folds)) == (2 / 4 + 1) / 2
+    assert score(Items("chroma_acc", folds)) == (3 / 4 + 1) / 2
+    chosen = (np.array([3, 3, 0, 1]), np.array([0]))
+    assert score(Items("top1_acc", folds), chosen) == (1 / 4 + 1) / 2
+
+
+def test_mean_average_precision_by_hand() -> None:
+    """First class: positives at ranks 1 and 3, (1/1 + 2/3) / 2. Second: at ranks 2 and 3, (1/2 + 2/3) / 2."""
+    assert score(Items("mAP", ((TARGETS, SAID),))) == pytest.approx(((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
+    without = np.array(TARGETS)
+    without[:, 1] = False
+    items = Items("mAP", ((without, SAID),))
+    assert score(items) == pytest.approx((1 + 2 / 3) / 4)  # heareval counts the empty class as 0
+    assert score(items, (np.arange(4),)) == pytest.approx((1 + 2 / 3) / 2)  # a draw leaves it out
+
+
+def test_area_under_curve_by_hand() -> None:
+    """First class: 3 of 4 pairs are in order. Second: 0.6 and 0.7 against 0.8 and 0.2, 2 of 4."""
+    items = Items("aucroc", ((TARGETS, SAID),))
+    assert score(items) == pytest.approx((3 / 4 + 2 / 4) / 2)
+    assert np.isnan(score(items, (np.array([3, 3]),)))
+    assert score(items, (np.array([0, 1]),)) == pytest.approx((1 + 0) / 2)
+
+
+def test_what_can_be_scored() -> None:
+    assert all(map(can_score, ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "aucroc")))
+    assert not can_score("event_onset_200ms_fms")
+    with pytest.raises(TaskError, match="event_onset_200ms_fms"):
+        score(Items("event_onset_200ms_fms", ((TARGETS, SAID),)))
+
+
+@pytest.mark.heareval
+def test_the_score_is_that_of_heareval(tmp_path: Path) -> None:
+    found = make_corpus(tmp_path / "corpus")
+    tasks = find_tasks(found)
+    for task in tasks:
+        metadata = json.loads((task / "task_metadata.json").read_text())
+        metadata["evaluation_params"]["task_specific_param_grid"] |= {
+            "max_epochs": [6],
+            "check_val_every_n_epoch": [3],
+        }
+        (task / "task_metadata.json").write_text(json.dumps(metadata))
+    scores = evaluate("log_mel", tasks, tmp_path / "out", EvaluationConfig("faster", 1), progress=False)
+    kept = 0
+    for theirs in scores:
+        keep_items(tmp_path / "out" / theirs.task)
+        items = read_items(tmp_path / "out" / theirs.task)
+        if items is not None:
+            assert score(items) == pytest.approx(theirs.score, abs=1e-6)
+            kept += 1
+    assert kept == len(scores) - 1  # one task is of events

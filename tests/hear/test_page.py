@@ -1,0 +1,248 @@
+"""The page of a plan: whole HTML, nothing from outside, no label taken for code, the numbers of the table."""
+
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from asda_core.statistics import mean_interval
+from asda_hear.ablation.charts import MOST_NAMED, effect_charts, looks_of
+from asda_hear.ablation.page import Failure, PageDetails, answer, write_page
+from asda_hear.ablation.summary import Effect, Line, Summary, TaskResult
+from asda_hear.ablation.tables import make_grid
+from tests.hear.test_tables import APART, NASTY, result, summary
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Collects what a test asks for, and fails on a tag that is not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        """Of every tag that has the attribute."""
+        return [attrs[attribute] or "" for _, attrs in self.tags if attribute in attrs]
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+def details(shown: Summary) -> PageDetails:
+    """Everything that a page can show, with code in every text."""
+    cells = {cell: seed for line in shown.lines for cell, seed in zip(line.cells, line.seeds, strict=True)}
+    curve = {"step": [1, 20, 40], "loss": [60.0, 20.0, 5.0]}
+    return PageDetails(
+        curves={line.name: {"0": curve, "1": {**curve, "loss": [50.0, math.nan, 4.0]}} for line in shown.lines[:4]},
+        configs={cell: f"model: {NASTY}\nseed: {seed}\nsteps: 40\n" for cell, seed in cells.items()}
+        | {"lost": "seed: 9"},
+        plan=f"question: {NASTY}",
+        environment={"torch": "2.11", "note": NASTY, "commit": "abc"},
+        commit="abc123",
+        command=f"asda-hear ablate {NASTY}",
+        cell_commands={cell: f"asda-hear ablate plan.yaml --cell {cell}" for cell in cells},
+        failures=(Failure("lost", f"ValueError: {NASTY}", f"Traceback\n{NASTY}"),),
+        made="2026-11-21 01:00 UTC",
+        wall_seconds=6300.0,
+        cpu_seconds=59.0,
+    )
+
+
+def written(shown: Summary, folder: Path, more: PageDetails | None = None) -> str:
+    write_page(shown, details(shown) if more is None else more, folder / "new" / "page.html")
+    return (folder / "new" / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("label", ["b", NASTY])
+def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path, label: str) -> None:
+    text = written(dataclasses.replace(summary(label), question=f"Why {label}?"), tmp_path)
+    page = Page(text)
+    assert page.count("script") == 1
+    assert text.count("<script") == 1
+    for attribute in ("src", "href", "xlink:href", "srcset"):
+        assert all(value.startswith("#") for value in page.values(attribute)), attribute
+    assert "url(http" not in text
+    assert "@import" not in text
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for value in page.values("href")} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+    assert {name for value in page.values("aria-labelledby") for name in value.split()} <= set(ids)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
+
+
+def test_the_numbers_of_the_table_are_in_the_page(tmp_path: Path) -> None:
+    text = re.sub("<[^>]+>", "", written(summary(), tmp_path)).replace("−", "-")  # noqa: RUF001
+    for row in make_grid(summary()).rows:
+        for cell in row:
+            assert cell.text in text
+            assert cell.half in text
+            assert ", ".join(cell.bounds) in text
+    assert "[+0.020, +0.180]" in text  # over clips
+    assert "1 h 45 min wall time, 59 s CPU time" in text
+
+
+def test_there_is_a_figure_for_each_axis_task_and_cost(tmp_path: Path) -> None:
+    page = Page(written(summary(), tmp_path))
+    ids = page.values("id")
+    for name in ("effect-0", "effect-1", "scores-0", "scores-1", "cost-CPU-s", "cost-parameters", "curves"):
+        assert f"{name}-title" in ids
+    assert page.count("svg") == 7
+    assert {
+        "table",
+        "effects",
+        "scores",
+        "costs",
+        "training",
+        "comparison",
+        "aggregates",
+        "failed",
+        "reproduce",
+    } <= set(ids)
+
+
+def test_a_line_that_misses_a_task_is_in_the_legend(tmp_path: Path) -> None:
+    other = "noise-v1-full"
+    shown = summary()
+    lines = (dataclasses.replace(shown.lines[0], results={other: shown.lines[0].results[other]}), *shown.lines[1:])
+    text = written(dataclasses.replace(shown, lines=lines), tmp_path)
+    figure = text[text.index('id="cost-CPU-s-title"') :]
+    assert ">a · 0<" in figure[: figure.index("</svg>")]
+
+
+def test_every_fold_is_a_dot(tmp_path: Path) -> None:
+    text = written(summary(), tmp_path)
+    figure = text[text.index('id="scores-1-title"') :]
+    figure = figure[: figure.index("</svg>")]
+    assert figure.count("fill-opacity: 0; stroke: var(--blue)") >= 2 * 2 * 2  # lines, seeds, folds
+    assert "#010203" not in text
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    first = written(summary(NASTY), tmp_path / "a")
+    matplotlib.rcParams["font.size"] = 30
+    try:
+        assert written(summary(NASTY), tmp_path / "b") == first
+        assert matplotlib.rcParams["font.size"] == 30
+    finally:
+        matplotlib.rcParams["font.size"] = matplotlib.rcParamsDefault["font.size"]
+
+
+def test_configs_stand_once_per_line(tmp_path: Path) -> None:
+    text = written(summary(), tmp_path)
+    assert text.count("steps: 40") == 4
+    assert text.count("seed: 0  # 1 in the other cells") == 4
+    assert text.count("--cell a-00") == 1
+    assert "not in the table" in text
+
+
+def test_the_answer_says_no_more_than_the_numbers() -> None:
+    text = answer(summary())
+    assert "On esc10, mixer a, lambda 0.1 has the best mean of 4" in text
+    assert "from mixer a, lambda 0 +0.100 [+0.050, +0.150], which excludes 0)" in text
+    assert "but the baseline log-mel (0.700) is better" in text
+    assert "on noise, mixer b, lambda 0.1 has the best mean of 2" in text  # less is better
+    assert "which includes 0" in text
+    assert "With 2 seeds" in text
+    assert "too narrow" in text
+    doubtful = dataclasses.replace(APART, p_value=0.3)
+    lines = list(summary().lines)
+    lines[1] = dataclasses.replace(lines[1], results={"esc10-v1.0.0-full": result(0.6, difference=doubtful)})
+    assert "though a paired t-test over seeds gives p = 0.3" in answer(
+        dataclasses.replace(summary(), lines=tuple(lines))
+    )
+
+
+def test_the_answer_counts_many_tasks() -> None:
+    tasks = {f"t{number}": "mAP" for number in range(6)}
+    labels = {"mixer": "a"}
+    first = Line(labels, "", dict.fromkeys(tasks, result(0.5)), {}, seeds=(0, 1))
+    other = Line(
+        {"mixer": "b"}, "", {task: result(0.6, difference=APART) for task in list(tasks)[:4]}, {}, seeds=(0, 1)
+    )
+    many = Summary("t", "q", tasks, frozenset(), {"mixer": ("a", "b")}, (first, other), first, (), ())
+    assert answer(many).startswith("b has the best mean on 4 of 6 tasks; the 95 % interval of its difference from a")
+    assert "excludes 0 on 4 of these" in answer(many)
+
+
+def one_axis(count: int, tasks: tuple[str, ...] = ("x",), value: float = 0.5, seeds: int = 1) -> Summary:
+    """A plan with one axis of so many labels."""
+    labels = tuple(f"label{place}" for place in range(count))
+    results = {task: result(value, seeds=seeds) for task in tasks}
+    lines = tuple(Line({"a": label}, "", results, {"CPU s": 1.0 + place}, seeds=tuple(range(seeds)))
+                  for place, label in enumerate(labels))  # fmt: skip
+    effects = tuple(Effect("a", label, task, results[task].estimate, None) for label in labels for task in tasks)
+    return Summary("t", "q", dict.fromkeys(tasks, "mAP"), frozenset(), {"a": labels}, lines, lines[0], effects, ())
+
+
+def baselines_alone() -> Summary:
+    line = Line({}, "mel", {"x": TaskResult({"": (0.5,)}, mean_interval([0.5]), True)}, {})
+    return Summary("t", "q", {"x": "mAP"}, frozenset(), {"a": ("b",)}, (line,), None, (), ())
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        Summary("t", "", {}, frozenset(), {}, (), None, (), ()),
+        baselines_alone(),
+        one_axis(1),
+        one_axis(2, ("x", "y", "z", "u")),
+        one_axis(2, value=math.nan, seeds=2),
+        summary(seeds=1),
+    ],
+    ids=["nothing", "baselines", "one", "tasks", "nan", "one-seed"],
+)
+def test_plans_of_all_shapes(tmp_path: Path, shown: Summary) -> None:
+    page = Page(written(shown, tmp_path, PageDetails()))
+    assert len([attrs for tag, attrs in page.tags if attrs.get("scope") == "row"]) >= len(shown.lines)
+    assert answer(shown).endswith(".")
+
+
+def test_a_large_plan_is_small_enough(tmp_path: Path) -> None:
+    large = one_axis(100, seeds=3)
+    assert sum(look.named for look in looks_of(large).values()) == MOST_NAMED
+    curve = {"step": list(range(20)), "loss": [1.0] * 20}
+    text = written(large, tmp_path, PageDetails(curves={line.name: {"0": curve} for line in large.lines}))
+    assert len(text.encode()) < 2_000_000
+    assert "label99" in text
+
+
+def test_lines_differ_by_more_than_colour() -> None:
+    looks = list(looks_of(one_axis(MOST_NAMED)).values())
+    assert len({(look.colour, look.marker) for look in looks}) == MOST_NAMED
+    assert len({look.marker for look in looks[:6]}) == 6
+
+
+def test_charts_leave_formulas_alone() -> None:
+    charts = effect_charts(summary("$x^2$"))
+    assert ">$x^2$<" in charts[0].svg
