@@ -3,16 +3,28 @@
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from asda_core.checkpoint import MODEL_FILE
 from asda_core.config_io import to_yaml
-from asda_core.files import write_text
+from asda_core.files import write_rows, write_text
 from asda_core.pretrain.reporter import read_log
-from asda_hear.ablation.cells import ERROR_FILE, FACTS_FILE, TIMES_FILE, Work, evaluation_name, is_done
+from asda_hear.ablation.cells import (
+    BASELINES,
+    CELLS,
+    ERROR_FILE,
+    FACTS_FILE,
+    TIMES_FILE,
+    Work,
+    evaluation_name,
+    is_done,
+)
 from asda_hear.ablation.comparing import Interval, compare_items
 from asda_hear.ablation.environment import code_commit, environment
+from asda_hear.ablation.measuring import read_measured
 from asda_hear.ablation.page import Failure, PageDetails, write_page
 from asda_hear.ablation.plan import BASELINE, Cell, text_of
 from asda_hear.ablation.rows import Row
@@ -26,7 +38,8 @@ from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_l
 
 NAMED = 5
 """So many missing units are named."""
-TABLE_FILE, LATEX_FILE, PAGE_FILE, LEADERBOARD_FILE = "table.md", "table.tex", "report.html", "leaderboard.csv"
+TABLE_FILE, LATEX_FILE, PAGE_FILE = "table.md", "table.tex", "report.html"
+LEADERBOARD_FILE, NOISE_FILE = "leaderboard.csv", "noise.csv"
 
 
 def write_report(work: Work, rows: Sequence[Row]) -> str:
@@ -39,6 +52,7 @@ def write_report(work: Work, rows: Sequence[Row]) -> str:
     write_text(out / LATEX_FILE, to_latex(summary))
     write_tidy(rows, out)
     _write_leaderboard(summary, out)
+    _write_noise(work)
     write_page(summary, _details(work, failures), out / PAGE_FILE)
     return table
 
@@ -61,10 +75,10 @@ class ItemsOf:
     def _read(self, row: Row) -> Items | None:
         plan = self.work.plan
         if row[BASELINE]:
-            unit, options = self.work.store / "baselines" / row[BASELINE], plan.config.options
+            unit, options = self.work.store / BASELINES / row[BASELINE], plan.config.options
         else:
             labels = {axis: row[axis] for axis in plan.config.axes}
-            unit = self.work.store / "cells" / row["cell"]
+            unit = self.work.store / CELLS / row["cell"]
             options = self.options[text_of(labels), int(row["seed"])].options  # type: ignore[assignment]
         folder = unit / evaluation_name(plan, options) / row["task"]
         if folder not in self.known:
@@ -101,6 +115,20 @@ def _write_leaderboard(summary: Summary, out: Path) -> None:
     write_leaderboard(rows, out / LEADERBOARD_FILE)
 
 
+def _write_noise(work: Work) -> None:
+    """Every number of the attention on noise: each map, each layer, all queries and the class token."""
+    if work.plan.noise is None:
+        return
+    rows = []
+    for cell in work.plan.cells:
+        folder = work.store / CELLS / cell.name
+        if (folder / MODEL_FILE).exists():
+            for found in read_measured(work.plan.noise, str(folder / MODEL_FILE), folder) or []:
+                told = {key: value for key, value in asdict(found).items() if key != "ratios"}
+                rows.append({**told, **cell.labels, "seed": cell.seed, "cell": cell.name})
+    write_rows(work.out / NOISE_FILE, rows)
+
+
 def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
     """What the page shows beside the numbers."""
     plan = work.plan
@@ -108,7 +136,7 @@ def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
     configs, commands, made, spent = {}, {}, dict[str, str | int](), list[dict[str, float]]()
     seen = set[str]()
     for cell in plan.cells:
-        folder = work.store / "cells" / cell.name
+        folder = work.store / CELLS / cell.name
         configs[cell.name] = to_yaml(cell.config)
         commands[cell.name] = cell_command(work, cell)
         facts = read_stamp(folder / FACTS_FILE) or {}
@@ -139,7 +167,7 @@ def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
 def cell_command(work: Work, cell: Cell) -> str:
     """What makes one cell alone, from the config that lies in the store."""
     plan = work.plan
-    folder = work.store / "cells" / cell.name
+    folder = work.store / CELLS / cell.name
     threads = f"OMP_NUM_THREADS={plan.config.evaluation.threads}"
     train: list[Any] = ["asda", "pretrain", shown(folder / "config.yaml"), "--out", f"runs/{cell.name}", "--data"]
     train += [shown(plan.file.parent / source) for source in plan.config.data]

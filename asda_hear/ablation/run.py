@@ -4,7 +4,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import write_rows, write_text
+from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
 from asda_core.pretrain.resuming import TrainingStopped
 from asda_core.starting import check_fits
@@ -177,7 +178,8 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
     check_class_token_axis(catalog, [cell.config for cell in plan.cells])
     parse(HearOptions, plan.config.options, "options")
     inits = {file: read_model(file) for file in {cell.init for cell in plan.cells} if file is not None}
-    for cell in plan.cells:
+    different = {repr((replace(cell.config, seed=0), cell.options, cell.init)): cell for cell in plan.cells}
+    for cell in different.values():
         try:
             parse(HearOptions, cell.options, "options")
             if cell.init is not None:
@@ -185,7 +187,9 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
             elif cell.config.adapter is not None:
                 raise ConfigError(f"the adapter {cell.config.adapter.name!r} needs a trained encoder: give init.")
             with torch.device("meta"):
-                build_parts(catalog, cell.config)
+                encoder = build_parts(catalog, cell.config).encoder
+            for layer in range(cell.config.encoder.depth if plan.noise else 0):
+                mixer_with_maps(encoder, layer)
         except AsdaError as error:
             raise type(error)(f"{plan.file}, cell {text_of(cell.labels)}: {error}") from None
 

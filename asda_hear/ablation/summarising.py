@@ -57,7 +57,7 @@ def summarise(
         for key, line in lines.items():
             if key != reference:
                 lines[key] = _compared(line, against, groups[key], groups[reference], items)
-    found = [_with_aggregates(plan, line, lines.values()) for line in _corrected(list(lines.values()), against)]
+    found = [_with_aggregates(plan, line, lines.values(), tasks) for line in _corrected(list(lines.values()), against)]
     axes = {axis: tuple(dict.fromkeys(cell.labels[axis] for cell in plan.cells)) for axis in plan.config.axes}
     return Summary(
         title=plan.file.stem,
@@ -163,15 +163,17 @@ def _corrected(lines: list[Line], reference: Line | None) -> list[Line]:
     return [replace(line, p_value=corrected.get(line.name)) for line in lines]
 
 
-def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line]) -> Line:
-    """HEAR's aggregates; where a task is none of HEAR's, the best is that of this table."""
-    means = {task: result.estimate.mean for task, result in line.results.items()}
-    everything = [other for other in lines if other.results.keys() >= means.keys()]
-    naive = next((other for other in everything if plan.config.baselines.get(other.baseline) == LOG_MEL), None)
-    baseline = None if naive is None else {task: naive.results[task].estimate.mean for task in means}
-    best = {task: max(other.results[task].estimate.mean for other in everything) for task in means}
-    own = {task: value for task, value in best.items() if hear_column(task) is None}
-    return replace(line, aggregates=aggregates(means, baseline, own)) if len(means) > 1 else line
+def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], tasks: Mapping[str, str]) -> Line:
+    """The mean over HEAR tasks; where all are on its leaderboard, its aggregates, mel being what this plan measured."""
+    more = {task for task, metric in tasks.items() if metric not in LOWER_IS_BETTER}
+    means = {task: result.estimate.mean for task, result in line.results.items() if task in more}
+    if len(means) < 2:
+        return line
+    logs = [other for other in lines if plan.config.baselines.get(other.baseline) == LOG_MEL]
+    naive = next((other for other in logs if other.results.keys() >= means.keys()), None)
+    measured = None if naive is None else {task: naive.results[task].estimate.mean for task in means}
+    found = aggregates(means, measured)
+    return replace(line, aggregates=found if all(map(hear_column, means)) else {"mean": found["mean"]})
 
 
 def _effects(axes: Mapping[str, Sequence[str]], lines: Iterable[Line], tasks: Iterable[str]) -> list[Effect]:
@@ -235,10 +237,11 @@ def _notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference: Li
                 f"Wilcoxon's signed-rank test over {tasks} tasks cannot give a p below {smallest_p(tasks):.2g}; "
                 "p is corrected after Holm."
             )
-    notes.append(
-        f"heareval {rows[0]['heareval']}, grid {search.grid}, {points}, {search.threads} thread(s); "
-        f"torch {rows[0]['torch']}, asda {rows[0]['asda']}, {platform.machine()}, {os.cpu_count()} CPUs."
-    )
+    heard = next((row["heareval"] for row in rows if row["heareval"]), None)
+    how = f"heareval {heard}, grid {search.grid}, {points}, {search.threads} thread(s); " if heard else ""
+    notes.append(f"{how}torch {rows[0]['torch']}, asda {rows[0]['asda']}, {platform.machine()}, {os.cpu_count()} CPUs.")
+    if plan.config.noise_attention:
+        notes.append("Noise: share of attention on the noise patches, divided by chance; 1 is even attention.")
     notes.append(
         "Costs are medians: parameters and operations of the encoder, time and resident memory of a whole training "
         "with its audio."
@@ -264,6 +267,6 @@ def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
         if spreads:
             least = smallest_difference_seen(median(spreads), pairs)
             notes.append(
-                f"With {pairs} seeds a difference under {least:.3f} on {task} is mostly not seen (power 80 %)."
+                f"With {pairs} seeds a true difference under {least:.3f} on {task} is mostly missed (power 80 %)."
             )
     return notes

@@ -51,6 +51,6 @@ def change_plan(file: Path, **changes: Any) -> None:
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}, sort_keys=False))
 
 
-def work_on(file: Path, out: Path, catalog: Catalog | None = None) -> Work:
+def work_on(file: Path, out: Path, catalog: Catalog | None = None, store: Path | None = None) -> Work:
     """What `run_plan` takes."""
-    return prepare(load_plan(file), out, progress=False, catalog=catalog)
+    return prepare(load_plan(file), out, progress=False, catalog=catalog, store=store)

@@ -1,0 +1,102 @@
+"""Attention on noise as a plan of its own, which needs no HEAR task and no heareval."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from asda_core.errors import ConfigError
+from asda_hear.ablation.measuring import NOISE_METRIC
+from asda_hear.ablation.plan import load_plan
+from asda_hear.ablation.report import write_report
+from asda_hear.ablation.run import run_plan
+from tests.hear.plans import change_plan, tone_plan, work_on
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    file = tone_plan(tmp_path)
+    text = file.read_text().replace("tasks:\n  folder: tasks\n", "")
+    file.write_text(text)
+    change_plan(file, noise_attention={"audio": ["audio"], "clips": 3, "snr_db": [10, 0]})
+    return file
+
+
+def test_a_plan_of_noise_alone(plan: Path, tmp_path: Path) -> None:
+    work = work_on(plan, tmp_path / "out")
+    assert not work.tasks
+    rows = run_plan(work)
+    conditions = {"noise at 10 dB", "its place when clean (10 dB)", "noise at 0 dB", "its place when clean (0 dB)"}
+    assert len(rows) == 4 * len(conditions)  # of the log-mel baseline there is nothing to measure
+    assert {row["task"] for row in rows} == conditions
+    assert {row["metric"] for row in rows} == {NOISE_METRIC}
+    for row in rows:
+        clips = [float(value) for value in row["folds"].split()]
+        assert len(clips) == 3
+        assert all(0 < value < 10 for value in clips)
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("noise-*.json")}
+    assert len(files) == 4
+    assert run_plan(work_on(plan, tmp_path / "out")) == rows
+    assert {file: file.stat().st_mtime_ns for file in files} == files  # nothing was done again
+    change_plan(plan, noise_attention={"audio": ["audio"], "clips": 2, "snr_db": [10]})
+    fewer = run_plan(work_on(plan, tmp_path / "out"))
+    assert len(fewer) == 4 * 2
+    assert len(fewer[0]["folds"].split()) == 2
+
+
+def test_what_it_leaves(plan: Path, tmp_path: Path) -> None:
+    work = work_on(plan, tmp_path / "out")
+    table = write_report(work, run_plan(work))
+    out = tmp_path / "out"
+    assert "noise at 10 dB" in table
+    assert "1 is even attention" in table
+    with (out / "scores.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4 * 4 * 3
+    with (out / "noise.csv").open() as file:
+        told = list(csv.DictReader(file))
+    assert {row["what"] for row in told if row["mixer"] == "differential"} == {
+        "map 1", "map 2", "difference, net", "difference, absolute",
+    }  # fmt: skip
+    assert {row["what"] for row in told if row["mixer"] == "standard"} == {"map 1"}
+    assert not (out / "leaderboard.csv").exists()
+    assert "noise at 10 dB" in (out / "report.html").read_text()
+
+
+def test_plans_share_a_store(plan: Path, tmp_path: Path) -> None:
+    """A second plan with a folder of its own finds the trainings of the first."""
+    work = work_on(plan, tmp_path / "first")
+    run_plan(work)
+    second = work_on(plan, tmp_path / "second", store=tmp_path / "first")
+    rows = run_plan(second)
+    assert len(rows) == 16
+    assert sorted(file.name for file in (tmp_path / "second").iterdir() if not file.name.startswith(".")) == [
+        "rows.csv"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"audio": []}, "noise_attention.audio must name the clips"),
+        ({"audio": ["audio"], "snr": [0]}, "unknown config key 'snr'. Did you mean 'snr_db'"),
+        ({"audio": ["audio"], "snr_db": []}, "snr_db must be one or more"),
+        ({"audio": ["audio"], "clips": 0}, "clips must be at least 1"),
+    ],
+)
+def test_wrong_plans(plan: Path, changes: dict[str, object], message: str) -> None:
+    change_plan(plan, noise_attention=changes)
+    with pytest.raises(ConfigError, match=message):
+        load_plan(plan)
+
+
+def test_a_plan_must_ask_something(plan: Path) -> None:
+    change_plan(plan, noise_attention=None)
+    with pytest.raises(ConfigError, match="needs tasks, or noise_attention"):
+        load_plan(plan)
+
+
+def test_mixers_without_maps_are_refused_before_anything_runs(plan: Path, tmp_path: Path) -> None:
+    change_plan(plan, axes={"encoder.mixer": ["standard", "mamba"]})
+    with pytest.raises(ConfigError, match=r"cell encoder.mixer mamba: .*mamba.* no attention maps"):
+        work_on(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

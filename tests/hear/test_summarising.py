@@ -1,0 +1,130 @@
+"""Rows to lines, differences and effects, on numbers that can be done by hand."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.stats
+
+from asda_hear.ablation.comparing import Interval
+from asda_hear.ablation.plan import Plan, load_plan
+from asda_hear.ablation.summarising import summarise
+from tests.hear.test_ablation import plan_file
+
+FACTS = {"heareval": "h", "torch": "t", "asda": "a", "gflops": 0.5, "trained": 8, "parameters": 8, "cell": "c"}
+
+
+def row(task: str, lambda_: str, steps: str, seed: int | str, folds: tuple[float, ...], **more: Any) -> dict[str, Any]:
+    text = " ".join(map(str, folds))
+    known = {"model": "", "lambda": lambda_, "steps": steps, "seed": seed, "task": task, "metric": "top1_acc"}
+    return {**FACTS, **known, "score": sum(folds) / len(folds), "folds": text, **more}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return load_plan(plan_file(tmp_path, question="Which?", baselines={"log-mel": "log_mel"}, seeds=[0, 1]))
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """A full grid on task a; on task b one combination is missing."""
+    grid = {
+        ("0.1", "0"): ((0.4, 0.6), (0.5, 0.5)),
+        ("0.1", "2"): ((0.5, 0.7), (0.6, 0.8)),
+        ("0.3", "0"): ((0.6, 0.8), (0.7, 0.5)),
+        ("0.3", "2"): ((0.9, 0.9), (0.6, 0.8)),
+    }
+    found = [
+        row("a", *labels, seed, folds, pretrain_cpu_seconds=10.0 + seed)
+        for labels, of_seeds in grid.items()
+        for seed, folds in enumerate(of_seeds)
+    ]
+    found += [row("b", *labels, 0, (0.2,)) for labels in list(grid)[:3]]
+    return [*found, row("a", "", "", "", (0.5, 0.3), model="log-mel")]
+
+
+def test_lines(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    summary = summarise(plan, rows)
+    assert (summary.question, summary.title) == ("Which?", "plan")
+    assert summary.tasks == {"a": "top1_acc", "b": "top1_acc"}
+    assert summary.axes == {"lambda": ("0.1", "0.3"), "steps": ("0", "2")}
+    assert [line.name for line in summary.lines] == [
+        "lambda 0.1, steps 0", "lambda 0.1, steps 2", "lambda 0.3, steps 0", "lambda 0.3, steps 2", "log-mel",
+    ]  # fmt: skip
+    best = summary.lines[3]
+    assert [line.results["a"].best for line in summary.lines] == [False, False, False, True, False]
+    assert best.results["a"].estimate.mean == pytest.approx((0.9 + 0.7) / 2)
+    low, high = scipy.stats.t.interval(0.95, 1, loc=0.8, scale=scipy.stats.sem([0.9, 0.7]))
+    assert best.results["a"].estimate.half == pytest.approx((high - low) / 2)
+    assert (best.seeds, best.costs["CPU s"]) == ((0, 1), 10.5)
+    assert "b" not in best.results
+    assert all(line.results["b"].best for line in summary.lines[:3])  # equal
+
+
+def test_differences_from_the_reference(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    summary = summarise(plan, rows, items=lambda ours, theirs: Interval(len(ours), len(theirs)))
+    assert summary.reference is summary.lines[0]
+    assert summary.reference.results["a"].difference is None
+    difference = summary.lines[3].results["a"].difference
+    assert difference is not None
+    assert difference.mean == pytest.approx(0.8 - 0.5)
+    assert difference.p_value == pytest.approx(scipy.stats.ttest_rel([0.9, 0.7], [0.5, 0.5]).pvalue)
+    assert difference.pairs == 2
+    assert difference.items == Interval(2, 2)  # the rows of the two lines on this task
+    baseline = summary.lines[4].results["a"].difference
+    assert baseline is not None
+    assert baseline.mean == pytest.approx(0.4 - 0.5)
+    assert summary.lines[3].p_value is None  # one task of two is missing
+    assert summary.lines[1].p_value == pytest.approx(1.0)
+
+
+def test_a_baseline_as_the_reference(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    given = {"reference": "log-mel", "baselines": {"log-mel": "log_mel"}}
+    summary = summarise(load_plan(plan_file(tmp_path, **given)), rows)
+    assert summary.reference is summary.lines[4]
+    difference = summary.lines[0].results["a"].difference
+    assert difference is not None
+    assert (difference.mean, difference.pairs) == (pytest.approx(0.1), 2)
+
+
+def test_effects_average_over_the_other_axes(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    effects = {(effect.axis, effect.label, effect.task): effect for effect in summarise(plan, rows).effects}
+    first, second = effects["lambda", "0.1", "a"], effects["lambda", "0.3", "a"]
+    assert first.difference is None
+    assert first.estimate.mean == pytest.approx((0.5 + 0.6 + 0.5 + 0.7) / 4)
+    assert second.estimate.mean == pytest.approx((0.7 + 0.9 + 0.6 + 0.7) / 4)
+    assert second.difference is not None
+    assert second.difference.mean == pytest.approx(0.725 - 0.575)
+    assert second.difference.pairs == 2
+    shared = effects["lambda", "0.3", "b"]  # only steps 0 has both labels
+    assert shared.estimate.mean == pytest.approx(0.2)
+    assert math.isnan(shared.estimate.half)
+
+
+def test_notes(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    text = "\n".join(summarise(plan, rows, missing=["one"]).notes)
+    assert "Mean ± half the 95 % interval (Student's t) over seeds." in text
+    assert "cannot give a p below 0.5" in text
+    assert "With 2 seeds a true difference under" in text
+    assert "heareval h, grid default, 8 grid points, 1 thread(s)" in text
+    assert summarise(plan, []).notes == ("Nothing is done yet.",)
+
+
+def test_less_is_better_for_noise(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    less = [{**each, "metric": "noise share"} for each in rows if each["task"] == "a" and not each["model"]]
+    summary = summarise(plan, less)
+    assert summary.lower_is_better == {"a"}
+    assert [line.results["a"].best for line in summary.lines] == [True, False, False, False]
+    assert not any(line.aggregates for line in summary.lines)
+
+
+def test_aggregates_of_hears_tasks(plan: Plan) -> None:
+    names = ("esc50-v2.0.0-full", "libricount-v1.0.0-hear2021-full")
+    grid = [row(name, "0.1", "0", seed, (0.6 + 0.1 * seed,)) for name in names for seed in (0, 1)]
+    grid += [row(name, "", "", "", (0.3,), model="log-mel") for name in names]
+    line, baseline = summarise(plan, grid).lines
+    assert line.aggregates["mean"] == pytest.approx(0.65)
+    assert 0 < line.aggregates["s(m)"] < 100
+    assert baseline.aggregates["s(m)"] == 0
+    assert -1 <= line.aggregates["z"] <= 1
