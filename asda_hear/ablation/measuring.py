@@ -64,17 +64,27 @@ def read_measured(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRo
 
 
 def as_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
-    """What the model really uses, as if each condition were a task and each clip a fold; less is better."""
-    return [
-        TaskScore(task_name(row), NOISE_METRIC, row.ratio, row.ratios, {NOISE_METRIC: row.ratio}, row.ratio)
-        for row in main_rows(rows)
-    ]
+    """What the model really uses, as if each condition were a task and each clip a fold; less is better.
+
+    Of every ratio there are three: the noise, the same patches in the clean clip, and the change from this to that,
+    clip by clip, which is what a mechanism that cancels noise makes negative.
+    """
+    found = []
+    by_ratio: dict[float, dict[bool, NoiseRow]] = {}
+    for row in main_rows(rows):
+        by_ratio.setdefault(row.snr_db, {})[row.condition == CLEAN] = row
+    for snr_db, pair in by_ratio.items():
+        noisy, clean = pair[False], pair[True]
+        change = tuple(with_noise - without for with_noise, without in zip(noisy.ratios, clean.ratios, strict=True))
+        found.append(_score(f"noise at {snr_db:g} dB", noisy.ratios))
+        found.append(_score(f"same place, clean ({snr_db:g} dB)", clean.ratios))
+        found.append(_score(f"change by noise ({snr_db:g} dB)", change))
+    return found
 
 
-def task_name(row: NoiseRow) -> str:
-    """As in "noise at 10 dB", and "its place in the clean clip (10 dB)"."""
-    ratio = f"{row.snr_db:g} dB"
-    return f"its place when clean ({ratio})" if row.condition == CLEAN else f"noise at {ratio}"
+def _score(name: str, ratios: Sequence[float]) -> TaskScore:
+    mean = sum(ratios) / len(ratios)
+    return TaskScore(name, NOISE_METRIC, mean, tuple(ratios), {NOISE_METRIC: mean}, mean)
 
 
 def _stamp(model: str) -> dict[str, Any]:

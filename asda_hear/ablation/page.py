@@ -134,19 +134,19 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
     write_text(file, text)
 
 
-def answer(summary: Summary) -> str:
-    """Two sentences from the numbers: which line is best and whether that can be told from chance; what cannot be."""
+def answer(summary: Summary) -> list[str]:
+    """Sentences from the numbers: which line is best and whether that can be told from chance; what cannot be."""
     lines = [line for line in summary.lines if not line.baseline and line.results]
     if not lines:
-        return "No combination of this plan is done yet. Nothing can be said."
+        return ["No combination of this plan is done yet. Nothing can be said."]
     best = {task: line for task in summary.tasks if (line := _best(summary, lines, task)) is not None}
     if not best:
-        return "No combination has a score that is a number. Nothing can be said."
+        return ["No combination has a score that is a number. Nothing can be said."]
     if len(best) <= SPELLED_TASKS:
-        first = "On " + "; on ".join(_on_task(summary, lines, task, line) for task, line in best.items())
+        first = [f"{_on_task(summary, lines, task, line)}." for task, line in best.items()]
     else:
-        first = _on_many(summary, best)
-    return f"{first}. {_limits(summary, lines)}"
+        first = [f"{_on_many(summary, best)}."]
+    return [*first, _limits(summary, lines)]
 
 
 def _best(summary: Summary, lines: Sequence[Line], task: str) -> Line | None:
@@ -164,7 +164,7 @@ def _on_task(summary: Summary, lines: Sequence[Line], task: str, line: Line) -> 
     best = f"has the best mean of {others}" if others > 1 else "stands alone"
     against = _against_reference(summary, line, result)
     above = _baselines_above(summary, task, result)
-    return f"{short_names(summary.tasks)[task]}, {_called(summary, line)} {best} ({score}; {against}){above}"
+    return f"{short_names(summary.tasks)[task]}: {_called(summary, line)} {best}, {score}; {against}{above}"
 
 
 def _against_reference(summary: Summary, line: Line, result: TaskResult) -> str:
@@ -172,14 +172,14 @@ def _against_reference(summary: Summary, line: Line, result: TaskResult) -> str:
         return "there is no reference"
     if line == summary.reference:
         return "it is the reference itself"
-    difference, name = result.difference, _called(summary, summary.reference)
+    difference = result.difference
     if difference is None or math.isnan(difference.interval.low):
-        return f"no interval of its difference from {name}"
+        return "no interval of its difference from the reference"
     excludes = excludes_zero(difference)
     ends = f"[{signed(difference.interval.low)}, {signed(difference.interval.high)}]"
     doubt = f", though a paired t-test over seeds gives p = {p_text(difference.p_value)}"
     return (
-        f"from {name} {signed(difference.mean)} {ends}, which {'excludes' if excludes else 'includes'} 0"
+        f"{signed(difference.mean)} {ends} from the reference, which {'excludes' if excludes else 'includes'} 0"
         f"{doubt if excludes and difference.p_value >= SIGNIFICANT else ''}"
     )
 
@@ -285,7 +285,7 @@ def _recipe(line: str, cells: Sequence[str], details: PageDetails) -> Recipe:
 
 
 def _times(details: PageDetails) -> list[str]:
-    known = (("wall time", details.wall_seconds), ("CPU time", details.cpu_seconds))
+    known = (("of training", details.wall_seconds), ("of processor time", details.cpu_seconds))
     return [f"{_duration(seconds)} {name}" for name, seconds in known if seconds is not None]
 
 

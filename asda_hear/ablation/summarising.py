@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median, stdev
 
-from asda_core.statistics import mean_interval
+from asda_core.statistics import CONFIDENCE, mean_interval
 from asda_hear.ablation.comparing import (
     Interval,
     compare,
@@ -47,7 +47,7 @@ def summarise(
         items: compares two lines clip by clip; None leaves that out.
         missing: what is not there.
     """
-    tasks = dict(sorted({str(row["task"]): str(row["metric"]) for row in rows}.items()))
+    tasks = {str(row["task"]): str(row["metric"]) for row in rows}
     groups = _groups(plan, rows)
     reference = _reference_key(plan, groups)
     best = {task: _best(groups, task, metric) for task, metric in tasks.items()}
@@ -149,8 +149,8 @@ def _compared(
 
 
 def _corrected(lines: list[Line], reference: Line | None) -> list[Line]:
-    """Lines with their Wilcoxon p over tasks, corrected for how many are compared."""
-    if reference is None:
+    """Lines with their Wilcoxon p over tasks, corrected for how many are compared; none where tasks are too few."""
+    if reference is None or smallest_p(len(reference.results)) > 1 - CONFIDENCE:
         return lines
     raw = {}
     for line in lines:
@@ -231,11 +231,11 @@ def _notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference: Li
             f"Differences are from {reference.name}, paired by seed and fold; their intervals are bootstraps over both."
         )
         notes += _power_notes(lines, reference)
-        tasks = len(reference.results)
-        if tasks > 1:
+        least = smallest_p(len(reference.results))
+        if least > 1 - CONFIDENCE:
             notes.append(
-                f"Wilcoxon's signed-rank test over {tasks} tasks cannot give a p below {smallest_p(tasks):.2g}; "
-                "p is corrected after Holm."
+                f"Wilcoxon's signed-rank test over tasks is left out: {len(reference.results)} cannot give a p below "
+                f"{least:.2g}."
             )
     heard = next((row["heareval"] for row in rows if row["heareval"]), None)
     how = f"heareval {heard}, grid {search.grid}, {points}, {search.threads} thread(s); " if heard else ""

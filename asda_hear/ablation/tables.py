@@ -16,7 +16,7 @@ SIGNIFICANT = 0.05
 """A p-value below this is marked; the usual level (Fisher 1925)."""
 EXCLUDES_ZERO, BELOW_LEVEL = "†", "‡"
 """Marks of an interval without 0, and of a corrected p-value below `SIGNIFICANT`."""
-LESS_IS_MORE = "↓"
+LESS_IS_MORE, SECONDS, CPU_SECONDS = "↓", "training s", "CPU s"
 FEW_SEEDS = 6
 """Below so many, a bootstrap over seeds gives intervals that are narrower than they say."""
 FEW, MANY = 10, 1000
@@ -78,13 +78,12 @@ def make_grid(summary: Summary) -> Grid:
     lines = summary.lines
     columns = [
         *_label_columns(summary),
-        *_cost_columns(lines),
         Column("seeds", "count", tuple(Cell(str(count), count) for count in map(count_seeds, lines))),
         *(column for task in summary.tasks for column in _task_columns(summary, task)),
     ]
     if any(line.p_value is not None for line in lines):
         columns.append(Column("p (Holm)", "p", tuple(_p_cell(line.p_value) for line in lines)))
-    columns += _aggregate_columns(lines)
+    columns += [*_aggregate_columns(lines), *_cost_columns(lines)]
     rows = tuple(tuple(column.cells[row] for column in columns) for row in range(len(lines)))
     return Grid(tuple(columns), rows, tuple(bool(line.baseline) for line in lines), _footnotes(summary, columns))
 
@@ -197,9 +196,11 @@ def _label_columns(summary: Summary) -> list[Column]:
 
 
 def _cost_columns(lines: Sequence[Line]) -> list[Column]:
-    names = list(dict.fromkeys(name for line in lines for name in line.costs))
+    names = dict.fromkeys(name for line in lines for name in line.costs)
     if all(line.costs.get("trained", line.costs.get("parameters")) == line.costs.get("parameters") for line in lines):
-        names = [name for name in names if name != "trained"]  # only adapters leave parameters as they are
+        names.pop("trained", None)  # only adapters leave parameters as they are
+    if all(CPU_SECONDS in line.costs or not line.costs.get(SECONDS) for line in lines):
+        names.pop(SECONDS, None)  # of a busy machine the seconds of the processor tell more
     return [Column(name, "cost", tuple(_cost_cell(line.costs.get(name)) for line in lines)) for name in names]
 
 

@@ -26,21 +26,24 @@ def test_a_plan_of_noise_alone(plan: Path, tmp_path: Path) -> None:
     work = work_on(plan, tmp_path / "out")
     assert not work.tasks
     rows = run_plan(work)
-    conditions = {"noise at 10 dB", "its place when clean (10 dB)", "noise at 0 dB", "its place when clean (0 dB)"}
+    kinds = ("noise at {} dB", "same place, clean ({} dB)", "change by noise ({} dB)")
+    conditions = {kind.format(ratio) for kind in kinds for ratio in (10, 0)}
     assert len(rows) == 4 * len(conditions)  # of the log-mel baseline there is nothing to measure
     assert {row["task"] for row in rows} == conditions
     assert {row["metric"] for row in rows} == {NOISE_METRIC}
     for row in rows:
         clips = [float(value) for value in row["folds"].split()]
         assert len(clips) == 3
-        assert all(0 < value < 10 for value in clips)
+        assert all(0 < value < 10 or row["task"].startswith("change") for value in clips)
+    noise, clean, change = ([float(value) for value in row["folds"].split()] for row in rows[:3])
+    assert change == pytest.approx([n - c for n, c in zip(noise, clean, strict=True)], abs=2e-6)
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("noise-*.json")}
     assert len(files) == 4
     assert run_plan(work_on(plan, tmp_path / "out")) == rows
     assert {file: file.stat().st_mtime_ns for file in files} == files  # nothing was done again
     change_plan(plan, noise_attention={"audio": ["audio"], "clips": 2, "snr_db": [10]})
     fewer = run_plan(work_on(plan, tmp_path / "out"))
-    assert len(fewer) == 4 * 2
+    assert len(fewer) == 4 * 3
     assert len(fewer[0]["folds"].split()) == 2
 
 
@@ -51,7 +54,7 @@ def test_what_it_leaves(plan: Path, tmp_path: Path) -> None:
     assert "noise at 10 dB" in table
     assert "1 is even attention" in table
     with (out / "scores.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 4 * 4 * 3
+        assert len(list(csv.DictReader(file))) == 4 * 6 * 3
     with (out / "noise.csv").open() as file:
         told = list(csv.DictReader(file))
     assert {row["what"] for row in told if row["mixer"] == "differential"} == {
@@ -68,7 +71,7 @@ def test_plans_share_a_store(plan: Path, tmp_path: Path) -> None:
     run_plan(work)
     second = work_on(plan, tmp_path / "second", store=tmp_path / "first")
     rows = run_plan(second)
-    assert len(rows) == 16
+    assert len(rows) == 24
     assert sorted(file.name for file in (tmp_path / "second").iterdir() if not file.name.startswith(".")) == [
         "rows.csv"
     ]

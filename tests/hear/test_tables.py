@@ -74,13 +74,14 @@ def test_markdown_has_the_same_columns_in_every_line(label: str) -> None:
 def test_markdown_says_what_the_numbers_say() -> None:
     text = to_markdown(summary())
     assert "## Does it help?" in text
-    assert "| mixer | lambda | parameters | CPU s | seeds | esc10 (top1_acc) | Δ esc10 | noise (share) ↓ |" in text
+    assert "| mixer | lambda | seeds | esc10 (top1_acc) | Δ esc10 | noise (share) ↓ |" in text
+    assert "| s(m) | parameters | CPU s |" in text
     assert "trained" not in text
     assert "+0.100 [+0.050, +0.150] † |" in text
     assert "-0.050 [-0.100, +0.020] |" in text
-    assert "| *log-mel* |  | 0 |  | 1 | **0.700** |" in text
-    assert "| 0.04 ‡ | 41.5 |" in text
-    assert "| 0.2 | 41.5 |" in text
+    assert "| *log-mel* |  | 1 | **0.700** |" in text
+    assert "| 0.04 ‡ | 41.5 | 1,500 |" in text
+    assert "| 0.2 | 41.5 | " in text
     assert "esc10 is esc10-v1.0.0-full" in text
     assert "Not in the table: b: gone." in text
     assert "with 2 seeds such intervals are narrower than they should be" in text
