@@ -17,6 +17,7 @@ from asda_hear.evaluate.compat import validate
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
 from asda_hear.evaluate.runner import EvaluationConfig, evaluate, find_tasks
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
+from asda_hear.evaluate.standing import write_standing
 from asda_hear.evaluate.tasks import TRAIN_VALID_TEST, TaskConfig, build_task, check_task, resample_task
 from asda_hear.looking.commands import add_look
 
@@ -145,7 +146,10 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
     for model, name in zip(parsed.model, names, strict=True):
         rows += [(name, score) for score in evaluate(model, tasks, parsed.out / name, config, options)]
         write_tables(rows + scores_beside(parsed.out, names), parsed.out)
-    print(to_markdown(rows + scores_beside(parsed.out, names)), end="")
+    everything = rows + scores_beside(parsed.out, names)
+    print(to_markdown(everything), end="")
+    if standing := write_standing(everything, parsed.out):
+        print(f"\n{standing}", end="")
     print(f"written to {parsed.out}/scores.md, .csv, .json", file=sys.stderr)
 
 

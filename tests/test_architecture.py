@@ -36,12 +36,13 @@ CORE_ORDER = (
 
 HEAR_ORDER = (
     "pooling", "model", "api", "evaluate.compat", "evaluate.scores", "evaluate.tasks", "evaluate.labels",
-    "evaluate.items", "evaluate.leaderboard", "evaluate.runner", "looking.clip", "looking.places",
-    "looking.measures", "looking.noise", "looking.noise_attention", "looking.view", "looking.drawing",
-    "looking.page", "looking.commands", "ablation.size", "ablation.environment", "ablation.measuring",
-    "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run", "ablation.many", "ablation.estimate",
-    "ablation.comparing", "ablation.summary", "ablation.summarising", "ablation.tables", "ablation.svg",
-    "ablation.charts", "ablation.tidy", "ablation.page", "ablation.report", "ablation.commands", "demo", "cli",
+    "evaluate.items", "evaluate.leaderboard", "evaluate.standing", "evaluate.runner", "looking.clip",
+    "looking.places", "looking.measures", "looking.noise", "looking.noise_attention", "looking.view",
+    "looking.drawing", "looking.page", "looking.commands", "ablation.size", "ablation.environment",
+    "ablation.measuring", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run", "ablation.many",
+    "ablation.estimate", "ablation.comparing", "ablation.summary", "ablation.summarising", "ablation.tables",
+    "ablation.svg", "ablation.charts", "ablation.tidy", "ablation.page", "ablation.report", "ablation.commands",
+    "demo", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

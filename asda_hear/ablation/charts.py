@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from asda_core.statistics import Estimate
 from asda_hear.ablation.summary import Line, Summary, TaskResult
-from asda_hear.ablation.svg import FAINT, INK, PAPER, Chart, chart, drawing, figure
+from asda_hear.ablation.svg import FAINT, INK, PAPER, Chart, chart, drawing, figure, scores_in_view
 from asda_hear.ablation.tables import EXCLUDES_ZERO, excludes_zero, short_names
 
 Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
@@ -153,13 +153,13 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
                                ha="center", va="bottom")  # fmt: skip
         _name_rows(panel, [f"{label} (reference)" if label == labels[0] else label for label in labels])
         panel.set(title=names[task], xlabel=_scale_name(summary, task))
+        scores_in_view(panel, task not in summary.lower_is_better)
     for panel in list(panels)[len(tasks) :]:
         panel.set_axis_off()
     caption = (
-        "Each label averaged over all other axes: mean and 95 % interval over seeds, where there are two or more. "
-        f"Hollow, with the dashed line: the first label; {EXCLUDES_ZERO} the interval of the paired difference "
-        "from it excludes 0."
+        "Each label averaged over all other axes: mean and 95 % interval over seeds. Hollow, with the dashed line: "
     )
+    caption += f"the first label; {EXCLUDES_ZERO} the interval of the paired difference from it excludes 0."
     return chart(f"effect-{list(summary.axes).index(axis)}", f"Effect of {axis}", caption, picture)
 
 
@@ -174,9 +174,9 @@ def _score_chart(summary: Summary, task: str) -> Chart:
     marks = {True: " (reference)", False: ""}
     _name_rows(axes, [short_name(line) + marks[line == summary.reference] for line in lines])
     axes.set_xlabel(_scale_name(summary, task))
+    scores_in_view(axes, task not in summary.lower_is_better)
     caption = (
-        "Small: each fold, seeds one above the other. Large, below them: the mean, with its 95 % interval over seeds "
-        "where there are two or more."
+        "Small: each fold, seeds one above the other. Large, below them: the mean, with its 95 % interval over seeds."
     )
     return chart(f"scores-{list(summary.tasks).index(task)}", short_names(summary.tasks)[task], caption, picture)
 

@@ -35,11 +35,12 @@ from asda_hear.ablation.tidy import write_tidy
 from asda_hear.evaluate.compat import read_stamp
 from asda_hear.evaluate.items import Items, can_score, read_items
 from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
+from asda_hear.evaluate.standing import LEADERBOARD_FILE
 
 NAMED = 5
 """So many missing units are named."""
 TABLE_FILE, LATEX_FILE, PAGE_FILE = "table.md", "table.tex", "report.html"
-LEADERBOARD_FILE, NOISE_FILE = "leaderboard.csv", "noise.csv"
+NOISE_FILE = "noise.csv"
 
 
 def write_report(work: Work, rows: Sequence[Row]) -> str:

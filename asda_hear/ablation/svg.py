@@ -9,6 +9,7 @@ from html import escape
 from io import StringIO
 
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -17,6 +18,8 @@ INK, FAINT, PAPER = "#010203", "#040506", "#070809"
 OF_PAGE = {INK: "currentColor", FAINT: "var(--faint)", PAPER: "var(--paper)", "#0072b2": "var(--blue)"}
 WIDE_INCHES = 8.4
 """Width of a chart before it is fitted to the page."""
+MARGIN = 0.03
+"""Left beside 0 and 1 on an axis of scores."""
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "asda", "text.parse_math": False, "axes.formatter.useoffset": False,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT,
@@ -50,6 +53,14 @@ def drawing() -> Iterator[None]:
     with warnings.catch_warnings(), style.context(["default", STYLE]):
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page has more fonts than matplotlib
         yield
+
+
+def scores_in_view(axes: Axes, bounded: bool) -> None:
+    """Cut the axis where no score can be: intervals of few seeds may leave 0 to 1, and would squeeze all the rest."""
+    if not bounded:
+        return
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -MARGIN), min(high, 1 + MARGIN))
 
 
 def chart(name: str, title: str, caption: str, drawn: Figure) -> Chart:

@@ -87,7 +87,8 @@ def test_what_another_process_holds_is_waited_for(tmp_path: Path) -> None:
     work = work_on(plan, out)
     held, free = work.units()
     held.folder.mkdir(parents=True)
-    hold = "import sys, filelock; filelock.FileLock(sys.argv[1]).acquire(); print(1, flush=True); sys.stdin.read()"
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+    hold += "print(1, flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold, str(held.folder / CLAIM_FILE)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None
