@@ -114,8 +114,6 @@ def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, seen
     def note_maps(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         tokens, layout = _arguments(args, named)
         maps: Any = mixer.maps(tokens, layout)
-        if isinstance(maps, tuple) and len(maps) == 1:  # the bare map of a mixer that has one
-            maps = AttentionMaps(maps[0])
         if not isinstance(maps, AttentionMaps):
             raise ConfigError(f"{type(mixer).__name__}.maps must return AttentionMaps, not {type(maps).__name__}.")
         seen.found.append(LayerMaps(maps, layout))

@@ -14,7 +14,8 @@ from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
-from asda_hear.ablation.cells import BASELINES, CELLS, Unit, Work, different_options, evaluation_name, is_done
+from asda_hear.ablation.cells import BASELINES, CELLS, Unit, Work, different_options, evaluation_name, is_done, model_of
+from asda_hear.ablation.measuring import can_measure, measure
 from asda_hear.ablation.plan import Cell, text_of
 from asda_hear.ablation.run import Shard
 from asda_hear.evaluate.compat import installed, read_stamp
@@ -24,6 +25,8 @@ MEASURED_STEPS = 4
 """Enough for a step to be warm, few enough to take seconds; the median of what is done replaces it as cells finish."""
 PILOT_CLIPS = 5000
 """Where nothing is scored yet, tasks of at most so many clips are scored once to see how long that takes."""
+PILOT_NOISE_CLIPS = 4
+"""Clips on which attention on noise is measured to see how long that takes."""
 MINUTE, HOUR = 60, 3600
 
 
@@ -32,12 +35,13 @@ class Estimate:
     """Seconds of one process for what is not done.
 
     Attributes:
-        training, evaluation: their parts; None where it could not be measured.
+        training, evaluation, noise: their parts; None where it could not be measured.
         step: kind of cell -> seconds of a step.
     """
 
     training: float
     evaluation: float | None
+    noise: float
     step: Mapping[str, float]
 
 
@@ -63,7 +67,9 @@ def print_estimate(work: Work, shard: Shard, jobs: int) -> None:
         print(f"evaluation: not measured yet (more than {PILOT_CLIPS} clips); after the first cell it is known.")
     else:
         print(f"evaluation: {in_words(estimate.evaluation)}")
-    total = estimate.training + (estimate.evaluation or 0.0)
+    if estimate.noise:
+        print(f"attention on noise: {in_words(estimate.noise)}")
+    total = estimate.training + (estimate.evaluation or 0.0) + estimate.noise
     print(f"together: about {in_words(total)} of one process, {in_words(total / jobs)} with --jobs {jobs}.")
     hours = work.plan.config.budget.hours
     if hours is not None and total / jobs > hours * HOUR:
@@ -94,9 +100,10 @@ def estimate_rest(work: Work, left: list[Unit]) -> Estimate:
         scored = _scored_seconds(work)
         if len(scored) < len(work.tasks) and installed() and _clips(work.tasks) <= PILOT_CLIPS:
             scored = _pilot(work, left, Path(folder))
+        noise = _noise_seconds(work, left, Path(folder)) if work.plan.noise else 0.0
     ways = sum(len(different_options(work, unit)) for unit in left)
     evaluation = ways * sum(scored.values()) if len(scored) == len(work.tasks) else None
-    return Estimate(training, evaluation, steps)
+    return Estimate(training, evaluation, noise, steps)
 
 
 def kind_of(config: RunConfig) -> str:
@@ -156,6 +163,23 @@ def _pilot(work: Work, left: list[Unit], folder: Path) -> dict[str, float]:
     for task in work.tasks:
         found[task.name] = sum(_seconds(folder / "scores" / task.name).values())
     return found
+
+
+def _noise_seconds(work: Work, left: list[Unit], folder: Path) -> float:
+    """As long as it took of others in this store; else a few clips are measured with a hardly trained model."""
+    noise = work.plan.noise
+    assert noise is not None
+    count = sum(can_measure(model_of(work, unit)) for unit in left)
+    files = [read_stamp(file) or {} for file in work.store.glob(f"*/*/{noise.file_name}")]
+    known = [float(found["seconds"]) for found in files if "seconds" in found]
+    models = sorted(folder.glob(f"*/1/{MODEL_FILE}"))
+    if known or not models:
+        return count * median(known or [0.0])
+    clips = min(noise.config.clips or len(noise.files), len(noise.files))
+    few = replace(noise, config=replace(noise.config, clips=min(clips, PILOT_NOISE_CLIPS)))
+    started = time.monotonic()
+    measure(few, str(models[0]), folder / "noise", work.catalog, progress=False)
+    return count * (time.monotonic() - started) * clips / min(clips, PILOT_NOISE_CLIPS)
 
 
 def _clips(tasks: Iterable[Path]) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -50,9 +51,11 @@ def can_measure(model: str) -> bool:
 def measure(noise: NoiseMeasure, model: str, folder: Path, catalog: Catalog, progress: bool) -> None:
     """Measure a model, unless it is done."""
     if read_measured(noise, model, folder) is None:
-        rows = measure_noise(model, noise.files, noise.config, progress, catalog)
+        started = time.monotonic()
+        rows = [asdict(row) for row in measure_noise(model, noise.files, noise.config, progress, catalog)]
+        spent = round(time.monotonic() - started, 1)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / noise.file_name, json.dumps({**_stamp(model), "rows": [asdict(row) for row in rows]}))
+        write_text(folder / noise.file_name, json.dumps({**_stamp(model), "seconds": spent, "rows": rows}))
 
 
 def read_measured(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRow] | None:

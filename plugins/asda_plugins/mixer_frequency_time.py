@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
-from asda_core.model.attention import attend
+from asda_core.model.attention import AttentionMaps, attend
 from asda_core.model.block import init_linear_layers
 from asda_core.model.lines import Lines, lines_of
 
@@ -72,9 +72,7 @@ class FrequencyTimeAttention(nn.Module):
             mixed = layout.with_class(mixed, class_mixed, axis=2)
         return self._joined(mixed)
 
-    def maps(
-        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
-    ) -> tuple[Float[Tensor, "batch heads tokens tokens"]]:
+    def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
         """The map as a full matrix, which lines never make; 0 outside row, column and class tokens.
 
         Rows of padding mean nothing.
@@ -82,7 +80,7 @@ class FrequencyTimeAttention(nn.Module):
         query, key, _ = self._split(tokens)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         lowest = torch.finfo(scores.dtype).min
-        return (scores.masked_fill(~self._allowed(layout), lowest).softmax(dim=-1),)
+        return AttentionMaps(scores.masked_fill(~self._allowed(layout), lowest).softmax(dim=-1))
 
     def _allowed(self, layout: TokenLayout) -> Tensor:
         """(B, 1, N, N) True where a token may look; padding at itself alone, so that nothing is without a sum."""

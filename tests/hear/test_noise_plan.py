@@ -10,6 +10,7 @@ from asda_hear.ablation.measuring import NOISE_METRIC
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.report import write_report
 from asda_hear.ablation.run import run_plan
+from asda_hear.cli import main
 from tests.hear.plans import change_plan, tone_plan, work_on
 
 
@@ -45,6 +46,13 @@ def test_a_plan_of_noise_alone(plan: Path, tmp_path: Path) -> None:
     fewer = run_plan(work_on(plan, tmp_path / "out"))
     assert len(fewer) == 4 * 3
     assert len(fewer[0]["folds"].split()) == 2
+
+
+def test_the_estimate(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["ablate", str(plan), "--out", str(out), "--dry-run"]) == 0
+    assert "attention on noise: " in capsys.readouterr().out
+    assert not out.exists()
 
 
 def test_what_it_leaves(plan: Path, tmp_path: Path) -> None:

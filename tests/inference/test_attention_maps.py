@@ -180,8 +180,8 @@ def test_under_autocast_maps_are_exact(catalog: Catalog) -> None:
     assert torch.equal(inside[1].maps.first, attention_maps(encoder, features)[1].maps.first)
 
 
-def test_a_bare_tuple_of_one_map_will_do(catalog: Catalog) -> None:
-    """As `frequency_time` gives it: nothing outside row, column and class token."""
+def test_one_map_is_its_own_difference(catalog: Catalog) -> None:
+    """That of `frequency_time` is 0 outside row, column and class token."""
     found = attention_maps(encoder_of(catalog, "frequency_time"), torch.randn(1, 128, 80))
     assert torch.allclose(found[0].maps.difference.sum(-1), torch.ones(1, HEADS, 41), atol=1e-5)
 

@@ -69,7 +69,7 @@ def test_frequency_time_equals_the_masked_map(catalog: Catalog, name: str, by_fo
     if name == "nothing":
         return  # all is padding: nothing but finite numbers is promised
     value = mixer.qkv(tokens)[..., -DIM:].unflatten(2, (HEADS, -1)).transpose(1, 2)
-    dense = mixer.proj((mixer.maps(tokens, layout)[0] @ value).transpose(1, 2).flatten(2))
+    dense = mixer.proj((mixer.maps(tokens, layout).first @ value).transpose(1, 2).flatten(2))
     valid = layout.valid
     assert torch.allclose(mixed[valid], dense[valid], atol=1e-12)
     weight = torch.randn_like(mixed) * valid[..., None]
@@ -85,7 +85,7 @@ def test_frequency_time_equals_the_masked_map(catalog: Catalog, name: str, by_fo
 def test_who_attends_whom(catalog: Catalog) -> None:
     """The map itself, cell by cell: own band or own time step, class tokens always; 0 elsewhere, rows sum to 1."""
     layout = TokenLayout.full(1, GRID).with_class_token(0)
-    softmax = make(catalog, "frequency_time").maps(torch.randn(1, 21, DIM), layout)[0]
+    softmax = make(catalog, "frequency_time").maps(torch.randn(1, 21, DIM), layout).first
     places = [None, *((index // 4, index % 4) for index in range(20))]
     for row, one in enumerate(places):
         for column, other in enumerate(places):
