@@ -41,8 +41,8 @@ HEAR_ORDER = (
     "looking.drawing", "looking.page", "looking.commands", "ablation.size", "ablation.environment",
     "ablation.measuring", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run", "ablation.many",
     "ablation.estimate", "ablation.comparing", "ablation.summary", "ablation.summarising", "ablation.tables",
-    "ablation.svg", "ablation.charts", "ablation.tidy", "ablation.page", "ablation.report", "ablation.commands",
-    "demo", "cli",
+    "ablation.latex", "ablation.svg", "ablation.charts", "ablation.tidy", "ablation.page", "ablation.report",
+    "ablation.commands", "demo", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

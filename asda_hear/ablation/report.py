@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from asda_core.checkpoint import MODEL_FILE
@@ -24,13 +25,14 @@ from asda_hear.ablation.cells import (
 )
 from asda_hear.ablation.comparing import Interval, compare_items
 from asda_hear.ablation.environment import code_commit, environment
+from asda_hear.ablation.latex import to_latex
 from asda_hear.ablation.measuring import read_measured
 from asda_hear.ablation.page import Failure, PageDetails, write_page
 from asda_hear.ablation.plan import BASELINE, Cell, text_of
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.summarising import summarise
 from asda_hear.ablation.summary import Summary
-from asda_hear.ablation.tables import to_latex, to_markdown
+from asda_hear.ablation.tables import to_markdown
 from asda_hear.ablation.tidy import write_tidy
 from asda_hear.evaluate.compat import read_stamp
 from asda_hear.evaluate.items import Items, can_score, read_items
@@ -126,7 +128,8 @@ def _write_noise(work: Work) -> None:
         if (folder / MODEL_FILE).exists():
             for found in read_measured(work.plan.noise, str(folder / MODEL_FILE), folder) or []:
                 told = {key: value for key, value in asdict(found).items() if key != "ratios"}
-                rows.append({**told, **cell.labels, "seed": cell.seed, "cell": cell.name})
+                over_clips = {"mean_ratio_of_clips": fmean(found.ratios)}  # what tables show
+                rows.append({**told, **over_clips, **cell.labels, "seed": cell.seed, "cell": cell.name})
     write_rows(work.out / NOISE_FILE, rows)
 
 

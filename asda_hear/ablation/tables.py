@@ -1,4 +1,4 @@
-"""The table of a plan, ready to paste: one grid of cells, written as Markdown and as LaTeX."""
+"""The table of a plan as one grid of cells, and written as Markdown."""
 
 import math
 import re
@@ -21,16 +21,6 @@ FEW_SEEDS = 6
 """Below so many, a bootstrap over seeds gives intervals that are narrower than they say."""
 FEW, MANY = 10, 1000
 """Numbers below `FEW` have three decimals, those above `MANY` none, those between one."""
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "·": r"$\cdot$",  # noqa: RUF001
-    "≤": r"$\le$", "≥": r"$\ge$", "→": r"$\to$", "↓": r"$\downarrow$", "†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$",
-    "–": "--", "—": "---", "…": r"\ldots{}", "Δ": r"$\Delta$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$",  # noqa: RUF001
-    "δ": r"$\delta$", "ε": r"$\varepsilon$", "λ": r"$\lambda$", "μ": r"$\mu$", "π": r"$\pi$", "σ": r"$\sigma$",  # noqa: RUF001
-    "τ": r"$\tau$", "ω": r"$\omega$", "\n": " ",
-}  # fmt: skip
-"""Letter -> how LaTeX without further packages writes it."""
 
 
 @dataclass(frozen=True)
@@ -154,35 +144,6 @@ def to_markdown(summary: Summary) -> str:
     return "\n".join([*lines, "", *(f"{_markdown(note)}  " for note in grid.footnotes), ""])
 
 
-def to_latex(summary: Summary) -> str:
-    r"""The table as a LaTeX float that needs only `\usepackage{booktabs}`.
-
-    Letters beyond Latin and those of `LATEX` are left as they are, for which XeLaTeX or LuaLaTeX is needed.
-    """
-    grid = make_grid(summary)
-    sides = "".join("l" if column.kind == "label" else "r" for column in grid.columns)
-    body = [" & ".join(latex(column.heading) for column in grid.columns) + r" \\", r"\midrule"]
-    before = False
-    for row, baseline in zip(grid.rows, grid.baselines, strict=True):
-        if baseline and not before and body[-1] != r"\midrule":
-            body.append(r"\midrule")
-        before = baseline
-        texts = [_latex_cell(cell, column.kind) for cell, column in zip(row, grid.columns, strict=True)]
-        body.append(" & ".join([rf"\textit{{{texts[0]}}}", *texts[1:]] if baseline else texts) + r" \\")
-    label = re.sub(r"[^a-z0-9]+", "-", summary.title.lower()).strip("-") or "ablation"
-    top = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex(summary.question or summary.title)}}}",
-           rf"\label{{tab:{label}}}", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\begin{{tabular}}{{{sides}}}",
-           r"\toprule"]  # fmt: skip
-    notes = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *map(latex, grid.footnotes),
-             r"\end{minipage}"] if grid.footnotes else []  # fmt: skip
-    return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}", ""])
-
-
-def latex(text: str) -> str:
-    """Text in which LaTeX finds no command."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
-
-
 def _label_columns(summary: Summary) -> list[Column]:
     """A column per axis; the name of a baseline stands in the first."""
     axes = list(summary.axes)
@@ -287,14 +248,3 @@ def _markdown_cell(cell: Cell) -> str:
     half = f" ± {cell.half}" if cell.half else ""
     bounds = f" [{', '.join(cell.bounds)}]" if cell.bounds else ""
     return f"{text}{half}{bounds}{cell.mark and f' {cell.mark}'}"
-
-
-def _latex_cell(cell: Cell, kind: Kind) -> str:
-    if kind in ("label", "count") or not cell.text:
-        return latex(cell.text)
-    value = cell.text.replace(",", "{,}")
-    value = rf"\mathbf{{{value}}}" if cell.best else value
-    half = r"\,{\scriptstyle\pm " + cell.half.replace(",", "{,}") + "}" if cell.half else ""
-    bounds = r"\;{\scriptstyle[" + r",\,".join(cell.bounds) + "]}" if cell.bounds else ""
-    mark = {EXCLUDES_ZERO: r"^{\dagger}", BELOW_LEVEL: r"^{\ddagger}", "": ""}[cell.mark]
-    return f"${value}{half}{bounds}{mark}$"

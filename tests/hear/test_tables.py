@@ -11,8 +11,9 @@ import pytest
 from asda_core.errors import ConfigError
 from asda_core.statistics import mean_interval
 from asda_hear.ablation.comparing import Difference, Interval
+from asda_hear.ablation.latex import latex, narrow, to_latex
 from asda_hear.ablation.summary import Effect, Line, Summary, TaskResult
-from asda_hear.ablation.tables import latex, make_grid, number, p_text, short_names, to_latex, to_markdown
+from asda_hear.ablation.tables import make_grid, number, p_text, short_names, to_markdown
 from asda_hear.ablation.tidy import tidy_rows, write_tidy
 
 NASTY = '50 % of a|b & c_d #1 {x} $y$ ~ ^ \\ <script>alert(1)</script> *s* "q"'
@@ -109,11 +110,11 @@ def test_latex_is_balanced(label: str) -> None:
     assert plain.count("$") % 2 == 0
     table = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
     rows = [row for row in table.splitlines() if row.endswith(r"\\")]
-    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(make_grid(summary(label)).columns) - 1}
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(narrow(make_grid(summary(label)).columns)) - 1}
     assert len(rows) == 1 + 5
     sides = re.search(r"\\begin{tabular}{(\w+)}", text)
     assert sides is not None
-    assert len(sides[1]) == len(make_grid(summary(label)).columns)
+    assert len(sides[1]) == len(narrow(make_grid(summary(label)).columns))
     assert table.count(r"\midrule") == 2
     for name in ("table", "tabular", "minipage"):
         assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
@@ -121,6 +122,19 @@ def test_latex_is_balanced(label: str) -> None:
     assert r"$\mathbf{0.700}$" in text
     assert r"\label{tab:my-plan}" in text
     assert text.isascii()
+
+
+def test_latex_is_narrow() -> None:
+    """Marks of differences move to the scores; costs that hardly differ go."""
+    table = to_latex(summary())
+    heads = table[table.index(r"\toprule") :].splitlines()[1]
+    assert "Delta" not in heads
+    assert re.search(r"\$0\.600\\,\{\\scriptstyle\\pm [0-9.]+\}\^\{\\dagger\}\$", table)
+    assert "parameters" in heads
+    same = Summary(
+        "t", "", {}, frozenset(), {"a": ("x",)}, (line({"a": "x"}, {}), line({"a": "x"}, {}, 1001)), None, (), ()
+    )
+    assert "parameters" not in to_latex(same)
 
 
 def test_latex_escapes_every_letter_with_a_meaning() -> None:

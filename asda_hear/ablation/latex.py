@@ -1,0 +1,82 @@
+"""The table of a plan as LaTeX, narrow enough for a page."""
+
+import re
+from dataclasses import replace
+
+from asda_hear.ablation.summary import Summary
+from asda_hear.ablation.tables import BELOW_LEVEL, EXCLUDES_ZERO, Cell, Column, Kind, make_grid
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "·": r"$\cdot$",  # noqa: RUF001
+    "≤": r"$\le$", "≥": r"$\ge$", "→": r"$\to$", "↓": r"$\downarrow$", "†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$",
+    "–": "--", "—": "---", "…": r"\ldots{}", "Δ": r"$\Delta$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$",  # noqa: RUF001
+    "δ": r"$\delta$", "ε": r"$\varepsilon$", "λ": r"$\lambda$", "μ": r"$\mu$", "π": r"$\pi$", "σ": r"$\sigma$",  # noqa: RUF001
+    "τ": r"$\tau$", "ω": r"$\omega$", "\n": " ",
+}  # fmt: skip
+"""Letter -> how LaTeX without further packages writes it."""
+DIFFERENCE_NOTE = "Δ: difference"
+"""How the note on differences begins; here they have no column."""
+WORTH_A_COLUMN = 0.02
+"""Costs that differ by less, as a share, are left out."""
+
+
+def to_latex(summary: Summary) -> str:
+    r"""The table as a LaTeX float that needs only `\usepackage{booktabs}`.
+
+    Differences from the reference are told by a mark at the score, where their interval excludes 0; costs that are the
+    same for all are left out. Letters beyond Latin and those of `LATEX` are left as they are, for which XeLaTeX or
+    LuaLaTeX is needed.
+    """
+    grid = make_grid(summary)
+    columns = narrow(grid.columns)
+    rows = [tuple(column.cells[row] for column in columns) for row in range(len(grid.baselines))]
+    sides = "".join("l" if column.kind == "label" else "r" for column in columns)
+    body = [" & ".join(latex(column.heading) for column in columns) + r" \\", r"\midrule"]
+    before = False
+    for row, baseline in zip(rows, grid.baselines, strict=True):
+        if baseline and not before and body[-1] != r"\midrule":
+            body.append(r"\midrule")
+        before = baseline
+        texts = [_latex_cell(cell, column.kind) for cell, column in zip(row, columns, strict=True)]
+        body.append(" & ".join([rf"\textit{{{texts[0]}}}", *texts[1:]] if baseline else texts) + r" \\")
+    label = re.sub(r"[^a-z0-9]+", "-", summary.title.lower()).strip("-") or "ablation"
+    top = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex(summary.question or summary.title)}}}",
+           rf"\label{{tab:{label}}}", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\begin{{tabular}}{{{sides}}}",
+           r"\toprule"]  # fmt: skip
+    told = [latex(note.replace(DIFFERENCE_NOTE, "Difference")) for note in grid.footnotes]
+    notes = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *told, r"\end{minipage}"] if told else []
+    return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}", ""])
+
+
+def latex(text: str) -> str:
+    """Text in which LaTeX finds no command."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def narrow(columns: tuple[Column, ...]) -> list[Column]:
+    """Without differences, whose marks move to the scores before them, and without costs that hardly differ."""
+    found: list[Column] = []
+    for column in columns:
+        if column.kind == "difference":
+            scores = zip(found[-1].cells, column.cells, strict=True)
+            found[-1] = replace(found[-1], cells=tuple(replace(cell, mark=apart.mark) for cell, apart in scores))
+        elif column.kind != "cost" or _differs(column):
+            found.append(column)
+    return found
+
+
+def _differs(column: Column) -> bool:
+    known = [cell.value for cell in column.cells if cell.value]
+    return bool(known) and max(known) - min(known) > WORTH_A_COLUMN * max(known)
+
+
+def _latex_cell(cell: Cell, kind: Kind) -> str:
+    if kind in ("label", "count") or not cell.text:
+        return latex(cell.text)
+    value = cell.text.replace(",", "{,}")
+    value = rf"\mathbf{{{value}}}" if cell.best else value
+    half = r"\,{\scriptstyle\pm " + cell.half.replace(",", "{,}") + "}" if cell.half else ""
+    mark = {EXCLUDES_ZERO: r"^{\dagger}", BELOW_LEVEL: r"^{\ddagger}", "": ""}[cell.mark]
+    return f"${value}{half}{mark}$"
