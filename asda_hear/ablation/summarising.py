@@ -57,7 +57,10 @@ def summarise(
         for key, line in lines.items():
             if key != reference:
                 lines[key] = _compared(line, against, groups[key], groups[reference], items)
-    found = [_with_aggregates(plan, line, lines.values(), tasks) for line in _corrected(list(lines.values()), against)]
+    found = [
+        _with_aggregates(plan, line, lines.values(), _scored(tasks))
+        for line in _corrected(list(lines.values()), against, _scored(tasks))
+    ]
     axes = {axis: tuple(dict.fromkeys(cell.labels[axis] for cell in plan.cells)) for axis in plan.config.axes}
     return Summary(
         title=plan.file.stem,
@@ -148,25 +151,27 @@ def _compared(
     return replace(line, results=results)
 
 
-def _corrected(lines: list[Line], reference: Line | None) -> list[Line]:
-    """Lines with their Wilcoxon p over tasks, corrected for how many are compared; none where tasks are too few."""
-    if reference is None or smallest_p(len(reference.results)) > 1 - CONFIDENCE:
+def _scored(tasks: Mapping[str, str]) -> frozenset[str]:
+    """HEAR tasks; conditions of one measurement are no tasks of their own."""
+    return frozenset(task for task, metric in tasks.items() if metric not in LOWER_IS_BETTER)
+
+
+def _corrected(lines: list[Line], reference: Line | None, scored: frozenset[str]) -> list[Line]:
+    """Lines with their Wilcoxon p over scored tasks, corrected for how many are compared; none where tasks are few."""
+    if reference is None or smallest_p(len(scored)) > 1 - CONFIDENCE:
         return lines
     raw = {}
     for line in lines:
-        if line.name != reference.name and line.results.keys() == reference.results.keys():
-            ours, theirs = (
-                {task: result.estimate.mean for task, result in side.results.items()} for side in (line, reference)
-            )
+        if line.name != reference.name and all(scored <= side.results.keys() for side in (line, reference)):
+            ours, theirs = ({task: side.results[task].estimate.mean for task in scored} for side in (line, reference))
             raw[line.name] = wilcoxon_over_tasks(ours, theirs)
     corrected = {name: p for name, p in holm(raw).items() if not math.isnan(p)}
     return [replace(line, p_value=corrected.get(line.name)) for line in lines]
 
 
-def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], tasks: Mapping[str, str]) -> Line:
+def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], scored: frozenset[str]) -> Line:
     """The mean over HEAR tasks; where all are on its leaderboard, its aggregates, mel being what this plan measured."""
-    more = {task for task, metric in tasks.items() if metric not in LOWER_IS_BETTER}
-    means = {task: result.estimate.mean for task, result in line.results.items() if task in more}
+    means = {task: result.estimate.mean for task, result in line.results.items() if task in scored}
     if len(means) < 2:
         return line
     logs = [other for other in lines if plan.config.baselines.get(other.baseline) == LOG_MEL]
@@ -231,11 +236,11 @@ def _notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference: Li
             f"Differences are from {reference.name}, paired by seed and fold; their intervals are bootstraps over both."
         )
         notes += _power_notes(lines, reference)
-        least = smallest_p(len(reference.results))
-        if least > 1 - CONFIDENCE:
+        scored = len(_scored({row["task"]: row["metric"] for row in rows}))
+        if scored > 1 and smallest_p(scored) > 1 - CONFIDENCE:
             notes.append(
-                f"Wilcoxon's signed-rank test over tasks is left out: {len(reference.results)} cannot give a p below "
-                f"{least:.2g}."
+                f"Wilcoxon's signed-rank test over tasks is left out: {scored} cannot give a p below "
+                f"{smallest_p(scored):.2g}."
             )
     heard = next((row["heareval"] for row in rows if row["heareval"]), None)
     how = f"heareval {heard}, grid {search.grid}, {points}, {search.threads} thread(s); " if heard else ""

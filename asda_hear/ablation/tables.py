@@ -193,7 +193,8 @@ def _task_columns(summary: Summary, task: str) -> list[Column]:
     arrow = f" {LESS_IS_MORE}" if task in summary.lower_is_better else ""
     results = [line.results.get(task) for line in summary.lines]
     scores = tuple(Cell() if result is None else score_cell(result.estimate, result.best) for result in results)
-    columns = [Column(f"{short} ({summary.tasks[task]}){arrow}", "score", scores)]
+    metric = "" if arrow else f" ({summary.tasks[task]})"
+    columns = [Column(f"{short}{metric}{arrow}", "score", scores)]
     if any(result is not None and result.difference is not None for result in results):
         cells = tuple(difference_cell(result.difference if result else None) for result in results)
         columns.append(Column(f"Δ {short}", "difference", cells))
