@@ -218,8 +218,8 @@ def _limits(summary: Summary, lines: Sequence[Line]) -> str:
             widths.append(f"{number(median(known))} ({names[task]})")
     seen = "no difference can be told from chance"
     if widths:
-        few = ", and with so few seeds even these intervals are too narrow" if few_seeds_warning(summary) else ""
-        seen = f"differences below about {_listed(widths)}, half a typical interval, are not seen{few}"
+        few = ", and with so few seeds even that is too narrow" if few_seeds_warning(summary) else ""
+        seen = f"the interval of a difference typically reaches {_listed(widths)} to either side{few}"
     unknown = " it is not known how results vary between seeds;" if seeds == 1 else ""
     luck = f"; the best of {len(lines)} is partly the luckiest" if len(lines) > 1 else ""
     return f"With {_counted(seeds, 'seed')},{unknown} {seen}{luck}; nothing follows for other data, sizes or schedules."
