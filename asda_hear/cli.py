@@ -10,7 +10,7 @@ from asda_core.checkpoint import MODEL_FILE, STEP_FOLDERS
 from asda_core.cli import run_command
 from asda_core.config_io import parse_value
 from asda_core.errors import ConfigError, TaskError
-from asda_hear.ablation.commands import add_ablate
+from asda_hear.ablate import add_ablate
 from asda_hear.api import LOG_MEL, load_model
 from asda_hear.demo import run_demo
 from asda_hear.evaluate.compat import validate

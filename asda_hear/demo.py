@@ -13,11 +13,11 @@ import soundfile
 
 from asda_core.config_io import to_yaml
 from asda_hear.ablation.plan import PlanConfig, TaskChoice, load_plan
-from asda_hear.ablation.report import write_report
 from asda_hear.ablation.run import prepare, run_plan
 from asda_hear.evaluate.compat import validate
 from asda_hear.evaluate.runner import EvaluationConfig
 from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task
+from asda_hear.reporting.report import write_report
 
 RATE = 16_000
 MIDI_A4, HERTZ_A4, NOTES_PER_OCTAVE = 69, 440.0, 12

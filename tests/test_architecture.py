@@ -40,9 +40,9 @@ HEAR_ORDER = (
     "looking.places", "looking.measures", "looking.noise", "looking.noise_attention", "looking.view",
     "looking.drawing", "looking.page", "looking.commands", "ablation.size", "ablation.environment",
     "ablation.measuring", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run", "ablation.many",
-    "ablation.estimate", "ablation.comparing", "ablation.summary", "ablation.summarising", "ablation.tables",
-    "ablation.latex", "ablation.svg", "ablation.charts", "ablation.tidy", "ablation.page", "ablation.report",
-    "ablation.commands", "demo", "cli",
+    "ablation.estimate", "reporting.comparing", "reporting.summary", "reporting.summarising", "reporting.tables",
+    "reporting.latex", "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.page", "reporting.report",
+    "ablate", "demo", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

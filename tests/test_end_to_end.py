@@ -9,8 +9,8 @@ import pytest
 from asda_core.catalog import Catalog, load_catalog
 from asda_core.errors import AsdaError
 from asda_hear.ablation import cells as cells_module
-from asda_hear.ablation.report import write_report
 from asda_hear.ablation.run import CellsFailed, run_plan
+from asda_hear.reporting.report import write_report
 from tests.conftest import BUILT_IN
 from tests.hear.plans import change_plan, tone_plan, work_on
 

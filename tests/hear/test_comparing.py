@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from asda_hear.ablation.comparing import (
+from asda_hear.evaluate.items import Items, score
+from asda_hear.reporting.comparing import (
     BOOTSTRAP_SEED,
     DRAWS,
     Interval,
@@ -20,7 +21,6 @@ from asda_hear.ablation.comparing import (
     smallest_p,
     wilcoxon_over_tasks,
 )
-from asda_hear.evaluate.items import Items, score
 
 OURS = {"0": (0.70, 0.80), "1": (0.74, 0.82), "2": (0.69, 0.85)}
 THEIRS = {"0": (0.68, 0.75), "1": (0.75, 0.79), "2": (0.66, 0.80), "3": (0.1, 0.1)}

@@ -8,9 +8,9 @@ import pytest
 from asda_core.errors import ConfigError
 from asda_hear.ablation.measuring import NOISE_METRIC
 from asda_hear.ablation.plan import load_plan
-from asda_hear.ablation.report import write_report
 from asda_hear.ablation.run import run_plan
 from asda_hear.cli import main
+from asda_hear.reporting.report import write_report
 from tests.hear.plans import change_plan, tone_plan, work_on
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import scipy.stats
 
-from asda_hear.ablation.comparing import Interval
 from asda_hear.ablation.plan import Plan, load_plan
-from asda_hear.ablation.summarising import summarise
+from asda_hear.reporting.comparing import Interval
+from asda_hear.reporting.summarising import summarise
 from tests.hear.test_ablation import plan_file
 
 FACTS = {"heareval": "h", "torch": "t", "asda": "a", "gflops": 0.5, "trained": 8, "parameters": 8, "cell": "c"}

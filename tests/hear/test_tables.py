@@ -10,11 +10,11 @@ import pytest
 
 from asda_core.errors import ConfigError
 from asda_core.statistics import mean_interval
-from asda_hear.ablation.comparing import Difference, Interval
-from asda_hear.ablation.latex import latex, narrow, to_latex
-from asda_hear.ablation.summary import Effect, Line, Summary, TaskResult
-from asda_hear.ablation.tables import make_grid, number, p_text, short_names, to_markdown
-from asda_hear.ablation.tidy import tidy_rows, write_tidy
+from asda_hear.reporting.comparing import Difference, Interval
+from asda_hear.reporting.latex import latex, narrow, to_latex
+from asda_hear.reporting.summary import Effect, Line, Summary, TaskResult
+from asda_hear.reporting.tables import make_grid, number, p_text, short_names, to_markdown
+from asda_hear.reporting.tidy import tidy_rows, write_tidy
 
 NASTY = '50 % of a|b & c_d #1 {x} $y$ ~ ^ \\ <script>alert(1)</script> *s* "q"'
 APART = Difference(0.1, Interval(0.05, 0.15), 0.03, 2, Interval(0.02, 0.18))

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asda_core.statistics import Estimate
-from asda_hear.ablation.summary import Line, Summary, TaskResult
-from asda_hear.ablation.svg import FAINT, INK, PAPER, Chart, chart, drawing, figure, scores_in_view
-from asda_hear.ablation.tables import EXCLUDES_ZERO, excludes_zero, short_names
+from asda_hear.reporting.summary import Line, Summary, TaskResult
+from asda_hear.reporting.svg import FAINT, INK, PAPER, Chart, chart, drawing, figure, scores_in_view
+from asda_hear.reporting.tables import EXCLUDES_ZERO, excludes_zero, short_names
 
 Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Name of a line -> seed -> {"step": updates, "loss": of each}."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from asda_core.statistics import Estimate
-from asda_hear.ablation.comparing import Difference
-from asda_hear.ablation.summary import Line, Summary
+from asda_hear.reporting.comparing import Difference
+from asda_hear.reporting.summary import Line, Summary
 
 Kind = Literal["label", "cost", "count", "score", "difference", "p", "aggregate"]
 

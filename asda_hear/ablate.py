@@ -10,9 +10,9 @@ from asda_hear.ablation.cells import Work
 from asda_hear.ablation.estimate import print_estimate
 from asda_hear.ablation.many import run_jobs, submit_jobs
 from asda_hear.ablation.plan import load_plan
-from asda_hear.ablation.report import LATEX_FILE, PAGE_FILE, TABLE_FILE, write_report
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.run import CellsFailed, Shard, prepare, run_plan, write_all_rows
+from asda_hear.reporting.report import LATEX_FILE, PAGE_FILE, TABLE_FILE, write_report
 
 RESULTS = Path("results")
 

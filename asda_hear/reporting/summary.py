@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from asda_core.statistics import Estimate
-from asda_hear.ablation.comparing import Difference
+from asda_hear.reporting.comparing import Difference
 
 Scores = Mapping[str, tuple[float, ...]]
 """Seed (as text; "" where there is none) -> scores of its folds, in order."""

@@ -23,21 +23,21 @@ from asda_hear.ablation.cells import (
     evaluation_name,
     is_done,
 )
-from asda_hear.ablation.comparing import Interval, compare_items
 from asda_hear.ablation.environment import code_commit, environment
-from asda_hear.ablation.latex import to_latex
 from asda_hear.ablation.measuring import read_measured
-from asda_hear.ablation.page import Failure, PageDetails, write_page
 from asda_hear.ablation.plan import BASELINE, Cell, text_of
 from asda_hear.ablation.rows import Row
-from asda_hear.ablation.summarising import summarise
-from asda_hear.ablation.summary import Summary
-from asda_hear.ablation.tables import to_markdown
-from asda_hear.ablation.tidy import write_tidy
 from asda_hear.evaluate.compat import read_stamp
 from asda_hear.evaluate.items import Items, can_score, read_items
 from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.standing import LEADERBOARD_FILE
+from asda_hear.reporting.comparing import Interval, compare_items
+from asda_hear.reporting.latex import to_latex
+from asda_hear.reporting.page import Failure, PageDetails, write_page
+from asda_hear.reporting.summarising import summarise
+from asda_hear.reporting.summary import Summary
+from asda_hear.reporting.tables import to_markdown
+from asda_hear.reporting.tidy import write_tidy
 
 NAMED = 5
 """So many missing units are named."""

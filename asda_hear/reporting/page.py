@@ -11,9 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from asda_core.files import write_text
-from asda_hear.ablation.charts import Curves, cost_charts, curve_charts, effect_charts, score_charts, short_name
-from asda_hear.ablation.summary import Line, Summary, TaskResult
-from asda_hear.ablation.tables import (
+from asda_hear.reporting.charts import Curves, cost_charts, curve_charts, effect_charts, score_charts, short_name
+from asda_hear.reporting.summary import Line, Summary, TaskResult
+from asda_hear.reporting.tables import (
     SIGNIFICANT,
     Cell,
     difference_cell,

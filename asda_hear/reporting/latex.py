@@ -3,8 +3,8 @@
 import re
 from dataclasses import replace
 
-from asda_hear.ablation.summary import Summary
-from asda_hear.ablation.tables import BELOW_LEVEL, EXCLUDES_ZERO, Cell, Column, Kind, make_grid
+from asda_hear.reporting.summary import Summary
+from asda_hear.reporting.tables import BELOW_LEVEL, EXCLUDES_ZERO, Cell, Column, Kind, make_grid
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

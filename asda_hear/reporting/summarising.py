@@ -8,7 +8,12 @@ from dataclasses import replace
 from statistics import median, stdev
 
 from asda_core.statistics import CONFIDENCE, mean_interval
-from asda_hear.ablation.comparing import (
+from asda_hear.ablation.measuring import LOWER_IS_BETTER
+from asda_hear.ablation.plan import BASELINE, Plan
+from asda_hear.ablation.rows import Row
+from asda_hear.api import LOG_MEL
+from asda_hear.evaluate.leaderboard import aggregates, hear_column
+from asda_hear.reporting.comparing import (
     Interval,
     compare,
     holm,
@@ -16,12 +21,7 @@ from asda_hear.ablation.comparing import (
     smallest_p,
     wilcoxon_over_tasks,
 )
-from asda_hear.ablation.measuring import LOWER_IS_BETTER
-from asda_hear.ablation.plan import BASELINE, Plan
-from asda_hear.ablation.rows import Row
-from asda_hear.ablation.summary import Effect, Line, Scores, Summary, TaskResult
-from asda_hear.api import LOG_MEL
-from asda_hear.evaluate.leaderboard import aggregates, hear_column
+from asda_hear.reporting.summary import Effect, Line, Scores, Summary, TaskResult
 
 COSTS = {
     "parameters": "parameters",

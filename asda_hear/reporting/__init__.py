@@ -1,0 +1,1 @@
+"""What a plan leaves for people: statistics, tables, charts and one page."""
