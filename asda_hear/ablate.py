@@ -54,11 +54,15 @@ def run_ablate(parsed: argparse.Namespace) -> None:
     """`asda-hear ablate`."""
     if parsed.jobs < 1 or (parsed.submit is not None and parsed.submit < 1):
         raise ConfigError("--jobs and --submit must be at least 1.")
+    if parsed.submit is None and (parsed.detach or parsed.cluster_set):
+        raise ConfigError("--detach and --cluster-set belong to --submit.")
+    if parsed.submit is not None and (parsed.shard != Shard() or parsed.jobs > 1):
+        raise ConfigError("--submit makes jobs that share the plan; it goes without --shard and --jobs.")
     plan = load_plan(parsed.plan)
     out = parsed.out or RESULTS / parsed.plan.stem
     work = prepare(plan, out, progress=not parsed.worker, store=parsed.store)
     if parsed.dry_run:
-        print_estimate(work, parsed.shard, parsed.jobs)
+        print_estimate(work, parsed.shard, parsed.submit or parsed.jobs)
         return
     try:
         rows = _rows(work, parsed)

@@ -12,8 +12,9 @@ import numpy as np
 import soundfile
 
 from asda_core.config_io import to_yaml
-from asda_hear.ablation.plan import PlanConfig, TaskChoice, load_plan
+from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import prepare, run_plan
+from asda_hear.ablation.settings import PlanConfig, TaskChoice
 from asda_hear.evaluate.compat import validate
 from asda_hear.evaluate.runner import EvaluationConfig
 from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task

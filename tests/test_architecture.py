@@ -39,10 +39,10 @@ HEAR_ORDER = (
     "evaluate.items", "evaluate.leaderboard", "evaluate.standing", "evaluate.runner", "looking.clip",
     "looking.places", "looking.measures", "looking.noise", "looking.noise_attention", "looking.view",
     "looking.drawing", "looking.page", "looking.commands", "ablation.size", "ablation.environment",
-    "ablation.measuring", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run", "ablation.many",
-    "ablation.estimate", "reporting.comparing", "reporting.summary", "reporting.summarising", "reporting.tables",
-    "reporting.latex", "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.page", "reporting.report",
-    "ablate", "demo", "cli",
+    "ablation.measuring", "ablation.settings", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run",
+    "ablation.many", "ablation.estimate", "reporting.comparing", "reporting.summary", "reporting.summarising",
+    "reporting.tables", "reporting.latex", "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.page",
+    "reporting.report", "ablate", "demo", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

@@ -14,7 +14,7 @@ from asda_core.config import PluginChoice, RunConfig
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.labelled.source import SourceConfig
 from asda_hear import cli as hear_cli
-from asda_hear.ablation.plan import PlanConfig
+from asda_hear.ablation.settings import PlanConfig
 from asda_hear.evaluate.runner import EvaluationConfig
 from asda_hear.model import HearOptions
 

@@ -18,7 +18,7 @@ from asda_core.config_io import load_run_config, parse, read_yaml
 from asda_core.hookspecs import FAMILIES
 from asda_core.new_plugin import KINDS, write_plugin
 from asda_hear import cli as hear_cli
-from asda_hear.ablation.plan import PlanConfig
+from asda_hear.ablation.settings import PlanConfig
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "write-a-plugin.md").read_text()
 Capture = pytest.CaptureFixture[str]

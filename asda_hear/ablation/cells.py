@@ -24,9 +24,11 @@ from asda_hear.ablation.measuring import as_scores, can_measure, measure, read_m
 from asda_hear.ablation.plan import Cell, Plan
 from asda_hear.ablation.size import size_of
 from asda_hear.evaluate.compat import read_stamp
-from asda_hear.evaluate.runner import evaluate, finished_scores
+from asda_hear.evaluate.runner import evaluate, finished_scores, weights_identity
 from asda_hear.evaluate.scores import TaskScore
+from asda_hear.looking.noise_attention import NoiseRow
 
+NAME_DIGITS = 8
 CELLS, BASELINES = "cells", "baselines"
 """Folders of a store."""
 TIMES_FILE, FACTS_FILE, ERROR_FILE = "times.json", "facts.json", "error.txt"
@@ -81,11 +83,16 @@ class Work:
     def units(self) -> list[Unit]:
         """Baselines, then trainings; of every combination the first seed comes before any second one, so that a budget
         that is spent early leaves fewer seeds, not fewer lines."""
-        found = [Unit(self.store / BASELINES / label, (), label) for label in self.plan.config.baselines]
+        found = [Unit(self.baseline_folder(label), (), label) for label in self.plan.config.baselines]
         by_name: dict[str, list[Cell]] = {}
         for cell in sorted(self.plan.cells, key=lambda cell: self.plan.config.seeds.index(cell.seed)):
             by_name.setdefault(cell.name, []).append(cell)
         return found + [Unit(self.store / CELLS / name, tuple(cells)) for name, cells in by_name.items()]
+
+    def baseline_folder(self, label: str) -> Path:
+        """Named by the weights too, so that plans that share a store may call different models the same."""
+        weights = hashlib.sha256(weights_identity(baseline_path(self.plan, label)).encode()).hexdigest()
+        return self.store / BASELINES / f"{label}-{weights[:NAME_DIGITS]}"
 
 
 def do_unit(work: Work, unit: Unit) -> None:
@@ -123,8 +130,7 @@ def is_done(work: Work, unit: Unit) -> bool:
         return False
     if any(len(_heard(work, unit, options)) < len(work.tasks) for options in different_options(work, unit)):
         return False
-    noise = work.plan.noise
-    return noise is None or not can_measure(model) or read_measured(noise, model, unit.folder) is not None
+    return work.plan.noise is None or not can_measure(model) or unit_measured(work, unit) is not None
 
 
 def unit_scores(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
@@ -132,9 +138,14 @@ def unit_scores(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[Task
     model = model_of(work, unit)
     if unit.cells and not Path(model).exists():
         return []
-    noise = work.plan.noise
-    measured = read_measured(noise, model, unit.folder) if noise and can_measure(model) else None
-    return _heard(work, unit, options) + as_scores(measured or [])
+    return _heard(work, unit, options) + as_scores(unit_measured(work, unit) or [])
+
+
+def unit_measured(work: Work, unit: Unit) -> list[NoiseRow] | None:
+    """How much of its attention falls on noise; None where that is not asked, not possible, or not done."""
+    model, noise = model_of(work, unit), work.plan.noise
+    there = not unit.cells or Path(model).exists()
+    return read_measured(noise, model, unit.folder) if noise and there and can_measure(model) else None
 
 
 def _heard(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
@@ -146,7 +157,7 @@ def _heard(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore
 def evaluation_name(plan: Plan, options: Mapping[str, Any]) -> str:
     """Folder of an evaluation, named by the search and the options, so that another setting is another result."""
     setting = json.dumps([to_plain(plan.config.evaluation), options], sort_keys=True)
-    return f"hear-{hashlib.sha256(setting.encode()).hexdigest()[:8]}"
+    return f"hear-{hashlib.sha256(setting.encode()).hexdigest()[:NAME_DIGITS]}"
 
 
 def baseline_path(plan: Plan, label: str) -> str:
@@ -163,8 +174,7 @@ def _train(work: Work, cell: Cell, folder: Path) -> None:
     try:
         with cost:
             init = None if cell.init is None else read_model(cell.init)
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            pretrain(cell.config, list(work.plan.audio), folder, work.catalog, device, work.progress, init)
+            pretrain(cell.config, list(work.plan.audio), folder, work.catalog, device(), work.progress, init)
     finally:  # a run that is stopped has spent its time too
         spent["pretrain_seconds"] = round(spent.get("pretrain_seconds", 0.0) + cost.seconds, 1)
         spent["pretrain_cpu_seconds"] = round(spent.get("pretrain_cpu_seconds", 0.0) + cost.cpu_seconds, 1)
@@ -173,6 +183,11 @@ def _train(work: Work, cell: Cell, folder: Path) -> None:
         write_text(times, json.dumps(spent))
     now = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
     write_text(folder / FACTS_FILE, json.dumps({"made": {**environment(), **now}}, indent=1))
+
+
+def device() -> str:
+    """Where cells are trained."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _write_facts(work: Work, cell: Cell, folder: Path) -> None:

@@ -14,7 +14,17 @@ from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
-from asda_hear.ablation.cells import BASELINES, CELLS, Unit, Work, different_options, evaluation_name, is_done, model_of
+from asda_hear.ablation.cells import (
+    BASELINES,
+    CELLS,
+    Unit,
+    Work,
+    device,
+    different_options,
+    evaluation_name,
+    is_done,
+    model_of,
+)
 from asda_hear.ablation.measuring import can_measure, measure
 from asda_hear.ablation.plan import Cell, text_of
 from asda_hear.ablation.run import Shard
@@ -22,9 +32,11 @@ from asda_hear.evaluate.compat import installed, read_stamp
 from asda_hear.evaluate.runner import SECONDS_FILE, evaluate
 
 MEASURED_STEPS = 4
-"""Enough for a step to be warm, few enough to take seconds; the median of what is done replaces it as cells finish."""
+"""Enough for a step to be warm, few enough to take seconds."""
 PILOT_CLIPS = 5000
 """Where nothing is scored yet, tasks of at most so many clips are scored once to see how long that takes."""
+WEIGHTS = frozenset({"seed", "steps", "optimizer", "lambda_init", "frame_weight", "utterance_weight", "noise_std"})
+"""Keys that change no size, and so no time."""
 PILOT_NOISE_CLIPS = 4
 """Clips on which attention on noise is measured to see how long that takes."""
 MINUTE, HOUR = 60, 3600
@@ -107,15 +119,14 @@ def estimate_rest(work: Work, left: list[Unit]) -> Estimate:
 
 
 def kind_of(config: RunConfig) -> str:
-    """Cells that differ only in seed and in numbers that are no sizes (rates, weights, lambda) cost the same."""
+    """Cells that differ only in seed, rates and `WEIGHTS` cost the same."""
 
-    def sizes(value: Any) -> Any:
+    def telling(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: sizes(below) for key, below in value.items() if not isinstance(below, float)}
+            return {key: telling(below) for key, below in value.items() if key not in WEIGHTS}
         return value
 
-    plain = {key: value for key, value in to_plain(config).items() if key not in ("seed", "steps", "optimizer")}
-    return json.dumps([sizes(plain), config.data.clip_seconds, config.encoder.mlp_ratio], sort_keys=True)
+    return json.dumps(telling(to_plain(config)), sort_keys=True, default=str)
 
 
 def _step_seconds(work: Work, cell: Cell, folder: Path) -> float:
@@ -125,7 +136,7 @@ def _step_seconds(work: Work, cell: Cell, folder: Path) -> float:
     for steps in (1, 1 + MEASURED_STEPS):
         config = replace(cell.config, steps=steps, checkpoint_every=steps, log_every=steps)
         started = time.monotonic()
-        pretrain(config, list(work.plan.audio), folder / str(steps), work.catalog, progress=False, init=init)
+        pretrain(config, list(work.plan.audio), folder / str(steps), work.catalog, device(), False, init)
         spent.append(time.monotonic() - started)
     return max(0.0, spent[1] - spent[0]) / MEASURED_STEPS
 
@@ -137,10 +148,11 @@ def _steps_left(cell: Cell, folder: Path) -> int:
 
 def _scored_seconds(work: Work) -> dict[str, float]:
     """Task -> median seconds of its evaluations with this search, in this store: of cells, else of baselines."""
+    ways = {evaluation_name(work.plan, cell.options) for cell in work.plan.cells}
     found: dict[str, float] = {}
     for place in (BASELINES, CELLS):  # cells are more like what is to come
         for task in work.tasks:
-            files = (work.store / place).glob(f"*/{evaluation_name(work.plan, work.plan.config.options)}/{task.name}")
+            files = [file for way in ways for file in (work.store / place).glob(f"*/{way}/{task.name}")]
             spent = [sum(seconds.values()) for seconds in map(_seconds, files) if seconds]
             if spent:
                 found[task.name] = median(spent)
@@ -154,11 +166,11 @@ def _seconds(folder: Path) -> dict[str, float]:
 def _pilot(work: Work, left: list[Unit], folder: Path) -> dict[str, float]:
     """Score the model of the first cell, untrained but for a step, as it will be scored."""
     cells = [cell for unit in left for cell in unit.cells]
-    models = [str(file) for file in sorted(folder.glob(f"*/1/{MODEL_FILE}"))]
-    if not cells or not models:
+    model = _any_model(work, folder)
+    if not cells or model is None:
         return {}
     found = {}
-    evaluate(models[0], list(work.tasks), folder / "scores", work.plan.config.evaluation, dict(cells[0].options),
+    evaluate(str(model), list(work.tasks), folder / "scores", work.plan.config.evaluation, dict(cells[0].options),
              progress=False, cache=folder)  # fmt: skip
     for task in work.tasks:
         found[task.name] = sum(_seconds(folder / "scores" / task.name).values())
@@ -172,14 +184,20 @@ def _noise_seconds(work: Work, left: list[Unit], folder: Path) -> float:
     count = sum(can_measure(model_of(work, unit)) for unit in left)
     files = [read_stamp(file) or {} for file in work.store.glob(f"*/*/{noise.file_name}")]
     known = [float(found["seconds"]) for found in files if "seconds" in found]
-    models = sorted(folder.glob(f"*/1/{MODEL_FILE}"))
-    if known or not models:
+    model = _any_model(work, folder)
+    if known or model is None:
         return count * median(known or [0.0])
     clips = min(noise.config.clips or len(noise.files), len(noise.files))
     few = replace(noise, config=replace(noise.config, clips=min(clips, PILOT_NOISE_CLIPS)))
     started = time.monotonic()
-    measure(few, str(models[0]), folder / "noise", work.catalog, progress=False)
+    measure(few, str(model), folder / "noise", work.catalog, progress=False)
     return count * (time.monotonic() - started) * clips / min(clips, PILOT_NOISE_CLIPS)
+
+
+def _any_model(work: Work, folder: Path) -> Path | None:
+    """A model of this plan: one of those of which steps were measured, else one that is trained already."""
+    trained = (work.store / CELLS / cell.name / MODEL_FILE for cell in work.plan.cells)
+    return next((file for file in [*sorted(folder.glob(f"*/1/{MODEL_FILE}")), *trained] if file.exists()), None)
 
 
 def _clips(tasks: Iterable[Path]) -> int:

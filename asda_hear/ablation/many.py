@@ -1,5 +1,6 @@
 """A plan in many processes: on this machine, or as jobs that submitit hands to Slurm. The store keeps them apart."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from asda_core.cli import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
 from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
 from asda_hear.ablation.plan import load_plan
@@ -25,19 +27,21 @@ except ImportError:
     submitit = None  # type: ignore[assignment]
 
 JOBS_FOLDER, CLUSTER_FOLDER = "jobs", "submitit"
-"""Logs of the processes, in the store."""
+"""Logs of the processes, in the result folder."""
 LOOK_EVERY_SECONDS = 2.0
 THREADS = "OMP_NUM_THREADS"
 """What tells torch how many threads to use; each of N processes gets an N-th of the processors unless it is set."""
-ACCEPTED_EXITS = (0, 1, 130)
-"""A worker ended: all done, some failed (named in the store), or it was asked to stop."""
+ACCEPTED_EXITS = (0, EXIT_STOPPED)
+"""A worker ended as it should: all is done or the budget spent, or it was asked to stop. 1 is any error."""
+DIE_WITH_PARENT = 1
+"""`PR_SET_PDEATHSIG` of Linux's prctl."""
 TAIL_LINES = 5
 
 
 def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
     """Run a plan in so many processes of this machine, and wait for them; Ctrl-C and SIGTERM stop all.
 
-    A process that dies leaves its unit to the others. What they print goes to `jobs/N.log` in the store.
+    A process that dies leaves its unit to the others. What they print goes to `jobs/` in the result folder.
 
     Raises:
         CellsFailed: cells failed.
@@ -48,21 +52,25 @@ def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
     began = time.time()
     threads = {THREADS: os.environ.get(THREADS) or str(max(1, (os.cpu_count() or 1) // jobs))}
     command = [sys.executable, "-m", "asda_hear.cli", "ablate", str(work.plan.file), "--out", str(out), "--worker"]
-    command += ["--store", str(work.store)]
-    command += ["--shard", f"{shard.index}/{shard.count}"]
-    workers = []
-    for number in range(1, jobs + 1):
-        with (out / JOBS_FOLDER / f"{number}.log").open("w") as log:
-            # a session of their own: Ctrl-C reaches them once, through us
-            workers.append(
-                subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **threads}, start_new_session=True)
-            )
+    command += ["--store", str(work.store), "--shard", f"{shard.index}/{shard.count}"]
+    workers: list[subprocess.Popen[bytes]] = []
+    logs = [out / JOBS_FOLDER / f"{os.getpid()}-{number}.log" for number in range(1, jobs + 1)]
     try:
-        _wait(work, shard, lambda: any(worker.poll() is None for worker in workers))
+        with _ended_as_interrupt():
+            for file in logs:
+                with file.open("w") as log:
+                    workers.append(
+                        subprocess.Popen(
+                            command, stdout=log, stderr=log, env={**os.environ, **threads},
+                            start_new_session=True,  # Ctrl-C reaches them once, through us
+                            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                        )
+                    )  # fmt: skip
+            _wait(work, shard, lambda: any(worker.poll() is None for worker in workers))
     finally:
         _stop(workers)
     rows = write_all_rows(work)
-    _report(work, shard, rows, began, [worker.returncode for worker in workers])
+    _report(work, shard, rows, began, [worker.returncode for worker in workers], logs)
     return rows
 
 
@@ -70,7 +78,7 @@ def submit_jobs(work: Work, jobs: int, cluster: str, parameters: Mapping[str, An
     """Hand a plan to a cluster as so many jobs that share the store, which all machines must see.
 
     Args:
-        work: the plan; submitit's logs lie in its store.
+        work: the plan; submitit's logs lie in its result folder.
         jobs: how many.
         cluster: "slurm", or "local" for processes of this machine.
         parameters: for submitit, as in {"slurm_partition": "gpu", "timeout_min": 600, "gpus_per_node": 1}.
@@ -98,7 +106,7 @@ def submit_jobs(work: Work, jobs: int, cluster: str, parameters: Mapping[str, An
     _wait(work, Shard(), lambda: not all(job.done() for job in submitted))
     rows = write_all_rows(work)
     codes = [0 if job.exception() is None else -1 for job in submitted]
-    _report(work, Shard(), rows, began, codes)
+    _report(work, Shard(), rows, began, codes, sorted((out / CLUSTER_FOLDER).glob("*_log.err")))
     return rows
 
 
@@ -123,7 +131,7 @@ class PlanJob:
 def _wait(work: Work, shard: Shard, running: Callable[[], bool]) -> None:
     """A bar of what is done, until nothing runs any more."""
     units = shard.of(work.units())
-    with _terminated_as_interrupt(), tqdm(total=len(units), desc="cells", unit="cell") as bar:
+    with tqdm(total=len(units), desc="cells", unit="cell") as bar:
         while True:
             alive = running()
             bar.update(sum(is_done(work, unit) for unit in units) - bar.n)
@@ -132,18 +140,24 @@ def _wait(work: Work, shard: Shard, running: Callable[[], bool]) -> None:
             time.sleep(LOOK_EVERY_SECONDS)
 
 
+def _die_with_parent() -> None:
+    """In a worker, before it begins: SIGTERM where its parent ends in a way that cannot be caught."""
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
+
+
 @contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a wait as Ctrl-C does, so that the workers are stopped too."""
+def _ended_as_interrupt() -> Iterator[None]:
+    """SIGTERM, and a terminal that closes, end a wait as Ctrl-C does, so that the workers are stopped too."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -155,17 +169,19 @@ def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
         worker.wait()
 
 
-def _report(work: Work, shard: Shard, rows: list[Row], began: float, codes: Sequence[int]) -> None:
+def _report(
+    work: Work, shard: Shard, rows: list[Row], began: float, codes: Sequence[int], logs: Sequence[Path]
+) -> None:
     """Raise what went wrong."""
     left = [unit for unit in shard.of(work.units()) if not is_done(work, unit)]
-    failed = []
-    for unit in left:
-        error = unit.folder / ERROR_FILE
-        if error.exists() and error.stat().st_mtime > began:
-            failed.append(f"{unit.name}: {error.read_text().strip().splitlines()[-1]}")
+    errors = {unit.name: unit.folder / ERROR_FILE for unit in left}
+    failed = [
+        f"{name}: {file.read_text().strip().splitlines()[-1]}"
+        for name, file in errors.items()
+        if file.exists() and file.stat().st_mtime > began
+    ]
     if failed:
         raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
     if left and any(code not in ACCEPTED_EXITS for code in codes):
-        log = next((work.out / JOBS_FOLDER).glob("*.log"), None)
-        tail = log.read_text().splitlines()[-TAIL_LINES:] if log else []
-        raise AsdaError(f"{len(left)} are left, and the processes have ended ({list(codes)}). " + " ".join(tail))
+        tails = [" ".join(log.read_text().splitlines()[-TAIL_LINES:]) for log in logs if log.exists()]
+        raise AsdaError(f"{len(left)} are left, and the processes have ended ({list(codes)}). {' | '.join(tails)}")

@@ -4,24 +4,30 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
-from asda_core.files import write_text
+from asda_core.files import file_digest, write_text
 from asda_hear.api import LOG_MEL
 from asda_hear.evaluate.compat import read_stamp
 from asda_hear.evaluate.runner import weights_identity
 from asda_hear.evaluate.scores import TaskScore
+from asda_hear.looking.noise import WHITE
 from asda_hear.looking.noise_attention import CLEAN, NoiseConfig, NoiseRow, main_rows, measure_noise
 
-NOISE_METRIC = "noise share"
-"""Share of attention on the patches that noise fills, divided by the share of tokens that they are: 1 is chance."""
+NOISE_METRIC, CONTROL_METRIC = "noise share", "share, clean"
+"""Share of attention on the patches that noise fills, divided by the share of tokens that they are: 1 is chance; and
+that of the same patches where there is no noise, of which neither more nor less is better."""
 LOWER_IS_BETTER = frozenset({NOISE_METRIC})
+MEASURED = frozenset({NOISE_METRIC, CONTROL_METRIC})
+"""Metrics of what is measured beside HEAR's tasks."""
 NAME_DIGITS = 8
+FORM = 2
+"""Of the file; older ones, which name no clips, are measured again."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class NoiseMeasure:
     @property
     def file_name(self) -> str:
         """Where the result lies in the folder of a cell; another setting, or other clips, is another result."""
-        facts = json.dumps([asdict(self.config), list_identity(self.files)], sort_keys=True)
+        noise = self.config.noise if self.config.noise == WHITE else file_digest(Path(self.config.noise))
+        facts = json.dumps([asdict(replace(self.config, noise=noise)), list_identity(self.files)], sort_keys=True)
         return f"noise-{hashlib.sha256(facts.encode()).hexdigest()[:NAME_DIGITS]}.json"
 
 
@@ -63,7 +70,7 @@ def read_measured(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRo
     found = read_stamp(folder / noise.file_name)
     if not isinstance(found, dict) or {key: found.get(key) for key in _stamp(model)} != _stamp(model):
         return None
-    return [NoiseRow(**{**row, "ratios": tuple(row["ratios"])}) for row in found["rows"]]
+    return [NoiseRow(**{**row, "ratios": tuple(row["ratios"]), "clips": tuple(row["clips"])}) for row in found["rows"]]
 
 
 def as_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
@@ -79,16 +86,22 @@ def as_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
     for snr_db, pair in by_ratio.items():
         noisy, clean = pair[False], pair[True]
         change = tuple(with_noise - without for with_noise, without in zip(noisy.ratios, clean.ratios, strict=True))
-        found.append(_score(f"noise at {snr_db:g} dB", noisy.ratios))
-        found.append(_score(f"same place, clean ({snr_db:g} dB)", clean.ratios))
-        found.append(_score(f"change by noise ({snr_db:g} dB)", change))
+        found.append(_score(f"noise at {snr_db:g} dB", NOISE_METRIC, noisy.ratios))
+        found.append(_score(f"same place, clean ({snr_db:g} dB)", CONTROL_METRIC, clean.ratios))
+        found.append(_score(f"change by noise ({snr_db:g} dB)", NOISE_METRIC, change))
     return found
 
 
-def _score(name: str, ratios: Sequence[float]) -> TaskScore:
+def clips_identity(rows: Sequence[NoiseRow]) -> str:
+    """Which clips were measured: models may leave out different ones, and then they cannot be paired clip by clip."""
+    names = json.dumps([[row.snr_db, row.clips] for row in main_rows(rows)])
+    return hashlib.sha256(names.encode()).hexdigest()[:NAME_DIGITS]
+
+
+def _score(name: str, metric: str, ratios: Sequence[float]) -> TaskScore:
     mean = sum(ratios) / len(ratios)
-    return TaskScore(name, NOISE_METRIC, mean, tuple(ratios), {NOISE_METRIC: mean}, mean)
+    return TaskScore(name, metric, mean, tuple(ratios), {metric: mean}, mean)
 
 
 def _stamp(model: str) -> dict[str, Any]:
-    return {"weights": weights_identity(model), "asda": version("asda-hear")}
+    return {"weights": weights_identity(model), "asda": version("asda-hear"), "form": FORM}

@@ -22,124 +22,17 @@ from typing import Any
 
 from asda_core.audio import find_audio, list_identity
 from asda_core.checkpoint import locate
-from asda_core.config import RunConfig, require
+from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config, parse, read_yaml, signature, to_plain, with_change, with_value
 from asda_core.errors import ConfigError, unknown
 from asda_core.files import file_digest
 from asda_hear.ablation.measuring import NoiseMeasure
-from asda_hear.evaluate.runner import EvaluationConfig
+from asda_hear.ablation.settings import PlanConfig
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.noise_attention import NoiseConfig
 
-FACTS = (
-    "seed",
-    "cell",
-    "parameters",
-    "trained",
-    "gflops",
-    "updates",
-    "pretrain_seconds",
-    "pretrain_cpu_seconds",
-    "pretrain_mebibytes",
-    "plugins",
-)
-RESULTS = ("task", "metric", "score", "folds", "validation", "asda", "torch", "heareval")
-BASELINE = "model"
-"""Columns of `rows.csv` beside the axes; `model` tells baselines from cells."""
-RESERVED = {BASELINE, *FACTS, *RESULTS}
-OPTION, INIT = "options.", "init"
+OPTION, INIT, SEED = "options.", "init", "seed"
 """Keys of an axis that are no key of a run: options of `load_model`, and the checkpoint that cells begin with."""
-
-
-@dataclass(frozen=True)
-class TaskChoice:
-    """HEAR tasks: their folder, and which of them (empty: all)."""
-
-    folder: str
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class NoisePlan(NoiseConfig):
-    """Measure how much attention falls on noise: which clips, and the noise that is added to them.
-
-    Attributes:
-        audio: folders, manifests or files.
-    """
-
-    audio: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(bool(self.audio), "noise_attention.audio must name the clips.")
-
-
-@dataclass(frozen=True)
-class BudgetConfig:
-    """What a plan may take.
-
-    Attributes:
-        steps: updates of every cell; None leaves them as the config and the axes say.
-        hours: after so long a command begins no further cell; what it has begun it ends. None: no limit.
-    """
-
-    steps: int | None = None
-    hours: float | None = None
-
-    def __post_init__(self) -> None:
-        require(self.steps is None or self.steps >= 0, f"budget.steps must not be negative, not {self.steps}.")
-        require(self.hours is None or self.hours > 0, f"budget.hours must be positive, not {self.hours}.")
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """The keys of a plan file.
-
-    Attributes:
-        base: config file that every cell starts from.
-        data: folders, manifests or files of audio to pre-train on.
-        tasks: what is evaluated; None where attention alone is measured.
-        axes: name -> label -> {config key: value}; or key -> list of values. Beside the keys of a run there are
-            "options.KEY" of `load_model`, and "init".
-        seeds: every combination is run with each.
-        baselines: label -> what `load_model` takes; evaluated once.
-        evaluation: heareval's search.
-        options: keyword arguments of `load_model`.
-        set: config keys that differ from the base in every cell.
-        init: a checkpoint that every cell begins with, as `asda pretrain --init` does; adapters need one.
-        question: what the table answers; its heading.
-        reference: the line that others are compared with, as {axis: label}, or the label of a baseline; by default
-            the first combination.
-        budget: limits.
-        noise_attention: how much attention falls on added noise, measured of every cell.
-    """
-
-    base: str
-    axes: dict[str, Any]
-    tasks: TaskChoice | None = None
-    data: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    baselines: dict[str, str] = field(default_factory=dict)
-    evaluation: EvaluationConfig = EvaluationConfig()
-    options: dict[str, Any] = field(default_factory=dict)
-    set: dict[str, Any] = field(default_factory=dict)
-    question: str = ""
-    init: str | None = None
-    reference: dict[str, Any] | str | None = None
-    budget: BudgetConfig = BudgetConfig()
-    noise_attention: NoisePlan | None = None
-
-    def __post_init__(self) -> None:
-        if not self.axes or not self.seeds:
-            raise ConfigError("a plan needs at least one axis and one seed.")
-        if self.tasks is None and self.noise_attention is None:
-            raise ConfigError("a plan needs tasks, or noise_attention.")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"the seeds of a plan must differ, given {list(self.seeds)}.")
-        if taken := sorted(RESERVED & self.axes.keys()):
-            raise ConfigError(f"an axis cannot be called {taken[0]!r}: the table has a column of that name.")
-        if isinstance(self.reference, str) and self.reference not in self.baselines:
-            raise ConfigError(unknown("baseline as the reference", self.reference, self.baselines))
 
 
 @dataclass(frozen=True)
@@ -195,6 +88,10 @@ def load_plan(file: Path) -> Plan:
     audio = tuple(found for source in config.data for found in find_audio(here / source))
     axes = {name: _labelled(name, choices) for name, choices in config.axes.items()}
     reference = _reference(config, axes, file)
+    for axis, choices in axes.items():
+        for other, others in axes.items():
+            if axis < other and (both := _keys(choices) & _keys(others)):
+                raise ConfigError(f"{file}: the axes {axis!r} and {other!r} both set {sorted(both)[0]}.")
     start = _Start(file, config, to_plain(load_run_config(here / config.base)), list_identity(audio))
     cells = []
     for combination in itertools.product(*axes.values()):
@@ -231,7 +128,13 @@ class _Start:
             if key.startswith(OPTION):
                 options[key.removeprefix(OPTION)] = value
             elif key == INIT:
+                if not isinstance(value, str | None):
+                    raise ConfigError(
+                        f"{self.file}, cell {text_of(labels)}: init must name a checkpoint, not {value!r}."
+                    )
                 init = value
+            elif key == SEED:
+                raise ConfigError(f"{self.file}, cell {text_of(labels)}: seeds are given by `seeds`, not by an axis.")
             else:
                 plain = with_change(plain, key, value)
         begins = None if init is None else locate(self.file.parent / init)
@@ -265,10 +168,22 @@ def _reference(config: PlanConfig, axes: Mapping[str, Mapping[str, Any]], file: 
     return {axis: given.get(axis, next(iter(labels))) for axis, labels in axes.items()}
 
 
+def _keys(labels: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """All keys that an axis sets."""
+    return {key for changes in labels.values() for key in changes}
+
+
 def _labelled(axis: str, choices: Any) -> dict[str, dict[str, Any]]:
     """Both ways of writing an axis as label -> {config key: value}."""
     if isinstance(choices, list) and choices:
-        return {str(value): {axis: value} for value in choices}
-    if isinstance(choices, dict) and choices and all(isinstance(value, dict | None) for value in choices.values()):
-        return {str(label): value or {} for label, value in choices.items()}
-    raise ConfigError(f"axis {axis!r} must be a list of values, or labels with {{config key: value}}, not {choices!r}.")
+        pairs = [(str(value), {axis: value}) for value in choices]
+    elif isinstance(choices, dict) and choices and all(isinstance(value, dict | None) for value in choices.values()):
+        pairs = [(str(label), value or {}) for label, value in choices.items()]
+    else:
+        raise ConfigError(
+            f"axis {axis!r} must be a list of values, or labels with {{config key: value}}, not {choices!r}."
+        )
+    names = [label for label, _ in pairs]
+    if twice := [label for label in names if names.count(label) > 1]:
+        raise ConfigError(f"axis {axis!r} has two labels {twice[0]!r}.")
+    return dict(pairs)

@@ -1,13 +1,15 @@
 """What a store holds of a plan, as rows: one per cell and task."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from asda_hear.ablation.cells import FACTS_FILE, TIMES_FILE, Unit, Work, unit_scores
-from asda_hear.ablation.measuring import LOWER_IS_BETTER
-from asda_hear.ablation.plan import BASELINE, Cell
+from asda_hear.ablation.cells import FACTS_FILE, TIMES_FILE, Unit, Work, unit_measured, unit_scores
+from asda_hear.ablation.measuring import MEASURED, clips_identity
+from asda_hear.ablation.plan import Cell
+from asda_hear.ablation.settings import BASELINE
 from asda_hear.evaluate.compat import read_stamp
 from asda_hear.evaluate.scores import TaskScore
 
@@ -21,14 +23,23 @@ def collect_rows(work: Work) -> list[Row]:
     for unit in units:
         if not unit.cells:
             facts = _baseline_facts(work, unit.baseline)
-            rows += [{**facts, **_score(score)} for score in unit_scores(work, unit, work.plan.config.options)]
+            rows += _rows(work, unit, work.plan.config.options, facts)
     homes = {cell.name: unit for unit in units for cell in unit.cells}
     for cell in work.plan.cells:
         unit = homes[cell.name]
         if (unit.folder / FACTS_FILE).exists():
             facts = _cell_facts(unit, cell)
-            rows += [{**facts, **_score(score)} for score in unit_scores(work, unit, cell.options)]
+            rows += _rows(work, unit, cell.options, facts)
     return rows
+
+
+def _rows(work: Work, unit: Unit, options: Mapping[str, Any], facts: Row) -> list[Row]:
+    """A row per task; of what was measured it says of which clips."""
+    clips = clips_identity(measured) if (measured := unit_measured(work, unit)) else ""
+    return [
+        {**facts, **_score(score), "clips": clips if score.metric in MEASURED else ""}
+        for score in unit_scores(work, unit, options)
+    ]
 
 
 def _cell_facts(unit: Unit, cell: Cell) -> Row:
@@ -68,5 +79,5 @@ def _score(score: TaskScore) -> Row:
         "validation": score.validation,
         "asda": version("asda-hear"),
         "torch": torch.__version__,
-        "heareval": version("heareval") if score.metric not in LOWER_IS_BETTER else "",
+        "heareval": version("heareval") if score.metric not in MEASURED else "",
     }

@@ -27,6 +27,7 @@ from asda_hear.api import load_model
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.runner import find_tasks, task_identity
 from asda_hear.model import HearOptions
+from asda_hear.pooling import EncoderBackbone
 
 ROWS_FILE = "rows.csv"
 CLAIM_FILE, ROWS_LOCK = ".claim", ".rows.lock"
@@ -71,10 +72,15 @@ def prepare(
     """
     plugins = catalog or installed_catalog()
     check_plan(plan, plugins)
+    if not plan.audio and (cell := next((cell for cell in plan.cells if cell.config.steps), None)):
+        raise ConfigError(f"{plan.file}, cell {text_of(cell.labels)}: its training needs audio; give data.")
     parameters = {label: _baseline_parameters(plan, label, plugins) for label in plan.config.baselines}
     chosen = plan.config.tasks
     found = [] if chosen is None else find_tasks(plan.file.parent / chosen.folder, chosen.names)
     tasks = {task: task_identity(task) for task in found}
+    if tasks:
+        with hear_tools():
+            pass  # a missing tool shows now
     return Work(plan, store or out, out, tasks, parameters, plugins, progress)
 
 
@@ -93,9 +99,6 @@ def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:
     Raises:
         CellsFailed: cells failed; all others are done and their rows written.
     """
-    if work.tasks:
-        with hear_tools():
-            pass  # a missing tool shows now
     units = (shard or Shard()).of(work.units())
     failed = _do_all(work, units)
     rows = write_all_rows(work)
@@ -198,6 +201,9 @@ def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:
     """Parameters of a baseline, which is opened now, so that a mistake shows before anything is evaluated."""
     try:
         model = load_model(baseline_path(plan, label), catalog=catalog, **plan.config.options)
+        if plan.noise and isinstance(model.backbone, EncoderBackbone):
+            for layer in range(model.backbone.encoder.config.depth):
+                mixer_with_maps(model.backbone.encoder, layer)
     except AsdaError as error:
         raise type(error)(f"{plan.file}, baseline {label}: {error} (looked for beside {plan.file})") from None
     return sum(parameter.numel() for parameter in model.parameters())

@@ -5,7 +5,7 @@ that cancels noise has a smaller ratio with noise than the same tokens have in t
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -80,6 +80,7 @@ class NoiseRow:
         chance: share of the tokens that these patches are, mean over clips.
         ratio: share / chance.
         ratios: share / chance of every clip.
+        clips: their file names, in the same order.
         mixer: of the model.
     """
 
@@ -92,6 +93,7 @@ class NoiseRow:
     chance: float
     ratio: float
     ratios: tuple[float, ...]
+    clips: tuple[str, ...]
     mixer: str = ""
 
 
@@ -145,20 +147,25 @@ def noise_attention(
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(files), generator=generator).tolist()
     limit = len(files) if config.clips is None else config.clips
-    measured: list[Shares] = []
+    measured: dict[int, Shares] = {}
     skipped: list[str] = []
     with tqdm(total=min(limit, len(files)), disable=not progress, unit="clip", desc=model.name) as bar:
         for number in order:
             if len(measured) == limit:
                 break
             try:
-                measured.append(_measure_file(model, files[number], config, number))
+                measured[number] = _measure_file(model, files[number], config, number)
                 bar.update()
             except AudioError as error:
                 skipped.append(str(error) if str(files[number]) in str(error) else f"{files[number]}: {error}")
     if not measured:
         raise AudioError(f"none of {len(files)} audio files can be used: {'; '.join(skipped[:3]) or 'none given'}")
-    return NoiseResult(_rows(measured, model.encoder.config.mixer.name), len(measured), tuple(skipped))
+    names = [file.name for file in files]
+    by_name = {
+        names[number] if names.count(names[number]) == 1 else f"{names[number]} ({number})": shares
+        for number, shares in measured.items()
+    }
+    return NoiseResult(_rows(by_name, model.encoder.config.mixer.name), len(measured), tuple(skipped))
 
 
 def main_rows(rows: Sequence[NoiseRow]) -> list[NoiseRow]:
@@ -222,14 +229,14 @@ def _measure(condition: str, layers: Sequence[LayerMaps], noisy: Noisy) -> Share
     return measured
 
 
-def _rows(measured: Sequence[Shares], mixer: str) -> list[NoiseRow]:
+def _rows(measured: Mapping[str, Shares], mixer: str) -> list[NoiseRow]:
     """Means over the clips; a row for every key that any clip has."""
-    keys = list(dict.fromkeys(key for clip in measured for key in clip))
-    return [_row(key, [clip[key] for clip in measured if key in clip], mixer) for key in keys]
+    keys = list(dict.fromkeys(key for clip in measured.values() for key in clip))
+    return [_row(key, {name: clip[key] for name, clip in measured.items() if key in clip}, mixer) for key in keys]
 
 
-def _row(key: Key, found: Sequence[tuple[float, float]], mixer: str) -> NoiseRow:
+def _row(key: Key, found: Mapping[str, tuple[float, float]], mixer: str) -> NoiseRow:
     condition, snr_db, what, queries, layer = key
-    share, chance = fmean(share for share, _ in found), fmean(chance for _, chance in found)
-    ratios = tuple(share / chance for share, chance in found)
-    return NoiseRow(condition, snr_db, what, queries, layer, share, chance, share / chance, ratios, mixer)
+    share, chance = (fmean(values) for values in zip(*found.values(), strict=True))
+    ratios = tuple(share / chance for share, chance in found.values())
+    return NoiseRow(condition, snr_db, what, queries, layer, share, chance, share / chance, ratios, tuple(found), mixer)

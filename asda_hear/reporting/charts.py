@@ -153,7 +153,7 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
                                ha="center", va="bottom")  # fmt: skip
         _name_rows(panel, [f"{label} (reference)" if label == labels[0] else label for label in labels])
         panel.set(title=names[task], xlabel=_scale_name(summary, task))
-        scores_in_view(panel, task not in summary.lower_is_better)
+        scores_in_view(panel, task not in summary.measured)
     for panel in list(panels)[len(tasks) :]:
         panel.set_axis_off()
     caption = (
@@ -174,7 +174,7 @@ def _score_chart(summary: Summary, task: str) -> Chart:
     marks = {True: " (reference)", False: ""}
     _name_rows(axes, [short_name(line) + marks[line == summary.reference] for line in lines])
     axes.set_xlabel(_scale_name(summary, task))
-    scores_in_view(axes, task not in summary.lower_is_better)
+    scores_in_view(axes, task not in summary.measured)
     caption = (
         "Small: each fold, seeds one above the other. Large, below them: the mean, with its 95 % interval over seeds."
     )

@@ -139,7 +139,8 @@ def answer(summary: Summary) -> list[str]:
     lines = [line for line in summary.lines if not line.baseline and line.results]
     if not lines:
         return ["No combination of this plan is done yet. Nothing can be said."]
-    best = {task: line for task in summary.tasks if (line := _best(summary, lines, task)) is not None}
+    judged = [task for task in summary.tasks if task not in summary.neutral]
+    best = {task: line for task in judged if (line := _best(summary, lines, task)) is not None}
     if not best:
         return ["No combination has a score that is a number. Nothing can be said."]
     if len(best) <= SPELLED_TASKS:

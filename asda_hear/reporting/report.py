@@ -9,12 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from filelock import FileLock
+
 from asda_core.checkpoint import MODEL_FILE
 from asda_core.config_io import to_yaml
 from asda_core.files import write_rows, write_text
 from asda_core.pretrain.reporter import read_log
 from asda_hear.ablation.cells import (
-    BASELINES,
     CELLS,
     ERROR_FILE,
     FACTS_FILE,
@@ -25,13 +26,15 @@ from asda_hear.ablation.cells import (
 )
 from asda_hear.ablation.environment import code_commit, environment
 from asda_hear.ablation.measuring import read_measured
-from asda_hear.ablation.plan import BASELINE, Cell, text_of
+from asda_hear.ablation.plan import Cell, text_of
 from asda_hear.ablation.rows import Row
+from asda_hear.ablation.run import ROWS_LOCK
+from asda_hear.ablation.settings import BASELINE
 from asda_hear.evaluate.compat import read_stamp
 from asda_hear.evaluate.items import Items, can_score, read_items
 from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.standing import LEADERBOARD_FILE
-from asda_hear.reporting.comparing import Interval, compare_items
+from asda_hear.reporting.comparing import Floats, Interval, compare_items, score_draws
 from asda_hear.reporting.latex import to_latex
 from asda_hear.reporting.page import Failure, PageDetails, write_page
 from asda_hear.reporting.summarising import summarise
@@ -46,7 +49,12 @@ NOISE_FILE = "noise.csv"
 
 
 def write_report(work: Work, rows: Sequence[Row]) -> str:
-    """Write all outputs into the store, and return the table as Markdown."""
+    """Write all outputs into the result folder, one process at a time, and return the table as Markdown."""
+    with FileLock(work.out / ROWS_LOCK):
+        return _write(work, rows)
+
+
+def _write(work: Work, rows: Sequence[Row]) -> str:
     out = work.out
     missing, failures = _missing(work), _failures(work)
     summary = summarise(work.plan, rows, ItemsOf(work).difference, missing)
@@ -65,6 +73,7 @@ class ItemsOf:
 
     def __init__(self, work: Work) -> None:
         self.work, self.known = work, dict[Path, Items | None]()
+        self.drawn: dict[tuple[int, ...], Floats] = {}
         self.options = {(text_of(cell.labels), cell.seed): cell for cell in work.plan.cells}
 
     def difference(self, ours: Sequence[Row], theirs: Sequence[Row]) -> Interval | None:
@@ -73,12 +82,19 @@ class ItemsOf:
         known = [[items for items in side if items is not None and can_score(items.metric)] for side in (first, second)]
         if not all(known) or [len(side) for side in known] != [len(first), len(second)]:
             return None
-        return compare_items(known[0], known[1])
+        return compare_items(known[0], known[1], self._draw)
+
+    def _draw(self, items: Sequence[Items]) -> Floats:
+        """The draws of a line on a task are those of every comparison that it is part of."""
+        key = tuple(map(id, items))
+        if key not in self.drawn:
+            self.drawn[key] = score_draws(items)
+        return self.drawn[key]
 
     def _read(self, row: Row) -> Items | None:
         plan = self.work.plan
         if row[BASELINE]:
-            unit, options = self.work.store / BASELINES / row[BASELINE], plan.config.options
+            unit, options = self.work.baseline_folder(row[BASELINE]), plan.config.options
         else:
             labels = {axis: row[axis] for axis in plan.config.axes}
             unit = self.work.store / CELLS / row["cell"]
@@ -90,10 +106,11 @@ class ItemsOf:
 
 
 def _missing(work: Work) -> list[str]:
-    """Units that are not done: the first by name, then how many."""
+    """Units that are not done: what failed, then the first others by name, then how many."""
+    failed = [f"{failure.cell} failed: {failure.error}" for failure in _failures(work)]
     left = [unit.name for unit in work.units() if not is_done(work, unit) and not (unit.folder / ERROR_FILE).exists()]
     more = [f"and {len(left) - NAMED} more"] if len(left) > NAMED else []
-    return left[:NAMED] + more
+    return failed + left[:NAMED] + more
 
 
 def _failures(work: Work) -> list[Failure]:
@@ -174,7 +191,7 @@ def cell_command(work: Work, cell: Cell) -> str:
     folder = work.store / CELLS / cell.name
     threads = f"OMP_NUM_THREADS={plan.config.evaluation.threads}"
     train: list[Any] = ["asda", "pretrain", shown(folder / "config.yaml"), "--out", f"runs/{cell.name}", "--data"]
-    train += [shown(plan.file.parent / source) for source in plan.config.data]
+    train += [shown(plan.file.parent / source) for source in plan.config.data] or ["FOLDER"]
     if cell.init is not None:
         train += ["--init", shown(cell.init)]
     commands = [train] if plan.config.tasks is None else [train, _score_command(work, cell)]
@@ -187,6 +204,7 @@ def _score_command(work: Work, cell: Cell) -> list[Any]:
     score += ["--task", *(task.name for task in work.tasks), "--grid", search.grid]
     score += ["--grid-points", search.grid_points, "--threads", search.threads]
     for key, value in cell.options.items():
+        value = "null" if value is None else value
         score += ["--option", f"{key}={value}"]
     return score
 

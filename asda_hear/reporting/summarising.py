@@ -1,16 +1,15 @@
 """Rows of a plan -> what its tables and its page say."""
 
 import math
-import os
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from statistics import median, stdev
+from statistics import median
 
 from asda_core.statistics import CONFIDENCE, mean_interval
-from asda_hear.ablation.measuring import LOWER_IS_BETTER
-from asda_hear.ablation.plan import BASELINE, Plan
+from asda_hear.ablation.measuring import CONTROL_METRIC, LOWER_IS_BETTER, MEASURED
+from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import Row
+from asda_hear.ablation.settings import BASELINE
 from asda_hear.api import LOG_MEL
 from asda_hear.evaluate.leaderboard import aggregates, hear_column
 from asda_hear.reporting.comparing import (
@@ -57,10 +56,9 @@ def summarise(
         for key, line in lines.items():
             if key != reference:
                 lines[key] = _compared(line, against, groups[key], groups[reference], items)
-    found = [
-        _with_aggregates(plan, line, lines.values(), _scored(tasks))
-        for line in _corrected(list(lines.values()), against, _scored(tasks))
-    ]
+    scored = frozenset(task for task, metric in tasks.items() if metric not in MEASURED)
+    corrected = _corrected(list(lines.values()), against, scored)
+    found = [_with_aggregates(plan, line, corrected, scored) for line in corrected]
     axes = {axis: tuple(dict.fromkeys(cell.labels[axis] for cell in plan.cells)) for axis in plan.config.axes}
     return Summary(
         title=plan.file.stem,
@@ -69,10 +67,14 @@ def summarise(
         lower_is_better=frozenset(task for task, metric in tasks.items() if metric in LOWER_IS_BETTER),
         axes=axes,
         lines=tuple(sorted(found, key=lambda line: bool(line.baseline))),
-        reference=next((line for line in found if against and line.name == against.name), None),
-        effects=tuple(_effects(axes, lines.values(), tasks)),
+        reference=next((line for line in found if against and line.key == against.key), None),
+        effects=tuple(
+            replace(effect, difference=None) if _several_clips(rows, effect.task) else effect
+            for effect in _effects(axes, lines.values(), tasks)
+        ),
         notes=tuple(_notes(plan, rows, found, against)),
         missing=tuple(missing),
+        neutral=frozenset(task for task, metric in tasks.items() if metric == CONTROL_METRIC),
     )
 
 
@@ -116,6 +118,8 @@ def _mean(rows: Sequence[Row], task: str) -> float:
 
 
 def _best(groups: Mapping[Key, Sequence[Row]], task: str, metric: str) -> float:
+    if metric == CONTROL_METRIC:
+        return math.nan
     values = [mean for rows in groups.values() if not math.isnan(mean := _mean(rows, task))]
     return (min if metric in LOWER_IS_BETTER else max)(values, default=math.nan)
 
@@ -139,21 +143,32 @@ def _line(plan: Plan, key: Key, rows: Sequence[Row], best: Mapping[str, float]) 
 def _compared(
     line: Line, reference: Line, rows: Sequence[Row], theirs: Sequence[Row], items: ItemsDifference | None
 ) -> Line:
-    """A line with its differences from the reference."""
+    """A line with its differences from the reference; none where they measured different clips."""
     results = {}
     for task, result in line.results.items():
-        difference = compare(result.scores, reference.results[task].scores) if task in reference.results else None
+        ours, other = ([row for row in side if row["task"] == task] for side in (rows, theirs))
+        if not other or _several_clips([*ours, *other], task):
+            continue
+        difference = compare(result.scores, reference.results[task].scores)
         if difference and items:
-            ours = [row for row in rows if row["task"] == task]
-            other = [row for row in theirs if row["task"] == task]
-            difference = replace(difference, items=items(ours, other))
+            difference = replace(difference, items=items(*_of_common_seeds(ours, other)))
         results[task] = replace(result, difference=difference)
-    return replace(line, results=results)
+    return replace(line, results={**line.results, **results})
 
 
-def _scored(tasks: Mapping[str, str]) -> frozenset[str]:
-    """HEAR tasks; conditions of one measurement are no tasks of their own."""
-    return frozenset(task for task, metric in tasks.items() if metric not in LOWER_IS_BETTER)
+def _several_clips(rows: Sequence[Row], task: str) -> bool:
+    """Whether models were measured on different clips, so that they cannot be paired clip by clip."""
+    return len({row.get("clips") or "" for row in rows if row["task"] == task}) > 1
+
+
+def _of_common_seeds(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows of the seeds that `compare` pairs: those of both, or all where one side is a baseline."""
+    seeds = {str(row["seed"]) for row in ours}, {str(row["seed"]) for row in theirs}
+    if {""} in seeds:
+        return list(ours), list(theirs)
+    common = seeds[0] & seeds[1]
+    first, second = ([row for row in side if str(row["seed"]) in common] for side in (ours, theirs))
+    return first, second
 
 
 def _corrected(lines: list[Line], reference: Line | None, scored: frozenset[str]) -> list[Line]:
@@ -162,18 +177,18 @@ def _corrected(lines: list[Line], reference: Line | None, scored: frozenset[str]
         return lines
     raw = {}
     for line in lines:
-        if line.name != reference.name and all(scored <= side.results.keys() for side in (line, reference)):
+        if line.key != reference.key and all(scored <= side.results.keys() for side in (line, reference)):
             ours, theirs = ({task: side.results[task].estimate.mean for task in scored} for side in (line, reference))
-            raw[line.name] = wilcoxon_over_tasks(ours, theirs)
-    corrected = {name: p for name, p in holm(raw).items() if not math.isnan(p)}
-    return [replace(line, p_value=corrected.get(line.name)) for line in lines]
+            raw[line.key] = wilcoxon_over_tasks(ours, theirs)
+    corrected = {key: p for key, p in holm(raw).items() if not math.isnan(p)}
+    return [replace(line, p_value=corrected.get(line.key)) for line in lines]
 
 
 def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], scored: frozenset[str]) -> Line:
     """The mean over HEAR tasks; where all are on its leaderboard, its aggregates, mel being what this plan measured."""
     means = {task: result.estimate.mean for task, result in line.results.items() if task in scored}
-    if len(means) < 2:
-        return line
+    if len(means) < 2 or means.keys() < scored:
+        return line  # a mean over fewer tasks than the others would stand in one column with theirs
     logs = [other for other in lines if plan.config.baselines.get(other.baseline) == LOG_MEL]
     naive = next((other for other in logs if other.results.keys() >= means.keys()), None)
     measured = None if naive is None else {task: naive.results[task].estimate.mean for task in means}
@@ -212,16 +227,18 @@ def _effect(
     first = next(iter(tables))
     seeds = [set(table[key]) for table in tables.values() for key in shared]
     common = sorted(set.intersection(*seeds), key=str) if seeds else []
-    if not common:
+    folds = {len(table[key][seed]) for table in tables.values() for key in shared for seed in common}
+    if len(folds) != 1:
         return None
     ours, theirs = (
-        {
-            seed: tuple(sum(folds) / len(folds) for folds in (tables[name][key][seed] for key in shared))
-            for seed in common
-        }
-        for name in (label, first)
+        {seed: _over([tables[name][key][seed] for key in shared]) for seed in common} for name in (label, first)
     )
     return Effect(axis, label, task, mean_interval(_means(ours)), None if label == first else compare(ours, theirs))
+
+
+def _over(combinations: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Mean over combinations, fold by fold."""
+    return tuple(sum(folds) / len(folds) for folds in zip(*combinations, strict=True))
 
 
 def _notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference: Line | None) -> list[str]:
@@ -236,20 +253,24 @@ def _notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference: Li
             f"Differences are from {reference.name}, paired by seed and fold; their intervals are bootstraps over both."
         )
         notes += _power_notes(lines, reference)
-        scored = len(_scored({row["task"]: row["metric"] for row in rows}))
+        scored = len({row["task"] for row in rows if row["metric"] not in MEASURED})
         if scored > 1 and smallest_p(scored) > 1 - CONFIDENCE:
             notes.append(
                 f"Wilcoxon's signed-rank test over tasks is left out: {scored} cannot give a p below "
                 f"{smallest_p(scored):.2g}."
             )
+    else:
+        notes.append("There are no differences: the reference is not done.")
     heard = next((row["heareval"] for row in rows if row["heareval"]), None)
     how = f"heareval {heard}, grid {search.grid}, {points}, {search.threads} thread(s); " if heard else ""
-    notes.append(f"{how}torch {rows[0]['torch']}, asda {rows[0]['asda']}, {platform.machine()}, {os.cpu_count()} CPUs.")
+    notes.append(f"{how}torch {rows[0]['torch']}, asda {rows[0]['asda']}.")
     if plan.config.noise_attention:
-        notes.append("Noise: share of attention on the noise patches, divided by chance; 1 is even attention.")
+        notes.append(
+            "Noise: share of attention on its patches, divided by chance: 1 is even attention, for a change it is 0."
+        )
     notes.append(
-        "Costs are medians: parameters and operations of the encoder, time and resident memory of a whole training "
-        "with its audio."
+        "Costs are medians: parameters and operations of the encoder, time and memory of a whole training with its "
+        "audio; what a killed process had spent is not counted."
     )
     notes.append(f"Made by `asda-hear ablate {plan.file.name}`.")
     return notes
@@ -258,17 +279,11 @@ def _notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference: Li
 def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
     """What so many seeds can see: from the typical spread of paired differences on each task."""
     notes = []
-    for task, result in reference.results.items():
-        theirs = dict(zip(result.scores, _means(result.scores), strict=True))
-        spreads, pairs = [], 0
-        for line in lines:
-            if line.name == reference.name or line.baseline or task not in line.results:
-                continue
-            ours = dict(zip(line.results[task].scores, _means(line.results[task].scores), strict=True))
-            shared = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-            if len(shared) > 1:
-                spreads.append(stdev(shared))
-                pairs = len(shared)
+    for task in reference.results:
+        found = [line.results[task].difference for line in lines if task in line.results and not line.baseline]
+        known = [difference for difference in found if difference is not None and difference.pairs > 1]
+        pairs = max((difference.pairs for difference in known), default=0)
+        spreads = [difference.spread for difference in known if difference.pairs == pairs]
         if spreads:
             least = smallest_difference_seen(median(spreads), pairs)
             notes.append(

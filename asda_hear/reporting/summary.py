@@ -52,6 +52,11 @@ class Line:
     p_value: float | None = None
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from all others: a baseline may be called as a combination is."""
+        return self.baseline, *self.labels.values()
+
+    @property
     def name(self) -> str:
         """Its labels in one text."""
         return self.baseline or ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
@@ -81,6 +86,7 @@ class Summary:
         title, question: of the plan.
         tasks: task -> its primary metric, as in {"esc10-v1.0.0-full": "top1_acc"}.
         lower_is_better: tasks for which less is more, as the share of attention on noise.
+        neutral: those of which neither is better: controls.
         axes: axis -> its labels.
         lines: combinations in the order of the plan, then baselines.
         reference: the line that others are compared with.
@@ -99,3 +105,9 @@ class Summary:
     effects: tuple[Effect, ...]
     notes: tuple[str, ...]
     missing: tuple[str, ...] = ()
+    neutral: frozenset[str] = frozenset()
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """Tasks that are no scores between 0 and 1."""
+        return self.lower_is_better | self.neutral

@@ -16,6 +16,8 @@ SIGNIFICANT = 0.05
 """A p-value below this is marked; the usual level (Fisher 1925)."""
 EXCLUDES_ZERO, BELOW_LEVEL = "†", "‡"
 """Marks of an interval without 0, and of a corrected p-value below `SIGNIFICANT`."""
+VERSIONED = re.compile(r"([^-\s]+)-(?:v?\d|hear2021|fold).*")
+"""Folder of a HEAR task: its name, then its version, then its size."""
 LESS_IS_MORE, SECONDS, CPU_SECONDS = "↓", "training s", "CPU s"
 FEW_SEEDS = 6
 """Below so many, a bootstrap over seeds gives intervals that are narrower than they say."""
@@ -86,7 +88,7 @@ def count_seeds(line: Line) -> int:
 def short_names(tasks: Iterable[str]) -> dict[str, str]:
     """Task -> its name without version and size, where that still names one task only."""
     names = list(tasks)
-    firsts = [name.split("-", 1)[0] for name in names]
+    firsts = [match[1] if (match := VERSIONED.fullmatch(name)) else name for name in names]
     return {name: first if firsts.count(first) == 1 else name for name, first in zip(names, firsts, strict=True)}
 
 
@@ -103,8 +105,10 @@ def signed(value: float) -> str:
 
 
 def excludes_zero(difference: Difference | None) -> bool:
-    """Whether 0 is outside the interval over seeds and folds; False where there is none."""
-    return difference is not None and (difference.interval.low > 0 or difference.interval.high < 0)
+    """Whether 0 is outside the interval over seeds and folds; False where there is none, or one seed alone."""
+    if difference is None or difference.pairs < 2:
+        return False
+    return difference.interval.low > 0 or difference.interval.high < 0
 
 
 def p_text(value: float | None) -> str:
@@ -193,7 +197,7 @@ def _task_columns(summary: Summary, task: str) -> list[Column]:
     arrow = f" {LESS_IS_MORE}" if task in summary.lower_is_better else ""
     results = [line.results.get(task) for line in summary.lines]
     scores = tuple(Cell() if result is None else score_cell(result.estimate, result.best) for result in results)
-    metric = "" if arrow else f" ({summary.tasks[task]})"
+    metric = "" if task in summary.measured else f" ({summary.tasks[task]})"
     columns = [Column(f"{short}{metric}{arrow}", "score", scores)]
     if any(result is not None and result.difference is not None for result in results):
         cells = tuple(difference_cell(result.difference if result else None) for result in results)
@@ -228,7 +232,8 @@ def _footnotes(summary: Summary, columns: Sequence[Column]) -> tuple[str, ...]:
 
 def few_seeds_warning(summary: Summary) -> str:
     """What must be said of bootstrap intervals over few seeds, as the end of a sentence."""
-    seeds = max((len(line.seeds) for line in summary.lines), default=0)
+    found = [result.difference for line in summary.lines for result in line.results.values()]
+    seeds = min((difference.pairs for difference in found if difference is not None), default=0)
     if seeds >= FEW_SEEDS:
         return ""
     return f", and with {seeds} seed{'' if seeds == 1 else 's'} such intervals are narrower than they should be"

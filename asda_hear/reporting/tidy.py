@@ -8,7 +8,7 @@ from typing import Any
 
 from asda_core.errors import ConfigError
 from asda_core.files import write_rows, write_whole
-from asda_hear.ablation.plan import BASELINE, RESERVED
+from asda_hear.ablation.settings import BASELINE, RESERVED
 
 CSV_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
 COSTS = ("parameters", "trained", "gflops", "updates", "pretrain_seconds", "pretrain_cpu_seconds", "pretrain_mebibytes")

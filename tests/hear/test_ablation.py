@@ -84,6 +84,7 @@ def test_positions_of_the_class_token_are_refused(tmp_path: Path) -> None:
         prepare(plan, tmp_path / "out")
 
 
+@pytest.mark.heareval
 def test_dry_run(
     tmp_path: Path, audio_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +108,32 @@ def test_mean_interval_is_students() -> None:
     assert str(mean_interval([0.5, 0.5])) == "0.500 ± 0.000"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axes": {"begins": {"x": {"init": [3]}}}}, r"cell begins x: init must name a checkpoint, not \[3\]"),
+        ({"axes": {"a": {1: {}, "1": {}}}}, "axis 'a' has two labels '1'"),
+        ({"axes": {"steps": [1, 1]}}, "axis 'steps' has two labels '1'"),
+        ({"axes": {"steps": [1], "b": {"x": {"steps": 2}}}}, "the axes 'b' and 'steps' both set steps"),
+        ({"axes": {"a": {"x": {"seed": 2}}}}, "seeds are given by `seeds`"),
+        ({"baselines": {"": "log_mel"}}, "a baseline cannot be called ''"),
+        ({"baselines": {"../x": "log_mel"}}, "a baseline cannot be called '../x'"),
+        ({"axes": {"layer": {"x": {}}}}, "an axis cannot be called 'layer'"),
+        ({"axes": {"fold": {"x": {}}}}, "an axis cannot be called 'fold'"),
+    ],
+)
+def test_strange_plans(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    file = plan_file(tmp_path)
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}))
+    with pytest.raises(ConfigError, match=message):
+        load_plan(file)
+
+
+def test_training_needs_audio(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cell lambda 0.1, steps 2: its training needs audio; give data"):
+        prepare(load_plan(plan_file(tmp_path)), tmp_path / "out")
+
+
 def test_references(tmp_path: Path) -> None:
     assert load_plan(plan_file(tmp_path)).reference == {"lambda": "0.1", "steps": "0"}
     assert load_plan(plan_file(tmp_path, reference={"steps": 2})).reference == {"lambda": "0.1", "steps": "2"}
@@ -121,6 +148,7 @@ def test_references(tmp_path: Path) -> None:
             load_plan(plan_file(tmp_path, reference=wrong))
 
 
+@pytest.mark.heareval
 def test_axes_of_options_and_of_what_cells_begin_with(tmp_path: Path, catalog: Catalog, audio_folder: Path) -> None:
     """Options are no part of a training; the checkpoint that a cell begins with is."""
     pretrain(parse(RunConfig, {**TINY, "steps": 0}), sorted(audio_folder.iterdir()), tmp_path / "first", catalog)
@@ -128,7 +156,7 @@ def test_axes_of_options_and_of_what_cells_begin_with(tmp_path: Path, catalog: C
         "begins": {"random": {}, "first": {"init": "first"}},
         "options.scene_pooling": ["mean", "summary"],
     }
-    plan = load_plan(plan_file(tmp_path, axes=axes, seeds=[0]))
+    plan = load_plan(plan_file(tmp_path, axes=axes, seeds=[0], data=[str(audio_folder)]))
     check_plan(plan, catalog)
     first_mean, first_summary, random_mean, random_summary = plan.cells
     assert random_mean.name == random_summary.name != first_mean.name == first_summary.name
@@ -140,8 +168,10 @@ def test_axes_of_options_and_of_what_cells_begin_with(tmp_path: Path, catalog: C
         check_plan(load_plan(plan_file(tmp_path, axes={"options.scene_poolin": ["mean"]})), catalog)
 
 
-def test_the_first_seed_of_all_comes_before_a_second(tmp_path: Path) -> None:
-    units = prepare(load_plan(plan_file(tmp_path, baselines={"log-mel": "log_mel"})), tmp_path / "out").units()
+@pytest.mark.heareval
+def test_the_first_seed_of_all_comes_before_a_second(tmp_path: Path, audio_folder: Path) -> None:
+    given = plan_file(tmp_path, baselines={"log-mel": "log_mel"}, data=[str(audio_folder)])
+    units = prepare(load_plan(given), tmp_path / "out").units()
     assert units[0].baseline == "log-mel"
     assert [unit.cells[0].seed for unit in units[1:]] == [0] * 4 + [1] * 4
 

@@ -8,17 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from asda_core.errors import ConfigError
+from asda_core.errors import AsdaError, ConfigError
 from asda_hear.ablation import many
 from asda_hear.ablation.cells import ERROR_FILE, is_done
 from asda_hear.ablation.many import run_jobs, submit_jobs
 from asda_hear.ablation.run import CLAIM_FILE, CellsFailed, Shard, run_plan
 from asda_hear.cli import main
+from asda_hear.reporting.report import write_report
 from tests.hear.plans import change_plan, tone_plan, work_on
 
 pytestmark = pytest.mark.heareval
@@ -202,3 +204,54 @@ def test_terminated_jobs_leave_a_store_to_go_on_with(tmp_path: Path) -> None:
     change_plan(plan, set={"steps": 400, "log_every": 1})
     work = work_on(plan, out)
     assert not any(is_done(work, unit) for unit in work.units())
+
+
+def test_processes_that_all_die_are_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = work_on(tone_plan(tmp_path), tmp_path / "out")
+    monkeypatch.setattr(many.sys, "executable", "/bin/false")
+    with pytest.raises(AsdaError, match=r"5 are left, and the processes have ended \(\[1, 1\]\)"):
+        run_jobs(work, 2, Shard())
+
+
+def test_two_reports_at_once(tmp_path: Path) -> None:
+    """Processes that wait for the same last cell write their tables at the same moment."""
+    plan, out = tone_plan(tmp_path, seeds=[0]), tmp_path / "out"
+    work = work_on(plan, out)
+    rows = run_plan(work)
+    with ThreadPoolExecutor(4) as pool:
+        tables = list(pool.map(lambda _: write_report(work, rows), range(8)))
+    assert len(set(tables)) == 1
+    assert not list(out.glob(".*.part"))
+
+
+def test_a_terminal_that_closes_ends_the_workers(tmp_path: Path) -> None:
+    plan, out = tone_plan(tmp_path, set={"steps": 400, "log_every": 1}, baselines={}), tmp_path / "out"
+    command = [sys.executable, "-m", "asda_hear.cli", "ablate", str(plan), "--out", str(out), "--jobs", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_until(lambda: len(list(out.glob("cells/*/log.jsonl"))) == 2, "two trainings")
+    process.kill()  # nothing that it could catch: the system tells its workers
+    process.communicate(timeout=WAIT_SECONDS)
+
+    def all_free() -> bool:
+        try:
+            for folder in (out / "cells").iterdir():
+                with FileLock(folder / CLAIM_FILE, timeout=0):
+                    pass
+        except Timeout:
+            return False
+        return True
+
+    wait_until(all_free, "the end of the workers")
+    assert all(list(folder.glob("step-*")) for folder in (out / "cells").iterdir())
+
+
+def test_plans_of_one_store_may_call_different_baselines_the_same(tmp_path: Path) -> None:
+    plan, store = tone_plan(tmp_path, seeds=[0], baselines={"base": "log_mel"}), tmp_path / "store"
+    run_plan(work_on(plan, tmp_path / "a", store=store))
+    change_plan(plan, baselines={"base": "base.yaml"})
+    run_plan(work_on(plan, tmp_path / "b", store=store))
+    done = {file: file.stat().st_mtime_ns for file in store.rglob("evaluation.json")}
+    assert len(done) == 2 + 2
+    change_plan(plan, baselines={"base": "log_mel"})
+    run_plan(work_on(plan, tmp_path / "a", store=store))
+    assert {file: file.stat().st_mtime_ns for file in store.rglob("evaluation.json")} == done

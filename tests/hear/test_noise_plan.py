@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from asda_core.errors import ConfigError
-from asda_hear.ablation.measuring import NOISE_METRIC
+from asda_hear.ablation.measuring import CONTROL_METRIC, NOISE_METRIC
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import run_plan
 from asda_hear.cli import main
@@ -31,7 +31,8 @@ def test_a_plan_of_noise_alone(plan: Path, tmp_path: Path) -> None:
     conditions = {kind.format(ratio) for kind in kinds for ratio in (10, 0)}
     assert len(rows) == 4 * len(conditions)  # of the log-mel baseline there is nothing to measure
     assert {row["task"] for row in rows} == conditions
-    assert {row["metric"] for row in rows} == {NOISE_METRIC}
+    assert {row["metric"] for row in rows} == {NOISE_METRIC, CONTROL_METRIC}
+    assert len({row["clips"] for row in rows}) == 1
     for row in rows:
         clips = [float(value) for value in row["folds"].split()]
         assert len(clips) == 3

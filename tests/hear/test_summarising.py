@@ -139,3 +139,73 @@ def test_aggregates_of_hears_tasks(plan: Plan) -> None:
     assert 0 < line.aggregates["s(m)"] < 100
     assert baseline.aggregates["s(m)"] == 0
     assert -1 <= line.aggregates["z"] <= 1
+
+
+def test_in_a_plan_of_one_axis_an_effect_is_what_the_table_says(tmp_path: Path) -> None:
+    axes = {"lambda": {"0.1": {}, "0.3": {"encoder.mixer.options.lambda_init": 0.3}}}
+    plan = load_plan(plan_file(tmp_path, axes=axes))
+    values = {("0.1", 0): (0.2, 0.6), ("0.1", 1): (0.5, 0.3), ("0.3", 0): (0.8, 0.1), ("0.3", 1): (0.6, 0.4)}
+    grid = [row("a", label, "", seed, folds) for (label, seed), folds in values.items()]
+    summary = summarise(plan, grid)
+    assert summary.effects[1].difference == summary.lines[1].results["a"].difference
+    lonely = [row("a", label, "", 0, (value,)) for label, value in (("0.1", 0.2), ("0.3", 0.4))]
+    difference = summarise(plan, lonely).effects[1].difference
+    assert difference is not None
+    assert math.isnan(difference.interval.low)  # one seed and one fold: nothing can be drawn again
+
+
+def test_the_power_note_counts_pairs(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    """A line that is not finished changes nothing; with a baseline as the reference there is a note too."""
+    whole = [note for note in summarise(plan, rows[:6]).notes if "true difference" in note]
+    late = [*rows[:6], row("a", "0.3", "2", 0, (0.1, 0.9))]
+    assert [note for note in summarise(plan, late).notes if "true difference" in note] == whole
+    assert "With 2 seeds" in whole[0]
+
+
+def test_power_against_a_baseline(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    given = {"reference": "log-mel", "baselines": {"log-mel": "log_mel"}}
+    notes = summarise(load_plan(plan_file(tmp_path, **given)), rows).notes
+    assert any("With 2 seeds a true difference under" in note for note in notes)
+
+
+def test_aggregates_need_every_task(plan: Plan) -> None:
+    """A mean over fewer tasks would stand in one column with means over all."""
+    names = ("esc50-v2.0.0-full", "libricount-v1.0.0-hear2021-full", "fsd50k-v1.0-full")
+    grid = [row(name, "0.1", "0", 0, (0.9,)) for name in names]
+    grid += [row(name, "0.3", "0", 0, (0.8,)) for name in names[:2]]
+    whole, part = summarise(plan, grid).lines
+    assert whole.aggregates["mean"] == pytest.approx(0.9)
+    assert part.aggregates == {}
+
+
+def test_other_clips_are_not_paired(plan: Plan) -> None:
+    """Of noise, models may leave out different clips: their ratios then stand side by side, without a difference."""
+    facts = {"metric": "noise share"}
+    same = [row("n", label, "0", 0, (0.9, 0.8), **facts, clips="x") for label in ("0.1", "0.3")]
+    assert summarise(plan, same).lines[1].results["n"].difference is not None
+    other = [same[0], {**same[1], "clips": "y"}]
+    summary = summarise(plan, other)
+    assert summary.lines[1].results["n"].difference is None
+    assert all(effect.difference is None for effect in summary.effects)
+
+
+def test_controls_are_neither_better_nor_worse(plan: Plan) -> None:
+    grid = [row("c", label, "0", 0, (value,), metric="share, clean") for label, value in (("0.1", 1.1), ("0.3", 0.9))]
+    summary = summarise(plan, grid)
+    assert summary.neutral == {"c"}
+    assert not any(line.results["c"].best for line in summary.lines)
+
+
+def test_a_baseline_may_be_called_as_a_combination_is(tmp_path: Path) -> None:
+    plan = load_plan(plan_file(tmp_path, axes={"steps": [0, 2]}, baselines={"steps 0": "log_mel"}))
+    grid = [row("a", "", step, 0, (value,)) for step, value in (("0", 0.5), ("2", 0.7))]
+    summary = summarise(plan, [*grid, row("a", "", "", "", (0.6,), model="steps 0")])
+    assert summary.reference is summary.lines[0]
+    assert summary.lines[2].results["a"].difference is not None
+
+
+def test_a_reference_that_is_not_done_is_named(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    others = [each for each in rows if (each["lambda"], each["steps"]) != ("0.1", "0")]
+    summary = summarise(plan, others)
+    assert summary.reference is None
+    assert "There are no differences: the reference is not done." in summary.notes
