@@ -41,8 +41,8 @@ HEAR_ORDER = (
     "looking.drawing", "looking.page", "looking.commands", "ablation.size", "ablation.environment",
     "ablation.measuring", "ablation.settings", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run",
     "ablation.many", "ablation.estimate", "reporting.comparing", "reporting.summary", "reporting.summarising",
-    "reporting.tables", "reporting.latex", "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.page",
-    "reporting.report", "ablate", "demo", "cli",
+    "reporting.tables", "reporting.latex", "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.answer",
+    "reporting.page", "reporting.report", "ablate", "demo", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

@@ -1,35 +1,21 @@
 """The results of a plan as one HTML file that needs nothing else: it opens from disk, prints, and can be sent."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from asda_core.files import write_text
+from asda_hear.reporting.answer import answer
 from asda_hear.reporting.charts import Curves, cost_charts, curve_charts, effect_charts, score_charts, short_name
-from asda_hear.reporting.summary import Line, Summary, TaskResult
-from asda_hear.reporting.tables import (
-    SIGNIFICANT,
-    Cell,
-    difference_cell,
-    excludes_zero,
-    few_seeds_warning,
-    make_grid,
-    number,
-    p_text,
-    score_cell,
-    short_names,
-    signed,
-)
+from asda_hear.reporting.comparing import holm
+from asda_hear.reporting.summary import Summary
+from asda_hear.reporting.tables import Cell, difference_cell, make_grid, number, p_text, score_cell, short_names, signed
 
 TEMPLATE = "page.html.j2"
-SPELLED_TASKS = 3
-"""Up to so many tasks the answer speaks of each; beyond, it counts them."""
 SEED_LINE = re.compile(r"^seed:.*$", re.MULTILINE)
 """The line of a config in which the cells of a line differ."""
 
@@ -93,7 +79,8 @@ class Comparison:
     clips: str
     pairs: int
     p_value: str
-    holm: str
+    corrected: str
+    over_tasks: str
 
 
 def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
@@ -125,6 +112,7 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
         costs=cost_charts(summary),
         curves=curve_charts(summary, details.curves),
         comparisons=_comparisons(summary),
+        over_tasks=any(line.p_value is not None for line in summary.lines),
         aggregates=list(dict.fromkeys(name for line in summary.lines for name in line.aggregates)),
         recipes=_recipes(summary, details),
         times=_times(details),
@@ -132,111 +120,6 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
-
-
-def answer(summary: Summary) -> list[str]:
-    """Sentences from the numbers: which line is best and whether that can be told from chance; what cannot be."""
-    lines = [line for line in summary.lines if not line.baseline and line.results]
-    if not lines:
-        return ["No combination of this plan is done yet. Nothing can be said."]
-    judged = [task for task in summary.tasks if task not in summary.neutral]
-    best = {task: line for task in judged if (line := _best(summary, lines, task)) is not None}
-    if not best:
-        return ["No combination has a score that is a number. Nothing can be said."]
-    if len(best) <= SPELLED_TASKS:
-        first = [f"{_on_task(summary, lines, task, line)}." for task, line in best.items()]
-    else:
-        first = [f"{_on_many(summary, best)}."]
-    return [*first, _limits(summary, lines)]
-
-
-def _best(summary: Summary, lines: Sequence[Line], task: str) -> Line | None:
-    """The line with the best mean; the first of equals."""
-    sign = -1 if task in summary.lower_is_better else 1
-    done = [line for line in lines if task in line.results and not math.isnan(line.results[task].estimate.mean)]
-    return max(done, key=lambda line: sign * line.results[task].estimate.mean, default=None)
-
-
-def _on_task(summary: Summary, lines: Sequence[Line], task: str, line: Line) -> str:
-    result = line.results[task]
-    estimate = score_cell(result.estimate)
-    score = f"{estimate.text}{estimate.half and f' ± {estimate.half}'}"
-    others = sum(task in other.results for other in lines)
-    best = f"has the best mean of {others}" if others > 1 else "stands alone"
-    against = _against_reference(summary, line, result)
-    above = _baselines_above(summary, task, result)
-    return f"{short_names(summary.tasks)[task]}: {_called(summary, line)} {best}, {score}; {against}{above}"
-
-
-def _against_reference(summary: Summary, line: Line, result: TaskResult) -> str:
-    if summary.reference is None:
-        return "there is no reference"
-    if line == summary.reference:
-        return "it is the reference itself"
-    difference = result.difference
-    if difference is None or math.isnan(difference.interval.low):
-        return "no interval of its difference from the reference"
-    excludes = excludes_zero(difference)
-    ends = f"[{signed(difference.interval.low)}, {signed(difference.interval.high)}]"
-    doubt = f", though a paired t-test over seeds gives p = {p_text(difference.p_value)}"
-    return (
-        f"{signed(difference.mean)} {ends} from the reference, which {'excludes' if excludes else 'includes'} 0"
-        f"{doubt if excludes and difference.p_value >= SIGNIFICANT else ''}"
-    )
-
-
-def _baselines_above(summary: Summary, task: str, result: TaskResult) -> str:
-    sign = -1 if task in summary.lower_is_better else 1
-    known = [line for line in summary.lines if line.baseline and task in line.results]
-    above = [line for line in known if sign * (line.results[task].estimate.mean - result.estimate.mean) > 0]
-    if not above:
-        return ""
-    named = ", ".join(f"{line.name} ({number(line.results[task].estimate.mean)})" for line in above)
-    return f", but the baseline {named} is better" if len(above) == 1 else f", but the baselines {named} are better"
-
-
-def _on_many(summary: Summary, best: Mapping[str, Line]) -> str:
-    """One line for many tasks: the one that is best most often, the first of equals."""
-    winners = list(best.values())
-    line = max(winners, key=winners.count)
-    tasks = [task for task, winner in best.items() if winner == line]
-    first = f"{_called(summary, line)} has the best mean on {len(tasks)} of {len(best)} tasks"
-    if summary.reference is None or line == summary.reference:
-        return f"{first}{', and is the reference itself' if line == summary.reference else ''}"
-    apart = sum(excludes_zero(line.results[task].difference) for task in tasks)
-    reference = _called(summary, summary.reference)
-    return f"{first}; the 95 % interval of its difference from {reference} excludes 0 on {apart} of these"
-
-
-def _limits(summary: Summary, lines: Sequence[Line]) -> str:
-    """What cannot be seen, with the width of the intervals that there are."""
-    seeds = max(len(line.seeds) for line in lines)
-    names, widths = short_names(summary.tasks), []
-    for task in list(summary.tasks)[:SPELLED_TASKS]:
-        found = (line.results[task].difference for line in lines if task in line.results)
-        halves = [(each.interval.high - each.interval.low) / 2 for each in found if each is not None]
-        if known := [half for half in halves if not math.isnan(half)]:
-            widths.append(f"{number(median(known))} ({names[task]})")
-    seen = "no difference can be told from chance"
-    if widths:
-        few = ", and with so few seeds even that is too narrow" if few_seeds_warning(summary) else ""
-        seen = f"the interval of a difference typically reaches {_listed(widths)} to either side{few}"
-    unknown = " it is not known how results vary between seeds;" if seeds == 1 else ""
-    luck = f"; the best of {len(lines)} is partly the luckiest" if len(lines) > 1 else ""
-    return f"With {_counted(seeds, 'seed')},{unknown} {seen}{luck}; nothing follows for other data, sizes or schedules."
-
-
-def _called(summary: Summary, line: Line) -> str:
-    """Its labels, with the names of the axes only where there are several."""
-    return short_name(line) if len(summary.axes) == 1 else line.name
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, Cell, Cell]]:
@@ -250,14 +133,18 @@ def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, Cell, Cel
 
 
 def _comparisons(summary: Summary) -> list[Comparison]:
-    names = short_names(summary.tasks)
-    rows = []
+    """Every line against the reference on every task; t-tests are one family."""
+    names, rows = short_names(summary.tasks), []
+    found = {(line.key, task): r.difference for line in summary.lines for task, r in line.results.items()}
+    corrected = holm({place: difference.p_value for place, difference in found.items() if difference is not None})
     for line in summary.lines:
-        for task, result in line.results.items():
-            if (found := result.difference) is not None:
-                clips = "" if found.items is None else f"[{signed(found.items.low)}, {signed(found.items.high)}]"
-                texts = p_text(found.p_value), p_text(line.p_value)
-                rows.append(Comparison(line.name, names[task], difference_cell(found), clips, found.pairs, *texts))
+        for task in line.results:
+            if (difference := found[line.key, task]) is not None:
+                items, place = difference.items, (line.key, task)
+                clips = "" if items is None else f"[{signed(items.low)}, {signed(items.high)}]"
+                texts = p_text(difference.p_value), p_text(corrected[place]), p_text(line.p_value)
+                cell = difference_cell(difference)
+                rows.append(Comparison(short_name(line), names[task], cell, clips, difference.pairs, *texts))
     return rows
 
 

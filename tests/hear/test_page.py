@@ -11,8 +11,9 @@ import matplotlib
 import pytest
 
 from asda_core.statistics import mean_interval
+from asda_hear.reporting.answer import answer
 from asda_hear.reporting.charts import MOST_NAMED, effect_charts, looks_of
-from asda_hear.reporting.page import Failure, PageDetails, answer, write_page
+from asda_hear.reporting.page import Failure, PageDetails, write_page
 from asda_hear.reporting.summary import Effect, Line, Summary, TaskResult
 from asda_hear.reporting.tables import make_grid
 from tests.hear.test_tables import APART, NASTY, result, summary
