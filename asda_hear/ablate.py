@@ -12,7 +12,7 @@ from asda_hear.ablation.many import run_jobs, submit_jobs
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.run import CellsFailed, Shard, prepare, run_plan, write_all_rows
-from asda_hear.reporting.report import LATEX_FILE, PAGE_FILE, TABLE_FILE, write_report
+from asda_hear.reporting.report import PAGE_FILE, write_report
 
 RESULTS = Path("results")
 
@@ -72,7 +72,7 @@ def run_ablate(parsed: argparse.Namespace) -> None:
         raise
     if not parsed.worker:
         print(write_report(work, rows), end="")
-        print(f"written to {out}: {PAGE_FILE}, {TABLE_FILE}, {LATEX_FILE}, scores.csv, rows.csv", file=sys.stderr)
+        print(f"written to {out}: {PAGE_FILE}, and tables beside it", file=sys.stderr)
 
 
 def _rows(work: Work, parsed: argparse.Namespace) -> list[Row]:

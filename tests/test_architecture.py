@@ -40,9 +40,9 @@ HEAR_ORDER = (
     "looking.places", "looking.measures", "looking.noise", "looking.noise_attention", "looking.view",
     "looking.drawing", "looking.page", "looking.commands", "ablation.size", "ablation.environment",
     "ablation.measuring", "ablation.settings", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run",
-    "ablation.many", "ablation.estimate", "reporting.comparing", "reporting.summary", "reporting.summarising",
-    "reporting.tables", "reporting.latex", "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.answer",
-    "reporting.page", "reporting.report", "ablate", "demo", "cli",
+    "ablation.many", "ablation.estimate", "reporting.comparing", "reporting.summary", "reporting.notes",
+    "reporting.summarising", "reporting.tables", "reporting.latex", "reporting.svg", "reporting.charts",
+    "reporting.tidy", "reporting.answer", "reporting.page", "reporting.report", "ablate", "demo", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

@@ -62,14 +62,16 @@ def print_estimate(work: Work, shard: Shard, jobs: int) -> None:
     units = shard.of(work.units())
     left = [unit for unit in units if not is_done(work, unit)]
     for unit in units:
-        state = "to do" if unit in left else "done"
+        state = "done" if unit not in left else "trained" if (unit.folder / MODEL_FILE).exists() else "to do"
         if not unit.cells:
             print(f"baseline  {state:<8} {unit.baseline}: {work.plan.config.baselines[unit.baseline]}")
         for cell in unit.cells:
             print(f"{cell.name}  seed {cell.seed}  {state:<8} {text_of(cell.labels)}")
     cells = sum(len(unit.cells) for unit in units)
     trainings = sum(bool(unit.cells) for unit in units)
-    print(f"{cells} cells x {len(work.tasks)} tasks; {trainings} different trainings; {len(left)} units to do.")
+    untrained = sum(bool(unit.cells) and not (unit.folder / MODEL_FILE).exists() for unit in left)
+    print(f"{cells} cells x {len(work.tasks)} tasks; {trainings} different trainings, {untrained} to do; ", end="")
+    print(f"{len(left)} of {len(units)} trainings and baselines to do or to score.")
     if not left:
         return
     estimate = estimate_rest(work, left)

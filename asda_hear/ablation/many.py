@@ -19,7 +19,7 @@ from asda_core.errors import AsdaError, ConfigError
 from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
-from asda_hear.ablation.run import CellsFailed, Shard, prepare, run_plan, write_all_rows
+from asda_hear.ablation.run import CellsFailed, Shard, make_folders, prepare, run_plan, write_all_rows
 
 try:
     import submitit
@@ -47,6 +47,7 @@ def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
         CellsFailed: cells failed.
         AsdaError: all processes died before the plan was done.
     """
+    make_folders(work)
     out = work.out
     (out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
     began = time.time()
@@ -175,6 +176,10 @@ def _report(
     """Raise what went wrong."""
     left = [unit for unit in shard.of(work.units()) if not is_done(work, unit)]
     errors = {unit.name: unit.folder / ERROR_FILE for unit in left}
+    if dead := [code for code in codes if code < 0]:
+        print(
+            f"{len(dead)} of {len(codes)} processes were killed ({dead}); others took up their work.", file=sys.stderr
+        )
     failed = [
         f"{name}: {file.read_text().strip().splitlines()[-1]}"
         for name, file in errors.items()

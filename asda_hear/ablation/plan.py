@@ -16,7 +16,7 @@ budget: {hours: 8}
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from asda_hear.ablation.measuring import NoiseMeasure
 from asda_hear.ablation.settings import PlanConfig
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.noise_attention import NoiseConfig
+from asda_hear.model import HearOptions
 
 OPTION, INIT, SEED = "options.", "init", "seed"
 """Keys of an axis that are no key of a run: options of `load_model`, and the checkpoint that cells begin with."""
@@ -84,6 +85,7 @@ def load_plan(file: Path) -> Plan:
         CheckpointError: no checkpoint where `init` says.
     """
     config = parse(PlanConfig, read_yaml(file), str(file))
+    config = replace(config, options=_stated(config.options))
     here = file.parent
     audio = tuple(found for source in config.data for found in find_audio(here / source))
     axes = {name: _labelled(name, choices) for name, choices in config.axes.items()}
@@ -146,13 +148,19 @@ class _Start:
             except ConfigError as error:
                 raise ConfigError(f"{self.file}, cell {text_of(labels)}: {error}") from None
             name = signature(run, data=self.data if run.steps else [], **more)
-            found.append(Cell(labels, seed, run, name, options, begins))
+            found.append(Cell(labels, seed, run, name, _stated(options), begins))
         return found
 
 
 def text_of(labels: Mapping[str, str]) -> str:
     """The labels of a cell in one line."""
     return ", ".join(f"{axis} {label}" for axis, label in labels.items())
+
+
+def _stated(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that differ from the defaults: a default that is written out asks for nothing else."""
+    usual = to_plain(HearOptions())
+    return {key: value for key, value in options.items() if key not in usual or usual[key] != value}
 
 
 def _reference(config: PlanConfig, axes: Mapping[str, Mapping[str, Any]], file: Path) -> Mapping[str, str] | str:

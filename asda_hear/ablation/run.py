@@ -99,6 +99,7 @@ def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:
     Raises:
         CellsFailed: cells failed; all others are done and their rows written.
     """
+    make_folders(work)
     units = (shard or Shard()).of(work.units())
     failed = _do_all(work, units)
     rows = write_all_rows(work)
@@ -111,9 +112,23 @@ def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:
     return rows
 
 
+def make_folders(work: Work) -> None:
+    """Make the folders of results.
+
+    Raises:
+        ConfigError: one of them cannot be written.
+    """
+    for option, folder in (("--out", work.out), ("--store", work.store)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ROWS_LOCK).touch()
+        except OSError as error:
+            raise ConfigError(f"{option} {folder} cannot be written: {error.strerror}.") from None
+
+
 def write_all_rows(work: Work) -> list[Row]:
     """Write `rows.csv` from all that the store holds, one process at a time."""
-    work.out.mkdir(parents=True, exist_ok=True)
+    make_folders(work)
     with FileLock(work.out / ROWS_LOCK):
         rows = collect_rows(work)
         write_rows(work.out / ROWS_FILE, rows)
@@ -178,7 +193,6 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
     Raises:
         AsdaError: naming the cell.
     """
-    check_class_token_axis(catalog, [cell.config for cell in plan.cells])
     parse(HearOptions, plan.config.options, "options")
     inits = {file: read_model(file) for file in {cell.init for cell in plan.cells} if file is not None}
     different = {repr((replace(cell.config, seed=0), cell.options, cell.init)): cell for cell in plan.cells}
@@ -195,6 +209,7 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
                 mixer_with_maps(encoder, layer)
         except AsdaError as error:
             raise type(error)(f"{plan.file}, cell {text_of(cell.labels)}: {error}") from None
+    check_class_token_axis(catalog, [cell.config for cell in plan.cells])
 
 
 def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:

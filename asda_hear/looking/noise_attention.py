@@ -162,7 +162,9 @@ def noise_attention(
         raise AudioError(f"none of {len(files)} audio files can be used: {'; '.join(skipped[:3]) or 'none given'}")
     names = [file.name for file in files]
     by_name = {
-        names[number] if names.count(names[number]) == 1 else f"{names[number]} ({number})": shares
+        names[number]
+        if names.count(names[number]) == 1
+        else f"{files[number].parent.name}/{names[number]} ({number})": shares
         for number, shares in measured.items()
     }
     return NoiseResult(_rows(by_name, model.encoder.config.mixer.name), len(measured), tuple(skipped))

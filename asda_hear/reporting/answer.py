@@ -7,6 +7,7 @@ from statistics import median
 from asda_hear.reporting.charts import short_name
 from asda_hear.reporting.summary import Line, Summary, TaskResult
 from asda_hear.reporting.tables import (
+    LEAST_SEEDS,
     SIGNIFICANT,
     excludes_zero,
     few_seeds_warning,
@@ -63,6 +64,8 @@ def _against_reference(summary: Summary, line: Line, result: TaskResult) -> str:
     difference = result.difference
     if difference is None or math.isnan(difference.interval.low):
         return "no interval of its difference from the reference"
+    if difference.pairs < LEAST_SEEDS:
+        return f"{signed(difference.mean)} from the reference, of too few seeds for an interval"
     excludes = excludes_zero(difference)
     ends = f"[{signed(difference.interval.low)}, {signed(difference.interval.high)}]"
     doubt = f", though a paired t-test over seeds gives p = {p_text(difference.p_value)}"

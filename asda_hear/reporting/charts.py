@@ -199,14 +199,14 @@ def _cost_chart(summary: Summary, cost: str) -> Chart:
                                markersize=size, linewidth=1, label=name, zorder=2 + look.named)  # fmt: skip
         if logarithmic := _far_apart(_costs(summary, cost)):
             panel.set_xscale("log")
-        _plain_ticks(panel.xaxis, logarithmic, thousands=cost == "parameters")
+        _plain_ticks(panel.xaxis, logarithmic, cost == "parameters")
         panel.set(title=names[task], xlabel=cost, ylabel=_scale_name(summary, task))
+        scores_in_view(panel, task not in summary.measured, vertical=True)
         panel.grid()
     for panel in panels[len(summary.tasks) :]:
         panel.set_axis_off()
     _legend(picture)
-    caption = "Mean with its 95 % interval over seeds; the cost is the median over seeds. Dotted: baselines."
-    caption += _grey(summary, looks)
+    caption = f"Mean with its 95 % interval over seeds; cost: median. Dotted: baselines.{_grey(summary, looks)}"
     return chart(f"cost-{cost.replace(' ', '-')}", f"Score against {cost}", caption, picture)
 
 

@@ -16,8 +16,9 @@ LATEX = {
     "τ": r"$\tau$", "ω": r"$\omega$", "\n": " ",
 }  # fmt: skip
 """Letter -> how LaTeX without further packages writes it."""
-DIFFERENCE_NOTE = "Δ: difference"
-"""How the note on differences begins; here they have no column."""
+DIFFERENCE_NOTE, MARKED_NOTE = "Δ: difference", "Marks at scores are about their difference"
+"""How the note on differences begins; here they have no column, and marks stand at the scores."""
+CODE = re.compile("`([^`]*)`")
 WORTH_A_COLUMN = 0.02
 """Costs that differ by less, as a share, are left out."""
 
@@ -45,7 +46,7 @@ def to_latex(summary: Summary) -> str:
     top = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex(summary.question or summary.title)}}}",
            rf"\label{{tab:{label}}}", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\begin{{tabular}}{{{sides}}}",
            r"\toprule"]  # fmt: skip
-    told = [latex(note.replace(DIFFERENCE_NOTE, "Difference")) for note in grid.footnotes]
+    told = [CODE.sub(r"\\texttt{\1}", latex(note.replace(DIFFERENCE_NOTE, MARKED_NOTE))) for note in grid.footnotes]
     notes = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *told, r"\end{minipage}"] if told else []
     return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}", ""])
 

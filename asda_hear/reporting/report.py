@@ -144,8 +144,11 @@ def _write_noise(work: Work) -> None:
         folder = work.store / CELLS / cell.name
         if (folder / MODEL_FILE).exists():
             for found in read_measured(work.plan.noise, str(folder / MODEL_FILE), folder) or []:
-                told = {key: value for key, value in asdict(found).items() if key != "ratios"}
-                over_clips = {"mean_ratio_of_clips": fmean(found.ratios)}  # what tables show
+                told = {key: value for key, value in asdict(found).items() if key not in ("ratios", "clips")}
+                over_clips = {
+                    "num_clips": len(found.clips),
+                    "mean_ratio_of_clips": fmean(found.ratios),
+                }  # what tables show
                 rows.append({**told, **over_clips, **cell.labels, "seed": cell.seed, "cell": cell.name})
     write_rows(work.out / NOISE_FILE, rows)
 
@@ -154,12 +157,13 @@ def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
     """What the page shows beside the numbers."""
     plan = work.plan
     curves: dict[str, dict[str, dict[str, list[float]]]] = {}
-    configs, commands, made, spent = {}, {}, dict[str, str | int](), list[dict[str, float]]()
+    configs, made, spent = {}, dict[str, str | int](), list[dict[str, float]]()
+    commands: dict[str, list[Cell]] = {}
     seen = set[str]()
     for cell in plan.cells:
         folder = work.store / CELLS / cell.name
         configs[cell.name] = to_yaml(cell.config)
-        commands[cell.name] = cell_command(work, cell)
+        commands.setdefault(cell.name, []).append(cell)
         facts = read_stamp(folder / FACTS_FILE) or {}
         made = facts.get("made") or made
         if log := read_log(folder):
@@ -177,7 +181,7 @@ def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
         environment=made,
         commit=commit,
         command=f"OMP_NUM_THREADS={plan.config.evaluation.threads} asda-hear ablate {shown(plan.file)}",
-        cell_commands=commands,
+        cell_commands={name: cells_command(work, cells) for name, cells in commands.items()},
         failures=tuple(failures),
         made=finished or datetime.now(UTC).isoformat(timespec="seconds"),
         wall_seconds=sum(times.get("pretrain_seconds", 0.0) for times in spent) or None,
@@ -185,17 +189,17 @@ def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
     )
 
 
-def cell_command(work: Work, cell: Cell) -> str:
-    """What makes one cell alone, from the config that lies in the store."""
-    plan = work.plan
+def cells_command(work: Work, cells: Sequence[Cell]) -> str:
+    """What makes cells of one training alone, from the config that lies in the store: train, and score in every way."""
+    plan, cell = work.plan, cells[0]
     folder = work.store / CELLS / cell.name
     threads = f"OMP_NUM_THREADS={plan.config.evaluation.threads}"
     train: list[Any] = ["asda", "pretrain", shown(folder / "config.yaml"), "--out", f"runs/{cell.name}", "--data"]
     train += [shown(plan.file.parent / source) for source in plan.config.data] or ["FOLDER"]
     if cell.init is not None:
         train += ["--init", shown(cell.init)]
-    commands = [train] if plan.config.tasks is None else [train, _score_command(work, cell)]
-    return " && ".join(f"{threads} {shlex.join(map(str, command))}" for command in commands)
+    scores = {} if plan.config.tasks is None else {str(each.options): _score_command(work, each) for each in cells}
+    return " && ".join(f"{threads} {shlex.join(map(str, command))}" for command in (train, *scores.values()))
 
 
 def _score_command(work: Work, cell: Cell) -> list[Any]:

@@ -16,10 +16,10 @@ from asda_hear.reporting.comparing import (
     Interval,
     compare,
     holm,
-    smallest_difference_seen,
     smallest_p,
     wilcoxon_over_tasks,
 )
+from asda_hear.reporting.notes import make_notes
 from asda_hear.reporting.summary import Effect, Line, Scores, Summary, TaskResult
 
 COSTS = {
@@ -72,7 +72,7 @@ def summarise(
             replace(effect, difference=None) if _several_clips(rows, effect.task) else effect
             for effect in _effects(axes, lines.values(), tasks)
         ),
-        notes=tuple(_notes(plan, rows, found, against)),
+        notes=tuple(make_notes(plan, rows, found, against)),
         missing=tuple(missing),
         neutral=frozenset(task for task, metric in tasks.items() if metric == CONTROL_METRIC),
     )
@@ -239,54 +239,3 @@ def _effect(
 def _over(combinations: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
     """Mean over combinations, fold by fold."""
     return tuple(sum(folds) / len(folds) for folds in zip(*combinations, strict=True))
-
-
-def _notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference: Line | None) -> list[str]:
-    """Sentences for the foot."""
-    if not rows:
-        return ["Nothing is done yet."]
-    search, seeds = plan.config.evaluation, len(plan.config.seeds)
-    points = f"{search.grid_points} grid point{'s' if search.grid_points > 1 else ''}"
-    notes = ["Mean ± half the 95 % interval (Student's t) over seeds." if seeds > 1 else "One seed, so no intervals."]
-    if reference:
-        notes.append(
-            f"Differences are from {reference.name}, paired by seed and fold; their intervals are bootstraps over both."
-        )
-        notes += _power_notes(lines, reference)
-        scored = len({row["task"] for row in rows if row["metric"] not in MEASURED})
-        if scored > 1 and smallest_p(scored) > 1 - CONFIDENCE:
-            notes.append(
-                f"Wilcoxon's signed-rank test over tasks is left out: {scored} cannot give a p below "
-                f"{smallest_p(scored):.2g}."
-            )
-    else:
-        notes.append("There are no differences: the reference is not done.")
-    heard = next((row["heareval"] for row in rows if row["heareval"]), None)
-    how = f"heareval {heard}, grid {search.grid}, {points}, {search.threads} thread(s); " if heard else ""
-    notes.append(f"{how}torch {rows[0]['torch']}, asda {rows[0]['asda']}.")
-    if plan.config.noise_attention:
-        notes.append(
-            "Noise: share of attention on its patches, divided by chance: 1 is even attention, for a change it is 0."
-        )
-    notes.append(
-        "Costs are medians: parameters and operations of the encoder, time and memory of a whole training with its "
-        "audio; what a killed process had spent is not counted."
-    )
-    notes.append(f"Made by `asda-hear ablate {plan.file.name}`.")
-    return notes
-
-
-def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
-    """What so many seeds can see: from the typical spread of paired differences on each task."""
-    notes = []
-    for task in reference.results:
-        found = [line.results[task].difference for line in lines if task in line.results and not line.baseline]
-        known = [difference for difference in found if difference is not None and difference.pairs > 1]
-        pairs = max((difference.pairs for difference in known), default=0)
-        spreads = [difference.spread for difference in known if difference.pairs == pairs]
-        if spreads:
-            least = smallest_difference_seen(median(spreads), pairs)
-            notes.append(
-                f"With {pairs} seeds a true difference under {least:.3f} on {task} is mostly missed (power 80 %)."
-            )
-    return notes

@@ -55,12 +55,12 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def scores_in_view(axes: Axes, bounded: bool) -> None:
+def scores_in_view(axes: Axes, bounded: bool, vertical: bool = False) -> None:
     """Cut the axis where no score can be: intervals of few seeds may leave 0 to 1, and would squeeze all the rest."""
     if not bounded:
         return
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(low, -MARGIN), min(high, 1 + MARGIN))
+    low, high = axes.get_ylim() if vertical else axes.get_xlim()
+    (axes.set_ylim if vertical else axes.set_xlim)(max(low, -MARGIN), min(high, 1 + MARGIN))
 
 
 def chart(name: str, title: str, caption: str, drawn: Figure) -> Chart:

@@ -19,6 +19,8 @@ EXCLUDES_ZERO, BELOW_LEVEL = "†", "‡"
 VERSIONED = re.compile(r"([^-\s]+)-(?:v?\d|hear2021|fold).*")
 """Folder of a HEAR task: its name, then its version, then its size."""
 LESS_IS_MORE, SECONDS, CPU_SECONDS = "↓", "training s", "CPU s"
+LEAST_SEEDS = 3
+"""Below so many no interval over seeds is marked: two seeds have three draws."""
 FEW_SEEDS = 6
 """Below so many, a bootstrap over seeds gives intervals that are narrower than they say."""
 FEW, MANY = 10, 1000
@@ -105,8 +107,8 @@ def signed(value: float) -> str:
 
 
 def excludes_zero(difference: Difference | None) -> bool:
-    """Whether 0 is outside the interval over seeds and folds; False where there is none, or one seed alone."""
-    if difference is None or difference.pairs < 2:
+    """Whether 0 is outside the interval over seeds and folds; False where there is none, or too few seeds for one."""
+    if difference is None or difference.pairs < LEAST_SEEDS:
         return False
     return difference.interval.low > 0 or difference.interval.high < 0
 
@@ -145,7 +147,8 @@ def to_markdown(summary: Summary) -> str:
     for row, baseline in zip(grid.rows, grid.baselines, strict=True):
         texts = [_markdown_cell(cell) for cell in row]
         lines.append(_markdown_row([f"*{texts[0]}*", *texts[1:]] if baseline else texts))
-    return "\n".join([*lines, "", *(f"{_markdown(note)}  " for note in grid.footnotes), ""])
+    notes = [_markdown(note).replace(r"\`", "`") for note in grid.footnotes]  # commands stand in backticks
+    return "\n".join([*lines, "", *(f"{note}  " for note in notes), ""])
 
 
 def _label_columns(summary: Summary) -> list[Column]:

@@ -94,7 +94,10 @@ def test_dry_run(
     assert main(["ablate", str(plan), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("  to do  ") == 8
-    assert "8 cells x 1 tasks; 8 different trainings; 8 units to do." in printed
+    assert (
+        "8 cells x 1 tasks; 8 different trainings, 8 to do; 8 of 8 trainings and baselines to do or to score."
+        in printed
+    )
     assert "evaluation: not measured yet" in printed
     assert not (tmp_path / "out").exists()
 
@@ -160,7 +163,7 @@ def test_axes_of_options_and_of_what_cells_begin_with(tmp_path: Path, catalog: C
     check_plan(plan, catalog)
     first_mean, first_summary, random_mean, random_summary = plan.cells
     assert random_mean.name == random_summary.name != first_mean.name == first_summary.name
-    assert [cell.options for cell in plan.cells] == 2 * [{"scene_pooling": "mean"}, {"scene_pooling": "summary"}]
+    assert [cell.options for cell in plan.cells] == 2 * [{}, {"scene_pooling": "summary"}]  # a default asks for nothing
     assert (random_mean.init, first_mean.init) == (None, tmp_path / "first" / "model.safetensors")
     units = prepare(plan, tmp_path / "out", catalog=catalog).units()
     assert [len(unit.cells) for unit in units] == [2, 2]

@@ -169,6 +169,12 @@ def test_options_share_a_training(tmp_path: Path) -> None:
     assert times_begun(out) == before
     assert len({row["cell"] for row in rows if row["cell"]}) == 2
     assert len({row["score"] for row in rows}) > 1
+    work = work_on(plan, out)
+    write_report(work, rows)
+    page = (out / "report.html").read_text()
+    assert page.count("--option scene_pooling=summary") == len(work.units()[1:]) * 2  # each training for both lines
+    folders = {folder.name for folder in next(iter((out / "cells").iterdir())).glob("hear-*")}
+    assert len(folders) == 2  # a default that is written out is no evaluation of its own
 
 
 def test_dry_run_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,8 +182,11 @@ def test_dry_run_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     plan, out = tone_plan(tmp_path, seeds=[0]), tmp_path / "out"
     assert main(["ablate", str(plan), "--out", str(out), "--dry-run", "--jobs", "2"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("to do ") == 3
-    assert "2 cells x 1 tasks; 2 different trainings; 3 units to do." in printed
+    assert printed.count("  to do  ") == 3
+    assert (
+        "2 cells x 1 tasks; 2 different trainings, 2 to do; 3 of 3 trainings and baselines to do or to score."
+        in printed
+    )
     assert "s per step of mixer standard" in printed
     assert "evaluation: " in printed
     assert "with --jobs 2" in printed

@@ -17,8 +17,8 @@ from asda_hear.reporting.tables import make_grid, number, p_text, short_names, t
 from asda_hear.reporting.tidy import tidy_rows, write_tidy
 
 NASTY = '50 % of a|b & c_d #1 {x} $y$ ~ ^ \\ <script>alert(1)</script> *s* "q"'
-APART = Difference(0.1, Interval(0.05, 0.15), 0.03, 2, Interval(0.02, 0.18))
-ACROSS = Difference(-0.05, Interval(-0.1, 0.02), 0.4, 2, None)
+APART = Difference(0.1, Interval(0.05, 0.15), 0.03, 5, Interval(0.02, 0.18))
+ACROSS = Difference(-0.05, Interval(-0.1, 0.02), 0.4, 5, None)
 
 
 def result(mean: float, best: bool = False, difference: Difference | None = None, seeds: int = 2) -> TaskResult:
@@ -85,7 +85,7 @@ def test_markdown_says_what_the_numbers_say() -> None:
     assert "| 0.2 | 41.5 | " in text
     assert "esc10 is esc10-v1.0.0-full" in text
     assert "Not in the table: b: gone." in text
-    assert "with 2 seeds such intervals are narrower than they should be" in text
+    assert "with 5 seeds such intervals are narrower than they should be" in text
     assert "| nan |" in text
 
 

@@ -1,0 +1,79 @@
+"""What stands at the foot of a table: what its numbers are, and what they cannot show."""
+
+from collections.abc import Sequence
+from statistics import median
+
+from asda_core.statistics import CONFIDENCE
+from asda_hear.ablation.measuring import LOWER_IS_BETTER, MEASURED
+from asda_hear.ablation.plan import Plan
+from asda_hear.ablation.rows import Row
+from asda_hear.reporting.comparing import smallest_difference_seen, smallest_p
+from asda_hear.reporting.summary import Line
+
+LEAST_PAIRS = 3
+"""Seeds below which a deviation tells nothing."""
+
+
+def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference: Line | None) -> list[str]:
+    """Sentences for the foot."""
+    if not rows:
+        return ["Nothing is done yet."]
+    search, seeds = plan.config.evaluation, len(plan.config.seeds)
+    points = f"{search.grid_points} grid point{'s' if search.grid_points > 1 else ''}"
+    notes = ["Mean ± half the 95 % interval (Student's t) over seeds." if seeds > 1 else "One seed, so no intervals."]
+    if reference:
+        notes.append(
+            f"Differences are from {reference.name}, paired by seed and fold; their intervals are bootstraps over both."
+        )
+        notes += _power_notes(lines, reference)
+        scored = len({row["task"] for row in rows if row["metric"] not in MEASURED})
+        if scored > 1 and smallest_p(scored) > 1 - CONFIDENCE:
+            notes.append(
+                f"Wilcoxon's signed-rank test over tasks is left out: {scored} cannot give a p below "
+                f"{smallest_p(scored):.2g}."
+            )
+    else:
+        notes.append("There are no differences: the reference is not done.")
+    heard = next((row["heareval"] for row in rows if row["heareval"]), None)
+    how = f"heareval {heard}, grid {search.grid}, {points}, {search.threads} thread(s); " if heard else ""
+    notes.append(f"{how}torch {rows[0]['torch']}, asda {rows[0]['asda']}.")
+    if plan.config.noise_attention:
+        notes.append(
+            "Noise: share of attention on its patches, divided by chance: 1 is even attention, for a change it is 0. "
+            "Clips in which noise is nowhere louder are left out: "
+            + ", ".join(f"{task} {count} clips" for task, count in _clip_counts(rows).items())
+            + "."
+        )
+    notes.append(
+        "Costs are medians: parameters and operations of the encoder, time and memory of a whole training with its "
+        "audio; what a killed process had spent is not counted."
+    )
+    notes.append(f"Made by `asda-hear ablate {plan.file.name}`.")
+    return notes
+
+
+def _clip_counts(rows: Sequence[Row]) -> dict[str, int]:
+    """Condition -> clips, the fewest of any model."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row["metric"] in LOWER_IS_BETTER:
+            count = len(str(row["folds"]).split())
+            counts[row["task"]] = min(count, counts.get(row["task"], count))
+    return counts
+
+
+def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
+    """What so many seeds can see: from the typical spread of paired differences on each task."""
+    notes = []
+    for task in reference.results:
+        found = [line.results[task].difference for line in lines if task in line.results and not line.baseline]
+        known = [difference for difference in found if difference is not None and difference.pairs > 1]
+        pairs = max((difference.pairs for difference in known), default=0)
+        spreads = [difference.spread for difference in known if difference.pairs == pairs]
+        if spreads and pairs >= LEAST_PAIRS:
+            least = smallest_difference_seen(median(spreads), pairs)
+            notes.append(
+                f"With {pairs} seeds a true difference under {least:.3f} on {task} is missed in more than 1 of 5 tries "
+                "(from the median deviation of the paired differences)."
+            )
+    return notes
