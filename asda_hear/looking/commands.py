@@ -19,7 +19,13 @@ MEAN = "mean"
 def add_look(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear look`."""
     parser.add_argument("audio", type=Path, metavar="AUDIO", help="one audio file")
-    parser.add_argument("--checkpoint", nargs="+", required=True, metavar="C", help="several stand side by side")
+    parser.add_argument(
+        "--checkpoint",
+        nargs="+",
+        required=True,
+        metavar="C",
+        help="several stand side by side; NAME=C gives one a name",
+    )
     parser.add_argument("--layer", type=int, nargs="+", default=[], metavar="L", help="from 0 (default: the last)")
     parser.add_argument(
         "--head", nargs="+", default=[MEAN], metavar="H", help="from 0, or mean (default: the mean over the heads)"
@@ -64,11 +70,19 @@ def run_look(parsed: argparse.Namespace) -> None:
 
 
 def open_models(paths: Sequence[str]) -> list[OpenModel]:
-    """The models, each with a name of its own."""
-    names = [shown_name(Path(path)) for path in paths]
+    """The models, each with a name of its own: what stands before "=", else what its path says."""
+    given = [_name_and_path(text) for text in paths]
+    names = [name or shown_name(Path(path)) for name, path in given]
     return [
-        open_model(path, name=name if names.count(name) == 1 else path) for path, name in zip(paths, names, strict=True)
+        open_model(path, name=name if names.count(name) == 1 else path)
+        for (_, path), name in zip(given, names, strict=True)
     ]
+
+
+def _name_and_path(text: str) -> tuple[str, str]:
+    """("ours", "runs/mine") of "ours=runs/mine"; no name where the whole is a path."""
+    name, equals, path = text.partition("=")
+    return (name, path) if equals and not Path(text).exists() else ("", text)
 
 
 def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[Choice]:

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from asda_hear.looking.view import Choice, Kind, Panel, Query, View, has_second, layer_of, panel
 
 KINDS: tuple[Kind, ...] = ("map 1", "map 2", "difference")
-NAMES: dict[Kind, str] = {"map 1": "map 1", "map 2": "map 2 (noise)", "difference": "difference"}
+NAMES: dict[Kind, str] = {"map 1": "map 1", "map 2": "map 2 (subtracted)", "difference": "difference"}
 RANGE_DB = 70.0
 """What lies so far below the loudest of all spectrograms is drawn white."""
 TOP_PERCENTILE = 98.0

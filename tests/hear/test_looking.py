@@ -24,7 +24,7 @@ from asda_core.contracts import FrontEndContext
 from asda_core.errors import AsdaError, AudioError, ConfigError
 from asda_core.inference.attention_maps import attention_maps
 from asda_hear.looking.clip import OpenModel, features_of, mel_energies, read_stretch, silent_patches, stretch_of
-from asda_hear.looking.commands import add_look, parse_query
+from asda_hear.looking.commands import add_look, open_models, parse_query
 from asda_hear.looking.drawing import attention_figure
 from asda_hear.looking.page import Looked, numbers_text
 from asda_hear.looking.places import mel
@@ -267,7 +267,7 @@ def test_the_figure(catalog: Catalog) -> None:
     views = [view_of(catalog, "standard"), view_of(catalog)]
     figure = attention_figure(views, [Choice(0), Choice(1, 1)], Query(), "both")
     titles = [axes.get_title() for axes in figure.axes]
-    assert sum("map 2 (noise)" in title for title in titles) == 2
+    assert sum("map 2 (subtracted)" in title for title in titles) == 2
     assert sum("0.10" in title for title in titles) == 2
     maps = [axes.images[1] for axes in figure.axes if len(axes.images) == 2 and "map" in axes.get_title()]
     assert len(maps) == 2 + 3 * 2
@@ -397,3 +397,10 @@ def test_looking_changes_nothing(catalog: Catalog) -> None:
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     look(model, stretch_of(torch.zeros(10), model))
     assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
+
+
+def test_models_may_be_named(checkpoint: Callable[..., Path]) -> None:
+    file = checkpoint("standard")
+    assert [model.name for model in open_models([f"ours={file}", str(file)])] == ["ours", "standard"]
+    odd = file.rename(file.with_name("a=b.safetensors"))
+    assert [model.name for model in open_models([str(odd)])] == ["a=b"]
