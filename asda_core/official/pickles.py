@@ -29,6 +29,7 @@ STOOD_IN_FOR = (
     r"\w+\.data\.modality\.Modality",
     r"typing\.Any",
     r"builtins\.(int|float|str|bool|bytes|list|dict|tuple|set)",
+    r"builtins\.getattr",  # how Python 3.11.0 to 3.11.3 write an enum; inert as all others
     r"collections\.defaultdict",
     r"pathlib\.\w+",
     r"numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)",

@@ -19,7 +19,7 @@ from asda_core.errors import AsdaError, ConfigError
 from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
-from asda_hear.ablation.run import CellsFailed, Shard, make_folders, prepare, run_plan, write_all_rows
+from asda_hear.ablation.run import CellsFailed, Shard, make_ready, prepare, run_plan, write_all_rows
 
 try:
     import submitit
@@ -47,7 +47,7 @@ def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
         CellsFailed: cells failed.
         AsdaError: all processes died before the plan was done.
     """
-    make_folders(work)
+    make_ready(work)
     out = work.out
     (out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
     began = time.time()

@@ -78,9 +78,6 @@ def prepare(
     chosen = plan.config.tasks
     found = [] if chosen is None else find_tasks(plan.file.parent / chosen.folder, chosen.names)
     tasks = {task: task_identity(task) for task in found}
-    if tasks:
-        with hear_tools():
-            pass  # a missing tool shows now
     return Work(plan, store or out, out, tasks, parameters, plugins, progress)
 
 
@@ -99,7 +96,7 @@ def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:
     Raises:
         CellsFailed: cells failed; all others are done and their rows written.
     """
-    make_folders(work)
+    make_ready(work)
     units = (shard or Shard()).of(work.units())
     failed = _do_all(work, units)
     rows = write_all_rows(work)
@@ -112,12 +109,16 @@ def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:
     return rows
 
 
-def make_folders(work: Work) -> None:
-    """Make the folders of results.
+def make_ready(work: Work) -> None:
+    """Make the folders of results, and see that the tools are there.
 
     Raises:
-        ConfigError: one of them cannot be written.
+        ConfigError: a folder cannot be written.
+        ToolMissing: heareval is not installed, and the plan has tasks.
     """
+    if work.tasks:
+        with hear_tools():
+            pass
     for option, folder in (("--out", work.out), ("--store", work.store)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def make_folders(work: Work) -> None:
 
 def write_all_rows(work: Work) -> list[Row]:
     """Write `rows.csv` from all that the store holds, one process at a time."""
-    make_folders(work)
+    make_ready(work)
     with FileLock(work.out / ROWS_LOCK):
         rows = collect_rows(work)
         write_rows(work.out / ROWS_FILE, rows)

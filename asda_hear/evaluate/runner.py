@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TextIO
 from unittest import mock
@@ -200,7 +200,15 @@ def task_identity(task: Path) -> str:
 
 
 def _versions(*distributions: str) -> dict[str, str]:
-    return {name: version(name) for name in distributions}
+    return {name: _version(name) for name in distributions}
+
+
+def _version(distribution: str) -> str:
+    """ "" where it is not installed: then no scores are those of this installation."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
 
 
 def _load(model: str, options: dict[str, Any], log: TextIO) -> Any:

@@ -208,7 +208,7 @@ def test_a_fine_tuned_checkpoint_answers_hear_and_goes_into_plans(
     )
     capsys.readouterr()
     assert hear_main(["ablate", "plan.yaml", "--dry-run", "--out", "plan"]) == 0
-    assert "baseline tuned" in capsys.readouterr().out
+    assert "tuned: " in capsys.readouterr().out
 
 
 def test_a_path_as_a_config_and_labels(tmp_path: Path) -> None:
