@@ -78,9 +78,7 @@ def print_estimate(work: Work, shard: Shard, jobs: int) -> None:
     print(f"training: {in_words(estimate.training)}", end="")
     print("".join(f"; {seconds:.3f} s per step of {kind}" for kind, seconds in estimate.step.items()))
     if estimate.evaluation is None:
-        print(
-            f"evaluation: not measured yet (over {PILOT_CLIPS} clips, or no heareval); after the first cell it is known."
-        )
+        print(f"evaluation: not measured yet (over {PILOT_CLIPS} clips, or no heareval); a first cell will tell.")
     else:
         print(f"evaluation: {in_words(estimate.evaluation)}")
     if estimate.noise:
