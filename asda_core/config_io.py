@@ -94,8 +94,8 @@ def parse_value(text: str) -> Any:
         raise ConfigError(f"{text!r} is not YAML: {error}") from None
 
 
-def parsed_changes(changes: Sequence[str]) -> dict[str, Any]:
-    """`key=value` changes of a command line as key -> value, read as YAML.
+def parsed_changes(changes: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """`key=value` changes of a command line, given with an option, as key -> value, read as YAML.
 
     Raises:
         ConfigError: a change has no `=`, or is not YAML.
@@ -104,7 +104,7 @@ def parsed_changes(changes: Sequence[str]) -> dict[str, Any]:
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
-            raise ConfigError(f"--set {change!r} must look like key=value.")
+            raise ConfigError(f"{option} {change!r} must look like key=value.")
         given[key] = parse_value(value)
     return given
 

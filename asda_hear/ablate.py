@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from asda_core.config_io import parse_value
+from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError
 from asda_hear.ablation.cells import Work
 from asda_hear.ablation.estimate import print_estimate
@@ -80,15 +80,8 @@ def _rows(work: Work, parsed: argparse.Namespace) -> list[Row]:
     if parsed.report:
         return write_all_rows(work)
     if parsed.submit is not None:
-        settings = dict(_setting(text) for text in parsed.cluster_set)
+        settings = parsed_changes(parsed.cluster_set, "--cluster-set")
         return submit_jobs(work, parsed.submit, parsed.cluster, settings, not parsed.detach)
     if parsed.jobs > 1:
         return run_jobs(work, parsed.jobs, parsed.shard)
     return run_plan(work, parsed.shard)
-
-
-def _setting(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--cluster-set {text!r} must look like key=value.")
-    return key, parse_value(value)

@@ -8,7 +8,7 @@ from pathlib import Path
 from asda_core import __version__
 from asda_core.checkpoint import MODEL_FILE, STEP_FOLDERS
 from asda_core.cli import run_command
-from asda_core.config_io import parse_value
+from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError, TaskError
 from asda_hear.ablate import add_ablate
 from asda_hear.api import LOG_MEL, load_model
@@ -129,12 +129,7 @@ def run_check(parsed: argparse.Namespace) -> None:
 
 def run_evaluate(parsed: argparse.Namespace) -> None:
     """`asda-hear evaluate`."""
-    options = {}
-    for option in parsed.option:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise ConfigError(f"--option {option!r} must look like key=value.")
-        options[key] = parse_value(value)
+    options = parsed_changes(parsed.option, "--option")
     tasks = find_tasks(parsed.tasks, parsed.task)
     config = EvaluationConfig(parsed.grid, parsed.grid_points, parsed.threads)
     names = [model_name(model, options) for model in parsed.model]

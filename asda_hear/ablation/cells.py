@@ -21,7 +21,7 @@ from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_hear.ablation.environment import environment
 from asda_hear.ablation.measuring import as_scores, can_measure, measure, read_measured
-from asda_hear.ablation.plan import Cell, Plan
+from asda_hear.ablation.plan import Cell, Plan, text_of
 from asda_hear.ablation.size import size_of
 from asda_hear.evaluate.compat import read_stamp
 from asda_hear.evaluate.runner import evaluate, finished_scores, weights_identity
@@ -54,8 +54,7 @@ class Unit:
         """For messages."""
         if not self.cells:
             return f"baseline {self.baseline}"
-        labels = ", ".join(f"{axis} {label}" for axis, label in self.cells[0].labels.items())
-        return f"{self.folder.name} ({labels}, seed {self.cells[0].seed})"
+        return f"{self.folder.name} ({text_of(self.cells[0].labels)}, seed {self.cells[0].seed})"
 
 
 @dataclass(frozen=True)

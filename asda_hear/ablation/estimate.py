@@ -43,7 +43,7 @@ MINUTE, HOUR = 60, 3600
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TimeLeft:
     """Seconds of one process for what is not done.
 
     Attributes:
@@ -98,7 +98,7 @@ def in_words(seconds: float) -> str:
     return f"{minutes} min" if minutes < HOUR / MINUTE else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def estimate_rest(work: Work, left: list[Unit]) -> Estimate:
+def estimate_rest(work: Work, left: list[Unit]) -> TimeLeft:
     """Measure what is needed to tell how long these units take."""
     with tempfile.TemporaryDirectory(prefix="asda-estimate-") as folder:
         steps: dict[str, float] = {}
@@ -117,7 +117,7 @@ def estimate_rest(work: Work, left: list[Unit]) -> Estimate:
         noise = _noise_seconds(work, left, Path(folder)) if work.plan.noise else 0.0
     ways = sum(len(different_options(work, unit)) for unit in left)
     evaluation = ways * sum(scored.values()) if len(scored) == len(work.tasks) else None
-    return Estimate(training, evaluation, noise, steps)
+    return TimeLeft(training, evaluation, noise, steps)
 
 
 def kind_of(config: RunConfig) -> str:

@@ -167,8 +167,7 @@ def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
         facts = read_stamp(folder / FACTS_FILE) or {}
         made = facts.get("made") or made
         if log := read_log(folder):
-            line = ", ".join(f"{axis} {label}" for axis, label in cell.labels.items())
-            curves.setdefault(line, {})[str(cell.seed)] = log
+            curves.setdefault(text_of(cell.labels), {})[str(cell.seed)] = log
         if cell.name not in seen:
             spent.append(read_stamp(folder / TIMES_FILE) or {})
             seen.add(cell.name)

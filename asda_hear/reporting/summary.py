@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from asda_core.statistics import Estimate
+from asda_hear.ablation.plan import text_of
 from asda_hear.reporting.comparing import Difference
 
 Scores = Mapping[str, tuple[float, ...]]
@@ -59,7 +60,7 @@ class Line:
     @property
     def name(self) -> str:
         """Its labels in one text."""
-        return self.baseline or ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
+        return self.baseline or text_of(self.labels)
 
 
 @dataclass(frozen=True)
