@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +56,8 @@ def write_report(work: Work, rows: Sequence[Row]) -> str:
 
 def _write(work: Work, rows: Sequence[Row]) -> str:
     out = work.out
-    missing, failures = _missing(work), _failures(work)
+    failures = _failures(work)
+    missing = _missing(work, failures)
     summary = summarise(work.plan, rows, ItemsOf(work).difference, missing)
     table = to_markdown(summary)
     write_text(out / TABLE_FILE, table)
@@ -74,7 +75,7 @@ class ItemsOf:
     def __init__(self, work: Work) -> None:
         self.work, self.known = work, dict[Path, Items | None]()
         self.drawn: dict[tuple[int, ...], Floats] = {}
-        self.options = {(text_of(cell.labels), cell.seed): cell for cell in work.plan.cells}
+        self.cells = {(text_of(cell.labels), cell.seed): cell for cell in work.plan.cells}
 
     def difference(self, ours: Sequence[Row], theirs: Sequence[Row]) -> Interval | None:
         """Interval of the difference over clips; None where predictions are missing or the metric is no clip's."""
@@ -93,21 +94,22 @@ class ItemsOf:
 
     def _read(self, row: Row) -> Items | None:
         plan = self.work.plan
+        options: Mapping[str, Any] = plan.config.options
         if row[BASELINE]:
-            unit, options = self.work.baseline_folder(row[BASELINE]), plan.config.options
+            unit = self.work.baseline_folder(row[BASELINE])
         else:
             labels = {axis: row[axis] for axis in plan.config.axes}
             unit = self.work.store / CELLS / row["cell"]
-            options = self.options[text_of(labels), int(row["seed"])].options  # type: ignore[assignment]
+            options = self.cells[text_of(labels), int(row["seed"])].options
         folder = unit / evaluation_name(plan, options) / row["task"]
         if folder not in self.known:
             self.known[folder] = read_items(folder)
         return self.known[folder]
 
 
-def _missing(work: Work) -> list[str]:
+def _missing(work: Work, failures: Sequence[Failure]) -> list[str]:
     """Units that are not done: what failed, then the first others by name, then how many."""
-    failed = [f"{failure.cell} failed: {failure.error}" for failure in _failures(work)]
+    failed = [f"{failure.cell} failed: {failure.error}" for failure in failures]
     left = [unit.name for unit in work.units() if not is_done(work, unit) and not (unit.folder / ERROR_FILE).exists()]
     more = [f"and {len(left) - NAMED} more"] if len(left) > NAMED else []
     return failed + left[:NAMED] + more
