@@ -15,10 +15,12 @@ from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config, parse
 from asda_core.official.reading import read_model
 from asda_hear.model import HearModel, HearOptions
-from asda_hear.pooling import EncoderBackbone, LogMelBackbone
+from asda_hear.pooling import EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
 
 DEFAULT_WEIGHTS = Path(__file__).with_name("asda_tiny.safetensors")
 """What `load_model()` loads: the small model that comes with the package; see MODEL_CARD.md."""
+POOLING_OF_PACKAGED: tuple[ScenePooling, TimestampPooling] = ("statistics", "concat")
+"""Of scenes and timestamps, where the options do not say, and the model is the one of the package."""
 LOG_MEL = "log_mel"
 """Name of the baseline that is no model: `load_model("log_mel")`."""
 
@@ -50,7 +52,7 @@ def load_model(
     if str(model_file_path) == LOG_MEL:
         front_end = build_front_end(plugins, PluginChoice(LOG_MEL))
         defaults = RunConfig()
-        baseline = LogMelBackbone(front_end.num_bins, defaults.encoder.patch_frames)
+        baseline = LogMelBackbone(front_end.num_bins, defaults.encoder.patch_frames, parsed.scene_pooling or "mean")
         return HearModel(front_end, baseline, defaults.data.clip_seconds, parsed)
     if path.suffix in CONFIG_SUFFIXES:
         config = load_run_config(path)
@@ -62,8 +64,10 @@ def load_model(
             print(checkpoint.report, file=sys.stderr)
         config = checkpoint.config
         front_end, encoder = load_encoder(checkpoint, plugins)
-    pooling = (parsed.scene_pooling, parsed.timestamp_pooling)
-    backbone = EncoderBackbone(encoder, front_end.num_bins, *pooling)
+    scene, timestamp = POOLING_OF_PACKAGED if path == DEFAULT_WEIGHTS else ("mean", "mean")
+    backbone = EncoderBackbone(
+        encoder, front_end.num_bins, parsed.scene_pooling or scene, parsed.timestamp_pooling or timestamp
+    )
     return HearModel(front_end, backbone, config.data.clip_seconds, parsed)
 
 

@@ -13,7 +13,7 @@ from asda_core.audio import check_finite
 from asda_core.checkpoint import Weights
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.framing import CONTEXT_SHARE, MILLISECONDS, Framing, num_frames, windows
-from asda_hear.pooling import EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
+from asda_hear.pooling import Averaging, EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
 
 TOKENS_PER_PASS = 8192
 """Patches that go through the model at once: bounds the memory, and is where a bigger batch gains no more speed."""
@@ -30,15 +30,18 @@ class HearOptions:
         timestamp_hop_ms: a divisor of the time from one patch to the next that is a whole number of frames; the
             model runs once for each of these steps, shifted, and interleaves. None takes the longest that HEAR
             allows: for patches of 160 ms, 40 ms and four runs.
-        scene_pooling: "mean" of all patches, "summary" (the class token), or "both".
-        timestamp_pooling: "mean" over the bands of a time step, or "concat".
+        scene_pooling: "mean" of all patches, "summary" (the class token), "both", or "statistics" (mean and deviation
+            over time, band by band: the richest, and the widest). None takes "statistics" for the model of the package
+            and "mean" for all others.
+        timestamp_pooling: "mean" over the bands of a time step, or "concat". None takes "concat" for the model of the
+            package and "mean" for all others.
         window_seconds: audio that the model sees at once; None takes the length of its training clips.
         weights: "student", or "teacher" where the checkpoint holds one.
     """
 
     timestamp_hop_ms: float | None = None
-    scene_pooling: ScenePooling = "mean"
-    timestamp_pooling: TimestampPooling = "mean"
+    scene_pooling: ScenePooling | None = None
+    timestamp_pooling: TimestampPooling | None = None
     window_seconds: float | None = None
     weights: Weights = "student"
 
@@ -80,19 +83,14 @@ class HearModel(nn.Module):
         audio = self._checked(audio)
         framing = self.scene_framing
         num_patches = framing.num_steps(audio.shape[1])
-        summaries: list[Tensor] = []
-        means: list[Tensor] = []
+        scenes = []
         for clips in _batches(audio, self._clips_per_pass(1, num_patches)):
-            total_summary, total_mean = torch.zeros(()), torch.zeros(())
+            averaging = Averaging()
             for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
                 features = self.front_end(framing.window_audio(clips, window.first, window.size))
-                summary, steps, _ = self.backbone(features)
-                kept = window.keep_to - window.keep_from
-                total_summary = total_summary.to(summary) + summary * kept
-                total_mean = total_mean.to(steps) + steps[:, window.keep_from : window.keep_to].sum(dim=1)
-            summaries.append(total_summary / num_patches)
-            means.append(total_mean / num_patches)
-        return self.backbone.pool_scene(torch.cat(summaries), torch.cat(means)).float()
+                averaging.add(self.backbone(features), window.keep_from, window.keep_to)
+            scenes.append(self.backbone.pool_scene(averaging.average()))
+        return torch.cat(scenes).float()
 
     @torch.no_grad()
     def timestamps(
@@ -111,7 +109,7 @@ class HearModel(nn.Module):
                 frames = framing.frames_of(window.size)
                 starts = [shift * framing.shift_frames for shift in range(shifts)]
                 runs = torch.cat([features[:, :, start : start + frames] for start in starts])
-                _, _, steps = self.backbone(runs)
+                steps = self.backbone(runs).timestamp
                 kept = steps[:, window.keep_from : window.keep_to]  # (shifts x B, kept, D)
                 interleaved = kept.unflatten(0, (shifts, -1)).permute(1, 2, 0, 3).flatten(1, 2)
                 first = (window.first + window.keep_from) * shifts

@@ -1,5 +1,6 @@
 """From patches to embeddings: what a backbone gives for a window of features."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -8,15 +9,72 @@ from torch import Tensor, nn
 
 from asda_core.model.encoder import Encoder
 
-ScenePooling = Literal["mean", "summary", "both"]
+ScenePooling = Literal["mean", "summary", "both", "statistics"]
 TimestampPooling = Literal["mean", "concat"]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a backbone makes of a window.
+
+    Attributes:
+        summary: of the whole window.
+        scene: per time step, what scene embeddings are averages of.
+        timestamp: per time step, what timestamp embeddings are.
+    """
+
+    summary: Float[Tensor, "batch dim"]
+    scene: Float[Tensor, "batch steps dim2"]
+    timestamp: Float[Tensor, "batch steps dim3"]
+
+
+@dataclass(frozen=True)
+class Average:
+    """Averages over all time steps of a clip.
+
+    Attributes:
+        summary: of the windows' summaries, by the steps that are kept of each.
+        mean, std: of the steps.
+    """
+
+    summary: Float[Tensor, "batch dim"]
+    mean: Float[Tensor, "batch dim2"]
+    std: Float[Tensor, "batch dim2"]
+
+
+class Averaging:
+    """Adds up windows of one batch of clips into an `Average`."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._summary = self._total = torch.zeros(())
+        self._exact, self._squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+
+    def add(self, steps: Steps, keep_from: int, keep_to: int) -> None:
+        """Count the steps `keep_from` to `keep_to` of a window."""
+        kept = steps.scene[:, keep_from:keep_to]
+        self._steps += kept.shape[1]
+        self._summary = self._summary.to(kept) + steps.summary * kept.shape[1]
+        self._total = self._total.to(kept) + kept.sum(dim=1)
+        exact = kept.double()  # a variance is the difference of two large sums
+        self._exact = self._exact.to(kept.device) + exact.sum(dim=1)
+        self._squares = self._squares.to(kept.device) + exact.square().sum(dim=1)
+
+    def average(self) -> Average:
+        """Of all that was added; the deviation divides by the number of steps, so that one step has 0."""
+        variance = (self._squares / self._steps - (self._exact / self._steps).square()).clamp(min=0)
+        return Average(self._summary / self._steps, self._total / self._steps, variance.sqrt().to(self._total))
 
 
 class EncoderBackbone(nn.Module):
     """An encoder whose patches of one time step become one vector.
 
     `timestamp_pooling` "mean" averages the bands (D values), "concat" puts them side by side (bands x D).
-    `scene_pooling` "mean" is the mean of all patches, "summary" the class token, "both" the two side by side.
+    `scene_pooling` "mean" is the mean of all patches, "summary" the class token, "both" the two side by side,
+    "statistics" the mean and the standard deviation over time of the bands side by side (2 x bands x D).
+
+    **Source** of "statistics": bands side by side as in MSM-MAE (Niizumi et al. 2022); mean and deviation over time
+    are the statistics pooling of x-vectors (Snyder et al. 2018).
     """
 
     def __init__(
@@ -28,45 +86,52 @@ class EncoderBackbone(nn.Module):
         self.num_bands = encoder.config.grid(num_bins, self.patch_frames)[1]
         self.scene_pooling, self.timestamp_pooling = scene_pooling, timestamp_pooling
         dim = encoder.config.dim
-        self.scene_size = 2 * dim if scene_pooling == "both" else dim
+        widths = {"mean": dim, "summary": dim, "both": 2 * dim, "statistics": 2 * self.num_bands * dim}
+        self.scene_size = widths[scene_pooling]
         self.step_size = self.num_bands * dim if timestamp_pooling == "concat" else dim
 
-    def forward(
-        self, features: Float[Tensor, "batch bins frames"]
-    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch patches dim"], Float[Tensor, "batch patches dim2"]]:
-        """(summary, mean patch per time step, timestamp vector per time step) of a window."""
+    def forward(self, features: Float[Tensor, "batch bins frames"]) -> Steps:
+        """Summary and steps of a window."""
         encoded = self.encoder(features)
         steps = encoded.tokens.reshape(len(features), *encoded.layout.grid, -1)  # (B, T', bands, D)
-        means = steps.mean(dim=2)
-        return encoded.summary, means, means if self.timestamp_pooling == "mean" else steps.flatten(2)
+        mean, apart = steps.mean(dim=2), steps.flatten(2)
+        return Steps(
+            encoded.summary,
+            apart if self.scene_pooling == "statistics" else mean,
+            apart if self.timestamp_pooling == "concat" else mean,
+        )
 
-    def pool_scene(
-        self, summary: Float[Tensor, "batch dim"], mean: Float[Tensor, "batch dim"]
-    ) -> Float[Tensor, "batch size"]:
+    def pool_scene(self, average: Average) -> Float[Tensor, "batch size"]:
         """The scene embedding from the averages over the windows."""
-        if self.scene_pooling == "both":
-            return torch.cat([summary, mean], dim=1)
-        return summary if self.scene_pooling == "summary" else mean
+        match self.scene_pooling:
+            case "statistics":
+                return torch.cat([average.mean, average.std], dim=1)
+            case "both":
+                return torch.cat([average.summary, average.mean], dim=1)
+            case "summary":
+                return average.summary
+        return average.mean
 
 
 class LogMelBackbone(nn.Module):
-    """The plain baseline: the mean log-mel spectrum of each patch, and of the clip. Nothing is learned."""
+    """The plain baseline: the mean log-mel spectrum of each patch, and of the clip. Nothing is learned.
 
-    def __init__(self, num_bins: int, patch_frames: int) -> None:
+    `scene_pooling` "statistics" has the deviation over the patches beside the mean.
+    """
+
+    def __init__(self, num_bins: int, patch_frames: int, scene_pooling: ScenePooling = "mean") -> None:
         super().__init__()
         self.patch_frames, self.stride_frames = patch_frames, None
         self.num_bands = 1
-        self.scene_size = self.step_size = num_bins
+        self.statistics = scene_pooling == "statistics"
+        self.scene_size = num_bins * (2 if self.statistics else 1)
+        self.step_size = num_bins
 
-    def forward(
-        self, features: Float[Tensor, "batch bins frames"]
-    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch patches dim"], Float[Tensor, "batch patches dim"]]:
-        """(mean spectrum, mean spectrum per patch, the same)."""
+    def forward(self, features: Float[Tensor, "batch bins frames"]) -> Steps:
+        """Mean spectrum of the window, and that of each patch."""
         steps = features.reshape(*features.shape[:2], -1, self.patch_frames).mean(dim=3).transpose(1, 2)
-        return steps.mean(dim=1), steps, steps
+        return Steps(steps.mean(dim=1), steps, steps)
 
-    def pool_scene(
-        self, summary: Float[Tensor, "batch dim"], mean: Float[Tensor, "batch dim"]
-    ) -> Float[Tensor, "batch dim"]:
-        """The mean spectrum of the clip."""
-        return mean
+    def pool_scene(self, average: Average) -> Float[Tensor, "batch size"]:
+        """The mean spectrum of the clip, and its deviation if asked for."""
+        return torch.cat([average.mean, average.std], dim=1) if self.statistics else average.mean

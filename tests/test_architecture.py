@@ -17,7 +17,8 @@ FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.
 
 CORE_ORDER = (
     "errors", "files", "devices", "compat", "config", "config_io", "layout", "audio", "model.block",
-    "model.attention", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog",
+    "model.attention", "model.processor", "model.subtraction", "model.patches", "model.lines", "model.encoder",
+    "contracts", "hookspecs", "catalog",
     "adapting", "assemble", "counting", "cost", "statistics", "finetune.config", "finetune.heads", "finetune.losses",
     "finetune.rates", "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher",
     "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter",
@@ -47,7 +48,7 @@ HEAR_ORDER = (
 
 FOR_PLUGINS = {
     "contracts", "hookspecs", "layout", "errors", "adapting", "pretrain.masking", "model.patches",
-    "model.attention", "model.block", "model.lines", "model.encoder",
+    "model.attention", "model.block", "model.lines", "model.encoder", "model.subtraction",
 }  # fmt: skip
 """What a plugin may import of asda_core."""
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import AttentionMaps, softmax_map
 from asda_core.model.block import init_linear_layers
+from asda_core.model.subtraction import Way, subtract_maps
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class DifferentialAttention(nn.Module):
     Both maps have all heads at full width, so queries and keys take twice the parameters of standard attention. The
     LayerNorm spans the full width. The rows of `qk` are, D at a time: q1, q2, k1, k2.
 
-    Each map is multiplied with the values by a fused kernel that never holds it; `by_formula` True makes the maps and
-    subtracts them first: N^2 memory, equal to rounding, never faster (`benchmarks/attention.py`).
+    How the difference is computed depends on the machine and the number of tokens, and never changes it by more than
+    rounding (`asda_core.model.subtraction`); `by_formula` True makes the maps and subtracts them: N^2 memory.
 
     **Source**: ASDA (Interspeech 2025), released attention module.
     **Differs** from the Differential Transformer (Ye et al. 2025), which halves the heads, learns lambda from vectors
@@ -74,14 +74,8 @@ class DifferentialAttention(nn.Module):
         """Let every token attend all tokens that are not padding, twice, and take the difference."""
         query1, query2, key1, key2 = self._queries_and_keys(tokens)
         value = self.v(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D/H)
-        if self.by_formula:
-            noise_map = softmax_map(query2, key2, layout)
-            difference = (softmax_map(query1, key1, layout) - self.weight * noise_map) @ value
-        else:
-            allowed = None if layout.padding is None else layout.valid[:, None, None, :]
-            wanted = scaled_dot_product_attention(query1, key1, value, attn_mask=allowed)
-            noise = scaled_dot_product_attention(query2, key2, value, attn_mask=allowed)
-            difference = wanted - self.weight * noise
+        way: Way | None = "formula" if self.by_formula else None
+        difference = subtract_maps(query1, query2, key1, key2, value, self.weight, layout, way)
         joined = difference.transpose(1, 2).flatten(2)
         projected: Tensor = self.proj(self.norm(joined) * self.output_scale)
         return projected

@@ -1,0 +1,88 @@
+"""What the processor is good at, and float32 products on the faster of two exact ways.
+
+Rules, not measurements, choose: the same machine takes the same way in every run, so that runs are repeatable. They
+were measured with `benchmarks/`; what each machine takes is printed there.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+PLAIN_PRODUCTS = "ASDA_PLAIN_PRODUCTS"
+"""Set to 1 in the environment, the commands leave float32 products as PyTorch does them by default."""
+EXACT_ERROR = 4e-6
+"""Largest error, relative to the largest magnitude, of a product of 768 terms that still counts as float32; products
+of operands rounded to bfloat16 are off by 4e-3."""
+THROUGH_ONEDNN = "medium"
+"""PyTorch's name of the setting; "high" changes nothing on a CPU."""
+TRIAL_SIZE = 768
+"""Width of the product on which it is tried: that of the base model."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What decides how attention is computed on the CPU.
+
+    Attributes:
+        wide: whether it has 512-bit vectors and no matrix tiles: then float32 products go through oneDNN.
+        bfloat16: whether it multiplies bfloat16 numbers itself; else they are several times slower than float32.
+    """
+
+    wide: bool
+    bfloat16: bool
+
+
+@functools.cache
+def processor() -> Processor:
+    """The processor of this machine."""
+    wide = torch.cpu._is_avx512_supported() and not torch.cpu._is_amx_tile_supported()
+    return Processor(wide=wide, bfloat16=bool(torch.cpu._is_avx512_bf16_supported()))
+
+
+@contextmanager
+def exact_products(device: torch.device | str = "cpu") -> Iterator[None]:
+    """Compute float32 products of the CPU through oneDNN in here, where that is faster and still float32.
+
+    On AMD processors with AVX-512 PyTorch's default takes a generic path at less than half the rate. The setting that
+    moves products to oneDNN permits it to round operands to bfloat16, which it does where there are matrix tiles; so
+    it is used only without them, and only after a product was found to be exact. Round a training step it must hold
+    the backward pass too. What was set before is put back.
+
+    Args:
+        device: where the model is; the setting means something else to a GPU, so there nothing is done.
+    """
+    plain = os.environ.get(PLAIN_PRODUCTS) == "1" or torch.device(device).type != "cpu"
+    if plain or not processor().wide or not _stays_exact():
+        yield
+        return
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # whoever runs us has set each backend by itself
+        yield
+        return
+    torch.set_float32_matmul_precision(THROUGH_ONEDNN)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@functools.cache
+def _stays_exact() -> bool:
+    """Whether a float32 product through oneDNN is as exact as float32, on this machine."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(TRIAL_SIZE, TRIAL_SIZE, generator=generator) for _ in range(2))
+    try:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(THROUGH_ONEDNN)
+        product = left @ right
+        torch.set_float32_matmul_precision(before)
+    except RuntimeError:
+        return False
+    true = left.double() @ right.double()
+    return cast(bool, ((product - true).abs().max() / true.abs().max() < EXACT_ERROR).item())

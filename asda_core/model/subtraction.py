@@ -1,0 +1,146 @@
+"""`(softmax(q1 k1^T) - lambda softmax(q2 k2^T)) v` in the way that suits the machine; all ways are equal to rounding.
+
+=========  =====================================================  ==========  =========================================
+way        what is done                                           memory      chosen
+=========  =====================================================  ==========  =========================================
+fused      each map goes through a fused kernel, which never      N           by default, wherever there is padding, and
+           holds it; twice the products with the values                       on a GPU
+blocks     a block of queries at a time, both maps explicit       N           without gradients, on processors with wide
+                                                                              vectors: float32 up to 1,023 tokens,
+                                                                              bfloat16 at any length
+kept       both maps explicit and kept, gradients written out     N^2         with gradients, on those processors:
+                                                                              float32 up to 256 tokens, bfloat16 up to
+                                                                              1,024
+formula    both maps explicit, gradients by autograd              N^2         never: the twin that tests compare with
+=========  =====================================================  ==========  =========================================
+
+**Source** of the bounds: measured on a processor with AVX-512; without it fused is the fastest at every length
+(`benchmarks/attention.py`).
+"""
+
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from asda_core.layout import TokenLayout
+from asda_core.model.attention import softmax_map
+from asda_core.model.processor import processor
+
+Way = Literal["fused", "blocks", "kept", "formula"]
+BLOCK_ROWS = 1024
+"""Rows of both maps (heads x queries) that are worked on at once: they stay in the second cache, and calls stay few."""
+FUSED_FROM, KEPT_TO, KEPT_TO_BFLOAT16 = 1024, 256, 1024
+"""Numbers of tokens at which ways change; see the table above."""
+
+Heads = Float[Tensor, "batch heads tokens width"]
+
+
+def subtract_maps(
+    query1: Heads,
+    query2: Heads,
+    key1: Heads,
+    key2: Heads,
+    value: Float[Tensor, "batch heads tokens values"],
+    weight: Tensor,
+    layout: TokenLayout,
+    way: Way | None = None,
+) -> Float[Tensor, "batch heads tokens values"]:
+    """The difference of two maps, times the values.
+
+    Args:
+        query1, query2, key1, key2: of the map that is kept and of the one that is subtracted.
+        value: that both share.
+        weight: lambda, (heads, 1, 1).
+        layout: tells the padding.
+        way: None chooses.
+    """
+    way = way or choose_way(query1, layout)
+    if way == "formula":
+        kept, subtracted = softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
+        by_formula: Tensor = (kept - weight * subtracted) @ value
+        return by_formula
+    if way == "blocks":
+        return _in_blocks(query1, query2, key1, key2, value, weight)
+    if way == "kept":
+        return cast(Tensor, _Kept.apply(query1, query2, key1, key2, value, weight))
+    allowed = None if layout.padding is None else layout.valid[:, None, None, :]
+    wanted: Tensor = scaled_dot_product_attention(query1, key1, value, attn_mask=allowed)
+    noise: Tensor = scaled_dot_product_attention(query2, key2, value, attn_mask=allowed)
+    return wanted - weight * noise
+
+
+def choose_way(query: Heads, layout: TokenLayout) -> Way:
+    """The fastest way for queries of this size, type and device; see the table above."""
+    wide = processor().bfloat16 if query.dtype == torch.bfloat16 else processor().wide
+    if query.device.type != "cpu" or layout.padding is not None or not wide:
+        return "fused"
+    num_tokens, half = query.shape[2], query.dtype == torch.bfloat16
+    if torch.is_grad_enabled() and query.requires_grad:
+        return "kept" if num_tokens <= (KEPT_TO_BFLOAT16 if half else KEPT_TO) else "fused"
+    return "blocks" if half or num_tokens < FUSED_FROM else "fused"
+
+
+def _in_blocks(query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    """A few heads of a clip, or some queries of a head, at a time."""
+    num_heads, num_tokens, width = query1.shape[1:]
+    heads_at_once = max(1, min(num_heads, BLOCK_ROWS // num_tokens))
+    scale = width**-0.5
+    query1, query2 = query1 * scale, query2 * scale
+    key1, key2 = key1.transpose(-2, -1), key2.transpose(-2, -1)
+    mixed = torch.empty_like(value)
+    for clip in range(len(query1)):
+        for head in range(0, num_heads, heads_at_once):
+            heads = slice(head, head + heads_at_once)
+            for first in range(0, num_tokens, BLOCK_ROWS):
+                rows = slice(first, first + BLOCK_ROWS)
+                maps = (query1[clip, heads, rows] @ key1[clip, heads]).softmax(dim=-1)
+                noise = (query2[clip, heads, rows] @ key2[clip, heads]).softmax(dim=-1)
+                maps -= weight[heads].to(noise) * noise
+                mixed[clip, heads, rows] = maps @ value[clip, heads]
+    return mixed
+
+
+class _Kept(torch.autograd.Function):
+    """Both maps are kept for the backward pass, which shares the product of gradient and values between them.
+
+    With `D = A1 - lambda A2` and the gradient G of `D v`: the values get `D^T G`, A1 gets `G v^T`, A2 that times
+    -lambda, and lambda the negative sum of `A2 * G v^T`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, value: Tensor, weight: Tensor
+    ) -> Tensor:
+        scale = query1.shape[-1] ** -0.5
+        first = ((query1 * scale) @ key1.transpose(-2, -1)).softmax(dim=-1)
+        second = ((query2 * scale) @ key2.transpose(-2, -1)).softmax(dim=-1)
+        ctx.save_for_backward(query1, query2, key1, key2, value, weight, first, second)
+        mixed: Tensor = (first - weight.to(second) * second) @ value
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (gradient,) = gradients
+        query1, query2, key1, key2, value, weight, first, second = ctx.saved_tensors
+        scale = query1.shape[-1] ** -0.5
+        share = weight.to(second)
+        of_value = (first - share * second).transpose(-2, -1) @ gradient
+        of_maps = gradient @ value.transpose(-2, -1)
+        of_weight = None
+        if ctx.needs_input_grad[5]:
+            of_weight = -(of_maps * second).sum(dim=(0, 2, 3)).reshape(weight.shape).to(weight)
+        of_first = _through_softmax(of_maps, first)
+        of_second = _through_softmax(of_maps, second)
+        of_query1, of_key1 = (of_first @ key1) * scale, of_first.transpose(-2, -1) @ (query1 * scale)
+        of_query2 = (of_second @ key2) * (-scale * share)
+        of_key2 = of_second.transpose(-2, -1) @ (query2 * (-scale * share))
+        return of_query1, of_query2, of_key1, of_key2, of_value, of_weight
+
+
+def _through_softmax(gradient: Tensor, softmax: Tensor) -> Tensor:
+    """The gradient of the scores from that of their softmax over the last axis."""
+    scores: Tensor = torch._softmax_backward_data(gradient, softmax, -1, softmax.dtype)
+    return scores

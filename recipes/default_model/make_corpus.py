@@ -1,0 +1,144 @@
+"""Makes the sounds on which the model of the package is trained: words in many voices, music, noises; no download.
+
+    apt-get install espeak-ng
+    python recipes/default_model/make_corpus.py CORPUS --renderings 50
+
+writes `CORPUS/words/{train,valid}/WORD/*.flac` (one word, 1 s, 16 kHz), `CORPUS/kinds/{train,valid}/KIND/*.flac`
+(5 s of a kind of sound) and goes on where it was stopped. The voices of `valid` are in no clip of `train`. Every clip
+depends on the seed, its class and its number alone.
+"""
+
+import argparse
+import io
+import subprocess
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
+from tqdm import tqdm
+
+from asda_hear.demo import KINDS
+
+RATE = 16_000
+WORD_SECONDS, KIND_SECONDS = 1.0, 5.0
+WORDS = Path(__file__).with_name("words.txt")
+ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
+"""Of espeak-ng 1.51."""
+VARIANTS = Path(__file__).with_name("voices.txt").read_text().split()
+"""Voices of espeak-ng that sound like people."""
+VALID_EVERY = 10
+"""Every tenth voice is heard in `valid` alone."""
+TRACT = (0.82, 1.22)
+"""Range of the factor by which the spectrum is stretched, as another length of the vocal tract does."""
+LARGEST_RATIO = 64
+"""Largest denominator of a ratio of rates, which bounds the filter that resamples."""
+BANDWIDTHS = (3_400.0, 3_900.0, 5_500.0, 7_900.0)
+"""Edges in Hz of the channels that a clip may have come through."""
+
+
+def spoken(word: str, generator: np.random.Generator, valid: bool) -> np.ndarray:
+    """A word in a voice that is drawn, at the rate of the corpus."""
+    held_out = [number % VALID_EVERY == 0 for number in range(len(VARIANTS))]
+    voices = [name for name, held in zip(VARIANTS, held_out, strict=True) if held == valid]
+    voice = f"{generator.choice(ACCENTS)}+{generator.choice(voices)}"
+    tract = generator.uniform(*TRACT)
+    speed = str(round(generator.uniform(110, 230) / tract))
+    command = ["espeak-ng", "-v", voice, "-p", str(generator.integers(5, 95)), "-s", speed, "--stdout", word]
+    made = subprocess.run(command, capture_output=True, check=True)
+    audio, rate = soundfile.read(io.BytesIO(made.stdout))
+    ratio = Fraction(RATE / (rate * tract)).limit_denominator(LARGEST_RATIO)
+    return resample_poly(audio, ratio.numerator, ratio.denominator) if len(audio) else np.zeros(RATE // 2)
+
+
+def trimmed(audio: np.ndarray, share: float = 0.01) -> np.ndarray:
+    """Without what is quieter than a share of the peak at both ends."""
+    loud = np.flatnonzero(np.abs(audio) > share * max(1e-6, np.abs(audio).max()))
+    return audio[loud[0] : loud[-1] + 1] if len(loud) else audio
+
+
+def in_a_room(audio: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Through a channel of some bandwidth and tilt, in half of the clips with an echo, and with noise behind it."""
+    if generator.random() < 0.5:
+        time = np.arange(int(RATE * generator.uniform(0.05, 0.3)))
+        echo = generator.normal(size=len(time)) * np.exp(-6.9 * time / len(time)) * generator.uniform(0.02, 0.3)
+        echo[0] = 1.0
+        audio = fftconvolve(audio, echo)
+    tilt = generator.uniform(-0.7, 0.7)
+    audio = sosfilt(np.array([[1.0, -tilt, 0.0, 1.0, 0.0, 0.0]]), audio)
+    low = generator.uniform(20, 250)
+    high = generator.choice(BANDWIDTHS)
+    return sosfilt(butter(4, [low, high], "bandpass", fs=RATE, output="sos"), audio)
+
+
+def placed(audio: np.ndarray, generator: np.random.Generator, seconds: float) -> np.ndarray:
+    """In a clip of that length: half begin with it, as cut recordings do; loudness and noise are drawn."""
+    num_samples = round(seconds * RATE)
+    audio = audio[:num_samples]
+    first = 0 if generator.random() < 0.5 else int(generator.integers(num_samples - len(audio) + 1))
+    clip = np.zeros(num_samples)
+    clip[first : first + len(audio)] = audio
+    clip *= 10 ** generator.uniform(-1.5, -0.05) / max(1e-6, np.abs(clip).max())
+    if generator.random() < 0.6:
+        colour = generator.uniform(0, 0.95)
+        noise = sosfilt(np.array([[1.0, 0.0, 0.0, 1.0, -colour, 0.0]]), generator.normal(size=num_samples))
+        level = np.abs(clip).max() * 10 ** generator.uniform(-3.5, -1)
+        clip += level * noise / noise.std()
+    return np.clip(clip, -1, 1)
+
+
+def clip_of(label: str, number: int, seed: int, valid: bool, is_word: bool) -> np.ndarray:
+    """Clip `number` of a class."""
+    generator = np.random.default_rng([seed, zlib.crc32(label.encode()), number, valid])
+    if is_word:
+        return placed(in_a_room(trimmed(spoken(label, generator, valid)), generator), generator, WORD_SECONDS)
+    pieces = []
+    while sum(map(len, pieces)) < KIND_SECONDS * RATE:
+        seconds = generator.uniform(0.15, 3.0)
+        pieces.append(KINDS[label](generator, seconds) * generator.uniform(0.2, 1))
+        pieces.append(np.zeros(int(generator.uniform(0, 0.4) * RATE)))
+    return placed(in_a_room(np.concatenate(pieces), generator), generator, KIND_SECONDS)
+
+
+def make_class(label: str, folder: Path, count: int, seed: int, valid: bool, is_word: bool) -> int:
+    """Write the clips of a class that are not there."""
+    place = folder / label
+    place.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        file = place / f"{label}-{number:04d}.flac"
+        if not file.exists():
+            part = file.with_suffix(".part")
+            soundfile.write(part, clip_of(label, number, seed, valid, is_word), RATE, "PCM_16", format="FLAC")
+            part.replace(file)
+    return count
+
+
+def main() -> None:
+    """Make everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--renderings", type=int, default=50, help="clips of a word in train")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parsed = parser.parse_args()
+    words, valid = WORDS.read_text().split(), max(1, parsed.renderings // 25)
+    parts = [
+        ("words/valid", words, valid, True, True),
+        ("words/train", words, parsed.renderings, False, True),
+        ("kinds/valid", list(KINDS), 10 * valid, True, False),
+        ("kinds/train", list(KINDS), 4 * parsed.renderings, False, False),
+    ]
+    with ProcessPoolExecutor(parsed.jobs) as workers:
+        for name, labels, count, is_valid, is_word in parts:
+            make = partial(
+                make_class, folder=parsed.corpus / name, count=count, seed=parsed.seed, valid=is_valid, is_word=is_word
+            )
+            list(tqdm(workers.map(make, labels), total=len(labels), desc=name, unit="class"))
+
+
+if __name__ == "__main__":
+    main()
