@@ -204,13 +204,9 @@ def _read_step(
     if signature(checkpoint.config) != signature(config):
         raise ConfigError(f"{folder} holds another run ({signature(checkpoint.config)}); give another folder.")
     if checkpoint.data and checkpoint.data != data:
-        raise ConfigError(
-            f"{folder} holds a run on other audio files or from other weights; give another folder."
-        )
+        raise ConfigError(f"{folder} holds a run on other audio files or from other weights; give another folder.")
     if checkpoint.plugins != (now := plugin_origins(catalog, config)):
-        print(
-            f"warning: {folder} was trained with {checkpoint.plugins}, and goes on with {now}.", file=sys.stderr
-        )
+        print(f"warning: {folder} was trained with {checkpoint.plugins}, and goes on with {now}.", file=sys.stderr)
     for prefix in ("front_end", "encoder", "objective"):
         load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
     states, told = read_tensors(latest / TRAINING_FILE)
@@ -258,6 +254,7 @@ def _save(run: Run) -> None:
         metadata = metadata_of(run.config, run.catalog, run.step, run.data) | {PASS_KEY: str(run.passes.size)}
         files = {MODEL_FILE: (tensors, metadata), TRAINING_FILE: (states, metadata)}
         write_step(run.folder, run.step, files, run.config.keep_checkpoints)
+    run.processes.wait()  # whoever ends first has the launcher end the others, which may still be writing
 
 
 def _share_skipped(run: Run, clips: ClipBatches) -> None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from asda_core.devices import usable_device
 from asda_core.errors import AsdaError, ConfigError
+from asda_core.pretrain.resuming import TrainingStopped
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others in one exchange, such as while the first saves, before it gives up."""
@@ -142,6 +143,9 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
     try:
         dist.init_process_group(BACKENDS[device.type], timeout=PATIENCE)
         yield
+    except TrainingStopped:  # in all of them
+        dist.destroy_process_group()
+        raise
     except RuntimeError as error:
         if not of_exchange(error):
             raise
