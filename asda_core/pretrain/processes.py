@@ -6,9 +6,10 @@ Started by hand a run is one process, `ALONE`. `torchrun` starts several; each a
     node 1   rank 2  rank 3      takes part in the mean of the gradients; rank 0 alone writes
 """
 
+import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -86,8 +87,7 @@ class Processes:
 
     def wait(self) -> None:
         """Until all are here."""
-        if self.world > 1:
-            dist.barrier()
+        self.any(False)
 
 
 ALONE = Processes()
@@ -149,6 +149,8 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if not of_exchange(error):
             raise
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which torchrun ends the others: first this is told
         time.sleep(FAREWELL_SECONDS)
         raise AsdaError(
             f"process {processes.rank} of {processes.world} lost another one ({str(error).splitlines()[0]:.160}). "

@@ -35,6 +35,8 @@ EQUAL = 1e-6
 """Relative difference between losses of two processes and of one that is rounding."""
 EQUAL_BFLOAT16 = 2e-3
 BATCH = 8
+SMOOTH_EPS = 1e-3
+"""Of Adam: by the default 1e-8 it makes full steps of gradients that are rounding alone, as of the biases of keys."""
 LIMIT_SECONDS = 240
 """After which a test takes a run of several processes to hang."""
 ONE_LOSS = {
@@ -46,7 +48,7 @@ ONE_LOSS = {
 
 def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     plain = to_plain(config)
-    for key, value in {"data.batch_size": BATCH, **changes}.items():
+    for key, value in {"data.batch_size": BATCH, "optimizer.eps": SMOOTH_EPS, **changes}.items():
         plain = with_value(plain, key, value)
     return parse(RunConfig, plain)
 
@@ -87,7 +89,9 @@ def same_numbers(one: Path, other: Path, tolerance: float = EQUAL) -> None:
         assert line == pytest.approx(wanted, rel=tolerance, abs=tolerance)
     tensors, wanted_tensors = (load_file(newest_step(run) / "model.safetensors") for run in (one, other))
     for name, tensor in tensors.items():
-        torch.testing.assert_close(tensor, wanted_tensors[name], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(
+            tensor, wanted_tensors[name], rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
     states, wanted_states = (read_tensors(newest_step(run) / "training.safetensors")[0] for run in (one, other))
     assert states.keys() == wanted_states.keys()
     final, wanted_final = (load_file(run / "model.safetensors") for run in (one, other))
@@ -152,12 +156,13 @@ def test_a_killed_process_ends_the_run_and_one_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.parametrize("whom", ["rank 1", "torchrun"])
+@pytest.mark.parametrize(("whom", "sharding"), [("rank 1", "full"), ("torchrun", "none")])
 def test_one_is_asked_to_stop_and_all_do(
-    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, whom: str
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, whom: str, sharding: str
 ) -> None:
     """1 -> 2 -> 1: begun by one process, gone on with by two, stopped by a signal, gone on with by one."""
-    config = changed(tiny, {"steps": 300, "checkpoint_every": 100, "data.micro_batch": 2})
+    keys = {"steps": 300, "checkpoint_every": 100, "data.micro_batch": 2, "compute.sharding": sharding}
+    config = changed(tiny, keys)
     files, folder = find_audio(audio_folder), tmp_path / "run"
     stop_at(config, files, folder, catalog, 5)
     run = start(2, config, audio_folder, folder)
