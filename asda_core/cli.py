@@ -141,8 +141,9 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     if init is not None:
         identity["init"] = file_digest(init.file)
         takes = "with its objective" if holds_objective(init) else "with a new objective"
-        print(f"{init.report}\nbegins with the encoder of {init.file}, {takes}.".lstrip(), file=sys.stderr)
-    if config.optimizer.warmup_steps >= config.steps > 0:
+        if processes.first:
+            print(f"{init.report}\nbegins with the encoder of {init.file}, {takes}.".lstrip(), file=sys.stderr)
+    if processes.first and config.optimizer.warmup_steps >= config.steps > 0:
         print(
             f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "
             "the rate will not reach its peak.",

@@ -205,7 +205,7 @@ def _read_step(
         raise ConfigError(f"{folder} holds another run ({signature(checkpoint.config)}); give another folder.")
     if checkpoint.data and checkpoint.data != data:
         raise ConfigError(f"{folder} holds a run on other audio files or from other weights; give another folder.")
-    if checkpoint.plugins != (now := plugin_origins(catalog, config)):
+    if checkpoint.plugins != (now := plugin_origins(catalog, config)):  # told by each process: each has its plugins
         print(f"warning: {folder} was trained with {checkpoint.plugins}, and goes on with {now}.", file=sys.stderr)
     for prefix in ("front_end", "encoder", "objective"):
         load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)

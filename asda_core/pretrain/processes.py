@@ -116,8 +116,10 @@ def own_device(name: str, processes: Processes) -> torch.device:
     Raises:
         ConfigError: there is no such device, or there are fewer GPUs than processes here.
     """
-    if processes.world == 1 or not name.startswith("cuda"):
+    if processes.world == 1 or name == "cpu":
         return usable_device(name)
+    if not name.startswith("cuda"):
+        raise ConfigError(f"device {name!r}: several processes train on 'cpu' or 'cuda'.")
     if name != "cuda":
         raise ConfigError(f"device {name!r}: each of {processes.world} processes takes a GPU of its own; give 'cuda'.")
     if 0 < torch.cuda.device_count() <= processes.local:
