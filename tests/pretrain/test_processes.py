@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import newest_step, read_tensors
+from asda_core.compute import ComputeConfig
 from asda_core.config import DataConfig, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
 from asda_core.errors import ConfigError
@@ -146,8 +147,7 @@ def test_a_killed_process_ends_the_run_and_one_goes_on(
     assert "process 0 of 2 lost another one" in errors
     assert f"Signal 9 (SIGKILL) received by PID {victim}" in errors.split("Root Cause")[1]
     seen = max(line["step"] for line in losses(folder))
-    short = replace(config, steps=300)
-    stop_at(short, files, folder, catalog, seen + 5)
+    stop_at(config, files, folder, catalog, seen + 5)
     whole = changed(config, {"data.micro_batch": BATCH // 2})
     stop_at(whole, files, tmp_path / "whole", catalog, seen + 5)
     same_numbers_until_now(folder, tmp_path / "whole")
@@ -278,13 +278,8 @@ def test_alone_there_is_nothing_to_exchange(
     assert (ALONE.gather(3), ALONE.any(True), ALONE.mean({"loss": 2.0})) == ([3], True, {"loss": 2.0})
     files = find_audio(audio_folder)
     pretrain(tiny, files, tmp_path / "plain", catalog, progress=False)
-    pretrain(
-        changed(tiny, {"data.batch_size": 2, "compute.sharding": "full"}),
-        files,
-        tmp_path / "alone",
-        catalog,
-        progress=False,
-    )
+    sharded = replace(tiny, compute=ComputeConfig(sharding="full"))
+    pretrain(sharded, files, tmp_path / "alone", catalog, progress=False)
     assert losses(tmp_path / "alone") == losses(tmp_path / "plain")
 
 
