@@ -40,6 +40,7 @@ from asda_core.matrix import check_catalog
 from asda_core.new_plugin import add_new_plugin
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_core.pretrain.processes import launched
 from asda_core.pretrain.resuming import TrainingStopped
 from asda_core.starting import holds_objective
 
@@ -129,7 +130,8 @@ def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
 
 
 def run_pretrain(parsed: argparse.Namespace) -> None:
-    """`asda pretrain`."""
+    """`asda pretrain`, also as one of the processes that torchrun starts."""
+    processes = launched(os.environ)
     config = changed(_config_of(parsed.config), parsed.changes)
     catalog = installed_catalog()
     plugin_origins(catalog, config)  # a missing plugin shows before anything is made
@@ -139,16 +141,20 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     if init is not None:
         identity["init"] = file_digest(init.file)
         takes = "with its objective" if holds_objective(init) else "with a new objective"
-        print(f"{init.report}\nbegins with the encoder of {init.file}, {takes}.".lstrip(), file=sys.stderr)
-    if config.optimizer.warmup_steps >= config.steps > 0:
+        if processes.first:
+            print(f"{init.report}\nbegins with the encoder of {init.file}, {takes}.".lstrip(), file=sys.stderr)
+    if processes.first and config.optimizer.warmup_steps >= config.steps > 0:
         print(
             f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "
             "the rate will not reach its peak.",
             file=sys.stderr,
         )
     folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"
-    print(f"{len(files)} audio files -> {folder}", file=sys.stderr)
-    print(pretrain(config, files, folder, catalog, parsed.device, init=init))
+    if processes.first:
+        print(f"{len(files)} audio files -> {folder}", file=sys.stderr)
+    final = pretrain(config, files, folder, catalog, parsed.device, processes.first, init, processes)
+    if processes.first:
+        print(final)
 
 
 def run_plugins(parsed: argparse.Namespace) -> None:

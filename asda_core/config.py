@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from asda_core.compat import released_keys
+from asda_core.compute import COMPUTE_ALONE, ComputeConfig
 from asda_core.errors import ConfigError
 
 ClassTokenPosition = Literal["first", "middle", "last", "none"]
@@ -195,6 +196,9 @@ class DataConfig:
     Three defects of the release can be had: `padding` "features" fills short clips behind the log-mel with a value
     louder than most sound (+0.467) instead of with silence; `resample_along` "channels" resamples files of several
     channels along the wrong axis; `min_samples` leaves out files of fewer samples (10,000 in the release).
+
+    `batch_size` counts the clips of an update over all processes, and `micro_batch` those that go through the model at
+    a time; null: each process takes its share of the batch at once.
     """
 
     clip_seconds: float = 10.255
@@ -204,14 +208,18 @@ class DataConfig:
     resample_along: ResampleAxis = "time"
     min_samples: int = 0
     cache_mebibytes: int = 1024
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.clip_seconds < math.inf, f"data.clip_seconds must be positive, not {self.clip_seconds}.")
         require(self.batch_size > 0, f"data.batch_size must be positive, not {self.batch_size}.")
         require(self.min_samples >= 0, f"data.min_samples must not be negative, not {self.min_samples}.")
+        fitting = [number for number in range(1, self.batch_size + 1) if self.batch_size % number == 0]
+        if self.micro_batch not in (None, *fitting):
+            raise ConfigError(f"data.micro_batch {self.micro_batch} does not divide batch_size; fitting: {fitting}.")
 
 
-WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes")
+WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes", *COMPUTE_ALONE)
 """Keys of `RunConfig` that cannot change a result; `signature` leaves them out."""
 
 ADDED: Mapping[str, Any] = {
@@ -232,6 +240,8 @@ ADDED: Mapping[str, Any] = {
     "data.padding": "silence",
     "data.resample_along": "time",
     "data.min_samples": 0,
+    "data.micro_batch": None,
+    "compute.precision": "float32",
 }
 """Keys that came later, at what was done before: there `signature` leaves them out, so that older runs keep theirs."""
 
@@ -254,6 +264,7 @@ class RunConfig:
     adapter: PluginChoice | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
+    compute: ComputeConfig = ComputeConfig()
     steps: int = 800_000
     seed: int = 1
     log_every: int = 50

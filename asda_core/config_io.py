@@ -17,6 +17,8 @@ ConfigT = TypeVar("ConfigT")
 
 USUAL_RUN = RunConfig()
 SIGNATURE_DIGITS = 8
+SECTIONS_ADDED = ("compute",)
+"""Sections that came later: one that is left without a key is not in the signature, so that older runs keep theirs."""
 CONFIG_SUFFIXES = (".yaml", ".yml")
 YAML_TRUTH = "YAML 1.1 reads yes, no, on and off as truth values: quote them if you mean the words."
 CONFIG_FOLDERS = (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
@@ -195,6 +197,7 @@ def signature(config: Any, **more: Any) -> str:
     for dotted in (*config.without_influence, *silent):
         above, _, key = dotted.rpartition(".")
         del (value_at(plain, above) if above else plain)[key]
+    plain = {key: value for key, value in plain.items() if value != {} or key not in SECTIONS_ADDED}
     canonical = json.dumps([plain, more], sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:SIGNATURE_DIGITS]
 

@@ -16,13 +16,19 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
+<<<<<<< HEAD
     "errors", "files", "devices", "compat", "config", "config_io", "layout", "audio", "model.block",
     "model.attention", "model.processor", "model.subtraction", "model.patches", "model.lines", "model.encoder",
     "contracts", "hookspecs", "catalog",
+=======
+    "errors", "files", "devices", "compat", "compute", "config", "config_io", "layout", "audio", "model.block",
+    "model.attention", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog",
+>>>>>>> dist
     "adapting", "assemble", "counting", "cost", "statistics", "finetune.config", "finetune.heads", "finetune.losses",
     "finetune.rates", "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher",
     "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter",
-    "pretrain.resuming", "pretrain.loop", "official.matching", "official.eat", "official.pickles", "official.told",
+    "pretrain.resuming", "pretrain.processes", "pretrain.step", "pretrain.computing", "pretrain.loop",
+    "official.matching", "official.eat", "official.pickles", "official.told",
     "official.ssast_names", "official.ssast", "official.reading", "inference.framing", "inference.listening",
     "inference.attention_maps", "inference.embedding", "inference.classifying", "labelled.examples",
     "labelled.source", "labelled.rows", "labelled.drawing", "labelled.splits", "labelled.tables", "labelled.folders",

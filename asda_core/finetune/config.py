@@ -250,7 +250,7 @@ class FinetuneConfig:
         "by_mode",
         "bootstrap",
     )
-    added: ClassVar[Mapping[str, Any]] = {"stride_frames": None, "stride_bins": None}
+    added: ClassVar[Mapping[str, Any]] = {"stride_frames": None, "stride_bins": None, "data.micro_batch": None}
 
     @staticmethod
     def released_keys(plain: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -260,6 +260,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         require((self.steps > 0) != (self.epochs > 0), "give either steps or epochs, as a positive number.")
         require(self.epochs < math.inf, f"epochs must be a finite number, not {self.epochs}.")
+        require(self.data.micro_batch is None, "data.micro_batch is of pre-training alone; leave it out.")
         require((self.mode == "last_blocks") == (self.blocks > 0), "blocks is of mode last_blocks, and must be > 0.")
         require((self.mode == "adapter") == (self.adapter is not None), "adapter is of mode adapter, which needs one.")
         require(self.mode != "attentive" or self.pooling == "attentive", "mode attentive needs pooling: attentive.")

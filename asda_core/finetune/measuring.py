@@ -98,7 +98,7 @@ def measure(
     tuned = load_tuned(checkpoint, installed_catalog(), device)
     config = tuned.classifier.config
     matched = with_classes_of(data, config.labels, config.num_classes)
-    usual = FinetuneDataConfig(**vars(checkpoint.config.data))
+    usual = FinetuneDataConfig(**{**vars(checkpoint.config.data), "micro_batch": None})
     cut = usual if released else replace(usual, crop="random", min_samples=0, resample_along="time")
     recipe = FinetuneConfig(epochs=1, data=cut)
     hearing = Hearing(tuned, recipe, ClipReader(recipe.data, int(tuned.front_end.sample_rate)))

@@ -5,14 +5,14 @@ import json
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from asda_core.assemble import Parts, build_parts, plugin_origins
 from asda_core.audio import list_identity
@@ -32,22 +32,26 @@ from asda_core.checkpoint import (
 )
 from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
-from asda_core.devices import usable_device
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import DIGEST_DIGITS, file_digest, write_text
 from asda_core.filling import fill_features
+from asda_core.pretrain.computing import gathered, placed_like, prepare, whole
 from asda_core.pretrain.data import ClipBatches, Clips
-from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, named_skipped
+from asda_core.pretrain.processes import ALONE, Processes, joined, own_device
+from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, named_skipped, reporting
 from asda_core.pretrain.resuming import (
     TrainingStopped,
     drop_log_after,
     optimizer_states,
     put_states_back,
-    step_seed,
     stop_on_signal,
 )
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
+from asda_core.pretrain.step import Passes, Step, own_rows, pass_seed, passes_of
 from asda_core.starting import start_from
+
+PASS_KEY = "micro_batch"
+"""Under which a step's metadata keep the clips in a pass, with which another number of processes goes on."""
 
 
 @dataclass
@@ -61,6 +65,9 @@ class Run:
     parts: Parts
     optimizer: torch.optim.Optimizer
     data: str
+    wrapped: nn.Module
+    passes: Passes
+    processes: Processes = ALONE
     step: int = 0
     stop: bool = field(default=False)
 
@@ -77,6 +84,7 @@ def pretrain(
     device: str = "cpu",
     progress: bool = True,
     init: Checkpoint | None = None,
+    processes: Processes = ALONE,
 ) -> Path:
     """Train, or go on with, one run.
 
@@ -85,33 +93,38 @@ def pretrain(
         files: audio to train on.
         folder: where the run lives; one that holds steps of the same config is gone on with.
         catalog: the plugins.
-        device: "cpu", "cuda", ...
+        device: "cpu", "cuda", ...; of several processes each takes a GPU of its own.
         progress: whether to show a bar.
         init: weights to begin with, instead of random ones; a folder that holds steps goes on with them.
+        processes: who this process is among those that train the run; all call this with the same arguments.
 
     Returns:
         the exported encoder, `folder/model.safetensors`.
 
     Raises:
-        ConfigError: the folder holds another run, or there is an adapter and nothing to begin with.
+        ConfigError: the folder holds another run, there is an adapter and nothing to begin with, or the processes
+            cannot share the batch.
         AudioError: no file is readable.
         TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
-        AsdaError: the loss is no longer finite.
+        AsdaError: the loss is no longer finite, or another process has gone.
     """
     if config.adapter is not None and init is None:
         raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
     data = list_digest(files) if init is None else f"{list_digest(files)} from {file_digest(init.file)}"
-    run = _start(config, catalog, folder, usable_device(device), data, init)
-    clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
-    bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress, desc=folder.name)
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run.step)
-    with closing(writer), bar, (folder / LOG_FILE).open("a") as log, stop_on_signal(run.ask_to_stop):
-        _train(run, clips, Reporter(bar, log, writer))
-    if skipped := named_skipped(folder):
-        where = folder / SKIPPED_FILE
-        print(f"{len(skipped)} of {len(files)} files were skipped; {where} names them.", file=sys.stderr)
-    final = folder / MODEL_FILE
-    write_model(final, model_tensors(run.parts, with_objective=False), metadata_of(config, catalog, run.step, run.data))
+    place, final = own_device(device, processes), folder / MODEL_FILE
+    with joined(processes, place):
+        run = _start(config, catalog, folder, place, data, init, processes)
+        clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
+        reports = reporting(folder, run.step, config.steps, progress) if processes.first else nullcontext()
+        with reports as reporter, stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
+            _train(run, clips, reporter)
+        if reporter is not None and (skipped := named_skipped(folder)):
+            where = folder / SKIPPED_FILE
+            print(f"{len(skipped)} of {len(files)} files were skipped; {where} names them.", file=sys.stderr)
+        tensors = gathered(model_tensors(run.parts, with_objective=False), processes.first)
+        if processes.first:
+            write_model(final, tensors, metadata_of(config, catalog, run.step, run.data))
+        processes.wait()
     return final
 
 
@@ -120,8 +133,8 @@ def list_digest(files: list[Path]) -> str:
     return hashlib.sha256(json.dumps(list_identity(files)).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
-def _train(run: Run, clips: ClipBatches, reporter: Reporter) -> None:
-    """Load, step, log, save; the next batch is read while a step runs."""
+def _train(run: Run, clips: ClipBatches, reporter: Reporter | None) -> None:
+    """Load, step, log, save; the next batch is read while a step runs. All processes take the same turns."""
     config = run.config
     if run.step >= config.steps:
         return
@@ -131,89 +144,124 @@ def _train(run: Run, clips: ClipBatches, reporter: Reporter) -> None:
             batch = waiting.result()
             if run.step + 1 < config.steps:
                 waiting = ahead.submit(clips.batch, run.step + 1)
-            record = _train_step(run, batch)
-            reporter.name_skipped(run.folder, clips)
+            record = _train_step(run, own_rows(batch, run.processes))
+            stop = run.processes.any(run.stop)
             logs = run.step % config.log_every == 0 or run.step in (1, config.steps)
-            saves = run.step % config.checkpoint_every == 0 or run.step == config.steps or run.stop
+            saves = run.step % config.checkpoint_every == 0 or run.step == config.steps or stop
             if logs or saves:
-                values = {name: float(value) for name, value in record.items()}
+                values = run.processes.mean({name: float(value) for name, value in record.items()})
                 _check_finite(values, run)  # so that no step with NaN takes the place of a good one
-            if logs:
-                reporter.log(run.step, values)
-            reporter.bar.update()
+                _share_skipped(run, clips)
+            if reporter is not None:
+                reporter.name_skipped(run.folder, clips)
+                reporter.bar.update()
+                if logs:
+                    reporter.log(run.step, values)
             if saves:
                 _save(run)
-            if run.stop and run.step < config.steps:
+            if stop and run.step < config.steps:
                 raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command goes on.")
 
 
 def _start(
-    config: RunConfig, catalog: Catalog, folder: Path, device: torch.device, data: str, init: Checkpoint | None
+    config: RunConfig,
+    catalog: Catalog,
+    folder: Path,
+    device: torch.device,
+    data: str,
+    init: Checkpoint | None,
+    processes: Processes,
 ) -> Run:
     """A new run, or the newest step of an old one."""
     parts = build_parts(catalog, config) if init is None else start_from(init, catalog, config)
-    for module in (parts.front_end, parts.encoder, parts.objective):
-        module.to(device).train()
+    latest = newest_step(folder)
+    processes.check_same("their config", to_yaml(config))
+    processes.check_same("their audio files, and weights to begin with", data)
+    processes.check_same("the newest step of the run's folder", str(latest))
+    step, states, begun_with = (0, {}, None) if latest is None else _read_step(latest, config, catalog, data, parts)
+    passes = passes_of(config.data, processes, begun_with)
+    for module in (parts.front_end.to(device), parts.encoder, parts.objective):
+        module.train()
+    alone = Step(parts.encoder, parts.objective, config.compute.precision)
+    wrapped = prepare(alone, config.compute, processes, device)
     named = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
     named += [(f"objective.{n}", p) for n, p in parts.objective.named_parameters() if p.requires_grad]
     optimizer = make_optimizer((parameter for _, parameter in named), config.optimizer)
-    run = Run(config, catalog, folder, device, parts, optimizer, data)
-    folder.mkdir(parents=True, exist_ok=True)
-    latest = newest_step(folder)
-    if latest is not None:
-        _resume(run, latest, dict(named))
-    write_text(folder / "config.yaml", to_yaml(config))
-    drop_log_after(folder / LOG_FILE, run.step)
-    return run
+    if states:
+        put_states_back(states, named, optimizer, device, placed_like)
+    if processes.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", to_yaml(config))
+        drop_log_after(folder / LOG_FILE, step)
+    return Run(config, catalog, folder, device, parts, optimizer, data, wrapped, passes, processes, step)
 
 
-def _resume(run: Run, latest: Path, named: dict[str, torch.nn.Parameter]) -> None:
-    """Put the state of a step back."""
-    checkpoint = read_checkpoint(latest)
-    if signature(checkpoint.config) != signature(run.config):
-        raise ConfigError(f"{run.folder} holds another run ({signature(checkpoint.config)}); give another folder.")
-    if checkpoint.data and checkpoint.data != run.data:
-        raise ConfigError(f"{run.folder} holds a run on other audio files or from other weights; give another folder.")
-    if checkpoint.plugins != (now := plugin_origins(run.catalog, run.config)):
-        print(f"warning: {run.folder} was trained with {checkpoint.plugins}, and goes on with {now}.", file=sys.stderr)
+def _read_step(
+    latest: Path, config: RunConfig, catalog: Catalog, data: str, parts: Parts
+) -> tuple[int, dict[str, Tensor], int]:
+    """Put the weights of a step back; returns its number, the optimiser's state, and the clips in a pass."""
+    checkpoint, folder = read_checkpoint(latest), latest.parent
+    if signature(checkpoint.config) != signature(config):
+        raise ConfigError(f"{folder} holds another run ({signature(checkpoint.config)}); give another folder.")
+    if checkpoint.data and checkpoint.data != data:
+        raise ConfigError(f"{folder} holds a run on other audio files or from other weights; give another folder.")
+    if checkpoint.plugins != (now := plugin_origins(catalog, config)):  # told by each process: each has its plugins
+        print(f"warning: {folder} was trained with {checkpoint.plugins}, and goes on with {now}.", file=sys.stderr)
     for prefix in ("front_end", "encoder", "objective"):
-        load_strict(getattr(run.parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
-    states, _ = read_tensors(latest / TRAINING_FILE)
-    put_states_back(states, named.items(), run.optimizer, run.device)
-    run.step = checkpoint.step
+        load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
+    states, told = read_tensors(latest / TRAINING_FILE)
+    return checkpoint.step, states, int(told.get(PASS_KEY, config.data.batch_size))
 
 
 def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
-    """One update; returns what is logged, still as tensors."""
-    config = run.config
+    """One update; returns what is logged, still as tensors and as means over the passes of this process."""
+    config, passes = run.config, run.passes
     rate = learning_rate(run.step, config.steps, config.optimizer)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    generator = torch.Generator().manual_seed(step_seed(config.seed, run.step))
-    with torch.no_grad():
-        features = run.parts.front_end(batch.audio.to(run.device))
-        if config.data.padding == "features":
-            features = fill_features(features, batch.num_samples, run.parts.front_end)
-    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
-        torch.manual_seed(generator.initial_seed())  # for dropout, which asks no generator of ours
-        losses = run.parts.objective.loss(run.parts.encoder, features, generator)
     run.optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()
+    record: dict[str, Any] = {}
+    for number, clips in passes.cut(batch):
+        features = _features(run, clips)
+        with passes.quiet(number, run.wrapped):
+            loss, parts = run.wrapped(features, pass_seed(config.seed, run.step, number))
+            (loss / passes.count).backward()
+        for name, value in {"loss": loss.detach(), **parts}.items():
+            record[name] = record.get(name, 0) + value / passes.count
     trained = [p for group in run.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm or math.inf)
+    norm = whole(torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm or math.inf))
     run.optimizer.step()
     run.step += 1
     run.parts.objective.after_step(run.parts.encoder, run.step)
-    return {"loss": losses.total.detach(), **losses.parts, "lr": rate, "grad_norm": norm}
+    return {**record, "lr": rate, "grad_norm": norm}
+
+
+@torch.no_grad()
+def _features(run: Run, clips: Clips) -> Float[Tensor, "batch bins frames"]:
+    """What the front end makes of clips, on the device."""
+    features: Tensor = run.parts.front_end(clips.audio.to(run.device))
+    if run.config.data.padding == "features":
+        features = fill_features(features, clips.num_samples, run.parts.front_end)
+    return features
 
 
 def _save(run: Run) -> None:
     """Write a step: everything that is needed to go on."""
     parameters = [*run.parts.encoder.named_parameters("encoder"), *run.parts.objective.named_parameters("objective")]
-    states = optimizer_states(parameters, run.optimizer)
-    metadata = metadata_of(run.config, run.catalog, run.step, run.data)
-    files = {MODEL_FILE: (model_tensors(run.parts, True), metadata), TRAINING_FILE: (states, metadata)}
-    write_step(run.folder, run.step, files, run.config.keep_checkpoints)
+    tensors = gathered(model_tensors(run.parts, True), run.processes.first)
+    states = gathered(optimizer_states(parameters, run.optimizer), run.processes.first)
+    if run.processes.first:
+        metadata = metadata_of(run.config, run.catalog, run.step, run.data) | {PASS_KEY: str(run.passes.size)}
+        files = {MODEL_FILE: (tensors, metadata), TRAINING_FILE: (states, metadata)}
+        write_step(run.folder, run.step, files, run.config.keep_checkpoints)
+    run.processes.wait()  # whoever ends first has the launcher end the others, which may still be writing
+
+
+def _share_skipped(run: Run, clips: ClipBatches) -> None:
+    """Tell the first process which files the others could not read."""
+    for skipped in run.processes.gather(dict(clips.skipped)):
+        for file, reason in skipped.items():
+            clips.skipped.setdefault(file, reason)
 
 
 def _check_finite(values: dict[str, float], run: Run) -> None:

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -44,6 +45,15 @@ class Reporter:
                 if str(path) not in known:
                     tqdm.write(f"skipped: {reason}", file=sys.stderr)
                     file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
+
+
+@contextmanager
+def reporting(folder: Path, done: int, steps: int, progress: bool) -> Iterator[Reporter]:
+    """The reporter of a run in `folder` that has done some of its steps; `progress` shows a bar."""
+    bar = tqdm(total=steps, initial=done, unit="step", disable=not progress, desc=folder.name)
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
+    with closing(writer), bar, (folder / LOG_FILE).open("a") as log:
+        yield Reporter(bar, log, writer)
 
 
 def read_log(folder: Path, names: Sequence[str] = ("step", "loss")) -> dict[str, list[float]]:

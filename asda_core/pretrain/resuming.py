@@ -27,12 +27,16 @@ def step_seed(seed: int, step: int) -> int:
 
 
 @contextmanager
-def stop_on_signal(ask: Callable[[], None]) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into `ask()`; a second Ctrl-C stops at once."""
+def stop_on_signal(ask: Callable[[], None], patient: bool = False) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into `ask()`; a second Ctrl-C stops at once, unless `patient`.
+
+    A launcher hands on the Ctrl-C that its processes have got from the terminal already.
+    """
 
     def heard(number: int, frame: FrameType | None) -> None:
         ask()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not patient:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
         before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -60,11 +64,15 @@ def put_states_back(
     named: Iterable[tuple[str, nn.Parameter]],
     optimizer: torch.optim.Optimizer,
     device: torch.device,
+    place: Callable[[Tensor, nn.Parameter], Tensor] | None = None,
 ) -> None:
-    """The inverse of `optimizer_states`."""
+    """The inverse of `optimizer_states`; `place` puts what has a parameter's shape where the parameter is."""
     for name, parameter in named:
         kept = {key.removeprefix(f"{name}|"): value for key, value in states.items() if key.startswith(f"{name}|")}
-        optimizer.state[parameter] = {key: value if key == "step" else value.to(device) for key, value in kept.items()}
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(device) if place is None else place(value, parameter)
+            for key, value in kept.items()
+        }
 
 
 def drop_log_after(log: Path, step: int) -> None:

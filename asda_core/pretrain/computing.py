@@ -1,0 +1,118 @@
+"""How a step is computed: recomputed or compiled blocks, one copy for each process, or one copy shared by all."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from asda_core.compute import ComputeConfig
+from asda_core.errors import ConfigError
+from asda_core.model.block import Block
+from asda_core.pretrain.decoder import ConvolutionalDecoder
+from asda_core.pretrain.processes import Processes
+
+
+def prepare(step: nn.Module, config: ComputeConfig, processes: Processes, device: torch.device) -> nn.Module:
+    """Put a step on its device and wrap it; the names of its tensors stay.
+
+    Args:
+        step: holds encoder and objective, with the weights to begin with.
+        config: what to do with it.
+        processes: who trains it together.
+        device: of this process.
+
+    Returns:
+        what to call instead of `step`: it takes part in the exchange of gradients.
+
+    Raises:
+        ConfigError: it is to be compiled, and there is no compiler.
+    """
+    blocks = [module for module in step.modules() if isinstance(module, Block)]
+    if config.compile:
+        check_compiler(device)
+        for block in blocks:
+            compute_by(block, torch.compile(block.forward))
+    if config.recompute:
+        for block in blocks:
+            compute_by(block, partial(checkpoint, block.forward, use_reentrant=False))
+    if processes.world == 1:
+        return step.to(device)
+    if config.sharding == "full":
+        return shard(step, blocks, processes, device)
+    # Which parameters are in use depends on the config (no class token, a loss of weight 0), so all are looked for.
+    return DistributedDataParallel(
+        step.to(device), broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+    )
+
+
+def compute_by(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Let a module compute by another function: hooks, children and names of tensors stay."""
+    module.forward = forward
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile next to nothing.
+
+    Raises:
+        ConfigError: that fails.
+    """
+    try:
+        torch.compile(lambda values: values + 1)(torch.zeros(2, device=device))
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(
+            f"compute.compile: true needs a compiler for {device.type} (g++ on a CPU, Triton on a GPU): {reason:.200} "
+            "Without one, compute.compile: false gives the same results."
+        ) from None
+
+
+def shard(step: nn.Module, blocks: list[Block], processes: Processes, device: torch.device) -> nn.Module:
+    """Keep a part of every tensor in each process: block by block, the decoder, and the rest with the step itself.
+
+    Tensors move to the device one block at a time, so that the whole model is never there. The teacher is sharded like
+    the student, and follows it shard by shard.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # a second to import, and few need it
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (processes.world,))
+    decoders = [module for module in step.modules() if isinstance(module, ConvolutionalDecoder)]
+    for module in (*blocks, *decoders):
+        fully_shard(module, mesh=mesh)
+    fully_shard(step, mesh=mesh)
+    return step
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process has only a part of a tensor."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor as one process would have it; all must ask for a sharded one."""
+    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return full
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """`whole` for each, one at a time, sharded ones off the device; all must ask, and who does not `keep` gets none."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor).cpu() if is_sharded(tensor) else tensor
+        if keep:
+            found[name] = full
+    return found
+
+
+def placed_like(value: Tensor, parameter: Any) -> Tensor:
+    """A whole tensor of a parameter's shape on the parameter's device, sharded as that is."""
+    moved = value.to(parameter.device)
+    if not is_sharded(parameter):
+        return moved
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -1,0 +1,140 @@
+"""One update: the global batch is cut into passes, the processes share them, and gradients are of the mean loss.
+
+::
+
+    global batch of 8 clips, micro_batch 2     pass   0     1     2     3        each with a seed of its own
+    1 process                                       rank 0 ..................
+    2 processes                                     rank 0 .... rank 1 ......    the same passes, the same numbers
+
+What an objective draws depends on seed, step and number of the pass, so the number of processes changes a result by
+rounding alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from asda_core.compute import Precision
+from asda_core.config import DataConfig
+from asda_core.errors import ConfigError
+from asda_core.model.encoder import Encoder
+from asda_core.pretrain.data import Clips
+from asda_core.pretrain.processes import Processes
+from asda_core.pretrain.resuming import step_seed
+
+
+class Step(nn.Module):
+    """Encoder and objective as one module, so that what wraps it sees all that trains.
+
+    In "bfloat16" it runs under autocast: products in bfloat16, weights, norms of the targets and losses in float32.
+    """
+
+    def __init__(self, encoder: Encoder, objective: Any, precision: Precision = "float32") -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objective = objective
+        self.precision = precision
+
+    def forward(self, features: Float[Tensor, "batch bins frames"], seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a pass and what is logged beside it; torch's global generators are left as they were."""
+        generator = torch.Generator().manual_seed(seed)
+        device = features.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)  # for dropout, which asks no generator of ours
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                losses = self.objective.loss(self.encoder, features, generator)
+        return losses.total, dict(losses.parts)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a process cuts its share of a global batch into passes.
+
+    Attributes:
+        size: clips in a pass.
+        count: passes of this process in an update.
+        first: number of its first pass in the global batch.
+    """
+
+    size: int
+    count: int
+    first: int
+
+    def cut(self, clips: Clips) -> Iterator[tuple[int, Clips]]:
+        """(number of the pass in the global batch, its clips) of this process's clips."""
+        for place in range(self.count):
+            rows = slice(place * self.size, (place + 1) * self.size)
+            yield self.first + place, Clips(clips.audio[rows], clips.num_samples[rows], clips.numbers[rows])
+
+    def quiet(self, number: int, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """Exchange nothing in any pass but the last: gradients add up where they are.
+
+        Sharded gradients are exchanged in every pass, since to keep them whole would take the memory that sharding
+        saves.
+        """
+        last = number == self.first + self.count - 1
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+
+
+def passes_of(config: DataConfig, processes: Processes, begun_with: int | None = None) -> Passes:
+    """How the processes share a batch.
+
+    Args:
+        config: the global batch, and the clips in a pass; null takes `begun_with`, else a pass for each process.
+        processes: who shares it.
+        begun_with: the clips in a pass with which the run began.
+
+    Raises:
+        ConfigError: the numbers do not fit; told with those that do.
+    """
+    batch, world = config.batch_size, processes.world
+    size = config.micro_batch or begun_with
+    if size is None:
+        if batch % world:
+            fitting = _words(divisors(batch))
+            raise ConfigError(f"data.batch_size {batch} cannot be shared by {world} processes, but by {fitting}.")
+        size = batch // world
+    if batch % (size * world):
+        began = "" if config.micro_batch else " (with which the run began; a new run takes data.micro_batch)"
+        sizes = _words(divisors(batch // world)) if batch % world == 0 else "none"
+        raise ConfigError(
+            f"data.batch_size {batch} is no multiple of {world} processes x passes of {size} clips{began}. Fitting: "
+            f"{_words(divisors(batch // size))} processes with passes of {size}; data.micro_batch {sizes} with {world} "
+            "processes."
+        )
+    count = batch // (size * world)
+    return Passes(size, count, processes.rank * count)
+
+
+def divisors(number: int) -> list[int]:
+    """What divides a number, smallest first."""
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
+def _words(numbers: list[int]) -> str:
+    *rest, last = map(str, numbers)
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def pass_seed(seed: int, step: int, number: int) -> int:
+    """Seed of all that is drawn in pass `number` (from 0) of update `step`; the first one's is that of the update."""
+    if number == 0:
+        return step_seed(seed, step)
+    return int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def own_rows(clips: Clips, processes: Processes) -> Clips:
+    """The rows of the global batch that are this process's.
+
+    To be replaced by `ClipBatches(..., rank, world)`, which reads no others.
+    """
+    share = len(clips.audio) // processes.world
+    rows = slice(processes.rank * share, (processes.rank + 1) * share)
+    return Clips(clips.audio[rows], clips.num_samples[rows], clips.numbers[rows])
