@@ -12,7 +12,6 @@ import torch
 
 from asda_core import __version__
 from asda_core.assemble import adapt, build, build_encoder, build_front_end, in_full, plugin_origins
-from asda_core.audio import find_audio, list_identity
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import (
@@ -28,6 +27,7 @@ from asda_core.config_io import (
 )
 from asda_core.contracts import ObjectiveContext
 from asda_core.counting import encoder_flops
+from asda_core.data.sources import find_training, is_stream, list_identity
 from asda_core.errors import AsdaError
 from asda_core.files import file_digest
 from asda_core.finetune.commands import add_finetune
@@ -87,7 +87,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("pretrain", help="train a model on unlabelled audio, or go on with it")
     train.add_argument("config", type=Path, help="YAML, the name of one that comes with the package, or a checkpoint")
-    train.add_argument("--data", required=True, nargs="+", type=Path, help="folders, manifests or audio files")
+    train.add_argument(
+        "--data", required=True, nargs="+", help="folders, manifests, audio files or shards; stream:, pipe:"
+    )
     train.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-SIGNATURE)")
     train.add_argument("--init", type=Path, help="checkpoint to begin with, ours or a released one (default: random)")
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -133,7 +135,7 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     config = changed(_config_of(parsed.config), parsed.changes)
     catalog = installed_catalog()
     plugin_origins(catalog, config)  # a missing plugin shows before anything is made
-    files = [file for source in parsed.data for file in find_audio(source)]
+    files = find_training(parsed.data)
     init = read_model(parsed.init) if parsed.init else None
     identity: dict[str, Any] = {"data": list_identity(files)}
     if init is not None:
@@ -147,7 +149,9 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"
-    print(f"{len(files)} audio files -> {folder}", file=sys.stderr)
+    print(
+        f"{len(files)} {'streamed shards' if is_stream(parsed.data[0]) else 'audio files'} -> {folder}", file=sys.stderr
+    )
     print(pretrain(config, files, folder, catalog, parsed.device, init=init))
 
 

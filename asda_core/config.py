@@ -190,7 +190,8 @@ class DataConfig:
 
     `clip_seconds` 10.255 gives 1,024 frames, 64 x 8 patches (a clip of 10 s has 998 frames); shorter clips are
     followed by silence. `crop` says where the stretch of a longer clip begins; the released code always takes the
-    first. `cache_mebibytes` of decoded audio stay in memory.
+    first. `cache_mebibytes` of decoded audio stay in memory; `workers` threads read the clips of a batch, `prefetch`
+    batches are read ahead. Shards that are streamed are shuffled within blocks of `shuffle_clips` clips.
 
     Three defects of the release can be had: `padding` "features" fills short clips behind the log-mel with a value
     louder than most sound (+0.467) instead of with silence; `resample_along` "channels" resamples files of several
@@ -204,14 +205,21 @@ class DataConfig:
     resample_along: ResampleAxis = "time"
     min_samples: int = 0
     cache_mebibytes: int = 1024
+    workers: int = 1
+    prefetch: int = 2
+    shuffle_clips: int = 1024
 
     def __post_init__(self) -> None:
         require(0 < self.clip_seconds < math.inf, f"data.clip_seconds must be positive, not {self.clip_seconds}.")
         require(self.batch_size > 0, f"data.batch_size must be positive, not {self.batch_size}.")
         require(self.min_samples >= 0, f"data.min_samples must not be negative, not {self.min_samples}.")
+        for name in ("workers", "prefetch", "shuffle_clips"):
+            require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")
 
 
-WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes")
+WITHOUT_INFLUENCE = (
+    "log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes", "data.workers", "data.prefetch",
+)  # fmt: skip
 """Keys of `RunConfig` that cannot change a result; `signature` leaves them out."""
 
 ADDED: Mapping[str, Any] = {
@@ -232,6 +240,7 @@ ADDED: Mapping[str, Any] = {
     "data.padding": "silence",
     "data.resample_along": "time",
     "data.min_samples": 0,
+    "data.shuffle_clips": 1024,
 }
 """Keys that came later, at what was done before: there `signature` leaves them out, so that older runs keep theirs."""
 

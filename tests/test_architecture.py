@@ -16,11 +16,13 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-    "errors", "files", "devices", "compat", "config", "config_io", "layout", "audio", "model.block",
+    "errors", "files", "devices", "compat", "config", "config_io", "layout", "data.tars", "data.sources", "audio",
+    "model.block",
     "model.attention", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog",
     "adapting", "assemble", "counting", "cost", "statistics", "finetune.config", "finetune.heads", "finetune.losses",
     "finetune.rates", "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher",
-    "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter",
+    "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.prefetching",
+    "data.counts", "data.streaming", "data.stream_batches", "pretrain.reporter",
     "pretrain.resuming", "pretrain.loop", "official.matching", "official.eat", "official.pickles", "official.told",
     "official.ssast_names", "official.ssast", "official.reading", "inference.framing", "inference.listening",
     "inference.attention_maps", "inference.embedding", "inference.classifying", "labelled.examples",

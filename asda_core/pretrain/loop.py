@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +31,14 @@ from asda_core.checkpoint import (
 )
 from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
+from asda_core.data.sources import AudioList
+from asda_core.data.stream_batches import open_clips
 from asda_core.devices import usable_device
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import DIGEST_DIGITS, file_digest, write_text
 from asda_core.filling import fill_features
-from asda_core.pretrain.data import ClipBatches, Clips
+from asda_core.pretrain.data import Batches, Clips
+from asda_core.pretrain.prefetching import prefetched
 from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, named_skipped
 from asda_core.pretrain.resuming import (
     TrainingStopped,
@@ -71,7 +73,7 @@ class Run:
 
 def pretrain(
     config: RunConfig,
-    files: list[Path],
+    files: AudioList,
     folder: Path,
     catalog: Catalog,
     device: str = "cpu",
@@ -82,7 +84,7 @@ def pretrain(
 
     Args:
         config: the run.
-        files: audio to train on.
+        files: audio to train on, or streams of shards.
         folder: where the run lives; one that holds steps of the same config is gone on with.
         catalog: the plugins.
         device: "cpu", "cuda", ...
@@ -102,7 +104,7 @@ def pretrain(
         raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
     data = list_digest(files) if init is None else f"{list_digest(files)} from {file_digest(init.file)}"
     run = _start(config, catalog, folder, usable_device(device), data, init)
-    clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
+    clips = open_clips(files, config.data, run.parts.front_end.sample_rate, config.seed, folder=folder)
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not progress, desc=folder.name)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=run.step)
     with closing(writer), bar, (folder / LOG_FILE).open("a") as log, stop_on_signal(run.ask_to_stop):
@@ -115,22 +117,18 @@ def pretrain(
     return final
 
 
-def list_digest(files: list[Path]) -> str:
+def list_digest(files: AudioList) -> str:
     """A digest of the list of audio files, by which a run knows its data again."""
     return hashlib.sha256(json.dumps(list_identity(files)).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
-def _train(run: Run, clips: ClipBatches, reporter: Reporter) -> None:
-    """Load, step, log, save; the next batch is read while a step runs."""
+def _train(run: Run, clips: Batches, reporter: Reporter) -> None:
+    """Load, step, log, save; the next batches are read while a step runs."""
     config = run.config
     if run.step >= config.steps:
         return
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(clips.batch, run.step)
-        while run.step < config.steps:
-            batch = waiting.result()
-            if run.step + 1 < config.steps:
-                waiting = ahead.submit(clips.batch, run.step + 1)
+    with closing(prefetched(clips, run.step, config.steps)) as batches:
+        for batch in batches:
             record = _train_step(run, batch)
             reporter.name_skipped(run.folder, clips)
             logs = run.step % config.log_every == 0 or run.step in (1, config.steps)
