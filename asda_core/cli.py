@@ -1,4 +1,4 @@
-"""The command `asda`: pretrain, finetune, test, embed, classify, convert, plugins, new-plugin, show."""
+"""The command `asda`: pretrain, data, finetune, test, embed, classify, convert, plugins, new-plugin, show."""
 
 import argparse
 import json
@@ -27,6 +27,7 @@ from asda_core.config_io import (
 )
 from asda_core.contracts import ObjectiveContext
 from asda_core.counting import encoder_flops
+from asda_core.data.commands import add_data
 from asda_core.data.sources import find_training, is_stream, list_identity
 from asda_core.errors import AsdaError
 from asda_core.files import file_digest
@@ -97,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
     )
     train.set_defaults(run=run_pretrain)
+    add_data(commands.add_parser("data", help="pack audio into shards; mean, spread and faults of one's data"))
     add_finetune(commands.add_parser("finetune", help="checkpoints and labelled audio to classifiers, and a table"))
     add_test(commands.add_parser("test", help="accuracy or mAP of a fine-tuned checkpoint on labelled audio"))
     add_embed(commands.add_parser("embed", help="audio files to files of embeddings, with any checkpoint"))

@@ -32,7 +32,7 @@ CORE_ORDER = (
     "finetune.sampling", "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.loop",
     "finetune.running", "finetune.recipes", "finetune.sweep", "finetune.table", "finetune.continual",
     "finetune.continual_table", "finetune.commands", "finetune.measuring", "inference.commands", "new_plugin",
-    "testing", "matrix", "cli",
+    "data.ordered", "data.shard_writer", "data.packing", "data.statistics", "data.commands", "testing", "matrix", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
