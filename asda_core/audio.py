@@ -1,22 +1,26 @@
 """File -> mono float32 waveform at one rate; cropping and padding; what was wrong with a bad file."""
 
-import csv
+import functools
+import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import soundfile
 import torch
 import torchaudio.functional
+import torchaudio.transforms
 from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.config import ResampleAxis
+from asda_core.data.sources import find_audio as find_audio
+from asda_core.data.sources import list_identity as list_identity
+from asda_core.data.tars import AUDIO_SUFFIXES as AUDIO_SUFFIXES
+from asda_core.data.tars import member_bytes, num_bytes, split_member
 from asda_core.errors import AudioError
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".au")
-"""File names that a search through folders takes for audio; libsndfile reads all of them."""
 
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile's count for a stream is near 2**63; no file has this many frames."""
@@ -26,6 +30,8 @@ BLOCK_SAMPLES = 1 << 22
 """Samples that are read and resampled at once: 95 s at 44.1 kHz."""
 OVERLAP_PERIODS = 8
 """Common periods of both rates by which blocks overlap; the kernel reaches 7 samples of the slower rate at most."""
+KERNELS = 16
+"""Kernels of resampling that are kept, each for two rates."""
 MAX_AMPLITUDE = 1e6
 """Samples above it are damage: 16-bit numbers that nobody scaled reach 32,768."""
 
@@ -57,29 +63,65 @@ def read_audio(
     **Differs** from the released code, which resamples a two-channel file along the channel axis, so that 44.1 kHz
     stereo plays 2.76 times slower; `resample_along` "channels" does so too.
     """
+    with opened(file) as sound:
+        return read_sound(sound, str(file), sample_rate, start_seconds, seconds, resample_along)
+
+
+@contextmanager
+def opened(file: str | Path, content: bytes | None = None) -> Iterator[soundfile.SoundFile]:
+    """A sound that is open for reading and has samples.
+
+    Args:
+        file: its path, which may lead into a tar shard.
+        content: its bytes, where they are at hand already.
+
+    Raises:
+        AudioError: it is missing, empty, no audio or damaged; also when that shows while it is read.
+    """
+    inside = split_member(Path(file)) if content is None else None
+    if inside is not None:
+        content = member_bytes(*inside)
     try:
-        with soundfile.SoundFile(str(file)) as sound:
-            rate = sound.samplerate
+        with soundfile.SoundFile(str(file) if content is None else io.BytesIO(content)) as sound:
             _check_length(Path(file), len(sound))
-            sound.seek(min(int(start_seconds * rate), len(sound)))
-            left = len(sound) - sound.tell()
-            num_frames = left if seconds is None else min(left, math.ceil(seconds * rate))
-            wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
-            mono = _read_mono(sound, num_frames, sample_rate if wrong_axis else rate)
+            yield sound
     except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
+        raise AudioError(f"cannot read {file}: {_reason(Path(file), content, error)}") from None
+
+
+def read_sound(
+    sound: soundfile.SoundFile,
+    name: str,
+    sample_rate: int,
+    start_seconds: float = 0.0,
+    seconds: float | None = None,
+    resample_along: ResampleAxis = "time",
+) -> Float[Tensor, " samples"]:
+    """`read_audio` for a sound that is open, which errors call by its name.
+
+    Raises:
+        AudioError: it has no samples there, or some are NaN or infinite.
+    """
+    rate = sound.samplerate
+    sound.seek(min(int(start_seconds * rate), len(sound)))
+    left = len(sound) - sound.tell()
+    num_frames = left if seconds is None else min(left, math.ceil(seconds * rate))
+    wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
+    mono = _read_mono(sound, name, num_frames, sample_rate if wrong_axis else rate)
     if len(mono) == 0:
-        raise AudioError(f"cannot use {file}: it holds no samples from {start_seconds:g} s on.")
-    check_finite(mono, str(file))
+        raise AudioError(f"cannot use {name}: it holds no samples from {start_seconds:g} s on.")
+    check_finite(mono, name)
     return mono if wrong_axis else resample(mono, rate, sample_rate)
 
 
-def _read_mono(sound: soundfile.SoundFile, num_frames: int, row_rate: int) -> Tensor:
+def _read_mono(sound: soundfile.SoundFile, name: str, num_frames: int, row_rate: int) -> Tensor:
     """The mean over the channels, a block at a time; rows are resampled to another `row_rate` first, as released."""
     try:
         mono = torch.empty(num_frames)
     except RuntimeError:  # of a damaged header
-        raise AudioError(f"cannot use {sound.name}: its header tells of {num_frames} samples.") from None
+        raise AudioError(f"cannot use {name}: its header tells of {num_frames} samples.") from None
+    if sound.channels == 1:  # samples go straight to their place
+        return mono[: len(sound.read(out=mono.numpy()))]
     done = 0
     while done < num_frames:
         block = torch.from_numpy(sound.read(min(BLOCK_SAMPLES, num_frames - done), dtype="float32", always_2d=True))
@@ -102,17 +144,24 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
         return audio
     ratio = Fraction(sample_rate, rate).limit_denominator(MAX_RATIO)
     old, new = ratio.denominator, ratio.numerator
+    resampler = _resampler(old, new, audio.dtype, audio.device)
     block = BLOCK_SAMPLES // old * old
     num_samples, num_resampled = audio.shape[-1], -(-audio.shape[-1] * new // old)
     resampled = audio.new_empty(*audio.shape[:-1], num_resampled)
     for first in range(0, num_samples, block):
         context = min(first, OVERLAP_PERIODS * old)
         stretch = audio[..., first - context : first + block + OVERLAP_PERIODS * old]
-        made = torchaudio.functional.resample(stretch, old, new)[..., context // old * new :]
+        made = resampler(stretch)[..., context // old * new :]
         start = first // old * new
         stop = min(start + block // old * new, num_resampled)
         resampled[..., start:stop] = made[..., : stop - start]
     return resampled
+
+
+@functools.lru_cache(maxsize=KERNELS)
+def _resampler(old: int, new: int, dtype: torch.dtype, device: torch.device) -> torchaudio.transforms.Resample:
+    """torchaudio's resampling with its kernel made once; of the audio's type, as its function makes it each time."""
+    return torchaudio.transforms.Resample(old, new, dtype=dtype).to(device)
 
 
 def length_and_rate(file: str | Path) -> tuple[int, int]:
@@ -121,12 +170,8 @@ def length_and_rate(file: str | Path) -> tuple[int, int]:
     Raises:
         AudioError: the header cannot be read or tells of no samples.
     """
-    try:
-        info = soundfile.info(str(file))
-    except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
-    _check_length(Path(file), info.frames)
-    return int(info.frames), int(info.samplerate)
+    with opened(file) as sound:
+        return len(sound), int(sound.samplerate)
 
 
 def _check_length(file: Path, num_frames: int) -> None:
@@ -164,58 +209,11 @@ def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int 
     return torch.nn.functional.pad(stretch, (0, num_samples - len(stretch)))
 
 
-def find_audio(source: str | Path) -> list[Path]:
-    """Audio files of a folder (searched through), a manifest, or one file.
-
-    A manifest is a text file with one path per line, relative to the manifest: the whole line, or its first field by
-    tabs, commas or spaces, so `tsv` and `csv` lists serve too. A first line that names a folder is the root of the
-    lines after it.
-
-    Returns:
-        paths in sorted order for a folder, in the manifest's order otherwise.
-
-    Raises:
-        AudioError: nothing is there, or no name in it looks like audio.
-    """
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
-    elif path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
-        found = [path]
-    elif path.is_file():
-        found = list(_manifest(path))
-    else:
-        raise AudioError(f"no folder, manifest or audio file at {path}.")
-    if not found:
-        raise AudioError(f"no audio files in {path} (looked for {' '.join(AUDIO_SUFFIXES)}).")
-    return found
-
-
-def _manifest(path: Path) -> Iterable[Path]:
-    root = path.parent
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise AudioError(f"{path} is neither audio by its name nor a text manifest.") from None
-    for number, line in enumerate(line for line in lines if line.strip()):
-        fields = [line.strip(), line.split("\t")[0].strip(), *next(csv.reader([line]))[:1], line.split()[0]]
-        name = next((field for field in fields if Path(field).suffix.lower() in AUDIO_SUFFIXES), None)
-        if name is None and number == 0:  # a root, or the header of a table
-            root = path.parent / fields[0] if (path.parent / fields[0]).is_dir() else root
-        else:
-            yield root / (name or fields[1])  # what is no audio is named when it is read
-
-
-def list_identity(files: Iterable[Path]) -> list[tuple[str, int]]:
-    """What tells one list of audio files from another: their names and sizes."""
-    return [(file.name, file.stat().st_size if file.exists() else 0) for file in files]
-
-
-def _reason(file: Path, error: Exception) -> str:
-    if not file.exists():
+def _reason(file: Path, content: bytes | None, error: Exception) -> str:
+    if content is None and not file.exists():
         return "there is no such file."
-    if file.is_dir():
+    if content is None and file.is_dir():
         return "it is a folder."
-    if file.stat().st_size == 0:
+    if (num_bytes(file) if content is None else len(content)) == 0:
         return "it is empty (0 bytes)."
     return f"it is no audio that libsndfile knows, or it is damaged ({error})."

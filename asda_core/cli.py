@@ -1,4 +1,4 @@
-"""The command `asda`: pretrain, finetune, test, embed, classify, convert, plugins, new-plugin, show."""
+"""The command `asda`: pretrain, data, finetune, test, embed, classify, convert, plugins, new-plugin, show."""
 
 import argparse
 import json
@@ -12,7 +12,6 @@ import torch
 
 from asda_core import __version__
 from asda_core.assemble import adapt, build, build_encoder, build_front_end, in_full, plugin_origins
-from asda_core.audio import find_audio, list_identity
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import (
@@ -28,6 +27,8 @@ from asda_core.config_io import (
 )
 from asda_core.contracts import ObjectiveContext
 from asda_core.counting import encoder_flops
+from asda_core.data.commands import add_data
+from asda_core.data.sources import find_training, is_stream, list_identity
 from asda_core.errors import AsdaError
 from asda_core.files import file_digest
 from asda_core.finetune.commands import add_finetune
@@ -88,7 +89,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("pretrain", help="train a model on unlabelled audio, or go on with it")
     train.add_argument("config", type=Path, help="YAML, the name of one that comes with the package, or a checkpoint")
-    train.add_argument("--data", required=True, nargs="+", type=Path, help="folders, manifests or audio files")
+    train.add_argument(
+        "--data", required=True, nargs="+", help="folders, manifests, audio files or shards; stream:, pipe:"
+    )
     train.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-SIGNATURE)")
     train.add_argument("--init", type=Path, help="checkpoint to begin with, ours or a released one (default: random)")
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -96,6 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
     )
     train.set_defaults(run=run_pretrain)
+    add_data(commands.add_parser("data", help="pack audio into shards; mean, spread and faults of one's data"))
     add_finetune(commands.add_parser("finetune", help="checkpoints and labelled audio to classifiers, and a table"))
     add_test(commands.add_parser("test", help="accuracy or mAP of a fine-tuned checkpoint on labelled audio"))
     add_embed(commands.add_parser("embed", help="audio files to files of embeddings, with any checkpoint"))
@@ -135,7 +139,7 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     config = changed(_config_of(parsed.config), parsed.changes)
     catalog = installed_catalog()
     plugin_origins(catalog, config)  # a missing plugin shows before anything is made
-    files = [file for source in parsed.data for file in find_audio(source)]
+    files = find_training(parsed.data)
     init = read_model(parsed.init) if parsed.init else None
     identity: dict[str, Any] = {"data": list_identity(files)}
     if init is not None:
@@ -151,7 +155,8 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
         )
     folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"
     if processes.first:
-        print(f"{len(files)} audio files -> {folder}", file=sys.stderr)
+        kind = "streamed shards" if is_stream(parsed.data[0]) else "audio files"
+        print(f"{len(files)} {kind} -> {folder}", file=sys.stderr)
     final = pretrain(config, files, folder, catalog, parsed.device, processes.first, init, processes)
     if processes.first:
         print(final)

@@ -191,7 +191,8 @@ class DataConfig:
 
     `clip_seconds` 10.255 gives 1,024 frames, 64 x 8 patches (a clip of 10 s has 998 frames); shorter clips are
     followed by silence. `crop` says where the stretch of a longer clip begins; the released code always takes the
-    first. `cache_mebibytes` of decoded audio stay in memory.
+    first. `cache_mebibytes` of decoded audio stay in memory; `workers` threads read the clips of a batch, `prefetch`
+    batches are read ahead. Shards that are streamed are shuffled within blocks of `shuffle_clips` clips.
 
     Three defects of the release can be had: `padding` "features" fills short clips behind the log-mel with a value
     louder than most sound (+0.467) instead of with silence; `resample_along` "channels" resamples files of several
@@ -209,6 +210,9 @@ class DataConfig:
     min_samples: int = 0
     cache_mebibytes: int = 1024
     micro_batch: int | None = None
+    workers: int = 1
+    prefetch: int = 2
+    shuffle_clips: int = 1024
 
     def __post_init__(self) -> None:
         require(0 < self.clip_seconds < math.inf, f"data.clip_seconds must be positive, not {self.clip_seconds}.")
@@ -217,9 +221,14 @@ class DataConfig:
         fitting = [number for number in range(1, self.batch_size + 1) if self.batch_size % number == 0]
         if self.micro_batch not in (None, *fitting):
             raise ConfigError(f"data.micro_batch {self.micro_batch} does not divide batch_size; fitting: {fitting}.")
+        for name in ("workers", "prefetch", "shuffle_clips"):
+            require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")
 
 
-WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes", *COMPUTE_ALONE)
+WITHOUT_INFLUENCE = (
+    "log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes", "data.workers", "data.prefetch",
+    *COMPUTE_ALONE,
+)  # fmt: skip
 """Keys of `RunConfig` that cannot change a result; `signature` leaves them out."""
 
 ADDED: Mapping[str, Any] = {
@@ -242,6 +251,7 @@ ADDED: Mapping[str, Any] = {
     "data.min_samples": 0,
     "data.micro_batch": None,
     "compute.precision": "float32",
+    "data.shuffle_clips": 1024,
 }
 """Keys that came later, at what was done before: there `signature` leaves them out, so that older runs keep theirs."""
 

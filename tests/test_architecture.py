@@ -16,36 +16,33 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-<<<<<<< HEAD
-    "errors", "files", "devices", "compat", "config", "config_io", "layout", "audio", "model.block",
-    "model.attention", "model.processor", "model.subtraction", "model.patches", "model.lines", "model.encoder",
-    "contracts", "hookspecs", "catalog",
-=======
-    "errors", "files", "devices", "compat", "compute", "config", "config_io", "layout", "audio", "model.block",
-    "model.attention", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog",
->>>>>>> dist
-    "adapting", "assemble", "counting", "cost", "statistics", "finetune.config", "finetune.heads", "finetune.losses",
-    "finetune.rates", "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher",
-    "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter",
-    "pretrain.resuming", "pretrain.processes", "pretrain.step", "pretrain.computing", "pretrain.loop",
-    "official.matching", "official.eat", "official.pickles", "official.told",
-    "official.ssast_names", "official.ssast", "official.reading", "inference.framing", "inference.listening",
-    "inference.attention_maps", "inference.embedding", "inference.classifying", "labelled.examples",
-    "labelled.source", "labelled.rows", "labelled.drawing", "labelled.splits", "labelled.tables", "labelled.folders",
-    "labelled.datasets", "labelled.audioset", "labelled.reading", "finetune.augment", "finetune.resampling",
-    "finetune.scoring", "finetune.pictures", "finetune.evaluation", "finetune.tuned", "finetune.optimizing",
-    "finetune.sampling", "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.loop",
-    "finetune.running", "finetune.recipes", "finetune.sweep", "finetune.table", "finetune.continual",
-    "finetune.continual_table", "finetune.commands", "finetune.measuring", "inference.commands", "new_plugin",
-    "testing", "matrix", "cli",
+    "errors", "files", "workers", "devices", "compat", "compute", "config", "config_io", "layout", "data.tars",
+    "data.sources", "audio", "streaming", "model.block", "model.attention", "model.processor", "model.subtraction",
+    "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog", "adapting", "assemble",
+    "counting", "cost", "statistics", "finetune.config", "finetune.heads", "finetune.losses", "finetune.rates",
+    "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
+    "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.prefetching", "data.counts",
+    "data.streaming", "data.stream_batches", "pretrain.reporter", "pretrain.resuming", "pretrain.processes",
+    "pretrain.step", "pretrain.computing", "pretrain.loop", "official.matching", "official.eat", "official.pickles",
+    "official.told", "official.ssast_names", "official.ssast", "official.reading", "inference.framing",
+    "inference.listening", "inference.attention_maps", "inference.writing", "inference.indexing",
+    "inference.reading_ahead", "inference.embedding", "inference.many", "inference.classifying",
+    "labelled.examples", "labelled.source", "labelled.rows", "labelled.drawing", "labelled.splits",
+    "labelled.tables", "labelled.folders", "labelled.datasets", "labelled.audioset", "labelled.reading",
+    "finetune.augment", "finetune.resampling", "finetune.scoring", "finetune.pictures", "finetune.evaluation",
+    "finetune.tuned", "finetune.optimizing", "finetune.sampling", "finetune.batches", "finetune.frozen",
+    "finetune.predicting", "finetune.loop", "finetune.running", "finetune.recipes", "finetune.sweep",
+    "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands", "finetune.measuring",
+    "inference.commands", "new_plugin", "data.ordered", "data.shard_writer", "data.packing", "data.statistics",
+    "data.commands", "testing", "matrix", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
 HEAR_ORDER = (
     "pooling", "model", "api", "evaluate.compat", "evaluate.scores", "evaluate.tasks", "evaluate.labels",
-    "evaluate.items", "evaluate.leaderboard", "evaluate.standing", "evaluate.runner", "looking.clip",
-    "looking.places", "looking.measures", "looking.noise", "looking.noise_attention", "looking.view",
-    "looking.drawing", "looking.page", "looking.commands", "ablation.size", "ablation.environment",
+    "evaluate.items", "evaluate.leaderboard", "evaluate.standing", "evaluate.runner", "evaluate.pairs",
+    "looking.clip", "looking.places", "looking.measures", "looking.noise", "looking.noise_attention",
+    "looking.view", "looking.drawing", "looking.page", "looking.commands", "ablation.size", "ablation.environment",
     "ablation.measuring", "ablation.settings", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run",
     "ablation.many", "ablation.estimate", "reporting.comparing", "reporting.summary", "reporting.notes",
     "reporting.summarising", "reporting.tables", "reporting.latex", "reporting.svg", "reporting.charts",

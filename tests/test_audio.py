@@ -158,3 +158,13 @@ def test_a_header_that_tells_too_much(tmp_path: Path) -> None:
     assert length_and_rate(file)[0] >= 1 << 35
     with pytest.raises(AudioError, match="its header tells of|damaged"):
         read_audio(file, 16_000)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 32_000, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("shape", [(48_000,), (2, 5_001)])
+def test_kept_kernels_give_the_same_bits(rate: int, shape: tuple[int, ...]) -> None:
+    sound = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        assert torch.equal(audio.resample(sound, rate, 16_000), torchaudio.functional.resample(sound, rate, 16_000))
+    double = sound.double()
+    assert torch.equal(audio.resample(double, rate, 16_000), torchaudio.functional.resample(double, rate, 16_000))

@@ -247,6 +247,9 @@ class FinetuneConfig:
         "log_every",
         "checkpoint_every",
         "data.cache_mebibytes",
+        "data.workers",
+        "data.prefetch",
+        "data.shuffle_clips",
         "by_mode",
         "bootstrap",
     )

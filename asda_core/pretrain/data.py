@@ -1,26 +1,37 @@
 """Audio files -> batches of clips, the same for a step whenever it is asked for.
 
 Which clips a step gets depends on the seed and the number of the step alone, so a run that goes on after a stop gets
-what it would have got. An unreadable file is replaced by the next one in the order of its epoch, named and counted.
+what it would have got, with any number of threads that read. An unreadable file is replaced by the next one in the
+order of its epoch, named and counted.
+
+    step                 0                       1              batch_size 4, two ranks
+    clip        | 0   1 | 2   3 | 4   5 | 6   7 | ...
+    rank          0   0   1   1   0   0   1   1
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from soundfile import SoundFile
 from torch import Tensor
 
-from asda_core.audio import crop_or_pad, length_and_rate, read_audio
-from asda_core.config import DataConfig
+from asda_core.audio import opened, read_sound
+from asda_core.config import DataConfig, require
 from asda_core.errors import AudioError
 
 WHOLE_FILE_SECONDS = 60.0
 """Files up to this length are decoded once and cached; of longer ones only the stretch in use is decoded."""
 BYTES_PER_MEBIBYTE = 1 << 20
+FEW = 3
+"""Reasons that a message tells."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Clips:
     Attributes:
         audio: filled with silence behind the sound.
         num_samples: of sound in each clip.
-        numbers: which of the files each clip is of.
+        numbers: which of the files, or of the streamed shards, each clip is of.
     """
 
     audio: Float[Tensor, "batch samples"]
@@ -39,7 +50,7 @@ class Clips:
 
 
 class ClipReader:
-    """Stretches of audio files; what was decoded is kept as far as there is room."""
+    """Stretches of audio files; what was decoded is kept as far as there is room. Threads may share it."""
 
     def __init__(self, config: DataConfig, sample_rate: int) -> None:
         self.config = config
@@ -48,20 +59,30 @@ class ClipReader:
         self.long_files: set[Path] = set()
         self._cache: dict[Path, Tensor] = {}
         self._room = config.cache_mebibytes * BYTES_PER_MEBIBYTE
+        self._lock = threading.Lock()
 
-    def stretch(self, file: Path, share: float) -> Float[Tensor, " samples"]:
+    def stretch(self, file: Path, share: float, content: bytes | None = None) -> Float[Tensor, " samples"]:
         """The stretch that begins at `share` of what can be its beginning; shorter than a clip if the file is.
+
+        Args:
+            file: its path, or the name of the sound in `content`.
+            share: in [0, 1).
+            content: the bytes of the file, where they are at hand; they are decoded anew each time.
 
         Raises:
             AudioError: the file cannot be read, or has fewer samples than the config wants.
         """
-        if file not in self._cache:
-            seconds = self._seconds(file)
-            if seconds > WHOLE_FILE_SECONDS:
-                self.long_files.add(file)
-                start = share * max(0.0, seconds - self.config.clip_seconds)
-                return self._read(file, start, self.config.clip_seconds)[: self.num_samples]
-        audio = self.whole(file)
+        audio = self._cache.get(file) if content is None else None
+        if audio is None:
+            with opened(file, content) as sound:
+                seconds = self._seconds(sound, file)
+                if seconds > WHOLE_FILE_SECONDS:
+                    self.long_files.add(file)
+                    start = share * max(0.0, seconds - self.config.clip_seconds)
+                    return self._read(sound, file, start, self.config.clip_seconds)[: self.num_samples]
+                audio = self._read(sound, file)
+            if content is None:
+                self._keep(file, audio)
         first = int(share * max(0, len(audio) - self.num_samples + 1))
         return audio[first : first + self.num_samples]
 
@@ -73,15 +94,15 @@ class ClipReader:
         """
         return self.stretch(file, 0.0) if self.config.crop == "first" else self.whole(file)
 
-    def _seconds(self, file: Path) -> float:
-        """Length of a file that is not too short."""
-        num_frames, rate = length_and_rate(file)
-        if num_frames < self.config.min_samples:
-            raise AudioError(f"left out {file}: {num_frames} samples are fewer than {self.config.min_samples}.")
-        return num_frames / rate
+    def _seconds(self, sound: SoundFile, file: Path) -> float:
+        """Length of a sound that is not too short."""
+        if len(sound) < self.config.min_samples:
+            raise AudioError(f"left out {file}: {len(sound)} samples are fewer than {self.config.min_samples}.")
+        return float(len(sound) / sound.samplerate)
 
-    def _read(self, file: Path, start_seconds: float = 0.0, seconds: float | None = None) -> Tensor:
-        return read_audio(file, self.sample_rate, start_seconds, seconds, self.config.resample_along)
+    def _read(self, sound: SoundFile, file: Path, start_seconds: float = 0.0, seconds: float | None = None) -> Tensor:
+        along = self.config.resample_along
+        return read_sound(sound, str(file), self.sample_rate, start_seconds, seconds, along)
 
     def whole(self, file: Path) -> Float[Tensor, " samples"]:
         """All of a file, kept in memory if there is room.
@@ -89,23 +110,129 @@ class ClipReader:
         Raises:
             AudioError: the file cannot be read.
         """
-        if file in self._cache:
-            return self._cache[file]
-        self._seconds(file)
-        audio = self._read(file)
-        size = audio.numel() * audio.element_size()
-        if size <= self._room:
-            self._room -= size
-            self._cache[file] = audio
+        if (known := self._cache.get(file)) is not None:
+            return known
+        with opened(file) as sound:
+            self._seconds(sound, file)
+            audio = self._read(sound, file)
+        self._keep(file, audio)
         return audio
 
+    def _keep(self, file: Path, audio: Tensor) -> None:
+        size = audio.numel() * audio.element_size()
+        with self._lock:
+            if size <= self._room and file not in self._cache:
+                self._room -= size
+                self._cache[file] = audio
 
-class ClipBatches:
-    """Batches of clips of one length from a list of files.
+
+class Candidate(NamedTuple):
+    """A file that a clip may be of: its name, its bytes where they are at hand, and its number."""
+
+    file: Path
+    content: bytes | None
+    number: int
+
+
+class Found(NamedTuple):
+    """A clip, which file it is of, and the files before it that could not be read: (file, reason, for good)."""
+
+    stretch: Float[Tensor, " samples"]
+    number: int
+    failures: list[tuple[Path, str, bool]]
+
+
+class Batches(ABC):
+    """Batches of clips of one length, or one rank's part of each.
 
     Attributes:
         skipped: file -> what was wrong with it, in the order in which it was met.
     """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        sample_rate: int,
+        seed: int,
+        change: Callable[[Tensor, int], Tensor] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        require(0 <= rank < world, f"the rank must lie in 0..{world - 1}, not {rank}.")
+        size = config.batch_size
+        require(size % world == 0, f"data.batch_size {size} is that of all {world} processes, and no multiple of them.")
+        self.config = config
+        self.reader = ClipReader(config, sample_rate)
+        self.num_samples = self.reader.num_samples
+        self.seed = seed
+        self.skipped: dict[Path, str] = {}
+        self.rank, self.world, self.share = rank, world, size // world
+        self._change = change
+        self._unreadable: set[Path] = set()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(config.workers, "clips") if config.workers > 1 else None
+
+    def batch(self, step: int) -> Clips:
+        """The clips of update `step` (from 0), or this rank's of them: `share` from `rank * share` on.
+
+        Raises:
+            AudioError: no file is readable.
+        """
+        with self._lock:
+            first = step * self.config.batch_size + self.rank * self.share
+            numbers = range(first, first + self.share)
+            candidates = [self._candidates(number) for number in numbers]
+            apply = map if self._pool is None else self._pool.map
+            found = list(apply(self._clip, numbers, candidates))
+            self._note(found)
+        audio = torch.zeros(self.share, self.num_samples)
+        for row, clip in zip(audio, found, strict=True):
+            row[: len(clip.stretch)] = clip.stretch
+        lengths = torch.tensor([len(clip.stretch) for clip in found])
+        return Clips(audio, lengths, torch.tensor([clip.number for clip in found]))
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of what is open, if anything is; another batch opens it again."""
+
+    @abstractmethod
+    def _candidates(self, number: int) -> Iterator[Candidate]:
+        """What clip `number` of the endless sequence may be of, in order: the first that can be read is taken."""
+
+    def _clip(self, number: int, candidates: Iterator[Candidate]) -> Found:
+        """A clip; depends on nothing that other clips change, so threads find the same in any order."""
+        share = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
+        failures: list[tuple[Path, str, bool]] = []
+        for file, content, chosen in candidates:
+            if file in self._unreadable:
+                continue
+            try:
+                stretch = self.reader.stretch(file, share, content)[: self.num_samples]
+                return Found(stretch if self._change is None else self._change(stretch, number), chosen, failures)
+            except AudioError as error:  # of a long file another stretch may be good: which one must not matter
+                failures.append((file, str(error), file not in self.reader.long_files))
+        reasons = "; ".join([*self.skipped.values(), *(reason for _, reason, _ in failures)][:FEW])
+        raise AudioError(f"none of the {self._whole()} is readable. The first ones: {reasons}")
+
+    @abstractmethod
+    def _whole(self) -> str:
+        """How many there are of what, for the message that none of them is readable."""
+
+    def _note(self, found: Sequence[Found]) -> None:
+        """Remember what could not be read, in the order of the clips."""
+        failures = [failure for clip in found for failure in clip.failures]
+        self._note_trouble([(file, reason) for file, reason, _ in failures])
+        self._unreadable |= {file for file, _, for_good in failures if for_good}
+
+    def _note_trouble(self, trouble: Sequence[tuple[Path, str]]) -> None:
+        if trouble:  # a new dictionary: a thread that goes through the one before is not disturbed
+            skipped = dict(self.skipped)
+            for file, reason in trouble:
+                skipped.setdefault(file, reason)
+            self.skipped = skipped
+
+
+class ClipBatches(Batches):
+    """Batches of clips of one length from a list of files."""
 
     def __init__(
         self,
@@ -115,64 +242,43 @@ class ClipBatches:
         seed: int,
         order: Callable[[int], np.ndarray] | None = None,
         change: Callable[[Tensor, int], Tensor] | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         """What to draw from.
 
         Args:
-            files: of audio.
-            config: how clips are cut.
+            files: of audio; sounds in shards too.
+            config: how clips are cut; `batch_size` is that of all ranks together.
             sample_rate: in Hz.
             seed: of order and crops.
             order: epoch -> numbers of the files in their order; every epoch has as many. None shuffles all.
             change: (samples of a clip, its number in the endless sequence) -> as many samples: augmentation.
-        """
-        self.files = list(files)
-        self.config = config
-        self.reader = ClipReader(config, sample_rate)
-        self.num_samples = self.reader.num_samples
-        self.seed = seed
-        self.skipped: dict[Path, str] = {}
-        self._unreadable: set[Path] = set()
-        self._ordered = order or self._shuffled
-        self._change = change
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-        self._lock = threading.Lock()
-        self.clips_per_epoch = len(self._ordered(0)) if self.files else 0
-
-    def batch(self, step: int) -> Clips:
-        """The clips of update `step` (from 0).
+            rank, world: which of how many equal parts of every batch is made.
 
         Raises:
-            AudioError: no file is readable.
+            ConfigError: the batch cannot be parted so.
         """
+        super().__init__(config, sample_rate, seed, change, rank, world)
+        self.files = list(files)
+        self._ordered = order or self._shuffled
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self.clips_per_epoch = len(self._ordered(0)) if self.files else 0
+
+    def _candidates(self, number: int) -> Iterator[Candidate]:
+        """The file whose turn it is in its epoch, and those behind it."""
         if not self.files:
             raise AudioError("no audio files to train on.")
-        with self._lock:
-            first = step * self.config.batch_size
-            found = [self._clip(number) for number in range(first, first + self.config.batch_size)]
-        filled = [crop_or_pad(stretch, self.num_samples) for stretch, _ in found]
-        lengths = torch.tensor([len(stretch) for stretch, _ in found])
-        return Clips(torch.stack(filled), lengths, torch.tensor([number for _, number in found]))
-
-    def _clip(self, number: int) -> tuple[Tensor, int]:
-        """Clip `number` of the endless sequence, from the next readable file, and which file that is."""
         epoch, place = divmod(number, self.clips_per_epoch)
-        order = self._epoch_order(epoch)
-        share = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
+        return self._from(place, self._epoch_order(epoch))
+
+    def _from(self, place: int, order: np.ndarray) -> Iterator[Candidate]:
         for step in range(len(order)):
             chosen = int(order[(place + step) % len(order)])
-            file = self.files[chosen]
-            if file in self._unreadable:
-                continue
-            try:
-                stretch = self.reader.stretch(file, share)
-                return stretch if self._change is None else self._change(stretch, number), chosen
-            except AudioError as error:
-                self.skipped.setdefault(file, str(error))
-                if file not in self.reader.long_files:  # another stretch of it may be good: which one must not matter
-                    self._unreadable.add(file)
-        reasons = "; ".join(list(self.skipped.values())[:3])
-        raise AudioError(f"none of the {len(self.files)} audio files is readable. The first ones: {reasons}")
+            yield Candidate(self.files[chosen], None, chosen)
+
+    def _whole(self) -> str:
+        return f"{len(self.files)} audio files"
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:

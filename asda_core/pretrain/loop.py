@@ -4,8 +4,7 @@ import hashlib
 import json
 import math
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,14 @@ from asda_core.checkpoint import (
 )
 from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
+from asda_core.data.sources import AudioList
+from asda_core.data.stream_batches import open_clips
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import DIGEST_DIGITS, file_digest, write_text
 from asda_core.filling import fill_features
 from asda_core.pretrain.computing import gathered, placed_like, prepare, whole
-from asda_core.pretrain.data import ClipBatches, Clips
+from asda_core.pretrain.data import Batches, Clips
+from asda_core.pretrain.prefetching import prefetched
 from asda_core.pretrain.processes import ALONE, Processes, joined, own_device
 from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, named_skipped, reporting
 from asda_core.pretrain.resuming import (
@@ -47,7 +49,7 @@ from asda_core.pretrain.resuming import (
     stop_on_signal,
 )
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
-from asda_core.pretrain.step import Passes, Step, own_rows, pass_seed, passes_of
+from asda_core.pretrain.step import Passes, Step, pass_seed, passes_of
 from asda_core.starting import start_from
 
 PASS_KEY = "micro_batch"
@@ -78,7 +80,7 @@ class Run:
 
 def pretrain(
     config: RunConfig,
-    files: list[Path],
+    files: AudioList,
     folder: Path,
     catalog: Catalog,
     device: str = "cpu",
@@ -90,7 +92,7 @@ def pretrain(
 
     Args:
         config: the run.
-        files: audio to train on.
+        files: audio to train on, or streams of shards.
         folder: where the run lives; one that holds steps of the same config is gone on with.
         catalog: the plugins.
         device: "cpu", "cuda", ...; of several processes each takes a GPU of its own.
@@ -114,7 +116,8 @@ def pretrain(
     place, final = own_device(device, processes), folder / MODEL_FILE
     with joined(processes, place):
         run = _start(config, catalog, folder, place, data, init, processes)
-        clips = ClipBatches(files, config.data, run.parts.front_end.sample_rate, config.seed)
+        rate, mine = run.parts.front_end.sample_rate, (processes.rank, processes.world)
+        clips = open_clips(files, config.data, rate, config.seed, *mine, folder)
         reports = reporting(folder, run.step, config.steps, progress) if processes.first else nullcontext()
         with reports as reporter, stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
             _train(run, clips, reporter)
@@ -128,23 +131,19 @@ def pretrain(
     return final
 
 
-def list_digest(files: list[Path]) -> str:
+def list_digest(files: AudioList) -> str:
     """A digest of the list of audio files, by which a run knows its data again."""
     return hashlib.sha256(json.dumps(list_identity(files)).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
-def _train(run: Run, clips: ClipBatches, reporter: Reporter | None) -> None:
-    """Load, step, log, save; the next batch is read while a step runs. All processes take the same turns."""
+def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
+    """Load, step, log, save; the next batches are read while a step runs. All processes take the same turns."""
     config = run.config
     if run.step >= config.steps:
         return
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(clips.batch, run.step)
-        while run.step < config.steps:
-            batch = waiting.result()
-            if run.step + 1 < config.steps:
-                waiting = ahead.submit(clips.batch, run.step + 1)
-            record = _train_step(run, own_rows(batch, run.processes))
+    with closing(prefetched(clips, run.step, config.steps)) as batches:
+        for batch in batches:
+            record = _train_step(run, batch)
             stop = run.processes.any(run.stop)
             logs = run.step % config.log_every == 0 or run.step in (1, config.steps)
             saves = run.step % config.checkpoint_every == 0 or run.step == config.steps or stop
@@ -257,7 +256,7 @@ def _save(run: Run) -> None:
     run.processes.wait()  # whoever ends first has the launcher end the others, which may still be writing
 
 
-def _share_skipped(run: Run, clips: ClipBatches) -> None:
+def _share_skipped(run: Run, clips: Batches) -> None:
     """Tell the first process which files the others could not read."""
     for skipped in run.processes.gather(dict(clips.skipped)):
         for file, reason in skipped.items():

@@ -12,7 +12,7 @@ from typing import NoReturn, TextIO
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from asda_core.pretrain.data import ClipBatches
+from asda_core.pretrain.data import Batches
 
 SKIPPED_FILE, LOG_FILE = "skipped.jsonl", "log.jsonl"
 
@@ -34,7 +34,7 @@ class Reporter:
             self.writer.add_scalar(name, value, step)
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
 
-    def name_skipped(self, folder: Path, clips: ClipBatches) -> None:
+    def name_skipped(self, folder: Path, clips: Batches) -> None:
         """Name files the first time they are skipped, in this session or one before."""
         if len(clips.skipped) == self.num_seen:
             return

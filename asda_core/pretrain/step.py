@@ -128,13 +128,3 @@ def pass_seed(seed: int, step: int, number: int) -> int:
     if number == 0:
         return step_seed(seed, step)
     return int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def own_rows(clips: Clips, processes: Processes) -> Clips:
-    """The rows of the global batch that are this process's.
-
-    To be replaced by `ClipBatches(..., rank, world)`, which reads no others.
-    """
-    share = len(clips.audio) // processes.world
-    rows = slice(processes.rank * share, (processes.rank + 1) * share)
-    return Clips(clips.audio[rows], clips.num_samples[rows], clips.numbers[rows])

@@ -1,5 +1,7 @@
 """Batches: the same for a step whenever asked; broken files named and replaced; long files in stretches."""
 
+import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import torch
 
 from asda_core.audio import find_audio
 from asda_core.config import DataConfig
-from asda_core.errors import AudioError
+from asda_core.errors import AudioError, ConfigError
 from asda_core.pretrain import data
 from asda_core.pretrain.data import ClipBatches
+from asda_core.pretrain.prefetching import prefetched
+from tests.data.shards import write_shards
 
 CONFIG = DataConfig(clip_seconds=0.5, batch_size=3)
 
@@ -33,7 +37,9 @@ def test_an_epoch_has_every_file_once(audio_folder: Path, monkeypatch: pytest.Mo
     files = find_audio(audio_folder)
     clips = ClipBatches(files, replace(CONFIG, batch_size=5), 16_000, seed=1)
     seen: list[Path] = []
-    monkeypatch.setattr(clips.reader, "stretch", lambda file, share: (seen.append(file), torch.zeros(8_000))[1])
+    monkeypatch.setattr(
+        clips.reader, "stretch", lambda file, share, content: (seen.append(file), torch.zeros(8_000))[1]
+    )
     clips.batch(0)
     clips.batch(1)
     assert sorted(seen[:5]) == sorted(seen[5:]) == sorted(files)
@@ -89,3 +95,84 @@ def test_short_clips_are_followed_by_silence(audio_folder: Path) -> None:
     batch = clips.batch(0).audio
     assert (batch[:, 4_810:] == 0).all()
     assert batch[:, :4_800].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_ranks_share_every_batch(audio_folder: Path, tmp_path: Path, world: int, shards: bool) -> None:
+    """Rank r of W has its part of the batch that one process has, so together they have each clip once."""
+    files = write_shards(tmp_path / "shards", [3, 4]) if shards else [audio_folder]
+    files = [found for source in files for found in find_audio(source)]
+    config = replace(CONFIG, batch_size=6)
+    whole = ClipBatches(files, config, 16_000, seed=1)
+    ranks = [ClipBatches(files, config, 16_000, seed=1, rank=rank, world=world) for rank in range(world)]
+    for step in range(4):
+        batch = whole.batch(step)
+        parts = [clips.batch(step) for clips in ranks]
+        assert all(len(part.audio) == 6 // world for part in parts)
+        assert torch.equal(torch.cat([part.audio for part in parts]), batch.audio)
+        assert torch.equal(torch.cat([part.numbers for part in parts]), batch.numbers)
+        assert torch.equal(torch.cat([part.num_samples for part in parts]), batch.num_samples)
+
+
+def test_parts_that_do_not_fit(audio_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="data.batch_size 3 is that of all 2 processes, and no multiple"):
+        ClipBatches(find_audio(audio_folder), CONFIG, 16_000, 1, rank=0, world=2)
+    with pytest.raises(ConfigError, match=r"the rank must lie in 0..2, not 3"):
+        ClipBatches(find_audio(audio_folder), CONFIG, 16_000, 1, rank=3, world=3)
+
+
+def test_any_number_of_workers_gives_the_same(audio_folder: Path) -> None:
+    """Also what is skipped, and in which order."""
+    for number in range(4):
+        (audio_folder / f"broken{number}.wav").write_text("no audio" * number)
+    files = find_audio(audio_folder)
+    config = replace(CONFIG, batch_size=7)
+    one = ClipBatches(files, config, 16_000, seed=1)
+    wanted = [one.batch(step) for step in range(5)]
+    for workers, room in ((4, 1024), (3, 0)):
+        many = ClipBatches(files, replace(config, workers=workers, cache_mebibytes=room), 16_000, seed=1)
+        for step, batch in enumerate(wanted):
+            assert torch.equal(many.batch(step).audio, batch.audio)
+        assert list(many.skipped.items()) == list(one.skipped.items())
+    assert len(one.skipped) == 4
+
+
+def test_workers_read_at_the_same_time(audio_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three clips wait for each other within a read: one thread alone would wait for ever."""
+    clips = ClipBatches(find_audio(audio_folder), replace(CONFIG, workers=3), 16_000, seed=1)
+    together = threading.Barrier(3)
+
+    def stretch(file: Path, share: float, content: bytes | None) -> torch.Tensor:
+        together.wait(timeout=30)
+        return torch.ones(10)
+
+    monkeypatch.setattr(clips.reader, "stretch", stretch)
+    assert clips.batch(0).audio.sum() == 30
+
+
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_prefetched(audio_folder: Path, ahead: int) -> None:
+    files = find_audio(audio_folder)
+    clips = ClipBatches(files, replace(CONFIG, prefetch=ahead, workers=2), 16_000, seed=1)
+    with closing(prefetched(clips, 2, 7)) as batches:
+        found = [batch.audio for batch in batches]
+    alone = ClipBatches(files, CONFIG, 16_000, seed=1)
+    assert len(found) == 5
+    assert all(torch.equal(alone.batch(step).audio, audio) for step, audio in enumerate(found, start=2))
+
+
+def test_prefetched_goes_no_further_than_it_says(audio_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = ClipBatches(find_audio(audio_folder), replace(CONFIG, prefetch=2), 16_000, seed=1)
+    asked: list[int] = []
+    original = clips.batch
+    monkeypatch.setattr(clips, "batch", lambda step: (asked.append(step), original(step))[1])
+    batches = prefetched(clips, 0, 100)
+    next(batches)
+    next(batches)
+    batches.close()
+    assert asked == list(range(len(asked)))
+    assert 2 <= len(asked) <= 4
+    monkeypatch.setattr(clips, "files", [])
+    with pytest.raises(AudioError, match="no audio files"), closing(prefetched(clips, 0, 3)) as batches:
+        next(batches)

@@ -1,0 +1,153 @@
+"""`asda data pack` and `asda data stats`."""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asda_core.audio import find_audio
+from asda_core.catalog import installed_catalog
+from asda_core.config import RunConfig, require
+from asda_core.config_io import load_run_config, parse, parsed_changes, to_plain, with_change
+from asda_core.data.packing import PACK_FILE, SKIPPED_FILE, PackOptions, pack
+from asda_core.data.statistics import Statistics, measure
+
+SOURCES_HELP = "folders, manifests, tables, audio files or tar shards"
+JOBS_HELP = "threads (default: one for each core)"
+FEW = 5
+"""Files that a line names."""
+SECONDS_PER_HOUR = 3600
+DIGITS = 3
+"""Behind the point of a mean and a spread, as published ones have."""
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda data`."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_pack(commands.add_parser("pack", help="audio to tar shards that train fast; goes on after a stop"))
+    _add_stats(commands.add_parser("stats", help="mean and spread of the features, lengths, rates, what is broken"))
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    usual = PackOptions()
+    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the shards go")
+    parser.add_argument("--rate", type=int, default=usual.rate, help="of the FLAC in Hz (default: 16000)")
+    parser.add_argument("--keep", action="store_true", help="the files as they are, instead of 16-bit mono FLAC")
+    parser.add_argument("--seconds", type=float, help="cut longer files into equal pieces of at most so many seconds")
+    parser.add_argument("--shard-mebibytes", type=int, default=usual.shard_mebibytes, help="size of a shard")
+    parser.add_argument("--seed", type=int, default=usual.seed, help="of the order of the files")
+    parser.add_argument("--name", default=usual.name, help="of the shards, before their number")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
+    parser.set_defaults(run=run_pack)
+
+
+def _add_stats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
+    parser.add_argument("--config", type=Path, help="run whose front end is used (default: log_mel as published)")
+    parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--sample", type=int, metavar="N", help="look at N files, drawn at random")
+    parser.add_argument("--seed", type=int, default=1, help="of that draw")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=run_stats)
+
+
+def run_pack(parsed: argparse.Namespace) -> None:
+    """`asda data pack`."""
+    require(parsed.jobs > 0, f"--jobs must be at least 1, not {parsed.jobs}.")
+    names = ("rate", "keep", "seconds", "shard_mebibytes", "seed", "name")
+    options = PackOptions(**{name: getattr(parsed, name) for name in names})
+    files = _found(parsed.sources)
+    print(f"{len(files)} audio files -> {parsed.out}", file=sys.stderr)
+    packed = pack(files, parsed.out, options, parsed.jobs)
+    if packed.skipped:
+        where = parsed.out / SKIPPED_FILE
+        print(f"{len(packed.skipped)} files were skipped; {where} names them.", file=sys.stderr)
+    print(
+        f"{packed.shards} shards, {packed.clips} clips, {packed.hours:.2f} h, {packed.gibibytes:.3f} GiB "
+        f"({parsed.out / PACK_FILE}): asda pretrain CONFIG --data {parsed.out}"
+    )
+
+
+def run_stats(parsed: argparse.Namespace) -> None:
+    """`asda data stats`."""
+    require(parsed.jobs > 0, f"--jobs must be at least 1, not {parsed.jobs}.")
+    require(parsed.sample is None or parsed.sample > 0, f"--sample must be at least 1, not {parsed.sample}.")
+    plain = to_plain(load_run_config(parsed.config) if parsed.config else RunConfig())
+    for key, value in parsed_changes(parsed.changes).items():
+        plain = with_change(plain, key, value)
+    config = parse(RunConfig, plain)
+    files = _found(parsed.sources)
+    of = len(files)
+    if parsed.sample is not None and parsed.sample < of:
+        drawn = np.random.default_rng(parsed.seed).choice(of, parsed.sample, replace=False)
+        files = [files[number] for number in sorted(drawn.tolist())]
+    found = measure(files, installed_catalog(), config.front_end, config.compat, parsed.jobs)
+    print(json.dumps(as_plain(found, of), indent=2) if parsed.json else as_text(found, of))
+
+
+def _found(sources: Sequence[Path]) -> list[Path]:
+    return [file for source in sources for file in find_audio(source)]
+
+
+def yaml_line(found: Statistics) -> str:
+    """What to paste into a config."""
+    options = {**found.front_end.options, "mean": round(found.mean, DIGITS), "std": round(found.std, DIGITS)}
+    inner = ", ".join(f"{key}: {value}" for key, value in options.items())
+    return f"front_end: {{name: {found.front_end.name}, options: {{{inner}}}}}"
+
+
+def as_plain(found: Statistics, of: int) -> dict[str, Any]:
+    """Statistics for programs; `of` so many files."""
+    return {
+        "files": of,
+        "looked_at": len(found.seconds) + len(found.broken),
+        "mean": found.mean,
+        "std": found.std,
+        "values": found.count,
+        "yaml": yaml_line(found),
+        "hours": sum(found.seconds) / SECONDS_PER_HOUR,
+        "seconds": {
+            "shortest": min(found.seconds),
+            "median": statistics.median(found.seconds),
+            "longest": max(found.seconds),
+        },
+        "rates": {str(rate): count for rate, count in sorted(found.rates.items())},
+        "channels": {str(channels): count for channels, count in sorted(found.channels.items())},
+        "silent": found.silent,
+        "broken": found.broken,
+    }
+
+
+def as_text(found: Statistics, of: int) -> str:
+    """Statistics for people."""
+    plain = as_plain(found, of)
+    seconds, looked_at = plain["seconds"], plain["looked_at"]
+    share = f"{looked_at} of {of} files, at random" if looked_at < of else f"{of} files"
+    rates = ", ".join(f"{rate} Hz: {count}" for rate, count in plain["rates"].items())
+    channels = ", ".join(f"{channels}: {count}" for channels, count in plain["channels"].items())
+    lines = [
+        f"files     {share}, {plain['hours']:.2f} h",
+        f"seconds   {seconds['shortest']:.2f} to {seconds['longest']:.2f}, median {seconds['median']:.2f}",
+        f"rates     {rates}",
+        f"channels  {channels}",
+        f"silent    {_named(found.silent)}",
+        f"broken    {_named(list(found.broken))}",
+        *(f"          {reason}" for reason in list(found.broken.values())[:FEW]),
+        f"features  mean {found.mean:.4f}, std {found.std:.4f} over {found.count:,} values",
+        "",
+        plain["yaml"],
+    ]
+    return "\n".join(lines)
+
+
+def _named(files: Sequence[str]) -> str:
+    first = ", ".join(files[:FEW])
+    return f"{len(files)}" + (f": {first}{', ...' if len(files) > FEW else ''}" if files else "")

@@ -1,0 +1,44 @@
+"""How many clips streamed shards have, noted down by a run, so that going on need not read them again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from asda_core.data.sources import ShardStream
+from asda_core.errors import AudioError
+
+SHARDS_FILE = "shards.jsonl"
+"""In the folder of a run."""
+
+
+class Counts:
+    """Clips of the shards that were read to their end, by this run or one before it in its folder."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.file = None if folder is None else folder / SHARDS_FILE
+        self.known: dict[str, int] = {}
+        if self.file is not None and self.file.exists():
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+            entries = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may cut the last line off
+            self.known = {entry["shard"]: int(entry["clips"]) for entry in entries}
+
+    def note(self, shard: ShardStream, count: int) -> None:
+        """Keep the count of a shard, also in the file, to which several ranks append whole lines.
+
+        Raises:
+            AudioError: the shard had another count before.
+        """
+        known = self.known.setdefault(shard.address, count)
+        if known != count:
+            raise AudioError(
+                f"{shard.address} holds {count} clips and held {known}; a run goes on with the same alone."
+            )
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a+b", buffering=0) as opened:
+                opened.write((json.dumps({"shard": shard.address, "clips": count}) + "\n").encode())
+
+    def total(self, shards: Sequence[ShardStream]) -> int | None:
+        """Clips of all these shards, if all are known."""
+        counts = [self.known.get(shard.address) for shard in shards]
+        return None if None in counts else sum(count for count in counts if count is not None)

@@ -1,0 +1,229 @@
+"""`asda data pack`: audio of any kind -> tar shards that train fast, as webdataset reads them too.
+
+folder/train-000000.tar         000000412.flac, 000000412.json, 000000007.flac, ...
+folder/train-000000.index.json  where each sound lies, and how far the work had come
+folder/pack.json                what is packed and how: a folder holds one pack
+folder/skipped.jsonl            files that could not be read, and why
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from asda_core.audio import length_and_rate, list_identity, opened, read_audio
+from asda_core.config import require
+from asda_core.data.ordered import in_order
+from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
+from asda_core.data.tars import member_bytes, split_member
+from asda_core.errors import AudioError, ConfigError
+from asda_core.files import DIGEST_DIGITS, write_text
+
+PACK_FILE, SKIPPED_FILE, LOCK_FILE = "pack.json", "skipped.jsonl", ".pack.lock"
+FULL_SCALE = 1 << 15
+"""16-bit steps to an amplitude of 1, as libsndfile divides by when it reads."""
+SECONDS_PER_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How audio is packed.
+
+    Attributes:
+        rate: of the FLAC in Hz; the front ends hear 16 kHz.
+        keep: the files as they are, undecoded, instead of 16-bit mono FLAC.
+        seconds: files that are longer are cut into equal pieces of at most so many; None leaves them whole.
+        shard_mebibytes: size at which a shard is closed.
+        seed: of the order of the files. Streams are shuffled within blocks alone, so shards should not be sorted.
+        name: of the shards, before their number.
+    """
+
+    rate: int = 16_000
+    keep: bool = False
+    seconds: float | None = None
+    shard_mebibytes: int = 256
+    seed: int = 1
+    name: str = "train"
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate <= 655_350, f"--rate must lie in 1..655350, what FLAC can have, not {self.rate}.")
+        require(self.seconds is None or self.seconds > 0, f"--seconds must be positive, not {self.seconds}.")
+        require(not (self.keep and self.seconds), "--keep leaves files as they are and --seconds cuts them; give one.")
+        require(self.shard_mebibytes > 0, f"--shard-mebibytes must be positive, not {self.shard_mebibytes}.")
+        require(self.seed >= 0, f"--seed must not be negative, not {self.seed}.")
+        wrong = not self.name or set(self.name) & set("/.{}")
+        require(not wrong, f"--name must be a plain word without / . {{ }}, not {self.name!r}.")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a folder holds when a pack is finished."""
+
+    shards: int
+    clips: int
+    hours: float
+    gibibytes: float
+    skipped: dict[str, str]
+
+
+class Piece(NamedTuple):
+    """A file, or an equal part of it: which file in the packed order, which part, of how many."""
+
+    place: int
+    file: Path
+    number: int = 0
+    parts: int = 1
+
+
+class Encoded(NamedTuple):
+    """A piece as it goes into a shard, or why it does not."""
+
+    suffix: str
+    content: bytes
+    facts: dict[str, Any]
+    problem: str = ""
+
+
+def pack(
+    files: Sequence[Path], folder: Path, options: PackOptions = PackOptions(), jobs: int = 1, progress: bool = True
+) -> Packed:
+    """Pack audio files; stopped at any moment, it goes on behind the last whole shard.
+
+    Args:
+        files: what to pack.
+        folder: where the shards go.
+        options: how.
+        jobs: threads that decode and encode; shards are the same with any number.
+        progress: whether to show a bar.
+
+    Raises:
+        ConfigError: the folder holds another pack, or another process is at work on it.
+        AudioError: no file can be read.
+        OSError: the disk is full, say.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK_FILE, timeout=0):
+            _claim(files, folder, options)
+            _write_shards(files, folder, options, jobs, progress)
+            return _report(folder, options)
+    except Timeout:
+        raise ConfigError(f"another process packs into {folder}; wait for it, or give another folder.") from None
+
+
+def _claim(files: Sequence[Path], folder: Path, options: PackOptions) -> None:
+    """Note down what the folder holds; refuse one that holds something else."""
+    identity = json.dumps(list_identity(files)).encode()
+    wanted = {"files": len(files), "data": hashlib.sha256(identity).hexdigest()[:DIGEST_DIGITS], **asdict(options)}
+    file = folder / PACK_FILE
+    if not file.exists():
+        if (folder / shard_name(options.name, 0)).exists():
+            raise ConfigError(f"{folder} holds shards but no {PACK_FILE}; give another folder or --name.")
+        write_text(file, json.dumps(wanted, indent=2) + "\n")
+        return
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ConfigError(f"{file} is damaged; give another folder.") from None
+    other = [f"{key}: {known.get(key)!r}, now {value!r}" for key, value in wanted.items() if known.get(key) != value]
+    if other:
+        raise ConfigError(f"{folder} holds another pack ({'; '.join(other)}); give another folder.")
+
+
+def _write_shards(files: Sequence[Path], folder: Path, options: PackOptions, jobs: int, progress: bool) -> None:
+    done = finished_shards(folder, options.name)
+    last = tuple(done[-1]["last"]) if done else (-1, -1)
+    writer = ShardWriter(folder, options.name, len(done), options.shard_mebibytes)
+    bar = tqdm(total=len(files), initial=max(0, last[0]), unit="file", disable=not progress, desc=folder.name)
+    pieces = _pieces(files, options, *last)
+    at = last
+    try:
+        with bar:
+            for piece, made in in_order(lambda piece: encoded(piece, options), pieces, jobs):
+                bar.update(piece.place - bar.n)
+                at = piece.place, piece.number
+                if made.problem:
+                    writer.skipped.append((str(piece.file), made.problem))
+                    continue
+                key = f"{piece.place:09d}" + (f"-{piece.number:05d}" if piece.parts > 1 else "")
+                writer.add(key, made.suffix, made.content, made.facts)
+                if writer.is_full:
+                    writer.finish(at)
+            bar.update(len(files) - bar.n)
+        _finish(folder, options, writer, at)
+    finally:
+        writer.drop()
+
+
+def _finish(folder: Path, options: PackOptions, writer: ShardWriter, last: tuple[int, int]) -> None:
+    """Close the last shard and name what was skipped, by all shards and behind the last."""
+    behind = [] if writer.is_open else list(writer.skipped)
+    if writer.is_open:
+        writer.finish(last)
+    skipped = [entry for facts in finished_shards(folder, options.name) for entry in facts["skipped"]] + behind
+    lines = [json.dumps({"file": file, "reason": reason}) + "\n" for file, reason in skipped]
+    write_text(folder / SKIPPED_FILE, "".join(lines))
+
+
+def _report(folder: Path, options: PackOptions) -> Packed:
+    done = finished_shards(folder, options.name)
+    lines = (folder / SKIPPED_FILE).read_text(encoding="utf-8").splitlines()
+    skipped = {entry["file"]: entry["reason"] for entry in map(json.loads, lines)}
+    if not done:
+        reasons = "; ".join(list(skipped.values())[:3])
+        raise AudioError(f"none of the {len(skipped)} audio files can be packed. The first ones: {reasons}")
+    members = [member for facts in done for member in facts["members"]]
+    hours = sum(samples / rate for *_, samples, rate in members) / SECONDS_PER_HOUR
+    return Packed(len(done), len(members), hours, sum(facts["bytes"] for facts in done) / (1 << 30), skipped)
+
+
+def _pieces(files: Sequence[Path], options: PackOptions, place: int, number: int) -> Iterator[Piece]:
+    """All work behind a (place, piece), in the order of the pack."""
+    order = np.random.default_rng(options.seed).permutation(len(files))
+    for at in range(max(0, place), len(files)):
+        file = files[int(order[at])]
+        count = _count(file, options)
+        yield from (Piece(at, file, each, count) for each in range(count) if (at, each) > (place, number))
+
+
+def _count(file: Path, options: PackOptions) -> int:
+    """Pieces of a file; 1 of a broken one, which is named when it is read."""
+    if options.seconds is None:
+        return 1
+    try:
+        num_frames, rate = length_and_rate(file)
+    except AudioError:
+        return 1
+    return max(1, -int(-num_frames // (options.seconds * rate)))
+
+
+def encoded(piece: Piece, options: PackOptions) -> Encoded:
+    """A piece as it goes into a shard."""
+    try:
+        num_frames, rate = length_and_rate(piece.file)
+        facts: dict[str, Any] = {"file": str(piece.file), "original_samples": num_frames, "original_rate": rate}
+        if options.keep:
+            with opened(piece.file) as sound:
+                facts |= {"samples": num_frames, "rate": rate, "channels": sound.channels}
+            inside = split_member(piece.file)
+            content = piece.file.read_bytes() if inside is None else member_bytes(*inside)
+            return Encoded(piece.file.suffix.lower(), content, facts)
+        first, stop = (edge * num_frames // piece.parts for edge in (piece.number, piece.number + 1))
+        if piece.parts > 1:
+            facts["start_seconds"] = first / rate
+        half = 0.5 / rate  # half a sample on both sides: read_audio rounds to these very frames
+        audio = read_audio(piece.file, options.rate, first / rate + half, (stop - first) / rate - half)
+        samples = (audio * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1).short().numpy()
+    except AudioError as error:
+        return Encoded("", b"", {}, str(error))
+    flac = io.BytesIO()
+    soundfile.write(flac, samples, options.rate, format="FLAC", subtype="PCM_16")
+    return Encoded(".flac", flac.getvalue(), {**facts, "samples": len(samples), "rate": options.rate})

@@ -1,0 +1,109 @@
+"""Tar shards that are whole or not there, each with its index.
+
+A shard is filled under another name, brought to the disk, its index written, and only then is it given its name; so
+a shard with a name is whole and has an index. The index also tells how far the work had come, which is where it goes
+on after a stop of any kind.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from asda_core.data.tars import HEADER_BYTES, TAR_SUFFIX, Member, read_facts, write_index
+from asda_core.files import sync
+
+BYTES_PER_MEBIBYTE = 1 << 20
+
+
+def shard_name(name: str, number: int) -> str:
+    """`train-000003.tar`."""
+    return f"{name}-{number:06d}{TAR_SUFFIX}"
+
+
+def finished_shards(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What the indices of the whole shards say, from the first shard on."""
+    found: list[dict[str, Any]] = []
+    while (shard := folder / shard_name(name, len(found))).exists():
+        facts = read_facts(shard)
+        if facts.get("bytes") != shard.stat().st_size or "last" not in facts:
+            break
+        found.append(facts)
+    return found
+
+
+class ShardWriter:
+    """Shards of a size, one after another.
+
+    Attributes:
+        number: of the shard that is being filled.
+        skipped: [file, reason] of what was met since the shard before.
+    """
+
+    def __init__(self, folder: Path, name: str, number: int, mebibytes: int) -> None:
+        self.folder, self.name, self.number = folder, name, number
+        self.limit = mebibytes * BYTES_PER_MEBIBYTE
+        self.skipped: list[tuple[str, str]] = []
+        self._members: list[Member] = []
+        self._tar: tarfile.TarFile | None = None
+
+    @property
+    def _part(self) -> Path:
+        return self.folder / f".{shard_name(self.name, self.number)}.part"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the shard has reached its size."""
+        return self._tar is not None and self._tar.offset >= self.limit
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a shard is begun."""
+        return self._tar is not None
+
+    def add(self, key: str, suffix: str, content: bytes, facts: Mapping[str, Any]) -> None:
+        """A sound, followed by its description as JSON; both have the key, as webdataset wants it.
+
+        Args:
+            key: of the sound, without a dot.
+            suffix: of the sound, with its dot.
+            content: the encoded sound.
+            facts: the description; `samples` and `rate` go into the index too.
+        """
+        if self._tar is None:
+            self._tar = tarfile.open(self._part, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        offset = self._tar.offset + HEADER_BYTES
+        self._members.append(Member(key + suffix, offset, len(content), facts["samples"], facts["rate"]))
+        for name, each in ((key + suffix, content), (f"{key}.json", json.dumps(facts).encode())):
+            info = tarfile.TarInfo(name)
+            info.size = len(each)
+            self._tar.addfile(info, io.BytesIO(each))
+
+    def finish(self, last: tuple[int, int]) -> None:
+        """Close the shard that is being filled, and give it its name.
+
+        Args:
+            last: (place, piece) of the last work that is in it, or was skipped.
+
+        Raises:
+            OSError: the disk is full, say.
+        """
+        assert self._tar is not None
+        self._tar.close()
+        sync(self._part)
+        shard = self.folder / shard_name(self.name, self.number)
+        write_index(shard, self._part, self._members, last=last, skipped=self.skipped)
+        os.replace(self._part, shard)
+        sync(self.folder)
+        self.number += 1
+        self._tar, self._members, self.skipped = None, [], []
+
+    def drop(self) -> None:
+        """Let go of a shard that is not whole."""
+        if self._tar is not None:
+            self._tar.close()
+            self._part.unlink(missing_ok=True)
+            self._tar = None

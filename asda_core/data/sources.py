@@ -1,0 +1,225 @@
+"""What `--data` names -> audio files: folders, files, manifests, tables, tar shards; and streams of shards."""
+
+import csv
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TypeAlias
+
+from asda_core.data.tars import AUDIO_SUFFIXES, TAR_SUFFIX, index_of, is_audio, num_bytes
+from asda_core.errors import AudioError, ConfigError
+
+TABLE_SUFFIXES = (".parquet", ".pq")
+PIPE, STREAM = "pipe:", "stream:"
+"""Before a command that prints a tar, and before a tar that is read from its beginning to its end."""
+NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+"""Numbers of shards in a name, as in `train-{000000..000099}.tar`."""
+FILE_COLUMNS = ("file", "path", "filename", "file_name", "filepath", "file_path", "audio", "audio_file", "wav", "flac")
+"""Columns that a table usually keeps its files in; else the first whose values look like audio is taken."""
+ROWS_LOOKED_AT = 20
+"""Rows by which a column of files is told."""
+FEW = 3
+
+
+@dataclass(frozen=True)
+class ShardStream:
+    """A tar that is read from its beginning to its end: a file, or what a command prints.
+
+    Attributes:
+        address: "stream:FILE" or "pipe:COMMAND".
+    """
+
+    address: str
+
+    @property
+    def file(self) -> Path | None:
+        """The file; None of a command."""
+        return Path(self.address.removeprefix(STREAM)) if self.address.startswith(STREAM) else None
+
+
+AudioList: TypeAlias = list[Path] | list[ShardStream]
+"""What a run trains on: files, each at hand at any time, or shards that are streamed."""
+
+
+def find_training(sources: Iterable[str | Path]) -> AudioList:
+    """What a run trains on: the audio files of all sources, or all streams of shards.
+
+    Args:
+        sources: of `find_audio`, or "stream:SHARDS.tar" and "pipe:COMMAND", with `{000..099}` for numbers.
+
+    Raises:
+        AudioError: a source holds no audio.
+        ConfigError: some are streamed and some are not.
+    """
+    given = [str(source) for source in sources]
+    streamed = [source for source in given if is_stream(source)]
+    if not streamed:
+        return [file for source in given for file in find_audio(source)]
+    if len(streamed) < len(given):
+        other = next(source for source in given if not is_stream(source))
+        raise ConfigError(f"{streamed[0]} is streamed and {other} is not; give streams alone, or none.")
+    found = [ShardStream(address) for source in streamed for address in expanded(source)]
+    missing = [stream.address for stream in found if stream.file and not stream.file.is_file()]
+    if missing:
+        raise AudioError(f"{len(missing)} of {len(found)} shards are not there: {', '.join(missing[:FEW])}.")
+    return found
+
+
+def is_stream(source: str) -> bool:
+    """Whether a source is read from its beginning to its end."""
+    return source.startswith((PIPE, STREAM))
+
+
+def expanded(pattern: str) -> list[str]:
+    """Every name that a pattern with `{000..099}` stands for; the pattern itself where it has no numbers.
+
+    Raises:
+        ConfigError: numbers go backwards.
+    """
+    parts = NUMBERS.split(pattern)  # text, first, last, text, first, last, ..., text
+    ranges = []
+    for first, last in zip(parts[1::3], parts[2::3], strict=True):
+        if int(last) < int(first):
+            raise ConfigError(f"{pattern}: the numbers {first}..{last} go backwards; write {{{last}..{first}}}.")
+        ranges.append([str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)])
+    return [
+        "".join(itertools.chain(*zip(parts[::3], (*chosen, ""), strict=True))) for chosen in itertools.product(*ranges)
+    ]
+
+
+def find_audio(source: str | Path) -> list[Path]:
+    """Audio files of a folder (searched through), a manifest, a table, tar shards, or one file.
+
+    A manifest is a text file with one path per line, relative to the manifest: the whole line, or its first field by
+    tabs, commas or spaces. A first line that names a folder is the root of the lines after it, as in the tsv lists of
+    fairseq. A csv or tsv whose header names a column of files (`file`, `path`, ...), and a parquet table, give that
+    column. A shard gives the sounds in it, each a path below the tar; `train-{000000..000099}.tar` names a hundred.
+
+    Returns:
+        paths in sorted order for a folder, in the manifest's order otherwise.
+
+    Raises:
+        AudioError: nothing is there, or no name in it looks like audio.
+        ConfigError: a stream, which cannot be listed.
+    """
+    if is_stream(str(source)):
+        raise ConfigError(f"{source}: streams of shards serve `asda pretrain` alone; give the tar files themselves.")
+    path = Path(source)
+    if path.is_dir():
+        found = _in_folder(path)
+    elif not path.is_file() and NUMBERS.search(str(path)):
+        found = list(itertools.chain(*(find_audio(name) for name in expanded(str(path)))))
+    elif path.suffix == TAR_SUFFIX and path.is_file():
+        found = index_of(path).paths()
+    elif is_audio(path.name) and (path.is_file() or num_bytes(path)):
+        found = [path]
+    elif path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
+        found = _in_parquet(path)
+    elif path.is_file():
+        found = list(_manifest(path))
+    else:
+        raise AudioError(f"no folder, manifest, shard or audio file at {path}.")
+    if not found:
+        raise AudioError(f"no audio files in {path} (looked for {' '.join(AUDIO_SUFFIXES)}).")
+    return found
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Audio below a folder, and that in its shards; a shard that cannot be read is named and left out."""
+    found = []
+    for file in sorted(each for each in folder.rglob("*") if is_audio(each.name) or each.suffix == TAR_SUFFIX):
+        if not file.is_file():
+            continue
+        if file.suffix != TAR_SUFFIX:
+            found.append(file)
+            continue
+        try:
+            found += index_of(file).paths()
+        except AudioError as error:
+            print(f"warning: left out: {error}", file=sys.stderr)
+    return found
+
+
+def _manifest(path: Path) -> Iterable[Path]:
+    root = path.parent
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise AudioError(f"{path} is neither audio by its name nor a text manifest.") from None
+    lines = [line for line in lines if line.strip()]
+    column = _column_of_files(lines)
+    if column is not None:
+        name, delimiter = column
+        yield from (root / row[name].strip() for row in csv.DictReader(lines, delimiter=delimiter) if row[name])
+        return
+    for number, line in enumerate(lines):
+        fields = [line.strip(), line.split("\t")[0].strip(), *next(csv.reader([line]))[:1], line.split()[0]]
+        name = next((field for field in fields if is_audio(field)), "")
+        if fields[0].endswith(TAR_SUFFIX):
+            yield from index_of(root / fields[0]).paths()
+        elif not name and number == 0:  # a root, or the header of a table
+            root = path.parent / fields[0] if (path.parent / fields[0]).is_dir() else root
+        else:
+            yield root / (name or fields[1])  # what is no audio is named when it is read
+
+
+def _column_of_files(lines: Sequence[str]) -> tuple[str, str] | None:
+    """(column, delimiter) of a table whose header names a column of files that is not its first."""
+    for delimiter in ("\t", ","):
+        header, *rows = csv.reader(lines[: ROWS_LOOKED_AT + 1], delimiter=delimiter)
+        for place, name in enumerate(header):
+            values = [row[place] for row in rows if len(row) > place]
+            if place and name.strip().lower() in FILE_COLUMNS and values and all(map(is_audio, values)):
+                return name, delimiter
+    return None
+
+
+def _in_parquet(path: Path) -> list[Path]:
+    """Files of the column of a parquet table that names them.
+
+    Raises:
+        ConfigError: pyarrow is missing.
+        AudioError: it is no parquet table, or no column names files.
+    """
+    try:
+        parquet = import_module("pyarrow.parquet")
+    except ImportError:
+        raise ConfigError(f"{path}: parquet needs pyarrow: pip install 'asda-hear[parquet]'.") from None
+    try:
+        table = parquet.ParquetFile(path)
+        names = list(table.schema_arrow.names)
+        first = next(table.iter_batches(ROWS_LOOKED_AT), None)
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise AudioError(f"cannot read {path}: it is no parquet table, or it is damaged ({error}).") from None
+    looked_at = {} if first is None else first.to_pydict()
+    fitting = [name for name in names if any(_names_audio(value) for value in looked_at.get(name, []))]
+    usual = [name for name in fitting if name.lower() in FILE_COLUMNS]
+    if not fitting:
+        raise AudioError(
+            f"{path}: none of its columns {', '.join(names)} names audio files (sound in cells is not read)."
+        )
+    return list(_in_column(path, parquet, (usual or fitting)[0]))
+
+
+def _in_column(path: Path, parquet: object, column: str) -> Iterator[Path]:
+    for batch in parquet.ParquetFile(path).iter_batches(columns=[column]):  # type: ignore[attr-defined]
+        yield from (path.parent / value for value in batch.column(0).to_pylist() if value)
+
+
+def _names_audio(value: object) -> bool:
+    return isinstance(value, str) and is_audio(value)
+
+
+def list_identity(files: Iterable[Path] | Iterable[ShardStream]) -> list[tuple[str, int]]:
+    """What tells one list of audio files from another: their names and sizes; of what a command prints, the command."""
+    return [_identity(file) for file in files]
+
+
+def _identity(file: Path | ShardStream) -> tuple[str, int]:
+    if isinstance(file, ShardStream):
+        return (file.address, 0) if file.file is None else (file.file.name, num_bytes(file.file))
+    return file.name, num_bytes(file)

@@ -1,0 +1,173 @@
+"""`asda data stats`: mean and spread of one's own features, lengths, rates, silence, and what is broken."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from asda_core.assemble import build_front_end
+from asda_core.audio import opened, read_sound
+from asda_core.catalog import Catalog
+from asda_core.config import Compat, PluginChoice
+from asda_core.data.ordered import in_order
+from asda_core.errors import AudioError, ConfigError
+
+BLOCK_SECONDS = 60.0
+"""Longer sounds are looked at in blocks of this length."""
+SILENT_PEAK = 1 / (1 << 15)
+"""Sounds no louder than one 16-bit step are silent."""
+NEUTRAL = {"mean": 0.0, "std": 0.5}
+"""With these `(x - mean) / (2 std)` is x."""
+SHIFTED = {"mean": 1.0, "std": 1.0}
+"""With these it is (x - 1) / 2."""
+
+
+class Heard(NamedTuple):
+    """What one file says; `problem` why it says nothing."""
+
+    seconds: float = 0.0
+    rate: int = 0
+    channels: int = 0
+    peak: float = 0.0
+    values: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    problem: str = ""
+
+
+@dataclass
+class Statistics:
+    """What the files say together. Sums are of float64.
+
+    Attributes:
+        front_end: the plugin whose features were looked at.
+        seconds: length of each file that could be read.
+        rates, channels: Hz, channels -> files.
+        count, total, squares: of values of un-normalised features: how many, their sum, the sum of their squares.
+        silent: files no louder than one 16-bit step.
+        broken: file -> what is wrong with it.
+    """
+
+    front_end: PluginChoice
+    seconds: list[float] = field(default_factory=list)
+    rates: Counter[int] = field(default_factory=Counter)
+    channels: Counter[int] = field(default_factory=Counter)
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    silent: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """Of all values."""
+        return self.total / self.count
+
+    @property
+    def std(self) -> float:
+        """Of all values, around their mean."""
+        return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
+
+    def add(self, file: Path, heard: Heard) -> None:
+        """What one more file says."""
+        if heard.problem:
+            self.broken[str(file)] = heard.problem
+            return
+        self.seconds.append(heard.seconds)
+        self.rates[heard.rate] += 1
+        self.channels[heard.channels] += 1
+        self.count += heard.values
+        self.total += heard.total
+        self.squares += heard.squares
+        if heard.peak <= SILENT_PEAK:
+            self.silent.append(str(file))
+
+
+def measure(
+    files: Sequence[Path],
+    catalog: Catalog,
+    front_end: PluginChoice,
+    compat: Compat = "default",
+    jobs: int = 1,
+    progress: bool = True,
+) -> Statistics:
+    """Look at files through a front end.
+
+    Args:
+        files: of audio.
+        catalog: the plugins.
+        front_end: whose `mean` and `std` are wanted; what it has for them is left out.
+        compat: of the run.
+        jobs: threads.
+        progress: whether to show a bar.
+
+    Raises:
+        ConfigError: the front end does not normalise by one mean and one spread.
+        AudioError: no file can be read.
+    """
+    module = neutral(catalog, front_end, compat)
+    found = Statistics(front_end)
+    with tqdm(total=len(files), unit="file", disable=not progress) as bar:
+        for file, heard in in_order(lambda file: hear(file, module), files, jobs):
+            found.add(file, heard)
+            bar.update()
+    if not found.count:
+        reasons = "; ".join(list(found.broken.values())[:3])
+        raise AudioError(f"none of the {len(files)} audio files gives a feature. The first ones: {reasons}")
+    return found
+
+
+def neutral(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") -> Any:
+    """The front end without its normalisation.
+
+    Raises:
+        ConfigError: it has none of the form `(x - mean) / (2 std)`.
+    """
+    wrong = f"the front end {choice.name!r} does not normalise features by (x - mean) / (2 std)"
+    try:
+        plain, shifted = (
+            build_front_end(catalog, PluginChoice(choice.name, {**choice.options, **options}), compat)
+            for options in (NEUTRAL, SHIFTED)
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{wrong}: {error}") from None
+    sound = torch.randn(1, plain.sample_rate, generator=torch.Generator().manual_seed(0)) / 10
+    with torch.inference_mode():
+        if not torch.allclose(shifted(sound), (plain(sound) - 1) / 2, atol=1e-4):
+            raise ConfigError(f"{wrong}; log_mel does.")
+    return plain.eval()
+
+
+def hear(file: Path, front_end: Any) -> Heard:
+    """What one file says through a front end."""
+    count, total, squares, peak = 0, 0.0, 0.0, 0.0
+    try:
+        with opened(file) as sound, torch.inference_mode():
+            seconds, rate, channels = len(sound) / sound.samplerate, int(sound.samplerate), int(sound.channels)
+            for start in _starts(seconds):
+                audio = read_sound(sound, str(file), front_end.sample_rate, start, BLOCK_SECONDS)
+                peak = max(peak, float(audio.abs().max()))
+                try:
+                    values = front_end(audio[None]).double()
+                except ConfigError as error:  # shorter than one window
+                    if count:
+                        break
+                    raise AudioError(f"cannot use {file}: {error}") from None
+                count += values.numel()
+                total += float(values.sum())
+                squares += float(values.square().sum())
+    except AudioError as error:
+        return Heard(problem=str(error))
+    return Heard(seconds, rate, channels, peak, count, total, squares)
+
+
+def _starts(seconds: float) -> Iterator[float]:
+    start = 0.0
+    while start < seconds:
+        yield start
+        start += BLOCK_SECONDS

@@ -1,0 +1,189 @@
+"""Batches from streamed shards; the same for a step whenever it is asked for, as those from files.
+
+Every epoch has the shards in an order of its own, and rank r of W reads every W-th of them, so no two ranks read one
+shard in an epoch. Clips are shuffled within blocks of `data.shuffle_clips`; the order within one depends on seed,
+epoch, rank and block alone:
+
+    shards of a rank | 000007.tar | 000002.tar | 000005.tar |
+    blocks           | 0 (shuffled) | 1 (shuffled) | 2 (sh.)| 0 of the next epoch, ...
+
+A run that goes on passes over what it had, undecoded; shards whose number of clips is known are not even read.
+Memory holds three blocks at most, undecoded: two that a batch takes from, and the next.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from asda_core.config import DataConfig, require
+from asda_core.data.counts import Counts
+from asda_core.data.sources import AudioList, ShardStream
+from asda_core.data.streaming import Sound, read_stream
+from asda_core.errors import AudioError
+from asda_core.pretrain.data import Batches, Candidate, ClipBatches
+
+
+@dataclass
+class Block:
+    """Clips that are shuffled together.
+
+    Attributes:
+        first: number of the first in the rank's endless sequence.
+        sounds: with the number of their shard, in the order of the stream until they are shuffled.
+        trouble: what was wrong with shards read for it.
+    """
+
+    first: int
+    sounds: list[tuple[Sound, int]] = field(default_factory=list)
+    trouble: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """Number of the first clip behind it."""
+        return self.first + len(self.sounds)
+
+
+class StreamBatches(Batches):
+    """Batches of clips of one length from streamed shards. Ask for steps in order: another begins the stream anew."""
+
+    def __init__(
+        self,
+        shards: Sequence[ShardStream],
+        config: DataConfig,
+        sample_rate: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        folder: Path | None = None,
+    ) -> None:
+        """What to draw from.
+
+        Args:
+            shards: of all ranks.
+            config: how clips are cut; `batch_size` is that of all ranks together.
+            sample_rate: in Hz.
+            seed: of orders and crops.
+            rank, world: which of how many equal parts of every batch is made.
+            folder: of the run, where the shards' numbers of clips are kept.
+
+        Raises:
+            ConfigError: the batch cannot be parted so, or there are fewer shards than ranks.
+        """
+        super().__init__(config, sample_rate, seed, None, rank, world)
+        require(len(shards) >= world, f"{len(shards)} streamed shards are too few for {world} processes; one for each.")
+        self.shards = list(shards)
+        self.counts = Counts(folder)
+        self._reading = ThreadPoolExecutor(1, "shards")
+        self._blocks: Iterator[Block] | None = None
+        self._next: Future[Block] | None = None
+        self._current = Block(0)
+        self._closed = False
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._closed = True
+        if self._next is not None:
+            self._next.exception()
+        self._blocks, self._next, self._current = None, None, Block(0)
+        self._closed = False
+
+    def _candidates(self, number: int) -> Iterator[Candidate]:
+        """The clip whose turn it is in its block, and those behind it."""
+        step, place = divmod(number, self.config.batch_size)
+        local = step * self.share + place - self.rank * self.share
+        if self._blocks is None or local < self._current.first:
+            self.close()
+            self._blocks = self._read(local)
+        while local >= self._current.end:
+            self._advance(self._blocks)
+        return self._from(self._current.sounds, local - self._current.first)
+
+    def _advance(self, blocks: Iterator[Block]) -> None:
+        """To the next block, while the one behind it is read."""
+        waiting = self._next or self._reading.submit(next, blocks)
+        self._next = None
+        try:
+            self._current = waiting.result()
+        except BaseException:
+            self.close()
+            raise
+        self._next = self._reading.submit(next, blocks)
+        self._note_trouble(self._current.trouble)
+
+    @staticmethod
+    def _from(sounds: Sequence[tuple[Sound, int]], place: int) -> Iterator[Candidate]:
+        for step in range(len(sounds)):
+            sound, shard = sounds[(place + step) % len(sounds)]
+            yield Candidate(sound.file, sound.content, shard)
+
+    def _whole(self) -> str:
+        return f"{len(self._current.sounds)} clips of a block of the stream"
+
+    def _read(self, start: int) -> Iterator[Block]:
+        """Blocks of the rank's endless sequence, from the one with clip `start` on."""
+        epoch, first = 0, 0
+        while True:
+            order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.shards))[self.rank :: self.world]
+            total = self.counts.total([self.shards[number] for number in order])
+            if total is None or first + total > start:
+                total = yield from self._epoch(epoch, order, first, max(0, start - first))
+            if self.counts.total(self.shards) == 0:
+                raise AudioError(f"no audio in the {len(self.shards)} streamed shards.")
+            first, epoch = first + total, epoch + 1
+
+    def _epoch(self, epoch: int, order: np.ndarray, first: int, start: int) -> Generator[Block, None, int]:
+        """Blocks of an epoch from that with its clip `start` on; returns how many clips it has."""
+        size = self.config.shuffle_clips
+        passed, skip = 0, start // size * size
+        trouble: list[tuple[Path, str]] = []
+        block = Block(first + skip, trouble=trouble)
+        for number in order:
+            shard = self.shards[number]
+            known = self.counts.known.get(shard.address)
+            if known is not None and passed + known <= skip:
+                passed += known
+                continue
+            before = passed
+            for sound in read_stream(shard, trouble):
+                if self._closed:
+                    raise AudioError("the stream was closed.")
+                passed += 1
+                if passed > skip:
+                    block.sounds.append((sound, int(number)))
+                if len(block.sounds) == size:
+                    yield self._shuffled(block, epoch, (block.first - first) // size)
+                    block = Block(block.end, trouble=trouble)
+            self.counts.note(shard, passed - before)
+        if block.sounds or block.trouble:
+            yield self._shuffled(block, epoch, (block.first - first) // size)
+        return passed
+
+    def _shuffled(self, block: Block, epoch: int, number: int) -> Block:
+        order = np.random.default_rng([self.seed, epoch, self.rank, number]).permutation(len(block.sounds))
+        made = Block(block.first, [block.sounds[place] for place in order], list(block.trouble))
+        block.trouble.clear()
+        return made
+
+
+def open_clips(
+    data: AudioList,
+    config: DataConfig,
+    sample_rate: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    folder: Path | None = None,
+) -> Batches:
+    """The batches of a run, from files or from streams; arguments as those of `StreamBatches`.
+
+    Raises:
+        ConfigError: the batch cannot be parted so, or there are fewer streamed shards than ranks.
+    """
+    streams = [source for source in data if isinstance(source, ShardStream)]
+    if streams:
+        return StreamBatches(streams, config, sample_rate, seed, rank, world, folder)
+    files = [source for source in data if isinstance(source, Path)]
+    return ClipBatches(files, config, sample_rate, seed, rank=rank, world=world)

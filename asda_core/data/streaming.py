@@ -1,0 +1,106 @@
+"""Shards that are read from their beginning to their end: pipes, and tars too far for random access.
+
+What comes out of a stream is the same whenever it is read: a command that fails is run again and what it gave is
+passed over; a tar that is cut off gives what is whole in it.
+"""
+
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from asda_core.data.sources import PIPE, ShardStream
+from asda_core.data.tars import StrictHeader, is_audio, plain_name
+from asda_core.errors import AudioError
+
+ATTEMPTS = 3
+"""Times that a command is run before its stream is given up: connections break."""
+DRAIN_BYTES = 1 << 16
+
+
+class Sound(NamedTuple):
+    """A sound of a stream, undecoded."""
+
+    file: Path
+    content: bytes
+
+
+class CommandFailedError(Exception):
+    """The command of a stream ended with an error; running it again may help."""
+
+
+def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]]) -> Iterator[Sound]:
+    """The sounds of a shard in their order; of several of one name the first.
+
+    Args:
+        shard: what to read.
+        trouble: takes what is wrong with the shard, if it gives less than it should.
+
+    Raises:
+        AudioError: there is no such file, or the command fails again and again.
+    """
+    passed = 0
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            for number, sound in enumerate(_once(shard, trouble)):
+                if number >= passed:
+                    passed += 1
+                    yield sound
+            return
+        except CommandFailedError as error:
+            if attempt == ATTEMPTS:
+                raise AudioError(f"{shard.address}: {error} {ATTEMPTS} times; stopped after {passed} clips.") from None
+
+
+def _once(shard: ShardStream, trouble: list[tuple[Path, str]]) -> Iterator[Sound]:
+    where = Path(shard.address if shard.file is None else shard.file)
+    seen: set[str] = set()
+    with _bytes_of(shard) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictHeader) as tar:
+                while (info := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # else it grows with the shard
+                    name = plain_name(info.name)
+                    data = tar.extractfile(info) if info.isfile() and is_audio(name) and name not in seen else None
+                    if data is not None:
+                        sound = Sound(where / name, data.read())
+                        seen.add(name)
+                        yield sound
+            problem = ""
+        except tarfile.ReadError as error:
+            problem = f"cut off or no tar ({error}); the {len(seen)} sounds before count."
+        while stream.read(DRAIN_BYTES):  # so that a command can end by itself
+            pass
+    if problem:
+        trouble.append((where, f"{shard.address}: {problem}"))
+
+
+@contextmanager
+def _bytes_of(shard: ShardStream) -> Iterator[IO[bytes]]:
+    """The bytes of a file, or of what a command prints.
+
+    Raises:
+        CommandFailedError: it did, whatever it printed before.
+    """
+    if shard.file is not None:
+        try:
+            opened = shard.file.open("rb")
+        except OSError as error:
+            raise AudioError(f"cannot read the shard {shard.file}: {error.strerror}.") from None
+        with opened:
+            yield opened
+        return
+    process = subprocess.Popen(shard.address.removeprefix(PIPE), shell=True, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        yield process.stdout
+    except BaseException:  # whoever reads has gone, or reads no further
+        process.kill()
+        raise
+    finally:
+        process.stdout.close()
+        status = process.wait()
+    if status:
+        raise CommandFailedError(f"the command failed with status {status}")

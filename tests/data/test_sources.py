@@ -1,0 +1,88 @@
+"""What `--data` takes: manifests, tables, shards by their numbers, streams."""
+
+from pathlib import Path
+
+import pytest
+
+from asda_core.audio import find_audio, list_identity
+from asda_core.data import sources
+from asda_core.data.sources import ShardStream, expanded, find_training
+from asda_core.errors import AudioError, ConfigError
+from tests.data.shards import write_shards
+
+
+def test_numbers_in_a_name(tmp_path: Path) -> None:
+    assert expanded("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expanded("{0..1}/{2..3}") == ["0/2", "0/3", "1/2", "1/3"]
+    assert expanded("plain.tar") == ["plain.tar"]
+    with pytest.raises(ConfigError, match=r"3..1 go backwards; write \{1..3\}"):
+        expanded("{3..1}.tar")
+    write_shards(tmp_path, [2, 1, 3])
+    assert len(find_audio(tmp_path / "train-{000..002}.tar")) == 6
+    assert find_audio(tmp_path / "train-{000..002}.tar") == find_audio(tmp_path)
+    with pytest.raises(AudioError, match="no folder, manifest, shard or audio file at .*train-003.tar"):
+        find_audio(tmp_path / "train-{000..003}.tar")
+
+
+def test_the_tsv_of_fairseq(audio_folder: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "elsewhere" / "train.tsv"
+    manifest.parent.mkdir()
+    manifest.write_text(f"{audio_folder}\nsound2.ogg\t44100\nsound0.wav\t16000\n")
+    assert find_audio(manifest) == [audio_folder / "sound2.ogg", audio_folder / "sound0.wav"]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_a_table_with_a_column_of_files(audio_folder: Path, tmp_path: Path, delimiter: str) -> None:
+    table = tmp_path / "table.csv"
+    rows = [("id", "label", "file"), ("1", "dog, loud", "audio/sound1.flac"), ("2", "cat", "audio/sound0.wav")]
+    quoted = [delimiter.join(f'"{cell}"' if "," in cell else cell for cell in row) for row in rows]
+    table.write_text("\n".join(quoted))
+    assert find_audio(table) == [audio_folder / "sound1.flac", audio_folder / "sound0.wav"]
+
+
+def test_a_manifest_names_shards_and_sounds_in_them(tmp_path: Path) -> None:
+    first, second = write_shards(tmp_path, [2, 2])
+    manifest = tmp_path / "list.txt"
+    manifest.write_text(f"{first.name}\n{second.name}/0003.flac\n")
+    assert find_audio(manifest) == [first / "0000.flac", first / "0001.flac", second / "0003.flac"]
+
+
+def test_parquet(audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    names = ["audio/sound1.flac", "audio/sound0.wav", "audio/sound2.ogg"]
+    table = tmp_path / "table.parquet"
+    parquet.write_table(pyarrow.table({"number": [1, 2, 3], "origin": ["a.wav"] * 3, "path": names}), table)
+    assert find_audio(table) == [tmp_path / name for name in names]
+    parquet.write_table(pyarrow.table({"number": [1, 2], "note": ["x", "y"]}), table)
+    with pytest.raises(AudioError, match="none of its columns number, note names audio files"):
+        find_audio(table)
+    table.write_text("no parquet")
+    with pytest.raises(AudioError, match="no parquet table, or it is damaged"):
+        find_audio(table)
+
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(sources, "import_module", missing)
+    with pytest.raises(ConfigError, match=r"parquet needs pyarrow: pip install 'asda-hear\[parquet\]'"):
+        find_audio(table)
+
+
+def test_streams(tmp_path: Path) -> None:
+    first, second = write_shards(tmp_path, [2, 1])
+    found = find_training([f"stream:{tmp_path}/train-{{000..001}}.tar", "pipe:curl -s https://host/{0..1}.tar"])
+    assert found[:2] == [ShardStream(f"stream:{first}"), ShardStream(f"stream:{second}")]
+    assert [shard.address for shard in found[2:]] == [
+        "pipe:curl -s https://host/0.tar",
+        "pipe:curl -s https://host/1.tar",
+    ]
+    assert list_identity(found)[0] == ("train-000.tar", first.stat().st_size)
+    assert list_identity(found)[2] == ("pipe:curl -s https://host/0.tar", 0)
+    with pytest.raises(ConfigError, match="is streamed and .* is not"):
+        find_training([f"stream:{first}", second])
+    with pytest.raises(AudioError, match="1 of 2 shards are not there: stream:.*train-002.tar"):
+        find_training([f"stream:{tmp_path}/train-{{001..002}}.tar"])
+    with pytest.raises(ConfigError, match="serve `asda pretrain` alone"):
+        find_audio(f"stream:{first}")
+    assert find_training([tmp_path]) == find_audio(tmp_path)

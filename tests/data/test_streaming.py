@@ -1,0 +1,224 @@
+"""Streamed shards: every clip once, ranks apart, exact going on, commands that fail, tars that are cut off."""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from asda_core.catalog import Catalog
+from asda_core.config import DataConfig, RunConfig
+from asda_core.data import stream_batches
+from asda_core.data.counts import SHARDS_FILE
+from asda_core.data.sources import ShardStream, find_training
+from asda_core.data.stream_batches import StreamBatches, open_clips
+from asda_core.data.streaming import Sound, read_stream
+from asda_core.errors import AudioError, ConfigError
+from asda_core.pretrain.data import ClipBatches
+from asda_core.pretrain.loop import pretrain
+from asda_core.pretrain.prefetching import prefetched
+from asda_core.pretrain.reporter import read_log
+from asda_core.pretrain.resuming import TrainingStopped
+from tests.data.shards import sound_bytes, write_shards, write_tar
+
+CONFIG = DataConfig(clip_seconds=0.2, batch_size=4, shuffle_clips=5)
+COUNTS = [4, 7, 3, 6]
+
+
+def streams(folder: Path, counts: list[int] = COUNTS) -> list[ShardStream]:
+    return [ShardStream(f"stream:{file}") for file in write_shards(folder, counts)]
+
+
+def names(clips: StreamBatches, steps: range, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Names of the clips of each step."""
+    seen: list[str] = []
+
+    def stretch(file: Path, share: float, content: bytes | None) -> torch.Tensor:
+        seen.append(str(file))
+        return torch.zeros(10)
+
+    monkeypatch.setattr(clips.reader, "stretch", stretch)
+    found = []
+    for step in steps:
+        seen.clear()
+        clips.batch(step)
+        found.append(list(seen))
+    clips.close()
+    return found
+
+
+def test_every_clip_once_in_an_epoch_and_orders_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = streams(tmp_path)
+    found = names(StreamBatches(shards, CONFIG, 16_000, 1), range(15), monkeypatch)
+    clips = [name for step in found for name in step]
+    epochs = [clips[first : first + 20] for first in (0, 20, 40)]
+    assert len(set(epochs[0])) == 20
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != sorted(epochs[0])
+    other = names(StreamBatches(shards, CONFIG, 16_000, 2), range(5), monkeypatch)
+    assert [name for step in other for name in step] != epochs[0]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("step", [1, 4, 6, 11, 14])
+def test_going_on_is_exact(tmp_path: Path, step: int, workers: int) -> None:
+    """In the middle of a shard, a block and an epoch, with and without the counts that the run noted down."""
+    shards, run = streams(tmp_path / "shards"), tmp_path / "run"
+    through = StreamBatches(shards, CONFIG, 16_000, 1, folder=run)
+    wanted = [through.batch(number) for number in range(16)]
+    through.close()
+    assert len((run / SHARDS_FILE).read_text().splitlines()) >= 4
+    for folder in (None, run):
+        again = StreamBatches(shards, replace(CONFIG, workers=workers), 16_000, 1, folder=folder)
+        for number in range(step, 16):
+            batch = again.batch(number)
+            assert torch.equal(batch.audio, wanted[number].audio)
+            assert torch.equal(batch.numbers, wanted[number].numbers)
+        assert torch.equal(again.batch(0).audio, wanted[0].audio)
+        again.close()
+
+
+def test_known_shards_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, run = streams(tmp_path / "shards"), tmp_path / "run"
+    through = StreamBatches(shards, CONFIG, 16_000, 1, folder=run)
+    for number in range(14):
+        through.batch(number)
+    through.close()
+    read: list[str] = []
+
+    def spied(shard: ShardStream, trouble: list[tuple[Path, str]]) -> object:
+        read.append(shard.address)
+        return read_stream(shard, trouble)
+
+    monkeypatch.setattr(stream_batches, "read_stream", spied)
+    for folder, most in ((run, 3), (None, 15)):
+        read.clear()
+        again = StreamBatches(shards, CONFIG, 16_000, 1, folder=folder)
+        again.batch(10)  # begins the third epoch
+        again.close()
+        assert (len(read) <= 3) == (most == 3)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_read_shards_of_their_own(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = streams(tmp_path, [5, 5, 5, 5])
+    of_ranks = []
+    for rank in range(world):
+        clips = StreamBatches(shards, CONFIG, 16_000, 1, rank, world)
+        found = names(clips, range(10), monkeypatch)
+        assert all(len(step) == 4 // world for step in found)
+        of_ranks.append([name for step in found for name in step])
+    for epoch in range(2):
+        size = 20 // world
+        parts = [set(clips[epoch * size : (epoch + 1) * size]) for clips in of_ranks]
+        assert [len(part) for part in parts] == [size] * world
+        assert len(set.union(*parts)) == 20
+    with pytest.raises(ConfigError, match="4 streamed shards are too few for 8 processes"):
+        StreamBatches(shards, replace(CONFIG, batch_size=8), 16_000, 1, 0, 8)
+
+
+def test_a_broken_sound_is_replaced_and_a_cut_tar_named(tmp_path: Path) -> None:
+    whole, cut = write_shards(tmp_path, [3, 3])
+    broken = write_tar(tmp_path / "broken.tar", [("x.flac", b"no audio"), ("y.flac", sound_bytes(9))])
+    content = cut.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    no_tar = tmp_path / "no.tar"
+    no_tar.write_text("text" * 500)
+    shards = [ShardStream(f"stream:{file}") for file in (whole, cut, broken, no_tar)]
+    through = StreamBatches(shards, CONFIG, 16_000, 1)
+    wanted = [through.batch(step).audio for step in range(6)]
+    assert all((audio.abs().sum(1) > 0).all() for audio in wanted)
+    assert {file.name for file in through.skipped} == {"x.flac", cut.name, "no.tar"}
+    through.close()
+    for workers, step in ((1, 3), (3, 1)):
+        again = StreamBatches(shards, replace(CONFIG, workers=workers), 16_000, 1)
+        assert torch.equal(again.batch(step).audio, wanted[step])
+        again.close()
+
+
+def test_nothing_to_stream(tmp_path: Path) -> None:
+    shards = [ShardStream(f"stream:{write_tar(tmp_path / f'{number}.tar', [])}") for number in range(2)]
+    clips = StreamBatches(shards, CONFIG, 16_000, 1)
+    with pytest.raises(AudioError, match="no audio in the 2 streamed shards"):
+        clips.batch(0)
+    bad = write_tar(tmp_path / "bad.tar", [("x.flac", b"no audio")] * 1)
+    with pytest.raises(AudioError, match="none of the 1 clips of a block of the stream is readable"):
+        StreamBatches([ShardStream(f"stream:{bad}")], CONFIG, 16_000, 1).batch(0)
+    with pytest.raises(AudioError, match="cannot read the shard"):
+        list(read_stream(ShardStream(f"stream:{tmp_path}/none.tar"), []))
+
+
+def test_a_command(tmp_path: Path) -> None:
+    """A connection that breaks twice gives what an unbroken one gives; one that never holds is an error."""
+    (shard,) = write_shards(tmp_path, [4])
+    unbroken = list(read_stream(ShardStream(f"stream:{shard}"), []))
+    size, count = shard.stat().st_size, tmp_path / "count"
+    script = tmp_path / "flaky.sh"
+    script.write_text(
+        f'echo >> {count}\nif [ "$(wc -l < {count})" -lt 3 ]; then head -c {size // 2} {shard}; exit 7; fi\n'
+        f"cat {shard}\n"
+    )
+    trouble: list[tuple[Path, str]] = []
+    found = list(read_stream(ShardStream(f"pipe:sh {script}"), trouble))
+    assert len(count.read_text()) == 3
+    assert [(sound.file.name, sound.content) for sound in found] == [(s.file.name, s.content) for s in unbroken]
+    never = ShardStream(f"pipe:sh -c 'head -c {size // 2} {shard}; exit 7'")
+    with pytest.raises(AudioError, match="failed with status 7 3 times; stopped after 2 clips"):
+        list(read_stream(never, trouble))
+    trouble.clear()
+    cut = ShardStream(f"pipe:head -c {size // 2} {shard}")
+    assert len(list(read_stream(cut, trouble))) == 2
+    assert "cut off" in trouble[0][1]
+
+
+def test_a_command_that_is_left_early_ends(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, [2])
+    endless = ShardStream(f"pipe:sh -c 'cat {shard}; exec sleep 600'")
+    sounds = read_stream(endless, [])
+    assert isinstance(next(sounds), Sound)
+    sounds.close()  # type: ignore[attr-defined]
+
+
+def test_a_shard_that_changed(tmp_path: Path) -> None:
+    shards = streams(tmp_path / "shards", [2, 2])
+    first = StreamBatches(shards, CONFIG, 16_000, 1, folder=tmp_path)
+    first.batch(2)
+    first.close()
+    write_shards(tmp_path / "shards", [3, 3])
+    with pytest.raises(AudioError, match="holds 3 clips and held 2"):
+        StreamBatches(shards, CONFIG, 16_000, 1, folder=tmp_path).batch(1)
+
+
+def test_a_run_on_streams_goes_on_to_the_same_losses(tiny: RunConfig, catalog: Catalog, tmp_path: Path) -> None:
+    config = replace(tiny, data=replace(tiny.data, shuffle_clips=3, workers=2))
+    data = find_training([f"stream:{file}" for file in write_shards(tmp_path / "shards", [3, 2])])
+    pretrain(config, data, tmp_path / "whole", catalog, progress=False)
+    steps: list[int] = []
+    original = StreamBatches.batch
+
+    def batch(self: StreamBatches, step: int) -> object:
+        if step == 4 and not steps:
+            steps.append(step)
+            raise TrainingStopped("pulled the plug")
+        return original(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StreamBatches, "batch", batch)
+        with pytest.raises(TrainingStopped):
+            pretrain(config, data, tmp_path / "stopped", catalog, progress=False)
+    pretrain(config, data, tmp_path / "stopped", catalog, progress=False)
+    losses = [read_log(tmp_path / name)["loss"] for name in ("whole", "stopped")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == config.steps
+
+
+def test_open_clips(tmp_path: Path, audio_folder: Path) -> None:
+    assert isinstance(open_clips(find_training([audio_folder]), CONFIG, 16_000, 1), ClipBatches)
+    clips = open_clips(list(streams(tmp_path / "shards")), CONFIG, 16_000, 1, folder=tmp_path)
+    assert isinstance(clips, StreamBatches)
+    with closing(prefetched(clips, 3, 6)) as batches:
+        found = [batch.audio for batch in batches]
+    assert [torch.equal(clips.batch(step).audio, found[step - 3]) for step in (3, 4, 5)] == [True] * 3
+    clips.close()

@@ -1,0 +1,119 @@
+"""Sounds in shards: found by the index, refused where a shard is damaged, read as any file."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from asda_core.audio import find_audio, read_audio
+from asda_core.data.tars import index_file, index_of, num_bytes, read_headers, split_member
+from asda_core.errors import AudioError
+from tests.data.shards import sound_bytes, write_shards, write_tar
+
+
+def test_a_sound_in_a_shard_is_read_as_any_file(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, [3])
+    files = find_audio(shard)
+    assert [str(file.relative_to(shard)) for file in files] == ["0000.flac", "0001.flac", "0002.flac"]
+    for number, file in enumerate(files):
+        wanted, _ = soundfile.read(io.BytesIO(sound_bytes(number)), dtype="float32")
+        assert np.array_equal(read_audio(file, 16_000).numpy(), wanted)
+        assert num_bytes(file) == len(sound_bytes(number))
+    assert split_member(tmp_path / "a.wav") is None
+    with pytest.raises(AudioError, match=r"none.flac: the shard has no such sound \(3 others\)"):
+        read_audio(shard / "none.flac", 16_000)
+    assert num_bytes(shard / "none.flac") == 0
+
+
+def test_the_index_is_written_once_and_belongs_to_its_shard(tmp_path: Path) -> None:
+    first, second = write_shards(tmp_path, [2, 2])
+    index_of(first)
+    facts = json.loads(index_file(first).read_text())
+    assert facts["columns"] == ["name", "offset", "size", "samples", "rate"]
+    assert [row[0] for row in facts["members"]] == ["0000.flac", "0001.flac"]
+    for name, offset, size, *_ in facts["members"]:
+        assert first.read_bytes()[offset : offset + size] == sound_bytes(int(name[:4]))
+    same_size = (
+        write_tar(tmp_path / "b.tar", [("x.wav", bytes(700))]),
+        write_tar(tmp_path / "c.tar", [("y.wav", bytes(700))]),
+    )
+    index_of(same_size[0])
+    shutil.copy(same_size[1], same_size[0])  # another shard of the same name and size
+    assert list(index_of(same_size[0]).rows) == ["y.wav"]
+    index_file(second).write_text('{"bytes": ')
+    assert list(index_of(second).rows) == ["0002.flac", "0003.flac"]
+
+
+def test_names_that_lead_elsewhere(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", [("./x/a.flac", sound_bytes(0)), ("/../b.flac", sound_bytes(1))])
+    files = find_audio(shard)
+    assert files == [shard / "x" / "a.flac", shard / "b.flac"]
+    assert all(len(read_audio(file, 16_000)) for file in files)
+
+
+def test_a_truncated_shard_gives_what_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shard,) = write_shards(tmp_path, [5])
+    members, trouble = read_headers(shard)
+    assert len(members) == 5
+    assert not trouble
+    content = shard.read_bytes()
+    for cut, whole in ((members[3].offset + 10, 3), (members[3].offset - 100, 3), (members[0].offset + 5, 0)):
+        short = tmp_path / f"cut{cut}.tar"
+        short.write_bytes(content[:cut])
+        index = index_of(short)
+        assert list(index.rows) == [f"{number:04d}.flac" for number in range(whole)]
+        assert "is cut off" in index.trouble[0]
+        assert "is cut off" in capsys.readouterr().err
+    damaged = bytearray(content)
+    damaged[members[2].offset - 500] ^= 0xFF  # in the header of the third: tarfile takes it for the end
+    (tmp_path / "damaged.tar").write_bytes(damaged)
+    assert len(index_of(tmp_path / "damaged.tar").rows) == 2
+    assert index_of(tmp_path / "damaged.tar").trouble
+
+
+def test_a_shard_that_shrank_behind_its_index(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, [2])
+    last = find_audio(shard)[1]
+    offset, size = index_of(shard).place("0001.flac")
+    with shard.open("r+b") as opened:
+        opened.truncate(offset + size - 1)
+    with pytest.raises(AudioError, match="no such sound"):
+        read_audio(last, 16_000)
+
+
+def test_an_empty_tar_and_no_tar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AudioError, match="no audio files in"):
+        find_audio(write_tar(tmp_path / "empty.tar", []))
+    for name, content, reason in (("zero.tar", b"", r"0 bytes"), ("text.tar", b"no tar" * 200, "it is no tar")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AudioError, match=reason):
+            find_audio(tmp_path / name)
+    write_shards(tmp_path, [2])
+    assert len(find_audio(tmp_path)) == 2
+    assert capsys.readouterr().err.count("left out") == 2
+
+
+def test_of_several_of_one_name_the_first_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = [("a.flac", sound_bytes(0)), ("a.flac", sound_bytes(1)), ("b.flac", sound_bytes(2))]
+    shard = write_tar(tmp_path / "a.tar", members)
+    files = find_audio(shard)
+    assert [file.name for file in files] == ["a.flac", "b.flac"]
+    assert "has 1 members of a name that it has already" in capsys.readouterr().err
+    wanted, _ = soundfile.read(io.BytesIO(sound_bytes(0)), dtype="float32")
+    assert torch.equal(read_audio(files[0], 16_000), torch.from_numpy(wanted))
+
+
+def test_a_folder_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shard,) = write_shards(tmp_path, [2])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read only")
+
+    monkeypatch.setattr("asda_core.data.tars.write_text", refuse)
+    assert len(find_audio(shard)) == 2
+    assert not index_file(shard).exists()
