@@ -2,7 +2,8 @@
 
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,21 +58,32 @@ def read_audio(
     **Differs** from the released code, which resamples a two-channel file along the channel axis, so that 44.1 kHz
     stereo plays 2.76 times slower; `resample_along` "channels" does so too.
     """
-    try:
-        with soundfile.SoundFile(str(file)) as sound:
-            rate = sound.samplerate
-            _check_length(Path(file), len(sound))
-            sound.seek(min(int(start_seconds * rate), len(sound)))
-            left = len(sound) - sound.tell()
-            num_frames = left if seconds is None else min(left, math.ceil(seconds * rate))
-            wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
-            mono = _read_mono(sound, num_frames, sample_rate if wrong_axis else rate)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
+    with open_audio(file) as sound:
+        rate = sound.samplerate
+        sound.seek(min(int(start_seconds * rate), len(sound)))
+        left = len(sound) - sound.tell()
+        num_frames = left if seconds is None else min(left, math.ceil(seconds * rate))
+        wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
+        mono = _read_mono(sound, num_frames, sample_rate if wrong_axis else rate)
     if len(mono) == 0:
         raise AudioError(f"cannot use {file}: it holds no samples from {start_seconds:g} s on.")
     check_finite(mono, str(file))
     return mono if wrong_axis else resample(mono, rate, sample_rate)
+
+
+@contextmanager
+def open_audio(file: str | Path) -> Iterator[soundfile.SoundFile]:
+    """An open audio file that tells its length.
+
+    Raises:
+        AudioError: it is missing, empty, no audio, or turns out damaged while it is read.
+    """
+    try:
+        with soundfile.SoundFile(str(file)) as sound:
+            _check_length(Path(file), len(sound))
+            yield sound
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AudioError(f"cannot read {file}: {_reason(Path(file), error)}") from None
 
 
 def _read_mono(sound: soundfile.SoundFile, num_frames: int, row_rate: int) -> Tensor:
@@ -81,13 +93,24 @@ def _read_mono(sound: soundfile.SoundFile, num_frames: int, row_rate: int) -> Te
     except RuntimeError:  # of a damaged header
         raise AudioError(f"cannot use {sound.name}: its header tells of {num_frames} samples.") from None
     done = 0
-    while done < num_frames:
-        block = torch.from_numpy(sound.read(min(BLOCK_SAMPLES, num_frames - done), dtype="float32", always_2d=True))
-        if not len(block):  # the file is shorter than its header says
-            break
-        mono[done : done + len(block)] = resample(block, sound.samplerate, row_rate).mean(dim=1)
+    for block in mono_blocks(sound, num_frames, row_rate, BLOCK_SAMPLES):
+        mono[done : done + len(block)] = block
         done += len(block)
     return mono[:done]
+
+
+def mono_blocks(sound: soundfile.SoundFile, num_frames: int, row_rate: int, size: int) -> Iterator[Tensor]:
+    """Means over the channels, `size` samples at a time; rows are resampled to another `row_rate` first, as released.
+
+    They end with the file where it is shorter than its header says.
+    """
+    done = 0
+    while done < num_frames:
+        block = torch.from_numpy(sound.read(min(size, num_frames - done), dtype="float32", always_2d=True))
+        if not len(block):
+            break
+        yield resample(block, sound.samplerate, row_rate).mean(dim=1)
+        done += len(block)
 
 
 def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int) -> Float[Tensor, "*batch new"]:
@@ -100,8 +123,7 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
     """
     if rate == sample_rate:
         return audio
-    ratio = Fraction(sample_rate, rate).limit_denominator(MAX_RATIO)
-    old, new = ratio.denominator, ratio.numerator
+    old, new = periods(rate, sample_rate)
     block = BLOCK_SAMPLES // old * old
     num_samples, num_resampled = audio.shape[-1], -(-audio.shape[-1] * new // old)
     resampled = audio.new_empty(*audio.shape[:-1], num_resampled)
@@ -113,6 +135,12 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
         stop = min(start + block // old * new, num_resampled)
         resampled[..., start:stop] = made[..., : stop - start]
     return resampled
+
+
+def periods(rate: int, sample_rate: int) -> tuple[int, int]:
+    """How many samples of either rate take the same time: 441 and 160 from 44.1 to 16 kHz."""
+    ratio = Fraction(sample_rate, rate).limit_denominator(MAX_RATIO)
+    return ratio.denominator, ratio.numerator
 
 
 def length_and_rate(file: str | Path) -> tuple[int, int]:
@@ -147,11 +175,19 @@ def check_finite(audio: Tensor, name: str) -> None:
     low, high = (float(edge) for edge in torch.aminmax(audio))  # NaN if any is; hours of audio are not copied
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = ~torch.isfinite(audio)
-        first = bad.nonzero()[0].tolist()
-        count = int(bad.sum())
-        raise AudioError(f"cannot use {name}: {count} samples are NaN or infinite, the first at index {first}.")
+        raise not_finite(name, int(bad.sum()), bad.nonzero()[0].tolist())
     if max(-low, high) > MAX_AMPLITUDE:
-        raise AudioError(f"cannot use {name}: samples reach {max(-low, high):.3g}, where [-1, 1] is expected.")
+        raise absurd(name, max(-low, high))
+
+
+def not_finite(name: str, count: int, first: list[int]) -> AudioError:
+    """The error of NaN or infinite samples."""
+    return AudioError(f"cannot use {name}: {count} samples are NaN or infinite, the first at index {first}.")
+
+
+def absurd(name: str, largest: float) -> AudioError:
+    """The error of samples above `MAX_AMPLITUDE`."""
+    return AudioError(f"cannot use {name}: samples reach {largest:.3g}, where [-1, 1] is expected.")
 
 
 def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int = 0) -> Float[Tensor, " num_samples"]:

@@ -16,14 +16,15 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-    "errors", "files", "devices", "compat", "config", "config_io", "layout", "audio", "model.block",
-    "model.attention", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog",
-    "adapting", "assemble", "counting", "cost", "statistics", "finetune.config", "finetune.heads", "finetune.losses",
-    "finetune.rates", "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher",
-    "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data", "pretrain.reporter",
-    "pretrain.resuming", "pretrain.loop", "official.matching", "official.eat", "official.pickles", "official.told",
+    "errors", "files", "workers", "devices", "compat", "config", "config_io", "layout", "audio", "streaming",
+    "model.block", "model.attention", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs",
+    "catalog", "adapting", "assemble", "counting", "cost", "statistics", "finetune.config", "finetune.heads",
+    "finetune.losses", "finetune.rates", "checkpoint", "starting", "log_mel", "filling", "pretrain.masking",
+    "pretrain.teacher", "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.data",
+    "pretrain.reporter", "pretrain.resuming", "pretrain.loop", "official.matching", "official.eat", "official.pickles", "official.told",
     "official.ssast_names", "official.ssast", "official.reading", "inference.framing", "inference.listening",
-    "inference.attention_maps", "inference.embedding", "inference.classifying", "labelled.examples",
+    "inference.attention_maps", "inference.writing", "inference.indexing", "inference.reading_ahead",
+    "inference.embedding", "inference.many", "inference.classifying", "labelled.examples",
     "labelled.source", "labelled.rows", "labelled.drawing", "labelled.splits", "labelled.tables", "labelled.folders",
     "labelled.datasets", "labelled.audioset", "labelled.reading", "finetune.augment", "finetune.resampling",
     "finetune.scoring", "finetune.pictures", "finetune.evaluation", "finetune.tuned", "finetune.optimizing",
