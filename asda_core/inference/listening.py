@@ -20,9 +20,9 @@ from asda_core.streaming import Clip, Sound
 MAX_STEPS = 768
 """Time steps of a clip that is encoded in one piece: 122.88 s. **Source**: rows of the released table of positions."""
 
-TOKENS_PER_PASS = {"cpu": 1024}
-"""Patches that go through the encoder at once: two windows of 10 s. More gain no speed on a processor, and each takes
-150 kB of memory in the base model."""
+TOKENS_PER_PASS = {"cpu": 512}
+"""Patches that go through the encoder at once: a window of 10 s, or twenty clips of half a second. More gain no speed
+on a processor, and only cost memory."""
 ELSEWHERE = 16384
 """The same on accelerators."""
 
