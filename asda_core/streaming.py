@@ -56,10 +56,7 @@ class StreamedSound:
         with open_audio(file) as sound:
             promised, rate = len(sound), sound.samplerate
             self.wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
-            row_rate = sample_rate if self.wrong_axis else rate
-            found = checked_length(mono_blocks(sound, promised, row_rate, STREAM_SAMPLES), str(file))
-        if found < promised and not _fits(promised):
-            raise AudioError(f"cannot use {file}: its header tells of {promised} samples.")
+        found = self._counted(promised, sample_rate if self.wrong_axis else rate)
         if not found:
             raise AudioError(f"cannot use {file}: it holds no samples from 0 s on.")
         same = self.wrong_axis or rate == sample_rate
@@ -89,6 +86,20 @@ class StreamedSound:
             self._held = torch.cat([self._held[behind:], block])
             self._first += behind
         return self._held[start - self._first : stop - self._first]
+
+    def _counted(self, promised: int, row_rate: int) -> int:
+        """Samples that the file really holds, all of them good."""
+        found, error = 0, None
+        try:
+            with open_audio(self.file) as sound:
+                found = checked_length(mono_blocks(sound, promised, row_rate, STREAM_SAMPLES), str(self.file))
+        except AudioError as raised:
+            error = raised
+        if found < promised and not _fits(promised):
+            raise AudioError(f"cannot use {self.file}: its header tells of {promised} samples.")
+        if error:
+            raise error
+        return found
 
     def _new_blocks(self) -> Iterator[Tensor]:
         """All samples at the wanted rate."""
