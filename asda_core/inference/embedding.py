@@ -22,7 +22,7 @@ from asda_core.workers import Shard
 
 WHOLE_SECONDS = 30.0
 """Longer files are not read whole: their stretches are decoded as the encoder comes to them."""
-WRITES_WAITING = 16
+WRITES_WAITING = 4
 """Embeddings that may wait for the disk."""
 
 
