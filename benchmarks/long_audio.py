@@ -16,7 +16,6 @@ First it is checked that a streamed file gives what the file read whole gives.
 import argparse
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,7 +47,9 @@ REPEATED_MINUTES = 5
 
 
 def peak_mebibytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest since `resident_mebibytes` was asked for: loading a model takes twice its weights for a moment."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def write_noise(file: Path, seconds: int) -> None:
@@ -69,10 +70,10 @@ def listener_of(checkpoint: Path) -> tuple[Listener, EmbedJob]:
 
 
 def measure_file(checkpoint: Path, minutes: int, audio: Path, warm: Path, out: Path) -> tuple[float, float]:
-    """Seconds, and MiB above the model after it has heard something short."""
+    """Seconds, and MiB above the loaded model, which has heard nothing yet."""
     listener, job = listener_of(checkpoint)
+    before = resident_mebibytes(listener.encoder)
     embed_files(listener, {warm: Path("warm.npy")}, out / "warm.npy", job, progress=False)
-    before = resident_mebibytes()
     seconds = repeated(lambda: embed_files(listener, {audio: Path("a")}, out / "a.npy", job, progress=False), minutes)
     return seconds, peak_mebibytes() - before
 
@@ -80,8 +81,8 @@ def measure_file(checkpoint: Path, minutes: int, audio: Path, warm: Path, out: P
 def measure_hear(checkpoint: Path, minutes: int) -> tuple[float, float]:
     """Seconds, and MiB above the model, less the audio and the embeddings."""
     model = load_model(str(checkpoint))
+    before = resident_mebibytes(model)
     get_timestamp_embeddings(torch.zeros(1, WARM_SECONDS * model.sample_rate), model)
-    before = resident_mebibytes()
     audio = torch.randn(1, minutes * 60 * model.sample_rate, generator=torch.Generator().manual_seed(0)).mul_(0.1)
     embeddings, stamps = torch.empty(0), torch.empty(0)
 
@@ -106,8 +107,11 @@ def repeated(what: Callable[[], object], minutes: int) -> float:
     return statistics.median(found)
 
 
-def resident_mebibytes() -> float:
-    """In use now: what the loaded model takes, once it has heard something."""
+def resident_mebibytes(model: torch.nn.Module) -> float:
+    """In use now, with all weights: a file's are mapped, and come into memory as they are used."""
+    for weights in model.parameters():
+        weights.sum()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / MEBIBYTE
 
