@@ -123,13 +123,24 @@ def _read_mono(sound: soundfile.SoundFile, name: str, num_frames: int, row_rate:
     if sound.channels == 1:  # samples go straight to their place
         return mono[: len(sound.read(out=mono.numpy()))]
     done = 0
-    while done < num_frames:
-        block = torch.from_numpy(sound.read(min(BLOCK_SAMPLES, num_frames - done), dtype="float32", always_2d=True))
-        if not len(block):  # the file is shorter than its header says
-            break
-        mono[done : done + len(block)] = resample(block, sound.samplerate, row_rate).mean(dim=1)
+    for block in mono_blocks(sound, num_frames, row_rate, BLOCK_SAMPLES):
+        mono[done : done + len(block)] = block
         done += len(block)
     return mono[:done]
+
+
+def mono_blocks(sound: soundfile.SoundFile, num_frames: int, row_rate: int, size: int) -> Iterator[Tensor]:
+    """Means over the channels, `size` samples at a time; rows are resampled to another `row_rate` first, as released.
+
+    They end with the file where it is shorter than its header says.
+    """
+    done = 0
+    while done < num_frames:
+        block = torch.from_numpy(sound.read(min(size, num_frames - done), dtype="float32", always_2d=True))
+        if not len(block):
+            break
+        yield resample(block, sound.samplerate, row_rate).mean(dim=1)
+        done += len(block)
 
 
 def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int) -> Float[Tensor, "*batch new"]:
@@ -142,8 +153,7 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
     """
     if rate == sample_rate:
         return audio
-    ratio = Fraction(sample_rate, rate).limit_denominator(MAX_RATIO)
-    old, new = ratio.denominator, ratio.numerator
+    old, new = periods(rate, sample_rate)
     resampler = _resampler(old, new, audio.dtype, audio.device)
     block = BLOCK_SAMPLES // old * old
     num_samples, num_resampled = audio.shape[-1], -(-audio.shape[-1] * new // old)
@@ -162,6 +172,12 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
 def _resampler(old: int, new: int, dtype: torch.dtype, device: torch.device) -> torchaudio.transforms.Resample:
     """torchaudio's resampling with its kernel made once; of the audio's type, as its function makes it each time."""
     return torchaudio.transforms.Resample(old, new, dtype=dtype).to(device)
+
+
+def periods(rate: int, sample_rate: int) -> tuple[int, int]:
+    """How many samples of either rate take the same time: 441 and 160 from 44.1 to 16 kHz."""
+    ratio = Fraction(sample_rate, rate).limit_denominator(MAX_RATIO)
+    return ratio.denominator, ratio.numerator
 
 
 def length_and_rate(file: str | Path) -> tuple[int, int]:
@@ -192,11 +208,19 @@ def check_finite(audio: Tensor, name: str) -> None:
     low, high = (float(edge) for edge in torch.aminmax(audio))  # NaN if any is; hours of audio are not copied
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = ~torch.isfinite(audio)
-        first = bad.nonzero()[0].tolist()
-        count = int(bad.sum())
-        raise AudioError(f"cannot use {name}: {count} samples are NaN or infinite, the first at index {first}.")
+        raise not_finite(name, int(bad.sum()), bad.nonzero()[0].tolist())
     if max(-low, high) > MAX_AMPLITUDE:
-        raise AudioError(f"cannot use {name}: samples reach {max(-low, high):.3g}, where [-1, 1] is expected.")
+        raise absurd(name, max(-low, high))
+
+
+def not_finite(name: str, count: int, first: list[int]) -> AudioError:
+    """The error of NaN or infinite samples."""
+    return AudioError(f"cannot use {name}: {count} samples are NaN or infinite, the first at index {first}.")
+
+
+def absurd(name: str, largest: float) -> AudioError:
+    """The error of samples above `MAX_AMPLITUDE`."""
+    return AudioError(f"cannot use {name}: samples reach {largest:.3g}, where [-1, 1] is expected.")
 
 
 def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int = 0) -> Float[Tensor, " num_samples"]:

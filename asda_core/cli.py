@@ -57,6 +57,7 @@ EXIT_STOPPED = 130
 def run_command(arguments: Sequence[str] | None, make_parser: Callable[[], argparse.ArgumentParser]) -> int:
     """Parse, run, and turn a user's mistake into one line on stderr."""
     parsed = make_parser().parse_args(arguments)
+    parsed.given = list(sys.argv[1:] if arguments is None else arguments)  # what other processes of it are given too
     try:
         parsed.run(parsed)
     except TrainingStopped as stopped:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 
@@ -33,5 +33,5 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
     if count < 2:
         return Estimate(mean, math.nan, count)
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    quantile = float(student_t.ppf((1 + confidence) / 2, count - 1))
+    quantile = float(stdtrit(count - 1, (1 + confidence) / 2))
     return Estimate(mean, quantile * math.sqrt(variance / count), count)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError
+from asda_core.workers import Shard, read_shard
 from asda_hear.ablation.cells import Work
 from asda_hear.ablation.estimate import print_estimate
 from asda_hear.ablation.many import run_jobs, submit_jobs
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
-from asda_hear.ablation.run import CellsFailed, Shard, prepare, run_plan, write_all_rows
+from asda_hear.ablation.run import CellsFailed, prepare, run_plan, write_all_rows
 from asda_hear.reporting.report import PAGE_FILE, write_report
 
 RESULTS = Path("results")
@@ -37,17 +38,6 @@ def add_ablate(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(run=run_ablate)
-
-
-def read_shard(text: str) -> Shard:
-    """ "2/5" -> the second of five parts."""
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 2/5.")
-    try:
-        return Shard(int(index), int(count))
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run_ablate(parsed: argparse.Namespace) -> None:

@@ -10,12 +10,14 @@ from asda_core.checkpoint import MODEL_FILE, STEP_FOLDERS
 from asda_core.cli import run_command
 from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError, TaskError
+from asda_core.workers import ended_as_interrupt
 from asda_hear.ablate import add_ablate
 from asda_hear.api import LOG_MEL, load_model
 from asda_hear.demo import run_demo
 from asda_hear.evaluate.compat import validate
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
-from asda_hear.evaluate.runner import EvaluationConfig, evaluate, find_tasks
+from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs, score_in_processes, score_pairs
+from asda_hear.evaluate.runner import EvaluationConfig, find_tasks
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
 from asda_hear.evaluate.standing import write_standing
 from asda_hear.evaluate.tasks import TRAIN_VALID_TEST, TaskConfig, build_task, check_task, resample_task
@@ -86,6 +88,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid-points", type=int, default=8, help="of the predictor; HEAR's own is 8")
     parser.add_argument("--threads", type=int, default=1, help="scores change with it")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of load_model")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine, --threads each")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(run=run_evaluate)
 
 
@@ -132,20 +136,43 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
     options = parsed_changes(parsed.option, "--option")
     tasks = find_tasks(parsed.tasks, parsed.task)
     config = EvaluationConfig(parsed.grid, parsed.grid_points, parsed.threads)
+    if parsed.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, not {parsed.jobs}.")
     names = [model_name(model, options) for model in parsed.model]
     if len(set(names)) < len(names):
         raise ConfigError(f"two models would be called the same: {', '.join(names)}; give each its own folder.")
-    for model in parsed.model:  # all are opened now: a mistake shows before hours of evaluation
-        load_model(model, **options)
-    rows = []
-    for model, name in zip(parsed.model, names, strict=True):
-        rows += [(name, score) for score in evaluate(model, tasks, parsed.out / name, config, options)]
-        write_tables(rows + scores_beside(parsed.out, names), parsed.out)
+    work = Pairs(
+        [Pair(model, name, task) for model, name in zip(parsed.model, names, strict=True) for task in tasks],
+        parsed.out,
+        config,
+        options,
+    )
+    try:
+        if parsed.jobs > 1:
+            rows = score_in_processes(work, parsed.given, min(parsed.jobs, len(work.pairs)))
+        else:
+            for model in parsed.model:  # all are opened now: a mistake shows before hours of evaluation
+                load_model(model, **options)
+            rows = score_here(work, parsed, names)
+    except EvaluationFailed as failed:
+        write_tables(failed.rows + scores_beside(parsed.out, names), parsed.out)
+        raise
+    if parsed.worker:
+        return
     everything = rows + scores_beside(parsed.out, names)
+    write_tables(everything, parsed.out)
     print(to_markdown(everything), end="")
     if standing := write_standing(everything, parsed.out):
         print(f"\n{standing}", end="")
     print(f"written to {parsed.out}/scores.md, .csv, .json", file=sys.stderr)
+
+
+def score_here(work: Pairs, parsed: argparse.Namespace, names: Sequence[str]) -> list[tuple[str, TaskScore]]:
+    """Score in this process; the tables grow as models are done."""
+    if parsed.worker:
+        with ended_as_interrupt():
+            return score_pairs(work, progress=False)
+    return score_pairs(work, True, lambda rows: write_tables(rows + scores_beside(parsed.out, names), parsed.out))
 
 
 def scores_beside(out: Path, names: Sequence[str]) -> list[tuple[str, TaskScore]]:

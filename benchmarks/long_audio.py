@@ -1,65 +1,183 @@
-"""Long audio: time per minute and memory above the loaded model, beside the first minute. Sides are interleaved.
+"""Long audio: time per minute and memory above the loaded model, through a file and through HEAR's timestamps.
 
-    OMP_NUM_THREADS=1 python benchmarks/long_audio.py 120
+    OMP_NUM_THREADS=1 python benchmarks/long_audio.py 10 60 180
 
-prints, for one minute and for so many minutes, the median seconds per minute of audio and the largest memory in use
-above the loaded model, less the audio and the embeddings themselves.
+prints for one minute and for so many minutes the median seconds per minute of audio, their ratio to the first minute,
+and the largest memory in use above the loaded model. Each side is a process of its own, since a peak never falls, and
+the sides are interleaved.
+
+- `file`: what `asda embed --granularity frame --window-seconds S` does with a WAV of 44.1 kHz, S the clip length of the
+  training, so that one minute goes through in windows as three hours do. Input and output are on the disk.
+- `hear`: `get_timestamp_embeddings` of a tensor; less the tensors of audio and embeddings themselves.
+
+First it is checked that a streamed file gives what the file read whole gives.
 """
 
 import argparse
-import resource
+import os
+import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
+import soundfile
 import torch
 
+from asda_core.audio import read_audio
+from asda_core.catalog import installed_catalog
+from asda_core.checkpoint import load_encoder
+from asda_core.inference.embedding import embed_files
+from asda_core.inference.indexing import EmbedJob
+from asda_core.inference.listening import Listener, ListenOptions
+from asda_core.official.reading import read_model
 from asda_hear import get_timestamp_embeddings, load_model
+from asda_hear.api import DEFAULT_WEIGHTS
 
 MEBIBYTE = 1 << 20
-ROUNDS = 3
+FILE_RATE = 44_100
+WARM_SECONDS = 20
+REPEATED_MINUTES = 5
+"""What is shorter is repeated within its process, so that a minute is measured as well as an hour."""
 
 
 def peak_mebibytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest since `resident_mebibytes` was asked for: loading a model takes twice its weights for a moment."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def measure(minutes: int) -> None:
-    """One side, in a process of its own, since the peak never falls: seconds per minute, MiB."""
-    model = load_model()
+def write_noise(file: Path, seconds: int) -> None:
+    """Noise, a minute at a time; mono, 16 bits."""
+    generator = np.random.default_rng(0)
+    with soundfile.SoundFile(file, "w", FILE_RATE, 1) as sound:
+        for first in range(0, seconds, 60):
+            block = 0.1 * generator.standard_normal(min(60, seconds - first) * FILE_RATE, dtype=np.float32)
+            sound.write(block)
+
+
+def listener_of(checkpoint: Path) -> tuple[Listener, EmbedJob]:
+    model = read_model(checkpoint)
+    seconds = model.config.data.clip_seconds
+    options = ListenOptions(window_seconds=seconds, clip_seconds=seconds, padding=model.config.data.padding)
+    front_end, encoder = load_encoder(model, installed_catalog())
+    return Listener(front_end, encoder, options), EmbedJob(str(checkpoint), "frame", "npy", asdict(options))
+
+
+def measure_file(checkpoint: Path, minutes: int, audio: Path, warm: Path, out: Path) -> tuple[float, float]:
+    """Seconds, and MiB above the loaded model, which has heard nothing yet."""
+    listener, job = listener_of(checkpoint)
+    before = resident_mebibytes(listener.encoder)
+    embed_files(listener, {warm: Path("warm.npy")}, out / "warm.npy", job, progress=False)
+    seconds = repeated(lambda: embed_files(listener, {audio: Path("a")}, out / "a.npy", job, progress=False), minutes)
+    return seconds, peak_mebibytes() - before
+
+
+def measure_hear(checkpoint: Path, minutes: int) -> tuple[float, float]:
+    """Seconds, and MiB above the model, less the audio and the embeddings."""
+    model = load_model(str(checkpoint))
+    before = resident_mebibytes(model)
+    get_timestamp_embeddings(torch.zeros(1, WARM_SECONDS * model.sample_rate), model)
     audio = torch.randn(1, minutes * 60 * model.sample_rate, generator=torch.Generator().manual_seed(0)).mul_(0.1)
-    get_timestamp_embeddings(audio[:, : model.sample_rate], model)
-    before, start = peak_mebibytes(), time.perf_counter()
-    embeddings, stamps = get_timestamp_embeddings(audio, model)
-    seconds = time.perf_counter() - start
+    embeddings, stamps = torch.empty(0), torch.empty(0)
+
+    def embed() -> None:
+        nonlocal embeddings, stamps
+        embeddings = stamps = torch.empty(0)
+        embeddings, stamps = get_timestamp_embeddings(audio, model)
+
+    seconds = repeated(embed, minutes)
     assert float(stamps[0, -1]) == minutes * 60_000
-    output = (embeddings.numel() + stamps.numel()) * 4 / MEBIBYTE
-    print(seconds / minutes, max(0.0, peak_mebibytes() - before - output))
+    given = (audio.numel() + embeddings.numel() + stamps.numel()) * 4 / MEBIBYTE
+    return seconds, peak_mebibytes() - before - given
 
 
-def side(minutes: int) -> tuple[float, float]:
-    result = subprocess.run(
-        [sys.executable, __file__, str(minutes), "--one"], capture_output=True, text=True, check=True
-    )
+def repeated(what: Callable[[], object], minutes: int) -> float:
+    """Median seconds; what is short is done several times."""
+    found = []
+    for _ in range(max(1, REPEATED_MINUTES // minutes)):
+        start = time.perf_counter()
+        what()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def resident_mebibytes(model: torch.nn.Module) -> float:
+    """In use now, with all weights: a file's are mapped, and come into memory as they are used."""
+    for weights in model.parameters():
+        weights.sum()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / MEBIBYTE
+
+
+def side(which: str, minutes: int, checkpoint: Path, folder: Path) -> tuple[float, float]:
+    """Seconds per minute and MiB, of a process of its own."""
+    command = [sys.executable, __file__, str(minutes), "--one", which, "--checkpoint", str(checkpoint)]
+    result = subprocess.run([*command, "--folder", str(folder)], capture_output=True, text=True, check=True)
     seconds, memory = map(float, result.stdout.split())
-    return seconds, memory
+    return seconds / minutes, memory
+
+
+def check_equal(checkpoint: Path, folder: Path) -> None:
+    """A streamed file and the same file read whole."""
+    file = folder / "check.wav"
+    write_noise(file, 45)
+    listener, job = listener_of(checkpoint)
+    embed_files(listener, {file: Path("x")}, folder / "check.npy", job, progress=False)
+    whole = listener.listen(read_audio(file, listener.sample_rate)).tokens.numpy()
+    difference = float(np.abs(np.load(folder / "check.npy") - whole).max())
+    assert difference < 1e-3, difference
+    print(f"streamed and whole, 45 s: largest difference {difference:.1e}, of values up to {np.abs(whole).max():.1f}")
+
+
+def compare(which: str, lengths: list[int], rounds: int, checkpoint: Path, folder: Path) -> None:
+    found: dict[int, list[tuple[float, float]]] = {minutes: [] for minutes in lengths}
+    for _ in range(rounds):
+        for minutes in lengths:
+            found[minutes].append(side(which, minutes, checkpoint, folder))
+    for minutes in lengths:
+        seconds, memory = (statistics.median(values) for values in zip(*found[minutes], strict=True))
+        pairs = zip(found[minutes], found[lengths[0]], strict=True)
+        ratio = statistics.median(long[0] / short[0] for long, short in pairs)
+        line = f"{which:>5} {minutes:>4} min: {seconds:.3f} s per minute of audio, {ratio:.3f} of the first"
+        print(f"{line}, {memory:.0f} MiB above the model", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("minutes", type=int, nargs="?", default=120)
-    parser.add_argument("--one", action="store_true", help="measure one side and print it")
+    parser.add_argument("minutes", type=int, nargs="*", default=[10, 60], help="lengths beside one minute")
+    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_WEIGHTS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["file", "hear"])
+    parser.add_argument("--one", choices=["file", "hear"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     if parsed.one:
-        measure(parsed.minutes)
+        minutes, folder = parsed.minutes[0], parsed.folder
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            if parsed.one == "hear":
+                print(*measure_hear(parsed.checkpoint, minutes))
+            else:
+                audio = folder / f"{minutes}.wav"
+                print(*measure_file(parsed.checkpoint, minutes, audio, folder / "check.wav", Path(out)))
         return
-    short, long = zip(*[(side(1), side(parsed.minutes)) for _ in range(ROUNDS)], strict=True)
-    for minutes, sides in ((1, short), (parsed.minutes, long)):
-        seconds, memory = (statistics.median(values) for values in zip(*sides, strict=True))
-        print(f"{minutes:>4} min: {seconds:.3f} s per minute of audio, {memory:.0f} MiB above the model and its output")
-    ratio = statistics.median(b[0] / a[0] for a, b in zip(short, long, strict=True))
-    print(f"ratio of the time per minute: {ratio:.3f}")
+    machine = f"{platform.machine()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads"
+    print(f"{machine}, {parsed.checkpoint.name}", flush=True)
+    lengths = sorted({1, *parsed.minutes})
+    with tempfile.TemporaryDirectory() as name:
+        check_equal(parsed.checkpoint, Path(name))
+        if parsed.only != "hear":
+            for minutes in lengths:
+                write_noise(Path(name) / f"{minutes}.wav", minutes * 60)
+        for which in ("file", "hear"):
+            if parsed.only in (None, which):
+                compare(which, lengths, parsed.rounds, parsed.checkpoint, Path(name))
 
 
 if __name__ == "__main__":

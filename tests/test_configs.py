@@ -22,6 +22,7 @@ PARAMETERS = {
     "asda_base": 92_364_288,
     "eat_base": 85_254_144,
     "eat_large": 302_575_616,
+    "asda_small": 1_979_520,
     "asda_tiny": 893_696,
     "mfcc_gram": 9_524_224,
     "ssast_base": 85_648_128,

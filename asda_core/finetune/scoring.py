@@ -1,5 +1,6 @@
 """How good the scores of a classifier are: accuracy, mAP, AUC and d', over all clips and for each class."""
 
+import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import norm
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.special import ndtri
 
 from asda_core.errors import ConfigError, TaskError
 from asda_core.finetune.resampling import affordable, resample
@@ -126,11 +126,12 @@ def class_areas(
     truth: Bool[np.ndarray, "clips classes"], scores: Float[np.ndarray, "clips classes"]
 ) -> tuple[Float[np.ndarray, " classes"], Float[np.ndarray, " classes"]]:
     """Average precision and AUC of each class; NaN without a positive clip, for AUC also without a negative one."""
+    metrics = importlib.import_module("sklearn.metrics")  # a second that every start of `asda` would take else
     average_precision, area = np.full((2, truth.shape[1]), math.nan)
     for index in np.flatnonzero(truth.any(axis=0)):
-        average_precision[index] = average_precision_score(truth[:, index], scores[:, index])
+        average_precision[index] = metrics.average_precision_score(truth[:, index], scores[:, index])
         if not truth[:, index].all():
-            area[index] = roc_auc_score(truth[:, index], scores[:, index])
+            area[index] = metrics.roc_auc_score(truth[:, index], scores[:, index])
     return average_precision, area
 
 
@@ -162,7 +163,7 @@ def intervals(
 
 def d_prime(area: float | None) -> float | None:
     """Distance of two normal distributions with that AUC, in standard deviations; None where it is infinite."""
-    return math.sqrt(2) * float(norm.ppf(area)) if area is not None and 0 < area < 1 else None
+    return math.sqrt(2) * float(ndtri(area)) if area is not None and 0 < area < 1 else None
 
 
 def _checked(

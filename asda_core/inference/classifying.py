@@ -15,6 +15,7 @@ from asda_core.errors import ConfigError
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
 from asda_core.inference.listening import Listener
+from asda_core.streaming import Sound
 
 INDEX = re.compile("[0-9]{1,6}")
 """How a row of a label file begins that has an index."""
@@ -30,7 +31,7 @@ class Label:
 
 @torch.no_grad()
 def probabilities(
-    listener: Listener, classifier: Classifier, audio: Float[Tensor, " samples"]
+    listener: Listener, classifier: Classifier, audio: Float[Tensor, " samples"] | Sound
 ) -> Float[Tensor, " classes"]:
     """Probability of every class in a clip: over several windows, their mean by the time steps that are kept.
 

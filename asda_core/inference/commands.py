@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from asda_core.audio import find_audio, read_audio
+from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, metadata_of, write_model
 from asda_core.config import Padding
@@ -16,9 +16,12 @@ from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.files import file_digest
 from asda_core.inference.classifying import class_names, probabilities, read_labels
-from asda_core.inference.embedding import EmbedJob, embed_files, output_names
+from asda_core.inference.embedding import embed_files, open_sound, output_names
+from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.listening import Listener, ListenOptions, as_trained
+from asda_core.inference.many import embed_in_processes
 from asda_core.official.reading import read_model
+from asda_core.workers import Shard, read_shard
 
 FILLED: dict[str, Padding] = {"default": "silence", "released": "features"}
 NO_FORMATS = ("npz", "pt", "pth", "h5", "hdf5", "csv", "json", "parquet")
@@ -37,6 +40,9 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
         "there is no class token",
     )
     parser.add_argument("--format", choices=["npy", "safetensors"], help="of the files in a folder (default: npy)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine")
+    parser.add_argument("--shard", type=read_shard, default=Shard(), metavar="I/N", help="do this part of N only")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     _add_listening(parser, "take each clip as it is")
     parser.set_defaults(run=run_embed)
 
@@ -69,6 +75,11 @@ def run_embed(parsed: argparse.Namespace) -> None:
     elif parsed.format not in (None, suffix):
         raise ConfigError(f"--out {parsed.out} and --format {parsed.format} ask for two formats.")
     names = output_names(parsed.sources, suffix)  # a wrong path shows before a large checkpoint is read
+    if parsed.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, not {parsed.jobs}.")
+    if parsed.jobs > 1:
+        print(embed_in_processes(parsed.given, names, parsed.out, parsed.jobs, parsed.shard))
+        return
     checkpoint, options = _read(parsed)
     listener = _listener(checkpoint, options, parsed.device)
     job = EmbedJob(
@@ -77,7 +88,7 @@ def run_embed(parsed: argparse.Namespace) -> None:
         format=suffix,
         listening=asdict(options),
     )
-    print(embed_files(listener, names, parsed.out, job))
+    print(embed_files(listener, names, parsed.out, job, not parsed.worker, parsed.shard))
 
 
 def run_classify(parsed: argparse.Namespace) -> None:
@@ -94,12 +105,12 @@ def run_classify(parsed: argparse.Namespace) -> None:
     files = [file for source in parsed.files for file in (find_audio(source) if source.is_dir() else [source])]
     for file in files:
         try:
-            audio = read_audio(file, listener.sample_rate, resample_along=options.resample_along)
+            sound = open_sound(file, listener)
+            likely, numbers = probabilities(listener, classifier, sound).topk(min(parsed.top, len(names)))
         except AudioError as error:
             failed += 1
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        likely, numbers = probabilities(listener, classifier, audio).topk(min(parsed.top, len(names)))
         found = [(names[number], value) for number, value in zip(numbers.tolist(), likely.tolist(), strict=True)]
         if parsed.json:
             print(json.dumps({"file": str(file), "labels": [{"label": n, "probability": p} for n, p in found]}))

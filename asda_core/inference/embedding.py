@@ -1,72 +1,68 @@
 """Audio files -> files of embeddings: `asda embed`. What is done is not done again."""
 
-import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from asda_core.audio import find_audio, read_audio
+from asda_core.audio import find_audio, length_and_rate, read_audio
 from asda_core.errors import AudioError, ConfigError
-from asda_core.files import save_tensors, write_text, write_whole
-from asda_core.inference.listening import Heard, Listener
+from asda_core.inference.indexing import SKIPPED_FILE, EmbedJob, Entry, Index, entry_of
+from asda_core.inference.listening import Cut, Heard, Listener, check_audio
+from asda_core.inference.reading_ahead import InBackground, Together, read_ahead
+from asda_core.inference.writing import NO_CLASS_TOKEN, embedding, write_embedding, write_pieces
+from asda_core.streaming import StreamedSound
+from asda_core.workers import Shard
 
-Granularity = Literal["all", "frame", "utterance"]
-Format = Literal["npy", "safetensors"]
-
-SETTINGS_FILE = "embed.json"
-INDEX_FILE = "index.jsonl"
-SKIPPED_FILE = "skipped.jsonl"
-NO_CLASS_TOKEN = "granularity 'all' puts the class token first, but this model has none; take 'frame'."
-TENSOR_NAME = "embedding"
-"""Name of the one tensor in a safetensors file of an embedding."""
+WHOLE_SECONDS = 30.0
+"""Longer files are not read whole: their stretches are decoded as the encoder comes to them."""
+WRITES_WAITING = 4
+"""Embeddings that may wait for the disk."""
 
 
 @dataclass(frozen=True)
-class EmbedJob:
-    """What is made of the files of a folder, as `embed.json` keeps it.
+class Work:
+    """One file: where its sound is, and where its embedding goes."""
 
-    Attributes:
-        checkpoint: name and digest of the file of weights, and which weights of it.
-        granularity: "all" (class token and patches), "frame" (patches, 8 per time step), "utterance" (the summary).
-        format: of the files.
-        listening: the options of the listener.
-    """
-
-    checkpoint: str
-    granularity: Granularity
-    format: Format
-    listening: Mapping[str, object]
+    file: Path
+    name: Path
+    target: Path
 
 
-def embedding(heard: Heard, granularity: Granularity) -> Float[Tensor, "*tokens dim"]:
-    """The rows of a clip: (1 + N, D) with the class token first, (N, D) patches, or (D,).
+@dataclass(frozen=True)
+class Ready:
+    """A file that was read: its samples where it is short, else a stream of them; and the index's line for it."""
 
-    Raises:
-        ConfigError: "all" of a model that has no class token.
-
-    **Source**: granularities of the released feature extraction.
-    """
-    if granularity == "frame":
-        return heard.tokens
-    if granularity == "utterance":
-        return heard.summary
-    if not heard.has_class_token:
-        raise ConfigError(NO_CLASS_TOKEN)
-    return torch.cat([heard.summary[None], heard.tokens])
+    sound: Tensor | StreamedSound
+    cut: Cut
+    entry: Entry
 
 
-def embed_files(listener: Listener, names: Mapping[Path, Path], out: Path, job: EmbedJob, progress: bool = True) -> str:
+@dataclass(frozen=True)
+class Unusable:
+    """A file that was not: the reason."""
+
+    reason: str
+
+
+def embed_files(
+    listener: Listener,
+    names: Mapping[Path, Path],
+    out: Path,
+    job: EmbedJob,
+    progress: bool = True,
+    shard: Shard | None = None,
+) -> str:
     """Embed audio files; what `out` already holds of the same files is left as it is.
+
+    Files are decoded in the background. Short ones of equal length go through the encoder together, which changes the
+    last digits at most; those above 30 s are never whole in memory, and neither are their embeddings.
 
     Args:
         listener: the model.
@@ -74,6 +70,7 @@ def embed_files(listener: Listener, names: Mapping[Path, Path], out: Path, job: 
         out: folder; or the file to write, by its suffix, for a single source file.
         job: what is made; another one in the same folder is refused.
         progress: whether to show a bar.
+        shard: which part of the files to do; other processes may do the others into the same folder meanwhile.
 
     Returns:
         one line on what was done.
@@ -82,46 +79,114 @@ def embed_files(listener: Listener, names: Mapping[Path, Path], out: Path, job: 
         AudioError: no file is readable.
         ConfigError: the folder holds embeddings that were made otherwise, or of other files by these names.
     """
+    part = shard or Shard()
     single = out.suffix.lower() in (".npy", ".safetensors")
     if single and len(names) > 1:
         raise ConfigError(f"{out} is one file, but there are {len(names)} audio files; give a folder.")
     if job.granularity == "all" and listener.encoder.class_token is None:
         raise ConfigError(NO_CLASS_TOKEN)
-    index = {} if single else _claim(out, job, names)
-    skipped: dict[Path, str] = {}
-    made = 0
-    for file, name in tqdm(names.items(), unit="file", disable=not progress, desc="embed"):
-        target = out if single else out / name
-        try:
-            entry = _entry(name, file)
-            if index.get(entry["embedding"]) == entry and target.exists():
-                continue
-            audio = read_audio(file, listener.sample_rate, resample_along=listener.options.resample_along)
-            heard = listener.listen(audio)
-        except AudioError as error:
-            skipped[file] = str(error)
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_embedding(target, embedding(heard, job.granularity), heard, job)
-        made += 1
-        if not single:
-            _note(out / INDEX_FILE, entry)
-    if len(skipped) == len(names):
+    index = None if single else Index(out, names)
+    if index:
+        index.claim(job, shared=part.count > 1)
+    mine = part.of([Work(file, name, out if single else out / name) for file, name in names.items()])
+    embedder = Embedder(listener, job, index, progress)
+    embedder.run(mine)
+    made = embedder.made
+    if len(embedder.skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
-    if not single:
-        _tidy(out, names, skipped)
-    return _summary(out, made, len(names) - len(skipped) - made, len(skipped))
+    if index:
+        index.tidy([work.file for work in mine], embedder.skipped)
+    return summary(out, made, len(mine) - len(embedder.skipped) - made, len(embedder.skipped))
 
 
-def write_embedding(target: Path, values: Tensor, heard: Heard, job: EmbedJob) -> None:
-    """Write one file, whole or not at all, float32."""
-    values = values.float().cpu().contiguous()
-    if job.format == "npy":
-        write_whole(target, lambda part: _save_npy(part, values))
-        return
-    facts = {"granularity": job.granularity, "time_steps": str(heard.grid[0]), "bands": str(heard.grid[1])}
-    write_whole(target, lambda part: save_tensors(part, {TENSOR_NAME: values}, facts))
+def open_sound(file: Path, listener: Listener) -> Tensor | StreamedSound:
+    """A file as a listener wants it: a short one read whole, a long one as a stream; checked.
+
+    Raises:
+        AudioError: as of `audio.read_audio`.
+    """
+    num_samples, rate = length_and_rate(file)
+    along, sample_rate = listener.options.resample_along, listener.sample_rate
+    if num_samples > WHOLE_SECONDS * rate:
+        return StreamedSound(file, sample_rate, along)
+    audio = read_audio(file, sample_rate, resample_along=along)
+    check_audio(audio)
+    return audio
+
+
+class Embedder:
+    """Embeds files one after the other, or several together, and notes what is done."""
+
+    def __init__(self, listener: Listener, job: EmbedJob, index: Index | None, progress: bool) -> None:
+        self.listener, self.job, self.index, self.progress = listener, job, index, progress
+        self.skipped: dict[Path, str] = {}
+        self.made = 0
+
+    def run(self, mine: Sequence[Work]) -> None:
+        """Embed all that is not there yet."""
+        together: Together[tuple[Work, Ready]] = Together()
+        with (
+            tqdm(total=len(mine), unit="file", disable=not self.progress, desc="embed") as bar,
+            InBackground(WRITES_WAITING) as writer,
+        ):
+            for number, (work, read) in enumerate(read_ahead(mine, self._read)):
+                if isinstance(read, Unusable):
+                    self._skip(work, read.reason)
+                elif isinstance(read, Ready) and read.cut.in_one_piece and isinstance(read.sound, Tensor):
+                    full = self.listener.per_pass(read.cut)
+                    self._hear(together.add((work, read), read.cut.steps, len(read.sound), full), writer)
+                elif isinstance(read, Ready):
+                    self._stream(work, read)
+                bar.update(number + 1 - together.waiting - bar.n)
+            for clips in together.rest():
+                self._hear(clips, writer)
+                bar.update(len(clips))
+
+    def _read(self, work: Work) -> Ready | Unusable | None:
+        """Read one file; None if its embedding is there. Runs in the background."""
+        try:
+            entry = entry_of(work.name, work.file)
+            if self.index and self.index.holds(entry):
+                return None
+            sound = open_sound(work.file, self.listener)
+            num_samples = len(sound) if isinstance(sound, Tensor) else sound.num_samples
+            return Ready(sound, self.listener.cut(num_samples), entry)
+        except AudioError as error:
+            return Unusable(str(error))
+
+    def _hear(self, clips: Sequence[tuple[Work, Ready]], writer: InBackground) -> None:
+        """Short files of one length, in one pass; they are written in the background."""
+        if not clips:
+            return
+        heard = self.listener.listen_together([ready.sound for _, ready in clips if isinstance(ready.sound, Tensor)])
+        for (work, ready), each in zip(clips, heard, strict=True):
+            writer.do(partial(self._write, work, ready.entry, each))
+        self.made += len(clips)
+
+    def _write(self, work: Work, entry: Entry, heard: Heard) -> None:
+        work.target.parent.mkdir(parents=True, exist_ok=True)
+        write_embedding(work.target, embedding(heard, self.job.granularity), heard.grid, self.job.kind)
+        self._note(entry)
+
+    def _stream(self, work: Work, read: Ready) -> None:
+        """A file that is heard in several windows, or is long: written as they come."""
+        work.target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            pieces = self.listener.pieces(read.sound)
+            write_pieces(work.target, pieces, read.cut.steps, self.job.kind)
+        except AudioError as error:
+            self._skip(work, str(error))
+            return
+        self.made += 1
+        self._note(read.entry)
+
+    def _note(self, entry: Entry) -> None:
+        if self.index:
+            self.index.note(entry)
+
+    def _skip(self, work: Work, reason: str) -> None:
+        self.skipped[work.file] = reason
+        tqdm.write(f"skipped: {reason}", file=sys.stderr)
 
 
 def output_names(sources: Iterable[Path], suffix: str) -> dict[Path, Path]:
@@ -154,76 +219,7 @@ def _places(source: Path) -> list[tuple[Path, Path]]:
     return [(file, file.relative_to(root) if file.is_relative_to(root) else Path(file.name)) for file in files]
 
 
-def _entry(name: Path, file: Path) -> dict[str, Any]:
-    """What the index keeps of an embedding: whose it is, and by what a change of the file is seen."""
-    try:
-        facts = file.stat()
-    except OSError:
-        raise AudioError(f"cannot read {file}: there is no such file.") from None
-    return {"embedding": str(name), "file": str(file), "size": facts.st_size, "time": facts.st_mtime_ns}
-
-
-def _claim(folder: Path, job: EmbedJob, names: Mapping[Path, Path]) -> dict[str, dict[str, Any]]:
-    """Note what is made in a folder, or refuse if something else is; the index of what it holds."""
-    now = json.loads(json.dumps(asdict(job)))
-    settings = folder / SETTINGS_FILE
-    index = _read_index(folder / INDEX_FILE)
-    if settings.exists() and index:
-        try:
-            before = dict(json.loads(settings.read_text()))
-        except (TypeError, ValueError):
-            raise ConfigError(f"{settings} is damaged; give another folder.") from None
-        other = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
-        if other:
-            raise ConfigError(f"{folder} holds embeddings made otherwise ({'; '.join(other)}); give another folder.")
-    for file, name in names.items():
-        known = index.get(str(name), {}).get("file", str(file))
-        if known != str(file):
-            raise ConfigError(f"{folder / name} is the embedding of {known}, not of {file}; give another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(settings, json.dumps(now, indent=2) + "\n")
-    return index
-
-
-def _read_index(file: Path) -> dict[str, dict[str, Any]]:
-    """Embedding -> its entry; a line that a kill cut off is none."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    index = {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            index[entry["embedding"]] = entry
-        except (KeyError, TypeError, ValueError):
-            continue
-    return index
-
-
-def _summary(out: Path, made: int, there: int, skipped: int) -> str:
+def summary(out: Path, made: int, there: int, skipped: int) -> str:
+    """One line on what was done."""
     line = f"{made} embedded in {out}" + (f", {there} were there" if there else "")
     return f"{line}; {skipped} skipped, see {out / SKIPPED_FILE}" if skipped else line
-
-
-def _tidy(folder: Path, names: Mapping[Path, Path], skipped: Mapping[Path, str]) -> None:
-    """Leave one line of each embedding in the index, and no embedding under a name that its sound had before."""
-    lines = [json.dumps({"file": str(file), "reason": reason}) for file, reason in skipped.items()]
-    write_text(folder / SKIPPED_FILE, "".join(f"{line}\n" for line in lines))
-    index = _read_index(folder / INDEX_FILE)
-    now = {str(file): str(name) for file, name in names.items()}
-    kept = []
-    for place, entry in sorted(index.items()):
-        name = now.get(entry["file"], place)
-        if name != place and Path(name).parent == Path(place).parent:  # another sound of its name has come since
-            (folder / place).unlink(missing_ok=True)
-        elif (folder / place).exists():
-            kept.append(json.dumps(entry))
-    write_text(folder / INDEX_FILE, "".join(f"{line}\n" for line in kept))
-
-
-def _note(index: Path, entry: dict[str, Any]) -> None:
-    with index.open("a") as opened:
-        opened.write(json.dumps(entry) + "\n")
-
-
-def _save_npy(part: Path, values: Tensor) -> None:
-    with part.open("wb") as opened:
-        np.save(opened, values.numpy())

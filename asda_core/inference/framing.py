@@ -101,6 +101,11 @@ class Framing:
         """Frames that all shifts of a window of so many patches need together."""
         return self.frames_of(patches) + (self.shifts - 1) * self.shift_frames
 
+    def samples_of(self, first_patch: int, patches: int) -> tuple[int, int]:
+        """First sample, and the one behind the last, of a window of so many patches from `first_patch` of run 0 on."""
+        start = first_patch * self.run_frames * self.hop_samples - self.offset_samples
+        return start, start + (self.window_frames(patches) - 1) * self.hop_samples + self.window_samples
+
     def window_audio(
         self, audio: Float[Tensor, "batch samples"], first_patch: int, patches: int
     ) -> Float[Tensor, "batch window"]:
@@ -111,8 +116,7 @@ class Framing:
             first_patch: of run 0.
             patches: how many per run.
         """
-        start = first_patch * self.run_frames * self.hop_samples - self.offset_samples
-        stop = start + (self.window_frames(patches) - 1) * self.hop_samples + self.window_samples
+        start, stop = self.samples_of(first_patch, patches)
         inside = audio[:, max(0, start) : max(0, stop)]
         before = min(max(0, -start), stop - start)
         return torch.nn.functional.pad(inside, (before, stop - start - before - inside.shape[1]))

@@ -1,7 +1,7 @@
 """A model listens to a whole clip: audio of any length -> patches, in one piece or in windows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,18 @@ from asda_core.audio import check_finite
 from asda_core.config import Padding, ResampleAxis
 from asda_core.errors import AudioError, ConfigError
 from asda_core.filling import fill_features
-from asda_core.inference.framing import CONTEXT_SHARE, Framing, num_frames, windows
+from asda_core.inference.framing import CONTEXT_SHARE, Framing, Window, num_frames, windows
 from asda_core.model.encoder import Encoded, Encoder
+from asda_core.streaming import Clip, Sound
 
 MAX_STEPS = 768
 """Time steps of a clip that is encoded in one piece: 122.88 s. **Source**: rows of the released table of positions."""
+
+TOKENS_PER_PASS = {"cpu": 512}
+"""Patches that go through the encoder at once: a window of 10 s, or twenty clips of half a second. More gain no speed
+on a processor, and only cost memory."""
+ELSEWHERE = 16384
+"""The same on accelerators."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,35 @@ class Piece:
     keep_from: int
     keep_to: int
 
+    def tokens(self) -> Float[Tensor, "tokens dim"]:
+        """The patches that are kept."""
+        bands = self.encoded.layout.grid[1]
+        return self.encoded.tokens[0, self.keep_from * bands : self.keep_to * bands]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a clip of so many samples goes through the encoder.
+
+    Attributes:
+        num_samples: of the clip.
+        steps: time steps that cover it.
+        size: time steps in a window; all of them where the clip is heard in one piece.
+    """
+
+    num_samples: int
+    steps: int
+    size: int
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether one window is all."""
+        return self.steps <= self.size
+
+    def windows(self) -> list[Window]:
+        """From beginning to end."""
+        return list(windows(self.steps, self.size, self.size // CONTEXT_SHARE))
+
 
 def as_trained(options: ListenOptions, front_end: Any, encoder: Encoder) -> ListenOptions:
     """Clips filled to, or heard in windows of, those of the training, unless the options say otherwise."""
@@ -113,35 +149,87 @@ class Listener:
         Raises:
             AudioError: no samples, NaN or infinite ones.
         """
-        summary, kept, bands = torch.zeros(()), [], 1
+        summary, kept = torch.zeros(()), []
+        bands = 1
         for piece in self.pieces(audio):
-            encoded = piece.encoded
-            bands = encoded.layout.grid[1]
-            kept.append(encoded.tokens[0, piece.keep_from * bands : piece.keep_to * bands])
-            summary = summary.to(encoded.summary) + encoded.summary[0] * len(kept[-1])
+            bands = piece.encoded.layout.grid[1]
+            kept.append(piece.tokens())
+            summary = summary.to(piece.encoded.summary) + piece.encoded.summary[0] * len(kept[-1])
         tokens = torch.cat(kept)
-        grid = (len(tokens) // bands, bands)
-        return Heard(summary / len(tokens), tokens, grid, self.encoder.class_token is not None)
+        return self._heard(summary / len(tokens), tokens, bands)
 
-    def pieces(self, audio: Float[Tensor, " samples"]) -> Iterator[Piece]:
-        """Encode a clip window by window; most are one window."""
-        if audio.ndim != 1 or not len(audio):
-            raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
-        check_finite(audio, "the audio")
+    @torch.no_grad()
+    def listen_together(self, clips: Sequence[Float[Tensor, " samples"]]) -> list[Heard]:
+        """Encode clips that are each heard in one piece, and of equally many steps, in one pass.
+
+        Args:
+            clips: whose `cut` is `in_one_piece` and has the same `steps`; checked by `check_audio`.
+
+        Returns:
+            what `listen` gives for each, up to rounding.
+        """
+        cuts = [self.cut(len(audio)) for audio in clips]
+        if not all(cut.in_one_piece and cut.steps == cuts[0].steps for cut in cuts):
+            raise ValueError("clips of different lengths do not go through together.")
+        whole = Window(0, cuts[0].steps, 0, cuts[0].steps)
+        encoded = self._encode([self._stretch(Clip(audio), self._mean(Clip(audio)), whole) for audio in clips])
+        bands = encoded.layout.grid[1]
+        rows = zip(encoded.summary, encoded.tokens, strict=True)
+        return [self._heard(summary, tokens, bands) for summary, tokens in rows]
+
+    @torch.no_grad()
+    def pieces(self, audio: Float[Tensor, " samples"] | Sound) -> Iterator[Piece]:
+        """Encode a clip window by window, a few in one pass; most are one window.
+
+        Raises:
+            AudioError: no samples, NaN or infinite ones.
+        """
+        if isinstance(audio, Tensor):
+            check_audio(audio)
+            audio = Clip(audio)
+        cut, mean = self.cut(audio.num_samples), self._mean(audio)
+        heard_from, per_pass = cut.windows(), self.per_pass(cut)
+        for first in range(0, len(heard_from), per_pass):
+            together = heard_from[first : first + per_pass]
+            encoded = self._encode([self._stretch(audio, mean, window) for window in together])
+            for row, window in enumerate(together):
+                yield Piece(_row(encoded, row), window.keep_from, window.keep_to)
+
+    def cut(self, num_samples: int) -> Cut:
+        """How a clip of so many samples goes through the encoder."""
+        steps = self.framing.patches_in(self._num_frames(num_samples))
+        return Cut(num_samples, steps, self._window_steps(steps))
+
+    def per_pass(self, cut: Cut) -> int:
+        """Windows, or clips in one piece, that go through together."""
+        bands = self.encoder.config.grid(self.front_end.num_bins, self.patch_frames)[1]
+        tokens = TOKENS_PER_PASS.get(self.device.type, ELSEWHERE)
+        return max(1, tokens // (bands * min(cut.steps, cut.size)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return next(self.encoder.parameters()).device
+
+    def _stretch(self, sound: Sound, mean: float, window: Window) -> tuple[Tensor, int]:
+        """The audio of a window, with silence behind its end, and how many samples are left from its beginning on."""
+        first, last = self.framing.samples_of(window.first, window.size)
+        audio = sound.between(first, last) - mean
+        return torch.nn.functional.pad(audio, (0, last - first - len(audio))), sound.num_samples - first
+
+    def _mean(self, sound: Sound) -> float:
+        """What is taken off all samples: of no effect but on the last digits, every frame loses its mean anyway."""
+        return sound.mean() if self.options.padding == "features" else 0.0
+
+    def _encode(self, stretches: Sequence[tuple[Tensor, int]]) -> Encoded:
+        features = self.front_end(torch.stack([audio for audio, _ in stretches]).to(self.device))
         if self.options.padding == "features":
-            audio = audio - audio.mean()  # of no effect but on the last digits: every frame loses its mean anyway
-        frames = self._num_frames(len(audio))
-        framing = self.framing
-        steps = framing.patches_in(frames)
-        size = self._window_steps(steps)
-        device = next(self.encoder.parameters()).device
-        for window in windows(steps, size, size // CONTEXT_SHARE):
-            first = window.first * framing.step_samples
-            clip = framing.window_audio(audio[None], window.first, window.size)
-            features = self.front_end(clip.to(device))
-            if self.options.padding == "features":
-                features = fill_features(features, torch.tensor([len(audio) - first]), self.front_end)
-            yield Piece(self.encoder(features), window.keep_from, window.keep_to)
+            features = fill_features(features, torch.tensor([left for _, left in stretches]), self.front_end)
+        encoded: Encoded = self.encoder(features)
+        return encoded
+
+    def _heard(self, summary: Tensor, tokens: Tensor, bands: int) -> Heard:
+        return Heard(summary, tokens, (len(tokens) // bands, bands), self.encoder.class_token is not None)
 
     def _num_frames(self, num_samples: int) -> int:
         """Frames of the clip, filled to a whole patch, or as many as are asked for."""
@@ -159,3 +247,24 @@ class Listener:
                 return steps
             seconds = self.options.clip_seconds
         return self.framing.patches_in(num_frames(round(seconds * self.sample_rate), self.front_end))
+
+
+def check_audio(audio: Float[Tensor, "..."]) -> None:
+    """Refuse what is no clip.
+
+    Raises:
+        AudioError: several channels, no samples, NaN, infinite or absurd ones.
+    """
+    if audio.ndim != 1 or not len(audio):
+        raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
+    check_finite(audio, "the audio")
+
+
+def _row(encoded: Encoded, row: int) -> Encoded:
+    """One clip of a batch."""
+    if len(encoded.summary) == 1:
+        return encoded
+    index, padding = encoded.layout.index[row : row + 1], encoded.layout.padding
+    layout = replace(encoded.layout, index=index, padding=None if padding is None else padding[row : row + 1])
+    layers = tuple(layer[row : row + 1] for layer in encoded.layers)
+    return Encoded(encoded.summary[row : row + 1], encoded.tokens[row : row + 1], layout, layers)

@@ -18,7 +18,7 @@ formula    both maps explicit, gradients by autograd              N^2         ne
 (`benchmarks/attention.py`).
 """
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -65,7 +65,8 @@ def subtract_maps(
     if way == "blocks":
         return _in_blocks(query1, query2, key1, key2, value, weight)
     if way == "kept":
-        return cast(Tensor, _Kept.apply(query1, query2, key1, key2, value, weight))
+        kept_maps: Tensor = _Kept.apply(query1, query2, key1, key2, value, weight)  # type: ignore[no-untyped-call]
+        return kept_maps
     allowed = None if layout.padding is None else layout.valid[:, None, None, :]
     wanted: Tensor = scaled_dot_product_attention(query1, key1, value, attn_mask=allowed)
     noise: Tensor = scaled_dot_product_attention(query2, key2, value, attn_mask=allowed)
@@ -122,7 +123,7 @@ class _Kept(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         query1, query2, key1, key2, value, weight, first, second = ctx.saved_tensors
         scale = query1.shape[-1] ** -0.5

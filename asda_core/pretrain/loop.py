@@ -116,14 +116,13 @@ def pretrain(
     place, final = own_device(device, processes), folder / MODEL_FILE
     with joined(processes, place):
         run = _start(config, catalog, folder, place, data, init, processes)
-        rate, mine = run.parts.front_end.sample_rate, (processes.rank, processes.world)
-        clips = open_clips(files, config.data, rate, config.seed, *mine, folder)
+        rate = run.parts.front_end.sample_rate
+        clips = open_clips(files, config.data, rate, config.seed, processes.rank, processes.world, folder)
         reports = reporting(folder, run.step, config.steps, progress) if processes.first else nullcontext()
         with reports as reporter, stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
             _train(run, clips, reporter)
         if reporter is not None and (skipped := named_skipped(folder)):
-            where = folder / SKIPPED_FILE
-            print(f"{len(skipped)} of {len(files)} files were skipped; {where} names them.", file=sys.stderr)
+            print(f"{len(skipped)} of {len(files)} files were skipped: {folder / SKIPPED_FILE}", file=sys.stderr)
         tensors = gathered(model_tensors(run.parts, with_objective=False), processes.first)
         if processes.first:
             write_model(final, tensors, metadata_of(config, catalog, run.step, run.data))

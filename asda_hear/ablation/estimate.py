@@ -14,6 +14,7 @@ from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_core.workers import Shard
 from asda_hear.ablation.cells import (
     BASELINES,
     CELLS,
@@ -27,7 +28,6 @@ from asda_hear.ablation.cells import (
 )
 from asda_hear.ablation.measuring import can_measure, measure
 from asda_hear.ablation.plan import Cell, text_of
-from asda_hear.ablation.run import Shard
 from asda_hear.evaluate.compat import installed, read_stamp
 from asda_hear.evaluate.runner import SECONDS_FILE, evaluate
 

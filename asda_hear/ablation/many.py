@@ -1,25 +1,21 @@
 """A plan in many processes: on this machine, or as jobs that submitit hands to Slurm. The store keeps them apart."""
 
-import ctypes
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
 from asda_core.cli import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
+from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, share_of_processors, stop, tails
 from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
-from asda_hear.ablation.run import CellsFailed, Shard, make_ready, prepare, run_plan, write_all_rows
+from asda_hear.ablation.run import CellsFailed, make_ready, prepare, run_plan, write_all_rows
 
 try:
     import submitit
@@ -29,13 +25,8 @@ except ImportError:
 JOBS_FOLDER, CLUSTER_FOLDER = "jobs", "submitit"
 """Logs of the processes, in the result folder."""
 LOOK_EVERY_SECONDS = 2.0
-THREADS = "OMP_NUM_THREADS"
-"""What tells torch how many threads to use; each of N processes gets an N-th of the processors unless it is set."""
 ACCEPTED_EXITS = (0, EXIT_STOPPED)
 """A worker ended as it should: all is done or the budget spent, or it was asked to stop. 1 is any error."""
-DIE_WITH_PARENT = 1
-"""`PR_SET_PDEATHSIG` of Linux's prctl."""
-TAIL_LINES = 5
 
 
 def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
@@ -51,25 +42,16 @@ def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
     out = work.out
     (out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
     began = time.time()
-    threads = {THREADS: os.environ.get(THREADS) or str(max(1, (os.cpu_count() or 1) // jobs))}
-    command = [sys.executable, "-m", "asda_hear.cli", "ablate", str(work.plan.file), "--out", str(out), "--worker"]
+    command = ["asda_hear.cli", "ablate", str(work.plan.file), "--out", str(out), "--worker"]
     command += ["--store", str(work.store), "--shard", f"{shard.index}/{shard.count}"]
-    workers: list[subprocess.Popen[bytes]] = []
+    workers: list[Worker] = []
     logs = [out / JOBS_FOLDER / f"{os.getpid()}-{number}.log" for number in range(1, jobs + 1)]
     try:
-        with _ended_as_interrupt():
-            for file in logs:
-                with file.open("w") as log:
-                    workers.append(
-                        subprocess.Popen(
-                            command, stdout=log, stderr=log, env={**os.environ, **threads},
-                            start_new_session=True,  # Ctrl-C reaches them once, through us
-                            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-                        )
-                    )  # fmt: skip
+        with ended_as_interrupt():
+            workers.extend(begin(command, log, share_of_processors(jobs)) for log in logs)
             _wait(work, shard, lambda: any(worker.poll() is None for worker in workers))
     finally:
-        _stop(workers)
+        stop(workers)
     rows = write_all_rows(work)
     _report(work, shard, rows, began, [worker.returncode for worker in workers], logs)
     return rows
@@ -141,35 +123,6 @@ def _wait(work: Work, shard: Shard, running: Callable[[], bool]) -> None:
             time.sleep(LOOK_EVERY_SECONDS)
 
 
-def _die_with_parent() -> None:
-    """In a worker, before it begins: SIGTERM where its parent ends in a way that cannot be caught."""
-    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
-
-
-@contextmanager
-def _ended_as_interrupt() -> Iterator[None]:
-    """SIGTERM, and a terminal that closes, end a wait as Ctrl-C does, so that the workers are stopped too."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask those that still run to stop, and wait: a training saves its step first."""
-    for worker in workers:
-        if worker.poll() is None:
-            worker.send_signal(signal.SIGTERM)
-    for worker in workers:
-        worker.wait()
-
-
 def _report(
     work: Work, shard: Shard, rows: list[Row], began: float, codes: Sequence[int], logs: Sequence[Path]
 ) -> None:
@@ -188,5 +141,4 @@ def _report(
     if failed:
         raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
     if left and any(code not in ACCEPTED_EXITS for code in codes):
-        tails = [" ".join(log.read_text().splitlines()[-TAIL_LINES:]) for log in logs if log.exists()]
-        raise AsdaError(f"{len(left)} are left, and the processes have ended ({list(codes)}). {' | '.join(tails)}")
+        raise AsdaError(f"{len(left)} are left, and the processes have ended ({list(codes)}). {tails(logs)}")

@@ -3,8 +3,7 @@
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
 from asda_core.pretrain.resuming import TrainingStopped
 from asda_core.starting import check_fits
+from asda_core.workers import Shard
 from asda_hear.ablation.cells import ERROR_FILE, Unit, Work, baseline_path, do_unit, is_done
 from asda_hear.ablation.plan import Plan, text_of
 from asda_hear.ablation.rows import Row, collect_rows
@@ -44,22 +44,6 @@ class CellsFailed(AsdaError):
     def __init__(self, rows: list[Row], message: str) -> None:
         super().__init__(message)
         self.rows = rows
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part `index` (from 1) of `count` of the units of a plan."""
-
-    index: int = 1
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.index <= self.count:
-            raise ConfigError(f"a shard must be one of 1/{self.count} to {self.count}/{self.count}, not {self.index}.")
-
-    def of(self, units: Sequence[Unit]) -> list[Unit]:
-        """Every `count`-th unit."""
-        return list(units[self.index - 1 :: self.count])
 
 
 def prepare(

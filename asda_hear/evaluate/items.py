@@ -1,6 +1,7 @@
 """What a model said about every test clip: kept beside the scores, so that models can be compared clip by clip."""
 
 import functools
+import importlib
 import io
 import json
 import math
@@ -16,7 +17,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from asda_core.errors import TaskError
 from asda_core.files import write_whole
@@ -176,11 +176,16 @@ def _score_fold(items: Items, number: int, chosen: NDArray[np.int64] | None) -> 
     return RANKINGS[items.metric](targets, predictions)
 
 
+def _sklearn_metrics() -> Any:
+    """Imported when a score needs it: a second that every start of `asda-hear` would take else."""
+    return importlib.import_module("sklearn.metrics")
+
+
 def _mean_average_precision(targets: NDArray[np.bool_], predictions: NDArray[np.float32]) -> float:
     """Macro average; a class without a positive counts as 0, as heareval has it (sklearn warns of it)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return float(average_precision_score(targets, predictions, average="macro"))
+        return float(_sklearn_metrics().average_precision_score(targets, predictions, average="macro"))
 
 
 def _area_under_curve(targets: NDArray[np.bool_], predictions: NDArray[np.float32]) -> float:
@@ -188,7 +193,7 @@ def _area_under_curve(targets: NDArray[np.bool_], predictions: NDArray[np.float3
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return float(roc_auc_score(targets, predictions, average="macro"))
+            return float(_sklearn_metrics().roc_auc_score(targets, predictions, average="macro"))
     except ValueError:
         return math.nan
 

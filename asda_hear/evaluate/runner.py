@@ -113,31 +113,54 @@ def evaluate(
         progress: whether to show bars.
         cache: where tasks at another rate are made (default: beside `out`).
     """
-    out.mkdir(parents=True, exist_ok=True)
-    out = out.resolve()  # heareval puts its own logs below an absolute path
-    scores = []
-    weights = weights_identity(model)
-    with hear_tools(), _threads(config.threads), (out / "heareval.log").open("a") as log:
-        embedding: Any = None
-        for task in tasks:
-            folder, identity = out / task.name, task_identity(task)
-            source, search = _stamps(weights, options or {}, identity, config)
-            if not _is_scored(folder, search):
-                spent = read_stamp(folder / SECONDS_FILE) or {}
-                if read_stamp(folder / SOURCE_STAMP) != source:
-                    started = time.monotonic()
-                    embedding = embedding or _load(model, options or {}, log)
-                    audio = _at_rate(task, embedding.sample_rate, cache or out.parent, identity, progress)
-                    _embed(embedding, audio, folder, log, progress)
-                    write_text(folder / SOURCE_STAMP, json.dumps(source))
-                    spent = {"embedding": time.monotonic() - started}
+    with hear_tools():
+        return [*map(Evaluation(model, out, config, options or {}, progress, cache).score, tasks)]
+
+
+class Evaluation:
+    """One model, and where its scores go; see `evaluate` for the arguments. The model is loaded once it is needed."""
+
+    def __init__(
+        self,
+        model: str,
+        out: Path,
+        config: EvaluationConfig,
+        options: Mapping[str, Any],
+        progress: bool = True,
+        cache: Path | None = None,
+    ) -> None:
+        self.model, self.config, self.options, self.progress = model, config, dict(options), progress
+        self.out = out.resolve()  # heareval puts its own logs below an absolute path
+        self.cache = cache or self.out.parent
+        self.weights = weights_identity(model)
+        self._embedding: Any = None
+
+    def is_done(self, task: Path, identity: str) -> bool:
+        """Whether the scores on a task of this `task_identity` are there."""
+        return _is_scored(self.out / task.name, _stamps(self.weights, self.options, identity, self.config)[1])
+
+    def score(self, task: Path) -> TaskScore:
+        """Score the model on a task, within `hear_tools()`; what is there of it is not done again."""
+        folder, identity = self.out / task.name, task_identity(task)
+        source, search = _stamps(self.weights, self.options, identity, self.config)
+        if _is_scored(folder, search):
+            return read_task_score(folder)
+        self.out.mkdir(parents=True, exist_ok=True)
+        with _threads(self.config.threads), (self.out / "heareval.log").open("a") as log:
+            spent = read_stamp(folder / SECONDS_FILE) or {}
+            if read_stamp(folder / SOURCE_STAMP) != source:
                 started = time.monotonic()
-                _predict(folder, config, search, log, progress)
-                keep_items(folder)
-                write_text(folder / SECONDS_FILE, json.dumps({**spent, "prediction": time.monotonic() - started}))
-                write_text(folder / SEARCH_STAMP, json.dumps(search))
-            scores.append(read_task_score(folder))
-    return scores
+                self._embedding = self._embedding or _load(self.model, self.options, log)
+                audio = _at_rate(task, self._embedding.sample_rate, self.cache, identity, self.progress)
+                _embed(self._embedding, audio, folder, log, self.progress)
+                write_text(folder / SOURCE_STAMP, json.dumps(source))
+                spent = {"embedding": time.monotonic() - started}
+            started = time.monotonic()
+            _predict(folder, self.config, search, log, self.progress)
+            keep_items(folder)
+            write_text(folder / SECONDS_FILE, json.dumps({**spent, "prediction": time.monotonic() - started}))
+            write_text(folder / SEARCH_STAMP, json.dumps(search))
+        return read_task_score(folder)
 
 
 def finished_scores(
@@ -156,11 +179,9 @@ def finished_scores(
         config: the search.
         options: keyword arguments of `load_model`.
     """
-    weights, found = weights_identity(model), []
-    for task, identity in identities.items():
-        if _is_scored(out / task.name, _stamps(weights, options, identity, config)[1]):
-            found.append(read_task_score(out / task.name))
-    return found
+    evaluation = Evaluation(model, out, config, options)
+    done = [task for task, identity in identities.items() if evaluation.is_done(task, identity)]
+    return [read_task_score(out / task.name) for task in done]
 
 
 def _stamps(weights: str, options: Mapping[str, Any], task: str, config: EvaluationConfig) -> tuple[Stamp, Stamp]:

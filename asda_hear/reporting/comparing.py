@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import scipy  # loads its parts as they are used; `stats` takes more than a second
 from numpy.typing import NDArray
-from scipy import optimize, stats
 
 from asda_core.statistics import CONFIDENCE
 from asda_hear.evaluate.items import RANKINGS, Items
@@ -124,7 +124,7 @@ def _paired_t(by_seed: Floats) -> float:
     rounded = by_seed.round(DIGITS)
     if np.ptp(rounded) == 0:
         return math.nan if rounded.any() else 1.0
-    return float(stats.ttest_1samp(by_seed, 0).pvalue)
+    return float(scipy.stats.ttest_1samp(by_seed, 0).pvalue)
 
 
 def score_draws(items: Sequence[Items], draws: int = ITEM_DRAWS) -> Floats:
@@ -193,7 +193,7 @@ def wilcoxon_over_tasks(ours: Mapping[str, float], theirs: Mapping[str, float]) 
     if differences.size < 2:
         return math.nan
     moved = differences[differences != 0]
-    return float(stats.wilcoxon(moved).pvalue) if moved.size else 1.0
+    return float(scipy.stats.wilcoxon(moved).pvalue) if moved.size else 1.0
 
 
 def smallest_p(tasks: int) -> float:
@@ -228,13 +228,13 @@ def smallest_difference_seen(spread: float, pairs: int, power: float = 0.8, conf
     if pairs < 2 or math.isnan(spread):
         return math.nan
     freedom = pairs - 1
-    limit = float(stats.t.ppf((1 + confidence) / 2, freedom))
+    limit = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
 
     def lacking(shift: float) -> float:
-        wrong_side = np.nan_to_num(stats.nct.cdf(-limit, freedom, shift))  # NaN where it vanishes
-        return float(stats.nct.sf(limit, freedom, shift) + wrong_side) - power
+        wrong_side = np.nan_to_num(scipy.stats.nct.cdf(-limit, freedom, shift))  # NaN where it vanishes
+        return float(scipy.stats.nct.sf(limit, freedom, shift) + wrong_side) - power
 
     ceiling = limit
     while lacking(ceiling) < 0:
         ceiling *= 2
-    return float(optimize.brentq(lacking, 0, ceiling)) * spread / math.sqrt(pairs)
+    return float(scipy.optimize.brentq(lacking, 0, ceiling)) * spread / math.sqrt(pairs)

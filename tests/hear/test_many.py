@@ -15,10 +15,11 @@ import pytest
 from filelock import FileLock, Timeout
 
 from asda_core.errors import AsdaError, ConfigError
+from asda_core.workers import Shard
 from asda_hear.ablation import many
 from asda_hear.ablation.cells import ERROR_FILE, is_done
 from asda_hear.ablation.many import run_jobs, submit_jobs
-from asda_hear.ablation.run import CLAIM_FILE, CellsFailed, Shard, run_plan
+from asda_hear.ablation.run import CLAIM_FILE, CellsFailed, run_plan
 from asda_hear.cli import main
 from asda_hear.reporting.report import write_report
 from tests.hear.plans import change_plan, tone_plan, work_on

@@ -12,6 +12,7 @@ from asda_core.checkpoint import load_classifier, load_encoder
 from asda_core.cli import EXIT_ERROR, main
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import ClassifierConfig
+from asda_core.inference import embedding
 from asda_core.inference.classifying import Label, class_names, probabilities, read_labels
 from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.official.reading import read_model
@@ -166,3 +167,21 @@ def test_filled_as_the_classifier_was_trained(finetuned: Written, audio_folder: 
 def test_a_folder(finetuned: Written, audio_folder: Path, capsys: Capture) -> None:
     assert main(["classify", str(audio_folder), "--checkpoint", str(finetuned.path), "--json"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_long_files_are_streams(
+    finetuned: Written, audio_folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probabilities of the whole file."""
+    command = ["classify", str(audio_folder), "--checkpoint", str(finetuned.path), "--json", "--top", "2"]
+    assert main(command) == 0
+    whole = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    monkeypatch.setattr(embedding, "WHOLE_SECONDS", 0.1)
+    monkeypatch.setattr(embedding, "read_audio", lambda *_, **__: pytest.fail("it was read whole"))
+    assert main(command) == 0
+    streamed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(streamed) == len(whole) == 5
+    for one, other in zip(streamed, whole, strict=True):
+        assert [entry["label"] for entry in one["labels"]] == [entry["label"] for entry in other["labels"]]
+        for mine, wanted in zip(one["labels"], other["labels"], strict=True):
+            assert mine["probability"] == pytest.approx(wanted["probability"], abs=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from asda_core.cli import EXIT_ERROR, EXIT_STOPPED, main
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain, with_value
 from asda_core.errors import AudioError, ConfigError
+from asda_core.inference import listening
 from asda_core.inference.embedding import embedding, output_names
 from asda_core.inference.listening import Heard, Listener
+from asda_core.model.encoder import Encoded
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from tests.conftest import BUILT_IN, TINY
@@ -160,16 +163,17 @@ def test_a_kill_in_the_middle(
 ) -> None:
     """What was finished stays; what was not noted is done again; half a line of the index harms nobody."""
     out = tmp_path / "out"
-    listen = Listener.listen
+    encode = Listener._encode
     calls = []
 
-    def stop(self: Listener, audio: torch.Tensor) -> Heard:
-        calls.append(len(audio))
+    def stop(self: Listener, stretches: Sequence[tuple[torch.Tensor, int]]) -> Encoded:
+        calls.append(len(stretches))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return listen(self, audio)
+        return encode(self, stretches)
 
-    monkeypatch.setattr(Listener, "listen", stop)
+    monkeypatch.setattr(Listener, "_encode", stop)
+    monkeypatch.setitem(listening.TOKENS_PER_PASS, "cpu", 1)
     assert embed(released, audio_folder, "--out", out) == EXIT_STOPPED
     assert len(list(out.glob("*.npy"))) == 3
     index = out / "index.jsonl"

@@ -1,0 +1,136 @@
+"""Files of embeddings, written as their rows come, whole or not at all."""
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from asda_core.errors import ConfigError
+from asda_core.files import write_whole
+from asda_core.inference.listening import Heard, Piece
+
+Granularity = Literal["all", "frame", "utterance"]
+Format = Literal["npy", "safetensors"]
+
+NO_CLASS_TOKEN = "granularity 'all' puts the class token first, but this model has none; take 'frame'."
+TENSOR_NAME = "embedding"
+"""Name of the one tensor in a safetensors file of an embedding."""
+LITTLE_FLOAT = "<f4"
+"""NumPy's name of float32, lowest byte first, as both formats store it."""
+HEADER_ALIGNMENT = 8
+"""**Source**: safetensors pads its header with spaces to a multiple of it."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a file holds.
+
+    Attributes:
+        granularity: "all" (class token and patches), "frame" (patches, 8 per time step), "utterance" (the summary).
+        format: of the file.
+    """
+
+    granularity: Granularity
+    format: Format
+
+
+def embedding(heard: Heard, granularity: Granularity) -> Float[Tensor, "*tokens dim"]:
+    """The rows of a clip: (1 + N, D) with the class token first, (N, D) patches, or (D,).
+
+    Raises:
+        ConfigError: "all" of a model that has no class token.
+
+    **Source**: granularities of the released feature extraction.
+    """
+    if granularity == "frame":
+        return heard.tokens
+    if granularity == "utterance":
+        return heard.summary
+    if not heard.has_class_token:
+        raise ConfigError(NO_CLASS_TOKEN)
+    return torch.cat([heard.summary[None], heard.tokens])
+
+
+def write_embedding(target: Path, values: Float[Tensor, "*tokens dim"], grid: tuple[int, int], kind: Kind) -> None:
+    """Write one file, whole or not at all, float32.
+
+    Args:
+        target: the file.
+        values: as of `embedding`.
+        grid: time steps and bands, which a safetensors file tells.
+        kind: what it holds.
+    """
+
+    def fill(part: Path) -> None:
+        with part.open("wb") as opened:
+            opened.write(header(kind, tuple(values.shape), grid))
+            _append(opened, values)
+
+    write_whole(target, fill)
+
+
+def write_pieces(target: Path, pieces: Iterable[Piece], steps: int, kind: Kind) -> None:
+    """Write the embedding of a clip of any length as its pieces come; equal to `write_embedding` of the whole.
+
+    Args:
+        target: the file; nothing is there until all is written.
+        pieces: from beginning to end.
+        steps: time steps of all pieces together.
+        kind: what the file holds.
+    """
+
+    def fill(part: Path) -> None:
+        with part.open("wb") as opened:
+            _stream(opened, iter(pieces), steps, kind)
+
+    write_whole(target, fill)
+
+
+def header(kind: Kind, shape: tuple[int, ...], grid: tuple[int, int]) -> bytes:
+    """What stands in a file before the numbers."""
+    if kind.format == "npy":
+        made = io.BytesIO()
+        facts = {"descr": LITTLE_FLOAT, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(made, facts)
+        return made.getvalue()
+    told = {"granularity": kind.granularity, "time_steps": str(grid[0]), "bands": str(grid[1])}
+    size = 4 * int(np.prod(shape))
+    text = json.dumps(
+        {"__metadata__": told, TENSOR_NAME: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}
+    ).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _stream(opened: BinaryIO, pieces: Iterator[Piece], steps: int, kind: Kind) -> None:
+    """All rows; the class token's comes last and is put into the place that was left for it."""
+    summary, done, begin, bands = torch.zeros(()), 0, 0, 1
+    for piece in pieces:
+        tokens = piece.tokens()
+        summary = summary.to(piece.encoded.summary) + piece.encoded.summary[0] * len(tokens)
+        if not done and kind.granularity != "utterance":
+            bands = piece.encoded.layout.grid[1]
+            ahead = 1 if kind.granularity == "all" else 0
+            opened.write(header(kind, (ahead + steps * bands, tokens.shape[1]), (steps, bands)))
+            begin = opened.tell()
+            _append(opened, torch.zeros(ahead, tokens.shape[1]))
+        if kind.granularity != "utterance":
+            _append(opened, tokens)
+        done, bands = done + len(tokens), piece.encoded.layout.grid[1]
+    assert done == steps * bands, f"{done} rows for {steps} time steps of {bands} bands"
+    if kind.granularity == "utterance":
+        opened.write(header(kind, tuple(summary.shape), (steps, bands)))
+    opened.seek(0, io.SEEK_END) if kind.granularity == "utterance" else opened.seek(begin)
+    if kind.granularity != "frame":
+        _append(opened, summary / done)
+
+
+def _append(opened: BinaryIO, values: Tensor) -> None:
+    opened.write(values.float().cpu().contiguous().numpy().astype(LITTLE_FLOAT, copy=False).tobytes())

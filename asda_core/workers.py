@@ -1,0 +1,112 @@
+"""Several processes at one work: which part is whose, how they are begun, and that none outlives its parent."""
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from asda_core.errors import ConfigError
+
+THREADS = "OMP_NUM_THREADS"
+"""What tells torch how many threads to use; each of N processes gets an N-th of the processors unless it is set."""
+DIE_WITH_PARENT = 1
+"""`PR_SET_PDEATHSIG` of Linux's prctl."""
+TAIL_LINES = 5
+"""Lines at the end of a process's log that an error tells."""
+Worker = subprocess.Popen[bytes]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` (from 1) of `count`."""
+
+    index: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise ConfigError(f"a shard must be one of 1/{self.count} to {self.count}/{self.count}, not {self.index}.")
+
+    def of(self, items: Sequence[Item]) -> list[Item]:
+        """Every `count`-th item."""
+        return list(items[self.index - 1 :: self.count])
+
+    def split(self, parts: int) -> list["Shard"]:
+        """Shards that together are this one."""
+        return [Shard(self.index + part * self.count, self.count * parts) for part in range(parts)]
+
+
+def read_shard(text: str) -> Shard:
+    """ "2/5" -> the second of five parts."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 2/5.")
+    try:
+        return Shard(int(index), int(count))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def begin(command: Sequence[str], log: Path, threads: int) -> Worker:
+    """Begin a process of ours with other arguments, whose output goes to a file.
+
+    Args:
+        command: what follows `python -m`.
+        log: the file.
+        threads: of torch, unless the environment tells.
+    """
+    settings = {THREADS: os.environ.get(THREADS) or str(threads)}
+    with log.open("w") as opened:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=opened, stderr=opened, env={**os.environ, **settings},
+            start_new_session=True,  # Ctrl-C reaches it once, through us
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )  # fmt: skip
+
+
+def share_of_processors(jobs: int) -> int:
+    """Threads for each of so many processes."""
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _die_with_parent() -> None:
+    """In a worker, before it begins: SIGTERM where its parent ends in a way that cannot be caught."""
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
+
+
+@contextmanager
+def ended_as_interrupt() -> Iterator[None]:
+    """SIGTERM, and a terminal that closes, end what is done in here as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop(workers: Sequence[Worker]) -> None:
+    """Ask those that still run to stop, and wait: a training saves its step first."""
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(signal.SIGTERM)
+    for worker in workers:
+        worker.wait()
+
+
+def tails(logs: Sequence[Path]) -> str:
+    """The last lines of logs."""
+    return " | ".join(" ".join(log.read_text().splitlines()[-TAIL_LINES:]) for log in logs if log.exists())

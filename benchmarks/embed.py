@@ -1,0 +1,122 @@
+"""`asda embed` over many files beside the bare encoder on the same audio already in memory. Sides are interleaved.
+
+    OMP_NUM_THREADS=1 python benchmarks/embed.py --data ../shared/data/esc10 ../shared/data/fsdd --files 500
+
+prints the median seconds of each side and the ratio of each to the bare encoder:
+
+- `bare`: front end and encoder, clip by clip, audio in memory: no reading, no writing;
+- `bare, together`: the same in the passes that `asda embed` makes;
+- `asda embed`: from files to files and an index, as the command does, in this process;
+- `reading`: decoding and resampling alone, in one thread: what there is to hide.
+
+First it is checked that the embeddings are those of the bare encoder. `processor` is the time of all threads together:
+with one processor core, nothing can be hidden behind anything.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from asda_core.audio import find_audio, read_audio
+from asda_core.catalog import installed_catalog
+from asda_core.checkpoint import load_encoder
+from asda_core.inference.embedding import embed_files
+from asda_core.inference.indexing import EmbedJob
+from asda_core.inference.listening import Listener, ListenOptions
+from asda_core.inference.reading_ahead import READERS, Together
+from asda_core.official.reading import read_model
+from asda_hear.api import DEFAULT_WEIGHTS
+
+ATOL = 1e-4
+
+
+def write_clips(folder: Path, count: int) -> list[Path]:
+    """Noise of 1 to 5 s at 44.1 kHz, where no data is given."""
+    for number in range(count):
+        audio = 0.1 * np.random.default_rng(number).standard_normal(44_100 * (1 + number % 5))
+        soundfile.write(folder / f"{number:04d}.wav", audio, 44_100)
+    return find_audio(folder)
+
+
+def listen_together(listener: Listener, clips: list[Tensor]) -> None:
+    together: Together[Tensor] = Together()
+    for audio in clips:
+        cut = listener.cut(len(audio))
+        if group := together.add(audio, cut.steps, len(audio), listener.per_pass(cut)):
+            listener.listen_together(group)
+    for group in together.rest():
+        listener.listen_together(group)
+
+
+def check_equal(listener: Listener, names: dict[Path, Path], out: Path) -> None:
+    largest = 0.0
+    for file, name in list(names.items())[:: max(1, len(names) // 50)]:
+        alone = listener.listen(read_audio(file, listener.sample_rate)).tokens.numpy()
+        largest = max(largest, float(np.abs(np.load(out / name) - alone).max()))
+    assert largest < ATOL, largest
+    print(f"50 of the embeddings beside each file alone: largest difference {largest:.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, nargs="+", help="folders (default: noise)")
+    parser.add_argument("--files", type=int, default=500)
+    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_WEIGHTS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parsed = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        (work / "audio").mkdir()
+        found = [file for folder in parsed.data or [] for file in find_audio(folder)][: parsed.files]
+        files = found or write_clips(work / "audio", parsed.files)
+        names = {file: Path(f"{number}.npy") for number, file in enumerate(files)}
+        model = read_model(parsed.checkpoint)
+        options = ListenOptions(clip_seconds=model.config.data.clip_seconds, padding=model.config.data.padding)
+        front_end, encoder = load_encoder(model, installed_catalog())
+        listener = Listener(front_end, encoder, options)
+        job = EmbedJob(str(parsed.checkpoint), "frame", "npy", asdict(options))
+        clips = [read_audio(file, listener.sample_rate) for file in files]
+
+        def embed() -> None:
+            shutil.rmtree(work / "out", ignore_errors=True)
+            embed_files(listener, names, work / "out", job, progress=False)
+
+        sides: dict[str, Callable[[], object]] = {
+            "bare": lambda: [listener.listen(audio) for audio in clips],
+            "bare, together": lambda: listen_together(listener, clips),
+            "asda embed": embed,
+            "reading": lambda: [read_audio(file, listener.sample_rate) for file in files],
+        }
+        minutes = sum(map(len, clips)) / listener.sample_rate / 60
+        print(
+            f"{platform.machine()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, {READERS} readers"
+        )
+        print(f"{parsed.checkpoint.name}, {len(files)} files, {minutes:.1f} minutes of audio")
+        embed()
+        check_equal(listener, names, work / "out")
+        took: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+        for _ in range(parsed.rounds):
+            for side, run in sides.items():
+                wall, processor = time.perf_counter(), time.process_time()
+                run()
+                took[side].append((time.perf_counter() - wall, time.process_time() - processor))
+        for side, values in took.items():
+            wall, processor = (statistics.median(column) for column in zip(*values, strict=True))
+            ratio = statistics.median(own[0] / bare[0] for own, bare in zip(values, took["bare"], strict=True))
+            print(f"{side:>15}: {wall:7.2f} s, {processor:7.2f} s of processor, {ratio:.3f} of the bare encoder")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""Many files, many processes, one folder: nothing twice, nothing torn, whatever is killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from asda_core import workers
+from asda_core.assemble import build_encoder, build_front_end
+from asda_core.audio import read_audio
+from asda_core.catalog import Catalog
+from asda_core.cli import EXIT_ERROR, main
+from asda_core.config import RunConfig
+from asda_core.errors import AudioError, ConfigError
+from asda_core.inference import reading_ahead
+from asda_core.inference.embedding import embed_files, embedding
+from asda_core.inference.indexing import EmbedJob, Index, entry_of
+from asda_core.inference.listening import Listener, ListenOptions
+from asda_core.inference.reading_ahead import FILES_AHEAD, READERS, InBackground, Together, read_ahead
+from asda_core.workers import Shard
+from tests.released.writing import write_fairseq
+
+JOB = EmbedJob("c", "all", "npy", {})
+WAIT_SECONDS = 120
+
+
+@pytest.fixture
+def listener(catalog: Catalog, tiny: RunConfig) -> Listener:
+    torch.manual_seed(0)
+    return Listener(
+        build_front_end(catalog, tiny.front_end), build_encoder(catalog, tiny.encoder).eval(), ListenOptions()
+    )
+
+
+def sounds(folder: Path, count: int, seconds: tuple[float, ...] = (0.3, 0.5, 0.31, 1.0)) -> dict[Path, Path]:
+    """Audio file -> name of its embedding; a few lengths, in turn."""
+    folder.mkdir(exist_ok=True)
+    made = {}
+    for number in range(count):
+        file = folder / f"{number:03d}.wav"
+        samples = round(seconds[number % len(seconds)] * 16_000)
+        soundfile.write(file, 0.1 * np.random.default_rng(number).standard_normal(samples), 16_000)
+        made[file] = Path(f"{file.stem}.npy")
+    return made
+
+
+def index_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+
+
+def check_folder(out: Path, names: dict[Path, Path], listener: Listener) -> None:
+    """The index holds every file once, and each embedding is that of its file alone."""
+    entries = index_of(out)
+    assert sorted(entry["file"] for entry in entries) == sorted(map(str, names))
+    for file, name in names.items():
+        assert entry_of(name, file) in entries
+        wanted = embedding(listener.listen(read_audio(file, 16_000)), "all").numpy()
+        np.testing.assert_allclose(np.load(out / name), wanted, rtol=0, atol=1e-5)
+    assert not list(out.rglob("*.part"))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_files_of_one_length_go_together(
+    listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reverse: bool
+) -> None:
+    """20 files of three lengths in steps, in either order: a few passes, and each as if it were alone."""
+    names = sounds(tmp_path / "audio", 20)
+    encode, passes = Listener._encode, []
+
+    def count(self: Listener, stretches: Any) -> Any:
+        passes.append(len(stretches))
+        return encode(self, stretches)
+
+    monkeypatch.setattr(Listener, "_encode", count)
+    order = dict(reversed(names.items())) if reverse else names
+    assert embed_files(listener, order, tmp_path / "out", JOB, False).startswith("20 embedded")
+    assert sorted(passes) == [5, 5, 10]
+    check_folder(tmp_path / "out", names, listener)
+
+
+def test_a_pass_is_bounded(listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tokens; and what waits for others of its length, by the samples held."""
+    cut = listener.cut(16_000)
+    assert listener.per_pass(cut) * cut.steps * 8 <= 512 < (listener.per_pass(cut) + 1) * cut.steps * 8
+    assert listener.per_pass(listener.cut(16_000 * 100)) == 1
+    monkeypatch.setattr(reading_ahead, "HELD_SAMPLES", 100)
+    together: Together[str] = Together()
+    assert together.add("a", 1, 60, 9) == []
+    assert together.add("b", 2, 30, 9) == []
+    assert together.add("c", 2, 40, 9) == ["b", "c"]  # 130 are too many: the fullest goes
+    assert together.waiting == 1
+    assert together.add("d", 1, 10, 2) == ["a", "d"]
+    assert [*together.rest()] == []
+
+
+def test_clips_of_different_lengths_are_refused(listener: Listener) -> None:
+    with pytest.raises(ValueError, match="different lengths"):
+        listener.listen_together([torch.zeros(16_000), torch.zeros(32_000)])
+
+
+def test_reading_ahead_is_bounded_and_in_order() -> None:
+    begun = []
+    lock = threading.Lock()
+
+    def read(number: int) -> int:
+        with lock:
+            begun.append(number)
+        if number == 40:
+            raise AudioError("forty")
+        return number * number
+
+    made = read_ahead(iter(range(50)), read)
+    for number in range(40):
+        assert next(made) == (number, number * number)
+        assert len(begun) <= number + 1 + READERS * FILES_AHEAD + 1
+    with pytest.raises(AudioError, match="forty"):
+        next(made)
+    assert len([*read_ahead(range(3), str)]) == 3
+
+
+def test_what_waits_for_the_disk_is_finished_also_after_an_error() -> None:
+    done: list[int] = []
+
+    def stopped() -> None:
+        with InBackground(9) as writer:
+            for number in range(5):
+                writer.do(lambda number=number: (time.sleep(0.01), done.append(number))[1])  # type: ignore[misc]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert done == [0, 1, 2, 3, 4]
+
+    def full() -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"), InBackground(9) as writer:
+        writer.do(full)
+
+
+def test_shards_share_a_folder(listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In any order; each does its own, keeps what the others said, and does nothing twice."""
+    names, out = sounds(tmp_path / "audio", 11), tmp_path / "out"
+    for bad in ("003", "004"):
+        (tmp_path / "audio" / f"{bad}.wav").write_text("no sound")
+    lines = [embed_files(listener, names, out, JOB, False, Shard(index, 3)) for index in (2, 1, 3)]
+    assert [line.split(" ")[0] for line in lines] == ["3", "3", "3"]
+    skipped = [json.loads(line)["file"] for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(Path(file).stem for file in skipped) == ["003", "004"]
+    good = {file: name for file, name in names.items() if file.stem not in ("003", "004")}
+    check_folder(out, good, listener)
+    before = {name: (out / name).stat().st_mtime_ns for name in good.values()}
+    assert embed_files(listener, names, out, JOB, False).startswith(f"0 embedded in {out}, 9 were there; 2 skipped")
+    assert before == {name: (out / name).stat().st_mtime_ns for name in good.values()}
+    more = Shard(12, 12)  # more parts than files: an empty one is no mistake
+    assert embed_files(listener, names, out, JOB, False, more).startswith("0 embedded")
+
+
+def test_parts_are_disjoint_and_cover_all() -> None:
+    for count, jobs in ((1, 3), (3, 2), (4, 4)):
+        parts = [part for index in range(1, count + 1) for part in Shard(index, count).split(jobs)]
+        found = [item for part in parts for item in part.of(range(50))]
+        assert sorted(found) == list(range(50))
+    assert Shard(2, 3).split(1) == [Shard(2, 3)]
+
+
+def test_shards_with_other_settings_are_refused(listener: Listener, tmp_path: Path) -> None:
+    """Also before the first of them has finished a file."""
+    names, out = sounds(tmp_path / "audio", 2), tmp_path / "out"
+    Index(out, names).claim(JOB, shared=True)
+    other = EmbedJob("c", "frame", "npy", {})
+    with pytest.raises(ConfigError, match="made otherwise .granularity all, not frame"):
+        embed_files(listener, names, out, other, False, Shard(1, 2))
+
+
+NOTE = """
+import sys
+from pathlib import Path
+from asda_core.inference.indexing import Index
+index = Index(Path(sys.argv[1]), {})
+print("ready", flush=True)
+for number in range(int(sys.argv[3])):
+    index.note({"embedding": f"{sys.argv[2]}-{number}", "file": "x" * 3000, "size": 1, "time": 1})
+"""
+
+
+def test_lines_of_several_processes_do_not_tear(tmp_path: Path) -> None:
+    """Long lines from four processes, one of which is killed; and a line that somebody left half."""
+    (tmp_path / "index.jsonl").write_text('{"embedding": "half')
+    command = [sys.executable, "-c", NOTE, str(tmp_path)]
+    running = [
+        subprocess.Popen([*command, str(number), "10000" if number == 3 else "150"], stdout=subprocess.PIPE)
+        for number in range(4)
+    ]
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+    wait_until(lambda: b'"3-2"' in (tmp_path / "index.jsonl").read_bytes(), "lines of the fourth")
+    running[3].kill()
+    for process in running:
+        process.communicate(timeout=WAIT_SECONDS)
+    assert [process.returncode for process in running] == [0, 0, 0, -signal.SIGKILL]
+    first, *lines = (tmp_path / "index.jsonl").read_text().splitlines()
+    assert first == '{"embedding": "half'
+    names = [json.loads(line)["embedding"] for line in lines[:-1]]
+    assert len(names) == len(set(names))
+    index = Index(tmp_path, {})
+    index.read()
+    assert {f"{number}-{line}" for number in range(3) for line in range(150)} <= set(index.entries)
+
+
+def wait_until(happened: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        if happened():
+            return
+        time.sleep(0.005)
+    pytest.fail(f"{what} did not happen in {WAIT_SECONDS} s")
+
+
+SLOWLY = """
+import sys, time
+from asda_core.cli import main
+from asda_core.inference import listening
+encode = listening.Listener._encode
+listening.TOKENS_PER_PASS["cpu"] = 1
+listening.Listener._encode = lambda self, stretches: (time.sleep(0.03), encode(self, stretches))[1]
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(catalog: Catalog, tmp_path: Path) -> None:
+    """SIGKILL, three times, then to the end: the index is right each time, and what it holds is not done again."""
+    checkpoint = write_fairseq(tmp_path / "released.pt", catalog).path
+    names, out = sounds(tmp_path / "audio", 24), tmp_path / "out"
+    arguments = ["embed", str(tmp_path / "audio"), "--out", str(out), "--checkpoint", str(checkpoint)]
+    done: dict[str, int] = {}
+    for more in (1, 6, 5):
+        process = subprocess.Popen([sys.executable, "-c", SLOWLY, *arguments], stderr=subprocess.PIPE)
+        wait_until(lambda: len(lines_of(out)) >= len(done) + more, "an embedding")  # noqa: B023
+        process.kill()
+        process.communicate(timeout=WAIT_SECONDS)
+        assert process.returncode == -signal.SIGKILL
+        found = {entry["embedding"]: (out / entry["embedding"]).stat().st_mtime_ns for entry in lines_of(out)}
+        assert done.items() <= found.items()
+        assert all(np.load(out / name).ndim == 2 for name in found)
+        assert len(found) < len(names)
+        done = found
+    assert main(arguments) == 0
+    assert len(index_of(out)) == len(names)
+    assert all((out / name).stat().st_mtime_ns == time_ns for name, time_ns in done.items())
+    whole = tmp_path / "whole"
+    assert main([*arguments[:2], "--out", str(whole), *arguments[4:]]) == 0
+    for name in names.values():
+        np.testing.assert_allclose(np.load(out / name), np.load(whole / name), rtol=0, atol=1e-5)
+    assert not list(out.rglob("*.part"))
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    """Whole lines of an index that may be written just now."""
+    file = out / "index.jsonl"
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+@pytest.mark.slow
+def test_jobs(
+    catalog: Catalog, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes; what is there is not done again; processes that die are told, and the command goes on."""
+    checkpoint = write_fairseq(tmp_path / "released.pt", catalog).path
+    names, out = sounds(tmp_path / "audio", 9), tmp_path / "out"
+    (tmp_path / "audio" / "bad.wav").write_text("no sound")
+    arguments = ["embed", str(tmp_path / "audio"), "--checkpoint", str(checkpoint), "--jobs", "2", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.sys, "executable", "/bin/false")
+        assert main([*arguments, str(out)]) == EXIT_ERROR
+    assert "10 files are left, and the processes have ended ([1, 1]); the same command goes on" in (
+        capsys.readouterr().err
+    )
+    assert main([*arguments, str(out)]) == 0
+    assert capsys.readouterr().out == f"9 embedded in {out}; 1 skipped, see {out / 'skipped.jsonl'}\n"
+    assert sorted(entry["embedding"] for entry in index_of(out)) == sorted(map(str, names.values()))
+    alone = tmp_path / "alone"
+    assert main([*arguments[:4], "--out", str(alone)]) == 0
+    for name in names.values():
+        np.testing.assert_allclose(np.load(out / name), np.load(alone / name), rtol=0, atol=1e-5)
+    capsys.readouterr()
+    assert main([*arguments, str(out), "--shard", "1/2"]) == 0
+    assert "0 embedded in" in (printed := capsys.readouterr().out)
+    assert "5 were there" in printed
+    assert main(["embed", str(tmp_path / "audio" / "bad.wav"), *arguments[2:], str(tmp_path / "none")]) == EXIT_ERROR
+    assert "none of the 1 audio files is readable" in capsys.readouterr().err
+
+
+def test_what_many_processes_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = sounds(tmp_path / "audio", 1)
+    command = ["embed", str(file), "--checkpoint", "none.pt", "--out", str(tmp_path / "a.npy")]
+    assert main([*command, "--jobs", "2"]) == EXIT_ERROR
+    assert "is one file, which one process writes" in capsys.readouterr().err
+    assert main([*command, "--jobs", "0"]) == EXIT_ERROR
+    assert "--jobs must be at least 1, not 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--shard", "3/2"])
+    assert "must be one of 1/2 to 2/2" in capsys.readouterr().err
+
+
+def test_tensors_are_heard_as_before(listener: Listener) -> None:
+    """Together and alone, also where silence is filled behind them."""
+    clips: list[Tensor] = [0.1 * torch.randn(samples) for samples in (2_800, 2_500, 399)]
+    for alone, heard in zip(map(listener.listen, clips), listener.listen_together(clips), strict=True):
+        torch.testing.assert_close(heard.tokens, alone.tokens, rtol=0, atol=1e-5)
+        torch.testing.assert_close(heard.summary, alone.summary, rtol=0, atol=1e-5)
+        assert heard.grid == alone.grid
