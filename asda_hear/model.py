@@ -13,6 +13,7 @@ from asda_core.audio import check_finite
 from asda_core.checkpoint import Weights
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.framing import CONTEXT_SHARE, MILLISECONDS, Framing, num_frames, windows
+from asda_core.model.processor import exact_products
 from asda_hear.pooling import Averaging, EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
 
 TOKENS_PER_PASS = 8192
@@ -88,7 +89,9 @@ class HearModel(nn.Module):
             averaging = Averaging()
             for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
                 features = self.front_end(framing.window_audio(clips, window.first, window.size))
-                averaging.add(self.backbone(features), window.keep_from, window.keep_to)
+                with exact_products(features.device):
+                    steps = self.backbone(features)
+                averaging.add(steps, window.keep_from, window.keep_to)
             scenes.append(self.backbone.pool_scene(averaging.average()))
         return torch.cat(scenes).float()
 
@@ -109,7 +112,8 @@ class HearModel(nn.Module):
                 frames = framing.frames_of(window.size)
                 starts = [shift * framing.shift_frames for shift in range(shifts)]
                 runs = torch.cat([features[:, :, start : start + frames] for start in starts])
-                steps = self.backbone(runs).timestamp
+                with exact_products(runs.device):
+                    steps = self.backbone(runs).timestamp
                 kept = steps[:, window.keep_from : window.keep_to]  # (shifts x B, kept, D)
                 interleaved = kept.unflatten(0, (shifts, -1)).permute(1, 2, 0, 3).flatten(1, 2)
                 first = (window.first + window.keep_from) * shifts

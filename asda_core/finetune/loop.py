@@ -37,6 +37,7 @@ from asda_core.finetune.scoring import score
 from asda_core.finetune.tuned import Tuned
 from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.splits import Round
+from asda_core.model.processor import exact_products
 from asda_core.pretrain.data import ClipBatches, Clips
 from asda_core.pretrain.reporter import Reporter
 from asda_core.pretrain.resuming import (
@@ -177,7 +178,8 @@ def train(training: Training, progress: bool) -> None:
     bar = tqdm(total=training.steps, initial=training.step, unit="step", disable=not progress, desc=name, leave=False)
     writer = SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.step)
     log = (training.folder / LOG_FILE).open("a")
-    with closing(writer), log, bar, stop_on_signal(training.ask_to_stop), ThreadPoolExecutor(1) as ahead:
+    exact = exact_products(next(training.tuned.encoder.parameters()).device)
+    with closing(writer), log, bar, exact, stop_on_signal(training.ask_to_stop), ThreadPoolExecutor(1) as ahead:
         reporter = Reporter(bar, log, writer)
         waiting = ahead.submit(training.clips.batch, training.step)
         while training.step < training.steps and not training.memory.ended:

@@ -15,6 +15,7 @@ from asda_core.errors import AudioError, ConfigError
 from asda_core.filling import fill_features
 from asda_core.inference.framing import CONTEXT_SHARE, Framing, Window, num_frames, windows
 from asda_core.model.encoder import Encoded, Encoder
+from asda_core.model.processor import exact_products
 from asda_core.streaming import Clip, Sound
 
 MAX_STEPS = 768
@@ -225,7 +226,8 @@ class Listener:
         features = self.front_end(torch.stack([audio for audio, _ in stretches]).to(self.device))
         if self.options.padding == "features":
             features = fill_features(features, torch.tensor([left for _, left in stretches]), self.front_end)
-        encoded: Encoded = self.encoder(features)
+        with exact_products(features.device):
+            encoded: Encoded = self.encoder(features)
         return encoded
 
     def _heard(self, summary: Tensor, tokens: Tensor, bands: int) -> Heard:

@@ -3,7 +3,8 @@
 import itertools
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
@@ -46,15 +47,45 @@ class ConvolutionalDecoder(nn.Module):
         self.proj = nn.Linear(widths[-1], dim)
 
     def forward(
-        self, patches: Float[Tensor, "batch patches dim"], grid: tuple[int, int]
-    ) -> Float[Tensor, "batch patches dim"]:
-        """Predict every patch from patches in raster order."""
+        self,
+        patches: Float[Tensor, "batch patches dim"],
+        grid: tuple[int, int],
+        wanted: Int[Tensor, "batch hidden"] | None = None,
+    ) -> Float[Tensor, "batch predicted dim"]:
+        """Predict every patch, or those wanted, from patches in raster order.
+
+        Channels stay last in memory, as patches have them, norms want them and convolutions do best with.
+
+        Args:
+            patches: all places of the grid.
+            grid: (time steps, bands).
+            wanted: columns of the patches to predict, for each row its own; None predicts all.
+        """
         times, bands = grid
-        maps = patches.transpose(1, 2).reshape(len(patches), -1, times, bands)  # (B, D, times, bands)
+        tokens = patches.reshape(len(patches), times, bands, -1)  # (B, times, bands, D)
         for convolution in self.convolutions:
-            new = convolution(maps)[:, :, :times, :bands]  # an even kernel gives one row and column too many
-            new = layer_norm(new.movedim(1, -1), new.shape[1:2], eps=NORM_EPS).movedim(-1, 1)
-            new = gelu(new)
-            maps = new + maps if new.shape == maps.shape else new
-        predicted: Tensor = self.proj(maps.flatten(2).transpose(1, 2))
+            new = convolution(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            new = new[:, :times, :bands]  # an even kernel gives one row and column too many
+            new = gelu(layer_norm(new, new.shape[3:], eps=NORM_EPS))
+            tokens = new + tokens if new.shape == tokens.shape else new
+        decoded = tokens.flatten(1, 2)
+        if wanted is not None:
+            decoded = rows_at(decoded, wanted)
+        predicted: Tensor = self.proj(decoded)
         return predicted
+
+
+def rows_at(
+    tokens: Float[Tensor, "batch tokens dim"], columns: Int[Tensor, "rows n"], owner: Int[Tensor, " rows"] | None = None
+) -> Float[Tensor, "rows n dim"]:
+    """Some tokens for each row, copied a whole token at a time.
+
+    Args:
+        tokens: of clips.
+        columns: which tokens, for each row its own.
+        owner: the clip that each row belongs to, so that no clip is repeated for its clones; None: each is one row.
+    """
+    if owner is None:
+        owner = torch.arange(len(tokens), device=tokens.device)
+    chosen = (owner.unsqueeze(1) * tokens.shape[1] + columns).flatten()
+    return tokens.flatten(0, 1).index_select(0, chosen).view(*columns.shape, tokens.shape[-1])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
-from asda_core.pretrain.decoder import ConvolutionalDecoder, DecoderConfig
+from asda_core.pretrain.decoder import ConvolutionalDecoder, DecoderConfig, rows_at
 from asda_core.pretrain.masking import MaskConfig, block_masks, split_columns
 from asda_core.pretrain.teacher import Teacher, TeacherConfig, make_targets
 
@@ -104,12 +104,13 @@ class LatentRegression(nn.Module):
         tokens, layout = encoder.embed(features)
         owner = torch.arange(len(features), device=tokens.device).repeat_interleave(self.config.clones)
         kept, gone = split_columns(hidden)
-        seen = tokens[owner].gather(1, over_channels(kept, tokens))
-        student = encoder.encode(seen, layout.select(owner, kept))
-        filled = noise.to(student.tokens.dtype).scatter(1, over_channels(kept, tokens), student.tokens)
-        predicted = self.decoder(filled, layout.grid).gather(1, over_channels(gone, tokens))
+        student = encoder.encode(rows_at(tokens, kept, owner), layout.select(owner, kept))
+        seen = student.tokens
+        places = torch.arange(len(kept), device=kept.device).unsqueeze(1) * noise.shape[1] + kept
+        filled = noise.to(seen.dtype).flatten(0, 1).index_copy(0, places.flatten(), seen.flatten(0, 1)).view_as(noise)
+        predicted = self.decoder(filled, layout.grid, gone)
         target = make_targets(self.teacher.layers(features), self.config.top_layers)
-        wanted = target[owner].gather(1, over_channels(gone, tokens))
+        wanted = rows_at(target, gone, owner)
         frame = squared_error(predicted, wanted).mean()
         utterance = squared_error(student.summary, target.mean(dim=1)[owner]).mean()
         rows = len(owner) if self.config.utterance_rows is None else self.config.utterance_rows
@@ -122,11 +123,6 @@ class LatentRegression(nn.Module):
     def after_step(self, encoder: Encoder, step: int) -> None:
         """Let the teacher follow."""
         self.teacher.follow(encoder, step)
-
-
-def over_channels(columns: Tensor, tokens: Tensor) -> Tensor:
-    """Columns (rows, n) as an index (rows, n, D) for gather and scatter."""
-    return columns.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
 
 
 def squared_error(predicted: Float[Tensor, "*rows dim"], target: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows"]:

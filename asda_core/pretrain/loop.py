@@ -36,6 +36,7 @@ from asda_core.data.stream_batches import open_clips
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import DIGEST_DIGITS, file_digest, write_text
 from asda_core.filling import fill_features
+from asda_core.model.processor import exact_products
 from asda_core.pretrain.computing import gathered, placed_like, prepare, whole
 from asda_core.pretrain.data import Batches, Clips
 from asda_core.pretrain.prefetching import prefetched
@@ -119,7 +120,7 @@ def pretrain(
         rate = run.parts.front_end.sample_rate
         clips = open_clips(files, config.data, rate, config.seed, processes.rank, processes.world, folder)
         reports = reporting(folder, run.step, config.steps, progress) if processes.first else nullcontext()
-        with reports as reporter, stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
+        with reports as reporter, exact_products(place), stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
             _train(run, clips, reporter)
         if reporter is not None and (skipped := named_skipped(folder)):
             print(f"{len(skipped)} of {len(files)} files were skipped: {folder / SKIPPED_FILE}", file=sys.stderr)

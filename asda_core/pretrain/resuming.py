@@ -66,11 +66,17 @@ def put_states_back(
     device: torch.device,
     place: Callable[[Tensor, nn.Parameter], Tensor] | None = None,
 ) -> None:
-    """The inverse of `optimizer_states`; `place` puts what has a parameter's shape where the parameter is."""
+    """The inverse of `optimizer_states`; `place` puts what has a parameter's shape where the parameter is.
+
+    A fused optimiser counts its steps where the parameters are, others on the CPU.
+    """
+    counted_at = device if optimizer.defaults.get("fused") else torch.device("cpu")
     for name, parameter in named:
         kept = {key.removeprefix(f"{name}|"): value for key, value in states.items() if key.startswith(f"{name}|")}
         optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(device) if place is None else place(value, parameter)
+            key: value.to(counted_at if key == "step" else device)
+            if key == "step" or place is None
+            else place(value, parameter)
             for key, value in kept.items()
         }
 
