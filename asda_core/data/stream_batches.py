@@ -162,7 +162,8 @@ class StreamBatches(Batches):
         return passed
 
     def _shuffled(self, block: Block, epoch: int, number: int) -> Block:
-        order = np.random.default_rng([self.seed, epoch, self.rank, number]).permutation(len(block.sounds))
+        words = [self.seed, epoch, 1 + self.rank, 1 + number]  # numpy takes zeros behind the last word for none
+        order = np.random.default_rng(words).permutation(len(block.sounds))
         made = Block(block.first, [block.sounds[place] for place in order], list(block.trouble))
         block.trouble.clear()
         return made

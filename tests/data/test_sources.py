@@ -24,6 +24,15 @@ def test_numbers_in_a_name(tmp_path: Path) -> None:
         find_audio(tmp_path / "train-{000..003}.tar")
 
 
+def test_a_tar_beside_loose_files_is_left_out(audio_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Most often it is the archive that they were unpacked from; older runs keep their files."""
+    before = find_audio(audio_folder)
+    (shard,) = write_shards(audio_folder, [2])
+    assert find_audio(audio_folder) == before
+    assert "left out 1 tar files beside 5 audio files" in capsys.readouterr().err
+    assert len(find_training([audio_folder, shard])) == 7
+
+
 def test_the_tsv_of_fairseq(audio_folder: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "elsewhere" / "train.tsv"
     manifest.parent.mkdir()
