@@ -122,7 +122,7 @@ def find_audio(source: str | Path) -> list[Path]:
     elif path.is_file():
         found = list(_manifest(path))
     else:
-        raise AudioError(f"no folder, manifest, shard or audio file at {path}.")
+        raise AudioError(f"no folder, manifest or audio file at {path}.")
     if not found:
         raise AudioError(f"no audio files in {path} (looked for {' '.join(AUDIO_SUFFIXES)}).")
     return found

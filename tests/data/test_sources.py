@@ -20,7 +20,7 @@ def test_numbers_in_a_name(tmp_path: Path) -> None:
     write_shards(tmp_path, [2, 1, 3])
     assert len(find_audio(tmp_path / "train-{000..002}.tar")) == 6
     assert find_audio(tmp_path / "train-{000..002}.tar") == find_audio(tmp_path)
-    with pytest.raises(AudioError, match="no folder, manifest, shard or audio file at .*train-003.tar"):
+    with pytest.raises(AudioError, match="no folder, manifest or audio file at .*train-003.tar"):
         find_audio(tmp_path / "train-{000..003}.tar")
 
 
