@@ -103,14 +103,17 @@ def read_sound(
         AudioError: it has no samples there, or some are NaN or infinite.
     """
     rate = sound.samplerate
-    sound.seek(min(int(start_seconds * rate), len(sound)))
-    left = len(sound) - sound.tell()
+    first = min(int(start_seconds * rate), len(sound))
+    if first:  # at 0 it is already, and libsndfile decodes a block of FLAC for every seek
+        sound.seek(first)
+    left = len(sound) - first
     num_frames = left if seconds is None else min(left, math.ceil(seconds * rate))
     wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
     mono = _read_mono(sound, name, num_frames, sample_rate if wrong_axis else rate)
     if len(mono) == 0:
         raise AudioError(f"cannot use {name}: it holds no samples from {start_seconds:g} s on.")
-    check_finite(mono, name)
+    if not sound.subtype.startswith("PCM"):  # integers are finite
+        check_finite(mono, name)
     return mono if wrong_axis else resample(mono, rate, sample_rate)
 
 

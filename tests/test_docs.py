@@ -39,7 +39,7 @@ def test_python_of_the_readme_runs() -> None:
 def test_commands_parse() -> None:
     """Every `asda` and `asda-hear` command of the documents is one that the program takes."""
     parsers = {"asda": core_cli.make_parser(), "asda-hear": hear_cli.make_parser()}
-    names = ("finetuning", "ablations", "looking", "scaling", "embedding")
+    names = ("finetuning", "ablations", "looking", "scaling", "embedding", "data")
     guides = [ROOT / "docs" / f"{name}.md" for name in names]
     documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "MODEL_CARD.md", *guides]
     lines = [line for document in documents for block in blocks("bash", document.read_text()) for line in joined(block)]

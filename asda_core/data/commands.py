@@ -7,7 +7,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -15,10 +15,11 @@ from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config, parse, parsed_changes, to_plain, with_change
-from asda_core.data.packing import PACK_FILE, SKIPPED_FILE, PackOptions, pack
+from asda_core.data.packing import PACK_FILE, SKIPPED_FILE, PackFormat, PackOptions, pack
 from asda_core.data.statistics import Statistics, measure
 
 SOURCES_HELP = "folders, manifests, tables, audio files or tar shards"
+FORMAT_HELP = "of 16-bit mono: flac, or wav, which is larger and faster to read (default: flac)"
 JOBS_HELP = "threads (default: one for each core)"
 FEW = 5
 """Files that a line names."""
@@ -38,8 +39,9 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     usual = PackOptions()
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the shards go")
-    parser.add_argument("--rate", type=int, default=usual.rate, help="of the FLAC in Hz (default: 16000)")
-    parser.add_argument("--keep", action="store_true", help="the files as they are, instead of 16-bit mono FLAC")
+    parser.add_argument("--rate", type=int, default=usual.rate, help="in Hz (default: 16000)")
+    parser.add_argument("--format", choices=get_args(PackFormat), default=usual.format, help=FORMAT_HELP)
+    parser.add_argument("--keep", action="store_true", help="the files as they are, instead of 16-bit mono")
     parser.add_argument("--seconds", type=float, help="cut longer files into equal pieces of at most so many seconds")
     parser.add_argument("--shard-mebibytes", type=int, default=usual.shard_mebibytes, help="size of a shard")
     parser.add_argument("--seed", type=int, default=usual.seed, help="of the order of the files")
@@ -62,7 +64,7 @@ def _add_stats(parser: argparse.ArgumentParser) -> None:
 def run_pack(parsed: argparse.Namespace) -> None:
     """`asda data pack`."""
     require(parsed.jobs > 0, f"--jobs must be at least 1, not {parsed.jobs}.")
-    names = ("rate", "keep", "seconds", "shard_mebibytes", "seed", "name")
+    names = ("rate", "format", "keep", "seconds", "shard_mebibytes", "seed", "name")
     options = PackOptions(**{name: getattr(parsed, name) for name in names})
     files = _found(parsed.sources)
     print(f"{len(files)} audio files -> {parsed.out}", file=sys.stderr)

@@ -28,12 +28,13 @@ class Counts:
         Raises:
             AudioError: the shard had another count before.
         """
+        new = shard.address not in self.known
         known = self.known.setdefault(shard.address, count)
         if known != count:
             raise AudioError(
                 f"{shard.address} holds {count} clips and held {known}; a run goes on with the same alone."
             )
-        if self.file is not None:
+        if self.file is not None and new:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a+b", buffering=0) as opened:
                 opened.write((json.dumps({"shard": shard.address, "clips": count}) + "\n").encode())

@@ -122,21 +122,27 @@ def find_audio(source: str | Path) -> list[Path]:
     elif path.is_file():
         found = list(_manifest(path))
     else:
-        raise AudioError(f"no folder, manifest, shard or audio file at {path}.")
+        raise AudioError(f"no folder, manifest or audio file at {path}.")
     if not found:
         raise AudioError(f"no audio files in {path} (looked for {' '.join(AUDIO_SUFFIXES)}).")
     return found
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Audio below a folder, and that in its shards; a shard that cannot be read is named and left out."""
+    """Audio below a folder; where there is none, that in its shards. A shard that cannot be read is named, left out.
+
+    A tar beside loose files is most often the archive that they were unpacked from.
+    """
+    names = sorted(each for each in folder.rglob("*") if is_audio(each.name) or each.suffix == TAR_SUFFIX)
+    shards = [file for file in names if file.suffix == TAR_SUFFIX and file.is_file()]
+    loose = [file for file in names if file.suffix != TAR_SUFFIX and file.is_file()]
+    if loose and shards:
+        what = f"{len(shards)} tar files beside {len(loose)} audio files in {folder}"
+        print(f"warning: left out {what}; name them to use them.", file=sys.stderr)
+    if loose:
+        return loose
     found = []
-    for file in sorted(each for each in folder.rglob("*") if is_audio(each.name) or each.suffix == TAR_SUFFIX):
-        if not file.is_file():
-            continue
-        if file.suffix != TAR_SUFFIX:
-            found.append(file)
-            continue
+    for file in shards:
         try:
             found += index_of(file).paths()
         except AudioError as error:

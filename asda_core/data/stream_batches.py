@@ -5,10 +5,11 @@ shard in an epoch. Clips are shuffled within blocks of `data.shuffle_clips`; the
 epoch, rank and block alone:
 
     shards of a rank | 000007.tar | 000002.tar | 000005.tar |
-    blocks           | 0 (shuffled) | 1 (shuffled) | 2 (sh.)| 0 of the next epoch, ...
+    blocks           | 0 (shuffled) | 1 and the rest (shuffled) | 0 of the next epoch, ...
 
 A run that goes on passes over what it had, undecoded; shards whose number of clips is known are not even read.
-Memory holds three blocks at most, undecoded: two that a batch takes from, and the next.
+The rest of an epoch, less than a block, goes with the last, so that a broken clip has others to take its place.
+Memory holds four blocks at most, undecoded: two that a batch takes from, and two that are being read.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -137,7 +138,7 @@ class StreamBatches(Batches):
     def _epoch(self, epoch: int, order: np.ndarray, first: int, start: int) -> Generator[Block, None, int]:
         """Blocks of an epoch from that with its clip `start` on; returns how many clips it has."""
         size = self.config.shuffle_clips
-        passed, skip = 0, start // size * size
+        passed, skip = 0, max(0, start // size - 1) * size  # the block of a clip may have begun one earlier
         trouble: list[tuple[Path, str]] = []
         block = Block(first + skip, trouble=trouble)
         for number in order:
@@ -153,16 +154,19 @@ class StreamBatches(Batches):
                 passed += 1
                 if passed > skip:
                     block.sounds.append((sound, int(number)))
-                if len(block.sounds) == size:
+                if len(block.sounds) == 2 * size:
+                    rest = Block(block.first + size, block.sounds[size:], trouble)
+                    del block.sounds[size:]
                     yield self._shuffled(block, epoch, (block.first - first) // size)
-                    block = Block(block.end, trouble=trouble)
+                    block = rest
             self.counts.note(shard, passed - before)
         if block.sounds or block.trouble:
             yield self._shuffled(block, epoch, (block.first - first) // size)
         return passed
 
     def _shuffled(self, block: Block, epoch: int, number: int) -> Block:
-        order = np.random.default_rng([self.seed, epoch, self.rank, number]).permutation(len(block.sounds))
+        words = [self.seed, epoch, 1 + self.rank, 1 + number]  # numpy takes zeros behind the last word for none
+        order = np.random.default_rng(words).permutation(len(block.sounds))
         made = Block(block.first, [block.sounds[place] for place in order], list(block.trouble))
         block.trouble.clear()
         return made

@@ -135,9 +135,9 @@ class Candidate(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A clip, which file it is of, and the files before it that could not be read: (file, reason, for good)."""
+    """Length of a clip, which file it is of, and those before it that could not be read: (file, reason, for good)."""
 
-    stretch: Float[Tensor, " samples"]
+    num_samples: int
     number: int
     failures: list[tuple[Path, str, bool]]
 
@@ -183,12 +183,10 @@ class Batches(ABC):
             numbers = range(first, first + self.share)
             candidates = [self._candidates(number) for number in numbers]
             apply = map if self._pool is None else self._pool.map
-            found = list(apply(self._clip, numbers, candidates))
+            audio = torch.empty(self.share, self.num_samples)
+            found = list(apply(self._clip, numbers, candidates, audio))
             self._note(found)
-        audio = torch.zeros(self.share, self.num_samples)
-        for row, clip in zip(audio, found, strict=True):
-            row[: len(clip.stretch)] = clip.stretch
-        lengths = torch.tensor([len(clip.stretch) for clip in found])
+        lengths = torch.tensor([clip.num_samples for clip in found])
         return Clips(audio, lengths, torch.tensor([clip.number for clip in found]))
 
     def close(self) -> None:  # noqa: B027
@@ -198,16 +196,18 @@ class Batches(ABC):
     def _candidates(self, number: int) -> Iterator[Candidate]:
         """What clip `number` of the endless sequence may be of, in order: the first that can be read is taken."""
 
-    def _clip(self, number: int, candidates: Iterator[Candidate]) -> Found:
-        """A clip; depends on nothing that other clips change, so threads find the same in any order."""
+    def _clip(self, number: int, candidates: Iterator[Candidate], row: Tensor) -> Found:
+        """Fill a row of a batch; depends on nothing that other clips change, so threads do the same in any order."""
         share = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
         failures: list[tuple[Path, str, bool]] = []
         for file, content, chosen in candidates:
             if file in self._unreadable:
                 continue
             try:
-                stretch = self.reader.stretch(file, share, content)[: self.num_samples]
-                return Found(stretch if self._change is None else self._change(stretch, number), chosen, failures)
+                stretch = self.reader.stretch(file, share, content)
+                row[: len(stretch)] = stretch if self._change is None else self._change(stretch, number)
+                row[len(stretch) :] = 0.0
+                return Found(len(stretch), chosen, failures)
             except AudioError as error:  # of a long file another stretch may be good: which one must not matter
                 failures.append((file, str(error), file not in self.reader.long_files))
         reasons = "; ".join([*self.skipped.values(), *(reason for _, reason, _ in failures)][:FEW])

@@ -86,6 +86,15 @@ def test_sixteen_bits_at_the_rate_stay_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(sound, samples)
 
 
+def test_as_wav(audio_folder: Path, tmp_path: Path) -> None:
+    files = find_audio(audio_folder)
+    for form in ("flac", "wav"):
+        pack(files, tmp_path / form, replace(OPTIONS, format=form), progress=False)  # type: ignore[arg-type]
+    pairs = list(zip(find_audio(tmp_path / "flac"), find_audio(tmp_path / "wav"), strict=True))
+    assert {(flac.suffix, wav.suffix) for flac, wav in pairs} == {(".flac", ".wav")}
+    assert all(torch.equal(read_audio(flac, 16_000), read_audio(wav, 16_000)) for flac, wav in pairs)
+
+
 def test_the_index_is_what_the_headers_say(tmp_path: Path) -> None:
     files = noise(tmp_path / "audio", 25)
     packed = pack(files, tmp_path / "pack", OPTIONS, jobs=3, progress=False)
@@ -166,6 +175,7 @@ def test_another_pack_is_refused(tmp_path: Path) -> None:
         ({"keep": True, "seconds": 2.0}, "give one"),
         ({"seconds": 0.0}, "--seconds must be positive"),
         ({"shard_mebibytes": 0}, "--shard-mebibytes"),
+        ({"format": "mp3"}, "--format must be flac or wav, not 'mp3'"),
         ({"name": "a/b"}, "--name must be a plain word"),
         ({"seed": -1}, "--seed"),
     ],

@@ -20,8 +20,17 @@ def test_numbers_in_a_name(tmp_path: Path) -> None:
     write_shards(tmp_path, [2, 1, 3])
     assert len(find_audio(tmp_path / "train-{000..002}.tar")) == 6
     assert find_audio(tmp_path / "train-{000..002}.tar") == find_audio(tmp_path)
-    with pytest.raises(AudioError, match="no folder, manifest, shard or audio file at .*train-003.tar"):
+    with pytest.raises(AudioError, match="no folder, manifest or audio file at .*train-003.tar"):
         find_audio(tmp_path / "train-{000..003}.tar")
+
+
+def test_a_tar_beside_loose_files_is_left_out(audio_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Most often it is the archive that they were unpacked from; older runs keep their files."""
+    before = find_audio(audio_folder)
+    (shard,) = write_shards(audio_folder, [2])
+    assert find_audio(audio_folder) == before
+    assert "left out 1 tar files beside 5 audio files" in capsys.readouterr().err
+    assert len(find_training([audio_folder, shard])) == 7
 
 
 def test_the_tsv_of_fairseq(audio_folder: Path, tmp_path: Path) -> None:

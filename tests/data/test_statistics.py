@@ -86,19 +86,20 @@ def test_front_ends_without_one_mean_and_one_spread(audio_folder: Path, catalog:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_shards(tmp_path, [4, 5])
+    write_shards(tmp_path / "shards", [4, 5])
     (tmp_path / "text.wav").write_text("no audio")
-    assert main(["data", "stats", str(tmp_path), "--jobs", "2"]) == 0
+    sources = ["data", "stats", str(tmp_path / "shards"), str(tmp_path / "text.wav")]
+    assert main([*sources, "--jobs", "2"]) == 0
     printed = capsys.readouterr().out
     assert "files     10 files" in printed
     assert "broken    1: " in printed
     pasted = parse(RunConfig, yaml.safe_load(printed.splitlines()[-1])).front_end
-    assert main(["data", "stats", str(tmp_path), "--json", "--set", "front_end={name: log_mel}"]) == 0
+    assert main([*sources, "--json", "--set", "front_end={name: log_mel}"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert pasted.options == {"mean": round(plain["mean"], 3), "std": round(plain["std"], 3)}
     assert plain["looked_at"] == 10
     assert list(plain["broken"]) == [str(tmp_path / "text.wav")]
-    assert main(["data", "stats", str(tmp_path), "--json", "--sample", "3"]) == 0
+    assert main([*sources, "--json", "--sample", "3"]) == 0
     assert json.loads(capsys.readouterr().out)["looked_at"] == 3
-    assert main(["data", "stats", str(tmp_path), "--sample", "0"]) == 1
+    assert main([*sources, "--sample", "0"]) == 1
     assert "--sample must be at least 1" in capsys.readouterr().err
