@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from asda_core.data.tars import split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import write_text
 from asda_core.inference.writing import Format, Granularity, Kind
@@ -153,7 +154,8 @@ def entry_of(name: Path, file: Path) -> Entry:
         AudioError: there is no such file.
     """
     try:
-        facts = file.stat()
+        inside = split_member(file)
+        facts = (file if inside is None else inside[0]).stat()  # a sound in a shard changes with its shard
     except OSError:
         raise AudioError(f"cannot read {file}: there is no such file.") from None
     return {"embedding": str(name), "file": str(file), "size": facts.st_size, "time": facts.st_mtime_ns}

@@ -70,7 +70,7 @@ def changed(features: Tensor, generator: torch.Generator) -> Tensor:
         first = int(torch.randint(clip.shape[1] - FRAMES + 1, (), generator=generator))
         by = int(torch.randint(-MOST_BINS, MOST_BINS + 1, (), generator=generator))
         cut = clip[:, first : first + FRAMES]
-        moved = pad(cut, (0, 0, max(0, by), max(0, -by)), mode="replicate")
+        moved = pad(cut[None], (0, 0, max(0, by), max(0, -by)), mode="replicate")[0]
         clips.append(moved[max(0, -by) : max(0, -by) + len(clip)])
     gains = torch.randn(len(clips), 1, 1, generator=generator) * GAIN
     return torch.stack(clips) + gains
@@ -120,12 +120,8 @@ def main() -> None:
         bar.n = min(1000, int(done * 1000))
         bar.set_postfix_str(f"step {step} loss {np.mean(told):.3f}")
         if step % 200 == 0:
-            print(
-                f"\nstep {step}: loss {np.mean(told):.3f}, accuracy {accuracy(encoder, head, valid, valid_words):.3f}"
-            )
-    print(
-        f"\n{step} updates of {BATCH} clips; accuracy on voices never heard {accuracy(encoder, head, valid, valid_words):.3f}"
-    )
+            print(f"\nstep {step}: {accuracy(encoder, head, valid, valid_words):.3f} of words in voices never heard")
+    print(f"\n{step} updates; {accuracy(encoder, head, valid, valid_words):.3f} of words in voices never heard")
     parts = (("front_end", front_end), ("encoder", encoder))
     tensors = {f"{name}.{key}": value.contiguous() for name, part in parts for key, value in part.state_dict().items()}
     write_model(parsed.out, tensors, metadata_of(config, catalog, step))
