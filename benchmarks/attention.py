@@ -1,65 +1,96 @@
-"""How much faster is differential attention through the fused kernel than by its formula? Both in one run.
+"""Differential attention: the way that suits this machine beside its formula, in time and in memory. Both in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/attention.py
+    OMP_NUM_THREADS=2 python benchmarks/attention.py
 
-Rounds of both are interleaved; the medians and their ratio are printed, for inference and for a training step.
+Equality is checked first. Memory is measured in a process for each side, since a peak never falls.
 """
 
 import argparse
-import statistics
-import time
+import resource
+import subprocess
+import sys
 
 import torch
 from asda_plugins.mixer_differential import DifferentialAttention, DifferentialConfig
+from interleaved import MILLISECONDS, error, machine, medians
 
 from asda_core.layout import TokenLayout
+from asda_core.model.processor import exact_products
 
 WIDTH, HEADS = 768, 12
 """Of ASDA base."""
-SIZES = ((1, 513), (16, 103), (4, 257))
-"""Clips and tokens: a clip of 10 s as the teacher hears it, its 16 masked clones, four clips of 5 s."""
-MILLISECONDS = 1000
+SIZES = ((16, 103), (1, 513), (8, 513), (1, 2049))
+"""Clips and tokens: 16 masked clones of a clip of 10 s, the clip as the teacher hears it, eight of them, 40 s."""
+LONG = (513, 2049, 4097)
+WIDEST_ERROR = 1e-5
 
 
-def seconds(mixer: DifferentialAttention, tokens: torch.Tensor, layout: TokenLayout, train: bool) -> float:
-    """One pass, with gradients if it trains."""
-    start = time.perf_counter()
-    with torch.set_grad_enabled(train):
-        mixed = mixer(tokens, layout)
-    if train:
-        mixed.sum().backward()
-    return time.perf_counter() - start
-
-
-def compare(clips: int, num_tokens: int, train: bool, rounds: int) -> tuple[float, float]:
-    """Median seconds (by formula, fused) of interleaved rounds, after one round to warm up."""
+def prepared(clips: int, tokens: int) -> tuple[DifferentialAttention, torch.Tensor, TokenLayout]:
     torch.manual_seed(0)
     mixer = DifferentialAttention(DifferentialConfig(), WIDTH, HEADS)
-    layout = TokenLayout.full(clips, (num_tokens, 1))
-    tokens = torch.randn(clips, num_tokens, WIDTH)
-    taken: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(rounds + 1):
-        for by_formula in (True, False):
-            mixer.by_formula = by_formula
-            spent = seconds(mixer, tokens, layout, train)
-            if number:
-                taken[by_formula].append(spent)
-    return statistics.median(taken[True]), statistics.median(taken[False])
+    return mixer, torch.randn(clips, tokens, WIDTH), TokenLayout.full(clips, (tokens, 1))
+
+
+def compare(clips: int, tokens: int, train: bool, rounds: int) -> tuple[float, float, float]:
+    """Median seconds by formula and fast, and the error of the fast way."""
+    mixer, given, layout = prepared(clips, tokens)
+    kept: dict[str, torch.Tensor] = {}
+
+    def side(name: str) -> None:
+        mixer.by_formula = name == "formula"
+        mixer.zero_grad(set_to_none=True)
+        with torch.set_grad_enabled(train):
+            mixed = mixer(given, layout)
+            if train:
+                mixed.square().mean().backward()
+        kept[name] = mixer.qk.weight.grad.clone() if train else mixed
+
+    def fast() -> None:
+        with exact_products():
+            side("fast")
+
+    taken = medians({"formula": lambda: side("formula"), "fast": fast}, rounds)
+    return taken["formula"], taken["fast"], error(kept["fast"], kept["formula"])
+
+
+def peak(tokens: int, by_formula: bool) -> None:
+    """Print the MiB that one pass takes beyond what was in use before."""
+    mixer, given, layout = prepared(1, tokens)
+    small, short = given[:, :8], TokenLayout.full(1, (8, 1))
+    with torch.inference_mode(), exact_products():
+        mixer(small, short)
+        mixer.by_formula = by_formula
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        mixer(given, layout)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def peak_of(tokens: int, side: str) -> float:
+    command = [sys.executable, __file__, "--peak", str(tokens), side]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
-    print("clips x tokens   pass       by formula   fused     ratio")
-    for clips, num_tokens in SIZES:
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    parsed = parser.parse_args()
+    if parsed.peak:
+        peak(int(parsed.peak[0]), parsed.peak[1] == "formula")
+        return
+    print(machine())
+    print("clips x tokens   pass       by formula      fast     ratio   error")
+    for clips, tokens in SIZES:
         for train in (False, True):
-            formula, fused = (value * MILLISECONDS for value in compare(clips, num_tokens, train, rounds))
+            formula, fast, wrong = compare(clips, tokens, train, parsed.rounds)
+            assert wrong < WIDEST_ERROR, f"{clips} x {tokens}: not equal ({wrong:.1e})"
             name = "training" if train else "inference"
-            print(
-                f"{clips:>4} x {num_tokens:<8} {name:<10} {formula:>8.1f} ms {fused:>6.1f} ms   {formula / fused:.2f}"
-            )
+            times = f"{formula * MILLISECONDS:>8.1f} ms {fast * MILLISECONDS:>8.1f} ms"
+            print(f"{clips:>4} x {tokens:<8} {name:<10} {times}   {formula / fast:>5.2f}   {wrong:.0e}")
+    print("tokens   by formula      fast     ratio  (peak memory of one pass)")
+    for tokens in LONG:
+        formula, fast = peak_of(tokens, "formula"), peak_of(tokens, "fast")
+        print(f"{tokens:>6} {formula:>8.0f} MiB {fast:>6.0f} MiB   {formula / max(fast, 1e-9):>5.1f}")
 
 
 if __name__ == "__main__":

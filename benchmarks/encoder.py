@@ -1,0 +1,95 @@
+"""ASDA base on clips of 10 s: the fast path beside attention by its formula, and beside AST where transformers is.
+
+    OMP_NUM_THREADS=2 python benchmarks/encoder.py [--bfloat16] [--compile] [--ast]
+
+Equality is checked first (float32 to 1e-5, bfloat16 to 3e-2 of the largest magnitude). `--ast` (pip install
+transformers) goes from waveforms: AST's own feature extractor and random weights against our front end and encoder.
+"""
+
+import argparse
+
+import torch
+from interleaved import Side, error, machine, medians, product_rate
+from twins import set_by_formula
+
+from asda_core.assemble import build_model
+from asda_core.catalog import installed_catalog
+from asda_core.config import RunConfig
+from asda_core.counting import encoder_flops
+from asda_core.model.processor import exact_products
+
+SECONDS, RATE, FRAMES, BINS = 10, 16_000, 1024, 128
+EXACT, ROUNDED = 1e-5, 3e-2
+
+
+def beside_formula(batch: int, rounds: int, bfloat16: bool, compiled: bool) -> None:
+    torch.manual_seed(0)
+    _, encoder = build_model(installed_catalog(), RunConfig())
+    encoder.eval()
+    features = torch.randn(batch, BINS, FRAMES)
+    fast_encoder = torch.compile(encoder) if compiled else encoder
+
+    def run(by_formula: bool, half: bool) -> torch.Tensor:
+        set_by_formula(encoder, by_formula)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            if by_formula:
+                return encoder(features).tokens
+            with exact_products():
+                return fast_encoder(features).tokens
+
+    sides: dict[str, Side] = {"formula": lambda: run(True, False), "fast": lambda: run(False, False)}
+    wrong = error(run(False, False), run(True, False))
+    assert wrong < EXACT, f"not equal: {wrong:.1e}"
+    if bfloat16:
+        sides |= {"formula, bfloat16": lambda: run(True, True), "fast, bfloat16": lambda: run(False, True)}
+        assert error(run(False, True), run(True, False)) < ROUNDED
+    taken = medians(sides, rounds)
+    flops = encoder_flops(encoder, BINS, FRAMES) * batch
+    print(f"batch {batch}: error {wrong:.0e}")
+    for name, seconds in taken.items():
+        share = flops / seconds / product_rate(torch.bfloat16 if "bfloat16" in name else torch.float32)
+        print(
+            f"  {name:<18} {seconds:>7.3f} s   {batch * SECONDS / seconds:>6.1f} s of audio per s   "
+            f"{taken['formula'] / seconds:>5.2f} x   {share:>4.0%} of the rate of products"
+        )
+
+
+def beside_ast(rounds: int) -> None:
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+
+    torch.manual_seed(0)
+    front_end, encoder = build_model(installed_catalog(), RunConfig())
+    encoder.eval()
+    ast, extractor = ASTModel(ASTConfig()).eval(), ASTFeatureExtractor()
+    audio = torch.randn(SECONDS * RATE) * 0.1
+
+    def theirs() -> None:
+        with torch.inference_mode():
+            ast(**extractor(audio.numpy(), sampling_rate=RATE, return_tensors="pt"))
+
+    def ours() -> None:
+        with torch.inference_mode(), exact_products():
+            encoder(front_end(audio[None]))
+
+    taken = medians({"AST": theirs, "ASDA": ours}, rounds)
+    rates = ", ".join(f"{name} {SECONDS / seconds:.1f}" for name, seconds in taken.items())
+    print(f"from waveforms, s of audio per s: {rates}; ratio {taken['AST'] / taken['ASDA']:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--ast", action="store_true")
+    parsed = parser.parse_args()
+    print(machine())
+    for batch in parsed.batches:
+        beside_formula(batch, parsed.rounds, parsed.bfloat16, parsed.compile)
+    if parsed.ast:
+        beside_ast(parsed.rounds)
+
+
+if __name__ == "__main__":
+    main()

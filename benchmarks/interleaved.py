@@ -1,0 +1,59 @@
+"""What the benchmarks share: sides in turn within one process, medians, ratios, the machine, the rate of products."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from asda_core.model.processor import exact_products, processor
+
+MILLISECONDS = 1000
+Side = Callable[[], object]
+
+
+def machine() -> str:
+    """Processor, threads, and what decides which way is taken."""
+    name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = found[0] if found else name
+    kind = processor()
+    return (
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}; "
+        f"products through oneDNN: {'yes' if kind.wide else 'no'}; bfloat16: {'yes' if kind.bfloat16 else 'no'}"
+    )
+
+
+def medians(sides: Mapping[str, Side], rounds: int) -> dict[str, float]:
+    """Median seconds of each side; the order is turned round every other round, the first round warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name in list(sides) if number % 2 else list(sides)[::-1]:
+            start = time.perf_counter()
+            sides[name]()
+            if number:
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def product_rate(dtype: torch.dtype, rounds: int = 5) -> float:
+    """FLOPs per second of one large product, the faster of both ways."""
+    left, right = torch.randn(4104, 768, dtype=dtype), torch.randn(768, 3840, dtype=dtype)
+
+    def exact() -> None:
+        with exact_products():
+            left @ right
+
+    best = min(medians({"plain": lambda: left @ right, "exact": exact}, rounds).values())
+    return 2 * left.shape[0] * left.shape[1] * right.shape[1] / best
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference, relative to the largest magnitude."""
+    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
