@@ -17,7 +17,7 @@ from asda_core.official.reading import read_model
 from asda_hear.model import HearModel, HearOptions
 from asda_hear.pooling import EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
 
-DEFAULT_WEIGHTS = Path(__file__).with_name("asda_tiny.safetensors")
+DEFAULT_WEIGHTS = Path(__file__).with_name("asda_small.safetensors")
 """What `load_model()` loads: the small model that comes with the package; see MODEL_CARD.md."""
 POOLING_OF_PACKAGED: tuple[ScenePooling, TimestampPooling] = ("statistics", "concat")
 """Of scenes and timestamps, where the options do not say, and the model is the one of the package."""

@@ -1,0 +1,80 @@
+"""Pooling: statistics over windows are those over the whole clip, and what the package's model takes by default."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from asda_core.assemble import build_parts
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import metadata_of, model_tensors, write_model
+from asda_core.config import RunConfig
+from asda_core.errors import ConfigError
+from asda_hear import get_scene_embeddings, get_timestamp_embeddings, load_model
+from asda_hear.pooling import Averaging, Steps
+
+
+def audio_of(seconds: float, clips: int = 2) -> Tensor:
+    return torch.randn(clips, round(16_000 * seconds), generator=torch.Generator().manual_seed(0)) * 0.1
+
+
+@pytest.fixture
+def model_file(catalog: Catalog, tiny: RunConfig, tmp_path: Path) -> Path:
+    file = tmp_path / "model.safetensors"
+    write_model(file, model_tensors(build_parts(catalog, tiny), False), metadata_of(tiny, catalog, 0))
+    return file
+
+
+def test_averages_over_windows_are_those_of_all_steps() -> None:
+    steps = torch.randn(3, 11, 5, generator=torch.Generator().manual_seed(0)) + 1000  # a spread beside a large mean
+    averaging = Averaging()
+    for first, last in ((0, 4), (4, 5), (5, 11)):
+        window = Steps(torch.full((3, 2), float(first)), steps[:, max(0, first - 1) : last + 1], steps)
+        keep_from = first - max(0, first - 1)
+        averaging.add(window, keep_from, keep_from + last - first)
+    found = averaging.average()
+    torch.testing.assert_close(found.mean, steps.mean(dim=1))
+    torch.testing.assert_close(found.std, steps.double().std(dim=1, correction=0).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.summary, torch.full((3, 2), (0 * 4 + 4 * 1 + 5 * 6) / 11))
+
+
+def test_one_step_has_no_spread() -> None:
+    averaging = Averaging()
+    averaging.add(Steps(torch.ones(1, 2), torch.ones(1, 1, 3), torch.ones(1, 1, 3)), 0, 1)
+    assert torch.equal(averaging.average().std, torch.zeros(1, 3))
+
+
+def test_statistics_are_mean_and_deviation_of_each_band(model_file: Path) -> None:
+    model = load_model(model_file, scene_pooling="statistics", window_seconds=2.0)
+    clip = audio_of(1.0)
+    embedding = get_scene_embeddings(clip, model)
+    assert embedding.shape == (2, model.scene_embedding_size)
+    framing = model.scene_framing
+    window = framing.window_audio(clip, 0, framing.num_steps(clip.shape[1]))
+    encoded = model.backbone.encoder(model.front_end(window))
+    steps = encoded.tokens.unflatten(1, encoded.layout.grid).flatten(2)
+    explicit = torch.cat([steps.mean(dim=1), steps.std(dim=1, correction=0)], dim=1)
+    torch.testing.assert_close(embedding, explicit, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(get_scene_embeddings(clip[1:], model)[0], embedding[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_baseline_has_statistics_too() -> None:
+    model = load_model("log_mel", scene_pooling="statistics")
+    embedding = get_scene_embeddings(audio_of(3.0), model)
+    assert embedding.shape == (2, 256)
+    torch.testing.assert_close(embedding[:, :128], get_scene_embeddings(audio_of(3.0), load_model("log_mel")))
+    assert embedding[:, 128:].min() >= 0  # of a band that no bin of the spectrum falls into
+    assert embedding[:, 128:].mean() > 0.05
+
+
+def test_the_model_of_the_package_takes_its_own_pooling() -> None:
+    model = load_model()
+    assert model.scene_embedding_size == 2 * model.backbone.num_bands * model.backbone.encoder.config.dim
+    embeddings, stamps = get_timestamp_embeddings(audio_of(1.0), model)
+    assert embeddings.shape[2] == model.timestamp_embedding_size
+    assert stamps[0, :3].tolist() == [0.0, 40.0, 80.0]
+    mean = load_model(scene_pooling="mean", timestamp_pooling="mean")
+    assert mean.scene_embedding_size == mean.timestamp_embedding_size == model.backbone.encoder.config.dim
+    with pytest.raises(ConfigError, match="scene_pooling"):
+        load_model(scene_pooling="median")
