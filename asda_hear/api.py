@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +19,8 @@ from asda_hear.pooling import EncoderBackbone, LogMelBackbone, ScenePooling, Tim
 
 DEFAULT_WEIGHTS = Path(__file__).with_name("asda_small.safetensors")
 """What `load_model()` loads: the small model that comes with the package; see MODEL_CARD.md."""
+USUAL_POOLING: Literal["mean"] = "mean"
+"""Of scenes and timestamps of any other model, where the options do not say."""
 POOLING_OF_PACKAGED: tuple[ScenePooling, TimestampPooling] = ("statistics", "concat")
 """Of scenes and timestamps, where the options do not say, and the model is the one of the package."""
 LOG_MEL = "log_mel"
@@ -52,7 +54,9 @@ def load_model(
     if str(model_file_path) == LOG_MEL:
         front_end = build_front_end(plugins, PluginChoice(LOG_MEL))
         defaults = RunConfig()
-        baseline = LogMelBackbone(front_end.num_bins, defaults.encoder.patch_frames, parsed.scene_pooling or "mean")
+        baseline = LogMelBackbone(
+            front_end.num_bins, defaults.encoder.patch_frames, parsed.scene_pooling or USUAL_POOLING
+        )
         return HearModel(front_end, baseline, defaults.data.clip_seconds, parsed)
     if path.suffix in CONFIG_SUFFIXES:
         config = load_run_config(path)
@@ -64,7 +68,7 @@ def load_model(
             print(checkpoint.report, file=sys.stderr)
         config = checkpoint.config
         front_end, encoder = load_encoder(checkpoint, plugins)
-    scene, timestamp = POOLING_OF_PACKAGED if path == DEFAULT_WEIGHTS else ("mean", "mean")
+    scene, timestamp = POOLING_OF_PACKAGED if path == DEFAULT_WEIGHTS else (USUAL_POOLING, USUAL_POOLING)
     backbone = EncoderBackbone(
         encoder, front_end.num_bins, parsed.scene_pooling or scene, parsed.timestamp_pooling or timestamp
     )

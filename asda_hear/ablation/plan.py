@@ -28,6 +28,7 @@ from asda_core.errors import ConfigError, unknown
 from asda_core.files import file_digest
 from asda_hear.ablation.measuring import NoiseMeasure
 from asda_hear.ablation.settings import PlanConfig
+from asda_hear.api import USUAL_POOLING
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.noise_attention import NoiseConfig
 from asda_hear.model import HearOptions
@@ -158,8 +159,8 @@ def text_of(labels: Mapping[str, str]) -> str:
 
 
 def _stated(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that differ from the defaults: a default that is written out asks for nothing else."""
-    usual = to_plain(HearOptions())
+    """Options that differ from the defaults of a trained model: one that is written out asks for nothing else."""
+    usual = {**to_plain(HearOptions()), "scene_pooling": USUAL_POOLING, "timestamp_pooling": USUAL_POOLING}
     return {key: value for key, value in options.items() if key not in usual or usual[key] != value}
 
 
