@@ -82,6 +82,8 @@ def test_the_scores_of_one_process(tasks: Path, tmp_path: Path, capsys: pytest.C
         with np.load(file) as said, np.load(tmp_path / "two" / file.relative_to(tmp_path / "one")) as other:
             assert said.files == other.files
             assert all(np.array_equal(said[name], other[name]) for name in said.files)
+    logs = "".join(file.read_text() for file in (tmp_path / "two").glob("*/heareval.log"))
+    assert logs.count("Best Grid Point Validation Score") == 4  # none twice
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "two").rglob("*.predictions.pkl")}
     assert main(command(tasks, tmp_path / "two", str(model), "--jobs", "2")) == 0
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "two").rglob("*.predictions.pkl")}
