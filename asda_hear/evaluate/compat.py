@@ -77,6 +77,22 @@ def hear_tools() -> Iterator[None]:
 
 
 @contextmanager
+def own_handlers(name: str) -> Iterator[None]:
+    """Take away the handlers that heareval gives to a task's logger at every call.
+
+    They would write the lines of the next model on that task too, into the log of this one.
+    """
+    logger = logging.getLogger(name)
+    before = list(logger.handlers)
+    try:
+        yield
+    finally:
+        for handler in [each for each in logger.handlers if each not in before]:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
 def _instead_of(name: str, stub: types.ModuleType) -> Iterator[None]:
     """Put a module in place of another; all other modules that are imported meanwhile stay."""
     before = sys.modules.get(name)

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import importlib
 import json
-import logging
 import shutil
 import sys
 import time
@@ -24,7 +23,7 @@ from asda_core.checkpoint import locate
 from asda_core.errors import ConfigError, TaskError, unknown
 from asda_core.files import file_digest, write_text
 from asda_hear.api import DEFAULT_WEIGHTS, LOG_MEL
-from asda_hear.evaluate.compat import Trainings, hear_tools, read_stamp
+from asda_hear.evaluate.compat import Trainings, hear_tools, own_handlers, read_stamp
 from asda_hear.evaluate.items import keep_items
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score
 from asda_hear.evaluate.tasks import resample_task
@@ -260,7 +259,7 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
         bar.update()
 
     bar = tqdm(total=total, desc=metadata["task_name"], unit="training", disable=not progress, file=sys.stderr)
-    with bar, Trainings(folder, stamp, on_training), _into(log), _own_handlers(metadata["task_name"]):
+    with bar, Trainings(folder, stamp, on_training), _into(log), own_handlers(metadata["task_name"]):
         runner.runner.callback(
             task_dirs=[str(folder)],
             grid_points=config.grid_points,
@@ -289,19 +288,6 @@ def _into(log: TextIO) -> Iterator[None]:
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield
     log.flush()
-
-
-@contextlib.contextmanager
-def _own_handlers(name: str) -> Iterator[None]:
-    """heareval gives a task's logger handlers at every call: they go with it, or the next model's lines reach this log."""
-    logger = logging.getLogger(name)
-    before = list(logger.handlers)
-    try:
-        yield
-    finally:
-        for handler in [each for each in logger.handlers if each not in before]:
-            logger.removeHandler(handler)
-            handler.close()
 
 
 @contextlib.contextmanager
