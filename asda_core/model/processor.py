@@ -1,11 +1,10 @@
 """What the processor is good at, and float32 products on the faster of two exact ways.
 
-Rules, not measurements, choose: the same machine takes the same way in every run, so that runs are repeatable. They
-were measured with `benchmarks/`; what each machine takes is printed there.
+Rules, not measurements, choose: the same machine takes the same way in every run, so that runs are repeatable. What a
+machine takes is printed by `benchmarks/`.
 """
 
 import functools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from typing import cast
 
 import torch
 
-PLAIN_PRODUCTS = "ASDA_PLAIN_PRODUCTS"
-"""Set to 1 in the environment, the commands leave float32 products as PyTorch does them by default."""
 EXACT_ERROR = 4e-6
 """Largest error, relative to the largest magnitude, of a product of 768 terms that still counts as float32; products
 of operands rounded to bfloat16 are off by 4e-3."""
@@ -56,8 +53,7 @@ def exact_products(device: torch.device | str = "cpu") -> Iterator[None]:
     Args:
         device: where the model is; the setting means something else to a GPU, so there nothing is done.
     """
-    plain = os.environ.get(PLAIN_PRODUCTS) == "1" or torch.device(device).type != "cpu"
-    if plain or not processor().wide or not _stays_exact():
+    if torch.device(device).type != "cpu" or not processor().wide or not _stays_exact():
         yield
         return
     try:

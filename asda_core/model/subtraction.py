@@ -14,8 +14,8 @@ kept       both maps explicit and kept, gradients written out     N^2         wi
 formula    both maps explicit, gradients by autograd              N^2         never: the twin that tests compare with
 =========  =====================================================  ==========  =========================================
 
-**Source** of the bounds: measured on a processor with AVX-512; without it fused is the fastest at every length
-(`benchmarks/attention.py`).
+**Source** of the bounds: prototypes on a processor with AVX-512, before this module; its own ways have been timed only
+without (docs/performance.md), where inference gains from fused and short trainings do not.
 """
 
 from typing import Any, Literal

@@ -86,7 +86,7 @@ def load_plan(file: Path) -> Plan:
         CheckpointError: no checkpoint where `init` says.
     """
     config = parse(PlanConfig, read_yaml(file), str(file))
-    config = replace(config, options=_stated(config.options))
+    config = replace(config, options=_stated(config.options, to_plain(HearOptions())))
     here = file.parent
     audio = tuple(found for source in config.data for found in find_audio(here / source))
     axes = {name: _labelled(name, choices) for name, choices in config.axes.items()}
@@ -142,6 +142,8 @@ class _Start:
                 plain = with_change(plain, key, value)
         begins = None if init is None else locate(self.file.parent / init)
         more = {} if begins is None else {"init": file_digest(begins)}
+        pooling = {"scene_pooling": USUAL_POOLING, "timestamp_pooling": USUAL_POOLING}  # no cell is the package's model
+        usual = {**to_plain(HearOptions()), **pooling}
         found = []
         for seed in self.config.seeds:
             try:
@@ -149,7 +151,7 @@ class _Start:
             except ConfigError as error:
                 raise ConfigError(f"{self.file}, cell {text_of(labels)}: {error}") from None
             name = signature(run, data=self.data if run.steps else [], **more)
-            found.append(Cell(labels, seed, run, name, _stated(options), begins))
+            found.append(Cell(labels, seed, run, name, _stated(options, usual), begins))
         return found
 
 
@@ -158,9 +160,8 @@ def text_of(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{axis} {label}" for axis, label in labels.items())
 
 
-def _stated(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that differ from the defaults of a trained model: one that is written out asks for nothing else."""
-    usual = {**to_plain(HearOptions()), "scene_pooling": USUAL_POOLING, "timestamp_pooling": USUAL_POOLING}
+def _stated(options: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that differ from the usual ones: a default that is written out asks for nothing else."""
     return {key: value for key, value in options.items() if key not in usual or usual[key] != value}
 
 

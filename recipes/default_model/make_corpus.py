@@ -1,11 +1,10 @@
-"""Makes the sounds on which the model of the package is trained: words in many voices, music, noises; no download.
+"""Makes the sounds on which the model of the package is trained: words in many voices; no download.
 
     apt-get install espeak-ng
-    python recipes/default_model/make_corpus.py CORPUS --renderings 50
+    python recipes/default_model/make_corpus.py CORPUS --renderings 30
 
-writes `CORPUS/words/{train,valid}/WORD/*.flac` (one word, 1 s, 16 kHz), `CORPUS/kinds/{train,valid}/KIND/*.flac`
-(5 s of a kind of sound) and goes on where it was stopped. The voices of `valid` are in no clip of `train`. Every clip
-depends on the seed, its class and its number alone.
+writes `CORPUS/words/{train,valid}/WORD/*.flac` (one word, 1 s, 16 kHz) and goes on where it was stopped. The voices of
+`valid` are in no clip of `train`. Every clip depends on the seed, its word and its number alone.
 """
 
 import argparse
@@ -22,10 +21,8 @@ import soundfile
 from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
 from tqdm import tqdm
 
-from asda_hear.demo import KINDS
-
 RATE = 16_000
-WORD_SECONDS, KIND_SECONDS = 1.0, 5.0
+SECONDS = 1.0
 WORDS = Path(__file__).with_name("words.txt")
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 """Of espeak-ng 1.51."""
@@ -75,9 +72,9 @@ def in_a_room(audio: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return sosfilt(butter(4, [low, high], "bandpass", fs=RATE, output="sos"), audio)
 
 
-def placed(audio: np.ndarray, generator: np.random.Generator, seconds: float) -> np.ndarray:
+def placed(audio: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """In a clip of that length: half begin with it, as cut recordings do; loudness and noise are drawn."""
-    num_samples = round(seconds * RATE)
+    num_samples = round(SECONDS * RATE)
     audio = audio[:num_samples]
     first = 0 if generator.random() < 0.5 else int(generator.integers(num_samples - len(audio) + 1))
     clip = np.zeros(num_samples)
@@ -91,53 +88,38 @@ def placed(audio: np.ndarray, generator: np.random.Generator, seconds: float) ->
     return np.clip(clip, -1, 1)
 
 
-def clip_of(label: str, number: int, seed: int, valid: bool, is_word: bool) -> np.ndarray:
-    """Clip `number` of a class."""
-    generator = np.random.default_rng([seed, zlib.crc32(label.encode()), number, valid])
-    if is_word:
-        return placed(in_a_room(trimmed(spoken(label, generator, valid)), generator), generator, WORD_SECONDS)
-    pieces = []
-    while sum(map(len, pieces)) < KIND_SECONDS * RATE:
-        seconds = generator.uniform(0.15, 3.0)
-        pieces.append(KINDS[label](generator, seconds) * generator.uniform(0.2, 1))
-        pieces.append(np.zeros(int(generator.uniform(0, 0.4) * RATE)))
-    return placed(in_a_room(np.concatenate(pieces), generator), generator, KIND_SECONDS)
+def clip_of(word: str, number: int, seed: int, valid: bool) -> np.ndarray:
+    """Clip `number` of a word."""
+    generator = np.random.default_rng([seed, zlib.crc32(word.encode()), number, valid])
+    return placed(in_a_room(trimmed(spoken(word, generator, valid)), generator), generator)
 
 
-def make_class(label: str, folder: Path, count: int, seed: int, valid: bool, is_word: bool) -> int:
-    """Write the clips of a class that are not there."""
-    place = folder / label
+def make_word(word: str, folder: Path, count: int, seed: int, valid: bool) -> None:
+    """Write the clips of a word that are not there."""
+    place = folder / word
     place.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        file = place / f"{label}-{number:04d}.flac"
+        file = place / f"{word}-{number:04d}.flac"
         if not file.exists():
             part = file.with_suffix(".part")
-            soundfile.write(part, clip_of(label, number, seed, valid, is_word), RATE, "PCM_16", format="FLAC")
+            soundfile.write(part, clip_of(word, number, seed, valid), RATE, "PCM_16", format="FLAC")
             part.replace(file)
-    return count
 
 
 def main() -> None:
     """Make everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("--renderings", type=int, default=50, help="clips of a word in train")
+    parser.add_argument("--renderings", type=int, default=30, help="clips of a word in train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args()
-    words, valid = WORDS.read_text().split(), max(1, parsed.renderings // 25)
-    parts = [
-        ("words/valid", words, valid, True, True),
-        ("words/train", words, parsed.renderings, False, True),
-        ("kinds/valid", list(KINDS), 10 * valid, True, False),
-        ("kinds/train", list(KINDS), 4 * parsed.renderings, False, False),
-    ]
+    words = WORDS.read_text().split()
     with ProcessPoolExecutor(parsed.jobs) as workers:
-        for name, labels, count, is_valid, is_word in parts:
-            make = partial(
-                make_class, folder=parsed.corpus / name, count=count, seed=parsed.seed, valid=is_valid, is_word=is_word
-            )
-            list(tqdm(workers.map(make, labels), total=len(labels), desc=name, unit="class"))
+        for name, count in (("valid", 1), ("train", parsed.renderings)):
+            folder = parsed.corpus / "words" / name
+            make = partial(make_word, folder=folder, count=count, seed=parsed.seed, valid=name == "valid")
+            list(tqdm(workers.map(make, words), total=len(words), desc=name, unit="word"))
 
 
 if __name__ == "__main__":
