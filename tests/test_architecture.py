@@ -16,7 +16,8 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-    "errors", "files", "workers", "devices", "compat", "compute", "config", "config_io", "layout", "data.tars",
+    "errors", "files", "ordered", "workers", "devices", "compat", "compute", "config", "config_io", "layout",
+    "data.tars",
     "data.sources", "audio", "streaming", "model.block", "model.attention", "model.processor", "model.subtraction",
     "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog", "adapting", "assemble",
     "counting", "cost", "statistics", "finetune.config", "finetune.heads", "finetune.losses", "finetune.rates",
@@ -33,7 +34,7 @@ CORE_ORDER = (
     "finetune.tuned", "finetune.optimizing", "finetune.sampling", "finetune.batches", "finetune.frozen",
     "finetune.predicting", "finetune.loop", "finetune.running", "finetune.recipes", "finetune.sweep",
     "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands", "finetune.measuring",
-    "inference.commands", "new_plugin", "data.ordered", "data.shard_writer", "data.packing", "data.statistics",
+    "inference.commands", "new_plugin", "data.shard_writer", "data.packing", "data.statistics",
     "data.commands", "testing", "matrix", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from asda_core.audio import length_and_rate, list_identity, opened, read_audio
 from asda_core.config import require
-from asda_core.data.ordered import in_order
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
 from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import DIGEST_DIGITS, write_text
+from asda_core.ordered import in_order
 
 PACK_FILE, SKIPPED_FILE, LOCK_FILE = "pack.json", "skipped.jsonl", ".pack.lock"
 FULL_SCALE = 1 << 15

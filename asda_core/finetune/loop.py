@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -39,6 +38,7 @@ from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.splits import Round
 from asda_core.model.processor import exact_products
 from asda_core.pretrain.data import ClipBatches, Clips
+from asda_core.pretrain.prefetching import prefetched
 from asda_core.pretrain.reporter import Reporter
 from asda_core.pretrain.resuming import (
     TrainingStopped,
@@ -179,17 +179,16 @@ def train(training: Training, progress: bool) -> None:
     writer = SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.step)
     log = (training.folder / LOG_FILE).open("a")
     exact = exact_products(next(training.tuned.encoder.parameters()).device)
-    with closing(writer), log, bar, exact, stop_on_signal(training.ask_to_stop), ThreadPoolExecutor(1) as ahead:
+    batches = closing(prefetched(training.clips, training.step, training.steps))
+    with closing(writer), log, bar, exact, stop_on_signal(training.ask_to_stop), batches as ahead:
         reporter = Reporter(bar, log, writer)
-        waiting = ahead.submit(training.clips.batch, training.step)
-        while training.step < training.steps and not training.memory.ended:
-            clips = waiting.result()
-            if training.step + 1 < training.steps:
-                waiting = ahead.submit(training.clips.batch, training.step + 1)
+        for clips in ahead:
             values = _train_step(training, clips, known)
             bar.update()
             reporter.name_skipped(training.folder, training.clips)
             _after_step(training, values, reporter)
+            if training.memory.ended:
+                break
 
 
 def _train_step(training: Training, clips: Clips, known: EncodedClips | None) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from asda_core.ordered import in_order
+
 MOST_READERS = 4
 READERS = max(1, min(MOST_READERS, (os.cpu_count() or 1) // 2))
 """Threads that decode: one decodes faster than an encoder of any size hears on two processor cores."""
@@ -19,27 +21,8 @@ Read = TypeVar("Read")
 
 
 def read_ahead(items: Iterable[Item], read: Callable[[Item], Read]) -> Iterator[tuple[Item, Read]]:
-    """`read` of every item, in order, of a few in the background.
-
-    Args:
-        items: what is to be read.
-        read: is called in threads; what it raises is raised here, when its turn comes.
-    """
-    waiting: deque[tuple[Item, Future[Read]]] = deque()
-    with ThreadPoolExecutor(READERS, "asda-read") as pool:
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(read, item)))
-                if len(waiting) > READERS * FILES_AHEAD:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-                    del future  # what it holds is the caller's alone
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-                del future
-        finally:
-            pool.shutdown(cancel_futures=True)
+    """`read` of every item, in order, of a few in the background."""
+    return in_order(read, items, READERS, FILES_AHEAD)
 
 
 class Together(Generic[Item]):

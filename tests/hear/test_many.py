@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from asda_hear.ablation.run import CLAIM_FILE, CellsFailed, run_plan
 from asda_hear.cli import main
 from asda_hear.reporting.report import write_report
 from tests.hear.plans import change_plan, tone_plan, work_on
+from tests.waiting import WAIT_SECONDS, wait_until
 
 pytestmark = pytest.mark.heareval
-WAIT_SECONDS = 120
 
 
 def begin(plan: Path, out: Path) -> subprocess.Popen[bytes]:
@@ -41,15 +40,6 @@ def times_begun(out: Path) -> dict[str, int]:
 def rows_of(out: Path) -> list[dict[str, str]]:
     with (out / "rows.csv").open() as file:
         return list(csv.DictReader(file))
-
-
-def wait_until(happened: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        if happened():
-            return
-        time.sleep(0.02)
-    pytest.fail(f"{what} did not happen in {WAIT_SECONDS} s")
 
 
 def test_two_processes_race(tmp_path: Path) -> None:

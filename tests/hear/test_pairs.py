@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from asda_hear.demo import make_corpus
 from asda_hear.evaluate.items import ITEMS_FILE
 from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs, score_pairs
 from asda_hear.evaluate.runner import EvaluationConfig, find_tasks
+from tests.waiting import WAIT_SECONDS, wait_until
 
 pytestmark = pytest.mark.heareval
 QUICK = EvaluationConfig(grid="faster", grid_points=2)
-WAIT_SECONDS = 120
 CONFIG = """
 encoder: {dim: 32, depth: 1, num_heads: 2}
 objective: {name: latent_regression, options: {decoder: {dim: 32}}}
@@ -54,15 +53,6 @@ def command(tasks: Path, out: Path, *more: str) -> list[str]:
 
 def pairs(tasks: Path, out: Path) -> Pairs:
     return Pairs([Pair("log_mel", "log_mel", task) for task in find_tasks(tasks)], out, QUICK, {})
-
-
-def wait_until(happened: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        if happened():
-            return
-        time.sleep(0.02)
-    pytest.fail(f"{what} did not happen in {WAIT_SECONDS} s")
 
 
 def test_the_scores_of_one_process(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

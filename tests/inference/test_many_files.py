@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.inference.reading_ahead import FILES_AHEAD, READERS, InBackground, Together, read_ahead
 from asda_core.workers import Shard
 from tests.released.writing import write_fairseq
+from tests.waiting import WAIT_SECONDS, wait_until
 
 JOB = EmbedJob("c", "all", "npy", {})
-WAIT_SECONDS = 120
 
 
 @pytest.fixture
@@ -218,15 +217,6 @@ def test_lines_of_several_processes_do_not_tear(tmp_path: Path) -> None:
     index = Index(tmp_path, {})
     index.read()
     assert {f"{number}-{line}" for number in range(3) for line in range(150)} <= set(index.entries)
-
-
-def wait_until(happened: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        if happened():
-            return
-        time.sleep(0.005)
-    pytest.fail(f"{what} did not happen in {WAIT_SECONDS} s")
 
 
 SLOWLY = """
