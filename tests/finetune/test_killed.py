@@ -26,7 +26,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 
 def saved_steps(out: Path) -> int:
-    return max((int(folder.name.removeprefix("step-")) for folder in out.rglob("step-*")), default=0)
+    return max((int(folder.name.removeprefix("step-")) for folder in out.glob("*/step-*")), default=0)
 
 
 @pytest.mark.slow
