@@ -6,13 +6,12 @@ Equality is checked first. Memory is measured in a process for each side, since 
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 
 import torch
 from asda_plugins.mixer_differential import DifferentialAttention, DifferentialConfig
-from interleaved import MILLISECONDS, error, machine, medians
+from interleaved import MILLISECONDS, error, machine, medians, peak_mebibytes, resident_mebibytes
 
 from asda_core.layout import TokenLayout
 from asda_core.model.processor import exact_products
@@ -60,9 +59,9 @@ def peak(tokens: int, by_formula: bool) -> None:
     with torch.inference_mode(), exact_products():
         mixer(small, short)
         mixer.by_formula = by_formula
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resident_mebibytes()
         mixer(given, layout)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_mebibytes() - before)
 
 
 def peak_of(tokens: int, side: str) -> float:
@@ -90,7 +89,7 @@ def main() -> None:
     print("tokens   by formula      fast     ratio  (peak memory of one pass)")
     for tokens in LONG:
         formula, fast = peak_of(tokens, "formula"), peak_of(tokens, "fast")
-        print(f"{tokens:>6} {formula:>8.0f} MiB {fast:>6.0f} MiB   {formula / max(fast, 1e-9):>5.1f}")
+        print(f"{tokens:>6} {formula:>8.0f} MiB {fast:>6.0f} MiB   {formula / fast:>5.1f}")
 
 
 if __name__ == "__main__":

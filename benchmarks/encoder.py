@@ -45,9 +45,10 @@ def beside_formula(batch: int, rounds: int, bfloat16: bool, compiled: bool) -> N
         assert error(run(False, True), run(True, False)) < ROUNDED
     taken = medians(sides, rounds)
     flops = encoder_flops(encoder, BINS, FRAMES) * batch
+    rates = {False: product_rate(torch.float32)} | ({True: product_rate(torch.bfloat16)} if bfloat16 else {})
     print(f"batch {batch}: error {wrong:.0e}")
     for name, seconds in taken.items():
-        share = flops / seconds / product_rate(torch.bfloat16 if "bfloat16" in name else torch.float32)
+        share = flops / seconds / rates["bfloat16" in name]
         print(
             f"  {name:<18} {seconds:>7.3f} s   {batch * SECONDS / seconds:>6.1f} s of audio per s   "
             f"{taken['formula'] / seconds:>5.2f} x   {share:>4.0%} of the rate of products"

@@ -54,6 +54,19 @@ def product_rate(dtype: torch.dtype, rounds: int = 5) -> float:
     return 2 * left.shape[0] * left.shape[1] * right.shape[1] / best
 
 
+def resident_mebibytes() -> float:
+    """MiB in use now; the peak begins anew, which a process else has from the one that began it."""
+    Path("/proc/self/clear_refs").write_text("5")
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def peak_mebibytes() -> float:
+    """Largest since `resident_mebibytes` was asked for."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest difference, relative to the largest magnitude."""
     return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from interleaved import peak_mebibytes, resident_mebibytes
 
 from asda_core.audio import read_audio
 from asda_core.catalog import installed_catalog
@@ -44,12 +45,6 @@ FILE_RATE = 44_100
 WARM_SECONDS = 20
 REPEATED_MINUTES = 5
 """What is shorter is repeated within its process, so that a minute is measured as well as an hour."""
-
-
-def peak_mebibytes() -> float:
-    """Largest since `resident_mebibytes` was asked for: loading a model takes twice its weights for a moment."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def write_noise(file: Path, seconds: int) -> None:
@@ -72,7 +67,7 @@ def listener_of(checkpoint: Path) -> tuple[Listener, EmbedJob]:
 def measure_file(checkpoint: Path, minutes: int, audio: Path, warm: Path, out: Path) -> tuple[float, float]:
     """Seconds, and MiB above the loaded model, which has heard nothing yet."""
     listener, job = listener_of(checkpoint)
-    before = resident_mebibytes(listener.encoder)
+    before = resident_with_weights(listener.encoder)
     embed_files(listener, {warm: Path("warm.npy")}, out / "warm.npy", job, progress=False)
     seconds = repeated(lambda: embed_files(listener, {audio: Path("a")}, out / "a.npy", job, progress=False), minutes)
     return seconds, peak_mebibytes() - before
@@ -81,7 +76,7 @@ def measure_file(checkpoint: Path, minutes: int, audio: Path, warm: Path, out: P
 def measure_hear(checkpoint: Path, minutes: int) -> tuple[float, float]:
     """Seconds, and MiB above the model, less the audio and the embeddings."""
     model = load_model(str(checkpoint))
-    before = resident_mebibytes(model)
+    before = resident_with_weights(model)
     get_timestamp_embeddings(torch.zeros(1, WARM_SECONDS * model.sample_rate), model)
     audio = torch.randn(1, minutes * 60 * model.sample_rate, generator=torch.Generator().manual_seed(0)).mul_(0.1)
     embeddings, stamps = torch.empty(0), torch.empty(0)
@@ -107,13 +102,11 @@ def repeated(what: Callable[[], object], minutes: int) -> float:
     return statistics.median(found)
 
 
-def resident_mebibytes(model: torch.nn.Module) -> float:
+def resident_with_weights(model: torch.nn.Module) -> float:
     """In use now, with all weights: a file's are mapped, and come into memory as they are used."""
     for weights in model.parameters():
         weights.sum()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / MEBIBYTE
+    return resident_mebibytes()
 
 
 def side(which: str, minutes: int, checkpoint: Path, folder: Path) -> tuple[float, float]:

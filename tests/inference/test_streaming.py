@@ -253,7 +253,7 @@ def test_a_file_that_shrinks_meanwhile_is_skipped(
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import long_audio
