@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +60,7 @@ class Checkpoint:
         data: digest of the list of audio files, empty if unknown.
         tensors: all tensors by name.
         classifier: the head of a fine-tuned model, None if there is none.
+        embedding: options of `asda_hear.load_model` that suit the model, by whoever made it; often none.
         report: one line on what was read, empty for a file of our own.
     """
 
@@ -71,6 +72,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     classifier: ClassifierConfig | None = None
     report: str = ""
+    embedding: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoint:
@@ -93,6 +95,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
         origins = {family: {key: str(of[key]) for key in ORIGIN} for family, of in plugins.items()}
         classifier = json.loads(metadata.get("classifier", "null"))
         head = None if classifier is None else parse(ClassifierConfig, classifier)
+        embedding = dict(json.loads(metadata.get("embedding", "{}")))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: what is written beside the tensors cannot be used: {error}") from None
     if stray := [name for name in tensors if not name.startswith(PARTS)]:
@@ -101,7 +104,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
         tensors = {name.removeprefix(ABOVE_TEACHER): value for name, value in tensors.items() if TEACHER in name}
         if not tensors:
             raise CheckpointError(f"{file} holds no teacher; the steps of a run of latent_regression do.")
-    return Checkpoint(file, config, origins, step, metadata.get("data", ""), tensors, head)
+    return Checkpoint(file, config, origins, step, metadata.get("data", ""), tensors, head, embedding=embedding)
 
 
 def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder]:
@@ -178,12 +181,19 @@ def model_tensors(parts: Parts, with_objective: bool) -> dict[str, Tensor]:
 
 
 def metadata_of(
-    config: RunConfig, catalog: Catalog, step: int, data: str = "", classifier: ClassifierConfig | None = None
+    config: RunConfig,
+    catalog: Catalog,
+    step: int,
+    data: str = "",
+    classifier: ClassifierConfig | None = None,
+    embedding: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """What is written beside the tensors; `data` is a digest of the list of audio files."""
     head = {} if classifier is None else {"classifier": json.dumps(to_plain(classifier))}
+    suited = {} if embedding is None else {"embedding": json.dumps(embedding)}
     return {
         **head,
+        **suited,
         "format": FORMAT,
         "config": json.dumps(to_plain(config)),
         "plugins": json.dumps(plugin_origins(catalog, config)),

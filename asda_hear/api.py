@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,19 +11,18 @@ from torch import Tensor
 
 from asda_core.assemble import build_front_end, build_parts
 from asda_core.catalog import Catalog, installed_catalog
-from asda_core.checkpoint import load_encoder
+from asda_core.checkpoint import Checkpoint, load_encoder
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config, parse
+from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
 from asda_hear.model import HearModel, HearOptions
-from asda_hear.pooling import EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
+from asda_hear.pooling import EncoderBackbone, LogMelBackbone
 
 DEFAULT_WEIGHTS = Path(__file__).with_name("asda_small.safetensors")
 """What `load_model()` loads: the small model that comes with the package; see MODEL_CARD.md."""
 USUAL_POOLING: Literal["mean"] = "mean"
-"""Of scenes and timestamps of any other model, where the options do not say."""
-POOLING_OF_PACKAGED: tuple[ScenePooling, TimestampPooling] = ("statistics", "concat")
-"""Of scenes and timestamps, where the options do not say, and the model is the one of the package."""
+"""Of scenes and timestamps, where neither the options nor the checkpoint say."""
 LOG_MEL = "log_mel"
 """Name of the baseline that is no model: `load_model("log_mel")`."""
 
@@ -52,12 +52,7 @@ def load_model(
     plugins = catalog or installed_catalog()
     path = Path(model_file_path or DEFAULT_WEIGHTS)
     if str(model_file_path) == LOG_MEL:
-        front_end = build_front_end(plugins, PluginChoice(LOG_MEL))
-        defaults = RunConfig()
-        baseline = LogMelBackbone(
-            front_end.num_bins, defaults.encoder.patch_frames, parsed.scene_pooling or USUAL_POOLING
-        )
-        return HearModel(front_end, baseline, defaults.data.clip_seconds, parsed)
+        return _baseline(plugins, parsed)
     if path.suffix in CONFIG_SUFFIXES:
         config = load_run_config(path)
         parts = build_parts(plugins, config)
@@ -68,11 +63,40 @@ def load_model(
             print(checkpoint.report, file=sys.stderr)
         config = checkpoint.config
         front_end, encoder = load_encoder(checkpoint, plugins)
-    scene, timestamp = POOLING_OF_PACKAGED if path == DEFAULT_WEIGHTS else (USUAL_POOLING, USUAL_POOLING)
+        parsed = _suited(parsed, checkpoint)
     backbone = EncoderBackbone(
-        encoder, front_end.num_bins, parsed.scene_pooling or scene, parsed.timestamp_pooling or timestamp
+        encoder,
+        front_end.num_bins,
+        parsed.scene_pooling or USUAL_POOLING,
+        parsed.timestamp_pooling or USUAL_POOLING,
+        parsed.layers,
     )
     return HearModel(front_end, backbone, config.data.clip_seconds, parsed)
+
+
+def _baseline(plugins: Catalog, options: HearOptions) -> HearModel:
+    """Log-mel alone.
+
+    Raises:
+        ConfigError: layers of it were asked for.
+    """
+    if options.layers is not None:
+        raise ConfigError(f"layers: {LOG_MEL} is no model and has none.")
+    front_end, usual = build_front_end(plugins, PluginChoice(LOG_MEL)), RunConfig()
+    pooling = options.scene_pooling or USUAL_POOLING
+    backbone = LogMelBackbone(front_end.num_bins, usual.encoder.patch_frames, pooling)
+    return HearModel(front_end, backbone, usual.data.clip_seconds, options)
+
+
+def _suited(options: HearOptions, checkpoint: Checkpoint) -> HearOptions:
+    """The options; where they do not say, what the checkpoint says suits it.
+
+    Raises:
+        ConfigError: the checkpoint says what no option is.
+    """
+    suited = parse(HearOptions, checkpoint.embedding, f"{checkpoint.file}: embedding")
+    stated = {name: value for name, value in asdict(options).items() if value is not None}
+    return replace(suited, **stated)
 
 
 def get_scene_embeddings(

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from asda_core.audio import check_finite
 from asda_core.checkpoint import Weights
+from asda_core.compute import Precision
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.framing import CONTEXT_SHARE, MILLISECONDS, Framing, num_frames, windows
-from asda_core.model.processor import exact_products
+from asda_core.model.processor import products
 from asda_hear.pooling import Averaging, EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
 
 TOKENS_PER_PASS = 8192
@@ -32,19 +33,24 @@ class HearOptions:
             model runs once for each of these steps, shifted, and interleaves. None takes the longest that HEAR
             allows: for patches of 160 ms, 40 ms and four runs.
         scene_pooling: "mean" of all patches, "summary" (the class token), "both", or "statistics" (mean and deviation
-            over time, band by band: the richest, and the widest). None takes "statistics" for the model of the package
-            and "mean" for all others.
-        timestamp_pooling: "mean" over the bands of a time step, or "concat". None takes "concat" for the model of the
-            package and "mean" for all others.
+            over time, band by band: the richest, and the widest).
+        timestamp_pooling: "mean" over the bands of a time step, or "concat".
+        layers: outputs of blocks that stand side by side in all but the summary; 0 is what enters the first block.
         window_seconds: audio that the model sees at once; None takes the length of its training clips.
         weights: "student", or "teacher" where the checkpoint holds one.
+        precision: "bfloat16" multiplies in bfloat16: faster where the processor can, and less exact.
+
+    None of the first five: what the checkpoint says suits it (the model of the package does), else the longest hop,
+    "mean", "mean", the last block, and the length of the clips.
     """
 
     timestamp_hop_ms: float | None = None
     scene_pooling: ScenePooling | None = None
     timestamp_pooling: TimestampPooling | None = None
+    layers: tuple[int, ...] | None = None
     window_seconds: float | None = None
     weights: Weights = "student"
+    precision: Precision = "float32"
 
 
 class HearModel(nn.Module):
@@ -64,7 +70,7 @@ class HearModel(nn.Module):
     ) -> None:
         super().__init__()
         self.front_end, self.backbone = front_end, backbone
-        self.sample_rate = int(front_end.sample_rate)
+        self.sample_rate, self.precision = int(front_end.sample_rate), options.precision
         self.scene_embedding_size = backbone.scene_size
         self.timestamp_embedding_size = backbone.step_size
         geometry = (front_end.sample_rate, front_end.hop_samples, front_end.window_samples, backbone.patch_frames)
@@ -89,7 +95,7 @@ class HearModel(nn.Module):
             averaging = Averaging()
             for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
                 features = self.front_end(framing.window_audio(clips, window.first, window.size))
-                with exact_products(features.device):
+                with products(features.device, self.precision):
                     steps = self.backbone(features)
                 averaging.add(steps, window.keep_from, window.keep_to)
             scenes.append(self.backbone.pool_scene(averaging.average()))
@@ -112,7 +118,7 @@ class HearModel(nn.Module):
                 frames = framing.frames_of(window.size)
                 starts = [shift * framing.shift_frames for shift in range(shifts)]
                 runs = torch.cat([features[:, :, start : start + frames] for start in starts])
-                with exact_products(runs.device):
+                with products(runs.device, self.precision):
                     steps = self.backbone(runs).timestamp
                 kept = steps[:, window.keep_from : window.keep_to]  # (shifts x B, kept, D)
                 interleaved = kept.unflatten(0, (shifts, -1)).permute(1, 2, 0, 3).flatten(1, 2)

@@ -1,5 +1,6 @@
 """From patches to embeddings: what a backbone gives for a window of features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.model.encoder import Encoder
+from asda_core.errors import ConfigError
+from asda_core.model.encoder import Encoded, Encoder
 
 ScenePooling = Literal["mean", "summary", "both", "statistics"]
 TimestampPooling = Literal["mean", "concat"]
@@ -72,31 +74,47 @@ class EncoderBackbone(nn.Module):
     `timestamp_pooling` "mean" averages the bands (D values), "concat" puts them side by side (bands x D).
     `scene_pooling` "mean" is the mean of all patches, "summary" the class token, "both" the two side by side,
     "statistics" the mean and the standard deviation over time of the bands side by side (2 x bands x D).
+    `layers` are the outputs of blocks that lie side by side, each D wide: 0 is what enters the first block.
 
     **Source** of "statistics": bands side by side as in MSM-MAE (Niizumi et al. 2022); mean and deviation over time
-    are the statistics pooling of x-vectors (Snyder et al. 2018).
+    are the statistics pooling of x-vectors (Snyder et al. 2018). Of `layers`: fusing layers (Niizumi et al. 2022,
+    "Composing general audio representation by fusing multilayer features of a pre-trained model").
     """
 
     def __init__(
-        self, encoder: Encoder, num_bins: int, scene_pooling: ScenePooling, timestamp_pooling: TimestampPooling
+        self,
+        encoder: Encoder,
+        num_bins: int,
+        scene_pooling: ScenePooling = "mean",
+        timestamp_pooling: TimestampPooling = "mean",
+        layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.patch_frames, self.stride_frames = encoder.config.patch_frames, encoder.config.stride_frames
         self.num_bands = encoder.config.grid(num_bins, self.patch_frames)[1]
         self.scene_pooling, self.timestamp_pooling = scene_pooling, timestamp_pooling
-        dim = encoder.config.dim
-        widths = {"mean": dim, "summary": dim, "both": 2 * dim, "statistics": 2 * self.num_bands * dim}
+        self.layers = tuple(layers_of(encoder, layers))
+        dim = encoder.config.dim * len(self.layers)
+        widths = {
+            "mean": dim,
+            "summary": encoder.config.dim,
+            "both": encoder.config.dim + dim,
+            "statistics": 2 * self.num_bands * dim,
+        }
         self.scene_size = widths[scene_pooling]
         self.step_size = self.num_bands * dim if timestamp_pooling == "concat" else dim
 
     def forward(self, features: Float[Tensor, "batch bins frames"]) -> Steps:
         """Summary and steps of a window."""
-        encoded = self.encoder(features)
-        steps = encoded.tokens.reshape(len(features), *encoded.layout.grid, -1)  # (B, T', bands, D)
+        encoded: Encoded = self.encoder(features, self.layers)
+        last = self.encoder.config.depth
+        side_by_side = [encoded.tokens if layer == last else encoded.outputs[layer] for layer in self.layers]
+        tokens = torch.cat(side_by_side, dim=-1).float()
+        steps = tokens.reshape(len(features), *encoded.layout.grid, -1)  # (B, T', bands, D)
         mean, apart = steps.mean(dim=2), steps.flatten(2)
         return Steps(
-            encoded.summary,
+            encoded.summary.float(),
             apart if self.scene_pooling == "statistics" else mean,
             apart if self.timestamp_pooling == "concat" else mean,
         )
@@ -111,6 +129,24 @@ class EncoderBackbone(nn.Module):
             case "summary":
                 return average.summary
         return average.mean
+
+
+def layers_of(encoder: Encoder, layers: Sequence[int] | None) -> Sequence[int]:
+    """The numbers of layers that were asked for; None is the last.
+
+    Raises:
+        ConfigError: none, one twice, or one that the encoder has not.
+    """
+    depth = encoder.config.depth
+    if layers is None:
+        return (depth,)
+    valid = range(0, depth + 1, 1 if encoder.config.wiring == "sequential" else 2)
+    if not layers or len(set(layers)) < len(layers) or any(layer not in valid for layer in layers):
+        raise ConfigError(
+            f"layers must be different numbers among {', '.join(map(str, valid))}, not {list(layers)}: "
+            f"0 is what enters the first block, {depth} the output of the last."
+        )
+    return layers
 
 
 class LogMelBackbone(nn.Module):

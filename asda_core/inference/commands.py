@@ -5,12 +5,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, metadata_of, write_model
+from asda_core.compute import Precision
 from asda_core.config import Padding
 from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
@@ -135,7 +137,8 @@ def run_convert(parsed: argparse.Namespace) -> None:
     if parsed.out.exists() and parsed.out.samefile(checkpoint.file):
         raise CheckpointError(f"{parsed.out} is the file that is read; give another name.")
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
-    metadata = metadata_of(checkpoint.config, catalog, checkpoint.step, checkpoint.data, checkpoint.classifier)
+    facts = (checkpoint.step, checkpoint.data, checkpoint.classifier, checkpoint.embedding or None)
+    metadata = metadata_of(checkpoint.config, catalog, *facts)
     write_model(parsed.out, dict(checkpoint.tensors), metadata)
     print(parsed.out)
 
@@ -145,6 +148,7 @@ def _add_listening(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--weights", choices=["student", "teacher"], default="student")
     parser.add_argument("--target-length", type=int, help=f"frames to cut or fill every clip to (default: {default})")
     parser.add_argument("--window-seconds", type=float, help="longer clips go through in windows of this length")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of products")
     parser.add_argument(
         "--compat",
         choices=["default", "released"],
@@ -162,6 +166,7 @@ def _read(parsed: argparse.Namespace) -> tuple[Checkpoint, ListenOptions]:
     options = ListenOptions(
         target_length=parsed.target_length,
         window_seconds=parsed.window_seconds,
+        precision=parsed.precision,
         clip_seconds=checkpoint.config.data.clip_seconds,
         padding=FILLED[parsed.compat] if parsed.compat else checkpoint.config.data.padding,
         resample_along="channels" if parsed.compat == "released" else "time",

@@ -1,7 +1,7 @@
 """The encoder: patches, a class token, L blocks. It receives built mixers and knows nothing of plugins."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -23,12 +23,15 @@ class Encoded:
         layout: their places.
         layers: L x (B, N, D) output of each block's MLP (without one, mixer) at the patches, which latent regression
             regresses on.
+        outputs: (B, N, D) at the patches behind the blocks that were asked for, by their number from 1; 0 is what
+            goes into the first block.
     """
 
     summary: Float[Tensor, "batch dim"]
     tokens: Float[Tensor, "batch tokens dim"]
     layout: TokenLayout
     layers: tuple[Tensor, ...]
+    outputs: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class Encoder(nn.Module):
@@ -54,9 +57,9 @@ class Encoder(nn.Module):
             std = 1.0 if config.positions.type == "sine_cosine" else INIT_STD
             self.class_token = nn.Parameter(torch.randn(1, config.class_token.count, config.dim) * std)
 
-    def forward(self, features: Float[Tensor, "batch bins frames"]) -> Encoded:
-        """Embed and encode without masking."""
-        return self.encode(*self.embed(features))
+    def forward(self, features: Float[Tensor, "batch bins frames"], outputs: Collection[int] = ()) -> Encoded:
+        """Embed and encode without masking; `outputs` as of `encode`."""
+        return self.encode(*self.embed(features), outputs)
 
     def embed(
         self, features: Float[Tensor, "batch bins frames"]
@@ -65,27 +68,33 @@ class Encoder(nn.Module):
         embedded: tuple[Tensor, TokenLayout] = self.patches(features)
         return embedded
 
-    def encode(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> Encoded:
-        """Norm the tokens, join the class token at its layer, run all blocks."""
+    def encode(
+        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout, outputs: Collection[int] = ()
+    ) -> Encoded:
+        """Norm the tokens, join the class token at its layer, run all blocks; keep the outputs with these numbers."""
         if self.config.token_order == "time":
-            return self._encode(tokens, layout)
+            return self._encode(tokens, layout, outputs)
         order = layout.frequency_order()
         ordered = layout.select(torch.arange(len(tokens), device=tokens.device), order)
-        encoded = self._encode(take(tokens, order), ordered)
+        encoded = self._encode(take(tokens, order), ordered, outputs)
         back = order.argsort(dim=1)
         layers = tuple(take(layer, back) for layer in encoded.layers)
-        return Encoded(encoded.summary, take(encoded.tokens, back), layout, layers)
+        kept = {number: take(output, back) for number, output in encoded.outputs.items()}
+        return Encoded(encoded.summary, take(encoded.tokens, back), layout, layers, kept)
 
-    def _encode(self, tokens: Tensor, layout: TokenLayout) -> Encoded:
+    def _encode(self, tokens: Tensor, layout: TokenLayout, outputs: Collection[int]) -> Encoded:
         """`encode`, in the order in which the tokens stand."""
         tokens = self.input_norm(tokens)
         layers: list[Tensor] = []
+        kept = {0: tokens} if 0 in outputs else {}
         step = 1 if self.config.wiring == "sequential" else 2
         for number in range(0, len(self.blocks), step):
             if self.class_token is not None and 0 <= self.config.class_token.join_layer - number < step:
                 tokens, layout = self._join(self.class_token, tokens, layout)
             tokens, *found = self._run(number, tokens, layout)
             layers += [layout.without_class(layer) for layer in found]
+            if number + step in outputs:
+                kept[number + step] = layout.without_class(tokens)
         for _ in range(2 if self.config.wiring == "released" else 1):
             tokens = self.final_norm(tokens)
         patches = layout.without_class(tokens)
@@ -95,7 +104,7 @@ class Encoder(nn.Module):
             summary = masked_mean(patches, patch_layout)
         else:
             summary = tokens[:, column : column + layout.class_count].mean(dim=1)
-        return Encoded(summary, patches, patch_layout, tuple(layers))
+        return Encoded(summary, patches, patch_layout, tuple(layers), kept)
 
     def _run(self, number: int, tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
         """The tokens after a block, or after a pair of which the second reads from the end; output of each MLP."""

@@ -5,12 +5,15 @@ machine takes is printed by `benchmarks/`.
 """
 
 import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
 import torch
+
+from asda_core.compute import Precision
 
 EXACT_ERROR = 4e-6
 """Largest error, relative to the largest magnitude, of a product of 768 terms that still counts as float32; products
@@ -66,6 +69,25 @@ def exact_products(device: torch.device | str = "cpu") -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def products(device: torch.device | str, precision: Precision) -> Iterator[None]:
+    """Compute the products of a model that listens in here: as `exact_products`, or in bfloat16 if that is wanted.
+
+    Args:
+        device: where the model is.
+        precision: "bfloat16" is autocast: about 1 % off at the end of ASDA base, see `benchmarks/encoder.py`.
+    """
+    if precision == "float32":
+        with exact_products(device):
+            yield
+        return
+    kind = torch.device(device).type
+    if kind == "cpu" and not processor().bfloat16:
+        warnings.warn("this processor has no bfloat16 products: precision bfloat16 is slower here.", stacklevel=3)
+    with torch.autocast(kind, torch.bfloat16):
+        yield
 
 
 @functools.cache

@@ -1,16 +1,18 @@
-"""Makes the sounds on which the model of the package is trained: words in many voices; no download.
+"""Makes the sounds on which the model of the package is trained: words in many voices, and random synthesisers.
 
     apt-get install espeak-ng
-    python recipes/default_model/make_corpus.py CORPUS --renderings 30
+    python recipes/default_model/make_corpus.py CORPUS
 
-writes `CORPUS/words/{train,valid}/WORD/*.flac` (one word, 1 s, 16 kHz) and goes on where it was stopped. The voices of
-`valid` are in no clip of `train`. Every clip depends on the seed, its word and its number alone.
+writes `CORPUS/words/{train,valid}/WORD/*.flac` (one word, 1 s, 16 kHz) and `CORPUS/sounds/{train,valid}/NUMBER/*.flac`
+(a rendering of a synthesiser, 2 s) and goes on where it was stopped; nothing is downloaded. The voices of `valid` are
+in no clip of `train`. Every clip depends on the seed, its word or synthesiser, and its number alone.
 """
 
 import argparse
 import io
 import subprocess
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from functools import partial
@@ -19,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
+from sounds import RATE, rendered, synthesiser
 from tqdm import tqdm
 
-RATE = 16_000
-SECONDS = 1.0
+WORD_SECONDS, SOUND_SECONDS = 1.0, 2.0
 WORDS = Path(__file__).with_name("words.txt")
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 """Of espeak-ng 1.51."""
@@ -36,6 +38,8 @@ LARGEST_RATIO = 64
 """Largest denominator of a ratio of rates, which bounds the filter that resamples."""
 BANDWIDTHS = (3_400.0, 3_900.0, 5_500.0, 7_900.0)
 """Edges in Hz of the channels that a clip may have come through."""
+Clip = Callable[[str, int, int, bool], np.ndarray]
+"""Name, number, seed, whether it is of `valid` -> samples."""
 
 
 def spoken(word: str, generator: np.random.Generator, valid: bool) -> np.ndarray:
@@ -72,9 +76,9 @@ def in_a_room(audio: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return sosfilt(butter(4, [low, high], "bandpass", fs=RATE, output="sos"), audio)
 
 
-def placed(audio: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def placed(audio: np.ndarray, seconds: float, generator: np.random.Generator) -> np.ndarray:
     """In a clip of that length: half begin with it, as cut recordings do; loudness and noise are drawn."""
-    num_samples = round(SECONDS * RATE)
+    num_samples = round(seconds * RATE)
     audio = audio[:num_samples]
     first = 0 if generator.random() < 0.5 else int(generator.integers(num_samples - len(audio) + 1))
     clip = np.zeros(num_samples)
@@ -88,21 +92,29 @@ def placed(audio: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return np.clip(clip, -1, 1)
 
 
-def clip_of(word: str, number: int, seed: int, valid: bool) -> np.ndarray:
+def word_clip(word: str, number: int, seed: int, valid: bool) -> np.ndarray:
     """Clip `number` of a word."""
     generator = np.random.default_rng([seed, zlib.crc32(word.encode()), number, valid])
-    return placed(in_a_room(trimmed(spoken(word, generator, valid)), generator), generator)
+    return placed(in_a_room(trimmed(spoken(word, generator, valid)), generator), WORD_SECONDS, generator)
 
 
-def make_word(word: str, folder: Path, count: int, seed: int, valid: bool) -> None:
-    """Write the clips of a word that are not there."""
-    place = folder / word
+def sound_clip(name: str, number: int, seed: int, valid: bool) -> np.ndarray:
+    """Clip `number` of a synthesiser, whose name is its number."""
+    layers = synthesiser(np.random.default_rng([seed, int(name)]))
+    generator = np.random.default_rng([seed, int(name), number, valid])
+    audio = rendered(layers, round(SOUND_SECONDS * RATE), generator)
+    return placed(in_a_room(audio, generator), SOUND_SECONDS, generator)
+
+
+def make_kind(name: str, folder: Path, make: Clip, count: int, seed: int, valid: bool) -> None:
+    """Write the clips of a word or synthesiser that are not there."""
+    place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        file = place / f"{word}-{number:04d}.flac"
+        file = place / f"{name}-{number:04d}.flac"
         if not file.exists():
             part = file.with_suffix(".part")
-            soundfile.write(part, clip_of(word, number, seed, valid), RATE, "PCM_16", format="FLAC")
+            soundfile.write(part, make(name, number, seed, valid), RATE, "PCM_16", format="FLAC")
             part.replace(file)
 
 
@@ -110,16 +122,26 @@ def main() -> None:
     """Make everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("--renderings", type=int, default=30, help="clips of a word in train")
+    parser.add_argument("--renderings", type=int, default=30, help="clips of a word or synthesiser in train")
+    parser.add_argument("--words", type=int, help="so many of the words (default: all)")
+    parser.add_argument("--sounds", type=int, default=600, help="so many synthesisers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args()
-    words = WORDS.read_text().split()
+    words = WORDS.read_text().split()[: parsed.words]
+    sounds = [f"{number:04d}" for number in range(parsed.sounds)]
     with ProcessPoolExecutor(parsed.jobs) as workers:
-        for name, count in (("valid", 1), ("train", parsed.renderings)):
-            folder = parsed.corpus / "words" / name
-            make = partial(make_word, folder=folder, count=count, seed=parsed.seed, valid=name == "valid")
-            list(tqdm(workers.map(make, words), total=len(words), desc=name, unit="word"))
+        for kind, names, clip in (("words", words, word_clip), ("sounds", sounds, sound_clip)):
+            for part, count in (("valid", 1), ("train", parsed.renderings)):
+                make = partial(
+                    make_kind,
+                    folder=parsed.corpus / kind / part,
+                    make=clip,
+                    count=count,
+                    seed=parsed.seed,
+                    valid=part == "valid",
+                )
+                list(tqdm(workers.map(make, names), total=len(names), desc=f"{kind} {part}"))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Trains the model of the package on the corpus of `make_corpus.py`: which word is said, in whatever voice.
+"""Trains the model of the package on the corpus of `make_corpus.py`: which word is said, and which synthesiser plays.
 
-    OMP_NUM_THREADS=2 python recipes/default_model/train.py CORPUS asda_small.safetensors --minutes 13
+    OMP_NUM_THREADS=2 python recipes/default_model/train.py CORPUS asda_small.safetensors
 
-The encoder of `configs/asda_small.yaml`, from random weights or those of a run (`--init`), with a head of the kind that
-reads it later: mean and deviation over time, band by band, each value normed over the batch, and a linear map to the
-words. Spectra are moved by a few bins, which is what another vocal tract does, and cut at another frame each time. The
-head is thrown away.
+The encoder of `configs/asda_small.yaml` from random weights, with two heads of the kind that reads it later: mean and
+deviation over time, band by band, each value normed over the batch, and a linear map to the words or synthesisers.
+Spectra are moved by a few bins, which is what another vocal tract does, tilted, and cut at another frame each time. The
+heads are thrown away. It can be stopped at any time, and goes on from `asda_small.safetensors.training`.
 """
 
 import argparse
-import time
+import math
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,109 +23,185 @@ from tqdm import tqdm
 
 from asda_core.assemble import build_model
 from asda_core.catalog import installed_catalog
-from asda_core.checkpoint import load_encoder, metadata_of, write_model
+from asda_core.checkpoint import metadata_of, write_model
 from asda_core.config_io import load_run_config
 from asda_core.log_mel import LogMel, LogMelConfig
 from asda_core.model.encoder import Encoder
-from asda_core.official.reading import read_model
 
-RATE, SAMPLES, FRAMES = 16_000, 16_480, 96
-"""Of a clip of a word: 101 frames, of which 96 are taken."""
-BATCH, PEAK_RATE, WARMUP, DECAY, CLIP, SMOOTHING = 64, 1e-3, 50, 0.02, 2.0, 0.1
+RATE = 16_000
+PEAK_RATE, WARMUP, DECAY, CLIP, SMOOTHING = 1e-3, 50, 0.02, 2.0, 0.1
 MOST_BINS = 5
 """By which a spectrum is moved up or down."""
-GAIN = 0.25
-"""Spread of what is added to a whole clip's log-mel, in units of the normalised features: 10 dB."""
+GAIN, TILT = 0.25, 0.15
+"""Spread of what is added to a whole clip's log-mel, and from its lowest to its middle bin, in units of the normalised
+features, of which 0.25 is 10 dB."""
+SAVE_EVERY, LOOK_EVERY = 100, 250
+EMBEDDING = {"scene_pooling": "statistics", "timestamp_pooling": "concat"}
+"""What `load_model` takes for it, if not told otherwise."""
 
 
-def features_of(folder: Path) -> np.ndarray:
-    """Log-mel of all clips of a word, in float16."""
+@dataclass(frozen=True)
+class Task:
+    """Clips in kinds that are to be told apart.
+
+    Attributes:
+        name: of the folder in the corpus.
+        samples: to which clips are filled; frames: that are taken of them; batch: clips in an update.
+    """
+
+    name: str
+    samples: int
+    frames: int
+    batch: int
+
+
+TASKS = (Task("words", 16_480, 96, 64), Task("sounds", 32_240, 192, 32))
+
+
+def features_of(folder: Path, samples: int) -> np.ndarray:
+    """Log-mel of all clips of a folder, in float16."""
     torch.set_num_threads(1)
     clips = [soundfile.read(file, dtype="float32")[0] for file in sorted(folder.glob("*.flac"))]
-    filled = np.stack([np.pad(clip, (0, SAMPLES))[:SAMPLES] for clip in clips])
+    filled = np.stack([np.pad(clip, (0, max(0, samples - len(clip))))[:samples] for clip in clips])
     with torch.no_grad():
         features: Tensor = LogMel(LogMelConfig(), RATE)(torch.from_numpy(filled))
     return features.half().numpy()
 
 
-def words_of(folder: Path) -> tuple[Tensor, Tensor]:
-    """Features and the number of the word of every clip below a folder."""
+def read_part(folder: Path, samples: int) -> tuple[Tensor, Tensor]:
+    """Features and the number of the kind of every clip below a folder."""
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not folders:
+        raise SystemExit(f"{folder} is empty; recipes/default_model/make_corpus.py fills it.")
     with ProcessPoolExecutor() as workers:
-        found = list(tqdm(workers.map(features_of, folders, chunksize=8), total=len(folders), desc=folder.name))
-    words = torch.cat([torch.full((len(clips),), number) for number, clips in enumerate(found)])
-    return torch.from_numpy(np.concatenate(found)), words
+        found = workers.map(features_of, folders, [samples] * len(folders), chunksize=8)
+        clips = list(tqdm(found, total=len(folders), desc=f"reading {folder.parent.name}/{folder.name}"))
+    kinds = torch.cat([torch.full((len(each),), number) for number, each in enumerate(clips)])
+    return torch.from_numpy(np.concatenate(clips)), kinds
+
+
+class Part(nn.Module):
+    """A task with its clips and its head."""
+
+    def __init__(self, task: Task, corpus: Path, encoder: Encoder) -> None:
+        super().__init__()
+        self.task = task
+        self.clips, self.kinds = read_part(corpus / task.name / "train", task.samples)
+        self.valid, self.valid_kinds = read_part(corpus / task.name / "valid", task.samples)
+        bands = encoder.config.grid(self.clips.shape[1], task.frames)[1]
+        width = 2 * bands * encoder.config.dim
+        self.head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, int(self.kinds.max()) + 1))
+
+    def loss(self, encoder: Encoder, generator: torch.Generator) -> Tensor:
+        """Cross-entropy of a batch that is drawn."""
+        chosen = torch.randint(len(self.clips), (self.task.batch,), generator=generator)
+        logits = self.head(statistics(encoder, changed(self.clips[chosen], self.task.frames, generator)))
+        return cross_entropy(logits, self.kinds[chosen], label_smoothing=SMOOTHING)
+
+    @torch.no_grad()
+    def accuracy(self, encoder: Encoder) -> float:
+        """Share of the clips of `valid` whose kind is told."""
+        encoder.eval(), self.eval()
+        batches = self.valid.split(self.task.batch)
+        told = [self.head(statistics(encoder, clips.float()[:, :, : self.task.frames])).argmax(1) for clips in batches]
+        encoder.train(), self.train()
+        return float((torch.cat(told) == self.valid_kinds).float().mean())
 
 
 def statistics(encoder: Encoder, features: Tensor) -> Tensor:
-    """What `load_model(scene_pooling="statistics")` makes of a clip."""
+    """Mean and deviation over time, band by band: what `load_model(scene_pooling="statistics")` makes of a clip."""
     encoded = encoder(features)
     steps = encoded.tokens.unflatten(1, encoded.layout.grid).flatten(2)  # (B, T', bands x D)
     return torch.cat([steps.mean(dim=1), (steps.var(dim=1, correction=0) + 1e-6).sqrt()], dim=1)
 
 
-def changed(features: Tensor, generator: torch.Generator) -> Tensor:
-    """A batch in other voices: moved by bins, cut at another frame, louder or softer."""
+def changed(features: Tensor, frames: int, generator: torch.Generator) -> Tensor:
+    """A batch as others would sound: moved by bins, cut at another frame, louder or softer, darker or brighter."""
     clips = []
     for clip in features.float():
-        first = int(torch.randint(clip.shape[1] - FRAMES + 1, (), generator=generator))
+        first = int(torch.randint(clip.shape[1] - frames + 1, (), generator=generator))
         by = int(torch.randint(-MOST_BINS, MOST_BINS + 1, (), generator=generator))
-        cut = clip[:, first : first + FRAMES]
+        cut = clip[:, first : first + frames]
         moved = pad(cut[None], (0, 0, max(0, by), max(0, -by)), mode="replicate")[0]
         clips.append(moved[max(0, -by) : max(0, -by) + len(clip)])
-    gains = torch.randn(len(clips), 1, 1, generator=generator) * GAIN
-    return torch.stack(clips) + gains
+    gain, tilt = torch.randn(2, len(clips), 1, 1, generator=generator)
+    slope = torch.linspace(-1, 1, features.shape[1])[:, None]
+    return torch.stack(clips) + gain * GAIN + tilt * TILT * slope
 
 
-@torch.no_grad()
-def accuracy(encoder: Encoder, head: nn.Module, features: Tensor, words: Tensor) -> float:
-    """Share of clips whose word is told."""
-    encoder.eval(), head.eval()
-    told = [head(statistics(encoder, clips.float()[:, :, :FRAMES])).argmax(1) for clips in features.split(BATCH)]
-    encoder.train(), head.train()
-    return float((torch.cat(told) == words).float().mean())
+class Training:
+    """Everything that changes, and how to go on with it."""
+
+    def __init__(self, encoder: Encoder, parts: list[Part], steps: int) -> None:
+        self.encoder, self.parts, self.steps, self.step = encoder, parts, steps, 0
+        self.modules = nn.ModuleList([encoder, *parts])
+        self.optimizer = torch.optim.AdamW(
+            self.modules.parameters(), PEAK_RATE, (0.9, 0.98), weight_decay=DECAY, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(0)
+
+    def update(self) -> list[float]:
+        """One, on a batch of each task; the losses."""
+        rate = min(1.0, (self.step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = PEAK_RATE * rate
+        self.optimizer.zero_grad()
+        losses = []
+        for part in self.parts:
+            loss = part.loss(self.encoder, self.generator)
+            loss.backward()
+            losses.append(float(loss.detach()))
+        nn.utils.clip_grad_norm_(self.modules.parameters(), CLIP)
+        self.optimizer.step()
+        self.step += 1
+        return losses
+
+    def save(self, file: Path) -> None:
+        """All of it, whole or not at all."""
+        part = file.with_name(file.name + ".part")
+        state = (self.modules.state_dict(), self.optimizer.state_dict(), self.generator.get_state(), self.step)
+        torch.save(state, part)
+        part.replace(file)
+
+    def go_on(self, file: Path) -> None:
+        """From what was saved."""
+        modules, optimizer, generator, self.step = torch.load(file, weights_only=True)
+        self.modules.load_state_dict(modules)
+        self.optimizer.load_state_dict(optimizer)
+        self.generator.set_state(generator)
 
 
 def main() -> None:
-    """Train for so many minutes and write the encoder."""
+    """Train and write the encoder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=13)
-    parser.add_argument("--init", type=Path)
+    parser.add_argument("--steps", type=int, default=1500)
     parsed = parser.parse_args()
-    (clips, words), (valid, valid_words) = (words_of(parsed.corpus / "words" / part) for part in ("train", "valid"))
     config, catalog = load_run_config("asda_small"), installed_catalog()
     torch.manual_seed(0)
-    front_end, encoder = load_encoder(read_model(parsed.init), catalog) if parsed.init else build_model(catalog, config)
-    encoder.train()
-    width = 2 * config.encoder.dim * config.encoder.grid(clips.shape[1], FRAMES)[1]
-    head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, int(words.max()) + 1))
-    trained = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(trained, PEAK_RATE, (0.9, 0.98), weight_decay=DECAY, fused=True)
-    generator = torch.Generator().manual_seed(0)
-    start, step, done, told = time.monotonic(), 0, 0.0, []
-    bar = tqdm(total=1000, unit="share")
-    while done < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * min(1.0, (step + 1) / WARMUP) * (1 - done)
-        chosen = torch.randint(len(clips), (BATCH,), generator=generator)
-        logits = head(statistics(encoder, changed(clips[chosen], generator)))
-        loss = cross_entropy(logits, words[chosen], label_smoothing=SMOOTHING)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, CLIP)
-        optimizer.step()
-        step, told = step + 1, [*told[-49:], float(loss.detach())]
-        done = (time.monotonic() - start) / (60 * parsed.minutes)
-        bar.n = min(1000, int(done * 1000))
-        bar.set_postfix_str(f"step {step} loss {np.mean(told):.3f}")
-        if step % 200 == 0:
-            print(f"\nstep {step}: {accuracy(encoder, head, valid, valid_words):.3f} of words in voices never heard")
-    print(f"\n{step} updates; {accuracy(encoder, head, valid, valid_words):.3f} of words in voices never heard")
-    parts = (("front_end", front_end), ("encoder", encoder))
-    tensors = {f"{name}.{key}": value.contiguous() for name, part in parts for key, value in part.state_dict().items()}
-    write_model(parsed.out, tensors, metadata_of(config, catalog, step))
+    front_end, encoder = build_model(catalog, config)
+    training = Training(encoder.train(), [Part(task, parsed.corpus, encoder) for task in TASKS], parsed.steps)
+    saved = parsed.out.with_name(parsed.out.name + ".training")
+    if saved.exists():
+        training.go_on(saved)
+    bar, told = tqdm(total=parsed.steps, initial=training.step, unit="update"), []
+    while training.step < parsed.steps:
+        told = [*told[-49:], training.update()]
+        bar.update()
+        bar.set_postfix_str("losses " + " ".join(f"{loss:.3f}" for loss in np.mean(told, axis=0)))
+        if training.step % SAVE_EVERY == 0:
+            training.save(saved)
+        if training.step % LOOK_EVERY == 0 or training.step == parsed.steps:
+            shares = ", ".join(f"{part.task.name} {part.accuracy(encoder):.3f}" for part in training.parts)
+            tqdm.write(f"{training.step} updates; told right of clips never heard: {shares}")
+    tensors = {
+        f"{name}.{key}": value.contiguous()
+        for name, module in (("front_end", front_end), ("encoder", encoder))
+        for key, value in module.state_dict().items()
+    }
+    write_model(parsed.out, tensors, metadata_of(config, catalog, training.step, embedding=EMBEDDING))
+    saved.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

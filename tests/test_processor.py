@@ -1,0 +1,69 @@
+"""How products are computed: float32 unless bfloat16 is asked for, and told where that is slower."""
+
+import warnings
+
+import pytest
+import torch
+
+from asda_core.assemble import build_model
+from asda_core.catalog import Catalog
+from asda_core.config import RunConfig
+from asda_core.errors import ConfigError
+from asda_core.inference.listening import Listener, ListenOptions
+from asda_core.model import processor as module
+from asda_core.model.processor import Processor, products
+from asda_hear import get_scene_embeddings, get_timestamp_embeddings, load_model
+
+ROUNDING = 0.1
+"""Largest error of bfloat16 beside the largest value, through the blocks of a tiny model."""
+
+
+@pytest.fixture
+def with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "processor", lambda: Processor(wide=False, bfloat16=True))
+
+
+def test_float32_stays_float32_and_bfloat16_is_asked_for(with_bfloat16: None) -> None:
+    left = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    with products("cpu", "float32"):
+        assert (left @ left).dtype == torch.float32
+    with products("cpu", "bfloat16"):
+        assert (left @ left).dtype == torch.bfloat16
+    assert (left @ left).dtype == torch.float32
+
+
+def test_a_processor_that_is_slow_in_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "processor", lambda: Processor(wide=False, bfloat16=False))
+    with pytest.warns(UserWarning, match="slower here"), products("cpu", "bfloat16"):
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with products("cpu", "float32"):
+            pass
+
+
+def test_embeddings_in_bfloat16_are_near_those_in_float32(with_bfloat16: None) -> None:
+    audio = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    exact, rounded = load_model(), load_model(precision="bfloat16")
+    pairs = [
+        (get_scene_embeddings(audio, model), *get_timestamp_embeddings(audio, model)) for model in (exact, rounded)
+    ]
+    for wanted, given in zip(*pairs, strict=True):
+        assert given.dtype == torch.float32
+        assert float((given - wanted).abs().max()) <= ROUNDING * float(wanted.abs().max())
+    assert not torch.equal(pairs[0][0], pairs[1][0])
+    with pytest.raises(ConfigError, match="precision"):
+        load_model(precision="float16")
+
+
+def test_a_listener_in_bfloat16_gives_float32(catalog: Catalog, tiny: RunConfig, with_bfloat16: None) -> None:
+    torch.manual_seed(0)
+    front_end, encoder = build_model(catalog, tiny)
+    audio = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    heard = [
+        Listener(front_end.eval(), encoder.eval(), ListenOptions(precision=precision)).listen(audio)
+        for precision in ("float32", "bfloat16")
+    ]
+    assert heard[1].tokens.dtype == heard[1].summary.dtype == torch.float32
+    assert not torch.equal(heard[0].tokens, heard[1].tokens)
+    assert float((heard[0].tokens - heard[1].tokens).abs().max()) <= ROUNDING * float(heard[0].tokens.abs().max())
