@@ -17,7 +17,7 @@ from asda_hear.demo import run_demo
 from asda_hear.evaluate.compat import validate
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
 from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs, score_in_processes, score_pairs
-from asda_hear.evaluate.runner import EvaluationConfig, find_tasks
+from asda_hear.evaluate.runner import USUAL_SEED, EvaluationConfig, find_tasks
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
 from asda_hear.evaluate.standing import write_standing
 from asda_hear.evaluate.tasks import TRAIN_VALID_TEST, TaskConfig, build_task, check_task, resample_task
@@ -87,6 +87,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", choices=["default", "fast", "faster"], default="default", help="heareval's grids")
     parser.add_argument("--grid-points", type=int, default=8, help="of the predictor; HEAR's own is 8")
     parser.add_argument("--threads", type=int, default=1, help="scores change with it")
+    parser.add_argument(
+        "--seed", type=int, default=USUAL_SEED, help=f"of the predictors (heareval's own: {USUAL_SEED})"
+    )
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of load_model")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine, --threads each")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -135,10 +138,10 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
     """`asda-hear evaluate`."""
     options = parsed_changes(parsed.option, "--option")
     tasks = find_tasks(parsed.tasks, parsed.task)
-    config = EvaluationConfig(parsed.grid, parsed.grid_points, parsed.threads)
+    config = EvaluationConfig(parsed.grid, parsed.grid_points, parsed.threads, parsed.seed)
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {parsed.jobs}.")
-    names = [model_name(model, options) for model in parsed.model]
+    names = [model_name(model, options, parsed.seed) for model in parsed.model]
     if len(set(names)) < len(names):
         raise ConfigError(f"two models would be called the same: {', '.join(names)}; give each its own folder.")
     work = Pairs(
@@ -181,15 +184,16 @@ def scores_beside(out: Path, names: Sequence[str]) -> list[tuple[str, TaskScore]
     return [(folder.parent.name, read_task_score(folder)) for folder in folders if folder.parent.name not in names]
 
 
-def model_name(model: str, options: dict[str, object]) -> str:
-    """Folder and row name of a model: what its path says, and the options."""
+def model_name(model: str, options: dict[str, object], seed: int = USUAL_SEED) -> str:
+    """Folder and row name of a model: what its path says, the options, and a seed that is not heareval's own."""
     if model in ("", LOG_MEL):
         stem = model or "asda_hear"
     else:
         path = Path(model).resolve()
         path = path.parent if path.name == MODEL_FILE else path.with_suffix("") if path.is_file() else path
         stem = f"{path.parent.name}-{path.name}" if path.match(STEP_FOLDERS) else path.name
-    return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items()))])
+    own = [] if seed == USUAL_SEED else [f"seed={seed}"]
+    return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items())), *own])
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ CORE_ORDER = (
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
 HEAR_ORDER = (
-    "pooling", "model", "api", "evaluate.compat", "evaluate.scores", "evaluate.tasks", "evaluate.labels",
-    "evaluate.items", "evaluate.leaderboard", "evaluate.standing", "evaluate.runner", "evaluate.pairs",
-    "looking.clip", "looking.places", "looking.measures", "looking.noise", "looking.noise_attention",
+    "pooling", "model", "api", "evaluate.identity", "evaluate.compat", "evaluate.scores", "evaluate.tasks",
+    "evaluate.labels", "evaluate.items", "evaluate.leaderboard", "evaluate.standing", "evaluate.runner",
+    "evaluate.pairs", "looking.clip", "looking.places", "looking.measures", "looking.noise", "looking.noise_attention",
     "looking.view", "looking.drawing", "looking.page", "looking.commands", "ablation.size", "ablation.environment",
     "ablation.measuring", "ablation.settings", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run",
     "ablation.many", "ablation.estimate", "reporting.comparing", "reporting.summary", "reporting.notes",

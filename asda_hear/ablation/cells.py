@@ -24,7 +24,8 @@ from asda_hear.ablation.measuring import as_scores, can_measure, measure, read_m
 from asda_hear.ablation.plan import Cell, Plan, text_of
 from asda_hear.ablation.size import size_of
 from asda_hear.evaluate.compat import read_stamp
-from asda_hear.evaluate.runner import evaluate, finished_scores, weights_identity
+from asda_hear.evaluate.identity import weights_identity
+from asda_hear.evaluate.runner import evaluate, finished_scores
 from asda_hear.evaluate.scores import TaskScore
 from asda_hear.looking.noise_attention import NoiseRow
 

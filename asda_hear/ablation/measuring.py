@@ -14,7 +14,7 @@ from asda_core.catalog import Catalog
 from asda_core.files import file_digest, write_text
 from asda_hear.api import LOG_MEL
 from asda_hear.evaluate.compat import read_stamp
-from asda_hear.evaluate.runner import weights_identity
+from asda_hear.evaluate.identity import weights_identity
 from asda_hear.evaluate.scores import TaskScore
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.noise_attention import CLEAN, NoiseConfig, NoiseRow, main_rows, measure_noise

@@ -25,7 +25,8 @@ from asda_hear.ablation.plan import Plan, text_of
 from asda_hear.ablation.rows import Row, collect_rows
 from asda_hear.api import load_model
 from asda_hear.evaluate.compat import hear_tools
-from asda_hear.evaluate.runner import find_tasks, task_identity
+from asda_hear.evaluate.identity import task_identity
+from asda_hear.evaluate.runner import find_tasks
 from asda_hear.model import HearOptions
 from asda_hear.pooling import EncoderBackbone
 

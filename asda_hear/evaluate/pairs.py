@@ -16,7 +16,8 @@ from asda_core.errors import AsdaError
 from asda_core.files import write_text
 from asda_core.workers import Worker, begin, ended_as_interrupt, stop, tails
 from asda_hear.evaluate.compat import hear_tools
-from asda_hear.evaluate.runner import Evaluation, EvaluationConfig, task_identity
+from asda_hear.evaluate.identity import task_identity
+from asda_hear.evaluate.runner import Evaluation, EvaluationConfig
 from asda_hear.evaluate.scores import TaskScore, read_task_score
 
 JOBS_FOLDER = ".jobs"

@@ -2,15 +2,13 @@
 
 import contextlib
 import functools
-import hashlib
 import importlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TextIO
 from unittest import mock
@@ -19,11 +17,10 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from asda_core.checkpoint import locate
 from asda_core.errors import ConfigError, TaskError, unknown
-from asda_core.files import file_digest, write_text
-from asda_hear.api import DEFAULT_WEIGHTS, LOG_MEL
+from asda_core.files import write_text
 from asda_hear.evaluate.compat import Trainings, hear_tools, own_handlers, read_stamp
+from asda_hear.evaluate.identity import task_identity, versions, weights_identity
 from asda_hear.evaluate.items import keep_items
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score
 from asda_hear.evaluate.tasks import resample_task
@@ -36,7 +33,8 @@ SOURCE_STAMP, SEARCH_STAMP = "embedding.json", "evaluation.json"
 """What the embeddings, and the scores, in a folder were made from."""
 COPY_STAMP = ".source"
 """What a task at another rate was made from."""
-IDENTITY_DIGITS = 16
+USUAL_SEED = 42
+"""heareval's own."""
 HearGrid = Literal["default", "fast", "faster"]
 
 
@@ -48,15 +46,19 @@ class EvaluationConfig:
         grid: heareval's own names: "default" (500 epochs at most), "fast" (50), "faster" (10, small layers).
         grid_points: settings of the predictor that are tried on the first fold; HEAR's is 8.
         threads: threads of torch while heareval runs. Scores change with it, so it is part of the setting.
+        seed: of the predictors, and of the draw of grid points.
     """
 
     grid: HearGrid = "default"
     grid_points: int = 8
     threads: int = 1
+    seed: int = USUAL_SEED
 
     def __post_init__(self) -> None:
         if self.grid_points < 1 or self.threads < 1:
             raise ConfigError("grid_points and threads must be at least 1.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be in 0..{2**32 - 1}, not {self.seed}.")
 
 
 def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[Path]:
@@ -186,50 +188,15 @@ def finished_scores(
 
 def _stamps(weights: str, options: Mapping[str, Any], task: str, config: EvaluationConfig) -> tuple[Stamp, Stamp]:
     """What embeddings, and what scores, belong to."""
-    source = {"weights": weights, "options": dict(options), "task": task, **_versions("asda-hear", "torch")}
-    return source, {**source, **asdict(config), **_versions("heareval")}
+    source = {"weights": weights, "options": dict(options), "task": task, **versions("asda-hear", "torch")}
+    search = asdict(config)
+    if config.seed == USUAL_SEED:  # as scores were kept before there were others
+        del search["seed"]
+    return source, {**source, **search, **versions("heareval")}
 
 
 def _is_scored(folder: Path, search: Stamp) -> bool:
     return (folder / SCORE_FILE).exists() and read_stamp(folder / SEARCH_STAMP) == search
-
-
-def weights_identity(model: str) -> str:
-    """What a model's embeddings depend on: its name, or the content of its checkpoint or config."""
-    if model == LOG_MEL:
-        return LOG_MEL
-    file = locate(Path(model or DEFAULT_WEIGHTS))
-    facts = file.stat()
-    return _digest(file, facts.st_size, facts.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _digest(file: Path, size: int, time_ns: int) -> str:
-    """Digest of a file, taken once as long as its size and time stay."""
-    return file_digest(file)
-
-
-def task_identity(task: Path) -> str:
-    """What the scores on a task depend on: labels, splits and metadata by content, audio by name, size and time."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in task.rglob("*") if path.is_file()):
-        digest.update(str(file.relative_to(task)).encode())
-        facts = file.stat()
-        text = file.suffix in (".json", ".csv")
-        digest.update(file.read_bytes() if text else f"{facts.st_size} {facts.st_mtime_ns}".encode())
-    return digest.hexdigest()[:IDENTITY_DIGITS]
-
-
-def _versions(*distributions: str) -> dict[str, str]:
-    return {name: _version(name) for name in distributions}
-
-
-def _version(distribution: str) -> str:
-    """ "" where it is not installed: then no scores are those of this installation."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""
 
 
 def _load(model: str, options: dict[str, Any], log: TextIO) -> Any:
@@ -250,6 +217,8 @@ def _embed(embedding: Any, task: Path, folder: Path, log: TextIO, progress: bool
 def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log: TextIO, progress: bool) -> None:
     """heareval's own command for one task, with a bar over its trainings."""
     runner = importlib.import_module("heareval.predictions.runner")
+    predictions = importlib.import_module("heareval.predictions.task_predictions")
+    seeded = functools.partial(_seed_with, predictions.seed_everything, config.seed)
     metadata = json.loads((folder / "task_metadata.json").read_text())
     folds = 1 if metadata["split_mode"] == "trainvaltest" else len(metadata["splits"])
     (folder / "prediction-done.json").unlink(missing_ok=True)
@@ -259,13 +228,19 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
         bar.update()
 
     bar = tqdm(total=total, desc=metadata["task_name"], unit="training", disable=not progress, file=sys.stderr)
-    with bar, Trainings(folder, stamp, on_training), _into(log), own_handlers(metadata["task_name"]):
+    own = (own_handlers(metadata["task_name"]), mock.patch.object(predictions, "seed_everything", seeded))
+    with bar, Trainings(folder, stamp, on_training), _into(log), own[0], own[1]:
         runner.runner.callback(
             task_dirs=[str(folder)],
             grid_points=config.grid_points,
             gpus="[0]" if torch.cuda.is_available() else None,
             grid=config.grid,
         )
+
+
+def _seed_with(seed_everything: Callable[..., Any], seed: int, _: int, **settings: Any) -> None:
+    """heareval's seeding, with another seed than its own."""
+    seed_everything(seed, **settings)
 
 
 def _at_rate(task: Path, rate: int, cache: Path, identity: str, progress: bool) -> Path:

@@ -132,6 +132,24 @@ def test_changed_audio_and_a_damaged_stamp_are_done_anew(tasks: Path, tmp_path: 
     assert embeddings.read_bytes() != before
 
 
+def test_another_seed_is_another_row_and_repeats(
+    tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--tasks", str(tasks), "--task", "demo_kind", "--model", "log_mel", "--out", str(tmp_path)]
+    quick = ["--grid", "faster", "--grid-points", "2"]
+    for seed in ("42", "1"):
+        assert main([*command, *quick, "--seed", seed]) == 0
+    rows = {row["model"]: row for row in json.loads((tmp_path / "scores.json").read_text())}
+    assert sorted(rows) == ["log_mel", "log_mel-seed=1"]
+    assert rows["log_mel"]["metrics"] != rows["log_mel-seed=1"]["metrics"]
+    task, usual = find_tasks(tasks, ["demo_kind"]), tmp_path / "usual"
+    assert list(evaluate("log_mel", task, usual, QUICK, progress=False)[0].folds) == rows["log_mel"]["folds"]
+    again = EvaluationConfig(grid="faster", grid_points=2, seed=1)
+    assert list(evaluate("log_mel", task, usual, again, progress=False)[0].folds) == rows["log_mel-seed=1"]["folds"]
+    assert main([*command, "--seed", "-1"]) == 1
+    assert "seed must be in" in capsys.readouterr().err
+
+
 def test_models_of_one_name_are_refused(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", "--tasks", str(tasks), "--out", str(tmp_path / "out"), "--model", "x/mine", "y/mine"]
     assert main(command) == 1

@@ -1,0 +1,156 @@
+"""The recipe of the package's model, in small, and the file that it made."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from asda_core.checkpoint import read_checkpoint
+from asda_hear import get_scene_embeddings, load_model
+from asda_hear.api import DEFAULT_WEIGHTS
+from asda_hear.model import HearModel
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "default_model"
+LARGEST_MEGABYTES = 20
+"""That ships well in a wheel."""
+NEW_SOUNDS = range(1000, 1040)
+"""Synthesisers that are in no training: the corpus has the first 600."""
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    monkeypatch.syspath_prepend(str(RECIPE))
+    names = ("sounds", "make_corpus", "train")
+    modules = {name: importlib.import_module(name) for name in names}
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    return modules
+
+
+def test_a_synthesiser_sounds_alike_and_never_the_same(recipe: dict[str, ModuleType]) -> None:
+    sounds = recipe["sounds"]
+    layers = [sounds.synthesiser(np.random.default_rng([0, number])) for number in range(8)]
+    assert layers[0] == sounds.synthesiser(np.random.default_rng([0, 0])) != layers[1]
+    for each in layers:
+        once, again = (sounds.rendered(each, 16_000, np.random.default_rng(seed)) for seed in (0, 1))
+        assert once.shape == (16_000,)
+        assert np.isfinite(once).all()
+        assert once.std() > 1e-4
+        assert not np.allclose(once, again)
+        assert np.array_equal(once, sounds.rendered(each, 16_000, np.random.default_rng(0)))
+        for layer in each:
+            moved = sounds.moved(layer, np.random.default_rng(0))
+            assert moved != layer
+            assert moved.excitation == layer.excitation
+            assert 0.4 < moved.pitch / layer.pitch < 2.5
+            assert moved.swell_depth <= 1
+
+
+def test_a_corpus_is_made_and_gone_on_with(
+    recipe: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["make_corpus.py", str(tmp_path), "--words", "0", "--sounds", "2", "--renderings", "2", "--jobs", "1"]
+    monkeypatch.setattr(sys, "argv", command)
+    recipe["make_corpus"].main()
+    files = sorted(tmp_path.rglob("*.flac"))
+    assert [file.parent.parent.name for file in files] == ["train"] * 4 + ["valid"] * 2
+    first, rate = soundfile.read(files[0])
+    assert rate == 16_000
+    assert len(first) == 32_000
+    assert 0 < np.abs(first).max() <= 1
+    kept = files[1].stat().st_mtime_ns
+    files[0].unlink()
+    recipe["make_corpus"].main()
+    assert np.array_equal(soundfile.read(files[0])[0], first)
+    assert files[1].stat().st_mtime_ns == kept
+
+
+def write_corpus(folder: Path) -> None:
+    for task, seconds in (("words", 1), ("sounds", 2)):
+        for part in ("train", "valid"):
+            for kind in range(2):
+                place = folder / task / part / str(kind)
+                place.mkdir(parents=True)
+                for number in range(2):
+                    clip = np.random.default_rng([kind, number]).normal(size=16_000 * seconds) * 0.1
+                    soundfile.write(place / f"{number}.flac", clip * (1 + kind), 16_000)
+
+
+def test_training_stops_and_goes_on_to_the_same_weights(
+    recipe: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train: Any = recipe["train"]
+    write_corpus(tmp_path / "corpus")
+    monkeypatch.setattr(train, "TASKS", tuple(train.Task(t.name, t.samples, t.frames, 4) for t in train.TASKS))
+    monkeypatch.setattr(train, "ProcessPoolExecutor", OneProcess)
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+
+    def run(out: str) -> dict[str, Tensor]:
+        monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / "corpus"), str(tmp_path / out), "--steps", "4"])
+        train.main()
+        return dict(read_checkpoint(tmp_path / out).tensors)
+
+    whole = run("whole.safetensors")
+    update = train.Training.update
+
+    def interrupted(self: Any) -> Any:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return update(self)
+
+    monkeypatch.setattr(train.Training, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("parts.safetensors")
+    monkeypatch.setattr(train.Training, "update", update)
+    parts = run("parts.safetensors")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not (tmp_path / "parts.safetensors.training").exists()
+    model = load_model(tmp_path / "parts.safetensors")
+    assert model.scene_embedding_size == load_model().scene_embedding_size
+
+
+class OneProcess:
+    """In the place of a pool: modules that a test imports by path are not found by other processes."""
+
+    def __enter__(self) -> "OneProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, function: Any, *arguments: Any, chunksize: int) -> Any:
+        threads = torch.get_num_threads()
+        found = list(map(function, *arguments))
+        torch.set_num_threads(threads)
+        return found
+
+
+def told_by_neighbours(model: HearModel, clips: Tensor, kinds: Tensor) -> float:
+    """Share of clips whose nearest neighbour is of their kind, each value standardised."""
+    embeddings = get_scene_embeddings(clips, model)
+    standard = (embeddings - embeddings.mean(0)) / embeddings.std(0).clamp(min=1e-6)
+    near = torch.cdist(standard, standard).fill_diagonal_(torch.inf).argmin(dim=1)
+    return float((kinds[near] == kinds).float().mean())
+
+
+def test_the_model_of_the_package_knows_more_than_random_weights_and_log_mel(recipe: dict[str, ModuleType]) -> None:
+    assert DEFAULT_WEIGHTS.stat().st_size < LARGEST_MEGABYTES * 10**6
+    checkpoint = read_checkpoint(DEFAULT_WEIGHTS)
+    assert checkpoint.step > 0
+    assert checkpoint.embedding == recipe["train"].EMBEDDING
+    clip = recipe["make_corpus"].sound_clip
+    made = [clip(str(number), take, 0, False) for number in NEW_SOUNDS for take in range(3)]
+    clips = torch.from_numpy(np.stack(made)).float()
+    kinds = torch.tensor([number for number in NEW_SOUNDS for _ in range(3)])
+    random = load_model(RECIPE.parents[1] / "configs" / "asda_small.yaml", **checkpoint.embedding)
+    log_mel = load_model("log_mel", scene_pooling="statistics")
+    shares = [told_by_neighbours(model, clips, kinds) for model in (load_model(), random, log_mel)]
+    assert shares[0] > max(shares[1:]), shares
