@@ -36,7 +36,7 @@ GAIN, TILT = 0.25, 0.15
 """Spread of what is added to a whole clip's log-mel, and from its lowest to its middle bin, in units of the normalised
 features, of which 0.25 is 10 dB."""
 SAVE_EVERY, LOOK_EVERY = 100, 250
-EMBEDDING = {"scene_pooling": "statistics", "timestamp_pooling": "concat"}
+EMBEDDING = {"scene_pooling": "statistics", "timestamp_pooling": "concat", "layers": [2, 4]}
 """What `load_model` takes for it, if not told otherwise."""
 
 
