@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from asda_core.data.shard_writer import finished_shards
 from asda_core.data.tars import index_file, index_of, read_headers
 from asda_core.errors import AudioError, ConfigError
 from tests.data.shards import write_shards
+from tests.waiting import wait_until
 
 OPTIONS = PackOptions(shard_mebibytes=1)
 ROOT = Path(__file__).parents[2]
@@ -220,6 +222,10 @@ def test_a_stop_between_any_two_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "012.wav" in (folder / SKIPPED_FILE).read_text()
 
 
+def is_ahead(process: subprocess.Popen[bytes], folder: Path, done: int) -> bool:
+    return len(list(folder.glob("*.tar"))) > done or process.poll() is not None
+
+
 @pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path) -> None:
     """kill -9 at moments that nobody chose: every tar with a name is whole, and the end is that of an unkilled one."""
@@ -235,7 +241,11 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         )
         assert process.stdout is not None
         process.stdout.readline()  # it begins to pack
-        time.sleep(0.05 + 0.04 * attempt)
+        if attempt % 2:  # soon behind another shard, however busy the machine is
+            wait_until(partial(is_ahead, process, folder, len(done)), "a shard")
+            time.sleep(0.01 * attempt)
+        else:
+            time.sleep(0.05 + 0.04 * attempt)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
