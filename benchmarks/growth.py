@@ -10,8 +10,8 @@ that are there are not measured again; delete the file to begin anew) and draws 
 - `tokens`: differential attention of ASDA base on a sequence, as this machine takes it and by its formula;
 - `pairs`: frequency-time attention on 12 bands, by lines and as a dense map.
 
-Memory is the peak above the loaded model. Beside each curve stands the exponent of its last doubling: 1 is a straight
-line, 2 a square.
+Memory is the peak above the loaded model. Beside each curve stands its exponent, fitted to the upper half of its
+points: 1 is a straight line, 2 a square.
 """
 
 import argparse
@@ -151,16 +151,19 @@ def curves(rows: Iterable[dict[str, str]], axis: str, what: str) -> dict[str, tu
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["axis"] == axis:
-            found.setdefault(row["side"], []).append((float(row["size"]), max(0.1, float(row[what]))))
+            found.setdefault(row["side"], []).append((float(row["size"]), float(row[what])))
     return {side: tuple(map(list, zip(*sorted(pairs), strict=True))) for side, pairs in found.items()}  # type: ignore[misc]
 
 
 def draw(axes: Axes, rows: list[dict[str, str]], axis: str, what: str) -> None:
     """One panel, both axes logarithmic and of the same scale, so that a slope of 1 is half a right angle."""
     for side, (sizes, values) in curves(rows, axis, what).items():
-        slope = math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2])
+        half = len(sizes) // 2
+        slope = statistics.linear_regression(
+            list(map(math.log, sizes[half:])), list(map(math.log, values[half:]))
+        ).slope
         (line,) = axes.loglog(sizes, values, marker="o", markersize=3, label=f"{side} (exponent {slope:.2f})")
-        print(f"{axis:>6} {what:>9} {side:<18} {sizes[-2]:>6,.0f} to {sizes[-1]:>6,.0f}: exponent {slope:.2f}")
+        print(f"{axis:>6} {what:>9} {side:<18} {sizes[half]:>6,.0f} to {sizes[-1]:>6,.0f}: exponent {slope:.2f}")
         if what == "seconds":
             straight = [values[-1] * size / sizes[-1] for size in sizes]
             axes.loglog(sizes, straight, linestyle=":", linewidth=0.8, color=line.get_color())
