@@ -25,6 +25,7 @@ from asda_core.assemble import build_model
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import metadata_of, write_model
 from asda_core.config_io import load_run_config
+from asda_core.files import write_whole
 from asda_core.log_mel import LogMel, LogMelConfig
 from asda_core.model.encoder import Encoder
 
@@ -158,10 +159,8 @@ class Training:
 
     def save(self, file: Path) -> None:
         """All of it, whole or not at all."""
-        part = file.with_name(file.name + ".part")
         state = (self.modules.state_dict(), self.optimizer.state_dict(), self.generator.get_state(), self.step)
-        torch.save(state, part)
-        part.replace(file)
+        write_whole(file, lambda part: torch.save(state, part))
 
     def go_on(self, file: Path) -> None:
         """From what was saved."""
