@@ -31,6 +31,10 @@ class TaskError(AsdaError, ValueError):
     """A task is wrong: its folder, its labels, or its splits."""
 
 
+class TrainingStopped(AsdaError):
+    """The run was asked to stop; what it had done is saved."""
+
+
 def unknown(kind: str, given: str, valid: Iterable[str]) -> str:
     """One line for an unknown name, with the nearest valid one first.
 

@@ -4,6 +4,7 @@ Minutes of sound are synthesised with NumPy from a seed into three tasks in HEAR
 `demo_kind` (which kind of sound, in three folds) and `demo_events` (what starts when).
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import prepare, run_plan
 from asda_hear.ablation.settings import PlanConfig, TaskChoice
 from asda_hear.evaluate.compat import validate
-from asda_hear.evaluate.runner import EvaluationConfig
+from asda_hear.evaluate.search import EvaluationConfig
 from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task
 from asda_hear.reporting.report import write_report
 
@@ -59,6 +60,12 @@ AUDIO = (
 """What the demo pre-trains on, without labels: all folds of demo_kind, the training parts of the others."""
 Signal = np.ndarray
 Maker = Callable[[np.random.Generator, float], Signal]
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda-hear demo`."""
+    parser.add_argument("--out", type=Path, default=Path("demo"))
+    parser.set_defaults(run=lambda parsed: print(run_demo(parsed.out)))
 
 
 def _time(seconds: float) -> Signal:

@@ -25,8 +25,8 @@ import time
 from pathlib import Path
 
 from asda_hear.demo import make_corpus
-from asda_hear.evaluate.runner import find_tasks
 from asda_hear.evaluate.scores import read_task_score
+from asda_hear.evaluate.search import find_tasks
 
 BY_HAND = """
 import sys

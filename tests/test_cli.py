@@ -1,13 +1,16 @@
 """The commands: output, exit codes, one line for a user's mistake."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from asda_core.catalog import Catalog
-from asda_core.cli import EXIT_ERROR, main
+from asda_core.cli import main
+from asda_core.command_line import EXIT_ERROR
 from tests.conftest import TINY
 from tests.released.writing import write_fairseq
 
@@ -169,3 +172,32 @@ def test_devices_are_refused_in_a_line(config: Path, audio_folder: Path, capsys:
     errors = capsys.readouterr().err
     assert "the device 'mps' cannot be used here" in errors
     assert len(errors.splitlines()) < 5
+
+
+@pytest.mark.parametrize("package", ["asda_core", "asda_hear"])
+def test_what_is_not_asked_for_is_not_imported(package: str) -> None:
+    """Help, and a mistake in the name of a command, come at once: torch takes seconds."""
+    code = f"""
+import contextlib, sys
+from {package}.cli import main
+for arguments in (["--help"], ["--version"], ["trian"]):
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+assert not {{"torch", "numpy", "matplotlib"}} & set(sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "0.1.0" in ran.stdout
+    assert "invalid choice: 'trian'" in ran.stderr
+
+
+def test_embedding_does_not_wait_for_pictures() -> None:
+    """What draws and logs is imported by what draws and logs."""
+    code = """
+import contextlib, sys
+from asda_core.cli import main
+with contextlib.suppress(SystemExit):
+    main(["embed", "--help"])
+assert "torch" in sys.modules
+assert not {"matplotlib", "tensorboard", "sklearn"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

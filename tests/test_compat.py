@@ -11,7 +11,7 @@ import torch
 from asda_core.assemble import build_parts
 from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
-from asda_core.cli import changed
+from asda_core.changing import changed
 from asda_core.compat import LATENT_REGRESSION, RELEASED
 from asda_core.config import ADDED, DataConfig, OptimizerConfig, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, value_at, with_change

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 from torch import Tensor, nn
 
-import asda_core.cli as cli
+from asda_core import cli, showing
 from asda_core.catalog import Catalog, load_catalog
 from asda_core.contracts import MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
@@ -54,7 +54,7 @@ def test_all_is_well() -> None:
 
 def test_a_bad_mixer_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     catalog = catalog_with(Stranger)
-    monkeypatch.setattr(cli, "installed_catalog", lambda: catalog)
+    monkeypatch.setattr(showing, "installed_catalog", lambda: catalog)
     assert cli.main(["plugins", "--check"]) == 1
     printed = capsys.readouterr()
     assert "mixer deaf              -" in printed.out

@@ -13,7 +13,8 @@ import pytest
 from asda_core import cli as core_cli
 from asda_core import testing
 from asda_core.catalog import load_catalog
-from asda_core.cli import EXIT_ERROR, main
+from asda_core.cli import main
+from asda_core.command_line import EXIT_ERROR
 from asda_core.config_io import load_run_config, parse, read_yaml
 from asda_core.hookspecs import FAMILIES
 from asda_core.new_plugin import KINDS, write_plugin

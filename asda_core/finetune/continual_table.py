@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asda_core.catalog import Catalog
-from asda_core.errors import AsdaError
+from asda_core.errors import AsdaError, TrainingStopped
 from asda_core.files import write_text
 from asda_core.finetune.continual import Outcome, Task, learn_in_turn
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
-from asda_core.pretrain.resuming import TrainingStopped
 from asda_core.statistics import mean_interval
 
 ROWS_FILE, TABLE_FILE = "continual.csv", "continual.md"

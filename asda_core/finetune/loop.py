@@ -25,7 +25,7 @@ from asda_core.checkpoint import (
     write_model,
     write_step,
 )
-from asda_core.errors import AsdaError, ConfigError
+from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.frozen import EncodedClips, encode_once
@@ -41,7 +41,6 @@ from asda_core.pretrain.data import ClipBatches, Clips
 from asda_core.pretrain.prefetching import prefetched
 from asda_core.pretrain.reporter import Reporter
 from asda_core.pretrain.resuming import (
-    TrainingStopped,
     drop_log_after,
     optimizer_states,
     put_states_back,

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config_io import CONFIG_SUFFIXES, find_config, load_run_config, signature
-from asda_core.errors import AsdaError, CheckpointError, ConfigError
+from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
 from asda_core.files import file_digest
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import PREDICTIONS, interval_over_folds, load_predictions, pooled, write_evaluation
@@ -21,7 +21,6 @@ from asda_core.finetune.tuned import Start
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round
 from asda_core.official.reading import read_model
-from asda_core.pretrain.resuming import TrainingStopped
 
 SEED_FIELD = "{seed}"
 """In the path of a checkpoint: the seed of the run, where every seed has a checkpoint of its own."""

@@ -33,7 +33,7 @@ from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
 from asda_core.data.sources import AudioList
 from asda_core.data.stream_batches import open_clips
-from asda_core.errors import AsdaError, ConfigError
+from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.files import DIGEST_DIGITS, file_digest, write_text
 from asda_core.filling import fill_features
 from asda_core.model.processor import exact_products
@@ -43,7 +43,6 @@ from asda_core.pretrain.prefetching import prefetched
 from asda_core.pretrain.processes import ALONE, Processes, joined, own_device
 from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, named_skipped, reporting
 from asda_core.pretrain.resuming import (
-    TrainingStopped,
     drop_log_after,
     optimizer_states,
     put_states_back,

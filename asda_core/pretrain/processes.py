@@ -18,8 +18,7 @@ import torch
 import torch.distributed as dist
 
 from asda_core.devices import usable_device
-from asda_core.errors import AsdaError, ConfigError
-from asda_core.pretrain.resuming import TrainingStopped
+from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others in one exchange, such as while the first saves, before it gives up."""

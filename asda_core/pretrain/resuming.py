@@ -10,15 +10,10 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from asda_core.errors import AsdaError
 from asda_core.files import write_text
 
 STEP_SEED_STRIDE = 1_000_003
 """Seed of a step = seed of the run x this + step: no two steps of any two runs share one while runs are shorter."""
-
-
-class TrainingStopped(AsdaError):
-    """The run was asked to stop; what it had done is saved."""
 
 
 def step_seed(seed: int, step: int) -> int:

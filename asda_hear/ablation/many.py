@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from asda_core.cli import EXIT_STOPPED
+from asda_core.command_line import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, share_of_processors, stop, tails
 from asda_hear.ablation.cells import ERROR_FILE, Work, is_done

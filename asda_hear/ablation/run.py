@@ -13,11 +13,10 @@ from tqdm import tqdm
 from asda_core.assemble import build_parts, check_class_token_axis
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import parse
-from asda_core.errors import AsdaError, ConfigError
+from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.files import write_rows, write_text
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
-from asda_core.pretrain.resuming import TrainingStopped
 from asda_core.starting import check_fits
 from asda_core.workers import Shard
 from asda_hear.ablation.cells import ERROR_FILE, Unit, Work, baseline_path, do_unit, is_done
@@ -26,7 +25,7 @@ from asda_hear.ablation.rows import Row, collect_rows
 from asda_hear.api import load_model
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.identity import task_identity
-from asda_hear.evaluate.runner import find_tasks
+from asda_hear.evaluate.search import find_tasks
 from asda_hear.model import HearOptions
 from asda_hear.pooling import EncoderBackbone
 

@@ -1,6 +1,5 @@
 """Models x tasks: any number of processes each take the pair that is free, and none is done twice."""
 
-import os
 import sys
 import time
 import traceback
@@ -14,14 +13,13 @@ from tqdm import tqdm
 
 from asda_core.errors import AsdaError
 from asda_core.files import write_text
-from asda_core.workers import Worker, begin, ended_as_interrupt, stop, tails
+from asda_core.workers import Begun, Worker, tails
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.identity import task_identity
-from asda_hear.evaluate.runner import Evaluation, EvaluationConfig
+from asda_hear.evaluate.runner import Evaluation
 from asda_hear.evaluate.scores import TaskScore, read_task_score
+from asda_hear.evaluate.search import EvaluationConfig
 
-JOBS_FOLDER = ".jobs"
-"""Logs of the processes, in the result folder."""
 POLL_SECONDS = 0.5
 """How often a process looks whether a pair has become free, or is done."""
 
@@ -118,39 +116,28 @@ def score_pairs(
     return _unless_failed(work, scores, failed)
 
 
-def score_in_processes(work: Pairs, given: Sequence[str], jobs: int) -> list[tuple[str, TaskScore]]:
-    """`score_pairs` in so many processes of this machine; Ctrl-C and SIGTERM stop all.
+def score_in_processes(work: Pairs, workers: Begun) -> list[tuple[str, TaskScore]]:
+    """Wait for `score_pairs` in processes of this machine; Ctrl-C and SIGTERM stop all.
 
     Args:
         work: the pairs.
-        given: the command line of `asda-hear`, which each process gets.
-        jobs: processes, each of `work.config.threads` threads.
+        workers: the processes.
 
     Raises:
         EvaluationFailed: pairs failed.
         AsdaError: the processes ended before all was done.
     """
-    began = time.time()
-    logs = [work.out / JOBS_FOLDER / f"{os.getpid()}-{number}.log" for number in range(1, jobs + 1)]
-    (work.out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
-    workers: list[Worker] = []
-    try:
-        with ended_as_interrupt():
-            command = ["asda_hear.cli", *given, "--jobs", "1", "--worker"]
-            workers.extend(begin(command, log, work.config.threads) for log in logs)
-            done = _wait(work, workers)
-    finally:
-        stop(workers)
-    codes = [worker.returncode for worker in workers]
+    done = _wait(work, workers.processes)
+    codes = [worker.returncode for worker in workers.processes]
     failed = {}
     for pair in work.pairs:
         file = work.error_file(pair)
-        if pair not in done and file.exists() and file.stat().st_mtime > began:
+        if pair not in done and file.exists() and file.stat().st_mtime > workers.since:
             failed[pair] = file.read_text().strip().splitlines()[-1]
     if left := [str(pair) for pair in work.pairs if pair not in done and pair not in failed]:
         raise AsdaError(
             f"left are {', '.join(left)}, and the processes have ended ({codes}); the same command goes on with them. "
-            f"{tails(logs)}"
+            f"{tails(workers.logs)}"
         )
     scores = {pair: read_task_score(work.out / pair.name / pair.task.name) for pair in done}
     return _unless_failed(work, scores, failed)

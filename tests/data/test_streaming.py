@@ -14,12 +14,11 @@ from asda_core.data.counts import SHARDS_FILE
 from asda_core.data.sources import ShardStream, find_training
 from asda_core.data.stream_batches import StreamBatches, open_clips
 from asda_core.data.streaming import Sound, read_stream
-from asda_core.errors import AudioError, ConfigError
+from asda_core.errors import AudioError, ConfigError, TrainingStopped
 from asda_core.pretrain.data import ClipBatches
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.prefetching import prefetched
 from asda_core.pretrain.reporter import read_log
-from asda_core.pretrain.resuming import TrainingStopped
 from tests.data.shards import sound_bytes, write_shards, write_tar
 
 CONFIG = DataConfig(clip_seconds=0.2, batch_size=4, shuffle_clips=5)

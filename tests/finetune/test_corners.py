@@ -17,7 +17,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.cli import main
 from asda_core.config_io import to_yaml
-from asda_core.errors import ConfigError
+from asda_core.errors import ConfigError, TrainingStopped
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import Predictions, interval_over_folds
 from asda_core.finetune.losses import multi_label_loss
@@ -32,7 +32,6 @@ from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import Round, rounds
 from asda_core.pretrain.data import ClipReader
-from asda_core.pretrain.resuming import TrainingStopped
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_table, write_tones
 
 

@@ -17,7 +17,7 @@ from asda_hear.ablation import estimate
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import check_plan, prepare
 from asda_hear.cli import main
-from asda_hear.evaluate.runner import find_tasks
+from asda_hear.evaluate.search import find_tasks
 from tests.conftest import TINY
 
 

@@ -17,8 +17,9 @@ from asda_hear.cli import main
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate import compat, runner
 from asda_hear.evaluate.compat import Trainings, hear_tools
-from asda_hear.evaluate.runner import EvaluationConfig, evaluate, find_tasks
+from asda_hear.evaluate.runner import evaluate
 from asda_hear.evaluate.scores import TaskScore, read_task_score, to_csv, to_json, to_markdown
+from asda_hear.evaluate.search import EvaluationConfig, find_tasks
 from asda_hear.evaluate.tasks import resample_task
 
 pytestmark = pytest.mark.heareval

@@ -18,7 +18,7 @@ from asda_hear.cli import main
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate.items import ITEMS_FILE
 from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs, score_pairs
-from asda_hear.evaluate.runner import EvaluationConfig, find_tasks
+from asda_hear.evaluate.search import EvaluationConfig, find_tasks
 from tests.waiting import WAIT_SECONDS, wait_until
 
 pytestmark = pytest.mark.heareval

@@ -9,7 +9,8 @@ import torch
 from asda_core.audio import read_audio
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_classifier, load_encoder
-from asda_core.cli import EXIT_ERROR, main
+from asda_core.cli import main
+from asda_core.command_line import EXIT_ERROR
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.inference import embedding

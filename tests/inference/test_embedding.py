@@ -15,7 +15,8 @@ from asda_core.assemble import build_parts
 from asda_core.audio import read_audio
 from asda_core.catalog import Catalog, load_catalog
 from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, write_model
-from asda_core.cli import EXIT_ERROR, EXIT_STOPPED, main
+from asda_core.cli import main
+from asda_core.command_line import EXIT_ERROR, EXIT_STOPPED
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain, with_value
 from asda_core.errors import AudioError, ConfigError

@@ -19,7 +19,8 @@ from asda_core import workers
 from asda_core.assemble import build_encoder, build_front_end
 from asda_core.audio import read_audio
 from asda_core.catalog import Catalog
-from asda_core.cli import EXIT_ERROR, main
+from asda_core.cli import main
+from asda_core.command_line import EXIT_ERROR
 from asda_core.config import RunConfig
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference import reading_ahead

@@ -21,10 +21,9 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_encoder, read_checkpoint
 from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, to_yaml
-from asda_core.errors import AsdaError, ConfigError
+from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.pretrain import loop
 from asda_core.pretrain.loop import pretrain
-from asda_core.pretrain.resuming import TrainingStopped
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
 from asda_core.starting import start_from
 

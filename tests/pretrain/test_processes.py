@@ -24,12 +24,12 @@ from asda_core.checkpoint import newest_step, read_tensors
 from asda_core.compute import ComputeConfig
 from asda_core.config import DataConfig, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
-from asda_core.errors import ConfigError
+from asda_core.errors import ConfigError, TrainingStopped
 from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.pretrain import loop
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import ALONE, Processes, launched, own_device
-from asda_core.pretrain.resuming import TrainingStopped, step_seed
+from asda_core.pretrain.resuming import step_seed
 from asda_core.pretrain.step import pass_seed, passes_of
 from tests.pretrain.test_loop import losses, wait_for_step
 

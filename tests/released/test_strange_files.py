@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_encoder, read_checkpoint
-from asda_core.cli import EXIT_ERROR, main
+from asda_core.cli import main
+from asda_core.command_line import EXIT_ERROR
 from asda_core.errors import CheckpointError
 from asda_core.official.pickles import names_called, plain, read_pickled
 from asda_core.official.reading import read_model

@@ -1,0 +1,48 @@
+"""Configs as a command line gives them: a file, a name or a checkpoint, and changes of single keys."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from asda_core.config import RunConfig
+from asda_core.config_io import (
+    CONFIG_SUFFIXES,
+    find_config,
+    load_run_config,
+    parse,
+    parsed_changes,
+    to_plain,
+    with_change,
+)
+from asda_core.official.reading import read_model
+
+SET_HELP = "change keys, as in --set steps=400 encoder.mixer=standard"
+FEW = 5
+"""Names of classes that a line tells."""
+
+
+def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
+    """The config with `key=value` changes; values are read as YAML.
+
+    Raises:
+        ConfigError: a change has no `=`, or the key or value is wrong.
+    """
+    plain = to_plain(config)
+    for key, value in parsed_changes(changes).items():
+        plain = with_change(plain, key, value)
+    return parse(RunConfig, plain)
+
+
+def config_of(path: Path) -> RunConfig:
+    """The config of a file or name, or that within a checkpoint, of which a line is told on stderr."""
+    if find_config(path).suffix in CONFIG_SUFFIXES or not path.exists():
+        return load_run_config(path)
+    checkpoint = read_model(path)
+    what = "pre-trained"
+    if checkpoint.classifier:
+        labels = ", ".join(checkpoint.classifier.labels[:FEW]) + (
+            ", ..." if len(checkpoint.classifier.labels) > FEW else ""
+        )
+        what = f"a classifier of {checkpoint.classifier.num_classes} classes ({labels or 'without names'})"
+    print(checkpoint.report or f"{checkpoint.file}: of asda, {what}, step {checkpoint.step}", file=sys.stderr)
+    return checkpoint.config

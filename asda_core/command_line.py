@@ -1,0 +1,87 @@
+"""Programs made of commands, of which only the one that is asked for is imported: torch alone takes seconds."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asda_core import __version__
+from asda_core.errors import AsdaError, TrainingStopped
+
+EXIT_ERROR = 1
+EXIT_STOPPED = 130
+"""What a shell reports for a program that Ctrl-C ended."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What follows the name of a program.
+
+    Attributes:
+        name: as it is typed.
+        adder: "module:function" that gives the command's parser its arguments, and `run`, which takes them parsed.
+        help: one line.
+    """
+
+    name: str
+    adder: str
+    help: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Import what the command needs."""
+        module, _, function = self.adder.partition(":")
+        getattr(importlib.import_module(module), function)(parser)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program, as `asda`.
+
+    Attributes:
+        name: as it is typed.
+        description: one line above the list of commands.
+        commands: in the order of that list.
+    """
+
+    name: str
+    description: str
+    commands: Sequence[Command]
+
+    def parser(self, arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+        """What parses these arguments; without any, whatever may come."""
+        parser = argparse.ArgumentParser(prog=self.name, description=self.description)
+        parser.add_argument("--version", action="version", version=f"{self.name} {__version__}")
+        added = parser.add_subparsers(required=True, metavar="COMMAND")
+        asked = None if arguments is None else next((each for each in arguments if not each.startswith("-")), "")
+        for command in self.commands:
+            below = added.add_parser(command.name, help=command.help)
+            if asked in (None, command.name):
+                command.add_arguments(below)
+        return parser
+
+    def run(self, arguments: Sequence[str] | None = None) -> int:
+        """Parse, run, and turn a user's mistake into one line on stderr; returns the exit status.
+
+        Args:
+            arguments: default: those of this process.
+        """
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        try:
+            parsed = self.parser(given).parse_args(given)
+            parsed.given = given  # what other processes of it are given too
+            parsed.run(parsed)
+        except TrainingStopped as stopped:
+            print(stopped, file=sys.stderr)
+            return EXIT_STOPPED
+        except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_ERROR
+        except (AsdaError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_ERROR
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on with what was finished.", file=sys.stderr)
+            return EXIT_STOPPED
+        return 0

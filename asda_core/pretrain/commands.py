@@ -1,0 +1,64 @@
+"""`asda pretrain`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asda_core.assemble import plugin_origins
+from asda_core.catalog import installed_catalog
+from asda_core.changing import SET_HELP, changed, config_of
+from asda_core.config_io import signature
+from asda_core.data.sources import find_training, is_stream, list_identity
+from asda_core.files import file_digest
+from asda_core.official.reading import read_model
+from asda_core.pretrain.loop import pretrain
+from asda_core.pretrain.processes import launched
+from asda_core.starting import holds_objective
+
+
+def add_pretrain(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda pretrain`."""
+    parser.add_argument("config", type=Path, help="YAML, the name of one that comes with the package, or a checkpoint")
+    parser.add_argument(
+        "--data", required=True, nargs="+", help="folders, manifests, audio files or shards; stream:, pipe:"
+    )
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-SIGNATURE)")
+    parser.add_argument("--init", type=Path, help="checkpoint to begin with, ours or a released one (default: random)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
+    )
+    parser.set_defaults(run=run_pretrain)
+
+
+def run_pretrain(parsed: argparse.Namespace) -> None:
+    """`asda pretrain`, also as one of the processes that torchrun starts."""
+    processes = launched(os.environ)
+    config = changed(config_of(parsed.config), parsed.changes)
+    catalog = installed_catalog()
+    plugin_origins(catalog, config)  # a missing plugin shows before anything is made
+    files = find_training(parsed.data)
+    init = read_model(parsed.init) if parsed.init else None
+    identity: dict[str, Any] = {"data": list_identity(files)}
+    if init is not None:
+        identity["init"] = file_digest(init.file)
+        takes = "with its objective" if holds_objective(init) else "with a new objective"
+        if processes.first:
+            print(f"{init.report}\nbegins with the encoder of {init.file}, {takes}.".lstrip(), file=sys.stderr)
+    if processes.first and config.optimizer.warmup_steps >= config.steps > 0:
+        print(
+            f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "
+            "the rate will not reach its peak.",
+            file=sys.stderr,
+        )
+    folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"
+    if processes.first:
+        kind = "streamed shards" if is_stream(parsed.data[0]) else "audio files"
+        print(f"{len(files)} {kind} -> {folder}", file=sys.stderr)
+    final = pretrain(config, files, folder, catalog, parsed.device, processes.first, init, processes)
+    if processes.first:
+        print(final)

@@ -1,0 +1,96 @@
+"""`asda plugins` and `asda show`."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from asda_core.assemble import adapt, build, build_encoder, build_front_end, in_full
+from asda_core.catalog import installed_catalog
+from asda_core.changing import SET_HELP, changed, config_of
+from asda_core.config_io import signature, to_yaml
+from asda_core.contracts import ObjectiveContext
+from asda_core.counting import encoder_flops
+from asda_core.errors import AsdaError
+from asda_core.finetune.recipes import changed_recipe, is_recipe, load_recipe
+from asda_core.hookspecs import FAMILIES
+from asda_core.inference.framing import num_frames
+from asda_core.matrix import check_catalog
+
+GIGA = 1e9
+
+
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda plugins`."""
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--check", action="store_true", help="run the contract suite on each, and on all that fit together; minutes"
+    )
+    parser.set_defaults(run=run_plugins)
+
+
+def add_show(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda show`."""
+    parser.add_argument("config", type=Path, help="YAML of a run or a recipe, a name, or a checkpoint")
+    parser.add_argument(
+        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
+    )
+    parser.set_defaults(run=run_show)
+
+
+def run_plugins(parsed: argparse.Namespace) -> None:
+    """`asda plugins`."""
+    catalog = installed_catalog()
+    if parsed.check:
+        tables, failures = check_catalog(catalog)
+        print(tables)
+        if failures:
+            raise AsdaError("\n".join(["checks failed:", *failures]))
+        return
+    if parsed.json:
+        offers = [
+            {"family": o.family, "summary": o.spec.summary, "source": o.spec.source, **o.origin}
+            for o in catalog.offers.values()
+        ]
+        print(json.dumps({"plugins": offers, "problems": [vars(p) for p in catalog.problems]}, indent=2))
+        return
+    for family in FAMILIES:
+        print(f"{family}s:")
+        for offer in catalog.family(family):
+            print(f"  {offer.spec.name:<20} {f'{offer.distribution} {offer.version}':<24} {offer.spec.summary}")
+            print(f"  {'':<20} {'':<24} {offer.spec.source}")
+        if not catalog.family(family):
+            print("  (none)")
+    for problem in catalog.problems:
+        print(f"problem: {problem.name} of {problem.distribution}: {problem.message}")
+
+
+def run_show(parsed: argparse.Namespace) -> None:
+    """`asda show`."""
+    if is_recipe(parsed.config):
+        print(to_yaml(changed_recipe(load_recipe(parsed.config), parsed.changes)))
+        return
+    config = changed(config_of(parsed.config), parsed.changes)
+    catalog = installed_catalog()
+    front_end = build_front_end(catalog, config.front_end, config.compat)
+    with torch.device("meta"):  # shapes alone: no weights are drawn
+        encoder = build_encoder(catalog, config.encoder, config.compat)
+        adapt(catalog, config, encoder)
+        objective = build(catalog, "objective", config.objective, ObjectiveContext(encoder), "objective", config.compat)
+    print(to_yaml(config))
+    full = in_full(catalog, config)
+    chosen = {"front end": full.front_end, "mixer": full.encoder.mixer, "objective": full.objective}
+    if full.adapter is not None:
+        chosen["adapter"] = full.adapter
+    for family, choice in chosen.items():
+        print(f"# {family} {choice.name} in full: {json.dumps(choice.options)}")
+    print(f"# signature  {signature(config)} (without data)")
+    for name, module in (("encoder", encoder), ("objective", objective)):
+        counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+        print(f"# {name:<10} {sum(counts):>12,} parameters that train")
+    samples = round(config.data.clip_seconds * front_end.sample_rate)
+    frames = num_frames(samples, front_end)
+    clip = f"clip of {config.data.clip_seconds:g} s ({frames:,} frames)"
+    operations = encoder_flops(encoder, front_end.num_bins, frames) / GIGA
+    print(f"# {'encoder':<10} {operations:>12,.2f} GFLOPs per {clip}")
