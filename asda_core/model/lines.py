@@ -62,6 +62,15 @@ class Lines:
         return collected
 
 
+def whole_grid(layout: TokenLayout) -> tuple[int, int] | None:
+    """(time steps, bands) if the tokens are the whole grid in raster order, without padding; else None."""
+    times, bands = layout.grid
+    if layout.index.shape[1] != times * bands or layout.padding is not None:  # padding may repeat a place
+        return None
+    raster = torch.arange(times * bands, device=layout.index.device)
+    return layout.grid if bool((layout.index == raster).all()) else None
+
+
 def lines_of(layout: TokenLayout, axis: Literal["bands", "times"]) -> Lines:
     """The lines of one axis.
 
@@ -71,9 +80,7 @@ def lines_of(layout: TokenLayout, axis: Literal["bands", "times"]) -> Lines:
     """
     times, bands = layout.grid
     number, across = (bands, times) if axis == "bands" else (times, bands)
-    raster = torch.arange(times * bands, device=layout.index.device)
     complete = layout.index.shape[1] == times * bands and layout.padding is None  # padding may repeat a place
-    whole = complete and bool((layout.index == raster).all())
     line = layout.band if axis == "bands" else layout.time
     if complete:
         slot, slots = (layout.time if axis == "bands" else layout.band), across
@@ -87,4 +94,4 @@ def lines_of(layout: TokenLayout, axis: Literal["bands", "times"]) -> Lines:
     token.scatter_(1, place, columns)
     shape = (number, slots)
     valid = torch.zeros_like(token, dtype=torch.bool).scatter_(1, place, layout.valid).reshape(-1, *shape)
-    return Lines(place, token, shape, valid, complete, layout.grid if whole else None, axis)
+    return Lines(place, token, shape, valid, complete, whole_grid(layout), axis)

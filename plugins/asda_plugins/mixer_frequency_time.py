@@ -12,11 +12,11 @@ from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import AttentionMaps, attend
 from asda_core.model.block import init_linear_layers
-from asda_core.model.lines import Lines, lines_of
+from asda_core.model.lines import Lines, lines_of, whole_grid
 
-PAIRS_WORTH_LINES = 8
+PAIRS_WORTH_LINES, PAIRS_WORTH_KERNEL = 8, 6
 """The dense map is made where it has fewer than so many times the pairs of all lines, since scores of lines cost more
-each. Measured on a CPU: `benchmarks/frequency_time.py`."""
+each: by PyTorch, and by the fused kernel. Measured on a CPU: `benchmarks/frequency_time.py`."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class FrequencyTimeAttention(nn.Module):
 
     Scores are made line by line, so the cost is O(N (T + M)) and no N x N map exists; where tokens were dropped, lines
     are as long as the fullest. Few tokens, and tokens thinned out so much that lines save little, take the dense map
-    with a mask: the same function, and faster there (`PAIRS_WORTH_LINES`). Weights have the names and shapes
-    of standard attention, so that one can take over from the other.
+    with a mask: the same function, and faster there (`PAIRS_WORTH_LINES`). On a CPU and without gradients, the lines of
+    a whole grid go through the fused kernel. Weights have the names and shapes of standard attention, so that one can
+    take over from the other.
 
     `by_formula` True goes by lines always: `asda show` counts the pairs that are allowed.
 
@@ -62,11 +63,15 @@ class FrequencyTimeAttention(nn.Module):
         split = self._split(tokens)
         query, key, value = split
         inside = layout.without_class_token()
-        lines = (lines_of(inside, "bands"), lines_of(inside, "times"))
-        if not self.by_formula and inside.index.shape[1] ** 2 < PAIRS_WORTH_LINES * sum(map(num_pairs, lines)):
-            mixed = scaled_dot_product_attention(query, key, value, attn_mask=self._allowed(layout))
-            return self._joined(mixed)
-        mixed = _patches(layout.without_class(split, axis=3), layout.only_class(split[1:], axis=3), lines)
+        parts = layout.without_class(split, axis=3), layout.only_class(split[1:], axis=3)
+        grid = whole_grid(inside) if _fused_kernel_serves(split) else None
+        if not self.by_formula and grid is not None and grid[0] * grid[1] >= PAIRS_WORTH_KERNEL * sum(grid):
+            mixed = _whole_lines(*parts, grid)
+        else:
+            lines = (lines_of(inside, "bands"), lines_of(inside, "times"))
+            if not self.by_formula and inside.index.shape[1] ** 2 < PAIRS_WORTH_LINES * sum(map(num_pairs, lines)):
+                return self._joined(scaled_dot_product_attention(query, key, value, attn_mask=self._allowed(layout)))
+            mixed = _patches(*parts, lines)
         if layout.class_column is not None:
             class_mixed = attend(layout.only_class(query, axis=2), key, value, layout)
             mixed = layout.with_class(mixed, class_mixed, axis=2)
@@ -130,6 +135,49 @@ def _patches(patches: Tensor, class_tokens: Tensor, both: tuple[Lines, Lines]) -
     for number, part in enumerate(heard):
         mixed = mixed + part * shares[..., number : number + 1]
     return mixed
+
+
+def _fused_kernel_serves(split: Tensor) -> bool:
+    """Whether the kernel that tells its log-sums takes these: its gradient knows nothing of them."""
+    return split.device.type == "cpu" and not (torch.is_grad_enabled() and split.requires_grad)
+
+
+def _whole_lines(patches: Tensor, class_tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`_patches` of a whole grid by the fused kernel: no scores are kept, and lines are views.
+
+    A token is in its row and in its column, and so twice in their sum; once is taken off. What is left is at least the
+    sum of its row, so nothing cancels.
+    """
+    scale, exact = patches.shape[-1] ** -0.5, torch.promote_types(patches.dtype, torch.float32)
+    query, key, value = (each.unflatten(2, grid).flatten(0, 1) for each in patches)  # (B H, times, bands, D/H)
+    row, row_sum = (
+        each.transpose(1, 2) for each in _by_kernel(*(each.transpose(1, 2) for each in (query, key, value)))
+    )
+    column, column_sum = _by_kernel(query, key, value)
+    log_sums = [row_sum, column_sum, (query.to(exact) * key.to(exact)).sum(dim=-1) * scale]
+    heard, signs = [row, column, value], [1, 1, -1]
+    if class_tokens.shape[3]:
+        class_key, class_value = (each.flatten(0, 1).unsqueeze(1) for each in class_tokens)  # (B H, 1, tokens, D/H)
+        scores = query @ class_key.transpose(-2, -1) * scale
+        heard.append(scores.softmax(dim=-1) @ class_value)
+        log_sums.append(scores.to(exact).logsumexp(dim=-1))
+        signs.append(1)
+    highest = torch.stack(log_sums).amax(dim=0)
+    shares = [sign * (log_sum - highest).exp() for sign, log_sum in zip(signs, log_sums, strict=True)]
+    whole = torch.stack(shares).sum(dim=0)
+    mixed = torch.zeros_like(query)
+    for share, part in zip(shares, heard, strict=True):
+        mixed.addcmul_((share / whole).to(mixed.dtype).unsqueeze(-1), part)
+    return mixed.flatten(1, 2).unflatten(0, patches.shape[1:3])
+
+
+def _by_kernel(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax attention (..., L, D/H) and the logarithms (..., L) of its sums.
+
+    `scaled_dot_product_attention` calls it too, and throws the sums away; torch's versions are pinned.
+    """
+    heard, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    return heard, log_sums
 
 
 def _scores(query: Tensor, key: Tensor, lines: Lines, itself: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """Mixers that look along rows and columns, each against a plain restatement that holds every pair."""
 
+import importlib
 from typing import Any
 
 import pytest
@@ -98,9 +99,42 @@ def test_frequency_time_takes_over_standard_weights(catalog: Catalog) -> None:
     make(catalog, "frequency_time").load_state_dict(make(catalog, "standard").state_dict())
 
 
+WHOLE = ("full", "row", "column", "one", "middle", "first of a long grid", "two of a long grid")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_frequency_time_by_the_kernel(
+    catalog: Catalog, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradients the lines of a whole grid go through the fused kernel, with one large score as well."""
+    module = importlib.import_module("asda_plugins.mixer_frequency_time")
+    monkeypatch.setattr(module, "PAIRS_WORTH_KERNEL", 0)
+    long = TokenLayout.full(2, (40, 4))
+    layouts = {"first of a long grid": long.with_class_token(0), "two of a long grid": long.with_class_token(7, 2)}
+    layout = layouts.get(name) or layout_called(name)
+    mixer = make(catalog, "frequency_time").to(dtype)
+    tokens = torch.randn(*layout.index.shape, DIM, generator=torch.Generator().manual_seed(3)).to(dtype)
+    tokens[0, -1] *= 60  # a token that attends itself alone
+    called: list[torch.Size] = []
+    kernel = module._by_kernel
+    monkeypatch.setattr(module, "_by_kernel", lambda *given: called.append(given[0].shape) or kernel(*given))
+    with torch.no_grad():
+        mixed = mixer(tokens, layout)
+        assert len(called) == 2
+        exact = mixer.double()
+        value = exact.qkv(tokens.double())[..., -DIM:].unflatten(2, (HEADS, -1)).transpose(1, 2)
+        dense = exact.proj((exact.maps(tokens.double(), layout).first @ value).transpose(1, 2).flatten(2))
+    error = (mixed.double() - dense).abs().amax(dim=2) / dense.abs().amax(dim=2)
+    assert float(error.max()) < {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+    mixer(tokens.double().requires_grad_(), layout).sum().backward()  # with gradients: not by the kernel
+    assert len(called) == 2
+
+
 def test_cost_grows_with_the_lines(catalog: Catalog) -> None:
     """Operations of the attention alone: 4 D per pair, N (T + M) pairs against N^2."""
     mixer = make(catalog, "frequency_time")
+    mixer.by_formula = True  # what the fused kernel of a CPU does is not counted
     for times, bands in ((100, 12), (200, 12), (300, 12)):
         layout = TokenLayout.full(1, (times, bands))
         number = times * bands
