@@ -168,7 +168,7 @@ def _whole_lines(patches: Tensor, class_tokens: Tensor, grid: tuple[int, int]) -
     mixed = torch.zeros_like(query)
     for share, part in zip(shares, heard, strict=True):
         mixed.addcmul_((share / whole).to(mixed.dtype).unsqueeze(-1), part)
-    return mixed.flatten(1, 2).unflatten(0, patches.shape[1:3])
+    return mixed.reshape(patches.shape[1:])
 
 
 def _by_kernel(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

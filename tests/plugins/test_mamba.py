@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from asda_plugins.mixer_mamba import by_kernel, fused_kernel
-from asda_plugins.mixer_mamba.scan import CHUNK, chunked_scan, sequential_scan
+from asda_plugins.mixer_mamba.scan import CHUNK, Scan, chunked_scan, sequential_scan
 from torch import Tensor
 
 from asda_core.catalog import Catalog
@@ -65,6 +65,42 @@ def make(catalog: Catalog, **options: Any) -> Any:
     spec = catalog.find("mixer", "mamba").spec
     torch.manual_seed(2)
     return spec.build(parse(spec.config, options), MixerContext(DIM, 4, 0, 2)).eval()
+
+
+@pytest.mark.parametrize("block", [1, 2, 8, 37, 64])
+@pytest.mark.parametrize("version", ["v1", "v2", "forward"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_blocks_equal_all_at_once(
+    catalog: Catalog, version: str, block: int, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradients tokens go block by block, and a few clips at a time: the same outputs, by far less memory."""
+    mixer = make(catalog, version=version).double()
+    layout = TokenLayout.full(5, (37, 1))
+    if padded:
+        padding = torch.zeros(5, 37, dtype=torch.bool)
+        padding[0, 30:] = padding[1, :9] = padding[2, 4:8] = True
+        layout = TokenLayout(layout.index, layout.grid, padding)
+    tokens = torch.randn(5, 37, DIM, dtype=torch.float64)
+    wanted = mixer(tokens, layout)
+    assert wanted.requires_grad
+    monkeypatch.setattr("asda_plugins.mixer_mamba.BLOCK", block)
+    monkeypatch.setattr("asda_plugins.mixer_mamba.FLOATS_PER_STEP", 2 * 2 * 2 * DIM * 16)  # two clips at a time
+    sizes: list[int] = []
+    monkeypatch.setattr(Scan, "__call__", watched(Scan.__call__, sizes))
+    with torch.no_grad():
+        given = mixer(tokens, layout)
+    assert max(sizes) == min(block, 37)
+    assert torch.allclose(given[layout.valid], wanted[layout.valid], rtol=1e-10, atol=1e-12)
+
+
+def watched(call: Any, sizes: list[int]) -> Any:
+    """A scan that tells how many tokens it was given."""
+
+    def __call__(self: Any, u: Tensor, **rest: Tensor) -> Any:  # noqa: N807
+        sizes.append(len(u))
+        return call(self, u, **rest)
+
+    return __call__
 
 
 @pytest.mark.parametrize("options", [
@@ -137,7 +173,8 @@ def test_the_kernel_is_given_what_it_wants(catalog: Catalog, version: str) -> No
     tokens, layout = torch.randn(2, 11, DIM), TokenLayout.full(2, (11, 1))
     with torch.no_grad():
         x, z = mixer.in_proj(tokens.transpose(0, 1)).chunk(2, dim=2)
-        outputs = [by_kernel(selective_scan_fn, *way) for way in mixer._ways(x)]
+        ways = zip(mixer._ways(x, None, 0, 11), mixer._owned(), strict=True)
+        outputs = [by_kernel(selective_scan_fn, way, *owned) for way, owned in ways]
         mixed = outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1].flip(0)
         mixed = mixed / 2 if version == "v2" else mixed
         wanted = mixer.out_proj(mixed * torch.nn.functional.silu(z)).transpose(0, 1)
@@ -175,7 +212,11 @@ def test_the_scan_is_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = chunked_scan(*leaves)
         gradients = torch.autograd.grad((output * weights).sum(), leaves)
+        u, step, a, b, c = given
+        scan = Scan(a)
+        parts = torch.cat([scan(u[part], step[part], b[part], c[part]) for part in (slice(0, 33), slice(33, 70))])
     assert torch.allclose(output, chunked_scan(*given), atol=1e-6)
+    assert torch.allclose(parts, output, atol=1e-6)
     plain = torch.autograd.grad((chunked_scan(*leaves) * weights).sum(), leaves)
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(gradients, plain, strict=True))
 

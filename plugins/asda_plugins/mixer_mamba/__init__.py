@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -17,8 +17,10 @@ from torch.nn.functional import pad, silu, softplus
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_plugins.mixer_mamba.scan import chunked_scan, sequential_scan
+from asda_plugins.mixer_mamba.scan import FLOATS_PER_STEP, Scan, chunked_scan, sequential_scan
 
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of a scan: input u (N, R, E), steps (N, R, E), and how states are entered and read (N, R, n)."""
 Version = Literal["v1", "v2", "forward"]
 ScanChoice = Literal["auto", "chunked", "sequential"]
 
@@ -26,6 +28,8 @@ DIMS_PER_RANK = 16
 """Width over the rank of the steps. **Source**: Gu and Dao 2023, released code (`dt_rank` "auto")."""
 KERNEL_MODULE = "mamba_ssm.ops.selective_scan_interface"
 STEP_RANGE = (1e-3, 0.1)
+BLOCK = 1024
+"""Tokens that are done at once where no gradient comes. On a CPU 256 were slower, and more than 1,024 no faster."""
 STEP_FLOOR = 1e-4
 """Steps are drawn log-uniformly from this range, not below the floor. **Source**: Gu and Dao 2023, section 3.6."""
 
@@ -85,15 +89,14 @@ class Branch(nn.Module):
             with torch.no_grad():
                 self.to_steps.bias.copy_(steps + (-(-steps).expm1()).log())  # softplus of it gives the steps
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Channels (N, R, E) -> input u, steps, and how states are entered and read."""
-        width = self.conv.kernel_size[0]
-        before = pad(x, (0, 0, 0, 0, width - 1, 0))
+    def forward(self, x: Tensor) -> Inputs:
+        """Channels (N, R, E) behind those that the convolution sees before -> what the scan takes of N tokens."""
         taps = self.conv.weight.squeeze(1).unbind(1)  # the last one multiplies the token itself
+        number = len(x) - len(taps) + 1
         assert self.conv.bias is not None
-        u = self.conv.bias.expand_as(x)
+        u = self.conv.bias.expand_as(x[:number])
         for place, tap in enumerate(taps):
-            u = torch.addcmul(u, tap, before[place : place + len(x)])
+            u = torch.addcmul(u, tap, x[place : place + number])
         u = silu(u)
         raw, enter, read = self.to_states(u).split(self.sizes, dim=2)
         return u, softplus(self.to_steps(raw)), enter, read
@@ -141,40 +144,96 @@ class Mamba(nn.Module):
         x, z = self.in_proj(tokens.transpose(0, 1)).chunk(2, dim=2)  # (N, B, E)
         if valid is not None:
             x = x * valid
-        ways = self._ways(x)
-        if valid is not None:  # a step of 0 leaves the state as it is
-            both = (valid, valid.flip(0))
-            ways = [(u, step * both[way], *rest) for way, (u, step, *rest) in enumerate(ways)]
-        outputs = self._scan(ways)
-        mixed = outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1].flip(0)
+        mixed = self._by_blocks(x, valid) if self._keeps_nothing(x) else self._at_once(x, valid)
         if self.config.version == "v2" and self.config.halve:
             mixed = mixed / 2
         projected: Tensor = self.out_proj((mixed * silu(z)).to(tokens.dtype)).transpose(0, 1)
         return projected
 
-    def _ways(self, x: Tensor) -> list[tuple[Tensor, ...]]:
-        """For each direction: u, steps, entering, reading, log decay and skip; the second in reversed order."""
-        first = self.branches[0]
-        ahead = (*first(x), first.log_decay, first.skip)
-        if self.config.version == "forward":
-            return [ahead]
-        if self.config.version == "v2":
-            second = self.branches[1]
-            return [ahead, (*second(x.flip(0)), second.log_decay, second.skip)]
-        return [ahead, (*(each.flip(0) for each in ahead[:4]), self.backward_log_decay, first.skip)]
+    def _keeps_nothing(self, x: Tensor) -> bool:
+        """Whether no gradient wants what lies between, and no kernel all of it at once."""
+        wanted = torch.is_grad_enabled() and (x.requires_grad or any(each.requires_grad for each in self.parameters()))
+        return self.config.scan != "sequential" and x.device.type == "cpu" and not wanted
 
-    def _scan(self, ways: list[tuple[Tensor, ...]]) -> list[Tensor]:
-        """The outputs (N, B, E) of all directions, in float32 at least, as the release has it."""
-        ways = [tuple(each.to(torch.promote_types(each.dtype, torch.float32)) for each in way) for way in ways]
-        kernel = fused_kernel() if self.config.scan == "auto" and ways[0][0].is_cuda else None
+    def _at_once(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """The sum (N, B, E) of the outputs of all directions, in float32 at least, as the release has it."""
+        ways = self._ways(x, valid, 0, len(x))
+        kernel = fused_kernel() if self.config.scan == "auto" and x.is_cuda else None
         if kernel is not None:
-            return [by_kernel(kernel, *way) for way in ways]
-        scan = sequential_scan if self.config.scan == "sequential" else chunked_scan
-        rows = ways[0][0].shape[1]
-        u, step, enter, read = (torch.cat([way[place] for way in ways], dim=1) for place in range(4))
-        rates = torch.cat([-way[4].exp().t().expand(rows, -1, -1) for way in ways])  # (R, n, E)
-        outputs = torch.split(scan(u, step, rates, enter, read), rows, dim=1)
-        return [output + way[5] * way[0] for output, way in zip(outputs, ways, strict=True)]
+            outputs = [by_kernel(kernel, way, *owned) for way, owned in zip(ways, self._owned(), strict=True)]
+        else:
+            scan = sequential_scan if self.config.scan == "sequential" else chunked_scan
+            outputs = self._scanned(partial(scan, a=self._rates(x.shape[1])), ways)
+        return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1].flip(0)
+
+    def _by_blocks(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """The same a block of tokens at a time, from both ends, so that memory does not grow with what lies between."""
+        mixed = x.new_zeros(x.shape, dtype=at_least_float32(x.dtype))
+        together = max(1, FLOATS_PER_STEP // self._rates(1).numel())
+        for begin in range(0, x.shape[1], together):
+            clips = slice(begin, begin + together)
+            kept, heard = x[:, clips], mixed[:, clips]
+            scan = Scan(self._rates(kept.shape[1]))
+            for first in range(0, len(x), BLOCK):
+                last = min(first + BLOCK, len(x))
+                ways = self._ways(kept, None if valid is None else valid[:, clips], first, last)
+                outputs = self._scanned(scan, ways)
+                heard[first:last] += outputs[0]
+                if len(outputs) > 1:
+                    heard[len(x) - last : len(x) - first] += outputs[1].flip(0)
+        return mixed
+
+    def _ways(self, x: Tensor, valid: Tensor | None, first: int, last: int) -> list[Inputs]:
+        """What is scanned in each direction, of the tokens `first` to `last` as that direction counts them."""
+        branch, before = self.branches[0], self.config.conv_width - 1
+        ways: list[Inputs] = [branch(stretch(x, first, last, before))]
+        begin, end = len(x) - last, len(x) - first
+        if self.config.version == "v2":
+            ways.append(self.branches[1](stretch(x, first, last, before, backwards=True)))
+        elif self.config.version == "v1":  # the convolution looks ahead in both
+            same = ways[0] if (begin, end) == (first, last) else branch(stretch(x, begin, end, before))
+            u, step, enter, read = (each.flip(0) for each in same)
+            ways.append((u, step, enter, read))
+        if valid is not None:  # a step of 0 leaves the state as it is
+            moves = (valid[first:last], valid[begin:end].flip(0))
+            ways = [(u, step * move, enter, read) for (u, step, enter, read), move in zip(ways, moves, strict=False)]
+        exact = at_least_float32(ways[0][0].dtype)
+        return [(u.to(exact), step.to(exact), enter.to(exact), read.to(exact)) for u, step, enter, read in ways]
+
+    def _owned(self) -> list[tuple[Tensor, Tensor]]:
+        """Log decay (E, n) and skip (E,) of each direction."""
+        owned: list[tuple[Tensor, Tensor]] = [
+            (each.get_parameter("log_decay"), each.get_parameter("skip")) for each in self.branches
+        ]
+        if self.backward_log_decay is not None:
+            owned.append((self.backward_log_decay, owned[0][1]))
+        return owned
+
+    def _rates(self, rows: int) -> Tensor:
+        """(R, n, E): rates of so many clips in one direction after the other."""
+        decays = [decay.to(at_least_float32(decay.dtype)) for decay, _ in self._owned()]
+        return torch.cat([-decay.exp().t().expand(rows, -1, -1) for decay in decays])
+
+    def _scanned(self, scan: Callable[..., Tensor], ways: list[Inputs]) -> list[Tensor]:
+        """The outputs (N, B, E) of each direction, skips added; all are scanned side by side."""
+        u, step, enter, read = (torch.cat(each, dim=1) for each in zip(*ways, strict=True))
+        outputs = torch.split(scan(u=u, step=step, b=enter, c=read), ways[0][0].shape[1], dim=1)
+        return [
+            torch.addcmul(output, skip.to(output.dtype), way[0])
+            for output, way, (_, skip) in zip(outputs, ways, self._owned(), strict=True)
+        ]
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """In which states are kept."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def stretch(x: Tensor, first: int, last: int, before: int, backwards: bool = False) -> Tensor:
+    """Tokens `first` to `last` behind so many before them, zeros where there are none; or counted from the end."""
+    start = max(0, first - before)
+    part = x[len(x) - last : len(x) - start].flip(0) if backwards else x[start:last]
+    return pad(part, (0, 0, 0, 0, before - (first - start), 0))
 
 
 @cache
@@ -192,19 +251,10 @@ def fused_kernel() -> Callable[..., Tensor] | None:
     return kernel
 
 
-def by_kernel(
-    kernel: Callable[..., Tensor],
-    u: Tensor,
-    step: Tensor,
-    enter: Tensor,
-    read: Tensor,
-    log_decay: Tensor,
-    skip: Tensor,
-) -> Tensor:
+def by_kernel(kernel: Callable[..., Tensor], way: Inputs, log_decay: Tensor, skip: Tensor) -> Tensor:
     """One direction through `mamba_ssm`, which wants tokens last."""
-    last = (each.permute(1, 2, 0).contiguous() for each in (u, step, enter, read))  # (B, E or n, N)
-    first, steps, entering, reading = last
-    return kernel(first, steps, -log_decay.exp(), entering, reading, skip).permute(2, 0, 1)
+    u, step, enter, read = (each.permute(1, 2, 0).contiguous() for each in way)  # (B, E or n, N)
+    return kernel(u, step, -log_decay.exp(), enter, read, skip).permute(2, 0, 1)
 
 
 def build(config: MambaConfig, context: MixerContext) -> Mamba:

@@ -104,10 +104,29 @@ def _chunks(steps: int) -> list[slice]:
     return [slice(first, min(first + CHUNK, steps)) for first in range(0, steps, CHUNK)]
 
 
+class Scan:
+    """`chunked_scan` of a sequence that comes in parts, without gradients: the states stay between them."""
+
+    def __init__(self, a: Matrix) -> None:
+        self.groups = [(rows, _Buffer(a, a[rows], CHUNK), torch.zeros_like(a[rows])) for rows in _groups(a)]
+
+    @torch.no_grad()
+    def __call__(self, u: Steps, step: Steps, b: States, c: States) -> Steps:
+        """The outputs of the next steps."""
+        output = torch.empty_like(u)
+        with torch.autocast(u.device.type, enabled=False):
+            for rows, buffer, state in self.groups:
+                for part in _chunks(len(u)):
+                    states, _ = buffer.walk(u[part, rows], step[part, rows], b[part, rows], state)
+                    output[part, rows] = torch.matmul(c[part, rows].unsqueeze(2), states).squeeze(2)
+                    state.copy_(states[-1])
+        return output
+
+
 def _forward(inputs: list[Tensor], a: Tensor, output: Tensor, starts: Tensor) -> None:
     """Fill `output`, and `starts` with the state before each chunk."""
     u, step, b, c = inputs
-    buffer = _Buffer(u, a)
+    buffer = _Buffer(u, a, min(CHUNK, len(u)))
     state = torch.zeros_like(a)
     for number, part in enumerate(_chunks(len(u))):
         starts[number] = state
@@ -120,7 +139,8 @@ def _backward(
     inputs: list[Tensor], grad: Tensor, starts: Tensor, a: Tensor, outputs: list[Tensor], grad_a: Tensor
 ) -> None:
     """Fill the gradients of u, step, b and c, and add that of a; last chunk first."""
-    buffer, back = _Buffer(grad, a), grad.new_empty(min(CHUNK, len(grad)), *a.shape)
+    size = min(CHUNK, len(grad))
+    buffer, back = _Buffer(grad, a, size), grad.new_empty(size, *a.shape)
     carried = torch.zeros_like(a)  # gradient of the state at the end of the chunk
     for number, part in reversed(list(enumerate(_chunks(len(grad))))):
         chunk = [each[part] for each in inputs]
@@ -132,9 +152,9 @@ def _backward(
 class _Buffer:
     """Room for the decays and states (Q, R, n, E) of a chunk, used again by the next."""
 
-    def __init__(self, like: Tensor, a: Tensor) -> None:
+    def __init__(self, like: Tensor, a: Tensor, size: int) -> None:
         self.rate = a * LOG2_E
-        self.decay, self.states = (like.new_empty(min(CHUNK, len(like)), *a.shape) for _ in range(2))
+        self.decay, self.states = (like.new_empty(size, *a.shape) for _ in range(2))
         self.places = list(zip(self.states.unbind(), self.decay.unbind(), strict=True))
 
     def walk(self, u: Tensor, step: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
