@@ -1,15 +1,18 @@
 """Batches from streamed shards; the same for a step whenever it is asked for, as those from files.
 
-Every epoch has the shards in an order of its own, and rank r of W reads every W-th of them, so no two ranks read one
+A stream has as many parts as the run had processes when it began, and every batch takes equally many clips of each.
+Every epoch has the shards in an order of its own, and part p of P reads every P-th of them, so no two parts read one
 shard in an epoch. Clips are shuffled within blocks of `data.shuffle_clips`; the order within one depends on seed,
-epoch, rank and block alone:
+epoch, part and block alone:
 
-    shards of a rank | 000007.tar | 000002.tar | 000005.tar |
+    shards of a part | 000007.tar | 000002.tar | 000005.tar |
     blocks           | 0 (shuffled) | 1 and the rest (shuffled) | 0 of the next epoch, ...
 
-A run that goes on passes over what it had, undecoded; shards whose number of clips is known are not even read.
-The rest of an epoch, less than a block, goes with the last, so that a broken clip has others to take its place.
-Memory holds four blocks at most, undecoded: two that a batch takes from, and two that are being read.
+A process reads the parts that its share of a batch is of: its own, and where another number of processes goes on with
+the run, several, or one that another reads too; so the batches stay what they were. A run that goes on passes over
+what it had, undecoded; shards whose number of clips is known are not even read. The rest of an epoch, less than a
+block, goes with the last, so that a broken clip has others to take its place. Memory holds four blocks of a part at
+most, undecoded: two that a batch takes from, and two that are being read.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -32,7 +35,7 @@ class Block:
     """Clips that are shuffled together.
 
     Attributes:
-        first: number of the first in the rank's endless sequence.
+        first: number of the first in the part's endless sequence.
         sounds: with the number of their shard, in the order of the stream until they are shuffled.
         trouble: what was wrong with shards read for it.
     """
@@ -59,6 +62,7 @@ class StreamBatches(Batches):
         rank: int = 0,
         world: int = 1,
         folder: Path | None = None,
+        parts: int | None = None,
     ) -> None:
         """What to draw from.
 
@@ -69,14 +73,51 @@ class StreamBatches(Batches):
             seed: of orders and crops.
             rank, world: which of how many equal parts of every batch is made.
             folder: of the run, where the shards' numbers of clips are kept.
+            parts: of the stream; default: one for each rank.
 
         Raises:
-            ConfigError: the batch cannot be parted so, or there are fewer shards than ranks.
+            ConfigError: the batch cannot be parted so, or there are fewer shards than parts.
         """
         super().__init__(config, sample_rate, seed, None, rank, world)
-        require(len(shards) >= world, f"{len(shards)} streamed shards are too few for {world} processes; one for each.")
-        self.shards = list(shards)
-        self.counts = Counts(folder)
+        parts = parts or world
+        require(config.batch_size % parts == 0, f"data.batch_size {config.batch_size} is no multiple of {parts} parts.")
+        require(len(shards) >= parts, f"{len(shards)} streamed shards are too few for {parts} processes; one for each.")
+        self.of_part = config.batch_size // parts
+        counts, self._size = Counts(folder), 0
+        self.parts = [StreamPart(shards, config.shuffle_clips, seed, part, parts, counts) for part in range(parts)]
+
+    def close(self) -> None:
+        """Stop reading."""
+        for part in self.parts:
+            part.close()
+
+    def _candidates(self, number: int) -> Iterator[Candidate]:
+        """The clip whose turn it is in its block, and those behind it."""
+        step, place = divmod(number, self.config.batch_size)
+        part, place = divmod(place, self.of_part)
+        block = self.parts[part].block_of(step * self.of_part + place)
+        self._note_trouble(block.trouble)
+        self._size = len(block.sounds)
+        return self._from(block.sounds, step * self.of_part + place - block.first)
+
+    @staticmethod
+    def _from(sounds: Sequence[tuple[Sound, int]], place: int) -> Iterator[Candidate]:
+        for step in range(len(sounds)):
+            sound, shard = sounds[(place + step) % len(sounds)]
+            yield Candidate(sound.file, sound.content, shard)
+
+    def _whole(self) -> str:
+        return f"{self._size} clips of a block of the stream"
+
+
+class StreamPart:
+    """The endless sequence of clips of every P-th shard, a block of it in memory."""
+
+    def __init__(
+        self, shards: Sequence[ShardStream], size: int, seed: int, part: int, parts: int, counts: Counts
+    ) -> None:
+        self.shards, self.size, self.seed = list(shards), size, seed
+        self.part, self.parts, self.counts = part, parts, counts
         self._reading = ThreadPoolExecutor(1, "shards")
         self._blocks: Iterator[Block] | None = None
         self._next: Future[Block] | None = None
@@ -91,16 +132,14 @@ class StreamBatches(Batches):
         self._blocks, self._next, self._current = None, None, Block(0)
         self._closed = False
 
-    def _candidates(self, number: int) -> Iterator[Candidate]:
-        """The clip whose turn it is in its block, and those behind it."""
-        step, place = divmod(number, self.config.batch_size)
-        local = step * self.share + place - self.rank * self.share
-        if self._blocks is None or local < self._current.first:
+    def block_of(self, number: int) -> Block:
+        """The block with that clip of the sequence."""
+        if self._blocks is None or number < self._current.first:
             self.close()
-            self._blocks = self._read(local)
-        while local >= self._current.end:
+            self._blocks = self._read(number)
+        while number >= self._current.end:
             self._advance(self._blocks)
-        return self._from(self._current.sounds, local - self._current.first)
+        return self._current
 
     def _advance(self, blocks: Iterator[Block]) -> None:
         """To the next block, while the one behind it is read."""
@@ -112,22 +151,12 @@ class StreamBatches(Batches):
             self.close()
             raise
         self._next = self._reading.submit(next, blocks)
-        self._note_trouble(self._current.trouble)
-
-    @staticmethod
-    def _from(sounds: Sequence[tuple[Sound, int]], place: int) -> Iterator[Candidate]:
-        for step in range(len(sounds)):
-            sound, shard = sounds[(place + step) % len(sounds)]
-            yield Candidate(sound.file, sound.content, shard)
-
-    def _whole(self) -> str:
-        return f"{len(self._current.sounds)} clips of a block of the stream"
 
     def _read(self, start: int) -> Iterator[Block]:
-        """Blocks of the rank's endless sequence, from the one with clip `start` on."""
+        """Blocks of the endless sequence, from the one with clip `start` on."""
         epoch, first = 0, 0
         while True:
-            order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.shards))[self.rank :: self.world]
+            order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.shards))[self.part :: self.parts]
             total = self.counts.total([self.shards[number] for number in order])
             if total is None or first + total > start:
                 total = yield from self._epoch(epoch, order, first, max(0, start - first))
@@ -137,7 +166,7 @@ class StreamBatches(Batches):
 
     def _epoch(self, epoch: int, order: np.ndarray, first: int, start: int) -> Generator[Block, None, int]:
         """Blocks of an epoch from that with its clip `start` on; returns how many clips it has."""
-        size = self.config.shuffle_clips
+        size = self.size
         passed, skip = 0, max(0, start // size - 1) * size  # the block of a clip may have begun one earlier
         trouble: list[tuple[Path, str]] = []
         block = Block(first + skip, trouble=trouble)
@@ -165,7 +194,7 @@ class StreamBatches(Batches):
         return passed
 
     def _shuffled(self, block: Block, epoch: int, number: int) -> Block:
-        words = [self.seed, epoch, 1 + self.rank, 1 + number]  # numpy takes zeros behind the last word for none
+        words = [self.seed, epoch, 1 + self.part, 1 + number]  # numpy takes zeros behind the last word for none
         order = np.random.default_rng(words).permutation(len(block.sounds))
         made = Block(block.first, [block.sounds[place] for place in order], list(block.trouble))
         block.trouble.clear()
@@ -180,14 +209,15 @@ def open_clips(
     rank: int = 0,
     world: int = 1,
     folder: Path | None = None,
+    parts: int | None = None,
 ) -> Batches:
     """The batches of a run, from files or from streams; arguments as those of `StreamBatches`.
 
     Raises:
-        ConfigError: the batch cannot be parted so, or there are fewer streamed shards than ranks.
+        ConfigError: the batch cannot be parted so, or there are fewer streamed shards than parts.
     """
     streams = [source for source in data if isinstance(source, ShardStream)]
     if streams:
-        return StreamBatches(streams, config, sample_rate, seed, rank, world, folder)
+        return StreamBatches(streams, config, sample_rate, seed, rank, world, folder, parts)
     files = [source for source in data if isinstance(source, Path)]
     return ClipBatches(files, config, sample_rate, seed, rank=rank, world=world)

@@ -52,8 +52,9 @@ from asda_core.pretrain.schedule import learning_rate, make_optimizer
 from asda_core.pretrain.step import Passes, Step, pass_seed, passes_of
 from asda_core.starting import start_from
 
-PASS_KEY = "micro_batch"
-"""Under which a step's metadata keep the clips in a pass, with which another number of processes goes on."""
+PASS_KEY, STREAM_KEY = "micro_batch", "stream_parts"
+"""Under which a step's metadata keep the clips in a pass and the parts of a stream, with which another number of
+processes goes on."""
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Run:
     data: str
     wrapped: nn.Module
     passes: Passes
+    stream_parts: int
     processes: Processes = ALONE
     step: int = 0
     stop: bool = field(default=False)
@@ -117,7 +119,8 @@ def pretrain(
     with joined(processes, place):
         run = _start(config, catalog, folder, place, data, init, processes)
         rate = run.parts.front_end.sample_rate
-        clips = open_clips(files, config.data, rate, config.seed, processes.rank, processes.world, folder)
+        rank, world = processes.rank, processes.world
+        clips = open_clips(files, config.data, rate, config.seed, rank, world, folder, run.stream_parts)
         reports = reporting(folder, run.step, config.steps, progress) if processes.first else nullcontext()
         with reports as reporter, exact_products(place), stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
             _train(run, clips, reporter)
@@ -176,8 +179,9 @@ def _start(
     processes.check_same("their config", to_yaml(config))
     processes.check_same("their audio files, and weights to begin with", data)
     processes.check_same("the newest step of the run's folder", str(latest))
-    step, states, begun_with = (0, {}, None) if latest is None else _read_step(latest, config, catalog, data, parts)
-    passes = passes_of(config.data, processes, begun_with)
+    step, states, begun = (0, {}, {}) if latest is None else _read_step(latest, config, catalog, data, parts)
+    passes = passes_of(config.data, processes, begun.get(PASS_KEY))
+    stream_parts = begun.get(STREAM_KEY, processes.world)
     for module in (parts.front_end.to(device), parts.encoder, parts.objective):
         module.train()
     alone = Step(parts.encoder, parts.objective, config.compute.precision)
@@ -191,13 +195,13 @@ def _start(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", to_yaml(config))
         drop_log_after(folder / LOG_FILE, step)
-    return Run(config, catalog, folder, device, parts, optimizer, data, wrapped, passes, processes, step)
+    return Run(config, catalog, folder, device, parts, optimizer, data, wrapped, passes, stream_parts, processes, step)
 
 
 def _read_step(
     latest: Path, config: RunConfig, catalog: Catalog, data: str, parts: Parts
-) -> tuple[int, dict[str, Tensor], int]:
-    """Put the weights of a step back; returns its number, the optimiser's state, and the clips in a pass."""
+) -> tuple[int, dict[str, Tensor], dict[str, int]]:
+    """Put the weights of a step back; returns its number, the optimiser's state, and how the run shares its clips."""
     checkpoint, folder = read_checkpoint(latest), latest.parent
     if signature(checkpoint.config) != signature(config):
         raise ConfigError(f"{folder} holds another run ({signature(checkpoint.config)}); give another folder.")
@@ -208,7 +212,8 @@ def _read_step(
     for prefix in ("front_end", "encoder", "objective"):
         load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
     states, told = read_tensors(latest / TRAINING_FILE)
-    return checkpoint.step, states, int(told.get(PASS_KEY, config.data.batch_size))
+    begun = {PASS_KEY: config.data.batch_size} | {key: int(told[key]) for key in (PASS_KEY, STREAM_KEY) if key in told}
+    return checkpoint.step, states, begun
 
 
 def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
@@ -249,7 +254,8 @@ def _save(run: Run) -> None:
     tensors = gathered(model_tensors(run.parts, True), run.processes.first)
     states = gathered(optimizer_states(parameters, run.optimizer), run.processes.first)
     if run.processes.first:
-        metadata = metadata_of(run.config, run.catalog, run.step, run.data) | {PASS_KEY: str(run.passes.size)}
+        shared = {PASS_KEY: str(run.passes.size), STREAM_KEY: str(run.stream_parts)}
+        metadata = metadata_of(run.config, run.catalog, run.step, run.data) | shared
         files = {MODEL_FILE: (tensors, metadata), TRAINING_FILE: (states, metadata)}
         write_step(run.folder, run.step, files, run.config.keep_checkpoints)
     run.processes.wait()  # whoever ends first has the launcher end the others, which may still be writing

@@ -118,6 +118,25 @@ def test_ranks_read_shards_of_their_own(tmp_path: Path, world: int, monkeypatch:
         StreamBatches(shards, replace(CONFIG, batch_size=8), 16_000, 1, 0, 8)
 
 
+@pytest.mark.parametrize(("parts", "world"), [(2, 1), (2, 4), (4, 2), (4, 1), (1, 4), (1, 2)])
+def test_another_number_of_processes_goes_on_with_the_same_batches(
+    tmp_path: Path, parts: int, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream keeps the parts it was begun with: epochs, blocks and batches are the same from any step on."""
+    shards = streams(tmp_path, [5, 4, 6, 5])
+    began = [
+        names(StreamBatches(shards, CONFIG, 16_000, 1, rank, parts), range(12), monkeypatch) for rank in range(parts)
+    ]
+    goes_on = [
+        names(StreamBatches(shards, CONFIG, 16_000, 1, rank, world, parts=parts), range(3, 12), monkeypatch)
+        for rank in range(world)
+    ]
+    batches = [[name for rank in began for name in rank[step]] for step in range(12)]
+    assert [[name for rank in goes_on for name in rank[step]] for step in range(9)] == batches[3:]
+    with pytest.raises(ConfigError, match="data.batch_size 4 is no multiple of 3 parts"):
+        StreamBatches(shards, CONFIG, 16_000, 1, parts=3)
+
+
 def test_a_broken_sound_is_replaced_and_a_cut_tar_named(tmp_path: Path) -> None:
     whole, cut = write_shards(tmp_path, [3, 3])
     broken = write_tar(tmp_path / "broken.tar", [("x.flac", b"no audio"), ("y.flac", sound_bytes(9))])

@@ -24,6 +24,7 @@ from asda_core.checkpoint import newest_step, read_tensors
 from asda_core.compute import ComputeConfig
 from asda_core.config import DataConfig, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
+from asda_core.data.sources import AudioList, find_training
 from asda_core.errors import ConfigError, TrainingStopped
 from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.pretrain import loop
@@ -31,6 +32,7 @@ from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import ALONE, Processes, launched, own_device
 from asda_core.pretrain.resuming import step_seed
 from asda_core.pretrain.step import pass_seed, passes_of
+from tests.data.shards import write_shards
 from tests.pretrain.test_loop import losses, wait_for_step
 
 EQUAL = 1e-6
@@ -54,7 +56,7 @@ def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     return parse(RunConfig, plain)
 
 
-def start(world: int, config: RunConfig, audio: Path, out: Path) -> "subprocess.Popen[str]":
+def start(world: int, config: RunConfig, audio: Path | str, out: Path) -> "subprocess.Popen[str]":
     file = out.with_suffix(".yaml")
     file.write_text(to_yaml(config))
     command = ["-m", "asda_core.cli", "pretrain", str(file), "--data", str(audio), "--out", str(out), "--device", "cpu"]
@@ -155,16 +157,25 @@ def test_a_killed_process_ends_the_run_and_one_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.parametrize(("whom", "sharding"), [("rank 1", "full"), ("torchrun", "none")])
+@pytest.mark.parametrize(
+    ("whom", "sharding", "streamed"), [("rank 1", "full", False), ("torchrun", "none", False), ("rank 1", "none", True)]
+)
 def test_one_is_asked_to_stop_and_all_do(
-    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, whom: str, sharding: str
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, whom: str, sharding: str, streamed: bool
 ) -> None:
-    """1 -> 2 -> 1: begun by one process, gone on with by two, stopped by a signal, gone on with by one."""
+    """1 -> 2 -> 1: begun by one process, gone on with by two, stopped by a signal, gone on with by one.
+
+    A stream has the parts that it was begun with, so that both of the two read the only one.
+    """
     keys = {"steps": 300, "checkpoint_every": 100, "data.micro_batch": 2, "compute.sharding": sharding}
-    config = changed(tiny, keys)
-    files, folder = find_audio(audio_folder), tmp_path / "run"
+    config, folder = changed(tiny, keys), tmp_path / "run"
+    audio = str(audio_folder)
+    if streamed:
+        write_shards(tmp_path / "shards", [5, 4, 6])
+        audio = f"stream:{tmp_path}/shards/train-" + "{000..002}.tar"
+    files = find_training([audio])
     stop_at(config, files, folder, catalog, 5)
-    run = start(2, config, audio_folder, folder)
+    run = start(2, config, audio, folder)
     wait_for_step(folder, 12)
     os.kill(worker(run, 1) if whom == "rank 1" else run.pid, signal.SIGTERM if whom == "rank 1" else signal.SIGINT)
     errors = finish(run)
@@ -177,7 +188,7 @@ def test_one_is_asked_to_stop_and_all_do(
     same_numbers_until_now(folder, tmp_path / "whole")
 
 
-def stop_at(config: RunConfig, files: list[Path], folder: Path, catalog: Catalog, step: int) -> None:
+def stop_at(config: RunConfig, files: AudioList, folder: Path, catalog: Catalog, step: int) -> None:
     """One process does the run until that step is done, and saves it."""
     real = loop._train_step
 
