@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plugin_origins
@@ -26,18 +27,15 @@ from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, PluginError
-from asda_core.files import save_tensors, sync, write_open, write_whole
+from asda_core.files import sync, write_open, write_whole
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
+from asda_core.locating import STEP_FOLDERS, locate
 from asda_core.model.encoder import Encoder
 
 FORMAT = "asda-1"
 """Written into every checkpoint; changes when older code could not read a new one."""
-MODEL_FILE = "model.safetensors"
-BARE_STATE_FILE = "pytorch_model.bin"
-"""What a Hugging Face folder may hold in the place of `model.safetensors`."""
 TRAINING_FILE = "training.safetensors"
-STEP_FOLDERS = "step-*"
 PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 ABOVE_TEACHER, TEACHER = "objective.teacher.", "objective.teacher.encoder."
 ORIGIN = ("name", "distribution", "version")
@@ -202,6 +200,18 @@ def metadata_of(
     }
 
 
+def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
+    try:
+        save_file(tensors, file, metadata)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {file}: {error}") from None
+
+
 def write_model(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write one file, whole or not at all."""
     write_whole(file, lambda part: save_tensors(part, tensors, metadata))
@@ -226,11 +236,6 @@ def write_step(
     return final
 
 
-def newest_step(folder: Path) -> Path | None:
-    """The newest whole step of a run folder."""
-    return max(folder.glob(STEP_FOLDERS), default=None)
-
-
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
@@ -242,23 +247,6 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read {file}: {_what_it_is(file)} ({error})") from None
-
-
-def locate(path: Path) -> Path:
-    """The model file that a path means: itself, that of a step, or the newest of a run.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if path.is_file():
-        return path
-    for candidate in (path / MODEL_FILE, (newest_step(path) or path) / MODEL_FILE, path / BARE_STATE_FILE):
-        if candidate.is_file():
-            return candidate
-    what = (
-        "a file (.safetensors, or .pt of a released model), a folder that holds one, a run folder or one of its steps"
-    )
-    raise CheckpointError(f"no checkpoint at {path}: expected {what}.")
 
 
 def _what_it_is(file: Path) -> str:

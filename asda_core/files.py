@@ -7,10 +7,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `file`, bring it to the disk, and only then put it in the place of `file`."""
@@ -32,18 +28,6 @@ def write_open(file: Path, write: Callable[[Path], object]) -> None:
     usual = file.stat().st_mode
     write(file)
     file.chmod(usual)
-
-
-def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: it cannot be written, as on a full disk.
-    """
-    try:
-        save_file(tensors, file, metadata)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {file}: {error}") from None
 
 
 def write_text(file: Path, text: str) -> None:

@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -72,30 +71,6 @@ def begin(command: Sequence[str], log: Path, threads: int) -> Worker:
             start_new_session=True,  # Ctrl-C reaches it once, through us
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Begun:
-    """Processes at one work, begun at the time `since`, and where their output goes."""
-
-    processes: Sequence[Worker]
-    logs: Sequence[Path]
-    since: float
-
-
-@contextmanager
-def begun(command: Sequence[str], logs: Sequence[Path], threads: int) -> Iterator[Begun]:
-    """`begin` a process for each log; those that still run when the block is left are stopped."""
-    workers: list[Worker] = []
-    since = time.time()
-    try:
-        with ended_as_interrupt() if logs else nullcontext():
-            for log in logs:
-                log.parent.mkdir(parents=True, exist_ok=True)
-                workers.append(begin(command, log, threads))
-            yield Begun(workers, logs, since)
-    finally:
-        stop(workers)
 
 
 def share_of_processors(jobs: int) -> int:

@@ -17,14 +17,11 @@ from asda_core.config_io import CONFIG_SUFFIXES, load_run_config, parse
 from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
 from asda_hear.model import HearModel, HearOptions
+from asda_hear.names import DEFAULT_WEIGHTS, LOG_MEL
 from asda_hear.pooling import EncoderBackbone, LogMelBackbone
 
-DEFAULT_WEIGHTS = Path(__file__).with_name("asda_small.safetensors")
-"""What `load_model()` loads: the small model that comes with the package; see MODEL_CARD.md."""
 USUAL_POOLING: Literal["mean"] = "mean"
 """Of scenes and timestamps, where neither the options nor the checkpoint say."""
-LOG_MEL = "log_mel"
-"""Name of the baseline that is no model: `load_model("log_mel")`."""
 
 
 def load_model(

@@ -37,7 +37,7 @@ from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.inference.reading_ahead import READERS, Together
 from asda_core.official.reading import read_model
-from asda_hear.api import DEFAULT_WEIGHTS
+from asda_hear.names import DEFAULT_WEIGHTS
 
 ATOL = 1e-4
 

@@ -44,7 +44,7 @@ from asda_core.config_io import load_run_config
 from asda_core.inference.embedding import embed_files
 from asda_core.layout import TokenLayout
 from asda_core.model.processor import exact_products
-from asda_hear.api import DEFAULT_WEIGHTS
+from asda_hear.names import DEFAULT_WEIGHTS
 
 FIELDS = ("axis", "side", "size", "seconds", "mebibytes")
 SIZES: dict[tuple[str, str], tuple[int, ...]] = {

@@ -38,7 +38,7 @@ from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.official.reading import read_model
 from asda_hear import get_timestamp_embeddings, load_model
-from asda_hear.api import DEFAULT_WEIGHTS
+from asda_hear.names import DEFAULT_WEIGHTS
 
 MEBIBYTE = 1 << 20
 FILE_RATE = 44_100

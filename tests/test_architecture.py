@@ -16,8 +16,8 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-    "errors", "command_line", "files", "ordered", "workers", "devices", "compat", "compute", "config", "config_io",
-    "layout", "data.tars", "data.sources", "audio", "streaming", "model.block", "model.attention",
+    "errors", "command_line", "locating", "files", "ordered", "workers", "devices", "compat", "compute", "config",
+    "config_io", "layout", "data.tars", "data.sources", "audio", "streaming", "model.block", "model.attention",
     "model.processor", "model.subtraction", "model.patches", "model.lines", "model.encoder", "contracts",
     "hookspecs", "catalog", "adapting", "assemble", "counting", "cost", "statistics", "finetune.config",
     "finetune.heads", "finetune.losses", "finetune.rates", "checkpoint", "starting", "log_mel", "filling",
@@ -40,16 +40,16 @@ CORE_ORDER = (
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
 HEAR_ORDER = (
-    "pooling", "model", "api", "evaluate.identity", "evaluate.compat", "evaluate.scores", "evaluate.tasks",
-    "evaluate.labels", "evaluate.items", "evaluate.leaderboard", "evaluate.standing", "evaluate.search",
-    "evaluate.runner", "evaluate.pairs", "evaluate.running", "evaluate.commands", "evaluate.task_commands",
-    "evaluate.validating", "looking.clip", "looking.places", "looking.measures", "looking.noise",
-    "looking.noise_attention", "looking.view", "looking.drawing", "looking.page", "looking.commands",
-    "ablation.size", "ablation.environment", "ablation.measuring", "ablation.settings", "ablation.plan",
-    "ablation.cells", "ablation.rows", "ablation.run", "ablation.many", "ablation.estimate", "reporting.comparing",
-    "reporting.summary", "reporting.notes", "reporting.summarising", "reporting.tables", "reporting.latex",
-    "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.answer", "reporting.page", "reporting.report",
-    "ablate", "demo", "cli",
+    "names", "pooling", "model", "api", "evaluate.scores", "evaluate.search", "evaluate.identity",
+    "evaluate.compat", "evaluate.tasks", "evaluate.labels", "evaluate.items", "evaluate.leaderboard",
+    "evaluate.standing", "evaluate.runner", "evaluate.pairs", "evaluate.scoring", "evaluate.commands",
+    "evaluate.task_commands", "evaluate.validating", "looking.clip", "looking.places", "looking.measures",
+    "looking.noise", "looking.noise_attention", "looking.view", "looking.drawing", "looking.page",
+    "looking.commands", "ablation.size", "ablation.environment", "ablation.measuring", "ablation.settings",
+    "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run", "ablation.many", "ablation.estimate",
+    "reporting.comparing", "reporting.summary", "reporting.notes", "reporting.summarising", "reporting.tables",
+    "reporting.latex", "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.answer", "reporting.page",
+    "reporting.report", "ablate", "demo", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

@@ -11,17 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from asda_core.assemble import Parts, build_parts
 from asda_core.catalog import Catalog, load_catalog
-from asda_core.checkpoint import (
-    load_encoder,
-    metadata_of,
-    model_tensors,
-    newest_step,
-    read_checkpoint,
-    write_model,
-    write_step,
-)
+from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model, write_step
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError
+from asda_core.locating import newest_step
 from asda_core.official.reading import read_model
 
 

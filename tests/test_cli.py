@@ -174,13 +174,13 @@ def test_devices_are_refused_in_a_line(config: Path, audio_folder: Path, capsys:
     assert len(errors.splitlines()) < 5
 
 
-@pytest.mark.parametrize("package", ["asda_core", "asda_hear"])
-def test_what_is_not_asked_for_is_not_imported(package: str) -> None:
-    """Help, and a mistake in the name of a command, come at once: torch takes seconds."""
+@pytest.mark.parametrize(("package", "command"), [("asda_core", "--version"), ("asda_hear", "evaluate")])
+def test_what_is_not_asked_for_is_not_imported(package: str, command: str) -> None:
+    """Help, and a mistake in the name of a command, come at once, and so do the processes of an evaluation."""
     code = f"""
 import contextlib, sys
 from {package}.cli import main
-for arguments in (["--help"], ["--version"], ["trian"]):
+for arguments in (["--help"], ["--version"], ["trian"], ["{command}", "--help"]):
     with contextlib.suppress(SystemExit):
         main(arguments)
 assert not {{"torch", "numpy", "matplotlib"}} & set(sys.modules)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from asda_core.checkpoint import read_checkpoint
 from asda_hear import get_scene_embeddings, load_model
-from asda_hear.api import DEFAULT_WEIGHTS
 from asda_hear.model import HearModel
+from asda_hear.names import DEFAULT_WEIGHTS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "default_model"
 LARGEST_MEGABYTES = 20

@@ -11,11 +11,12 @@ import asda_hear
 from asda_core.adapting import attach
 from asda_core.assemble import build_encoder, build_parts
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import MODEL_FILE, load_encoder, newest_step, read_checkpoint
+from asda_core.checkpoint import load_encoder, read_checkpoint
 from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain
 from asda_core.contracts import AdapterContext
 from asda_core.errors import ConfigError
+from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from tests.conftest import TINY

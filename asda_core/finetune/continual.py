@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import MODEL_FILE, Checkpoint, read_checkpoint
+from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.errors import ConfigError
 from asda_core.files import file_digest, write_text
 from asda_core.finetune.config import FinetuneConfig
@@ -26,6 +26,7 @@ from asda_core.finetune.scoring import score
 from asda_core.finetune.tuned import Start, load_tuned
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round
+from asda_core.locating import MODEL_FILE
 from asda_core.pretrain.data import ClipReader
 
 SEQUENTIAL = ("full", "last_blocks")

@@ -15,16 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import (
-    MODEL_FILE,
-    TRAINING_FILE,
-    metadata_of,
-    newest_step,
-    read_checkpoint,
-    read_tensors,
-    write_model,
-    write_step,
-)
+from asda_core.checkpoint import TRAINING_FILE, metadata_of, read_checkpoint, read_tensors, write_model, write_step
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
 from asda_core.finetune.config import FinetuneConfig
@@ -36,6 +27,7 @@ from asda_core.finetune.scoring import score
 from asda_core.finetune.tuned import Tuned
 from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.splits import Round
+from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.model.processor import exact_products
 from asda_core.pretrain.data import ClipBatches, Clips
 from asda_core.pretrain.prefetching import prefetched

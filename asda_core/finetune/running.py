@@ -13,7 +13,7 @@ from torch import Tensor
 
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import MODEL_FILE, STEP_FOLDERS, Checkpoint, read_checkpoint, write_model
+from asda_core.checkpoint import Checkpoint, read_checkpoint, write_model
 from asda_core.config_io import signature, to_plain, to_yaml
 from asda_core.cost import Cost
 from asda_core.devices import usable_device
@@ -29,6 +29,7 @@ from asda_core.finetune.tuned import Start, Tuned, make_tuned
 from asda_core.labelled.drawing import hold_out
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round, check_round
+from asda_core.locating import MODEL_FILE, STEP_FOLDERS
 from asda_core.pretrain.reporter import named_skipped
 
 RESULT_FILE = "result.json"

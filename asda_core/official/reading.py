@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from asda_core.checkpoint import FORMAT, Checkpoint, Weights, locate, read_checkpoint, read_tensors
+from asda_core.checkpoint import FORMAT, Checkpoint, Weights, read_checkpoint, read_tensors
 from asda_core.errors import CheckpointError, ConfigError
+from asda_core.locating import locate
 from asda_core.official.eat import (
     NUM_BINS,
     Architecture,

@@ -17,13 +17,11 @@ from asda_core.assemble import Parts, build_parts, plugin_origins
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
-    MODEL_FILE,
     TRAINING_FILE,
     Checkpoint,
     load_strict,
     metadata_of,
     model_tensors,
-    newest_step,
     read_checkpoint,
     read_tensors,
     write_model,
@@ -36,6 +34,7 @@ from asda_core.data.stream_batches import open_clips
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.files import DIGEST_DIGITS, file_digest, write_text
 from asda_core.filling import fill_features
+from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.model.processor import exact_products
 from asda_core.pretrain.computing import gathered, placed_like, prepare, whole
 from asda_core.pretrain.data import Batches, Clips
@@ -118,9 +117,7 @@ def pretrain(
     place, final = own_device(device, processes), folder / MODEL_FILE
     with joined(processes, place):
         run = _start(config, catalog, folder, place, data, init, processes)
-        rate = run.parts.front_end.sample_rate
-        rank, world = processes.rank, processes.world
-        clips = open_clips(files, config.data, rate, config.seed, rank, world, folder, run.stream_parts)
+        clips = _clips(run, files)
         reports = reporting(folder, run.step, config.steps, progress) if processes.first else nullcontext()
         with reports as reporter, exact_products(place), stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
             _train(run, clips, reporter)
@@ -136,6 +133,14 @@ def pretrain(
 def list_digest(files: AudioList) -> str:
     """A digest of the list of audio files, by which a run knows its data again."""
     return hashlib.sha256(json.dumps(list_identity(files)).encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def _clips(run: Run, files: AudioList) -> Batches:
+    """The batches of this process."""
+    config, rate, processes = run.config, run.parts.front_end.sample_rate, run.processes
+    return open_clips(
+        files, config.data, rate, config.seed, processes.rank, processes.world, run.folder, run.stream_parts
+    )
 
 
 def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:

@@ -13,18 +13,18 @@ import torch
 
 from asda_core.assemble import plugin_origins
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import MODEL_FILE, read_checkpoint
+from asda_core.checkpoint import read_checkpoint
 from asda_core.config_io import to_plain
 from asda_core.cost import Cost
 from asda_core.files import write_text
+from asda_core.locating import MODEL_FILE
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_hear.ablation.environment import environment
 from asda_hear.ablation.measuring import as_scores, can_measure, measure, read_measured
 from asda_hear.ablation.plan import Cell, Plan, text_of
 from asda_hear.ablation.size import size_of
-from asda_hear.evaluate.compat import read_stamp
-from asda_hear.evaluate.identity import weights_identity
+from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.runner import evaluate, finished_scores
 from asda_hear.evaluate.scores import TaskScore
 from asda_hear.looking.noise_attention import NoiseRow

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from asda_core.checkpoint import MODEL_FILE, newest_step
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
+from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_core.workers import Shard
@@ -28,7 +28,8 @@ from asda_hear.ablation.cells import (
 )
 from asda_hear.ablation.measuring import can_measure, measure
 from asda_hear.ablation.plan import Cell, text_of
-from asda_hear.evaluate.compat import installed, read_stamp
+from asda_hear.evaluate.compat import installed
+from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.runner import SECONDS_FILE, evaluate
 
 MEASURED_STEPS = 4

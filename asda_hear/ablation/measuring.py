@@ -12,12 +12,11 @@ from typing import Any
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.files import file_digest, write_text
-from asda_hear.api import LOG_MEL
-from asda_hear.evaluate.compat import read_stamp
-from asda_hear.evaluate.identity import weights_identity
+from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.scores import TaskScore
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.noise_attention import CLEAN, NoiseConfig, NoiseRow, main_rows, measure_noise
+from asda_hear.names import LOG_MEL
 
 NOISE_METRIC, CONTROL_METRIC = "noise share", "share, clean"
 """Share of attention on the patches that noise fills, divided by the share of tokens that they are: 1 is chance; and

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.audio import find_audio, list_identity
-from asda_core.checkpoint import locate
 from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config, parse, read_yaml, signature, to_plain, with_change, with_value
 from asda_core.errors import ConfigError, unknown
 from asda_core.files import file_digest
+from asda_core.locating import locate
 from asda_hear.ablation.measuring import NoiseMeasure
 from asda_hear.ablation.settings import PlanConfig
 from asda_hear.api import USUAL_POOLING

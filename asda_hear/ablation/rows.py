@@ -10,7 +10,7 @@ from asda_hear.ablation.cells import FACTS_FILE, TIMES_FILE, Unit, Work, unit_me
 from asda_hear.ablation.measuring import MEASURED, clips_identity
 from asda_hear.ablation.plan import Cell
 from asda_hear.ablation.settings import BASELINE
-from asda_hear.evaluate.compat import read_stamp
+from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.scores import TaskScore
 
 Row = dict[str, Any]

@@ -1,16 +1,20 @@
-"""`asda-hear evaluate`: what is asked; `running` does it."""
+"""`asda-hear evaluate`. Nothing here takes seconds to import, so that the processes of `--jobs` begin at once."""
 
 import argparse
-import os
+import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError
-from asda_core.workers import begun
+from asda_core.locating import MODEL_FILE, STEP_FOLDERS
+from asda_core.workers import ended_as_interrupt
+from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs, score_in_processes
+from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
 from asda_hear.evaluate.search import USUAL_SEED, EvaluationConfig, find_tasks
-
-JOBS_FOLDER = ".jobs"
-"""Logs of the processes, in the result folder."""
+from asda_hear.evaluate.standing import write_standing
+from asda_hear.names import LOG_MEL
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +38,67 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(parsed: argparse.Namespace) -> None:
-    """Score models on tasks. Other processes are begun first: they import what they need while this one does."""
+    """Score all pairs of models and tasks and write the tables."""
+    options = parsed_changes(parsed.option, "--option")
     tasks = find_tasks(parsed.tasks, parsed.task)
     config = EvaluationConfig(parsed.grid, parsed.grid_points, parsed.threads, parsed.seed)
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {parsed.jobs}.")
-    jobs = min(parsed.jobs, len(parsed.model) * len(tasks))
-    command = ["asda_hear.cli", *parsed.given, "--jobs", "1", "--worker"]
-    logs = [parsed.out / JOBS_FOLDER / f"{os.getpid()}-{number}.log" for number in range(1, jobs + 1)]
-    with begun(command, logs if jobs > 1 else [], config.threads) as workers:
-        import_module("asda_hear.evaluate.running").evaluate_models(parsed, tasks, config, workers)
+    names = [model_name(model, options, parsed.seed) for model in parsed.model]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two models would be called the same: {', '.join(names)}; give each its own folder.")
+    work = Pairs(
+        [Pair(model, name, task) for model, name in zip(parsed.model, names, strict=True) for task in tasks],
+        parsed.out,
+        config,
+        options,
+    )
+    try:
+        if parsed.jobs > 1:
+            rows = score_in_processes(work, parsed.given, min(parsed.jobs, len(work.pairs)))
+        else:
+            rows = score_here(work, parsed, names)
+    except EvaluationFailed as failed:
+        write_tables(failed.rows + scores_beside(parsed.out, names), parsed.out)
+        raise
+    if parsed.worker:
+        return
+    everything = rows + scores_beside(parsed.out, names)
+    write_tables(everything, parsed.out)
+    print(to_markdown(everything), end="")
+    if standing := write_standing(everything, parsed.out):
+        print(f"\n{standing}", end="")
+    print(f"written to {parsed.out}/scores.md, .csv, .json", file=sys.stderr)
+
+
+def score_here(work: Pairs, parsed: argparse.Namespace, names: Sequence[str]) -> list[tuple[str, TaskScore]]:
+    """Score in this process; the tables grow as models are done. Only now what takes seconds to import is imported."""
+    scoring = import_module("asda_hear.evaluate.scoring")
+    scoring.open_all(work)  # a mistake shows before hours of evaluation
+    rows: list[tuple[str, TaskScore]]
+    if parsed.worker:
+        with ended_as_interrupt():
+            rows = scoring.score_pairs(work, progress=False)
+    else:
+        rows = scoring.score_pairs(
+            work, True, lambda rows: write_tables(rows + scores_beside(parsed.out, names), parsed.out)
+        )
+    return rows
+
+
+def scores_beside(out: Path, names: Sequence[str]) -> list[tuple[str, TaskScore]]:
+    """Scores in a result folder of models that are not in this call."""
+    folders = [folder for folder in sorted(out.glob("*/*")) if (folder / SCORE_FILE).is_file()]
+    return [(folder.parent.name, read_task_score(folder)) for folder in folders if folder.parent.name not in names]
+
+
+def model_name(model: str, options: dict[str, object], seed: int = USUAL_SEED) -> str:
+    """Folder and row name of a model: what its path says, the options, and a seed that is not heareval's own."""
+    if model in ("", LOG_MEL):
+        stem = model or "asda_hear"
+    else:
+        path = Path(model).resolve()
+        path = path.parent if path.name == MODEL_FILE else path.with_suffix("") if path.is_file() else path
+        stem = f"{path.parent.name}-{path.name}" if path.match(STEP_FOLDERS) else path.name
+    own = [] if seed == USUAL_SEED else [f"seed={seed}"]
+    return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items())), *own])

@@ -33,6 +33,7 @@ import torch
 
 from asda_core.errors import AsdaError
 from asda_core.files import write_text, write_whole
+from asda_hear.evaluate.identity import read_stamp
 
 INSTALL = 'pip install ".[hear]" && pip install --no-deps heareval==2021.1.3 hearvalidator==2021.0.2'
 """How to get the tools; heareval's own pins cannot be met on Python 3.11."""
@@ -115,14 +116,6 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def read_stamp(file: Path) -> Any:
-    """What a stamp says; None if it is missing or damaged."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def validate(arguments: Sequence[str]) -> None:

@@ -2,14 +2,23 @@
 
 import functools
 import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from asda_core.checkpoint import locate
 from asda_core.files import file_digest
-from asda_hear.api import DEFAULT_WEIGHTS, LOG_MEL
+from asda_core.locating import locate
+from asda_hear.evaluate.scores import SCORE_FILE
+from asda_hear.evaluate.search import USUAL_SEED, EvaluationConfig
+from asda_hear.names import DEFAULT_WEIGHTS, LOG_MEL
 
 IDENTITY_DIGITS = 16
+Stamp = dict[str, Any]
+SEARCH_STAMP = "evaluation.json"
+"""What the scores in a folder were made from."""
 
 
 def weights_identity(model: str) -> str:
@@ -49,3 +58,32 @@ def version_of(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return ""
+
+
+def read_stamp(file: Path) -> Any:
+    """What a stamp says; None if it is missing or damaged."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def stamps(weights: str, options: Mapping[str, Any], task: str, config: EvaluationConfig) -> tuple[Stamp, Stamp]:
+    """What embeddings, and what scores, belong to.
+
+    Args:
+        weights: the `weights_identity` of the model.
+        options: keyword arguments of `load_model`.
+        task: its `task_identity`.
+        config: the search.
+    """
+    source = {"weights": weights, "options": dict(options), "task": task, **versions("asda-hear", "torch")}
+    search = asdict(config)
+    if config.seed == USUAL_SEED:  # as scores were kept before there were others
+        del search["seed"]
+    return source, {**source, **search, **versions("heareval")}
+
+
+def is_scored(folder: Path, search: Stamp) -> bool:
+    """Whether a folder holds the scores that belong to this."""
+    return (folder / SCORE_FILE).exists() and read_stamp(folder / SEARCH_STAMP) == search

@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 from unittest import mock
@@ -18,19 +17,18 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from asda_core.files import write_text
-from asda_hear.evaluate.compat import Trainings, hear_tools, own_handlers, read_stamp
-from asda_hear.evaluate.identity import task_identity, versions, weights_identity
+from asda_hear.evaluate.compat import Trainings, hear_tools, own_handlers
+from asda_hear.evaluate.identity import SEARCH_STAMP, is_scored, read_stamp, stamps, task_identity, weights_identity
 from asda_hear.evaluate.items import keep_items
-from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score
-from asda_hear.evaluate.search import USUAL_SEED, EvaluationConfig
+from asda_hear.evaluate.scores import TaskScore, read_task_score
+from asda_hear.evaluate.search import EvaluationConfig
 from asda_hear.evaluate.tasks import resample_task
 
 MODULE = "asda_hear"
 SECONDS_FILE = "seconds.json"
 """What a task has taken: `embedding` and `prediction`."""
-Stamp = dict[str, Any]
-SOURCE_STAMP, SEARCH_STAMP = "embedding.json", "evaluation.json"
-"""What the embeddings, and the scores, in a folder were made from."""
+SOURCE_STAMP = "embedding.json"
+"""What the embeddings in a folder were made from; `SEARCH_STAMP` tells it of the scores."""
 COPY_STAMP = ".source"
 """What a task at another rate was made from."""
 
@@ -82,13 +80,13 @@ class Evaluation:
 
     def is_done(self, task: Path, identity: str) -> bool:
         """Whether the scores on a task of this `task_identity` are there."""
-        return _is_scored(self.out / task.name, _stamps(self.weights, self.options, identity, self.config)[1])
+        return is_scored(self.out / task.name, stamps(self.weights, self.options, identity, self.config)[1])
 
     def score(self, task: Path) -> TaskScore:
         """Score the model on a task, within `hear_tools()`; what is there of it is not done again."""
         folder, identity = self.out / task.name, task_identity(task)
-        source, search = _stamps(self.weights, self.options, identity, self.config)
-        if _is_scored(folder, search):
+        source, search = stamps(self.weights, self.options, identity, self.config)
+        if is_scored(folder, search):
             return read_task_score(folder)
         self.out.mkdir(parents=True, exist_ok=True)
         with _threads(self.config.threads), (self.out / "heareval.log").open("a") as log:
@@ -127,19 +125,6 @@ def finished_scores(
     evaluation = Evaluation(model, out, config, options)
     done = [task for task, identity in identities.items() if evaluation.is_done(task, identity)]
     return [read_task_score(out / task.name) for task in done]
-
-
-def _stamps(weights: str, options: Mapping[str, Any], task: str, config: EvaluationConfig) -> tuple[Stamp, Stamp]:
-    """What embeddings, and what scores, belong to."""
-    source = {"weights": weights, "options": dict(options), "task": task, **versions("asda-hear", "torch")}
-    search = asdict(config)
-    if config.seed == USUAL_SEED:  # as scores were kept before there were others
-        del search["seed"]
-    return source, {**source, **search, **versions("heareval")}
-
-
-def _is_scored(folder: Path, search: Stamp) -> bool:
-    return (folder / SCORE_FILE).exists() and read_stamp(folder / SEARCH_STAMP) == search
 
 
 def _load(model: str, options: dict[str, Any], log: TextIO) -> Any:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from asda_hear.api import LOG_MEL
 from asda_hear.evaluate.leaderboard import aggregates, hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.scores import TaskScore
+from asda_hear.names import LOG_MEL
 
 LEADERBOARD_FILE = "leaderboard.csv"
 NAMES = ("mean", "share of the best", "s(m)", "z")

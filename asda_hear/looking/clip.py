@@ -12,12 +12,13 @@ from torch import Tensor
 from asda_core.assemble import build_parts
 from asda_core.audio import check_finite, crop_or_pad, read_audio
 from asda_core.catalog import Catalog, installed_catalog
-from asda_core.checkpoint import MODEL_FILE, load_encoder
+from asda_core.checkpoint import load_encoder
 from asda_core.config import Padding
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
 from asda_core.errors import AudioError, ConfigError
 from asda_core.filling import fill_features
 from asda_core.inference.framing import num_frames
+from asda_core.locating import MODEL_FILE
 from asda_core.log_mel import LogMel
 from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values

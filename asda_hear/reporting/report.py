@@ -11,9 +11,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from asda_core.checkpoint import MODEL_FILE
 from asda_core.config_io import to_yaml
 from asda_core.files import write_rows, write_text
+from asda_core.locating import MODEL_FILE
 from asda_core.pretrain.reporter import read_log
 from asda_hear.ablation.cells import (
     CELLS,
@@ -30,7 +30,7 @@ from asda_hear.ablation.plan import Cell, text_of
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.run import ROWS_LOCK
 from asda_hear.ablation.settings import BASELINE
-from asda_hear.evaluate.compat import read_stamp
+from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.items import Items, can_score, read_items
 from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.standing import LEADERBOARD_FILE

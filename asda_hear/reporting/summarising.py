@@ -10,8 +10,8 @@ from asda_hear.ablation.measuring import CONTROL_METRIC, LOWER_IS_BETTER, MEASUR
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.settings import BASELINE
-from asda_hear.api import LOG_MEL
 from asda_hear.evaluate.leaderboard import aggregates, hear_column
+from asda_hear.names import LOG_MEL
 from asda_hear.reporting.comparing import (
     Interval,
     compare,

@@ -17,7 +17,8 @@ from asda_core import workers
 from asda_hear.cli import main
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate.items import ITEMS_FILE
-from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs, score_pairs
+from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs
+from asda_hear.evaluate.scoring import score_pairs
 from asda_hear.evaluate.search import EvaluationConfig, find_tasks
 from tests.waiting import WAIT_SECONDS, wait_until
 

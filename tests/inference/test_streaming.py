@@ -257,7 +257,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import long_audio
-from asda_hear.api import DEFAULT_WEIGHTS
+from asda_hear.names import DEFAULT_WEIGHTS
 audio, short = Path(sys.argv[2]), Path(sys.argv[3])
 minutes = int(sys.argv[4])
 print(long_audio.measure_file(Path(DEFAULT_WEIGHTS), minutes, audio, short, audio.parent)[1])
