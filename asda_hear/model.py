@@ -32,8 +32,8 @@ class HearOptions:
         timestamp_hop_ms: a divisor of the time from one patch to the next that is a whole number of frames; the
             model runs once for each of these steps, shifted, and interleaves. None takes the longest that HEAR
             allows: for patches of 160 ms, 40 ms and four runs.
-        scene_pooling: "mean" of all patches, "summary" (the class token), "both", or "statistics" (mean and deviation
-            over time, band by band: the richest, and the widest).
+        scene_pooling: "mean" of all patches, "summary" (the class token), "both", "statistics" (mean and deviation
+            over time, band by band), or "dynamics" (these and the change from step to step: the richest).
         timestamp_pooling: "mean" over the bands of a time step, or "concat".
         layers: outputs of blocks that stand side by side in all but the summary; 0 is what enters the first block.
         window_seconds: audio that the model sees at once; None takes the length of its training clips.

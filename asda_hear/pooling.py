@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoded, Encoder
 
-ScenePooling = Literal["mean", "summary", "both", "statistics"]
+ScenePooling = Literal["mean", "summary", "both", "statistics", "dynamics"]
+BAND_BY_BAND = ("statistics", "dynamics")
 TimestampPooling = Literal["mean", "concat"]
 
 
@@ -37,11 +38,13 @@ class Average:
     Attributes:
         summary: of the windows' summaries, by the steps that are kept of each.
         mean, std: of the steps.
+        change: from a step to the next, the root of its mean square.
     """
 
     summary: Float[Tensor, "batch dim"]
     mean: Float[Tensor, "batch dim2"]
     std: Float[Tensor, "batch dim2"]
+    change: Float[Tensor, "batch dim2"]
 
 
 class Averaging:
@@ -51,10 +54,16 @@ class Averaging:
         self._steps = 0
         self._summary = self._total = torch.zeros(())
         self._exact, self._squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        self._changes, self._last = torch.zeros((), dtype=torch.float64), torch.zeros(())
 
     def add(self, steps: Steps, keep_from: int, keep_to: int) -> None:
         """Count the steps `keep_from` to `keep_to` of a window."""
         kept = steps.scene[:, keep_from:keep_to]
+        if not kept.shape[1]:
+            return
+        with_last = torch.cat([self._last.to(kept), kept], dim=1) if self._steps else kept
+        self._changes = self._changes.to(kept.device) + with_last.diff(dim=1).double().square().sum(dim=1)
+        self._last = kept[:, -1:]
         self._steps += kept.shape[1]
         self._summary = self._summary.to(kept) + steps.summary * kept.shape[1]
         self._total = self._total.to(kept) + kept.sum(dim=1)
@@ -63,9 +72,15 @@ class Averaging:
         self._squares = self._squares.to(kept.device) + exact.square().sum(dim=1)
 
     def average(self) -> Average:
-        """Of all that was added; the deviation divides by the number of steps, so that one step has 0."""
+        """Of all that was added; the deviation divides by the number of steps, so that one step has 0 and no change."""
         variance = (self._squares / self._steps - (self._exact / self._steps).square()).clamp(min=0)
-        return Average(self._summary / self._steps, self._total / self._steps, variance.sqrt().to(self._total))
+        change = (self._changes / max(1, self._steps - 1)).sqrt()
+        return Average(
+            self._summary / self._steps,
+            self._total / self._steps,
+            variance.sqrt().to(self._total),
+            change.to(self._total),
+        )
 
 
 class EncoderBackbone(nn.Module):
@@ -73,11 +88,13 @@ class EncoderBackbone(nn.Module):
 
     `timestamp_pooling` "mean" averages the bands (D values), "concat" puts them side by side (bands x D).
     `scene_pooling` "mean" is the mean of all patches, "summary" the class token, "both" the two side by side,
-    "statistics" the mean and the standard deviation over time of the bands side by side (2 x bands x D).
+    "statistics" the mean and the standard deviation over time of the bands side by side (2 x bands x D), "dynamics"
+    these and how much they change from a time step to the next (3 x bands x D).
     `layers` are the outputs of blocks that lie side by side, each D wide: 0 is what enters the first block.
 
     **Source** of "statistics": bands side by side as in MSM-MAE (Niizumi et al. 2022); mean and deviation over time
-    are the statistics pooling of x-vectors (Snyder et al. 2018). Of `layers`: fusing layers (Niizumi et al. 2022,
+    are the statistics pooling of x-vectors (Snyder et al. 2018). "dynamics" is ours: of two sounds with the same mean
+    and deviation, one may rattle where the other swells. Of `layers`: fusing layers (Niizumi et al. 2022,
     "Composing general audio representation by fusing multilayer features of a pre-trained model").
     """
 
@@ -101,6 +118,7 @@ class EncoderBackbone(nn.Module):
             "summary": encoder.config.dim,
             "both": encoder.config.dim + dim,
             "statistics": 2 * self.num_bands * dim,
+            "dynamics": 3 * self.num_bands * dim,
         }
         self.scene_size = widths[scene_pooling]
         self.step_size = self.num_bands * dim if timestamp_pooling == "concat" else dim
@@ -115,7 +133,7 @@ class EncoderBackbone(nn.Module):
         mean, apart = steps.mean(dim=2), steps.flatten(2)
         return Steps(
             encoded.summary.float(),
-            apart if self.scene_pooling == "statistics" else mean,
+            apart if self.scene_pooling in BAND_BY_BAND else mean,
             apart if self.timestamp_pooling == "concat" else mean,
         )
 
@@ -124,6 +142,8 @@ class EncoderBackbone(nn.Module):
         match self.scene_pooling:
             case "statistics":
                 return torch.cat([average.mean, average.std], dim=1)
+            case "dynamics":
+                return torch.cat([average.mean, average.std, average.change], dim=1)
             case "both":
                 return torch.cat([average.summary, average.mean], dim=1)
             case "summary":
@@ -152,15 +172,14 @@ def layers_of(encoder: Encoder, layers: Sequence[int] | None) -> Sequence[int]:
 class LogMelBackbone(nn.Module):
     """The plain baseline: the mean log-mel spectrum of each patch, and of the clip. Nothing is learned.
 
-    `scene_pooling` "statistics" has the deviation over the patches beside the mean.
+    `scene_pooling` "statistics" has the deviation over the patches beside the mean, "dynamics" their change as well.
     """
 
     def __init__(self, num_bins: int, patch_frames: int, scene_pooling: ScenePooling = "mean") -> None:
         super().__init__()
         self.patch_frames, self.stride_frames = patch_frames, None
         self.num_bands = 1
-        self.statistics = scene_pooling == "statistics"
-        self.scene_size = num_bins * (2 if self.statistics else 1)
+        self.scene_size = num_bins * {"statistics": 2, "dynamics": 3}.get(scene_pooling, 1)
         self.step_size = num_bins
 
     def forward(self, features: Float[Tensor, "batch bins frames"]) -> Steps:
@@ -169,5 +188,6 @@ class LogMelBackbone(nn.Module):
         return Steps(steps.mean(dim=1), steps, steps)
 
     def pool_scene(self, average: Average) -> Float[Tensor, "batch size"]:
-        """The mean spectrum of the clip, and its deviation if asked for."""
-        return torch.cat([average.mean, average.std], dim=1) if self.statistics else average.mean
+        """The mean spectrum of the clip, and its deviation and change if asked for."""
+        parts = [average.mean, average.std, average.change]
+        return torch.cat(parts[: self.scene_size // self.step_size], dim=1)

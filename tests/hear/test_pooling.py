@@ -30,13 +30,15 @@ def model_file(catalog: Catalog, tiny: RunConfig, tmp_path: Path) -> Path:
 def test_averages_over_windows_are_those_of_all_steps() -> None:
     steps = torch.randn(3, 11, 5, generator=torch.Generator().manual_seed(0)) + 1000  # a spread beside a large mean
     averaging = Averaging()
-    for first, last in ((0, 4), (4, 5), (5, 11)):
+    for first, last in ((0, 4), (4, 5), (5, 5), (5, 11)):
         window = Steps(torch.full((3, 2), float(first)), steps[:, max(0, first - 1) : last + 1], steps)
         keep_from = first - max(0, first - 1)
         averaging.add(window, keep_from, keep_from + last - first)
     found = averaging.average()
     torch.testing.assert_close(found.mean, steps.mean(dim=1))
     torch.testing.assert_close(found.std, steps.double().std(dim=1, correction=0).float(), rtol=1e-4, atol=1e-4)
+    change = steps.double().diff(dim=1).square().mean(dim=1).sqrt()
+    torch.testing.assert_close(found.change, change.float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.summary, torch.full((3, 2), (0 * 4 + 4 * 1 + 5 * 6) / 11))
 
 
@@ -44,10 +46,12 @@ def test_one_step_has_no_spread() -> None:
     averaging = Averaging()
     averaging.add(Steps(torch.ones(1, 2), torch.ones(1, 1, 3), torch.ones(1, 1, 3)), 0, 1)
     assert torch.equal(averaging.average().std, torch.zeros(1, 3))
+    assert torch.equal(averaging.average().change, torch.zeros(1, 3))
 
 
-def test_statistics_are_mean_and_deviation_of_each_band(model_file: Path) -> None:
-    model = load_model(model_file, scene_pooling="statistics", window_seconds=2.0)
+@pytest.mark.parametrize("pooling", ["statistics", "dynamics"])
+def test_mean_deviation_and_change_of_each_band(model_file: Path, pooling: str) -> None:
+    model = load_model(model_file, scene_pooling=pooling, window_seconds=2.0)
     clip = audio_of(1.0)
     embedding = get_scene_embeddings(clip, model)
     assert embedding.shape == (2, model.scene_embedding_size)
@@ -55,7 +59,8 @@ def test_statistics_are_mean_and_deviation_of_each_band(model_file: Path) -> Non
     window = framing.window_audio(clip, 0, framing.num_steps(clip.shape[1]))
     encoded = model.backbone.encoder(model.front_end(window))
     steps = encoded.tokens.unflatten(1, encoded.layout.grid).flatten(2)
-    explicit = torch.cat([steps.mean(dim=1), steps.std(dim=1, correction=0)], dim=1)
+    parts = [steps.mean(dim=1), steps.std(dim=1, correction=0), steps.diff(dim=1).square().mean(dim=1).sqrt()]
+    explicit = torch.cat(parts[: 3 if pooling == "dynamics" else 2], dim=1)
     torch.testing.assert_close(embedding, explicit, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(get_scene_embeddings(clip[1:], model)[0], embedding[1], rtol=1e-4, atol=1e-5)
 
@@ -67,6 +72,17 @@ def test_the_baseline_has_statistics_too() -> None:
     torch.testing.assert_close(embedding[:, :128], get_scene_embeddings(audio_of(3.0), load_model("log_mel")))
     assert embedding[:, 128:].min() >= 0  # of a band that no bin of the spectrum falls into
     assert embedding[:, 128:].mean() > 0.05
+
+
+def test_change_tells_rattling_from_swelling() -> None:
+    """Two sounds with the same spectrum on the whole: noise in pulses of 0.4 s, and in one of 2 s."""
+    model = load_model("log_mel", scene_pooling="dynamics")
+    noise = audio_of(4.0, clips=1)
+    time = torch.arange(noise.shape[1]) / 16_000
+    rattling, swelling = ((noise * ((time * rate) % 1 < 0.5)) for rate in (1.25, 0.25))
+    fast, slow = (get_scene_embeddings(each, model)[0].unflatten(0, (3, 128)) for each in (rattling, swelling))
+    assert (fast[2] / slow[2])[20:].min() > 1.8
+    assert ((fast[1] / slow[1])[20:] - 1).abs().mean() < 0.25
 
 
 def test_layers_stand_side_by_side(model_file: Path) -> None:
