@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--renderings", type=int, default=30, help="clips of a word or synthesiser in train")
     parser.add_argument("--words", type=int, help="so many of the words (default: all)")
-    parser.add_argument("--sounds", type=int, default=600, help="so many synthesisers")
+    parser.add_argument("--sounds", type=int, default=1200, help="so many synthesisers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args()

@@ -37,7 +37,7 @@ GAIN, TILT = 0.25, 0.15
 """Spread of what is added to a whole clip's log-mel, and from its lowest to its middle bin, in units of the normalised
 features, of which 0.25 is 10 dB."""
 SAVE_EVERY, LOOK_EVERY = 100, 250
-EMBEDDING = {"scene_pooling": "statistics", "timestamp_pooling": "concat", "layers": [2, 4]}
+EMBEDDING = {"scene_pooling": "dynamics", "timestamp_pooling": "concat", "layers": [2, 4]}
 """What `load_model` takes for it, if not told otherwise."""
 
 
@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2400)
     parsed = parser.parse_args()
     config, catalog = load_run_config("asda_small"), installed_catalog()
     torch.manual_seed(0)

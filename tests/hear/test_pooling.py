@@ -149,7 +149,7 @@ def test_a_checkpoint_says_what_suits_it_and_options_go_first(
 def test_the_model_of_the_package_takes_its_own_pooling() -> None:
     model = load_model()
     config, layers = model.backbone.encoder.config, len(model.backbone.layers)
-    assert model.scene_embedding_size == 2 * layers * model.backbone.num_bands * config.dim
+    assert model.scene_embedding_size == 3 * layers * model.backbone.num_bands * config.dim
     embeddings, stamps = get_timestamp_embeddings(audio_of(1.0), model)
     assert embeddings.shape[2] == model.timestamp_embedding_size
     assert stamps[0, :3].tolist() == [0.0, 40.0, 80.0]
