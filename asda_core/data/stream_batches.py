@@ -81,7 +81,7 @@ class StreamBatches(Batches):
         super().__init__(config, sample_rate, seed, None, rank, world)
         parts = parts or world
         require(config.batch_size % parts == 0, f"data.batch_size {config.batch_size} is no multiple of {parts} parts.")
-        require(len(shards) >= parts, f"{len(shards)} streamed shards are too few for {parts} processes; one for each.")
+        require(len(shards) >= parts, f"{len(shards)} streamed shards are too few for {parts} parts; one for each.")
         self.of_part = config.batch_size // parts
         counts, self._size = Counts(folder), 0
         self.parts = [StreamPart(shards, config.shuffle_clips, seed, part, parts, counts) for part in range(parts)]
@@ -94,9 +94,11 @@ class StreamBatches(Batches):
     def _candidates(self, number: int) -> Iterator[Candidate]:
         """The clip whose turn it is in its block, and those behind it."""
         step, place = divmod(number, self.config.batch_size)
-        part, place = divmod(place, self.of_part)
-        block = self.parts[part].block_of(step * self.of_part + place)
-        self._note_trouble(block.trouble)
+        number, place = divmod(place, self.of_part)
+        part = self.parts[number]
+        block = part.block_of(step * self.of_part + place)
+        self._note_trouble(part.trouble)
+        part.trouble.clear()
         self._size = len(block.sounds)
         return self._from(block.sounds, step * self.of_part + place - block.first)
 
@@ -111,13 +113,18 @@ class StreamBatches(Batches):
 
 
 class StreamPart:
-    """The endless sequence of clips of every P-th shard, a block of it in memory."""
+    """The endless sequence of clips of every P-th shard, a block of it in memory.
+
+    Attributes:
+        trouble: what was wrong with shards, until somebody takes it.
+    """
 
     def __init__(
         self, shards: Sequence[ShardStream], size: int, seed: int, part: int, parts: int, counts: Counts
     ) -> None:
         self.shards, self.size, self.seed = list(shards), size, seed
         self.part, self.parts, self.counts = part, parts, counts
+        self.trouble: list[tuple[Path, str]] = []
         self._reading = ThreadPoolExecutor(1, "shards")
         self._blocks: Iterator[Block] | None = None
         self._next: Future[Block] | None = None
@@ -150,6 +157,7 @@ class StreamPart:
         except BaseException:
             self.close()
             raise
+        self.trouble += self._current.trouble  # also of a block without a clip, which is passed over
         self._next = self._reading.submit(next, blocks)
 
     def _read(self, start: int) -> Iterator[Block]:

@@ -146,7 +146,7 @@ def _whole_lines(patches: Tensor, class_tokens: Tensor, grid: tuple[int, int]) -
     """`_patches` of a whole grid by the fused kernel: no scores are kept, and lines are views.
 
     A token is in its row and in its column, and so twice in their sum; once is taken off. What is left is at least the
-    sum of its row, so nothing cancels.
+    sum of its row, so nothing cancels; its own score is held below both sums, since rounding may put it above.
     """
     scale, exact = patches.shape[-1] ** -0.5, torch.promote_types(patches.dtype, torch.float32)
     query, key, value = (each.unflatten(2, grid).flatten(0, 1) for each in patches)  # (B H, times, bands, D/H)
@@ -154,11 +154,12 @@ def _whole_lines(patches: Tensor, class_tokens: Tensor, grid: tuple[int, int]) -
         each.transpose(1, 2) for each in _by_kernel(*(each.transpose(1, 2) for each in (query, key, value)))
     )
     column, column_sum = _by_kernel(query, key, value)
-    log_sums = [row_sum, column_sum, (query.to(exact) * key.to(exact)).sum(dim=-1) * scale]
+    itself = (query.to(exact) * key.to(exact)).sum(dim=-1) * scale
+    log_sums = [row_sum, column_sum, itself.minimum(row_sum).minimum(column_sum)]
     heard, signs = [row, column, value], [1, 1, -1]
     if class_tokens.shape[3]:
         class_key, class_value = (each.flatten(0, 1).unsqueeze(1) for each in class_tokens)  # (B H, 1, tokens, D/H)
-        scores = query @ class_key.transpose(-2, -1) * scale
+        scores = (query * scale) @ class_key.transpose(-2, -1)
         heard.append(scores.softmax(dim=-1) @ class_value)
         log_sums.append(scores.to(exact).logsumexp(dim=-1))
         signs.append(1)

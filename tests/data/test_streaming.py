@@ -114,7 +114,7 @@ def test_ranks_read_shards_of_their_own(tmp_path: Path, world: int, monkeypatch:
         parts = [set(clips[epoch * size : (epoch + 1) * size]) for clips in of_ranks]
         assert [len(part) for part in parts] == [size] * world
         assert len(set.union(*parts)) == 20
-    with pytest.raises(ConfigError, match="4 streamed shards are too few for 8 processes"):
+    with pytest.raises(ConfigError, match="4 streamed shards are too few for 8 parts"):
         StreamBatches(shards, replace(CONFIG, batch_size=8), 16_000, 1, 0, 8)
 
 
@@ -135,6 +135,19 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(
     assert [[name for rank in goes_on for name in rank[step]] for step in range(9)] == batches[3:]
     with pytest.raises(ConfigError, match="data.batch_size 4 is no multiple of 3 parts"):
         StreamBatches(shards, CONFIG, 16_000, 1, parts=3)
+
+
+@pytest.mark.parametrize(("rank", "world", "parts"), [(1, 2, 2), (0, 1, 2), (0, 1, 1)])
+def test_a_shard_without_a_sound_is_named(tmp_path: Path, rank: int, world: int, parts: int) -> None:
+    """Also where it is all that a part reads in an epoch."""
+    (whole,) = write_shards(tmp_path, [8])
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes(b"no tar" * 1000)
+    shards = [ShardStream(f"stream:{file}") for file in (whole, broken)]
+    clips = StreamBatches(shards, CONFIG, 16_000, 1, rank, world, parts=parts)
+    for step in range(6):
+        clips.batch(step)
+    assert [file.name for file in clips.skipped] == ["broken.tar"]
 
 
 def test_a_broken_sound_is_replaced_and_a_cut_tar_named(tmp_path: Path) -> None:

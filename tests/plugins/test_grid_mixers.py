@@ -116,6 +116,8 @@ def test_frequency_time_by_the_kernel(
     mixer = make(catalog, "frequency_time").to(dtype)
     tokens = torch.randn(*layout.index.shape, DIM, generator=torch.Generator().manual_seed(3)).to(dtype)
     tokens[0, -1] *= 60  # a token that attends itself alone
+    with torch.no_grad():
+        mixer.qkv.weight[DIM : 2 * DIM] = mixer.qkv.weight[:DIM]
     called: list[torch.Size] = []
     kernel = module._by_kernel
     monkeypatch.setattr(module, "_by_kernel", lambda *given: called.append(given[0].shape) or kernel(*given))
