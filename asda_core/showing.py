@@ -8,7 +8,7 @@ import torch
 
 from asda_core.assemble import adapt, build, build_encoder, build_front_end, in_full
 from asda_core.catalog import installed_catalog
-from asda_core.changing import SET_HELP, changed, config_of
+from asda_core.changing import add_changes, changed, config_of
 from asda_core.config_io import signature, to_yaml
 from asda_core.contracts import ObjectiveContext
 from asda_core.counting import encoder_flops
@@ -33,9 +33,7 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
 def add_show(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda show`."""
     parser.add_argument("config", type=Path, help="YAML of a run or a recipe, a name, or a checkpoint")
-    parser.add_argument(
-        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
-    )
+    add_changes(parser)
     parser.set_defaults(run=run_show)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from asda_core.assemble import plugin_origins
 from asda_core.catalog import installed_catalog
-from asda_core.changing import SET_HELP, changed, config_of
+from asda_core.changing import add_changes, changed, config_of
 from asda_core.config_io import signature
 from asda_core.data.sources import find_training, is_stream, list_identity
 from asda_core.files import file_digest
@@ -29,9 +29,7 @@ def add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-SIGNATURE)")
     parser.add_argument("--init", type=Path, help="checkpoint to begin with, ours or a released one (default: random)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
-    )
+    add_changes(parser)
     parser.set_defaults(run=run_pretrain)
 
 
