@@ -91,13 +91,13 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Inputs:
         """Channels (N, R, E) behind those that the convolution sees before -> what the scan takes of N tokens."""
-        taps = self.conv.weight.squeeze(1).unbind(1)  # the last one multiplies the token itself
+        taps = self.conv.weight.squeeze(1).t().contiguous()  # the last one multiplies the token itself
         number = len(x) - len(taps) + 1
         assert self.conv.bias is not None
-        u = self.conv.bias.expand_as(x[:number])
-        for place, tap in enumerate(taps):
-            u = torch.addcmul(u, tap, x[place : place + number])
-        u = silu(u)
+        u = torch.addcmul(self.conv.bias, taps[0], x[:number])
+        for place, tap in enumerate(taps[1:], start=1):
+            u.addcmul_(tap, x[place : place + number])
+        u = silu(u, inplace=not u.requires_grad)
         raw, enter, read = self.to_states(u).split(self.sizes, dim=2)
         return u, softplus(self.to_steps(raw)), enter, read
 
@@ -145,10 +145,9 @@ class Mamba(nn.Module):
         if valid is not None:
             x = x * valid
         mixed = self._by_blocks(x, valid) if self._keeps_nothing(x) else self._at_once(x, valid)
-        if self.config.version == "v2" and self.config.halve:
-            mixed = mixed / 2
-        projected: Tensor = self.out_proj((mixed * silu(z)).to(tokens.dtype)).transpose(0, 1)
-        return projected
+        gated = mixed.mul_(silu(z)) if not mixed.requires_grad else mixed * silu(z)
+        projected: Tensor = self.out_proj(gated.to(tokens.dtype)).transpose(0, 1)
+        return projected / 2 if self.config.version == "v2" and self.config.halve else projected
 
     def _keeps_nothing(self, x: Tensor) -> bool:
         """Whether no gradient wants what lies between, and no kernel all of it at once."""

@@ -65,11 +65,8 @@ def chunked_scan(u: Steps, step: Steps, a: Matrix, b: States, c: States) -> Step
 class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        output = torch.empty_like(u)
-        starts = u.new_zeros(-(-len(u) // CHUNK), *a.shape)  # the state before each chunk
-        for rows in _groups(a):
-            inputs = [each[:, rows] for each in (u, step, b, c)]
-            _forward(inputs, a[rows], output[:, rows], starts[:, rows])
+        starts = u.new_empty(-(-len(u) // CHUNK), *a.shape)
+        output = Scan(a)(u, step, b, c, starts)
         ctx.save_for_backward(u, step, a, b, c, starts)
         return output
 
@@ -108,31 +105,21 @@ class Scan:
     """`chunked_scan` of a sequence that comes in parts, without gradients: the states stay between them."""
 
     def __init__(self, a: Matrix) -> None:
-        self.groups = [(rows, _Buffer(a, a[rows], CHUNK), torch.zeros_like(a[rows])) for rows in _groups(a)]
+        self.groups = [(rows, _Buffer(a[rows], CHUNK), torch.zeros_like(a[rows])) for rows in _groups(a)]
 
     @torch.no_grad()
-    def __call__(self, u: Steps, step: Steps, b: States, c: States) -> Steps:
-        """The outputs of the next steps."""
+    def __call__(self, u: Steps, step: Steps, b: States, c: States, starts: Tensor | None = None) -> Steps:
+        """The outputs of the next steps; `starts` is filled with the state before each chunk."""
         output = torch.empty_like(u)
         with torch.autocast(u.device.type, enabled=False):
             for rows, buffer, state in self.groups:
-                for part in _chunks(len(u)):
+                for number, part in enumerate(_chunks(len(u))):
+                    if starts is not None:
+                        starts[number, rows] = state
                     states, _ = buffer.walk(u[part, rows], step[part, rows], b[part, rows], state)
                     output[part, rows] = torch.matmul(c[part, rows].unsqueeze(2), states).squeeze(2)
                     state.copy_(states[-1])
         return output
-
-
-def _forward(inputs: list[Tensor], a: Tensor, output: Tensor, starts: Tensor) -> None:
-    """Fill `output`, and `starts` with the state before each chunk."""
-    u, step, b, c = inputs
-    buffer = _Buffer(u, a, min(CHUNK, len(u)))
-    state = torch.zeros_like(a)
-    for number, part in enumerate(_chunks(len(u))):
-        starts[number] = state
-        states, _ = buffer.walk(u[part], step[part], b[part], starts[number])
-        output[part] = torch.matmul(c[part].unsqueeze(2), states).squeeze(2)
-        state = states[-1]
 
 
 def _backward(
@@ -140,7 +127,7 @@ def _backward(
 ) -> None:
     """Fill the gradients of u, step, b and c, and add that of a; last chunk first."""
     size = min(CHUNK, len(grad))
-    buffer, back = _Buffer(grad, a, size), grad.new_empty(size, *a.shape)
+    buffer, back = _Buffer(a, size), a.new_empty(size, *a.shape)
     carried = torch.zeros_like(a)  # gradient of the state at the end of the chunk
     for number, part in reversed(list(enumerate(_chunks(len(grad))))):
         chunk = [each[part] for each in inputs]
@@ -152,9 +139,9 @@ def _backward(
 class _Buffer:
     """Room for the decays and states (Q, R, n, E) of a chunk, used again by the next."""
 
-    def __init__(self, like: Tensor, a: Tensor, size: int) -> None:
+    def __init__(self, a: Tensor, size: int) -> None:
         self.rate = a * LOG2_E
-        self.decay, self.states = (like.new_empty(size, *a.shape) for _ in range(2))
+        self.decay, self.states = (a.new_empty(size, *a.shape) for _ in range(2))
         self.places = list(zip(self.states.unbind(), self.decay.unbind(), strict=True))
 
     def walk(self, u: Tensor, step: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
