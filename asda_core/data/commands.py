@@ -1,6 +1,8 @@
 """`asda data pack` and `asda data stats`."""
 
 import argparse
+import csv
+import io
 import json
 import os
 import statistics
@@ -15,11 +17,17 @@ from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config, parse, parsed_changes, to_plain, with_change
-from asda_core.data.packing import PACK_FILE, SKIPPED_FILE, PackFormat, PackOptions, pack
+from asda_core.data.packing import NOTHING, PACK_FILE, SKIPPED_FILE, PackFormat, PackOptions, pack
 from asda_core.data.statistics import Statistics, measure
+from asda_core.files import write_text
+from asda_core.labelled.examples import Labelled
+from asda_core.labelled.reading import read_labelled
+from asda_core.labelled.shards import PACKED_CLASSES
+from asda_core.labelled.source import load_source
 
 SOURCES_HELP = "folders, manifests, tables, audio files or tar shards"
 FORMAT_HELP = "of 16-bit mono: flac, or wav, which is larger and faster to read (default: flac)"
+LABELLED_HELP = "SOURCE is what `asda finetune --data` takes; labels, splits and classes go into the pack"
 JOBS_HELP = "threads (default: one for each core)"
 FEW = 5
 """Files that a line names."""
@@ -39,6 +47,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     usual = PackOptions()
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the shards go")
+    parser.add_argument("--labelled", action="store_true", help=LABELLED_HELP)
     parser.add_argument("--rate", type=int, default=usual.rate, help="in Hz (default: 16000)")
     parser.add_argument("--format", choices=get_args(PackFormat), default=usual.format, help=FORMAT_HELP)
     parser.add_argument("--keep", action="store_true", help="the files as they are, instead of 16-bit mono")
@@ -66,16 +75,43 @@ def run_pack(parsed: argparse.Namespace) -> None:
     require(parsed.jobs > 0, f"--jobs must be at least 1, not {parsed.jobs}.")
     names = ("rate", "format", "keep", "seconds", "shard_mebibytes", "seed", "name")
     options = PackOptions(**{name: getattr(parsed, name) for name in names})
-    files = _found(parsed.sources)
+    data = _labelled(parsed.sources, options) if parsed.labelled else None
+    files = _found(parsed.sources) if data is None else [example.file for example in data.examples]
     print(f"{len(files)} audio files -> {parsed.out}", file=sys.stderr)
-    packed = pack(files, parsed.out, options, parsed.jobs)
+    packed = pack(files, parsed.out, options, parsed.jobs, about=NOTHING if data is None else labels_of(data))
+    if data is not None:
+        write_text(parsed.out / PACKED_CLASSES, as_label_file(data))
     if packed.skipped:
         where = parsed.out / SKIPPED_FILE
         print(f"{len(packed.skipped)} files were skipped; {where} names them.", file=sys.stderr)
+    use = "asda pretrain CONFIG" if data is None else "asda finetune RECIPE --checkpoint CHECKPOINT"
     print(
         f"{packed.shards} shards, {packed.clips} clips, {packed.hours:.2f} h, {packed.gibibytes:.3f} GiB "
-        f"({parsed.out / PACK_FILE}): asda pretrain CONFIG --data {parsed.out}"
+        f"({parsed.out / PACK_FILE}): {use} --data {parsed.out}"
     )
+
+
+def _labelled(sources: Sequence[Path], options: PackOptions) -> Labelled:
+    require(len(sources) == 1, f"--labelled takes one SOURCE, as `asda finetune --data` does, not {len(sources)}.")
+    pieces = "--seconds would part a clip's pieces between training and test, and repeat its labels; leave it out"
+    require(options.seconds is None, f"{pieces} with --labelled.")
+    return read_labelled(*load_source(sources[0]))
+
+
+def labels_of(data: Labelled) -> dict[Path, dict[str, object]]:
+    """What the description of each clip says of its labels and split."""
+    return {example.file: {"labels": list(example.labels), "split": example.split} for example in data.examples}
+
+
+def as_label_file(data: Labelled) -> str:
+    """Index, identifier where it is another than the name, and name of each class, as AudioSet's own file has them."""
+    text = io.StringIO()
+    same = data.classes == data.names
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "display_name"] if same else ["index", "mid", "display_name"])
+    for number, (identifier, name) in enumerate(zip(data.classes, data.names, strict=True)):
+        writer.writerow([number, name] if same else [number, identifier, name])
+    return text.getvalue()
 
 
 def run_stats(parsed: argparse.Namespace) -> None:

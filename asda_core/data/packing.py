@@ -9,7 +9,7 @@ folder/skipped.jsonl            files that could not be read, and why
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -31,6 +31,8 @@ PACK_FILE, SKIPPED_FILE, LOCK_FILE = "pack.json", "skipped.jsonl", ".pack.lock"
 FULL_SCALE = 1 << 15
 """16-bit steps to an amplitude of 1, as libsndfile divides by when it reads."""
 SECONDS_PER_HOUR = 3600
+Facts = Mapping[str, Any]
+NOTHING: Mapping[Path, Facts] = {}
 
 
 PackFormat = Literal["flac", "wav"]
@@ -100,7 +102,12 @@ class Encoded(NamedTuple):
 
 
 def pack(
-    files: Sequence[Path], folder: Path, options: PackOptions = PackOptions(), jobs: int = 1, progress: bool = True
+    files: Sequence[Path],
+    folder: Path,
+    options: PackOptions = PackOptions(),
+    jobs: int = 1,
+    progress: bool = True,
+    about: Mapping[Path, Facts] = NOTHING,
 ) -> Packed:
     """Pack audio files; stopped at any moment, it goes on behind the last whole shard.
 
@@ -110,6 +117,7 @@ def pack(
         options: how.
         jobs: threads that decode and encode; shards are the same with any number.
         progress: whether to show a bar.
+        about: facts that the description of a file gets beside its own, as its labels.
 
     Raises:
         ConfigError: the folder holds another pack, or another process is at work on it.
@@ -119,17 +127,18 @@ def pack(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK_FILE, timeout=0):
-            _claim(files, folder, options)
-            _write_shards(files, folder, options, jobs, progress)
+            _claim(files, folder, options, about)
+            _write_shards(files, folder, options, jobs, progress, about)
             return _report(folder, options)
     except Timeout:
         raise ConfigError(f"another process packs into {folder}; wait for it, or give another folder.") from None
 
 
-def _claim(files: Sequence[Path], folder: Path, options: PackOptions) -> None:
+def _claim(files: Sequence[Path], folder: Path, options: PackOptions, about: Mapping[Path, Facts]) -> None:
     """Note down what the folder holds; refuse one that holds something else."""
-    identity = json.dumps(list_identity(files)).encode()
-    wanted = {"files": len(files), "data": hashlib.sha256(identity).hexdigest()[:DIGEST_DIGITS], **asdict(options)}
+    wanted = {"files": len(files), "data": _digest(list_identity(files)), **asdict(options)}
+    if about:
+        wanted["about"] = _digest([about.get(file) for file in files])
     file = folder / PACK_FILE
     if not file.exists():
         if (folder / shard_name(options.name, 0)).exists():
@@ -145,7 +154,13 @@ def _claim(files: Sequence[Path], folder: Path, options: PackOptions) -> None:
         raise ConfigError(f"{folder} holds another pack ({'; '.join(other)}); give another folder.")
 
 
-def _write_shards(files: Sequence[Path], folder: Path, options: PackOptions, jobs: int, progress: bool) -> None:
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def _write_shards(
+    files: Sequence[Path], folder: Path, options: PackOptions, jobs: int, progress: bool, about: Mapping[Path, Facts]
+) -> None:
     done = finished_shards(folder, options.name)
     last = tuple(done[-1]["last"]) if done else (-1, -1)
     writer = ShardWriter(folder, options.name, len(done), options.shard_mebibytes)
@@ -161,7 +176,7 @@ def _write_shards(files: Sequence[Path], folder: Path, options: PackOptions, job
                     writer.skipped.append((str(piece.file), made.problem))
                     continue
                 key = f"{piece.place:09d}" + (f"-{piece.number:05d}" if piece.parts > 1 else "")
-                writer.add(key, made.suffix, made.content, made.facts)
+                writer.add(key, made.suffix, made.content, {**made.facts, **about.get(piece.file, {})})
                 if writer.is_full:
                     writer.finish(at)
             bar.update(len(files) - bar.n)

@@ -15,6 +15,7 @@ from asda_core.labelled.datasets import (
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.folders import folder_rows
 from asda_core.labelled.rows import gather, read_vocabulary
+from asda_core.labelled.shards import shard_rows, shards_at
 from asda_core.labelled.source import Format, SourceConfig, located
 from asda_core.labelled.tables import TABLE_SUFFIXES, read_header, table_rows, usual_column
 
@@ -23,9 +24,10 @@ KEYS_OF: dict[str, tuple[str, ...]] = {
     "csv": ("audio", *COLUMN_KEYS),
     "esc50": ("audio", *COLUMN_KEYS),
     "audioset": ("audio",),
+    "shards": ("label_column", "split_column"),
 }
 """Keys of a source that only these formats read."""
-READ_FILES = ("csv", "audioset")
+READ_FILES = ("csv", "audioset", "shards")
 """Formats whose `data` may be a file."""
 
 
@@ -42,7 +44,7 @@ def read_labelled(source: SourceConfig, here: Path) -> Labelled:
     source = located(source, here)
     place = Path(source.data)
     if not place.exists():
-        raise TaskError(f"nothing at {place}; expected a folder or a table (key data).")
+        raise TaskError(f"nothing at {place}; expected a folder, a table or a shard (key data).")
     kind = detect(source) if source.format == "auto" else source.format
     if place.is_file() and kind not in READ_FILES:
         raise TaskError(f"{place} is a file, but the format {kind} is a folder.")
@@ -60,6 +62,10 @@ def read_labelled(source: SourceConfig, here: Path) -> Labelled:
             beside = audioset_vocabulary(place)
             vocabulary = vocabulary or (read_vocabulary(beside) if beside is not None else [])
             rows = audioset_rows(place, source.audio)
+        case "shards":
+            beside = audioset_vocabulary(place)
+            vocabulary = vocabulary or (read_vocabulary(beside) if beside is not None else [])
+            rows = shard_rows(place, source)
         case "csv":
             rows = table_rows(_table(source), source)
         case _:
@@ -82,9 +88,13 @@ def detect(source: SourceConfig) -> Format:
         return "speech_commands"
     if audioset_lists(place):
         return "audioset"
+    if place.is_file() and shards_at(place):
+        return "shards"
     if place.is_file() and place.suffix.lower() not in TABLE_SUFFIXES:
-        raise TaskError(f"{place} is neither a folder nor a table ({' or '.join(TABLE_SUFFIXES)}).")
-    return "csv" if place.is_file() or _tables(source) else "folders"
+        raise TaskError(f"{place} is neither a folder nor a table ({' or '.join(TABLE_SUFFIXES)}) nor a shard (.tar).")
+    if place.is_file() or _tables(source):
+        return "csv"
+    return "shards" if shards_at(place) else "folders"
 
 
 def _tables(source: SourceConfig) -> list[Path]:

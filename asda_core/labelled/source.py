@@ -10,7 +10,7 @@ from asda_core.config_io import CONFIG_SUFFIXES, parse, read_yaml
 from asda_core.errors import ConfigError, unknown
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 
-Format = Literal["auto", "folders", "csv", "esc50", "speech_commands", "urbansound8k", "audioset"]
+Format = Literal["auto", "folders", "csv", "esc50", "speech_commands", "urbansound8k", "audioset", "shards"]
 LEAVE_OUT = "leave_out"
 """Key of `split` for the values of the split column that no part takes."""
 
@@ -20,11 +20,12 @@ class SourceConfig:
     """A labelled source.
 
     Attributes:
-        data: a folder, or a table.
+        data: a folder, a table, or a tar shard.
         name: of the task; empty takes that of `data`.
         format: "auto" finds out.
         audio: folder of the audio, where it is not that of the table or list.
-        file_column, label_column, split_column: of a table; empty ones are recognised by their usual names.
+        file_column, label_column, split_column: of a table; empty ones are recognised by their usual names. In shards
+            the last two are keys of the descriptions.
         label_separator: between the labels of a clip in a table; empty: a semicolon, or in a column called by a
             plural, as `labels`, a comma.
         split: train, valid, test and leave_out -> values of the split column.

@@ -72,7 +72,7 @@ def test_wrong_folders(tmp_path: Path, names: tuple[str, ...], message: str) -> 
 
 
 def test_nothing_there_and_no_format(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="nothing at .*none; expected a folder or a table"):
+    with pytest.raises(TaskError, match="nothing at .*none; expected a folder, a table or a shard"):
         read(tmp_path / "none")
     with pytest.raises(TaskError, match="a.wav is neither a folder nor a table"):
         read(sound(tmp_path / "a.wav"))
