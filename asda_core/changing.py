@@ -1,6 +1,5 @@
 """Configs as a command line gives them: a file, a name or a checkpoint, and changes of single keys."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +16,8 @@ from asda_core.config_io import (
 )
 from asda_core.official.reading import read_model
 
-SET_HELP = "change keys, as in --set steps=400 encoder.mixer=standard"
 FEW = 5
 """Names of classes that a line tells."""
-
-
-def add_changes(parser: argparse.ArgumentParser) -> None:
-    """The argument `--set`, as `changes`."""
-    parser.add_argument(
-        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
-    )
 
 
 def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:

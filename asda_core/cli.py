@@ -12,52 +12,52 @@ PROGRAM = Program(
     (
         Command(
             "pretrain",
-            "asda_core.pretrain.commands:add_pretrain",
+            "asda_core.arguments:add_pretrain",
             "train a model on unlabelled audio, or go on with it",
         ),
         Command(
             "data",
-            "asda_core.data.commands:add_data",
+            "asda_core.arguments:add_data",
             "pack audio into shards; mean, spread and faults of one's data",
         ),
         Command(
             "finetune",
-            "asda_core.finetune.commands:add_finetune",
+            "asda_core.arguments:add_finetune",
             "checkpoints and labelled audio to classifiers, and a table",
         ),
         Command(
             "test",
-            "asda_core.finetune.measuring:add_test",
+            "asda_core.arguments:add_test",
             "accuracy or mAP of a fine-tuned checkpoint on labelled audio",
         ),
         Command(
             "embed",
-            "asda_core.inference.commands:add_embed",
+            "asda_core.arguments:add_embed",
             "audio files to files of embeddings, with any checkpoint",
         ),
         Command(
             "classify",
-            "asda_core.inference.commands:add_classify",
+            "asda_core.arguments:add_classify",
             "labels of audio, with a fine-tuned checkpoint",
         ),
         Command(
             "convert",
-            "asda_core.inference.commands:add_convert",
+            "asda_core.arguments:add_convert",
             "any checkpoint, as the released ones, to one of asda",
         ),
         Command(
             "plugins",
-            "asda_core.showing:add_plugins",
+            "asda_core.arguments:add_plugins",
             "list what the installed plugins offer, and what is wrong with any",
         ),
         Command(
             "new-plugin",
-            "asda_core.new_plugin:add_new_plugin",
+            "asda_core.arguments:add_new_plugin",
             "write a small package with a plugin to begin with",
         ),
         Command(
             "show",
-            "asda_core.showing:add_show",
+            "asda_core.arguments:add_show",
             "print a whole config with its size, or a whole recipe",
         ),
     ),

@@ -4,8 +4,9 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from asda_core import __version__
 from asda_core.errors import AsdaError, TrainingStopped
@@ -15,13 +16,21 @@ EXIT_STOPPED = 130
 """What a shell reports for a program that Ctrl-C ended."""
 
 
+def named(function: str) -> Callable[..., Any]:
+    """The function that "module:function" names."""
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
 @dataclass(frozen=True)
 class Command:
     """What follows the name of a program.
 
     Attributes:
         name: as it is typed.
-        adder: "module:function" that gives the command's parser its arguments, and `run`, which takes them parsed.
+        adder: "module:function" that gives the command's parser its arguments, and as `run` the "module:function"
+            that takes them parsed. The first module should be one that is quickly imported: help needs no more.
         help: one line.
     """
 
@@ -30,9 +39,8 @@ class Command:
     help: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Import what the command needs."""
-        module, _, function = self.adder.partition(":")
-        getattr(importlib.import_module(module), function)(parser)
+        """Import what says them."""
+        named(self.adder)(parser)
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Program:
         try:
             parsed = self.parser(given).parse_args(given)
             parsed.given = given  # what other processes of it are given too
-            parsed.run(parsed)
+            named(parsed.run)(parsed)
         except TrainingStopped as stopped:
             print(stopped, file=sys.stderr)
             return EXIT_STOPPED

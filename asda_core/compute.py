@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+AUTO = "auto"
+"""The device that is a GPU where there is one, else the CPU."""
 Precision = Literal["float32", "bfloat16"]
 Sharding = Literal["none", "full"]
 

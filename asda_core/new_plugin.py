@@ -53,16 +53,6 @@ KINDS = {
 """Family -> what is written for it."""
 
 
-def add_new_plugin(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda new-plugin`."""
-    parser.add_argument("name", metavar="NAME", help="what configs will say, as in linear or my-linear")
-    parser.add_argument(
-        "--family", choices=[family.replace(" ", "-") for family in FAMILIES], default="mixer", help="(default: mixer)"
-    )
-    parser.add_argument("--into", type=Path, default=Path(), metavar="FOLDER", help="default: the current one")
-    parser.set_defaults(run=run_new_plugin)
-
-
 def run_new_plugin(parsed: argparse.Namespace) -> None:
     """`asda new-plugin`."""
     family = parsed.family.replace("-", " ")

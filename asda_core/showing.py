@@ -2,13 +2,12 @@
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
 
 from asda_core.assemble import adapt, build, build_encoder, build_front_end, in_full
 from asda_core.catalog import installed_catalog
-from asda_core.changing import add_changes, changed, config_of
+from asda_core.changing import changed, config_of
 from asda_core.config_io import signature, to_yaml
 from asda_core.contracts import ObjectiveContext
 from asda_core.counting import encoder_flops
@@ -19,22 +18,6 @@ from asda_core.inference.framing import num_frames
 from asda_core.matrix import check_catalog
 
 GIGA = 1e9
-
-
-def add_plugins(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda plugins`."""
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument(
-        "--check", action="store_true", help="run the contract suite on each, and on all that fit together; minutes"
-    )
-    parser.set_defaults(run=run_plugins)
-
-
-def add_show(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda show`."""
-    parser.add_argument("config", type=Path, help="YAML of a run or a recipe, a name, or a checkpoint")
-    add_changes(parser)
-    parser.set_defaults(run=run_show)
 
 
 def run_plugins(parsed: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError
-from asda_core.workers import Shard, read_shard
+from asda_core.workers import Shard
 from asda_hear.ablation.cells import Work
 from asda_hear.ablation.estimate import print_estimate
 from asda_hear.ablation.many import run_jobs, submit_jobs
@@ -16,28 +16,6 @@ from asda_hear.ablation.run import CellsFailed, prepare, run_plan, write_all_row
 from asda_hear.reporting.report import PAGE_FILE, write_report
 
 RESULTS = Path("results")
-
-
-def add_ablate(parser: argparse.ArgumentParser) -> None:
-    """The options of `asda-hear ablate`."""
-    parser.add_argument("plan", type=Path)
-    parser.add_argument("--out", type=Path, help="folder of the tables and the page (default: results/PLAN)")
-    parser.add_argument(
-        "--store", type=Path, help="folder of trainings and scores, which plans may share (default: --out)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="list the cells, what is done, and what the rest takes")
-    parser.add_argument("--report", action="store_true", help="run nothing: tables and page of what is there")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine")
-    parser.add_argument("--shard", type=read_shard, default=Shard(), metavar="I/N", help="do this part of N only")
-    parser.add_argument("--submit", type=int, metavar="N", help="hand the plan to a cluster as N jobs (extra: slurm)")
-    parser.add_argument("--cluster", default="slurm", choices=["slurm", "local"], help="of --submit")
-    parser.add_argument("--detach", action="store_true", help="with --submit: do not wait for the jobs")
-    parser.add_argument(
-        "--cluster-set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-        help="parameters of submitit, as in slurm_partition=gpu timeout_min=600 gpus_per_node=1",
-    )  # fmt: skip
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(run=run_ablate)
 
 
 def run_ablate(parsed: argparse.Namespace) -> None:

@@ -12,12 +12,12 @@ PROGRAM = Program(
     (
         Command(
             "validate",
-            "asda_hear.evaluate.validating:add_validate",
+            "asda_hear.arguments:add_validate",
             "hear-validator, without TensorFlow: asda_hear --model CHECKPOINT",
         ),
         Command(
             "tasks",
-            "asda_hear.evaluate.task_commands:add_tasks",
+            "asda_hear.arguments:add_tasks",
             "build, check, resample HEAR-format tasks",
         ),
         Command(
@@ -27,17 +27,17 @@ PROGRAM = Program(
         ),
         Command(
             "ablate",
-            "asda_hear.ablate:add_ablate",
+            "asda_hear.arguments:add_ablate",
             "pre-train and evaluate every cell of a plan; one table",
         ),
         Command(
             "look",
-            "asda_hear.looking.commands:add_look",
+            "asda_hear.arguments:add_look",
             "attention maps on a sound: map 1, map 2, lambda, their difference",
         ),
         Command(
             "demo",
-            "asda_hear.demo:add_demo",
+            "asda_hear.arguments:add_demo",
             "the whole way on a synthetic corpus: minutes on a laptop, no download",
         ),
     ),

@@ -62,12 +62,6 @@ Signal = np.ndarray
 Maker = Callable[[np.random.Generator, float], Signal]
 
 
-def add_demo(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda-hear demo`."""
-    parser.add_argument("--out", type=Path, default=Path("demo"))
-    parser.set_defaults(run=lambda parsed: print(run_demo(parsed.out)))
-
-
 def _time(seconds: float) -> Signal:
     return np.arange(round(seconds * RATE)) / RATE
 
@@ -217,3 +211,8 @@ def run_demo(folder: Path, progress: bool = True) -> str:
     print("3/3 pre-training, heareval, table", file=sys.stderr)
     work = prepare(load_plan(demo_plan(folder)), folder / "results", progress)
     return write_report(work, run_plan(work))
+
+
+def run_command(parsed: argparse.Namespace) -> None:
+    """`asda-hear demo`."""
+    print(run_demo(parsed.out))

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from asda_core.audio import find_audio, read_audio
 from asda_core.config import DataConfig
-from asda_core.data.packing import PackFormat, PackOptions, pack
+from asda_core.data.pack_options import PackFormat, PackOptions
+from asda_core.data.packing import pack
 from asda_core.data.tars import num_bytes
 from asda_core.log_mel import LogMel, LogMelConfig
 from asda_core.pretrain.data import ClipBatches

@@ -16,7 +16,7 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 
 CORE_ORDER = (
-    "errors", "command_line", "locating", "files", "ordered", "workers", "devices", "compat", "compute", "config",
+    "errors", "command_line", "locating", "files", "ordered", "workers", "compute", "devices", "compat", "config",
     "config_io", "layout", "data.tars", "data.sources", "audio", "streaming", "model.block", "model.attention",
     "model.processor", "model.subtraction", "model.patches", "model.lines", "model.encoder", "contracts",
     "hookspecs", "catalog", "adapting", "assemble", "counting", "cost", "statistics", "finetune.config",
@@ -35,8 +35,8 @@ CORE_ORDER = (
     "finetune.evaluation", "finetune.tuned", "finetune.optimizing", "finetune.sampling", "finetune.batches",
     "finetune.frozen", "finetune.predicting", "finetune.loop", "finetune.running", "finetune.recipes",
     "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands",
-    "finetune.measuring", "inference.commands", "new_plugin", "data.shard_writer", "data.packing",
-    "data.statistics", "data.commands", "testing", "matrix", "showing", "cli",
+    "finetune.measuring", "inference.commands", "new_plugin", "data.pack_options", "data.shard_writer", "data.packing",
+    "data.statistics", "data.commands", "testing", "matrix", "showing", "arguments", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
@@ -50,7 +50,7 @@ HEAR_ORDER = (
     "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run", "ablation.many", "ablation.estimate",
     "reporting.comparing", "reporting.summary", "reporting.notes", "reporting.summarising", "reporting.tables",
     "reporting.latex", "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.answer", "reporting.page",
-    "reporting.report", "ablate", "demo", "cli",
+    "reporting.report", "ablate", "demo", "arguments", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

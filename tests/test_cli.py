@@ -1,16 +1,23 @@
 """The commands: output, exit codes, one line for a user's mistake."""
 
+import argparse
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from asda_core import arguments, hookspecs
 from asda_core.catalog import Catalog
-from asda_core.cli import main
-from asda_core.command_line import EXIT_ERROR
+from asda_core.cli import PROGRAM, main
+from asda_core.command_line import EXIT_ERROR, Program, named
+from asda_core.compute import AUTO
+from asda_core.devices import named_device, usable_device
+from asda_hear.cli import PROGRAM as HEAR_PROGRAM
 from tests.conftest import TINY
 from tests.released.writing import write_fairseq
 
@@ -174,13 +181,14 @@ def test_devices_are_refused_in_a_line(config: Path, audio_folder: Path, capsys:
     assert len(errors.splitlines()) < 5
 
 
-@pytest.mark.parametrize(("package", "command"), [("asda_core", "--version"), ("asda_hear", "evaluate")])
-def test_what_is_not_asked_for_is_not_imported(package: str, command: str) -> None:
-    """Help, and a mistake in the name of a command, come at once, and so do the processes of an evaluation."""
+@pytest.mark.parametrize("package", ["asda_core", "asda_hear"])
+def test_what_is_not_asked_for_is_not_imported(package: str) -> None:
+    """Help of every command, and mistakes in names and arguments, come at once, as do the processes of `--jobs`."""
     code = f"""
 import contextlib, sys
-from {package}.cli import main
-for arguments in (["--help"], ["--version"], ["trian"], ["{command}", "--help"]):
+from {package}.cli import PROGRAM, main
+of_commands = [[command.name, *more] for command in PROGRAM.commands for more in (["--help"], ["--wrong"])]
+for arguments in (["--help"], ["--version"], ["trian"], *of_commands):
     with contextlib.suppress(SystemExit):
         main(arguments)
 assert not {{"torch", "numpy", "matplotlib"}} & set(sys.modules)
@@ -188,6 +196,30 @@ assert not {{"torch", "numpy", "matplotlib"}} & set(sys.modules)
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "0.1.0" in ran.stdout
     assert "invalid choice: 'trian'" in ran.stderr
+    program = PROGRAM if package == "asda_core" else HEAR_PROGRAM
+    for command in program.commands:
+        assert f"usage: {program.name} {command.name}" in ran.stdout
+
+
+@pytest.mark.parametrize("program", [PROGRAM, HEAR_PROGRAM], ids=lambda program: program.name)
+def test_every_command_has_what_runs_it(program: Program) -> None:
+    """Each names a function that is there and takes what was parsed."""
+    waiting = [program.parser()]
+    runs = []
+    while waiting:
+        parser = waiting.pop()
+        below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+        waiting += [choice for each in below for choice in each.choices.values()]
+        if not below:
+            runs.append(named(parser.get_default("run")))
+    assert len(runs) >= len(program.commands)
+    assert all(list(inspect.signature(run).parameters) == ["parsed"] for run in runs)
+
+
+def test_words_of_the_command_line_are_those_of_the_package() -> None:
+    assert tuple(family.replace(" ", "-") for family in hookspecs.FAMILIES) == arguments.FAMILIES
+    assert named_device(AUTO) == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert usable_device(AUTO).type == named_device(AUTO)
 
 
 def test_embedding_does_not_wait_for_pictures() -> None:
@@ -196,7 +228,7 @@ def test_embedding_does_not_wait_for_pictures() -> None:
 import contextlib, sys
 from asda_core.cli import main
 with contextlib.suppress(SystemExit):
-    main(["embed", "--help"])
+    main(["embed", "none", "--out", "none", "--checkpoint", "none"])
 assert "torch" in sys.modules
 assert not {"matplotlib", "tensorboard", "sklearn"} & set(sys.modules)
 """

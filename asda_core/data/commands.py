@@ -4,12 +4,11 @@ import argparse
 import csv
 import io
 import json
-import os
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,8 @@ from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config, parse, parsed_changes, to_plain, with_change
-from asda_core.data.packing import NOTHING, PACK_FILE, SKIPPED_FILE, PackFormat, PackOptions, pack
+from asda_core.data.pack_options import PackOptions
+from asda_core.data.packing import NOTHING, PACK_FILE, SKIPPED_FILE, pack
 from asda_core.data.statistics import Statistics, measure
 from asda_core.files import write_text
 from asda_core.labelled.examples import Labelled
@@ -25,49 +25,11 @@ from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.shards import PACKED_CLASSES
 from asda_core.labelled.source import load_source
 
-SOURCES_HELP = "folders, manifests, tables, audio files or tar shards"
-FORMAT_HELP = "of 16-bit mono: flac, or wav, which is larger and faster to read (default: flac)"
-LABELLED_HELP = "SOURCE is what `asda finetune --data` takes; labels, splits and classes go into the pack"
-JOBS_HELP = "threads (default: one for each core)"
 FEW = 5
 """Files that a line names."""
 SECONDS_PER_HOUR = 3600
 DIGITS = 3
 """Behind the point of a mean and a spread, as published ones have."""
-
-
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda data`."""
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_pack(commands.add_parser("pack", help="audio to tar shards that train fast; goes on after a stop"))
-    _add_stats(commands.add_parser("stats", help="mean and spread of the features, lengths, rates, what is broken"))
-
-
-def _add_pack(parser: argparse.ArgumentParser) -> None:
-    usual = PackOptions()
-    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the shards go")
-    parser.add_argument("--labelled", action="store_true", help=LABELLED_HELP)
-    parser.add_argument("--rate", type=int, default=usual.rate, help="in Hz (default: 16000)")
-    parser.add_argument("--format", choices=get_args(PackFormat), default=usual.format, help=FORMAT_HELP)
-    parser.add_argument("--keep", action="store_true", help="the files as they are, instead of 16-bit mono")
-    parser.add_argument("--seconds", type=float, help="cut longer files into equal pieces of at most so many seconds")
-    parser.add_argument("--shard-mebibytes", type=int, default=usual.shard_mebibytes, help="size of a shard")
-    parser.add_argument("--seed", type=int, default=usual.seed, help="of the order of the files")
-    parser.add_argument("--name", default=usual.name, help="of the shards, before their number")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
-    parser.set_defaults(run=run_pack)
-
-
-def _add_stats(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
-    parser.add_argument("--config", type=Path, help="run whose front end is used (default: log_mel as published)")
-    parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--sample", type=int, metavar="N", help="look at N files, drawn at random")
-    parser.add_argument("--seed", type=int, default=1, help="of that draw")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=run_stats)
 
 
 def run_pack(parsed: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from asda_core.audio import length_and_rate, list_identity, opened, read_audio
-from asda_core.config import require
+from asda_core.data.pack_options import PackOptions
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
 from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
@@ -32,44 +32,8 @@ FULL_SCALE = 1 << 15
 """16-bit steps to an amplitude of 1, as libsndfile divides by when it reads."""
 SECONDS_PER_HOUR = 3600
 Facts = Mapping[str, Any]
+USUAL = PackOptions()
 NOTHING: Mapping[Path, Facts] = {}
-
-
-PackFormat = Literal["flac", "wav"]
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """How audio is packed.
-
-    Attributes:
-        rate: in Hz; the front ends hear 16 kHz.
-        format: of 16-bit mono: "flac", or "wav", which is larger and takes a third of the time to read.
-        keep: the files as they are, undecoded, instead.
-        seconds: files that are longer are cut into equal pieces of at most so many; None leaves them whole.
-        shard_mebibytes: size at which a shard is closed.
-        seed: of the order of the files. Streams are shuffled within blocks alone, so shards should not be sorted.
-        name: of the shards, before their number.
-    """
-
-    rate: int = 16_000
-    format: PackFormat = "flac"
-    keep: bool = False
-    seconds: float | None = None
-    shard_mebibytes: int = 256
-    seed: int = 1
-    name: str = "train"
-
-    def __post_init__(self) -> None:
-        require(0 < self.rate <= 655_350, f"--rate must lie in 1..655350, what FLAC can have, not {self.rate}.")
-        formats = get_args(PackFormat)
-        require(self.format in formats, f"--format must be {' or '.join(formats)}, not {self.format!r}.")
-        require(self.seconds is None or self.seconds > 0, f"--seconds must be positive, not {self.seconds}.")
-        require(not (self.keep and self.seconds), "--keep leaves files as they are and --seconds cuts them; give one.")
-        require(self.shard_mebibytes > 0, f"--shard-mebibytes must be positive, not {self.shard_mebibytes}.")
-        require(self.seed >= 0, f"--seed must not be negative, not {self.seed}.")
-        wrong = not self.name or set(self.name) & set("/.{}")
-        require(not wrong, f"--name must be a plain word without / . {{ }}, not {self.name!r}.")
 
 
 @dataclass(frozen=True)
@@ -104,7 +68,7 @@ class Encoded(NamedTuple):
 def pack(
     files: Sequence[Path],
     folder: Path,
-    options: PackOptions = PackOptions(),
+    options: PackOptions = USUAL,
     jobs: int = 1,
     progress: bool = True,
     about: Mapping[Path, Facts] = NOTHING,

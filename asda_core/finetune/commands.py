@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import find_config, parsed_changes, signature
 from asda_core.errors import ConfigError
@@ -22,44 +20,6 @@ from asda_core.labelled.examples import Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import rounds
-
-SET_HELP = "change keys of the recipe, as in --set epochs=10 optimizer.peak_lr=0.001"
-
-
-def add_finetune(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda finetune`."""
-    parser.add_argument("recipe", type=Path, help="YAML, or the name of a recipe of the package")
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        nargs="+",
-        metavar="[LABEL=]PATH",
-        help="what to begin with: checkpoints (ours or released ones; {seed} in a path is the seed), or configs for "
-        "random weights",
-    )
-    parser.add_argument(
-        "--data", type=Path, help="labelled audio: folder, table, AudioSet manifests, or a YAML that says more"
-    )
-    parser.add_argument(
-        "--tasks", nargs="+", type=Path, default=[], help="with --continual: labelled audio, one task after the other"
-    )
-    parser.add_argument(
-        "--continual", action="store_true", help="learn the tasks in turn: what is forgotten, by adapters and by full"
-    )
-    parser.add_argument("--out", type=Path, help="folder of the runs and tables (default: runs/RECIPE-DATA)")
-    parser.add_argument(
-        "--modes",
-        nargs="+",
-        default=[],
-        help="full, linear, attentive, last_blocks=K, or adapters",
-    )
-    parser.add_argument("--folds", nargs="+", default=[], help="only these folds (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="default: the recipe's")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
-    )
-    parser.set_defaults(run=run_finetune)
 
 
 def run_finetune(parsed: argparse.Namespace) -> None:

@@ -6,8 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.errors import TaskError, unknown
@@ -16,32 +14,14 @@ from asda_core.finetune.evaluation import write_evaluation
 from asda_core.finetune.predicting import Hearing, predict
 from asda_core.finetune.scoring import Scores
 from asda_core.finetune.tuned import load_tuned
-from asda_core.labelled.examples import TEST, Example, Labelled
+from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import rounds
 from asda_core.official.reading import read_model
 from asda_core.pretrain.data import ClipReader
 
-PARTS = ("train", "valid", "test", "all")
 BOOTSTRAP = 1000
-
-
-def add_test(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda test`."""
-    parser.add_argument("checkpoint", type=Path, help="fine-tuned: of asda (file or run folder), or released (.pt)")
-    parser.add_argument("--data", required=True, type=Path, help="labelled audio, as of asda finetune")
-    parser.add_argument("--part", choices=PARTS, default=TEST, help="which split; all takes every clip")
-    parser.add_argument("--fold", help="of data with folds: the one to test")
-    parser.add_argument("--out", type=Path, help="folder for predictions, tables and pictures (default: runs/test-...)")
-    parser.add_argument(
-        "--compat",
-        choices=["default", "released"],
-        default="default",
-        help="released: leave clips out, and cut long ones, as the training of a released checkpoint did",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.set_defaults(run=run_test)
 
 
 def run_test(parsed: argparse.Namespace) -> None:

@@ -4,15 +4,10 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import get_args
-
-import torch
 
 from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, metadata_of, write_model
-from asda_core.compute import Precision
 from asda_core.config import Padding
 from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
@@ -23,48 +18,10 @@ from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.listening import Listener, ListenOptions, as_trained
 from asda_core.inference.many import embed_in_processes
 from asda_core.official.reading import read_model
-from asda_core.workers import Shard, read_shard
 
 FILLED: dict[str, Padding] = {"default": "silence", "released": "features"}
 NO_FORMATS = ("npz", "pt", "pth", "h5", "hdf5", "csv", "json", "parquet")
 """Suffixes of files that an output cannot be, and no folder is likely to have."""
-CHECKPOINT_HELP = "of asda (file or run folder), released (.pt), or a Hugging Face folder"
-
-
-def add_embed(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda embed`."""
-    parser.add_argument("sources", nargs="+", type=Path, metavar="IN", help="folders, manifests or audio files")
-    parser.add_argument("--out", required=True, type=Path, help="folder; or FILE.npy, FILE.safetensors for one sound")
-    parser.add_argument(
-        "--granularity",
-        choices=["all", "frame", "utterance"],
-        help="class token and patches (1 + N, D), patches (N, D) or the summary (D,); default: all, or frame where "
-        "there is no class token",
-    )
-    parser.add_argument("--format", choices=["npy", "safetensors"], help="of the files in a folder (default: npy)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine")
-    parser.add_argument("--shard", type=read_shard, default=Shard(), metavar="I/N", help="do this part of N only")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    _add_listening(parser, "take each clip as it is")
-    parser.set_defaults(run=run_embed)
-
-
-def add_classify(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda classify`."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files or folders")
-    parser.add_argument("--labels", type=Path, help="index,mid,name as AudioSet's class_labels_indices.csv, or names")
-    parser.add_argument("--top", type=int, default=12, help="classes that are printed, the most probable first")
-    parser.add_argument("--json", action="store_true", help="for programs: one object per file")
-    _add_listening(parser, "fill to, or cut into windows of, the clips that it was trained on")
-    parser.set_defaults(run=run_classify)
-
-
-def add_convert(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda convert`."""
-    parser.add_argument("checkpoint", type=Path, help=CHECKPOINT_HELP)
-    parser.add_argument("out", type=Path, metavar="OUT.safetensors")
-    parser.add_argument("--weights", choices=["student", "teacher"], default="student")
-    parser.set_defaults(run=run_convert)
 
 
 def run_embed(parsed: argparse.Namespace) -> None:
@@ -141,21 +98,6 @@ def run_convert(parsed: argparse.Namespace) -> None:
     metadata = metadata_of(checkpoint.config, catalog, *facts)
     write_model(parsed.out, dict(checkpoint.tensors), metadata)
     print(parsed.out)
-
-
-def _add_listening(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--checkpoint", required=True, type=Path, help=CHECKPOINT_HELP)
-    parser.add_argument("--weights", choices=["student", "teacher"], default="student")
-    parser.add_argument("--target-length", type=int, help=f"frames to cut or fill every clip to (default: {default})")
-    parser.add_argument("--window-seconds", type=float, help="longer clips go through in windows of this length")
-    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of products")
-    parser.add_argument(
-        "--compat",
-        choices=["default", "released"],
-        help="default: fill clips with silence; released: fill them, and resample stereo, as the released code does "
-        "(if not given: filled as in the training of the checkpoint, stereo averaged)",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _read(parsed: argparse.Namespace) -> tuple[Checkpoint, ListenOptions]:

@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from asda_core.assemble import plugin_origins
 from asda_core.catalog import installed_catalog
-from asda_core.changing import add_changes, changed, config_of
+from asda_core.changing import changed, config_of
 from asda_core.config_io import signature
 from asda_core.data.sources import find_training, is_stream, list_identity
 from asda_core.files import file_digest
@@ -18,19 +16,6 @@ from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import launched
 from asda_core.starting import holds_objective
-
-
-def add_pretrain(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda pretrain`."""
-    parser.add_argument("config", type=Path, help="YAML, the name of one that comes with the package, or a checkpoint")
-    parser.add_argument(
-        "--data", required=True, nargs="+", help="folders, manifests, audio files or shards; stream:, pipe:"
-    )
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG-SIGNATURE)")
-    parser.add_argument("--init", type=Path, help="checkpoint to begin with, ours or a released one (default: random)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_changes(parser)
-    parser.set_defaults(run=run_pretrain)
 
 
 def run_pretrain(parsed: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from asda_core.devices import usable_device
+from asda_core.devices import named_device, usable_device
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 
 PATIENCE = timedelta(minutes=10)
@@ -115,6 +115,7 @@ def own_device(name: str, processes: Processes) -> torch.device:
     Raises:
         ConfigError: there is no such device, or there are fewer GPUs than processes here.
     """
+    name = named_device(name)
     if processes.world == 1 or name == "cpu":
         return usable_device(name)
     if not name.startswith("cuda"):

@@ -34,7 +34,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of load_model")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine, --threads each")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(run=run_evaluate)
+    parser.set_defaults(run="asda_hear.evaluate.commands:run_evaluate")
 
 
 def run_evaluate(parsed: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ import argparse
 from asda_hear.evaluate.compat import validate
 
 
-def add_validate(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda-hear validate`."""
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="arguments of hear-validator (default: asda_hear)")
-    parser.set_defaults(run=lambda parsed: validate(parsed.rest or ["asda_hear"]))
+def run_validate(parsed: argparse.Namespace) -> None:
+    """`asda-hear validate`."""
+    validate(parsed.rest or ["asda_hear"])

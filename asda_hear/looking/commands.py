@@ -16,37 +16,6 @@ MEAN = "mean"
 """In the place of a head: the mean over all."""
 
 
-def add_look(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `asda-hear look`."""
-    parser.add_argument("audio", type=Path, metavar="AUDIO", help="one audio file")
-    parser.add_argument(
-        "--checkpoint",
-        nargs="+",
-        required=True,
-        metavar="C",
-        help="several stand side by side; NAME=C gives one a name",
-    )
-    parser.add_argument("--layer", type=int, nargs="+", default=[], metavar="L", help="from 0 (default: the last)")
-    parser.add_argument(
-        "--head", nargs="+", default=[MEAN], metavar="H", help="from 0, or mean (default: the mean over the heads)"
-    )
-    parser.add_argument(
-        "--query",
-        default="default",
-        metavar="class|mean|SECONDS,HZ",
-        help="whose attention: the class token, the mean of all tokens, or the patch at a time of the file and a "
-        "frequency (default: class, or mean where there is no class token)",
-    )
-    parser.add_argument(
-        "--at", type=float, default=0.0, metavar="SECONDS", help="where the stretch begins (default: 0)"
-    )
-    parser.add_argument("--snr", type=float, metavar="DB", help="add noise to half of the time steps")
-    parser.add_argument("--noise", metavar="white|FILE", help="which noise --snr adds (default: white)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("look.html"), help=".html, .png or .npz (default: look.html)")
-    parser.set_defaults(run=run_look)
-
-
 def run_look(parsed: argparse.Namespace) -> None:
     """`asda-hear look`: write what is seen, and print the numbers of every layer."""
     write = WRITERS.get(parsed.out.suffix.lower())

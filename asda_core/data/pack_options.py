@@ -1,0 +1,42 @@
+"""How audio is packed."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from asda_core.config import require
+
+PackFormat = Literal["flac", "wav"]
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How audio is packed.
+
+    Attributes:
+        rate: in Hz; the front ends hear 16 kHz.
+        format: of 16-bit mono: "flac", or "wav", which is larger and takes a third of the time to read.
+        keep: the files as they are, undecoded, instead.
+        seconds: files that are longer are cut into equal pieces of at most so many; None leaves them whole.
+        shard_mebibytes: size at which a shard is closed.
+        seed: of the order of the files. Streams are shuffled within blocks alone, so shards should not be sorted.
+        name: of the shards, before their number.
+    """
+
+    rate: int = 16_000
+    format: PackFormat = "flac"
+    keep: bool = False
+    seconds: float | None = None
+    shard_mebibytes: int = 256
+    seed: int = 1
+    name: str = "train"
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate <= 655_350, f"--rate must lie in 1..655350, what FLAC can have, not {self.rate}.")
+        formats = get_args(PackFormat)
+        require(self.format in formats, f"--format must be {' or '.join(formats)}, not {self.format!r}.")
+        require(self.seconds is None or self.seconds > 0, f"--seconds must be positive, not {self.seconds}.")
+        require(not (self.keep and self.seconds), "--keep leaves files as they are and --seconds cuts them; give one.")
+        require(self.shard_mebibytes > 0, f"--shard-mebibytes must be positive, not {self.shard_mebibytes}.")
+        require(self.seed >= 0, f"--seed must not be negative, not {self.seed}.")
+        wrong = not self.name or set(self.name) & set("/.{}")
+        require(not wrong, f"--name must be a plain word without / . {{ }}, not {self.name!r}.")

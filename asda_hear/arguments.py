@@ -1,0 +1,103 @@
+"""What the commands of `asda-hear` take but for `evaluate`. Nothing here takes seconds to import."""
+
+import argparse
+from pathlib import Path
+
+from asda_core.labelled.examples import TRAIN_VALID_TEST
+from asda_core.workers import Shard, read_shard
+
+
+def add_validate(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda-hear validate`."""
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="arguments of hear-validator (default: asda_hear)")
+    parser.set_defaults(run="asda_hear.evaluate.validating:run_validate")
+
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda-hear tasks`."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    build = commands.add_parser("build", help="from a folder per class, or from a CSV and a folder of audio")
+    build.add_argument("name", help="name of the task, as in esc10")
+    build.add_argument("audio", type=Path, help="folder per class, or with --csv the folder of the files it names")
+    build.add_argument("--out", type=Path, required=True, help="folder of tasks")
+    build.add_argument("--csv", type=Path, help="table with a header")
+    build.add_argument("--file-column", default="filename")
+    build.add_argument("--label-column", default="label", help="several labels of a clip are separated by ;")
+    build.add_argument("--split-column", default="", help="folds, or train/valid/test, or what --train ... name")
+    build.add_argument("--start-column", default="start", help="of events, in seconds")
+    build.add_argument("--end-column", default="end")
+    for part in TRAIN_VALID_TEST:
+        build.add_argument(f"--{part}", default="", metavar="A,B", help=f"values of the split column that are {part}")
+    build.add_argument("--folds", type=int, default=0, help="draw so many folds (default: draw train/valid/test)")
+    build.add_argument("--kind", choices=["scene", "event"], default="scene")
+    build.add_argument("--multilabel", action="store_true")
+    build.add_argument("--seconds", type=float, help="cut or fill all clips to this length (default: as they are)")
+    build.add_argument("--rate", type=int, nargs="+", default=[16_000])
+    build.add_argument("--metric", nargs="+", default=[], help="the primary one first")
+    build.set_defaults(run="asda_hear.evaluate.task_commands:run_build")
+    check = commands.add_parser("check", help="check all that heareval will read, of tasks or folders of tasks")
+    check.add_argument("folders", type=Path, nargs="+")
+    check.set_defaults(run="asda_hear.evaluate.task_commands:run_check")
+    resample = commands.add_parser("resample", help="add audio at another rate")
+    resample.add_argument("folder", type=Path)
+    resample.add_argument("rate", type=int)
+    resample.set_defaults(run="asda_hear.evaluate.task_commands:run_resample")
+
+
+def add_ablate(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda-hear ablate`."""
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--out", type=Path, help="folder of the tables and the page (default: results/PLAN)")
+    parser.add_argument(
+        "--store", type=Path, help="folder of trainings and scores, which plans may share (default: --out)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the cells, what is done, and what the rest takes")
+    parser.add_argument("--report", action="store_true", help="run nothing: tables and page of what is there")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine")
+    parser.add_argument("--shard", type=read_shard, default=Shard(), metavar="I/N", help="do this part of N only")
+    parser.add_argument("--submit", type=int, metavar="N", help="hand the plan to a cluster as N jobs (extra: slurm)")
+    parser.add_argument("--cluster", default="slurm", choices=["slurm", "local"], help="of --submit")
+    parser.add_argument("--detach", action="store_true", help="with --submit: do not wait for the jobs")
+    parser.add_argument(
+        "--cluster-set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="parameters of submitit, as in slurm_partition=gpu timeout_min=600 gpus_per_node=1",
+    )  # fmt: skip
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(run="asda_hear.ablate:run_ablate")
+
+
+def add_look(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda-hear look`."""
+    parser.add_argument("audio", type=Path, metavar="AUDIO", help="one audio file")
+    parser.add_argument(
+        "--checkpoint",
+        nargs="+",
+        required=True,
+        metavar="C",
+        help="several stand side by side; NAME=C gives one a name",
+    )
+    parser.add_argument("--layer", type=int, nargs="+", default=[], metavar="L", help="from 0 (default: the last)")
+    parser.add_argument(
+        "--head", nargs="+", default=["mean"], metavar="H", help="from 0, or mean (default: the mean over the heads)"
+    )
+    parser.add_argument(
+        "--query",
+        default="default",
+        metavar="class|mean|SECONDS,HZ",
+        help="whose attention: the class token, the mean of all tokens, or the patch at a time of the file and a "
+        "frequency (default: class, or mean where there is no class token)",
+    )
+    parser.add_argument(
+        "--at", type=float, default=0.0, metavar="SECONDS", help="where the stretch begins (default: 0)"
+    )
+    parser.add_argument("--snr", type=float, metavar="DB", help="add noise to half of the time steps")
+    parser.add_argument("--noise", metavar="white|FILE", help="which noise --snr adds (default: white)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("look.html"), help=".html, .png or .npz (default: look.html)")
+    parser.set_defaults(run="asda_hear.looking.commands:run_look")
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `asda-hear demo`."""
+    parser.add_argument("--out", type=Path, default=Path("demo"))
+    parser.set_defaults(run="asda_hear.demo:run_command")
