@@ -17,9 +17,9 @@ FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.
 
 CORE_ORDER = (
     "errors", "command_line", "locating", "files", "ordered", "workers", "compute", "devices", "compat", "config",
-    "config_io", "layout", "data.tars", "data.sources", "audio", "streaming", "model.block", "model.attention",
-    "model.processor", "model.subtraction", "model.patches", "model.lines", "model.encoder", "contracts",
-    "hookspecs", "catalog", "adapting", "assemble", "counting", "cost", "statistics", "finetune.config",
+    "config_io", "layout", "data.pack_options", "data.tars", "data.sources", "audio", "streaming", "model.block",
+    "model.attention", "model.processor", "model.subtraction", "model.patches", "model.lines", "model.encoder",
+    "contracts", "hookspecs", "catalog", "adapting", "assemble", "counting", "cost", "statistics", "finetune.config",
     "finetune.heads", "finetune.losses", "finetune.rates", "checkpoint", "starting", "log_mel", "filling",
     "pretrain.masking", "pretrain.teacher", "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule",
     "pretrain.data", "pretrain.prefetching", "data.counts", "data.streaming", "data.stream_batches",
@@ -35,7 +35,7 @@ CORE_ORDER = (
     "finetune.evaluation", "finetune.tuned", "finetune.optimizing", "finetune.sampling", "finetune.batches",
     "finetune.frozen", "finetune.predicting", "finetune.loop", "finetune.running", "finetune.recipes",
     "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands",
-    "finetune.measuring", "inference.commands", "new_plugin", "data.pack_options", "data.shard_writer", "data.packing",
+    "finetune.measuring", "inference.commands", "new_plugin", "data.shard_writer", "data.packing",
     "data.statistics", "data.commands", "testing", "matrix", "showing", "arguments", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""

@@ -6,7 +6,7 @@ import io
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config, parse, parsed_changes, to_plain, with_change
-from asda_core.data.pack_options import PackOptions
-from asda_core.data.packing import NOTHING, PACK_FILE, SKIPPED_FILE, pack
+from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
+from asda_core.data.packing import NOTHING, NOTHING_BESIDE, pack
 from asda_core.data.statistics import Statistics, measure
-from asda_core.files import write_text
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.shards import PACKED_CLASSES
 from asda_core.labelled.source import load_source
+from asda_core.labelled.splits import with_splits
 
 FEW = 5
 """Files that a line names."""
@@ -38,11 +38,13 @@ def run_pack(parsed: argparse.Namespace) -> None:
     names = ("rate", "format", "keep", "seconds", "shard_mebibytes", "seed", "name")
     options = PackOptions(**{name: getattr(parsed, name) for name in names})
     data = _labelled(parsed.sources, options) if parsed.labelled else None
-    files = _found(parsed.sources) if data is None else [example.file for example in data.examples]
+    if data is None:
+        files, about, beside = _found(parsed.sources), NOTHING, NOTHING_BESIDE
+    else:
+        files = [example.file for example in data.examples]
+        about, beside = labels_of(data), {PACKED_CLASSES: as_label_file(data)}
     print(f"{len(files)} audio files -> {parsed.out}", file=sys.stderr)
-    packed = pack(files, parsed.out, options, parsed.jobs, about=NOTHING if data is None else labels_of(data))
-    if data is not None:
-        write_text(parsed.out / PACKED_CLASSES, as_label_file(data))
+    packed = pack(files, parsed.out, options, parsed.jobs, about=about, beside=beside)
     if packed.skipped:
         where = parsed.out / SKIPPED_FILE
         print(f"{len(packed.skipped)} files were skipped; {where} names them.", file=sys.stderr)
@@ -57,16 +59,19 @@ def _labelled(sources: Sequence[Path], options: PackOptions) -> Labelled:
     require(len(sources) == 1, f"--labelled takes one SOURCE, as `asda finetune --data` does, not {len(sources)}.")
     pieces = "--seconds would part a clip's pieces between training and test, and repeat its labels; leave it out"
     require(options.seconds is None, f"{pieces} with --labelled.")
-    return read_labelled(*load_source(sources[0]))
+    source, here = load_source(sources[0])
+    return with_splits(read_labelled(source, here), source)
 
 
-def labels_of(data: Labelled) -> dict[Path, dict[str, object]]:
+def labels_of(data: Labelled) -> Mapping[Path, Mapping[str, object]]:
     """What the description of each clip says of its labels and split."""
     return {example.file: {"labels": list(example.labels), "split": example.split} for example in data.examples}
 
 
 def as_label_file(data: Labelled) -> str:
     """Index, identifier where it is another than the name, and name of each class, as AudioSet's own file has them."""
+    for name in (*data.classes, *data.names):
+        require(name.isprintable(), f"the class {name!r} has a tab, a line break or the like, which no label file can.")
     text = io.StringIO()
     same = data.classes == data.names
     writer = csv.writer(text, lineterminator="\n")

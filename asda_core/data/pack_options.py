@@ -5,6 +5,9 @@ from typing import Literal, get_args
 
 from asda_core.config import require
 
+PACK_FILE, SKIPPED_FILE = "pack.json", "skipped.jsonl"
+"""In the folder of a pack: what it holds, and what could not be read; the second is written when it is finished."""
+
 PackFormat = Literal["flac", "wav"]
 
 

@@ -20,20 +20,21 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from asda_core.audio import length_and_rate, list_identity, opened, read_audio
-from asda_core.data.pack_options import PackOptions
+from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
 from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import DIGEST_DIGITS, write_text
 from asda_core.ordered import in_order
 
-PACK_FILE, SKIPPED_FILE, LOCK_FILE = "pack.json", "skipped.jsonl", ".pack.lock"
+LOCK_FILE = ".pack.lock"
 FULL_SCALE = 1 << 15
 """16-bit steps to an amplitude of 1, as libsndfile divides by when it reads."""
 SECONDS_PER_HOUR = 3600
 Facts = Mapping[str, Any]
 USUAL = PackOptions()
 NOTHING: Mapping[Path, Facts] = {}
+NOTHING_BESIDE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def pack(
     jobs: int = 1,
     progress: bool = True,
     about: Mapping[Path, Facts] = NOTHING,
+    beside: Mapping[str, str] = NOTHING_BESIDE,
 ) -> Packed:
     """Pack audio files; stopped at any moment, it goes on behind the last whole shard.
 
@@ -82,6 +84,7 @@ def pack(
         jobs: threads that decode and encode; shards are the same with any number.
         progress: whether to show a bar.
         about: facts that the description of a file gets beside its own, as its labels.
+        beside: name -> text of further files of the folder.
 
     Raises:
         ConfigError: the folder holds another pack, or another process is at work on it.
@@ -91,29 +94,38 @@ def pack(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK_FILE, timeout=0):
-            _claim(files, folder, options, about)
+            _claim(files, folder, options, about, beside)
             _write_shards(files, folder, options, jobs, progress, about)
             return _report(folder, options)
     except Timeout:
         raise ConfigError(f"another process packs into {folder}; wait for it, or give another folder.") from None
 
 
-def _claim(files: Sequence[Path], folder: Path, options: PackOptions, about: Mapping[Path, Facts]) -> None:
+def _claim(
+    files: Sequence[Path],
+    folder: Path,
+    options: PackOptions,
+    about: Mapping[Path, Facts],
+    beside: Mapping[str, str],
+) -> None:
     """Note down what the folder holds; refuse one that holds something else."""
     wanted = {"files": len(files), "data": _digest(list_identity(files)), **asdict(options)}
-    if about:
-        wanted["about"] = _digest([about.get(file) for file in files])
+    if about or beside:
+        wanted["about"] = _digest([[about.get(file) for file in files], dict(beside)])
     file = folder / PACK_FILE
     if not file.exists():
         if (folder / shard_name(options.name, 0)).exists():
             raise ConfigError(f"{folder} holds shards but no {PACK_FILE}; give another folder or --name.")
+        for name, text in beside.items():
+            write_text(folder / name, text)
         write_text(file, json.dumps(wanted, indent=2) + "\n")
         return
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise ConfigError(f"{file} is damaged; give another folder.") from None
-    other = [f"{key}: {known.get(key)!r}, now {value!r}" for key, value in wanted.items() if known.get(key) != value]
+    keys = dict.fromkeys([*wanted, *known])
+    other = [f"{key}: {known.get(key)!r}, now {wanted.get(key)!r}" for key in keys if known.get(key) != wanted.get(key)]
     if other:
         raise ConfigError(f"{folder} holds another pack ({'; '.join(other)}); give another folder.")
 

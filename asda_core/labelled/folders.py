@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from asda_core.audio import find_audio
+from asda_core.data.tars import TAR_SUFFIX
 from asda_core.errors import AudioError, TaskError
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row
@@ -28,6 +29,8 @@ def folder_rows(root: Path) -> list[Row]:
         TaskError: no audio, audio outside a class folder, or folders of which some are splits and some are not.
     """
     files = {file: file.relative_to(root).parts for file in audio_below(root)}
+    if shard := next((file for file, parts in files.items() if any(part.endswith(TAR_SUFFIX) for part in parts)), None):
+        raise TaskError(f"{shard} is in a shard, which is no folder of a class; set format to shards.")
     tops = sorted({parts[0] for parts in files.values() if len(parts) > 1})
     splits = [top for top in tops if usual_split(top)]
     if splits and len(splits) < len(tops):

@@ -24,7 +24,7 @@ KEYS_OF: dict[str, tuple[str, ...]] = {
     "csv": ("audio", *COLUMN_KEYS),
     "esc50": ("audio", *COLUMN_KEYS),
     "audioset": ("audio",),
-    "shards": ("label_column", "split_column"),
+    "shards": ("label_column", "split_column", "label_separator"),
 }
 """Keys of a source that only these formats read."""
 READ_FILES = ("csv", "audioset", "shards")
@@ -65,7 +65,7 @@ def read_labelled(source: SourceConfig, here: Path) -> Labelled:
         case "shards":
             beside = audioset_vocabulary(place)
             vocabulary = vocabulary or (read_vocabulary(beside) if beside is not None else [])
-            rows = shard_rows(place, source)
+            rows = shard_rows(place, source, vocabulary)
         case "csv":
             rows = table_rows(_table(source), source)
         case _:

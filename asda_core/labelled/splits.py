@@ -62,16 +62,7 @@ def rounds(data: Labelled, source: SourceConfig, only: Sequence[str] = ()) -> li
     Raises:
         TaskError: values that no part takes, train or test is missing, a single fold, or an unknown one in `only`.
     """
-    examples: Sequence[Example] = data.examples
-    if all(example.split == NO_SPLIT for example in examples) and not source.split:
-        examples = _drawn(examples, source)
-    if bare := next((example for example in examples if example.split == NO_SPLIT), None):
-        raise TaskError(f"{data.name}: {bare.file} has no split; give it one, or take the key split away.")
-    values = {example.split for example in examples}
-    stated = _stated(values, source)
-    left_out = {value for value, part in stated.items() if part == LEAVE_OUT}
-    examples = [example for example in examples if example.split not in left_out]
-    part_of = _parts(values - left_out, stated, data.name)
+    examples, part_of = _settled(data, source)
     if not part_of:
         return _folds(examples, only, data.name)
     if only:
@@ -80,6 +71,33 @@ def rounds(data: Labelled, source: SourceConfig, only: Sequence[str] = ()) -> li
         part: tuple(example for example in examples if part_of[example.split] == part) for part in TRAIN_VALID_TEST
     }
     return [Round("", **parts)]
+
+
+def with_splits(data: Labelled, source: SourceConfig) -> Labelled:
+    """The data with all that the source says of splits, or a draw, done: it needs no source any more.
+
+    Raises:
+        TaskError: as `rounds`; but data that have splits, of which the source says nothing, are left as they are.
+    """
+    if not source.split and any(example.split != NO_SPLIT for example in data.examples):
+        return data
+    examples, part_of = _settled(data, source)
+    named = tuple(replace(example, split=part_of.get(example.split, example.split)) for example in examples)
+    return replace(data, examples=named)
+
+
+def _settled(data: Labelled, source: SourceConfig) -> tuple[list[Example], dict[str, str]]:
+    """The examples that are used, each with a split, and value -> train, valid or test; empty where they are folds."""
+    examples = list(data.examples)
+    if all(example.split == NO_SPLIT for example in examples) and not source.split:
+        examples = _drawn(examples, source)
+    if bare := next((example for example in examples if example.split == NO_SPLIT), None):
+        raise TaskError(f"{data.name}: {bare.file} has no split; give it one, or take the key split away.")
+    values = {example.split for example in examples}
+    stated = _stated(values, source)
+    left_out = {value for value, part in stated.items() if part == LEAVE_OUT}
+    examples = [example for example in examples if example.split not in left_out]
+    return examples, _parts(values - left_out, stated, data.name)
 
 
 def _drawn(examples: Sequence[Example], source: SourceConfig) -> list[Example]:

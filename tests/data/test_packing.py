@@ -21,8 +21,8 @@ from filelock import FileLock
 from asda_core.audio import find_audio, read_audio
 from asda_core.cli import main
 from asda_core.data import packing
-from asda_core.data.pack_options import PackOptions
-from asda_core.data.packing import LOCK_FILE, PACK_FILE, SKIPPED_FILE, pack
+from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
+from asda_core.data.packing import LOCK_FILE, pack
 from asda_core.data.shard_writer import finished_shards
 from asda_core.data.tars import index_file, index_of, read_headers
 from asda_core.errors import AudioError, ConfigError

@@ -109,13 +109,17 @@ def test_shards_that_are_none_or_cut_off(tmp_path: Path, capsys: pytest.CaptureF
         read(tmp_path / "none")
     whole = write_tar(tmp_path / "cut" / "s.tar", [*clip("x", 0, label="a"), *clip("y", 1, label="b")])
     with tarfile.open(whole) as tar:
-        end = tar.getmember("y.json").offset
-    whole.write_bytes(whole.read_bytes()[:end])  # a sound without its description
-    with pytest.raises(TaskError, match=r"y\.flac has no label"):
-        read(tmp_path / "cut")
-    assert "is cut off behind 3 members" in capsys.readouterr().err
+        end = tar.getmember("y.json").offset_data
+    whole.write_bytes(whole.read_bytes()[: end + 3])  # a sound without its description
+    assert said(tmp_path / "cut") == [("x.flac", ("a",), "")]
+    assert "y.flac: the shard is cut off where its label stood" in capsys.readouterr().err
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "s.tar").symlink_to(tmp_path / "nothing.tar")
+    with pytest.raises(TaskError, match=r"s\.tar"):
+        read(tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(TaskError, match="no shards"):
-        read(tmp_path, format="shards")
+        read(tmp_path / "empty", format="shards")
 
 
 def test_tars_beside_loose_audio_are_left_alone(tmp_path: Path) -> None:
@@ -124,6 +128,35 @@ def test_tars_beside_loose_audio_are_left_alone(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", clip("x", 0, label="a"))
     with pytest.raises(TaskError, match="not in a folder of its class"):
         read(tmp_path)
+
+
+def test_shards_in_folders_of_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class is never called as a shard; hidden files are none of ours, compressed shards are told of."""
+    write_tar(tmp_path / "train" / "000000.tar", clip("a", 0, label="cat"))
+    write_tar(tmp_path / "test" / "000000.tar", clip("a", 1, label="dog"))
+    text(tmp_path / "train" / "._000000.tar", "of a Mac")
+    text(tmp_path / "train" / "000001.tar.gz", "compressed")
+    assert said(tmp_path) == [("a.flac", ("dog",), "test"), ("a.flac", ("cat",), "train")]
+    assert "left out of" in capsys.readouterr().err
+    with pytest.raises(TaskError, match="is in a shard, which is no folder of a class"):
+        read(tmp_path, format="folders")
+
+
+def test_numbers_in_a_class_file_are_places_in_the_vocabulary(tmp_path: Path) -> None:
+    members = [("x.wav", sound_bytes(0)), ("x.cls", b"1"), ("y.wav", sound_bytes(1)), ("y.cls", b"a")]
+    write_tar(tmp_path / "s.tar", members)
+    text(tmp_path / "class_labels_indices.csv", "0,a\n1,b\n")
+    assert [each.labels for each in read(tmp_path).examples] == [("b",), ("a",)]
+    text(tmp_path / "class_labels_indices.csv", "0,1\n1,a\n")  # a class that is called 1
+    assert [each.labels for each in read(tmp_path).examples] == [("1",), ("a",)]
+
+
+def test_a_named_key_goes_before_a_class_file_and_several_labels_stand_in_a_text(tmp_path: Path) -> None:
+    facts = {"class": "dog", "target": 1, "tags": "x|y"}
+    write_tar(tmp_path / "s.tar", [*clip("a", 0, **facts), ("a.cls", b"7")])
+    assert said(tmp_path) == [("a.flac", ("7",), "")]  # though the JSON has two usual keys
+    assert said(tmp_path, label_column="class") == [("a.flac", ("dog",), "")]
+    assert said(tmp_path, label_column="tags", label_separator="|") == [("a.flac", ("x", "y"), "")]
 
 
 def labelled_folder(folder: Path) -> Path:
@@ -163,20 +196,61 @@ def test_a_pack_keeps_to_its_labels(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(command) == main(command) == 0  # done already
     table = loose / "birds.csv"
     table.write_text(table.read_text().replace(",3", ",1"))
+    plain = [word for word in command if word != "--labelled"]
+    assert main(plain) == 1  # without labels it would be half of each
+    assert "another pack" in capsys.readouterr().err
     for more, message in (([], "another pack"), (["--seconds", "1"], "would part"), ([str(loose)], "one SOURCE")):
         assert main([*command[:3], *more, *command[3:]]) == 1
         assert message in capsys.readouterr().err
 
 
-def test_a_pack_without_splits_is_drawn_as_its_files_are(tmp_path: Path) -> None:
+def test_other_classes_are_another_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loose = labelled_folder(tmp_path / "loose")
+    command = ["data", "pack", str(loose / "task.yaml"), "--labelled", "--out", str(tmp_path / "pack")]
+    assert main(command) == 0
+    kept = (tmp_path / "pack" / "class_labels_indices.csv").read_text()
+    text(loose / "classes.txt", "wren\n10\nowl, small\n")
+    assert main(command) == 1
+    assert "another pack" in capsys.readouterr().err
+    assert (tmp_path / "pack" / "class_labels_indices.csv").read_text() == kept
+
+
+def test_an_unfinished_pack_is_refused(tmp_path: Path) -> None:
+    loose = labelled_folder(tmp_path / "loose")
+    main(["data", "pack", str(loose / "birds.csv"), "--labelled", "--out", str(tmp_path / "pack")])
+    (tmp_path / "pack" / "skipped.jsonl").unlink()  # written last
+    with pytest.raises(TaskError, match="is not finished"):
+        read(tmp_path / "pack")
+
+
+def test_a_class_that_no_label_file_can_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(tmp_path / "s" / "s.tar", [*clip("a", 0, label="x\ty", fold=1), *clip("b", 1, label="z", fold=2)])
+    assert main(["data", "pack", str(tmp_path / "s"), "--labelled", "--out", str(tmp_path / "pack")]) == 1
+    assert r"the class 'x\ty' has a tab" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "keys", ["", "folds: 4\nseed: 3\n", "split: {train: [b], test: [a], leave_out: [c]}\nsplit_column: part\n"]
+)
+def test_splits_of_a_source_and_its_draws_are_packed(tmp_path: Path, keys: str) -> None:
+    """The very clips to train and to test on are the same, whatever their new names; what is left out is left out."""
+    lines = ["file,label,part" if "split" in keys else "file,label"]
     for number in range(20):
-        (tmp_path / "loose" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "loose" / "ab"[number % 2] / f"{number}.flac").write_bytes(sound_bytes(number))
-    main(["data", "pack", str(tmp_path / "loose"), "--labelled", "--out", str(tmp_path / "pack")])
-    data = read(tmp_path / "pack")
-    assert {each.split for each in data.examples} == {""}  # though the shards are called train
-    (drawn,) = rounds(data, SourceConfig(data="pack"))
-    assert [len(drawn.train), len(drawn.valid), len(drawn.test)] == [12, 4, 4]
+        (tmp_path / "loose").mkdir(exist_ok=True)
+        (tmp_path / "loose" / f"{number}.flac").write_bytes(sound_bytes(number))
+        lines.append(f"{number}.flac,{'xy'[number % 2]}" + (f",{'abbc'[number % 4]}" if "split" in keys else ""))
+    text(tmp_path / "loose" / "all.csv", "\n".join(lines) + "\n")
+    task = text(tmp_path / "loose" / "task.yaml", f"data: all.csv\n{keys}")
+    main(["data", "pack", str(task), "--labelled", "--keep", "--out", str(tmp_path / "pack")])
+
+    def heard(place: Path) -> list[tuple[set[bytes], ...]]:
+        source, here = load_source(place)
+        return [
+            tuple({read_audio(each.file, 16_000).numpy().tobytes() for each in part} for part in (one.train, one.test))
+            for one in rounds(read_labelled(source, here), source)
+        ]
+
+    assert heard(tmp_path / "pack") == heard(task)
 
 
 def test_finetune_of_a_pack_equals_that_of_the_files(tmp_path: Path) -> None:
