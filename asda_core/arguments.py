@@ -82,7 +82,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
         "random weights",
     )
     parser.add_argument(
-        "--data", type=Path, help="labelled audio: folder, table, AudioSet manifests, or a YAML that says more"
+        "--data", type=Path, help="labelled audio: folder, table, shards, AudioSet manifests, or a YAML that says more"
     )
     parser.add_argument(
         "--tasks", nargs="+", type=Path, default=[], help="with --continual: labelled audio, one task after the other"
