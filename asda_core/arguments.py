@@ -62,7 +62,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
 def _add_stats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
     parser.add_argument("--config", type=Path, help="run whose front end is used (default: log_mel as published)")
-    parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    add_changes(parser)
     parser.add_argument("--sample", type=int, metavar="N", help="look at N files, drawn at random")
     parser.add_argument("--seed", type=int, default=1, help="of that draw")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
@@ -100,9 +100,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", nargs="+", default=[], help="only these folds (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="default: the recipe's")
     parser.add_argument("--device", default=AUTO, help=DEVICE_HELP)
-    parser.add_argument(
-        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=RECIPE_SET_HELP
-    )
+    add_changes(parser, RECIPE_SET_HELP)
     parser.set_defaults(run="asda_core.finetune.commands:run_finetune")
 
 
@@ -198,8 +196,6 @@ def add_show(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run="asda_core.showing:run_show")
 
 
-def add_changes(parser: argparse.ArgumentParser) -> None:
+def add_changes(parser: argparse.ArgumentParser, what: str = SET_HELP) -> None:
     """The argument `--set`, as `changes`."""
-    parser.add_argument(
-        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=SET_HELP
-    )
+    parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=what)

@@ -14,8 +14,9 @@ import numpy as np
 
 from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
+from asda_core.changing import changed
 from asda_core.config import RunConfig, require
-from asda_core.config_io import load_run_config, parse, parsed_changes, to_plain, with_change
+from asda_core.config_io import load_run_config
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.packing import NOTHING, NOTHING_BESIDE, pack
 from asda_core.data.statistics import Statistics, measure
@@ -85,10 +86,7 @@ def run_stats(parsed: argparse.Namespace) -> None:
     """`asda data stats`."""
     require(parsed.jobs > 0, f"--jobs must be at least 1, not {parsed.jobs}.")
     require(parsed.sample is None or parsed.sample > 0, f"--sample must be at least 1, not {parsed.sample}.")
-    plain = to_plain(load_run_config(parsed.config) if parsed.config else RunConfig())
-    for key, value in parsed_changes(parsed.changes).items():
-        plain = with_change(plain, key, value)
-    config = parse(RunConfig, plain)
+    config = changed(load_run_config(parsed.config) if parsed.config else RunConfig(), parsed.changes)
     files = _found(parsed.sources)
     of = len(files)
     if parsed.sample is not None and parsed.sample < of:

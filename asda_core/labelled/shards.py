@@ -26,11 +26,11 @@ from asda_core.labelled.splits import usual_split
 from asda_core.labelled.tables import USUAL_COLUMNS, usual_column, usual_separator
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+"""Ends of the names of shards in which no sound is at hand: they would have to be unpacked from their beginning."""
 FEW = 3
 """Files that a line names."""
 LABEL_SUFFIX, FACTS_SUFFIX = "cls", "json"
 """What follows the key in the names of the members beside a sound. **Source**: webdataset's conventions."""
-
 PACKED_CLASSES = "class_labels_indices.csv"
 """The classes of a pack, under the name that AudioSet's have, where they are looked for."""
 
@@ -54,9 +54,15 @@ def shards_at(place: Path) -> list[Path]:
     """A tar, or those anywhere below a folder that has no loose audio; else none."""
     if place.is_file():
         return [place] if place.suffix == TAR_SUFFIX else []
-    names = [file for file in sorted(place.rglob("*")) if not file.name.startswith(".")]
-    loose = any(is_audio(file.name) and file.is_file() for file in names)
-    return [] if loose else [file for file in names if file.suffix == TAR_SUFFIX and not file.is_dir()]
+    shards = []
+    for file in place.rglob("*"):
+        if file.name.startswith("."):
+            continue
+        if is_audio(file.name) and file.is_file():  # most often the first file, so that a large folder is not searched
+            return []
+        if file.suffix == TAR_SUFFIX and not file.is_dir():
+            shards.append(file)
+    return sorted(shards)
 
 
 def shard_rows(place: Path, source: SourceConfig, vocabulary: Sequence[Label] = ()) -> list[Row]:
