@@ -5,6 +5,7 @@ from pathlib import Path
 
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.workers import Shard, read_shard
+from asda_hear.names import MEAN
 
 
 def add_validate(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +79,7 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layer", type=int, nargs="+", default=[], metavar="L", help="from 0 (default: the last)")
     parser.add_argument(
-        "--head", nargs="+", default=["mean"], metavar="H", help="from 0, or mean (default: the mean over the heads)"
+        "--head", nargs="+", default=[MEAN], metavar="H", help="from 0, or mean (default: the mean over the heads)"
     )
     parser.add_argument(
         "--query",

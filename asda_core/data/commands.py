@@ -18,7 +18,7 @@ from asda_core.changing import changed
 from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
-from asda_core.data.packing import NOTHING, NOTHING_BESIDE, pack
+from asda_core.data.packing import pack
 from asda_core.data.statistics import Statistics, measure
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.reading import read_labelled
@@ -39,11 +39,9 @@ def run_pack(parsed: argparse.Namespace) -> None:
     names = ("rate", "format", "keep", "seconds", "shard_mebibytes", "seed", "name")
     options = PackOptions(**{name: getattr(parsed, name) for name in names})
     data = _labelled(parsed.sources, options) if parsed.labelled else None
-    if data is None:
-        files, about, beside = _found(parsed.sources), NOTHING, NOTHING_BESIDE
-    else:
-        files = [example.file for example in data.examples]
-        about, beside = labels_of(data), {PACKED_CLASSES: as_label_file(data)}
+    files = _found(parsed.sources) if data is None else [example.file for example in data.examples]
+    about = None if data is None else labels_of(data)
+    beside = None if data is None else {PACKED_CLASSES: as_label_file(data)}
     print(f"{len(files)} audio files -> {parsed.out}", file=sys.stderr)
     packed = pack(files, parsed.out, options, parsed.jobs, about=about, beside=beside)
     if packed.skipped:

@@ -33,8 +33,6 @@ FULL_SCALE = 1 << 15
 SECONDS_PER_HOUR = 3600
 Facts = Mapping[str, Any]
 USUAL = PackOptions()
-NOTHING: Mapping[Path, Facts] = {}
-NOTHING_BESIDE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ def pack(
     options: PackOptions = USUAL,
     jobs: int = 1,
     progress: bool = True,
-    about: Mapping[Path, Facts] = NOTHING,
-    beside: Mapping[str, str] = NOTHING_BESIDE,
+    about: Mapping[Path, Facts] | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Packed:
     """Pack audio files; stopped at any moment, it goes on behind the last whole shard.
 
@@ -94,8 +92,8 @@ def pack(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK_FILE, timeout=0):
-            _claim(files, folder, options, about, beside)
-            _write_shards(files, folder, options, jobs, progress, about)
+            _claim(files, folder, options, about or {}, beside or {})
+            _write_shards(files, folder, options, jobs, progress, about or {})
             return _report(folder, options)
     except Timeout:
         raise ConfigError(f"another process packs into {folder}; wait for it, or give another folder.") from None

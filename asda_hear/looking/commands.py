@@ -9,11 +9,10 @@ from asda_hear.looking.clip import OpenModel, open_model, read_stretch, shown_na
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.page import Looked, numbers_text, write_arrays, write_page, write_picture
 from asda_hear.looking.view import AddedNoise, Choice, Query, has_second, look, panel
+from asda_hear.names import MEAN
 
 WRITERS = {".html": write_page, ".png": write_picture, ".npz": write_arrays}
 """What can be written, by the end of its name."""
-MEAN = "mean"
-"""In the place of a head: the mean over all."""
 
 
 def run_look(parsed: argparse.Namespace) -> None:
