@@ -26,6 +26,11 @@ KEYS = (ROOT / "docs" / "configuration.md").read_text()
 TABLE = re.compile(r"<!-- plugins:.*?-->\n(.*?)\n<!-- end of plugins -->", re.DOTALL)
 
 
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)")
+"""File and heading of a link within the project."""
+
+
 def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
@@ -39,15 +44,12 @@ def test_python_of_the_readme_runs() -> None:
 def test_commands_parse() -> None:
     """Every `asda` and `asda-hear` command of the documents is one that the program takes."""
     parsers = {"asda": core_cli.make_parser(), "asda-hear": hear_cli.make_parser()}
-    names = ("finetuning", "ablations", "looking", "scaling", "embedding", "data")
-    guides = [ROOT / "docs" / f"{name}.md" for name in names]
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "MODEL_CARD.md", *guides]
-    lines = [line for document in documents for block in blocks("bash", document.read_text()) for line in joined(block)]
+    lines = [line for document in DOCUMENTS for block in blocks("bash", document.read_text()) for line in joined(block)]
     for config in (ROOT / "configs").rglob("*.yaml"):
         lines += [line.removeprefix("#") for line in config.read_text().splitlines() if line.startswith("#   ")]
     found = 0
     for line in lines:
-        words = re.sub(r"^OMP_NUM_THREADS=\d+ ", "", line.split("#")[0].strip()).split()
+        words = re.sub(r"^OMP_NUM_THREADS=\d+ ", "", re.split(r"#| [>|] ", line)[0].strip()).split()
         if words and words[0] in parsers:
             parsers[words[0]].parse_args(words[1:])
             found += 1
@@ -108,8 +110,22 @@ def test_every_option_of_a_plugin_is_documented(catalog: Catalog) -> None:
             assert re.search(rf"### {offer.spec.name}\n(?:(?!###).)*\| `{re.escape(key)}` \|", KEYS, re.DOTALL), key
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for file, heading in LINK.findall(re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)):
+        place = document.parent / file if file else document
+        assert place.exists(), file
+        assert not heading or heading in anchors(place.read_text()), f"{file}#{heading}"
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings of a document, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_results_name_their_command() -> None:
-    results = README.split("## Results")[1].split("\n## ")[0]
-    assert results.count("|---|") >= 1
-    assert "asda-hear ablate" in results
+    results = (ROOT / "docs" / "results.md").read_text()
+    for part in results.split("\n## ")[1:]:
+        assert re.search(r"asda-hear ablate|asda finetune|python benchmarks/", part), part.splitlines()[0]
     assert "@" not in re.sub(r"`[^`]*`", "", README), "a placeholder is left"

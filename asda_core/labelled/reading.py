@@ -15,7 +15,7 @@ from asda_core.labelled.datasets import (
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.folders import folder_rows
 from asda_core.labelled.rows import gather, read_vocabulary
-from asda_core.labelled.shards import shard_rows, shards_at
+from asda_core.labelled.shards import is_pattern, shard_rows, shards_at
 from asda_core.labelled.source import Format, SourceConfig, located
 from asda_core.labelled.tables import TABLE_SUFFIXES, read_header, table_rows, usual_column
 
@@ -43,7 +43,7 @@ def read_labelled(source: SourceConfig, here: Path) -> Labelled:
     """
     source = located(source, here)
     place = Path(source.data)
-    if not place.exists():
+    if not (place.exists() or is_pattern(place)):
         raise TaskError(f"nothing at {place}; expected a folder, a table or a shard (key data).")
     kind = detect(source) if source.format == "auto" else source.format
     if place.is_file() and kind not in READ_FILES:
@@ -88,7 +88,7 @@ def detect(source: SourceConfig) -> Format:
         return "speech_commands"
     if audioset_lists(place):
         return "audioset"
-    if place.is_file() and shards_at(place):
+    if not place.is_dir() and shards_at(place):
         return "shards"
     if place.is_file() and place.suffix.lower() not in TABLE_SUFFIXES:
         raise TaskError(f"{place} is neither a folder nor a table ({' or '.join(TABLE_SUFFIXES)}) nor a shard (.tar).")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE
+from asda_core.data.sources import NUMBERS, expanded
 from asda_core.data.tars import TAR_SUFFIX, StrictHeader, index_of, is_audio, plain_name
 from asda_core.errors import AudioError, TaskError
 from asda_core.inference.classifying import Label
@@ -51,7 +52,9 @@ class Described(NamedTuple):
 
 
 def shards_at(place: Path) -> list[Path]:
-    """A tar, or those anywhere below a folder that has no loose audio; else none."""
+    """A tar, those that `{000..099}` in its name stands for, or those below a folder without loose audio; else none."""
+    if is_pattern(place):
+        return [Path(name) for name in expanded(str(place))]
     if place.is_file():
         return [place] if place.suffix == TAR_SUFFIX else []
     shards = []
@@ -65,11 +68,16 @@ def shards_at(place: Path) -> list[Path]:
     return sorted(shards)
 
 
+def is_pattern(place: Path) -> bool:
+    """Whether it names several shards by their numbers, and is none itself."""
+    return place.suffix == TAR_SUFFIX and NUMBERS.search(str(place)) is not None and not place.exists()
+
+
 def shard_rows(place: Path, source: SourceConfig, vocabulary: Sequence[Label] = ()) -> list[Row]:
     """Every sound of the shards of a folder, or of one shard.
 
     Args:
-        place: the folder, or the tar.
+        place: the folder, the tar, or the tars by `{000..099}`.
         source: `label_column` and `split_column` name the keys of the JSON where they are not the usual ones.
         vocabulary: of the classes; a number in a `.cls` is a place in it, unless a class is called so.
 

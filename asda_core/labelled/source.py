@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from asda_core.config import require
 from asda_core.config_io import CONFIG_SUFFIXES, parse, read_yaml
+from asda_core.data.sources import NUMBERS
 from asda_core.errors import ConfigError, unknown
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 
@@ -20,7 +21,7 @@ class SourceConfig:
     """A labelled source.
 
     Attributes:
-        data: a folder, a table, or a tar shard.
+        data: a folder, a table, or a tar shard, or several by their numbers: `train-{000000..000099}.tar`.
         name: of the task; empty takes that of `data`.
         format: "auto" finds out.
         audio: folder of the audio, where it is not that of the table or list.
@@ -81,6 +82,7 @@ def load_source(path: Path) -> tuple[SourceConfig, Path]:
     Raises:
         ConfigError: the file is missing, no YAML, or has wrong keys; its name stands before the message.
     """
+    path = path.expanduser()
     if path.suffix.lower() not in CONFIG_SUFFIXES:
         return SourceConfig(data=str(path)), Path()
     plain = read_yaml(path)
@@ -105,7 +107,7 @@ def located(source: SourceConfig, here: Path) -> SourceConfig:
     return replace(
         source,
         data=str(data),
-        name=source.name or (named.name if named.is_dir() else named.stem),
+        name=source.name or (named.name if named.is_dir() else NUMBERS.sub("", named.stem).rstrip("-_.")),
         audio=_from(here, source.audio),
         vocabulary=_from(here, source.vocabulary),
     )

@@ -122,6 +122,25 @@ def test_shards_that_are_none_or_cut_off(tmp_path: Path, capsys: pytest.CaptureF
         read(tmp_path / "empty", format="shards")
 
 
+def test_shards_by_their_numbers(tmp_path: Path) -> None:
+    for number in range(3):
+        write_tar(tmp_path / f"birds-train-{number:03d}.tar", clip(f"a{number}", number, label="xyz"[number]))
+    data = read(tmp_path / "birds-train-{001..002}.tar")
+    assert [(each.file.name, each.labels, each.split) for each in data.examples] == [
+        ("a1.flac", ("y",), "train"),
+        ("a2.flac", ("z",), "train"),
+    ]
+    assert data.name == "birds-train"
+    with pytest.raises(TaskError, match=r"birds-train-003\.tar: No such file"):
+        read(tmp_path / "birds-train-{001..003}.tar")
+
+
+def test_home_in_a_task_file_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "task.yaml").write_text("data: packs")
+    assert load_source(Path("~/task.yaml")) == (SourceConfig(data="packs"), tmp_path)
+
+
 def test_tars_beside_loose_audio_are_left_alone(tmp_path: Path) -> None:
     sound(tmp_path / "dog" / "a.wav")
     sound(tmp_path / "b.wav")
