@@ -3,6 +3,7 @@
 import functools
 import io
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -82,7 +83,7 @@ def opened(file: str | Path, content: bytes | None = None) -> Iterator[soundfile
     if inside is not None:
         content = member_bytes(*inside)
     try:
-        with soundfile.SoundFile(str(file) if content is None else io.BytesIO(content)) as sound:
+        with soundfile.SoundFile(os.fsencode(file) if content is None else io.BytesIO(content)) as sound:
             _check_length(Path(file), len(sound))
             yield sound
     except (OSError, soundfile.SoundFileError) as error:

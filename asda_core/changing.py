@@ -9,6 +9,7 @@ from asda_core.config_io import (
     CONFIG_SUFFIXES,
     find_config,
     load_run_config,
+    parents_first,
     parse,
     parsed_changes,
     to_plain,
@@ -21,13 +22,13 @@ FEW = 5
 
 
 def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
-    """The config with `key=value` changes; values are read as YAML.
+    """The config with `key=value` changes in any order; values are read as YAML.
 
     Raises:
         ConfigError: a change has no `=`, or the key or value is wrong.
     """
     plain = to_plain(config)
-    for key, value in parsed_changes(changes).items():
+    for key, value in parents_first(parsed_changes(changes)):
         plain = with_change(plain, key, value)
     return parse(RunConfig, plain)
 

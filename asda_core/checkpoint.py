@@ -30,7 +30,7 @@ from asda_core.errors import CheckpointError, PluginError
 from asda_core.files import sync, write_open, write_whole
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
-from asda_core.locating import STEP_FOLDERS, locate
+from asda_core.locating import locate, step_folders
 from asda_core.model.encoder import Encoder
 
 FORMAT = "asda-1"
@@ -231,7 +231,7 @@ def write_step(
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)
     sync(folder)
-    for old in sorted(folder.glob(STEP_FOLDERS))[:-keep]:
+    for old in step_folders(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 

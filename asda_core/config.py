@@ -24,6 +24,8 @@ Algorithm = Literal["adamw", "adam", "fairseq_adam"]
 Schedule = Literal["cosine", "constant", "inverse_sqrt", "fairseq_cosine"]
 Padding = Literal["silence", "features"]
 ResampleAxis = Literal["time", "channels"]
+MOST_SEED = 2**32 - 1
+"""Largest seed that NumPy takes; the seed of a step is a multiple of it and fits PyTorch's 64 bits."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -292,5 +294,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "seed"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}.")
+        require(self.seed <= MOST_SEED, f"seed must be at most {MOST_SEED}, not {self.seed}.")
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")

@@ -147,8 +147,13 @@ def with_change(plain: Mapping[str, Any], dotted: str, value: Any, usual: Any = 
     """`with_value` on a whole config, where a change of `compat` moves the keys that it decides.
 
     `usual` is a config of the kind with the default values.
-    A key at its default goes to the released value, and back; one with a value of its own stays.
+    A key at its default goes to the released value, and back; one with a value of its own stays. A mapping for a
+    group of keys changes those that it names: `optimizer: {peak_lr: 0.1}`.
     """
+    if isinstance(value, Mapping) and _is_group(usual, dotted):
+        for key, each in value.items():
+            plain = with_change(plain, f"{dotted}.{key}", each, usual)
+        return dict(plain)
     changed = with_value(plain, dotted, value)
     before = plain.get("compat", "default")
     if dotted == "compat" and value in ("default", "released") and value != before:
@@ -159,6 +164,19 @@ def with_change(plain: Mapping[str, Any], dotted: str, value: Any, usual: Any = 
             if value_at(changed, key) == old:
                 changed = with_value(changed, key, new)
     return changed
+
+
+def parents_first(changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Changes of dotted keys so that none undoes another: `objective` before `objective.options.clones`."""
+    return sorted(changes.items(), key=lambda change: str(change[0]).count("."))
+
+
+def _is_group(usual: Any, dotted: str) -> bool:
+    """Whether a key stands for a group of keys; a plugin, whose options depend on its name, is none."""
+    level = usual
+    for key in dotted.split("."):
+        level = getattr(level, str(key), None)
+    return is_dataclass(level) and not isinstance(level, PluginChoice)
 
 
 def value_at(plain: Mapping[str, Any], dotted: str) -> Any:

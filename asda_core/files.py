@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 
@@ -44,6 +44,25 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
     writer.writerows(rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text.getvalue())
+
+
+def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Every file below a folder by name, also behind links to folders, but for those that lead back to where we are.
+
+    `above` are the folders on the way, by their real paths. A folder that may not be read is passed over.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from files_below(Path(entry.path), (*above, real))
+        else:
+            yield Path(entry.path)
 
 
 DIGEST_DIGITS = 16

@@ -1,5 +1,6 @@
 """Where the model of a run folder lies."""
 
+import re
 from pathlib import Path
 
 from asda_core.errors import CheckpointError
@@ -8,11 +9,18 @@ MODEL_FILE = "model.safetensors"
 BARE_STATE_FILE = "pytorch_model.bin"
 """What a Hugging Face folder may hold in the place of `model.safetensors`."""
 STEP_FOLDERS = "step-*"
+STEP_NAME = re.compile(r"step-(\d{8,})")
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The whole steps of a run folder, the newest last; copies under other names are the user's."""
+    numbered = ((STEP_NAME.fullmatch(path.name), path) for path in folder.glob(STEP_FOLDERS))
+    return [path for _, path in sorted((int(name[1]), path) for name, path in numbered if name)]
 
 
 def newest_step(folder: Path) -> Path | None:
     """The newest whole step of a run folder."""
-    return max(folder.glob(STEP_FOLDERS), default=None)
+    return next(reversed(step_folders(folder)), None)
 
 
 def locate(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Files to waveforms, and what is said of bad ones."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,11 @@ def test_kept_kernels_give_the_same_bits(rate: int, shape: tuple[int, ...]) -> N
         assert torch.equal(audio.resample(sound, rate, 16_000), torchaudio.functional.resample(sound, rate, 16_000))
     double = sound.double()
     assert torch.equal(audio.resample(double, rate, 16_000), torchaudio.functional.resample(double, rate, 16_000))
+
+
+def test_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
+    """Of an old archive, say."""
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
+    soundfile.write(tmp_path / "x.wav", 0.1 * np.ones(800), 16_000)
+    (tmp_path / "x.wav").rename(file)
+    assert len(read_audio(file, 16_000)) == 800

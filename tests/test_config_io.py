@@ -1,11 +1,14 @@
 """Strict configs: unknown keys, wrong types and YAML's traps are named with their place."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
-from asda_core.config import OptimizerConfig, RunConfig
+from asda_core.changing import changed
+from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
 from asda_core.errors import ConfigError
 from tests.conftest import TINY
@@ -89,3 +92,32 @@ def test_with_value_copies() -> None:
     changed = with_value(data, "encoder.mixer.options.lambda_init", 0.3)
     assert changed["encoder"]["mixer"] == {"name": "differential", "options": {"lambda_init": 0.3}}
     assert data == {"encoder": {"mixer": "differential"}, "steps": 1}
+
+
+def test_changes_do_not_undo_each_other(tiny: RunConfig) -> None:
+    """A plugin and its options in either order; a group of keys changes those that it names."""
+    given = ["encoder.mixer.options.lambda_init=0.5", "encoder.mixer=differential_v1"]
+    for changes in (given, given[::-1]):
+        assert changed(tiny, changes).encoder.mixer == PluginChoice("differential_v1", {"lambda_init": 0.5})
+    grouped = changed(tiny, ["optimizer={peak_lr: 0.5}"])
+    assert grouped.optimizer == replace(tiny.optimizer, peak_lr=0.5)
+    with pytest.raises(ConfigError, match=r"optimizer\.peek"):
+        changed(tiny, ["optimizer={peek: 1}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seed=20240101123456", "seed must be at most 4294967295"),
+        ("objective.options.decoder.groups=0", "decoder.groups must be at least 1"),
+        ("objective.options.decoder.kernel=2", "decoder.kernel must be odd"),
+        ("objective.options.mask.adjust=-0.5", "mask.adjust -0.5 takes the kept share"),
+        ("objective.options.teacher.decay_start=1.5", r"teacher.decay_start must lie in 0\.\.1"),
+        ("objective.options.teacher.anneal_steps=-1", "teacher.anneal_steps must be 0 or more"),
+        ("front_end.options.hop_ms=0.01", "must hold 2 samples and one at 16000 Hz"),
+        ("front_end.options.num_bins=2", "num_bins must be at least 4"),
+    ],
+)
+def test_numbers_that_cannot_be(tiny: RunConfig, catalog: Catalog, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_parts(catalog, changed(tiny, [change]))

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from asda_core.audio import length_and_rate, list_identity, opened, read_audio
+from asda_core.claiming import alone_in
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
 from asda_core.data.tars import member_bytes, split_member
@@ -89,14 +89,10 @@ def pack(
         AudioError: no file can be read.
         OSError: the disk is full, say.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / LOCK_FILE, timeout=0):
-            _claim(files, folder, options, about or {}, beside or {})
-            _write_shards(files, folder, options, jobs, progress, about or {})
-            return _report(folder, options)
-    except Timeout:
-        raise ConfigError(f"another process packs into {folder}; wait for it, or give another folder.") from None
+    with alone_in(folder, LOCK_FILE, "packs into"):
+        _claim(files, folder, options, about or {}, beside or {})
+        _write_shards(files, folder, options, jobs, progress, about or {})
+        return _report(folder, options)
 
 
 def _claim(

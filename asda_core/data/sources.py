@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from asda_core.data.tars import AUDIO_SUFFIXES, TAR_SUFFIX, index_of, is_audio, num_bytes
 from asda_core.errors import AudioError, ConfigError
+from asda_core.files import files_below
 
 TABLE_SUFFIXES = (".parquet", ".pq")
 PIPE, STREAM = "pipe:", "stream:"
@@ -133,7 +134,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
     A tar beside loose files is most often the archive that they were unpacked from.
     """
-    names = sorted(each for each in folder.rglob("*") if is_audio(each.name) or each.suffix == TAR_SUFFIX)
+    names = sorted(each for each in files_below(folder) if is_audio(each.name) or each.suffix == TAR_SUFFIX)
     shards = [file for file in names if file.suffix == TAR_SUFFIX and file.is_file()]
     loose = [file for file in names if file.suffix != TAR_SUFFIX and file.is_file()]
     if loose and shards:
@@ -157,7 +158,7 @@ def _manifest(path: Path) -> Iterable[Path]:
     except UnicodeDecodeError:
         raise AudioError(f"{path} is neither audio by its name nor a text manifest.") from None
     lines = [line for line in lines if line.strip()]
-    column = _column_of_files(lines)
+    column = _column_of_files(lines) if lines else None
     if column is not None:
         name, delimiter = column
         yield from (root / row[name].strip() for row in csv.DictReader(lines, delimiter=delimiter) if row[name])

@@ -77,7 +77,8 @@ def run_continual(
             folds = rounds(data, source, parsed.folds)
         tasks.append(Task(recipe, data, folds[0], {**source.set, **said}))
     modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [said.get("seed", recipe.seed)]
-    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-continual-{signature(recipe, over=said)}"
+    known = signature(recipe, over=said, tasks=[task.data.name for task in tasks])
+    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-continual-{known}"
     for task in tasks:
         tell(task.data, 1, out)
         if task.split.name:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from asda_core.compat import FINETUNING
-from asda_core.config import Compat, DataConfig, OptimizerConfig, PluginChoice, require
+from asda_core.config import MOST_SEED, Compat, DataConfig, OptimizerConfig, PluginChoice, require
 
 Pooling = Literal["summary", "mean", "linear_softmax", "attentive"]
 Mode = Literal["full", "linear", "attentive", "last_blocks", "adapter"]
@@ -273,6 +273,7 @@ class FinetuneConfig:
             require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}.")
         for name in ("average_from_epoch", "bootstrap", "seed"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}.")
+        require(self.seed <= MOST_SEED, f"seed must be at most {MOST_SEED}, not {self.seed}.")
         for name in ("evaluations", "log_every", "checkpoint_every"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
         require(self.patience is None or self.patience > 0, f"patience must be positive, not {self.patience}.")

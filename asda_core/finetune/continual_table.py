@@ -2,12 +2,14 @@
 
 import csv
 import io
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from asda_core.catalog import Catalog
+from asda_core.config_io import signature
 from asda_core.errors import AsdaError, TrainingStopped
 from asda_core.files import write_text
 from asda_core.finetune.continual import Outcome, Task, learn_in_turn
@@ -15,7 +17,7 @@ from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
 from asda_core.statistics import mean_interval
 
-ROWS_FILE, TABLE_FILE = "continual.csv", "continual.md"
+ROWS_FILE, TABLE_FILE, OUTCOME_FILE = "continual.csv", "continual.md", "outcome.json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Stream:
     modes: Sequence[str]
     seeds: Sequence[int]
     here: Path = Path()
+
+    @property
+    def identity(self) -> list[list[str]]:
+        """Name and recipe of each task: only outcomes of the same stand in one table."""
+        return [[task.data.name, signature(task.recipe, over=task.over)] for task in self.tasks]
 
 
 Outcomes = dict[tuple[str, str], dict[int, Outcome]]
@@ -63,7 +70,6 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
     failed: list[str] = []
     for seed in stream.seeds:
         for label, path in stream.starts.items():
-            start, digest = read_start(path.replace(SEED_FIELD, str(seed)))
             for mode in stream.modes:
                 tasks = [
                     replace(task, recipe=replace(recipe, seed=seed))
@@ -71,6 +77,7 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                 ]
                 folder = out / f"{label}-{mode.replace('=', '')}-seed{seed}"
                 try:
+                    start, digest = read_start(path.replace(SEED_FIELD, str(seed)))
                     found = learn_in_turn(tasks, start, digest, folder, catalog, device, progress, stream.here)
                 except TrainingStopped:
                     raise
@@ -79,6 +86,8 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                     print(f"failed: {failed[-1]}", file=sys.stderr)
                     continue
                 outcomes.setdefault((label, mode), {})[seed] = found
+                facts = {"of": [label, mode, seed], "tasks": stream.identity, **asdict(found)}
+                write_text(folder / OUTCOME_FILE, json.dumps(facts, indent=1) + "\n")
                 write_stream(stream, outcomes, out)
     if failed:
         raise StreamsFailed(outcomes, f"{len(failed)} of the streams failed: " + "; ".join(failed))
@@ -86,7 +95,11 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
 
 
 def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
-    """Write `continual.csv` (a row per seed, task learned and task heard) and `continual.md`; return the latter."""
+    """Write `continual.csv` (a row per seed, task learned and task heard) and `continual.md`; return the latter.
+
+    Outcomes of the same tasks and recipe that other commands left in the folder stay in both.
+    """
+    outcomes = _with_others(stream, outcomes, out)
     names = [task.data.name for task in stream.tasks]
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / ROWS_FILE, _csv(stream, outcomes, names))
@@ -100,12 +113,29 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
             ends = [str(mean_interval([getattr(o, what)() for o in found])) if last else "" for what in ENDS]
             trained, stored = f"{found[0].trained[t]:,}", f"{found[0].stored:,}" if last else ""
             lines.append("| " + " | ".join([label, mode, name, *cells, *ends, trained, stored]) + " |")
-    seeds = f"Mean ± half the 95 % interval over {len(stream.seeds)} seeds" if len(stream.seeds) > 1 else "One seed"
+    most = max(map(len, outcomes.values()))
+    seeds = f"Mean ± half the 95 % interval over {most} seeds" if most > 1 else "One seed"
     metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP of several labels"
     lines += ["", f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}", ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)
     return text
+
+
+def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> Outcomes:
+    """These, and those that other commands left."""
+    every = {of: dict(by_seed) for of, by_seed in outcomes.items()}
+    for file in sorted(out.glob(f"*/{OUTCOME_FILE}")):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            label, mode, seed = found["of"]
+            outcome = Outcome(tuple(map(tuple, found["matrix"])), tuple(found["trained"]), int(found["stored"]))
+        except (ValueError, TypeError, KeyError):
+            print(f"warning: {file} is damaged and left out of the table.", file=sys.stderr)
+            continue
+        if found.get("tasks") == stream.identity:
+            every.setdefault((label, mode), {}).setdefault(seed, outcome)
+    return every
 
 
 ENDS = ("average", "forgetting", "backward_transfer")

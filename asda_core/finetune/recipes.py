@@ -11,6 +11,7 @@ from asda_core.config_io import (
     CONFIG_FOLDERS,
     CONFIG_SUFFIXES,
     find_config,
+    parents_first,
     parse,
     parsed_changes,
     read_yaml,
@@ -78,7 +79,7 @@ def with_changes(recipe: FinetuneConfig, changes: Mapping[str, Any]) -> Finetune
     """
     plain = to_plain(recipe)
     flat = dict(_flat(changes))
-    for key, value in flat.items():
+    for key, value in parents_first(flat):
         other = {"steps": "epochs", "epochs": "steps"}.get(key)
         if other is not None and other not in flat and value:
             plain[other] = 0

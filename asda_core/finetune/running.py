@@ -14,6 +14,7 @@ from torch import Tensor
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint, write_model
+from asda_core.claiming import LOCK_FILE, alone_in
 from asda_core.config_io import signature, to_plain, to_yaml
 from asda_core.cost import Cost
 from asda_core.devices import usable_device
@@ -29,7 +30,7 @@ from asda_core.finetune.tuned import Start, Tuned, make_tuned
 from asda_core.labelled.drawing import hold_out
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round, check_round
-from asda_core.locating import MODEL_FILE, STEP_FOLDERS
+from asda_core.locating import MODEL_FILE, step_folders
 from asda_core.pretrain.reporter import named_skipped
 
 RESULT_FILE = "result.json"
@@ -113,7 +114,8 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
         what `result.json` holds: scores, intervals, sizes, costs.
 
     Raises:
-        TaskError, ConfigError, CheckpointError, AudioError: see `prepared`, `make_tuned` and `start_training`.
+        TaskError, ConfigError, CheckpointError, AudioError: see `prepared`, `make_tuned` and `start_training`; or
+            another process trains in the folder.
         TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
     """
     job = prepared(job)
@@ -121,6 +123,12 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
     done = read_result(folder)
     if done is not None and done.get("identity") == identity:
         return done
+    with alone_in(folder, LOCK_FILE, "trains in"):
+        return _run(job, folder, identity, catalog, device, progress)
+
+
+def _run(job: Job, folder: Path, identity: str, catalog: Catalog, device: str, progress: bool) -> dict[str, Any]:
+    """`finetune` of what is not done."""
     for line in check_round(job.split, job.data.classes, job.data.single):
         print(f"warning: {line}", file=sys.stderr)
     tuned = make_tuned(catalog, job.recipe, job.start, job.data.classes)
@@ -139,7 +147,7 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
     chosen_step = _choose(training)
     result = {"identity": identity, **_test(job, training, folder, progress), "step": chosen_step, **spent}
     write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
-    for step in folder.glob(STEP_FOLDERS):
+    for step in step_folders(folder):
         shutil.rmtree(step)
     (folder / BEST_FILE).unlink(missing_ok=True)
     return result

@@ -26,7 +26,8 @@ def epoch_order(
         here: folder of the recipe, where a file of weights is looked for too.
 
     Raises:
-        ConfigError: the weights do not fit the clips, or more clips are wanted than there are without replacement.
+        ConfigError: the weights do not fit the clips or change nothing, or more clips are wanted than there are
+            without replacement.
     """
     count = config.clips_per_epoch or len(examples)
     if count > len(examples) and not config.replacement:
@@ -41,6 +42,11 @@ def epoch_order(
         raise ConfigError(
             f"{np.count_nonzero(weights)} clips have a weight above 0 (balanced: those with a label), but an "
             f"epoch has {count}; set sampling.clips_per_epoch or replacement."
+        )
+    if not config.replacement and len(set(weights[weights > 0])) > 1 and np.count_nonzero(weights) == count:
+        raise ConfigError(
+            f"sampling.weights change nothing: each of the {count} clips is drawn once in an epoch. Set "
+            f"sampling.clips_per_epoch below {count}, or replacement: true."
         )
 
     def order(epoch: int) -> np.ndarray:

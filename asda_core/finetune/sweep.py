@@ -130,13 +130,13 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
     starts: dict[str, tuple[Start, str]] = {}
     for label, mode, seed, split in tqdm(plan, desc="runs", unit="run", disable=not progress or len(plan) == 1):
         path = sweep.starts[label].replace(SEED_FIELD, str(seed))
-        if path not in starts:
-            starts = {path: read_start(path)}  # one at a time in memory
-            _tell(starts[path][0])
-        start, digest = starts[path]
-        job = Job(replace(recipes[mode], seed=seed), start, sweep.data, split, digest, sweep.here)
         facts = {"checkpoint": label, "mode": mode, "split": split.name, "seed": seed, "recipe": known}
         try:
+            if path not in starts:
+                starts = {path: read_start(path)}  # one at a time in memory
+                _tell(starts[path][0])
+            start, digest = starts[path]
+            job = Job(replace(recipes[mode], seed=seed), start, sweep.data, split, digest, sweep.here)
             identity = prepared(job).identity()
             parts = [label, mode.replace("=", ""), split.name, f"seed{seed}", identity]
             folder = out / "-".join(part for part in parts if part)

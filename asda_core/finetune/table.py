@@ -18,6 +18,7 @@ from asda_core.statistics import mean_interval
 
 ROWS_FILE, TABLE_FILE = "runs.csv", "table.md"
 PERCENT = 100
+TEXT_COLUMNS = ("checkpoint", "mode", "split", "recipe", "folder", "select")
 COLUMNS = {"accuracy": "accuracy", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
 """Metric -> its heading."""
 
@@ -59,7 +60,10 @@ def _others(rows: Sequence[Row], out: Path) -> list[Row]:
     if not rows or not (out / ROWS_FILE).is_file():
         return []
     with (out / ROWS_FILE).open(newline="", encoding="utf-8") as opened:
-        found = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(opened)]
+        found = [
+            {name: value if name in TEXT_COLUMNS else _number(value) for name, value in row.items()}
+            for row in csv.DictReader(opened)
+        ]
     taken = {_key(row) for row in rows}
     same = [row for row in found if row.get("recipe") == rows[0]["recipe"] and _key(row) not in taken]
     return [row for row in same if (out / str(row["folder"]) / RESULT_FILE).is_file()]

@@ -98,9 +98,10 @@ def tuned_config(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
             f"{recipe.adapter.name!r}."
         )
     options = {key: value for key, value in recipe.front_end.items() if key != "name"}
-    if options and (named := recipe.front_end.get("name", LOG_MEL)) != before.front_end.name:
+    named = recipe.front_end.get("name", LOG_MEL)
+    if recipe.front_end and named != before.front_end.name:
         raise ConfigError(
-            f"the recipe has options of the front end {named!r}, and the model has {before.front_end.name!r}: set "
+            f"the recipe is for the front end {named!r}, and the model has {before.front_end.name!r}: set "
             f"front_end={{}}, or front_end={{name: {before.front_end.name}, ...}}."
         )
     front_end = PluginChoice(before.front_end.name, {**before.front_end.options, **options})

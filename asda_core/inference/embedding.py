@@ -92,10 +92,10 @@ def embed_files(
     embedder = Embedder(listener, job, index, progress)
     embedder.run(mine)
     made = embedder.made
-    if len(embedder.skipped) == len(names):
-        raise AudioError(f"none of the {len(names)} audio files is readable.")
     if index:
         index.tidy([work.file for work in mine], embedder.skipped)
+    if len(embedder.skipped) == len(names):
+        raise AudioError(f"none of the {len(names)} audio files is readable.")
     return summary(out, made, len(mine) - len(embedder.skipped) - made, len(embedder.skipped))
 
 
@@ -213,9 +213,9 @@ def output_names(sources: Iterable[Path], suffix: str) -> dict[Path, Path]:
 
 
 def _places(source: Path) -> list[tuple[Path, Path]]:
-    """Every audio file of a source, resolved, and its place below the source."""
-    files = [file.resolve() for file in find_audio(source)]
-    root = source.resolve() if source.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
+    """Every audio file of a source by its whole path, links as they are, and its place below the source."""
+    files = [Path(os.path.abspath(file)) for file in find_audio(source)]
+    root = Path(os.path.abspath(source) if source.is_dir() else os.path.commonpath([file.parent for file in files]))
     return [(file, file.relative_to(root) if file.is_relative_to(root) else Path(file.name)) for file in files]
 
 

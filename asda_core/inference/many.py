@@ -52,14 +52,16 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
         stop(workers)
     skipped = _skipped(out) & {str(file) for file in files}
     left = [file for file in _missing(out, names, files) if str(file) not in skipped]
+    codes = [worker.returncode for worker in workers]
     if left:
-        codes = [worker.returncode for worker in workers]
         raise AsdaError(
             f"{len(left)} files are left, and the processes have ended ({codes}); the same command goes on with them. "
             f"{tails(logs)}"
         )
     if len(skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
+    if any(codes):
+        raise AsdaError(f"all files are there, but processes have failed ({codes}). {tails(logs)}")
     return summary(out, len(files) - there - len(skipped), there, len(skipped))
 
 
@@ -83,7 +85,14 @@ def _missing(out: Path, names: Mapping[Path, Path], files: Sequence[Path]) -> li
     """Files whose embeddings are not there."""
     index = Index(out, names)
     index.read()
-    return [file for file in files if not (file.exists() and index.holds(entry_of(names[file], file)))]
+    return [file for file in files if not _there(index, names[file], file)]
+
+
+def _there(index: Index, name: Path, file: Path) -> bool:
+    try:
+        return index.holds(entry_of(name, file))
+    except (AudioError, OSError):  # the file has gone
+        return False
 
 
 def _skipped(out: Path) -> set[str]:

@@ -19,6 +19,7 @@ from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE
 from asda_core.data.sources import NUMBERS, expanded
 from asda_core.data.tars import TAR_SUFFIX, StrictHeader, index_of, is_audio, plain_name
 from asda_core.errors import AudioError, TaskError
+from asda_core.files import files_below
 from asda_core.inference.classifying import Label
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row
@@ -58,7 +59,7 @@ def shards_at(place: Path) -> list[Path]:
     if place.is_file():
         return [place] if place.suffix == TAR_SUFFIX else []
     shards = []
-    for file in place.rglob("*"):
+    for file in files_below(place):
         if file.name.startswith("."):
             continue
         if is_audio(file.name) and file.is_file():  # most often the first file, so that a large folder is not searched
@@ -110,7 +111,7 @@ def _check_folder(place: Path) -> None:
         return
     if (place / PACK_FILE).is_file() and not (place / SKIPPED_FILE).is_file():
         raise TaskError(f"the pack {place} is not finished; the command that began it goes on.")
-    if compressed := [file.name for file in sorted(place.rglob("*")) if file.name.endswith(COMPRESSED)]:
+    if compressed := [file.name for file in files_below(place) if file.name.endswith(COMPRESSED)]:
         print(f"warning: left out of {place}, unpack to use: {', '.join(compressed[:FEW])}.", file=sys.stderr)
 
 

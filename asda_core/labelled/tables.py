@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from asda_core.audio import AUDIO_SUFFIXES
 from asda_core.errors import TaskError, unknown
+from asda_core.files import files_below
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row
 from asda_core.labelled.source import SourceConfig
@@ -178,12 +179,9 @@ def _below(rows: Sequence[Row], table: Path, audio: str | None) -> Iterator[Row]
 def files_by_stem(folder: Path) -> dict[str, Path]:
     """Audio anywhere below a folder by its name without suffix, without a look at each file."""
     found: dict[str, Path] = {}
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in AUDIO_SUFFIXES:
-                found.setdefault(stem, Path(parent, name))
+    for file in files_below(folder):
+        if file.suffix.lower() in AUDIO_SUFFIXES:
+            found.setdefault(file.stem, file)
     return found
 
 

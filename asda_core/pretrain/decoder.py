@@ -23,6 +23,13 @@ class DecoderConfig:
     kernel: int = 3
     groups: int = 16
 
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "kernel", "groups"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"decoder.{name} must be at least 1, not {getattr(self, name)}.")
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"decoder.kernel must be odd, so that the grid keeps its size, not {self.kernel}.")
+
 
 class ConvolutionalDecoder(nn.Module):
     """Grouped 2-D convolutions over the grid, each with LayerNorm over channels, GELU, and a residual.

@@ -21,7 +21,7 @@ from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimp
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_core.pretrain.decoder import ConvolutionalDecoder, DecoderConfig, rows_at
-from asda_core.pretrain.masking import MaskConfig, block_masks, split_columns
+from asda_core.pretrain.masking import MaskConfig, block_masks, num_kept, split_columns
 from asda_core.pretrain.teacher import Teacher, TeacherConfig, make_targets
 
 PUBLISHED_ROWS = 192
@@ -81,6 +81,8 @@ class LatentRegression(nn.Module):
         times, bands = encoder.config.grid(*features.shape[1:])
         if not times * bands:
             raise ConfigError(f"clips of {features.shape[2]} frames hold no patch; data.clip_seconds is too short.")
+        if times * bands == num_kept(times * bands, self.config.mask):
+            raise ConfigError(f"{times * bands} patch in a clip, and none to hide; data.clip_seconds is too short.")
         rows = len(features) * self.config.clones
         hidden = block_masks((times, bands), rows, self.config.mask, generator)
         noise = torch.randn(rows, times * bands, encoder.config.dim, generator=generator) * self.config.noise_std

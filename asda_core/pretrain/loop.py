@@ -27,7 +27,8 @@ from asda_core.checkpoint import (
     write_model,
     write_step,
 )
-from asda_core.config import RunConfig
+from asda_core.claiming import LOCK_FILE, alone_in
+from asda_core.config import EncoderConfig, RunConfig
 from asda_core.config_io import signature, to_yaml
 from asda_core.data.sources import AudioList
 from asda_core.data.stream_batches import open_clips
@@ -105,8 +106,8 @@ def pretrain(
         the exported encoder, `folder/model.safetensors`.
 
     Raises:
-        ConfigError: the folder holds another run, there is an adapter and nothing to begin with, or the processes
-            cannot share the batch.
+        ConfigError: the folder holds another run, or another process trains in it; there is an adapter and nothing to
+            begin with; or the processes cannot share the batch.
         AudioError: no file is readable.
         TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
         AsdaError: the loss is no longer finite, or another process has gone.
@@ -115,7 +116,8 @@ def pretrain(
         raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
     data = list_digest(files) if init is None else f"{list_digest(files)} from {file_digest(init.file)}"
     place, final = own_device(device, processes), folder / MODEL_FILE
-    with joined(processes, place):
+    held = alone_in(folder, LOCK_FILE, "trains in") if processes.first else nullcontext()
+    with joined(processes, place), held:
         run = _start(config, catalog, folder, place, data, init, processes)
         clips = _clips(run, files)
         reports = reporting(folder, run.step, config.steps, progress) if processes.first else nullcontext()
@@ -197,10 +199,18 @@ def _start(
     if states:
         put_states_back(states, named, optimizer, device, placed_like)
     if processes.first:
-        folder.mkdir(parents=True, exist_ok=True)
+        _tell_left_out(config.encoder, int(parts.front_end.num_bins))
         write_text(folder / "config.yaml", to_yaml(config))
         drop_log_after(folder / LOG_FILE, step)
     return Run(config, catalog, folder, device, parts, optimizer, data, wrapped, passes, stream_parts, processes, step)
+
+
+def _tell_left_out(encoder: EncoderConfig, num_bins: int) -> None:
+    """Warn of bins above the last patch, which nothing looks at."""
+    bands = encoder.grid(num_bins, encoder.patch_frames)[1]
+    left = num_bins - (bands - 1) * encoder.step_bins - encoder.patch_bins
+    if bands and left:
+        print(f"warning: the top {left} of {num_bins} bins are in no patch (encoder.patch_bins).", file=sys.stderr)
 
 
 def _read_step(

@@ -38,6 +38,8 @@ class MaskConfig:
             raise ConfigError(f"mask.hidden_share must lie between 0 and 1, not {self.hidden_share}.")
         if self.block < 1:
             raise ConfigError(f"mask.block must be at least 1, not {self.block}.")
+        if not 0 <= 1 - self.hidden_share + self.adjust <= 1:
+            raise ConfigError(f"mask.adjust {self.adjust} takes the kept share {1 - self.hidden_share:g} out of 0..1.")
 
 
 def num_kept(num_patches: int, config: MaskConfig) -> int:

@@ -1,6 +1,7 @@
 """How a training is stopped at any moment and gone on with: signals, the optimiser's state, the log."""
 
 import json
+import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -79,7 +80,12 @@ def put_states_back(
 def drop_log_after(log: Path, step: int) -> None:
     """Take out of the log what a killed run wrote after its last saved step: it will be written again."""
     if log.exists():
-        lines = [
-            line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
-        write_text(log, "".join(f"{line}\n" for line in lines))
+        write_text(log, "".join(f"{line}\n" for line in log.read_text().splitlines() if _step_of(line) <= step))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the log; infinity of one that is cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf

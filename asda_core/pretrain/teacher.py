@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 
 TARGET_NORM_EPS = 1e-5
@@ -22,6 +23,13 @@ class TeacherConfig:
     decay_start: float = 0.9998
     decay_end: float = 0.99999
     anneal_steps: int = 100_000
+
+    def __post_init__(self) -> None:
+        for name in ("decay_start", "decay_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"teacher.{name} must lie in 0..1, not {getattr(self, name)}.")
+        if self.anneal_steps < 0:
+            raise ConfigError(f"teacher.anneal_steps must be 0 or more, not {self.anneal_steps}.")
 
 
 def ema_decay(step: int, config: TeacherConfig) -> float:

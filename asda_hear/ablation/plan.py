@@ -22,7 +22,16 @@ from typing import Any
 
 from asda_core.audio import find_audio, list_identity
 from asda_core.config import RunConfig
-from asda_core.config_io import load_run_config, parse, read_yaml, signature, to_plain, with_change, with_value
+from asda_core.config_io import (
+    load_run_config,
+    parents_first,
+    parse,
+    read_yaml,
+    signature,
+    to_plain,
+    with_change,
+    with_value,
+)
 from asda_core.errors import ConfigError, unknown
 from asda_core.files import file_digest
 from asda_core.locating import locate
@@ -120,14 +129,12 @@ class _Start:
     def __init__(self, file: Path, config: PlanConfig, base: dict[str, Any], data: list[tuple[str, int]]) -> None:
         self.file, self.config, self.data = file, config, data
         budget = {} if config.budget.steps is None else {"steps": config.budget.steps}
-        for key, value in {**config.set, **budget}.items():
-            base = with_change(base, key, value)
-        self.base = base
+        self.base, self.of_all = base, {**config.set, **budget}
 
     def cells(self, labels: Mapping[str, str], changes: Mapping[str, Any]) -> list[Cell]:
         """The cells of one combination, one for each seed."""
         plain, options, init = self.base, dict(self.config.options), self.config.init
-        for key, value in changes.items():
+        for key, value in parents_first({**self.of_all, **changes}):
             if key.startswith(OPTION):
                 options[key.removeprefix(OPTION)] = value
             elif key == INIT:

@@ -95,3 +95,23 @@ def test_streams(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="serve `asda pretrain` alone"):
         find_audio(f"stream:{first}")
     assert find_training([tmp_path]) == find_audio(tmp_path)
+
+
+def test_links_to_folders_are_followed_and_circles_are_not(audio_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "CLASSES" / "cat").mkdir(parents=True)
+    sound = next(file for file in find_audio(audio_folder) if file.suffix == ".wav" and file.parent == audio_folder)
+    (tmp_path / "CLASSES" / "cat" / "a.wav").symlink_to(sound)
+    (tmp_path / "CLASSES" / "dog").symlink_to(sound.parent)
+    (tmp_path / "CLASSES" / "cat" / "up").symlink_to(tmp_path / "CLASSES")
+    (tmp_path / "CLASSES" / "lost").symlink_to(tmp_path / "nowhere")
+    found = find_audio(tmp_path / "CLASSES")
+    assert found[0] == tmp_path / "CLASSES" / "cat" / "a.wav"
+    below = [file.relative_to(audio_folder) for file in find_audio(audio_folder)]
+    assert found[1:] == [tmp_path / "CLASSES" / "dog" / file for file in below]
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_an_empty_manifest(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(AudioError, match="no audio files in"):
+        find_audio(tmp_path / "list.txt")

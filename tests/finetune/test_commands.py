@@ -13,6 +13,7 @@ import torch
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import read_checkpoint
 from asda_core.cli import main
+from asda_core.command_line import EXIT_ERROR
 from asda_core.config_io import to_yaml
 from asda_core.finetune.evaluation import load_predictions
 from asda_core.finetune.sweep import named_starts
@@ -241,3 +242,27 @@ def test_the_python_of_the_guide_runs(place: Path, catalog: Catalog) -> None:
     assert 0 <= found["result"]["scores"]["accuracy"] <= 1
     exec(compile(reading.replace("OUT/RUN", "runs/tuned"), "finetuning.md", "exec"), found)
     assert found["made"].given.shape == (len(found["job"].split.test), 3)
+
+
+def test_a_damaged_checkpoint_leaves_the_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "cut.safetensors").write_bytes(next(place.rglob("model.safetensors")).read_bytes()[:1000])
+    command = [
+        "finetune",
+        "recipe.yaml",
+        "--data",
+        "tones/tones.csv",
+        "--folds",
+        "1",
+        "--seeds",
+        "0",
+        "1",
+        "--out",
+        "out",
+    ]
+    assert main([*command, "--checkpoint", "1e3=start", "b=cut.safetensors"]) == EXIT_ERROR
+    captured = capsys.readouterr()
+    assert "2 of 4 runs failed: b, full, fold1, seed 0: cannot read" in captured.err
+    assert "| 1e3 | full |" in captured.out
+    assert main([*command, "--checkpoint", "1e3=start"]) == 0
+    assert capsys.readouterr().out.count("| 1e3 |") == 1  # the name is no number
+    assert [row["checkpoint"] for row in rows_of(place / "out" / "runs.csv")] == ["1e3", "1e3"]

@@ -153,3 +153,19 @@ def test_mistakes(change: dict[str, list[str]], message: str, place: Path, capsy
     options |= change
     assert main(["finetune", "recipe.yaml", *(word for key, given in options.items() for word in [key, *given])]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_modes_of_an_earlier_command_stay_in_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, "--modes", "linear", "--out", "out"]) == 0
+    before = rows_of(place)
+    assert main([*COMMAND, "--modes", "bias_only", "--out", "out"]) == 0
+    after = rows_of(place)
+    assert {mode for mode, _, _ in after} == {"linear", "bias_only"}
+    assert before.items() <= after.items()
+    (place / "out" / "mine-linear-seed3" / "outcome.json").write_text("{")
+    capsys.readouterr()
+    other = ["finetune", "recipe.yaml", "--checkpoint", "mine=start", "--tasks", "second.yaml", "tones", "--continual"]
+    assert main([*other, "--modes", "full", "--out", "out"]) == 0  # in another order: another table
+    assert {mode for mode, _, _ in rows_of(place)} == {"full"}
+    assert "outcome.json is damaged" in capsys.readouterr().err

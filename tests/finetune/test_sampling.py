@@ -108,3 +108,13 @@ def test_uniform_epochs_have_every_clip_once() -> None:
     order = epoch_order(load_recipe("finetune/asda_esc50").sampling, examples(*"abcdefgh"), 1, Path())
     assert sorted(order(0).tolist()) == sorted(order(5).tolist()) == list(range(8))
     assert len({tuple(order(epoch).tolist()) for epoch in range(20)}) == 20
+
+
+@pytest.mark.parametrize("more", [{}, {"clips_per_epoch": 10}])
+def test_weights_that_change_nothing_are_refused(more: dict[str, int]) -> None:
+    """Every clip once, whatever its weight."""
+    clips = examples(*"aaaaaaaaab")
+    with pytest.raises(ConfigError, match="sampling.weights change nothing: each of the 10 clips"):
+        epoch_order(SamplingConfig(weights="balanced", **more), clips, 1, Path())
+    assert len(epoch_order(SamplingConfig(weights="balanced", replacement=True), clips, 1, Path())(0)) == 10
+    assert len(epoch_order(SamplingConfig(weights="balanced"), examples(*"aabb"), 1, Path())(0)) == 4  # all alike

@@ -8,7 +8,7 @@ import scipy.stats
 import yaml
 
 from asda_core.catalog import Catalog
-from asda_core.config import RunConfig
+from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, AudioError, ConfigError, PluginError
 from asda_core.pretrain.loop import pretrain
@@ -220,3 +220,20 @@ def test_the_switch_in_a_plan(tmp_path: Path) -> None:
     default, released = load_plan(tmp_path / "plan.yaml").cells
     assert default.config.data.padding == "silence"
     assert (released.config.data.padding, released.config.optimizer.algorithm) == ("features", "fairseq_adam")
+
+
+def test_axes_that_set_a_plugin_and_its_options(tmp_path: Path) -> None:
+    """Whichever axis stands first, and beside `set`: both count."""
+    mixers = {name: {"encoder.mixer": name} for name in ("differential", "differential_v1")}
+    lambdas = {text: {"encoder.mixer.options.lambda_init": float(text)} for text in ("0.1", "0.5")}
+    for axes in ({"lambda": lambdas, "mixer": mixers}, {"mixer": mixers, "lambda": lambdas}):
+        cells = load_plan(plan_file(tmp_path, axes=axes)).cells
+        found = {(cell.labels["mixer"], cell.labels["lambda"]): cell.config.encoder.mixer for cell in cells}
+        assert len({cell.name for cell in cells}) == len(cells)
+        for (mixer, text), choice in found.items():
+            assert choice == PluginChoice(mixer, {"lambda_init": float(text)})
+    plan = plan_file(tmp_path, axes={"mixer": mixers}, set={"encoder": {"num_heads": 2}, **lambdas["0.5"]})
+    runs = [cell.config.encoder for cell in load_plan(plan).cells]
+    assert {run.num_heads for run in runs} == {2}
+    assert {run.dim for run in runs} == {TINY["encoder"]["dim"]}
+    assert {run.mixer.options["lambda_init"] for run in runs} == {0.5}

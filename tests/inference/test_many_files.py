@@ -24,11 +24,13 @@ from asda_core.command_line import EXIT_ERROR
 from asda_core.config import RunConfig
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference import reading_ahead
-from asda_core.inference.embedding import embed_files, embedding
+from asda_core.inference.embedding import embed_files, embedding, output_names
 from asda_core.inference.indexing import EmbedJob, Index, entry_of
 from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.inference.reading_ahead import FILES_AHEAD, READERS, InBackground, Together, read_ahead
 from asda_core.workers import Shard
+from tests.data.shards import sound_bytes, write_tar
+from tests.finetune.making import small_checkpoint
 from tests.released.writing import write_fairseq
 from tests.waiting import WAIT_SECONDS, wait_until
 
@@ -315,3 +317,27 @@ def test_tensors_are_heard_as_before(listener: Listener) -> None:
         torch.testing.assert_close(heard.tokens, alone.tokens, rtol=0, atol=1e-5)
         torch.testing.assert_close(heard.summary, alone.summary, rtol=0, atol=1e-5)
         assert heard.grid == alone.grid
+
+
+@pytest.mark.slow
+def test_jobs_on_a_shard_and_when_all_fail(
+    catalog: Catalog, tiny: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "s.tar", [(f"{number}.wav", sound_bytes(number)) for number in range(3)])
+    checkpoint = small_checkpoint(tmp_path / "start", catalog)
+    command = ["embed", str(tmp_path / "s.tar"), "--out", str(tmp_path / "out"), "--jobs", "2", "--checkpoint"]
+    assert main([*command, str(checkpoint.file)]) == 0
+    assert "3 embedded" in "".join(capsys.readouterr())
+    assert main([*command, str(checkpoint.file)]) == 0
+    assert "3 were there" in "".join(capsys.readouterr())
+    assert main([*command, str(checkpoint.file), "--granularity", "frame"]) == EXIT_ERROR
+    assert "holds embeddings made otherwise" in capsys.readouterr().err
+
+
+def test_links_keep_their_places(audio_folder: Path, tmp_path: Path) -> None:
+    sound = next(audio_folder.rglob("*.wav"))
+    for part in ("train", "test"):
+        (tmp_path / "links" / part).mkdir(parents=True)
+        (tmp_path / "links" / part / "dog.wav").symlink_to(sound)
+    names = output_names([tmp_path / "links"], "npy")
+    assert sorted(map(str, names.values())) == ["test/dog.npy", "train/dog.npy"]

@@ -1,0 +1,65 @@
+"""One process at a time in a run folder, and what lies beside its steps is left alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from asda_core.audio import find_audio
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import write_step
+from asda_core.claiming import LOCK_FILE, alone_in
+from asda_core.config import RunConfig
+from asda_core.errors import ConfigError
+from asda_core.locating import newest_step
+from asda_core.pretrain.loop import pretrain
+from asda_core.pretrain.resuming import drop_log_after
+
+
+def test_a_second_process_is_refused(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, run = find_audio(audio_folder), tmp_path / "run"
+    pretrain(tiny, files, run, catalog, progress=False)
+    log = (run / "log.jsonl").read_text()
+    with FileLock(run / LOCK_FILE), pytest.raises(ConfigError, match=f"another process trains in {run}"):
+        pretrain(tiny, files, run, catalog, progress=False)
+    assert (run / "log.jsonl").read_text() == log
+    pretrain(tiny, files, run, catalog, progress=False)
+
+
+def test_it_is_let_go_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), alone_in(tmp_path / "new", LOCK_FILE, "trains in"):
+        raise ZeroDivisionError
+    with alone_in(tmp_path / "new", LOCK_FILE, "trains in"):
+        pass
+
+
+def test_a_disk_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*given: object, **more: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", fail)
+    with alone_in(tmp_path, LOCK_FILE, "trains in"):
+        assert "knows no locks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("copy", ["step-best", "step-00000001-good", "step-old"])
+def test_a_copy_of_a_step_is_no_step(tmp_path: Path, copy: str) -> None:
+    (tmp_path / copy).mkdir()
+    for step in (2, 3, 100_000_000, 100_000_001):
+        final = write_step(tmp_path, step, {"model.safetensors": ({"x": torch.ones(1)}, {})}, keep=1)
+        assert newest_step(tmp_path) == final
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([copy, "step-100000001"])
+
+
+def test_torn_lines_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text(
+        '{"step": 1, "l{"step": 1, "loss": 2}\n{"step": 1}\n[1]\n{"loss": 3}\n{"step": 2}\n{"step": 3}\n{"st'
+    )
+    drop_log_after(log, 2)
+    assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
