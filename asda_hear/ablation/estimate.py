@@ -40,6 +40,8 @@ WEIGHTS = frozenset({"seed", "steps", "optimizer", "lambda_init", "frame_weight"
 """Keys that change no size, and so no time."""
 PILOT_NOISE_CLIPS = 4
 """Clips on which attention on noise is measured to see how long that takes."""
+UNTRAINED = "untrained"
+"""Folder of a model that is made where no step has to be measured."""
 MINUTE, HOUR = 60, 3600
 
 
@@ -107,11 +109,14 @@ def estimate_rest(work: Work, left: list[Unit]) -> TimeLeft:
         training = 0.0
         for unit in (unit for unit in left if unit.cells and not (unit.folder / MODEL_FILE).exists()):
             cell = unit.cells[0]
+            to_go = _steps_left(cell, unit.folder)
+            if not to_go:  # takes no time, may have no audio, and says nothing of a step
+                continue
             kind = kind_of(cell.config)
             if kind not in kinds:
                 kinds[kind] = text_of(cell.labels)
                 steps[kinds[kind]] = _step_seconds(work, cell, Path(folder) / str(len(kinds)))
-            training += steps[kinds[kind]] * _steps_left(cell, unit.folder)
+            training += steps[kinds[kind]] * to_go
         scored = _scored_seconds(work)
         if len(scored) < len(work.tasks) and installed() and _clips(work.tasks) <= PILOT_CLIPS:
             scored = _pilot(work, left, Path(folder))
@@ -146,7 +151,7 @@ def _step_seconds(work: Work, cell: Cell, folder: Path) -> float:
 
 def _steps_left(cell: Cell, folder: Path) -> int:
     step = newest_step(folder)
-    return cell.config.steps - (int(step.name.rpartition("-")[2]) if step else 0)
+    return max(0, cell.config.steps - (int(step.name.rpartition("-")[2]) if step else 0))
 
 
 def _scored_seconds(work: Work) -> dict[str, float]:
@@ -167,9 +172,9 @@ def _seconds(folder: Path) -> dict[str, float]:
 
 
 def _pilot(work: Work, left: list[Unit], folder: Path) -> dict[str, float]:
-    """Score the model of the first cell, untrained but for a step, as it will be scored."""
+    """Score a model of this plan, untrained but for a step, as it will be scored."""
     cells = [cell for unit in left for cell in unit.cells]
-    model = _any_model(work, folder)
+    model = _any_model(work, left, folder)
     if not cells or model is None:
         return {}
     found = {}
@@ -187,7 +192,7 @@ def _noise_seconds(work: Work, left: list[Unit], folder: Path) -> float:
     count = sum(can_measure(model_of(work, unit)) for unit in left)
     files = [read_stamp(file) or {} for file in work.store.glob(f"*/*/{noise.file_name}")]
     known = [float(found["seconds"]) for found in files if "seconds" in found]
-    model = _any_model(work, folder)
+    model = _any_model(work, left, folder)
     if known or model is None:
         return count * median(known or [0.0])
     clips = min(noise.config.clips or len(noise.files), len(noise.files))
@@ -197,10 +202,16 @@ def _noise_seconds(work: Work, left: list[Unit], folder: Path) -> float:
     return count * (time.monotonic() - started) * clips / min(clips, PILOT_NOISE_CLIPS)
 
 
-def _any_model(work: Work, folder: Path) -> Path | None:
-    """A model of this plan: one of those of which steps were measured, else one that is trained already."""
+def _any_model(work: Work, left: list[Unit], folder: Path) -> Path | None:
+    """A model of this plan: of which steps were measured, else one that is trained already, else an untrained one."""
     trained = (work.store / CELLS / cell.name / MODEL_FILE for cell in work.plan.cells)
-    return next((file for file in [*sorted(folder.glob(f"*/1/{MODEL_FILE}")), *trained] if file.exists()), None)
+    made = [*sorted(folder.glob(f"*/1/{MODEL_FILE}")), folder / UNTRAINED / MODEL_FILE, *trained]
+    found = next((file for file in made if file.exists()), None)
+    cell = next((cell for unit in left for cell in unit.cells), None)
+    if found is not None or cell is None:
+        return found
+    init = None if cell.init is None else read_model(cell.init)
+    return pretrain(replace(cell.config, steps=0), [], folder / UNTRAINED, work.catalog, device(), False, init)
 
 
 def _clips(tasks: Iterable[Path]) -> int:

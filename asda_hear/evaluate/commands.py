@@ -1,15 +1,23 @@
 """`asda-hear evaluate`. Nothing here takes seconds to import, so that the processes of `--jobs` begin at once."""
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 from asda_core.config_io import parsed_changes
-from asda_core.errors import ConfigError
+from asda_core.errors import ConfigError, TaskError
 from asda_core.locating import MODEL_FILE, STEP_FOLDERS
 from asda_core.workers import ended_as_interrupt
+from asda_hear.evaluate.identity import (
+    SEARCH_STAMP,
+    kept_identity,
+    read_stamp,
+    search_stamp,
+    task_identity,
+    weights_identity,
+)
 from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs, score_in_processes
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
 from asda_hear.evaluate.search import USUAL_SEED, EvaluationConfig, find_tasks
@@ -23,7 +31,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", nargs="+", default=[], help="only these")
     parser.add_argument("--model", nargs="+", default=[""], help="checkpoints, run folders, configs, or log_mel")
     parser.add_argument(
-        "--out", type=Path, default=Path("results/evaluate"), help="results; tables hold all its models"
+        "--out", type=Path, default=Path("results/evaluate"), help="results; tables hold all its models of this search"
     )
     parser.add_argument("--grid", choices=["default", "fast", "faster"], default="default", help="heareval's grids")
     parser.add_argument("--grid-points", type=int, default=8, help="of the predictor; HEAR's own is 8")
@@ -57,13 +65,13 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
         if parsed.jobs > 1:
             rows = score_in_processes(work, parsed.given, min(parsed.jobs, len(work.pairs)))
         else:
-            rows = score_here(work, parsed, names)
+            rows = score_here(work, parsed)
     except EvaluationFailed as failed:
-        write_tables(failed.rows + scores_beside(parsed.out, names), parsed.out)
+        write_tables(failed.rows + scores_beside(work, tell=not parsed.worker), parsed.out)
         raise
     if parsed.worker:
         return
-    everything = rows + scores_beside(parsed.out, names)
+    everything = rows + scores_beside(work, tell=True)
     write_tables(everything, parsed.out)
     print(to_markdown(everything), end="")
     if standing := write_standing(everything, parsed.out):
@@ -71,7 +79,7 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
     print(f"written to {parsed.out}/scores.md, .csv, .json", file=sys.stderr)
 
 
-def score_here(work: Pairs, parsed: argparse.Namespace, names: Sequence[str]) -> list[tuple[str, TaskScore]]:
+def score_here(work: Pairs, parsed: argparse.Namespace) -> list[tuple[str, TaskScore]]:
     """Score in this process; the tables grow as models are done. Only now what takes seconds to import is imported."""
     scoring = import_module("asda_hear.evaluate.scoring")
     scoring.open_all(work)  # a mistake shows before hours of evaluation
@@ -80,16 +88,62 @@ def score_here(work: Pairs, parsed: argparse.Namespace, names: Sequence[str]) ->
         with ended_as_interrupt():
             rows = scoring.score_pairs(work, progress=False)
     else:
-        rows = scoring.score_pairs(
-            work, True, lambda rows: write_tables(rows + scores_beside(parsed.out, names), parsed.out)
-        )
+        rows = scoring.score_pairs(work, True, lambda rows: write_tables(rows + scores_beside(work), parsed.out))
     return rows
 
 
-def scores_beside(out: Path, names: Sequence[str]) -> list[tuple[str, TaskScore]]:
-    """Scores in a result folder of models that are not in this call."""
-    folders = [folder for folder in sorted(out.glob("*/*")) if (folder / SCORE_FILE).is_file()]
-    return [(folder.parent.name, read_task_score(folder)) for folder in folders if folder.parent.name not in names]
+def scores_beside(work: Pairs, tell: bool = False) -> list[tuple[str, TaskScore]]:
+    """Scores in a result folder of pairs that are not in this call, if they can stand in one table with those that are.
+
+    Args:
+        work: the pairs of this call.
+        tell: whether to say on stderr what is left out, and why.
+    """
+    reason_of = Neighbours(work).reason_against
+    own = {work.folder(pair) for pair in work.pairs}
+    rows, left_out = [], []
+    for folder in (file.parent for file in sorted(work.out.glob(f"*/*/{SCORE_FILE}"))):
+        if folder in own:
+            continue
+        name = folder.parent.name
+        if reason := reason_of(folder):
+            left_out.append(f"{name} on {folder.name} ({reason})")
+            continue
+        try:
+            rows.append((name, read_task_score(folder)))
+        except TaskError as error:
+            left_out.append(f"{name} on {folder.name} ({error})")
+    if tell and left_out:
+        print(f"warning: left out of the tables: {'; '.join(left_out)}", file=sys.stderr)
+    return rows
+
+
+class Neighbours:
+    """What is known of this call, to compare scores beside it with."""
+
+    def __init__(self, work: Pairs) -> None:
+        self.search = {key: value for key, value in search_stamp(work.config).items() if key != "seed"}  # a row's name
+        self.tasks = {pair.task.name: pair.task for pair in work.pairs}
+        self.models = {pair.name: pair.model for pair in work.pairs}
+        self.identity = functools.cache(task_identity)
+
+    def reason_against(self, folder: Path) -> str:
+        """Why scores cannot stand beside those of this call: another search, task or model; "" if they can."""
+        stamp = read_stamp(folder / SEARCH_STAMP)
+        if not isinstance(stamp, dict):
+            return f"not finished, or its {SEARCH_STAMP} is damaged"
+        differing = [
+            f"{key} {stamp.get(key)}, not {value}" for key, value in self.search.items() if stamp.get(key) != value
+        ]
+        if differing:
+            return ", ".join(differing)
+        task = self.tasks.get(folder.name)
+        if task is not None and stamp.get("task") != kept_identity(folder, task, self.identity(task)):
+            return "the task has changed since"
+        model = self.models.get(folder.parent.name)
+        if model is not None and stamp.get("weights") != weights_identity(model):
+            return "the model has changed since"
+        return ""
 
 
 def model_name(model: str, options: dict[str, object], seed: int = USUAL_SEED) -> str:

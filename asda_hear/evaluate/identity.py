@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,13 +12,16 @@ from typing import Any
 from asda_core.files import file_digest
 from asda_core.locating import locate
 from asda_hear.evaluate.scores import SCORE_FILE
-from asda_hear.evaluate.search import USUAL_SEED, EvaluationConfig
+from asda_hear.evaluate.search import USUAL_SEED, VOCABULARY_FILE, EvaluationConfig
 from asda_hear.names import DEFAULT_WEIGHTS, LOG_MEL
 
 IDENTITY_DIGITS = 16
 Stamp = dict[str, Any]
-SEARCH_STAMP = "evaluation.json"
-"""What the scores in a folder were made from."""
+SEARCH_STAMP, SOURCE_STAMP = "evaluation.json", "embedding.json"
+"""What the scores, and what the embeddings in a folder were made from."""
+SEPARATOR = " "
+"""Between the identities of a task."""
+TEXT_FILES = (".json", ".csv")
 
 
 def weights_identity(model: str) -> str:
@@ -37,14 +40,68 @@ def _digest(file: Path, size: int, time_ns: int) -> str:
 
 
 def task_identity(task: Path) -> str:
-    """What the scores on a task depend on: labels, splits and metadata by content, audio by name, size and time."""
+    """What the scores on a task may depend on: its `identity_at` every rate, the highest first.
+
+    Scores belong to one of them, so that a rate that is added changes nothing for those that are there.
+    """
+    return SEPARATOR.join(identity_at(task, rate) for rate in sorted(_rates(task), reverse=True) or [0])
+
+
+def identity_at(task: Path, rate: int) -> str:
+    """What scores depend on: labels, splits and metadata by content, audio at one rate by name, size and time.
+
+    Args:
+        task: its folder; hidden files are no part of it.
+        rate: in Hz, of the model; where the task has it not, its highest counts, of which it is made.
+    """
+    rates = _rates(task)
+    heard = rates.get(rate) or (rates[max(rates)] if rates else None)
+    told = [*task.glob("*.json"), task / VOCABULARY_FILE]
+    return _digest_of(task, [path for path in [*told, *(heard.rglob("*") if heard else ())] if _is_shown(task, path)])
+
+
+def _rates(task: Path) -> dict[int, Path]:
+    """Rate in Hz -> the folder of its audio."""
+    return {int(path.name): path for path in task.iterdir() if path.name.isdigit() and path.is_dir()}
+
+
+def _is_shown(task: Path, path: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(task).parts)
+
+
+def _digest_of(task: Path, paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(path for path in task.rglob("*") if path.is_file()):
+    for file in sorted(path for path in paths if path.is_file()):
         digest.update(str(file.relative_to(task)).encode())
         facts = file.stat()
-        text = file.suffix in (".json", ".csv")
+        text = file.suffix in TEXT_FILES
         digest.update(file.read_bytes() if text else f"{facts.st_size} {facts.st_mtime_ns}".encode())
     return digest.hexdigest()[:IDENTITY_DIGITS]
+
+
+@functools.lru_cache(maxsize=4096)
+def _former_identity(task: Path, today: str) -> str:
+    """That of scores of earlier versions, for which every file counted; taken once as long as the task stays."""
+    return _digest_of(task, task.rglob("*"))
+
+
+def kept_identity(folder: Path, task: Path, today: str) -> str:
+    """The identity under which a folder keeps what was made of a task.
+
+    Args:
+        folder: of embeddings and scores.
+        task: the task.
+        today: its `task_identity`.
+
+    Returns:
+        what a stamp in the folder says, where that is still true of the task; else what no stamp says.
+    """
+    for stamp in (SEARCH_STAMP, SOURCE_STAMP):
+        said = read_stamp(folder / stamp)
+        kept = said.get("task") if isinstance(said, dict) else None
+        if kept is not None and (kept in today.split(SEPARATOR) or kept == _former_identity(task, today)):
+            return str(kept)
+    return today
 
 
 def versions(*distributions: str) -> dict[str, str]:
@@ -74,16 +131,28 @@ def stamps(weights: str, options: Mapping[str, Any], task: str, config: Evaluati
     Args:
         weights: the `weights_identity` of the model.
         options: keyword arguments of `load_model`.
-        task: its `task_identity`.
+        task: the identity that they are kept under.
         config: the search.
     """
     source = {"weights": weights, "options": dict(options), "task": task, **versions("asda-hear", "torch")}
+    return source, {**source, **search_stamp(config)}
+
+
+def search_stamp(config: EvaluationConfig) -> Stamp:
+    """The part of a stamp that says how scores were searched for."""
     search = asdict(config)
     if config.seed == USUAL_SEED:  # as scores were kept before there were others
         del search["seed"]
-    return source, {**source, **search, **versions("heareval")}
+    return {**search, **versions("heareval")}
 
 
-def is_scored(folder: Path, search: Stamp) -> bool:
-    """Whether a folder holds the scores that belong to this."""
-    return (folder / SCORE_FILE).exists() and read_stamp(folder / SEARCH_STAMP) == search
+def is_scored(folder: Path, search: Stamp, task: Path) -> bool:
+    """Whether a folder holds the scores that belong to this.
+
+    Args:
+        folder: of a model and a task.
+        search: the second of its `stamps`, for the `task_identity`.
+        task: the task.
+    """
+    wanted = {**search, "task": kept_identity(folder, task, search["task"])}
+    return (folder / SCORE_FILE).exists() and read_stamp(folder / SEARCH_STAMP) == wanted

@@ -1,7 +1,7 @@
 """Where labels and splits come from: a folder per class, or a CSV."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from asda_core.labelled.drawing import TURNS, deal
 from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
 from asda_core.labelled.splits import SPLIT_NAMES
 from asda_core.labelled.tables import read_table
-from asda_hear.evaluate.tasks import Clip, EmbeddingType, Event, fold_names
+from asda_hear.evaluate.search import MIN_FOLDS
+from asda_hear.evaluate.tasks import MILLISECONDS, Clip, EmbeddingType, Event
 
 LABEL_SEPARATOR = ";"
 """Between the labels of a multilabel clip."""
-MILLISECONDS = 1000.0
 
 
 @dataclass(frozen=True)
@@ -106,17 +106,18 @@ def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], fol
     Args:
         clips: with whatever the CSV or the folders say as their split.
         parts: train, valid and test -> values of the split column; empty if it says so itself.
-        folds: number of folds to draw where nothing is said; 0 draws train, valid and test.
+        folds: number of folds to draw where nothing is said, at least 3; 0 draws train, valid and test.
         seed: of that draw, which keeps the shares of the labels.
 
     Raises:
-        TaskError: a value belongs to no part.
+        TaskError: a value belongs to no part or to two, a part has no clip, there is no split column, or folds are
+            too few.
     """
+    if folds and folds < MIN_FOLDS:
+        raise TaskError(f"--folds must be at least {MIN_FOLDS}, as heareval needs them, not {folds}.")
     given = {clip.split for clip in clips}
     if parts:
-        owner = {value: part for part, values in parts.items() for value in values}
-        if strange := sorted(given - owner.keys()):
-            raise TaskError(f"the split value {strange[0]!r} is in none of train, valid and test.")
+        owner = _owners(parts, given)
         return [replace(clip, split=owner[clip.split]) for clip in clips]
     if given == {NO_SPLIT}:
         turns = [f"fold{number:02d}" for number in range(folds)] or TURNS
@@ -126,3 +127,26 @@ def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], fol
         return list(clips)
     names = fold_names(given)
     return [replace(clip, split=names[clip.split]) for clip in clips]
+
+
+def _owners(parts: Mapping[str, Sequence[str]], given: set[str]) -> dict[str, str]:
+    """Value of the split column -> its part."""
+    if given == {NO_SPLIT}:
+        raise TaskError("--train, --valid and --test name values of a split column: give --split-column too.")
+    owner: dict[str, str] = {}
+    for part, values in parts.items():
+        for value in values:
+            if owner.setdefault(value, part) != part:
+                raise TaskError(f"the split value {value!r} is in both {owner[value]} and {part}.")
+    if strange := sorted(given - owner.keys()):
+        raise TaskError(f"the split value {strange[0]!r} is in none of train, valid and test.")
+    filled = {owner[value] for value in given}
+    if empty := [part for part in TRAIN_VALID_TEST if part not in filled]:
+        raise TaskError(f"no clip is in {empty[0]}: say with --{empty[0]} which of {', '.join(sorted(given))} are.")
+    return owner
+
+
+def fold_names(values: Iterable[str]) -> dict[str, str]:
+    """Any names of folds -> fold00, fold01, ... in sorted order (numbers by their value)."""
+    ordered = sorted(set(values), key=lambda value: (not value.isdigit(), int(value) if value.isdigit() else 0, value))
+    return {value: f"fold{number:02d}" for number, value in enumerate(ordered)}

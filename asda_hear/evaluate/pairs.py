@@ -122,7 +122,7 @@ def _wait(work: Pairs, workers: Sequence[Worker]) -> list[Pair]:
     with tqdm(total=len(work.pairs), desc="evaluate", unit="pair") as bar:
         while True:
             alive = any(worker.poll() is None for worker in workers)
-            done = [pair for pair in work.pairs if is_scored(work.folder(pair), wanted[pair])]
+            done = [pair for pair in work.pairs if is_scored(work.folder(pair), wanted[pair], pair.task)]
             bar.update(len(done) - bar.n)
             if not alive:
                 return done

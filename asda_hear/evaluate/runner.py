@@ -18,17 +18,26 @@ from tqdm import tqdm
 
 from asda_core.files import write_text
 from asda_hear.evaluate.compat import Trainings, hear_tools, own_handlers
-from asda_hear.evaluate.identity import SEARCH_STAMP, is_scored, read_stamp, stamps, task_identity, weights_identity
+from asda_hear.evaluate.identity import (
+    SEARCH_STAMP,
+    SOURCE_STAMP,
+    Stamp,
+    identity_at,
+    is_scored,
+    kept_identity,
+    read_stamp,
+    stamps,
+    task_identity,
+    weights_identity,
+)
 from asda_hear.evaluate.items import keep_items
 from asda_hear.evaluate.scores import TaskScore, read_task_score
-from asda_hear.evaluate.search import EvaluationConfig
+from asda_hear.evaluate.search import EvaluationConfig, read_metadata
 from asda_hear.evaluate.tasks import resample_task
 
 MODULE = "asda_hear"
 SECONDS_FILE = "seconds.json"
 """What a task has taken: `embedding` and `prediction`."""
-SOURCE_STAMP = "embedding.json"
-"""What the embeddings in a folder were made from; `SEARCH_STAMP` tells it of the scores."""
 COPY_STAMP = ".source"
 """What a task at another rate was made from."""
 
@@ -80,20 +89,26 @@ class Evaluation:
 
     def is_done(self, task: Path, identity: str) -> bool:
         """Whether the scores on a task of this `task_identity` are there."""
-        return is_scored(self.out / task.name, stamps(self.weights, self.options, identity, self.config)[1])
+        return is_scored(self.out / task.name, self._stamps(identity)[1], task)
+
+    def _stamps(self, identity: str) -> tuple[Stamp, Stamp]:
+        return stamps(self.weights, self.options, identity, self.config)
 
     def score(self, task: Path) -> TaskScore:
         """Score the model on a task, within `hear_tools()`; what is there of it is not done again."""
-        folder, identity = self.out / task.name, task_identity(task)
-        source, search = stamps(self.weights, self.options, identity, self.config)
-        if is_scored(folder, search):
+        folder = self.out / task.name
+        source, search = self._stamps(kept_identity(folder, task, task_identity(task)))
+        if is_scored(folder, search, task):
             return read_task_score(folder)
+        read_metadata(task)
         self.out.mkdir(parents=True, exist_ok=True)
         with _threads(self.config.threads), (self.out / "heareval.log").open("a") as log:
             spent = read_stamp(folder / SECONDS_FILE) or {}
             if read_stamp(folder / SOURCE_STAMP) != source:
                 started = time.monotonic()
                 self._embedding = self._embedding or _load(self.model, self.options, log)
+                identity = identity_at(task, self._embedding.sample_rate)
+                source, search = self._stamps(identity)
                 audio = _at_rate(task, self._embedding.sample_rate, self.cache, identity, self.progress)
                 _embed(self._embedding, audio, folder, log, self.progress)
                 write_text(folder / SOURCE_STAMP, json.dumps(source))

@@ -7,12 +7,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from asda_core.errors import TaskError
 
 SCORE_FILE = "test.predicted-scores.json"
 PREFIX = "test_"
 NOT_A_METRIC = ("loss", "score")
+METADATA_FILE = "task_metadata.json"
+DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+"""What reading raises for a file that is cut off, or holds something else."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,21 @@ def read_task_score(folder: Path) -> TaskScore:
     """Read what heareval wrote for one task.
 
     Raises:
-        TaskError: there are no scores yet.
+        TaskError: there are no scores yet, or they are damaged.
     """
     file = folder / SCORE_FILE
     if not file.exists():
         raise TaskError(f"{folder} has no scores yet ({SCORE_FILE}).")
-    results = json.loads(file.read_text())
-    metadata = json.loads((folder / "task_metadata.json").read_text())
+    try:
+        return _task_score(folder.name, json.loads(file.read_text()), json.loads((folder / METADATA_FILE).read_text()))
+    except DAMAGED as error:
+        raise TaskError(
+            f"{file} is damaged, or {METADATA_FILE} beside it ({type(error).__name__}: {error}); "
+            f"delete {SCORE_FILE}, and it is made again."
+        ) from None
+
+
+def _task_score(task: str, results: Mapping[str, Any], metadata: Mapping[str, Any]) -> TaskScore:
     metric = metadata["evaluation"][0]
     folds = [value for key, value in results.items() if isinstance(value, dict) and "test_score" in value]
     names = [name.removeprefix(PREFIX) for name in folds[0] if name.startswith(PREFIX)]
@@ -62,7 +74,7 @@ def read_task_score(folder: Path) -> TaskScore:
     }
     values = tuple(float(fold["test_score"]) for fold in folds)
     validation = sum(fold["validation_score"] for fold in folds) / len(folds)
-    return TaskScore(folder.name, metric, sum(values) / len(values), values, means, validation)
+    return TaskScore(task, metric, sum(values) / len(values), values, means, validation)
 
 
 def to_markdown(rows: Sequence[tuple[str, TaskScore]]) -> str:

@@ -1,13 +1,25 @@
-"""What is asked of an evaluation: which tasks, and how heareval searches."""
+"""What is asked of an evaluation: which tasks, whether heareval can read them, and how it searches."""
 
+import csv
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from asda_core.errors import ConfigError, TaskError, unknown
+from asda_core.labelled.examples import TRAIN_VALID_TEST
+from asda_hear.evaluate.scores import METADATA_FILE
 
+VOCABULARY_FILE = "labelvocabulary.csv"
+MIN_FOLDS = 3
+"""heareval trains on what is neither the test nor the validation fold."""
+KEYS = (
+    "task_name", "embedding_type", "prediction_type", "split_mode", "sample_duration", "evaluation", "splits",
+)  # fmt: skip
+"""What heareval reads of a task's metadata."""
+EVENT_KEYS = ("label", "start", "end")
 USUAL_SEED = 42
 """heareval's own."""
 HearGrid = Literal["default", "fast", "faster"]
@@ -39,21 +51,20 @@ class EvaluationConfig:
 def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[Path]:
     """Task folders below `tasks_dir`, or those named (by folder or by task name).
 
+    A folder beside those named whose metadata cannot be read is passed over with a warning.
+
     Raises:
         TaskError: none, or a name that is not there.
     """
     if not tasks_dir.is_dir():
         raise TaskError(f"no folder of HEAR tasks at {tasks_dir}.")
     folders = [path for path in sorted(tasks_dir.iterdir()) if not path.name.startswith(".")]
-    found = {path.name: path for path in folders if (path / "task_metadata.json").is_file()}
+    found = {path.name: path for path in folders if (path / METADATA_FILE).is_file()}
     if not found:
-        raise TaskError(f"{tasks_dir} holds no HEAR task (a folder with task_metadata.json).")
+        raise TaskError(f"{tasks_dir} holds no HEAR task (a folder with {METADATA_FILE}).")
     if not names:
         return list(found.values())
-    by_task: dict[str, list[Path]] = {}
-    for path in found.values():
-        task_name = json.loads((path / "task_metadata.json").read_text())["task_name"]
-        by_task.setdefault(task_name, []).append(path)
+    by_task = _by_task_name(list(found.values()), names)
     chosen = []
     for name in names:
         matches = [found[name]] if name in found else by_task.get(name, [])
@@ -65,3 +76,106 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[Path]:
             )
         chosen += matches
     return chosen
+
+
+def _by_task_name(folders: Sequence[Path], asked: Sequence[str]) -> dict[str, list[Path]]:
+    """Task name -> its folders; what cannot be read is told, unless it is asked for, which shows later."""
+    found: dict[str, list[Path]] = {}
+    for path in folders:
+        try:
+            found.setdefault(str(read_metadata(path, ("task_name",))["task_name"]), []).append(path)
+        except TaskError as error:
+            if path.name not in asked:
+                print(f"warning: {path} is passed over: {error}", file=sys.stderr)
+    return found
+
+
+def read_metadata(folder: Path, keys: Sequence[str] = KEYS) -> dict[str, Any]:
+    """The metadata of a task, which has these keys.
+
+    Raises:
+        TaskError: it cannot be read, or a key is missing.
+    """
+    file = folder / METADATA_FILE
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{folder} is no HEAR task: {file.name}: {type(error).__name__}: {error}") from None
+    if not isinstance(metadata, dict):
+        raise TaskError(f"{file} must hold keys and values.")
+    if missing := [key for key in keys if key not in metadata]:
+        raise TaskError(f"{file} lacks {', '.join(missing)}.")
+    return metadata
+
+
+def check_task(folder: Path) -> None:
+    """Check all that heareval will read, so that a mistake shows before the long run.
+
+    Raises:
+        TaskError: naming what is wrong and where.
+    """
+    metadata = read_metadata(folder)
+    labels = _read_vocabulary(folder / VOCABULARY_FILE)
+    answers = {split: _read_answers(folder / f"{split}.json") for split in metadata["splits"]}
+    check_splits(str(folder), list(answers), metadata["split_mode"] == "trainvaltest")
+    rates = [path for path in folder.iterdir() if path.name.isdigit()]
+    if not rates:
+        raise TaskError(f"{folder} has no audio: expected a folder named by its rate, such as 16000.")
+    for split, clips in answers.items():
+        for name, answer in clips.items():
+            _check_answer(f"{folder.name} {split} {name}", answer, metadata, labels)
+            for rate in rates:
+                if not (rate / split / name).is_file():
+                    raise TaskError(f"{rate / split / name} is missing.")
+
+
+def check_splits(where: str, splits: Sequence[str], three: bool) -> None:
+    """Check that splits are train, valid and test, or else enough folds.
+
+    Raises:
+        TaskError: they are not.
+    """
+    if three:
+        if set(splits) != set(TRAIN_VALID_TEST):
+            raise TaskError(f"{where}: splits are {sorted(splits)}; expected train, valid and test, or folds.")
+    elif len(splits) < MIN_FOLDS:
+        raise TaskError(f"{where}: {len(splits)} folds ({', '.join(splits)}); heareval needs at least {MIN_FOLDS}.")
+
+
+def _read_vocabulary(file: Path) -> set[str]:
+    """The labels; a byte order mark, as spreadsheets write it, is no part of the header."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened))
+    except (OSError, ValueError, csv.Error) as error:
+        raise TaskError(f"{file.parent} is no HEAR task: {file.name}: {type(error).__name__}: {error}") from None
+    for name in ("idx", "label"):
+        if any(row.get(name) is None for row in rows):
+            raise TaskError(f"{file} must have the header idx,label and both in every row.")
+    if [row["idx"] for row in rows] != [str(number) for number in range(len(rows))]:
+        raise TaskError(f"{file}: idx must run from 0 to {len(rows) - 1}.")
+    return {row["label"] for row in rows}
+
+
+def _read_answers(file: Path) -> dict[str, list[Any]]:
+    """Clip -> its labels or events."""
+    try:
+        answers = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{file.parent} is no HEAR task: {file.name}: {type(error).__name__}: {error}") from None
+    if not isinstance(answers, dict) or not all(isinstance(answer, list) for answer in answers.values()):
+        raise TaskError(f"{file} must hold a list of labels or events for every clip.")
+    return answers
+
+
+def _check_answer(where: str, answer: Sequence[Any], metadata: Mapping[str, Any], labels: set[str]) -> None:
+    events = metadata["embedding_type"] == "event"
+    if events and not all(isinstance(item, dict) and item.keys() >= set(EVENT_KEYS) for item in answer):
+        raise TaskError(f"{where}: an event must have {', '.join(EVENT_KEYS)}.")
+    names = [item["label"] for item in answer] if events else list(answer)
+    if strange := [name for name in names if name not in labels]:
+        raise TaskError(f"{where}: {unknown('label', str(strange[0]), labels)}")
+    if not events and metadata["prediction_type"] == "multiclass" and len(names) != 1:
+        raise TaskError(f"{where}: a multiclass task needs exactly one label, given {names}.")
+    if events and any(item["end"] < item["start"] for item in answer):
+        raise TaskError(f"{where}: an event ends before it starts.")

@@ -3,9 +3,11 @@
 import argparse
 
 from asda_core.errors import TaskError
+from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
-from asda_hear.evaluate.search import find_tasks
-from asda_hear.evaluate.tasks import TRAIN_VALID_TEST, TaskConfig, build_task, check_task, resample_task
+from asda_hear.evaluate.scores import METADATA_FILE
+from asda_hear.evaluate.search import check_task, find_tasks
+from asda_hear.evaluate.tasks import TaskConfig, build_task, resample_task
 
 
 def run_build(parsed: argparse.Namespace) -> None:
@@ -36,7 +38,7 @@ def run_build(parsed: argparse.Namespace) -> None:
 def run_check(parsed: argparse.Namespace) -> None:
     """`asda-hear tasks check`."""
     for given in parsed.folders:
-        for folder in [given] if (given / "task_metadata.json").exists() else find_tasks(given):
+        for folder in [given] if (given / METADATA_FILE).exists() else find_tasks(given):
             check_task(folder)
             print(f"{folder}: good")
 

@@ -1,4 +1,4 @@
-"""HEAR-format task folders: writing, checking and resampling them.
+"""HEAR-format task folders: writing and resampling them; `search` checks them.
 
     NAME-VERSION-MODE/
         task_metadata.json   labelvocabulary.csv ("idx,label")   SPLIT.json (one per split)
@@ -9,11 +9,12 @@
 
 import csv
 import json
+import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,22 +23,26 @@ from tqdm import tqdm
 
 from asda_core.audio import crop_or_pad, read_audio
 from asda_core.errors import AudioError, TaskError, unknown
+from asda_core.labelled.examples import TRAIN_VALID_TEST
+from asda_hear.evaluate.scores import METADATA_FILE
+from asda_hear.evaluate.search import VOCABULARY_FILE, check_splits, check_task
 
 EmbeddingType = Literal["scene", "event"]
 PredictionType = Literal["multiclass", "multilabel"]
-TRAIN_VALID_TEST = ("train", "valid", "test")
-MIN_FOLDS = 3
-"""heareval trains on what is neither the test nor the validation fold."""
+MILLISECONDS = 1000.0
 METRICS = {
     ("scene", "multiclass"): ("top1_acc",),
     ("scene", "multilabel"): ("mAP", "d_prime", "aucroc"),
     ("event", "multilabel"): ("event_onset_200ms_fms", "segment_1s_er"),
 }
 """Metrics by kind of task, the primary one first, as HEAR's own tasks have them."""
-KNOWN_METRICS = (
-    "top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc", "event_onset_200ms_fms",
-    "event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms", "segment_1s_er",
-)  # fmt: skip
+KNOWN_METRICS: Mapping[str, tuple[str, ...]] = {
+    "scene": ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc"),
+    "event": (
+        "event_onset_200ms_fms", "event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms", "segment_1s_er",
+    ),
+}  # fmt: skip
+"""heareval's, by what is embedded."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,27 @@ class TaskConfig:
     version: str = "v1.0.0"
     mode: str = "full"
 
+    def __post_init__(self) -> None:
+        for part in (self.name, self.version, self.mode):
+            if not part or part.startswith(".") or set(part) & set("/\\\0"):
+                raise TaskError(f"{part!r} cannot be part of a folder's name: name, version and mode of a task are.")
+        if not self.sample_rates or min(self.sample_rates) < 1:
+            raise TaskError(f"sample rates must be 1 Hz or more, given {list(self.sample_rates)}.")
+        seconds = self.clip_seconds
+        if seconds is not None and not (math.isfinite(seconds) and round(seconds * min(self.sample_rates)) > 0):
+            raise TaskError(f"the length of clips must be a positive number of seconds, given {seconds}.")
+        kind = (self.embedding_type, self.prediction_type)
+        if kind not in METRICS:
+            raise TaskError(f"no task is {' and '.join(kind)}; expected {', or '.join(map(' and '.join, METRICS))}.")
+        for metric in self.evaluation:
+            if metric not in KNOWN_METRICS[self.embedding_type]:
+                raise TaskError(unknown(f"metric of {self.embedding_type} tasks", metric, KNOWN_METRICS[kind[0]]))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those asked for, or the usual ones."""
+        return self.evaluation or METRICS[self.embedding_type, self.prediction_type]
+
     @property
     def folder(self) -> str:
         """Name of the task's folder."""
@@ -97,17 +123,18 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
         the folder; one that exists already is replaced.
 
     Raises:
-        TaskError: no clip is readable, or labels and splits do not fit the kind of task.
+        TaskError: no clip is readable, two have one name, or labels and splits do not fit the kind of task.
     """
-    metrics = config.evaluation or METRICS.get((config.embedding_type, config.prediction_type), ())
-    for metric in metrics or ("",):
-        if metric not in KNOWN_METRICS:
-            raise TaskError(unknown("metric", metric, KNOWN_METRICS))
+    splits = sorted({clip.split for clip in clips})
+    check_splits(config.folder, splits, set(splits) == set(TRAIN_VALID_TEST))
+    names = clip_names(clips)
+    if config.embedding_type == "event" and config.clip_seconds is not None:
+        clips = cut_events(clips, config.clip_seconds)
     final = out / config.folder
     part = out / f".{config.folder}.part"
     shutil.rmtree(part, ignore_errors=True)
     try:
-        skipped = _write_task(config, metrics, clips, part, progress)
+        skipped = _write_task(config, dict(zip(names, clips, strict=True)), part, progress)
         check_task(part)
     except TaskError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -121,21 +148,66 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
     return final
 
 
-def _write_task(
-    config: TaskConfig, metrics: Sequence[str], clips: Sequence[Clip], part: Path, progress: bool
-) -> list[str]:
+def clip_names(clips: Sequence[Clip]) -> list[tuple[str, str]]:
+    """Split and file name of each clip: the name of its file, behind as many of its folders as make it the only one.
+
+    Names are told apart within a split, as HEAR keeps them; a name that any other clip has stands behind its folder.
+
+    Raises:
+        TaskError: two clips of a split cannot be told apart.
+    """
+    stems = Counter(clip.file.stem for clip in clips)
+    folders = [[part for part in clip.file.parent.parts if part not in (clip.file.anchor, "..")] for clip in clips]
+    depths = [min(len(above), int(stems[clip.file.stem] > 1)) for clip, above in zip(clips, folders, strict=True)]
+    while True:
+        found = [
+            (clip.split, "-".join([*above[len(above) - depth :], f"{clip.file.stem}.wav"]))
+            for clip, above, depth in zip(clips, folders, depths, strict=True)
+        ]
+        times = Counter(found)
+        alike = [number for number, name in enumerate(found) if times[name] > 1]
+        if not alike:
+            return found
+        longer = [number for number in alike if depths[number] < len(folders[number])]
+        if not longer:
+            first, second, *_ = (clips[number].file for number in alike if found[number] == found[alike[0]])
+            raise TaskError(f"two clips would be called {found[alike[0]][1]}: {first} and {second}.")
+        for number in longer:
+            depths[number] += 1
+
+
+def cut_events(clips: Sequence[Clip], seconds: float) -> list[Clip]:
+    """Clips whose events end with them; those that begin at the end or later are dropped, which is said on stderr.
+
+    Raises:
+        TaskError: no event is left.
+    """
+    end_ms = seconds * MILLISECONDS
+    kept = []
+    for clip in clips:
+        heard = [replace(each, end_ms=min(each.end_ms, end_ms)) for each in clip.events if each.start_ms < end_ms]
+        kept.append(replace(clip, events=tuple(heard)))
+    before, after = (sum(len(clip.events) for clip in members) for members in (clips, kept))
+    if before and not after:
+        raise TaskError(f"all {before} events begin after {seconds:g} s, to which clips are cut.")
+    if dropped := before - after:
+        print(f"{dropped} of {before} events begin after {seconds:g} s, where clips are cut: dropped.", file=sys.stderr)
+    return kept
+
+
+def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part: Path, progress: bool) -> list[str]:
     """Write everything below `part`; returns what was wrong with clips that were left out."""
     written, skipped = _write_audio(config, clips, part, progress)
-    splits = sorted({clip.split for clip in written.values()})
+    splits = sorted({split for split, _ in written})
     mode = "presplit_kfold"
     if set(splits) == set(TRAIN_VALID_TEST):
         splits, mode = list(TRAIN_VALID_TEST), "trainvaltest"
     events = config.embedding_type == "event"
     for split in splits:
-        chosen = {name: _answer(clip, events) for name, clip in written.items() if clip.split == split}
+        chosen = {name: _answer(clip, events) for (own, name), clip in written.items() if own == split}
         (part / f"{split}.json").write_text(json.dumps(chosen, indent=1))
     labels = sorted({label for clip in written.values() for label in (*clip.labels, *(e.label for e in clip.events))})
-    with (part / "labelvocabulary.csv").open("w", newline="") as file:
+    with (part / VOCABULARY_FILE).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("idx", "label"), *enumerate(labels)])
     metadata: dict[str, Any] = {
         "task_name": config.name,
@@ -145,36 +217,30 @@ def _write_task(
         "prediction_type": config.prediction_type,
         "split_mode": mode,
         "sample_duration": config.clip_seconds,
-        "evaluation": list(metrics),
+        "evaluation": list(config.metrics),
         "splits": splits,
     }
     if config.evaluation_params:
         metadata["evaluation_params"] = dict(config.evaluation_params)
-    (part / "task_metadata.json").write_text(json.dumps(metadata, indent=4))
+    (part / METADATA_FILE).write_text(json.dumps(metadata, indent=4))
     return skipped
 
 
 def _write_audio(
-    config: TaskConfig, clips: Sequence[Clip], folder: Path, progress: bool
-) -> tuple[dict[str, Clip], list[str]]:
-    """Write every readable clip at every rate; returns name -> clip, and what was wrong with the others."""
-    stems = Counter(clip.file.stem for clip in clips)
-    written: dict[str, Clip] = {}
-    skipped = []
-    for clip in tqdm(clips, desc=config.name, unit="clip", disable=not progress):
-        stem = clip.file.stem if stems[clip.file.stem] == 1 else f"{clip.file.parent.name}-{clip.file.stem}"
-        name = f"{stem}.wav"
-        if name in written:
-            raise TaskError(f"two clips would be called {name}: {written[name].file} and {clip.file}.")
+    config: TaskConfig, clips: Mapping[tuple[str, str], Clip], folder: Path, progress: bool
+) -> tuple[dict[tuple[str, str], Clip], list[str]]:
+    """Write every readable clip at every rate; returns these, and what was wrong with the others."""
+    written, skipped = {}, []
+    for (split, name), clip in tqdm(clips.items(), desc=config.name, unit="clip", disable=not progress):
         try:
             for rate in config.sample_rates:
                 audio = read_audio(clip.file, rate)
                 if config.clip_seconds is not None:
                     audio = crop_or_pad(audio, round(config.clip_seconds * rate))
-                target = folder / str(rate) / clip.split / name
+                target = folder / str(rate) / split / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(target, audio.clamp(-1, 1).numpy(), rate, subtype="PCM_16")
-            written[name] = clip
+            written[split, name] = clip
         except AudioError as error:
             skipped.append(str(error))
     if not written:
@@ -186,49 +252,6 @@ def _answer(clip: Clip, events: bool) -> list[Any]:
     if events:
         return [{"label": event.label, "start": event.start_ms, "end": event.end_ms} for event in clip.events]
     return list(clip.labels)
-
-
-def check_task(folder: Path) -> None:
-    """Check all that heareval will read, so that a mistake shows before the long run.
-
-    Raises:
-        TaskError: naming what is wrong and where.
-    """
-    try:
-        metadata = json.loads((folder / "task_metadata.json").read_text())
-        with (folder / "labelvocabulary.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        answers = {split: json.loads((folder / f"{split}.json").read_text()) for split in metadata["splits"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise TaskError(f"{folder} is no HEAR task: {type(error).__name__}: {error}") from None
-    labels = {row["label"] for row in rows}
-    if [row["idx"] for row in rows] != [str(number) for number in range(len(rows))]:
-        raise TaskError(f"{folder}/labelvocabulary.csv: idx must run from 0 to {len(rows) - 1}.")
-    if metadata["split_mode"] == "trainvaltest":
-        if set(answers) != set(TRAIN_VALID_TEST):
-            raise TaskError(f"{folder}: splits are {sorted(answers)}; expected train, valid and test, or folds.")
-    elif len(answers) < MIN_FOLDS:
-        raise TaskError(f"{folder}: {len(answers)} folds ({', '.join(answers)}); heareval needs at least {MIN_FOLDS}.")
-    rates = [path for path in folder.iterdir() if path.name.isdigit()]
-    if not rates:
-        raise TaskError(f"{folder} has no audio: expected a folder named by its rate, such as 16000.")
-    for split, clips in answers.items():
-        for name, answer in clips.items():
-            _check_answer(f"{folder.name} {split} {name}", answer, metadata, labels)
-            for rate in rates:
-                if not (rate / split / name).is_file():
-                    raise TaskError(f"{rate / split / name} is missing.")
-
-
-def _check_answer(where: str, answer: Any, metadata: Mapping[str, Any], labels: set[str]) -> None:
-    events = metadata["embedding_type"] == "event"
-    names = [item["label"] for item in answer] if events else list(answer)
-    if strange := [name for name in names if name not in labels]:
-        raise TaskError(f"{where}: {unknown('label', strange[0], labels)}")
-    if not events and metadata["prediction_type"] == "multiclass" and len(names) != 1:
-        raise TaskError(f"{where}: a multiclass task needs exactly one label, given {names}.")
-    if events and any(item["end"] < item["start"] for item in answer):
-        raise TaskError(f"{where}: an event ends before it starts.")
 
 
 def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bool = True) -> Path:
@@ -266,9 +289,3 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
             soundfile.write(part, read_audio(file, rate).clamp(-1, 1).numpy(), rate, subtype="PCM_16", format="WAV")
             part.replace(target)
     return final
-
-
-def fold_names(values: Iterable[str]) -> dict[str, str]:
-    """Any names of folds -> fold00, fold01, ... in sorted order (numbers by their value)."""
-    ordered = sorted(set(values), key=lambda value: (not value.isdigit(), int(value) if value.isdigit() else 0, value))
-    return {value: f"fold{number:02d}" for number, value in enumerate(ordered)}

@@ -33,6 +33,7 @@ from asda_hear.ablation.settings import BASELINE
 from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.items import Items, can_score, read_items
 from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
+from asda_hear.evaluate.search import USUAL_SEED
 from asda_hear.evaluate.standing import LEADERBOARD_FILE
 from asda_hear.reporting.comparing import Floats, Interval, compare_items, score_draws
 from asda_hear.reporting.latex import to_latex
@@ -208,6 +209,8 @@ def _score_command(work: Work, cell: Cell) -> list[Any]:
     score: list[Any] = ["asda-hear", "evaluate", "--model", f"runs/{cell.name}", "--tasks", shown(folder)]
     score += ["--task", *(task.name for task in work.tasks), "--grid", search.grid]
     score += ["--grid-points", search.grid_points, "--threads", search.threads]
+    if search.seed != USUAL_SEED:
+        score += ["--seed", search.seed]
     for key, value in cell.options.items():
         value = "null" if value is None else value
         score += ["--option", f"{key}={value}"]

@@ -133,6 +133,20 @@ def test_changed_audio_and_a_damaged_stamp_are_done_anew(tasks: Path, tmp_path: 
     assert embeddings.read_bytes() != before
 
 
+def test_a_rate_that_is_added_changes_nothing(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores and embeddings stay; another search takes the embeddings that are there."""
+    task = tmp_path / "tasks" / "demo_pitch-v1.0.0-full"
+    shutil.copytree(tasks / task.name, task)
+    quick = EvaluationConfig("faster", 1)
+    first = evaluate("log_mel", [task], tmp_path / "out", quick, progress=False)
+    resample_task(task, 48_000, progress=False)
+    monkeypatch.setattr(runner, "_embed", lambda *_: pytest.fail("embeddings were there"))
+    evaluate("log_mel", [task], tmp_path / "out", QUICK, progress=False)
+    assert evaluate("log_mel", [task], tmp_path / "out", quick, progress=False) == first
+    monkeypatch.setattr(runner, "_predict", lambda *_: pytest.fail("scores were there"))
+    assert evaluate("log_mel", [task], tmp_path / "out", quick, progress=False) == first
+
+
 def test_another_seed_is_another_row_and_repeats(
     tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

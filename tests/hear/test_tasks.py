@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import soundfile
 
 from asda_core.errors import TaskError
 from asda_hear.cli import main
-from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
-from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task, check_task, fold_names, resample_task
+from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders, fold_names
+from asda_hear.evaluate.search import check_task
+from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task, clip_names, resample_task
 
 
 def write(file: Path, seconds: float = 0.5, rate: int = 8_000) -> Path:
@@ -173,7 +175,6 @@ def scene_clips(folder: Path, splits: str = "abc", labels: tuple[str, ...] = ("x
     [
         (TaskConfig("t"), "ab", ("x",), "2 folds .* at least 3"),
         (TaskConfig("t"), "abc", ("x", "y"), "exactly one label, given"),
-        (TaskConfig("t", evaluation=("accuracy",)), "abc", ("x",), "unknown metric 'accuracy'"),
     ],
 )
 def test_wrong_tasks(tmp_path: Path, config: TaskConfig, splits: str, labels: tuple[str, ...], message: str) -> None:
@@ -189,8 +190,9 @@ def test_unreadable_clips_are_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     folder = build_task(TaskConfig("t"), clips, tmp_path / "tasks", progress=False)
     assert "skipped: cannot read" in capsys.readouterr().err
     assert set(read(folder, "fold00")) == {"a.wav"}
-    with pytest.raises(TaskError, match="none of the 1 clips is readable"):
-        build_task(TaskConfig("t"), clips[-1:], tmp_path / "tasks", progress=False)
+    broken = [Clip(tmp_path / "in" / "broken.wav", f"fold0{number}", ("x",)) for number in range(3)]
+    with pytest.raises(TaskError, match="none of the 3 clips is readable"):
+        build_task(TaskConfig("t"), broken, tmp_path / "tasks", progress=False)
 
 
 def test_same_name_in_two_folders(tmp_path: Path) -> None:
@@ -205,7 +207,11 @@ def test_same_name_in_two_folders(tmp_path: Path) -> None:
         ("fold01.json", '{"b.wav": ["strange"]}', "unknown label 'strange'"),
         ("fold01.json", '{"missing.wav": ["x"]}', "missing.wav is missing"),
         ("labelvocabulary.csv", "idx,label\n1,x\n", "idx must run from 0 to 0"),
-        ("task_metadata.json", "{", "is no HEAR task"),
+        ("fold01.json", '{"b.wav": "x"}', "must hold a list of labels or events"),
+        ("labelvocabulary.csv", "number,label\n0,x\n", "labelvocabulary.csv must have the header idx,label"),
+        ("task_metadata.json", "{", "is no HEAR task: task_metadata.json: JSONDecodeError"),
+        ("task_metadata.json", "[]", "task_metadata.json must hold keys and values"),
+        ("task_metadata.json", '{"splits": []}', "task_metadata.json lacks task_name, .*split_mode"),
     ],
 )
 def test_check_finds_damage(tmp_path: Path, file: str, text: str, message: str) -> None:
@@ -236,3 +242,111 @@ def test_events_need_order(tmp_path: Path) -> None:
     clips = [Clip(write(tmp_path / f"{n}.wav"), f"fold0{n}", events=(Event("x", 500.0, 100.0),)) for n in range(3)]
     with pytest.raises(TaskError, match="ends before it starts"):
         build_task(TaskConfig("t", "event", "multilabel"), clips, tmp_path / "tasks", progress=False)
+
+
+def test_a_vocabulary_from_a_spreadsheet(tmp_path: Path) -> None:
+    folder = build_task(TaskConfig("t"), scene_clips(tmp_path), tmp_path / "tasks", progress=False)
+    vocabulary = (folder / "labelvocabulary.csv").read_text()
+    (folder / "labelvocabulary.csv").write_text(vocabulary, encoding="utf-8-sig")
+    check_task(folder)
+
+
+def test_events_end_with_their_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Audio is cut to a second: what begins later is heard by nobody."""
+    events = (
+        Event("x", 100.0, 300.0),
+        Event("x", 900.0, 1400.0),
+        Event("y", 1000.0, 1200.0),
+        Event("x", 1500.0, 1600.0),
+    )
+    clips = [Clip(write(tmp_path / f"{n}.wav", 2.0), f"fold0{n}", events=events) for n in range(3)]
+    config = TaskConfig("t", "event", "multilabel", clip_seconds=1.0)
+    folder = build_task(config, clips, tmp_path / "tasks", progress=False)
+    kept = [{"label": "x", "start": 100.0, "end": 300.0}, {"label": "x", "start": 900.0, "end": 1000.0}]
+    assert read(folder, "fold01") == {"1.wav": kept}
+    assert (folder / "labelvocabulary.csv").read_text() == "idx,label\n0,x\n"
+    assert "6 of 12 events begin after 1 s, where clips are cut: dropped." in capsys.readouterr().err
+    late = [Clip(clip.file, clip.split, events=events[2:]) for clip in clips]
+    with pytest.raises(TaskError, match="all 6 events begin after 1 s"):
+        build_task(config, late, tmp_path / "tasks", progress=False)
+    whole = build_task(TaskConfig("t", "event", "multilabel"), clips, tmp_path / "whole", progress=False)
+    assert len(read(whole, "fold01")["1.wav"]) == 4  # type: ignore[arg-type]
+
+
+def test_same_names_in_every_split(tmp_path: Path) -> None:
+    """train/p/001.wav, valid/p/001.wav, test/p/001.wav: HEAR keeps names by split."""
+    for split in ("train", "valid", "test"):
+        for label in ("p", "q"):
+            write(tmp_path / "data" / split / label / "001.wav")
+    clips = assign_splits(clips_from_folders(tmp_path / "data"), {}, 0)
+    folder = build_task(TaskConfig("t"), clips, tmp_path / "tasks", progress=False)
+    for split in ("train", "valid", "test"):
+        assert read(folder, split) == {"p-001.wav": ["p"], "q-001.wav": ["q"]}
+
+
+def test_names_take_as_much_of_the_path_as_they_need(tmp_path: Path) -> None:
+    files = ["a/p/1.wav", "b/p/1.wav", "a/q/1.wav", "a/q/2.wav", "p/a-q-3.wav", "a/q/3.wav"]
+    names = [name for _, name in clip_names([Clip(tmp_path / file, "train") for file in files])]
+    assert names == ["a-p-1.wav", "b-p-1.wav", "q-1.wav", "2.wav", "a-q-3.wav", "3.wav"]
+
+
+def test_names_are_checked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soundfile, "write", lambda *_, **__: pytest.fail("audio was written"))
+    clips = [Clip(tmp_path / "p" / f"1.{ending}", "fold00") for ending in ("wav", "flac")]
+    clips += [Clip(tmp_path / f"{n}.wav", f"fold0{n}") for n in (1, 2)]
+    with pytest.raises(TaskError, match=r"two clips would be called .*1.wav and .*1.flac"):
+        build_task(TaskConfig("t"), clips, tmp_path / "tasks", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--seconds", "0"], "length of clips must be a positive number of seconds, given 0"),
+        (["--seconds", "-1"], "length of clips must be a positive"),
+        (["--seconds", "nan"], "length of clips must be a positive"),
+        (["--rate", "16000", "0"], r"sample rates must be 1 Hz or more, given \[16000, 0\]"),
+        (["--metric", "event_onset_200ms_fms"], "unknown metric of scene tasks 'event_onset_200ms_fms'"),
+        (["--metric", "accuracy"], "unknown metric of scene tasks 'accuracy'"),
+        (["--folds", "2"], "--folds must be at least 3, as heareval needs them, not 2"),
+        (["--folds", "-3"], "--folds must be at least 3"),
+        (["--train", "0,1,2,3", "--valid", "3", "--test", "4"], "give --split-column too"),
+    ],
+)
+def test_impossible_tasks_are_refused_before_audio_is_written(
+    classes: Path, tmp_path: Path, given: list[str], message: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(soundfile, "write", lambda *_, **__: pytest.fail("audio was written"))
+    assert main(["tasks", "build", "t", str(classes), "--out", str(tmp_path / "tasks"), *given]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "tasks").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "..", ".hidden"])
+def test_names_of_no_folder(name: str) -> None:
+    with pytest.raises(TaskError, match="cannot be part of a folder's name"):
+        TaskConfig(name)
+    with pytest.raises(TaskError, match="no task is event and multiclass"):
+        TaskConfig("t", "event")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"train": "0123", "valid": "3", "test": "4"}, "'3' is in both train and valid"),
+        ({"train": "012", "valid": "3"}, "'4' is in none of train, valid and test"),
+        ({"train": "0123", "test": "4"}, "no clip is in valid: say with --valid which of 0, 1, 2, 3, 4 are"),
+        ({"train": "0123", "valid": "9", "test": "4"}, "no clip is in valid"),
+    ],
+)
+def test_wrong_parts(parts: dict[str, str], message: str) -> None:
+    clips = [Clip(Path(f"{number}.wav"), str(number), ("x",)) for number in range(5)]
+    with pytest.raises(TaskError, match=message):
+        assign_splits(clips, {part: list(values) for part, values in parts.items()}, 0)
+
+
+def test_folds_are_counted_before_audio_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = scene_clips(tmp_path, "ab")
+    monkeypatch.setattr(soundfile, "write", lambda *_, **__: pytest.fail("audio was written"))
+    with pytest.raises(TaskError, match="t-v1.0.0-full: 2 folds .* at least 3"):
+        build_task(TaskConfig("t"), clips, tmp_path / "tasks", progress=False)

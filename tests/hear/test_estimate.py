@@ -1,0 +1,48 @@
+"""`ablate --dry-run` on plans with nothing to train, and the commands that a page shows."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from asda_core.catalog import Catalog
+from asda_hear.ablation import estimate
+from asda_hear.ablation.estimate import estimate_rest
+from asda_hear.cli import main
+from asda_hear.reporting.report import cells_command
+from tests.hear.plans import tone_plan, work_on
+
+pytestmark = pytest.mark.heareval
+
+
+def test_a_plan_that_needs_no_audio(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step is left, so none is measured; evaluations are, of an untrained model."""
+    plan = tone_plan(tmp_path, set={"steps": 0}, data=[], seeds=[0])
+    assert main(["ablate", str(plan), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 different trainings, 2 to do" in printed
+    assert "\ntraining: 0 s\n" in printed
+    assert "not measured" not in printed
+    monkeypatch.setattr(estimate, "PILOT_CLIPS", -1)
+    assert main(["ablate", str(plan), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "\ntraining: 0 s\nevaluation: not measured yet" in capsys.readouterr().out
+
+
+def test_cells_of_no_steps_stand_for_no_kind(tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They differ in `steps` alone from those that are trained, whose name a measured step bears."""
+    monkeypatch.setattr(estimate, "PILOT_CLIPS", -1)
+    plan = tone_plan(tmp_path, axes={"steps": [0, 2]}, seeds=[0])
+    work = work_on(plan, tmp_path / "out", catalog)
+    found = estimate_rest(work, work.units())
+    assert list(found.step) == ["steps 2"]
+    assert found.training == 2 * found.step["steps 2"]
+
+
+def test_commands_say_the_seed_of_the_search(tmp_path: Path, catalog: Catalog) -> None:
+    for seed, said in ((42, []), (7, ["--seed", "7"])):
+        plan = tone_plan(tmp_path / str(seed), evaluation={"grid": "faster", "grid_points": 1, "seed": seed})
+        work = work_on(plan, tmp_path / "out", catalog)
+        words = shlex.split(cells_command(work, work.plan.cells[:1]))
+        assert words[-2:] == (said or ["--threads", "1"])
