@@ -27,7 +27,7 @@ NEW_SOUNDS = range(2000, 2040)
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(RECIPE))
-    names = ("sounds", "make_corpus", "train")
+    names = ("sounds", "recordings", "make_corpus", "train")
     modules = {name: importlib.import_module(name) for name in names}
     for name in names:
         monkeypatch.delitem(sys.modules, name)
@@ -73,8 +73,63 @@ def test_a_corpus_is_made_and_gone_on_with(
     assert files[1].stat().st_mtime_ns == kept
 
 
+@pytest.fixture
+def recordings_folder(tmp_path: Path) -> Path:
+    """Two barks, a drum in two folders, 40 s of rain in stereo, a click too short, three words, a file that is none."""
+    sounds = {
+        "game/usr/dogs/bark1.wav": (0.4, 44_100, 1),
+        "game/usr/dogs/bark2.wav": (0.6, 22_050, 1),
+        "game/usr/kit_a/drum.flac": (0.3, 48_000, 2),
+        "kits/usr/kit_b/drum.ogg": (0.3, 48_000, 1),
+        "game/usr/ambient/rain.wav": (40.0, 8_000, 2),
+        "game/usr/click.wav": (0.1, 16_000, 1),
+        **{f"klettres-data/usr/en/{word}.ogg": (0.5, 22_050, 1) for word in ("a", "b", "c")},
+    }
+    for number, (name, (seconds, rate, channels)) in enumerate(sounds.items()):
+        file = tmp_path / "audio" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).normal(size=(round(seconds * rate), channels))
+        soundfile.write(file, 0.1 * noise, rate)
+    (tmp_path / "audio" / "game" / "usr" / "broken.wav").write_text("no sound")
+    return tmp_path / "audio"
+
+
+def test_kinds_of_recordings(recipe: dict[str, ModuleType], recordings_folder: Path) -> None:
+    """Takes are one kind; names of other folders are others; of speech as many as are wanted, always the same."""
+    recordings = recipe["recordings"]
+    kinds = recordings.kinds_of(recordings_folder, 2)
+    assert [file.name for file in kinds["game-usr-dogs-bark"]] == ["bark1.wav", "bark2.wav"]
+    spoken = {name for name in kinds if name.startswith("klettres")}
+    assert len(spoken) == 2
+    wanted = {"game-usr-dogs-bark", "game-usr-kit_a-drum", "kits-usr-kit_b-drum", "game-usr-ambient-rain"}
+    assert kinds.keys() - spoken == wanted
+    assert kinds == recordings.kinds_of(recordings_folder, 2)
+    for files in kinds.values():
+        for seed in range(3):
+            audio = recordings.piece(files, 2.0, np.random.default_rng(seed))
+            assert audio.ndim == 1
+            assert 0.2 * 16_000 < len(audio) <= 2.02 * 16_000
+            assert np.abs(audio).max() > 0.01
+    rain = [recordings.piece(kinds["game-usr-ambient-rain"], 2.0, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert np.array_equal(rain[0], rain[1])
+    assert not np.array_equal(rain[0][:1000], rain[2][:1000])
+
+
+def test_clips_of_recordings(
+    recipe: dict[str, ModuleType], recordings_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["make_corpus.py", str(tmp_path / "made"), str(recordings_folder), "--words", "0", "--sounds", "0"]
+    monkeypatch.setattr(sys, "argv", [*command, "--pieces", "2", "--speech", "1"])
+    monkeypatch.setattr(recipe["make_corpus"], "ProcessPoolExecutor", OneProcess)
+    recipe["make_corpus"].main()
+    clips = [soundfile.read(file)[0] for file in sorted((tmp_path / "made" / "recordings").rglob("*.flac"))]
+    assert len(clips) == 5 * 3
+    assert {len(clip) for clip in clips} == {32_000}
+    assert all(0 < np.abs(clip).max() <= 1 for clip in clips)
+
+
 def write_corpus(folder: Path) -> None:
-    for task, seconds in (("words", 1), ("sounds", 2)):
+    for task, seconds in (("words", 1), ("sounds", 2), ("recordings", 2)):
         for part in ("train", "valid"):
             for kind in range(2):
                 place = folder / task / part / str(kind)
@@ -93,8 +148,9 @@ def test_training_stops_and_goes_on_to_the_same_weights(
     monkeypatch.setattr(train, "ProcessPoolExecutor", OneProcess)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
 
-    def run(out: str) -> dict[str, Tensor]:
-        monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / "corpus"), str(tmp_path / out), "--steps", "4"])
+    def run(out: str, *more: str) -> dict[str, Tensor]:
+        command = ["train.py", str(tmp_path / "corpus"), str(tmp_path / out), *(more or ("--steps", "4"))]
+        monkeypatch.setattr(sys, "argv", command)
         train.main()
         return dict(read_checkpoint(tmp_path / out).tensors)
 
@@ -114,6 +170,8 @@ def test_training_stops_and_goes_on_to_the_same_weights(
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not (tmp_path / "parts.safetensors.training").exists()
+    begun = run("more.safetensors", "--steps", "0", "--start", str(tmp_path / "parts.safetensors"), "--parts", "words")
+    assert all(torch.equal(whole[name], begun[name]) for name in whole)
     model = load_model(tmp_path / "parts.safetensors")
     assert model.scene_embedding_size == load_model().scene_embedding_size
 

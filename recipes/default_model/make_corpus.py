@@ -1,11 +1,13 @@
-"""Makes the sounds on which the model of the package is trained: words in many voices, and random synthesisers.
+"""Makes the clips on which the model of the package is trained: words in many voices, random synthesisers, recordings.
 
     apt-get install espeak-ng
-    python recipes/default_model/make_corpus.py CORPUS
+    python recipes/default_model/recordings.py AUDIO
+    python recipes/default_model/make_corpus.py CORPUS AUDIO
 
-writes `CORPUS/words/{train,valid}/WORD/*.flac` (one word, 1 s, 16 kHz) and `CORPUS/sounds/{train,valid}/NUMBER/*.flac`
-(a rendering of a synthesiser, 2 s) and goes on where it was stopped; nothing is downloaded. The voices of `valid` are
-in no clip of `train`. Every clip depends on the seed, its word or synthesiser, and its number alone.
+writes `CORPUS/words/{train,valid}/WORD/*.flac` (one word, 1 s, 16 kHz), `CORPUS/sounds/{train,valid}/NUMBER/*.flac` (a
+rendering of a synthesiser, 2 s) and `CORPUS/recordings/{train,valid}/NAME/*.flac` (a piece of a recording, 2 s), and
+goes on where it was stopped. The voices of `valid` are in no clip of `train`. Every clip depends on the seed, its word,
+synthesiser or recordings, and its number alone.
 """
 
 import argparse
@@ -20,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from recordings import kinds_of, piece
 from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
 from sounds import RATE, rendered, synthesiser
 from tqdm import tqdm
 
-WORD_SECONDS, SOUND_SECONDS = 1.0, 2.0
+WORD_SECONDS, SOUND_SECONDS, RECORDING_SECONDS = 1.0, 2.0, 2.0
 WORDS = Path(__file__).with_name("words.txt")
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 """Of espeak-ng 1.51."""
@@ -106,8 +109,16 @@ def sound_clip(name: str, number: int, seed: int, valid: bool) -> np.ndarray:
     return placed(in_a_room(audio, generator), SOUND_SECONDS, generator)
 
 
-def make_kind(name: str, folder: Path, make: Clip, count: int, seed: int, valid: bool) -> None:
-    """Write the clips of a word or synthesiser that are not there."""
+def recording_clip(name: str, number: int, seed: int, valid: bool, files: list[Path]) -> np.ndarray:
+    """Clip `number` of a kind of recordings."""
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode()), number, valid])
+    audio = piece(files, RECORDING_SECONDS, generator)
+    return placed(in_a_room(audio, generator), RECORDING_SECONDS, generator)
+
+
+def make_kind(kind: tuple[str, Clip], folder: Path, count: int, seed: int, valid: bool) -> None:
+    """Write the clips of a word, synthesiser or recording that are not there."""
+    name, make = kind
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -122,26 +133,28 @@ def main() -> None:
     """Make everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
+    parser.add_argument("audio", type=Path, nargs="?", help="what recordings.py fetched; without it, none are made")
     parser.add_argument("--renderings", type=int, default=30, help="clips of a word or synthesiser in train")
+    parser.add_argument("--pieces", type=int, default=8, help="clips of a kind of recordings in train")
     parser.add_argument("--words", type=int, help="so many of the words (default: all)")
     parser.add_argument("--sounds", type=int, default=1200, help="so many synthesisers")
+    parser.add_argument("--speech", type=int, default=1500, help="so many kinds of recordings of speech")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args()
     words = WORDS.read_text().split()[: parsed.words]
-    sounds = [f"{number:04d}" for number in range(parsed.sounds)]
+    found = kinds_of(parsed.audio, parsed.speech) if parsed.audio else {}
+    kinds: dict[str, tuple[int, list[tuple[str, Clip]]]] = {
+        "words": (parsed.renderings, [(word, word_clip) for word in words]),
+        "sounds": (parsed.renderings, [(f"{number:04d}", sound_clip) for number in range(parsed.sounds)]),
+        "recordings": (parsed.pieces, [(name, partial(recording_clip, files=files)) for name, files in found.items()]),
+    }
     with ProcessPoolExecutor(parsed.jobs) as workers:
-        for kind, names, clip in (("words", words, word_clip), ("sounds", sounds, sound_clip)):
-            for part, count in (("valid", 1), ("train", parsed.renderings)):
-                make = partial(
-                    make_kind,
-                    folder=parsed.corpus / kind / part,
-                    make=clip,
-                    count=count,
-                    seed=parsed.seed,
-                    valid=part == "valid",
-                )
-                list(tqdm(workers.map(make, names), total=len(names), desc=f"{kind} {part}"))
+        for task, (pieces, every) in kinds.items():
+            for part, count in (("valid", 1), ("train", pieces)):
+                folder = parsed.corpus / task / part
+                make = partial(make_kind, folder=folder, count=count, seed=parsed.seed, valid=part == "valid")
+                list(tqdm(workers.map(make, every), total=len(every), desc=f"{task} {part}"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Trains the model of the package on the corpus of `make_corpus.py`: which word is said, and which synthesiser plays.
+"""Trains the model of the package on the corpus of `make_corpus.py`: which word, which synthesiser, which recording?
 
-    OMP_NUM_THREADS=2 python recipes/default_model/train.py CORPUS asda_small.safetensors
+    OMP_NUM_THREADS=2 python recipes/default_model/train.py CORPUS first.safetensors --parts words sounds
+    OMP_NUM_THREADS=2 python recipes/default_model/train.py CORPUS asda_small.safetensors \\
+        --start first.safetensors --steps 1900
 
-The encoder of `configs/asda_small.yaml` from random weights, with two heads of the kind that reads it later: mean and
-deviation over time, band by band, each value normed over the batch, and a linear map to the words or synthesisers.
+The encoder of `configs/asda_small.yaml` from random weights, or from those of `--start`, with a head for each part of
+the corpus that is there, of the kind that reads it later: mean and deviation over time, band by band, each value normed
+over the batch, and a linear map to the words, synthesisers or recordings.
 Spectra are moved by a few bins, which is what another vocal tract does, tilted, and cut at another frame each time. The
 heads are thrown away. It can be stopped at any time, and goes on from `asda_small.safetensors.training`.
 """
@@ -17,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
@@ -56,7 +60,11 @@ class Task:
     batch: int
 
 
-TASKS = (Task("words", 16_480, 96, 64), Task("sounds", 32_240, 192, 32))
+TASKS = (
+    Task("words", 16_480, 96, 64),
+    Task("sounds", 32_240, 192, 32),
+    Task("recordings", 32_240, 192, 32),
+)
 
 
 def features_of(folder: Path, samples: int) -> np.ndarray:
@@ -170,17 +178,29 @@ class Training:
         self.generator.set_state(generator)
 
 
+def encoder_weights(file: Path) -> dict[str, Tensor]:
+    """Of a model that this wrote."""
+    prefix = "encoder."
+    return {name.removeprefix(prefix): value for name, value in load_file(file).items() if name.startswith(prefix)}
+
+
 def main() -> None:
     """Train and write the encoder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--start", type=Path, help="a model whose encoder is gone on with (default: random weights)")
+    parser.add_argument("--parts", nargs="+", help="parts of the corpus to train on (default: all that are there)")
     parsed = parser.parse_args()
     config, catalog = load_run_config("asda_small"), installed_catalog()
     torch.manual_seed(0)
     front_end, encoder = build_model(catalog, config)
-    training = Training(encoder.train(), [Part(task, parsed.corpus, encoder) for task in TASKS], parsed.steps)
+    if parsed.start:
+        encoder.load_state_dict(encoder_weights(parsed.start))
+    wanted = parsed.parts or [task.name for task in TASKS if (parsed.corpus / task.name).exists()]
+    parts = [Part(task, parsed.corpus, encoder) for task in TASKS if task.name in wanted]
+    training = Training(encoder.train(), parts, parsed.steps)
     saved = parsed.out.with_name(parsed.out.name + ".training")
     if saved.exists():
         training.go_on(saved)
