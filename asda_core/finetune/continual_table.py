@@ -17,7 +17,7 @@ from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
 from asda_core.statistics import mean_interval
 
-ROWS_FILE, TABLE_FILE, OUTCOME_FILE = "continual.csv", "continual.md", "outcome.json"
+ROWS_FILE, TABLE_FILE, OUTCOME_SUFFIX = "continual.csv", "continual.md", ".outcome.json"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                     continue
                 outcomes.setdefault((label, mode), {})[seed] = found
                 facts = {"of": [label, mode, seed], "tasks": stream.identity, **asdict(found)}
-                write_text(folder / OUTCOME_FILE, json.dumps(facts, indent=1) + "\n")
+                write_text(out / f"{folder.name}{OUTCOME_SUFFIX}", json.dumps(facts, indent=1) + "\n")
                 write_stream(stream, outcomes, out)
     if failed:
         raise StreamsFailed(outcomes, f"{len(failed)} of the streams failed: " + "; ".join(failed))
@@ -125,7 +125,7 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
 def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> Outcomes:
     """These, and those that other commands left."""
     every = {of: dict(by_seed) for of, by_seed in outcomes.items()}
-    for file in sorted(out.glob(f"*/{OUTCOME_FILE}")):
+    for file in sorted(out.glob(f"*{OUTCOME_SUFFIX}")):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             label, mode, seed = found["of"]

@@ -163,7 +163,7 @@ def test_modes_of_an_earlier_command_stay_in_the_table(place: Path, capsys: pyte
     after = rows_of(place)
     assert {mode for mode, _, _ in after} == {"linear", "bias_only"}
     assert before.items() <= after.items()
-    (place / "out" / "mine-linear-seed3" / "outcome.json").write_text("{")
+    (place / "out" / "mine-linear-seed3.outcome.json").write_text("{")
     capsys.readouterr()
     other = ["finetune", "recipe.yaml", "--checkpoint", "mine=start", "--tasks", "second.yaml", "tones", "--continual"]
     assert main([*other, "--modes", "full", "--out", "out"]) == 0  # in another order: another table
