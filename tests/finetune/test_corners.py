@@ -155,7 +155,7 @@ def test_a_recipe_of_an_attentive_probe_lends_its_pooling_to_nobody(catalog: Cat
         ({"epochs": float("inf")}, "finite"),
         ({"front_end": {"num_bins": 64}}, "changes num_bins from 128 to 64"),
         ({"front_end": {"hop_ms": 20.0}}, "changes hop_samples from 160 to 320"),
-        ({"front_end": {"name": "mfcc", "mean": 1.0}}, "options of the front end 'mfcc'"),
+        ({"front_end": {"name": "mfcc", "mean": 1.0}}, "is for the front end 'mfcc'"),
     ],
 )
 def test_settings_without_effect_or_sense(
