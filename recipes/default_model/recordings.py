@@ -25,7 +25,7 @@ from sounds import RATE
 from tqdm import tqdm
 
 PACKAGES = Path(__file__).with_name("packages.txt")
-"""Names of Debian 12; those behind "#" are not taken."""
+"""Names of Debian 12."""
 SUFFIXES = (".wav", ".ogg", ".oga", ".flac", ".mp3")
 KEPT = (*SUFFIXES, ".zip", "copyright")
 SPEECH = re.compile(r"asterisk-core|klettres|ktuberling|fillets|_desc|/voices?/")
@@ -70,7 +70,7 @@ def kinds_of(folder: Path, most_speech: int) -> dict[str, list[Path]]:
             parts = file.relative_to(folder).parts
             name = "-".join([parts[0], *parts[-3:-1], TAKE.sub("", file.stem)])
             found[re.sub(r"\W+", "-", name)].append(file)
-    said = [name for name, files in found.items() if SPEECH.search(files[0].as_posix())]
+    said = [name for name, files in found.items() if SPEECH.search(files[0].relative_to(folder).as_posix())]
     said.sort(key=lambda name: zlib.crc32(name.encode()))
     for name in said[most_speech:]:
         del found[name]
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("audio", type=Path)
     folder = parser.parse_args().audio
     folder.mkdir(parents=True, exist_ok=True)
-    for package in tqdm([line for line in PACKAGES.read_text().split("\n") if line and line[0] != "#"], unit="package"):
+    for package in tqdm(PACKAGES.read_text().split(), unit="package"):
         unpacked(package, folder)
 
 
