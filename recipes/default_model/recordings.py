@@ -9,8 +9,8 @@ every clip is another piece of another take, faster or slower.
 
 import argparse
 import re
+import shutil
 import subprocess
-import tempfile
 import zlib
 from collections import defaultdict
 from fractions import Fraction
@@ -26,10 +26,12 @@ from tqdm import tqdm
 
 PACKAGES = Path(__file__).with_name("packages.txt")
 """Names of Debian 12."""
-SUFFIXES = (".wav", ".ogg", ".oga", ".flac", ".mp3")
-KEPT = (*SUFFIXES, ".zip", "copyright")
-SPEECH = re.compile(r"asterisk-core|klettres|ktuberling|fillets|_desc|/voices?/")
+SUFFIXES = (".wav", ".ogg", ".oga", ".flac", ".mp3", ".aiff", ".aif", ".au")
+KEPT = (*SUFFIXES, "copyright")
+SPEECH = re.compile(r"asterisk-core|klettres|ktuberling|fillets|gcin-voice|emacspeak|saytime|_desc|/voices?/")
 """What is said, in packages that hold far more of it than of anything else."""
+EVALUATED = re.compile(r"^fire_small\.")
+"""Names of files that are clips of a dataset on which the model is evaluated: this is 1-4211-A of ESC-10."""
 TAKE = re.compile(r"[\d_\-. ]+$")
 SPEED = 0.2
 """Range of the logarithm of the factor by which a piece is made faster, and so higher."""
@@ -46,27 +48,34 @@ def unpacked(package: str, folder: Path) -> None:
     place = folder / package
     if place.exists():
         return
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        subprocess.run(["apt-get", "--quiet", "download", package], cwd=work, check=True, capture_output=True)
-        (archive,) = Path(work).glob("*.deb")
-        part = Path(work) / "part"
-        subprocess.run(["dpkg-deb", "--extract", archive, part], check=True)
-        for inner in part.rglob("*.zip"):
-            with ZipFile(inner) as opened:
-                members = [name for name in opened.namelist() if name.lower().endswith(SUFFIXES)]
-                opened.extractall(inner.parent, members)
-            inner.unlink()
-        for file in part.rglob("*"):
-            if file.is_symlink() or (file.is_file() and not file.name.lower().endswith(KEPT)):
-                file.unlink()
-        part.rename(place)
+    work = folder / f"{package}.part"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    subprocess.run(["apt-get", "--quiet", "download", package], cwd=work, check=True, capture_output=True)
+    (archive,) = work.glob("*.deb")
+    subprocess.run(["dpkg-deb", "--extract", archive, work / "kept"], check=True)
+    keep_audio(work / "kept")
+    (work / "kept").rename(place)
+    shutil.rmtree(work)
+
+
+def keep_audio(folder: Path) -> None:
+    """Delete what is no audio, of archives too."""
+    for inner in folder.rglob("*.zip"):
+        with ZipFile(inner) as opened:
+            members = [name for name in opened.namelist() if name.lower().endswith(SUFFIXES)]
+            opened.extractall(inner.parent, members)
+        inner.unlink()
+    for file in folder.rglob("*"):
+        if file.is_symlink() or (file.is_file() and not file.name.lower().endswith(KEPT)):
+            file.unlink()
 
 
 def kinds_of(folder: Path, most_speech: int) -> dict[str, list[Path]]:
     """Name -> its takes, of all that is not said, and of as many kinds of speech."""
     found: dict[str, list[Path]] = defaultdict(list)
     for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in SUFFIXES and long_enough(file):
+        if file.suffix.lower() in SUFFIXES and not EVALUATED.match(file.name) and usable(file):
             parts = file.relative_to(folder).parts
             name = "-".join([parts[0], *parts[-3:-1], TAKE.sub("", file.stem)])
             found[re.sub(r"\W+", "-", name)].append(file)
@@ -77,10 +86,12 @@ def kinds_of(folder: Path, most_speech: int) -> dict[str, list[Path]]:
     return dict(found)
 
 
-def long_enough(file: Path) -> bool:
-    """Whether a file can be read and is long enough."""
+def usable(file: Path) -> bool:
+    """Whether what is used of a file can be read and is long enough."""
     try:
-        return soundfile.info(file).duration >= SHORTEST
+        with soundfile.SoundFile(file) as opened:
+            samples = opened.read(round(LONGEST * opened.samplerate), always_2d=True)
+            return len(samples) >= SHORTEST * opened.samplerate
     except soundfile.LibsndfileError:
         return False
 

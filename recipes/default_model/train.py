@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python recipes/default_model/train.py CORPUS first.safetensors --parts words sounds
     OMP_NUM_THREADS=2 python recipes/default_model/train.py CORPUS asda_small.safetensors \\
-        --start first.safetensors --steps 1900
+        --start first.safetensors --steps 1900 --batches 48 16 56
 
 The encoder of `configs/asda_small.yaml` from random weights, or from those of `--start`, with a head for each part of
 the corpus that is there, of the kind that reads it later: mean and deviation over time, band by band, each value normed
@@ -14,7 +14,7 @@ heads are thrown away. It can be stopped at any time, and goes on from `asda_sma
 import argparse
 import math
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,11 +77,17 @@ def features_of(folder: Path, samples: int) -> np.ndarray:
     return features.half().numpy()
 
 
+def kinds_in(folder: Path) -> list[Path]:
+    """Folders of the kinds in `train` or `valid`, which must be the same in both: they are told apart by number."""
+    train, valid = ({path.name for path in (folder.parent / part).iterdir()} for part in ("train", "valid"))
+    if not train or train != valid:
+        raise SystemExit(f"{folder.parent} is empty or half made; recipes/default_model/make_corpus.py fills it.")
+    return [folder / name for name in sorted(train)]
+
+
 def read_part(folder: Path, samples: int) -> tuple[Tensor, Tensor]:
     """Features and the number of the kind of every clip below a folder."""
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    if not folders:
-        raise SystemExit(f"{folder} is empty; recipes/default_model/make_corpus.py fills it.")
+    folders = kinds_in(folder)
     with ProcessPoolExecutor() as workers:
         found = workers.map(features_of, folders, [samples] * len(folders), chunksize=8)
         clips = list(tqdm(found, total=len(folders), desc=f"reading {folder.parent.name}/{folder.name}"))
@@ -192,14 +198,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--start", type=Path, help="a model whose encoder is gone on with (default: random weights)")
     parser.add_argument("--parts", nargs="+", help="parts of the corpus to train on (default: all that are there)")
+    parser.add_argument(
+        "--batches",
+        nargs=len(TASKS),
+        type=int,
+        default=[task.batch for task in TASKS],
+        metavar=tuple(task.name.upper() for task in TASKS),
+        help="clips of each part in an update (default: %(default)s)",
+    )
     parsed = parser.parse_args()
+    tasks = [replace(task, batch=batch) for task, batch in zip(TASKS, parsed.batches, strict=True)]
     config, catalog = load_run_config("asda_small"), installed_catalog()
     torch.manual_seed(0)
     front_end, encoder = build_model(catalog, config)
     if parsed.start:
         encoder.load_state_dict(encoder_weights(parsed.start))
-    wanted = parsed.parts or [task.name for task in TASKS if (parsed.corpus / task.name).exists()]
-    parts = [Part(task, parsed.corpus, encoder) for task in TASKS if task.name in wanted]
+    wanted = parsed.parts or [task.name for task in tasks if (parsed.corpus / task.name).exists()]
+    parts = [Part(task, parsed.corpus, encoder) for task in tasks if task.name in wanted]
     training = Training(encoder.train(), parts, parsed.steps)
     saved = parsed.out.with_name(parsed.out.name + ".training")
     if saved.exists():
