@@ -27,7 +27,7 @@ NEW_SOUNDS = range(2000, 2040)
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(RECIPE))
-    names = ("sounds", "recordings", "make_corpus", "train")
+    names = ("sounds", "recordings", "overlap", "make_corpus", "train")
     modules = {name: importlib.import_module(name) for name in names}
     for name in names:
         monkeypatch.delitem(sys.modules, name)
@@ -128,6 +128,52 @@ def test_clips_of_recordings(
     assert all(0 < np.abs(clip).max() <= 1 for clip in clips)
 
 
+def test_a_clip_that_is_among_the_recordings_is_found(
+    recipe: dict[str, ModuleType],
+    recordings_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Softer, filtered and cut from the middle; one that is not there, one of silence and one too short are told."""
+    rain, rate = soundfile.read(recordings_folder / "game" / "usr" / "ambient" / "rain.wav")
+    heard = np.convolve(rain[round(12.34 * rate) : round(14.34 * rate)].mean(axis=1), [0.3, -0.1], "same")
+    heard[: rate // 2] *= 0.1
+    clips = {
+        "heard.wav": heard,
+        "other.wav": np.random.default_rng(99).normal(size=2 * rate) * 0.1,
+        "silent.wav": np.zeros(2 * rate),
+        "short.wav": heard[: rate // 2],
+    }
+    (tmp_path / "clips").mkdir()
+    for name, samples in clips.items():
+        soundfile.write(tmp_path / "clips" / name, samples, rate)
+    monkeypatch.setattr(sys, "argv", ["overlap.py", str(recordings_folder), str(tmp_path / "clips")])
+    recipe["overlap"].main()
+    first, _, found, other = capsys.readouterr().out.splitlines()
+    assert first.startswith("2 of 4 clips sought in 0.0 hours of 5 files")
+    likeness, waveform, name, where = found.split(maxsplit=3)
+    assert name == "heard.wav,"
+    assert where.split(" at ")[0].endswith("rain.wav")
+    assert 12.8 <= float(where.split(" at ")[1].removesuffix(" s")) <= 13.3
+    assert min(float(likeness), float(waveform)) > 0.85
+    assert float(other.split()[1]) < 0.3
+    monkeypatch.setattr(sys, "argv", ["overlap.py", str(recordings_folder), str(recordings_folder / "kits")])
+    with pytest.raises(SystemExit):
+        recipe["overlap"].main()
+    assert "holds no audio of 1.1 s or more" in capsys.readouterr().err
+
+
+def test_what_cannot_be_used_of_the_recordings(recipe: dict[str, ModuleType], recordings_folder: Path) -> None:
+    """A file that is a clip of ESC-10, and one that is damaged behind its header."""
+    place = recordings_folder / "game" / "usr"
+    kinds = recipe["recordings"].kinds_of(recordings_folder, 0)
+    (place / "fire_small.ogg").write_bytes((recordings_folder / "kits" / "usr" / "kit_b" / "drum.ogg").read_bytes())
+    whole = (recordings_folder / "game" / "usr" / "kit_a" / "drum.flac").read_bytes()
+    (place / "damaged.flac").write_bytes(whole[:200] + bytes(len(whole) - 200))
+    assert recipe["recordings"].kinds_of(recordings_folder, 0) == kinds
+
+
 def write_corpus(folder: Path) -> None:
     for task, seconds in (("words", 1), ("sounds", 2), ("recordings", 2)):
         for part in ("train", "valid"):
@@ -172,6 +218,9 @@ def test_training_stops_and_goes_on_to_the_same_weights(
     assert not (tmp_path / "parts.safetensors.training").exists()
     begun = run("more.safetensors", "--steps", "0", "--start", str(tmp_path / "parts.safetensors"), "--parts", "words")
     assert all(torch.equal(whole[name], begun[name]) for name in whole)
+    (tmp_path / "corpus" / "sounds" / "valid" / "2").mkdir()
+    with pytest.raises(SystemExit, match="sounds is empty or half made"):
+        run("half.safetensors")
     model = load_model(tmp_path / "parts.safetensors")
     assert model.scene_embedding_size == load_model().scene_embedding_size
 
