@@ -52,9 +52,16 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=get_args(PackFormat), default=usual.format, help=FORMAT_HELP)
     parser.add_argument("--keep", action="store_true", help="the files as they are, instead of 16-bit mono")
     parser.add_argument("--seconds", type=float, help="cut longer files into equal pieces of at most so many seconds")
-    parser.add_argument("--shard-mebibytes", type=int, default=usual.shard_mebibytes, help="size of a shard")
+    parser.add_argument(
+        "--shard-mebibytes",
+        type=int,
+        default=usual.shard_mebibytes,
+        help=f"size of a shard (default: {usual.shard_mebibytes})",
+    )
     parser.add_argument("--seed", type=int, default=usual.seed, help="of the order of the files")
-    parser.add_argument("--name", default=usual.name, help="of the shards, before their number")
+    parser.add_argument(
+        "--name", default=usual.name, help=f"of the shards, before their number (default: {usual.name})"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
     parser.set_defaults(run="asda_core.data.commands:run_pack")
 

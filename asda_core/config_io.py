@@ -69,6 +69,12 @@ def find_config(name: str | Path) -> Path:
     return Path(name)
 
 
+def shipped_configs(folder: str = "") -> list[str]:
+    """Names that `find_config` knows: of runs, or with "ablations", "finetune" or "tasks" of these."""
+    above = f"{folder}/" if folder else ""
+    return sorted({above + file.stem for place in CONFIG_FOLDERS for file in (place / folder).glob("*.yaml")})
+
+
 def load_run_config(file: str | Path) -> RunConfig:
     """Read a run from YAML; a file states only what differs from the published model.
 
@@ -78,8 +84,11 @@ def load_run_config(file: str | Path) -> RunConfig:
     Raises:
         ConfigError: with the file's name before each message.
     """
+    found = find_config(file)
+    if not found.suffix and not found.exists():
+        raise ConfigError(f"no file at {file}: {unknown('config', str(file), shipped_configs())}")
     try:
-        return parse(RunConfig, read_yaml(find_config(file)))
+        return parse(RunConfig, read_yaml(found))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 

@@ -11,6 +11,11 @@ BARE_STATE_FILE = "pytorch_model.bin"
 STEP_FOLDERS = "step-*"
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
+CHECKPOINTS = (
+    "a file (.safetensors, or .pt of a released model), a folder that holds one, a run folder or one of its steps"
+)
+"""What a path may be that means a model file."""
+
 
 def step_folders(folder: Path) -> list[Path]:
     """The whole steps of a run folder, the newest last; copies under other names are the user's."""
@@ -34,7 +39,4 @@ def locate(path: Path) -> Path:
     for candidate in (path / MODEL_FILE, (newest_step(path) or path) / MODEL_FILE, path / BARE_STATE_FILE):
         if candidate.is_file():
             return candidate
-    what = (
-        "a file (.safetensors, or .pt of a released model), a folder that holds one, a run folder or one of its steps"
-    )
-    raise CheckpointError(f"no checkpoint at {path}: expected {what}.")
+    raise CheckpointError(f"no checkpoint at {path}: expected {CHECKPOINTS}.")

@@ -3,7 +3,6 @@
 import os
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -16,8 +15,9 @@ from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config, parse
 from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
+from asda_hear.finding import find_model
 from asda_hear.model import HearModel, HearOptions
-from asda_hear.names import DEFAULT_WEIGHTS, LOG_MEL
+from asda_hear.names import LOG_MEL
 from asda_hear.pooling import EncoderBackbone, LogMelBackbone
 
 USUAL_POOLING: Literal["mean"] = "mean"
@@ -31,8 +31,9 @@ def load_model(
 
     Args:
         model_file_path: a checkpoint or run folder of `asda pretrain`; a released checkpoint of EAT or ASDA (`.pt`),
-            or EAT's Hugging Face folder; a config (`.yaml`) for random weights drawn from its seed; "log_mel" for the
-            baseline without a model; empty for the small model of the package.
+            or EAT's Hugging Face folder; a config (`.yaml`, or the name of one of the package, as in "asda_base") for
+            random weights drawn from its seed; "log_mel" for the baseline without a model; empty for the small model
+            of the package.
         catalog: plugins to use; by default those installed.
         options: see `HearOptions`.
 
@@ -47,9 +48,9 @@ def load_model(
     """
     parsed = parse(HearOptions, options, "load_model")
     plugins = catalog or installed_catalog()
-    path = Path(model_file_path or DEFAULT_WEIGHTS)
     if str(model_file_path) == LOG_MEL:
         return _baseline(plugins, parsed)
+    path = find_model(model_file_path)
     if path.suffix in CONFIG_SUFFIXES:
         config = load_run_config(path)
         parts = build_parts(plugins, config)

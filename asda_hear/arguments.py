@@ -22,19 +22,19 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     build.add_argument("audio", type=Path, help="folder per class, or with --csv the folder of the files it names")
     build.add_argument("--out", type=Path, required=True, help="folder of tasks")
     build.add_argument("--csv", type=Path, help="table with a header")
-    build.add_argument("--file-column", default="filename")
-    build.add_argument("--label-column", default="label", help="several labels of a clip are separated by ;")
+    build.add_argument("--file-column", default="filename", help="of --csv (default: filename)")
+    build.add_argument("--label-column", default="label", help="several labels are separated by ; (default: label)")
     build.add_argument("--split-column", default="", help="folds, or train/valid/test, or what --train ... name")
-    build.add_argument("--start-column", default="start", help="of events, in seconds")
-    build.add_argument("--end-column", default="end")
+    build.add_argument("--start-column", default="start", help="of events, in seconds (default: start)")
+    build.add_argument("--end-column", default="end", help="of events, in seconds (default: end)")
     for part in TRAIN_VALID_TEST:
         build.add_argument(f"--{part}", default="", metavar="A,B", help=f"values of the split column that are {part}")
     build.add_argument("--folds", type=int, default=0, help="draw so many folds (default: draw train/valid/test)")
-    build.add_argument("--kind", choices=["scene", "event"], default="scene")
-    build.add_argument("--multilabel", action="store_true")
+    build.add_argument("--kind", choices=["scene", "event"], default="scene", help="(default: scene)")
+    build.add_argument("--multilabel", action="store_true", help="clips may have several labels, or none")
     build.add_argument("--seconds", type=float, help="cut or fill all clips to this length (default: as they are)")
-    build.add_argument("--rate", type=int, nargs="+", default=[16_000])
-    build.add_argument("--metric", nargs="+", default=[], help="the primary one first")
+    build.add_argument("--rate", type=int, nargs="+", default=[16_000], help="in Hz (default: 16000)")
+    build.add_argument("--metric", nargs="+", default=[], help="the primary one first (default: what suits the labels)")
     build.set_defaults(run="asda_hear.evaluate.task_commands:run_build")
     check = commands.add_parser("check", help="check all that heareval will read, of tasks or folders of tasks")
     check.add_argument("folders", type=Path, nargs="+")
@@ -47,17 +47,17 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
 
 def add_ablate(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear ablate`."""
-    parser.add_argument("plan", type=Path)
+    parser.add_argument("plan", type=Path, help="YAML, or the name of one of the package, as in ablations/mixers")
     parser.add_argument("--out", type=Path, help="folder of the tables and the page (default: results/PLAN)")
     parser.add_argument(
         "--store", type=Path, help="folder of trainings and scores, which plans may share (default: --out)"
     )
     parser.add_argument("--dry-run", action="store_true", help="list the cells, what is done, and what the rest takes")
     parser.add_argument("--report", action="store_true", help="run nothing: tables and page of what is there")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument("--shard", type=read_shard, default=Shard(), metavar="I/N", help="do this part of N only")
     parser.add_argument("--submit", type=int, metavar="N", help="hand the plan to a cluster as N jobs (extra: slurm)")
-    parser.add_argument("--cluster", default="slurm", choices=["slurm", "local"], help="of --submit")
+    parser.add_argument("--cluster", default="slurm", choices=["slurm", "local"], help="of --submit (default: slurm)")
     parser.add_argument("--detach", action="store_true", help="with --submit: do not wait for the jobs")
     parser.add_argument(
         "--cluster-set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
@@ -100,5 +100,5 @@ def add_look(parser: argparse.ArgumentParser) -> None:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear demo`."""
-    parser.add_argument("--out", type=Path, default=Path("demo"))
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder (default: demo)")
     parser.set_defaults(run="asda_hear.demo:run_command")

@@ -59,7 +59,8 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_a_config_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_run_config("asda_tiny").encoder.dim == 128
-    with pytest.raises(ConfigError, match="cannot read the config asda_tinny"):
+    wrong = "no file at asda_tinny: unknown config 'asda_tinny'. Did you mean 'asda_tiny'\\? Valid: asda_base, .*"
+    with pytest.raises(ConfigError, match=wrong):
         load_run_config("asda_tinny")
 
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
 
-from asda_core.data.tars import AUDIO_SUFFIXES, TAR_SUFFIX, index_of, is_audio, num_bytes
+from asda_core.data.tars import AUDIO_SUFFIXES, TAR_SUFFIX, UNREAD_SUFFIXES, index_of, is_audio, num_bytes
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import files_below
 
@@ -134,7 +134,11 @@ def _in_folder(folder: Path) -> list[Path]:
 
     A tar beside loose files is most often the archive that they were unpacked from.
     """
-    names = sorted(each for each in files_below(folder) if is_audio(each.name) or each.suffix == TAR_SUFFIX)
+    every = list(files_below(folder))
+    names = sorted(each for each in every if is_audio(each.name) or each.suffix == TAR_SUFFIX)
+    if unread := [each.suffix.lower() for each in every if each.suffix.lower() in UNREAD_SUFFIXES]:
+        what = f"{len(unread)} files in {folder} that libsndfile does not read ({', '.join(sorted(set(unread)))})"
+        print(f"warning: left out {what}; convert them to use them.", file=sys.stderr)
     shards = [file for file in names if file.suffix == TAR_SUFFIX and file.is_file()]
     loose = [file for file in names if file.suffix != TAR_SUFFIX and file.is_file()]
     if loose and shards:

@@ -26,8 +26,10 @@ import numpy as np
 from asda_core.errors import AudioError
 from asda_core.files import write_text
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".au")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf", ".w64", ".au")
 """File names that a search takes for audio; libsndfile reads all of them."""
+UNREAD_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".mka", ".amr", ".ac3")
+"""Audio that libsndfile does not read; a search says so."""
 TAR_SUFFIX = ".tar"
 INDEX_SUFFIX = ".index.json"
 HEADER_BYTES = 512

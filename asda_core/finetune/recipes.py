@@ -8,13 +8,13 @@ from typing import Any
 from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import (
-    CONFIG_FOLDERS,
     CONFIG_SUFFIXES,
     find_config,
     parents_first,
     parse,
     parsed_changes,
     read_yaml,
+    shipped_configs,
     to_plain,
     with_change,
 )
@@ -45,16 +45,11 @@ def load_recipe(file: str | Path) -> FinetuneConfig:
     """
     found = find_config(file)
     if not found.exists():
-        raise ConfigError(unknown("recipe", str(file), [f"{FOLDER}/{name}" for name in shipped_recipes()]))
+        raise ConfigError(unknown("recipe", str(file), shipped_configs(FOLDER)))
     try:
         return parse(FinetuneConfig, read_yaml(found))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted({file.stem for folder in CONFIG_FOLDERS for file in (folder / FOLDER).glob("*.yaml")})
 
 
 def is_recipe(file: str | Path) -> bool:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
@@ -60,14 +61,15 @@ def run_classify(parsed: argparse.Namespace) -> None:
     listener = _listener(checkpoint, options, parsed.device)
     classifier.to(usable_device(parsed.device))
     listener.options = as_trained(options, listener.front_end, listener.encoder)
-    failed = 0
-    files = [file for source in parsed.files for file in (find_audio(source) if source.is_dir() else [source])]
+    failed: list[Path] = []
+    folders = {source: find_audio(source) for source in parsed.files if source.is_dir()}
+    files = [file for source in parsed.files for file in folders.get(source, [source])]
     for file in files:
         try:
             sound = open_sound(file, listener)
             likely, numbers = probabilities(listener, classifier, sound).topk(min(parsed.top, len(names)))
         except AudioError as error:
-            failed += 1
+            failed.append(file)
             print(f"skipped: {error}", file=sys.stderr)
             continue
         found = [(names[number], value) for number, value in zip(numbers.tolist(), likely.tolist(), strict=True)]
@@ -77,8 +79,10 @@ def run_classify(parsed: argparse.Namespace) -> None:
         width = max(len("LABEL"), *(len(name) for name, _ in found))
         print(f"{file}\n{'LABEL':<{width}}  PROBABILITY")
         print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in found))
-    if failed == len(files):
+    if len(failed) == len(files):
         raise AudioError("none of the audio files is readable.")
+    if named := [str(file) for file in failed if file in parsed.files]:
+        raise AudioError(f"not classified: {', '.join(named)}; the others were.")
 
 
 def run_convert(parsed: argparse.Namespace) -> None:

@@ -23,10 +23,12 @@ from typing import Any
 from asda_core.audio import find_audio, list_identity
 from asda_core.config import RunConfig
 from asda_core.config_io import (
+    find_config,
     load_run_config,
     parents_first,
     parse,
     read_yaml,
+    shipped_configs,
     signature,
     to_plain,
     with_change,
@@ -42,6 +44,8 @@ from asda_hear.looking.noise import WHITE
 from asda_hear.looking.noise_attention import NoiseConfig
 from asda_hear.model import HearOptions
 
+FOLDER = "ablations"
+"""Where plans stand among the configs."""
 OPTION, INIT, SEED = "options.", "init", "seed"
 """Keys of an axis that are no key of a run: options of `load_model`, and the checkpoint that cells begin with."""
 
@@ -89,11 +93,17 @@ class Plan:
 def load_plan(file: Path) -> Plan:
     """Read a plan and check every cell of it before anything runs.
 
+    Args:
+        file: of YAML, or the name of one that comes with the package, as in "ablations/lambda".
+
     Raises:
         ConfigError: a wrong key or value, in the plan or in any cell (which it names).
         AudioError: no audio where `data` says.
         CheckpointError: no checkpoint where `init` says.
     """
+    named, file = file, find_config(file)
+    if not file.suffix and not file.exists():
+        raise ConfigError(f"no file at {named}: {unknown('plan', str(named), shipped_configs(FOLDER))}")
     config = parse(PlanConfig, read_yaml(file), str(file))
     config = replace(config, options=_stated(config.options, to_plain(HearOptions())))
     here = file.parent

@@ -29,13 +29,22 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear evaluate`."""
     parser.add_argument("--tasks", type=Path, required=True, help="folder of HEAR tasks")
     parser.add_argument("--task", nargs="+", default=[], help="only these")
-    parser.add_argument("--model", nargs="+", default=[""], help="checkpoints, run folders, configs, or log_mel")
     parser.add_argument(
-        "--out", type=Path, default=Path("results/evaluate"), help="results; tables hold all its models of this search"
+        "--model", nargs="+", default=[""],
+        help="checkpoints, run folders, configs (a file or a name, as in asda_base), or log_mel (default: the model of "
+        "the package)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/evaluate"),
+        help="results; tables hold all its models of this search (default: results/evaluate)",
     )
-    parser.add_argument("--grid", choices=["default", "fast", "faster"], default="default", help="heareval's grids")
-    parser.add_argument("--grid-points", type=int, default=8, help="of the predictor; HEAR's own is 8")
-    parser.add_argument("--threads", type=int, default=1, help="scores change with it")
+    parser.add_argument(
+        "--grid", choices=["default", "fast", "faster"], default="default", help="heareval's grids (default: default)"
+    )
+    parser.add_argument("--grid-points", type=int, default=8, help="of the predictor (default: 8, as HEAR)")
+    parser.add_argument("--threads", type=int, default=1, help="scores change with it (default: 1)")
     parser.add_argument(
         "--seed", type=int, default=USUAL_SEED, help=f"of the predictors (heareval's own: {USUAL_SEED})"
     )

@@ -13,7 +13,8 @@ from asda_core.files import file_digest
 from asda_core.locating import locate
 from asda_hear.evaluate.scores import SCORE_FILE
 from asda_hear.evaluate.search import USUAL_SEED, VOCABULARY_FILE, EvaluationConfig
-from asda_hear.names import DEFAULT_WEIGHTS, LOG_MEL
+from asda_hear.finding import find_model
+from asda_hear.names import LOG_MEL
 
 IDENTITY_DIGITS = 16
 Stamp = dict[str, Any]
@@ -28,7 +29,7 @@ def weights_identity(model: str) -> str:
     """What a model's embeddings depend on: its name, or the content of its checkpoint or config."""
     if model == LOG_MEL:
         return LOG_MEL
-    file = locate(Path(model or DEFAULT_WEIGHTS))
+    file = locate(find_model(model))
     facts = file.stat()
     return _digest(file, facts.st_size, facts.st_mtime_ns)
 

@@ -110,12 +110,16 @@ def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], fol
         seed: of that draw, which keeps the shares of the labels.
 
     Raises:
-        TaskError: a value belongs to no part or to two, a part has no clip, there is no split column, or folds are
-            too few.
+        TaskError: a value belongs to no part or to two, a part has no clip, there is no split column, folds are too
+            few or more than the clips, or are to be drawn of clips that have splits.
     """
     if folds and folds < MIN_FOLDS:
         raise TaskError(f"--folds must be at least {MIN_FOLDS}, as heareval needs them, not {folds}.")
     given = {clip.split for clip in clips}
+    if folds and (parts or given != {NO_SPLIT}):
+        raise TaskError("--folds draws folds, and these clips have splits: leave out one of the two.")
+    if folds > len(clips):
+        raise TaskError(f"--folds {folds} is more than the {len(clips)} clips.")
     if parts:
         owner = _owners(parts, given)
         return [replace(clip, split=owner[clip.split]) for clip in clips]

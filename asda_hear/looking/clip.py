@@ -23,6 +23,7 @@ from asda_core.log_mel import LogMel
 from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
 from asda_core.official.reading import read_model
+from asda_hear.finding import find_model
 
 SILENCE_DB = 60.0
 """A patch so far below the loudest one of its stretch is silent. Ours: the dynamic range that a spectrogram is usually
@@ -73,10 +74,10 @@ class Stretch:
 
 
 def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "") -> OpenModel:
-    """Open a checkpoint of any kind, or a config (`.yaml`) for random weights drawn from its seed.
+    """Open a checkpoint of any kind, or a config for random weights drawn from its seed.
 
     Args:
-        path: as `asda_core.official.reading.read_model` takes it, or a config.
+        path: as `asda_core.official.reading.read_model` takes it, or a config, or the name of one of the package.
         catalog: plugins to use; by default those installed.
         name: by which the model is shown; by default its file's, or its folder's.
 
@@ -84,7 +85,7 @@ def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "")
         CheckpointError: no checkpoint there, damaged, refused, or needing a plugin that is missing.
         ConfigError: a wrong config.
     """
-    plugins, file = catalog or installed_catalog(), Path(path)
+    plugins, file = catalog or installed_catalog(), find_model(path)
     if file.suffix in CONFIG_SUFFIXES:
         config = load_run_config(file)
         parts = build_parts(plugins, config)

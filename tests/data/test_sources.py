@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from asda_core.audio import find_audio, list_identity
 from asda_core.data import sources
@@ -31,6 +33,18 @@ def test_a_tar_beside_loose_files_is_left_out(audio_folder: Path, capsys: pytest
     assert find_audio(audio_folder) == before
     assert "left out 1 tar files beside 5 audio files" in capsys.readouterr().err
     assert len(find_training([audio_folder, shard])) == 7
+
+
+def test_audio_that_cannot_be_read_is_counted(audio_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = find_audio(audio_folder)
+    for name in ("a.m4a", "b.M4A", "c.aac", "notes.txt"):
+        (audio_folder / name).write_bytes(b"")
+    assert find_audio(audio_folder) == before
+    assert "left out 3 files" in (told := capsys.readouterr().err)
+    assert "(.aac, .m4a); convert them" in told
+    soundfile.write(audio_folder / "d.caf", np.zeros(100), 8000)
+    assert find_audio(audio_folder) == sorted([*before, audio_folder / "d.caf"])
+    assert find_audio(audio_folder / "d.caf") == [audio_folder / "d.caf"]
 
 
 def test_the_tsv_of_fairseq(audio_folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 import yaml
 
+from asda_core import config_io
 from asda_core.catalog import Catalog
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import parse
@@ -210,6 +211,14 @@ def test_find_tasks(tmp_path: Path) -> None:
     (tmp_path / "tasks" / "a-v1-5h" / "task_metadata.json").write_text('{"task_name": "a"}')
     with pytest.raises(AsdaError, match="'a' may be any of a-v1-5h, a-v1-full"):
         find_tasks(tmp_path / "tasks", ["a"])
+
+
+def test_a_plan_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = plan_file(tmp_path / "ablations")
+    monkeypatch.setattr(config_io, "CONFIG_FOLDERS", (tmp_path,))
+    assert load_plan(Path("ablations/plan")).cells == load_plan(file).cells
+    with pytest.raises(ConfigError, match="no file at ablations/plam: .*Did you mean 'ablations/plan'"):
+        load_plan(Path("ablations/plam"))
 
 
 def test_the_switch_in_a_plan(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import metadata_of, model_tensors, write_model
 from asda_core.config import RunConfig
 from asda_core.errors import AsdaError, AudioError, ConfigError
+from asda_hear.evaluate.identity import weights_identity
 from asda_hear.model import HearModel
 from tests.released.golden import GOLDEN
 from tests.released.writing import write_fairseq
@@ -166,6 +167,17 @@ def test_random_weights_from_a_config(tmp_path: Path, catalog: Catalog) -> None:
 def test_missing_checkpoint() -> None:
     with pytest.raises(AsdaError, match="no checkpoint at"):
         asda_hear.load_model("none.safetensors")
+    with pytest.raises(AsdaError, match="no checkpoint at logmel: .* by name: .* Did you mean 'log_mel'.* asda_tiny"):
+        asda_hear.load_model("logmel")
+
+
+def test_a_config_of_the_package_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = asda_hear.load_model("asda_tiny")
+    file = Path(asda_hear.__file__).parents[1] / "configs" / "asda_tiny.yaml"
+    audio = noise(1, 8_000)
+    assert torch.equal(model.scene(audio), asda_hear.load_model(file).scene(audio))
+    assert weights_identity("asda_tiny") == weights_identity(str(file))
 
 
 @pytest.mark.parametrize("mixer", ["differential", "standard"])

@@ -309,6 +309,7 @@ def test_names_are_checked_before_anything_is_written(tmp_path: Path, monkeypatc
         (["--metric", "accuracy"], "unknown metric of scene tasks 'accuracy'"),
         (["--folds", "2"], "--folds must be at least 3, as heareval needs them, not 2"),
         (["--folds", "-3"], "--folds must be at least 3"),
+        (["--folds", "100"], "--folds 100 is more than the "),
         (["--train", "0,1,2,3", "--valid", "3", "--test", "4"], "give --split-column too"),
     ],
 )

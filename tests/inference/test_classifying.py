@@ -58,12 +58,13 @@ def test_prints_the_top(
 
 def test_json_and_all_classes(finetuned: Written, audio_folder: Path, capsys: Capture) -> None:
     files = [str(audio_folder / name) for name in ("sound0.wav", "none.wav", "sound1.flac")]
-    assert main(["classify", *files, "--checkpoint", str(finetuned.path), "--json", "--top", "99"]) == 0
+    assert main(["classify", *files, "--checkpoint", str(finetuned.path), "--json", "--top", "99"]) == EXIT_ERROR
     printed = capsys.readouterr()
     found = [json.loads(line) for line in printed.out.splitlines()]
     assert [Path(entry["file"]).name for entry in found] == ["sound0.wav", "sound1.flac"]
     assert {entry["label"] for entry in found[0]["labels"]} == set(IDENTIFIERS)
     assert "skipped: cannot read" in printed.err
+    assert f"not classified: {files[1]}; the others were" in printed.err
 
 
 def test_short_clips_are_filled_and_long_ones_cut(finetuned: Written, audio_folder: Path, capsys: Capture) -> None:
@@ -103,6 +104,12 @@ def test_needs_a_classifier_and_a_sound(tmp_path: Path, catalog: Catalog, finetu
     assert "is pre-trained only: it has no classifier" in capsys.readouterr().err
     assert main(["classify", "a.wav", "--checkpoint", str(finetuned.path)]) == EXIT_ERROR
     assert "none of the audio files is readable" in capsys.readouterr().err
+
+
+def test_a_broken_file_in_a_folder_is_skipped(audio_folder: Path, finetuned: Written, capsys: Capture) -> None:
+    (audio_folder / "broken.wav").write_text("no sound")
+    assert main(["classify", str(audio_folder), "--checkpoint", str(finetuned.path)]) == 0
+    assert "skipped: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
