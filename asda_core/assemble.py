@@ -11,7 +11,7 @@ from asda_core.catalog import Catalog
 from asda_core.config import ClassTokenConfig, Compat, EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.contracts import AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
-from asda_core.errors import ConfigError
+from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
 
 SAMPLE_RATE = 16_000
@@ -43,10 +43,16 @@ def build(
         compat: "released" sets the plugin's released options that the choice does not state.
 
     Raises:
-        PluginError: no such plugin.
+        PluginError: no such plugin, or it lacks a package.
         ConfigError: its options are wrong.
     """
-    return catalog.find(family, choice.name).spec.build(resolved(catalog, family, choice, path, compat), context)
+    offer, options = catalog.find(family, choice.name), resolved(catalog, family, choice, path, compat)
+    try:
+        return offer.spec.build(options, context)
+    except ImportError as error:
+        raise PluginError(
+            f"{family} {choice.name!r} of {offer.distribution} {offer.version} cannot be built: {error}"
+        ) from None
 
 
 def resolved(catalog: Catalog, family: str, choice: PluginChoice, path: str, compat: Compat = "default") -> Any:
@@ -132,11 +138,31 @@ def build_parts(
     return Parts(front_end, encoder, objective)
 
 
-def plugin_origins(catalog: Catalog, config: RunConfig) -> dict[str, dict[str, str]]:
-    """Family -> name, distribution and version of every plugin in a run."""
+def build_weightless(catalog: Catalog, config: RunConfig) -> Encoder:
+    """The encoder of a run without memory for its weights, after a look at whether all else can be built too.
+
+    A plugin whose constructor looks at values, which a tensor without memory has not, is built with them.
+    """
+    build_front_end(catalog, config.front_end, config.compat)  # small, and made of tables
+    try:
+        with torch.device("meta"):
+            return build_parts(catalog, config).encoder
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, AsdaError):
+            raise
+        return build_parts(catalog, config).encoder
+
+
+def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> dict[str, dict[str, str]]:
+    """Family -> name, distribution and version of every plugin in a run.
+
+    Without its objective, which no longer trains, that may be missing.
+    """
     chosen = {"front end": config.front_end, "mixer": config.encoder.mixer, "objective": config.objective}
     if config.adapter is not None:
         chosen["adapter"] = config.adapter
+    if not with_objective and ("objective", config.objective.name) not in catalog.offers:
+        del chosen["objective"]
     return {family: catalog.find(family, choice.name).origin for family, choice in chosen.items()}
 
 

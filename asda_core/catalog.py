@@ -9,6 +9,7 @@ Environment (read by the command lines only, see `options_from_environment`):
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -23,6 +24,8 @@ from asda_core.errors import PluginError, unknown
 
 OWN_DISTRIBUTION = "asda-hear"
 """Its names cannot be taken over by another distribution."""
+GIVEN = "(given)"
+"""In the place of a distribution, where a program gives a plugin by itself."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,26 @@ def load_catalog(
     """Gather what plugins offer. pluggy is not touched again after this.
 
     Args:
-        extra: modules or objects with `asda_` hooks, beside those installed; their errors are raised.
+        extra: modules or objects with `asda_` hooks, beside those installed; their errors, and names that are
+            taken, are raised.
         installed: whether to load the entry points of installed distributions.
         strict: raise the first problem instead of keeping it.
         allow: names of the distributions to load; None loads all. asda's own is always loaded.
     """
     gathered: list[Offer] = []
     problems: list[Problem] = []
+    allow = None if allow is None else list(allow)
     for entry, distribution, version in _entries(allow) if installed else []:
         try:
             gathered += _offers_of(entry.load, distribution, version)
         except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises is kept and shown
             problems.append(Problem(entry.name, distribution, f"{type(error).__name__}: {error}"))
+    problems += _not_installed(allow) if installed and allow is not None else []
     for plugin in extra:
-        gathered += _offers_of(lambda plugin=plugin: plugin, "(given)", "0")  # type: ignore[misc]
+        gathered += _offers_of(lambda plugin=plugin: plugin, GIVEN, "0")  # type: ignore[misc]
     offers, clashes = _without_clashes(gathered)
+    if given := [clash.message for clash in clashes if clash.distribution == GIVEN]:
+        raise PluginError("; ".join(given))
     problems += clashes
     if strict and problems:
         raise PluginError("; ".join(f"{p.name} of {p.distribution}: {p.message}" for p in problems))
@@ -124,13 +132,25 @@ def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _entries(allow: Iterable[str] | None) -> list[tuple[EntryPoint, str, str]]:
     """Entry points with their distribution and its version, in an order that does not depend on the file system."""
-    allowed = None if allow is None else {*allow, OWN_DISTRIBUTION}
+    allowed = None if allow is None else {_canonical(name) for name in (*allow, OWN_DISTRIBUTION)}
     found = set()
     for entry in entry_points(group=PROJECT):
         distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("(unknown)", "0")
-        if allowed is None or distribution in allowed:
+        if allowed is None or _canonical(distribution) in allowed:
             found.add((entry, distribution, version))
     return sorted(found, key=lambda item: (item[1] != OWN_DISTRIBUTION, item[1], item[0].name))
+
+
+def _not_installed(allow: Iterable[str]) -> list[Problem]:
+    """Distributions that are to be loaded and have no plugin here: a name that is misspelt would load nothing."""
+    there = {_canonical(entry.dist.name) for entry in entry_points(group=PROJECT) if entry.dist}
+    message = "it is to be loaded, and no distribution of this name with plugins is installed"
+    return [Problem(name, name, message) for name in allow if _canonical(name) not in there]
+
+
+def _canonical(name: str) -> str:
+    """The name of a distribution as pip compares it. **Source**: PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _offers_of(load: Callable[[], object], distribution: str, version: str) -> list[Offer]:

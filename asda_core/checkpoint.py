@@ -11,6 +11,7 @@ A run folder::
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plugin_origins
-from asda_core.catalog import Catalog
+from asda_core.catalog import GIVEN, OWN_DISTRIBUTION, Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, PluginError
@@ -124,7 +125,18 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
         raise CheckpointError(f"{checkpoint.file} needs the plugins {needs}. {error}") from None
     load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
     load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
+    _warn_of_other_versions(checkpoint, catalog)
     return front_end.eval(), encoder.eval()
+
+
+def _warn_of_other_versions(checkpoint: Checkpoint, catalog: Catalog) -> None:
+    """A stranger's plugin may have other defaults today, and a config holds what was stated alone."""
+    for family, stored in checkpoint.plugins.items():
+        offer = catalog.offers.get((family, stored["name"]))
+        if offer and offer.distribution not in (OWN_DISTRIBUTION, GIVEN) and offer.origin != stored:
+            made, now = (f"{of['distribution']} {of['version']}" for of in (stored, offer.origin))
+            what = f"was made with the {family} {stored['name']!r} of {made}, and {now} is installed"
+            print(f"warning: {checkpoint.file} {what}, which may answer otherwise.", file=sys.stderr)
 
 
 def load_classifier(checkpoint: Checkpoint) -> Classifier:
@@ -194,7 +206,7 @@ def metadata_of(
         **suited,
         "format": FORMAT,
         "config": json.dumps(to_plain(config)),
-        "plugins": json.dumps(plugin_origins(catalog, config)),
+        "plugins": json.dumps(plugin_origins(catalog, config, with_objective=classifier is None)),
         "step": str(step),
         "data": data,
     }

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
-from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from enum import Enum
+from pathlib import Path, PurePath
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -122,8 +125,19 @@ def parsed_changes(changes: Sequence[str], option: str = "--set") -> dict[str, A
 
 def to_plain(config: Any) -> dict[str, Any]:
     """The dataclass as nested dicts and lists, the inverse of `parse`."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=_plain_value))
     return plain
+
+
+def _plain_value(value: Any) -> Any:
+    """What a plugin's option may be that JSON does not know, as `parse` takes it back."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise ConfigError(f"{value!r} cannot be written into a config: options are numbers, text, truth values and paths.")
 
 
 def to_yaml(config: Any) -> str:
@@ -238,19 +252,37 @@ def _check_keys(cls: type, data: Any, path: str) -> Any:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path or 'the config'} must be a mapping of keys to values, not {data!r}.")
     hints = get_type_hints(cls)
-    names = {item.name for item in fields(cls)}
+    usual = {item.name: item.default for item in fields(cls)}
+    names = usual.keys()
     checked: dict[str, Any] = {}
     for key, value in data.items():
         dotted = f"{path}.{key}" if path else str(key)
         if key not in names:
             raise ConfigError(f"{unknown('config key', str(key), names)} (at {dotted})")
         hint = hints[key]
-        if isinstance(value, bool) and not {bool, Any} & {hint, *get_args(hint)}:
+        said = any(value is each for each in get_args(hint))  # Literal[True, "auto"]
+        if isinstance(value, bool) and not said and not {bool, Any} & {hint, *get_args(hint)}:
             raise ConfigError(f"{dotted}: a truth value where {_words(hint)} is expected, given {value}. {YAML_TRUTH}")
-        nested = next((each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)), None)
-        absent = nested is None or (value is None and nested is not hint)
-        checked[key] = value if nested is None or absent else _check_keys(nested, value, dotted)
+        if isinstance(value, float) and not math.isfinite(value) and value != usual[key]:
+            raise ConfigError(f"{dotted} must be a finite number, not {value}.")
+        checked[key] = _checked_value(hint, value, dotted)
     return checked
+
+
+def _checked_value(hint: Any, value: Any, dotted: str) -> Any:
+    """A value with the keys of the dataclasses in it checked; of several that it may be, the validator finds which."""
+    origin, inside = get_origin(hint), [each for each in get_args(hint) if each is not type(None)]
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _check_keys(hint, value, dotted)
+    if origin in (Union, UnionType) and len(inside) == 1 and value is not None:
+        return _checked_value(inside[0], value, dotted)
+    if origin in (tuple, list) and isinstance(value, tuple | list):
+        hints = inside[:1] * len(value) if origin is list or Ellipsis in inside else inside
+        pairs = enumerate(zip(hints, value, strict=False))
+        return [*(_checked_value(*pair, f"{dotted}.{number}") for number, pair in pairs), *value[len(hints) :]]
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {key: _checked_value(get_args(hint)[1], each, f"{dotted}.{key}") for key, each in value.items()}
+    return value
 
 
 def _describe(item: Any, path: str) -> str:

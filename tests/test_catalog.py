@@ -3,18 +3,24 @@
 The strangers here are real: a module and the metadata of an installed distribution, in a folder on `sys.path`.
 """
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 
 import pytest
 from torch import nn
 
+from asda_core.assemble import build_encoder, build_parts
 from asda_core.catalog import OWN_DISTRIBUTION, Catalog, load_catalog, options_from_environment
+from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model
+from asda_core.config import EncoderConfig, PluginChoice, RunConfig
+from asda_core.config_io import parse
 from asda_core.contracts import MixerContext
 from asda_core.errors import PluginError
-from tests.conftest import BUILT_IN
+from tests.conftest import BUILT_IN, TINY
 
 Install = Callable[..., None]
 HEAD = """
@@ -124,6 +130,51 @@ def test_allow_list(install: Install) -> None:
     assert strangers(load_catalog(**options_from_environment({"ASDA_LOAD_PLUGINS": ""}))) == []
     assert load_catalog(**options_from_environment({"ASDA_LOAD_PLUGINS": ""})).find("mixer", "standard")
     assert options_from_environment({"ASDA_STRICT_PLUGINS": "1"})["strict"]
+
+
+def test_the_allow_list_reads_names_as_pip_does_and_tells_misses(install: Install) -> None:
+    install("first", "My_First-Plugin", offering("first"))
+    for name in ("My_First-Plugin", "my-first-plugin", "MY.first_plugin"):
+        catalog = load_catalog(allow=[name])
+        assert strangers(catalog) == ["first"]
+        assert not catalog.problems
+    (problem,) = load_catalog(allow=["my-frist-plugin"]).problems
+    assert problem.distribution == "my-frist-plugin"
+    with pytest.raises(PluginError, match="no distribution of this name"):
+        load_catalog(allow=["my-frist-plugin"], strict=True)
+
+
+def test_a_given_plugin_with_a_taken_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "module_of_given.py").write_text(offering("standard"))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match="the mixer name 'standard' is offered by asda-hear .* and .given. 0"):
+        load_catalog(importlib.import_module("module_of_given"))
+    monkeypatch.delitem(sys.modules, "module_of_given")
+
+
+def test_a_package_that_is_missing_when_a_plugin_is_built(install: Install) -> None:
+    build = "def build(config, context):\n    import not_there\n\n"
+    source = offering("heavy").replace("lambda config, context: nn.Identity()", "build")
+    install("heavy", "heavy", source.replace("def spec", f"{build}def spec"))
+    with pytest.raises(PluginError, match=r"mixer 'heavy' of heavy 1\.0 cannot be built: No module named 'not_there'"):
+        build_encoder(load_catalog(), EncoderConfig(dim=32, depth=1, num_heads=2, mixer=PluginChoice("heavy")))
+
+
+def test_another_version_of_a_plugin_is_told(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its defaults may be others today."""
+    install("other", "other", offering("other"))
+    catalog = load_catalog()
+    config = parse(RunConfig, {**TINY, "encoder": {**TINY["encoder"], "mixer": "other"}})
+    file = tmp_path / "m.safetensors"
+    write_model(file, model_tensors(build_parts(catalog, config), False), metadata_of(config, catalog, 1))
+    stored = read_checkpoint(file)
+    load_encoder(stored, catalog)
+    assert not capsys.readouterr().err
+    mixer = {**stored.plugins["mixer"], "version": "0.9"}
+    load_encoder(replace(stored, plugins={**stored.plugins, "mixer": mixer}), catalog)
+    assert "made with the mixer 'other' of other 0.9, and other 1.0 is installed" in capsys.readouterr().err
 
 
 def test_the_catalog_is_frozen(catalog: Catalog) -> None:

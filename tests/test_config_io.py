@@ -1,7 +1,10 @@
 """Strict configs: unknown keys, wrong types and YAML's traps are named with their place."""
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -77,6 +80,60 @@ def test_wrong_plugin_option_names_its_place(catalog: Catalog) -> None:
 def test_number_that_yaml_reads_as_text(tmp_path: Path) -> None:
     """YAML 1.1 reads 1e-3 as text; it is a number here all the same."""
     assert load_run_config(write(tmp_path, "optimizer: {peak_lr: 1e-3}")).optimizer == OptimizerConfig(peak_lr=0.001)
+
+
+@dataclass(frozen=True)
+class Stage:
+    width: int = 1
+
+
+class Kind(Enum):
+    FAST = "fast"
+    SLOW = "slow"
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """Options as a plugin of someone else may have them."""
+
+    stages: tuple[Stage, ...] = ()
+    pair: tuple[Stage, float] = (Stage(), 0.5)
+    named: dict[str, Stage] = field(default_factory=dict)
+    maybe: Stage | None = None
+    table: Path = Path("here")
+    kind: Kind = Kind.FAST
+    wait: Literal[True, False, "auto"] = "auto"
+    bound: float = math.inf
+    scale: float = 1.0
+
+
+def test_options_of_a_stranger_come_back_as_they_were() -> None:
+    given = {
+        "stages": [{"width": 2}, {}], "pair": [{"width": 3}, 1.5], "named": {"x": {"width": 4}}, "maybe": {"width": 5},
+        "table": "a/b", "kind": "slow", "wait": True, "bound": math.inf,
+    }  # fmt: skip
+    found = parse(Stranger, given)
+    assert found == Stranger(
+        (Stage(2), Stage()), (Stage(3), 1.5), {"x": Stage(4)}, Stage(5), Path("a/b"), Kind.SLOW, True
+    )
+    for each in (found, Stranger()):
+        assert parse(Stranger, to_plain(each)) == each
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stages": [{"width": 2}, {"wide": 2}]}, r"'wide'.* Did you mean 'width'.* \(at stages.1.wide\)"),
+        ({"named": {"x": {"wide": 2}}}, r"at named.x.wide"),
+        ({"pair": [{"wide": 1}, 1]}, r"at pair.0.wide"),
+        ({"scale": math.nan}, "scale must be a finite number, not nan"),
+        ({"scale": -math.inf}, "scale must be a finite number, not -inf"),
+        ({"scale": True}, "a truth value where float is expected"),
+    ],
+)
+def test_wrong_options_of_a_stranger(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(Stranger, given)
 
 
 def test_signature_is_of_what_changes_results(tiny: RunConfig) -> None:

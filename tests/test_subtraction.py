@@ -49,6 +49,16 @@ def test_gradients_that_are_kept_are_derivatives() -> None:
     assert torch.autograd.gradcheck(lambda *all_of: subtract_maps(*all_of, layout, "kept"), (*given, weight))
 
 
+def test_gradients_that_are_kept_have_no_gradients() -> None:
+    """They would be wrong; an error says so, as torch's own fused attention does."""
+    given = inputs(1, 5)
+    weight = torch.full((3, 1, 1), 0.3, dtype=torch.float64)
+    mixed = subtract_maps(*given, weight, TokenLayout.full(1, (5, 1)), "kept").sum()
+    (gradient,) = torch.autograd.grad(mixed, given[2], create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
+        torch.autograd.grad(gradient.square().sum(), given[2])
+
+
 def test_bfloat16_stays_near(monkeypatch: pytest.MonkeyPatch) -> None:
     given = [each.detach() for each in inputs(2, 40)]
     weight, layout = torch.full((3, 1, 1), 0.1, dtype=torch.float64), TokenLayout.full(2, (40, 1))

@@ -128,10 +128,11 @@ def learn_in_turn(
 
 
 def _left_by(file: Path, start: Start) -> tuple[Checkpoint, str]:
-    """The model that a task left, with the front end that all begin with: what a task changes in it is its own."""
-    left = read_checkpoint(file)
-    front_end = (start.config if isinstance(start, Checkpoint) else start).front_end
-    return replace(left, config=replace(left.config, front_end=front_end)), file_digest(file)
+    """The model that a task left, with the front end and strides that all begin with: a task's changes are its own."""
+    left, first = read_checkpoint(file), start.config if isinstance(start, Checkpoint) else start
+    strides = {name: getattr(first.encoder, name) for name in ("stride_frames", "stride_bins")}
+    encoder = replace(left.config.encoder, **strides)
+    return replace(left, config=replace(left.config, front_end=first.front_end, encoder=encoder)), file_digest(file)
 
 
 def _value(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str, progress: bool) -> float:

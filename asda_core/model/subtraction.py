@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.layout import TokenLayout
@@ -123,6 +124,7 @@ class _Kept(torch.autograd.Function):
         return mixed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         query1, query2, key1, key2, value, weight, first, second = ctx.saved_tensors

@@ -61,6 +61,11 @@ class LatentRegressionConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"objective.options.{name} must be at least 1, not {value}.")
+        for name in ("frame_weight", "utterance_weight", "noise_std"):
+            if (number := getattr(self, name)) < 0:
+                raise ConfigError(f"objective.options.{name} must not be negative, not {number}.")
+        if not (self.frame_weight or self.utterance_weight):
+            raise ConfigError("objective.options: frame_weight and utterance_weight are both 0: nothing to learn.")
 
 
 class LatentRegression(nn.Module):

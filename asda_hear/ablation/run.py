@@ -6,11 +6,10 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from asda_core.assemble import build_parts, check_class_token_axis
+from asda_core.assemble import build_weightless, check_class_token_axis
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
@@ -188,8 +187,7 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
                 check_fits(inits[cell.init], catalog, cell.config)
             elif cell.config.adapter is not None:
                 raise ConfigError(f"the adapter {cell.config.adapter.name!r} needs a trained encoder: give init.")
-            with torch.device("meta"):
-                encoder = build_parts(catalog, cell.config).encoder
+            encoder = build_weightless(catalog, cell.config)
             for layer in range(cell.config.encoder.depth if plan.noise else 0):
                 mixer_with_maps(encoder, layer)
         except AsdaError as error:

@@ -34,6 +34,10 @@ class DifferentialConfig:
     sub_norm_eps: float = 1e-5
     qkv_bias: bool = True
 
+    def __post_init__(self) -> None:
+        if self.sub_norm_eps < 0:
+            raise ConfigError(f"differential: sub_norm_eps must not be negative, not {self.sub_norm_eps}.")
+
 
 class DifferentialAttention(nn.Module):
     """`scale * LayerNorm((A1 - lambda A2) v)`, `Ai = softmax(qi ki^T / sqrt(d))`, then a linear map.

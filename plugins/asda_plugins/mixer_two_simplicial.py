@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
+from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.block import init_linear_layers
 from asda_core.model.lines import Lines, lines_of
@@ -22,6 +23,10 @@ class TwoSimplicialConfig:
 
     qkv_bias: bool = True
     norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.norm_eps < 0:
+            raise ConfigError(f"two_simplicial: norm_eps must not be negative, not {self.norm_eps}.")
 
 
 class TwoSimplicialAttention(nn.Module):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 import asda_core.finetune.continual as continual
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import read_checkpoint
+from asda_core.checkpoint import metadata_of, read_checkpoint, write_model
 from asda_core.cli import main
+from asda_core.config import PluginChoice
 from asda_core.config_io import to_yaml
 from asda_core.finetune.continual import Outcome
 from asda_core.finetune.running import RESULT_FILE
@@ -42,6 +44,17 @@ def place(tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 COMMAND = ["finetune", "recipe.yaml", "--checkpoint", "mine=start", "--tasks", "tones", "second.yaml", "--continual"]
+
+
+def test_what_a_task_changes_in_the_front_end_and_the_strides_is_its_own(place: Path, catalog: Catalog) -> None:
+    start = read_checkpoint(place / "start")
+    encoder = replace(start.config.encoder, stride_frames=4, stride_bins=8)
+    front_end = PluginChoice("log_mel", {"mean": 1.0})
+    config = replace(start.config, encoder=encoder, front_end=front_end)
+    write_model(place / "left.safetensors", dict(start.tensors), metadata_of(config, catalog, 3))
+    for begun in (start, start.config):
+        left, _ = continual._left_by(place / "left.safetensors", begun)
+        assert left.config == start.config
 
 
 def rows_of(place: Path) -> dict[tuple[str, str, str], float]:

@@ -1,8 +1,10 @@
 """What trains in each mode, and how fast."""
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -10,9 +12,9 @@ import torch
 
 from asda_core.assemble import build_encoder
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import Checkpoint, load_strict, read_checkpoint
+from asda_core.checkpoint import Checkpoint, load_strict, metadata_of, read_checkpoint
 from asda_core.config_io import to_plain
-from asda_core.errors import CheckpointError, ConfigError
+from asda_core.errors import CheckpointError, ConfigError, PluginError
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.frozen import encode_once
 from asda_core.finetune.optimizing import parameter_groups, set_rates
@@ -38,6 +40,17 @@ def start(tmp_path: Path, catalog: Catalog) -> Checkpoint:
 def made(catalog: Catalog, start: Checkpoint, mode: str, **more: object) -> tuple[Tuned, FinetuneConfig]:
     recipe = recipe_for(small_recipe(**more), mode, catalog)
     return make_tuned(catalog, recipe, start, CLASSES), recipe
+
+
+def test_the_objective_of_pre_training_is_not_needed(catalog: Catalog, start: Checkpoint) -> None:
+    """Its package may be gone; what is pre-trained on needs it."""
+    offers = {key: offer for key, offer in catalog.offers.items() if key[0] != "objective"}
+    bare = replace(catalog, offers=MappingProxyType(offers))
+    tuned, _ = made(bare, start, "linear")
+    written = metadata_of(tuned.config, bare, 1, classifier=tuned.classifier.config)
+    assert json.loads(written["plugins"]).keys() == {"front end", "mixer"}
+    with pytest.raises(PluginError, match="unknown objective"):
+        metadata_of(tuned.config, bare, 1)
 
 
 @pytest.mark.parametrize("mode", MODES)

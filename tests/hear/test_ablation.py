@@ -213,6 +213,14 @@ def test_find_tasks(tmp_path: Path) -> None:
         find_tasks(tmp_path / "tasks", ["a"])
 
 
+def test_every_front_end_goes_into_a_plan(tmp_path: Path, catalog: Catalog) -> None:
+    """Plans are checked without memory for weights, which tables of a front end are not made of."""
+    axes = {"front_end": [offer.spec.name for offer in catalog.family("front end")]}
+    plan = load_plan(plan_file(tmp_path, axes=axes))
+    assert len(plan.cells) >= 4
+    check_plan(plan, catalog)
+
+
 def test_a_plan_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = plan_file(tmp_path / "ablations")
     monkeypatch.setattr(config_io, "CONFIG_FOLDERS", (tmp_path,))

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from asda_core.catalog import Catalog
+from asda_core.catalog import Catalog, load_catalog
 from asda_core.config_io import parse
 from asda_core.contracts import MixerContext
 from asda_core.layout import TokenLayout
 from asda_core.model.lines import lines_of
+from tests.conftest import BUILT_IN
 
 DIM, HEADS = 16, 2
 GRID = (5, 4)
@@ -56,6 +57,19 @@ def make(catalog: Catalog, name: str) -> Any:
     spec = catalog.find("mixer", name).spec
     torch.manual_seed(2)
     return spec.build(parse(spec.config, {}), MixerContext(DIM, HEADS, 0, 1)).eval()
+
+
+MIXERS = [offer.spec.name for offer in load_catalog(*BUILT_IN, installed=False).family("mixer")]
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_batch_of_no_clips(name: str, catalog: Catalog) -> None:
+    spec = catalog.find("mixer", name).spec
+    mixer = spec.build(parse(spec.config, {}), MixerContext(DIM, 4, 0, 1))
+    tokens, layout = torch.zeros(0, 20, DIM), TokenLayout.full(0, GRID)
+    with torch.no_grad():
+        assert mixer(tokens, layout).shape == tokens.shape
+    assert mixer(tokens.requires_grad_(), layout).shape == tokens.shape
 
 
 @pytest.mark.parametrize("by_formula", [True, False])

@@ -131,6 +131,8 @@ class Mamba(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Carry states through the tokens, once from each end."""
+        if not tokens.numel():
+            return tokens
         if layout.padding is None:
             return self._mix(tokens, None)
         order = layout.padding.to(torch.uint8).argsort(dim=1, stable=True)  # valid tokens first
