@@ -89,7 +89,7 @@ def test_show(config: Path, capsys: Capture) -> None:
         ("", "seed.x=1", "seed is the value 1 and has no key 'x'"),
         ("", "seed=-1", "seed must not be negative"),
         ("", "steps=yes", "a truth value where int is expected, given True. YAML 1.1 reads yes"),
-        ("", "data.clip_seconds=.nan", "data.clip_seconds must be positive"),
+        ("", "data.clip_seconds=.nan", "data.clip_seconds must be a finite number"),
         ("", "optimizer.betas=[2, 3]", r"betas must lie in [0, 1)"),
         ("", "encoder.num_heads=0", "encoder.num_heads must be positive"),
         ("", "objective.options.top_layers=0", "top_layers must be at least 1"),
