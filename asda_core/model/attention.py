@@ -210,8 +210,8 @@ class SubtractiveAttention(nn.Module):
             mixed = self._maps(query1, query2, key1, key2, weight, layout).difference @ value
         else:
             wanted = attend(query1, key1, value, layout)
-            width = value.shape[-1]
-            grouped = value.unflatten(1, (self.heads.noise, shared)).transpose(2, 3).flatten(3)
+            batch, _, tokens_there, width = value.shape
+            grouped = value.reshape(batch, self.heads.noise, shared, tokens_there, width).transpose(2, 3).flatten(3)
             noise = attend(query2, key2, grouped, layout)  # (B, noise, N, shared * width)
             noise = noise.reshape(*noise.shape[:3], shared, width).transpose(2, 3).flatten(1, 2)
             mixed = wanted - weight * noise
