@@ -1,10 +1,8 @@
 """Trains the model of the package on the corpus of `make_corpus.py`: which word, which synthesiser, which recording?
 
     OMP_NUM_THREADS=2 python recipes/default_model/train.py CORPUS first.safetensors --parts words sounds
-    OMP_NUM_THREADS=2 python recipes/default_model/train.py CORPUS second.safetensors \\
-        --start first.safetensors --steps 1900
     OMP_NUM_THREADS=2 python recipes/default_model/train.py CORPUS asda_small.safetensors \\
-        --start second.safetensors --steps 1900 --batches 48 16 56
+        --start first.safetensors --steps 1900
 
 The encoder of `configs/asda_small.yaml` from random weights, or from those of `--start`, with a head for each part of
 the corpus that is there, of the kind that reads it later: mean and deviation over time, band by band, each value normed
