@@ -309,10 +309,10 @@ def test_clips_without_a_patch() -> None:
         ({"time_share": -0.1}, "time_share must lie between 0 and 1, not -0.1"),
         ({"channel_share": 1.5}, "channel_share must lie between 0 and 1, not 1.5"),
         ({"noise_probability": 2.0}, "noise_probability must lie between 0 and 1"),
-        ({"noise_probability": float("nan")}, "noise_probability must .*(finite|between 0 and 1)"),
+        ({"noise_probability": float("nan")}, "noise_probability must lie between 0 and 1"),
         ({"span_frames": 0}, "span_frames must be at least 1, not 0"),
         ({"noise_std": -1.0}, "noise_std must not be negative"),
-        ({"noise_std": float("inf")}, "noise_std must (not be negative|be a finite number)"),
+        ({"noise_std": float("inf")}, "noise_std must not be negative"),
         ({"time_share": 0.0, "channel_share": 0.0}, "must alter something"),
     ],
 )

@@ -171,10 +171,10 @@ def test_contract_of_the_options(catalog: Catalog, name: str, options: dict[str,
 def test_starts_that_do_not_fit(catalog: Catalog) -> None:
     for name, options, message in (
         ("differential_v1", {"lambda_init": 1.0}, "silences normed heads"),
-        ("dint", {"lambda_init": float("nan")}, "must be a (finite )?number"),
+        ("dint", {"lambda_init": float("nan")}, "must be a finite number"),
         ("differential_v2", {"lambda_init": 0.5}, "has no effect with lambda_mode 'token'"),
         ("grouped_differential", {"lambda_mode": "token", "lambda_init": 0.5}, "has no effect"),
-        ("differential", {"lambda_init": float("inf")}, "must be a (finite )?number"),
+        ("differential", {"lambda_init": float("inf")}, "must be a finite number"),
     ):
         with pytest.raises(ConfigError, match=message):
             make(catalog, name, **options)
