@@ -27,7 +27,7 @@ from asda_core.finetune.tuned import Start, load_tuned
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round
 from asda_core.locating import MODEL_FILE
-from asda_core.pretrain.data import ClipReader
+from asda_core.pretrain.clip_reader import ClipReader
 
 SEQUENTIAL = ("full", "last_blocks")
 """Modes that change what earlier tasks rely on."""

@@ -15,7 +15,7 @@ from asda_core.finetune.tuned import Tuned
 from asda_core.labelled.examples import Example
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoded
-from asda_core.pretrain.data import BYTES_PER_MEBIBYTE, ClipReader
+from asda_core.pretrain.clip_reader import BYTES_PER_MEBIBYTE, ClipReader
 
 FLOAT_BYTES = 4
 

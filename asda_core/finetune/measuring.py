@@ -19,7 +19,7 @@ from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import rounds
 from asda_core.official.reading import read_model
-from asda_core.pretrain.data import ClipReader
+from asda_core.pretrain.clip_reader import ClipReader
 
 BOOTSTRAP = 1000
 

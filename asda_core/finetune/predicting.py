@@ -19,7 +19,7 @@ from asda_core.inference.classifying import probabilities
 from asda_core.inference.listening import Listener, ListenOptions, as_trained
 from asda_core.labelled.examples import Example, Labelled
 from asda_core.model.encoder import Encoded
-from asda_core.pretrain.data import ClipReader
+from asda_core.pretrain.clip_reader import ClipReader
 
 
 @dataclass

@@ -31,7 +31,7 @@ from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import Round, rounds
-from asda_core.pretrain.data import ClipReader
+from asda_core.pretrain.clip_reader import ClipReader
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_table, write_tones
 
 

@@ -24,7 +24,7 @@ from asda_core.finetune.tuned import Tuned, load_tuned, make_tuned
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import rounds
-from asda_core.pretrain.data import ClipReader
+from asda_core.pretrain.clip_reader import ClipReader
 from asda_core.pretrain.schedule import optimizer_of
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_tones
 

@@ -13,7 +13,7 @@ import torch
 from asda_core.audio import find_audio
 from asda_core.config import DataConfig
 from asda_core.errors import AudioError, ConfigError
-from asda_core.pretrain import data
+from asda_core.pretrain import clip_reader
 from asda_core.pretrain.data import ClipBatches
 from asda_core.pretrain.prefetching import prefetched
 from tests.data.shards import write_shards
@@ -66,7 +66,7 @@ def test_nothing_readable(tmp_path: Path) -> None:
 
 
 def test_long_files_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "WHOLE_FILE_SECONDS", 1.0)
+    monkeypatch.setattr(clip_reader, "WHOLE_FILE_SECONDS", 1.0)
     soundfile.write(tmp_path / "long.wav", np.linspace(-0.9, 0.9, 32_000), 16_000, subtype="FLOAT")
     clips = ClipBatches([tmp_path / "long.wav"], CONFIG, 16_000, seed=1)
     starts = clips.batch(0).audio[:, 0]
@@ -77,7 +77,7 @@ def test_long_files_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_partly_bad_long_file_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "WHOLE_FILE_SECONDS", 1.0)
+    monkeypatch.setattr(clip_reader, "WHOLE_FILE_SECONDS", 1.0)
     noise = np.random.default_rng(0).normal(size=64_000) * 0.1
     noise[20_000:40_000] = np.nan
     soundfile.write(tmp_path / "long.wav", noise, 16_000, subtype="FLOAT")
