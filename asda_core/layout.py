@@ -134,4 +134,5 @@ def insert_column(values: Tensor, new: Tensor, column: int) -> Tensor:
 
 def take(tokens: Float[Tensor, "batch tokens dim"], columns: Int[Tensor, "batch n"]) -> Float[Tensor, "batch n dim"]:
     """Columns of tokens, for each clip its own."""
-    return tokens.gather(1, columns.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
+    return tokens[rows, columns]  # a token at a time, where `gather` goes number by number

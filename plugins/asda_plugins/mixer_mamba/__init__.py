@@ -146,8 +146,12 @@ class Mamba(nn.Module):
         x, z = self.in_proj(tokens.transpose(0, 1)).chunk(2, dim=2)  # (N, B, E)
         if valid is not None:
             x = x * valid
-        mixed = self._by_blocks(x, valid) if self._keeps_nothing(x) else self._at_once(x, valid)
-        gated = mixed.mul_(silu(z)) if not mixed.requires_grad else mixed * silu(z)
+        if self._keeps_nothing(x):
+            gated = self._by_blocks(x, valid)
+            for part, gate in zip(torch.split(gated, BLOCK), torch.split(z, BLOCK), strict=True):
+                part.mul_(silu(gate))
+        else:
+            gated = self._at_once(x, valid) * silu(z)
         projected: Tensor = self.out_proj(gated.to(tokens.dtype)).transpose(0, 1)
         return projected / 2 if self.config.version == "v2" and self.config.halve else projected
 
@@ -234,7 +238,8 @@ def stretch(x: Tensor, first: int, last: int, before: int, backwards: bool = Fal
     """Tokens `first` to `last` behind so many before them, zeros where there are none; or counted from the end."""
     start = max(0, first - before)
     part = x[len(x) - last : len(x) - start].flip(0) if backwards else x[start:last]
-    return pad(part, (0, 0, 0, 0, before - (first - start), 0))
+    missing = before - (first - start)
+    return pad(part, (0, 0, 0, 0, missing, 0)) if missing else part
 
 
 @cache
