@@ -63,18 +63,39 @@ def resolved(catalog: Catalog, family: str, choice: PluginChoice, path: str, com
 
 
 def in_full(catalog: Catalog, config: RunConfig) -> RunConfig:
-    """The config with every option of its plugins stated, and those that `compat` sets."""
+    """The config with every option of its plugins stated, and those that `compat` sets; what is missing as it is."""
 
     def full(family: str, choice: PluginChoice, path: str) -> PluginChoice:
         return PluginChoice(choice.name, to_plain(resolved(catalog, family, choice, path, config.compat)))
 
-    adapter = None if config.adapter is None else full("adapter", config.adapter, "adapter")
+    return _with_choices(catalog, config, full)
+
+
+def decisive(catalog: Catalog, config: RunConfig) -> RunConfig:
+    """The config without the options of its plugins that change how fast a result comes, and not the result."""
+
+    def less(family: str, choice: PluginChoice, path: str) -> PluginChoice:
+        silent = catalog.find(family, choice.name).spec.without_influence
+        return PluginChoice(choice.name, {key: each for key, each in choice.options.items() if key not in silent})
+
+    return _with_choices(catalog, config, less)
+
+
+def _with_choices(
+    catalog: Catalog, config: RunConfig, change: Callable[[str, PluginChoice, str], PluginChoice]
+) -> RunConfig:
+    """The config with its plugins' options changed, given family, choice and path; of plugins that are there."""
+
+    def changed(family: str, choice: PluginChoice, path: str) -> PluginChoice:
+        return change(family, choice, path) if (family, choice.name) in catalog.offers else choice
+
+    adapter = None if config.adapter is None else changed("adapter", config.adapter, "adapter")
     return replace(
         config,
         adapter=adapter,
-        front_end=full("front end", config.front_end, "front_end"),
-        encoder=replace(config.encoder, mixer=full("mixer", config.encoder.mixer, "encoder.mixer")),
-        objective=full("objective", config.objective, "objective"),
+        front_end=changed("front end", config.front_end, "front_end"),
+        encoder=replace(config.encoder, mixer=changed("mixer", config.encoder.mixer, "encoder.mixer")),
+        objective=changed("objective", config.objective, "objective"),
     )
 
 

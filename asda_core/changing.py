@@ -33,9 +33,14 @@ def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
     return parse(RunConfig, plain)
 
 
+def is_config(path: Path) -> bool:
+    """Whether a path names a config, and no checkpoint."""
+    return find_config(path).suffix in CONFIG_SUFFIXES or not path.exists()
+
+
 def config_of(path: Path) -> RunConfig:
     """The config of a file or name, or that within a checkpoint, of which a line is told on stderr."""
-    if find_config(path).suffix in CONFIG_SUFFIXES or not path.exists():
+    if is_config(path):
         return load_run_config(path)
     checkpoint = read_model(path)
     what = "pre-trained"

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import sys
 
 import torch
+from torch import nn
 
 from asda_core.assemble import adapt, build, build_encoder, build_front_end, in_full
 from asda_core.catalog import installed_catalog
-from asda_core.changing import changed, config_of
+from asda_core.changing import changed, config_of, is_config
 from asda_core.config_io import signature, to_yaml
 from asda_core.contracts import ObjectiveContext
 from asda_core.counting import encoder_flops
@@ -58,7 +60,14 @@ def run_show(parsed: argparse.Namespace) -> None:
     with torch.device("meta"):  # shapes alone: no weights are drawn
         encoder = build_encoder(catalog, config.encoder, config.compat)
         adapt(catalog, config, encoder)
-        objective = build(catalog, "objective", config.objective, ObjectiveContext(encoder), "objective", config.compat)
+        modules: list[tuple[str, nn.Module]] = [("encoder", encoder)]
+        if ("objective", config.objective.name) in catalog.offers or is_config(parsed.config):
+            context = ObjectiveContext(encoder)
+            objective = build(catalog, "objective", config.objective, context, "objective", config.compat)
+            modules.append(("objective", objective))
+        else:  # of a checkpoint, which can do without
+            message = f"no installed plugin offers its objective {config.objective.name!r}, which only training needs"
+            print(f"warning: {message}.", file=sys.stderr)
     print(to_yaml(config))
     full = in_full(catalog, config)
     chosen = {"front end": full.front_end, "mixer": full.encoder.mixer, "objective": full.objective}
@@ -67,7 +76,7 @@ def run_show(parsed: argparse.Namespace) -> None:
     for family, choice in chosen.items():
         print(f"# {family} {choice.name} in full: {json.dumps(choice.options)}")
     print(f"# signature  {signature(config)} (without data)")
-    for name, module in (("encoder", encoder), ("objective", objective)):
+    for name, module in modules:
         counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
         print(f"# {name:<10} {sum(counts):>12,} parameters that train")
     samples = round(config.data.clip_seconds * front_end.sample_rate)

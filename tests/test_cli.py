@@ -5,14 +5,15 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from asda_core import arguments, hookspecs
-from asda_core.catalog import Catalog
+from asda_core import arguments, hookspecs, showing
+from asda_core.catalog import Catalog, installed_catalog
 from asda_core.cli import PROGRAM, main
 from asda_core.command_line import EXIT_ERROR, Program, named
 from asda_core.compute import AUTO
@@ -77,6 +78,24 @@ def test_show(config: Path, capsys: Capture) -> None:
     assert yaml.safe_load(printed)["encoder"]["dim"] == 32
     assert "# signature" in printed
     assert "parameters that train" in printed
+
+
+def test_show_of_a_model_whose_objective_is_gone(
+    config: Path, audio_folder: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is trained and needs none; of a config the same name is a mistake."""
+    assert main(["pretrain", str(config), "--data", str(audio_folder), "--out", str(tmp_path / "run")]) == 0
+    whole = installed_catalog()
+    offers = {key: offer for key, offer in whole.offers.items() if key[0] != "objective"}
+    monkeypatch.setattr(showing, "installed_catalog", lambda: replace(whole, offers=offers))
+    capsys.readouterr()
+    assert main(["show", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr()
+    assert "no installed plugin offers its objective 'latent_regression'" in printed.err
+    assert "# encoder" in printed.out
+    assert "\n# objective  " not in printed.out
+    assert main(["show", str(config)]) == EXIT_ERROR
+    assert "unknown objective 'latent_regression'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

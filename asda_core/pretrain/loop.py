@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.assemble import Parts, build_parts, plugin_origins
+from asda_core.assemble import Parts, build_parts, decisive, plugin_origins
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
@@ -218,7 +218,7 @@ def _read_step(
 ) -> tuple[int, dict[str, Tensor], dict[str, int]]:
     """Put the weights of a step back; returns its number, the optimiser's state, and how the run shares its clips."""
     checkpoint, folder = read_checkpoint(latest), latest.parent
-    if signature(checkpoint.config) != signature(config):
+    if signature(decisive(catalog, checkpoint.config)) != signature(decisive(catalog, config)):
         raise ConfigError(f"{folder} holds another run ({signature(checkpoint.config)}); give another folder.")
     if checkpoint.data and checkpoint.data != data:
         raise ConfigError(f"{folder} holds a run on other audio files or from other weights; give another folder.")

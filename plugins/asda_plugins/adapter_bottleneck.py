@@ -1,6 +1,5 @@
 """Bottleneck adapters of AAT: two small linear layers beside the MLP, or behind the mixer, or both."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,6 +12,9 @@ from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.block import Block
 from asda_core.model.encoder import Encoder
+
+LARGEST_RATIO = 64
+"""Sixteen times the width of an MLP: more is a slip of the pen. **Source**: our own choice."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class BottleneckConfig:
     behind_mixer: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < math.inf:
-            raise ConfigError(f"bottleneck: ratio must be positive, not {self.ratio}.")
+        if not 0 < self.ratio <= LARGEST_RATIO:
+            raise ConfigError(f"bottleneck: ratio must lie in (0, {LARGEST_RATIO}], not {self.ratio}.")
         if not (self.beside_mlp or self.behind_mixer):
             raise ConfigError("bottleneck: nothing to attach; set beside_mlp: true or behind_mixer: true.")
 

@@ -188,6 +188,7 @@ def test_without_mlp_what_stands_beside_it_is_an_error(name: str, options: dict[
     ("name", "options", "message"),
     [
         ("bottleneck", {"ratio": 0.0}, "ratio"),
+        ("bottleneck", {"ratio": 1e30}, "ratio must lie in"),
         ("bottleneck", {"ratio": 0.01}, "no hidden unit"),
         ("bottleneck", {"beside_mlp": False}, "nothing to attach"),
         ("convolution", {"width": 0}, "width"),

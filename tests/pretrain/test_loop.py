@@ -97,6 +97,22 @@ def test_another_run_in_the_folder(catalog: Catalog, tiny: RunConfig, audio_fold
         pretrain(replace(tiny, seed=9), files, tmp_path / "run", catalog, progress=False)
 
 
+def test_an_option_without_influence_makes_no_other_run(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
+) -> None:
+    files = find_audio(audio_folder)
+
+    def with_scan(options: dict[str, object]) -> RunConfig:
+        return replace(tiny, encoder=replace(tiny.encoder, mixer=PluginChoice("mamba", options)))
+
+    pretrain(with_scan({"scan": "sequential"}), files, tmp_path / "run", catalog, progress=False)
+    before = losses(tmp_path / "run")
+    pretrain(with_scan({}), files, tmp_path / "run", catalog, progress=False)
+    assert losses(tmp_path / "run") == before
+    with pytest.raises(ConfigError, match="holds another run"):
+        pretrain(with_scan({"states": 8}), files, tmp_path / "run", catalog, progress=False)
+
+
 def test_no_steps_exports_the_initial_weights(
     catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
 ) -> None:
