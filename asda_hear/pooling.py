@@ -125,7 +125,7 @@ class EncoderBackbone(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch bins frames"]) -> Steps:
         """Summary and steps of a window."""
-        encoded: Encoded = self.encoder(features, self.layers)
+        encoded: Encoded = self.encoder(features, self.layers, layers=False)
         last = self.encoder.config.depth
         side_by_side = [encoded.tokens if layer == last else encoded.outputs[layer] for layer in self.layers]
         tokens = torch.cat(side_by_side, dim=-1).float()

@@ -48,6 +48,16 @@ def test_layout_travels_with_tokens() -> None:
     assert padded.valid.sum().item() == 2 * 11
 
 
+@pytest.mark.parametrize("order", ["time", "frequency"])
+def test_outputs_of_the_mlps_only_if_asked_for(catalog: Catalog, order: str) -> None:
+    encoder, features = make(catalog, token_order=order), torch.randn(2, 128, 64)
+    whole, less = encoder(features, [1]), encoder(features, [1], layers=False)
+    assert len(whole.layers) == 3
+    assert less.layers == ()
+    assert torch.equal(whole.tokens, less.tokens)
+    assert torch.equal(whole.outputs[1], less.outputs[1])
+
+
 @pytest.mark.parametrize("mixer", ["standard", "differential"])
 def test_position_of_the_class_token_means_nothing_to_attention(catalog: Catalog, mixer: str) -> None:
     features = torch.randn(2, 128, 64)

@@ -69,12 +69,12 @@ def encode_once(
             row[number] = int((row >= 0).sum())
             waiting.append(audio)
             if len(waiting) == CLIPS_PER_PASS or number + 1 == len(examples):
-                found.append(tuned.encoder(plain_features(tuned, recipe, waiting)))
+                found.append(tuned.encoder(plain_features(tuned, recipe, waiting), layers=False))
                 waiting = []
                 if found[0].tokens[0].numel() * FLOAT_BYTES * len(examples) > room:
                     return None
         if waiting:
-            found.append(tuned.encoder(plain_features(tuned, recipe, waiting)))
+            found.append(tuned.encoder(plain_features(tuned, recipe, waiting), layers=False))
     if not found:
         return None
     layout = TokenLayout(found[0].layout.index[:1], found[0].layout.grid)

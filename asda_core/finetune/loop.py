@@ -193,7 +193,7 @@ def _train_step(training: Training, clips: Clips, known: EncodedClips | None) ->
         seed_step(recipe, step)
         if known is None:
             batch = training_batch(tuned, recipe, clips, labels, step)
-            encoded, labels = tuned.encoder(batch.features), batch.labels
+            encoded, labels = tuned.encoder(batch.features, layers=False), batch.labels
         else:
             encoded, labels = known.batch(clips.numbers), labels.to(device)
         loss = batch_loss(recipe, tuned.classifier(encoded), labels)

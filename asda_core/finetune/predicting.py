@@ -111,5 +111,5 @@ def _probabilities(hearing: Hearing, examples: Sequence[Example]) -> Iterator[tu
 def _batch(hearing: Hearing, clips: Sequence[tuple[Example, Tensor]]) -> tuple[list[Example], Tensor]:
     tuned = hearing.tuned
     features = plain_features(tuned, hearing.recipe, [audio for _, audio in clips])
-    encoded: Encoded = tuned.encoder(features)
+    encoded: Encoded = tuned.encoder(features, layers=False)
     return [example for example, _ in clips], tuned.classifier.probabilities(tuned.classifier(encoded))

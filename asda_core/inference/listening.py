@@ -230,7 +230,7 @@ class Listener:
         if self.options.padding == "features":
             features = fill_features(features, torch.tensor([left for _, left in stretches]), self.front_end)
         with products(features.device, self.options.precision):
-            encoded: Encoded = self.encoder(features)
+            encoded: Encoded = self.encoder(features, layers=False)
         return replace(encoded, summary=encoded.summary.float(), tokens=encoded.tokens.float())
 
     def _heard(self, summary: Tensor, tokens: Tensor, bands: int) -> Heard:

@@ -22,7 +22,7 @@ class Encoded:
         tokens: (B, N, D) output of the last block (and the final norm) at the patches, in the order they came in.
         layout: their places.
         layers: L x (B, N, D) output of each block's MLP (without one, mixer) at the patches, which latent regression
-            regresses on.
+            regresses on; none if they were not asked for.
         outputs: (B, N, D) at the patches behind the blocks that were asked for, by their number from 1; 0 is what
             goes into the first block.
     """
@@ -57,9 +57,11 @@ class Encoder(nn.Module):
             std = 1.0 if config.positions.type == "sine_cosine" else INIT_STD
             self.class_token = nn.Parameter(torch.randn(1, config.class_token.count, config.dim) * std)
 
-    def forward(self, features: Float[Tensor, "batch bins frames"], outputs: Collection[int] = ()) -> Encoded:
-        """Embed and encode without masking; `outputs` as of `encode`."""
-        return self.encode(*self.embed(features), outputs)
+    def forward(
+        self, features: Float[Tensor, "batch bins frames"], outputs: Collection[int] = (), layers: bool = True
+    ) -> Encoded:
+        """Embed and encode without masking; `outputs` and `layers` as of `encode`."""
+        return self.encode(*self.embed(features), outputs, layers)
 
     def embed(
         self, features: Float[Tensor, "batch bins frames"]
@@ -69,30 +71,41 @@ class Encoder(nn.Module):
         return embedded
 
     def encode(
-        self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout, outputs: Collection[int] = ()
+        self,
+        tokens: Float[Tensor, "batch tokens dim"],
+        layout: TokenLayout,
+        outputs: Collection[int] = (),
+        layers: bool = True,
     ) -> Encoded:
-        """Norm the tokens, join the class token at its layer, run all blocks; keep the outputs with these numbers."""
+        """Norm the tokens, join the class token at its layer, run all blocks.
+
+        Args:
+            tokens, layout: as `embed` makes them, or chosen ones of these.
+            outputs: numbers of the blocks whose outputs are kept.
+            layers: whether the outputs of the MLPs are; they take the memory of L times the tokens.
+        """
         if self.config.token_order == "time":
-            return self._encode(tokens, layout, outputs)
+            return self._encode(tokens, layout, outputs, layers)
         order = layout.frequency_order()
         ordered = layout.select(torch.arange(len(tokens), device=tokens.device), order)
-        encoded = self._encode(take(tokens, order), ordered, outputs)
+        encoded = self._encode(take(tokens, order), ordered, outputs, layers)
         back = order.argsort(dim=1)
-        layers = tuple(take(layer, back) for layer in encoded.layers)
+        placed = tuple(take(layer, back) for layer in encoded.layers)
         kept = {number: take(output, back) for number, output in encoded.outputs.items()}
-        return Encoded(encoded.summary, take(encoded.tokens, back), layout, layers, kept)
+        return Encoded(encoded.summary, take(encoded.tokens, back), layout, placed, kept)
 
-    def _encode(self, tokens: Tensor, layout: TokenLayout, outputs: Collection[int]) -> Encoded:
+    def _encode(self, tokens: Tensor, layout: TokenLayout, outputs: Collection[int], layers: bool) -> Encoded:
         """`encode`, in the order in which the tokens stand."""
         tokens = self.input_norm(tokens)
-        layers: list[Tensor] = []
+        of_layers: list[Tensor] = []
         kept = {0: tokens} if 0 in outputs else {}
         step = 1 if self.config.wiring == "sequential" else 2
         for number in range(0, len(self.blocks), step):
             if self.class_token is not None and 0 <= self.config.class_token.join_layer - number < step:
                 tokens, layout = self._join(self.class_token, tokens, layout)
             tokens, *found = self._run(number, tokens, layout)
-            layers += [layout.without_class(layer) for layer in found]
+            if layers:
+                of_layers += [layout.without_class(layer) for layer in found]
             if number + step in outputs:
                 kept[number + step] = layout.without_class(tokens)
         for _ in range(2 if self.config.wiring == "released" else 1):
@@ -104,7 +117,7 @@ class Encoder(nn.Module):
             summary = masked_mean(patches, patch_layout)
         else:
             summary = tokens[:, column : column + layout.class_count].mean(dim=1)
-        return Encoded(summary, patches, patch_layout, tuple(layers), kept)
+        return Encoded(summary, patches, patch_layout, tuple(of_layers), kept)
 
     def _run(self, number: int, tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
         """The tokens after a block, or after a pair of which the second reads from the end; output of each MLP."""

@@ -111,7 +111,7 @@ class LatentRegression(nn.Module):
         tokens, layout = encoder.embed(features)
         owner = torch.arange(len(features), device=tokens.device).repeat_interleave(self.config.clones)
         kept, gone = split_columns(hidden)
-        student = encoder.encode(rows_at(tokens, kept, owner), layout.select(owner, kept))
+        student = encoder.encode(rows_at(tokens, kept, owner), layout.select(owner, kept), layers=False)
         seen = student.tokens
         places = torch.arange(len(kept), device=kept.device).unsqueeze(1) * noise.shape[1] + kept
         filled = noise.to(seen.dtype).flatten(0, 1).index_copy(0, places.flatten(), seen.flatten(0, 1)).view_as(noise)

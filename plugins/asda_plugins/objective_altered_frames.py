@@ -130,7 +130,7 @@ class AlteredFrames(nn.Module):
             that differ in what the encoder saw and over those that do not (0 where there are none), and
             `altered_share` is the share of the former.
         """
-        encoded = encoder.encode(*encoder.embed(altered))
+        encoded = encoder.encode(*encoder.embed(altered), layers=False)
         error = (self.head(encoded.tokens) - patch_values(features, encoder.config)).float().abs()
         with torch.no_grad():
             places = patch_values(altered != features, encoder.config)

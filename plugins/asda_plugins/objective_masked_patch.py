@@ -138,7 +138,7 @@ class MaskedPatch(nn.Module):
         tokens, layout = encoder.embed(features)
         hidden = torch.zeros_like(layout.index, dtype=torch.bool).scatter(1, masked, True)
         blank = (self.mask_token + encoder.patches.positions(layout.grid)).to(tokens)
-        encoded = encoder.encode(torch.where(hidden.unsqueeze(-1), blank, tokens), layout)
+        encoded = encoder.encode(torch.where(hidden.unsqueeze(-1), blank, tokens), layout, layers=False)
         return take(encoded.tokens, masked)
 
 

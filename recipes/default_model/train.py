@@ -125,7 +125,7 @@ class Part(nn.Module):
 
 def statistics(encoder: Encoder, features: Tensor) -> Tensor:
     """Mean and deviation over time, band by band: what `load_model(scene_pooling="statistics")` makes of a clip."""
-    encoded = encoder(features)
+    encoded = encoder(features, layers=False)
     steps = encoded.tokens.unflatten(1, encoded.layout.grid).flatten(2)  # (B, T', bands x D)
     return torch.cat([steps.mean(dim=1), (steps.var(dim=1, correction=0) + 1e-6).sqrt()], dim=1)
 

@@ -195,6 +195,18 @@ def test_frozen_clips_are_encoded_once_and_the_same(catalog: Catalog, start: Che
             torch.testing.assert_close(tensor, found[1][name], rtol=1e-4, atol=1e-5)
 
 
+def test_encoding_once_holds_the_tokens_alone(catalog: Catalog, start: Checkpoint, tmp_path: Path) -> None:
+    """The outputs of all layers of all clips would take many times the memory that the config allows."""
+    data = read_labelled(SourceConfig(data=str(write_tones(tmp_path / "tones"))), Path())
+    recipe = recipe_for(small_recipe(), "linear", catalog)
+    tuned = make_tuned(catalog, recipe, start, data.classes)
+    held = []
+    tuned.encoder.register_forward_hook(lambda _, __, encoded: held.append((len(encoded.layers), len(encoded.outputs))))
+    assert encode_once(tuned, recipe, ClipReader(recipe.data, 16_000), data.examples, False) is not None
+    assert held
+    assert set(held) == {(0, 0)}
+
+
 @pytest.mark.parametrize("change", [{"augment.roll": True}, {"augment.noise": 0.1}, {"augment.mixup.probability": 0.5}])
 def test_augmented_clips_are_not_encoded_once(
     change: dict[str, Any], catalog: Catalog, start: Checkpoint, tmp_path: Path
