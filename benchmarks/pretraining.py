@@ -2,15 +2,18 @@
 
     OMP_NUM_THREADS=2 python benchmarks/pretraining.py [--bfloat16] [--layers 12]
 
-Losses and gradients are compared first (float32: 1e-5 and 1e-4 of the largest magnitude).
+Losses and gradients are compared first (float32: 1e-5 and 1e-4 of the largest magnitude). Then the most memory of a
+pass forth and back is told, above weights and gradients, each side in a process of its own, since a peak never falls.
 """
 
 import argparse
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 
 import torch
-from interleaved import error, machine, medians
+from interleaved import error, machine, medians, peak_mebibytes, resident_mebibytes
 from twins import set_by_formula, step_loss
 
 from asda_core.assemble import build_parts
@@ -21,6 +24,8 @@ from asda_core.pretrain.masking import block_masks
 from asda_core.pretrain.schedule import make_optimizer
 
 FRAMES, BINS = 1024, 128
+MEBIBYTE = 1 << 20
+SIDES = ("twin", "ours")
 
 
 class Way:
@@ -67,13 +72,37 @@ class Way:
         self.parts.objective.after_step(self.parts.encoder, 1)
 
 
+def activations(way: Way) -> float:
+    """MiB that a pass forth and back takes at most, above the weights and their gradients."""
+    before = resident_mebibytes()
+    with exact_products():
+        way.gradients()
+    gradients = sum(parameter.grad.numel() * 4 for parameter in way.trained if parameter.grad is not None)
+    return peak_mebibytes() - before - gradients / MEBIBYTE
+
+
+def compare_memory(layers: int) -> None:
+    """Of both sides, each in a process of its own."""
+    found = {}
+    for side in SIDES:
+        command = [sys.executable, __file__, "--layers", str(layers), "--memory-of", side]
+        found[side] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    for side, mebibytes in found.items():
+        print(f"{side:<16} {mebibytes:>7.0f} MiB of activations   {mebibytes / found['twin']:.2f} of the twin's")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
+    if parsed.memory_of:
+        print(activations(Way(parsed.layers, parsed.memory_of == "ours", False)))
+        return
     print(machine())
+    compare_memory(parsed.layers)
     ways = {"twin": Way(parsed.layers, False, False), "ours": Way(parsed.layers, True, False)}
     ways["ours"].parts.encoder.load_state_dict(copy.deepcopy(ways["twin"].parts.encoder.state_dict()))
     losses = {name: way.gradients() for name, way in ways.items()}

@@ -18,24 +18,25 @@ FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.
 CORE_ORDER = (
     "errors", "command_line", "locating", "files", "claiming", "ordered", "workers", "compute", "devices", "compat",
     "config", "config_io", "layout", "data.pack_options", "data.tars", "data.sources", "flac", "audio", "streaming",
-    "model.block", "model.attention", "model.processor", "model.subtraction", "model.patches", "model.lines",
-    "model.encoder", "contracts", "hookspecs", "catalog", "adapting", "assemble", "counting", "cost", "statistics",
-    "finetune.config", "finetune.heads", "finetune.losses", "finetune.rates", "checkpoint", "starting", "log_mel",
-    "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder", "pretrain.latent_regression",
-    "pretrain.schedule", "pretrain.clip_reader", "pretrain.data", "pretrain.prefetching", "data.counts",
-    "data.streaming", "data.stream_batches", "pretrain.reporter", "pretrain.resuming", "pretrain.processes",
-    "pretrain.step", "pretrain.computing", "pretrain.loop", "official.matching", "official.eat", "official.pickles",
-    "official.told", "official.ssast_names", "official.ssast", "official.reading", "changing", "pretrain.commands",
-    "inference.framing", "inference.listening", "inference.attention_maps", "inference.writing",
-    "inference.indexing", "inference.reading_ahead", "inference.embedding", "inference.many",
-    "inference.classifying", "labelled.examples", "labelled.source", "labelled.rows", "labelled.drawing",
-    "labelled.splits", "labelled.tables", "labelled.folders", "labelled.shards", "labelled.datasets",
-    "labelled.audioset", "labelled.reading", "finetune.augment", "finetune.resampling", "finetune.scoring",
-    "finetune.pictures", "finetune.evaluation", "finetune.tuned", "finetune.optimizing", "finetune.sampling",
-    "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.loop", "finetune.running",
-    "finetune.recipes", "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table",
-    "finetune.commands", "finetune.measuring", "inference.commands", "new_plugin", "data.shard_writer",
-    "data.packing", "data.statistics", "data.commands", "testing", "matrix", "showing", "arguments", "cli",
+    "model.remade", "model.block", "model.attention", "model.processor", "model.subtraction", "model.patches",
+    "model.lines", "model.encoder", "contracts", "hookspecs", "catalog", "adapting", "assemble", "counting", "cost",
+    "statistics", "finetune.config", "finetune.heads", "finetune.losses", "finetune.rates", "checkpoint",
+    "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
+    "pretrain.latent_regression", "pretrain.schedule", "pretrain.clip_reader", "pretrain.data",
+    "pretrain.prefetching", "data.counts", "data.streaming", "data.stream_batches", "pretrain.reporter",
+    "pretrain.resuming", "pretrain.processes", "pretrain.step", "pretrain.computing", "pretrain.loop",
+    "official.matching", "official.eat", "official.pickles", "official.told", "official.ssast_names",
+    "official.ssast", "official.reading", "changing", "pretrain.commands", "inference.framing",
+    "inference.listening", "inference.attention_maps", "inference.writing", "inference.indexing",
+    "inference.reading_ahead", "inference.embedding", "inference.many", "inference.classifying",
+    "labelled.examples", "labelled.source", "labelled.rows", "labelled.drawing", "labelled.splits",
+    "labelled.tables", "labelled.folders", "labelled.shards", "labelled.datasets", "labelled.audioset",
+    "labelled.reading", "finetune.augment", "finetune.resampling", "finetune.scoring", "finetune.pictures",
+    "finetune.evaluation", "finetune.tuned", "finetune.optimizing", "finetune.sampling", "finetune.batches",
+    "finetune.frozen", "finetune.predicting", "finetune.loop", "finetune.running", "finetune.recipes",
+    "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands",
+    "finetune.measuring", "inference.commands", "new_plugin", "data.shard_writer", "data.packing",
+    "data.statistics", "data.commands", "testing", "matrix", "showing", "arguments", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
@@ -54,7 +55,7 @@ HEAR_ORDER = (
 
 FOR_PLUGINS = {
     "contracts", "hookspecs", "layout", "errors", "adapting", "pretrain.masking", "model.patches",
-    "model.attention", "model.block", "model.lines", "model.encoder", "model.subtraction",
+    "model.attention", "model.remade", "model.block", "model.lines", "model.encoder", "model.subtraction",
 }  # fmt: skip
 """What a plugin may import of asda_core."""
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from asda_core.config import EncoderConfig
 from asda_core.layout import TokenLayout
+from asda_core.model.remade import is_plain, linear_of_gelu
 
 INIT_STD = 0.02
 """Standard deviation of new linear weights. **Source**: BERT, as the released code initialises all linear layers."""
@@ -24,7 +25,10 @@ class Mlp(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Widen, bend, narrow."""
-        contracted: Tensor = self.contract(self.activation(self.expand(tokens)))
+        bent = self.expand(tokens)
+        if is_plain(self.contract, nn.Linear) and is_plain(self.activation, nn.GELU):
+            return linear_of_gelu(bent, self.contract)
+        contracted: Tensor = self.contract(self.activation(bent))
         return contracted
 
 

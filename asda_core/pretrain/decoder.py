@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm
 
 from asda_core.errors import ConfigError
+from asda_core.model.remade import gelu_of_norm
 
 NORM_EPS = 1e-5
 """Epsilon of the LayerNorm over channels. **Source**: released code (PyTorch's default)."""
@@ -73,7 +73,7 @@ class ConvolutionalDecoder(nn.Module):
         for convolution in self.convolutions:
             new = convolution(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             new = new[:, :times, :bands]  # an even kernel gives one row and column too many
-            new = gelu(layer_norm(new, new.shape[3:], eps=NORM_EPS))
+            new = gelu_of_norm(new, NORM_EPS)
             tokens = new + tokens if new.shape == tokens.shape else new
         decoded = tokens.flatten(1, 2)
         if wanted is not None:

@@ -56,7 +56,7 @@ class Copying(Encoder):
             len(features), self.config.grid(*features.shape[1:])
         )
 
-    def encode(self, tokens: Tensor, layout: TokenLayout) -> Encoded:
+    def encode(self, tokens: Tensor, layout: TokenLayout, layers: bool = True) -> Encoded:
         return Encoded(tokens.mean(1), tokens, layout, ())
 
 
