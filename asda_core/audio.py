@@ -21,7 +21,7 @@ from asda_core.data.sources import find_audio as find_audio
 from asda_core.data.sources import list_identity as list_identity
 from asda_core.data.tars import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from asda_core.data.tars import member_bytes, num_bytes, split_member
-from asda_core.errors import AudioError
+from asda_core.errors import AudioError, NoSamplesError
 
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile's count for a stream is near 2**63; no file has this many frames."""
@@ -112,7 +112,7 @@ def read_sound(
     wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
     mono = _read_mono(sound, name, num_frames, sample_rate if wrong_axis else rate)
     if len(mono) == 0:
-        raise AudioError(f"cannot use {name}: it holds no samples from {start_seconds:g} s on.")
+        raise NoSamplesError(f"cannot use {name}: it holds no samples from {start_seconds:g} s on.")
     if not sound.subtype.startswith("PCM"):  # integers are finite
         check_finite(mono, name)
     return mono if wrong_axis else resample(mono, rate, sample_rate)

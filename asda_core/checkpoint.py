@@ -236,9 +236,13 @@ def write_step(
     part = folder / f".step-{step:08d}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for name, (tensors, metadata) in files.items():
-        write_open(part / name, partial(save_tensors, tensors=tensors, metadata=metadata))
-        sync(part / name)
+    try:
+        for name, (tensors, metadata) in files.items():
+            write_open(part / name, partial(save_tensors, tensors=tensors, metadata=metadata))
+            sync(part / name)
+    except BaseException:  # a full disk gets its room back
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     final = folder / f"step-{step:08d}"
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)

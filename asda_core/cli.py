@@ -1,6 +1,7 @@
 """The command `asda`: pretrain, data, finetune, test, embed, classify, convert, plugins, new-plugin, show."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -70,8 +71,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the console script."""
-    return PROGRAM.run(arguments)
+    """Entry point of the console script.
+
+    One of several processes ends at once when all is done: threads of gloo outlive their group, and one that meets the
+    interpreter's own end aborts the process, which its launcher takes for a failure.
+    """
+    status = PROGRAM.run(arguments)
+    if arguments is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

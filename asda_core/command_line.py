@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -76,6 +77,8 @@ class Program:
             arguments: default: those of this process.
         """
         given = list(sys.argv[1:] if arguments is None else arguments)
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="surrogateescape")  # names of files are any bytes
         try:
             parsed = self.parser(given).parse_args(given)
             parsed.given = given  # what other processes of it are given too

@@ -23,6 +23,10 @@ class AudioError(AsdaError, ValueError):
     """An audio file or signal cannot be used."""
 
 
+class NoSamplesError(AudioError):
+    """A sound ends before the stretch that is wanted."""
+
+
 class CheckpointError(AsdaError):
     """A checkpoint is missing, damaged, not trusted, or does not fit."""
 

@@ -7,10 +7,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+DIGEST_DIGITS = 16
+LONGEST_NAME = 249
+"""Bytes of a name that leave room for what stands around it: file systems take 255."""
+
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `file`, bring it to the disk, and only then put it in the place of `file`."""
-    part = file.with_name(f".{file.name}.part")
+    part = part_of(file)
     part.unlink(missing_ok=True)
     try:
         write_open(part, write)
@@ -20,6 +24,14 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
         raise
     sync(file.parent)
+
+
+def part_of(file: Path) -> Path:
+    """The neighbour of a file that is filled first."""
+    name = file.name
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:DIGEST_DIGITS]
+    return file.with_name(f".{name}.part")
 
 
 def write_open(file: Path, write: Callable[[Path], object]) -> None:
@@ -63,9 +75,6 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield from files_below(Path(entry.path), (*above, real))
         else:
             yield Path(entry.path)
-
-
-DIGEST_DIGITS = 16
 
 
 def file_digest(file: Path) -> str:

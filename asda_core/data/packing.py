@@ -22,7 +22,7 @@ from asda_core.audio import length_and_rate, list_identity, opened, read_audio
 from asda_core.claiming import alone_in
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
-from asda_core.data.tars import member_bytes, split_member
+from asda_core.data.tars import index_of, member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import DIGEST_DIGITS, write_text
 from asda_core.ordered import in_order
@@ -31,6 +31,8 @@ LOCK_FILE = ".pack.lock"
 FULL_SCALE = 1 << 15
 """16-bit steps to an amplitude of 1, as libsndfile divides by when it reads."""
 SECONDS_PER_HOUR = 3600
+END_BYTES = 1 << 14
+"""Of either end of a file, by which it is known again."""
 Facts = Mapping[str, Any]
 USUAL = PackOptions()
 
@@ -103,7 +105,8 @@ def _claim(
     beside: Mapping[str, str],
 ) -> None:
     """Note down what the folder holds; refuse one that holds something else."""
-    wanted = {"files": len(files), "data": _digest(list_identity(files)), **asdict(options)}
+    told = {"files": len(files), "data": _digest(list_identity(files)), "content": _digest([*map(_ends, files)])}
+    wanted = {**told, **asdict(options)}
     if about or beside:
         wanted["about"] = _digest([[about.get(file) for file in files], dict(beside)])
     file = folder / PACK_FILE
@@ -118,10 +121,25 @@ def _claim(
         known = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise ConfigError(f"{file} is damaged; give another folder.") from None
+    known.setdefault("content", wanted["content"])  # of a pack from before it was told
     keys = dict.fromkeys([*wanted, *known])
     other = [f"{key}: {known.get(key)!r}, now {wanted.get(key)!r}" for key in keys if known.get(key) != wanted.get(key)]
     if other:
         raise ConfigError(f"{folder} holds another pack ({'; '.join(other)}); give another folder.")
+
+
+def _ends(file: Path) -> str:
+    """Digest of the first and last bytes of a sound: other audio of the same name and size has others."""
+    inside = split_member(file)
+    try:
+        place, size = (0, file.stat().st_size) if inside is None else index_of(inside[0]).place(inside[1])
+        with (file if inside is None else inside[0]).open("rb") as opened:
+            opened.seek(place)
+            first = opened.read(min(END_BYTES, size))
+            opened.seek(place + max(0, size - END_BYTES))
+            return hashlib.sha256(first + opened.read(min(END_BYTES, size))).hexdigest()[:DIGEST_DIGITS]
+    except (OSError, AudioError):
+        return ""  # what is wrong with it is told when it is packed
 
 
 def _digest(plain: Any) -> str:

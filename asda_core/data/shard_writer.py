@@ -104,6 +104,8 @@ class ShardWriter:
     def drop(self) -> None:
         """Let go of a shard that is not whole."""
         if self._tar is not None:
-            self._tar.close()
-            self._part.unlink(missing_ok=True)
-            self._tar = None
+            tar, self._tar = self._tar, None
+            try:
+                tar.close()  # writes the end, for which a full disk has no room
+            finally:
+                self._part.unlink(missing_ok=True)

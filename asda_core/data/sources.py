@@ -162,10 +162,15 @@ def _manifest(path: Path) -> Iterable[Path]:
     except UnicodeDecodeError:
         raise AudioError(f"{path} is neither audio by its name nor a text manifest.") from None
     lines = [line for line in lines if line.strip()]
-    column = _column_of_files(lines) if lines else None
+    try:
+        column = _column_of_files(lines) if lines else None
+    except csv.Error as error:
+        raise AudioError(f"cannot read {path}: it is no table or manifest ({error}).") from None
     if column is not None:
         name, delimiter = column
-        yield from (root / row[name].strip() for row in csv.DictReader(lines, delimiter=delimiter) if row[name])
+        yield from (
+            root / row[name].strip() for row in csv.DictReader(lines, delimiter=delimiter) if (row[name] or "").strip()
+        )
         return
     for number, line in enumerate(lines):
         fields = [line.strip(), line.split("\t")[0].strip(), *next(csv.reader([line]))[:1], line.split()[0]]
@@ -183,8 +188,8 @@ def _column_of_files(lines: Sequence[str]) -> tuple[str, str] | None:
     for delimiter in ("\t", ","):
         header, *rows = csv.reader(lines[: ROWS_LOOKED_AT + 1], delimiter=delimiter)
         for place, name in enumerate(header):
-            values = [row[place] for row in rows if len(row) > place]
-            if place and name.strip().lower() in FILE_COLUMNS and values and all(map(is_audio, values)):
+            values = [row[place].strip() for row in rows if len(row) > place]
+            if place and name.strip().lower() in FILE_COLUMNS and any(map(is_audio, values)):
                 return name, delimiter
     return None
 
@@ -208,6 +213,8 @@ def _in_parquet(path: Path) -> list[Path]:
         raise AudioError(f"cannot read {path}: it is no parquet table, or it is damaged ({error}).") from None
     looked_at = {} if first is None else first.to_pydict()
     fitting = [name for name in names if any(_names_audio(value) for value in looked_at.get(name, []))]
+    if not fitting:  # its first cells may be empty
+        fitting = [name for name in names if name.lower() in FILE_COLUMNS and not any(looked_at.get(name, []))]
     usual = [name for name in fitting if name.lower() in FILE_COLUMNS]
     if not fitting:
         raise AudioError(

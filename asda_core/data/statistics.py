@@ -14,11 +14,13 @@ from asda_core.assemble import build_front_end
 from asda_core.audio import opened, read_sound
 from asda_core.catalog import Catalog
 from asda_core.config import Compat, PluginChoice
-from asda_core.errors import AudioError, ConfigError
+from asda_core.errors import AudioError, ConfigError, NoSamplesError
 from asda_core.ordered import in_order
 
 BLOCK_SECONDS = 60.0
 """Longer sounds are looked at in blocks of this length."""
+MISSING_SECONDS = 0.1
+"""By which a header tells more than there is before what was read counts; resampling rounds to a sample."""
 SILENT_PEAK = 1 / (1 << 15)
 """Sounds no louder than one 16-bit step are silent."""
 NEUTRAL = {"mean": 0.0, "std": 0.5}
@@ -145,12 +147,18 @@ def neutral(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") 
 
 def hear(file: Path, front_end: Any) -> Heard:
     """What one file says through a front end."""
-    count, total, squares, peak = 0, 0.0, 0.0, 0.0
+    count, total, squares, peak, end = 0, 0.0, 0.0, 0.0, 0.0
     try:
         with opened(file) as sound, torch.inference_mode():
             seconds, rate, channels = len(sound) / sound.samplerate, int(sound.samplerate), int(sound.channels)
             for start in _starts(seconds):
-                audio = read_sound(sound, str(file), front_end.sample_rate, start, BLOCK_SECONDS)
+                try:
+                    audio = read_sound(sound, str(file), front_end.sample_rate, start, BLOCK_SECONDS)
+                except NoSamplesError:  # it is shorter than its header says
+                    if not count:
+                        raise
+                    break
+                end = start + len(audio) / front_end.sample_rate
                 peak = max(peak, float(audio.abs().max()))
                 try:
                     values = front_end(audio[None]).double()
@@ -163,7 +171,7 @@ def hear(file: Path, front_end: Any) -> Heard:
                 squares += float(values.square().sum())
     except AudioError as error:
         return Heard(problem=str(error))
-    return Heard(seconds, rate, channels, peak, count, total, squares)
+    return Heard(end if seconds - end > MISSING_SECONDS else seconds, rate, channels, peak, count, total, squares)
 
 
 def _starts(seconds: float) -> Iterator[float]:

@@ -32,6 +32,8 @@ UNREAD_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".mka", ".amr", ".ac
 """Audio that libsndfile does not read; a search says so."""
 TAR_SUFFIX = ".tar"
 INDEX_SUFFIX = ".index.json"
+LAST = "last"
+"""Fact in the index of a pack: the last work that is in the shard."""
 HEADER_BYTES = 512
 """Of a tar member's header. **Source**: POSIX ustar."""
 INDEX_DIGITS = 16
@@ -129,8 +131,12 @@ def member_bytes(shard: Path, name: str) -> bytes:
         AudioError: there is no such sound, or the shard ends before it does.
     """
     offset, size = index_of(shard).place(name)
-    with shard.open("rb", buffering=0) as opened:
-        content = os.pread(opened.fileno(), size, offset)
+    try:
+        with shard.open("rb") as opened:  # of several GiB too, which one system call does not give
+            opened.seek(offset)
+            content = opened.read(size)
+    except OSError as error:
+        raise AudioError(f"cannot read {shard / name}: {error.strerror or error}.") from None
     if len(content) < size:
         raise AudioError(f"cannot read {shard / name}: the shard ends {size - len(content)} bytes before it does.")
     return content
@@ -153,7 +159,10 @@ def index_of(shard: Path) -> ShardIndex:
     Raises:
         AudioError: it is no tar.
     """
-    state = shard.stat()
+    try:
+        state = shard.stat()
+    except OSError as error:
+        raise AudioError(f"cannot read the shard {shard}: {error.strerror}.") from None
     return _index(shard, state.st_size, state.st_mtime_ns)
 
 
@@ -162,8 +171,9 @@ def _index(shard: Path, size: int, changed: int) -> ShardIndex:
     known = _read_index(shard, size)
     if known is None:
         members, trouble = read_headers(shard)
-        with contextlib.suppress(OSError):  # a folder that may only be read
-            write_index(shard, shard, members, trouble=trouble)
+        if LAST not in read_facts(shard):  # that of a pack tells more, and fits again when the shard is put back
+            with contextlib.suppress(OSError):  # a folder that may only be read
+                write_index(shard, shard, members, trouble=trouble)
     else:
         members, trouble = known
     for line in trouble:

@@ -116,13 +116,15 @@ class Index:
         now = {str(file): str(name) for file, name in self.names.items()}
         others = now.keys() - {str(file) for file in mine}
         with self._locked():
+            bad = {str(file) for file in skipped}
             told = [line for line in _lines(self.folder / SKIPPED_FILE) if line["file"] in others]
             told += [{"file": str(file), "reason": reason} for file, reason in skipped.items()]
             write_text(self.folder / SKIPPED_FILE, _text(told))
             kept = []
             for place, entry in sorted(self._read().items()):
                 name = now.get(entry["file"], place)
-                if name != place and Path(name).parent == Path(place).parent:  # another sound of its name has come
+                moved = name != place and Path(name).parent == Path(place).parent  # another sound of its name has come
+                if moved or entry["file"] in bad:  # or it is of what the file was before
                     (self.folder / place).unlink(missing_ok=True)
                 elif entry["file"] in others or (self.folder / place).exists():
                     kept.append(entry)

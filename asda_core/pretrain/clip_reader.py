@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asda_core.audio import opened, read_sound, resample
 from asda_core.config import DataConfig
+from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError
 from asda_core.flac import whole_flac
 
@@ -42,17 +43,16 @@ class ClipReader:
         """
         audio = self._cache.get(file) if content is None else None
         if audio is None:
-            audio = self._quickly(file, content)
-        if audio is None:
-            with opened(file, content) as sound:
-                seconds = self._seconds(len(sound), sound.samplerate, file)
+            inside = _content_of(file) if content is None else content
+            with opened(file, inside) as sound:
+                seconds = self._seconds(sound, file)
                 if seconds > WHOLE_FILE_SECONDS:
                     self.long_files.add(file)
                     start = share * max(0.0, seconds - self.config.clip_seconds)
                     return self._read(sound, file, start, self.config.clip_seconds)[: self.num_samples]
-                audio = self._read(sound, file)
-        if content is None:
-            self._keep(file, audio)
+                audio = self._all_of(sound, file, inside)
+            if content is None:
+                self._keep(file, audio)
         first = int(share * max(0, len(audio) - self.num_samples + 1))
         return audio[first : first + self.num_samples]
 
@@ -64,20 +64,16 @@ class ClipReader:
         """
         return self.stretch(file, 0.0) if self.config.crop == "first" else self.whole(file)
 
-    def _quickly(self, file: Path, content: bytes | None = None) -> Tensor | None:
-        """All of a short FLAC; None of anything else."""
-        found = whole_flac(file, content, WHOLE_FILE_SECONDS)
-        if found is None:
-            return None
-        samples, rate = found
-        self._seconds(len(samples), rate, file)
-        return resample(samples, rate, self.sample_rate)
+    def _all_of(self, sound: SoundFile, file: Path, content: bytes | None) -> Tensor:
+        """All of a sound that fits into memory."""
+        samples = whole_flac(sound, file, content)
+        return self._read(sound, file) if samples is None else resample(samples, sound.samplerate, self.sample_rate)
 
-    def _seconds(self, num_samples: int, rate: int, file: Path) -> float:
+    def _seconds(self, sound: SoundFile, file: Path) -> float:
         """Length of a sound that is not too short."""
-        if num_samples < self.config.min_samples:
-            raise AudioError(f"left out {file}: {num_samples} samples are fewer than {self.config.min_samples}.")
-        return num_samples / rate
+        if len(sound) < self.config.min_samples:
+            raise AudioError(f"left out {file}: {len(sound)} samples are fewer than {self.config.min_samples}.")
+        return float(len(sound) / sound.samplerate)
 
     def _read(self, sound: SoundFile, file: Path, start_seconds: float = 0.0, seconds: float | None = None) -> Tensor:
         along = self.config.resample_along
@@ -91,11 +87,10 @@ class ClipReader:
         """
         if (known := self._cache.get(file)) is not None:
             return known
-        audio = self._quickly(file)
-        if audio is None:
-            with opened(file) as sound:
-                self._seconds(len(sound), sound.samplerate, file)
-                audio = self._read(sound, file)
+        content = _content_of(file)
+        with opened(file, content) as sound:
+            fits = self._seconds(sound, file) <= WHOLE_FILE_SECONDS
+            audio = self._all_of(sound, file, content) if fits else self._read(sound, file)
         self._keep(file, audio)
         return audio
 
@@ -105,3 +100,9 @@ class ClipReader:
             if size <= self._room and file not in self._cache:
                 self._room -= size
                 self._cache[file] = audio
+
+
+def _content_of(file: Path) -> bytes | None:
+    """The bytes of a sound in a shard; None of a file of its own."""
+    inside = split_member(file)
+    return None if inside is None else member_bytes(*inside)

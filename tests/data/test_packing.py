@@ -289,3 +289,48 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads((out / PACK_FILE).read_text())["rate"] == 8_000
     assert main(["data", "pack", str(tmp_path / "audio"), "--out", str(out)]) == 1
     assert "holds another pack" in capsys.readouterr().err
+
+
+def test_other_audio_of_the_same_names_and_sizes(tmp_path: Path) -> None:
+    """As two microphones give it."""
+    for name, seed in (("one", 0), ("two", 1)):
+        (tmp_path / name).mkdir()
+        sound = np.random.default_rng(seed).normal(size=48_000) * 0.2
+        soundfile.write(tmp_path / name / "0.wav", sound, 16_000, subtype="PCM_16")
+    first, second = (find_audio(tmp_path / name) for name in ("one", "two"))
+    pack(first, tmp_path / "out", OPTIONS, progress=False)
+    pack(first, tmp_path / "out", OPTIONS, progress=False)
+    with pytest.raises(ConfigError, match="holds another pack .*content"):
+        pack(second, tmp_path / "out", OPTIONS, progress=False)
+    facts = json.loads((tmp_path / "out" / PACK_FILE).read_text())
+    del facts["content"]
+    (tmp_path / "out" / PACK_FILE).write_text(json.dumps(facts))  # of a version that did not tell it
+    pack(first, tmp_path / "out", OPTIONS, progress=False)
+
+
+def test_a_full_disk_gets_its_room_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = noise(tmp_path / "noise", 3)
+
+    close = tarfile.TarFile.close
+
+    def full(tar: tarfile.TarFile) -> None:
+        close(tar)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "close", full)
+    with pytest.raises(OSError, match="No space"):
+        pack(files, tmp_path / "out", OPTIONS, progress=False)
+    monkeypatch.undo()
+    assert not list((tmp_path / "out").glob(".*.part"))
+    assert pack(files, tmp_path / "out", OPTIONS, progress=False).clips == 3
+
+
+def test_a_damaged_shard_that_is_put_back_is_not_packed_again(tmp_path: Path) -> None:
+    pack(noise(tmp_path / "noise", 3), tmp_path / "out", OPTIONS, progress=False)
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    good, index = shard.read_bytes(), index_file(shard).read_bytes()
+    shard.write_bytes(good[: len(good) // 2])
+    assert len(index_of(shard).rows) < 3
+    assert index_file(shard).read_bytes() == index
+    shard.write_bytes(good)
+    assert len(index_of(shard).rows) == 3

@@ -129,3 +129,30 @@ def test_an_empty_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(AudioError, match="no audio files in"):
         find_audio(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("cell", ["", " ", "b.m4a"])
+def test_a_table_with_an_odd_cell(audio_folder: Path, cell: str) -> None:
+    """It stays a table; what is no audio is named when it is read."""
+    table = audio_folder / "table.csv"
+    table.write_text(f"label,file\n1,sound0.wav\n2,{cell}\n3,sound1.wav\n")
+    found = [file.name for file in find_audio(table)]
+    assert found == ["sound0.wav", *([cell] if cell.strip() else []), "sound1.wav"]
+
+
+def test_a_parquet_table_whose_first_cells_are_empty(audio_folder: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    column = [None] * 30 + ["sound0.wav"]
+    parquet.write_table(pyarrow.table({"label": list(range(31)), "file": column}), audio_folder / "table.parquet")
+    assert find_audio(audio_folder / "table.parquet") == [audio_folder / "sound0.wav"]
+
+
+def test_manifests_that_are_wrong(tmp_path: Path) -> None:
+    (tmp_path / "shards.txt").write_text("none.tar\n")
+    with pytest.raises(AudioError, match="cannot read the shard .*none.tar: No such file"):
+        find_audio(tmp_path / "shards.txt")
+    (tmp_path / "long.csv").write_text("label,file\n" + "x" * 200_000 + ",a.wav\n")
+    with pytest.raises(AudioError, match="it is no table or manifest .*field larger"):
+        find_audio(tmp_path / "long.csv")

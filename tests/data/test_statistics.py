@@ -1,6 +1,9 @@
 """Mean and spread against an explicit computation; what is silent, short or broken is named."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +106,30 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)["looked_at"] == 3
     assert main([*sources, "--sample", "0"]) == 1
     assert "--sample must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [40.0, 150.0])
+def test_a_sound_shorter_than_its_header_says(tmp_path: Path, catalog: Catalog, seconds: float) -> None:
+    """What is there counts, as `asda embed` takes it."""
+    sound = np.random.default_rng(0).normal(size=int(seconds * 16_000)) * 0.1
+    soundfile.write(tmp_path / "whole.mp3", sound, 16_000, format="MP3")
+    content = (tmp_path / "whole.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(content[: len(content) * 6 // 10])
+    found = measure([tmp_path / "cut.mp3"], catalog, PluginChoice("log_mel"), progress=False)
+    assert not found.broken
+    assert sum(found.seconds) == pytest.approx(0.6 * seconds, rel=0.03)
+    assert sum(found.seconds) == pytest.approx(len(read_audio(tmp_path / "cut.mp3", 16_000)) / 16_000, abs=0.01)
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    """Nothing that was computed is lost where standard output takes UTF-8 alone."""
+    folder = os.fsencode(tmp_path / "audio")
+    os.mkdir(folder)
+    soundfile.write(tmp_path / "audio" / "good.wav", np.random.default_rng(0).normal(size=16_000) * 0.1, 16_000)
+    with open(os.path.join(folder, b"br\xe9.wav"), "wb") as opened:
+        opened.write(b"no audio")
+    command = [sys.executable, "-m", "asda_core.cli", "data", "stats", str(tmp_path / "audio")]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"br\xe9.wav" in done.stdout

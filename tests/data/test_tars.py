@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import soundfile
 import torch
 
 from asda_core.audio import find_audio, read_audio
-from asda_core.data.tars import index_file, index_of, num_bytes, read_headers, split_member
+from asda_core.data.tars import index_file, index_of, member_bytes, num_bytes, read_headers, split_member
 from asda_core.errors import AudioError
 from tests.data.shards import sound_bytes, write_shards, write_tar
 
@@ -117,3 +118,29 @@ def test_a_folder_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("asda_core.data.tars.write_text", refuse)
     assert len(find_audio(shard)) == 2
     assert not index_file(shard).exists()
+
+
+def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shard,) = write_shards(tmp_path, [2])
+    file = find_audio(shard)[0]
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(AudioError, match="cannot read .*0000.flac: Input/output"):
+        read_audio(file, 16_000)
+    monkeypatch.undo()
+    assert len(read_audio(file, 16_000))
+
+
+def test_a_sound_of_more_than_one_call_gives(tmp_path: Path) -> None:
+    """Linux reads at most 2 GiB - 4 KiB at once."""
+    size = (1 << 31) + 10
+    with (tmp_path / "big.tar").open("wb") as opened:
+        info = tarfile.TarInfo("big.wav")
+        info.size = size
+        opened.write(info.tobuf())
+        opened.truncate(512 + size + 1024 + 502)  # a hole: no room on the disk
+    content = member_bytes(tmp_path / "big.tar", "big.wav")
+    assert len(content) == size

@@ -265,3 +265,21 @@ def test_the_default_granularity_follows_the_model(
         command = ["embed", str(audio_folder / "sound0.wav"), "--checkpoint", str(model), "--out", str(out)]
         assert main([*command, "--device", "cpu"]) == 0
         assert len(np.load(out)) % 8 == rows
+
+
+def test_a_sound_that_was_there_and_is_broken_now(released: Path, audio_folder: Path, tmp_path: Path) -> None:
+    """Nothing is left of what it was."""
+    out = tmp_path / "out"
+    assert embed(released, audio_folder, "--out", out) == 0
+    (audio_folder / "sound0.wav").write_text("no audio")
+    assert embed(released, audio_folder, "--out", out) == 0
+    assert not (out / "sound0.npy").exists()
+    entries = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+    assert sorted(entry["embedding"] for entry in entries) == [f"sound{number}.npy" for number in range(1, 5)]
+
+
+def test_a_name_as_long_as_names_may_be(released: Path, audio_folder: Path, tmp_path: Path) -> None:
+    long = "n" * 251 + ".wav"
+    (audio_folder / "sound0.wav").rename(audio_folder / long)
+    assert embed(released, audio_folder, "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / ("n" * 251 + ".npy")).exists()
