@@ -1,5 +1,6 @@
 """Shared fixtures: an explicit catalog, so that no installed plugin can change a result; shape checks; no network."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import soundfile
 import torch
 from jaxtyping import install_import_hook
 
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))  # the last digits change with it
 PACKAGES = ("asda_core", "asda_hear", "asda_plugins")
 
 with install_import_hook(PACKAGES, "beartype.beartype"):
