@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interpreter's own end aborts the process, which its launcher takes for a failure.
     """
     status = PROGRAM.run(arguments)
-    if arguments is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if arguments is None and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -116,7 +116,7 @@ class Index:
         now = {str(file): str(name) for file, name in self.names.items()}
         others = now.keys() - {str(file) for file in mine}
         with self._locked():
-            bad = {str(file) for file in skipped}
+            bad = {str(file): file for file in skipped}
             told = [line for line in _lines(self.folder / SKIPPED_FILE) if line["file"] in others]
             told += [{"file": str(file), "reason": reason} for file, reason in skipped.items()]
             write_text(self.folder / SKIPPED_FILE, _text(told))
@@ -124,7 +124,8 @@ class Index:
             for place, entry in sorted(self._read().items()):
                 name = now.get(entry["file"], place)
                 moved = name != place and Path(name).parent == Path(place).parent  # another sound of its name has come
-                if moved or entry["file"] in bad:  # or it is of what the file was before
+                file = bad.get(entry["file"])
+                if moved or (file is not None and _changed(entry, file)):
                     (self.folder / place).unlink(missing_ok=True)
                 elif entry["file"] in others or (self.folder / place).exists():
                     kept.append(entry)
@@ -161,6 +162,14 @@ def entry_of(name: Path, file: Path) -> Entry:
     except OSError:
         raise AudioError(f"cannot read {file}: there is no such file.") from None
     return {"embedding": str(name), "file": str(file), "size": facts.st_size, "time": facts.st_mtime_ns}
+
+
+def _changed(entry: Entry, file: Path) -> bool:
+    """Whether a file is another one than that of the entry; one that is not there, say on a disk that is away, is not."""
+    try:
+        return entry_of(Path(entry["embedding"]), file) != entry
+    except AudioError:
+        return False
 
 
 def _check_same(settings: Path, now: Mapping[str, Any]) -> None:

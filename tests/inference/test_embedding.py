@@ -278,6 +278,20 @@ def test_a_sound_that_was_there_and_is_broken_now(released: Path, audio_folder: 
     assert sorted(entry["embedding"] for entry in entries) == [f"sound{number}.npy" for number in range(1, 5)]
 
 
+def test_what_was_computed_stays_while_a_disk_is_away(
+    released: Path, audio_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out, files = tmp_path / "out", tmp_path / "files.txt"
+    files.write_text("".join(f"{file}\n" for file in sorted(audio_folder.iterdir())))
+    assert embed(released, files, "--out", out) == 0
+    (audio_folder / "sound0.wav").rename(tmp_path / "away.wav")
+    assert embed(released, files, "--out", out) == 0
+    (tmp_path / "away.wav").rename(audio_folder / "sound0.wav")
+    capsys.readouterr()
+    assert embed(released, files, "--out", out) == 0
+    assert "0 embedded" in capsys.readouterr().out
+
+
 def test_a_name_as_long_as_names_may_be(released: Path, audio_folder: Path, tmp_path: Path) -> None:
     long = "n" * 251 + ".wav"
     (audio_folder / "sound0.wav").rename(audio_folder / long)
