@@ -165,7 +165,7 @@ def entry_of(name: Path, file: Path) -> Entry:
 
 
 def _changed(entry: Entry, file: Path) -> bool:
-    """Whether a file is another one than that of the entry; one that is not there, say on a disk that is away, is not."""
+    """Whether a file is another one than that of the entry; one that is not there (a disk that is away) is not."""
     try:
         return entry_of(Path(entry["embedding"]), file) != entry
     except AudioError:
