@@ -288,9 +288,9 @@ def _checked_value(hint: Any, value: Any, dotted: str) -> Any:
 def _describe(item: Any, path: str) -> str:
     """One line for one finding of the validator."""
     dotted = ".".join([path, *map(str, item["loc"])] if path else map(str, item["loc"]))
-    whole = not item["loc"]  # fields that do not fit together: the message names them
-    given = "" if whole or item["type"] == "missing" else f", given {item['input']!r}"
-    return f"{dotted or 'the config'}: {item['msg']}{given}"
+    whole = isinstance(item["input"], Mapping)  # fields that do not fit together: the message names them
+    given = "" if whole or not item["loc"] or item["type"] == "missing" else f", given {item['input']!r}"
+    return f"{dotted or 'the config'}: {item['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _words(hint: Any) -> str:
