@@ -119,11 +119,20 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 def validate(arguments: Sequence[str]) -> None:
-    """Run hear-validator's own entry point with these arguments."""
+    """Run hear-validator's own entry point with these arguments.
+
+    Raises:
+        AsdaError: there is no module of the name that is given.
+    """
     with hear_tools():
         validator = importlib.import_module("hearvalidator.validate")
         with mock.patch.object(sys, "argv", ["hear-validator", *arguments]):
-            validator.main()
+            try:
+                validator.main()
+            except ModuleNotFoundError as error:
+                if error.name not in arguments:  # what the module itself imports is its own matter
+                    raise
+                raise AsdaError(f"no module {error.name!r} can be imported here; is its package installed?") from None
 
 
 def device_name(index: int = 0) -> str:

@@ -53,6 +53,11 @@ def test_validator(capsys: pytest.CaptureFixture[str]) -> None:
     assert "warn" not in printed.err.lower()
 
 
+def test_validator_of_a_module_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "nosuchmodule"]) == 1
+    assert "error: no module 'nosuchmodule' can be imported here" in capsys.readouterr().err
+
+
 def test_three_kinds_of_task(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", "--tasks", str(tasks), "--model", "log_mel", "--out", str(tmp_path), "--grid-points", "2"]
     assert main(command) == 0
