@@ -1,9 +1,8 @@
 """A second way to decode FLAC, faster than libsndfile's and equal to it in every sample.
 
-FLAC is lossless, so which decoder reads it cannot change a result. miniaudio's takes about 0.6 of the time of the one
-in libsndfile (`benchmarks/loader.py`). libsndfile opens every file and says what it is, or what is wrong with it;
-miniaudio is asked for the samples of whole files of one channel alone, and what it does not read to the length that the
-header tells is left to libsndfile.
+FLAC is lossless, so which decoder reads it cannot change a result. libsndfile opens every file and says what it is, or
+what is wrong with it; miniaudio is asked for the samples of whole files of one channel alone, and what it does not read
+to the length that the header tells is left to libsndfile.
 """
 
 import os
