@@ -174,6 +174,25 @@ def build_weightless(catalog: Catalog, config: RunConfig) -> Encoder:
         return build_parts(catalog, config).encoder
 
 
+def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:
+    """Whether a clip of `data.clip_seconds` holds a patch.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    sizes, clip = encoder.config, torch.zeros(1, round(seconds * front_end.sample_rate))
+    try:
+        with torch.inference_mode():
+            num_bins, num_frames = front_end(clip).shape[1:]
+    except ConfigError as error:  # less than one window
+        raise ConfigError(f"data.clip_seconds {seconds:g}: {error}") from None
+    if not all(sizes.grid(num_bins, num_frames)):
+        raise ConfigError(
+            f"clips of {num_frames} frames and {num_bins} bins (data.clip_seconds {seconds:g}, front_end) hold no patch "
+            f"of {sizes.patch_frames} frames and {sizes.patch_bins} bins (encoder.patch_frames, encoder.patch_bins)."
+        )
+
+
 def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> dict[str, dict[str, str]]:
     """Family -> name, distribution and version of every plugin in a run.
 

@@ -40,6 +40,8 @@ TRAINING_FILE = "training.safetensors"
 PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 ABOVE_TEACHER, TEACHER = "objective.teacher.", "objective.teacher.encoder."
 ORIGIN = ("name", "distribution", "version")
+TRAINED_ON = "trained_on"
+"""Key of the metadata of a fine-tuned checkpoint; see `Checkpoint.trained_on`."""
 PARTS = ("front_end.", "encoder.", "objective.", "classifier.")
 """Beginnings of the names of tensors in a file of ours."""
 
@@ -60,6 +62,8 @@ class Checkpoint:
         tensors: all tensors by name.
         classifier: the head of a fine-tuned model, None if there is none.
         embedding: options of `asda_hear.load_model` that suit the model, by whoever made it; often none.
+        trained_on: of a fine-tuned model: `data`, the name of the set, and `tested`, the fold that was held out,
+            empty where train and test were given.
         report: one line on what was read, empty for a file of our own.
     """
 
@@ -72,6 +76,7 @@ class Checkpoint:
     classifier: ClassifierConfig | None = None
     report: str = ""
     embedding: Mapping[str, Any] = field(default_factory=dict)
+    trained_on: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoint:
@@ -95,6 +100,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
         classifier = json.loads(metadata.get("classifier", "null"))
         head = None if classifier is None else parse(ClassifierConfig, classifier)
         embedding = dict(json.loads(metadata.get("embedding", "{}")))
+        trained_on = {key: str(value) for key, value in json.loads(metadata.get(TRAINED_ON, "{}")).items()}
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: what is written beside the tensors cannot be used: {error}") from None
     if stray := [name for name in tensors if not name.startswith(PARTS)]:
@@ -103,7 +109,8 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
         tensors = {name.removeprefix(ABOVE_TEACHER): value for name, value in tensors.items() if TEACHER in name}
         if not tensors:
             raise CheckpointError(f"{file} holds no teacher; the steps of a run of latent_regression do.")
-    return Checkpoint(file, config, origins, step, metadata.get("data", ""), tensors, head, embedding=embedding)
+    told = metadata.get("data", ""), tensors, head
+    return Checkpoint(file, config, origins, step, *told, embedding=embedding, trained_on=trained_on)
 
 
 def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder]:

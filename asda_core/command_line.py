@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from asda_core import __version__
-from asda_core.errors import AsdaError, TrainingStopped
+from asda_core.errors import AsdaError, TrainingStopped, why
 
 EXIT_ERROR = 1
 EXIT_STOPPED = 130
@@ -22,6 +23,19 @@ def named(function: str) -> Callable[..., Any]:
     module, _, name = function.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
+
+
+def folder(text: str) -> Path:
+    """What argparse calls for a folder to write to, which need not be there.
+
+    Raises:
+        AsdaError: it is a file, or in one.
+    """
+    path = Path(text)
+    there = next((each for each in (path, *path.parents) if each.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise AsdaError(f"{there} is a file, and a folder to write to is wanted.")
+    return path
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,11 @@ class Program:
         except BrokenPipeError:  # the reader of our output, such as `head`, has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_ERROR
-        except (AsdaError, OSError) as error:
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            print(f"error: {why(error)}{where}", file=sys.stderr)
+            return EXIT_ERROR
+        except AsdaError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_ERROR
         except KeyboardInterrupt:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from asda_core.config import PluginChoice, RunConfig
-from asda_core.errors import ConfigError, unknown
+from asda_core.errors import ConfigError, unknown, why
 
 ConfigT = TypeVar("ConfigT")
 
@@ -58,7 +58,7 @@ def read_yaml(file: str | Path) -> Any:
     try:
         return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {file}: {error}") from None
+        raise ConfigError(f"cannot read the config {file}: {why(error)}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not YAML: {error}") from None
 
@@ -90,8 +90,9 @@ def load_run_config(file: str | Path) -> RunConfig:
     found = find_config(file)
     if not found.suffix and not found.exists():
         raise ConfigError(f"no file at {file}: {unknown('config', str(file), shipped_configs())}")
+    plain = read_yaml(found)
     try:
-        return parse(RunConfig, read_yaml(found))
+        return parse(RunConfig, plain)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 

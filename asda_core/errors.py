@@ -39,6 +39,11 @@ class TrainingStopped(AsdaError):
     """The run was asked to stop; what it had done is saved."""
 
 
+def why(error: Exception) -> str:
+    """What went wrong without Python's number for it and without the file, which the line names already."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def unknown(kind: str, given: str, valid: Iterable[str]) -> str:
     """One line for an unknown name, with the nearest valid one first.
 

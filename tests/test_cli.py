@@ -128,6 +128,7 @@ def test_mistakes_are_one_line(
     assert "error: " in errors
     assert message in errors
     assert "Traceback" not in errors
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_device_or_folder_that_is_none(config: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -135,7 +136,26 @@ def test_a_device_or_folder_that_is_none(config: Path, audio_folder: Path, tmp_p
     assert main([*command, str(tmp_path / "run"), "--device", "bla"]) == EXIT_ERROR
     assert "the device 'bla' cannot be used here" in capsys.readouterr().err
     assert main([*command, str(config), "--device", "cpu"]) == EXIT_ERROR
-    assert "error: " in capsys.readouterr().err
+    assert capsys.readouterr().err == f"error: {config} is a file, and a folder to write to is wanted.\n"
+
+
+@pytest.mark.parametrize("words", [
+    "pretrain asda_tiny --data x --out {}", "data pack x --out {}/below", "embed x --checkpoint y --out {}",
+    "embed x --checkpoint y --out {}/a.npy", "finetune tiny --checkpoint y --data x --out {}",
+    "test y --data x --out {}", "new-plugin mine --into {}",
+])  # fmt: skip
+def test_a_file_where_a_folder_is_wanted(words: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(words.format(tmp_path / "file").split()) == EXIT_ERROR
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'} is a file, and a folder to write to is wanted.\n"
+
+
+def test_a_disk_that_says_no(config: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "name").symlink_to("name")  # a circle
+    assert main(["pretrain", str(config), "--data", str(tmp_path / "name" / "x")]) == EXIT_ERROR
+    assert "Errno" not in capsys.readouterr().err
+    assert main(["pretrain", "none.yaml", "--data", str(tmp_path)]) == EXIT_ERROR
+    assert capsys.readouterr().err == "error: cannot read the config none.yaml: No such file or directory\n"
 
 
 def test_other_audio_in_the_folder_of_a_run(config: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -123,6 +123,7 @@ def as_plain(found: Statistics, of: int) -> dict[str, Any]:
         "rates": {str(rate): count for rate, count in sorted(found.rates.items())},
         "channels": {str(channels): count for channels, count in sorted(found.channels.items())},
         "silent": found.silent,
+        "short": found.short,
         "broken": found.broken,
     }
 
@@ -140,6 +141,7 @@ def as_text(found: Statistics, of: int) -> str:
         f"rates     {rates}",
         f"channels  {channels}",
         f"silent    {_named(found.silent)}",
+        *([f"short     {_named(found.short)} (shorter than one window)"] if found.short else []),
         f"broken    {_named(list(found.broken))}",
         *(f"          {reason}" for reason in list(found.broken.values())[:FEW]),
         f"features  mean {found.mean:.4f}, std {found.std:.4f} over {found.count:,} values",

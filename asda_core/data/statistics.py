@@ -30,7 +30,7 @@ SHIFTED = {"mean": 1.0, "std": 1.0}
 
 
 class Heard(NamedTuple):
-    """What one file says; `problem` why it says nothing."""
+    """What one file says; `problem` why it says nothing. A sound shorter than one window gives no values."""
 
     seconds: float = 0.0
     rate: int = 0
@@ -52,6 +52,7 @@ class Statistics:
         rates, channels: Hz, channels -> files.
         count, total, squares: of values of un-normalised features: how many, their sum, the sum of their squares.
         silent: files no louder than one 16-bit step.
+        short: files shorter than one window of the front end; they are sounds, but give no feature.
         broken: file -> what is wrong with it.
     """
 
@@ -63,6 +64,7 @@ class Statistics:
     total: float = 0.0
     squares: float = 0.0
     silent: list[str] = field(default_factory=list)
+    short: list[str] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -86,6 +88,8 @@ class Statistics:
         self.count += heard.values
         self.total += heard.total
         self.squares += heard.squares
+        if not heard.values:
+            self.short.append(str(file))
         if heard.peak <= SILENT_PEAK:
             self.silent.append(str(file))
 
@@ -110,7 +114,7 @@ def measure(
 
     Raises:
         ConfigError: the front end does not normalise by one mean and one spread.
-        AudioError: no file can be read.
+        AudioError: no file gives a feature.
     """
     module = neutral(catalog, front_end, compat)
     found = Statistics(front_end)
@@ -119,7 +123,8 @@ def measure(
             found.add(file, heard)
             bar.update()
     if not found.count:
-        reasons = "; ".join(list(found.broken.values())[:3])
+        short = [f"{file} is shorter than one window" for file in found.short]
+        reasons = "; ".join([*found.broken.values(), *short][:3])
         raise AudioError(f"none of the {len(files)} audio files gives a feature. The first ones: {reasons}")
     return found
 
@@ -162,10 +167,8 @@ def hear(file: Path, front_end: Any) -> Heard:
                 peak = max(peak, float(audio.abs().max()))
                 try:
                     values = front_end(audio[None]).double()
-                except ConfigError as error:  # shorter than one window
-                    if count:
-                        break
-                    raise AudioError(f"cannot use {file}: {error}") from None
+                except ConfigError:  # shorter than one window
+                    break
                 count += values.numel()
                 total += float(values.sum())
                 squares += float(values.square().sum())

@@ -15,7 +15,15 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import TRAINING_FILE, metadata_of, read_checkpoint, read_tensors, write_model, write_step
+from asda_core.checkpoint import (
+    TRAINED_ON,
+    TRAINING_FILE,
+    metadata_of,
+    read_checkpoint,
+    read_tensors,
+    write_model,
+    write_step,
+)
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
 from asda_core.finetune.config import FinetuneConfig
@@ -100,7 +108,8 @@ class Training:
     def metadata(self) -> dict[str, str]:
         """What is written beside the tensors."""
         given = metadata_of(self.tuned.config, self.catalog, self.step, self.identity, self.tuned.classifier.config)
-        return {**given, STATE: json.dumps(vars(self.memory))}
+        trained_on = {"data": self.data.name, "tested": self.split.name}
+        return {**given, STATE: json.dumps(vars(self.memory)), TRAINED_ON: json.dumps(trained_on)}
 
 
 def start_training(

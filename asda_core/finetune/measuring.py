@@ -14,7 +14,7 @@ from asda_core.finetune.evaluation import write_evaluation
 from asda_core.finetune.predicting import Hearing, predict
 from asda_core.finetune.scoring import Scores
 from asda_core.finetune.tuned import load_tuned
-from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.examples import TEST, VALID, Example, Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import rounds
@@ -28,13 +28,14 @@ def run_test(parsed: argparse.Namespace) -> None:
     """`asda test`."""
     source, here = load_source(parsed.data)
     data = read_labelled(source, here)
+    tested = ""
     if parsed.part == "all":
         examples = data.examples
     else:
         folds = rounds(data, source, [parsed.fold] if parsed.fold else [])
         if len(folds) > 1:
             raise TaskError(f"{data.name} has {len(folds)} folds: name one by --fold, or take --part all.")
-        examples = getattr(folds[0], parsed.part)
+        examples, tested = getattr(folds[0], parsed.part), folds[0].name
     if not examples:
         raise TaskError(f"{data.name} has no clips in its {parsed.part} split.")
     checkpoint = read_model(parsed.checkpoint)
@@ -43,6 +44,8 @@ def run_test(parsed: argparse.Namespace) -> None:
     which = parsed.checkpoint.parent.name if parsed.checkpoint.stem == "model" else parsed.checkpoint.stem
     part = parsed.part + (f"-{parsed.fold}" if parsed.fold else "")
     out = parsed.out or Path("runs") / f"test-{which}-{data.name}-{part}"
+    if warning := heard_before(checkpoint, data.name, parsed.part, tested):
+        print(warning, file=sys.stderr)
     scores = measure(
         checkpoint, replace(data, examples=tuple(examples)), out, parsed.device, parsed.compat == "released"
     )
@@ -86,6 +89,23 @@ def measure(
     for reason in hearing.skipped.values():
         print(f"skipped: {reason}", file=sys.stderr)
     return write_evaluation(out, made, data.name, BOOTSTRAP)
+
+
+def heard_before(checkpoint: Checkpoint, data: str, part: str, tested: str) -> str:
+    """A warning where clips that are tested were in the training of the checkpoint; empty if that is not known.
+
+    Args:
+        checkpoint: fine-tuned here; others do not tell on what.
+        data: name of the set.
+        part: "test", "train", "valid" or "all".
+        tested: the fold of which that is a part; empty where the set has none.
+    """
+    trained = checkpoint.trained_on
+    if trained.get("data") != data or (part in (TEST, VALID) and trained["tested"] == tested):
+        return ""
+    held_out = f" with {trained['tested']} held out" if trained["tested"] else ""
+    given = "all clips" if part == "all" else f"the {part} clips{f' of {tested}' if tested else ''}"
+    return f"warning: {checkpoint.file} was trained on {data}{held_out}: {given} are not new to it."
 
 
 def with_classes_of(data: Labelled, labels: tuple[str, ...], num_classes: int) -> Labelled:

@@ -46,8 +46,9 @@ def load_recipe(file: str | Path) -> FinetuneConfig:
     found = find_config(file)
     if not found.exists():
         raise ConfigError(unknown("recipe", str(file), shipped_configs(FOLDER)))
+    plain = read_yaml(found)
     try:
-        return parse(FinetuneConfig, read_yaml(found))
+        return parse(FinetuneConfig, plain)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asda_core.assemble import check_clip
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint, write_model
@@ -123,18 +124,19 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
     done = read_result(folder)
     if done is not None and done.get("identity") == identity:
         return done
-    with alone_in(folder, LOCK_FILE, "trains in"):
-        return _run(job, folder, identity, catalog, device, progress)
-
-
-def _run(job: Job, folder: Path, identity: str, catalog: Catalog, device: str, progress: bool) -> dict[str, Any]:
-    """`finetune` of what is not done."""
     for line in check_round(job.split, job.data.classes, job.data.single):
         print(f"warning: {line}", file=sys.stderr)
     tuned = make_tuned(catalog, job.recipe, job.start, job.data.classes)
+    check_clip(tuned.front_end, tuned.encoder, job.recipe.data.clip_seconds)
     where = usable_device(device)
     for module in tuned.modules().values():
         module.to(where)
+    with alone_in(folder, LOCK_FILE, "trains in"):
+        return _run(job, tuned, folder, identity, catalog, progress)
+
+
+def _run(job: Job, tuned: Tuned, folder: Path, identity: str, catalog: Catalog, progress: bool) -> dict[str, Any]:
+    """`finetune` of what is not done."""
     training = start_training(job.recipe, job.data, job.split, tuned, catalog, folder, identity, job.here)
     if (warm := job.recipe.optimizer.warmup_steps) >= training.steps:
         print(

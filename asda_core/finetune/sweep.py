@@ -85,7 +85,7 @@ def named_starts(given: Sequence[str]) -> dict[str, str]:
     starts: dict[str, str] = {}
     for text in given:
         label, equals, path = text.partition("=")
-        if not equals:
+        if not equals or Path(text).exists():
             label, path = Path(text).stem if Path(text).stem != "model" else Path(text).parent.name, text
         if label in starts or not label or "/" in label:
             raise ConfigError(f"--checkpoint {text!r}: give every checkpoint a label of its own, as in mine={text}.")

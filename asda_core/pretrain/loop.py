@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.assemble import Parts, build_parts, decisive, plugin_origins
+from asda_core.assemble import Parts, build_parts, check_clip, decisive, plugin_origins
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
@@ -106,19 +106,18 @@ def pretrain(
         the exported encoder, `folder/model.safetensors`.
 
     Raises:
-        ConfigError: the folder holds another run, or another process trains in it; there is an adapter and nothing to
-            begin with; or the processes cannot share the batch.
+        ConfigError: the folder holds another run, or another process trains in it; a clip holds no patch; there is an
+            adapter and nothing to begin with; or the processes cannot share the batch.
         AudioError: no file is readable.
         TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
         AsdaError: the loss is no longer finite, or another process has gone.
     """
-    if config.adapter is not None and init is None:
-        raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
+    parts = _built(config, catalog, init)  # what is refused leaves no folder behind
     data = list_digest(files) if init is None else f"{list_digest(files)} from {file_digest(init.file)}"
     place, final = own_device(device, processes), folder / MODEL_FILE
     held = alone_in(folder, LOCK_FILE, "trains in") if processes.first else nullcontext()
     with joined(processes, place), held:
-        run = _start(config, catalog, folder, place, data, init, processes)
+        run = _start(config, catalog, folder, place, data, parts, processes)
         clips = _clips(run, files)
         reports = reporting(folder, run.step, config.steps, progress) if processes.first else nullcontext()
         with reports as reporter, exact_products(place), stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
@@ -130,6 +129,15 @@ def pretrain(
             write_model(final, tensors, metadata_of(config, catalog, run.step, run.data))
         processes.wait()
     return final
+
+
+def _built(config: RunConfig, catalog: Catalog, init: Checkpoint | None) -> Parts:
+    """The modules as they begin, and whether the run is possible with them."""
+    if config.adapter is not None and init is None:
+        raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
+    parts = build_parts(catalog, config) if init is None else start_from(init, catalog, config)
+    check_clip(parts.front_end, parts.encoder, config.data.clip_seconds)
+    return parts
 
 
 def list_digest(files: AudioList) -> str:
@@ -177,11 +185,10 @@ def _start(
     folder: Path,
     device: torch.device,
     data: str,
-    init: Checkpoint | None,
+    parts: Parts,
     processes: Processes,
 ) -> Run:
     """A new run, or the newest step of an old one."""
-    parts = build_parts(catalog, config) if init is None else start_from(init, catalog, config)
     latest = newest_step(folder)
     processes.check_same("their config", to_yaml(config))
     processes.check_same("their audio files, and weights to begin with", data)

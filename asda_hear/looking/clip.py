@@ -1,5 +1,6 @@
 """A model that is looked into, and the stretch of a clip that it hears, as it heard clips in training."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
 from asda_core.official.reading import read_model
 from asda_hear.finding import find_model
+from asda_hear.names import LOG_MEL
 
 SILENCE_DB = 60.0
 """A patch so far below the loudest one of its stretch is silent. Ours: the dynamic range that a spectrogram is usually
@@ -83,8 +85,10 @@ def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "")
 
     Raises:
         CheckpointError: no checkpoint there, damaged, refused, or needing a plugin that is missing.
-        ConfigError: a wrong config.
+        ConfigError: a wrong config, or the baseline that is no model.
     """
+    if os.fspath(path) == LOG_MEL and not Path(path).exists():
+        raise ConfigError(f"{LOG_MEL!r} is the baseline without a model: there is no attention to look at.")
     plugins, file = catalog or installed_catalog(), find_model(path)
     if file.suffix in CONFIG_SUFFIXES:
         config = load_run_config(file)

@@ -46,8 +46,10 @@ class Looked:
         """What was heard, and what was added."""
         view = self.views[0]
         noisy = "" if view.noisy is None else f", noise at {view.noisy.snr_db:g} dB on half of the time steps"
-        places = view.places
-        return f"{self.audio.name}, {places.start_seconds:.2f} s to {places.end_seconds:.2f} s{noisy}"
+        ends = [each.places.end_seconds for each in self.views]
+        last = " or ".join(dict.fromkeys(f"{end:.2f} s" for end in sorted(ends)))
+        each = ", as long as the clips of each model" if " or " in last else ""
+        return f"{self.audio.name}, {view.places.start_seconds:.2f} s to {last}{each}{noisy}"
 
 
 def write_page(looked: Looked, out: Path) -> None:

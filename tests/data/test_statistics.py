@@ -19,6 +19,7 @@ from asda_core.cli import main
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.data import statistics
+from asda_core.data.commands import as_text
 from asda_core.data.statistics import measure
 from asda_core.errors import AudioError, ConfigError, PluginError
 from tests.data.shards import write_shards
@@ -64,9 +65,13 @@ def test_silent_short_and_broken(audio_folder: Path, catalog: Catalog) -> None:
     soundfile.write(audio_folder / "nan.wav", np.array([0.0, np.nan] * 800), 16_000, subtype="FLOAT")
     found = measure(find_audio(audio_folder), catalog, PluginChoice("log_mel"), progress=False)
     assert [Path(file).name for file in found.silent] == ["silent.wav"]
-    assert sorted(Path(file).name for file in found.broken) == ["nan.wav", "short.wav", "text.wav"]
-    assert "less than one window" in found.broken[str(audio_folder / "short.wav")]
-    assert len(found.seconds) == 6
+    assert sorted(Path(file).name for file in found.broken) == ["nan.wav", "text.wav"]
+    assert [Path(file).name for file in found.short] == ["short.wav"]
+    told = as_text(found, 9)
+    assert f"short     1: {audio_folder / 'short.wav'} (shorter than one window)\nbroken    2: " in told
+    assert len(found.seconds) == 7
+    with pytest.raises(AudioError, match=r"short.wav is shorter than one window"):
+        measure([audio_folder / "short.wav"], catalog, PluginChoice("log_mel"), progress=False)
     with pytest.raises(AudioError, match="none of the 1 audio files gives a feature"):
         measure([audio_folder / "text.wav"], catalog, PluginChoice("log_mel"), progress=False)
 

@@ -99,6 +99,27 @@ def test_one_fold_and_a_seed_in_the_path(place: Path, catalog: Catalog, capsys: 
     assert "no checkpoint or config at seed6" in capsys.readouterr().err
 
 
+def test_clips_of_the_training_are_not_tested_in_silence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fold that was held out is new to the model; the other, and all clips, are not."""
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "2"]
+    assert main([*command, "--out", "out"]) == 0
+    (run,) = (folder.parent for folder in (place / "out").rglob("model.safetensors"))
+    capsys.readouterr()
+    for words, warned in (
+        (["--fold", "2"], ""),
+        (["--fold", "fold2"], ""),
+        (["--fold", "1"], "trained on tones with fold2 held out: the test clips of fold1 are not new"),
+        (["--fold", "2", "--part", "train"], "the train clips of fold2 are not new"),
+        (["--part", "all"], "all clips are not new"),
+    ):
+        assert main(["test", str(run), "--data", "tones/tones.csv", "--out", "tested", *words]) == 0
+        told = capsys.readouterr().err
+        assert warned in told and ("warning: " in told) == bool(warned), words
+    (place / "tones" / "tones.csv").rename(place / "tones" / "others.csv")
+    assert main(["test", str(run), "--data", "tones/others.csv", "--part", "all", "--out", "tested"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -113,6 +134,7 @@ def test_one_fold_and_a_seed_in_the_path(place: Path, catalog: Catalog, capsys: 
         (["--continual"], "--tasks"),
         (["--set", "mode=adapter"], "needs one"),
         (["--set", "loss=mse"], "loss"),
+        (["--set", "data.clip_seconds=0.01"], "data.clip_seconds 0.01: 160 samples are less than one window"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -124,7 +146,7 @@ def test_mistakes_are_one_line(
     told = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
-    assert not list(place.rglob("model.safetensors"))[1:]
+    assert not (place / "out").exists()
 
 
 @pytest.mark.slow

@@ -394,6 +394,19 @@ def test_a_mixer_without_maps(audio: Path, checkpoint: Callable[..., Path], tmp_
         run(audio, "--checkpoint", checkpoint("two_simplicial"), "--out", tmp_path / "x.html")
 
 
+def test_the_baseline_has_no_attention(audio: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'log_mel' is the baseline without a model"):
+        run(audio, "--checkpoint", "log_mel", "--out", tmp_path / "x.html")
+
+
+def test_the_title_tells_of_clips_of_several_lengths(catalog: Catalog) -> None:
+    short, other = view_of(catalog), view_of(catalog, "standard")
+    long = replace(other, places=replace(other.places, grid=(16, 8)))
+    titles = [Looked(Path("a.wav"), views, [Choice()], Query()).title for views in ([short, other], [long, short])]
+    assert titles[0] == "a.wav, 0.50 s to 1.78 s"
+    assert titles[1] == "a.wav, 0.50 s to 1.78 s or 3.06 s, as long as the clips of each model"
+
+
 def test_looking_changes_nothing(catalog: Catalog) -> None:
     model = model_of(catalog)
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}

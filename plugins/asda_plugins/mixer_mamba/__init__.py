@@ -153,7 +153,7 @@ class Mamba(nn.Module):
         else:
             gated = self._at_once(x, valid) * silu(z)
         projected: Tensor = self.out_proj(gated.to(tokens.dtype)).transpose(0, 1)
-        return projected / 2 if self.config.version == "v2" and self.config.halve else projected
+        return projected.div_(2) if self.config.version == "v2" and self.config.halve else projected
 
     def _keeps_nothing(self, x: Tensor) -> bool:
         """Whether no gradient wants what lies between, and no kernel all of it at once."""
