@@ -13,16 +13,17 @@ import torch
 SAMPLED_EVERY_SECONDS = 0.02
 """Often enough to see the peak of a training step, seldom enough to cost nothing."""
 MEBIBYTE = 2**20
-RESIDENT = Path("/proc/self/statm")
-"""Where Linux tells how many pages of this process are in memory; the second number."""
+PAGES = Path("/proc/self/statm")
+"""Where Linux tells how many pages of this process are in memory (the second number), and how many of them are of files
+(the third): libraries come in as their functions are first called, so that a first training would seem the heaviest."""
 
 
 class Cost:
     """Seconds, processor seconds, and the most memory that a block takes beyond what was in use before it.
 
     Processor seconds are of all threads of this process, and tell more where something else runs beside it.
-    On a GPU the memory is that of its tensors; else it is the process's resident memory, looked at every 20 ms, and
-    0 where the system does not tell.
+    On a GPU the memory is that of its tensors; else it is the process's resident memory but for pages of files, looked
+    at every 20 ms, and 0 where the system does not tell.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,7 @@ def _release() -> None:
 
 def _resident() -> int:
     try:
-        return int(RESIDENT.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        _, resident, of_files, *_ = map(int, PAGES.read_text().split())
+        return (resident - of_files) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0

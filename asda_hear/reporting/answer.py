@@ -93,8 +93,10 @@ def _on_many(summary: Summary, best: Mapping[str, Line]) -> str:
     first = f"{_called(summary, line)} has the best mean on {len(tasks)} of {len(best)} tasks"
     if summary.reference is None or line == summary.reference:
         return f"{first}{', and is the reference itself' if line == summary.reference else ''}"
-    apart = sum(excludes_zero(line.results[task].difference) for task in tasks)
-    reference = _called(summary, summary.reference)
+    found = [line.results[task].difference for task in tasks]
+    reference, apart = _called(summary, summary.reference), sum(map(excludes_zero, found))
+    if all(difference is None or difference.pairs < LEAST_SEEDS for difference in found):
+        return f"{first}; there are too few seeds for intervals of its differences from {reference}"
     return f"{first}; the 95 % interval of its difference from {reference} excludes 0 on {apart} of these"
 
 
@@ -110,7 +112,8 @@ def _limits(summary: Summary, lines: Sequence[Line]) -> str:
     seen = "no difference can be told from chance"
     if widths:
         few = ", and with so few seeds even that is too narrow" if few_seeds_warning(summary) else ""
-        seen = f"the interval of a difference typically reaches {_listed(widths)} to either side{few}"
+        over = " over folds alone" if seeds == 1 else ""
+        seen = f"the interval of a difference{over} typically reaches {_listed(widths)} to either side{few}"
     unknown = " it is not known how results vary between seeds;" if seeds == 1 else ""
     luck = f"; the best of {len(lines)} is partly the luckiest" if len(lines) > 1 else ""
     return f"With {_counted(seeds, 'seed')},{unknown} {seen}{luck}; nothing follows for other data, sizes or schedules."

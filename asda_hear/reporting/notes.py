@@ -20,11 +20,12 @@ def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference
         return ["Nothing is done yet."]
     search, seeds = plan.config.evaluation, len(plan.config.seeds)
     points = f"{search.grid_points} grid point{'s' if search.grid_points > 1 else ''}"
-    notes = ["Mean ± half the 95 % interval (Student's t) over seeds." if seeds > 1 else "One seed, so no intervals."]
+    several = "Mean ± half the 95 % interval (Student's t) over seeds."
+    notes = [several if seeds > 1 else "One seed, so no intervals of the means."]
     if reference:
-        notes.append(
-            f"Differences are from {reference.name}, paired by seed and fold; their intervals are bootstraps over both."
-        )
+        both = "by seed and fold; their intervals are bootstraps over both"
+        alone = "by fold; their intervals are bootstraps over the folds of a task, and none where it has one"
+        notes.append(f"Differences are from {reference.name}, paired {both if seeds > 1 else alone}.")
         notes += _power_notes(lines, reference)
         scored = len({row["task"] for row in rows if row["metric"] not in MEASURED})
         if scored > 1 and smallest_p(scored) > 1 - CONFIDENCE:

@@ -98,7 +98,12 @@ def number(value: float) -> str:
     """A score or a cost with few digits; a nan says so."""
     if value == 0 or math.isnan(value):
         return "0" if value == 0 else "nan"
-    return f"{value:,.{3 if abs(value) < FEW else 1 if abs(value) < MANY else 0}f}"
+    return f"{value:,.{decimals(value)}f}"
+
+
+def decimals(value: float) -> int:
+    """Digits behind the point of a score or a cost of this size."""
+    return 3 if abs(value) < FEW else 1 if abs(value) < MANY else 0
 
 
 def signed(value: float) -> str:
@@ -121,10 +126,10 @@ def p_text(value: float | None) -> str:
 
 
 def score_cell(estimate: Estimate, best: bool = False) -> Cell:
-    """A mean with half its interval."""
-    half = "" if math.isnan(estimate.half) else number(estimate.half)
+    """A mean with half its interval, both with as many digits as the mean has."""
+    mean, half = (f"{part:,.{decimals(estimate.mean)}f}" for part in (estimate.mean, estimate.half))
     value = None if math.isnan(estimate.mean) else estimate.mean
-    return Cell(f"{estimate.mean:.3f}" if abs(estimate.mean) < FEW else number(estimate.mean), value, half, best=best)
+    return Cell(mean, value, "" if math.isnan(estimate.half) else half, best=best)
 
 
 def difference_cell(difference: Difference | None) -> Cell:
@@ -216,11 +221,7 @@ def _footnotes(summary: Summary, columns: Sequence[Column]) -> tuple[str, ...]:
         least = f" (least where {LESS_IS_MORE} marks the column: less is better)" if lower else ""
         notes.append(f"Bold: largest mean of the column{least}; this says nothing about significance.")
     if "difference" in kinds and summary.reference is not None:
-        notes.append(
-            f"Δ: difference from the reference ({summary.reference.name}) with its 95 % interval over seeds and folds; "
-            f"{EXCLUDES_ZERO} this interval excludes 0, not corrected for the number of comparisons"
-            f"{few_seeds_warning(summary)}."
-        )
+        notes.append(_difference_note(summary, summary.reference))
     if "p" in kinds:
         notes.append(
             "p: Wilcoxon signed-rank test over tasks against the reference, corrected after Holm; "
@@ -233,10 +234,24 @@ def _footnotes(summary: Summary, columns: Sequence[Column]) -> tuple[str, ...]:
     return (*notes, *summary.notes, *missing)
 
 
+def _difference_note(summary: Summary, reference: Line) -> str:
+    """What intervals of differences are, and what their mark says where so few seeds allow one."""
+    seeds = max((difference.pairs for difference in _differences(summary)), default=0)
+    over = "seeds and folds" if seeds > 1 else "folds"
+    marked = f"{EXCLUDES_ZERO} this interval excludes 0, not corrected for the number of comparisons"
+    told = marked if seeds >= LEAST_SEEDS else f"none is marked below {LEAST_SEEDS} seeds"
+    start = f"Δ: difference from the reference ({reference.name}) with its 95 % interval over {over}"
+    return f"{start}; {told}{few_seeds_warning(summary)}."
+
+
+def _differences(summary: Summary) -> list[Difference]:
+    found = [result.difference for line in summary.lines for result in line.results.values()]
+    return [difference for difference in found if difference is not None]
+
+
 def few_seeds_warning(summary: Summary) -> str:
     """What must be said of bootstrap intervals over few seeds, as the end of a sentence."""
-    found = [result.difference for line in summary.lines for result in line.results.values()]
-    seeds = min((difference.pairs for difference in found if difference is not None), default=0)
+    seeds = min((difference.pairs for difference in _differences(summary)), default=0)
     if seeds >= FEW_SEEDS:
         return ""
     return f", and with {seeds} seed{'' if seeds == 1 else 's'} such intervals are narrower than they should be"

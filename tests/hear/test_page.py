@@ -194,6 +194,10 @@ def test_the_answer_counts_many_tasks() -> None:
     first_sentence, _ = answer(many)
     assert first_sentence.startswith("b has the best mean on 4 of 6 tasks; the 95 % interval of its difference from a")
     assert "excludes 0 on 4 of these" in first_sentence
+    few = dataclasses.replace(APART, pairs=1)
+    other = dataclasses.replace(other, results=dict.fromkeys(other.results, result(0.6, difference=few)))
+    first_sentence, _ = answer(dataclasses.replace(many, lines=(first, other)))
+    assert first_sentence.endswith("; there are too few seeds for intervals of its differences from a.")
 
 
 def one_axis(count: int, tasks: tuple[str, ...] = ("x",), value: float = 0.5, seeds: int = 1) -> Summary:

@@ -1,6 +1,7 @@
 """The table of a plan as Markdown and LaTeX, and its scores in long form."""
 
 import csv
+import dataclasses
 import math
 import re
 import sys
@@ -13,7 +14,7 @@ from asda_core.statistics import mean_interval
 from asda_hear.reporting.comparing import Difference, Interval
 from asda_hear.reporting.latex import latex, narrow, to_latex
 from asda_hear.reporting.summary import Effect, Line, Summary, TaskResult
-from asda_hear.reporting.tables import make_grid, number, p_text, short_names, to_markdown
+from asda_hear.reporting.tables import make_grid, number, p_text, score_cell, short_names, to_markdown
 from asda_hear.reporting.tidy import tidy_rows, write_tidy
 
 NASTY = '50 % of a|b & c_d #1 {x} $y$ ~ ^ \\ <script>alert(1)</script> *s* "q"'
@@ -92,6 +93,34 @@ def test_markdown_says_what_the_numbers_say() -> None:
 def test_one_seed_has_no_intervals() -> None:
     assert "±" not in to_markdown(summary(seeds=1))
     assert "scriptstyle\\pm" not in to_latex(summary(seeds=1))
+
+
+@pytest.mark.parametrize(("pairs", "over"), [(1, "over folds;"), (2, "over seeds and folds;")])
+def test_too_few_seeds_mark_nothing(pairs: int, over: str) -> None:
+    """The legend explains no mark that cannot be there."""
+    whole = summary(seeds=pairs)
+    apart = dataclasses.replace(APART, pairs=pairs)
+    lines = tuple(
+        dataclasses.replace(
+            each,
+            results={
+                task: dataclasses.replace(found, difference=found.difference and apart)
+                for task, found in each.results.items()
+            },
+        )
+        for each in whole.lines
+    )
+    text = to_markdown(dataclasses.replace(whole, lines=lines))
+    assert "+0.100 [+0.050, +0.150] |" in text
+    assert f"95 % interval {over} none is marked below 3 seeds, and with {pairs} seed" in text
+    assert "†" not in text
+    assert "†" in to_markdown(summary())
+
+
+def test_a_mean_and_its_half_have_as_many_digits() -> None:
+    found = [score_cell(mean_interval(values)) for values in ([0.5, 0.5], [50.0, 51.0], [2e3, 2e3], [math.nan] * 2)]
+    assert [(cell.text, cell.half) for cell in found] == [("0.500", "0.000"), ("50.5", "6.4"), ("2,000", "0"), ("nan", "")]
+    assert score_cell(mean_interval([0.5])).half == ""
 
 
 def test_trained_parameters_stand_where_they_differ() -> None:
