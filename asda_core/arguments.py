@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import get_args
 
-from asda_core.command_line import folder
+from asda_core.command_line import output_folder
 from asda_core.compute import AUTO, Precision
 from asda_core.data.pack_options import PackFormat, PackOptions
 from asda_core.labelled.examples import TEST, TRAIN_VALID_TEST
@@ -28,7 +28,7 @@ FAMILIES = ("mixer", "front-end", "objective", "adapter")
 def folder_or_array(text: str) -> Path:
     """What argparse calls for the place of embeddings: a folder, or a file in one."""
     path = Path(text)
-    folder(str(path.parent) if path.suffix.lower() in ARRAY_SUFFIXES else text)
+    output_folder(str(path.parent) if path.suffix.lower() in ARRAY_SUFFIXES else text)
     return path
 
 
@@ -38,7 +38,7 @@ def add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, nargs="+", help="folders, manifests, audio files or shards; stream:, pipe:"
     )
-    parser.add_argument("--out", type=folder, help="run folder (default: runs/CONFIG-SIGNATURE)")
+    parser.add_argument("--out", type=output_folder, help="run folder (default: runs/CONFIG-SIGNATURE)")
     parser.add_argument("--init", type=Path, help="checkpoint to begin with, ours or a released one (default: random)")
     parser.add_argument("--device", default=AUTO, help=DEVICE_HELP)
     add_changes(parser)
@@ -55,7 +55,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     usual = PackOptions()
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
-    parser.add_argument("--out", required=True, type=folder, metavar="FOLDER", help="where the shards go")
+    parser.add_argument("--out", required=True, type=output_folder, metavar="FOLDER", help="where the shards go")
     parser.add_argument("--labelled", action="store_true", help=LABELLED_HELP)
     parser.add_argument("--rate", type=int, default=usual.rate, help="in Hz (default: 16000)")
     parser.add_argument("--format", choices=get_args(PackFormat), default=usual.format, help=FORMAT_HELP)
@@ -106,7 +106,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--continual", action="store_true", help="learn the tasks in turn: what is forgotten, by adapters and by full"
     )
-    parser.add_argument("--out", type=folder, help="folder of the runs and tables (default: runs/RECIPE-DATA)")
+    parser.add_argument("--out", type=output_folder, help="folder of the runs and tables (default: runs/RECIPE-DATA)")
     parser.add_argument(
         "--modes",
         nargs="+",
@@ -126,7 +126,9 @@ def add_test(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, help="labelled audio, as of asda finetune")
     parser.add_argument("--part", choices=PARTS, default=TEST, help="which split; all takes every clip")
     parser.add_argument("--fold", help="of data with folds: the one to test")
-    parser.add_argument("--out", type=folder, help="folder for predictions, tables and pictures (default: runs/test-...)")
+    parser.add_argument(
+        "--out", type=output_folder, help="folder for predictions, tables and pictures (default: runs/test-...)"
+    )
     parser.add_argument(
         "--compat",
         choices=["default", "released"],
@@ -140,7 +142,9 @@ def add_test(parser: argparse.ArgumentParser) -> None:
 def add_embed(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda embed`."""
     parser.add_argument("sources", nargs="+", type=Path, metavar="IN", help="folders, manifests or audio files")
-    parser.add_argument("--out", required=True, type=folder_or_array, help="folder; or FILE.npy, FILE.safetensors for one sound")
+    parser.add_argument(
+        "--out", required=True, type=folder_or_array, help="folder; or FILE.npy, FILE.safetensors for one sound"
+    )
     parser.add_argument(
         "--granularity",
         choices=["all", "frame", "utterance"],
@@ -192,7 +196,7 @@ def add_new_plugin(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda new-plugin`."""
     parser.add_argument("name", metavar="NAME", help="what configs will say, as in linear or my-linear")
     parser.add_argument("--family", choices=FAMILIES, default="mixer", help="(default: mixer)")
-    parser.add_argument("--into", type=folder, default=Path(), metavar="FOLDER", help="default: the current one")
+    parser.add_argument("--into", type=output_folder, default=Path(), metavar="FOLDER", help="default: the current one")
     parser.set_defaults(run="asda_core.new_plugin:run_new_plugin")
 
 

@@ -188,8 +188,8 @@ def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:
         raise ConfigError(f"data.clip_seconds {seconds:g}: {error}") from None
     if not all(sizes.grid(num_bins, num_frames)):
         raise ConfigError(
-            f"clips of {num_frames} frames and {num_bins} bins (data.clip_seconds {seconds:g}, front_end) hold no patch "
-            f"of {sizes.patch_frames} frames and {sizes.patch_bins} bins (encoder.patch_frames, encoder.patch_bins)."
+            f"clips of {num_frames} frames and {num_bins} bins (data.clip_seconds {seconds:g}, front_end) hold no "
+            f"patch of {sizes.patch_frames} frames and {sizes.patch_bins} bins (encoder.patch_frames, patch_bins)."
         )
 
 

@@ -25,7 +25,7 @@ def named(function: str) -> Callable[..., Any]:
     return found
 
 
-def folder(text: str) -> Path:
+def output_folder(text: str) -> Path:
     """What argparse calls for a folder to write to, which need not be there.
 
     Raises:

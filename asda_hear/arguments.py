@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from asda_core.command_line import folder
+from asda_core.command_line import output_folder
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.workers import Shard, read_shard
 from asda_hear.names import MEAN
@@ -21,7 +21,7 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     build = commands.add_parser("build", help="from a folder per class, or from a CSV and a folder of audio")
     build.add_argument("name", help="name of the task, as in esc10")
     build.add_argument("audio", type=Path, help="folder per class, or with --csv the folder of the files it names")
-    build.add_argument("--out", type=folder, required=True, help="folder of tasks")
+    build.add_argument("--out", type=output_folder, required=True, help="folder of tasks")
     build.add_argument("--csv", type=Path, help="table with a header")
     build.add_argument("--file-column", default="filename", help="of --csv (default: filename)")
     build.add_argument("--label-column", default="label", help="several labels are separated by ; (default: label)")
@@ -49,9 +49,9 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
 def add_ablate(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear ablate`."""
     parser.add_argument("plan", type=Path, help="YAML, or the name of one of the package, as in ablations/mixers")
-    parser.add_argument("--out", type=folder, help="folder of the tables and the page (default: results/PLAN)")
+    parser.add_argument("--out", type=output_folder, help="folder of the tables and the page (default: results/PLAN)")
     parser.add_argument(
-        "--store", type=folder, help="folder of trainings and scores, which plans may share (default: --out)"
+        "--store", type=output_folder, help="folder of trainings and scores, which plans may share (default: --out)"
     )
     parser.add_argument("--dry-run", action="store_true", help="list the cells, what is done, and what the rest takes")
     parser.add_argument("--report", action="store_true", help="run nothing: tables and page of what is there")
@@ -101,5 +101,5 @@ def add_look(parser: argparse.ArgumentParser) -> None:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear demo`."""
-    parser.add_argument("--out", type=folder, default=Path("demo"), help="folder (default: demo)")
+    parser.add_argument("--out", type=output_folder, default=Path("demo"), help="folder (default: demo)")
     parser.set_defaults(run="asda_hear.demo:run_command")

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from asda_core.command_line import folder
+from asda_core.command_line import output_folder
 from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError, TaskError
 from asda_core.locating import MODEL_FILE, STEP_FOLDERS
@@ -37,7 +37,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--out",
-        type=folder,
+        type=output_folder,
         default=Path("results/evaluate"),
         help="results; tables hold all its models of this search (default: results/evaluate)",
     )

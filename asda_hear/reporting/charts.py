@@ -156,9 +156,7 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
         scores_in_view(panel, task not in summary.measured)
     for panel in list(panels)[len(tasks) :]:
         panel.set_axis_off()
-    caption = (
-        "Each label averaged over all other axes: mean and 95 % interval over seeds. Hollow, with the dashed line: "
-    )
+    caption = f"Each label averaged over all other axes: the mean{summary.around_means}. Hollow, with the dashed line: "
     caption += f"the first label; {EXCLUDES_ZERO} the interval of the paired difference from it excludes 0."
     return chart(f"effect-{list(summary.axes).index(axis)}", f"Effect of {axis}", caption, picture)
 
@@ -175,9 +173,7 @@ def _score_chart(summary: Summary, task: str) -> Chart:
     _name_rows(axes, [short_name(line) + marks[line == summary.reference] for line in lines])
     axes.set_xlabel(_scale_name(summary, task))
     scores_in_view(axes, task not in summary.measured)
-    caption = (
-        "Small: each fold, seeds one above the other. Large, below them: the mean, with its 95 % interval over seeds."
-    )
+    caption = f"Small: each fold, seeds one above the other. Large, below them: the mean{summary.around_means}."
     return chart(f"scores-{list(summary.tasks).index(task)}", short_names(summary.tasks)[task], caption, picture)
 
 
@@ -206,7 +202,7 @@ def _cost_chart(summary: Summary, cost: str) -> Chart:
     for panel in panels[len(summary.tasks) :]:
         panel.set_axis_off()
     _legend(picture)
-    caption = f"Mean with its 95 % interval over seeds; cost: median. Dotted: baselines.{_grey(summary, looks)}"
+    caption = f"The mean{summary.around_means}; cost: median. Dotted: baselines.{_grey(summary, looks)}"
     return chart(f"cost-{cost.replace(' ', '-')}", f"Score against {cost}", caption, picture)
 
 

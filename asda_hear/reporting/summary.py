@@ -112,3 +112,9 @@ class Summary:
     def measured(self) -> frozenset[str]:
         """Tasks that are no scores between 0 and 1."""
         return self.lower_is_better | self.neutral
+
+    @property
+    def around_means(self) -> str:
+        """What charts have around a mean, to stand behind the word."""
+        several = any(result.estimate.count > 1 for line in self.lines for result in line.results.values())
+        return " with its 95 % interval over seeds" if several else " of one seed, without an interval"

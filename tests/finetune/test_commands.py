@@ -114,7 +114,8 @@ def test_clips_of_the_training_are_not_tested_in_silence(place: Path, capsys: py
     ):
         assert main(["test", str(run), "--data", "tones/tones.csv", "--out", "tested", *words]) == 0
         told = capsys.readouterr().err
-        assert warned in told and ("warning: " in told) == bool(warned), words
+        assert warned in told, words
+        assert ("warning: " in told) == bool(warned), words
     (place / "tones" / "tones.csv").rename(place / "tones" / "others.csv")
     assert main(["test", str(run), "--data", "tones/others.csv", "--part", "all", "--out", "tested"]) == 0
     assert "warning" not in capsys.readouterr().err
