@@ -92,7 +92,8 @@ def pack(
         OSError: the disk is full, say.
     """
     with alone_in(folder, LOCK_FILE, "packs into"):
-        _claim(files, folder, options, about or {}, beside or {})
+        told = {"files": len(files), "data": _digest(list_identity(files)), "content": _content(files, jobs, progress)}
+        _claim(files, folder, {**told, **asdict(options)}, options.name, about or {}, beside or {})
         _write_shards(files, folder, options, jobs, progress, about or {})
         return _report(folder, options)
 
@@ -100,18 +101,17 @@ def pack(
 def _claim(
     files: Sequence[Path],
     folder: Path,
-    options: PackOptions,
+    wanted: dict[str, Any],
+    name: str,
     about: Mapping[Path, Facts],
     beside: Mapping[str, str],
 ) -> None:
     """Note down what the folder holds; refuse one that holds something else."""
-    told = {"files": len(files), "data": _digest(list_identity(files)), "content": _digest([*map(_ends, files)])}
-    wanted = {**told, **asdict(options)}
     if about or beside:
         wanted["about"] = _digest([[about.get(file) for file in files], dict(beside)])
     file = folder / PACK_FILE
     if not file.exists():
-        if (folder / shard_name(options.name, 0)).exists():
+        if (folder / shard_name(name, 0)).exists():
             raise ConfigError(f"{folder} holds shards but no {PACK_FILE}; give another folder or --name.")
         for name, text in beside.items():
             write_text(folder / name, text)
@@ -126,6 +126,16 @@ def _claim(
     other = [f"{key}: {known.get(key)!r}, now {wanted.get(key)!r}" for key in keys if known.get(key) != wanted.get(key)]
     if other:
         raise ConfigError(f"{folder} holds another pack ({'; '.join(other)}); give another folder.")
+
+
+def _content(files: Sequence[Path], jobs: int, progress: bool) -> str:
+    """Digest of what can be told of all sounds without decoding them."""
+    with tqdm(total=len(files), unit="file", disable=not progress, desc="looking", leave=False) as bar:
+        found = []
+        for _, ends in in_order(_ends, files, jobs):
+            found.append(ends)
+            bar.update()
+    return _digest(found)
 
 
 def _ends(file: Path) -> str:
