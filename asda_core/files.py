@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from asda_core.locating import HUGGING_FACE_CONFIG
+
 DIGEST_DIGITS = 16
 LONGEST_NAME = 249
 """Bytes of a name that leave room for what stands around it: file systems take 255."""
@@ -81,6 +83,18 @@ def file_digest(file: Path) -> str:
     """Digest of a file's content."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:DIGEST_DIGITS]
+
+
+def beside_model(file: Path) -> Path | None:
+    """The config beside the file of a foreign model, which says what no tensor shows; None where there is none."""
+    beside = file.with_name(HUGGING_FACE_CONFIG)
+    return beside if beside.is_file() else None
+
+
+def model_digest(file: Path) -> str:
+    """Digest of all that a model is read from: its file, and the config beside it."""
+    beside = beside_model(file)
+    return file_digest(file) + ("" if beside is None else f"+{file_digest(beside)}")
 
 
 def sync(path: Path) -> None:

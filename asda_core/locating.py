@@ -8,6 +8,8 @@ from asda_core.errors import CheckpointError
 MODEL_FILE = "model.safetensors"
 BARE_STATE_FILE = "pytorch_model.bin"
 """What a Hugging Face folder may hold in the place of `model.safetensors`."""
+HUGGING_FACE_CONFIG = "config.json"
+"""What a Hugging Face folder has beside its weights."""
 STEP_FOLDERS = "step-*"
 STEP_NAME = re.compile(r"step-(\d{8,})")
 

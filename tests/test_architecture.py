@@ -42,10 +42,10 @@ CORE_ORDER = (
 
 HEAR_ORDER = (
     "names", "finding", "pooling", "model", "api", "evaluate.scores", "evaluate.search", "evaluate.identity",
-    "evaluate.compat", "evaluate.tasks", "evaluate.labels", "evaluate.items", "evaluate.leaderboard",
-    "evaluate.standing", "evaluate.runner", "evaluate.pairs", "evaluate.scoring", "evaluate.commands",
-    "evaluate.task_commands", "evaluate.validating", "looking.clip", "looking.places", "looking.measures",
-    "looking.noise", "looking.noise_attention", "looking.view", "looking.drawing", "looking.page",
+    "evaluate.compat", "evaluate.tasks", "evaluate.resampling", "evaluate.labels", "evaluate.items",
+    "evaluate.leaderboard", "evaluate.standing", "evaluate.runner", "evaluate.pairs", "evaluate.scoring",
+    "evaluate.commands", "evaluate.task_commands", "evaluate.validating", "looking.clip", "looking.places",
+    "looking.measures", "looking.noise", "looking.noise_attention", "looking.view", "looking.drawing", "looking.page",
     "looking.commands", "ablation.size", "ablation.environment", "ablation.measuring", "ablation.settings",
     "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run", "ablation.many", "ablation.estimate",
     "reporting.comparing", "reporting.summary", "reporting.notes", "reporting.summarising", "reporting.tables",

@@ -12,7 +12,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config_io import CONFIG_SUFFIXES, find_config, load_run_config, signature
 from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
-from asda_core.files import file_digest
+from asda_core.files import model_digest
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import PREDICTIONS, interval_over_folds, load_predictions, pooled, write_evaluation
 from asda_core.finetune.recipes import recipe_for
@@ -73,7 +73,7 @@ def read_start(path: str) -> tuple[Start, str]:
     if not Path(path).exists():
         raise CheckpointError(f"no checkpoint or config at {path}.")
     checkpoint = read_model(Path(path))
-    return checkpoint, file_digest(checkpoint.file)
+    return checkpoint, model_digest(checkpoint.file)
 
 
 def named_starts(given: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, meta
 from asda_core.config import Padding
 from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
-from asda_core.files import file_digest
+from asda_core.files import model_digest
 from asda_core.inference.classifying import class_names, probabilities, read_labels
 from asda_core.inference.embedding import embed_files, open_sound, output_names
 from asda_core.inference.indexing import EmbedJob
@@ -43,7 +43,7 @@ def run_embed(parsed: argparse.Namespace) -> None:
     checkpoint, options = _read(parsed)
     listener = _listener(checkpoint, options, parsed.device)
     job = EmbedJob(
-        checkpoint=f"{checkpoint.file.name} {file_digest(checkpoint.file)} {parsed.weights}",
+        checkpoint=f"{checkpoint.file.name} {model_digest(checkpoint.file)} {parsed.weights}",
         granularity=parsed.granularity or ("frame" if listener.encoder.class_token is None else "all"),
         format=suffix,
         listening=asdict(options),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asda_core.checkpoint import FORMAT, Checkpoint, Weights, read_checkpoint, read_tensors
 from asda_core.errors import CheckpointError, ConfigError
+from asda_core.files import beside_model
 from asda_core.locating import locate
 from asda_core.official.eat import (
     NUM_BINS,
@@ -28,7 +29,6 @@ from asda_core.official.told import classifier_config, not_reproduced, pretraini
 
 TEACHER = "_ema"
 """Where a released pre-training state keeps the teacher."""
-HUGGING_FACE_CONFIG = "config.json"
 STRANGE = (
     ArithmeticError,
     AssertionError,
@@ -79,8 +79,8 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
     tensors, metadata = read_tensors(file)
     if metadata.get("format") == FORMAT:
         return read_checkpoint(file, weights)
-    beside = file.with_name(HUGGING_FACE_CONFIG)
-    return convert(Contents(file, tensors, {}, {}, _json(beside) if beside.is_file() else {}, {}), weights)
+    beside = beside_model(file)
+    return convert(Contents(file, tensors, {}, {}, {} if beside is None else _json(beside), {}), weights)
 
 
 def convert(contents: Contents, weights: Weights) -> Checkpoint:
@@ -167,8 +167,8 @@ def _fairseq(file: Path) -> Contents:
     teacher = _tensors(told(state, TEACHER) or {}, file, set())
     labels = plain(told(whole, "task_state", "labels"))
     stored = plain(whole.get("cfg")) or {"model": plain(whole.get("args")) or {}}
-    beside = file.with_name(HUGGING_FACE_CONFIG)
-    config = _json(beside) if "model" not in whole and beside.is_file() else {}
+    beside = beside_model(file)
+    config = {} if "model" in whole or beside is None else _json(beside)
     history = whole.get("optimizer_history")
     updates = told(history[-1], "num_updates") if isinstance(history, list) and history else None
     return Contents(

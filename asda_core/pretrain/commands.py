@@ -11,7 +11,7 @@ from asda_core.catalog import installed_catalog
 from asda_core.changing import changed, config_of
 from asda_core.config_io import signature
 from asda_core.data.sources import find_training, is_stream, list_identity
-from asda_core.files import file_digest
+from asda_core.files import model_digest
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import launched
@@ -28,7 +28,7 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     init = read_model(parsed.init) if parsed.init else None
     identity: dict[str, Any] = {"data": list_identity(files)}
     if init is not None:
-        identity["init"] = file_digest(init.file)
+        identity["init"] = model_digest(init.file)
         takes = "with its objective" if holds_objective(init) else "with a new objective"
         if processes.first:
             print(f"{init.report}\nbegins with the encoder of {init.file}, {takes}.".lstrip(), file=sys.stderr)

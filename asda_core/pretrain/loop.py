@@ -33,7 +33,7 @@ from asda_core.config_io import signature, to_yaml
 from asda_core.data.sources import AudioList
 from asda_core.data.stream_batches import open_clips
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
-from asda_core.files import DIGEST_DIGITS, file_digest, write_text
+from asda_core.files import DIGEST_DIGITS, model_digest, write_text
 from asda_core.filling import fill_features
 from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.model.processor import exact_products
@@ -113,7 +113,7 @@ def pretrain(
         AsdaError: the loss is no longer finite, or another process has gone.
     """
     parts = _built(config, catalog, init)  # what is refused leaves no folder behind
-    data = list_digest(files) if init is None else f"{list_digest(files)} from {file_digest(init.file)}"
+    data = list_digest(files) if init is None else f"{list_digest(files)} from {model_digest(init.file)}"
     place, final = own_device(device, processes), folder / MODEL_FILE
     held = alone_in(folder, LOCK_FILE, "trains in") if processes.first else nullcontext()
     with joined(processes, place), held:

@@ -35,7 +35,7 @@ from asda_core.config_io import (
     with_value,
 )
 from asda_core.errors import ConfigError, unknown
-from asda_core.files import file_digest
+from asda_core.files import model_digest
 from asda_core.locating import locate
 from asda_hear.ablation.measuring import NoiseMeasure
 from asda_hear.ablation.settings import PlanConfig
@@ -158,7 +158,7 @@ class _Start:
             else:
                 plain = with_change(plain, key, value)
         begins = None if init is None else locate(self.file.parent / init)
-        more = {} if begins is None else {"init": file_digest(begins)}
+        more = {} if begins is None else {"init": model_digest(begins)}
         pooling = {"scene_pooling": USUAL_POOLING, "timestamp_pooling": USUAL_POOLING}  # no cell is the package's model
         usual = {**to_plain(HearOptions()), **pooling}
         found = []

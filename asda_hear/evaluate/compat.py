@@ -9,6 +9,7 @@ What is mended, each only inside `hear_tools()`, and put back after it:
 | event tasks (KeyError) | it sets `fit_loop.current_epoch`, gone since lightning 1.6 | a property that sets it |
 | NVML device names | they became text | not decoded again |
 | `numpy.Inf` | gone since NumPy 2.0 | put back |
+| labels such as `01`, `NA`, `true` (KeyError) | pandas takes them for numbers, nothing, truth values | read as text |
 
 Beside that: `ResumableTrainer`, with which a task that was interrupted does not train again what it had trained.
 """
@@ -18,10 +19,13 @@ import importlib.machinery
 import importlib.util
 import json
 import logging
+import pickle
 import random
 import sys
 import types
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,10 +38,16 @@ import torch
 from asda_core.errors import AsdaError
 from asda_core.files import write_text, write_whole
 from asda_hear.evaluate.identity import read_stamp
+from asda_hear.evaluate.search import VOCABULARY_FILE
 
 INSTALL = 'pip install ".[hear]" && pip install --no-deps heareval==2021.1.3 hearvalidator==2021.0.2'
 """How to get the tools; heareval's own pins cannot be met on Python 3.11."""
 RESUME_FOLDER = "trainings"
+DAMAGED = (
+    OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+"""What reading a missing, cut off or changed file of a training raises."""
 CURRENT_EPOCH = property(
     lambda loop: loop.epoch_progress.current.completed,
     lambda loop, epoch: setattr(loop.epoch_progress.current, "completed", epoch),
@@ -70,6 +80,7 @@ def hear_tools() -> Iterator[None]:
             mock.patch.object(loop, "current_epoch", CURRENT_EPOCH, create=True),
             mock.patch.object(memory, "device_name", device_name),
             mock.patch.object(predictions, "pl", _with_trainer(lightning)),
+            mock.patch.object(predictions, "label_vocab_nlabels", _vocabulary),
             torch.serialization.safe_globals(allowed),
             _quiet("pytorch_lightning"),  # importing it has set its level
             _quiet("lightning_fabric"),
@@ -219,12 +230,22 @@ def _with_trainer(lightning: types.ModuleType) -> types.SimpleNamespace:
     return types.SimpleNamespace(**{**names, "Trainer": ResumableTrainer})
 
 
+def _vocabulary(folder: Path) -> tuple[Any, int]:
+    """Numbers and labels of a task as heareval wants them, and how many there are."""
+    pandas = importlib.import_module("pandas")
+    labels = pandas.read_csv(folder / VOCABULARY_FILE, dtype={"label": str}, keep_default_na=False)
+    return labels, len(labels)
+
+
 def _read_training(file: Path) -> dict[str, Any] | None:
-    """A finished training, if its best model is still there."""
-    if not file.exists():
+    """A finished training, if its best model is still there; what is damaged is made again."""
+    try:
+        kept: dict[str, Any] = torch.load(file, weights_only=True)
+        with zipfile.ZipFile(kept["model_path"]) as archive:
+            broken = archive.testzip()
+    except DAMAGED:
         return None
-    kept: dict[str, Any] = torch.load(file, weights_only=True)
-    return kept if Path(kept["model_path"]).exists() else None
+    return None if broken else kept
 
 
 def _keep_training(file: Path, trainer: Any, model: Any) -> None:

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from asda_core.files import file_digest
+from asda_core.files import beside_model, file_digest
 from asda_core.locating import locate
 from asda_hear.evaluate.scores import SCORE_FILE
 from asda_hear.evaluate.search import USUAL_SEED, VOCABULARY_FILE, EvaluationConfig
@@ -26,12 +26,12 @@ TEXT_FILES = (".json", ".csv")
 
 
 def weights_identity(model: str) -> str:
-    """What a model's embeddings depend on: its name, or the content of its checkpoint or config."""
+    """What a model's embeddings depend on: its name, or the content of its files."""
     if model == LOG_MEL:
         return LOG_MEL
     file = locate(find_model(model))
-    facts = file.stat()
-    return _digest(file, facts.st_size, facts.st_mtime_ns)
+    beside = beside_model(file)
+    return "+".join(_digest(each, each.stat().st_size, each.stat().st_mtime_ns) for each in (file, beside) if each)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,6 +1,7 @@
 """Where labels and splits come from: a folder per class, or a CSV."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def clips_from_folders(root: Path) -> list[Clip]:
         TaskError: audio lies outside a class folder, or some but not all of the folders are splits.
     """
     clips = []
-    presplit = root.is_dir() and are_splits({path.name for path in root.iterdir() if path.is_dir()}, str(root))
+    presplit = root.is_dir() and _has_splits(root)
     for file in find_audio(root):
         parts = file.relative_to(root).parts
         if len(parts) != 2 + presplit:
@@ -62,11 +63,22 @@ def clips_from_folders(root: Path) -> list[Clip]:
     return clips
 
 
+def _has_splits(root: Path) -> bool:
+    """Whether the folders below are train, valid and test; hidden ones do not count. Errors as of `are_splits`."""
+    names = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    like_splits = names & SPLIT_NAMES.keys()
+    if len(like_splits) == 1 < len(names):  # ESC-50 has a class "train"
+        print(f"{root / like_splits.pop()} is taken for a class, as the folders beside it are.", file=sys.stderr)
+        return False
+    return are_splits(names, str(root))
+
+
 def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingType) -> list[Clip]:
     """Clips of a CSV with a header; a clip of an event task may stand in several rows, or in one without label.
 
     Raises:
-        TaskError: a column is missing, a number is none, or a clip has two splits.
+        TaskError: a column is missing, a row has more values than columns, a number is none, an event begins before its
+            clip, or a clip has two splits or none.
     """
     names, rows = read_table(table)
     needed = [columns.file, columns.label, *([columns.split] if columns.split else [])]
@@ -75,8 +87,13 @@ def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingTy
         if name not in names:
             raise TaskError(f"{table}: {unknown('column', name, names)}")
     clips: dict[str, Clip] = {}
-    for number, row, _ in rows:
-        name, split = row[columns.file], row[columns.split] if columns.split else NO_SPLIT
+    for number, row, surplus in rows:
+        if any(surplus):
+            more = f"more values than columns ({surplus[0]!r})"
+            raise TaskError(f"{table} line {number} has {more}: quote labels that have commas.")
+        name, split = row[columns.file], row[columns.split].strip() if columns.split else NO_SPLIT
+        if columns.split and not split:
+            raise TaskError(f"{table} line {number}: {name} has nothing in the column {columns.split!r}.")
         clip = clips.get(name, Clip(audio / name, split))
         if clip.split != split:
             raise TaskError(f"{table} line {number}: {name} is in the splits {clip.split!r} and {split!r}.")
@@ -97,6 +114,8 @@ def _event(row: Mapping[str, str], columns: Columns, label: str, where: str) -> 
         start = end = math.nan
     if not (math.isfinite(start) and math.isfinite(end)):
         raise TaskError(f"{where}: {columns.start} and {columns.end} must be seconds.")
+    if start < 0:
+        raise TaskError(f"{where}: {columns.start} is {start:g} s, before the clip begins.")
     return Event(label, start * MILLISECONDS, end * MILLISECONDS)
 
 

@@ -31,13 +31,18 @@ from asda_hear.evaluate.identity import (
     weights_identity,
 )
 from asda_hear.evaluate.items import keep_items
+from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.scores import TaskScore, read_task_score
 from asda_hear.evaluate.search import EvaluationConfig, read_metadata
-from asda_hear.evaluate.tasks import resample_task
 
 MODULE = "asda_hear"
 SECONDS_FILE = "seconds.json"
 """What a task has taken: `embedding` and `prediction`."""
+SIZES_FILE = "embedding-files.json"
+"""How many bytes each of heareval's files of embeddings had, so that one that was cut off is made again."""
+EMBEDDING_FILES = (
+    "*.embeddings.npy", "*.target-labels.pkl", "*.embedding-dimensions.json", "*.filename-timestamps.json",
+)  # fmt: skip
 COPY_STAMP = ".source"
 """What a task at another rate was made from."""
 
@@ -104,16 +109,19 @@ class Evaluation:
         self.out.mkdir(parents=True, exist_ok=True)
         with _threads(self.config.threads), (self.out / "heareval.log").open("a") as log:
             spent = read_stamp(folder / SECONDS_FILE) or {}
-            if read_stamp(folder / SOURCE_STAMP) != source:
+            whole = read_stamp(folder / SIZES_FILE) in (None, _sizes(folder))
+            if not whole or read_stamp(folder / SOURCE_STAMP) != source:
                 started = time.monotonic()
                 self._embedding = self._embedding or _load(self.model, self.options, log)
                 identity = identity_at(task, self._embedding.sample_rate)
                 source, search = self._stamps(identity)
                 audio = _at_rate(task, self._embedding.sample_rate, self.cache, identity, self.progress)
                 _embed(self._embedding, audio, folder, log, self.progress)
+                write_text(folder / SIZES_FILE, json.dumps(_sizes(folder)))
                 write_text(folder / SOURCE_STAMP, json.dumps(source))
                 spent = {"embedding": time.monotonic() - started}
             started = time.monotonic()
+            (folder / SEARCH_STAMP).unlink(missing_ok=True)  # scores of another search would pass for those of this one
             _predict(folder, self.config, search, log, self.progress)
             keep_items(folder)
             write_text(folder / SECONDS_FILE, json.dumps({**spent, "prediction": time.monotonic() - started}))
@@ -155,6 +163,11 @@ def _embed(embedding: Any, task: Path, folder: Path, log: TextIO, progress: bool
     bar = functools.partial(tqdm, desc=f"embedding {task.name}", disable=not progress, file=sys.stderr, leave=False)
     with mock.patch.object(embeddings, "tqdm", bar), _into(log):
         embeddings.task_embeddings(embedding, task, folder)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Name -> bytes of what heareval keeps of embeddings."""
+    return {file.name: file.stat().st_size for pattern in EMBEDDING_FILES for file in sorted(folder.glob(pattern))}
 
 
 def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log: TextIO, progress: bool) -> None:

@@ -177,5 +177,5 @@ def _check_answer(where: str, answer: Sequence[Any], metadata: Mapping[str, Any]
         raise TaskError(f"{where}: {unknown('label', str(strange[0]), labels)}")
     if not events and metadata["prediction_type"] == "multiclass" and len(names) != 1:
         raise TaskError(f"{where}: a multiclass task needs exactly one label, given {names}.")
-    if events and any(item["end"] < item["start"] for item in answer):
-        raise TaskError(f"{where}: an event ends before it starts.")
+    if events and any(item["end"] < item["start"] or item["start"] < 0 for item in answer):
+        raise TaskError(f"{where}: an event ends before it starts, or starts before the clip.")

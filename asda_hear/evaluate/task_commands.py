@@ -5,9 +5,10 @@ import argparse
 from asda_core.errors import TaskError
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
+from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.scores import METADATA_FILE
 from asda_hear.evaluate.search import check_task, find_tasks
-from asda_hear.evaluate.tasks import TaskConfig, build_task, resample_task
+from asda_hear.evaluate.tasks import TaskConfig, build_task
 
 
 def run_build(parsed: argparse.Namespace) -> None:

@@ -30,6 +30,8 @@ from asda_hear.evaluate.search import VOCABULARY_FILE, check_splits, check_task
 EmbeddingType = Literal["scene", "event"]
 PredictionType = Literal["multiclass", "multilabel"]
 MILLISECONDS = 1000.0
+LEAST_RATE = 1000
+"""In Hz: what is below is no rate of audio, but a slip, as kHz for Hz."""
 METRICS = {
     ("scene", "multiclass"): ("top1_acc",),
     ("scene", "multilabel"): ("mAP", "d_prime", "aucroc"),
@@ -93,8 +95,8 @@ class TaskConfig:
         for part in (self.name, self.version, self.mode):
             if not part or part.startswith(".") or set(part) & set("/\\\0"):
                 raise TaskError(f"{part!r} cannot be part of a folder's name: name, version and mode of a task are.")
-        if not self.sample_rates or min(self.sample_rates) < 1:
-            raise TaskError(f"sample rates must be 1 Hz or more, given {list(self.sample_rates)}.")
+        if not self.sample_rates or min(self.sample_rates) < LEAST_RATE:
+            raise TaskError(f"sample rates must be {LEAST_RATE} Hz or more, given {list(self.sample_rates)}.")
         seconds = self.clip_seconds
         if seconds is not None and not (math.isfinite(seconds) and round(seconds * min(self.sample_rates)) > 0):
             raise TaskError(f"the length of clips must be a positive number of seconds, given {seconds}.")
@@ -235,16 +237,25 @@ def _write_audio(
         try:
             for rate in config.sample_rates:
                 audio = read_audio(clip.file, rate)
+                end_ms = len(audio) / rate * MILLISECONDS
                 if config.clip_seconds is not None:
                     audio = crop_or_pad(audio, round(config.clip_seconds * rate))
                 target = folder / str(rate) / split / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(target, audio.clamp(-1, 1).numpy(), rate, subtype="PCM_16")
-            written[split, name] = clip
         except AudioError as error:
             skipped.append(str(error))
+            continue
+        heard = tuple(event for event in clip.events if event.start_ms < end_ms)
+        written[split, name] = replace(clip, events=heard)
     if not written:
         raise TaskError(f"none of the {len(clips)} clips is readable. The first reasons: {'; '.join(skipped[:3])}")
+    before, after = (sum(len(each[key].events) for key in written) for each in (clips, written))
+    if before > after:
+        late = f"{before - after} of {before} events begin behind the end of their clips; times must be seconds"
+        if not after:
+            raise TaskError(f"{late}.")
+        skipped.append(late)
     return written, skipped
 
 
@@ -252,40 +263,3 @@ def _answer(clip: Clip, events: bool) -> list[Any]:
     if events:
         return [{"label": event.label, "start": event.start_ms, "end": event.end_ms} for event in clip.events]
     return list(clip.labels)
-
-
-def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bool = True) -> Path:
-    """Make audio at another rate, from the highest rate that is there; files that are there are not made again.
-
-    Args:
-        folder: the task.
-        rate: in Hz.
-        out: another task folder to write to, with everything but the audio copied; None adds to `folder` itself.
-        progress: whether to show a bar.
-
-    Returns:
-        the task folder that has the rate.
-
-    Raises:
-        TaskError: the task has no audio.
-    """
-    if not folder.is_dir():
-        raise TaskError(f"no task at {folder}.")
-    rates = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)
-    if not rates:
-        raise TaskError(f"{folder} has no audio to resample.")
-    files = sorted((folder / str(rates[0])).rglob("*.wav"))
-    final = out or folder
-    if final != folder:
-        final.mkdir(parents=True, exist_ok=True)
-        for file in folder.iterdir():
-            if file.is_file():
-                shutil.copy(file, final)
-    for file in tqdm(files, desc=f"{folder.name} {rate} Hz", unit="clip", disable=not progress):
-        target = final / str(rate) / file.relative_to(folder / str(rates[0]))
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_suffix(".part")
-            soundfile.write(part, read_audio(file, rate).clamp(-1, 1).numpy(), rate, subtype="PCM_16", format="WAV")
-            part.replace(target)
-    return final

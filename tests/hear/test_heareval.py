@@ -17,10 +17,11 @@ from asda_hear.cli import main
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate import compat, runner
 from asda_hear.evaluate.compat import Trainings, hear_tools
+from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.runner import evaluate
 from asda_hear.evaluate.scores import TaskScore, read_task_score, to_csv, to_json, to_markdown
 from asda_hear.evaluate.search import EvaluationConfig, find_tasks
-from asda_hear.evaluate.tasks import resample_task
+from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
 
 pytestmark = pytest.mark.heareval
 
@@ -183,6 +184,47 @@ def test_another_search_is_done_anew(tasks: Path, tmp_path: Path) -> None:
     assert json.loads(stamp.read_text())["grid_points"] == 2
     evaluate("log_mel", task, tmp_path, EvaluationConfig("faster", 1), progress=False)
     assert json.loads(stamp.read_text())["grid_points"] == 1
+
+
+def test_scores_without_their_stamp_are_nobodys(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between the scores of a second search and its stamp: they must not pass for those of the first."""
+    task, one, two = find_tasks(tasks, ["demo_pitch"]), QUICK, EvaluationConfig("faster", 2, seed=1)
+    first = evaluate("log_mel", task, tmp_path, one, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "keep_items", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate("log_mel", task, tmp_path, two, progress=False)
+    assert (tmp_path / task[0].name / "test.predicted-scores.json").exists()
+    assert not (tmp_path / task[0].name / "evaluation.json").exists()
+    assert results(evaluate("log_mel", task, tmp_path, one, progress=False)[0]) == results(first[0])
+
+
+def test_labels_that_look_like_something_else(tmp_path: Path) -> None:
+    """pandas, by which heareval reads them, takes these for 1, nothing and a truth value."""
+    rng = np.random.default_rng(0)
+    clips = []
+    for number in range(18):
+        soundfile.write(tmp_path / f"{number}.wav", rng.normal(size=8000) * 0.1 * (1 + number % 3), 16_000)
+        clips.append(Clip(tmp_path / f"{number}.wav", f"fold0{number // 6}", (("01", "NA", "true")[number % 3],)))
+    task = build_task(TaskConfig("t", clip_seconds=0.5), clips, tmp_path / "tasks", progress=False)
+    (score,) = evaluate("log_mel", [task], tmp_path / "out", EvaluationConfig("faster", 1), progress=False)
+    assert len(score.folds) == 3
+    assert score.score > 0.5  # the loudness tells the class; chance is 1 of 3
+
+
+@pytest.mark.parametrize("pattern", ["trainings/*.pt", "**/*.ckpt", "*.embeddings.npy", "*.target-labels.pkl"])
+def test_files_that_were_cut_off_are_made_again(tasks: Path, tmp_path: Path, pattern: str) -> None:
+    """As a full disk or a crash leaves them, of an evaluation that had not ended."""
+    task = find_tasks(tasks, ["demo_pitch"])
+    whole = evaluate("log_mel", task, tmp_path, QUICK, progress=False)
+    folder = tmp_path / task[0].name
+    (folder / "evaluation.json").unlink()
+    (folder / "test.predicted-scores.json").unlink()
+    found = list(folder.glob(pattern))
+    assert found
+    for file in found:
+        os.truncate(file, 30)
+    assert results(evaluate("log_mel", task, tmp_path, QUICK, progress=False)[0]) == results(whole[0])
 
 
 def test_other_weights_under_the_same_name_are_another_model(tasks: Path, tmp_path: Path) -> None:

@@ -7,11 +7,21 @@ from pathlib import Path
 import pytest
 
 from asda_core.errors import TaskError
-from asda_hear.evaluate.identity import SEARCH_STAMP, identity_at, is_scored, kept_identity, stamps, task_identity
+from asda_core.files import model_digest
+from asda_hear.evaluate.identity import (
+    SEARCH_STAMP,
+    identity_at,
+    is_scored,
+    kept_identity,
+    stamps,
+    task_identity,
+    weights_identity,
+)
+from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.runner import Evaluation, finished_scores
 from asda_hear.evaluate.scores import SCORE_FILE
 from asda_hear.evaluate.search import EvaluationConfig, find_tasks
-from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task, resample_task
+from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
 from tests.hear.test_tasks import write
 
 CONFIG = EvaluationConfig()
@@ -75,6 +85,18 @@ def test_another_content_does(task: Path, tmp_path: Path, file: str) -> None:
     resample_task(task, 16_000, progress=False)
     (task / file).write_bytes((task / file).read_bytes() + b" ")
     assert not is_kept(out, task)
+
+
+def test_the_config_beside_a_foreign_model_counts(tmp_path: Path) -> None:
+    """It says what no tensor shows, as the number of heads."""
+    (tmp_path / "model.safetensors").write_bytes(b"tensors")
+    alone = weights_identity(str(tmp_path))
+    found = set()
+    for text in ("{}", '{"num_heads": 8}'):
+        (tmp_path / "config.json").write_text(text)
+        found |= {weights_identity(str(tmp_path)), model_digest(tmp_path / "model.safetensors")}
+    assert len(found | {alone}) == 3
+    assert all(each.startswith(f"{alone}+") for each in found)
 
 
 def test_what_was_heard_counts(tmp_path: Path) -> None:

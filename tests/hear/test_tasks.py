@@ -13,8 +13,9 @@ import soundfile
 from asda_core.errors import TaskError
 from asda_hear.cli import main
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders, fold_names
+from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.search import check_task
-from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task, clip_names, resample_task
+from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task, clip_names
 
 
 def write(file: Path, seconds: float = 0.5, rate: int = 8_000) -> Path:
@@ -72,6 +73,26 @@ def test_folders_that_are_split_already(tmp_path: Path) -> None:
     write(tmp_path / "data" / "loose.wav")
     with pytest.raises(TaskError, match="not in a folder of its class"):
         clips_from_folders(tmp_path / "data")
+
+
+def test_hidden_folders_are_no_splits(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write(tmp_path / "data" / split / "cat" / f"{split}.wav")
+    (tmp_path / "data" / ".ipynb_checkpoints").mkdir()
+    assert {clip.split for clip in clips_from_folders(tmp_path / "data")} == {"train", "valid", "test"}
+
+
+def test_a_class_called_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog", "train"):
+        write(tmp_path / "data" / name / "a.wav")
+    assert {clip.labels for clip in clips_from_folders(tmp_path / "data")} == {("cat",), ("dog",), ("train",)}
+    assert "train is taken for a class, as the folders beside it are." in capsys.readouterr().err
+
+
+def test_a_clip_without_a_split(tmp_path: Path) -> None:
+    rows = table(tmp_path, "filename,label,fold\na.wav,x,1\nb.wav,x, \n")
+    with pytest.raises(TaskError, match="line 3: b.wav has nothing in the column 'fold'"):
+        clips_from_csv(rows, tmp_path, Columns(split="fold"), "scene")
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("train", "test"), ("train", "valid", "test", "extra")])
@@ -150,6 +171,8 @@ def test_csv_events_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("filename,label,start,end\na.wav,x,one,2\n", "line 2: start and end must be seconds"),
         ("filename,label,start,end\na.wav,x,nan,2\n", "line 2: start and end must be seconds"),
         ("filename,label,start,end\na.wav,x\n", "line 2: start and end must be seconds"),
+        ("filename,label,start,end\na.wav,x,-0.1,2\n", "line 2: start is -0.1 s, before the clip begins"),
+        ("filename,label,start,end\na.wav,rock, hard,1,2\n", "line 2 has more values than columns .'2'.: quote labels"),
     ],
 )
 def test_wrong_tables(tmp_path: Path, rows: str, message: str) -> None:
@@ -234,12 +257,42 @@ def test_resample(tmp_path: Path) -> None:
     assert soundfile.info(folder / "16000" / "fold00" / "a.wav").samplerate == 16_000
 
 
+def test_a_stopped_resampling_goes_on_and_is_not_taken_for_whole(tmp_path: Path) -> None:
+    """Also upwards, where the new rate is the highest."""
+    folder = build_task(TaskConfig("t", sample_rates=(8_000,)), scene_clips(tmp_path), tmp_path / "tasks", False)
+    written: list[str] = []
+    write_sound = soundfile.write
+
+    def killed(file: Path, *rest: object, **named: object) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(file.name)
+        write_sound(file, *rest, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(soundfile, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resample_task(folder, 16_000, progress=False)
+    check_task(folder)
+    assert not (folder / "16000").exists()
+    resample_task(folder, 16_000, progress=False)
+    check_task(folder)
+    assert len(list((folder / "16000").rglob("*.wav"))) == len(list((folder / "8000").rglob("*.wav")))
+    next((folder / "16000").rglob("*.wav")).unlink()  # as former versions left it
+    resample_task(folder, 16_000, progress=False)
+    check_task(folder)
+    for rate in (0, -5, 3):
+        with pytest.raises(TaskError, match=f"a rate must be 1000 Hz or more, not {rate}"):
+            resample_task(folder, rate, progress=False)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["16000", "8000"]
+
+
 def test_fold_names_sort_by_value() -> None:
     assert fold_names(["10", "2", "1"]) == {"1": "fold00", "2": "fold01", "10": "fold02"}
 
 
 def test_events_need_order(tmp_path: Path) -> None:
-    clips = [Clip(write(tmp_path / f"{n}.wav"), f"fold0{n}", events=(Event("x", 500.0, 100.0),)) for n in range(3)]
+    clips = [Clip(write(tmp_path / f"{n}.wav"), f"fold0{n}", events=(Event("x", 400.0, 100.0),)) for n in range(3)]
     with pytest.raises(TaskError, match="ends before it starts"):
         build_task(TaskConfig("t", "event", "multilabel"), clips, tmp_path / "tasks", progress=False)
 
@@ -273,6 +326,19 @@ def test_events_end_with_their_clip(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(read(whole, "fold01")["1.wav"]) == 4  # type: ignore[arg-type]
 
 
+def test_events_behind_their_clips_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of times in ms for seconds all are; one may be a slip."""
+    events = (Event("x", 100.0, 300.0), Event("y", 7300.0, 9400.0))
+    clips = [Clip(write(tmp_path / f"{n}.wav", 0.5), f"fold0{n}", events=events) for n in range(3)]
+    config = TaskConfig("t", "event", "multilabel")
+    folder = build_task(config, clips, tmp_path / "tasks", progress=False)
+    assert read(folder, "fold01") == {"1.wav": [{"label": "x", "start": 100.0, "end": 300.0}]}
+    assert "3 of 6 events begin behind the end of their clips; times must be seconds" in capsys.readouterr().err
+    late = [Clip(clip.file, clip.split, events=events[1:]) for clip in clips]
+    with pytest.raises(TaskError, match="3 of 3 events begin behind the end of their clips"):
+        build_task(config, late, tmp_path / "tasks", progress=False)
+
+
 def test_same_names_in_every_split(tmp_path: Path) -> None:
     """train/p/001.wav, valid/p/001.wav, test/p/001.wav: HEAR keeps names by split."""
     for split in ("train", "valid", "test"):
@@ -304,7 +370,8 @@ def test_names_are_checked_before_anything_is_written(tmp_path: Path, monkeypatc
         (["--seconds", "0"], "length of clips must be a positive number of seconds, given 0"),
         (["--seconds", "-1"], "length of clips must be a positive"),
         (["--seconds", "nan"], "length of clips must be a positive"),
-        (["--rate", "16000", "0"], r"sample rates must be 1 Hz or more, given \[16000, 0\]"),
+        (["--rate", "16000", "0"], r"sample rates must be 1000 Hz or more, given \[16000, 0\]"),
+        (["--rate", "16"], r"sample rates must be 1000 Hz or more, given \[16\]"),
         (["--metric", "event_onset_200ms_fms"], "unknown metric of scene tasks 'event_onset_200ms_fms'"),
         (["--metric", "accuracy"], "unknown metric of scene tasks 'accuracy'"),
         (["--folds", "2"], "--folds must be at least 3, as heareval needs them, not 2"),
