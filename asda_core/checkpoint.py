@@ -62,8 +62,8 @@ class Checkpoint:
         tensors: all tensors by name.
         classifier: the head of a fine-tuned model, None if there is none.
         embedding: options of `asda_hear.load_model` that suit the model, by whoever made it; often none.
-        trained_on: of a fine-tuned model: `data`, the name of the set, and `tested`, the fold that was held out,
-            empty where train and test were given.
+        trained_on: of a fine-tuned model: `data`, the name of the set; `tested`, the fold that was held out, empty
+            where train and test were given; and `clips`, marks of its training clips.
         report: one line on what was read, empty for a file of our own.
     """
 

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from asda_core.audio import length_and_rate, list_identity, opened, read_audio
 from asda_core.claiming import alone_in
+from asda_core.data.content import ends
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
-from asda_core.data.tars import index_of, member_bytes, split_member
+from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import DIGEST_DIGITS, write_text
 from asda_core.ordered import in_order
@@ -31,8 +32,6 @@ LOCK_FILE = ".pack.lock"
 FULL_SCALE = 1 << 15
 """16-bit steps to an amplitude of 1, as libsndfile divides by when it reads."""
 SECONDS_PER_HOUR = 3600
-END_BYTES = 1 << 14
-"""Of either end of a file, by which it is known again."""
 Facts = Mapping[str, Any]
 USUAL = PackOptions()
 
@@ -132,24 +131,10 @@ def _content(files: Sequence[Path], jobs: int, progress: bool) -> str:
     """Digest of what can be told of all sounds without decoding them."""
     with tqdm(total=len(files), unit="file", disable=not progress, desc="looking", leave=False) as bar:
         found = []
-        for _, ends in in_order(_ends, files, jobs):
-            found.append(ends)
+        for _, told in in_order(ends, files, jobs):
+            found.append(told)
             bar.update()
     return _digest(found)
-
-
-def _ends(file: Path) -> str:
-    """Digest of the first and last bytes of a sound: other audio of the same name and size has others."""
-    inside = split_member(file)
-    try:
-        place, size = (0, file.stat().st_size) if inside is None else index_of(inside[0]).place(inside[1])
-        with (file if inside is None else inside[0]).open("rb") as opened:
-            opened.seek(place)
-            first = opened.read(min(END_BYTES, size))
-            opened.seek(place + max(0, size - END_BYTES))
-            return hashlib.sha256(first + opened.read(min(END_BYTES, size))).hexdigest()[:DIGEST_DIGITS]
-    except (OSError, AudioError):
-        return ""  # what is wrong with it is told when it is packed
 
 
 def _digest(plain: Any) -> str:

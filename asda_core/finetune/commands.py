@@ -1,6 +1,8 @@
 """`asda finetune`: checkpoints and labelled audio to classifiers, and a table."""
 
 import argparse
+import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,18 +10,21 @@ from typing import Any
 
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import find_config, parsed_changes, signature
+from asda_core.data.content import sampled_content
+from asda_core.data.sources import list_identity
 from asda_core.errors import ConfigError
+from asda_core.files import DIGEST_DIGITS
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
 from asda_core.finetune.continual_table import Stream, StreamsFailed, run_stream, write_stream
-from asda_core.finetune.recipes import check_by_mode, load_recipe, mode_of, recipe_for, with_changes
-from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, named_starts, run_sweep
+from asda_core.finetune.recipes import OF_MODE, check_by_mode, load_recipe, mode_of, recipe_for, with_changes
+from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, named_starts, recipe_signature, run_sweep
 from asda_core.finetune.table import TABLE_FILE, write_tables
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
-from asda_core.labelled.splits import rounds
+from asda_core.labelled.splits import rounds, with_splits
 
 
 def run_finetune(parsed: argparse.Namespace) -> None:
@@ -31,6 +36,8 @@ def run_finetune(parsed: argparse.Namespace) -> None:
     catalog = installed_catalog()
     recipe, over = load_recipe(parsed.recipe), parsed_changes(parsed.changes)
     check_by_mode(recipe, catalog)
+    if parsed.modes and (of_mode := _mode_keys(over)):
+        raise ConfigError(f"--set {of_mode[0]} is what --modes says; give one of the two.")
     if not parsed.modes:
         recipe = with_changes(recipe, over)
     for mode in parsed.modes:
@@ -46,10 +53,15 @@ def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[s
     data = read_labelled(source, here)
     folds = rounds(data, source, parsed.folds)
     over = {**source.set, **said}
+    if of_mode := _mode_keys(source.set):
+        if parsed.modes:
+            raise ConfigError(f"{parsed.data}, set: {of_mode[0]} is what --modes says; give one of the two.")
+        recipe = with_changes(with_changes(recipe, source.set), said)
     modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [over.get("seed", recipe.seed)]
     beside = find_config(parsed.recipe).parent
-    sweep = Sweep(recipe, named_starts(parsed.checkpoint), modes, seeds, data, folds, beside, over)
-    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-{data.name}-{signature(recipe, over=over)}"
+    digest = data_digest(with_splits(data, source))
+    sweep = Sweep(recipe, named_starts(parsed.checkpoint), modes, seeds, data, folds, beside, over, digest)
+    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-{data.name}-{recipe_signature(recipe, over)}"
     tell(data, len(folds), out)
     failure: RunsFailed | None = None
     try:
@@ -71,13 +83,16 @@ def run_continual(
     for place in parsed.tasks:
         source, here = load_source(place)
         check_task(source.set, recipe, place)
+        if common := [*_mode_keys(source.set), *(key for key in source.set if key == "seed")]:
+            raise ConfigError(f"{place}, set: {common[0]} is that of all tasks; give it to the command.")
         data = read_labelled(source, here)
         folds = rounds(data, source)
         if len(folds) > 1 and parsed.folds:
-            folds = rounds(data, source, parsed.folds)
+            folds = rounds(data, source, parsed.folds[:1])
         tasks.append(Task(recipe, data, folds[0], {**source.set, **said}))
     modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [said.get("seed", recipe.seed)]
-    known = signature(recipe, over=said, tasks=[task.data.name for task in tasks])
+    tested = {"folds": [task.split.name for task in tasks]} if any(task.split.name for task in tasks) else {}
+    known = signature(recipe, over=said, tasks=[task.data.name for task in tasks], **tested)
     out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-continual-{known}"
     for task in tasks:
         tell(task.data, 1, out)
@@ -106,6 +121,21 @@ def check_task(changes: Mapping[str, Any], recipe: FinetuneConfig, place: Path) 
         with_changes(recipe, {key: value for key, value in changes.items() if not key.startswith("adapter")})
     except ConfigError as error:
         raise ConfigError(f"{place}, set: {error}") from None
+
+
+def data_digest(data: Labelled) -> str:
+    """Of all clips with their labels and splits, by name, size, and of a sample by what they hold."""
+    files = [example.file for example in data.examples]
+    facts = [
+        [*found, example.split, *example.labels]
+        for found, example in zip(list_identity(files), data.examples, strict=True)
+    ]
+    return hashlib.sha256(json.dumps([facts, sampled_content(files)]).encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def _mode_keys(changes: Mapping[str, Any]) -> list[str]:
+    """Keys that say a mode, as --modes does; options of an adapter do not."""
+    return [key for key in changes if key in OF_MODE or key == "adapter.name"]
 
 
 def tell(data: Labelled, folds: int, out: Path) -> None:

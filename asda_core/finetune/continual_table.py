@@ -40,8 +40,9 @@ class Stream:
 
     @property
     def identity(self) -> list[list[str]]:
-        """Name and recipe of each task: only outcomes of the same stand in one table."""
-        return [[task.data.name, signature(task.recipe, over=task.over)] for task in self.tasks]
+        """Name, recipe, and fold of each task: only outcomes of the same stand in one table."""
+        known = ([task.data.name, signature(task.recipe, over=task.over), task.split.name] for task in self.tasks)
+        return [[part for part in each if part] for each in known]
 
 
 Outcomes = dict[tuple[str, str], dict[int, Outcome]]
@@ -87,7 +88,8 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                     continue
                 outcomes.setdefault((label, mode), {})[seed] = found
                 facts = {"of": [label, mode, seed], "tasks": stream.identity, **asdict(found)}
-                write_text(out / f"{folder.name}{OUTCOME_SUFFIX}", json.dumps(facts, indent=1) + "\n")
+                folds = "".join(f"-{task.split.name}" for task in tasks if task.split.name).replace("/", "_")
+                write_text(out / f"{folder.name}{folds}{OUTCOME_SUFFIX}", json.dumps(facts, indent=1) + "\n")
                 write_stream(stream, outcomes, out)
     if failed:
         raise StreamsFailed(outcomes, f"{len(failed)} of the streams failed: " + "; ".join(failed))

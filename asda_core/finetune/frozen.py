@@ -37,8 +37,14 @@ class EncodedClips:
     row: Int[Tensor, " examples"]
 
     def batch(self, numbers: Int[Tensor, " batch"]) -> Encoded:
-        """What the encoder would give for these examples."""
+        """What the encoder would give for these examples.
+
+        Raises:
+            AudioError: one of them could not be read.
+        """
         rows = self.row[numbers]
+        if bool((rows < 0).any()):
+            raise AudioError("a clip that could not be read when clips were encoded is read now: did files change?")
         layout = TokenLayout(self.layout.index.expand(len(rows), -1), self.layout.grid)
         return Encoded(self.summary[rows], self.tokens[rows], layout, ())
 
@@ -62,6 +68,8 @@ def encode_once(
     with torch.no_grad(), tqdm(examples, desc="encode", unit="clip", disable=not progress, leave=False) as bar:
         for number, example in enumerate(bar):
             audio = _heard(reader, example)
+            if audio is None and _heard_in_part(reader, example):
+                return None  # training hears what is whole of it
             if audio is None:
                 continue
             if len(audio) > reader.num_samples:
@@ -80,6 +88,15 @@ def encode_once(
     layout = TokenLayout(found[0].layout.index[:1], found[0].layout.grid)
     tokens = torch.cat([each.tokens for each in found])
     return EncodedClips(torch.cat([each.summary for each in found]), tokens, layout, row)
+
+
+def _heard_in_part(reader: ClipReader, example: Example) -> bool:
+    """Whether a clip that cannot be read as a whole has a stretch that can."""
+    try:
+        reader.stretch(example.file, 0.0)
+    except AudioError:
+        return False
+    return True
 
 
 def _heard(reader: ClipReader, example: Example) -> Tensor | None:

@@ -28,6 +28,7 @@ from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.frozen import EncodedClips, encode_once
+from asda_core.finetune.heard import note_clips
 from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.optimizing import parameter_groups, set_rates
 from asda_core.finetune.predicting import Hearing, predict
@@ -108,7 +109,7 @@ class Training:
     def metadata(self) -> dict[str, str]:
         """What is written beside the tensors."""
         given = metadata_of(self.tuned.config, self.catalog, self.step, self.identity, self.tuned.classifier.config)
-        trained_on = {"data": self.data.name, "tested": self.split.name}
+        trained_on = note_clips(self.data.name, self.split)
         return {**given, STATE: json.dumps(vars(self.memory)), TRAINED_ON: json.dumps(trained_on)}
 
 

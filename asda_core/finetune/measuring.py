@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from asda_core.checkpoint import Checkpoint
 from asda_core.errors import TaskError, unknown
 from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.finetune.evaluation import write_evaluation
+from asda_core.finetune.heard import heard_before
 from asda_core.finetune.predicting import Hearing, predict
 from asda_core.finetune.scoring import Scores
 from asda_core.finetune.tuned import load_tuned
-from asda_core.labelled.examples import TEST, VALID, Example, Labelled
+from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.reading import read_labelled
-from asda_core.labelled.source import load_source
-from asda_core.labelled.splits import rounds
+from asda_core.labelled.source import SourceConfig, load_source
+from asda_core.labelled.splits import rounds, usual_split
 from asda_core.official.reading import read_model
 from asda_core.pretrain.clip_reader import ClipReader
 
@@ -28,14 +30,7 @@ def run_test(parsed: argparse.Namespace) -> None:
     """`asda test`."""
     source, here = load_source(parsed.data)
     data = read_labelled(source, here)
-    tested = ""
-    if parsed.part == "all":
-        examples = data.examples
-    else:
-        folds = rounds(data, source, [parsed.fold] if parsed.fold else [])
-        if len(folds) > 1:
-            raise TaskError(f"{data.name} has {len(folds)} folds: name one by --fold, or take --part all.")
-        examples, tested = getattr(folds[0], parsed.part), folds[0].name
+    examples, tested = _chosen(parsed.part, parsed.fold, data, source)
     if not examples:
         raise TaskError(f"{data.name} has no clips in its {parsed.part} split.")
     checkpoint = read_model(parsed.checkpoint)
@@ -44,15 +39,34 @@ def run_test(parsed: argparse.Namespace) -> None:
     which = parsed.checkpoint.parent.name if parsed.checkpoint.stem == "model" else parsed.checkpoint.stem
     part = parsed.part + (f"-{parsed.fold}" if parsed.fold else "")
     out = parsed.out or Path("runs") / f"test-{which}-{data.name}-{part}"
-    if warning := heard_before(checkpoint, data.name, parsed.part, tested):
+    chosen = replace(data, examples=tuple(examples))
+    if warning := heard_before(checkpoint, chosen, parsed.part, tested):
         print(warning, file=sys.stderr)
-    scores = measure(
-        checkpoint, replace(data, examples=tuple(examples)), out, parsed.device, parsed.compat == "released"
-    )
+    scores = measure(checkpoint, chosen, out, parsed.device, parsed.compat == "released")
     print(json.dumps({"scores": scores.values, "intervals": scores.intervals, "clips": scores.num_clips}, indent=1))
     for note in scores.notes:
         print(note, file=sys.stderr)
     print(out, file=sys.stderr)
+
+
+def _chosen(part: str, fold: str | None, data: Labelled, source: SourceConfig) -> tuple[Sequence[Example], str]:
+    """The clips to test, and the name of the fold that they are a part of.
+
+    Raises:
+        TaskError: a fold is needed, unknown, or of no use.
+    """
+    if part == "all":
+        if fold:
+            raise TaskError(f"--part all takes every clip, and --fold {fold} some; give one of the two.")
+        return data.examples, ""
+    usual = [example for example in data.examples if usual_split(example.split) == part]
+    if usual and not (fold or source.split):  # a set may have nothing but test clips
+        return usual, ""
+    folds = rounds(data, source, [fold] if fold else [])
+    if len(folds) > 1:
+        raise TaskError(f"{data.name} has {len(folds)} folds: name one by --fold, or take --part all.")
+    found: Sequence[Example] = getattr(folds[0], part)
+    return found, folds[0].name
 
 
 def measure(
@@ -89,23 +103,6 @@ def measure(
     for reason in hearing.skipped.values():
         print(f"skipped: {reason}", file=sys.stderr)
     return write_evaluation(out, made, data.name, BOOTSTRAP)
-
-
-def heard_before(checkpoint: Checkpoint, data: str, part: str, tested: str) -> str:
-    """A warning where clips that are tested were in the training of the checkpoint; empty if that is not known.
-
-    Args:
-        checkpoint: fine-tuned here; others do not tell on what.
-        data: name of the set.
-        part: "test", "train", "valid" or "all".
-        tested: the fold of which that is a part; empty where the set has none.
-    """
-    trained = checkpoint.trained_on
-    if trained.get("data") != data or (part in (TEST, VALID) and trained["tested"] == tested):
-        return ""
-    held_out = f" with {trained['tested']} held out" if trained["tested"] else ""
-    given = "all clips" if part == "all" else f"the {part} clips{f' of {tested}' if tested else ''}"
-    return f"warning: {checkpoint.file} was trained on {data}{held_out}: {given} are not new to it."
 
 
 def with_classes_of(data: Labelled, labels: tuple[str, ...], num_classes: int) -> Labelled:

@@ -18,6 +18,7 @@ from asda_core.checkpoint import Checkpoint, read_checkpoint, write_model
 from asda_core.claiming import LOCK_FILE, alone_in
 from asda_core.config_io import signature, to_plain, to_yaml
 from asda_core.cost import Cost
+from asda_core.data.content import sampled_content
 from asda_core.devices import usable_device
 from asda_core.errors import ConfigError
 from asda_core.files import file_digest, write_text
@@ -60,7 +61,10 @@ class Job:
     here: Path = Path()
 
     def identity(self) -> str:
-        """What tells one job from another: recipe, clips with labels, classes, and the weights it begins with."""
+        """What tells one job from another: recipe, clips with labels, classes, and the weights it begins with.
+
+        Clips count by name and size, and of an even sample by their first and last bytes.
+        """
         config = self.start.config if isinstance(self.start, Checkpoint) else self.start
         start = {"digest": self.start_digest, "config": to_plain(config)}
         parts = {
@@ -73,7 +77,9 @@ class Job:
         }
         weights = weights_file(self.recipe.sampling, self.here)
         drawn = {"weights": file_digest(weights)} if weights.is_file() else {}
-        return signature(self.recipe, start=start, data=parts, classes=self.data.classes, **drawn)
+        clips = [example.file for part in (self.split.train, self.split.valid, self.split.test) for example in part]
+        facts = {"data": parts, "content": sampled_content(clips), "classes": self.data.classes, **drawn}
+        return signature(self.recipe, start=start, **facts)
 
 
 def prepared(job: Job) -> Job:
@@ -85,6 +91,11 @@ def prepared(job: Job) -> Job:
     """
     recipe, split = job.recipe, job.split
     check_loss(recipe, job.data.single)
+    if recipe.valid_share and (recipe.select == "last" or recipe.average_from_epoch):
+        raise ConfigError(
+            "valid_share holds clips out of the training, and the last weights, or their average, are kept without a "
+            "look at them: leave it out, or let them choose (select: valid)."
+        )
     if recipe.valid_share and not split.valid:
         kept, held = hold_out(split.train, recipe.valid_share, recipe.seed)
         split = replace(split, train=tuple(kept), valid=tuple(held))
@@ -123,6 +134,7 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
     identity = job.identity()
     done = read_result(folder)
     if done is not None and done.get("identity") == identity:
+        _tidy(folder)
         return done
     for line in check_round(job.split, job.data.classes, job.data.single):
         print(f"warning: {line}", file=sys.stderr)
@@ -149,10 +161,15 @@ def _run(job: Job, tuned: Tuned, folder: Path, identity: str, catalog: Catalog, 
     chosen_step = _choose(training)
     result = {"identity": identity, **_test(job, training, folder, progress), "step": chosen_step, **spent}
     write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
+    _tidy(folder)
+    return result
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only a training that goes on needs."""
     for step in step_folders(folder):
         shutil.rmtree(step)
     (folder / BEST_FILE).unlink(missing_ok=True)
-    return result
 
 
 def _test(job: Job, training: Training, folder: Path, progress: bool) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Sweep:
         rounds: folds, or the one split.
         here: folder that paths in the recipe are relative to.
         over: changes of a task file or a command line, which go over what a mode says.
+        data_digest: of all clips, labels and splits, also of folds that are left out.
     """
 
     recipe: FinetuneConfig
@@ -51,6 +52,7 @@ class Sweep:
     rounds: Sequence[Round]
     here: Path = Path()
     over: Mapping[str, Any] = field(default_factory=dict)
+    data_digest: str = ""
 
 
 class RunsFailed(AsdaError):
@@ -86,11 +88,16 @@ def named_starts(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         label, equals, path = text.partition("=")
         if not equals or Path(text).exists():
-            label, path = Path(text).stem if Path(text).stem != "model" else Path(text).parent.name, text
+            label, path = _own_name(Path(text)), text
         if label in starts or not label or "/" in label:
             raise ConfigError(f"--checkpoint {text!r}: give every checkpoint a label of its own, as in mine={text}.")
         starts[label] = path
     return starts
+
+
+def _own_name(path: Path) -> str:
+    """Of a folder, or of a file without its suffix, or of its folder where all files are called alike."""
+    return path.parent.name if path.stem == "model" else path.name if path.is_dir() else path.stem
 
 
 def check_starts(starts: Mapping[str, str], seeds: Sequence[int]) -> None:
@@ -103,6 +110,11 @@ def check_starts(starts: Mapping[str, str], seeds: Sequence[int]) -> None:
         for each in {path.replace(SEED_FIELD, str(seed)): None for seed in seeds}:
             if not find_config(each).exists():
                 raise CheckpointError(f"no checkpoint or config at {each}.")
+
+
+def recipe_signature(recipe: FinetuneConfig, over: Mapping[str, Any]) -> str:
+    """Of a recipe and what goes over it, but for keys without influence on results."""
+    return signature(recipe, over={key: value for key, value in over.items() if key not in recipe.without_influence})
 
 
 def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> list[Row]:
@@ -124,22 +136,21 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
         for mode in sweep.modes
         for split in sweep.rounds
     ]
-    known = signature(sweep.recipe, over=sweep.over)
+    common = {"recipe": recipe_signature(sweep.recipe, sweep.over), "data": sweep.data_digest}
     rows: list[Row] = []
     failed: list[str] = []
     starts: dict[str, tuple[Start, str]] = {}
     for label, mode, seed, split in tqdm(plan, desc="runs", unit="run", disable=not progress or len(plan) == 1):
         path = sweep.starts[label].replace(SEED_FIELD, str(seed))
-        facts = {"checkpoint": label, "mode": mode, "split": split.name, "seed": seed, "recipe": known}
+        facts = {"checkpoint": label, "mode": mode, "split": split.name, "seed": seed, **common}
         try:
             if path not in starts:
                 starts = {path: read_start(path)}  # one at a time in memory
                 _tell(starts[path][0])
             start, digest = starts[path]
             job = Job(replace(recipes[mode], seed=seed), start, sweep.data, split, digest, sweep.here)
-            identity = prepared(job).identity()
-            parts = [label, mode.replace("=", ""), split.name, f"seed{seed}", identity]
-            folder = out / "-".join(part for part in parts if part)
+            facts["start"] = digest or signature(start)
+            folder = out / _folder_name(label, mode, split.name, f"seed{seed}", prepared(job).identity())
             result = finetune(job, folder, catalog, device, progress)
         except TrainingStopped:
             raise
@@ -154,6 +165,11 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
     if failed:
         raise RunsFailed(rows, f"{len(failed)} of {len(plan)} runs failed: " + "; ".join(failed))
     return rows
+
+
+def _folder_name(*parts: str) -> str:
+    """Of a run; the name of a split is any text."""
+    return "-".join(part for part in parts if part).replace("=", "").replace("/", "_")
 
 
 def _tell(start: Start) -> None:

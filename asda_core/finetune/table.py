@@ -13,12 +13,12 @@ import torch
 from asda_core import __version__
 from asda_core.files import write_rows, write_text
 from asda_core.finetune.running import RESULT_FILE, read_result
-from asda_core.finetune.sweep import Row, Sweep, evaluate_folds
+from asda_core.finetune.sweep import SEED_FIELD, Row, Sweep, evaluate_folds
 from asda_core.statistics import mean_interval
 
 ROWS_FILE, TABLE_FILE = "runs.csv", "table.md"
 PERCENT = 100
-TEXT_COLUMNS = ("checkpoint", "mode", "split", "recipe", "folder", "select")
+TEXT_COLUMNS = ("checkpoint", "mode", "split", "recipe", "folder", "select", "data", "start")
 COLUMNS = {"accuracy": "accuracy", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
 """Metric -> its heading."""
 
@@ -31,7 +31,7 @@ def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
     spread is the standard deviation over the folds of all seeds.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows = [*_others(rows, out), *rows]
+    rows = [*_others(sweep, rows, out), *rows]
     write_rows(out / ROWS_FILE, rows)
     metrics = ["accuracy", "mAP"] if sweep.data.single else ["mAP", "AUC", "d_prime"]
     many = len({row["split"] for row in rows}) > 1
@@ -49,14 +49,14 @@ def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
     for row in rows:
         groups.setdefault((row["checkpoint"], row["mode"]), []).append(row)
     lines += ["| " + " | ".join(_line(sweep, members, metrics, many, out)) + " |" for members in groups.values()]
-    lines += ["", _footnote(rows, out), ""]
+    lines += ["", _footnote(rows, metrics, out), ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)
     return text
 
 
-def _others(rows: Sequence[Row], out: Path) -> list[Row]:
-    """Rows in the folder of the same recipe that are not among these."""
+def _others(sweep: Sweep, rows: Sequence[Row], out: Path) -> list[Row]:
+    """Rows in the folder of the same recipe, data and checkpoints that are not among these."""
     if not rows or not (out / ROWS_FILE).is_file():
         return []
     with (out / ROWS_FILE).open(newline="", encoding="utf-8") as opened:
@@ -65,8 +65,21 @@ def _others(rows: Sequence[Row], out: Path) -> list[Row]:
             for row in csv.DictReader(opened)
         ]
     taken = {_key(row) for row in rows}
-    same = [row for row in found if row.get("recipe") == rows[0]["recipe"] and _key(row) not in taken]
+    of = [rows[0][name] for name in ("recipe", "data")]
+    same = [row for row in found if [row.get("recipe"), row.get("data")] == of and _key(row) not in taken]
+    same = [row for row in same if row.get("start") in _starts_of(sweep, rows, row)]
     return [row for row in same if (out / str(row["folder"]) / RESULT_FILE).is_file()]
+
+
+def _starts_of(sweep: Sweep, rows: Sequence[Row], row: Row) -> set[object]:
+    """What runs of this checkpoint may have begun with: its own, where this command says nothing else of it."""
+    one_for_each_seed = SEED_FIELD in sweep.starts.get(row["checkpoint"], "")
+    said = {
+        each["start"]
+        for each in rows
+        if each["checkpoint"] == row["checkpoint"] and (each["seed"] == row["seed"] or not one_for_each_seed)
+    }
+    return said or {row.get("start")}
 
 
 def _key(row: Row) -> tuple[str, ...]:
@@ -89,14 +102,15 @@ def _line(sweep: Sweep, members: Sequence[Row], metrics: Sequence[str], many: bo
     share = f"{PERCENT * first['trained'] / first['parameters']:.1f} %"
     cells = [str(first["checkpoint"]), str(first["mode"]), f"{first['trained']:,}", share]
     intervals: Mapping[str, Any] = (read_result(out / first["folder"]) or {}).get("intervals", {})
-    together = [row for row in members if row["seed"] == first["seed"]]
+    by_seed = [[row for row in members if row["seed"] == seed] for seed in seeds]
+    together = max(by_seed, key=len)  # an earlier command may have left a seed with some of the folds
     if len(together) > 1:
         title = f"{sweep.data.name}, {first['checkpoint']}, {first['mode']}"
         intervals = evaluate_folds(together, out, title, sweep.recipe.bootstrap)
     for metric in metrics:
-        values = [mean([row[metric] for row in members if row["seed"] == seed and row[metric] != ""]) for seed in seeds]
-        known = [value for value in values if value is not None]
-        cells.append(_estimate(known, intervals.get(metric) if len(seeds) == 1 else None))
+        found = [[row[metric] for row in members if row["seed"] == seed] for seed in seeds]
+        whole = [] if any("" in values for values in found) else [sum(values) / len(values) for values in found]
+        cells.append(_estimate(whole, intervals.get(metric) if len(seeds) == 1 else None))
     if many:
         over_folds = [row[metrics[0]] for row in members if row[metrics[0]] != ""]
         cells.append(f"{pstdev(over_folds):.3f}" if over_folds else "")
@@ -112,12 +126,7 @@ def _estimate(values: Sequence[float], interval: tuple[float, float] | None) -> 
     return str(mean_interval(values))
 
 
-def mean(values: Sequence[float]) -> float | None:
-    """The mean, None of nothing."""
-    return sum(values) / len(values) if values else None
-
-
-def _footnote(rows: Sequence[Row], out: Path) -> str:
+def _footnote(rows: Sequence[Row], metrics: Sequence[str], out: Path) -> str:
     parts = []
     if len({row["seed"] for row in rows}) > 1:
         parts.append("Mean ± half the 95 % interval (Student's t) over seeds, of the mean over folds.")
@@ -127,11 +136,15 @@ def _footnote(rows: Sequence[Row], out: Path) -> str:
         parts.append(
             "**The weights were chosen by the test clips**, as papers of the field report: higher than on new ones."
         )
+    if any(row[metric] == "" for row in rows for metric in metrics):
+        parts.append("An empty place: a run has no such value, as d' of an AUC of 1, so there is no mean.")
+    if len({frozenset(row["split"] for row in rows if row["seed"] == seed) for seed in {r["seed"] for r in rows}}) > 1:
+        parts.append("Not every seed has every fold: means of seeds are over different clips.")
     if skipped := sum(row["skipped"] for row in rows):
         parts.append(f"Clips that could not be read: {skipped} (result.json names them).")
     shown = {row["folder"] for row in rows}
     if others := [file for file in out.glob(f"*/{RESULT_FILE}") if file.parent.name not in shown]:
-        parts.append(f"Runs of other recipes in this folder, not in the table: {len(others)}.")
+        parts.append(f"Runs of other recipes, data or checkpoints in this folder, not in the table: {len(others)}.")
     parts.append(
         "Trained: parameters of encoder and head, and their share. CPU seconds and resident memory are medians of "
         f"trainings. torch {torch.__version__}, asda {__version__}, {platform.machine()}, {os.cpu_count()} CPUs."

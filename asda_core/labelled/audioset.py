@@ -78,7 +78,7 @@ def audioset_rows(place: Path, audio: str | None) -> list[Row]:
     folder = Path(audio) if audio is not None else lists[0].parent
     if not folder.is_dir():
         raise TaskError(f"no folder {folder} (key audio).")
-    files = files_by_stem(folder)
+    files = {stem: alike[0] for stem, alike in files_by_stem(folder).items()}
     return _with_audio([row for file, split in splits.items() for row in _segment_rows(file, split, files)], folder)
 
 

@@ -23,12 +23,13 @@ def audio_below(root: Path) -> list[Path]:
 
 
 def folder_rows(root: Path) -> list[Row]:
-    """CLASS/FILE, or SPLIT/CLASS/FILE where all folders are called as splits usually are.
+    """CLASS/FILE, or SPLIT/CLASS/FILE where all folders are called as splits usually are; what is hidden is left out.
 
     Raises:
         TaskError: no audio, audio outside a class folder, or folders of which some are splits and some are not.
     """
-    files = {file: file.relative_to(root).parts for file in audio_below(root)}
+    below = ((file, file.relative_to(root).parts) for file in audio_below(root))
+    files = {file: parts for file, parts in below if not any(part.startswith(".") for part in parts)}
     if shard := next((file for file, parts in files.items() if any(part.endswith(TAR_SUFFIX) for part in parts)), None):
         raise TaskError(f"{shard} is in a shard, which is no folder of a class; set format to shards.")
     tops = sorted({parts[0] for parts in files.values() if len(parts) > 1})

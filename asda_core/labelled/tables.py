@@ -173,16 +173,33 @@ def _below(rows: Sequence[Row], table: Path, audio: str | None) -> Iterator[Row]
     bare = any(row.file.suffix.lower() not in AUDIO_SUFFIXES for row in rows)
     stems = files_by_stem(folder) if bare else {}
     for row in rows:
-        yield row._replace(file=stems.get(row.file.name, folder / row.file))
+        yield row._replace(file=_meant(row, folder, stems.get(row.file.name, [])))
 
 
-def files_by_stem(folder: Path) -> dict[str, Path]:
+def files_by_stem(folder: Path) -> dict[str, list[Path]]:
     """Audio anywhere below a folder by its name without suffix, without a look at each file."""
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for file in files_below(folder):
         if file.suffix.lower() in AUDIO_SUFFIXES:
-            found.setdefault(file.stem, file)
+            found.setdefault(file.stem, []).append(file)
     return found
+
+
+def _meant(row: Row, folder: Path, alike: Sequence[Path]) -> Path:
+    """The file of a row, of those that have its name without suffix.
+
+    Raises:
+        TaskError: it may be several.
+    """
+    whole = folder / row.file
+    named = [file for file in alike if file.with_suffix("").parts[-len(row.file.parts) :] == row.file.parts]
+    at_place = [file for file in named if file.parent == whole.parent]
+    found = at_place or named or alike
+    if len(found) > 1:
+        raise TaskError(
+            f"{row.where}: {row.file} may be {found[0]} or {found[1]}; give names with their suffix and folder."
+        )
+    return found[0] if found else whole
 
 
 def present(rows: Iterator[Row], where: Path) -> list[Row]:

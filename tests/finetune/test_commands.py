@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,25 +101,91 @@ def test_one_fold_and_a_seed_in_the_path(place: Path, catalog: Catalog, capsys: 
 
 
 def test_clips_of_the_training_are_not_tested_in_silence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A fold that was held out is new to the model; the other, and all clips, are not."""
+    """A fold that was held out is new to the model; the other, and all clips, are not, whatever the set is called."""
     command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "2"]
     assert main([*command, "--out", "out"]) == 0
     (run,) = (folder.parent for folder in (place / "out").rglob("model.safetensors"))
+    (place / "tones" / "others.csv").write_text((place / "tones" / "tones.csv").read_text())
     capsys.readouterr()
-    for words, warned in (
-        (["--fold", "2"], ""),
-        (["--fold", "fold2"], ""),
-        (["--fold", "1"], "trained on tones with fold2 held out: the test clips of fold1 are not new"),
-        (["--fold", "2", "--part", "train"], "the train clips of fold2 are not new"),
-        (["--part", "all"], "all clips are not new"),
+    for words, heard in (
+        (["--fold", "2"], 0),
+        (["--fold", "fold2"], 0),
+        (["--fold", "1"], 6),
+        (["--fold", "2", "--part", "train"], 6),
+        (["--part", "all"], 6),
+        (["--data", "tones/others.csv", "--fold", "1"], 6),
     ):
         assert main(["test", str(run), "--data", "tones/tones.csv", "--out", "tested", *words]) == 0
         told = capsys.readouterr().err
-        assert warned in told, words
-        assert ("warning: " in told) == bool(warned), words
-    (place / "tones" / "tones.csv").rename(place / "tones" / "others.csv")
-    assert main(["test", str(run), "--data", "tones/others.csv", "--part", "all", "--out", "tested"]) == 0
-    assert "warning" not in capsys.readouterr().err
+        clips = 12 if "all" in words else 6
+        assert (f"{heard} of the {clips} clips (by name and size) are not new to it." in told) == bool(heard), words
+        assert ("warning: " in told) == bool(heard), words
+    assert main(["test", str(run), "--data", "tones/tones.csv", "--part", "all", "--fold", "1"]) == 1
+    assert "--part all takes every clip, and --fold 1 some" in capsys.readouterr().err
+
+
+def test_a_set_of_test_clips_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "2"]
+    assert main([*command, "--out", "out"]) == 0
+    (run,) = (folder.parent for folder in (place / "out").rglob("model.safetensors"))
+    write_tones(place / "alone" / "test", clips=1)
+    assert main(["test", str(run), "--data", "alone", "--out", "tested"]) == 0
+    assert '"clips": 3' in capsys.readouterr().out
+
+
+def test_other_audio_of_the_same_names_and_sizes_is_other_data(place: Path) -> None:
+    """In another folder, or in place: figures of the first are not those of the second, nor averaged with them."""
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "1"]
+    assert main([*command, "--out", "out"]) == 0
+    (first,) = rows_of(place / "out" / "runs.csv")
+    for file in (place / "tones" / "audio").rglob("*.wav"):
+        audio, rate = soundfile.read(file)
+        soundfile.write(file, audio[::-1] / 2, rate)
+    assert main([*command, "--out", "out"]) == 0
+    (second,) = rows_of(place / "out" / "runs.csv")
+    assert second["folder"] != first["folder"]
+    assert (
+        "Runs of other recipes, data or checkpoints in this folder, not in the table: 1."
+        in (place / "out" / "table.md").read_text()
+    )
+
+
+def test_runs_of_another_checkpoint_of_the_same_name_are_not_averaged(place: Path, catalog: Catalog) -> None:
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]
+    assert main([*command, "--folds", "1"]) == 0
+    assert main([*command, "--folds", "2"]) == 0
+    assert len(rows_of(place / "out" / "runs.csv")) == 2
+    small_checkpoint(place / "start", catalog, replace(small_run(), seed=5))
+    assert main([*command, "--folds", "2"]) == 0
+    assert [row["split"] for row in rows_of(place / "out" / "runs.csv")] == ["fold2"]
+
+
+def test_a_task_may_say_the_mode(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "task.yaml").write_text("data: tones/tones.csv\nset: {mode: linear}\n")
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--folds", "1", "--out", "out"]
+    assert main([*command, "--data", "task.yaml"]) == 0
+    assert [row["mode"] for row in rows_of(place / "out" / "runs.csv")] == ["linear"]
+    assert main([*command, "--data", "task.yaml", "--modes", "full"]) == 1
+    assert "set: mode is what --modes says" in capsys.readouterr().err
+    assert main([*command, "--data", "tones/tones.csv", "--modes", "full", "--set", "mode=linear"]) == 1
+    assert "--set mode is what --modes says" in capsys.readouterr().err
+    assert main([*command, "--continual", "--tasks", "task.yaml", "task.yaml"]) == 1
+    assert "set: mode is that of all tasks" in capsys.readouterr().err
+
+
+def test_keys_without_influence_train_nothing_again(place: Path) -> None:
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "1"]
+    for more in ([], ["--set", "log_every=7"], ["--set", "data.workers=2"]):
+        assert main([*command, *more]) == 0
+    assert len(list((place / "runs").rglob("result.json"))) == 1
+
+
+def test_values_of_splits_with_a_slash(place: Path) -> None:
+    table = place / "tones" / "tones.csv"
+    table.write_text(re.sub(r",([12]),", r",s/\1,", table.read_text()))
+    assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]) == 0
+    assert [row["split"] for row in rows_of(place / "out" / "runs.csv")] == ["folds/1", "folds/2"]
+    assert "[" in (place / "out" / "table.md").read_text().splitlines()[4]  # the interval of both folds
 
 
 @pytest.mark.parametrize(
@@ -135,6 +202,7 @@ def test_clips_of_the_training_are_not_tested_in_silence(place: Path, capsys: py
         (["--continual"], "--tasks"),
         (["--set", "mode=adapter"], "needs one"),
         (["--set", "loss=mse"], "loss"),
+        (["--set", "select=last", "valid_share=0.3"], "valid_share holds clips out of the training"),
         (["--set", "data.clip_seconds=0.01"], "data.clip_seconds 0.01: 160 samples are less than one window"),
     ],
 )
@@ -236,6 +304,8 @@ def test_a_fine_tuned_checkpoint_answers_hear_and_goes_into_plans(
 
 
 def test_a_path_as_a_config_and_labels(tmp_path: Path) -> None:
+    (tmp_path / "asda-0.5").mkdir()
+    assert named_starts([str(tmp_path / "asda-0.5")]) == {"asda-0.5": str(tmp_path / "asda-0.5")}
     assert named_starts(["runs/mine/model.safetensors", "b=x.pt", "EAT.pt"]) == {
         "mine": "runs/mine/model.safetensors", "b": "x.pt", "EAT": "EAT.pt",
     }  # fmt: skip

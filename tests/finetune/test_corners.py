@@ -245,7 +245,7 @@ def test_a_second_command_keeps_the_runs_of_the_first(place: Path, capsys: pytes
     assert {row["mode"] for row in rows_of(place / "out" / "runs.csv")} == {"linear"}
     table = (place / "out" / "table.md").read_text()
     assert "## tones: fold1, fold2" in table
-    assert "Runs of other recipes in this folder, not in the table: 4." in table
+    assert "Runs of other recipes, data or checkpoints in this folder, not in the table: 4." in table
 
 
 def test_a_recipe_is_shown_and_its_name_corrected(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
