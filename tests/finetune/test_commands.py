@@ -17,7 +17,10 @@ from asda_core.cli import main
 from asda_core.command_line import EXIT_ERROR
 from asda_core.config_io import to_yaml
 from asda_core.finetune.evaluation import load_predictions
-from asda_core.finetune.sweep import named_starts
+from asda_core.finetune.sweep import Sweep, named_starts
+from asda_core.finetune.table import TEXT_COLUMNS, _number, write_tables
+from asda_core.labelled.reading import read_labelled
+from asda_core.labelled.source import load_source
 from asda_core.official.reading import read_model
 from asda_hear.api import get_scene_embeddings, load_model
 from asda_hear.cli import main as hear_main
@@ -178,6 +181,32 @@ def test_keys_without_influence_train_nothing_again(place: Path) -> None:
     for more in ([], ["--set", "log_every=7"], ["--set", "data.workers=2"]):
         assert main([*command, *more]) == 0
     assert len(list((place / "runs").rglob("result.json"))) == 1
+
+
+def test_a_seed_with_some_of_the_folds(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an earlier command left takes nothing away from the seed that has all folds, and is told."""
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]
+    assert main([*command, "--folds", "1", "--seeds", "3"]) == 0
+    assert main([*command, "--seeds", "0"]) == 0
+    assert [folder.name for folder in (place / "out" / "all_folds").iterdir()] == ["start-full-seed0"]
+    assert "Not every seed has every fold" in capsys.readouterr().out
+
+
+def test_a_fold_without_a_value_leaves_no_mean(place: Path) -> None:
+    """d' of an AUC of 1 is infinite: the mean of the other folds would be that of the worst."""
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]
+    assert main(command) == 0
+    rows = [
+        {name: value if name in TEXT_COLUMNS else _number(value) for name, value in row.items()}
+        for row in rows_of(place / "out" / "runs.csv")
+    ]
+    rows[0]["mAP"] = ""
+    source, here = load_source(Path("tones/tones.csv"))
+    data = read_labelled(source, here)
+    text = write_tables(Sweep(small_recipe(), {"start": "start"}, ["full"], [3], data, []), rows, place / "out")
+    cells = next(line for line in text.splitlines() if line.startswith("| start")).split(" | ")
+    assert cells[5] == ""
+    assert "An empty place: a run has no such value" in text
 
 
 def test_values_of_splits_with_a_slash(place: Path) -> None:

@@ -16,7 +16,7 @@ from asda_core.config import PluginChoice
 from asda_core.config_io import to_yaml
 from asda_core.finetune.continual import Outcome
 from asda_core.finetune.running import RESULT_FILE
-from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_tones
+from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_table, write_tones
 
 MATRIX = ((0.9,), (0.6, 0.8), (0.7, 0.5, 1.0))
 
@@ -55,6 +55,17 @@ def test_what_a_task_changes_in_the_front_end_and_the_strides_is_its_own(place: 
     for begun in (start, start.config):
         left, _ = continual._left_by(place / "left.safetensors", begun)
         assert left.config == start.config
+
+
+def test_the_fold_is_the_first_that_is_asked_for_and_no_seed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(place / "folds", folds=3, clips=6).rename(place / "folds" / "folded.csv")
+    command = [*COMMAND, "--modes", "linear", "--out", "out"]
+    command[command.index("second.yaml")] = "folds/folded.csv"
+    assert main([*command, "--folds", "3", "1"]) == 0
+    assert "of its folds fold3 is the test split" in capsys.readouterr().err
+    assert main([*command, "--folds", "2"]) == 0
+    assert "One seed;" in capsys.readouterr().out
+    assert len(list((place / "out").glob("*.outcome.json"))) == 2
 
 
 def rows_of(place: Path) -> dict[tuple[str, str, str], float]:

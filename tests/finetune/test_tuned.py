@@ -2,19 +2,22 @@
 
 import copy
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from asda_core.assemble import build_encoder
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, load_strict, metadata_of, read_checkpoint
 from asda_core.config_io import to_plain
-from asda_core.errors import CheckpointError, ConfigError, PluginError
+from asda_core.errors import AudioError, CheckpointError, ConfigError, PluginError
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.frozen import encode_once
 from asda_core.finetune.optimizing import parameter_groups, set_rates
@@ -24,6 +27,7 @@ from asda_core.finetune.tuned import Tuned, load_tuned, make_tuned
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import rounds
+from asda_core.pretrain import clip_reader
 from asda_core.pretrain.clip_reader import ClipReader
 from asda_core.pretrain.schedule import optimizer_of
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_tones
@@ -205,6 +209,27 @@ def test_encoding_once_holds_the_tokens_alone(catalog: Catalog, start: Checkpoin
     assert encode_once(tuned, recipe, ClipReader(recipe.data, 16_000), data.examples, False) is not None
     assert held
     assert set(held) == {(0, 0)}
+
+
+def test_a_clip_of_which_a_part_can_be_read_is_not_encoded_once(
+    catalog: Catalog, start: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training hears what is whole of it, and must not be given another clip's row."""
+    root = write_tones(tmp_path / "tones")
+    cut = root / "tone0" / "cut.flac"
+    soundfile.write(cut, np.random.default_rng(0).normal(size=48_000) / 10, 16_000)
+    os.truncate(cut, cut.stat().st_size * 8 // 10)
+    data = read_labelled(SourceConfig(data=str(root)), Path())
+    recipe = recipe_for(small_recipe(), "linear", catalog)
+    tuned = make_tuned(catalog, recipe, start, data.classes)
+    known = encode_once(tuned, recipe, ClipReader(recipe.data, 16_000), data.examples, False)
+    assert known is not None
+    gone = next(number for number, example in enumerate(data.examples) if example.file == cut)
+    assert int(known.row[gone]) == -1
+    with pytest.raises(AudioError, match="could not be read when clips were encoded"):
+        known.batch(torch.tensor([gone]))
+    monkeypatch.setattr(clip_reader, "WHOLE_FILE_SECONDS", 1.0)
+    assert encode_once(tuned, recipe, ClipReader(recipe.data, 16_000), data.examples, False) is None
 
 
 @pytest.mark.parametrize("change", [{"augment.roll": True}, {"augment.noise": 0.1}, {"augment.mixup.probability": 0.5}])

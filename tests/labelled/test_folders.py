@@ -80,3 +80,10 @@ def test_nothing_there_and_no_format(tmp_path: Path) -> None:
         read(tmp_path / "a.wav", format="folders")
     with pytest.raises(TaskError, match="is read as folders, which has no split_column"):
         read(tmp_path, split_column="fold")
+
+
+def test_what_is_hidden_is_no_class(tmp_path: Path) -> None:
+    """Caches of programs, and the shadows that some systems leave of every file."""
+    for name in ("x/a.wav", "y/a.wav", "y/._a.wav", ".cache/a.wav"):
+        sound(tmp_path / name)
+    assert found(read(tmp_path, name="n"), tmp_path) == [("x/a.wav", ("x",), ""), ("y/a.wav", ("y",), "")]

@@ -131,3 +131,14 @@ def test_labels_between_commas_in_a_column_of_labels(tmp_path: Path) -> None:
     assert (read(one).classes, read(one).single) == (("Dog", "Male speech, man speaking"), True)
     both = text(tmp_path / "both.csv", 'fname,labels\n1.wav,"Male speech, man; Dog"\n2.wav,Dog\n')
     assert read(both).classes == ("Dog", "Male speech, man")
+
+
+def test_names_without_suffix_in_folders(tmp_path: Path) -> None:
+    """cat/0 and dog/0 are two files, also where the folders lie deeper; a bare 0 could be either."""
+    for name in ("audio/cat/0.wav", "audio/dog/0.wav", "audio/dog/1.wav"):
+        sound(tmp_path / name)
+    data = read(text(tmp_path / "t.csv", "filename,label\ncat/0,cat\ndog/0,dog\n1,dog\n"))
+    names = [(name, labels) for name, labels, _ in found(data, tmp_path)]
+    assert names == [("audio/cat/0.wav", ("cat",)), ("audio/dog/0.wav", ("dog",)), ("audio/dog/1.wav", ("dog",))]
+    with pytest.raises(TaskError, match=r"line 2: 0 may be .*cat/0.wav or .*dog/0.wav; give names with their suffix"):
+        read(text(tmp_path / "t.csv", "filename,label\n0,cat\n"))
