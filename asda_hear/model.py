@@ -20,6 +20,9 @@ from asda_hear.pooling import Averaging, EncoderBackbone, LogMelBackbone, SceneP
 TOKENS_PER_PASS = 8192
 """Patches that go through the model at once: bounds the memory, and is where a bigger batch gains no more speed."""
 
+SAMPLES_PER_PASS = 2**22
+"""Samples that do so: 26 clips of 10 s, for what makes fewer tokens of audio than an encoder, as log-mel alone."""
+
 LONGEST_HOP_MS = 50.0
 """Longest time from one timestamp to the next. **Source**: HEAR's rules of the timestamp-based tasks."""
 
@@ -140,7 +143,9 @@ class HearModel(nn.Module):
         return valid[hop_ms]
 
     def _clips_per_pass(self, shifts: int, num_patches: int) -> int:
-        return max(1, TOKENS_PER_PASS // (shifts * self.backbone.num_bands * min(num_patches, self.window_patches)))
+        patches = min(num_patches, self.window_patches)
+        tokens, samples = shifts * self.backbone.num_bands * patches, self.scene_framing.step_samples * patches
+        return max(1, min(TOKENS_PER_PASS // tokens, SAMPLES_PER_PASS // samples))
 
     def _checked(self, audio: Tensor) -> Tensor:
         """The audio as float32 on the model's device.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 import yaml
 
@@ -162,6 +163,11 @@ def test_other_audio_in_the_folder_of_a_run(config: Path, audio_folder: Path, tm
     command = ["pretrain", str(config), "--out", str(tmp_path / "run"), "--device", "cpu", "--data"]
     assert main([*command, str(audio_folder)]) == 0
     assert main([*command, str(audio_folder / "sound0.wav")]) == EXIT_ERROR
+    assert "holds a run on other audio files" in capsys.readouterr().err
+    for file in audio_folder.glob("*.wav"):  # of the same names and sizes
+        audio, rate = soundfile.read(file)
+        soundfile.write(file, audio[::-1], rate)
+    assert main([*command, str(audio_folder)]) == EXIT_ERROR
     assert "holds a run on other audio files" in capsys.readouterr().err
 
 

@@ -1,15 +1,19 @@
 """What sounds hold, by their first and last bytes: others of the same names and sizes are told apart undecoded."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from asda_core.data.sources import AudioList, list_identity
 from asda_core.data.tars import index_of, split_member
 from asda_core.errors import AudioError
 from asda_core.files import DIGEST_DIGITS
 
 END_BYTES = 1 << 14
 """Read at each end of a sound."""
+CONTENT = " content "
+"""Before what a sample of the audio holds, in what a run notes of its data."""
 SAMPLED = 256
 """Sounds of a list that are looked at where all of them would take too long."""
 
@@ -32,3 +36,20 @@ def sampled_content(files: Sequence[Path]) -> str:
     """Digest of the ends of at most `SAMPLED` sounds, evenly spread over a list."""
     chosen = range(len(files)) if len(files) <= SAMPLED else range(0, len(files), len(files) // SAMPLED)
     return hashlib.sha256(" ".join(ends(files[number]) for number in chosen).encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def audio_digest(files: AudioList, begins: str | None = None) -> str:
+    """What a run notes of its data: names and sizes of all files, what a sample of them holds, and where it began.
+
+    Args:
+        files: audio, or streams of shards, which are known by their addresses alone.
+        begins: digest of the weights that it begins with.
+    """
+    listed = hashlib.sha256(json.dumps(list_identity(files)).encode()).hexdigest()[:DIGEST_DIGITS]
+    held = sampled_content([file for file in files if isinstance(file, Path)])
+    return f"{listed}{'' if begins is None else f' from {begins}'}{CONTENT}{held}"
+
+
+def same_audio(noted: str, today: str) -> bool:
+    """Whether a run goes on with the data that it noted; runs of earlier versions noted no content."""
+    return noted in (today, today.partition(CONTENT)[0])

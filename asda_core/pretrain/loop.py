@@ -1,7 +1,5 @@
 """The training loop: load, step, log, save. Stopped at any moment, it goes on with the same losses."""
 
-import hashlib
-import json
 import math
 import sys
 from contextlib import closing, nullcontext
@@ -14,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.assemble import Parts, build_parts, check_clip, decisive, plugin_origins
-from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
     TRAINING_FILE,
@@ -30,10 +27,11 @@ from asda_core.checkpoint import (
 from asda_core.claiming import LOCK_FILE, alone_in
 from asda_core.config import EncoderConfig, RunConfig
 from asda_core.config_io import signature, to_yaml
+from asda_core.data.content import audio_digest, same_audio
 from asda_core.data.sources import AudioList
 from asda_core.data.stream_batches import open_clips
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
-from asda_core.files import DIGEST_DIGITS, model_digest, write_text
+from asda_core.files import model_digest, write_text
 from asda_core.filling import fill_features
 from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.model.processor import exact_products
@@ -113,7 +111,7 @@ def pretrain(
         AsdaError: the loss is no longer finite, or another process has gone.
     """
     parts = _built(config, catalog, init)  # what is refused leaves no folder behind
-    data = list_digest(files) if init is None else f"{list_digest(files)} from {model_digest(init.file)}"
+    data = audio_digest(files, None if init is None else model_digest(init.file))
     place, final = own_device(device, processes), folder / MODEL_FILE
     held = alone_in(folder, LOCK_FILE, "trains in") if processes.first else nullcontext()
     with joined(processes, place), held:
@@ -138,11 +136,6 @@ def _built(config: RunConfig, catalog: Catalog, init: Checkpoint | None) -> Part
     parts = build_parts(catalog, config) if init is None else start_from(init, catalog, config)
     check_clip(parts.front_end, parts.encoder, config.data.clip_seconds)
     return parts
-
-
-def list_digest(files: AudioList) -> str:
-    """A digest of the list of audio files, by which a run knows its data again."""
-    return hashlib.sha256(json.dumps(list_identity(files)).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def _clips(run: Run, files: AudioList) -> Batches:
@@ -227,7 +220,7 @@ def _read_step(
     checkpoint, folder = read_checkpoint(latest), latest.parent
     if signature(decisive(catalog, checkpoint.config)) != signature(decisive(catalog, config)):
         raise ConfigError(f"{folder} holds another run ({signature(checkpoint.config)}); give another folder.")
-    if checkpoint.data and checkpoint.data != data:
+    if checkpoint.data and not same_audio(checkpoint.data, data):
         raise ConfigError(f"{folder} holds a run on other audio files or from other weights; give another folder.")
     if checkpoint.plugins != (now := plugin_origins(catalog, config)):  # told by each process: each has its plugins
         print(f"warning: {folder} was trained with {checkpoint.plugins}, and goes on with {now}.", file=sys.stderr)

@@ -45,12 +45,21 @@ def _best(summary: Summary, lines: Sequence[Line], task: str) -> Line | None:
     return max(done, key=lambda line: sign * line.results[task].estimate.mean, default=None)
 
 
+def _level(lines: Sequence[Line], task: str, line: Line) -> list[Line]:
+    """Lines with the mean of this one, itself among them."""
+    mean = line.results[task].estimate.mean
+    done = [other for other in lines if task in other.results]
+    return [other for other in done if math.isclose(other.results[task].estimate.mean, mean, abs_tol=1e-12)]
+
+
 def _on_task(summary: Summary, lines: Sequence[Line], task: str, line: Line) -> str:
     result = line.results[task]
     estimate = score_cell(result.estimate)
     score = f"{estimate.text}{estimate.half and f' ± {estimate.half}'}"
     others = sum(task in other.results for other in lines)
+    level = len(_level(lines, task, line)) - 1
     best = f"has the best mean of {others}" if others > 1 else "stands alone"
+    best = f"is level with {level} more at the best mean of {others}" if level > 0 else best
     against = _against_reference(summary, line, result)
     above = _baselines_above(summary, task, result)
     return f"{short_names(summary.tasks)[task]}: {_called(summary, line)} {best}, {score}; {against}{above}"
@@ -87,10 +96,15 @@ def _baselines_above(summary: Summary, task: str, result: TaskResult) -> str:
 
 def _on_many(summary: Summary, best: Mapping[str, Line]) -> str:
     """One line for many tasks: the one that is best most often, the first of equals."""
-    winners = list(best.values())
+    lines = [line for line in summary.lines if not line.baseline]
+    level = [task for task, line in best.items() if len(_level(lines, task, line)) > 1]
+    winners = [line for task, line in best.items() if task not in level]
+    if not winners:
+        return f"several are level at the best mean on each of {len(best)} tasks"
     line = max(winners, key=winners.count)
-    tasks = [task for task, winner in best.items() if winner == line]
+    tasks = [task for task, winner in best.items() if winner == line and task not in level]
     first = f"{_called(summary, line)} has the best mean on {len(tasks)} of {len(best)} tasks"
+    first += f" (on {len(level)} several are level)" if level else ""
     if summary.reference is None or line == summary.reference:
         return f"{first}{', and is the reference itself' if line == summary.reference else ''}"
     found = [line.results[task].difference for task in tasks]

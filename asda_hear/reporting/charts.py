@@ -151,7 +151,7 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
             if excludes_zero(effect.difference):
                 panel.annotate(EXCLUDES_ZERO, (effect.estimate.mean, place), (0, 3), textcoords="offset points",
                                ha="center", va="bottom")  # fmt: skip
-        _name_rows(panel, [f"{label} (reference)" if label == labels[0] else label for label in labels])
+        _name_rows(panel, [f"{label} (first)" if label == labels[0] else label for label in labels])
         panel.set(title=names[task], xlabel=_scale_name(summary, task))
         scores_in_view(panel, task not in summary.measured)
     for panel in list(panels)[len(tasks) :]:

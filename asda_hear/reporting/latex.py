@@ -8,6 +8,7 @@ from asda_hear.reporting.tables import BELOW_LEVEL, EXCLUDES_ZERO, Cell, Column,
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "[": "{[}", "]": "{]}", "*": "{*}",  # behind a new row they would be its arguments
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "·": r"$\cdot$",  # noqa: RUF001
     "≤": r"$\le$", "≥": r"$\ge$", "→": r"$\to$", "↓": r"$\downarrow$", "†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$",

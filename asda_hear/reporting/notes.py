@@ -7,7 +7,7 @@ from asda_core.statistics import CONFIDENCE
 from asda_hear.ablation.measuring import LOWER_IS_BETTER, MEASURED
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import Row
-from asda_hear.reporting.comparing import smallest_difference_seen, smallest_p
+from asda_hear.reporting.comparing import DIGITS, smallest_difference_seen, smallest_p
 from asda_hear.reporting.summary import Line
 
 LEAST_PAIRS = 3
@@ -71,8 +71,9 @@ def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
         known = [difference for difference in found if difference is not None and difference.pairs > 1]
         pairs = max((difference.pairs for difference in known), default=0)
         spreads = [difference.spread for difference in known if difference.pairs == pairs]
-        if spreads and pairs >= LEAST_PAIRS:
-            least = smallest_difference_seen(median(spreads), pairs)
+        spread = median(spreads) if spreads else 0.0
+        if round(spread, DIGITS) > 0 and pairs >= LEAST_PAIRS:  # where nothing varies, nothing is known
+            least = smallest_difference_seen(spread, pairs)
             notes.append(
                 f"With {pairs} seeds a true difference under {least:.3f} on {task} is missed in more than 1 of 5 tries "
                 "(from the median deviation of the paired differences)."

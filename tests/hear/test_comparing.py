@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -182,3 +183,24 @@ def test_power_at_its_ends() -> None:
     assert smallest_difference_seen(0.0, 5) == 0
     assert math.isfinite(smallest_difference_seen(0.01, 2))
     assert math.isnan(smallest_difference_seen(0.01, 1))
+
+
+def test_nothing_is_no_difference() -> None:
+    """Sums of decimals leave -6e-17, which must not be an interval that excludes 0."""
+    found = compare({"0": (0.1, 0.2, 0.3), "1": (0.1, 0.2, 0.3)}, {"0": (0.3, 0.2, 0.1), "1": (0.3, 0.2, 0.1)})
+    assert found is not None
+    assert str(found.mean) == "0.0"
+    steady = compare({"0": (0.1 + 0.2,), "1": (0.1 + 0.2,), "2": (0.1 + 0.2,)}, {"": (0.3,)})
+    assert steady is not None
+    assert (steady.interval.low, steady.interval.high) == (0.0, 0.0)
+
+
+def test_many_folds_take_little_memory() -> None:
+    """Of a noise plan every clip is a fold."""
+    tracemalloc.start()
+    generator = np.random.default_rng(0)
+    one, other = ({str(seed): tuple(generator.normal(size=2000)) for seed in range(3)} for _ in range(2))
+    assert compare(one, other) is not None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6  # all draws at once: 500 MB

@@ -200,6 +200,20 @@ def test_the_answer_counts_many_tasks() -> None:
     assert first_sentence.endswith("; there are too few seeds for intervals of its differences from a.")
 
 
+def test_the_answer_does_not_count_ties_as_wins() -> None:
+    """Two lines that are level on three tasks; the other is better on the fourth."""
+    tasks = {f"t{number}": "mAP" for number in range(4)}
+    same = dict.fromkeys(list(tasks)[:3], result(0.5))
+    first = Line({"mixer": "p"}, "", {**same, "t3": result(0.1)}, {}, seeds=(0, 1))
+    other = Line({"mixer": "q"}, "", {**same, "t3": result(0.9)}, {}, seeds=(0, 1))
+    found = Summary("t", "q", tasks, frozenset(), {"mixer": ("p", "q")}, (first, other), None, (), ())
+    assert answer(found)[0] == "q has the best mean on 1 of 4 tasks (on 3 several are level)."
+    level = dataclasses.replace(found, lines=(first, dataclasses.replace(first, labels={"mixer": "q"})))
+    assert answer(level)[0] == "several are level at the best mean on each of 4 tasks."
+    few = dataclasses.replace(found, tasks={"t0": "mAP"})
+    assert answer(few)[0].startswith("t0: p is level with 1 more at the best mean of 2, 0.508 ± 0.032")
+
+
 def one_axis(count: int, tasks: tuple[str, ...] = ("x",), value: float = 0.5, seeds: int = 1) -> Summary:
     """A plan with one axis of so many labels."""
     labels = tuple(f"label{place}" for place in range(count))

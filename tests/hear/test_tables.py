@@ -132,6 +132,13 @@ def test_trained_parameters_stand_where_they_differ() -> None:
     assert "trained" in [column.heading for column in make_grid(adapted).columns]
 
 
+def test_latex_takes_no_label_for_an_argument() -> None:
+    r"""`[` and `*` behind `\\\\` or `\midrule`, also on the next line, would be."""
+    text = to_latex(summary("[2, 4]*"))
+    assert not re.search(r"(\\\\|midrule)\s*[\[*]", text)
+    assert "{[}2, 4{]}{*}" in text
+
+
 @pytest.mark.parametrize("label", ["b", NASTY])
 def test_latex_is_balanced(label: str) -> None:
     text = to_latex(summary(label))
