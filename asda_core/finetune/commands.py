@@ -18,7 +18,16 @@ from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
 from asda_core.finetune.continual_table import Stream, StreamsFailed, run_stream, write_stream
-from asda_core.finetune.recipes import OF_MODE, check_by_mode, load_recipe, mode_of, recipe_for, with_changes
+from asda_core.finetune.recipes import (
+    OF_MODE,
+    OPTIONS,
+    check_by_mode,
+    flattened,
+    load_recipe,
+    mode_of,
+    recipe_for,
+    with_changes,
+)
 from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, named_starts, recipe_signature, run_sweep
 from asda_core.finetune.table import TABLE_FILE, write_tables
 from asda_core.labelled.examples import Labelled
@@ -135,7 +144,8 @@ def data_digest(data: Labelled) -> str:
 
 def _mode_keys(changes: Mapping[str, Any]) -> list[str]:
     """Keys that say a mode, as --modes does; options of an adapter do not."""
-    return [key for key in changes if key in OF_MODE or key == "adapter.name"]
+    flat = [key for key in flattened(changes) if not key.startswith(OPTIONS)]
+    return [key for key in flat if key.startswith(OF_MODE)]
 
 
 def tell(data: Labelled, folds: int, out: Path) -> None:

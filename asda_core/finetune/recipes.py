@@ -74,13 +74,18 @@ def with_changes(recipe: FinetuneConfig, changes: Mapping[str, Any]) -> Finetune
     A mapping for a group of keys changes those that it names: `{"optimizer": {"peak_lr": 0.1}}`.
     """
     plain = to_plain(recipe)
-    flat = dict(_flat(changes))
+    flat = flattened(changes)
     for key, value in parents_first(flat):
         other = {"steps": "epochs", "epochs": "steps"}.get(key)
         if other is not None and other not in flat and value:
             plain[other] = 0
         plain = with_change(plain, key, value, USUAL)
     return parse(FinetuneConfig, plain)
+
+
+def flattened(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes by dotted keys, however they were nested."""
+    return dict(_flat(changes))
 
 
 def _flat(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -106,7 +111,7 @@ def recipe_for(
     Raises:
         ConfigError: no such mode, or a wrong key or value.
     """
-    said = dict(_flat(over or {}))
+    said = flattened(over or {})
     said_of_all = {key: value for key, value in said.items() if not key.startswith(OF_MODE)}
     pooled = ("pooling",) if recipe.mode == "attentive" else ()
     recipe = with_changes(recipe, {key: value for key, value in said_of_all.items() if key not in pooled})
@@ -143,8 +148,8 @@ def _mode_changes(recipe: FinetuneConfig, mode: str, adapters: Sequence[str]) ->
 def _by_mode(recipe: FinetuneConfig, mode: str) -> dict[str, Any]:
     """What `by_mode` says of a mode; of an adapter, first what it says of any."""
     name = mode.partition("=")[0]
-    any_adapter = {} if name in MODES else dict(_flat(recipe.by_mode.get(ANY_ADAPTER, {})))
-    return any_adapter | dict(_flat(recipe.by_mode.get(name, {})))
+    any_adapter = {} if name in MODES else flattened(recipe.by_mode.get(ANY_ADAPTER, {}))
+    return any_adapter | flattened(recipe.by_mode.get(name, {}))
 
 
 def mode_of(recipe: FinetuneConfig) -> str:

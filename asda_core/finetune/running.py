@@ -168,7 +168,7 @@ def _run(job: Job, tuned: Tuned, folder: Path, identity: str, catalog: Catalog, 
 def _tidy(folder: Path) -> None:
     """Remove what only a training that goes on needs."""
     for step in step_folders(folder):
-        shutil.rmtree(step)
+        shutil.rmtree(step, ignore_errors=True)  # another process may be at it
     (folder / BEST_FILE).unlink(missing_ok=True)
 
 

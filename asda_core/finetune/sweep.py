@@ -15,7 +15,7 @@ from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingSt
 from asda_core.files import model_digest
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import PREDICTIONS, interval_over_folds, load_predictions, pooled, write_evaluation
-from asda_core.finetune.recipes import recipe_for
+from asda_core.finetune.recipes import flattened, recipe_for
 from asda_core.finetune.running import Job, finetune, prepared
 from asda_core.finetune.tuned import Start
 from asda_core.labelled.examples import Labelled
@@ -114,7 +114,8 @@ def check_starts(starts: Mapping[str, str], seeds: Sequence[int]) -> None:
 
 def recipe_signature(recipe: FinetuneConfig, over: Mapping[str, Any]) -> str:
     """Of a recipe and what goes over it, but for keys without influence on results."""
-    return signature(recipe, over={key: value for key, value in over.items() if key not in recipe.without_influence})
+    said = {key: value for key, value in flattened(over).items() if key not in recipe.without_influence}
+    return signature(recipe, over=said)
 
 
 def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> list[Row]:

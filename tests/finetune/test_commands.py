@@ -121,7 +121,9 @@ def test_clips_of_the_training_are_not_tested_in_silence(place: Path, capsys: py
         assert main(["test", str(run), "--data", "tones/tones.csv", "--out", "tested", *words]) == 0
         told = capsys.readouterr().err
         clips = 12 if "all" in words else 6
-        assert (f"{heard} of the {clips} clips (by name and size) are not new to it." in told) == bool(heard), words
+        assert (f"{heard} of the {clips} clips (by their first and last bytes) are not new to it." in told) == bool(
+            heard
+        ), words
         assert ("warning: " in told) == bool(heard), words
     assert main(["test", str(run), "--data", "tones/tones.csv", "--part", "all", "--fold", "1"]) == 1
     assert "--part all takes every clip, and --fold 1 some" in capsys.readouterr().err
@@ -172,6 +174,12 @@ def test_a_task_may_say_the_mode(place: Path, capsys: pytest.CaptureFixture[str]
     assert "set: mode is what --modes says" in capsys.readouterr().err
     assert main([*command, "--data", "tones/tones.csv", "--modes", "full", "--set", "mode=linear"]) == 1
     assert "--set mode is what --modes says" in capsys.readouterr().err
+    (place / "task.yaml").write_text("data: tones/tones.csv\nset: {adapter: {name: low_rank}}\n")
+    assert main([*command, "--data", "task.yaml", "--modes", "full"]) == 1
+    assert "set: adapter" in capsys.readouterr().err
+    (place / "task.yaml").write_text("data: tones/tones.csv\nset: {adapter.options.rank: 2}\n")
+    assert main([*command, "--data", "task.yaml", "--modes", "low_rank"]) == 0
+    (place / "task.yaml").write_text("data: tones/tones.csv\nset: {mode: linear}\n")
     assert main([*command, "--continual", "--tasks", "task.yaml", "task.yaml"]) == 1
     assert "set: mode is that of all tasks" in capsys.readouterr().err
 
