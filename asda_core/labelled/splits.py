@@ -91,6 +91,9 @@ def _settled(data: Labelled, source: SourceConfig) -> tuple[list[Example], dict[
     examples = list(data.examples)
     if all(example.split == NO_SPLIT for example in examples) and not source.split:
         examples = _drawn(examples, source)
+        if missing := sorted((set() if source.folds else {TRAIN, TEST}) - {example.split for example in examples}):
+            few = f"{data.name}: of {len(examples)} clips without splits none is drawn for {missing[0]}"
+            raise TaskError(f"{few}; give them splits, or more clips.")
     if bare := next((example for example in examples if example.split == NO_SPLIT), None):
         raise TaskError(f"{data.name}: {bare.file} has no split; give it one, or take the key split away.")
     values = {example.split for example in examples}

@@ -105,6 +105,13 @@ def test_drawn_splits_keep_the_shares_of_labels() -> None:
     assert {each.file for each in other.test} != {each.file for each in only.test}
 
 
+def test_too_few_clips_to_draw() -> None:
+    """Nobody gave a split, so none is missing from what was given."""
+    few = [Example(Path(f"{number}.wav"), (label,), "") for number, label in enumerate(("x", "y"))]
+    with pytest.raises(TaskError, match="made: of 2 clips without splits none is drawn for test; give them splits"):
+        rounds(labelled(few), source())
+
+
 def test_drawn_folds() -> None:
     examples = pool(x=8, y=12)
     made = rounds(labelled(examples), source(folds=4), only=())
