@@ -34,8 +34,9 @@ def ends(file: Path) -> str:
 
 def sampled_content(files: Sequence[Path]) -> str:
     """Digest of the ends of at most `SAMPLED` sounds, evenly spread over a list."""
-    chosen = range(len(files)) if len(files) <= SAMPLED else range(0, len(files), len(files) // SAMPLED)
-    return hashlib.sha256(" ".join(ends(files[number]) for number in chosen).encode()).hexdigest()[:DIGEST_DIGITS]
+    count = min(len(files), SAMPLED)
+    told = " ".join(ends(files[number * len(files) // count]) for number in range(count))
+    return hashlib.sha256(told.encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def audio_digest(files: AudioList, begins: str | None = None) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import find_config, parsed_changes, signature
 from asda_core.data.content import sampled_content
-from asda_core.data.sources import list_identity
 from asda_core.errors import ConfigError
 from asda_core.files import DIGEST_DIGITS
 from asda_core.finetune.config import FinetuneConfig
@@ -28,6 +27,7 @@ from asda_core.finetune.recipes import (
     recipe_for,
     with_changes,
 )
+from asda_core.finetune.running import clip_facts
 from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, named_starts, recipe_signature, run_sweep
 from asda_core.finetune.table import TABLE_FILE, write_tables
 from asda_core.labelled.examples import Labelled
@@ -134,12 +134,9 @@ def check_task(changes: Mapping[str, Any], recipe: FinetuneConfig, place: Path) 
 
 def data_digest(data: Labelled) -> str:
     """Of all clips with their labels and splits, by name, size, and of a sample by what they hold."""
-    files = [example.file for example in data.examples]
-    facts = [
-        [*found, example.split, *example.labels]
-        for found, example in zip(list_identity(files), data.examples, strict=True)
-    ]
-    return hashlib.sha256(json.dumps([facts, sampled_content(files)]).encode()).hexdigest()[:DIGEST_DIGITS]
+    splits, held = [each.split for each in data.examples], sampled_content([each.file for each in data.examples])
+    told = json.dumps([clip_facts(data.examples), splits, held])
+    return hashlib.sha256(told.encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def _mode_keys(changes: Mapping[str, Any]) -> list[str]:

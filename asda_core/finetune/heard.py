@@ -43,8 +43,8 @@ def heard_before(checkpoint: Checkpoint, data: Labelled, part: str, tested: str)
         heard = sum(mark in known for mark in _marks(data.examples))
         told = f"{heard} of the {len(data.examples)} clips (by their first and last bytes) are not new to it"
         return f"warning: {checkpoint.file} was trained on {trained['data']}: {told}." if heard else ""
-    if trained.get("data") != data.name or (part in (TEST, VALID) and trained["tested"] == tested):
+    if trained.get("data") != data.name or (part in (TEST, VALID) and trained.get("tested") == tested):
         return ""
-    held_out = f" with {trained['tested']} held out" if trained["tested"] else ""
+    held_out = f" with {trained['tested']} held out" if trained.get("tested") else ""
     given = "all clips" if part == "all" else f"the {part} clips{f' of {tested}' if tested else ''}"
     return f"warning: {checkpoint.file} was trained on {data.name}{held_out}: {given} are not new to it."

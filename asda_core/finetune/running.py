@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from asda_core.finetune.predicting import predict
 from asda_core.finetune.sampling import weights_file
 from asda_core.finetune.tuned import Start, Tuned, make_tuned
 from asda_core.labelled.drawing import hold_out
-from asda_core.labelled.examples import Labelled
+from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.splits import Round, check_round
 from asda_core.locating import MODEL_FILE, step_folders
 from asda_core.pretrain.reporter import named_skipped
@@ -67,19 +67,18 @@ class Job:
         """
         config = self.start.config if isinstance(self.start, Checkpoint) else self.start
         start = {"digest": self.start_digest, "config": to_plain(config)}
-        parts = {
-            part: [
-                [*found, *example.labels]
-                for found, example in zip(list_identity(e.file for e in examples), examples, strict=True)
-            ]
-            for part, examples in vars(self.split).items()
-            if part != "name"
-        }
+        parts = {part: clip_facts(examples) for part, examples in vars(self.split).items() if part != "name"}
         weights = weights_file(self.recipe.sampling, self.here)
         drawn = {"weights": file_digest(weights)} if weights.is_file() else {}
         clips = [example.file for part in (self.split.train, self.split.valid, self.split.test) for example in part]
         facts = {"data": parts, "content": sampled_content(clips), "classes": self.data.classes, **drawn}
         return signature(self.recipe, start=start, **facts)
+
+
+def clip_facts(examples: Sequence[Example]) -> list[list[object]]:
+    """Of each clip the name, the size and the labels."""
+    told = list_identity(example.file for example in examples)
+    return [[*found, *example.labels] for found, example in zip(told, examples, strict=True)]
 
 
 def prepared(job: Job) -> Job:

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from asda_core.audio import find_audio, list_identity
-from asda_core.data import sources
+from asda_core.data import content, sources
 from asda_core.data.sources import ShardStream, expanded, find_training
 from asda_core.errors import AudioError, ConfigError
 from tests.data.shards import write_shards
@@ -156,3 +156,18 @@ def test_manifests_that_are_wrong(tmp_path: Path) -> None:
     (tmp_path / "long.csv").write_text("label,file\n" + "x" * 200_000 + ",a.wav\n")
     with pytest.raises(AudioError, match="it is no table or manifest .*field larger"):
         find_audio(tmp_path / "long.csv")
+
+
+def test_a_sample_is_even_and_no_larger_than_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    def look(file: Path) -> str:
+        looked.append(int(file.name))
+        return file.name
+
+    monkeypatch.setattr(content, "ends", look)
+    for count in (0, 1, content.SAMPLED, content.SAMPLED + 1, 2 * content.SAMPLED - 1, 5 * content.SAMPLED):
+        looked.clear()
+        content.sampled_content([Path(str(number)) for number in range(count)])
+        assert len(set(looked)) == len(looked) == min(count, content.SAMPLED)
+        assert not looked or looked[0] == 0

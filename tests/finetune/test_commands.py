@@ -16,6 +16,7 @@ from asda_core.checkpoint import read_checkpoint
 from asda_core.cli import main
 from asda_core.command_line import EXIT_ERROR
 from asda_core.config_io import to_yaml
+from asda_core.finetune import heard
 from asda_core.finetune.evaluation import load_predictions
 from asda_core.finetune.sweep import Sweep, named_starts
 from asda_core.finetune.table import TEXT_COLUMNS, _number, write_tables
@@ -110,7 +111,7 @@ def test_clips_of_the_training_are_not_tested_in_silence(place: Path, capsys: py
     (run,) = (folder.parent for folder in (place / "out").rglob("model.safetensors"))
     (place / "tones" / "others.csv").write_text((place / "tones" / "tones.csv").read_text())
     capsys.readouterr()
-    for words, heard in (
+    for words, known in (
         (["--fold", "2"], 0),
         (["--fold", "fold2"], 0),
         (["--fold", "1"], 6),
@@ -121,11 +122,31 @@ def test_clips_of_the_training_are_not_tested_in_silence(place: Path, capsys: py
         assert main(["test", str(run), "--data", "tones/tones.csv", "--out", "tested", *words]) == 0
         told = capsys.readouterr().err
         clips = 12 if "all" in words else 6
-        warning = f"{heard} of the {clips} clips (by their first and last bytes) are not new to it."
-        assert (warning in told) == bool(heard), words
-        assert ("warning: " in told) == bool(heard), words
+        warning = f"{known} of the {clips} clips (by their first and last bytes) are not new to it."
+        assert (warning in told) == bool(known), words
+        assert ("warning: " in told) == bool(known), words
     assert main(["test", str(run), "--data", "tones/tones.csv", "--part", "all", "--fold", "1"]) == 1
     assert "--part all takes every clip, and --fold 1 some" in capsys.readouterr().err
+
+
+def test_a_training_without_marks_is_known_by_its_name(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more clips than are noted down: name of the set and fold must do."""
+    monkeypatch.setattr(heard, "MOST_MARKED", 0)
+    heard._noted.cache_clear()
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "2"]
+    assert main([*command, "--out", "out"]) == 0
+    (run,) = (folder.parent for folder in (place / "out").rglob("model.safetensors"))
+    for words, warned in (
+        (["--fold", "2"], ""),
+        (["--fold", "1"], "fold2 held out: the test clips of fold1 are not new"),
+    ):
+        capsys.readouterr()
+        assert main(["test", str(run), "--data", "tones/tones.csv", "--out", "tested", *words]) == 0
+        told = capsys.readouterr().err
+        assert warned in told
+        assert ("warning: " in told) == bool(warned)
 
 
 def test_a_set_of_test_clips_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
