@@ -1,6 +1,7 @@
-"""The device that a name means."""
+"""The device that a name means, what is sent there, and what is drawn there."""
 
 import torch
+from torch import Tensor
 
 from asda_core.compute import AUTO
 from asda_core.errors import ConfigError
@@ -24,3 +25,25 @@ def named_device(name: str) -> str:
     if name != AUTO:
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on a device; what a GPU has still to do is not waited for."""
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator for draws on a device, where many numbers are drawn at once.
+
+    Args:
+        device: where the numbers are wanted.
+        generator: of the CPU; on the CPU it is what is returned.
+
+    Returns:
+        elsewhere a generator of the device, seeded by a number that is drawn: the same in every run, though not the
+        numbers that the CPU would draw.
+    """
+    if device.type == "cpu":
+        return generator
+    seed = int(torch.randint(torch.iinfo(torch.int64).max, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from asda_core.devices import sent
 from asda_core.errors import ConfigError
 
 
@@ -30,6 +31,6 @@ def fill_features(
             "with (filling); data.padding: silence fills the audio."
         )
     whole = (num_samples - front_end.window_samples) // front_end.hop_samples + 1  # (B,), 0 or less below one window
-    behind = torch.arange(features.shape[2], device=features.device) >= whole.to(features.device)[:, None]
+    behind = torch.arange(features.shape[2], device=features.device) >= sent(whole, features.device)[:, None]
     filled: Tensor = torch.where(behind[:, None], front_end.filling, features)
     return filled

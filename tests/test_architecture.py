@@ -53,7 +53,7 @@ HEAR_ORDER = (
 )  # fmt: skip
 
 FOR_PLUGINS = {
-    "contracts", "hookspecs", "layout", "errors", "adapting", "pretrain.masking", "model.patches",
+    "contracts", "hookspecs", "layout", "errors", "devices", "adapting", "pretrain.masking", "model.patches",
     "model.attention", "model.remade", "model.block", "model.lines", "model.encoder", "model.subtraction",
 }  # fmt: skip
 """What a plugin may import of asda_core."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.audio import crop_or_pad
+from asda_core.devices import sent
 from asda_core.filling import fill_features
 from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, rolled_at_random, spec_augment
 from asda_core.finetune.config import FinetuneConfig
@@ -65,7 +66,7 @@ def training_batch(
     augment, device = recipe.augment, next(tuned.encoder.parameters()).device
     generator = np.random.default_rng([recipe.seed, step, MIXUP_KEY])
     weights = mixup_weights(augment.mixup, len(labels), generator)
-    audio, labels = clips.audio.to(device), labels.to(device)
+    audio, labels = sent(clips.audio, device), sent(labels, device)
     if weights is not None and augment.mixup.of == "audio":
         audio, labels = mixup(audio, labels, weights)
     with torch.no_grad():
@@ -85,7 +86,8 @@ def plain_features(tuned: Tuned, recipe: FinetuneConfig, found: Sequence[Tensor]
     """Features of clips as they are, in evaluation."""
     num_samples = round(recipe.data.clip_seconds * tuned.front_end.sample_rate)
     device = next(tuned.encoder.parameters()).device
-    features: Tensor = tuned.front_end(torch.stack([crop_or_pad(clip, num_samples) for clip in found]).to(device))
+    audio = torch.stack([crop_or_pad(clip, num_samples) for clip in found])
+    features: Tensor = tuned.front_end(sent(audio, device))
     if recipe.data.padding == "features":
         features = fill_features(features, torch.tensor([len(clip) for clip in found]), tuned.front_end)
     return features

@@ -12,7 +12,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_core.model.block import init_linear_layers
+from asda_core.model.block import RmsNorm, init_linear_layers
 
 LambdaMode = Literal["vectors", "scalars", "fixed", "token"]
 
@@ -190,7 +190,7 @@ class SubtractiveAttention(nn.Module):
         keys = heads.signal + (0 if heads.shared_keys else heads.noise)
         self.sizes = ((heads.signal + heads.noise) * heads.width, keys * heads.width, dim)
         self.qkv = nn.Linear(dim, sum(self.sizes), bias=bias)
-        self.norm = nn.RMSNorm(heads.value_width, eps=HEAD_NORM_EPS) if norm else nn.Identity()
+        self.norm = RmsNorm(heads.value_width, eps=HEAD_NORM_EPS) if norm else nn.Identity()
         self.gain = 1 - weight.start if norm else 1.0
         if not self.gain:
             raise ConfigError(

@@ -12,6 +12,15 @@ INIT_STD = 0.02
 """Standard deviation of new linear weights. **Source**: BERT, as the released code initialises all linear layers."""
 
 
+class RmsNorm(nn.RMSNorm):
+    """`nn.RMSNorm` in the type of its weights, as autocast has `nn.LayerNorm`; no kernel is fast where types differ."""
+
+    def forward(self, values: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        """Scale to a root mean square of 1, and by the weights."""
+        normed: Tensor = super().forward(values.to(self.weight.dtype))
+        return normed
+
+
 class Mlp(nn.Module):
     """Two linear layers with an exact GELU between; it takes the layout so that both halves of a block look alike."""
 
@@ -90,7 +99,7 @@ class Block(nn.Module):
 
 def make_norm(config: EncoderConfig) -> nn.Module:
     """The norm over the width that a config asks for."""
-    make = nn.RMSNorm if config.norm_type == "rms" else nn.LayerNorm
+    make = RmsNorm if config.norm_type == "rms" else nn.LayerNorm
     return make(config.dim, eps=config.norm_eps)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from asda_core.config import EncoderConfig, PositionConfig
+from asda_core.devices import sent
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.block import INIT_STD
@@ -67,9 +68,9 @@ class PatchEmbedding(nn.Module):
         return patches + self.positions(grid).to(patches), TokenLayout.full(len(features), grid, features.device)
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "patches dim"]:
-        """What is added to the patches of a grid of (time steps, bands), in raster order."""
+        """What is added to the patches of a grid of (time steps, bands), in raster order, where the model is."""
         if self.table is None:
-            return sine_cosine_positions(grid, self.dim)
+            return sent(sine_cosine_positions(grid, self.dim), self.projection.weight.device)
         return adapt_positions(self.table, self.position_config, grid)[0]
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimpl
+from asda_core.devices import generator_on, sent
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_core.pretrain.decoder import ConvolutionalDecoder, DecoderConfig, rows_at
@@ -90,8 +91,9 @@ class LatentRegression(nn.Module):
             raise ConfigError(f"{times * bands} patch in a clip, and none to hide; data.clip_seconds is too short.")
         rows = len(features) * self.config.clones
         hidden = block_masks((times, bands), rows, self.config.mask, generator)
-        noise = torch.randn(rows, times * bands, encoder.config.dim, generator=generator) * self.config.noise_std
-        return self.loss_for(encoder, features, hidden.to(features.device), noise.to(features.device))
+        device, shape = features.device, (rows, times * bands, encoder.config.dim)  # 75 million numbers as published
+        noise = torch.randn(shape, generator=generator_on(device, generator), device=device).mul_(self.config.noise_std)
+        return self.loss_for(encoder, features, hidden, noise)
 
     def loss_for(
         self,
@@ -105,12 +107,13 @@ class LatentRegression(nn.Module):
         Args:
             encoder: the student.
             features: a batch of clips.
-            hidden: True where a patch is hidden; row `b * clones + c` belongs to clip b.
+            hidden: True where a patch is hidden; row `b * clones + c` belongs to clip b. Best on the CPU, where to
+                look at it waits for nothing.
             noise: what stands at hidden places in the decoder's input.
         """
+        kept, gone = (sent(columns, features.device) for columns in split_columns(hidden))
         tokens, layout = encoder.embed(features)
         owner = torch.arange(len(features), device=tokens.device).repeat_interleave(self.config.clones)
-        kept, gone = split_columns(hidden)
         student = encoder.encode(rows_at(tokens, kept, owner), layout.select(owner, kept), layers=False)
         seen = student.tokens
         places = torch.arange(len(kept), device=kept.device).unsqueeze(1) * noise.shape[1] + kept

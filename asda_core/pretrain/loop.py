@@ -30,6 +30,7 @@ from asda_core.config_io import signature, to_yaml
 from asda_core.data.content import audio_digest, same_audio
 from asda_core.data.sources import AudioList
 from asda_core.data.stream_batches import open_clips
+from asda_core.devices import sent
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.files import model_digest, write_text
 from asda_core.filling import fill_features
@@ -257,7 +258,7 @@ def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
 @torch.no_grad()
 def _features(run: Run, clips: Clips) -> Float[Tensor, "batch bins frames"]:
     """What the front end makes of clips, on the device."""
-    features: Tensor = run.parts.front_end(clips.audio.to(run.device))
+    features: Tensor = run.parts.front_end(sent(clips.audio, run.device))
     if run.config.data.padding == "features":
         features = fill_features(features, clips.num_samples, run.parts.front_end)
     return features

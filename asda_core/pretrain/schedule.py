@@ -66,25 +66,35 @@ class FairseqAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient: a GPU gets a call for all of them, not seven for each."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        states = [self._counted(parameter) for parameter in parameters]
+        means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        beta1, beta2 = group["betas"]
+        steps = [int(state["step"]) for state in states]  # of the CPU
+        rates = [group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step) for step in steps]
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_addcdiv_(parameters, means, roots, [-rate for rate in rates])
+
+    def _counted(self, parameter: Tensor) -> dict[str, Any]:
+        """The state of a parameter, which has one update more than before."""
+        state: dict[str, Any] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        beta1, beta2 = group["betas"]
         state["step"] += 1
-        step = int(state["step"])
-        mean = state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
-        square = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-        rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-rate)
+        return state
 
 
 def decays(parameter: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_core.model.block import init_linear_layers
+from asda_core.model.block import RmsNorm, init_linear_layers
 from asda_core.model.lines import Lines, lines_of
 
 
@@ -44,8 +44,8 @@ class TwoSimplicialAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.maps_in = nn.Linear(dim, 5 * dim, bias=config.qkv_bias)
-        self.key_norm = nn.RMSNorm(dim // num_heads, eps=config.norm_eps)
-        self.value_norm = nn.RMSNorm(dim // num_heads, eps=config.norm_eps)
+        self.key_norm = RmsNorm(dim // num_heads, eps=config.norm_eps)
+        self.value_norm = RmsNorm(dim // num_heads, eps=config.norm_eps)
         self.proj = nn.Linear(dim, dim)
         init_linear_layers(self)
 

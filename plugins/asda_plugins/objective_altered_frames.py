@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimpl
+from asda_core.devices import sent
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
@@ -85,10 +86,10 @@ class Alteration:
     def apply(self, features: Float[Tensor, "batch bins frames"]) -> Float[Tensor, "batch bins frames"]:
         """The altered features, on their device."""
         device = features.device
-        altered = features.gather(2, self.source.to(device).unsqueeze(1).expand_as(features))
-        altered = altered.masked_fill(self.zero_frames.to(device).unsqueeze(1), 0.0)
-        altered = altered.masked_fill(self.zero_bins.to(device).unsqueeze(2), 0.0)
-        return altered if self.noise is None else altered + self.noise.to(altered)
+        altered = features.gather(2, sent(self.source, device).unsqueeze(1).expand_as(features))
+        altered = altered.masked_fill(sent(self.zero_frames, device).unsqueeze(1), 0.0)
+        altered = altered.masked_fill(sent(self.zero_bins, device).unsqueeze(2), 0.0)
+        return altered if self.noise is None else altered + sent(self.noise, device).to(altered.dtype)
 
 
 class AlteredFrames(nn.Module):

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimpl
+from asda_core.devices import sent
 from asda_core.errors import ConfigError
 from asda_core.layout import take
 from asda_core.model.encoder import Encoder
@@ -97,7 +98,7 @@ class MaskedPatch(nn.Module):
             raise ConfigError(f"clips of {features.shape[2]} frames hold fewer than {LEAST_MASKED + 1} patches.")
         first = draw_masked(grid, len(features), self.config, generator)
         second = first if self.config.one_mask else draw_masked(grid, len(features), self.config, generator)
-        return self.loss_for(encoder, features, first.to(features.device), second.to(features.device))
+        return self.loss_for(encoder, features, sent(first, features.device), sent(second, features.device))
 
     def loss_for(
         self,
