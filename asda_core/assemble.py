@@ -1,16 +1,21 @@
 """The one place where config, catalog and model meet."""
 
-from collections.abc import Callable, Sequence
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from asda_core.adapting import attach
-from asda_core.catalog import Catalog
+from asda_core.catalog import Catalog, Offer
 from asda_core.config import ClassTokenConfig, Compat, EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse, to_plain
-from asda_core.contracts import AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
+from asda_core.contracts import Adapter, AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
 
@@ -18,6 +23,25 @@ SAMPLE_RATE = 16_000
 """Rate in Hz at which every released model of the family listens."""
 
 ProductT = TypeVar("ProductT")
+NO_MEMORY = re.compile(r"tried to allocate (?P<size>[\d.]+ \w+)|out of memory|calculation overflowed", re.IGNORECASE)
+"""How torch words that there is not enough."""
+
+
+@contextmanager
+def in_memory(what: str) -> Iterator[None]:
+    """Say so in one line where something is too large.
+
+    Raises:
+        ConfigError: what is made in here does not fit into memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = NO_MEMORY.search(str(error))
+        if told is None and not isinstance(error, MemoryError):
+            raise
+        size = f": {told.group('size')}" if told and told.group("size") else ""
+        raise ConfigError(f"{what} does not fit into memory{size}.") from None
 
 
 @dataclass(frozen=True)
@@ -43,23 +67,40 @@ def build(
         compat: "released" sets the plugin's released options that the choice does not state.
 
     Raises:
-        PluginError: no such plugin, or it lacks a package.
+        PluginError: no such plugin; it lacks a package, fails, or gives what is none of its family.
         ConfigError: its options are wrong.
     """
     offer, options = catalog.find(family, choice.name), resolved(catalog, family, choice, path, compat)
+    with _blamed(offer), in_memory(f"{family} {choice.name!r} of these sizes"):
+        product = offer.spec.build(options, context)
+        wanted = Adapter if family == "adapter" else nn.Module
+        if not isinstance(product, wanted):
+            raise TypeError(f"its build gives {product!r}, which is no {wanted.__name__}")
+    return product
+
+
+@contextmanager
+def _blamed(offer: Offer) -> Iterator[None]:
+    """Tell whose plugin it is that fails in here, and where."""
     try:
-        return offer.spec.build(options, context)
-    except ImportError as error:
+        yield
+    except AsdaError:
+        raise
+    except Exception as error:  # a stranger's code may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
         raise PluginError(
-            f"{family} {choice.name!r} of {offer.distribution} {offer.version} cannot be built: {error}"
-        ) from None
+            f"{offer.family} {offer.spec.name!r} of {offer.distribution} {offer.version} cannot be built: "
+            f"{error if isinstance(error, ImportError) else told}"
+        ) from error
 
 
 def resolved(catalog: Catalog, family: str, choice: PluginChoice, path: str, compat: Compat = "default") -> Any:
     """The options of a plugin in full, as its own dataclass; arguments and errors as of `build`."""
-    spec = catalog.find(family, choice.name).spec
-    usual = spec.released if compat == "released" else {}
-    return parse(spec.config, {**usual, **choice.options}, f"{path}.options")
+    offer = catalog.find(family, choice.name)
+    usual = offer.spec.released if compat == "released" else {}
+    with _blamed(offer):
+        return parse(offer.spec.config, {**usual, **choice.options}, f"{path}.options")
 
 
 def in_full(catalog: Catalog, config: RunConfig) -> RunConfig:
@@ -151,7 +192,7 @@ def build_parts(
         prepare: called with front end and encoder before an adapter is attached: loads weights.
         prepare_adapted: likewise behind the adapter, before the objective is built, which may copy them.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), in_memory("a model of these sizes"):
         torch.manual_seed(config.seed)
         front_end, encoder = build_model(catalog, config, prepare, prepare_adapted)
         context = ObjectiveContext(encoder)
@@ -159,19 +200,19 @@ def build_parts(
     return Parts(front_end, encoder, objective)
 
 
-def build_weightless(catalog: Catalog, config: RunConfig) -> Encoder:
-    """The encoder of a run without memory for its weights, after a look at whether all else can be built too.
+def build_weightless(catalog: Catalog, config: RunConfig) -> Parts:
+    """The modules of a run without memory for their weights, after a look at whether they can be built.
 
     A plugin whose constructor looks at values, which a tensor without memory has not, is built with them.
     """
     build_front_end(catalog, config.front_end, config.compat)  # small, and made of tables
     try:
         with torch.device("meta"):
-            return build_parts(catalog, config).encoder
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, AsdaError):
+            return build_parts(catalog, config)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, PluginError) as error:
+        if isinstance(error, AsdaError) and error.__cause__ is None:  # not what a plugin raises
             raise
-        return build_parts(catalog, config).encoder
+        return build_parts(catalog, config)
 
 
 def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:
@@ -180,10 +221,10 @@ def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:
     Raises:
         ConfigError: it does not.
     """
-    sizes, clip = encoder.config, torch.zeros(1, round(seconds * front_end.sample_rate))
+    sizes = encoder.config
     try:
-        with torch.inference_mode():
-            num_bins, num_frames = front_end(clip).shape[1:]
+        with torch.inference_mode(), in_memory("a clip of so many seconds"):
+            num_bins, num_frames = front_end(torch.zeros(1, round(seconds * front_end.sample_rate))).shape[1:]
     except ConfigError as error:  # less than one window
         raise ConfigError(f"data.clip_seconds {seconds:g}: {error}") from None
     if not all(sizes.grid(num_bins, num_frames)):

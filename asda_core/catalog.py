@@ -168,10 +168,29 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
             for spec in [answer] if isinstance(answer, Spec) else answer:
                 if not isinstance(spec, kind):
                     raise PluginError(f"{hook} must give {kind.__name__} objects, not {spec!r}.")
-                if not isinstance(spec.name, str) or not is_dataclass(spec.config):
-                    raise PluginError(f"{hook}: the name must be text and the config a dataclass in {spec!r}.")
+                _check_spec(spec, hook)
                 offers.append(Offer(family, spec, distribution, version))
+    if not offers:
+        asked = ", ".join(caller.name for caller in manager.get_hookcallers(plugin) or [])
+        raise PluginError(f"{asked} gave nothing; is a `return` missing?")
     return offers
+
+
+def _check_spec(spec: Spec[Any, Any, Any], hook: str) -> None:
+    """Refuse what would be found out late, or never.
+
+    Raises:
+        PluginError: a field of another type than it should have.
+    """
+    if not (isinstance(spec.name, str) and spec.name) or not is_dataclass(spec.config):
+        raise PluginError(f"{hook}: the name must be text and the config a dataclass in {spec!r}.")
+    for field in ("summary", "source"):
+        if not isinstance(getattr(spec, field), str):
+            raise PluginError(f"{hook}: {field} of {spec.name!r} must be text, not {getattr(spec, field)!r}.")
+    for field in ("without_influence", "takes_over"):
+        names = getattr(spec, field, ())
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise PluginError(f"{hook}: {field} of {spec.name!r} must be a tuple of names, not {names!r}.")
 
 
 def _without_clashes(gathered: list[Offer]) -> tuple[dict[tuple[str, str], Offer], list[Problem]]:

@@ -15,7 +15,9 @@ from asda_core.config_io import (
     to_plain,
     with_change,
 )
+from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
+from asda_core.strict_yaml import read_yaml
 
 FEW = 5
 """Names of classes that a line tells."""
@@ -38,9 +40,18 @@ def is_config(path: Path) -> bool:
     return find_config(path).suffix in CONFIG_SUFFIXES or not path.exists()
 
 
+def is_plan(path: Path) -> bool:
+    """Whether a file is a plan of `asda-hear ablate`."""
+    file = find_config(path)
+    plain = read_yaml(file) if file.is_file() else None
+    return isinstance(plain, dict) and {"base", "axes"} <= plain.keys()
+
+
 def config_of(path: Path) -> RunConfig:
     """The config of a file or name, or that within a checkpoint, of which a line is told on stderr."""
     if is_config(path):
+        if is_plan(path):
+            raise ConfigError(f"{path} is a plan, not a config: asda-hear ablate {path} --dry-run shows its cells.")
         return load_run_config(path)
     checkpoint = read_model(path)
     what = "pre-trained"

@@ -29,8 +29,10 @@ def output_folder(text: str) -> Path:
     """What argparse calls for a folder to write to, which need not be there.
 
     Raises:
-        AsdaError: it is a file, or in one.
+        AsdaError: it has no name, is a file, or is in one.
     """
+    if not text:
+        raise AsdaError("the name of the folder to write to is empty.")
     path = Path(text)
     there = next((each for each in (path, *path.parents) if each.exists()), path)
     if there.exists() and not there.is_dir():

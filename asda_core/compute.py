@@ -1,5 +1,6 @@
 """How an update is computed: the section `compute` of a run."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,3 +29,9 @@ class ComputeConfig:
 
 COMPUTE_ALONE = ("compute.recompute", "compute.compile", "compute.sharding")
 """Keys that change a result by rounding at most, as another machine does: a run can be gone on with under others."""
+
+
+def divisors(number: int) -> list[int]:
+    """What divides a number, smallest first."""
+    low = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
+    return sorted({*low, *(number // each for each in low)})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from asda_core.compat import released_keys
-from asda_core.compute import COMPUTE_ALONE, ComputeConfig
+from asda_core.compute import COMPUTE_ALONE, ComputeConfig, divisors
 from asda_core.errors import ConfigError
 
 ClassTokenPosition = Literal["first", "middle", "last", "none"]
@@ -220,8 +220,8 @@ class DataConfig:
         require(0 < self.clip_seconds < math.inf, f"data.clip_seconds must be positive, not {self.clip_seconds}.")
         require(self.batch_size > 0, f"data.batch_size must be positive, not {self.batch_size}.")
         require(self.min_samples >= 0, f"data.min_samples must not be negative, not {self.min_samples}.")
-        fitting = [number for number in range(1, self.batch_size + 1) if self.batch_size % number == 0]
-        if self.micro_batch not in (None, *fitting):
+        if self.micro_batch is not None and not (self.micro_batch > 0 and self.batch_size % self.micro_batch == 0):
+            fitting = divisors(self.batch_size)
             raise ConfigError(f"data.micro_batch {self.micro_batch} does not divide batch_size; fitting: {fitting}.")
         for name in ("workers", "prefetch", "shuffle_clips"):
             require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")

@@ -11,10 +11,11 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from asda_core.config import PluginChoice, RunConfig
-from asda_core.errors import ConfigError, unknown, why
+from asda_core.errors import ConfigError, unknown
+from asda_core.strict_yaml import parse_value, read_yaml
 
 ConfigT = TypeVar("ConfigT")
 
@@ -44,23 +45,14 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
     if released is not None and isinstance(prepared, dict) and prepared.get("compat") == "released":
         prepared = _check_keys(cls, _over(_nested(released(prepared)), prepared), path)
     try:
-        return TypeAdapter(cls).validate_python(prepared)
+        built = TypeAdapter(cls).validate_python(prepared)
+    except PydanticUserError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path or cls.__name__}: a key has a type that no config can hold: {reason}") from None
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(item, path) for item in error.errors())) from None
-
-
-def read_yaml(file: str | Path) -> Any:
-    """Plain data from a YAML file.
-
-    Raises:
-        ConfigError: the file is missing or is not YAML.
-    """
-    try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {file}: {why(error)}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from None
+    _check_finite(built, path)
+    return built
 
 
 def find_config(name: str | Path) -> Path:
@@ -95,18 +87,6 @@ def load_run_config(file: str | Path) -> RunConfig:
         return parse(RunConfig, plain)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-
-
-def parse_value(text: str) -> Any:
-    """A value of the command line, read as YAML.
-
-    Raises:
-        ConfigError: it is not YAML.
-    """
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text!r} is not YAML: {error}") from None
 
 
 def parsed_changes(changes: Sequence[str], option: str = "--set") -> dict[str, Any]:
@@ -260,19 +240,39 @@ def _check_keys(cls: type, data: Any, path: str) -> Any:
         dotted = f"{path}.{key}" if path else str(key)
         if key not in names:
             raise ConfigError(f"{unknown('config key', str(key), names)} (at {dotted})")
-        hint = hints[key]
-        said = any(value is each for each in get_args(hint))  # Literal[True, "auto"]
-        if isinstance(value, bool) and not said and not {bool, Any} & {hint, *get_args(hint)}:
-            raise ConfigError(f"{dotted}: a truth value where {_words(hint)} is expected, given {value}. {YAML_TRUTH}")
-        if isinstance(value, float) and not math.isfinite(value) and value != usual[key]:
+        if _as_number(hints[key], value) not in (None, usual[key]):
             raise ConfigError(f"{dotted} must be a finite number, not {value}.")
-        checked[key] = _checked_value(hint, value, dotted)
+        checked[key] = _checked_value(hints[key], value, dotted)
     return checked
+
+
+def _as_number(hint: Any, value: Any) -> float | None:
+    """The number that is no finite one that a value stands for, also as text, which YAML makes of `inf`; else None."""
+    if not isinstance(value, float) and not (isinstance(value, str) and float in {hint, *get_args(hint)}):
+        return None
+    try:
+        return None if math.isfinite(float(value)) else float(value)
+    except ValueError:
+        return None
+
+
+def _check_finite(built: Any, path: str) -> None:
+    """Refuse numbers that are not finite at every level, unless they are the default."""
+    for item in fields(built):
+        value, dotted = getattr(built, item.name), f"{path}.{item.name}" if path else item.name
+        if is_dataclass(value):
+            _check_finite(value, dotted)
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, float) and not math.isfinite(each) and value != item.default:
+                raise ConfigError(f"{dotted} must be a finite number, not {each}.")
 
 
 def _checked_value(hint: Any, value: Any, dotted: str) -> Any:
     """A value with the keys of the dataclasses in it checked; of several that it may be, the validator finds which."""
     origin, inside = get_origin(hint), [each for each in get_args(hint) if each is not type(None)]
+    said = any(value is each for each in get_args(hint))  # Literal[True, "auto"]
+    if isinstance(value, bool) and not said and not {bool, Any} & {hint, *get_args(hint)}:
+        raise ConfigError(f"{dotted}: a truth value where {_words(hint)} is expected, given {value}. {YAML_TRUTH}")
     if isinstance(hint, type) and is_dataclass(hint):
         return _check_keys(hint, value, dotted)
     if origin in (Union, UnionType) and len(inside) == 1 and value is not None:

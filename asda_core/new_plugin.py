@@ -14,10 +14,10 @@ from pathlib import Path
 from string import Template
 
 from asda_core.catalog import Catalog, installed_catalog
-from asda_core.config_io import parse_value
 from asda_core.errors import AsdaError, PluginError
 from asda_core.files import write_text
 from asda_core.hookspecs import FAMILIES
+from asda_core.strict_yaml import parse_value
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 """What is an identifier, a name in YAML, and behind `asda-` one of a distribution."""

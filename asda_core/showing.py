@@ -83,4 +83,5 @@ def run_show(parsed: argparse.Namespace) -> None:
     frames = num_frames(samples, front_end)
     clip = f"clip of {config.data.clip_seconds:g} s ({frames:,} frames)"
     operations = encoder_flops(encoder, front_end.num_bins, frames) / GIGA
-    print(f"# {'encoder':<10} {operations:>12,.2f} GFLOPs per {clip}")
+    shown = f"{operations:,.2f}" if operations >= 1 else f"{operations:.2g}"
+    print(f"# {'encoder':<10} {shown:>12} GFLOPs per {clip}")

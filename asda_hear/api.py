@@ -14,6 +14,7 @@ from asda_core.checkpoint import Checkpoint, load_encoder
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config, parse
 from asda_core.errors import ConfigError
+from asda_core.model.encoder import Encoder
 from asda_core.official.reading import read_model
 from asda_hear.finding import find_model
 from asda_hear.model import HearModel, HearOptions
@@ -62,14 +63,29 @@ def load_model(
         config = checkpoint.config
         front_end, encoder = load_encoder(checkpoint, plugins)
         parsed = _suited(parsed, checkpoint)
+    return model_from(front_end, encoder, config.data.clip_seconds, parsed)
+
+
+def model_from(front_end: Any, encoder: Encoder, clip_seconds: float, options: HearOptions) -> HearModel:
+    """The model of a front end and an encoder.
+
+    Args:
+        front_end: a module that is a `FrontEnd`.
+        encoder: what follows it.
+        clip_seconds: of the clips that it was trained on, in seconds.
+        options: how it is heard.
+
+    Raises:
+        ConfigError: the options do not fit them.
+    """
     backbone = EncoderBackbone(
         encoder,
         front_end.num_bins,
-        parsed.scene_pooling or USUAL_POOLING,
-        parsed.timestamp_pooling or USUAL_POOLING,
-        parsed.layers,
+        options.scene_pooling or USUAL_POOLING,
+        options.timestamp_pooling or USUAL_POOLING,
+        options.layers,
     )
-    return HearModel(front_end, backbone, config.data.clip_seconds, parsed)
+    return HearModel(front_end, backbone, clip_seconds, options)
 
 
 def _baseline(plugins: Catalog, options: HearOptions) -> HearModel:

@@ -10,9 +10,10 @@ import yaml
 from asda_core.assemble import build_encoder, in_full, plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.config import PluginChoice, RunConfig
-from asda_core.config_io import load_run_config, parse, read_yaml
+from asda_core.config_io import load_run_config, parse
 from asda_core.pretrain.latent_regression import LatentRegressionConfig
 from asda_core.pretrain.loop import pretrain
+from asda_core.strict_yaml import read_yaml
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import check_plan
 

@@ -15,9 +15,10 @@ from asda_core import testing
 from asda_core.catalog import load_catalog
 from asda_core.cli import main
 from asda_core.command_line import EXIT_ERROR
-from asda_core.config_io import load_run_config, parse, read_yaml
+from asda_core.config_io import load_run_config, parse
 from asda_core.hookspecs import FAMILIES
 from asda_core.new_plugin import KINDS, write_plugin
+from asda_core.strict_yaml import read_yaml
 from asda_hear import cli as hear_cli
 from asda_hear.ablation.settings import PlanConfig
 

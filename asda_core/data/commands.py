@@ -19,6 +19,7 @@ from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.packing import pack
+from asda_core.data.sources import tell_doubles
 from asda_core.data.statistics import Statistics, measure
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.reading import read_labelled
@@ -95,11 +96,15 @@ def run_stats(parsed: argparse.Namespace) -> None:
 
 
 def _found(sources: Sequence[Path]) -> list[Path]:
-    return [file for source in sources for file in find_audio(source)]
+    found = [file for source in sources for file in find_audio(source)]
+    tell_doubles(found)
+    return found
 
 
-def yaml_line(found: Statistics) -> str:
-    """What to paste into a config."""
+def yaml_line(found: Statistics) -> str | None:
+    """What to paste into a config; None where all values are the same, which no spread can scale."""
+    if not round(found.std, DIGITS):
+        return None
     options = {**found.front_end.options, "mean": round(found.mean, DIGITS), "std": round(found.std, DIGITS)}
     inner = ", ".join(f"{key}: {value}" for key, value in options.items())
     return f"front_end: {{name: {found.front_end.name}, options: {{{inner}}}}}"
@@ -146,7 +151,7 @@ def as_text(found: Statistics, of: int) -> str:
         *(f"          {reason}" for reason in list(found.broken.values())[:FEW]),
         f"features  mean {found.mean:.4f}, std {found.std:.4f} over {found.count:,} values",
         "",
-        plain["yaml"],
+        plain["yaml"] or "All values are the same: there is no spread to divide by, and nothing for a config.",
     ]
     return "\n".join(lines)
 

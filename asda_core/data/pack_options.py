@@ -39,6 +39,8 @@ class PackOptions:
         require(self.format in formats, f"--format must be {' or '.join(formats)}, not {self.format!r}.")
         require(self.seconds is None or self.seconds > 0, f"--seconds must be positive, not {self.seconds}.")
         require(not (self.keep and self.seconds), "--keep leaves files as they are and --seconds cuts them; give one.")
+        same = (self.rate, self.format) == (PackOptions.rate, PackOptions.format)
+        require(not self.keep or same, "--keep leaves files as they are; --rate and --format are of files made anew.")
         require(self.shard_mebibytes > 0, f"--shard-mebibytes must be positive, not {self.shard_mebibytes}.")
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}.")
         wrong = not self.name or set(self.name) & set("/.{}")

@@ -59,7 +59,9 @@ def find_training(sources: Iterable[str | Path]) -> AudioList:
     given = [str(source) for source in sources]
     streamed = [source for source in given if is_stream(source)]
     if not streamed:
-        return [file for source in given for file in find_audio(source)]
+        files = [file for source in given for file in find_audio(source)]
+        tell_doubles(files)
+        return files
     if len(streamed) < len(given):
         other = next(source for source in given if not is_stream(source))
         raise ConfigError(f"{streamed[0]} is streamed and {other} is not; give streams alone, or none.")
@@ -68,6 +70,13 @@ def find_training(sources: Iterable[str | Path]) -> AudioList:
     if missing:
         raise AudioError(f"{len(missing)} of {len(found)} shards are not there: {', '.join(missing[:FEW])}.")
     return found
+
+
+def tell_doubles(files: Sequence[Path]) -> None:
+    """Warn of files that are named more than once, and count as often."""
+    if doubles := len(files) - len(set(files)):
+        told = f"{doubles} of {len(files)} files are named more than once, and count as often"
+        print(f"warning: {told}.", file=sys.stderr)
 
 
 def is_stream(source: str) -> bool:

@@ -13,13 +13,13 @@ from asda_core.config_io import (
     parents_first,
     parse,
     parsed_changes,
-    read_yaml,
     shipped_configs,
     to_plain,
     with_change,
 )
 from asda_core.errors import ConfigError, unknown
 from asda_core.finetune.config import MODES, FinetuneConfig
+from asda_core.strict_yaml import read_yaml
 
 USUAL = FinetuneConfig(epochs=1)
 """The defaults, with a length that stands for the one that every recipe must give."""

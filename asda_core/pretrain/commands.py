@@ -9,6 +9,7 @@ from typing import Any
 from asda_core.assemble import plugin_origins
 from asda_core.catalog import installed_catalog
 from asda_core.changing import changed, config_of
+from asda_core.config import DataConfig
 from asda_core.config_io import signature
 from asda_core.data.sources import find_training, is_stream, list_identity
 from asda_core.files import model_digest
@@ -38,9 +39,12 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
             "the rate will not reach its peak.",
             file=sys.stderr,
         )
+    streamed = is_stream(parsed.data[0])
+    if processes.first and not streamed and config.data.shuffle_clips != DataConfig().shuffle_clips:
+        print("warning: data.shuffle_clips is of streamed shards; files are shuffled all together.", file=sys.stderr)
     folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"
     if processes.first:
-        kind = "streamed shards" if is_stream(parsed.data[0]) else "audio files"
+        kind = "streamed shards" if streamed else "audio files"
         print(f"{len(files)} {kind} -> {folder}", file=sys.stderr)
     final = pretrain(config, files, folder, catalog, parsed.device, processes.first, init, processes)
     if processes.first:

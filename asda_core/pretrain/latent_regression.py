@@ -146,7 +146,9 @@ def channel_std(values: Float[Tensor, "rows tokens dim"]) -> Tensor:
 
     **Source**: the released code logs the same as `target_var` and `pred_var`.
     """
-    return (values.float().flatten(0, 1).var(dim=0) + VARIANCE_EPS).sqrt().mean()
+    rows = values.float().flatten(0, 1)
+    variance = rows.var(dim=0) if len(rows) > 1 else torch.zeros_like(rows[0])  # of one token there is no spread
+    return (variance + VARIANCE_EPS).sqrt().mean()
 
 
 def build(config: LatentRegressionConfig, context: ObjectiveContext) -> LatentRegression:

@@ -285,7 +285,8 @@ def _share_skipped(run: Run, clips: Batches) -> None:
 
 
 def _check_finite(values: dict[str, float], run: Run) -> None:
-    if not all(value == value and abs(value) != float("inf") for value in values.values()):
+    """Refuse to go on with what is no number; what is logged beside it may be none."""
+    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
         raise AsdaError(
             f"the loss is no longer finite at step {run.step} ({values}); the last saved step is "
             f"{newest_step(run.folder)}. A lower optimizer.peak_lr or a longer warm-up may help."

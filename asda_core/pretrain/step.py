@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asda_core.compute import Precision
+from asda_core.compute import Precision, divisors
 from asda_core.config import DataConfig
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
@@ -111,11 +111,6 @@ def passes_of(config: DataConfig, processes: Processes, begun_with: int | None =
         )
     count = batch // (size * world)
     return Passes(size, count, processes.rank * count)
-
-
-def divisors(number: int) -> list[int]:
-    """What divides a number, smallest first."""
-    return [each for each in range(1, number + 1) if number % each == 0]
 
 
 def _words(numbers: list[int]) -> str:

@@ -16,10 +16,12 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import read_checkpoint
 from asda_core.config_io import to_plain
 from asda_core.cost import Cost
+from asda_core.errors import AsdaError, TrainingStopped
 from asda_core.files import write_text
-from asda_core.locating import MODEL_FILE
+from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_hear.ablation.axes import differing
 from asda_hear.ablation.environment import environment
 from asda_hear.ablation.measuring import as_scores, can_measure, measure, read_measured
 from asda_hear.ablation.plan import Cell, Plan, text_of
@@ -55,7 +57,10 @@ class Unit:
         """For messages."""
         if not self.cells:
             return f"baseline {self.baseline}"
-        return f"{self.folder.name} ({text_of(self.cells[0].labels)}, seed {self.cells[0].seed})"
+        first, every = self.cells[0], [cell.labels for cell in self.cells]
+        own = differing(first.labels, every)
+        shared = {axis: label for axis, label in first.labels.items() if axis not in own}
+        return f"{self.folder.name} ({text_of({**shared, 'seed': str(first.seed)})})"
 
 
 @dataclass(frozen=True)
@@ -96,22 +101,52 @@ class Work:
 
 
 def do_unit(work: Work, unit: Unit) -> None:
-    """Train (unless done) and evaluate (what is not done)."""
+    """Train (unless done) and evaluate (what is not done).
+
+    Raises:
+        EvaluationFailed: one of several ways to hear the model failed; the others are done.
+    """
     if unit.cells:
         cell = unit.cells[0]
         if not (unit.folder / MODEL_FILE).exists():
             _train(work, cell, unit.folder)
         _write_facts(work, cell, unit.folder)
-    model = model_of(work, unit)
+    failed: list[tuple[str, Exception]] = []
     for options in different_options(work, unit):
-        _evaluate(work, model, unit.folder, options)
+        try:
+            _evaluate(work, model_of(work, unit, options), unit.folder, options)
+        except TrainingStopped:
+            raise
+        except Exception as error:  # one way of hearing must not take the others down
+            failed.append((_heard_by(unit, options), error))
+    model = model_of(work, unit)
     if work.plan.noise and can_measure(model):
         measure(work.plan.noise, model, unit.folder, work.catalog, work.progress)
+    if failed:
+        where, first = failed[0]
+        if not where:
+            raise first
+        told = "; ".join(f"{labels}: {type(error).__name__}: {error}" for labels, error in failed)
+        raise EvaluationFailed(told) from first
 
 
-def model_of(work: Work, unit: Unit) -> str:
-    """What `load_model` is given."""
-    return str(unit.folder / MODEL_FILE) if unit.cells else baseline_path(work.plan, unit.baseline)
+class EvaluationFailed(AsdaError):
+    """Some of the ways in which a model is heard failed."""
+
+
+def _heard_by(unit: Unit, options: Mapping[str, Any]) -> str:
+    """The labels that tell cells with these options from the others of their training; none where all have them."""
+    cell = next((cell for cell in unit.cells if cell.options == options), None)
+    return "" if cell is None else text_of(differing(cell.labels, [other.labels for other in unit.cells]))
+
+
+def model_of(work: Work, unit: Unit, options: Mapping[str, Any] | None = None) -> str:
+    """What `load_model` is given, with these options: the teacher is in the last step alone."""
+    if not unit.cells:
+        return baseline_path(work.plan, unit.baseline)
+    teacher = options is not None and options.get("weights") == "teacher"
+    step = newest_step(unit.folder) if teacher else None
+    return str((step or unit.folder) / MODEL_FILE)
 
 
 def different_options(work: Work, unit: Unit) -> list[Mapping[str, Any]]:
@@ -151,7 +186,8 @@ def unit_measured(work: Work, unit: Unit) -> list[NoiseRow] | None:
 def _heard(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
     """Scores on HEAR's tasks."""
     folder = unit.folder / evaluation_name(work.plan, options)
-    return finished_scores(model_of(work, unit), work.tasks, folder, work.plan.config.evaluation, options)
+    model = model_of(work, unit, options)
+    return finished_scores(model, work.tasks, folder, work.plan.config.evaluation, options)
 
 
 def evaluation_name(plan: Plan, options: Mapping[str, Any]) -> str:

@@ -5,12 +5,14 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
+from asda_core.data.content import sampled_content
 from asda_core.files import file_digest, write_text
 from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.scores import TaskScore
@@ -41,11 +43,12 @@ class NoiseMeasure:
     files: tuple[Path, ...]
     config: NoiseConfig
 
-    @property
+    @cached_property
     def file_name(self) -> str:
         """Where the result lies in the folder of a cell; another setting, or other clips, is another result."""
         noise = self.config.noise if self.config.noise == WHITE else file_digest(Path(self.config.noise))
-        facts = json.dumps([asdict(replace(self.config, noise=noise)), list_identity(self.files)], sort_keys=True)
+        clips = [list_identity(self.files), sampled_content(self.files)]
+        facts = json.dumps([asdict(replace(self.config, noise=noise)), *clips], sort_keys=True)
         return f"noise-{hashlib.sha256(facts.encode()).hexdigest()[:NAME_DIGITS]}.json"
 
 

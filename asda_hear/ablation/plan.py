@@ -15,7 +15,8 @@ budget: {hours: 8}
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,18 @@ from asda_core.config_io import (
     load_run_config,
     parents_first,
     parse,
-    read_yaml,
     shipped_configs,
     signature,
     to_plain,
     with_change,
     with_value,
 )
+from asda_core.data.content import sampled_content
 from asda_core.errors import ConfigError, unknown
 from asda_core.files import model_digest
 from asda_core.locating import locate
+from asda_core.strict_yaml import read_yaml
+from asda_hear.ablation.axes import beside, check_apart, check_effect, labelled, text_of_label
 from asda_hear.ablation.measuring import NoiseMeasure
 from asda_hear.ablation.settings import PlanConfig
 from asda_hear.api import USUAL_POOLING
@@ -108,27 +111,45 @@ def load_plan(file: Path) -> Plan:
     config = replace(config, options=_stated(config.options, to_plain(HearOptions())))
     here = file.parent
     audio = tuple(found for source in config.data for found in find_audio(here / source))
-    axes = {name: _labelled(name, choices) for name, choices in config.axes.items()}
+    axes = {name: labelled(name, choices) for name, choices in config.axes.items()}
     reference = _reference(config, axes, file)
-    for axis, choices in axes.items():
-        for other, others in axes.items():
-            if axis < other and (both := _keys(choices) & _keys(others)):
-                raise ConfigError(f"{file}: the axes {axis!r} and {other!r} both set {sorted(both)[0]}.")
-    start = _Start(file, config, to_plain(load_run_config(here / config.base)), list_identity(audio))
-    cells = []
+    audio_there = [*list_identity(audio), ("content", sampled_content(audio))]
+    start = _Start(file, config, to_plain(load_run_config(here / config.base)), audio_there)
+    cells, made = [], {}
+    with _named(file):
+        check_apart(axes)
     for combination in itertools.product(*axes.values()):
         labels = dict(zip(axes, combination, strict=True))
         changes = {key: value for axis, label in labels.items() for key, value in axes[axis][label].items()}
-        cells += start.cells(labels, changes)
+        found = start.cells(labels, changes)
+        made[combination] = repr((found[0].name, found[0].options))
+        cells += found
+    with _named(file):
+        check_effect(axes, made)
     return Plan(file, config, tuple(cells), audio, reference, _noise(config, here))
 
 
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Put the file before the message of an error."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
 def _noise(config: PlanConfig, here: Path) -> NoiseMeasure | None:
-    """The clips of `noise_attention`, found; a file of noise lies beside the plan."""
+    """The clips of `noise_attention`, found; a file of noise lies beside the plan.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
     given = config.noise_attention
     if given is None:
         return None
     noise = given.noise if given.noise == WHITE else str(here / given.noise)
+    if noise != WHITE and not Path(noise).is_file():
+        raise ConfigError(f"noise_attention.noise: no file at {noise}.")
     files = tuple(found for source in given.audio for found in find_audio(here / source))
     return NoiseMeasure(files, NoiseConfig(given.snr_db, noise, given.clips, given.seed))
 
@@ -136,7 +157,7 @@ def _noise(config: PlanConfig, here: Path) -> NoiseMeasure | None:
 class _Start:
     """What all cells of a plan begin from."""
 
-    def __init__(self, file: Path, config: PlanConfig, base: dict[str, Any], data: list[tuple[str, int]]) -> None:
+    def __init__(self, file: Path, config: PlanConfig, base: dict[str, Any], data: list[Any]) -> None:
         self.file, self.config, self.data = file, config, data
         budget = {} if config.budget.steps is None else {"steps": config.budget.steps}
         self.base, self.of_all = base, {**config.set, **budget}
@@ -144,7 +165,7 @@ class _Start:
     def cells(self, labels: Mapping[str, str], changes: Mapping[str, Any]) -> list[Cell]:
         """The cells of one combination, one for each seed."""
         plain, options, init = self.base, dict(self.config.options), self.config.init
-        for key, value in parents_first({**self.of_all, **changes}):
+        for key, value in parents_first({**beside(self.of_all, changes), **changes}):
             if key.startswith(OPTION):
                 options[key.removeprefix(OPTION)] = value
             elif key == INIT:
@@ -186,31 +207,10 @@ def _reference(config: PlanConfig, axes: Mapping[str, Mapping[str, Any]], file: 
     """The stated reference, checked; else the first label of each axis."""
     if isinstance(config.reference, str):
         return config.reference
-    given = {str(axis): str(label) for axis, label in (config.reference or {}).items()}
+    given = {str(axis): text_of_label(label) for axis, label in (config.reference or {}).items()}
     for axis, label in given.items():
         if axis not in axes:
             raise ConfigError(f"{file}, reference: {unknown('axis', axis, axes)}")
         if label not in axes[axis]:
             raise ConfigError(f"{file}, reference: {unknown(f'label of the axis {axis}', label, axes[axis])}")
     return {axis: given.get(axis, next(iter(labels))) for axis, labels in axes.items()}
-
-
-def _keys(labels: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """All keys that an axis sets."""
-    return {key for changes in labels.values() for key in changes}
-
-
-def _labelled(axis: str, choices: Any) -> dict[str, dict[str, Any]]:
-    """Both ways of writing an axis as label -> {config key: value}."""
-    if isinstance(choices, list) and choices:
-        pairs = [(str(value), {axis: value}) for value in choices]
-    elif isinstance(choices, dict) and choices and all(isinstance(value, dict | None) for value in choices.values()):
-        pairs = [(str(label), value or {}) for label, value in choices.items()]
-    else:
-        raise ConfigError(
-            f"axis {axis!r} must be a list of values, or labels with {{config key: value}}, not {choices!r}."
-        )
-    names = [label for label, _ in pairs]
-    if twice := [label for label in names if names.count(label) > 1]:
-        raise ConfigError(f"axis {axis!r} has two labels {twice[0]!r}.")
-    return dict(pairs)

@@ -9,8 +9,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from asda_core.assemble import build_weightless, check_class_token_axis
+from asda_core.assemble import Parts, build_weightless, check_class_token_axis
 from asda_core.catalog import Catalog, installed_catalog
+from asda_core.checkpoint import TEACHER
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.files import write_rows, write_text
@@ -19,9 +20,9 @@ from asda_core.official.reading import read_model
 from asda_core.starting import check_fits
 from asda_core.workers import Shard
 from asda_hear.ablation.cells import ERROR_FILE, Unit, Work, baseline_path, do_unit, is_done
-from asda_hear.ablation.plan import Plan, text_of
+from asda_hear.ablation.plan import Cell, Plan, text_of
 from asda_hear.ablation.rows import Row, collect_rows
-from asda_hear.api import load_model
+from asda_hear.api import load_model, model_from
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.identity import task_identity
 from asda_hear.evaluate.search import find_tasks
@@ -182,17 +183,33 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
     different = {repr((replace(cell.config, seed=0), cell.options, cell.init)): cell for cell in plan.cells}
     for cell in different.values():
         try:
-            parse(HearOptions, cell.options, "options")
             if cell.init is not None:
                 check_fits(inits[cell.init], catalog, cell.config)
             elif cell.config.adapter is not None:
                 raise ConfigError(f"the adapter {cell.config.adapter.name!r} needs a trained encoder: give init.")
-            encoder = build_weightless(catalog, cell.config)
+            parts = build_weightless(catalog, cell.config)
+            _check_options(cell, parts)
+            encoder = parts.encoder
             for layer in range(cell.config.encoder.depth if plan.noise else 0):
                 mixer_with_maps(encoder, layer)
         except AsdaError as error:
             raise type(error)(f"{plan.file}, cell {text_of(cell.labels)}: {error}") from None
     check_class_token_axis(catalog, [cell.config for cell in plan.cells])
+
+
+def _check_options(cell: Cell, parts: Parts) -> None:
+    """Whether a model like this can be heard with the options of a cell.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    options = parse(HearOptions, cell.options, "options")
+    model_from(parts.front_end, parts.encoder, cell.config.data.clip_seconds, options)
+    if options.weights == "teacher":
+        if not any(f"objective.{name}".startswith(TEACHER) for name in parts.objective.state_dict()):
+            raise ConfigError(f"options.weights teacher: the objective {cell.config.objective.name!r} has none.")
+        if not cell.config.steps:
+            raise ConfigError("options.weights teacher: without a step of training there is none.")
 
 
 def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:

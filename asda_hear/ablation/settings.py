@@ -119,5 +119,7 @@ class PlanConfig:
         for label in self.baselines:
             if not label or label.startswith(".") or set(label) & set("/\\"):
                 raise ConfigError(f"a baseline cannot be called {label!r}: a folder is named by it.")
+        if self.budget.steps is not None and self.set.get("steps", self.budget.steps) != self.budget.steps:
+            raise ConfigError(f"set.steps {self.set['steps']} and budget.steps {self.budget.steps} differ; give one.")
         if isinstance(self.reference, str) and self.reference not in self.baselines:
             raise ConfigError(unknown("baseline as the reference", self.reference, self.baselines))

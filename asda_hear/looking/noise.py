@@ -101,8 +101,13 @@ def add_noise(model: OpenModel, stretch: Stretch, noise: Noise, snr_db: float) -
     for what, power in (("clip", sound_power), ("noise", noise_power)):
         if not power:
             raise AudioError(f"the {what} is digital silence here: no signal-to-noise ratio exists.")
-    scale = (sound_power / noise_power * 10 ** (-snr_db / DECIBELS)) ** 0.5
+    try:
+        scale = (sound_power / noise_power * 10 ** (-snr_db / DECIBELS)) ** 0.5
+    except OverflowError:
+        scale = float("inf")
     added = noise.audio * noise.gate * scale
+    if not added.isfinite().all():
+        raise ConfigError(f"noise at {snr_db:g} dB would be louder than float32 can tell.")
     louder = patch_energies(model, added) > patch_energies(model, stretch.audio)
     bands = len(louder) // len(noise.steps)
     counted = torch.arange(len(noise.steps)) < _sounding(model, stretch)

@@ -110,7 +110,7 @@ class ItemsOf:
 
 def _missing(work: Work, failures: Sequence[Failure]) -> list[str]:
     """Units that are not done: what failed, then the first others by name, then how many."""
-    failed = [f"{failure.cell} failed: {failure.error}" for failure in failures]
+    failed = [f"{failure.cell} failed: {failure.error.rstrip('.')}" for failure in failures]
     left = [unit.name for unit in work.units() if not is_done(work, unit) and not (unit.folder / ERROR_FILE).exists()]
     more = [f"and {len(left) - NAMED} more"] if len(left) > NAMED else []
     return failed + left[:NAMED] + more
@@ -129,6 +129,7 @@ def _failures(work: Work) -> list[Failure]:
 def _write_leaderboard(summary: Summary, out: Path) -> None:
     """A row in the columns of HEAR's leaderboard for every line, where any of its tasks was run."""
     if not any(hear_column(task) for task in summary.tasks):
+        (out / LEADERBOARD_FILE).unlink(missing_ok=True)  # of an earlier form of the plan
         return
     today = datetime.now(UTC).date().isoformat()
     rows = []
@@ -141,6 +142,7 @@ def _write_leaderboard(summary: Summary, out: Path) -> None:
 def _write_noise(work: Work) -> None:
     """Every number of the attention on noise: each map, each layer, all queries and the class token."""
     if work.plan.noise is None:
+        (work.out / NOISE_FILE).unlink(missing_ok=True)
         return
     rows = []
     for cell in work.plan.cells:

@@ -87,7 +87,13 @@ class Mfcc(nn.Module):
         self.mel: Tensor
         self.window: Tensor
         self.turn: Tensor
-        self.register_buffer("mel", mel_filters(config, sample_rate, self.window_samples), persistent=False)
+        filters = mel_filters(config, sample_rate, self.window_samples)
+        if not filters.any():
+            raise ConfigError(
+                f"front_end.options.window_ms {config.window_ms:g} is {self.window_samples} samples at {sample_rate} "
+                "Hz, whose spectrum has no line in any mel band."
+            )
+        self.register_buffer("mel", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
         turn = create_dct(config.num_coefficients, config.num_mels, norm="ortho")
         self.register_buffer("turn", turn, persistent=False)

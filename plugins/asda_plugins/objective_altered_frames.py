@@ -110,8 +110,17 @@ class AlteredFrames(nn.Module):
     ) -> Losses:
         """Draw an alteration, then `loss_for`."""
         batch, bins, frames = features.shape
+        if not (num_spans(frames, self.config) or widest(bins, self.config.channel_share) or self._adds_noise()):
+            raise ConfigError(
+                f"in clips of {frames} frames and {bins} bins objective.options time_share {self.config.time_share:g} "
+                f"and channel_share {self.config.channel_share:g} alter nothing: they are rounded to whole spans of "
+                f"{self.config.span_frames} frames, and to whole bins."
+            )
         alteration = draw_alteration((batch, bins, frames), self.config, generator)
         return self.loss_for(encoder, features, alteration.apply(features))
+
+    def _adds_noise(self) -> bool:
+        return bool(self.config.noise_probability and self.config.noise_std)
 
     def loss_for(
         self,
@@ -154,6 +163,17 @@ def draw_alteration(shape: tuple[int, int, int], config: AlteredFramesConfig, ge
     return Alteration(source, zero_frames, zero_bins, noise)
 
 
+def num_spans(frames: int, config: AlteredFramesConfig) -> int:
+    """How many spans of a clip are altered, before some of them overlap."""
+    span = min(config.span_frames, frames)
+    return min(round(frames * config.time_share / span), frames - span + 1)
+
+
+def widest(bins: int, share: float) -> int:
+    """The widest band that is altered."""
+    return round(bins * share)
+
+
 def draw_spans(
     batch: int, frames: int, config: AlteredFramesConfig, generator: torch.Generator
 ) -> tuple[Int[Tensor, "batch frames"], Bool[Tensor, "batch frames"]]:
@@ -162,9 +182,8 @@ def draw_spans(
     The share is rounded to whole spans: 7 for 319 frames, none for clips of 23 and fewer by default. Replaced spans
     are copies of spans drawn anywhere in the clip.
     """
-    span = min(config.span_frames, frames)
+    span, count = min(config.span_frames, frames), num_spans(frames, config)
     num_starts = frames - span + 1
-    count = min(round(frames * config.time_share / span), num_starts)
     starts, origins = (torch.rand(batch, num_starts, generator=generator).topk(count).indices for _ in range(2))
     fate = torch.rand(batch, 1, generator=generator)
     own = torch.arange(frames)
@@ -181,7 +200,7 @@ def draw_spans(
 
 def draw_bands(batch: int, bins: int, share: float, generator: torch.Generator) -> Bool[Tensor, "batch bins"]:
     """`zero_bins` of an `Alteration`: one band per clip, 0 to `round(bins * share)` wide, anywhere it fits."""
-    width = torch.randint(round(bins * share) + 1, (batch, 1), generator=generator)
+    width = torch.randint(widest(bins, share) + 1, (batch, 1), generator=generator)
     place = torch.rand(batch, 1, generator=generator, dtype=torch.float64)
     first = (place * (bins - width + 1)).long()
     number = torch.arange(bins)

@@ -26,6 +26,8 @@ DRAWS_PER_PATCH = 6
 """Clusters are drawn until they would cover everything about six times: some 1 % is never reached, and comes last."""
 LEAST_MASKED = 2
 """Hidden patches of a clip below which there is nothing to tell apart."""
+CLUSTER_SIDES = (3, 5)
+"""Smallest and largest side of a cluster in patches. **Source**: SSAST, released code."""
 PUBLISHED_SHARE = 400 / 512
 """Patches that are hidden: 400 of the 512 of 10 s (SSAMBA: 250, 300 or 400)."""
 
@@ -50,7 +52,7 @@ class MaskedPatchConfig:
 
     masked_share: float = PUBLISHED_SHARE
     pattern: Literal["clusters", "uniform"] = "clusters"
-    cluster_sides: tuple[int, int] = (3, 5)
+    cluster_sides: tuple[int, int] = CLUSTER_SIDES
     biased_clusters: bool = False
     normalise_over: Literal["predictions", "targets"] = "predictions"
     discriminative_weight: float = 1.0
@@ -63,6 +65,10 @@ class MaskedPatchConfig:
         for right, message in (
             (0 < self.masked_share < 1, f"masked_share must lie between 0 and 1, not {self.masked_share}."),
             (1 <= low <= high, f"cluster_sides must be two sides, smallest first, not {self.cluster_sides}."),
+            (
+                self.pattern == "clusters" or not (self.biased_clusters or self.cluster_sides != CLUSTER_SIDES),
+                'cluster_sides and biased_clusters have no effect with pattern "uniform".',
+            ),
             (min(weights) >= 0 and max(weights) > 0, f"weights must not be negative, nor both 0, not {weights}."),
         ):
             if not right:

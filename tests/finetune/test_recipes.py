@@ -13,7 +13,7 @@ from asda_core import config_io
 from asda_core.catalog import Catalog
 from asda_core.compat import FINETUNING
 from asda_core.config import EncoderConfig
-from asda_core.config_io import find_config, parse, read_yaml, to_plain, value_at
+from asda_core.config_io import find_config, parse, to_plain, value_at
 from asda_core.errors import ConfigError
 from asda_core.finetune.augment import mixup, mixup_weights
 from asda_core.finetune.config import ClassifierConfig, FinetuneConfig
@@ -22,6 +22,7 @@ from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.recipes import changed_recipe, check_by_mode, load_recipe, mode_of, recipe_for, with_changes
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoded
+from asda_core.strict_yaml import parse_value, read_yaml
 from tests.finetune.published import BCE, EAT_ASDA, PUBLISHED, SCORES
 
 FOLDER = Path(__file__).parents[2] / "configs" / "finetune"
@@ -120,7 +121,7 @@ def test_tasks_of_ai_cl() -> None:
     for task, epochs, batch in (("esc50", 20, 32), ("ave", 15, 12)):
         found = re.search(rf"#   {task}.yaml +(\{{.*\}})", text)
         assert found is not None
-        recipe = with_changes(load_recipe("finetune/aicl"), config_io.parse_value(found.group(1))["set"])
+        recipe = with_changes(load_recipe("finetune/aicl"), parse_value(found.group(1))["set"])
         assert (recipe.epochs, recipe.data.batch_size) == (epochs, batch)
         assert recipe.adapter is not None
         assert recipe.adapter.options == {"width": 32, "dropout": 0.1, "beside_mixer": True, "beside_mlp": True}

@@ -1,0 +1,102 @@
+"""The axes of a plan: labels, what each of them sets, and whether two of them are at odds, or the same."""
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from asda_core.errors import ConfigError
+
+Changes = Mapping[str, Any]
+"""Dotted key of a config -> value."""
+Axes = Mapping[str, Mapping[str, Changes]]
+"""Axis -> label -> what it sets."""
+
+PLUGINS = ("adapter", "encoder.mixer", "front_end", "objective")
+"""Keys whose value may be the name of a plugin alone."""
+
+
+def labelled(axis: str, choices: Any) -> dict[str, dict[str, Any]]:
+    """Both ways of writing an axis as label -> {config key: value}.
+
+    Raises:
+        ConfigError: it is written in neither, or has a label twice.
+    """
+    if isinstance(choices, list) and choices:
+        pairs = [(text_of_label(value), {axis: value}) for value in choices]
+    elif isinstance(choices, dict) and choices and all(isinstance(value, dict | None) for value in choices.values()):
+        pairs = [(text_of_label(label), value or {}) for label, value in choices.items()]
+    else:
+        raise ConfigError(
+            f"axis {axis!r} must be a list of values, or labels with {{config key: value}}, not {choices!r}."
+        )
+    names = [label for label, _ in pairs]
+    if twice := [label for label in names if names.count(label) > 1]:
+        raise ConfigError(f"axis {axis!r} has two labels {twice[0]!r}.")
+    return dict(pairs)
+
+
+def text_of_label(value: Any) -> str:
+    """A label as YAML writes it: on and off, which YAML reads as truth values, are true and false."""
+    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
+
+
+def leaves(changes: Changes) -> set[str]:
+    """Dotted keys of the single values that changes set, however they are nested; a plugin by its name sets `.name`."""
+    return set(_leaves(changes))
+
+
+def _leaves(changes: Changes, above: str = "") -> Iterator[str]:
+    for key, value in changes.items():
+        dotted = f"{above}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{dotted}.")
+        else:
+            yield f"{dotted}.name" if dotted in PLUGINS and isinstance(value, str) else dotted
+
+
+def check_apart(axes: Axes) -> None:
+    """Refuse two axes that decide the same value, of which one would have no effect.
+
+    Raises:
+        ConfigError: naming both and the key.
+    """
+    decided = {axis: set().union(*map(leaves, labels.values())) for axis, labels in axes.items()}
+    for one, other in itertools.combinations(axes, 2):
+        if both := decided[one] & decided[other]:
+            raise ConfigError(f"the axes {one!r} and {other!r} both set {min(both)}.")
+
+
+def beside(of_all: Changes, changes: Changes) -> dict[str, Any]:
+    """What is set in every cell, less what the labels of this one set: labels go first, however deep their keys."""
+    decided = leaves(changes)
+    return {key: value for key, value in of_all.items() if not leaves({key: value}) <= decided}
+
+
+def check_effect(axes: Axes, made: Mapping[tuple[str, ...], str]) -> None:
+    """Refuse two labels of an axis that make the same cell whatever the labels of the other axes are.
+
+    Args:
+        axes: in the order of the labels in `made`.
+        made: the labels of a combination -> what its cell is.
+
+    Raises:
+        ConfigError: naming both, and what they set.
+    """
+    for place, (axis, labels) in enumerate(axes.items()):
+        for one, other in itertools.combinations(labels, 2):
+            with_one = [combination for combination in made if combination[place] == one]
+            if all(made[combination] == made[_put(combination, place, other)] for combination in with_one):
+                keys = ", ".join(sorted(leaves(labels[one]) | leaves(labels[other]))) or "nothing"
+                raise ConfigError(
+                    f"the labels {one!r} and {other!r} of the axis {axis!r} make the same cells: what they set "
+                    f"({keys}) is equal, or has no effect on a result."
+                )
+
+
+def _put(combination: Sequence[str], place: int, label: str) -> tuple[str, ...]:
+    return (*combination[:place], label, *combination[place + 1 :])
+
+
+def differing(labels: Mapping[str, str], among: Collection[Mapping[str, str]]) -> dict[str, str]:
+    """The labels that are not those of all others."""
+    return {axis: label for axis, label in labels.items() if any(other[axis] != label for other in among)}
