@@ -27,7 +27,7 @@ from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plu
 from asda_core.catalog import GIVEN, OWN_DISTRIBUTION, Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
-from asda_core.errors import CheckpointError, PluginError
+from asda_core.errors import CheckpointError, ConfigError, PluginError
 from asda_core.files import sync, write_open, write_whole
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
@@ -89,7 +89,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
     Raises:
         CheckpointError: nothing is there, it is damaged, it is no checkpoint of asda, or it holds no teacher.
     """
-    file = locate(Path(path))
+    file = locate(Path(path), in_training=weights == "teacher")
     tensors, metadata = read_tensors(file)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{file} is a safetensors file, but no checkpoint of asda (no format {FORMAT!r} in it).")
@@ -123,7 +123,7 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
         front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
         encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
         adapt(catalog, checkpoint.config, encoder)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ConfigError) as error:
         raise CheckpointError(
             f"{checkpoint.file}: a model of its config cannot be made here ({error!s:.200})."
         ) from None

@@ -30,15 +30,21 @@ def newest_step(folder: Path) -> Path | None:
     return next(reversed(step_folders(folder)), None)
 
 
-def locate(path: Path) -> Path:
+def locate(path: Path, in_training: bool = False) -> Path:
     """The model file that a path means: itself, that of a step, or the newest of a run.
+
+    Args:
+        path: file or folder.
+        in_training: of a run, take its newest step before what it exported: the objective, and with it a teacher, is
+            in steps alone.
 
     Raises:
         CheckpointError: there is none.
     """
     if path.is_file():
         return path
-    for candidate in (path / MODEL_FILE, (newest_step(path) or path) / MODEL_FILE, path / BARE_STATE_FILE):
+    exported, step = path / MODEL_FILE, (newest_step(path) or path) / MODEL_FILE
+    for candidate in (*((step, exported) if in_training else (exported, step)), path / BARE_STATE_FILE):
         if candidate.is_file():
             return candidate
     raise CheckpointError(f"no checkpoint at {path}: expected {CHECKPOINTS}.")

@@ -49,6 +49,9 @@ def load_model(
     """
     parsed = parse(HearOptions, options, "load_model")
     plugins = catalog or installed_catalog()
+    untrained = str(model_file_path) == LOG_MEL or find_model(model_file_path).suffix in CONFIG_SUFFIXES
+    if untrained and parsed.weights == "teacher":
+        raise ConfigError(f"weights teacher: {model_file_path} is no trained model, and has none.")
     if str(model_file_path) == LOG_MEL:
         return _baseline(plugins, parsed)
     path = find_model(model_file_path)

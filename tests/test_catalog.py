@@ -19,7 +19,7 @@ from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_
 from asda_core.config import EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.contracts import MixerContext
-from asda_core.errors import PluginError
+from asda_core.errors import ConfigError, PluginError
 from tests.conftest import BUILT_IN, TINY
 
 Install = Callable[..., None]
@@ -39,6 +39,12 @@ def spec(name):
 
 def offering(*names: str, hook: str = "asda_mixers") -> str:
     return f"{HEAD}\n@hookimpl\ndef {hook}():\n    return [spec(name) for name in {list(names)}]\n"
+
+
+def with_field(name: str, value: str) -> str:
+    """A plugin that puts a wrong value into its spec, which the checks of types in these tests would not let in."""
+    body = f"one = spec('x')\n    object.__setattr__(one, '{name}', {value})\n    return one"
+    return f"{HEAD}\n@hookimpl\ndef asda_mixers():\n    {body}\n"
 
 
 @pytest.fixture
@@ -82,6 +88,12 @@ def test_a_stranger_comes_in(install: Install) -> None:
         (offering("x").replace("name, Nothing,", "name, int,"), "the config a dataclass"),
         (offering("x").replace("spec(name) for", "name for"), "must give MixerSpec objects, not 'x'"),
         (offering("x").replace("def asda_mixers():", "def asda_mixers():\n    1 / 0"), "ZeroDivisionError"),
+        (offering("x").replace("return [spec", "[spec"), "asda_mixers gave nothing; is a `return` missing?"),
+        (offering(), "asda_mixers gave nothing"),
+        (offering(""), "the name must be text"),
+        (with_field("summary", "None"), "summary of 'x' must be text, not None"),
+        (with_field("takes_over", "'standard'"), "takes_over of 'x' must be a tuple of names, not 'standard'"),
+        (with_field("without_influence", "'scan'"), "without_influence of 'x' must be a tuple of names, not 'scan'"),
     ],
 )
 def test_a_broken_plugin_breaks_nothing_else(install: Install, source: str, message: str) -> None:
@@ -199,3 +211,32 @@ def test_entry_points_are_declared() -> None:
     entries = {entry.name for entry in Distribution.from_name(OWN_DISTRIBUTION).entry_points if entry.group == "asda"}
     assert entries == {offer.spec.name for offer in load_catalog(*BUILT_IN, installed=False).offers.values()}
     assert EntryPoint("x", "asda_plugins.mixer_standard", "asda").load().__name__ == "asda_plugins.mixer_standard"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        ("lambda options: nn.Identity()", r"TypeError: .*takes 1 positional argument but 2 were given"),
+        ("lambda config, context: None", "TypeError: its build gives None, which is no Module"),
+        ("lambda config, context: 1 / 0", r"ZeroDivisionError: division by zero \(module_of_broken.py, line \d+\)"),
+    ],
+)
+def test_whose_plugin_cannot_be_built(install: Install, build: str, message: str) -> None:
+    install("broken", "broken", offering("broken").replace("lambda config, context: nn.Identity()", build))
+    config = EncoderConfig(dim=16, depth=1, num_heads=2, mixer=PluginChoice("broken"))
+    with pytest.raises(PluginError, match=rf"mixer 'broken' of broken 1\.0 cannot be built: {message}"):
+        build_encoder(load_catalog(), config)
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "message"),
+    [
+        ("def __post_init__(self):\n        raise RuntimeError('no')", PluginError, "of broken 1.0 .*RuntimeError: no"),
+        ("kind: type(nn) = nn", ConfigError, "a key has a type that no config can hold"),
+    ],
+)
+def test_options_that_cannot_be_read(install: Install, body: str, error: type[Exception], message: str) -> None:
+    install("broken", "broken", offering("broken").replace("    pass\n", f"    {body}\n"))
+    config = EncoderConfig(dim=16, depth=1, num_heads=2, mixer=PluginChoice("broken"))
+    with pytest.raises(error, match=message):
+        build_encoder(load_catalog(), config)

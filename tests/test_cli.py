@@ -140,6 +140,28 @@ def test_a_device_or_folder_that_is_none(config: Path, audio_folder: Path, tmp_p
     assert capsys.readouterr().err == f"error: {config} is a file, and a folder to write to is wanted.\n"
 
 
+def test_a_folder_without_a_name(config: Path, audio_folder: Path, capsys: Capture) -> None:
+    """As of a variable of the shell that is not set."""
+    assert main(["pretrain", str(config), "--data", str(audio_folder), "--out", ""]) == EXIT_ERROR
+    assert "the name of the folder to write to is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["show", "pretrain"])
+def test_a_plan_is_no_config(command: str, audio_folder: Path, capsys: Capture) -> None:
+    more = ["--data", str(audio_folder)] if command == "pretrain" else []
+    assert main([command, "ablations/lambda", *more]) == EXIT_ERROR
+    assert "ablations/lambda is a plan, not a config: asda-hear ablate ablations/lambda" in capsys.readouterr().err
+
+
+def test_what_has_no_effect_is_told(config: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["pretrain", str(config), "--data", str(audio_folder), str(audio_folder / "sound0.wav")]
+    command += ["--out", str(tmp_path / "run"), "--device", "cpu", "--set", "steps=0", "data.shuffle_clips=5"]
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "warning: data.shuffle_clips is of streamed shards" in told
+    assert "warning: 1 of 6 files are named more than once" in told
+
+
 @pytest.mark.parametrize("words", [
     "pretrain asda_tiny --data x --out {}", "data pack x --out {}/below", "embed x --checkpoint y --out {}",
     "embed x --checkpoint y --out {}/a.npy", "finetune tiny --checkpoint y --data x --out {}",

@@ -105,6 +105,7 @@ class Stranger:
     wait: Literal[True, False, "auto"] = "auto"
     bound: float = math.inf
     scale: float = 1.0
+    numbers: tuple[float, ...] = ()
 
 
 def test_options_of_a_stranger_come_back_as_they_were() -> None:
@@ -129,6 +130,9 @@ def test_options_of_a_stranger_come_back_as_they_were() -> None:
         ({"scale": math.nan}, "scale must be a finite number, not nan"),
         ({"scale": -math.inf}, "scale must be a finite number, not -inf"),
         ({"scale": True}, "a truth value where float is expected"),
+        ({"scale": "inf"}, "scale must be a finite number, not inf"),
+        ({"numbers": [1.0, "nan"]}, "numbers must be a finite number, not nan"),
+        ({"numbers": [1.0, True]}, "a truth value where float is expected"),
     ],
 )
 def test_wrong_options_of_a_stranger(given: dict[str, object], message: str) -> None:
@@ -174,6 +178,15 @@ def test_changes_do_not_undo_each_other(tiny: RunConfig) -> None:
         ("objective.options.teacher.anneal_steps=-1", "teacher.anneal_steps must be 0 or more"),
         ("front_end.options.hop_ms=0.01", "must hold 2 samples and one at 16000 Hz"),
         ("front_end.options.num_bins=2", "num_bins must be at least 4"),
+        ("front_end.options.std=inf", "front_end.options.std must be a finite number, not inf"),
+        ("front_end.options.mean=nan", "front_end.options.mean must be a finite number, not nan"),
+        ("encoder.mixer.options.output_scale=-Infinity", "output_scale must be a finite number, not -Infinity"),
+        ("objective.options.frame_weight=nan", "frame_weight must be a finite number"),
+        ("front_end={name: mfcc, options: {hop_ms: inf}}", "hop_ms must be a finite number"),
+        ("front_end={name: mfcc, options: {window_ms: 0.13}}", "2 samples at 16000 Hz, whose spectrum has no line"),
+        ("encoder.dim=4000000", "'differential' of these sizes does not fit into memory: 256000000000000 bytes"),
+        ("data.micro_batch=3", r"does not divide batch_size; fitting: \[1, 2\]"),
+        ("data.micro_batch=0", "does not divide batch_size"),
     ],
 )
 def test_numbers_that_cannot_be(tiny: RunConfig, catalog: Catalog, change: str, message: str) -> None:

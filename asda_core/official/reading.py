@@ -72,7 +72,7 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
     Raises:
         CheckpointError: nothing is there, it is damaged or refused, or tensors are missing, unexpected or misshapen.
     """
-    file = locate(Path(path))
+    file = locate(Path(path), in_training=weights == "teacher")
     if is_pickled(file):
         contents = _fairseq(file)
         return convert(contents, weights)

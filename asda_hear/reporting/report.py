@@ -1,6 +1,7 @@
 """What a plan leaves for people: tables in Markdown, LaTeX, CSV and Parquet, a row for the leaderboard, one page."""
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -43,6 +44,8 @@ from asda_hear.reporting.summary import Summary
 from asda_hear.reporting.tables import to_markdown
 from asda_hear.reporting.tidy import write_tidy
 
+QUALIFIED = re.compile(r"^(\w+\.)+(?=\w+: )")
+"""What stands before the name of an error in a traceback."""
 NAMED = 5
 """So many missing units are named."""
 TABLE_FILE, LATEX_FILE, PAGE_FILE = "table.md", "table.tex", "report.html"
@@ -122,7 +125,8 @@ def _failures(work: Work) -> list[Failure]:
         file = unit.folder / ERROR_FILE
         if file.exists() and not is_done(work, unit):
             text = file.read_text()
-            found.append(Failure(unit.name, text.strip().splitlines()[-1], text))
+            last = text.strip().splitlines()[-1]
+            found.append(Failure(unit.name, QUALIFIED.sub("", last), text))
     return found
 
 

@@ -66,8 +66,8 @@ class MaskedPatchConfig:
             (0 < self.masked_share < 1, f"masked_share must lie between 0 and 1, not {self.masked_share}."),
             (1 <= low <= high, f"cluster_sides must be two sides, smallest first, not {self.cluster_sides}."),
             (
-                self.pattern == "clusters" or not (self.biased_clusters or self.cluster_sides != CLUSTER_SIDES),
-                'cluster_sides and biased_clusters have no effect with pattern "uniform".',
+                self.pattern == "clusters" or self.cluster_sides == CLUSTER_SIDES,
+                'cluster_sides has no effect with pattern "uniform".',
             ),
             (min(weights) >= 0 and max(weights) > 0, f"weights must not be negative, nor both 0, not {weights}."),
         ):

@@ -176,6 +176,8 @@ def test_another_pack_is_refused(tmp_path: Path) -> None:
     [
         ({"rate": 0}, "--rate must lie in"),
         ({"keep": True, "seconds": 2.0}, "give one"),
+        ({"keep": True, "rate": 8_000}, "--rate and --format are of files made anew"),
+        ({"keep": True, "format": "wav"}, "--rate and --format are of files made anew"),
         ({"seconds": 0.0}, "--seconds must be positive"),
         ({"shard_mebibytes": 0}, "--shard-mebibytes"),
         ({"format": "mp3"}, "--format must be flac or wav, not 'mp3'"),

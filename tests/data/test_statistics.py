@@ -138,3 +138,11 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert b"br\xe9.wav" in done.stdout
+
+
+def test_values_without_a_spread_give_no_line_for_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    assert main(["data", "stats", str(tmp_path)]) == 0
+    assert "All values are the same" in capsys.readouterr().out.splitlines()[-1]
+    assert main(["data", "stats", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["yaml"] is None

@@ -119,6 +119,24 @@ def test_mean_interval_is_students() -> None:
         ({"axes": {"a": {1: {}, "1": {}}}}, "axis 'a' has two labels '1'"),
         ({"axes": {"steps": [1, 1]}}, "axis 'steps' has two labels '1'"),
         ({"axes": {"steps": [1], "b": {"x": {"steps": 2}}}}, "the axes 'b' and 'steps' both set steps"),
+        (
+            {"axes": {"a": {"x": {"encoder.mixer": {"name": "standard"}}}, "encoder.mixer": ["differential"]}},
+            "the axes 'a' and 'encoder.mixer' both set encoder.mixer.name",
+        ),
+        (
+            {
+                "axes": {
+                    "a": {"x": {"encoder.mixer": {"name": "differential", "options": {"lambda_init": 0.3}}}},
+                    "encoder.mixer.options.lambda_init": [0.1, 0.2],
+                }
+            },
+            "both set encoder.mixer.options.lambda_init",
+        ),
+        ({"axes": {"optimizer.peak_lr": ["1e-3", 0.001, 0.01]}}, "the labels '1e-3' and '0.001' of the axis"),
+        ({"axes": {"log_every": [1, 2], "steps": [0, 2]}}, r"make the same cells: what they set \(log_every\)"),
+        ({"axes": {"a": {"x": {}, "y": {"steps": 6}}}}, "the labels 'x' and 'y' of the axis 'a' make the same cells"),
+        ({"set": {"steps": 2}, "budget": {"steps": 3}}, "set.steps 2 and budget.steps 3 differ"),
+        ({"seeds": [True]}, "a truth value where int is expected"),
         ({"axes": {"a": {"x": {"seed": 2}}}}, "seeds are given by `seeds`"),
         ({"baselines": {"": "log_mel"}}, "a baseline cannot be called ''"),
         ({"baselines": {"../x": "log_mel"}}, "a baseline cannot be called '../x'"),
@@ -254,3 +272,52 @@ def test_axes_that_set_a_plugin_and_its_options(tmp_path: Path) -> None:
     assert {run.num_heads for run in runs} == {2}
     assert {run.dim for run in runs} == {TINY["encoder"]["dim"]}
     assert {run.mixer.options["lambda_init"] for run in runs} == {0.5}
+
+
+def test_labels_go_before_what_is_set_in_every_cell(tmp_path: Path) -> None:
+    """However deep their keys are; what a label does not say is as it is set."""
+    mixers = {
+        "a": {"encoder.mixer": {"name": "differential", "options": {"lambda_init": 0.3}}},
+        "b": {"encoder.mixer": {"name": "differential", "options": {"qkv_bias": False}}},
+    }
+    given = plan_file(tmp_path, axes={"mixer": mixers}, set={"encoder.mixer.options.lambda_init": 0.1}, seeds=[0])
+    first, second = (cell.config.encoder.mixer.options for cell in load_plan(given).cells)
+    assert first == {"lambda_init": 0.3}
+    assert second == {"qkv_bias": False, "lambda_init": 0.1}
+
+
+def test_truth_values_as_labels(tmp_path: Path) -> None:
+    given = plan_file(tmp_path, axes={"encoder.input_norm": [True, False]}, reference={"encoder.input_norm": False})
+    plan = load_plan(given)
+    assert {cell.labels["encoder.input_norm"] for cell in plan.cells} == {"true", "false"}
+    assert plan.reference == {"encoder.input_norm": "false"}
+
+
+def test_other_audio_of_the_same_names_and_sizes_is_another_cell(tmp_path: Path, audio_folder: Path) -> None:
+    given = plan_file(tmp_path, data=[str(audio_folder)])
+    before = {cell.labels["steps"]: cell.name for cell in load_plan(given).cells}
+    assert {cell.labels["steps"]: cell.name for cell in load_plan(given).cells} == before
+    file = audio_folder / "sound0.wav"
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+    after = {cell.labels["steps"]: cell.name for cell in load_plan(given).cells}
+    assert after["0"] == before["0"], "it learns from nothing"
+    assert after["2"] != before["2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axes": {"options.layers": [[0], [9]]}}, r"cell options.layers \[9\]: layers must be"),
+        ({"axes": {"options.timestamp_hop_ms": [40, 7]}}, "cell options.timestamp_hop_ms 7: .*does not divide"),
+        ({"axes": {"options.window_seconds": [0]}}, "window_seconds must be positive"),
+        ({"options": {"weights": "teacher"}, "set": {"objective": "altered_frames"}}, "'altered_frames' has none"),
+        ({"options": {"weights": "teacher"}}, "steps 0: options.weights teacher: without a step"),
+    ],
+)
+def test_options_are_tried_before_anything_is_trained(
+    tmp_path: Path, catalog: Catalog, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_plan(load_plan(plan_file(tmp_path, **changes)), catalog)

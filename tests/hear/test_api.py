@@ -12,6 +12,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import metadata_of, model_tensors, write_model
 from asda_core.config import RunConfig
 from asda_core.errors import AsdaError, AudioError, ConfigError
+from asda_core.pretrain.loop import pretrain
 from asda_hear.evaluate.identity import weights_identity
 from asda_hear.model import HearModel
 from tests.released.golden import GOLDEN
@@ -199,3 +200,24 @@ def test_released_checkpoint_of_the_golden_set(catalog: Catalog) -> None:
     for name in ("model_asda", "model_eat", "finetune_asda", "finetune_eat"):
         model = asda_hear.load_model(GOLDEN / f"{name}.pt", catalog=catalog)
         assert asda_hear.get_scene_embeddings(noise(1, 9_000), model).isfinite().all()
+
+
+def test_the_teacher_of_a_run_folder(tmp_path: Path, catalog: Catalog, audio_folder: Path, tiny: RunConfig) -> None:
+    """What a run exports has none: that of its newest step is taken."""
+    folder = tmp_path / "run"
+    pretrain(tiny, sorted(audio_folder.iterdir()), folder, catalog, progress=False)
+    audio = torch.randn(1, 16_000) * 0.1
+    of_folder, of_step = (
+        asda_hear.load_model(str(place), catalog=catalog, weights="teacher")
+        for place in (folder, folder / f"step-{tiny.steps:08d}")
+    )
+    scene = asda_hear.get_scene_embeddings(audio, of_folder)
+    assert torch.equal(scene, asda_hear.get_scene_embeddings(audio, of_step))
+    student = asda_hear.load_model(str(folder), catalog=catalog)
+    assert not torch.allclose(scene, asda_hear.get_scene_embeddings(audio, student))
+
+
+@pytest.mark.parametrize("model", ["log_mel", "asda_tiny"])
+def test_what_is_not_trained_has_no_teacher(model: str, catalog: Catalog) -> None:
+    with pytest.raises(ConfigError, match=f"weights teacher: {model} is no trained model"):
+        asda_hear.load_model(model, catalog=catalog, weights="teacher")

@@ -9,17 +9,19 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
 
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.workers import Shard
-from asda_hear.ablation import many
+from asda_hear.ablation import cells, many
 from asda_hear.ablation.cells import ERROR_FILE, is_done
 from asda_hear.ablation.many import run_jobs, submit_jobs
 from asda_hear.ablation.run import CLAIM_FILE, CellsFailed, run_plan
 from asda_hear.cli import main
+from asda_hear.evaluate.runner import evaluate
 from asda_hear.reporting.report import write_report
 from tests.hear.plans import change_plan, tone_plan, work_on
 from tests.waiting import WAIT_SECONDS, wait_until
@@ -255,3 +257,41 @@ def test_plans_of_one_store_may_call_different_baselines_the_same(tmp_path: Path
     change_plan(plan, baselines={"base": "log_mel"})
     run_plan(work_on(plan, tmp_path / "a", store=store))
     assert {file: file.stat().st_mtime_ns for file in store.rglob("evaluation.json")} == done
+
+
+def test_one_way_of_hearing_that_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, where it is first of those that share a training too, and the others are done."""
+    plan, out = tone_plan(tmp_path, axes={"options.scene_pooling": ["summary", "mean"]}, seeds=[0]), tmp_path / "out"
+
+    def failing(*given: Any, **more: Any) -> None:
+        options = given[4]
+        if options:
+            raise ConfigError("no summary today.")
+        evaluate(*given, **more)
+
+    monkeypatch.setattr(cells, "evaluate", failing)
+    assert main(["ablate", str(plan), "--out", str(out)]) == 1
+    told = capsys.readouterr().err
+    (name,) = (folder.name for folder in (out / "cells").iterdir())
+    assert f"{name} (seed 0): EvaluationFailed: options.scene_pooling summary: ConfigError: no summary today." in told
+    table = (out / "table.md").read_text()
+    assert f"Not in the table: {name} (seed 0) failed: " in table
+    assert "failed: EvaluationFailed: options.scene_pooling summary: ConfigError: no summary today." in table
+    assert "today.." not in table
+    assert "| mean |" in table
+
+
+def test_the_teacher_beside_the_student(tmp_path: Path) -> None:
+    """It is in the last step of a run alone, and both share the training."""
+    plan, out = tone_plan(tmp_path, axes={"options.weights": ["student", "teacher"]}, seeds=[0]), tmp_path / "out"
+    change_plan(plan, set={"steps": 6, "objective.options.teacher.decay_start": 0.0, "optimizer.peak_lr": 0.01})
+    rows = [row for row in run_plan(work_on(plan, out)) if row["cell"]]
+    assert [row["options.weights"] for row in rows] == ["student", "teacher"]
+    assert len({row["cell"] for row in rows}) == 1
+    work = work_on(plan, out)
+    (unit,) = (unit for unit in work.units() if unit.cells)
+    heard = {cells.model_of(work, unit, cell.options) for cell in unit.cells}
+    assert heard == {str(unit.folder / "model.safetensors"), str(unit.folder / "step-00000006" / "model.safetensors")}
+    assert cells.is_done(work, unit)

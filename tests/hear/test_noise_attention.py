@@ -134,6 +134,9 @@ def test_no_ratio_without_sound(catalog: Catalog) -> None:
         draw_noise(model, short, "white", 0)
     with pytest.raises(ConfigError, match="must be a number of dB"):
         add_noise(model, stretch_of(tone(), model), draw_noise(model, silent, "white", 0), math.nan)
+    for too_loud in (-1000.0, -10_000.0):
+        with pytest.raises(ConfigError, match="louder than float32 can tell"):
+            add_noise(model, stretch_of(tone(), model), draw_noise(model, silent, "white", 0), too_loud)
 
 
 def test_measures_by_hand() -> None:

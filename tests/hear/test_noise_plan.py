@@ -93,6 +93,7 @@ def test_plans_share_a_store(plan: Path, tmp_path: Path) -> None:
         ({"audio": ["audio"], "snr": [0]}, "unknown config key 'snr'. Did you mean 'snr_db'"),
         ({"audio": ["audio"], "snr_db": []}, "snr_db must be one or more"),
         ({"audio": ["audio"], "clips": 0}, "clips must be at least 1"),
+        ({"audio": ["audio"], "noise": "nope.wav"}, r"noise_attention.noise: no file at .*nope\.wav"),
     ],
 )
 def test_wrong_plans(plan: Path, changes: dict[str, object], message: str) -> None:
@@ -112,3 +113,27 @@ def test_mixers_without_maps_are_refused_before_anything_runs(plan: Path, tmp_pa
     with pytest.raises(ConfigError, match=r"cell encoder.mixer mamba: .*mamba.* no attention maps"):
         work_on(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_tables_of_what_a_plan_no_longer_asks_go(plan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    change_plan(plan, seeds=[0], axes={"encoder.mixer": ["standard", "differential"]})
+    assert main(["ablate", str(plan), "--out", str(out)]) == 0
+    assert (out / "noise.csv").exists()
+    change_plan(plan, noise_attention=None, tasks={"folder": "tasks"})
+    assert main(["ablate", str(plan), "--out", str(out), "--report"]) == 0
+    assert not (out / "noise.csv").exists()
+
+
+def test_clips_are_known_by_what_they_hold(plan: Path) -> None:
+    noise = load_plan(plan).noise
+    assert noise is not None
+    same = load_plan(plan).noise
+    assert same is not None
+    assert same.file_name == noise.file_name
+    content = bytearray(noise.files[0].read_bytes())
+    content[-2] ^= 1
+    noise.files[0].write_bytes(content)
+    other = load_plan(plan).noise
+    assert other is not None
+    assert other.file_name != noise.file_name

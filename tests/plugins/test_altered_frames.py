@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from asda_core.config import ClassTokenConfig, EncoderConfig
 from asda_core.config_io import parse
-from asda_core.contracts import MixerContext, MixerSpec
+from asda_core.contracts import MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoded, Encoder
@@ -319,3 +319,17 @@ def test_clips_without_a_patch() -> None:
 def test_wrong_settings(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=rf"objective\.options[. ]{message}"):
         AlteredFramesConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channel_share", [0.0, 0.003])
+def test_what_would_alter_nothing_is_refused(channel_share: float) -> None:
+    """Shares are rounded to whole spans and bins, of which short clips may hold none."""
+    encoder, features = small(**BLOCK), torch.zeros(2, 16, 45)
+
+    def loss(**more: float) -> None:
+        config = AlteredFramesConfig(time_share=0.01, channel_share=channel_share, **more)
+        SPEC.build(config, ObjectiveContext(encoder)).loss(encoder, features, torch.Generator().manual_seed(0))
+
+    with pytest.raises(ConfigError, match=r"clips of 45 frames and 16 bins .* alter nothing"):
+        loss()
+    loss(noise_probability=0.5)

@@ -1,0 +1,44 @@
+"""A key that stands twice, of which PyYAML would take the last without a word."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from asda_core.errors import ConfigError
+from asda_core.strict_yaml import load, parse_value, read_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 1\nsteps: 2\n", r"the key 'steps' stands twice \(line 2\)"),
+        ("axes:\n  a: {x: 1}\n  b: 2\n  a: {y: 1}\n", r"the key 'a' stands twice \(line 4\)"),
+        ("axes: {true: 1, on: 2}\n", "the key True stands twice"),
+        ("? [1]\n: 2\n", "unhashable key"),
+        ("a: [1\n", "is not YAML"),
+        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+    ],
+)
+def test_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_yaml(file)
+    assert str(file) in str(error.value)
+
+
+def test_a_change_of_the_command_line() -> None:
+    with pytest.raises(ConfigError, match="stands twice"):
+        parse_value("{peak_lr: 1, peak_lr: 2}")
+
+
+def test_what_is_merged_may_be_overridden() -> None:
+    text = "usual: &usual {steps: 1, seed: 2}\nrun: {<<: *usual, steps: 3}\n"
+    assert load(text) == yaml.safe_load(text)
+    assert load(text)["run"] == {"steps": 3, "seed": 2}
+
+
+def test_all_else_is_as_pyyaml_reads_it() -> None:
+    for file in Path("configs").rglob("*.yaml"):
+        assert read_yaml(file) == yaml.safe_load(file.read_text())
