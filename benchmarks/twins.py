@@ -39,7 +39,7 @@ def step_loss(objective: LatentRegression, encoder: Encoder, features: Tensor, h
     tokens, layout = encoder.embed(features)
     repeated = tokens.repeat_interleave(config.clones, 0)
     shape = (len(repeated), -1, tokens.shape[2])
-    owner = torch.arange(len(features)).repeat_interleave(config.clones)
+    owner = torch.arange(len(features), device=features.device).repeat_interleave(config.clones)
     order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
     kept = order[:, : int((~hidden[0]).sum())]
     student = encoder.encode(repeated[~hidden].view(shape), layout.select(owner, kept))

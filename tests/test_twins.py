@@ -1,5 +1,7 @@
 """The benchmarks' naive twin of the pre-training step has our loss and our gradients."""
 
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,3 +41,15 @@ def test_the_step_is_that_of_the_twin(catalog: Catalog, tiny: RunConfig, monkeyp
         if one is not None and other is not None:
             assert (one - other).abs().max() < 1e-5 * largest
     sys.modules.pop("twins")
+
+
+def test_what_is_measured_on_a_gpu_runs_without_one() -> None:
+    """The same script with small sizes: results are compared, and every part prints its lines."""
+    small = ["encoder.depth=1", "encoder.dim=64", "encoder.num_heads=4", "data.clip_seconds=1"]
+    small += ["objective.options={clones: 2, decoder: {dim: 64, layers: 1, groups: 4}}"]
+    sizes = ["--clips", "1", "2", "--tokens", "16", "--size", "64", "--rounds", "1", "--profile", "3"]
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", *sizes, "--set", *small]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert len(re.findall(r"^ +1 x 16 +(?:forward|training) .* x the formula", printed, re.MULTILINE)) == 2
+    assert len(re.findall(r"^ +(?:twin|ours) .* clips/s .* of the products' rate", printed, re.MULTILINE)) == 4
+    assert "Self CPU time total" in printed
