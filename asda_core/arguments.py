@@ -36,7 +36,10 @@ def add_pretrain(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda pretrain`."""
     parser.add_argument("config", type=Path, help="YAML, the name of one that comes with the package, or a checkpoint")
     parser.add_argument(
-        "--data", required=True, nargs="+", help="folders, manifests, audio files or shards; stream:, pipe:"
+        "--data",
+        nargs="+",
+        default=[],
+        help="folders, manifests, audio files or shards; stream:, pipe: (needed to train)",
     )
     parser.add_argument("--out", type=output_folder, help="run folder (default: runs/CONFIG-SIGNATURE)")
     parser.add_argument("--init", type=Path, help="checkpoint to begin with, ours or a released one (default: random)")

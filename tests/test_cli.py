@@ -308,3 +308,12 @@ def test_the_package_gives_what_it_has_always_given(name: str) -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.stdout.split() == [name.rpartition(".")[2], "True"]
     assert "module 'asda_hear' has no attribute 'nothing'" in ran.stderr
+
+
+def test_what_does_not_train_needs_no_audio(config: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["pretrain", str(config), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert main(command) == EXIT_ERROR
+    assert "error: --data is missing: say what to train on" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*command, "--set", "steps=0"]) == 0
+    assert (tmp_path / "run" / "model.safetensors").is_file()

@@ -12,6 +12,7 @@ from asda_core.changing import changed, config_of
 from asda_core.config import DataConfig
 from asda_core.config_io import signature
 from asda_core.data.sources import find_training, is_stream, list_identity
+from asda_core.errors import ConfigError
 from asda_core.files import model_digest
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
@@ -25,6 +26,8 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     config = changed(config_of(parsed.config), parsed.changes)
     catalog = installed_catalog()
     plugin_origins(catalog, config)  # a missing plugin shows before anything is made
+    if config.steps and not parsed.data:
+        raise ConfigError("--data is missing: say what to train on (steps=0 writes the model as it begins).")
     files = find_training(parsed.data)
     init = read_model(parsed.init) if parsed.init else None
     identity: dict[str, Any] = {"data": list_identity(files)}
@@ -39,8 +42,8 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
             "the rate will not reach its peak.",
             file=sys.stderr,
         )
-    streamed = is_stream(parsed.data[0])
-    if processes.first and not streamed and config.data.shuffle_clips != DataConfig().shuffle_clips:
+    streamed = any(map(is_stream, parsed.data))
+    if processes.first and files and not streamed and config.data.shuffle_clips != DataConfig().shuffle_clips:
         print("warning: data.shuffle_clips is of streamed shards; files are shuffled all together.", file=sys.stderr)
     folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"
     if processes.first:

@@ -202,8 +202,9 @@ def cells_command(work: Work, cells: Sequence[Cell]) -> str:
     plan, cell = work.plan, cells[0]
     folder = work.store / CELLS / cell.name
     threads = f"OMP_NUM_THREADS={plan.config.evaluation.threads}"
-    train: list[Any] = ["asda", "pretrain", shown(folder / "config.yaml"), "--out", f"runs/{cell.name}", "--data"]
-    train += [shown(plan.file.parent / source) for source in plan.config.data] or ["FOLDER"]
+    train: list[Any] = ["asda", "pretrain", shown(folder / "config.yaml"), "--out", f"runs/{cell.name}"]
+    if plan.config.data:
+        train += ["--data", *(shown(plan.file.parent / source) for source in plan.config.data)]
     if cell.init is not None:
         train += ["--init", shown(cell.init)]
     scores = {} if plan.config.tasks is None else {str(each.options): _score_command(work, each) for each in cells}
