@@ -1,17 +1,24 @@
 """What a block of a program costs: time and memory."""
 
+import contextlib
 import ctypes
 import gc
+import json
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
+from asda_core.files import write_text
+
 SAMPLED_EVERY_SECONDS = 0.02
 """Often enough to see the peak of a training step, seldom enough to cost nothing."""
+NOTED_EVERY_SECONDS = 5.0
+"""So much of a session that is killed may be missing in what its run has cost."""
 MEBIBYTE = 2**20
 PAGES = Path("/proc/self/statm")
 """Where Linux tells how many pages of this process are in memory (the second number), and how many of them are of files
@@ -24,18 +31,23 @@ class Cost:
     Processor seconds are of all threads of this process, and tell more where something else runs beside it.
     On a GPU the memory is that of its tensors; else it is the process's resident memory but for pages of files, looked
     at every 20 ms, and 0 where the system does not tell.
+
+    Attributes:
+        seconds, cpu_seconds, mebibytes: what the block has taken so far; whole when it has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[["Cost"], None] | None = None) -> None:
+        """`note` is called every few seconds of the block, in a thread of its own."""
         self.seconds = self.cpu_seconds = self.mebibytes = 0.0
-        self._stop = threading.Event()
+        self._note, self._stop = note, threading.Event()
 
     def __enter__(self) -> "Cost":
         _release()
         self._start, self._cpu = time.monotonic(), time.process_time()
-        self._before, self._peak = _resident(), 0
+        self._before, self._peak, self._on_gpu = _resident(), 0, 0
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+            self._on_gpu = torch.cuda.memory_allocated()
         self._watch = threading.Thread(target=self._look, daemon=True)
         self._watch.start()
         return self
@@ -45,13 +57,58 @@ class Cost:
     ) -> None:
         self._stop.set()
         self._watch.join()
+        self._count()
+
+    def _count(self) -> None:
         self.seconds, self.cpu_seconds = time.monotonic() - self._start, time.process_time() - self._cpu
-        on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        on_gpu = torch.cuda.max_memory_allocated() - self._on_gpu if torch.cuda.is_available() else 0
         self.mebibytes = (on_gpu or max(0, self._peak - self._before)) / MEBIBYTE
 
     def _look(self) -> None:
+        noted = self._start
         while not self._stop.wait(SAMPLED_EVERY_SECONDS):
             self._peak = max(self._peak, _resident())
+            if self._note is not None and time.monotonic() - noted > NOTED_EVERY_SECONDS:
+                noted = time.monotonic()
+                self._count()
+                self._note(self)
+
+
+@contextlib.contextmanager
+def counted(file: Path, name: str) -> Iterator[dict[str, float]]:
+    """What a block costs, added up over the sessions of a run, of which any may be killed.
+
+    Args:
+        file: JSON that keeps it; what else it holds stays.
+        name: before `_seconds`, `_cpu_seconds` and `_mebibytes`, the keys.
+
+    Yields:
+        what the file will hold; it is whole when the block has ended.
+    """
+    try:
+        before: dict[str, float] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        before = {}
+    spent = dict(before)
+
+    def note(cost: Cost) -> None:
+        earlier = {kind: before.get(f"{name}_{kind}", 0.0) for kind in ("seconds", "cpu_seconds", "mebibytes")}
+        spent[f"{name}_seconds"] = round(earlier["seconds"] + cost.seconds, 2)
+        spent[f"{name}_cpu_seconds"] = round(earlier["cpu_seconds"] + cost.cpu_seconds, 2)
+        spent[f"{name}_mebibytes"] = round(max(earlier["mebibytes"], cost.mebibytes), 1)
+        if file.parent.is_dir():  # what is refused at once leaves no folder behind
+            write_text(file, json.dumps(spent))
+
+    def note_if_there_is_room(cost: Cost) -> None:
+        with contextlib.suppress(OSError):
+            note(cost)
+
+    cost = Cost(note_if_there_is_room)
+    try:
+        with cost:
+            yield spent
+    finally:
+        note(cost)
 
 
 def _release() -> None:

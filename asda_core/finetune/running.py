@@ -17,7 +17,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint, write_model
 from asda_core.claiming import LOCK_FILE, alone_in
 from asda_core.config_io import signature, to_plain, to_yaml
-from asda_core.cost import Cost
+from asda_core.cost import counted
 from asda_core.data.content import sampled_content
 from asda_core.devices import usable_device
 from asda_core.errors import ConfigError
@@ -191,19 +191,8 @@ def _test(job: Job, training: Training, folder: Path, progress: bool) -> dict[st
 
 def _train_and_count(training: Training, folder: Path, progress: bool) -> dict[str, float]:
     """Train; seconds, processor seconds and memory, of all sessions of the run together."""
-    file = folder / COST_FILE
-    before: Mapping[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    cost = Cost()
-    try:
-        with cost:
-            train(training, progress)
-    finally:
-        spent = {
-            "train_seconds": round(before.get("train_seconds", 0.0) + cost.seconds, 2),
-            "train_cpu_seconds": round(before.get("train_cpu_seconds", 0.0) + cost.cpu_seconds, 2),
-            "train_mebibytes": round(max(before.get("train_mebibytes", 0.0), cost.mebibytes), 1),
-        }
-        write_text(file, json.dumps(spent))
+    with counted(folder / COST_FILE, "train") as spent:
+        train(training, progress)
     return spent
 
 

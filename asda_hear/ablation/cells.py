@@ -15,7 +15,7 @@ from asda_core.assemble import plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import read_checkpoint
 from asda_core.config_io import to_plain
-from asda_core.cost import Cost
+from asda_core.cost import counted
 from asda_core.errors import AsdaError, TrainingStopped
 from asda_core.files import write_text
 from asda_core.locating import MODEL_FILE, newest_step
@@ -204,19 +204,10 @@ def baseline_path(plan: Plan, label: str) -> str:
 
 
 def _train(work: Work, cell: Cell, folder: Path) -> None:
-    times = folder / TIMES_FILE
-    spent: dict[str, float] = read_stamp(times) or {}
-    cost = Cost()
-    try:
-        with cost:
-            init = None if cell.init is None else read_model(cell.init)
-            pretrain(cell.config, list(work.plan.audio), folder, work.catalog, device(), work.progress, init)
-    finally:  # a run that is stopped has spent its time too
-        spent["pretrain_seconds"] = round(spent.get("pretrain_seconds", 0.0) + cost.seconds, 1)
-        spent["pretrain_cpu_seconds"] = round(spent.get("pretrain_cpu_seconds", 0.0) + cost.cpu_seconds, 1)
-        spent["pretrain_mebibytes"] = round(max(spent.get("pretrain_mebibytes", 0.0), cost.mebibytes), 1)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(times, json.dumps(spent))
+    folder.mkdir(parents=True, exist_ok=True)
+    with counted(folder / TIMES_FILE, "pretrain"):
+        init = None if cell.init is None else read_model(cell.init)
+        pretrain(cell.config, list(work.plan.audio), folder, work.catalog, device(), work.progress, init)
     now = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
     write_text(folder / FACTS_FILE, json.dumps({"made": {**environment(), **now}}, indent=1))
 

@@ -1,0 +1,95 @@
+"""What a run costs, over sessions of which any may be stopped or killed."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asda_core import cost
+from asda_core.cost import Cost, counted
+from tests.waiting import wait_until
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from asda_core import cost
+cost.NOTED_EVERY_SECONDS = 0.1
+with cost.counted(Path(sys.argv[1]), "train"):
+    time.sleep(600)
+"""
+
+
+def noted(file: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def test_sessions_add_up(tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    file.write_text('{"other": 3.0}')
+    for session in (1, 2):
+        with counted(file, "train") as spent:
+            held = np.ones(20 * cost.MEBIBYTE // 8)
+            time.sleep(0.2)
+        assert spent == noted(file)
+        assert 0.2 * session <= spent["train_seconds"] < 30
+        assert 20 <= spent["train_mebibytes"] < 200, "the most of any session, not their sum"
+        assert spent["other"] == 3.0
+        del held
+
+
+def test_a_session_that_ends_with_an_error_counts(tmp_path: Path) -> None:
+    def fail() -> None:
+        with counted(tmp_path / "cost.json", "train"):
+            time.sleep(0.1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert noted(tmp_path / "cost.json")["train_seconds"] >= 0.1
+
+
+def test_what_is_refused_at_once_leaves_no_folder(tmp_path: Path) -> None:
+    with counted(tmp_path / "refused" / "cost.json", "train"):
+        pass
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_killed_session_counts(tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(file)]) as process:
+        try:
+            wait_until(lambda: noted(file).get("train_seconds", 0) > 0.5, "a note of half a second")
+        finally:
+            process.kill()
+    before = noted(file)["train_seconds"]
+    with counted(file, "train") as spent:
+        time.sleep(0.1)
+    assert spent["train_seconds"] >= before + 0.1
+
+
+def test_a_full_disk_takes_nothing_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    asked: list[float] = []
+    monkeypatch.setattr(cost, "NOTED_EVERY_SECONDS", 0.05)
+    with Cost(lambda so_far: asked.append(so_far.seconds)):
+        time.sleep(0.3)
+    assert len(asked) >= 2
+
+    reached: list[bool] = []
+
+    def session() -> None:
+        with counted(tmp_path / "cost.json", "train"):
+            time.sleep(0.2)  # notes fail meanwhile, and take nothing down
+            reached.append(True)
+
+    monkeypatch.setattr(cost, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        session()
+    assert reached
