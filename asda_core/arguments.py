@@ -9,6 +9,7 @@ from asda_core.command_line import output_folder
 from asda_core.compute import AUTO, Precision
 from asda_core.data.pack_options import PackFormat, PackOptions
 from asda_core.labelled.examples import TEST, TRAIN_VALID_TEST
+from asda_core.locating import PACKAGE_MODEL
 from asda_core.workers import Shard, read_shard
 
 CHECKPOINT_HELP = "of asda (file or run folder), released (.pt), or a Hugging Face folder"
@@ -158,7 +159,7 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine")
     parser.add_argument("--shard", type=read_shard, default=Shard(), metavar="I/N", help="do this part of N only")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    _add_listening(parser, "take each clip as it is")
+    _add_listening(parser, "take each clip as it is", PACKAGE_MODEL)
     parser.set_defaults(run="asda_core.inference.commands:run_embed")
 
 
@@ -180,8 +181,10 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run="asda_core.inference.commands:run_convert")
 
 
-def _add_listening(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--checkpoint", required=True, type=Path, help=CHECKPOINT_HELP)
+def _add_listening(parser: argparse.ArgumentParser, default: str, usual: str | None = None) -> None:
+    needed = {"required": True} if usual is None else {"default": Path(usual)}
+    shown = "" if usual is None else f" (default: {usual}, the model of the package)"
+    parser.add_argument("--checkpoint", type=Path, help=CHECKPOINT_HELP + shown, **needed)
     parser.add_argument("--weights", choices=["student", "teacher"], default="student")
     parser.add_argument("--target-length", type=int, help=f"frames to cut or fill every clip to (default: {default})")
     parser.add_argument("--window-seconds", type=float, help="longer clips go through in windows of this length")

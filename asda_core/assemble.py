@@ -87,12 +87,22 @@ def _blamed(offer: Offer) -> Iterator[None]:
     except AsdaError:
         raise
     except Exception as error:  # a stranger's code may raise anything
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        told = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+        told = f"{type(error).__name__}: {error}{_place(offer, error)}"
         raise PluginError(
             f"{offer.family} {offer.spec.name!r} of {offer.distribution} {offer.version} cannot be built: "
             f"{error if isinstance(error, ImportError) else told}"
         ) from error
+
+
+def _place(offer: Offer, error: Exception) -> str:
+    """The last line of the plugin's own files that an error came through; that of its `build` if there is none."""
+    code = getattr(offer.spec.build, "__code__", None)
+    if code is None:
+        return ""
+    own = Path(code.co_filename)
+    lines = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename).parent == own.parent]
+    name, line = (Path(lines[-1].filename).name, lines[-1].lineno) if lines else (own.name, code.co_firstlineno)
+    return f" ({name}, line {line})"
 
 
 def resolved(catalog: Catalog, family: str, choice: PluginChoice, path: str, compat: Compat = "default") -> Any:

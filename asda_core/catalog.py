@@ -162,17 +162,18 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
     if not manager.get_hookcallers(plugin):
         raise PluginError(f"it has no hook; valid hooks: {', '.join(hook for hook, _ in hookspecs.FAMILIES.values())}.")
     manager.check_pending()
-    offers = []
+    offers, answered = [], False
     for family, (hook, kind) in hookspecs.FAMILIES.items():
-        for answer in getattr(manager.hook, hook)():
+        for answer in getattr(manager.hook, hook)():  # None is left out
+            answered = True
             for spec in [answer] if isinstance(answer, Spec) else answer:
                 if not isinstance(spec, kind):
                     raise PluginError(f"{hook} must give {kind.__name__} objects, not {spec!r}.")
                 _check_spec(spec, hook)
                 offers.append(Offer(family, spec, distribution, version))
-    if not offers:
+    if not answered:
         asked = ", ".join(caller.name for caller in manager.get_hookcallers(plugin) or [])
-        raise PluginError(f"{asked} gave nothing; is a `return` missing?")
+        raise PluginError(f"{asked} gave None; is a `return` missing?")
     return offers
 
 
@@ -189,7 +190,7 @@ def _check_spec(spec: Spec[Any, Any, Any], hook: str) -> None:
             raise PluginError(f"{hook}: {field} of {spec.name!r} must be text, not {getattr(spec, field)!r}.")
     for field in ("without_influence", "takes_over"):
         names = getattr(spec, field, ())
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        if isinstance(names, str) or not (isinstance(names, Iterable) and all(isinstance(name, str) for name in names)):
             raise PluginError(f"{hook}: {field} of {spec.name!r} must be a tuple of names, not {names!r}.")
 
 

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from pathlib import Path, PurePath
@@ -15,6 +14,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.errors import ConfigError, unknown
+from asda_core.finite import check_finite, check_stated, is_misread, usual_of
 from asda_core.strict_yaml import parse_value, read_yaml
 
 ConfigT = TypeVar("ConfigT")
@@ -51,7 +51,7 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
         raise ConfigError(f"{path or cls.__name__}: a key has a type that no config can hold: {reason}") from None
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(item, path) for item in error.errors())) from None
-    _check_finite(built, path)
+    check_finite(built, prepared, path)
     return built
 
 
@@ -224,8 +224,26 @@ def signature(config: Any, **more: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:SIGNATURE_DIGITS]
 
 
-def _check_keys(cls: type, data: Any, path: str) -> Any:
-    """Refuse keys that are no field, at every level; let a plugin be given by its name alone."""
+def differences(before: Any, now: Any) -> list[str]:
+    """The keys of two configs that change results and differ, with both values, as in "steps: 20, now 40"."""
+    old, new = dict(_values(to_plain(before))), dict(_values(to_plain(now)))
+    keys = [key for key in dict.fromkeys([*old, *new]) if key not in now.without_influence]
+    return [f"{key}: {old.get(key)!r}, now {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _values(plain: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in plain.items():
+        if isinstance(value, Mapping) and value:
+            yield from _values(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _check_keys(cls: type, data: Any, path: str, owner: Any = None) -> Any:
+    """Refuse keys that are no field, at every level; let a plugin be given by its name alone.
+
+    `owner` is the dataclass that is the default where this one stands, if another than its own defaults make.
+    """
     if cls is PluginChoice and isinstance(data, str):
         return {"name": data}
     if isinstance(data, cls):
@@ -233,50 +251,27 @@ def _check_keys(cls: type, data: Any, path: str) -> Any:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path or 'the config'} must be a mapping of keys to values, not {data!r}.")
     hints = get_type_hints(cls)
-    usual = {item.name: item.default for item in fields(cls)}
-    names = usual.keys()
+    items = {item.name: item for item in fields(cls)}
     checked: dict[str, Any] = {}
     for key, value in data.items():
         dotted = f"{path}.{key}" if path else str(key)
-        if key not in names:
-            raise ConfigError(f"{unknown('config key', str(key), names)} (at {dotted})")
-        if _as_number(hints[key], value) not in (None, usual[key]):
-            raise ConfigError(f"{dotted} must be a finite number, not {value}.")
-        checked[key] = _checked_value(hints[key], value, dotted)
+        if key not in items:
+            raise ConfigError(f"{unknown('config key', str(key), items)} (at {dotted})")
+        usual = usual_of(items[key], owner)
+        check_stated(hints[key], value, usual, dotted)
+        checked[key] = _checked_value(hints[key], value, dotted, usual)
     return checked
 
 
-def _as_number(hint: Any, value: Any) -> float | None:
-    """The number that is no finite one that a value stands for, also as text, which YAML makes of `inf`; else None."""
-    if not isinstance(value, float) and not (isinstance(value, str) and float in {hint, *get_args(hint)}):
-        return None
-    try:
-        return None if math.isfinite(float(value)) else float(value)
-    except ValueError:
-        return None
-
-
-def _check_finite(built: Any, path: str) -> None:
-    """Refuse numbers that are not finite at every level, unless they are the default."""
-    for item in fields(built):
-        value, dotted = getattr(built, item.name), f"{path}.{item.name}" if path else item.name
-        if is_dataclass(value):
-            _check_finite(value, dotted)
-        for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, float) and not math.isfinite(each) and value != item.default:
-                raise ConfigError(f"{dotted} must be a finite number, not {each}.")
-
-
-def _checked_value(hint: Any, value: Any, dotted: str) -> Any:
+def _checked_value(hint: Any, value: Any, dotted: str, usual: Any = None) -> Any:
     """A value with the keys of the dataclasses in it checked; of several that it may be, the validator finds which."""
     origin, inside = get_origin(hint), [each for each in get_args(hint) if each is not type(None)]
-    said = any(value is each for each in get_args(hint))  # Literal[True, "auto"]
-    if isinstance(value, bool) and not said and not {bool, Any} & {hint, *get_args(hint)}:
+    if is_misread(hint, value):
         raise ConfigError(f"{dotted}: a truth value where {_words(hint)} is expected, given {value}. {YAML_TRUTH}")
     if isinstance(hint, type) and is_dataclass(hint):
-        return _check_keys(hint, value, dotted)
+        return _check_keys(hint, value, dotted, usual if isinstance(usual, hint) else None)
     if origin in (Union, UnionType) and len(inside) == 1 and value is not None:
-        return _checked_value(inside[0], value, dotted)
+        return _checked_value(inside[0], value, dotted, usual)
     if origin in (tuple, list) and isinstance(value, tuple | list):
         hints = inside[:1] * len(value) if origin is list or Ellipsis in inside else inside
         pairs = enumerate(zip(hints, value, strict=False))

@@ -1,15 +1,20 @@
 """Where the model of a run folder lies."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from asda_core.errors import CheckpointError
 
 MODEL_FILE = "model.safetensors"
+PACKAGE_MODEL = "asda_small"
+"""Name of the trained model that comes with the package; see MODEL_CARD.md. As a config it is its architecture."""
 BARE_STATE_FILE = "pytorch_model.bin"
 """What a Hugging Face folder may hold in the place of `model.safetensors`."""
 HUGGING_FACE_CONFIG = "config.json"
 """What a Hugging Face folder has beside its weights."""
+FEW = 5
+"""Runs that a message names."""
 STEP_FOLDERS = "step-*"
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
@@ -43,8 +48,34 @@ def locate(path: Path, in_training: bool = False) -> Path:
     """
     if path.is_file():
         return path
+    if is_package_model(path):
+        return package_model()
     exported, step = path / MODEL_FILE, (newest_step(path) or path) / MODEL_FILE
     for candidate in (*((step, exported) if in_training else (exported, step)), path / BARE_STATE_FILE):
         if candidate.is_file():
             return candidate
+    below = sorted(file.parent for file in path.glob(f"*/{MODEL_FILE}"))
+    if len(below) == 1:
+        return below[0] / MODEL_FILE
+    if below:
+        named = ", ".join(map(str, below[:FEW])) + (", ..." if len(below) > FEW else "")
+        raise CheckpointError(f"{path} holds {len(below)} runs; give one of them: {named}.")
     raise CheckpointError(f"no checkpoint at {path}: expected {CHECKPOINTS}.")
+
+
+def is_package_model(path: str | Path) -> bool:
+    """Whether a path is the name of the package's model, and nothing lies there."""
+    return str(path) == PACKAGE_MODEL and not Path(path).exists()
+
+
+def package_model() -> Path:
+    """The file of the package's model, which is in another folder of the same distribution.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    spec = find_spec("asda_hear")
+    file = Path(spec.origin or "").with_name(f"{PACKAGE_MODEL}.safetensors") if spec is not None else None
+    if file is None or not file.is_file():
+        raise CheckpointError(f"the model {PACKAGE_MODEL} of the package is not installed.")
+    return file

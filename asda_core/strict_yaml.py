@@ -1,6 +1,5 @@
 """YAML as configs are written in it: a key that stands twice is an error, and so is what is no YAML."""
 
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +11,48 @@ MERGE = "tag:yaml.org,2002:merge"
 """The tag of `<<`, which may stand beside keys that it brings too."""
 
 
-class StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which alone would let the last of two equal keys win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """The mapping of a node.
-
-        Raises:
-            ConstructorError: a key stands twice.
-        """
-        seen: list[Any] = []
-        for key_node, _ in node.value:
-            if key_node.tag == MERGE:
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                place = f"line {key_node.start_mark.line + 1}"
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice ({place})")
-            seen.append(key)
-        return super().construct_mapping(node, deep)
+class KeyTwice(ConfigError):
+    """A key stands twice in a mapping."""
 
 
 def load(text: str) -> Any:
-    """Plain data from YAML text.
+    """Plain data from YAML text, by PyYAML's safe loader, which alone would let the last of two equal keys win.
 
     Raises:
-        YAMLError: it is no YAML, or has a key twice.
+        YAMLError: it is no YAML.
+        KeyTwice: a key stands twice.
     """
-    return yaml.load(text, StrictLoader)
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_keys(loader, node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_keys(loader: yaml.SafeLoader, top: yaml.Node) -> None:
+    """Look at every mapping once, before any is constructed: constructing puts merged keys into it."""
+    waiting, met = [top], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in met or not isinstance(node, yaml.CollectionNode):
+            continue
+        met.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            waiting += node.value
+            continue
+        keys = set[Any]()
+        for key_node, value_node in node.value:
+            waiting += [key_node, value_node]
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == MERGE:
+                continue
+            key = loader.construct_object(key_node)
+            if key in keys:
+                raise KeyTwice(f"the key {key!r} stands twice (line {key_node.start_mark.line + 1}).")
+            keys.add(key)
 
 
 def read_yaml(file: str | Path) -> Any:
@@ -52,8 +65,8 @@ def read_yaml(file: str | Path) -> Any:
         return load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {file}: {why(error)}") from None
-    except yaml.constructor.ConstructorError as error:
-        raise ConfigError(f"{file}: {error.problem}") from None
+    except KeyTwice as error:
+        raise ConfigError(f"{file}: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not YAML: {error}") from None
 
@@ -66,5 +79,7 @@ def parse_value(text: str) -> Any:
     """
     try:
         return load(text)
+    except KeyTwice as error:
+        raise ConfigError(f"{text!r}: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r} is not YAML: {error}") from None

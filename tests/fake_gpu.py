@@ -24,6 +24,8 @@ class Traffic(TorchDispatchMode):
 
     Attributes:
         sent: numbers that went from the CPU to the GPU, per copy.
+        waited: those of them for which the CPU would wait.
+        calls: operations of the GPU.
         drawn: random numbers that the CPU drew, per draw.
     """
 
@@ -31,6 +33,8 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self.reads = reads
         self.sent: list[int] = []
+        self.waited: list[int] = []
+        self.calls = 0
         self.drawn: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,8 +46,11 @@ class Traffic(TorchDispatchMode):
             return args[0].dtype == torch.bool or self.reads
         with contextlib.nullcontext() if on_gpu else unset_fake_temporarily():
             result = func(*args, **(kwargs or {}))
+        self.calls += on_gpu
         if name == "_to_copy" and isinstance(result, FakeTensor) and args[0].device.type == "cpu":
             self.sent.append(result.numel())
+            if not kwargs.get("non_blocking"):
+                self.waited.append(result.numel())
         if not on_gpu and name.startswith("rand") and isinstance(result, Tensor):
             self.drawn.append(result.numel())
         return result

@@ -17,8 +17,8 @@ FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.
 
 CORE_ORDER = (
     "errors", "command_line", "locating", "files", "claiming", "ordered", "workers", "compute", "devices", "compat",
-    "config", "strict_yaml", "config_io", "layout", "data.pack_options", "data.tars", "data.sources", "data.content",
-    "flac", "audio", "streaming", "model.remade", "model.block", "model.attention", "model.processor",
+    "config", "strict_yaml", "finite", "config_io", "layout", "data.pack_options", "data.tars", "data.sources",
+    "data.content", "flac", "audio", "streaming", "model.remade", "model.block", "model.attention", "model.processor",
     "model.subtraction", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog",
     "adapting", "assemble", "counting", "cost", "statistics", "finetune.config", "finetune.heads", "finetune.losses",
     "finetune.rates", "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher",

@@ -88,10 +88,10 @@ def test_a_stranger_comes_in(install: Install) -> None:
         (offering("x").replace("name, Nothing,", "name, int,"), "the config a dataclass"),
         (offering("x").replace("spec(name) for", "name for"), "must give MixerSpec objects, not 'x'"),
         (offering("x").replace("def asda_mixers():", "def asda_mixers():\n    1 / 0"), "ZeroDivisionError"),
-        (offering("x").replace("return [spec", "[spec"), "asda_mixers gave nothing; is a `return` missing?"),
-        (offering(), "asda_mixers gave nothing"),
+        (offering("x").replace("return [spec", "[spec"), "asda_mixers gave None; is a `return` missing?"),
         (offering(""), "the name must be text"),
         (with_field("summary", "None"), "summary of 'x' must be text, not None"),
+        (with_field("takes_over", "None"), "takes_over of 'x' must be a tuple of names, not None"),
         (with_field("takes_over", "'standard'"), "takes_over of 'x' must be a tuple of names, not 'standard'"),
         (with_field("without_influence", "'scan'"), "without_influence of 'x' must be a tuple of names, not 'scan'"),
     ],
@@ -217,7 +217,8 @@ def test_entry_points_are_declared() -> None:
     ("build", "message"),
     [
         ("lambda options: nn.Identity()", r"TypeError: .*takes 1 positional argument but 2 were given"),
-        ("lambda config, context: None", "TypeError: its build gives None, which is no Module"),
+        ("lambda config, context: None", r"TypeError: .* None, which is no Module \(module_of_broken.py, line \d+\)"),
+        ("lambda config, context: nn.Linear('x', 1)", r"TypeError: .*\(module_of_broken.py, line \d+\)"),
         ("lambda config, context: 1 / 0", r"ZeroDivisionError: division by zero \(module_of_broken.py, line \d+\)"),
     ],
 )
@@ -240,3 +241,9 @@ def test_options_that_cannot_be_read(install: Install, body: str, error: type[Ex
     config = EncoderConfig(dim=16, depth=1, num_heads=2, mixer=PluginChoice("broken"))
     with pytest.raises(error, match=message):
         build_encoder(load_catalog(), config)
+
+
+def test_a_plugin_may_have_nothing_to_offer_here(install: Install) -> None:
+    """As one whose mixers need a package that is not there."""
+    install("empty", "empty", offering())
+    assert not load_catalog(strict=True).problems

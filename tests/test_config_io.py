@@ -85,6 +85,7 @@ def test_number_that_yaml_reads_as_text(tmp_path: Path) -> None:
 @dataclass(frozen=True)
 class Stage:
     width: int = 1
+    limit: float = 1.0
 
 
 class Kind(Enum):
@@ -106,6 +107,13 @@ class Stranger:
     bound: float = math.inf
     scale: float = 1.0
     numbers: tuple[float, ...] = ()
+    band: tuple[float, float] = (0.0, math.inf)
+    bounds: list[float] = field(default_factory=lambda: [0.0, math.inf])
+    weights: dict[str, float] = field(default_factory=dict)
+    rows: tuple[tuple[float, ...], ...] = ()
+    word: float | str = 1.0
+    anything: tuple[object, ...] = ()
+    inner: Stage = Stage(limit=math.inf)
 
 
 def test_options_of_a_stranger_come_back_as_they_were() -> None:
@@ -132,6 +140,12 @@ def test_options_of_a_stranger_come_back_as_they_were() -> None:
         ({"scale": True}, "a truth value where float is expected"),
         ({"scale": "inf"}, "scale must be a finite number, not inf"),
         ({"numbers": [1.0, "nan"]}, "numbers must be a finite number, not nan"),
+        ({"weights": {"a": "inf"}}, "weights must be a finite number, not inf"),
+        ({"rows": [[1.0, math.inf]]}, "rows must be a finite number, not inf"),
+        ({"band": [0, math.nan]}, "band must be a finite number, not nan"),
+        ({"band": [0, -math.inf]}, "band must be a finite number, not -inf"),
+        ({"inner": {"limit": -math.inf}}, "inner.limit must be a finite number, not -inf"),
+        ({"stages": [{}, {"limit": math.inf}]}, "stages.1.limit must be a finite number, not inf"),
         ({"numbers": [1.0, True]}, "a truth value where float is expected"),
     ],
 )
@@ -180,7 +194,7 @@ def test_changes_do_not_undo_each_other(tiny: RunConfig) -> None:
         ("front_end.options.num_bins=2", "num_bins must be at least 4"),
         ("front_end.options.std=inf", "front_end.options.std must be a finite number, not inf"),
         ("front_end.options.mean=nan", "front_end.options.mean must be a finite number, not nan"),
-        ("encoder.mixer.options.output_scale=-Infinity", "output_scale must be a finite number, not -Infinity"),
+        ("encoder.mixer.options.output_scale=-Infinity", "output_scale must be a finite number, not -inf"),
         ("objective.options.frame_weight=nan", "frame_weight must be a finite number"),
         ("front_end={name: mfcc, options: {hop_ms: inf}}", "hop_ms must be a finite number"),
         ("front_end={name: mfcc, options: {window_ms: 0.13}}", "2 samples at 16000 Hz, whose spectrum has no line"),
@@ -192,3 +206,30 @@ def test_changes_do_not_undo_each_other(tiny: RunConfig) -> None:
 def test_numbers_that_cannot_be(tiny: RunConfig, catalog: Catalog, change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_parts(catalog, changed(tiny, [change]))
+
+
+def test_numbers_that_are_not_finite_by_default(tmp_path: Path) -> None:
+    """A plugin may have them as defaults; who states the same says nothing new."""
+    given = {"band": [100, "inf"], "bounds": [1.0, math.inf], "bound": "inf", "word": "infinity"}
+    found = parse(Stranger, {**given, "anything": [True, "x"]})
+    assert (found.band, found.bounds, found.bound) == ((100.0, math.inf), [1.0, math.inf], math.inf)
+    assert (found.word, found.anything) == ("infinity", (True, "x"))
+
+
+@dataclass(frozen=True)
+class Derives:
+    """What is not given may be anything."""
+
+    width: int = 1
+    floor: float = math.nan
+    limit: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limit", math.inf)
+
+
+def test_what_a_plugin_derives_is_its_own() -> None:
+    assert parse(Derives, {"width": 2}).limit == math.inf
+    assert math.isnan(parse(Derives, {"floor": "nan"}).floor)
+    with pytest.raises(ConfigError, match="floor must be a finite number, not inf"):
+        parse(Derives, {"floor": "inf"})

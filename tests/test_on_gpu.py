@@ -17,6 +17,7 @@ from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.tuned import make_tuned
 from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.layout import TokenLayout
+from asda_core.model.block import RmsNorm
 from asda_core.pretrain import latent_regression
 from asda_core.pretrain.data import Clips
 from asda_core.pretrain.schedule import FairseqAdam
@@ -58,6 +59,7 @@ def pass_on_gpu(catalog: Catalog, config: RunConfig, clips: int = 2, reads: int 
         with torch.autocast("cuda", torch.bfloat16):
             losses = parts.objective.loss(parts.encoder, features, torch.Generator().manual_seed(0))
         parts.objective.after_step(parts.encoder, 1)
+    assert not traffic.waited, "copies for which the CPU would wait"
     assert losses.total.device.type == "cuda"
     assert all(part.device.type == "cuda" for part in losses.parts.values())
     return losses, traffic
@@ -146,17 +148,33 @@ def test_an_update_of_a_fine_tuning(catalog: Catalog, tiny: RunConfig) -> None:
     assert loss.device.type == batch.labels.device.type == "cuda"
 
 
-def test_an_update_of_fairseqs_adam() -> None:
-    with fake_gpu():
-        parameters = [torch.nn.Parameter(torch.randn(size, device=GPU)) for size in (3, 5)]
+def calls_of_adam(count: int) -> int:
+    """Operations of the second update of so many parameters; the first makes their averages."""
+    with fake_gpu() as traffic:
+        parameters = [torch.nn.Parameter(torch.randn(size, device=GPU)) for size in range(1, count + 1)]
+        optimizer = FairseqAdam([{"params": parameters}], 1e-3, (0.9, 0.98), 1e-6, 0.01)
         for parameter in parameters:
             parameter.grad = torch.randn_like(parameter)
-        optimizer = FairseqAdam([{"params": parameters}], 1e-3, (0.9, 0.98), 1e-6, 0.01)
+        optimizer.step()
+        before = traffic.calls
         optimizer.step()
     assert all(optimizer.state[each]["step"].device.type == "cpu" for each in parameters), (
         "to read it waits for nothing"
     )
     assert all(optimizer.state[each]["exp_avg"].device.type == "cuda" for each in parameters)
+    return traffic.calls - before
+
+
+def test_an_update_of_fairseqs_adam_is_as_many_calls_for_any_number_of_parameters() -> None:
+    assert calls_of_adam(2) == calls_of_adam(20)
+
+
+def test_norms_compute_in_the_type_of_their_weights() -> None:
+    """Autocast gives them half of it, and types that differ have no fused kernel."""
+    values = torch.randn(3, 8).bfloat16()
+    normed = RmsNorm(8)(values)
+    assert normed.dtype == torch.float32
+    torch.testing.assert_close(normed, torch.nn.functional.rms_norm(values.float(), (8,)))
 
 
 def test_draws_of_a_device_depend_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:

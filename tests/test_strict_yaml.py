@@ -15,6 +15,7 @@ from asda_core.strict_yaml import load, parse_value, read_yaml
         ("steps: 1\nsteps: 2\n", r"the key 'steps' stands twice \(line 2\)"),
         ("axes:\n  a: {x: 1}\n  b: 2\n  a: {y: 1}\n", r"the key 'a' stands twice \(line 4\)"),
         ("axes: {true: 1, on: 2}\n", "the key True stands twice"),
+        ("{? [1]: 2, x: {y: 1, y: 2}}\n", "the key 'y' stands twice"),
         ("? [1]\n: 2\n", "unhashable key"),
         ("a: [1\n", "is not YAML"),
         ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
@@ -40,5 +41,22 @@ def test_what_is_merged_may_be_overridden() -> None:
 
 
 def test_all_else_is_as_pyyaml_reads_it() -> None:
-    for file in Path("configs").rglob("*.yaml"):
+    files = list((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+    assert len(files) > 20
+    for file in files:
         assert read_yaml(file) == yaml.safe_load(file.read_text())
+
+
+def test_a_mapping_that_is_merged_where_it_was_nested_deeper() -> None:
+    """PyYAML writes merged keys into the mapping as it constructs it; what was written is what counts."""
+    text = """
+axes:
+  rate:
+    usual: &usual {optimizer.peak_lr: 0.001, optimizer.warmup_steps: 2}
+    high: &high {<<: *usual, optimizer.peak_lr: 0.01}
+set: {<<: *high, steps: 2}
+again: *high
+"""
+    assert load(text) == yaml.safe_load(text)
+    assert load("") is None
+    assert load("&a [*a]")  # a list that holds itself

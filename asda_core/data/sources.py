@@ -59,9 +59,7 @@ def find_training(sources: Iterable[str | Path]) -> AudioList:
     given = [str(source) for source in sources]
     streamed = [source for source in given if is_stream(source)]
     if not streamed:
-        files = [file for source in given for file in find_audio(source)]
-        tell_doubles(files)
-        return files
+        return [file for source in given for file in find_audio(source)]
     if len(streamed) < len(given):
         other = next(source for source in given if not is_stream(source))
         raise ConfigError(f"{streamed[0]} is streamed and {other} is not; give streams alone, or none.")

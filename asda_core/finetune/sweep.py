@@ -20,6 +20,7 @@ from asda_core.finetune.running import Job, finetune, prepared
 from asda_core.finetune.tuned import Start
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round
+from asda_core.locating import is_package_model
 from asda_core.official.reading import read_model
 
 SEED_FIELD = "{seed}"
@@ -69,10 +70,11 @@ def read_start(path: str) -> tuple[Start, str]:
     Raises:
         CheckpointError, ConfigError: neither is there.
     """
+    named = is_package_model(path)
     config = find_config(path)
-    if config.suffix in CONFIG_SUFFIXES and config.is_file():
+    if config.suffix in CONFIG_SUFFIXES and config.is_file() and not named:
         return load_run_config(path), ""
-    if not Path(path).exists():
+    if not named and not Path(path).exists():
         raise CheckpointError(f"no checkpoint or config at {path}.")
     checkpoint = read_model(Path(path))
     return checkpoint, model_digest(checkpoint.file)

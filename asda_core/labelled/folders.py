@@ -1,5 +1,6 @@
 """A folder for each class, perhaps within folders for train, valid and test."""
 
+import sys
 from pathlib import Path
 
 from asda_core.audio import find_audio
@@ -22,6 +23,16 @@ def audio_below(root: Path) -> list[Path]:
         raise TaskError(str(error)) from None
 
 
+def tell_empty_folders(root: Path, depth: int) -> None:
+    """Warn of folders so deep below, those of the classes, in which there is no file: the class would be missing."""
+    folders = sorted(
+        path for path in root.glob("/".join("*" * depth)) if path.is_dir() and not path.name.startswith(".")
+    )
+    for folder in folders:
+        if not any(path.is_file() for path in folder.rglob("*")):
+            print(f"warning: {folder} is empty, and no class.", file=sys.stderr)
+
+
 def folder_rows(root: Path) -> list[Row]:
     """CLASS/FILE, or SPLIT/CLASS/FILE where all folders are called as splits usually are; what is hidden is left out.
 
@@ -34,6 +45,7 @@ def folder_rows(root: Path) -> list[Row]:
         raise TaskError(f"{shard} is in a shard, which is no folder of a class; set format to shards.")
     tops = sorted({parts[0] for parts in files.values() if len(parts) > 1})
     splits = [top for top in tops if usual_split(top)]
+    tell_empty_folders(root, 2 if splits else 1)
     if splits and len(splits) < len(tops):
         strange = next(top for top in tops if top not in splits)
         raise TaskError(f"{root}: the folder {splits[0]} is called as a split, but {strange} is not; move one away.")

@@ -11,7 +11,7 @@ from asda_core.catalog import installed_catalog
 from asda_core.changing import changed, config_of
 from asda_core.config import DataConfig
 from asda_core.config_io import signature
-from asda_core.data.sources import find_training, is_stream, list_identity
+from asda_core.data.sources import find_training, is_stream, list_identity, tell_doubles
 from asda_core.errors import ConfigError
 from asda_core.files import model_digest
 from asda_core.official.reading import read_model
@@ -43,6 +43,8 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     streamed = any(map(is_stream, parsed.data))
+    if processes.first and not streamed:
+        tell_doubles([file for file in files if isinstance(file, Path)])
     if processes.first and files and not streamed and config.data.shuffle_clips != DataConfig().shuffle_clips:
         print("warning: data.shuffle_clips is of streamed shards; files are shuffled all together.", file=sys.stderr)
     folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"

@@ -26,7 +26,7 @@ from asda_core.checkpoint import (
 )
 from asda_core.claiming import LOCK_FILE, alone_in
 from asda_core.config import EncoderConfig, RunConfig
-from asda_core.config_io import signature, to_yaml
+from asda_core.config_io import differences, signature, to_yaml
 from asda_core.data.content import audio_digest, same_audio
 from asda_core.data.sources import AudioList
 from asda_core.data.stream_batches import open_clips
@@ -219,8 +219,10 @@ def _read_step(
 ) -> tuple[int, dict[str, Tensor], dict[str, int]]:
     """Put the weights of a step back; returns its number, the optimiser's state, and how the run shares its clips."""
     checkpoint, folder = read_checkpoint(latest), latest.parent
-    if signature(decisive(catalog, checkpoint.config)) != signature(decisive(catalog, config)):
-        raise ConfigError(f"{folder} holds another run ({signature(checkpoint.config)}); give another folder.")
+    held, wanted = decisive(catalog, checkpoint.config), decisive(catalog, config)
+    if signature(held) != signature(wanted):
+        other = "; ".join(differences(held, wanted))
+        raise ConfigError(f"{folder} holds another run ({other}); give another folder (--init begins with this one).")
     if checkpoint.data and not same_audio(checkpoint.data, data):
         raise ConfigError(f"{folder} holds a run on other audio files or from other weights; give another folder.")
     if checkpoint.plugins != (now := plugin_origins(catalog, config)):  # told by each process: each has its plugins

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from asda_core.config_io import parents_first
 from asda_core.errors import ConfigError
 
 Changes = Mapping[str, Any]
@@ -13,6 +14,7 @@ Axes = Mapping[str, Mapping[str, Changes]]
 
 PLUGINS = ("adapter", "encoder.mixer", "front_end", "objective")
 """Keys whose value may be the name of a plugin alone."""
+NAMES = tuple(f"{key}.name" for key in PLUGINS)
 
 
 def labelled(axis: str, choices: Any) -> dict[str, dict[str, Any]]:
@@ -40,18 +42,39 @@ def text_of_label(value: Any) -> str:
     return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
 
 
-def leaves(changes: Changes) -> set[str]:
-    """Dotted keys of the single values that changes set, however they are nested; a plugin by its name sets `.name`."""
-    return set(_leaves(changes))
+def flat(changes: Changes) -> dict[str, Any]:
+    """Changes as dotted key of a single value -> value, however they were nested, so that none undoes another.
+
+    A plugin with its options is its name, which drops the options of another that stood there, and each of them.
+
+    Raises:
+        ConfigError: the same value is set twice.
+    """
+    found: dict[str, Any] = {}
+    for key, value in _leaves(changes):
+        if key in found:
+            raise ConfigError(f"{key} is set twice.")
+        found[key] = value
+    return found
 
 
-def _leaves(changes: Changes, above: str = "") -> Iterator[str]:
+def _leaves(changes: Changes, above: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in changes.items():
         dotted = f"{above}{key}"
-        if isinstance(value, Mapping) and value:
+        if dotted in PLUGINS and isinstance(value, Mapping) and "name" in value:
+            yield dotted, value["name"]
+            yield from _leaves({inner: each for inner, each in value.items() if inner != "name"}, f"{dotted}.")
+        elif dotted in NAMES:
+            yield dotted.removesuffix(".name"), value
+        elif _is_nested(value):
             yield from _leaves(value, f"{dotted}.")
         else:
-            yield f"{dotted}.name" if dotted in PLUGINS and isinstance(value, str) else dotted
+            yield dotted, value
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether its keys can stand behind a dot."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(key, str) and "." not in key for key in value)
 
 
 def check_apart(axes: Axes) -> None:
@@ -60,16 +83,25 @@ def check_apart(axes: Axes) -> None:
     Raises:
         ConfigError: naming both and the key.
     """
-    decided = {axis: set().union(*map(leaves, labels.values())) for axis, labels in axes.items()}
+    decided = {axis: {key for changes in labels.values() for key in flat(changes)} for axis, labels in axes.items()}
     for one, other in itertools.combinations(axes, 2):
         if both := decided[one] & decided[other]:
             raise ConfigError(f"the axes {one!r} and {other!r} both set {min(both)}.")
 
 
-def beside(of_all: Changes, changes: Changes) -> dict[str, Any]:
-    """What is set in every cell, less what the labels of this one set: labels go first, however deep their keys."""
-    decided = leaves(changes)
-    return {key: value for key, value in of_all.items() if not leaves({key: value}) <= decided}
+def together(of_all: Changes, changes: Changes) -> dict[str, Any]:
+    """What is set in a cell, in an order in which none undoes another: its labels go before what is set in all cells.
+
+    The options of a plugin that is named in `of_all` go with it where a label names another.
+
+    Args:
+        of_all: for every cell.
+        changes: of its labels.
+    """
+    usual, own = flat(of_all), flat(changes)
+    gone = tuple(f"{key}.options." for key in PLUGINS if key in own and key in usual)
+    kept = {key: value for key, value in usual.items() if key not in own and not key.startswith(gone)}
+    return dict(parents_first({**kept, **own}))
 
 
 def check_effect(axes: Axes, made: Mapping[tuple[str, ...], str]) -> None:
@@ -86,7 +118,7 @@ def check_effect(axes: Axes, made: Mapping[tuple[str, ...], str]) -> None:
         for one, other in itertools.combinations(labels, 2):
             with_one = [combination for combination in made if combination[place] == one]
             if all(made[combination] == made[_put(combination, place, other)] for combination in with_one):
-                keys = ", ".join(sorted(leaves(labels[one]) | leaves(labels[other]))) or "nothing"
+                keys = ", ".join(sorted(flat(labels[one]).keys() | flat(labels[other]).keys())) or "nothing"
                 raise ConfigError(
                     f"the labels {one!r} and {other!r} of the axis {axis!r} make the same cells: what they set "
                     f"({keys}) is equal, or has no effect on a result."

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,11 +15,11 @@ import torch
 from asda_core.assemble import plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import read_checkpoint
-from asda_core.config_io import to_plain
+from asda_core.config_io import CONFIG_SUFFIXES, to_plain
 from asda_core.cost import counted
 from asda_core.errors import AsdaError, TrainingStopped
 from asda_core.files import write_text
-from asda_core.locating import MODEL_FILE, newest_step
+from asda_core.locating import MODEL_FILE
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_hear.ablation.axes import differing
@@ -29,7 +30,9 @@ from asda_hear.ablation.size import size_of
 from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.runner import evaluate, finished_scores
 from asda_hear.evaluate.scores import TaskScore
+from asda_hear.finding import find_model
 from asda_hear.looking.noise_attention import NoiseRow
+from asda_hear.names import LOG_MEL
 
 NAME_DIGITS = 8
 CELLS, BASELINES = "cells", "baselines"
@@ -134,6 +137,20 @@ class EvaluationFailed(AsdaError):
     """Some of the ways in which a model is heard failed."""
 
 
+def write_failure(folder: Path, error: Exception) -> str:
+    """Leave an error in the folder of a unit, its kind and message in the first line, which is returned."""
+    told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    first = f"{type(error).__name__}: {told}"
+    write_text(folder / ERROR_FILE, f"{first}\n\n{''.join(traceback.format_exception(error))}")
+    return first
+
+
+def read_failure(text: str) -> str:
+    """The kind and message of the error in a file; of an earlier version, what its traceback ends with."""
+    lines = text.strip().splitlines() or [""]
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
 def _heard_by(unit: Unit, options: Mapping[str, Any]) -> str:
     """The labels that tell cells with these options from the others of their training; none where all have them."""
     cell = next((cell for cell in unit.cells if cell.options == options), None)
@@ -141,17 +158,19 @@ def _heard_by(unit: Unit, options: Mapping[str, Any]) -> str:
 
 
 def model_of(work: Work, unit: Unit, options: Mapping[str, Any] | None = None) -> str:
-    """What `load_model` is given, with these options: the teacher is in the last step alone."""
+    """What `load_model` is given, with these options: the teacher is in the last step of the run alone.
+
+    Scores of either belong to the weights that the run exported, so that they stay when its steps are deleted.
+    """
     if not unit.cells:
         return baseline_path(work.plan, unit.baseline)
     teacher = options is not None and options.get("weights") == "teacher"
-    step = newest_step(unit.folder) if teacher else None
-    return str((step or unit.folder) / MODEL_FILE)
+    return str(unit.folder if teacher else unit.folder / MODEL_FILE)
 
 
 def different_options(work: Work, unit: Unit) -> list[Mapping[str, Any]]:
     """The ways in which the model of a unit is heard."""
-    found: list[Mapping[str, Any]] = [] if unit.cells else [work.plan.config.options]
+    found: list[Mapping[str, Any]] = [] if unit.cells else [baseline_options(work.plan, unit.baseline)]
     for cell in unit.cells:
         if cell.options not in found:
             found.append(cell.options)
@@ -194,6 +213,13 @@ def evaluation_name(plan: Plan, options: Mapping[str, Any]) -> str:
     """Folder of an evaluation, named by the search and the options, so that another setting is another result."""
     setting = json.dumps([to_plain(plan.config.evaluation), options], sort_keys=True)
     return f"hear-{hashlib.sha256(setting.encode()).hexdigest()[:NAME_DIGITS]}"
+
+
+def baseline_options(plan: Plan, label: str) -> Mapping[str, Any]:
+    """Keyword arguments of `load_model` for a baseline: the plan's, but that what is not trained has no teacher."""
+    model, options = baseline_path(plan, label), plan.config.options
+    trained = model != LOG_MEL and find_model(model).suffix not in CONFIG_SUFFIXES
+    return options if trained else {key: value for key, value in options.items() if key != "weights"}
 
 
 def baseline_path(plan: Plan, label: str) -> str:

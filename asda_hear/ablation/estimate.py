@@ -178,7 +178,8 @@ def _pilot(work: Work, left: list[Unit], folder: Path) -> dict[str, float]:
     if not cells or model is None:
         return {}
     found = {}
-    evaluate(str(model), list(work.tasks), folder / "scores", work.plan.config.evaluation, dict(cells[0].options),
+    options = {key: value for key, value in cells[0].options.items() if key != "weights"}  # either takes as long
+    evaluate(str(model), list(work.tasks), folder / "scores", work.plan.config.evaluation, options,
              progress=False, cache=folder)  # fmt: skip
     for task in work.tasks:
         found[task.name] = sum(_seconds(folder / "scores" / task.name).values())

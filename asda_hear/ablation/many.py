@@ -12,7 +12,7 @@ from tqdm import tqdm
 from asda_core.command_line import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, share_of_processors, stop, tails
-from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
+from asda_hear.ablation.cells import ERROR_FILE, Work, is_done, read_failure
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.run import CellsFailed, make_ready, prepare, run_plan, write_all_rows
@@ -134,7 +134,7 @@ def _report(
             f"{len(dead)} of {len(codes)} processes were killed ({dead}); others took up their work.", file=sys.stderr
         )
     failed = [
-        f"{name}: {file.read_text().strip().splitlines()[-1]}"
+        f"{name}: {read_failure(file.read_text())}"
         for name, file in errors.items()
         if file.exists() and file.stat().st_mtime > began
     ]

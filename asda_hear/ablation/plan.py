@@ -26,7 +26,6 @@ from asda_core.config import RunConfig
 from asda_core.config_io import (
     find_config,
     load_run_config,
-    parents_first,
     parse,
     shipped_configs,
     signature,
@@ -39,7 +38,7 @@ from asda_core.errors import ConfigError, unknown
 from asda_core.files import model_digest
 from asda_core.locating import locate
 from asda_core.strict_yaml import read_yaml
-from asda_hear.ablation.axes import beside, check_apart, check_effect, labelled, text_of_label
+from asda_hear.ablation.axes import check_apart, check_effect, flat, labelled, text_of_label, together
 from asda_hear.ablation.measuring import NoiseMeasure
 from asda_hear.ablation.settings import PlanConfig
 from asda_hear.api import USUAL_POOLING
@@ -120,13 +119,21 @@ def load_plan(file: Path) -> Plan:
         check_apart(axes)
     for combination in itertools.product(*axes.values()):
         labels = dict(zip(axes, combination, strict=True))
-        changes = {key: value for axis, label in labels.items() for key, value in axes[axis][label].items()}
+        changes = {key: value for axis, label in labels.items() for key, value in flat(axes[axis][label]).items()}
         found = start.cells(labels, changes)
-        made[combination] = repr((found[0].name, found[0].options))
+        made[combination] = repr((found[0].name, _as_heard(found[0].options)))
         cells += found
     with _named(file):
         check_effect(axes, made)
     return Plan(file, config, tuple(cells), audio, reference, _noise(config, here))
+
+
+def _as_heard(options: Mapping[str, Any]) -> object:
+    """Options as they are understood; those that cannot be are refused later, with the cell."""
+    try:
+        return parse(HearOptions, options)
+    except ConfigError:
+        return options
 
 
 @contextmanager
@@ -165,7 +172,7 @@ class _Start:
     def cells(self, labels: Mapping[str, str], changes: Mapping[str, Any]) -> list[Cell]:
         """The cells of one combination, one for each seed."""
         plain, options, init = self.base, dict(self.config.options), self.config.init
-        for key, value in parents_first({**beside(self.of_all, changes), **changes}):
+        for key, value in together(self.of_all, changes).items():
             if key.startswith(OPTION):
                 options[key.removeprefix(OPTION)] = value
             elif key == INIT:

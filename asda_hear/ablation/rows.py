@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from asda_hear.ablation.cells import FACTS_FILE, TIMES_FILE, Unit, Work, unit_measured, unit_scores
+from asda_hear.ablation.cells import FACTS_FILE, TIMES_FILE, Unit, Work, baseline_options, unit_measured, unit_scores
 from asda_hear.ablation.measuring import MEASURED, clips_identity
 from asda_hear.ablation.plan import Cell
 from asda_hear.ablation.settings import BASELINE
@@ -23,7 +23,7 @@ def collect_rows(work: Work) -> list[Row]:
     for unit in units:
         if not unit.cells:
             facts = _baseline_facts(work, unit.baseline)
-            rows += _rows(work, unit, work.plan.config.options, facts)
+            rows += _rows(work, unit, baseline_options(work.plan, unit.baseline), facts)
     homes = {cell.name: unit for unit in units for cell in unit.cells}
     for cell in work.plan.cells:
         unit = homes[cell.name]

@@ -2,7 +2,6 @@
 
 import sys
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +12,23 @@ from asda_core.assemble import Parts, build_weightless, check_class_token_axis
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import TEACHER
 from asda_core.config_io import parse
-from asda_core.errors import AsdaError, ConfigError, TrainingStopped
-from asda_core.files import write_rows, write_text
+from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
+from asda_core.files import write_rows
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
 from asda_core.starting import check_fits
 from asda_core.workers import Shard
-from asda_hear.ablation.cells import ERROR_FILE, Unit, Work, baseline_path, do_unit, is_done
+from asda_hear.ablation.cells import (
+    ERROR_FILE,
+    Unit,
+    Work,
+    baseline_options,
+    baseline_path,
+    do_unit,
+    is_done,
+    read_failure,
+    write_failure,
+)
 from asda_hear.ablation.plan import Cell, Plan, text_of
 from asda_hear.ablation.rows import Row, collect_rows
 from asda_hear.api import load_model, model_from
@@ -156,15 +165,15 @@ def _try_unit(work: Work, unit: Unit, since: float) -> str | None:
             if is_done(work, unit):
                 return ""
             if error_file.exists() and error_file.stat().st_mtime > since:  # another process has just tried
-                return f"{unit.name}: {error_file.read_text().strip().splitlines()[-1]}"
+                return f"{unit.name}: {read_failure(error_file.read_text())}"
             try:
                 do_unit(work, unit)
             except (TrainingStopped, KeyboardInterrupt):
                 raise
             except Exception as error:  # one cell must not take the others down
-                write_text(error_file, traceback.format_exc())
-                print(f"failed: {unit.name}: {type(error).__name__}: {error}", file=sys.stderr)
-                return f"{unit.name}: {type(error).__name__}: {error}"
+                told = f"{unit.name}: {write_failure(unit.folder, error)}"
+                print(f"failed: {told}", file=sys.stderr)
+                return told
             error_file.unlink(missing_ok=True)
     except Timeout:
         return None
@@ -215,10 +224,11 @@ def _check_options(cell: Cell, parts: Parts) -> None:
 def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:
     """Parameters of a baseline, which is opened now, so that a mistake shows before anything is evaluated."""
     try:
-        model = load_model(baseline_path(plan, label), catalog=catalog, **plan.config.options)
+        model = load_model(baseline_path(plan, label), catalog=catalog, **baseline_options(plan, label))
         if plan.noise and isinstance(model.backbone, EncoderBackbone):
             for layer in range(model.backbone.encoder.config.depth):
                 mixer_with_maps(model.backbone.encoder, layer)
     except AsdaError as error:
-        raise type(error)(f"{plan.file}, baseline {label}: {error} (looked for beside {plan.file})") from None
+        where = f" (looked for beside {plan.file})" if isinstance(error, CheckpointError) else ""
+        raise type(error)(f"{plan.file}, baseline {label}: {error}{where}") from None
     return sum(parameter.numel() for parameter in model.parameters())

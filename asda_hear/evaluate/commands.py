@@ -2,13 +2,16 @@
 
 import argparse
 import functools
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from asda_core.command_line import output_folder
-from asda_core.config_io import parsed_changes
+from asda_core.config_io import CONFIG_SUFFIXES, parsed_changes
 from asda_core.errors import ConfigError, TaskError
+from asda_core.files import write_text
 from asda_core.locating import MODEL_FILE, STEP_FOLDERS
 from asda_core.workers import ended_as_interrupt
 from asda_hear.evaluate.identity import (
@@ -23,7 +26,11 @@ from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs, score_in_pro
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
 from asda_hear.evaluate.search import USUAL_SEED, EvaluationConfig, find_tasks
 from asda_hear.evaluate.standing import write_standing
+from asda_hear.finding import find_model
 from asda_hear.names import LOG_MEL
+
+MODEL_NOTE = "model.json"
+"""In the folder of a model: which one it is."""
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +39,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", nargs="+", default=[], help="only these")
     parser.add_argument(
         "--model", nargs="+", default=[""],
-        help="checkpoints, run folders, configs (a file or a name, as in asda_base), or log_mel (default: the model of "
-        "the package)",
+        help="checkpoints, run folders, configs for random weights (a file or a name, as in asda_base), or log_mel "
+        "(default: the model of the package); LABEL=PATH names one",
     )  # fmt: skip
     parser.add_argument(
         "--out",
@@ -62,15 +69,12 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
     config = EvaluationConfig(parsed.grid, parsed.grid_points, parsed.threads, parsed.seed)
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {parsed.jobs}.")
-    names = [model_name(model, options, parsed.seed) for model in parsed.model]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two models would be called the same: {', '.join(names)}; give each its own folder.")
+    models = named_models(parsed.model, options, parsed.seed)
     work = Pairs(
-        [Pair(model, name, task) for model, name in zip(parsed.model, names, strict=True) for task in tasks],
-        parsed.out,
-        config,
-        options,
+        [Pair(model, name, task) for name, model in models.items() for task in tasks], parsed.out, config, options
     )
+    if not parsed.worker:
+        claim_names(models, parsed.out)
     try:
         if parsed.jobs > 1:
             rows = score_in_processes(work, parsed.given, min(parsed.jobs, len(work.pairs)))
@@ -156,9 +160,58 @@ class Neighbours:
         return ""
 
 
-def model_name(model: str, options: dict[str, object], seed: int = USUAL_SEED) -> str:
-    """Folder and row name of a model: what its path says, the options, and a seed that is not heareval's own."""
-    if model in ("", LOG_MEL):
+def named_models(given: Sequence[str], options: dict[str, object], seed: int = USUAL_SEED) -> dict[str, str]:
+    """Folder and row name of each model -> what `load_model` takes.
+
+    Raises:
+        ConfigError: two would be called the same, or a label cannot be a folder.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        label, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            label, path = "", text
+        elif not label or label.startswith(".") or set(label) & set("/\\"):
+            raise ConfigError(f"--model {text!r}: {label!r} cannot be a label, which is the name of a folder.")
+        name = model_name(path, options, seed, label)
+        if name in found:
+            raise ConfigError(
+                f"{found[name]!r} and {path!r} would both be called {name!r}: give one a label of its own, as in "
+                f"other={path}."
+            )
+        found[name] = path
+    return found
+
+
+def claim_names(models: Mapping[str, str], out: Path) -> None:
+    """Note which model each name stands for, and tell those whose weights are random.
+
+    Raises:
+        ConfigError: there are scores of another model by that name, which is still there, and would be lost.
+    """
+    for name, model in models.items():
+        if model == LOG_MEL:
+            continue
+        path = find_model(model)
+        if path.suffix in CONFIG_SUFFIXES:
+            print(f"{name}: a config, whose weights are random (they are drawn from its seed).", file=sys.stderr)
+        file, here = out / name / MODEL_NOTE, str(path.resolve())
+        before = read_stamp(file)
+        there = before.get("model", here) if isinstance(before, dict) else here
+        if there != here and Path(there).exists() and any((out / name).glob(f"*/{SCORE_FILE}")):
+            raise ConfigError(
+                f"{out / name} holds the scores of {there}, whose place those of {here} would take: give it a label "
+                f"of its own, as in other={model}, or another --out."
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps({"model": here}))
+
+
+def model_name(model: str, options: dict[str, object], seed: int = USUAL_SEED, label: str = "") -> str:
+    """Folder and row name of a model: its label or what its path says, options, a seed that is not heareval's own."""
+    if label:
+        stem = label
+    elif model in ("", LOG_MEL):
         stem = model or "asda_hear"
     else:
         path = Path(model).resolve()

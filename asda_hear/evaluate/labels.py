@@ -10,6 +10,7 @@ from asda_core.audio import find_audio
 from asda_core.errors import TaskError, unknown
 from asda_core.labelled.drawing import TURNS, deal
 from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
+from asda_core.labelled.folders import tell_empty_folders
 from asda_core.labelled.splits import SPLIT_NAMES
 from asda_core.labelled.tables import read_table
 from asda_hear.evaluate.search import MIN_FOLDS
@@ -54,6 +55,7 @@ def clips_from_folders(root: Path) -> list[Clip]:
     """
     clips = []
     presplit = root.is_dir() and _has_splits(root)
+    tell_empty_folders(root, 2 if presplit else 1)
     for file in find_audio(root):
         parts = file.relative_to(root).parts
         if len(parts) != 2 + presplit:

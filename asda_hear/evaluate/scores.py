@@ -93,13 +93,16 @@ def to_markdown(rows: Sequence[tuple[str, TaskScore]]) -> str:
 
 
 def to_csv(rows: Sequence[tuple[str, TaskScore]]) -> str:
-    """One row per model, task and metric."""
+    """One row per model, task and metric; of the primary one with its deviation and every fold."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "task", "metric", "primary", "value"])
+    writer.writerow(["model", "task", "metric", "primary", "value", "deviation", "folds"])
     for model, score in rows:
         for name, value in score.metrics.items():
-            writer.writerow([model, score.task, name, int(name == score.metric), repr(value)])
+            row = [model, score.task, name, int(name == score.metric), repr(value)]
+            folds = " ".join(map(repr, score.folds)) if name == score.metric else ""
+            spread = "" if not folds or math.isnan(score.spread) else repr(score.spread)
+            writer.writerow([*row, spread, folds])
     return text.getvalue()
 
 

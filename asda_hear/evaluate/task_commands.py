@@ -1,6 +1,9 @@
 """`asda-hear tasks`: build, check, resample tasks in HEAR's format."""
 
 import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
 
 from asda_core.errors import TaskError
 from asda_core.labelled.examples import TRAIN_VALID_TEST
@@ -8,7 +11,7 @@ from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, cl
 from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.scores import METADATA_FILE
 from asda_hear.evaluate.search import check_task, find_tasks
-from asda_hear.evaluate.tasks import TaskConfig, build_task
+from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
 
 
 def run_build(parsed: argparse.Namespace) -> None:
@@ -33,7 +36,21 @@ def run_build(parsed: argparse.Namespace) -> None:
         sample_rates=tuple(parsed.rate),
         evaluation=tuple(parsed.metric),
     )
+    print(f"{parsed.name}: {summary(clips)}", file=sys.stderr)
     print(build_task(config, clips, parsed.out))
+
+
+def summary(clips: Sequence[Clip]) -> str:
+    """How many clips, of what, in which splits; with a warning where folds are more than a class has clips."""
+    labels = Counter(label for clip in clips for label in {*clip.labels, *(event.label for event in clip.events)})
+    splits = Counter(clip.split for clip in clips)
+    told = f"{len(clips)} clips of {len(labels)} classes, " + ", ".join(f"{split} {n}" for split, n in splits.items())
+    fewest, count = min(labels.items(), key=lambda item: item[1], default=("", 0))
+    if labels and not splits.keys() <= set(TRAIN_VALID_TEST) and len(splits) > count:
+        told += (
+            f"\nwarning: {len(splits)} folds, and the class {fewest!r} has {count} clips: some folds are without it."
+        )
+    return told
 
 
 def run_check(parsed: argparse.Namespace) -> None:

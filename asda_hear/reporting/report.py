@@ -1,9 +1,8 @@
 """What a plan leaves for people: tables in Markdown, LaTeX, CSV and Parquet, a row for the leaderboard, one page."""
 
 import os
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +21,10 @@ from asda_hear.ablation.cells import (
     FACTS_FILE,
     TIMES_FILE,
     Work,
+    baseline_options,
     evaluation_name,
     is_done,
+    read_failure,
 )
 from asda_hear.ablation.environment import code_commit, environment
 from asda_hear.ablation.measuring import read_measured
@@ -44,8 +45,6 @@ from asda_hear.reporting.summary import Summary
 from asda_hear.reporting.tables import to_markdown
 from asda_hear.reporting.tidy import write_tidy
 
-QUALIFIED = re.compile(r"^(\w+\.)+(?=\w+: )")
-"""What stands before the name of an error in a traceback."""
 NAMED = 5
 """So many missing units are named."""
 TABLE_FILE, LATEX_FILE, PAGE_FILE = "table.md", "table.tex", "report.html"
@@ -98,8 +97,8 @@ class ItemsOf:
 
     def _read(self, row: Row) -> Items | None:
         plan = self.work.plan
-        options: Mapping[str, Any] = plan.config.options
         if row[BASELINE]:
+            options = baseline_options(plan, row[BASELINE])
             unit = self.work.baseline_folder(row[BASELINE])
         else:
             labels = {axis: row[axis] for axis in plan.config.axes}
@@ -125,8 +124,7 @@ def _failures(work: Work) -> list[Failure]:
         file = unit.folder / ERROR_FILE
         if file.exists() and not is_done(work, unit):
             text = file.read_text()
-            last = text.strip().splitlines()[-1]
-            found.append(Failure(unit.name, QUALIFIED.sub("", last), text))
+            found.append(Failure(unit.name, read_failure(text), text))
     return found
 
 

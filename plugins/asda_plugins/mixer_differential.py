@@ -87,7 +87,7 @@ class DifferentialAttention(nn.Module):
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
         """The two softmax maps A1 and A2 (each row sums to 1), and lambda per head."""
         query1, query2, key1, key2 = self._queries_and_keys(tokens)
-        return AttentionMaps(softmax_map(query1, key1, layout), softmax_map(query2, key2, layout), self.weight)
+        return AttentionMaps(softmax_map(query1, key1, layout), softmax_map(query2, key2, layout), self.weight.detach())
 
     def _queries_and_keys(self, tokens: Tensor) -> Tensor:
         """(4, B, H, N, D/H): q1, q2, k1, k2."""

@@ -39,7 +39,7 @@ class MaskedPatchConfig:
     Attributes:
         masked_share: share of the patches that are hidden.
         pattern: "clusters" of neighbouring patches (the patch models), or "uniform" (the frame models).
-        cluster_sides: smallest and largest side of a cluster, drawn once per clip.
+        cluster_sides: smallest and largest side of a cluster, drawn once per clip; of no effect with "uniform".
         biased_clusters: draws clusters as the release does: the first patch is never hidden, hardly ever the last,
             clusters grow upwards and later only and wrap around the end into the next band, so that the lowest band
             is hidden half as often as the middle.
@@ -65,10 +65,6 @@ class MaskedPatchConfig:
         for right, message in (
             (0 < self.masked_share < 1, f"masked_share must lie between 0 and 1, not {self.masked_share}."),
             (1 <= low <= high, f"cluster_sides must be two sides, smallest first, not {self.cluster_sides}."),
-            (
-                self.pattern == "clusters" or self.cluster_sides == CLUSTER_SIDES,
-                'cluster_sides has no effect with pattern "uniform".',
-            ),
             (min(weights) >= 0 and max(weights) > 0, f"weights must not be negative, nor both 0, not {weights}."),
         ):
             if not right:

@@ -121,7 +121,7 @@ def test_mean_interval_is_students() -> None:
         ({"axes": {"steps": [1], "b": {"x": {"steps": 2}}}}, "the axes 'b' and 'steps' both set steps"),
         (
             {"axes": {"a": {"x": {"encoder.mixer": {"name": "standard"}}}, "encoder.mixer": ["differential"]}},
-            "the axes 'a' and 'encoder.mixer' both set encoder.mixer.name",
+            "the axes 'a' and 'encoder.mixer' both set encoder.mixer",
         ),
         (
             {
@@ -132,6 +132,13 @@ def test_mean_interval_is_students() -> None:
             },
             "both set encoder.mixer.options.lambda_init",
         ),
+        (
+            {"axes": {"a": {"x": {"optimizer": {"peak_lr": 0.1}}}, "b": {"y": {"optimizer.peak_lr": 0.2}}}},
+            "the axes 'a' and 'b' both set optimizer.peak_lr",
+        ),
+        ({"axes": {"a": {"x": {"optimizer": {"peak_lr": 0.1}, "optimizer.peak_lr": 1}}}}, "peak_lr is set twice"),
+        ({"axes": {"options.window_seconds": [1, 1.0]}}, "the labels '1' and '1.0' of the axis"),
+        ({"axes": {"encoder.mixer": [{}]}}, "encoder.mixer"),
         ({"axes": {"optimizer.peak_lr": ["1e-3", 0.001, 0.01]}}, "the labels '1e-3' and '0.001' of the axis"),
         ({"axes": {"log_every": [1, 2], "steps": [0, 2]}}, r"make the same cells: what they set \(log_every\)"),
         ({"axes": {"a": {"x": {}, "y": {"steps": 6}}}}, "the labels 'x' and 'y' of the axis 'a' make the same cells"),
@@ -321,3 +328,41 @@ def test_options_are_tried_before_anything_is_trained(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_plan(load_plan(plan_file(tmp_path, **changes)), catalog)
+
+
+def options_of(folder: Path, axes: dict[str, object], **more: object) -> list[dict[str, object]]:
+    """Of the mixer, in each cell, by their labels."""
+    cells = load_plan(plan_file(folder, axes=axes, **more)).cells
+    return [dict(cell.config.encoder.mixer.options) for cell in sorted(cells, key=lambda cell: [*cell.labels.values()])]
+
+
+def test_groups_of_keys_do_not_undo_each_other(tmp_path: Path) -> None:
+    """Axes, labels and `set` are laid together value by value, however they are nested."""
+    axes = {
+        "rate": {"low": {"optimizer": {"peak_lr": 0.001}}, "high": {"optimizer": {"peak_lr": 0.01}}},
+        "warm": {"usual": {}, "long": {"optimizer": {"warmup_steps": 7}}},
+    }
+    given = plan_file(tmp_path / "a", axes=axes, seeds=[0], set={"optimizer": {"peak_lr": 0.5, "floor_lr": 1e-5}})
+    for cell in load_plan(given).cells:
+        assert cell.config.optimizer.peak_lr == {"low": 0.001, "high": 0.01}[cell.labels["rate"]]
+        assert cell.config.optimizer.warmup_steps == {"usual": 2, "long": 7}[cell.labels["warm"]]
+        assert cell.config.optimizer.floor_lr == 1e-5
+    named = {
+        label: {"encoder.mixer": {"name": "differential", "options": {"lambda_init": value}}}
+        for label, value in (("a", 0.1), ("b", 0.2))
+    }
+    learned = {"fixed": {}, "learned": {"encoder.mixer.options": {"lambda_learned": True}}}
+    assert options_of(tmp_path / "b", {"lambda": named, "kind": learned}, seeds=[0]) == [
+        {"lambda_init": 0.1}, {"lambda_init": 0.2},
+        {"lambda_init": 0.1, "lambda_learned": True}, {"lambda_init": 0.2, "lambda_learned": True},
+    ]  # fmt: skip
+    of_all = {"encoder.mixer.options": {"lambda_init": 0.3, "qkv_bias": True}}
+    assert options_of(tmp_path / "c", {"lambda": named}, seeds=[0], set=of_all) == [
+        {"lambda_init": 0.1, "qkv_bias": True}, {"lambda_init": 0.2, "qkv_bias": True},
+    ]  # fmt: skip
+
+
+def test_another_plugin_does_not_get_the_options_of_the_usual_one(tmp_path: Path) -> None:
+    usual = {"encoder.mixer": {"name": "differential", "options": {"lambda_init": 0.3}}}
+    mixers = {"usual": {}, "plain": {"encoder.mixer": "standard"}}
+    assert options_of(tmp_path, {"mixer": mixers}, seeds=[0], set=usual) == [{}, {"lambda_init": 0.3}]

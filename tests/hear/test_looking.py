@@ -19,7 +19,7 @@ from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import metadata_of, model_tensors, write_model
 from asda_core.command_line import named
-from asda_core.config import ClassTokenConfig, RunConfig
+from asda_core.config import ClassTokenConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.contracts import FrontEndContext
 from asda_core.errors import AsdaError, AudioError, ConfigError
@@ -419,3 +419,14 @@ def test_models_may_be_named(checkpoint: Callable[..., Path]) -> None:
     assert [model.name for model in open_models([f"ours={file}", str(file)])] == ["ours", "standard"]
     odd = file.rename(file.with_name("a=b.safetensors"))
     assert [model.name for model in open_models([str(odd)])] == ["a=b"]
+
+
+def test_a_learned_lambda_can_be_looked_at(catalog: Catalog) -> None:
+    """Its gradient is not kept."""
+    config = run_config("differential")
+    learned = PluginChoice("differential", {"lambda_learned": True})
+    encoder = build_parts(catalog, replace(config, encoder=replace(config.encoder, mixer=learned))).encoder
+    for layer in attention_maps(encoder, torch.randn(1, 128, 64)):
+        rows = layer.maps.difference.sum(dim=-1)
+        assert not rows.requires_grad
+        torch.testing.assert_close(rows, torch.full_like(rows, 0.9))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,5 +294,15 @@ def test_the_teacher_beside_the_student(tmp_path: Path) -> None:
     work = work_on(plan, out)
     (unit,) = (unit for unit in work.units() if unit.cells)
     heard = {cells.model_of(work, unit, cell.options) for cell in unit.cells}
-    assert heard == {str(unit.folder / "model.safetensors"), str(unit.folder / "step-00000006" / "model.safetensors")}
-    assert cells.is_done(work, unit)
+    assert heard == {str(unit.folder / "model.safetensors"), str(unit.folder)}
+    shutil.rmtree(unit.folder / "step-00000006")
+    assert cells.is_done(work, unit), "scores stay when the steps of a run are deleted"
+
+
+def test_the_teacher_of_every_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not trained has none, and is heard as it is; the estimate scores what it has trained for a step."""
+    plan, out = tone_plan(tmp_path, seeds=[0], options={"weights": "teacher"}), tmp_path / "out"
+    assert main(["ablate", str(plan), "--out", str(out), "--dry-run"]) == 0
+    assert "2 cells x 1 tasks" in capsys.readouterr().out
+    rows = run_plan(work_on(plan, out))
+    assert [bool(row["cell"]) for row in rows] == [False, True, True]

@@ -136,9 +136,3 @@ def test_wrong_settings(catalog: Catalog) -> None:
     objective = build(catalog, small_encoder())
     with pytest.raises(ConfigError, match="fewer than 3 patches"):
         objective.loss(small_encoder(), torch.randn(1, 16, 16), torch.Generator())
-
-
-def test_sides_of_clusters_without_clusters_are_refused() -> None:
-    with pytest.raises(ConfigError, match="cluster_sides has no effect with pattern"):
-        MaskedPatchConfig(pattern="uniform", cluster_sides=(1, 2))
-    MaskedPatchConfig(pattern="uniform", biased_clusters=True)  # which compat: released sets

@@ -1,0 +1,96 @@
+"""Numbers that are not finite, and truth values where a config wants a number: refused, unless the default is one."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from asda_core.errors import ConfigError
+
+PLAIN = {int, float, str}
+"""Types of which a truth value is none, though Python makes them of it."""
+
+
+def usual_of(item: "Field[Any]", owner: Any) -> Any:
+    """The default of a field: that of `owner`, the dataclass that is the default where this stands, else its own."""
+    if owner is not None:
+        return getattr(owner, item.name, MISSING)
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def check_stated(hint: Any, value: Any, usual: Any, dotted: str) -> None:
+    """Refuse a number that is not finite before a dataclass sees it, also as text, which YAML makes of `inf`.
+
+    Args:
+        hint: what it should be.
+        value: what was given.
+        usual: the default.
+        dotted: path, for the message.
+
+    Raises:
+        ConfigError: it is none, and the default is not the same.
+    """
+    kinds = {hint, *get_args(hint)}
+    if not isinstance(value, float) and not (isinstance(value, str) and float in kinds and str not in kinds):
+        return
+    try:
+        number = float(value)
+    except ValueError:
+        return
+    _check((number,), usual, dotted)
+
+
+def check_finite(built: Any, given: Any, path: str, owner: Any = None) -> None:
+    """Refuse numbers that are not finite in what was given, at every level.
+
+    Args:
+        built: a dataclass.
+        given: what it was built from.
+        path: dotted path, for the message.
+        owner: as of `usual_of`.
+
+    Raises:
+        ConfigError: there is one, where the default has not the same.
+    """
+    if not (is_dataclass(built) and isinstance(given, Mapping)):
+        return
+    hints = get_type_hints(type(built))
+    for item in fields(built):
+        if item.name in given:
+            value, said = getattr(built, item.name), given[item.name]
+            dotted = f"{path}.{item.name}" if path else item.name
+            usual = usual_of(item, owner)
+            check_finite(value, said, dotted, usual if type(usual) is type(value) else None)
+            if isinstance(value, tuple | list) and isinstance(said, tuple | list):
+                for number, pair in enumerate(zip(value, said, strict=False)):
+                    check_finite(*pair, f"{dotted}.{number}")
+            if not isinstance(value, dict) or float in get_args(hints[item.name]):  # of any values the owner decides
+                _check(_not_finite(value), usual, dotted)
+
+
+def is_misread(hint: Any, value: Any) -> bool:
+    """Whether a value is a truth value where a number or text is wanted, and no truth value."""
+    kinds = {hint, *get_args(hint)}
+    wanted = bool(PLAIN & kinds) or get_origin(hint) is Literal
+    said = any(value is each for each in get_args(hint))  # Literal[True, "auto"]
+    return isinstance(value, bool) and wanted and not said and not {bool, Any, object} & kinds
+
+
+def _check(numbers: Iterable[float], usual: Any, dotted: str) -> None:
+    allowed = [*_not_finite(usual)]
+    for number in numbers:
+        same = any(number == each or (math.isnan(number) and math.isnan(each)) for each in allowed)
+        if not math.isfinite(number) and not same:
+            raise ConfigError(f"{dotted} must be a finite number, not {number}.")
+
+
+def _not_finite(value: Any) -> Iterator[float]:
+    """The numbers in a value that are not finite; what dataclasses hold is their own."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield value
+    elif isinstance(value, Mapping):
+        yield from _not_finite(list(value.values()))
+    elif isinstance(value, tuple | list | set | frozenset):
+        for each in value:
+            yield from _not_finite(each)
