@@ -14,7 +14,7 @@ from asda_core.catalog import Catalog, load_catalog
 from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model, write_step
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError
-from asda_core.locating import newest_step
+from asda_core.locating import locate, newest_step
 from asda_core.official.reading import read_model
 
 
@@ -144,3 +144,22 @@ def test_any_length_of_the_header(catalog: Catalog, tiny: RunConfig, parts: Part
         lengths.add(file.read_bytes()[0])
         assert read_model(file).step == 3
     assert 0x80 in lengths
+
+
+def test_a_folder_of_runs(tmp_path: Path, catalog: Catalog, tiny: RunConfig, parts: Parts) -> None:
+    """As a sweep leaves: of one run it means that, of several they are named."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_model(tmp_path / name / "model.safetensors", model_tensors(parts, False), metadata_of(tiny, catalog, 0))
+        if name == "a":
+            assert locate(tmp_path) == tmp_path / "a" / "model.safetensors"
+    with pytest.raises(CheckpointError, match=r"holds 2 runs; give one of them: .*/a, .*/b\.$"):
+        locate(tmp_path)
+
+
+def test_the_model_of_the_package_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate(Path("asda_small")).name == "asda_small.safetensors"
+    (tmp_path / "asda_small").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint at asda_small"):
+        locate(Path("asda_small"))

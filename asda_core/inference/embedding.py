@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from asda_core.audio import find_audio, length_and_rate, read_audio
 from asda_core.errors import AudioError, ConfigError
+from asda_core.inference.framing import MILLISECONDS
 from asda_core.inference.indexing import SKIPPED_FILE, EmbedJob, Entry, Index, entry_of
 from asda_core.inference.listening import Cut, Heard, Listener, check_audio
 from asda_core.inference.reading_ahead import InBackground, Together, read_ahead
@@ -87,7 +88,7 @@ def embed_files(
         raise ConfigError(NO_CLASS_TOKEN)
     index = None if single else Index(out, names)
     if index:
-        index.claim(job, shared=part.count > 1)
+        index.claim(job, shared=part.count > 1, grid=grid_of(listener))
     mine = part.of([Work(file, name, out if single else out / name) for file, name in names.items()])
     embedder = Embedder(listener, job, index, progress)
     embedder.run(mine)
@@ -97,6 +98,14 @@ def embed_files(
     if len(embedder.skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
     return summary(out, made, len(mine) - len(embedder.skipped) - made, len(embedder.skipped))
+
+
+def grid_of(listener: Listener) -> dict[str, float]:
+    """How the patches of an embedding lie: bands of a time step, and its length, and that of a patch, in ms."""
+    shape, front_end = listener.encoder.config, listener.front_end
+    hop_ms = MILLISECONDS * front_end.hop_samples / listener.sample_rate
+    bands = shape.grid(int(front_end.num_bins), shape.patch_frames)[1]
+    return {"bands": bands, "step_ms": shape.step_frames * hop_ms, "patch_ms": shape.patch_frames * hop_ms}
 
 
 def open_sound(file: Path, listener: Listener) -> Tensor | StreamedSound:

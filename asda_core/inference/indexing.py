@@ -20,6 +20,8 @@ from asda_core.files import write_text
 from asda_core.inference.writing import Format, Granularity, Kind
 
 SETTINGS_FILE = "embed.json"
+GRID = "grid"
+"""Its key that follows from the others."""
 INDEX_FILE = "index.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 LOCK_FILE = ".index.lock"
@@ -63,12 +65,13 @@ class Index:
         self.folder, self.names = folder, names
         self.entries: dict[str, Entry] = {}
 
-    def claim(self, job: EmbedJob, shared: bool) -> None:
+    def claim(self, job: EmbedJob, shared: bool, grid: Mapping[str, float] | None = None) -> None:
         """Note what is made in the folder, or refuse if something else is, and read what it holds.
 
         Args:
             job: what is made.
             shared: whether other processes may have begun already, and noted the same.
+            grid: how the patches of an embedding lie, which is noted too.
 
         Raises:
             ConfigError: the folder holds embeddings that were made otherwise, or of other files by these names.
@@ -86,7 +89,8 @@ class Index:
                     raise ConfigError(
                         f"{self.folder / name} is the embedding of {known}, not of {file}; give another folder."
                     )
-            write_text(settings, json.dumps(now, indent=2) + "\n")
+            told = now if grid is None else {**now, GRID: dict(grid)}
+            write_text(settings, json.dumps(told, indent=2) + "\n")
             self.entries = index
 
     def read(self) -> None:

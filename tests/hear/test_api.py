@@ -221,3 +221,11 @@ def test_the_teacher_of_a_run_folder(tmp_path: Path, catalog: Catalog, audio_fol
 def test_what_is_not_trained_has_no_teacher(model: str, catalog: Catalog) -> None:
     with pytest.raises(ConfigError, match=f"weights teacher: {model} is no trained model"):
         asda_hear.load_model(model, catalog=catalog, weights="teacher")
+
+
+def test_the_package_model_by_its_name(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named, usual = (asda_hear.load_model(name, catalog=catalog) for name in ("asda_small", ""))
+    audio = torch.randn(1, 16_000) * 0.1
+    assert torch.equal(asda_hear.get_scene_embeddings(audio, named), asda_hear.get_scene_embeddings(audio, usual))
+    assert weights_identity("asda_small") == weights_identity("")

@@ -13,14 +13,16 @@ import pytest
 import soundfile
 import torch
 
+from asda_core.errors import ConfigError
 from asda_hear.cli import main
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate import compat, runner
+from asda_hear.evaluate.commands import claim_names, named_models
 from asda_hear.evaluate.compat import Trainings, hear_tools
 from asda_hear.evaluate.items import read_items
 from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.runner import evaluate
-from asda_hear.evaluate.scores import TaskScore, read_task_score, to_csv, to_json, to_markdown
+from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_csv, to_json, to_markdown
 from asda_hear.evaluate.search import EvaluationConfig, find_tasks
 from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
 
@@ -70,7 +72,7 @@ def test_three_kinds_of_task(tasks: Path, tmp_path: Path, capsys: pytest.Capture
     rows = json.loads((tmp_path / "scores.json").read_text())
     assert [len(row["folds"]) for row in rows] == [1, 3, 1]
     assert next(row for row in rows if row["metric"] == "top1_acc")["score"] > 1.5 / 6  # chance is 1 of 6
-    assert (tmp_path / "scores.csv").read_text().startswith("model,task,metric,primary,value\n")
+    assert (tmp_path / "scores.csv").read_text().startswith("model,task,metric,primary,value,deviation,folds\n")
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.predictions.pkl")}
     assert before
     assert main(command) == 0
@@ -175,7 +177,10 @@ def test_another_seed_is_another_row_and_repeats(
 def test_models_of_one_name_are_refused(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", "--tasks", str(tasks), "--out", str(tmp_path / "out"), "--model", "x/mine", "y/mine"]
     assert main(command) == 1
-    assert "two models would be called the same: mine, mine" in capsys.readouterr().err
+    assert (
+        "'x/mine' and 'y/mine' would both be called 'mine': give one a label of its own, as in other=y/mine"
+        in capsys.readouterr().err
+    )
 
 
 def test_another_search_is_done_anew(tasks: Path, tmp_path: Path) -> None:
@@ -297,3 +302,31 @@ def test_tables_hold_the_models_of_earlier_calls(tasks: Path, tmp_path: Path) ->
         assert main([*command, "--grid-points", "1", "--model", model]) == 0
     rows = json.loads((out / "scores.json").read_text())
     assert [row["model"] for row in rows] == ["log_mel", "small"]
+
+
+def test_labels_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores of another model by the same name are not lost without a word."""
+    small = "encoder: {dim: 32, depth: 1, num_heads: 2}\nobjective: {name: masked_patch}\n"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.yaml").write_text(small)
+    first, second = (str(tmp_path / name / "mine.yaml") for name in ("one", "two"))
+    out = tmp_path / "out"
+    named = named_models([f"a={first}", second, "log_mel", f"b={second}"], {"scene_pooling": "mean"})
+    assert named == {
+        "a-scene_pooling=mean": first, "mine-scene_pooling=mean": second, "log_mel-scene_pooling=mean": "log_mel",
+        "b-scene_pooling=mean": second,
+    }  # fmt: skip
+    for wrong in ("/x=y", "=y", ".x=y"):
+        with pytest.raises(ConfigError, match="cannot be a label"):
+            named_models([wrong], {})
+    claim_names({"mine": first}, out)
+    assert "mine: a config, whose weights are random" in capsys.readouterr().err
+    claim_names({"mine": second}, out)  # nothing is lost yet
+    (out / "mine" / "task").mkdir()
+    (out / "mine" / "task" / SCORE_FILE).write_text("{}")
+    claim_names({"mine": second}, out)
+    with pytest.raises(ConfigError, match=r"holds the scores of .*two/mine.yaml.*as in other=.*one/mine.yaml"):
+        claim_names({"mine": first}, out)
+    (tmp_path / "two" / "mine.yaml").unlink()  # moved, say
+    claim_names({"mine": first}, out)

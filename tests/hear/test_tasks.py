@@ -418,3 +418,19 @@ def test_folds_are_counted_before_audio_is_written(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(soundfile, "write", lambda *_, **__: pytest.fail("audio was written"))
     with pytest.raises(TaskError, match="t-v1.0.0-full: 2 folds .* at least 3"):
         build_task(TaskConfig("t"), clips, tmp_path / "tasks", progress=False)
+
+
+def test_what_a_task_is_made_of_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty folder is no class, and folds that a class cannot fill are warned of."""
+    for label, count in (("cat", 5), ("dog", 3), ("cow", 0)):
+        (tmp_path / "audio" / label).mkdir(parents=True)
+        for number in range(count):
+            soundfile.write(tmp_path / "audio" / label / f"{number}.wav", np.full(16_000, 0.1), 16_000)
+    command = ["tasks", "build", "pets", str(tmp_path / "audio"), "--out", str(tmp_path / "tasks")]
+    assert main([*command, "--folds", "3"]) == 0
+    told = capsys.readouterr().err
+    assert f"warning: {tmp_path / 'audio' / 'cow'} is empty, and no class." in told
+    assert "pets: 8 clips of 2 classes, " in told
+    assert "some folds are without it" not in told
+    assert main([*command, "--folds", "4"]) == 0
+    assert "warning: 4 folds, and the class 'dog' has 3 clips: some folds are without it." in capsys.readouterr().err

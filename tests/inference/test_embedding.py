@@ -297,3 +297,16 @@ def test_a_name_as_long_as_names_may_be(released: Path, audio_folder: Path, tmp_
     (audio_folder / "sound0.wav").rename(audio_folder / long)
     assert embed(released, audio_folder, "--out", tmp_path / "out") == 0
     assert (tmp_path / "out" / ("n" * 251 + ".npy")).exists()
+
+
+def test_the_model_of_the_package_and_its_grid(tmp_path: Path, capsys: Capture) -> None:
+    """Without a checkpoint the package's model embeds; how its patches lie stands beside what is made."""
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(size=32_000) * 0.1, 16_000)
+    out = tmp_path / "out"
+    assert main(["embed", str(tmp_path / "a.wav"), "--out", str(out), "--granularity", "frame", "--device", "cpu"]) == 0
+    told = json.loads((out / "embed.json").read_text())
+    assert told["checkpoint"].startswith("asda_small.safetensors")
+    patches = np.load(out / "a.npy")
+    assert told["grid"] == {"bands": 4, "step_ms": 80.0, "patch_ms": 80.0}
+    assert len(patches) == 25 * 4  # 2 s, filled to a whole step
+    assert main(["embed", str(tmp_path / "a.wav"), "--out", str(out), "--granularity", "frame", "--device", "cpu"]) == 0

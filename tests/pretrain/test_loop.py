@@ -93,8 +93,8 @@ def test_a_finished_run_is_not_done_again(
 def test_another_run_in_the_folder(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
     files = find_audio(audio_folder)
     pretrain(tiny, files, tmp_path / "run", catalog, progress=False)
-    with pytest.raises(ConfigError, match="holds another run"):
-        pretrain(replace(tiny, seed=9), files, tmp_path / "run", catalog, progress=False)
+    with pytest.raises(ConfigError, match=r"holds another run \(seed: 1, now 9\); give another folder"):
+        pretrain(replace(tiny, seed=9, log_every=3), files, tmp_path / "run", catalog, progress=False)
 
 
 def test_an_option_without_influence_makes_no_other_run(
