@@ -147,6 +147,7 @@ def _footnote(rows: Sequence[Row], metrics: Sequence[str], out: Path) -> str:
         parts.append(f"Runs of other recipes, data or checkpoints in this folder, not in the table: {len(others)}.")
     parts.append(
         "Trained: parameters of encoder and head, and their share. CPU seconds and resident memory are medians of "
-        f"trainings. torch {torch.__version__}, asda {__version__}, {platform.machine()}, {os.cpu_count()} CPUs."
+        "trainings; the first of a process also pays for what is made once. "
+        f"torch {torch.__version__}, asda {__version__}, {platform.machine()}, {os.cpu_count()} CPUs."
     )
     return " ".join(parts)

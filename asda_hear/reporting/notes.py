@@ -1,5 +1,6 @@
 """What stands at the foot of a table: what its numbers are, and what they cannot show."""
 
+import os
 from collections.abc import Sequence
 from statistics import median
 
@@ -47,9 +48,9 @@ def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference
         )
     notes.append(
         "Costs are medians: parameters and operations of the encoder, time and memory of a whole training with its "
-        "audio; what a killed process had spent is not counted."
+        "audio; the first of a process also pays for what is made once."
     )
-    notes.append(f"Made by `asda-hear ablate {plan.file.name}`.")
+    notes.append(f"Made by `asda-hear ablate {os.path.relpath(plan.file)}`.")
     return notes
 
 
