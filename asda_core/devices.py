@@ -28,8 +28,10 @@ def named_device(name: str) -> str:
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the CPU on a device; what a GPU has still to do is not waited for."""
-    return values.to(device, non_blocking=device.type == "cuda")
+    """Values on a device; what a GPU has still to do is not waited for, which takes pinned memory on the way."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:

@@ -49,11 +49,18 @@ class Traffic(TorchDispatchMode):
         self.calls += on_gpu
         if name == "_to_copy" and isinstance(result, FakeTensor) and args[0].device.type == "cpu":
             self.sent.append(result.numel())
-            if not kwargs.get("non_blocking"):
+            if not (kwargs.get("non_blocking") and hasattr(args[0], "pinned")):
                 self.waited.append(result.numel())
         if not on_gpu and name.startswith("rand") and isinstance(result, Tensor):
             self.drawn.append(result.numel())
         return result
+
+
+def _pinned(values: Tensor) -> Tensor:
+    """Where there is no GPU, no memory can be pinned: a copy that is marked."""
+    copied = values.clone()
+    copied.pinned = True  # type: ignore[attr-defined]
+    return copied
 
 
 def _yes(*arguments: Any) -> bool:
@@ -74,6 +81,7 @@ def fake_gpu(reads: int | None = None) -> Iterator[Traffic]:
     with (
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", _no),
         mock.patch("torch.cuda.is_bf16_supported", _yes),
+        mock.patch.object(Tensor, "pin_memory", _pinned),
         FakeTensorMode(allow_non_fake_inputs=True),
         Traffic(reads) as traffic,
         torch.no_grad(),
