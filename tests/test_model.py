@@ -16,6 +16,7 @@ from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import CLASS_TOKEN, TokenLayout
 from asda_core.model.encoder import Encoder
+from asda_core.model.patches import sine_cosine_positions
 
 
 def make(catalog: Catalog, **changes: object) -> Encoder:
@@ -153,3 +154,10 @@ def test_weights_depend_on_the_seed_alone(catalog: Catalog, tiny: RunConfig) -> 
     assert torch.equal(state, torch.get_rng_state())
     for one, other in zip(first.encoder.parameters(), second.encoder.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_table_of_positions_is_none_of_inference_mode() -> None:
+    """It is kept for whoever asks next, and that may be a training."""
+    sine_cosine_positions.cache_clear()
+    with torch.inference_mode():
+        assert not sine_cosine_positions((3, 2), 8).is_inference()

@@ -116,6 +116,7 @@ def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a table that is kept serves training too, whoever asked first
 def sine_cosine_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "patches dim"]:
     """Fixed positions of a grid in raster order.
 

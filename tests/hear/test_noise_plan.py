@@ -115,6 +115,7 @@ def test_mixers_without_maps_are_refused_before_anything_runs(plan: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.heareval
 def test_tables_of_what_a_plan_no_longer_asks_go(plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     change_plan(plan, seeds=[0], axes={"encoder.mixer": ["standard", "differential"]})
