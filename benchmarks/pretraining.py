@@ -8,6 +8,7 @@ pass forth and back is told, above weights and gradients, each side in a process
 
 import argparse
 import copy
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,7 +25,8 @@ from asda_core.pretrain.masking import block_masks
 from asda_core.pretrain.schedule import make_optimizer
 
 FRAMES, BINS = 1024, 128
-MEBIBYTE = 1 << 20
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""What glibc needs to give back memory as soon as it is free; else figures of one side differ by a tenth or more."""
 SIDES = ("twin", "ours")
 
 
@@ -50,11 +52,12 @@ class Way:
         shape = (settings.clones, grid[0] * grid[1], config.encoder.dim)
         self.noise = torch.randn(shape, generator=generator) * settings.noise_std
 
-    def gradients(self) -> torch.Tensor:
-        """Loss, with gradients in the parameters."""
+    def gradients(self, anew: bool = True) -> torch.Tensor:
+        """Loss, with gradients in the parameters; not `anew` adds them to those that are there."""
         given = (self.features, self.hidden, self.noise)
         encoder, objective = self.parts.encoder, self.parts.objective
-        self.optimizer.zero_grad(set_to_none=True)
+        if anew:
+            self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
             loss = objective.loss_for(encoder, *given).total if self.ours else step_loss(objective, encoder, *given)
         loss.backward()
@@ -73,12 +76,13 @@ class Way:
 
 
 def activations(way: Way) -> float:
-    """MiB that a pass forth and back takes at most, above the weights and their gradients."""
+    """MiB that a pass forth and back takes at most, above the weights and their gradients, which are there before."""
+    for parameter in way.trained:
+        parameter.grad = torch.ones_like(parameter)  # zeros would take no memory before they are written
     before = resident_mebibytes()
     with exact_products():
-        way.gradients()
-    gradients = sum(parameter.grad.numel() * 4 for parameter in way.trained if parameter.grad is not None)
-    return peak_mebibytes() - before - gradients / MEBIBYTE
+        way.gradients(anew=False)
+    return peak_mebibytes() - before
 
 
 def compare_memory(layers: int) -> None:
@@ -86,7 +90,8 @@ def compare_memory(layers: int) -> None:
     found = {}
     for side in SIDES:
         command = [sys.executable, __file__, "--layers", str(layers), "--memory-of", side]
-        found[side] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        run = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | GIVES_BACK)
+        found[side] = float(run.stdout)
     for side, mebibytes in found.items():
         print(f"{side:<16} {mebibytes:>7.0f} MiB of activations   {mebibytes / found['twin']:.2f} of the twin's")
 
