@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-DEFAULT_WEIGHTS = Path(__file__).with_name("asda_small.safetensors")
+from asda_core.locating import PACKAGE_MODEL
+
+DEFAULT_WEIGHTS = Path(__file__).with_name(f"{PACKAGE_MODEL}.safetensors")
 """What `load_model()` loads: the small model that comes with the package; see MODEL_CARD.md."""
 LOG_MEL = "log_mel"
 """Name of the baseline that is no model: `load_model("log_mel")`."""
