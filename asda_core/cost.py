@@ -60,6 +60,7 @@ class Cost:
         self._count()
 
     def _count(self) -> None:
+        self._peak = max(self._peak, _resident())  # on a busy machine the thread that looks may not have had its turn
         self.seconds, self.cpu_seconds = time.monotonic() - self._start, time.process_time() - self._cpu
         on_gpu = torch.cuda.max_memory_allocated() - self._on_gpu if torch.cuda.is_available() else 0
         self.mebibytes = (on_gpu or max(0, self._peak - self._before)) / MEBIBYTE
