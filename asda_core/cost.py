@@ -3,11 +3,13 @@
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +22,10 @@ SAMPLED_EVERY_SECONDS = 0.02
 NOTED_EVERY_SECONDS = 5.0
 """So much of a session that is killed may be missing in what its run has cost."""
 MEBIBYTE = 2**20
+LOOKED_AT_MOST = 0.02
+"""Share of the time in which memory is looked at: in a million small pieces, a look takes a tenth of a second."""
+IMPORTED_BY_UPDATES = "torch._dynamo"
+"""The first update of any of torch's optimisers imports it, two seconds that the first training would seem to cost."""
 PAGES = Path("/proc/self/statm")
 """Where Linux tells how many pages of this process are in memory (the second number), and how many of them are of files
 (the third): libraries come in as their functions are first called, so that a first training would seem the heaviest."""
@@ -29,8 +35,10 @@ class Cost:
     """Seconds, processor seconds, and the most memory that a block takes beyond what was in use before it.
 
     Processor seconds are of all threads of this process, and tell more where something else runs beside it.
-    On a GPU the memory is that of its tensors; else it is the process's resident memory but for pages of files, looked
-    at every 20 ms, and 0 where the system does not tell.
+    On a GPU the memory is that of its tensors; else it is what the C library has given out and not got back, looked at
+    every 20 ms. What it keeps for later allocations does not count, so that a second training costs what a first one
+    does. Where it does not tell (glibc before 2.33, another allocator before it), it is the resident memory but for
+    pages of files, of which a second training takes little; and 0 where the system tells neither.
 
     Attributes:
         seconds, cpu_seconds, mebibytes: what the block has taken so far; whole when it has ended.
@@ -44,7 +52,7 @@ class Cost:
     def __enter__(self) -> "Cost":
         _release()
         self._start, self._cpu = time.monotonic(), time.process_time()
-        self._before, self._peak, self._on_gpu = _resident(), 0, 0
+        self._before, self._peak, self._on_gpu = _in_use(), 0, 0
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self._on_gpu = torch.cuda.memory_allocated()
@@ -60,15 +68,18 @@ class Cost:
         self._count()
 
     def _count(self) -> None:
-        self._peak = max(self._peak, _resident())  # on a busy machine the thread that looks may not have had its turn
+        self._peak = max(self._peak, _in_use())  # on a busy machine the thread that looks may not have had its turn
         self.seconds, self.cpu_seconds = time.monotonic() - self._start, time.process_time() - self._cpu
         on_gpu = torch.cuda.max_memory_allocated() - self._on_gpu if torch.cuda.is_available() else 0
         self.mebibytes = (on_gpu or max(0, self._peak - self._before)) / MEBIBYTE
 
     def _look(self) -> None:
         noted = self._start
-        while not self._stop.wait(SAMPLED_EVERY_SECONDS):
-            self._peak = max(self._peak, _resident())
+        pause = SAMPLED_EVERY_SECONDS
+        while not self._stop.wait(pause):
+            start = time.monotonic()
+            self._peak = max(self._peak, _in_use())
+            pause = max(SAMPLED_EVERY_SECONDS, (time.monotonic() - start) / LOOKED_AT_MOST)
             if self._note is not None and time.monotonic() - noted > NOTED_EVERY_SECONDS:
                 noted = time.monotonic()
                 self._count()
@@ -104,6 +115,7 @@ def counted(file: Path, name: str) -> Iterator[dict[str, float]]:
         with contextlib.suppress(OSError):
             note(cost)
 
+    importlib.import_module(IMPORTED_BY_UPDATES)
     cost = Cost(note_if_there_is_room)
     try:
         with cost:
@@ -117,6 +129,39 @@ def _release() -> None:
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
         libc.malloc_trim(0)
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc tells of its heap, in bytes. **Source**: mallinfo2(3)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+        )
+    )  # fmt: skip
+
+
+@cache
+def _heap() -> Callable[[], int] | None:
+    """Tells the bytes that the C library has given out; None where torch asks another one (jemalloc, say)."""
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        return None
+    mallinfo.restype = _Mallinfo
+
+    def given_out() -> int:
+        heap = mallinfo()
+        return int(heap.uordblks + heap.hblkhd)  # within its arenas, and mapped apart
+
+    before = given_out()
+    probe = torch.empty(MEBIBYTE, dtype=torch.uint8)
+    return given_out if given_out() - before >= probe.nbytes else None
+
+
+def _in_use() -> int:
+    heap = _heap()
+    return heap() if heap is not None else _resident()
 
 
 def _resident() -> int:

@@ -18,13 +18,14 @@ FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.
 CORE_ORDER = (
     "errors", "command_line", "locating", "files", "claiming", "ordered", "workers", "compute", "devices", "compat",
     "config", "strict_yaml", "finite", "config_io", "layout", "data.pack_options", "data.tars", "data.sources",
-    "data.content", "flac", "audio", "streaming", "model.remade", "model.block", "model.attention", "model.processor",
-    "model.subtraction", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog",
-    "adapting", "assemble", "counting", "cost", "statistics", "finetune.config", "finetune.heads", "finetune.losses",
-    "finetune.rates", "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher",
-    "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.clip_reader", "pretrain.data",
-    "pretrain.prefetching", "data.counts", "data.streaming", "data.stream_batches", "pretrain.reporter",
-    "pretrain.resuming", "pretrain.processes", "pretrain.step", "pretrain.computing", "pretrain.loop",
+    "data.content", "flac", "audio", "streaming", "model.norms", "model.remade", "model.block", "model.attention",
+    "model.processor", "model.subtraction", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs",
+    "catalog", "adapting", "assemble", "counting", "cost", "statistics", "finetune.config", "finetune.heads",
+    "finetune.losses", "finetune.rates", "checkpoint", "starting", "log_mel", "filling", "pretrain.masking",
+    "pretrain.teacher", "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.clip_reader",
+    "pretrain.data", "pretrain.prefetching", "data.counts", "data.streaming", "data.stream_batches",
+    "pretrain.reporter", "pretrain.resuming", "pretrain.processes", "pretrain.step", "pretrain.computing",
+    "pretrain.loop",
     "official.matching", "official.eat", "official.pickles", "official.told", "official.ssast_names", "official.ssast",
     "official.reading", "changing", "pretrain.commands", "inference.framing", "inference.listening",
     "inference.attention_maps", "inference.writing", "inference.indexing", "inference.reading_ahead",
@@ -55,7 +56,8 @@ HEAR_ORDER = (
 
 FOR_PLUGINS = {
     "contracts", "hookspecs", "layout", "errors", "devices", "adapting", "pretrain.masking", "model.patches",
-    "model.attention", "model.remade", "model.block", "model.lines", "model.encoder", "model.subtraction",
+    "model.attention", "model.norms", "model.remade", "model.block", "model.lines", "model.encoder",
+    "model.subtraction",
 }  # fmt: skip
 """What a plugin may import of asda_core."""
 

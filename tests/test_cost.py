@@ -51,6 +51,55 @@ def test_a_block_that_ends_before_anyone_looked(monkeypatch: pytest.MonkeyPatch)
     del held
 
 
+def pieces() -> list[np.ndarray]:
+    """40 MiB, in pieces that the C library does not map apart."""
+    return [np.ones(2**16 // 8) for _ in range(40 * 16)]
+
+
+def test_memory_that_the_heap_has_kept_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a second training would seem to take next to nothing."""
+    monkeypatch.setattr(cost, "_release", lambda: None)
+    held = pieces()
+    above = pieces()  # so that the heap cannot shrink
+    del held
+    with Cost() as spent:
+        held = pieces()
+    assert 38 <= spent.mebibytes < 60
+    del held, above
+
+
+@pytest.mark.parametrize("system", ["cost._heap = lambda: None", "cost.ctypes.CDLL = lambda name: None"])
+def test_where_the_c_library_does_not_tell(system: str) -> None:
+    script = f"""
+import numpy as np
+from asda_core import cost
+{system}
+with cost.Cost() as spent:
+    held = np.ones(100 * cost.MEBIBYTE // 8)
+print(spent.mebibytes)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 95 <= float(run.stdout) < 150
+
+
+def test_an_allocator_that_torch_does_not_ask_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where another one is loaded before it: torch's memory is not in its figures."""
+
+    class Elsewhere:
+        class mallinfo2:  # noqa: N801 - the name of the C library
+            restype = cost._Mallinfo
+
+            def __new__(cls) -> cost._Mallinfo:  # type: ignore[misc]
+                return cost._Mallinfo()
+
+    cost._heap.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(cost.ctypes, "CDLL", lambda name: Elsewhere)
+        assert cost._heap() is None
+    cost._heap.cache_clear()
+    assert cost._heap() is not None
+
+
 def test_a_session_that_ends_with_an_error_counts(tmp_path: Path) -> None:
     def fail() -> None:
         with counted(tmp_path / "cost.json", "train"):

@@ -17,7 +17,7 @@ from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.tuned import make_tuned
 from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.layout import TokenLayout
-from asda_core.model.block import RmsNorm
+from asda_core.model.norms import RmsNorm
 from asda_core.pretrain import latent_regression
 from asda_core.pretrain.data import Clips
 from asda_core.pretrain.schedule import FairseqAdam

@@ -1,110 +1,238 @@
 """What is made again for the gradient: the same numbers to the last bit, with less kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import gelu
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from asda_core.assemble import build_encoder
+from asda_core.catalog import Catalog
+from asda_core.config import EncoderConfig, PluginChoice
 from asda_core.layout import TokenLayout
-from asda_core.model.block import Mlp
-from asda_core.model.remade import gelu_of_norm, linear_of_gelu
+from asda_core.model import attention, block, remade
+from asda_core.model.block import Block, Mlp
+from asda_core.model.norms import RmsNorm
+from asda_core.pretrain import decoder
+from asda_core.pretrain.decoder import ConvolutionalDecoder, DecoderConfig
 
-EPS = 1e-6
+Step = Callable[..., Any]
 
 
-def kept_bytes(run: Callable[[], Tensor]) -> int:
-    """Of all that autograd keeps."""
-    kept: dict[int, int] = {}
+class Made(TorchDispatchMode):
+    """Notes the memory of everything that an operation makes, without holding it."""
 
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        given = {each.untyped_storage()._cdata for each in args if isinstance(each, Tensor)}
+        for each in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(each, Tensor) and (storage := each.untyped_storage())._cdata not in given:
+                self.seen[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return made
+
+    def alive(self) -> int:
+        return sum(size for storage, size in self.seen.values() if not storage.expired())
+
+
+def kept_bytes(run: Callable[[], Any]) -> int:
+    """Of all that was made on the way and is still there, for the gradient or as the output."""
+    with Made() as made:
         held = run()
-    assert held.requires_grad
-    return sum(kept.values())
+    return made.alive() if held is not None else 0
 
 
-def by_torch(bent: Tensor, linear: nn.Linear) -> Tensor:
-    made: Tensor = linear(gelu(bent))
+@contextmanager
+def nothing_made_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Autograd keeps what it wants."""
+
+    def once(step: Step, *given: Any, calls: tuple[nn.Module, ...] = ()) -> Any:
+        return step(*given)
+
+    with monkeypatch.context() as patch:
+        for module in (block, attention, decoder, __import__("asda_plugins.mixer_differential").mixer_differential):
+            patch.setattr(module, "remade", once)
+        yield
+
+
+def gradients(module: nn.Module, run: Callable[[Tensor], Tensor], given: Tensor, half: bool) -> list[Tensor]:
+    """Output, and gradients of the input and of all weights that have one."""
+    module.zero_grad()
+    leaf = given.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        output = run(leaf * 1)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    (output.float() * weights).sum().backward()
+    assert leaf.grad is not None
+    return [output.detach(), leaf.grad, *(each.grad for each in module.parameters() if each.grad is not None)]
+
+
+def encoder_config(**settings: Any) -> EncoderConfig:
+    return EncoderConfig(dim=24, depth=1, num_heads=4, **settings)
+
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "post-norm": {},
+    "pre-norm": {"norm": "pre"},
+    "rms": {"norm": "pre", "norm_type": "rms"},
+    "residual lost": {"norm": "pre", "pre_norm_residual": False},
+    "without MLP": {"mlp_ratio": 0.0},
+}
+MIXERS = ("differential", "differential_v1", "differential_v2", "dint", "grouped_differential", "standard")
+
+
+def blocks(catalog: Catalog, config: EncoderConfig) -> Block:
+    torch.manual_seed(0)
+    made = build_encoder(catalog, config).blocks[0]
+    assert isinstance(made, Block)
+    for weights in made.parameters():
+        nn.init.normal_(weights, std=0.3)
     return made
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("frozen", [True, False])
-@pytest.mark.parametrize("half", [True, False])
-@pytest.mark.parametrize("shape", [(7, 24), (3, 5, 24)])
-def test_linear_of_gelu(shape: tuple[int, ...], half: bool, frozen: bool, bias: bool) -> None:
-    torch.manual_seed(0)
-    linear, found = nn.Linear(24, 9, bias=bias), []
-    linear.requires_grad_(not frozen)
-    given, weights = torch.randn(shape), torch.randn(*shape[:-1], 9)
-    for way in (by_torch, linear_of_gelu):
-        linear.zero_grad()
-        bent = given.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            output = way(bent * 1.0, linear)
-        (output.float() * weights).sum().backward()
-        found.append([output, bent.grad, *(parameter.grad for parameter in linear.parameters())])
-    for ours, theirs in zip(*found[::-1], strict=True):
-        assert (ours is None) == (theirs is None) == (ours is None and frozen)
-        if ours is not None:
-            assert ours.dtype == theirs.dtype
-            assert torch.equal(ours, theirs)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("case", [*BLOCKS, *MIXERS])
+def test_blocks_to_the_last_bit(
+    case: str, half: bool, frozen: bool, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BLOCKS.get(case, {"mixer": PluginChoice(case)})
+    made = blocks(catalog, encoder_config(**settings)).requires_grad_(not frozen)
+    given, layout = torch.randn(2, 6, 24), TokenLayout.full(2, (3, 2))
 
+    def run(tokens: Tensor) -> Tensor:
+        return torch.cat(made(tokens, layout))
 
-@pytest.mark.parametrize("half", [True, False])
-def test_gelu_of_norm(half: bool) -> None:
-    torch.manual_seed(0)
-    found, given, weights = [], torch.randn(3, 4, 2, 24), torch.randn(3, 4, 2, 24)
-    for way in (lambda new: gelu(layer_norm(new, new.shape[-1:], eps=EPS)), lambda new: gelu_of_norm(new, EPS)):
-        new = given.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            output = way(new.bfloat16() if half else new * 1.0)
-        (output.float() * weights).sum().backward()
-        found.append([output, new.grad])
-    for ours, theirs in zip(*found, strict=True):
+    found, less = gradients(made, run, given, half), kept_bytes(lambda: made(given.clone().requires_grad_(), layout))
+    with nothing_made_again(monkeypatch):
+        wanted, more = (
+            gradients(made, run, given, half),
+            kept_bytes(lambda: made(given.clone().requires_grad_(), layout)),
+        )
+    assert len(found) == len(wanted) == (2 if frozen else 2 + len(list(made.parameters())))
+    for ours, theirs in zip(found, wanted, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
+    assert less < more or case == "without MLP" or (frozen and case == "standard")
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("wanted_only", [False, True])
+def test_the_decoder_to_the_last_bit(wanted_only: bool, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    made, given = ConvolutionalDecoder(DecoderConfig(24, 3, groups=4), 24), torch.randn(2, 12, 24)
+    columns = torch.tensor([[0, 3, 11], [5, 4, 2]]) if wanted_only else None
+
+    def run(patches: Tensor) -> Tensor:
+        predicted: Tensor = made(patches, (4, 3), columns)
+        return predicted
+
+    found, less = gradients(made, run, given, half), kept_bytes(lambda: run(given))
+    with nothing_made_again(monkeypatch):
+        wanted, more = gradients(made, run, given, half), kept_bytes(lambda: run(given))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(ours, theirs)
+    assert less < more
+
+
+def test_what_is_kept() -> None:
+    tokens, linear = torch.randn(64, 32).requires_grad_() * 1, nn.Linear(32, 8)
+    norm = nn.LayerNorm(32)
+    one, output, of_norm = tokens.numel() * 4, 64 * 8 * 4, 2 * 64 * 4  # of a norm: its mean and root
+    for step, calls, kept in (
+        (lambda wide: linear(gelu(wide)), (linear,), one),
+        (lambda new: linear(norm(new)), (linear, norm), one + of_norm),
+        (lambda wide: linear(norm(gelu(wide)) * 2), (linear, norm), 2 * one + of_norm),
+    ):
+        assert kept_bytes(lambda step=step: step(tokens)) == kept + output
+        assert kept_bytes(lambda step=step, calls=calls: remade.remade(step, tokens, calls=calls)) == output
+
+
+def test_no_product_is_done_twice() -> None:
+    mlp, tokens = Mlp(8, 16), torch.randn(1, 4, 8, requires_grad=True)
+    output = mlp.behind(nn.LayerNorm(8), tokens)[1]
+    seen: list[str] = []
+
+    class Told(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Told():
+        output.sum().backward()
+    assert sum("gelu.default" in name or "native_layer_norm.default" in name for name in seen) == 2
+    assert sum("mm.default" in name for name in seen) == 4, "two linear maps, each to its input and to its weights"
+    assert not any("addmm" in name for name in seen)
 
 
 def test_gradients_of_both_orders() -> None:
     torch.manual_seed(0)
-    linear = nn.Linear(4, 3).double()
-    bent = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    mlp, norm = Mlp(4, 3).double(), RmsNorm(4, eps=1e-6).double()
+    tokens = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
 
-    def through(bent: Tensor, *_: Tensor) -> Tensor:
-        return linear_of_gelu(bent, linear)
+    def through(tokens: Tensor, *_: Tensor) -> Tensor:
+        return torch.cat(mlp.behind(norm, tokens), dim=-1)
 
-    for way in (through, lambda new, *_: gelu_of_norm(new, EPS)):
-        assert torch.autograd.gradcheck(way, (bent, *linear.parameters()))
-        assert torch.autograd.gradgradcheck(way, (bent, *linear.parameters()))
-
-
-def test_less_is_kept() -> None:
-    tokens = torch.randn(64, 32, requires_grad=True)
-    linear = nn.Linear(32, 8)
-    own = 32 * 8 * 4  # the weight
-    assert kept_bytes(lambda: linear(gelu(tokens * 1))) == 2 * tokens.numel() * 4 + own
-    assert kept_bytes(lambda: linear_of_gelu(tokens * 1, linear)) == tokens.numel() * 4 + own
-    norm_takes = 2 * 64 * 4  # mean and root
-    plainly = kept_bytes(lambda: gelu(layer_norm(tokens * 1, (32,), eps=EPS)))
-    assert plainly == 2 * tokens.numel() * 4 + norm_takes
-    assert kept_bytes(lambda: gelu_of_norm(tokens * 1, EPS)) == tokens.numel() * 4
+    given = (tokens, *mlp.parameters(), *norm.parameters())
+    assert torch.autograd.gradcheck(through, given)
+    assert torch.autograd.gradgradcheck(through, given)
 
 
-def test_what_somebody_put_into_the_mlp_is_asked() -> None:
+def test_what_somebody_put_into_the_mlp_is_asked_and_once() -> None:
     mlp, tokens, layout = Mlp(8, 16), torch.randn(1, 4, 8, requires_grad=True), TokenLayout.full(1, (4, 1))
     seen: list[nn.Module] = []
-    with mlp.contract.register_forward_hook(lambda module, *_: seen.append(module)):
-        mlp(tokens, layout)
-    assert seen == [mlp.contract]
+    for watched in (mlp.contract, mlp.activation):
+        with watched.register_forward_hook(lambda module, *_: seen.append(module)):
+            mlp(tokens, layout).sum().backward()
+        assert seen == [watched]
+        seen.clear()
     before = mlp(tokens, layout)
     mlp.activation = nn.ReLU()
     assert not torch.equal(mlp(tokens, layout), before)
     inner = mlp.contract
     mlp.contract = nn.Sequential(inner, nn.Tanh())
     assert float(mlp(tokens, layout).detach().abs().max()) <= 1
+
+
+@pytest.mark.parametrize("name", ["norm1", "norm2", "mlp", "mlp.expand", "mlp.contract", "mixer.norm", "mixer.proj"])
+def test_what_somebody_put_into_a_block_is_asked_and_once(name: str, catalog: Catalog) -> None:
+    made, layout = blocks(catalog, encoder_config()), TokenLayout.full(2, (3, 2))
+    made.mixer = blocks(catalog, encoder_config(mixer=PluginChoice("differential"))).mixer
+    inner, calls = made.get_submodule(name), []
+
+    class Noisy(nn.Module):
+        """As an adapter: of random numbers, and called by whoever called what it stands for."""
+
+        def forward(self, *given: Any) -> Tensor:
+            calls.append(name)
+            through: Tensor = inner(*given)
+            return nn.functional.dropout(through, 0.5)
+
+    made.set_submodule(name, Noisy())
+    given = torch.randn(2, 6, 24, requires_grad=True)
+    sum(each.sum() for each in made(given, layout)).backward()
+    assert calls == [name]
+
+
+def test_nothing_is_done_where_nothing_is_differentiated() -> None:
+    calls: list[bool] = []
+
+    def step(given: Tensor) -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        return given * given
+
+    tokens = torch.randn(3)
+    remade.remade(step, tokens)
+    with torch.no_grad():
+        remade.remade(step, tokens.requires_grad_())
+    with torch.inference_mode():
+        remade.remade(step, tokens)
+    assert len(calls) == 3

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,7 +13,9 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_core.model.block import RmsNorm, init_linear_layers
+from asda_core.model.block import init_linear_layers
+from asda_core.model.norms import RmsNorm
+from asda_core.model.remade import remade
 
 LambdaMode = Literal["vectors", "scalars", "fixed", "token"]
 
@@ -207,18 +210,24 @@ class SubtractiveAttention(nn.Module):
         weight = self.weight(tokens)
         shared = self.heads.signal // self.heads.noise
         if self.by_formula:
-            mixed = self._maps(query1, query2, key1, key2, weight, layout).difference @ value
-        else:
-            wanted = attend(query1, key1, value, layout)
-            batch, _, tokens_there, width = value.shape
-            grouped = value.reshape(batch, self.heads.noise, shared, tokens_there, width).transpose(2, 3).flatten(3)
-            noise = attend(query2, key2, grouped, layout)  # (B, noise, N, shared * width)
-            noise = noise.reshape(*noise.shape[:3], shared, width).transpose(2, 3).flatten(1, 2)
-            mixed = wanted - weight * noise
-            if self.add_mean:  # every row of G is the mean row of A1, so G v is the mean of A1 v
-                mixed = mixed + weight * mean_over_valid(wanted, layout)
-        joined = (self.norm(mixed) * self.gain).transpose(1, 2).flatten(2)
-        projected: Tensor = self.proj(joined)
+            return self._projected(self._maps(query1, query2, key1, key2, weight, layout).difference @ value)
+        wanted = attend(query1, key1, value, layout)
+        batch, _, tokens_there, width = value.shape
+        grouped = value.reshape(batch, self.heads.noise, shared, tokens_there, width).transpose(2, 3).flatten(3)
+        noise = attend(query2, key2, grouped, layout)  # (B, noise, N, shared * width)
+        behind = partial(self._difference_projected, layout)
+        return remade(behind, wanted, noise, weight, calls=(self.norm, self.proj))
+
+    def _difference_projected(self, layout: TokenLayout, wanted: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
+        shared = self.heads.signal // self.heads.noise
+        noise = noise.reshape(*noise.shape[:3], shared, self.heads.value_width).transpose(2, 3).flatten(1, 2)
+        mixed = wanted - weight * noise
+        if self.add_mean:  # every row of G is the mean row of A1, so G v is the mean of A1 v
+            mixed = mixed + weight * mean_over_valid(wanted, layout)
+        return self._projected(mixed)
+
+    def _projected(self, mixed: Tensor) -> Tensor:
+        projected: Tensor = self.proj((self.norm(mixed) * self.gain).transpose(1, 2).flatten(2))
         return projected
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:

@@ -1,24 +1,18 @@
 """One encoder block: a mixer that moves information between tokens, and an MLP that works on each alone."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.config import EncoderConfig
 from asda_core.layout import TokenLayout
-from asda_core.model.remade import is_plain, linear_of_gelu
+from asda_core.model.norms import make_norm
+from asda_core.model.remade import is_plain, remade
 
 INIT_STD = 0.02
 """Standard deviation of new linear weights. **Source**: BERT, as the released code initialises all linear layers."""
-
-
-class RmsNorm(nn.RMSNorm):
-    """`nn.RMSNorm` in the type of its weights, as autocast has `nn.LayerNorm`; no kernel is fast where types differ."""
-
-    def forward(self, values: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """Scale to a root mean square of 1, and by the weights."""
-        normed: Tensor = super().forward(values.to(self.weight.dtype))
-        return normed
 
 
 class Mlp(nn.Module):
@@ -34,10 +28,24 @@ class Mlp(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Widen, bend, narrow."""
-        bent = self.expand(tokens)
-        if is_plain(self.contract, nn.Linear) and is_plain(self.activation, nn.GELU):
-            return linear_of_gelu(bent, self.contract)
-        contracted: Tensor = self.contract(self.activation(bent))
+        return self._narrowed(self.expand(tokens))
+
+    def behind(
+        self, norm: nn.Module, tokens: Float[Tensor, "batch tokens dim"]
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
+        """`norm(tokens)` and what `forward` makes of it; for the gradient, `tokens` stands for both."""
+        normed, wide = remade(partial(self._widened, norm), tokens, calls=(norm, self.expand))
+        return normed, self._narrowed(wide)
+
+    def _widened(self, norm: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        normed = norm(tokens)
+        return normed, self.expand(normed)
+
+    def _narrowed(self, wide: Tensor) -> Tensor:
+        return remade(self._bent, wide, calls=(self.activation, self.contract))
+
+    def _bent(self, wide: Tensor) -> Tensor:
+        contracted: Tensor = self.contract(self.activation(wide))
         return contracted
 
 
@@ -78,15 +86,21 @@ class Block(nn.Module):
         """(block output, output of the MLP or, without one, of the mixer)."""
         bent = self.mixer(self.norm1(tokens) if self.pre_norm else tokens, layout)
         mixed = tokens + self._dropped(bent)
-        if not self.pre_norm:
-            mixed = self.norm1(mixed)
         if self.mlp is None or self.norm2 is None:
-            return mixed, bent
+            return (mixed if self.pre_norm else self.norm1(mixed)), bent
         if self.pre_norm:
-            bent = self.mlp(self.norm2(mixed), layout)
+            _, bent = self._normed_and_bent(self.norm2, self.mlp, mixed, layout)
             return (mixed if self.pre_norm_residual else bent) + self._dropped(bent), bent
-        bent = self.mlp(mixed, layout)
+        mixed, bent = self._normed_and_bent(self.norm1, self.mlp, mixed, layout)
         return self.norm2(mixed + self._dropped(bent)), bent
+
+    def _normed_and_bent(
+        self, norm: nn.Module, mlp: nn.Module, tokens: Tensor, layout: TokenLayout
+    ) -> tuple[Tensor, Tensor]:
+        if isinstance(mlp, Mlp) and is_plain(mlp, (Mlp,)):
+            return mlp.behind(norm, tokens)
+        normed = norm(tokens)
+        return normed, mlp(normed, layout)
 
     def _dropped(self, branch: Tensor) -> Tensor:
         """Stochastic depth: a branch of some clips is 0 in training, and larger in the others."""
@@ -95,12 +109,6 @@ class Block(nn.Module):
         keep = 1 - self.drop_path
         kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
         return branch * kept / keep
-
-
-def make_norm(config: EncoderConfig) -> nn.Module:
-    """The norm over the width that a config asks for."""
-    make = RmsNorm if config.norm_type == "rms" else nn.LayerNorm
-    return make(config.dim, eps=config.norm_eps)
 
 
 def init_linear_layers(module: nn.Module) -> None:

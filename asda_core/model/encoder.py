@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from asda_core.config import EncoderConfig
 from asda_core.layout import TokenLayout, insert_column, take
-from asda_core.model.block import INIT_STD, Block, Mlp, init_linear_layers, make_norm
+from asda_core.model.block import INIT_STD, Block, Mlp, init_linear_layers
+from asda_core.model.norms import make_norm
 from asda_core.model.patches import PatchEmbedding
 
 

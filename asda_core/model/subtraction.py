@@ -39,7 +39,7 @@ FUSED_FROM, KEPT_TO, KEPT_TO_BFLOAT16 = 1024, 256, 1024
 Heads = Float[Tensor, "batch heads tokens width"]
 
 
-def subtract_maps(
+def mix_twice(
     query1: Heads,
     query2: Heads,
     key1: Heads,
@@ -48,8 +48,8 @@ def subtract_maps(
     weight: Tensor,
     layout: TokenLayout,
     way: Way | None = None,
-) -> Float[Tensor, "batch heads tokens values"]:
-    """The difference of two maps, times the values.
+) -> tuple[Tensor, Tensor | None]:
+    """The two parts of which `difference` makes `(A1 - lambda A2) v`; the gradient needs them in any case.
 
     Args:
         query1, query2, key1, key2: of the map that is kept and of the one that is subtracted.
@@ -57,21 +57,27 @@ def subtract_maps(
         weight: lambda, (heads, 1, 1).
         layout: tells the padding.
         way: None chooses.
+
+    Returns:
+        `A1 v` and `A2 v`, (batch, heads, tokens, values); or their difference and None, where the way has neither.
     """
     way = way or choose_way(query1, layout)
     if way == "formula":
         kept, subtracted = softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
-        by_formula: Tensor = (kept - weight * subtracted) @ value
-        return by_formula
+        return (kept - weight * subtracted) @ value, None
     if way == "blocks":
-        return _in_blocks(query1, query2, key1, key2, value, weight)
+        return _in_blocks(query1, query2, key1, key2, value, weight), None
     if way == "kept":
-        kept_maps: Tensor = _Kept.apply(query1, query2, key1, key2, value, weight)  # type: ignore[no-untyped-call]
-        return kept_maps
+        return _Kept.apply(query1, query2, key1, key2, value, weight), None  # type: ignore[no-untyped-call]
     allowed = None if layout.padding is None else layout.valid[:, None, None, :]
     wanted: Tensor = scaled_dot_product_attention(query1, key1, value, attn_mask=allowed)
     noise: Tensor = scaled_dot_product_attention(query2, key2, value, attn_mask=allowed)
-    return wanted - weight * noise
+    return wanted, noise
+
+
+def difference(wanted: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:
+    """`wanted - weight * noise`, of what `mix_twice` gives."""
+    return wanted if noise is None else wanted - weight * noise
 
 
 def choose_way(query: Heads, layout: TokenLayout) -> Way:

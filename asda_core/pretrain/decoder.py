@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm
 
 from asda_core.errors import ConfigError
-from asda_core.model.remade import gelu_of_norm
+from asda_core.model.remade import remade
 
 NORM_EPS = 1e-5
 """Epsilon of the LayerNorm over channels. **Source**: released code (PyTorch's default)."""
@@ -70,16 +71,20 @@ class ConvolutionalDecoder(nn.Module):
         """
         times, bands = grid
         tokens = patches.reshape(len(patches), times, bands, -1)  # (B, times, bands, D)
-        for convolution in self.convolutions:
+        for number, convolution in enumerate(self.convolutions, 1):
             new = convolution(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            new = new[:, :times, :bands]  # an even kernel gives one row and column too many
-            new = gelu_of_norm(new, NORM_EPS)
+            if number == len(self.convolutions):  # nobody looks at the others from here on
+                tokens, new = (each.flatten(1, 2) for each in (tokens, new))
+                if wanted is not None:
+                    tokens, new = rows_at(tokens, wanted), rows_at(new, wanted)
+            new = remade(_bent, new)
             tokens = new + tokens if new.shape == tokens.shape else new
-        decoded = tokens.flatten(1, 2)
-        if wanted is not None:
-            decoded = rows_at(decoded, wanted)
-        predicted: Tensor = self.proj(decoded)
+        predicted: Tensor = self.proj(tokens)
         return predicted
+
+
+def _bent(new: Tensor) -> Tensor:
+    return gelu(layer_norm(new, new.shape[-1:], eps=NORM_EPS))
 
 
 def rows_at(

@@ -13,7 +13,8 @@ from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import AttentionMaps, softmax_map
 from asda_core.model.block import init_linear_layers
-from asda_core.model.subtraction import Way, subtract_maps
+from asda_core.model.remade import remade
+from asda_core.model.subtraction import Way, difference, mix_twice
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,18 @@ class DifferentialAttention(nn.Module):
         query1, query2, key1, key2 = self._queries_and_keys(tokens)
         value = self.v(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D/H)
         way: Way | None = "formula" if self.by_formula else None
-        difference = subtract_maps(query1, query2, key1, key2, value, self.weight, layout, way)
-        joined = difference.transpose(1, 2).flatten(2)
-        projected: Tensor = self.proj(self.norm(joined) * self.output_scale)
-        return projected
+        mixed = mix_twice(query1, query2, key1, key2, value, self.weight, layout, way)
+        return remade(self._projected, *mixed, self.weight, calls=(self.norm, self.proj))
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
         """The two softmax maps A1 and A2 (each row sums to 1), and lambda per head."""
         query1, query2, key1, key2 = self._queries_and_keys(tokens)
         return AttentionMaps(softmax_map(query1, key1, layout), softmax_map(query2, key2, layout), self.weight.detach())
+
+    def _projected(self, wanted: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:
+        joined = difference(wanted, noise, weight).transpose(1, 2).flatten(2)
+        projected: Tensor = self.proj(self.norm(joined) * self.output_scale)
+        return projected
 
     def _queries_and_keys(self, tokens: Tensor) -> Tensor:
         """(4, B, H, N, D/H): q1, q2, k1, k2."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_core.model.block import RmsNorm, init_linear_layers
+from asda_core.model.block import init_linear_layers
 from asda_core.model.lines import Lines, lines_of
+from asda_core.model.norms import RmsNorm
 
 
 @dataclass(frozen=True)
