@@ -1,30 +1,49 @@
 """Naive twins: what the fast paths compute, restated plainly and in the way of the released code."""
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
+from asda_plugins import mixer_differential
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
+from asda_core.model import block
 from asda_core.model.encoder import Encoder
+from asda_core.pretrain import decoder
 from asda_core.pretrain.latent_regression import LatentRegression
 
 
 def set_by_formula(encoder: Encoder, by_formula: bool) -> None:
     """Whether attention makes both maps and subtracts them, or goes the fast way."""
-    for block in encoder.blocks:
-        block.mixer.by_formula = by_formula
+    for each in encoder.blocks:
+        each.mixer.by_formula = by_formula
 
 
-def decoded(decoder: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+@contextlib.contextmanager
+def keeping_everything() -> Iterator[None]:
+    """Nothing is made again for the gradient: autograd keeps what it wants."""
+
+    def once(step: Callable[..., Any], *given: Any, calls: tuple[Any, ...] = ()) -> Any:
+        return step(*given)
+
+    with contextlib.ExitStack() as stack:
+        for module in (block, decoder, mixer_differential):
+            stack.enter_context(mock.patch.object(module, "remade", once))
+        yield
+
+
+def decoded(of: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """All patches through the decoder, channels first, norms behind a transposition."""
     maps = patches.transpose(1, 2).reshape(len(patches), -1, *grid)
-    for convolution in decoder.convolutions:
+    for convolution in of.convolutions:
         new = convolution(maps).permute(0, 2, 3, 1)
         new = gelu(layer_norm(new, new.shape[3:]).permute(0, 3, 1, 2))
         maps = new + maps if new.shape == maps.shape else new
-    return decoder.proj(maps.flatten(2).transpose(1, 2))
+    return of.proj(maps.flatten(2).transpose(1, 2))
 
 
 def targets(layers: tuple[Tensor, ...]) -> Tensor:
@@ -33,6 +52,7 @@ def targets(layers: tuple[Tensor, ...]) -> Tensor:
     return layer_norm(sum(normed) / len(normed), normed[0].shape[2:])
 
 
+@keeping_everything()
 def step_loss(objective: LatentRegression, encoder: Encoder, features: Tensor, hidden: Tensor, noise: Tensor) -> Tensor:
     """The loss of pre-training: clips repeated for their clones, everything predicted, targets repeated."""
     config = objective.config
