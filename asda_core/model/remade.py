@@ -4,12 +4,12 @@ Autograd keeps what each operation needs, though much of it is cheap to make fro
 the operation that needs what is costly to keep; making it again stops as soon as that input is there, before the
 operation. So no product is done twice, and gradients are the same to the last bit.
 
-    step                                            kept by autograd    kept here
+    step                                                    kept by autograd    kept here
 
-    x -> [GELU] -> a -> [linear] -> y               x, a                x
-    x -> [norm] -> n -> [GELU] -> y                 x, n                x
-    x -> [norm] -> n -> [linear] -> y               x, n                x
-    u, v -> u - w v -> d -> [norm] -> n -> [linear] -> y    u, v, d, n  u, v
+    x -> [GELU] -> a -> [linear] -> y                       x, a                x
+    x -> [norm] -> n -> [GELU] -> y                         x, n                x
+    x -> [norm] -> n -> [linear] -> y                       x, n                x
+    u, v -> u - w v -> d -> [norm] -> n -> [linear] -> y    u, v, d, n          u, v
 
 Where a compiler is at work it decides itself what is kept, and nothing is done here.
 """
