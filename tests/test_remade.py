@@ -222,6 +222,31 @@ def test_what_somebody_put_into_a_block_is_asked_and_once(name: str, catalog: Ca
     assert calls == [name]
 
 
+@pytest.mark.parametrize("name", ["norm1", "mlp", "mlp.expand", "mlp.activation", "mlp.contract", "mixer.norm"])
+def test_whoever_watches_or_changes_a_part_of_a_block_is_asked_and_once(name: str, catalog: Catalog) -> None:
+    made, layout = blocks(catalog, encoder_config()), TokenLayout.full(2, (3, 2))
+    part, given = made.get_submodule(name), torch.randn(2, 6, 24)
+    seen: list[str] = []
+
+    def run() -> list[str]:
+        seen.clear()
+        sum(each.sum() for each in made(given.clone().requires_grad_(), layout)).backward()
+        return seen
+
+    def note(kind: str) -> Callable[..., None]:
+        return lambda *_: seen.append(kind)
+
+    with part.register_forward_hook(note("forward")), part.register_forward_pre_hook(note("before")):
+        assert run() == ["before", "forward"]
+    with part.register_full_backward_hook(note("backward")):
+        assert run() == ["backward"]
+    with part.register_full_backward_pre_hook(note("before backward")):
+        assert run() == ["before backward"]
+    plainly = part.forward
+    part.forward = lambda *given: [seen.append("changed"), plainly(*given)][1]  # type: ignore[method-assign]
+    assert run() == ["changed"]
+
+
 def test_nothing_is_done_where_nothing_is_differentiated() -> None:
     calls: list[bool] = []
 

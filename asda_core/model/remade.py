@@ -46,5 +46,6 @@ def remade(step: Callable[[*Given], Made], *given: *Given, calls: tuple[nn.Modul
 
 
 def is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...] = PLAIN) -> bool:
-    """Whether a module is of these kinds and nobody wrapped, parametrised or watches it."""
-    return type(module) in kinds and not (module._forward_hooks or module._forward_pre_hooks)
+    """Whether a module is of these kinds, and nobody wrapped, parametrised, changed or watches it."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) in kinds and not any(hooks) and "forward" not in vars(module)
