@@ -22,10 +22,12 @@ SAMPLED_EVERY_SECONDS = 0.02
 NOTED_EVERY_SECONDS = 5.0
 """So much of a session that is killed may be missing in what its run has cost."""
 MEBIBYTE = 2**20
-LOOKED_AT_MOST = 0.02
-"""Share of the time in which memory is looked at: in a million small pieces, a look takes a tenth of a second."""
+LOOKING_SHARE = 0.02
+"""Of the time, looks take so much at most of a core: in a million small pieces, one takes a tenth of a second."""
+PROBES = 3
+"""Tries to see an allocation in the figures of the C library; another thread may free as much meanwhile."""
 IMPORTED_BY_UPDATES = "torch._dynamo"
-"""The first update of any of torch's optimisers imports it, two seconds that the first training would seem to cost."""
+"""The first update of any optimiser of torch imports it, a second or two that a first training would seem to cost."""
 PAGES = Path("/proc/self/statm")
 """Where Linux tells how many pages of this process are in memory (the second number), and how many of them are of files
 (the third): libraries come in as their functions are first called, so that a first training would seem the heaviest."""
@@ -36,7 +38,8 @@ class Cost:
 
     Processor seconds are of all threads of this process, and tell more where something else runs beside it.
     On a GPU the memory is that of its tensors; else it is what the C library has given out and not got back, looked at
-    every 20 ms. What it keeps for later allocations does not count, so that a second training costs what a first one
+    every 20 ms where there is a turn: tensors and arrays, touched or not, and not what Python maps for small objects.
+    What the library keeps for later allocations does not count, so that a second training costs about what a first one
     does. Where it does not tell (glibc before 2.33, another allocator before it), it is the resident memory but for
     pages of files, of which a second training takes little; and 0 where the system tells neither.
 
@@ -77,9 +80,9 @@ class Cost:
         noted = self._start
         pause = SAMPLED_EVERY_SECONDS
         while not self._stop.wait(pause):
-            start = time.monotonic()
+            start = time.thread_time()  # not what it waits for other threads
             self._peak = max(self._peak, _in_use())
-            pause = max(SAMPLED_EVERY_SECONDS, (time.monotonic() - start) / LOOKED_AT_MOST)
+            pause = max(SAMPLED_EVERY_SECONDS, (time.thread_time() - start) / LOOKING_SHARE)
             if self._note is not None and time.monotonic() - noted > NOTED_EVERY_SECONDS:
                 noted = time.monotonic()
                 self._count()
@@ -125,9 +128,9 @@ def counted(file: Path, name: str) -> Iterator[dict[str, float]]:
 
 
 def _release() -> None:
-    """Give back what was freed but kept, so that a second training does not seem to cost nothing."""
+    """Give back what nobody holds, and where memory in use is not told also what was freed but kept."""
     gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
+    if _heap() is None and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
         libc.malloc_trim(0)
 
 
@@ -144,19 +147,26 @@ class _Mallinfo(ctypes.Structure):
 
 @cache
 def _heap() -> Callable[[], int] | None:
-    """Tells the bytes that the C library has given out; None where torch asks another one (jemalloc, say)."""
-    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    """Tells the bytes that the C library has given out; None where `malloc` is another one's (jemalloc, say)."""
+    library = ctypes.CDLL(None)
+    mallinfo = getattr(library, "mallinfo2", None)
     if mallinfo is None:
         return None
-    mallinfo.restype = _Mallinfo
+    mallinfo.restype, library.malloc.restype = _Mallinfo, ctypes.c_void_p
+    library.malloc.argtypes, library.free.argtypes = (ctypes.c_size_t,), (ctypes.c_void_p,)
 
     def given_out() -> int:
         heap = mallinfo()
         return int(heap.uordblks + heap.hblkhd)  # within its arenas, and mapped apart
 
-    before = given_out()
-    probe = torch.empty(MEBIBYTE, dtype=torch.uint8)
-    return given_out if given_out() - before >= probe.nbytes else None
+    for _ in range(PROBES):
+        before = given_out()
+        probe = library.malloc(MEBIBYTE)
+        seen = given_out() - before >= MEBIBYTE
+        library.free(probe)
+        if seen:
+            return given_out
+    return None
 
 
 def _in_use() -> int:

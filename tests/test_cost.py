@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -85,19 +87,58 @@ print(spent.mebibytes)
 def test_an_allocator_that_torch_does_not_ask_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where another one is loaded before it: torch's memory is not in its figures."""
 
-    class Elsewhere:
-        class mallinfo2:  # noqa: N801 - the name of the C library
-            restype = cost._Mallinfo
-
-            def __new__(cls) -> cost._Mallinfo:  # type: ignore[misc]
-                return cost._Mallinfo()
-
+    library = mock.MagicMock()
+    library.mallinfo2.return_value = cost._Mallinfo()
+    library.malloc.return_value = None
     cost._heap.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(cost.ctypes, "CDLL", lambda name: Elsewhere)
+        patch.setattr(cost.ctypes, "CDLL", lambda name: library)
         assert cost._heap() is None
     cost._heap.cache_clear()
     assert cost._heap() is not None
+
+
+def test_what_is_held_beside_busy_threads_is_seen() -> None:
+    """As beside those that read data: a look waits for its turn, and the next one must not wait fifty times that."""
+    stop = threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            sum(range(1000))
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            with Cost() as spent:
+                time.sleep(0.7)
+                held = np.ones(100 * cost.MEBIBYTE // 8)
+                time.sleep(0.7)
+                del held
+                time.sleep(0.1)
+            assert 95 <= spent.mebibytes < 140
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_what_torch_imports_is_there_before(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+from asda_core import cost
+assert cost.IMPORTED_BY_UPDATES not in sys.modules
+with cost.counted(Path("{tmp_path}/cost.json"), "train"):
+    there = set(sys.modules)
+    import torch
+    weight = torch.ones(2, requires_grad=True)
+    weight.grad = torch.ones(2)
+    torch.optim.AdamW([weight]).step()
+    assert not {{name for name in set(sys.modules) - there if name.startswith("torch._dynamo")}}
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_session_that_ends_with_an_error_counts(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """What is made again for the gradient: the same numbers to the last bit, with less kept."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,22 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import gelu
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asda_core.assemble import build_encoder
 from asda_core.catalog import Catalog
 from asda_core.config import EncoderConfig, PluginChoice
 from asda_core.layout import TokenLayout
-from asda_core.model import attention, block, remade
+from asda_core.model import remade
 from asda_core.model.block import Block, Mlp
 from asda_core.model.norms import RmsNorm
-from asda_core.pretrain import decoder
 from asda_core.pretrain.decoder import ConvolutionalDecoder, DecoderConfig
 
 Step = Callable[..., Any]
 
 
-class Made(TorchDispatchMode):
+class WhatIsMade(TorchDispatchMode):
     """Notes the memory of everything that an operation makes, without holding it."""
 
     def __init__(self) -> None:
@@ -45,21 +48,22 @@ class Made(TorchDispatchMode):
 
 def kept_bytes(run: Callable[[], Any]) -> int:
     """Of all that was made on the way and is still there, for the gradient or as the output."""
-    with Made() as made:
+    with WhatIsMade() as made:
         held = run()
     return made.alive() if held is not None else 0
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is small is made again, too."""
+    monkeypatch.setattr(remade, "LEAST_VALUES", 0)
 
 
 @contextmanager
 def nothing_made_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Autograd keeps what it wants."""
-
-    def once(step: Step, *given: Any, calls: tuple[nn.Module, ...] = ()) -> Any:
-        return step(*given)
-
     with monkeypatch.context() as patch:
-        for module in (block, attention, decoder, __import__("asda_plugins.mixer_differential").mixer_differential):
-            patch.setattr(module, "remade", once)
+        patch.setattr(remade, "LEAST_VALUES", math.inf)
         yield
 
 
@@ -247,17 +251,54 @@ def test_whoever_watches_or_changes_a_part_of_a_block_is_asked_and_once(name: st
     assert run() == ["changed"]
 
 
-def test_nothing_is_done_where_nothing_is_differentiated() -> None:
-    calls: list[bool] = []
+def test_weights_of_others(catalog: Catalog) -> None:
+    """`functional_call` takes its weights away again before the gradient comes."""
+    made, given, layout = blocks(catalog, encoder_config()), torch.randn(2, 6, 24), TokenLayout.full(2, (3, 2))
+    found = []
+    others = {name: torch.randn_like(each).mul(0.3) for name, each in made.named_parameters()}
+    theirs = deepcopy(made)
+    theirs.load_state_dict(others)
+    for run, weights in (
+        (theirs, dict(theirs.named_parameters())),
+        (partial(torch.func.functional_call, made), {name: each.requires_grad_() for name, each in others.items()}),
+    ):
+        given_to = ((given, layout),) if run is theirs else (others, (given, layout))
+        output = run(*given_to[0]) if run is theirs else run(*given_to)
+        sum(each.square().sum() for each in output).backward()
+        found.append({name: each.grad for name, each in weights.items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in others)
+    assert all(each.grad is None for each in made.parameters())
 
-    def step(given: Tensor) -> Tensor:
-        calls.append(torch.is_grad_enabled())
-        return given * given
 
-    tokens = torch.randn(3)
-    remade.remade(step, tokens)
+@pytest.mark.parametrize("name", ["norm1", "mlp.expand", "mlp.contract", "mixer.norm", "mixer.proj"])
+def test_weights_that_change_before_the_gradient_comes(name: str, catalog: Catalog) -> None:
+    made, layout = blocks(catalog, encoder_config()), TokenLayout.full(2, (3, 2))
+    output = made(torch.randn(2, 6, 24), layout)[0]
     with torch.no_grad():
-        remade.remade(step, tokens.requires_grad_())
+        made.get_submodule(name).get_parameter("weight").mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_where_there_is_nothing_to_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("made again for nothing")
+
+    monkeypatch.setattr(remade, "checkpoint", never)
+    tokens, step = torch.randn(3), torch.square
+    remade.remade(step, tokens)
+    tokens.requires_grad_()
+    with torch.no_grad():
+        remade.remade(step, tokens)
     with torch.inference_mode():
         remade.remade(step, tokens)
-    assert len(calls) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        remade.remade(step, tokens)
+    with monkeypatch.context() as patch:
+        patch.setattr(remade, "LEAST_VALUES", 4)
+        remade.remade(step, tokens)
+    with register_module_forward_hook(lambda *_: None):  # as whoever counts operations does
+        remade.remade(step, tokens, calls=(nn.Identity(),))
+    with pytest.raises(AssertionError):
+        remade.remade(step, tokens, calls=(nn.Identity(),))

@@ -19,8 +19,7 @@ class Counts:
         self.known: dict[str, int] = {}
         if self.file is not None and self.file.exists():
             lines = self.file.read_text(encoding="utf-8").splitlines()
-            entries = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may cut the last line off
-            self.known = {entry["shard"]: int(entry["clips"]) for entry in entries}
+            self.known = dict(filter(None, map(_entry, lines)))
 
     def note(self, shard: ShardStream, count: int) -> None:
         """Keep the count of a shard, also in the file, to which several ranks append whole lines.
@@ -37,9 +36,18 @@ class Counts:
         if self.file is not None and new:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a+b", buffering=0) as opened:
-                opened.write((json.dumps({"shard": shard.address, "clips": count}) + "\n").encode())
+                opened.write(("\n" + json.dumps({"shard": shard.address, "clips": count}) + "\n").encode())
 
     def total(self, shards: Sequence[ShardStream]) -> int | None:
         """Clips of all these shards, if all are known."""
         counts = [self.known.get(shard.address) for shard in shards]
         return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def _entry(line: str) -> tuple[str, int] | None:
+    """Address and clips of a line; None of one that a kill or a full disk has cut off, and of an empty one."""
+    try:
+        entry = json.loads(line)
+        return str(entry["shard"]), int(entry["clips"])
+    except (ValueError, KeyError, TypeError):
+        return None

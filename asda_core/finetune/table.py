@@ -146,7 +146,7 @@ def _footnote(rows: Sequence[Row], metrics: Sequence[str], out: Path) -> str:
     if others := [file for file in out.glob(f"*/{RESULT_FILE}") if file.parent.name not in shown]:
         parts.append(f"Runs of other recipes, data or checkpoints in this folder, not in the table: {len(others)}.")
     parts.append(
-        "Trained: parameters of encoder and head, and their share. CPU seconds and resident memory are medians of "
+        "Trained: parameters of encoder and head, and their share. CPU seconds and memory given out are medians of "
         "trainings; the first of a process also pays for what is made once. "
         f"torch {torch.__version__}, asda {__version__}, {platform.machine()}, {os.cpu_count()} CPUs."
     )

@@ -215,8 +215,8 @@ class SubtractiveAttention(nn.Module):
         batch, _, tokens_there, width = value.shape
         grouped = value.reshape(batch, self.heads.noise, shared, tokens_there, width).transpose(2, 3).flatten(3)
         noise = attend(query2, key2, grouped, layout)  # (B, noise, N, shared * width)
-        behind = partial(self._difference_projected, layout)
-        return remade(behind, wanted, noise, weight, calls=(self.norm, self.proj))
+        project = partial(self._difference_projected, layout)
+        return remade(project, wanted, noise, weight, calls=(self.norm, self.proj))
 
     def _difference_projected(self, layout: TokenLayout, wanted: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
         shared = self.heads.signal // self.heads.noise

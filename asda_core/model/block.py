@@ -42,9 +42,9 @@ class Mlp(nn.Module):
         return normed, self.expand(normed)
 
     def _narrowed(self, wide: Tensor) -> Tensor:
-        return remade(self._bent, wide, calls=(self.activation, self.contract))
+        return remade(self._bent_and_narrowed, wide, calls=(self.activation, self.contract))
 
-    def _bent(self, wide: Tensor) -> Tensor:
+    def _bent_and_narrowed(self, wide: Tensor) -> Tensor:
         contracted: Tensor = self.contract(self.activation(wide))
         return contracted
 

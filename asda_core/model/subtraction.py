@@ -49,7 +49,7 @@ def mix_twice(
     layout: TokenLayout,
     way: Way | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The two parts of which `difference` makes `(A1 - lambda A2) v`; the gradient needs them in any case.
+    """The two parts of which `difference` makes `(A1 - lambda A2) v`; the fused kernel keeps them for the gradient.
 
     Args:
         query1, query2, key1, key2: of the map that is kept and of the one that is subtracted.

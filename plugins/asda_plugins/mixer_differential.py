@@ -81,6 +81,8 @@ class DifferentialAttention(nn.Module):
         value = self.v(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D/H)
         way: Way | None = "formula" if self.by_formula else None
         mixed = mix_twice(query1, query2, key1, key2, value, self.weight, layout, way)
+        if self.by_formula:
+            return self._projected(*mixed, self.weight)
         return remade(self._projected, *mixed, self.weight, calls=(self.norm, self.proj))
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
