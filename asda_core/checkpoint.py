@@ -120,9 +120,10 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
         CheckpointError: a plugin is missing, or the tensors do not fit the config.
     """
     try:
-        front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
-        encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
-        adapt(catalog, checkpoint.config, encoder)
+        with torch.random.fork_rng(devices=[]):  # what is drawn is written over, and the caller's numbers are his
+            front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
+            encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
+            adapt(catalog, checkpoint.config, encoder)
     except (RuntimeError, MemoryError, ConfigError) as error:
         raise CheckpointError(
             f"{checkpoint.file}: a model of its config cannot be made here ({error!s:.200})."

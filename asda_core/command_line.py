@@ -97,6 +97,7 @@ class Program:
             sys.stdout.reconfigure(errors="surrogateescape")  # names of files are any bytes
         try:
             parsed = self.parser(given).parse_args(given)
+            _refuse_nothing(given)
             parsed.given = given  # what other processes of it are given too
             named(parsed.run)(parsed)
         except TrainingStopped as stopped:
@@ -116,3 +117,16 @@ class Program:
             print("stopped; the same command goes on with what was finished.", file=sys.stderr)
             return EXIT_STOPPED
         return 0
+
+
+def _refuse_nothing(given: Sequence[str]) -> None:
+    """Whoever gives an empty text, as `--data "$AUDIO"` does where AUDIO is not set, would get the current folder.
+
+    Raises:
+        AsdaError: naming the option.
+    """
+    option = ""
+    for text in given:
+        if not text.strip():
+            raise AsdaError(f"what is given to {option or 'the command'} is empty; is a variable not set?")
+        option = text if text.startswith("--") else option

@@ -146,6 +146,22 @@ def test_a_folder_without_a_name(config: Path, audio_folder: Path, capsys: Captu
     assert "the name of the folder to write to is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["pretrain", "asda_tiny", "--data", ""], "--data"),
+        (["pretrain", "asda_tiny", "--data", "somewhere", " "], "--data"),
+        (["pretrain", "asda_tiny", "--init", ""], "--init"),
+        (["embed", "somewhere", "--out", "there", "--checkpoint", ""], "--checkpoint"),
+        (["show", ""], "the command"),
+    ],
+)
+def test_what_is_empty_is_no_folder(arguments: list[str], option: str, capsys: Capture) -> None:
+    """As of a variable of the shell that is not set: it would be the current folder, or the package's model."""
+    assert main([*arguments]) == EXIT_ERROR
+    assert f"what is given to {option} is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["show", "pretrain"])
 def test_a_plan_is_no_config(command: str, audio_folder: Path, capsys: Capture) -> None:
     more = ["--data", str(audio_folder)] if command == "pretrain" else []

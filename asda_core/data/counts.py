@@ -1,6 +1,7 @@
 """How many clips streamed shards have, noted down by a run, so that going on need not read them again."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,10 @@ class Counts:
         if self.file is not None and new:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a+b", buffering=0) as opened:
-                opened.write(("\n" + json.dumps({"shard": shard.address, "clips": count}) + "\n").encode())
+                opened.seek(max(0, opened.seek(0, os.SEEK_END) - 1))
+                ends = opened.read() in (b"", b"\n")  # else a kill or a full disk has cut the last line off
+                line = json.dumps({"shard": shard.address, "clips": count})
+                opened.write(f"{'' if ends else chr(10)}{line}\n".encode())
 
     def total(self, shards: Sequence[ShardStream]) -> int | None:
         """Clips of all these shards, if all are known."""

@@ -1,5 +1,6 @@
 """How audio is packed."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,6 +10,10 @@ PACK_FILE, SKIPPED_FILE = "pack.json", "skipped.jsonl"
 """In the folder of a pack: what it holds, and what could not be read; the second is written when it is finished."""
 
 PackFormat = Literal["flac", "wav"]
+LEAST_RATE, MOST_RATE = 1_000, 655_350
+"""Of packed audio, in Hz: what is below holds nothing that a front end hears; FLAC has no more."""
+LEAST_SECONDS = 0.01
+"""Of the pieces of a file: one frame of log-mel is 25 ms."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,12 @@ class PackOptions:
     name: str = "train"
 
     def __post_init__(self) -> None:
-        require(0 < self.rate <= 655_350, f"--rate must lie in 1..655350, what FLAC can have, not {self.rate}.")
+        allowed = LEAST_RATE <= self.rate <= MOST_RATE
+        require(allowed, f"--rate must lie in {LEAST_RATE}..{MOST_RATE}, not {self.rate}.")
         formats = get_args(PackFormat)
         require(self.format in formats, f"--format must be {' or '.join(formats)}, not {self.format!r}.")
-        require(self.seconds is None or self.seconds > 0, f"--seconds must be positive, not {self.seconds}.")
+        pieces = self.seconds is None or LEAST_SECONDS <= self.seconds < math.inf
+        require(pieces, f"--seconds must be positive and at least {LEAST_SECONDS}, not {self.seconds}.")
         require(not (self.keep and self.seconds), "--keep leaves files as they are and --seconds cuts them; give one.")
         same = (self.rate, self.format) == (PackOptions.rate, PackOptions.format)
         require(not self.keep or same, "--keep leaves files as they are; --rate and --format are of files made anew.")

@@ -10,7 +10,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
 
-from asda_core.data.tars import AUDIO_SUFFIXES, TAR_SUFFIX, UNREAD_SUFFIXES, index_of, is_audio, num_bytes
+from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE
+from asda_core.data.tars import (
+    AUDIO_SUFFIXES,
+    INDEX_SUFFIX,
+    TAR_SUFFIX,
+    UNREAD_SUFFIXES,
+    index_of,
+    is_audio,
+    num_bytes,
+    shard_of,
+)
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import files_below
 
@@ -153,6 +163,8 @@ def _in_folder(folder: Path) -> list[Path]:
         print(f"warning: left out {what}; name them to use them.", file=sys.stderr)
     if loose:
         return loose
+    for pack in sorted({file.parent for file in shards}):
+        _tell_what_is_missing(pack)
     found = []
     for file in shards:
         try:
@@ -160,6 +172,17 @@ def _in_folder(folder: Path) -> list[Path]:
         except AudioError as error:
             print(f"warning: left out: {error}", file=sys.stderr)
     return found
+
+
+def _tell_what_is_missing(pack: Path) -> None:
+    """Warn of a pack that is not finished, and of shards of which only the index is there."""
+    if (pack / PACK_FILE).is_file() and not (pack / SKIPPED_FILE).is_file():
+        print(f"warning: the pack {pack} is not finished; the command that began it goes on.", file=sys.stderr)
+    indices = sorted(pack.glob(f"*{INDEX_SUFFIX}"))
+    gone = [each.name for each in indices if not each.with_name(shard_of(each.name)).exists()]
+    if gone:
+        told = f"{len(gone)} of {len(indices)} shards of {pack} are gone, of which the index is there"
+        print(f"warning: {told}: {', '.join(map(shard_of, gone[:FEW]))}.", file=sys.stderr)
 
 
 def _manifest(path: Path) -> Iterable[Path]:
@@ -185,20 +208,31 @@ def _manifest(path: Path) -> Iterable[Path]:
         if fields[0].endswith(TAR_SUFFIX):
             yield from index_of(root / fields[0]).paths()
         elif not name and number == 0:  # a root, or the header of a table
-            root = path.parent / fields[0] if (path.parent / fields[0]).is_dir() else root
+            named = path.parent / fields[0]
+            is_header = fields[0].lower() in FILE_COLUMNS and _first_is_there(path.parent, lines[1:])
+            root = named if named.is_dir() and not is_header else root
         else:
             yield root / (name or fields[1])  # what is no audio is named when it is read
 
 
+def _first_is_there(folder: Path, lines: Sequence[str]) -> bool:
+    return bool(lines) and (folder / lines[0].strip()).is_file()
+
+
 def _column_of_files(lines: Sequence[str]) -> tuple[str, str] | None:
-    """(column, delimiter) of a table whose header names a column of files that is not its first."""
-    for delimiter in ("\t", ","):
+    """(column, delimiter) of a table with a header: a usual column of files, else the first of audio files alone."""
+    other = None
+    for delimiter in ("\t", ",", ";"):
         header, *rows = csv.reader(lines[: ROWS_LOOKED_AT + 1], delimiter=delimiter)
+        if len(header) < 2 or any(is_audio(name.strip()) for name in header):
+            continue
         for place, name in enumerate(header):
             values = [row[place].strip() for row in rows if len(row) > place]
-            if place and name.strip().lower() in FILE_COLUMNS and any(map(is_audio, values)):
+            if name.strip().lower() in FILE_COLUMNS and any(map(is_audio, values)):
                 return name, delimiter
-    return None
+            if other is None and values and all(map(is_audio, values)) and {len(row) for row in rows} == {len(header)}:
+                other = name, delimiter
+    return other
 
 
 def _in_parquet(path: Path) -> list[Path]:

@@ -31,6 +31,18 @@ class CommandFailedError(Exception):
     """The command of a stream ended with an error; running it again may help."""
 
 
+class CutOffError(CommandFailedError):
+    """The command ended well and gave a tar that is cut off, or none: the first of two joined by `|` may have failed.
+
+    Attributes:
+        sounds: that it had before.
+    """
+
+    def __init__(self, problem: str, sounds: int) -> None:
+        super().__init__(f"the command gave a tar that is {problem}")
+        self.sounds = sounds
+
+
 def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]]) -> Iterator[Sound]:
     """The sounds of a shard in their order; of several of one name the first.
 
@@ -50,7 +62,10 @@ def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]]) -> Iterator
                     yield sound
             return
         except CommandFailedError as error:
-            if attempt == ATTEMPTS:
+            if attempt == ATTEMPTS and isinstance(error, CutOffError) and error.sounds:
+                where = Path(shard.address)  # it is so each time: what is whole counts, as of a file
+                trouble.append((where, f"{shard.address}: {error}; the {error.sounds} sounds before count."))
+            elif attempt == ATTEMPTS:
                 raise AudioError(f"{shard.address}: {error} {ATTEMPTS} times; stopped after {passed} clips.") from None
 
 
@@ -70,11 +85,13 @@ def _once(shard: ShardStream, trouble: list[tuple[Path, str]]) -> Iterator[Sound
                         yield sound
             problem = ""
         except tarfile.ReadError as error:
-            problem = f"cut off or no tar ({error}); the {len(seen)} sounds before count."
+            problem = f"cut off or no tar ({error})"
         while stream.read(DRAIN_BYTES):  # so that a command can end by itself
             pass
+    if problem and shard.file is None:
+        raise CutOffError(problem, len(seen))
     if problem:
-        trouble.append((where, f"{shard.address}: {problem}"))
+        trouble.append((where, f"{shard.address}: {problem}; the {len(seen)} sounds before count."))
 
 
 @contextmanager

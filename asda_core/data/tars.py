@@ -188,6 +188,11 @@ def index_file(shard: Path) -> Path:
     return shard.with_name(shard.name.removesuffix(TAR_SUFFIX) + INDEX_SUFFIX)
 
 
+def shard_of(index: str) -> str:
+    """The name of the shard that an index is of."""
+    return index.removesuffix(INDEX_SUFFIX) + TAR_SUFFIX
+
+
 def write_index(shard: Path, content: Path, members: Sequence[Member], **more: Any) -> None:
     """Write the index of a shard.
 

@@ -89,6 +89,8 @@ def named_starts(given: Sequence[str]) -> dict[str, str]:
     starts: dict[str, str] = {}
     for text in given:
         label, equals, path = text.partition("=")
+        if equals and not path:
+            raise ConfigError(f"--checkpoint {text!r}: behind {label!r} there is no path; is a variable not set?")
         if not equals or Path(text).exists():
             label, path = _own_name(Path(text)), text
         if label in starts or not label or "/" in label:

@@ -169,6 +169,8 @@ def named_models(given: Sequence[str], options: dict[str, object], seed: int = U
     found: dict[str, str] = {}
     for text in given:
         label, equals, path = text.partition("=")
+        if equals and not path:
+            raise ConfigError(f"--model {text!r}: behind {label!r} there is no path; is a variable not set?")
         if not equals or Path(text).exists():
             label, path = "", text
         elif not label or label.startswith(".") or set(label) & set("/\\"):

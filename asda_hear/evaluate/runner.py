@@ -33,7 +33,7 @@ from asda_hear.evaluate.identity import (
 from asda_hear.evaluate.items import keep_items
 from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.scores import TaskScore, read_task_score
-from asda_hear.evaluate.search import EvaluationConfig, read_metadata
+from asda_hear.evaluate.search import EvaluationConfig, check_task
 
 MODULE = "asda_hear"
 SECONDS_FILE = "seconds.json"
@@ -105,7 +105,7 @@ class Evaluation:
         source, search = self._stamps(kept_identity(folder, task, task_identity(task)))
         if is_scored(folder, search, task):
             return read_task_score(folder)
-        read_metadata(task)
+        check_task(task)
         self.out.mkdir(parents=True, exist_ok=True)
         with _threads(self.config.threads), (self.out / "heareval.log").open("a") as log:
             spent = read_stamp(folder / SECONDS_FILE) or {}

@@ -13,6 +13,8 @@ from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_hear.evaluate.scores import METADATA_FILE
 
 VOCABULARY_FILE = "labelvocabulary.csv"
+MIN_CLASSES = 2
+"""Of which one is right."""
 MIN_FOLDS = 3
 """heareval trains on what is neither the test nor the validation fold."""
 KEYS = (
@@ -116,6 +118,9 @@ def check_task(folder: Path) -> None:
     """
     metadata = read_metadata(folder)
     labels = _read_vocabulary(folder / VOCABULARY_FILE)
+    if metadata["prediction_type"] == "multiclass" and len(labels) < MIN_CLASSES:
+        told = f"{folder} has one class ({', '.join(labels)}): whoever always says it is always right"
+        print(f"warning: {told}.", file=sys.stderr)
     answers = {split: _read_answers(folder / f"{split}.json") for split in metadata["splits"]}
     check_splits(str(folder), list(answers), metadata["split_mode"] == "trainvaltest")
     rates = [path for path in folder.iterdir() if path.name.isdigit()]

@@ -50,6 +50,8 @@ def open_models(paths: Sequence[str]) -> list[OpenModel]:
 def _name_and_path(text: str) -> tuple[str, str]:
     """("ours", "runs/mine") of "ours=runs/mine"; no name where the whole is a path."""
     name, equals, path = text.partition("=")
+    if equals and not path:
+        raise ConfigError(f"--checkpoint {text!r}: behind {name!r} there is no path; is a variable not set?")
     return (name, path) if equals and not Path(text).exists() else ("", text)
 
 

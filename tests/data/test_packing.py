@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -175,6 +176,9 @@ def test_another_pack_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"rate": 0}, "--rate must lie in"),
+        ({"rate": 1}, "--rate must lie in 1000..655350"),
+        ({"seconds": 1e-9}, "--seconds must be positive and at least 0.01"),
+        ({"seconds": math.inf}, "--seconds must be"),
         ({"keep": True, "seconds": 2.0}, "give one"),
         ({"keep": True, "rate": 8_000}, "--rate and --format are of files made anew"),
         ({"keep": True, "format": "wav"}, "--rate and --format are of files made anew"),

@@ -8,7 +8,10 @@ import soundfile
 
 from asda_core.audio import find_audio, list_identity
 from asda_core.data import content, sources
+from asda_core.data.pack_options import SKIPPED_FILE, PackOptions
+from asda_core.data.packing import pack
 from asda_core.data.sources import ShardStream, expanded, find_training
+from asda_core.data.tars import INDEX_SUFFIX
 from asda_core.errors import AudioError, ConfigError
 from tests.data.shards import write_shards
 
@@ -171,3 +174,40 @@ def test_a_sample_is_even_and_no_larger_than_it_says(tmp_path: Path, monkeypatch
         content.sampled_content([Path(str(number)) for number in range(count)])
         assert len(set(looked)) == len(looked) == min(count, content.SAMPLED)
         assert not looked or looked[0] == 0
+
+
+def named_in(file: Path) -> list[str]:
+    return [str(path.relative_to(file.parent)) for path in find_audio(file)]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("audio\naudio/1.ogg\naudio/2.ogg", ["audio/1.ogg", "audio/2.ogg"]),  # a header, though a folder too
+        ("audio\n1.ogg\n2.ogg", ["audio/1.ogg", "audio/2.ogg"]),  # a folder, though a header too
+        ("file,clean\na.ogg,b.ogg", ["a.ogg"]),
+        ("file\tclean\na.ogg\tb.ogg", ["a.ogg"]),
+        ("id,wav_path\n1,a.ogg\n2,b.ogg", ["a.ogg", "b.ogg"]),
+        ("id;file\n1;a.ogg\n2;b.ogg", ["a.ogg", "b.ogg"]),
+        ("a,b.ogg\nc,d.ogg", ["a,b.ogg", "c,d.ogg"]),  # names with commas
+        ("a.ogg,dog\nb.ogg,cat", ["a.ogg", "b.ogg"]),
+    ],
+)
+def test_what_lines_name(tmp_path: Path, text: str, named: list[str]) -> None:
+    (tmp_path / "audio").mkdir()
+    for name in ("1.ogg", "2.ogg"):
+        (tmp_path / "audio" / name).touch()
+    (tmp_path / "list.csv").write_text(text)
+    assert named_in(tmp_path / "list.csv") == named
+
+
+def test_a_pack_that_is_not_whole(tmp_path: Path, audio_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack(find_audio(audio_folder), tmp_path / "pack", PackOptions(keep=True), progress=False)
+    whole = find_audio(tmp_path / "pack")
+    assert not capsys.readouterr().err
+    (tmp_path / "pack" / SKIPPED_FILE).rename(tmp_path / "elsewhere")
+    (tmp_path / "pack" / f"train-000001{INDEX_SUFFIX}").write_text("{}")
+    assert find_audio(tmp_path / "pack") == whole
+    told = capsys.readouterr().err
+    assert f"the pack {tmp_path}/pack is not finished" in told
+    assert f"1 of 2 shards of {tmp_path}/pack are gone, of which the index is there: train-000001.tar" in told

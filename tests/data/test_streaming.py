@@ -10,7 +10,7 @@ import torch
 from asda_core.catalog import Catalog
 from asda_core.config import DataConfig, RunConfig
 from asda_core.data import stream_batches
-from asda_core.data.counts import SHARDS_FILE
+from asda_core.data.counts import SHARDS_FILE, Counts
 from asda_core.data.sources import ShardStream, find_training
 from asda_core.data.stream_batches import StreamBatches, open_clips
 from asda_core.data.streaming import Sound, read_stream
@@ -216,6 +216,30 @@ def test_a_command(tmp_path: Path) -> None:
     cut = ShardStream(f"pipe:head -c {size // 2} {shard}")
     assert len(list(read_stream(cut, trouble))) == 2
     assert "cut off" in trouble[0][1]
+
+
+def test_a_command_that_gives_a_page_of_errors(tmp_path: Path) -> None:
+    """As `curl -s` does where a server is busy, and the first of two commands joined by a pipe that fails."""
+    (shard,) = write_shards(tmp_path, [4])
+    count, trouble = tmp_path / "count", list[tuple[Path, str]]()
+    script = tmp_path / "busy.sh"
+    script.write_text(f'echo >> {count}\nif [ "$(wc -l < {count})" -lt 3 ]; then echo busy; else cat {shard}; fi\n')
+    assert len(list(read_stream(ShardStream(f"pipe:sh {script}"), trouble))) == 4
+    assert not trouble
+    with pytest.raises(AudioError, match="the command gave a tar that is cut off or no tar .* 3 times"):
+        list(read_stream(ShardStream("pipe:echo busy"), trouble))
+    with pytest.raises(AudioError, match="cut off or no tar"):
+        list(read_stream(ShardStream("pipe:cat /nowhere.tar 2>/dev/null | cat"), trouble))
+
+
+def test_counts_that_were_cut_off(tmp_path: Path) -> None:
+    first, second = (ShardStream(f"pipe:cat {name}") for name in "ab")
+    (tmp_path / SHARDS_FILE).write_text('{"shard": "pipe:cat a", "cl')
+    counts = Counts(tmp_path)
+    assert counts.total([first]) is None
+    counts.note(second, 5)
+    counts.note(first, 3)
+    assert Counts(tmp_path).total([first, second]) == 8
 
 
 def test_a_command_that_is_left_early_ends(tmp_path: Path) -> None:

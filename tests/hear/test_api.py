@@ -42,6 +42,13 @@ def test_the_default_model() -> None:
     assert asda_hear.get_scene_embeddings(noise(2, 16_000), model).shape == (2, model.scene_embedding_size)
 
 
+def test_to_load_draws_nothing_of_the_caller(checkpoint: Path) -> None:
+    for path in ("", str(checkpoint), "asda_tiny", "log_mel"):
+        before = torch.get_rng_state()
+        asda_hear.load_model(path)
+        assert torch.equal(torch.get_rng_state(), before), path
+
+
 @pytest.mark.parametrize("samples", [1, 3, 399, 400, 641, 16_000, 50_000])
 def test_any_length(model: HearModel, samples: int) -> None:
     audio = noise(2, samples)

@@ -320,6 +320,8 @@ def test_labels_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for wrong in ("/x=y", "=y", ".x=y"):
         with pytest.raises(ConfigError, match="cannot be a label"):
             named_models([wrong], {})
+    with pytest.raises(ConfigError, match="there is no path; is a variable not set"):
+        named_models(["a="], {})
     claim_names({"mine": first}, out)
     assert "mine: a config, whose weights are random" in capsys.readouterr().err
     claim_names({"mine": second}, out)  # nothing is lost yet

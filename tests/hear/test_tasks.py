@@ -434,3 +434,10 @@ def test_what_a_task_is_made_of_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert "some folds are without it" not in told
     assert main([*command, "--folds", "4"]) == 0
     assert "warning: 4 folds, and the class 'dog' has 3 clips: some folds are without it." in capsys.readouterr().err
+
+
+def test_a_task_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every model is told to be perfect."""
+    clips = [Clip(write(tmp_path / f"{number}.wav"), f"fold0{number}", ("rain",)) for number in range(3)]
+    build_task(TaskConfig(name="one"), clips, tmp_path / "tasks", progress=False)
+    assert "has one class (rain): whoever always says it is always right" in capsys.readouterr().err

@@ -276,3 +276,27 @@ def test_convert_does_not_write_over_what_it_reads(tmp_path: Path, catalog: Cata
     assert main(["convert", str(file), str(tmp_path / "x.pt")]) == EXIT_ERROR
     assert "must end in .safetensors" in capsys.readouterr().err
     assert write_fairseq(tmp_path / "a.pt", catalog).path.exists()
+
+
+def test_damage_that_torch_does_not_see(tmp_path: Path, catalog: Catalog) -> None:
+    """A bit in a tensor: torch reads it as it is, though the archive notes a checksum."""
+    file = tmp_path / "whole.pt"
+    write_fairseq(file, catalog)
+    assert read_model(file)
+    with zipfile.ZipFile(file) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    content = bytearray(file.read_bytes())
+    content[largest.header_offset + largest.file_size // 2] ^= 255
+    (tmp_path / "flipped.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"it is damaged .*{largest.filename} has another checksum than noted"):
+        read_model(tmp_path / "flipped.pt")
+
+
+def test_archives_without_checksums(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(1000.0), "b": torch.ones(3)}, tmp_path / "bare.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert torch.equal(read_pickled(tmp_path / "bare.pt")["a"], torch.arange(1000.0))
