@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from asda_core.data.sources import PIPE, ShardStream
-from asda_core.data.tars import StrictHeader, is_audio, plain_name
+from asda_core.data.tars import MORE_BEHIND, ZERO, StrictHeader, is_audio, plain_name
 from asda_core.errors import AudioError
 
 ATTEMPTS = 3
@@ -39,7 +39,7 @@ class CutOffError(CommandFailedError):
     """
 
     def __init__(self, problem: str, sounds: int) -> None:
-        super().__init__(f"the command gave a tar that is {problem}")
+        super().__init__(f"the command gave a tar that {problem}")
         self.sounds = sounds
 
 
@@ -85,13 +85,14 @@ def _once(shard: ShardStream, trouble: list[tuple[Path, str]]) -> Iterator[Sound
                         yield sound
             problem = ""
         except tarfile.ReadError as error:
-            problem = f"cut off or no tar ({error})"
-        while stream.read(DRAIN_BYTES):  # so that a command can end by itself
-            pass
+            problem = f"is cut off or no tar ({error})"
+        while block := stream.read(DRAIN_BYTES):  # so that a command can end by itself
+            if not problem and block.strip(ZERO):
+                problem = MORE_BEHIND
     if problem and shard.file is None:
         raise CutOffError(problem, len(seen))
     if problem:
-        trouble.append((where, f"{shard.address}: {problem}; the {len(seen)} sounds before count."))
+        trouble.append((where, f"{shard.address} {problem}; the {len(seen)} sounds before count."))
 
 
 @contextmanager

@@ -37,6 +37,11 @@ LAST = "last"
 HEADER_BYTES = 512
 """Of a tar member's header. **Source**: POSIX ustar."""
 INDEX_DIGITS = 16
+ZERO = b"\0"
+LOOKED_AT_BYTES = 1 << 20
+"""Behind the end of a tar, read at once."""
+MORE_BEHIND = "has more behind what looks like its end: a header is lost, or tars were joined"
+"""What is told of a tar of which not all was read."""
 TAR_END = "EOFHeaderError"
 """What tarfile raises at the mark of the end; its class has no public name."""
 
@@ -263,12 +268,23 @@ def read_headers(shard: Path) -> tuple[list[Member], list[str]]:
                     repeated += 1
                 elif info.offset_data + info.size <= end:  # else it is cut off, which the next header tells
                     found[name] = Member(name, info.offset_data, info.size)
+            if not trouble and _holds_more(shard, tar.offset):
+                trouble.append(f"{shard} {MORE_BEHIND}; the {len(found)} sounds before count.")
+            elif not trouble and not found:
+                trouble.append(f"{shard} holds no sound.")
     except tarfile.ReadError as error:
         what = "it is empty (0 bytes)" if end == 0 else f"it is no tar ({error}); a compressed one is streamed: pipe:"
         raise AudioError(f"cannot read the shard {shard}: {what}.") from None
     if repeated:
         trouble.append(f"{shard} has {repeated} members of a name that it has already; the first of each counts.")
     return list(found.values()), trouble
+
+
+def _holds_more(shard: Path, offset: int) -> bool:
+    """Whether anything but zeros lies behind the end of a tar: a header that is lost looks like the end."""
+    with shard.open("rb") as opened:
+        opened.seek(offset)
+        return any(block.strip(ZERO) for block in iter(lambda: opened.read(LOOKED_AT_BYTES), b""))
 
 
 def _until_damage(tar: tarfile.TarFile, shard: Path, trouble: list[str]) -> Iterator[tarfile.TarInfo]:

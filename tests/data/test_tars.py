@@ -12,7 +12,9 @@ import soundfile
 import torch
 
 from asda_core.audio import find_audio, read_audio
-from asda_core.data.tars import index_file, index_of, member_bytes, num_bytes, read_headers, split_member
+from asda_core.data.sources import ShardStream
+from asda_core.data.streaming import read_stream
+from asda_core.data.tars import MORE_BEHIND, index_file, index_of, member_bytes, num_bytes, read_headers, split_member
 from asda_core.errors import AudioError
 from tests.data.shards import sound_bytes, write_shards, write_tar
 
@@ -144,3 +146,24 @@ def test_a_sound_of_more_than_one_call_gives(tmp_path: Path) -> None:
         opened.truncate(512 + size + 1024 + 502)  # a hole: no room on the disk
     content = member_bytes(tmp_path / "big.tar", "big.wav")
     assert len(content) == size
+
+
+def test_zeros_where_a_header_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a lost block of the disk: tarfile takes it for the end."""
+    shard = write_tar(tmp_path / "a.tar", [(f"{number}.wav", bytes([number + 1]) * 40_000) for number in range(8)])
+    third = index_of(shard).place("2.wav")[0] - 512
+    content = bytearray(shard.read_bytes())
+    content[third : third + 1024] = bytes(1024)
+    index_file(shard).unlink()
+    shard.write_bytes(content)
+    capsys.readouterr()
+    assert list(index_of(shard).rows) == ["0.wav", "1.wav"]
+    assert f"{shard} {MORE_BEHIND}; the 2 sounds before count." in capsys.readouterr().err
+    trouble: list[tuple[Path, str]] = []
+    for address in (f"stream:{shard}", f"pipe:cat {shard}"):
+        trouble.clear()
+        assert len(list(read_stream(ShardStream(address), trouble))) == 2
+        assert MORE_BEHIND in trouble[0][1]
+    (tmp_path / "nothing.tar").write_bytes(bytes(20_480))
+    assert not index_of(tmp_path / "nothing.tar").rows
+    assert "holds no sound" in capsys.readouterr().err
