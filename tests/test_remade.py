@@ -1,10 +1,14 @@
 """What is made again for the gradient: the same numbers to the last bit, with less kept."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,12 +55,6 @@ def kept_bytes(run: Callable[[], Any]) -> int:
     with WhatIsMade() as made:
         held = run()
     return made.alive() if held is not None else 0
-
-
-@pytest.fixture(autouse=True)
-def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is small is made again, too."""
-    monkeypatch.setattr(remade, "LEAST_VALUES", 0)
 
 
 @contextmanager
@@ -302,3 +300,64 @@ def test_where_there_is_nothing_to_gain(monkeypatch: pytest.MonkeyPatch) -> None
         remade.remade(step, tokens, calls=(nn.Identity(),))
     with pytest.raises(AssertionError):
         remade.remade(step, tokens, calls=(nn.Identity(),))
+
+
+IN_PARTS = """
+import os
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from asda_core.assemble import build_encoder
+from asda_core.catalog import installed_catalog
+from asda_core.config import EncoderConfig
+from asda_core.layout import TokenLayout
+from asda_core.model import remade
+
+remade.LEAST_VALUES = float(sys.argv[1])
+again, plainly = [], remade.checkpoint
+remade.checkpoint = lambda *given, **settings: (again.append(1), plainly(*given, **settings))[1]
+
+class Step(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = build_encoder(installed_catalog(), EncoderConfig(dim=24, depth=2, num_heads=4))
+
+    def forward(self, tokens):
+        return self.encoder.encode(tokens, TokenLayout.full(2, (3, 2))).tokens
+
+dist.init_process_group("gloo")
+step = Step()
+for block in step.encoder.blocks:
+    fully_shard(block)
+fully_shard(step)
+optimizer = torch.optim.SGD(step.parameters(), lr=0.1)
+for update in range(3):
+    torch.manual_seed(10 * update + dist.get_rank())
+    optimizer.zero_grad()
+    step(torch.randn(2, 6, 24)).square().sum().backward()
+    optimizer.step()
+total = sum(float(each.full_tensor().double().sum()) for each in step.parameters())
+if dist.get_rank() == 0:
+    print(len(again) > 0, repr(total))
+dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # threads of gloo may abort a process that ends otherwise
+"""
+
+
+@pytest.mark.slow
+def test_weights_of_which_each_process_has_a_part(tmp_path: Path) -> None:
+    """FSDP2 puts other tensors in their place between the passes; weights after three updates are the same."""
+    (tmp_path / "parts.py").write_text(IN_PARTS)
+    found = []
+    for least in ("0", "inf"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += [str(tmp_path / "parts.py"), least]
+        run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert run.returncode == 0, run.stderr
+        found.append(run.stdout.split())
+    assert [each[0] for each in found] == ["True", "False"]
+    assert found[0][1] == found[1][1]
