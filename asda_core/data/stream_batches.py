@@ -25,7 +25,7 @@ import numpy as np
 from asda_core.config import DataConfig, require
 from asda_core.data.counts import Counts
 from asda_core.data.sources import AudioList, ShardStream
-from asda_core.data.streaming import Sound, read_stream
+from asda_core.data.streaming import Commands, Sound, read_stream
 from asda_core.errors import AudioError
 from asda_core.pretrain.data import Batches, Candidate, ClipBatches
 
@@ -91,6 +91,11 @@ class StreamBatches(Batches):
         for part in self.parts:
             part.close()
 
+    def end(self) -> None:
+        """Give up what is being read, also where a command stalls; `close` comes next."""
+        for part in self.parts:
+            part.end()
+
     def _candidates(self, number: int) -> Iterator[Candidate]:
         """The clip whose turn it is in its block, and those behind it."""
         step, place = divmod(number, self.config.batch_size)
@@ -129,7 +134,12 @@ class StreamPart:
         self._blocks: Iterator[Block] | None = None
         self._next: Future[Block] | None = None
         self._current = Block(0)
-        self._closed = False
+        self._closed, self._commands = False, Commands()
+
+    def end(self) -> None:
+        """Give up what is being read."""
+        self._closed = True
+        self._commands.end()
 
     def close(self) -> None:
         """Stop reading."""
@@ -137,7 +147,7 @@ class StreamPart:
         if self._next is not None:
             self._next.exception()
         self._blocks, self._next, self._current = None, None, Block(0)
-        self._closed = False
+        self._closed, self._commands = False, Commands()
 
     def block_of(self, number: int) -> Block:
         """The block with that clip of the sequence."""
@@ -185,7 +195,7 @@ class StreamPart:
                 passed += known
                 continue
             before = passed
-            for sound in read_stream(shard, trouble):
+            for sound in read_stream(shard, trouble, self._commands):
                 if self._closed:
                     raise AudioError("the stream was closed.")
                 passed += 1

@@ -4,10 +4,12 @@ What comes out of a stream is the same whenever it is read: a command that fails
 passed over; a tar that is cut off gives what is whole in it.
 """
 
+import os
+import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -43,25 +45,66 @@ class CutOffError(CommandFailedError):
         self.sounds = sounds
 
 
-def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]]) -> Iterator[Sound]:
+class Commands:
+    """Those whose streams are read, so that whoever waits for one that stalls can end them all.
+
+    Attributes:
+        ended: whether that was done; none is started again.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def end(self) -> None:
+        """Kill them, with all that they have started."""
+        self.ended = True
+        for process in list(self._running):
+            kill(process)
+
+    @contextmanager
+    def running(self, command: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A command by the shell, in a session of its own: a Ctrl-C is for us, who end our step first."""
+        process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True)
+        self._running.add(process)
+        try:
+            if self.ended:  # meanwhile
+                kill(process)
+            yield process
+        finally:
+            self._running.discard(process)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a command and all that it has started."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def read_stream(
+    shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands | None = None
+) -> Iterator[Sound]:
     """The sounds of a shard in their order; of several of one name the first.
 
     Args:
         shard: what to read.
         trouble: takes what is wrong with the shard, if it gives less than it should.
+        commands: among which its command is while it runs.
 
     Raises:
-        AudioError: there is no such file, or the command fails again and again.
+        AudioError: there is no such file, the command fails again and again, or commands were ended.
     """
-    passed = 0
+    passed, commands = 0, commands or Commands()
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            for number, sound in enumerate(_once(shard, trouble)):
+            for number, sound in enumerate(_once(shard, trouble, commands)):
                 if number >= passed:
                     passed += 1
                     yield sound
             return
         except CommandFailedError as error:
+            if commands.ended:
+                raise AudioError("the stream was closed.") from None
             if attempt == ATTEMPTS and isinstance(error, CutOffError) and error.sounds:
                 where = Path(shard.address)  # it is so each time: what is whole counts, as of a file
                 trouble.append((where, f"{shard.address}: {error}; the {error.sounds} sounds before count."))
@@ -69,10 +112,10 @@ def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]]) -> Iterator
                 raise AudioError(f"{shard.address}: {error} {ATTEMPTS} times; stopped after {passed} clips.") from None
 
 
-def _once(shard: ShardStream, trouble: list[tuple[Path, str]]) -> Iterator[Sound]:
+def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[Sound]:
     where = Path(shard.address if shard.file is None else shard.file)
     seen: set[str] = set()
-    with _bytes_of(shard) as stream:
+    with _bytes_of(shard, commands) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictHeader) as tar:
                 while (info := tar.next()) is not None:
@@ -96,7 +139,7 @@ def _once(shard: ShardStream, trouble: list[tuple[Path, str]]) -> Iterator[Sound
 
 
 @contextmanager
-def _bytes_of(shard: ShardStream) -> Iterator[IO[bytes]]:
+def _bytes_of(shard: ShardStream, commands: Commands) -> Iterator[IO[bytes]]:
     """The bytes of a file, or of what a command prints.
 
     Raises:
@@ -110,15 +153,15 @@ def _bytes_of(shard: ShardStream) -> Iterator[IO[bytes]]:
         with opened:
             yield opened
         return
-    process = subprocess.Popen(shard.address.removeprefix(PIPE), shell=True, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    try:
-        yield process.stdout
-    except BaseException:  # whoever reads has gone, or reads no further
-        process.kill()
-        raise
-    finally:
-        process.stdout.close()
-        status = process.wait()
+    with commands.running(shard.address.removeprefix(PIPE)) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+        except BaseException:  # whoever reads has gone, or reads no further
+            kill(process)
+            raise
+        finally:
+            process.stdout.close()
+            status = process.wait()
     if status:
         raise CommandFailedError(f"the command failed with status {status}")

@@ -108,6 +108,9 @@ class Batches(ABC):
         lengths = torch.tensor([clip.num_samples for clip in found])
         return Clips(audio, lengths, torch.tensor([clip.number for clip in found]))
 
+    def end(self) -> None:  # noqa: B027
+        """Give up what is being read, where that may take for ever; `close` comes next."""
+
     def close(self) -> None:  # noqa: B027
         """Let go of what is open, if anything is; another batch opens it again."""
 

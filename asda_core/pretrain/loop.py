@@ -152,7 +152,8 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
     config = run.config
     if run.step >= config.steps:
         return
-    with closing(prefetched(clips, run.step, config.steps)) as batches:
+    saves = True
+    with closing(prefetched(clips, run.step, config.steps, lambda: run.stop and run.processes.world == 1)) as batches:
         for batch in batches:
             record = _train_step(run, batch)
             stop = run.processes.any(run.stop)
@@ -169,8 +170,12 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
                     reporter.log(run.step, values)
             if saves:
                 _save(run)
-            if stop and run.step < config.steps:
-                raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command goes on.")
+            if stop:
+                break
+    if run.step < config.steps:
+        if not saves:  # stopped while the next batch did not come
+            _save(run)
+        raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command goes on.")
 
 
 def _start(

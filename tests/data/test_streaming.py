@@ -1,25 +1,35 @@
 """Streamed shards: every clip once, ranks apart, exact going on, commands that fail, tars that are cut off."""
 
+import re
+import signal
+import subprocess
+import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from asda_core.catalog import Catalog
+from asda_core.command_line import EXIT_STOPPED
 from asda_core.config import DataConfig, RunConfig
+from asda_core.config_io import to_yaml
 from asda_core.data import stream_batches
 from asda_core.data.counts import SHARDS_FILE, Counts
 from asda_core.data.sources import ShardStream, find_training
 from asda_core.data.stream_batches import StreamBatches, open_clips
 from asda_core.data.streaming import Sound, read_stream
 from asda_core.errors import AudioError, ConfigError, TrainingStopped
+from asda_core.locating import newest_step
 from asda_core.pretrain.data import ClipBatches
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.prefetching import prefetched
-from asda_core.pretrain.reporter import read_log
+from asda_core.pretrain.reporter import LOG_FILE, read_log
 from tests.data.shards import sound_bytes, write_shards, write_tar
+from tests.waiting import wait_until
 
 CONFIG = DataConfig(clip_seconds=0.2, batch_size=4, shuffle_clips=5)
 COUNTS = [4, 7, 3, 6]
@@ -87,9 +97,9 @@ def test_known_shards_are_not_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     through.close()
     read: list[str] = []
 
-    def spied(shard: ShardStream, trouble: list[tuple[Path, str]]) -> object:
+    def spied(shard: ShardStream, *more: Any) -> object:
         read.append(shard.address)
-        return read_stream(shard, trouble)
+        return read_stream(shard, *more)
 
     monkeypatch.setattr(stream_batches, "read_stream", spied)
     for folder, most in ((run, 3), (None, 15)):
@@ -291,3 +301,40 @@ def test_open_clips(tmp_path: Path, audio_folder: Path) -> None:
         found = [batch.audio for batch in batches]
     assert [torch.equal(clips.batch(step).audio, found[step - 3]) for step in (3, 4, 5)] == [True] * 3
     clips.close()
+
+
+def stalled_after(shard: Path, folder: Path) -> str:
+    """A command that prints a shard the first time, and then never ends, as a connection does that hangs."""
+    script = folder / "stalls.sh"
+    script.write_text(f"if mkdir {folder}/once 2> /dev/null; then cat {shard}; else sleep 600 & wait; fi\n")
+    return f"pipe:sh {script}"
+
+
+def test_nobody_waits_for_a_command_that_stalls(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, [8])
+    clips = StreamBatches([ShardStream(stalled_after(shard, tmp_path))], CONFIG, 16_000, 1)
+    asked: list[bool] = []
+    started = time.monotonic()
+    batches = prefetched(clips, 0, 9, lambda: bool(asked.append(True)) or len(asked) > 2)
+    assert 1 <= len(list(batches)) <= 2
+    assert time.monotonic() - started < 30
+    assert len(asked) == 3
+
+
+@pytest.mark.slow
+def test_a_run_whose_data_stall_is_stopped_and_keeps_its_steps(
+    tiny: RunConfig, catalog: Catalog, tmp_path: Path
+) -> None:
+    (shard,) = write_shards(tmp_path, [16])
+    config = replace(tiny, steps=50, checkpoint_every=50, data=replace(tiny.data, shuffle_clips=8))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    command = ["-m", "asda_core.cli", "pretrain", str(tmp_path / "config.yaml"), "--device", "cpu"]
+    command += ["--data", stalled_after(shard, tmp_path), "--out", str(tmp_path / "run")]
+    with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as run:
+        wait_until(lambda: (tmp_path / "run" / LOG_FILE).exists(), "a step")
+        time.sleep(2)  # until the data are used up
+        run.send_signal(signal.SIGTERM)
+        told = run.communicate(timeout=60)[1]
+    assert run.returncode == EXIT_STOPPED, told
+    stopped = int(re.findall(r"stopped after step (\d+) of 50", told)[0])
+    assert newest_step(tmp_path / "run") == tmp_path / "run" / f"step-{stopped:08d}"
