@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from unittest import mock
@@ -98,30 +97,36 @@ def test_an_allocator_that_torch_does_not_ask_is_not_believed(monkeypatch: pytes
     assert cost._heap() is not None
 
 
-def test_what_is_held_beside_busy_threads_is_seen() -> None:
-    """As beside those that read data: a look waits for its turn, and the next one must not wait fifty times that."""
-    stop = threading.Event()
+def test_a_look_that_waits_for_its_turn_does_not_put_off_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As beside threads that read data: only what a look itself takes counts for the pause behind it."""
+    looks: list[float] = []
 
-    def count() -> None:
-        while not stop.is_set():
-            sum(range(1000))
+    def waits() -> int:
+        looks.append(time.monotonic())
+        time.sleep(0.05)
+        return 0
 
-    threads = [threading.Thread(target=count) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(3):
-            with Cost() as spent:
-                time.sleep(0.7)
-                held = np.ones(100 * cost.MEBIBYTE // 8)
-                time.sleep(0.7)
-                del held
-                time.sleep(0.1)
-            assert 95 <= spent.mebibytes < 140
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    monkeypatch.setattr(cost, "_in_use", waits)
+    with Cost():
+        time.sleep(2)
+    assert len(looks) > 5
+
+
+def test_a_look_that_takes_long_is_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process of millions of small pieces."""
+    looks: list[float] = []
+
+    def works() -> int:
+        looks.append(time.monotonic())
+        until = time.thread_time() + 0.05
+        while time.thread_time() < until:
+            pass
+        return 0
+
+    monkeypatch.setattr(cost, "_in_use", works)
+    with Cost():
+        time.sleep(1)
+    assert len(looks) <= 4, "before, once or twice on the way, and at the end"
 
 
 def test_what_torch_imports_is_there_before(tmp_path: Path) -> None:
