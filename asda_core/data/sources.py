@@ -228,7 +228,8 @@ def _column_of_files(lines: Sequence[str]) -> tuple[str, str] | None:
             continue
         for place, name in enumerate(header):
             values = [row[place].strip() for row in rows if len(row) > place]
-            if name.strip().lower() in FILE_COLUMNS and any(map(is_audio, values)):
+            enough = any if place else all  # before the first comma there may be half a name
+            if values and name.strip().lower() in FILE_COLUMNS and enough(map(is_audio, values)):
                 return name, delimiter
             if other is None and values and all(map(is_audio, values)) and {len(row) for row in rows} == {len(header)}:
                 other = name, delimiter

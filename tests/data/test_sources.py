@@ -190,6 +190,7 @@ def named_in(file: Path) -> list[str]:
         ("id,wav_path\n1,a.ogg\n2,b.ogg", ["a.ogg", "b.ogg"]),
         ("id;file\n1;a.ogg\n2;b.ogg", ["a.ogg", "b.ogg"]),
         ("a,b.ogg\nc,d.ogg", ["a,b.ogg", "c,d.ogg"]),  # names with commas
+        ('file,label\na,b.ogg\n"c.ogg",dog', ["a,b.ogg", "c.ogg"]),
         ("a.ogg,dog\nb.ogg,cat", ["a.ogg", "b.ogg"]),
     ],
 )
