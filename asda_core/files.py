@@ -49,6 +49,15 @@ def write_text(file: Path, text: str) -> None:
     write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def append_line(file: Path, line: str) -> None:
+    """Add a line to a file by one write, so that several processes may; behind a whole line, if a kill cut one off."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab+", buffering=0) as opened:
+        opened.seek(max(0, opened.seek(0, os.SEEK_END) - 1))
+        cut_off = opened.read() not in (b"", b"\n")
+        opened.write(f"{chr(10) * cut_off}{line}\n".encode())
+
+
 def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """`write_whole` for a table as CSV: a column for every key of any row, empty where a row has it not."""
     text = io.StringIO()

@@ -1,10 +1,10 @@
-"""Where the model of a run folder lies."""
+"""Which model a text of a command line means, and where that of a run folder lies."""
 
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from asda_core.errors import CheckpointError
+from asda_core.errors import CheckpointError, ConfigError
 
 MODEL_FILE = "model.safetensors"
 PACKAGE_MODEL = "asda_small"
@@ -22,6 +22,22 @@ CHECKPOINTS = (
     "a file (.safetensors, or .pt of a released model), a folder that holds one, a run folder or one of its steps"
 )
 """What a path may be that means a model file."""
+
+
+def labelled_path(option: str, text: str) -> tuple[str, str]:
+    """Label and path of `LABEL=PATH`; no label where the whole is a path, or there is no "=".
+
+    Raises:
+        ConfigError: on one side of the "=" there is nothing.
+    """
+    label, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        return "", text
+    if not path:
+        raise ConfigError(f"{option} {text!r}: behind {label!r} there is no path; is a variable not set?")
+    if not label:
+        raise ConfigError(f"{option} {text!r}: nothing, which stands before the =, cannot be a label.")
+    return label, path
 
 
 def step_folders(folder: Path) -> list[Path]:

@@ -13,8 +13,8 @@ from asda_core.assemble import Parts, build_parts
 from asda_core.catalog import Catalog, load_catalog
 from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model, write_step
 from asda_core.config import RunConfig
-from asda_core.errors import CheckpointError
-from asda_core.locating import locate, newest_step
+from asda_core.errors import CheckpointError, ConfigError
+from asda_core.locating import labelled_path, locate, newest_step
 from asda_core.official.reading import read_model
 
 
@@ -163,3 +163,14 @@ def test_the_model_of_the_package_by_its_name(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "asda_small").mkdir()
     with pytest.raises(CheckpointError, match="no checkpoint at asda_small"):
         locate(Path("asda_small"))
+
+
+def test_labels_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a=b").mkdir()
+    assert labelled_path("--model", "mine=runs/x=y") == ("mine", "runs/x=y")
+    assert labelled_path("--model", "a=b") == ("", "a=b")  # a folder that is there
+    assert labelled_path("--model", "runs/x") == ("", "runs/x")
+    for text, message in (("mine=", "behind 'mine' there is no path"), ("=runs/x", "cannot be a label")):
+        with pytest.raises(ConfigError, match=f"--model '{text}'.*{message}"):
+            labelled_path("--model", text)

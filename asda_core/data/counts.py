@@ -1,12 +1,12 @@
 """How many clips streamed shards have, noted down by a run, so that going on need not read them again."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from asda_core.data.sources import ShardStream
 from asda_core.errors import AudioError
+from asda_core.files import append_line
 
 SHARDS_FILE = "shards.jsonl"
 """In the folder of a run."""
@@ -35,12 +35,7 @@ class Counts:
                 f"{shard.address} holds {count} clips and held {known}; a run goes on with the same alone."
             )
         if self.file is not None and new:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a+b", buffering=0) as opened:
-                opened.seek(max(0, opened.seek(0, os.SEEK_END) - 1))
-                ends = opened.read() in (b"", b"\n")  # else a kill or a full disk has cut the last line off
-                line = json.dumps({"shard": shard.address, "clips": count})
-                opened.write(f"{'' if ends else chr(10)}{line}\n".encode())
+            append_line(self.file, json.dumps({"shard": shard.address, "clips": count}))
 
     def total(self, shards: Sequence[ShardStream]) -> int | None:
         """Clips of all these shards, if all are known."""

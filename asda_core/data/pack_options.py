@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from asda_core.config import require
@@ -14,6 +15,13 @@ LEAST_RATE, MOST_RATE = 1_000, 655_350
 """Of packed audio, in Hz: what is below holds nothing that a front end hears; FLAC has no more."""
 LEAST_SECONDS = 0.01
 """Of the pieces of a file: one frame of log-mel is 25 ms."""
+
+
+def unfinished(folder: Path) -> str:
+    """What is to be told of a folder with a pack that is not finished; nothing of any other folder."""
+    if (folder / PACK_FILE).is_file() and not (folder / SKIPPED_FILE).is_file():
+        return f"the pack {folder} is not finished; the command that began it goes on."
+    return ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
 
-from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE
+from asda_core.data.pack_options import unfinished
 from asda_core.data.tars import (
     AUDIO_SUFFIXES,
     INDEX_SUFFIX,
@@ -176,8 +176,8 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _tell_what_is_missing(pack: Path) -> None:
     """Warn of a pack that is not finished, and of shards of which only the index is there."""
-    if (pack / PACK_FILE).is_file() and not (pack / SKIPPED_FILE).is_file():
-        print(f"warning: the pack {pack} is not finished; the command that began it goes on.", file=sys.stderr)
+    if trouble := unfinished(pack):
+        print(f"warning: {trouble}", file=sys.stderr)
     indices = sorted(pack.glob(f"*{INDEX_SUFFIX}"))
     gone = [each.name for each in indices if not each.with_name(shard_of(each.name)).exists()]
     if gone:

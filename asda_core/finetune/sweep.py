@@ -20,7 +20,7 @@ from asda_core.finetune.running import Job, finetune, prepared
 from asda_core.finetune.tuned import Start
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round
-from asda_core.locating import is_package_model
+from asda_core.locating import is_package_model, labelled_path
 from asda_core.official.reading import read_model
 
 SEED_FIELD = "{seed}"
@@ -88,11 +88,8 @@ def named_starts(given: Sequence[str]) -> dict[str, str]:
     """
     starts: dict[str, str] = {}
     for text in given:
-        label, equals, path = text.partition("=")
-        if equals and not path:
-            raise ConfigError(f"--checkpoint {text!r}: behind {label!r} there is no path; is a variable not set?")
-        if not equals or Path(text).exists():
-            label, path = _own_name(Path(text)), text
+        label, path = labelled_path("--checkpoint", text)
+        label = label or _own_name(Path(path))
         if label in starts or not label or "/" in label:
             raise ConfigError(f"--checkpoint {text!r}: give every checkpoint a label of its own, as in mine={text}.")
         starts[label] = path

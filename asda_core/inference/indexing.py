@@ -5,7 +5,6 @@ added by a single write behind a whole line, so that a process that is killed co
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from filelock import FileLock
 
 from asda_core.data.tars import split_member
 from asda_core.errors import AudioError, ConfigError
-from asda_core.files import write_text
+from asda_core.files import append_line, write_text
 from asda_core.inference.writing import Format, Granularity, Kind
 
 SETTINGS_FILE = "embed.json"
@@ -103,12 +102,8 @@ class Index:
 
     def note(self, entry: Entry) -> None:
         """Add a line: its embedding is in its place."""
-        line = (json.dumps(entry) + "\n").encode()
-        with self._locked(), (self.folder / INDEX_FILE).open("ab+", buffering=0) as opened:
-            if opened.seek(0, os.SEEK_END):
-                opened.seek(-1, os.SEEK_END)
-                line = line if opened.read(1) == b"\n" else b"\n" + line  # somebody was killed within a line
-            opened.write(line)
+        with self._locked():
+            append_line(self.folder / INDEX_FILE, json.dumps(entry))
 
     def tidy(self, mine: Sequence[Path], skipped: Mapping[Path, str]) -> None:
         """Leave one line of each embedding, and no embedding under a name that its sound had before.

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE
+from asda_core.data.pack_options import unfinished
 from asda_core.data.sources import NUMBERS, expanded
 from asda_core.data.tars import TAR_SUFFIX, StrictHeader, index_of, is_audio, plain_name
 from asda_core.errors import AudioError, TaskError
@@ -109,8 +109,8 @@ def _check_folder(place: Path) -> None:
     """Refuse a pack that is not finished, and tell of compressed shards that are left out."""
     if not place.is_dir():
         return
-    if (place / PACK_FILE).is_file() and not (place / SKIPPED_FILE).is_file():
-        raise TaskError(f"the pack {place} is not finished; the command that began it goes on.")
+    if trouble := unfinished(place):
+        raise TaskError(trouble)
     if compressed := [file.name for file in files_below(place) if file.name.endswith(COMPRESSED)]:
         print(f"warning: left out of {place}, unpack to use: {', '.join(compressed[:FEW])}.", file=sys.stderr)
 

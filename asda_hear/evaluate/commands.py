@@ -12,7 +12,7 @@ from asda_core.command_line import output_folder
 from asda_core.config_io import CONFIG_SUFFIXES, parsed_changes
 from asda_core.errors import ConfigError, TaskError
 from asda_core.files import write_text
-from asda_core.locating import MODEL_FILE, STEP_FOLDERS
+from asda_core.locating import MODEL_FILE, STEP_FOLDERS, labelled_path
 from asda_core.workers import ended_as_interrupt
 from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
@@ -168,12 +168,8 @@ def named_models(given: Sequence[str], options: dict[str, object], seed: int = U
     """
     found: dict[str, str] = {}
     for text in given:
-        label, equals, path = text.partition("=")
-        if equals and not path:
-            raise ConfigError(f"--model {text!r}: behind {label!r} there is no path; is a variable not set?")
-        if not equals or Path(text).exists():
-            label, path = "", text
-        elif not label or label.startswith(".") or set(label) & set("/\\"):
+        label, path = labelled_path("--model", text)
+        if label.startswith(".") or set(label) & set("/\\"):
             raise ConfigError(f"--model {text!r}: {label!r} cannot be a label, which is the name of a folder.")
         name = model_name(path, options, seed, label)
         if name in found:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asda_core.errors import ConfigError
+from asda_core.locating import labelled_path
 from asda_hear.looking.clip import OpenModel, open_model, read_stretch, shown_name
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.page import Looked, numbers_text, write_arrays, write_page, write_picture
@@ -39,20 +40,12 @@ def run_look(parsed: argparse.Namespace) -> None:
 
 def open_models(paths: Sequence[str]) -> list[OpenModel]:
     """The models, each with a name of its own: what stands before "=", else what its path says."""
-    given = [_name_and_path(text) for text in paths]
+    given = [labelled_path("--checkpoint", text) for text in paths]
     names = [name or shown_name(Path(path)) for name, path in given]
     return [
         open_model(path, name=name if names.count(name) == 1 else path)
         for (_, path), name in zip(given, names, strict=True)
     ]
-
-
-def _name_and_path(text: str) -> tuple[str, str]:
-    """("ours", "runs/mine") of "ours=runs/mine"; no name where the whole is a path."""
-    name, equals, path = text.partition("=")
-    if equals and not path:
-        raise ConfigError(f"--checkpoint {text!r}: behind {name!r} there is no path; is a variable not set?")
-    return (name, path) if equals and not Path(text).exists() else ("", text)
 
 
 def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[Choice]:
