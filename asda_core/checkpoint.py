@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plugin_origins
@@ -33,11 +31,11 @@ from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
 from asda_core.locating import locate, step_folders
 from asda_core.model.encoder import Encoder
+from asda_core.tensor_files import read_tensors, save_tensors
 
 FORMAT = "asda-1"
 """Written into every checkpoint; changes when older code could not read a new one."""
 TRAINING_FILE = "training.safetensors"
-PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 ABOVE_TEACHER, TEACHER = "objective.teacher.", "objective.teacher.encoder."
 ORIGIN = ("name", "distribution", "version")
 TRAINED_ON = "trained_on"
@@ -175,6 +173,11 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, f
         for name in sorted(wanted.keys() & given.keys())
         if given[name].shape != wanted[name].shape
     ]
+    wrong += [
+        f"{name} holds {given[name].dtype}, not {wanted[name].dtype}"
+        for name in sorted(wanted.keys() & given.keys())
+        if given[name].is_floating_point() != wanted[name].is_floating_point()
+    ]
     wrong += [f"{name} holds NaN or infinite values" for name, tensor in given.items() if not is_finite(tensor)]
     if wrong:
         raise CheckpointError(f"{file} does not fit its config ({prefix}*): {'; '.join(wrong)}.")
@@ -220,18 +223,6 @@ def metadata_of(
     }
 
 
-def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: it cannot be written, as on a full disk.
-    """
-    try:
-        save_file(tensors, file, metadata)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {file}: {error}") from None
-
-
 def write_model(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write one file, whole or not at all."""
     write_whole(file, lambda part: save_tensors(part, tensors, metadata))
@@ -258,30 +249,3 @@ def write_step(
     for old in step_folders(folder)[:-keep]:
         shutil.rmtree(old)
     return final
-
-
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        CheckpointError: it is damaged or something else; nothing in it is run to find out.
-    """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read {file}: {_what_it_is(file)} ({error})") from None
-
-
-def _what_it_is(file: Path) -> str:
-    start = b""
-    if file.is_file():
-        with file.open("rb") as opened:
-            start = opened.read(8)
-    known: dict[bytes, Any] = {
-        b"PK\x03\x04": "it is a zip archive, as torch.save writes; its pickle is not opened",
-        b"": "it is empty",
-    }
-    if start[:1] == b"\x80" and start[1:2] in PICKLE_PROTOCOLS:
-        return "it is a pickle, which could run code when opened, so it is not opened"
-    return str(known.get(start[:4], "it is no checkpoint, or a truncated one"))

@@ -152,6 +152,7 @@ class HearModel(nn.Module):
 
         Raises:
             AudioError: wrong shape, type, no samples, NaN.
+            ConfigError: the model was cast, as by `model.half()`.
         """
         if not isinstance(audio, Tensor):
             raise AudioError(f"audio must be a torch tensor, not {type(audio).__name__}; torch.from_numpy makes one.")
@@ -162,8 +163,10 @@ class HearModel(nn.Module):
         if not audio.is_floating_point():
             raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
         check_finite(audio, "the audio")
-        device = next(chain(self.parameters(), self.buffers())).device
-        return audio.to(device, torch.float32)
+        first = next(chain(self.parameters(), self.buffers()))
+        if first.dtype != torch.float32:
+            raise ConfigError(f"the model was cast to {first.dtype}; load_model takes precision='bfloat16' instead.")
+        return audio.to(first.device, torch.float32)
 
 
 def _batches(clips: Tensor, size: int) -> Sequence[Tensor]:

@@ -16,6 +16,7 @@ from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.locating import labelled_path, locate, newest_step
 from asda_core.official.reading import read_model
+from asda_core.tensor_files import read_tensors
 
 
 @pytest.fixture
@@ -47,6 +48,26 @@ def test_round_trip(file: Path, parts: Parts, catalog: Catalog, tiny: RunConfig)
     for one, other in zip(encoder.parameters(), parts.encoder.parameters(), strict=True):
         assert torch.equal(one, other)
     assert read_checkpoint(file.parent).file == file
+
+
+def test_the_same_content_is_the_same_bytes(file: Path, catalog: Catalog, tiny: RunConfig, parts: Parts) -> None:
+    told = {**metadata_of(tiny, catalog, 3, data='\x01 \\" é 音'), "z": "", "a": "\n"}
+    tensors, again = model_tensors(parts, False), file.with_name("again.safetensors")
+    for each in (file, again, again):  # the library's order of eight entries, drawn anew each time
+        write_model(each, tensors, told)
+        assert each.read_bytes() == file.read_bytes()
+    read, metadata = read_tensors(again)
+    assert metadata == told
+    assert all(torch.equal(read[name], value) for name, value in tensors.items())
+
+
+def test_whole_numbers_are_no_weights(file: Path, catalog: Catalog) -> None:
+    tensors = load_file(file)
+    tensors["encoder.input_norm.weight"] = tensors["encoder.input_norm.weight"].long()
+    with pytest.raises(CheckpointError, match=r"input_norm\.weight holds torch\.int64, not torch\.float32"):
+        load_encoder(read_checkpoint(change(file, tensors)), catalog)
+    tensors["encoder.input_norm.weight"] = tensors["encoder.input_norm.weight"].half()  # as a smaller file holds them
+    load_encoder(read_checkpoint(change(file, tensors)), catalog)
 
 
 class Trap:

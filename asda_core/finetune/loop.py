@@ -20,7 +20,6 @@ from asda_core.checkpoint import (
     TRAINING_FILE,
     metadata_of,
     read_checkpoint,
-    read_tensors,
     write_model,
     write_step,
 )
@@ -48,6 +47,7 @@ from asda_core.pretrain.resuming import (
     stop_on_signal,
 )
 from asda_core.pretrain.schedule import optimizer_of
+from asda_core.tensor_files import read_tensors
 
 BEST_FILE = "best.safetensors"
 STATE = "finetuning"

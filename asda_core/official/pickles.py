@@ -19,6 +19,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from asda_core.errors import CheckpointError
+from asda_core.tensor_files import LENGTH_BYTES
 
 STOOD_IN_FOR = (
     r"argparse\.Namespace",
@@ -39,8 +40,6 @@ STOOD_IN_FOR = (
 """Names (regular expressions) that files of fairseq hold beside tensors; each becomes a `StandIn`, none is imported."""
 NAME_IN_MESSAGE = re.compile(r"GLOBAL ([\w.]+)")
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
-SAFETENSORS_LENGTH = 8
-"""Bytes of the length of the header with which a safetensors file begins."""
 OMEGACONF_CONTENT = ("_content", "_val")
 """Where omegaconf's containers and nodes keep what they hold."""
 
@@ -204,11 +203,8 @@ def is_pickled(file: Path) -> bool:
     A safetensors file begins with the length of its header, whose first byte may be that of a pickle; then a brace.
     """
     with file.open("rb") as opened:
-        start = opened.read(SAFETENSORS_LENGTH + 1)
-    if (
-        start[SAFETENSORS_LENGTH:] == b"{"
-        and int.from_bytes(start[:SAFETENSORS_LENGTH], "little") < file.stat().st_size
-    ):
+        start = opened.read(LENGTH_BYTES + 1)
+    if start[LENGTH_BYTES:] == b"{" and int.from_bytes(start[:LENGTH_BYTES], "little") < file.stat().st_size:
         return False
     return start.startswith((ZIP_START, PICKLE_START))
 

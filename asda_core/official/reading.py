@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from asda_core.checkpoint import FORMAT, Checkpoint, Weights, read_checkpoint, read_tensors
+from asda_core.checkpoint import FORMAT, Checkpoint, Weights, read_checkpoint
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.files import beside_model
 from asda_core.locating import locate
@@ -26,6 +26,7 @@ from asda_core.official.matching import Shape, check_all, check_finite_tensors, 
 from asda_core.official.pickles import is_pickled, plain, read_pickled
 from asda_core.official.ssast import is_masked_patch, read_masked_patch
 from asda_core.official.told import classifier_config, not_reproduced, pretraining, run_config, told
+from asda_core.tensor_files import read_tensors
 
 TEACHER = "_ema"
 """Where a released pre-training state keeps the teacher."""

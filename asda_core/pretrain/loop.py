@@ -20,7 +20,6 @@ from asda_core.checkpoint import (
     metadata_of,
     model_tensors,
     read_checkpoint,
-    read_tensors,
     write_model,
     write_step,
 )
@@ -50,6 +49,7 @@ from asda_core.pretrain.resuming import (
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
 from asda_core.pretrain.step import Passes, Step, pass_seed, passes_of
 from asda_core.starting import start_from
+from asda_core.tensor_files import read_tensors
 
 PASS_KEY, STREAM_KEY = "micro_batch", "stream_parts"
 """Under which a step's metadata keep the clips in a pass and the parts of a stream, with which another number of

@@ -149,6 +149,12 @@ def test_half_and_double_are_float(model: HearModel) -> None:
     assert torch.allclose(model.scene(audio.half()), wanted, atol=1e-2)
 
 
+@pytest.mark.parametrize("cast", ["half", "double"])
+def test_a_model_that_was_cast(model: HearModel, cast: str) -> None:
+    with pytest.raises(ConfigError, match="cast to torch.float.*precision='bfloat16'"):
+        getattr(model, cast)().scene(noise(1, 16_000))
+
+
 def test_silence(model: HearModel) -> None:
     assert model.scene(torch.zeros(1, 16_000)).isfinite().all()
 
