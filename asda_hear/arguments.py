@@ -5,6 +5,7 @@ from pathlib import Path
 
 from asda_core.command_line import output_folder
 from asda_core.labelled.examples import TRAIN_VALID_TEST
+from asda_core.locating import PACKAGE_MODEL
 from asda_core.workers import Shard, read_shard
 from asda_hear.names import MEAN
 
@@ -74,9 +75,9 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         nargs="+",
-        required=True,
+        default=[PACKAGE_MODEL],
         metavar="C",
-        help="several stand side by side; NAME=C gives one a name",
+        help="several stand side by side; NAME=C gives one a name (default: the model of the package)",
     )
     parser.add_argument("--layer", type=int, nargs="+", default=[], metavar="L", help="from 0 (default: the last)")
     parser.add_argument(

@@ -20,6 +20,8 @@ RANGE_DB = 70.0
 """What lies so far below the loudest of all spectrograms is drawn white."""
 TOP_PERCENTILE = 98.0
 """Where the colour scale of attention ends: single patches that get all of it would leave the rest blank."""
+LEAST_MEANS = 2.0
+"""A scale ends no lower than at so many times the mean: attention that is nearly even has no strong colour."""
 LEAST_TOP = 1e-6
 """Top of a scale where all values are 0."""
 STRONGEST, WEAKEST = 0.92, 0.0
@@ -261,7 +263,10 @@ def _top(
     """Where a scale ends."""
     panels = [panel(view, choice, query, kind) for view in views for kind in kinds]
     values = [size(each.values).ravel() for each in panels if each is not None]
-    return max(float(np.percentile(np.concatenate(values), TOP_PERCENTILE)), LEAST_TOP) if values else 1.0
+    if not values:
+        return 1.0
+    every = np.concatenate(values)
+    return max(float(np.percentile(every, TOP_PERCENTILE)), LEAST_MEANS * float(every.mean()), LEAST_TOP)
 
 
 def _grey() -> ListedColormap:

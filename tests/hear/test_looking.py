@@ -280,6 +280,24 @@ def test_the_figure(catalog: Catalog) -> None:
     assert sum("map" in axes.get_title() for axes in alone.axes) == 1
 
 
+def test_nearly_even_attention_is_pale(catalog: Catalog) -> None:
+    """With weights of 0 every map is even, at 1 of a scale that ends at 2; a difference of such maps likewise."""
+    model = model_of(catalog)
+    for parameter in model.encoder.parameters():
+        parameter.data.zero_()
+    view = look(model, stretch_of(torch.from_numpy(sweep()).float(), model))
+    figure = attention_figure([view], [Choice()], Query())
+    first, second, difference = (axes.images[1] for axes in figure.axes if "map" in axes.get_title())
+    for image in (first, second, difference):
+        assert float(image.norm.vmax) == pytest.approx(2 * float(np.abs(image.get_array()).mean()))  # type: ignore[arg-type]
+    assert float(first.norm.vmax) == pytest.approx(2)  # type: ignore[arg-type]
+
+
+def test_without_a_checkpoint_it_is_the_model_of_the_package(audio: Path, tmp_path: Path) -> None:
+    run(audio, "--out", tmp_path / "x.npz")
+    assert list(np.load(tmp_path / "x.npz")["models"]) == ["asda_small"]
+
+
 def test_without_a_class_token(catalog: Catalog) -> None:
     view = view_of(catalog, class_token=ClassTokenConfig(position="none"))
     drawn = panel(view, Choice(), Query(), "map 1")
