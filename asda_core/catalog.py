@@ -159,8 +159,12 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(plugin)
-    if not manager.get_hookcallers(plugin):
-        raise PluginError(f"it has no hook; valid hooks: {', '.join(hook for hook, _ in hookspecs.FAMILIES.values())}.")
+    asked = [caller.name for caller in manager.get_hookcallers(plugin) or []]
+    valid = [hook for hook, _ in hookspecs.FAMILIES.values()]
+    if unmarked := [hook for hook in valid if hook not in asked and hasattr(plugin, hook)]:
+        raise PluginError(f"{', '.join(unmarked)} must be marked by @hookimpl of asda_core.contracts.")
+    if not asked:
+        raise PluginError(f"it has no hook; valid hooks: {', '.join(valid)}.")
     manager.check_pending()
     offers, answered = [], False
     for family, (hook, kind) in hookspecs.FAMILIES.items():
@@ -172,8 +176,7 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
                 _check_spec(spec, hook)
                 offers.append(Offer(family, spec, distribution, version))
     if not answered:
-        asked = ", ".join(caller.name for caller in manager.get_hookcallers(plugin) or [])
-        raise PluginError(f"{asked} gave None; is a `return` missing?")
+        raise PluginError(f"{', '.join(asked)} gave None; is a `return` missing?")
     return offers
 
 

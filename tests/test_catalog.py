@@ -84,6 +84,8 @@ def test_a_stranger_comes_in(install: Install) -> None:
         ("raise SystemError('broken at import')", "SystemError: broken at import"),
         (offering("x", hook="asda_mixer"), "unknown hook 'asda_mixer'"),
         ("nothing = 1", "it has no hook"),
+        (offering("x").replace("@hookimpl", ""), "asda_mixers must be marked by @hookimpl"),
+        (offering("x") + "\ndef asda_adapters():\n    pass\n", "asda_adapters must be marked by @hookimpl"),
         ("import sys; sys.exit('no CUDA')", "SystemExit: no CUDA"),
         (offering("x").replace("name, Nothing,", "name, int,"), "the config a dataclass"),
         (offering("x").replace("spec(name) for", "name for"), "must give MixerSpec objects, not 'x'"),

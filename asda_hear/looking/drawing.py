@@ -159,8 +159,8 @@ def _draw(axes: Axes, view: View, row: Row, query: Query, scales: Scales) -> Non
     end, bins = places.end_seconds, places.num_bins
     seconds = view.spectrogram.shape[1] * places.step_seconds / view.model.encoder.config.step_frames
     extent = (places.start_seconds, places.start_seconds + seconds, -0.5, bins - 0.5)
-    grey = dict[str, Any](cmap=_grey(), origin="lower", aspect="auto", interpolation="nearest", rasterized=True)
-    axes.imshow(view.spectrogram, extent=extent, norm=scales.spectrogram, **grey)
+    cells = dict[str, Any](origin="lower", aspect="auto", interpolation="nearest")
+    axes.imshow(view.spectrogram, extent=extent, norm=scales.spectrogram, cmap=_grey(), rasterized=True, **cells)
     positions, labels = zip(*places.ticks(), strict=True)
     axes.set_yticks(positions, labels)
     axes.set_xlim(places.start_seconds, end)
@@ -177,15 +177,7 @@ def _draw(axes: Axes, view: View, row: Row, query: Query, scales: Scales) -> Non
     scale, colours = (scales.difference, _diverging()) if row.kind == "difference" else (scales.attention, _warm())
     high = places.grid[1] * places.step_bins - 0.5
     over = (places.start_seconds, end, -0.5, high)
-    axes.imshow(
-        drawn.values,
-        extent=over,
-        norm=scale[row.choice],
-        cmap=colours,
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-    )
+    axes.imshow(drawn.values, extent=over, norm=scale[row.choice], cmap=colours, **cells)
     if drawn.query is not None:
         axes.add_patch(_cell(view, drawn.query, QUERY_COLOUR, 1.6))
     _title(axes, _caption(view, row.choice, row.kind, drawn))
