@@ -108,5 +108,6 @@ def stop(workers: Sequence[Worker]) -> None:
 
 
 def tails(logs: Sequence[Path]) -> str:
-    """The last lines of logs."""
-    return " | ".join(" ".join(log.read_text().splitlines()[-TAIL_LINES:]) for log in logs if log.exists())
+    """The last lines of logs; what several end with is told once."""
+    ends = [" ".join(log.read_text().splitlines()[-TAIL_LINES:]) for log in logs if log.exists()]
+    return " | ".join(dict.fromkeys(ends))

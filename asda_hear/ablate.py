@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError
@@ -12,10 +11,8 @@ from asda_hear.ablation.estimate import print_estimate
 from asda_hear.ablation.many import run_jobs, submit_jobs
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
-from asda_hear.ablation.run import CellsFailed, prepare, run_plan, write_all_rows
+from asda_hear.ablation.run import RESULTS, CellsFailed, prepare, run_plan, write_all_rows
 from asda_hear.reporting.report import PAGE_FILE, write_report
-
-RESULTS = Path("results")
 
 
 def run_ablate(parsed: argparse.Namespace) -> None:

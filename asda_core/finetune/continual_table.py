@@ -15,6 +15,7 @@ from asda_core.files import write_text
 from asda_core.finetune.continual import Outcome, Task, learn_in_turn
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
+from asda_core.markdown import escaped, table_row
 from asda_core.statistics import mean_interval
 
 ROWS_FILE, TABLE_FILE, OUTCOME_SUFFIX = "continual.csv", "continual.md", ".outcome.json"
@@ -105,8 +106,9 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     names = [task.data.name for task in stream.tasks]
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / ROWS_FILE, _csv(stream, outcomes, names))
-    heads = ["checkpoint", "mode", "after", *names, "average", "forgetting", "backward transfer", "trained", "stored"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    heads = ["checkpoint", "mode", "after", *map(escaped, names)]
+    heads += ["average", "forgetting", "backward transfer", "trained", "stored"]
+    lines = [table_row(heads), "|" + "---|" * len(heads)]
     for (label, mode), by_seed in outcomes.items():
         found = list(by_seed.values())
         for t, name in enumerate(names):
@@ -114,7 +116,7 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
             last = t == len(names) - 1
             ends = [str(mean_interval([getattr(o, what)() for o in found])) if last else "" for what in ENDS]
             trained, stored = f"{found[0].trained[t]:,}", f"{found[0].stored:,}" if last else ""
-            lines.append("| " + " | ".join([label, mode, name, *cells, *ends, trained, stored]) + " |")
+            lines.append(table_row([escaped(label), mode, escaped(name), *cells, *ends, trained, stored]))
     most = max(map(len, outcomes.values()))
     seeds = f"Mean ± half the 95 % interval over {most} seeds" if most > 1 else "One seed"
     metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP of several labels"

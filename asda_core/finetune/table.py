@@ -14,6 +14,7 @@ from asda_core import __version__
 from asda_core.files import write_rows, write_text
 from asda_core.finetune.running import RESULT_FILE, read_result
 from asda_core.finetune.sweep import SEED_FIELD, Row, Sweep, evaluate_folds
+from asda_core.markdown import escaped, table_row
 from asda_core.statistics import mean_interval
 
 ROWS_FILE, TABLE_FILE = "runs.csv", "table.md"
@@ -40,15 +41,15 @@ def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
     heads += ["training, CPU s", "MiB", "runs"]
     splits = ", ".join(dict.fromkeys(str(row["split"]) for row in rows if row["split"]))
     lines = [
-        f"## {sweep.data.name}{f': {splits}' if splits else ''}",
+        f"## {escaped(sweep.data.name)}{f': {escaped(splits)}' if splits else ''}",
         "",
-        "| " + " | ".join(heads) + " |",
+        table_row(heads),
         "|" + "---|" * len(heads),
     ]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["checkpoint"], row["mode"]), []).append(row)
-    lines += ["| " + " | ".join(_line(sweep, members, metrics, many, out)) + " |" for members in groups.values()]
+    lines += [table_row(_line(sweep, members, metrics, many, out)) for members in groups.values()]
     lines += ["", _footnote(rows, metrics, out), ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)
@@ -100,7 +101,7 @@ def _line(sweep: Sweep, members: Sequence[Row], metrics: Sequence[str], many: bo
     first = members[0]
     seeds = list(dict.fromkeys(row["seed"] for row in members))
     share = f"{PERCENT * first['trained'] / first['parameters']:.1f} %"
-    cells = [str(first["checkpoint"]), str(first["mode"]), f"{first['trained']:,}", share]
+    cells = [escaped(str(first["checkpoint"])), str(first["mode"]), f"{first['trained']:,}", share]
     intervals: Mapping[str, Any] = (read_result(out / first["folder"]) or {}).get("intervals", {})
     by_seed = [[row for row in members if row["seed"] == seed] for seed in seeds]
     together = max(by_seed, key=len)  # an earlier command may have left a seed with some of the folds

@@ -90,11 +90,17 @@ class Work:
 
     def units(self) -> list[Unit]:
         """Baselines, then trainings; of every combination the first seed comes before any second one, so that a budget
-        that is spent early leaves fewer seeds, not fewer lines."""
+        that is spent early leaves fewer seeds, not fewer lines.
+
+        Each seed begins with another combination, so that no shard has all seeds of a slow one.
+        """
         found = [Unit(self.baseline_folder(label), (), label) for label in self.plan.config.baselines]
         by_name: dict[str, list[Cell]] = {}
-        for cell in sorted(self.plan.cells, key=lambda cell: self.plan.config.seeds.index(cell.seed)):
-            by_name.setdefault(cell.name, []).append(cell)
+        for place, seed in enumerate(self.plan.config.seeds):
+            cells = [cell for cell in self.plan.cells if cell.seed == seed]
+            first = place % max(1, len(cells))
+            for cell in (*cells[first:], *cells[:first]):
+                by_name.setdefault(cell.name, []).append(cell)
         return found + [Unit(self.store / CELLS / name, tuple(cells)) for name, cells in by_name.items()]
 
     def baseline_folder(self, label: str) -> Path:

@@ -15,7 +15,7 @@ from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, share_of
 from asda_hear.ablation.cells import ERROR_FILE, Work, is_done, read_failure
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
-from asda_hear.ablation.run import CellsFailed, make_ready, prepare, run_plan, write_all_rows
+from asda_hear.ablation.run import CellsFailed, make_ready, prepare, run_plan, tell_spent, write_all_rows
 
 try:
     import submitit
@@ -142,3 +142,5 @@ def _report(
         raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
     if left and any(code not in ACCEPTED_EXITS for code in codes):
         raise AsdaError(f"{len(left)} are left, and the processes have ended ({list(codes)}). {tails(logs)}")
+    if left and work.plan.config.budget.hours is not None:
+        tell_spent(work, len(left))

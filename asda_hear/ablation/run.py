@@ -45,6 +45,8 @@ process ends, however it ends."""
 POLL_SECONDS = 1.0
 """How often a process that has nothing left to take up looks whether the others are done or have died."""
 SECONDS_PER_HOUR = 3600
+RESULTS = Path("results")
+"""Where a plan leaves its tables, in a folder of its name, if nothing else is asked for."""
 
 
 class CellsFailed(AsdaError):
@@ -129,6 +131,11 @@ def write_all_rows(work: Work) -> list[Row]:
     return rows
 
 
+def tell_spent(work: Work, left: int) -> None:
+    """Say why a plan ends before it is done."""
+    print(f"the budget of {work.plan.config.budget.hours} hours is spent; {left} are left.", file=sys.stderr)
+
+
 def _do_all(work: Work, units: list[Unit]) -> list[str]:
     """Take up one unit after the other until all are done, failed, or the budget is spent; returns what failed."""
     began, wall = time.monotonic(), time.time()
@@ -140,7 +147,7 @@ def _do_all(work: Work, units: list[Unit]) -> list[str]:
             before = len(left)
             for unit in list(left):
                 if hours is not None and time.monotonic() - began > hours * SECONDS_PER_HOUR:
-                    print(f"the budget of {hours} hours is spent; {len(left)} are left.", file=sys.stderr)
+                    tell_spent(work, len(left))
                     return failed
                 outcome = _try_unit(work, unit, wall)
                 if outcome is None:

@@ -24,7 +24,9 @@ RESULTS = ("task", "metric", "score", "folds", "validation", "asda", "torch", "h
 BASELINE = "model"
 """Columns of `rows.csv` beside the axes; `model` tells baselines from cells."""
 TIDY = ("fold", "clips")
-NOISE = tuple(item.name for item in fields(NoiseRow) if item.name != "mixer")
+OVER_CLIPS = ("num_clips", "mean_ratio_of_clips")
+"""What the table of the attention on noise has of all clips."""
+NOISE = (*(item.name for item in fields(NoiseRow) if item.name != "mixer"), *OVER_CLIPS)
 """Columns of other tables that a plan leaves; `mixer` is a natural name of an axis, whose labels then stand there."""
 RESERVED = {BASELINE, *FACTS, *RESULTS, *TIDY, *NOISE}
 

@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from asda_core.errors import TaskError
 from asda_core.files import beside_model, file_digest
 from asda_core.locating import locate
-from asda_hear.evaluate.scores import SCORE_FILE
+from asda_hear.evaluate.scores import SCORE_FILE, read_task_score
 from asda_hear.evaluate.search import USUAL_SEED, VOCABULARY_FILE, EvaluationConfig
 from asda_hear.finding import find_model
 from asda_hear.names import LOG_MEL
@@ -148,7 +149,7 @@ def search_stamp(config: EvaluationConfig) -> Stamp:
 
 
 def is_scored(folder: Path, search: Stamp, task: Path) -> bool:
-    """Whether a folder holds the scores that belong to this.
+    """Whether a folder holds the scores that belong to this, and they can be read.
 
     Args:
         folder: of a model and a task.
@@ -156,4 +157,10 @@ def is_scored(folder: Path, search: Stamp, task: Path) -> bool:
         task: the task.
     """
     wanted = {**search, "task": kept_identity(folder, task, search["task"])}
-    return (folder / SCORE_FILE).exists() and read_stamp(folder / SEARCH_STAMP) == wanted
+    if not (folder / SCORE_FILE).exists() or read_stamp(folder / SEARCH_STAMP) != wanted:
+        return False
+    try:
+        read_task_score(folder)
+    except TaskError:  # damaged: it is made again
+        return False
+    return True

@@ -80,7 +80,7 @@ def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingTy
 
     Raises:
         TaskError: a column is missing, a row has more values than columns, a number is none, an event begins before its
-            clip, or a clip has two splits or none.
+            clip or ends before it begins, or a clip has two splits or none.
     """
     names, rows = read_table(table)
     needed = [columns.file, columns.label, *([columns.split] if columns.split else [])]
@@ -104,7 +104,7 @@ def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingTy
             clip = replace(clip, events=(*clip.events, _event(row, columns, label, f"{table} line {number}")))
         elif label:
             new = tuple(part.strip() for part in label.split(LABEL_SEPARATOR) if part.strip())
-            clip = replace(clip, labels=(*clip.labels, *new))
+            clip = replace(clip, labels=tuple(dict.fromkeys((*clip.labels, *new))))
         clips[name] = clip
     return list(clips.values())
 
@@ -118,6 +118,8 @@ def _event(row: Mapping[str, str], columns: Columns, label: str, where: str) -> 
         raise TaskError(f"{where}: {columns.start} and {columns.end} must be seconds.")
     if start < 0:
         raise TaskError(f"{where}: {columns.start} is {start:g} s, before the clip begins.")
+    if end < start:
+        raise TaskError(f"{where}: {columns.end} is {end:g} s, before {columns.start}, {start:g} s.")
     return Event(label, start * MILLISECONDS, end * MILLISECONDS)
 
 
@@ -132,7 +134,8 @@ def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], fol
 
     Raises:
         TaskError: a value belongs to no part or to two, a part has no clip, there is no split column, folds are too
-            few or more than the clips, or are to be drawn of clips that have splits.
+            few or more than the clips, or are to be drawn of clips that have splits, or there are too few clips for
+            three parts.
     """
     if folds and folds < MIN_FOLDS:
         raise TaskError(f"--folds must be at least {MIN_FOLDS}, as heareval needs them, not {folds}.")
@@ -147,6 +150,8 @@ def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], fol
     if given == {NO_SPLIT}:
         turns = [f"fold{number:02d}" for number in range(folds)] or TURNS
         dealt = deal([clip.labels for clip in clips], turns, seed)
+        if not folds and set(dealt) != set(TRAIN_VALID_TEST):
+            raise TaskError(f"{len(clips)} clips are too few to draw train, valid and test from.")
         return [replace(clip, split=split) for clip, split in zip(clips, dealt, strict=True)]
     if are_splits(given, "the split column"):
         return list(clips)

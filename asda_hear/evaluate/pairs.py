@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from asda_core.command_line import EXIT_ERROR
 from asda_core.errors import AsdaError
 from asda_core.workers import Worker, begin, ended_as_interrupt, stop, tails
 from asda_hear.evaluate.identity import is_scored, stamps, task_identity, weights_identity
@@ -106,10 +107,9 @@ def score_in_processes(work: Pairs, given: Sequence[str], jobs: int) -> list[tup
         if pair not in done and file.exists() and file.stat().st_mtime > began:
             failed[pair] = file.read_text().strip().splitlines()[-1]
     if left := [str(pair) for pair in work.pairs if pair not in done and pair not in failed]:
-        raise AsdaError(
-            f"left are {', '.join(left)}, and the processes have ended ({codes}); the same command goes on with them. "
-            f"{tails(logs)}"
-        )
+        refused = set(codes) == {EXIT_ERROR}  # what each of them has met, the same command would meet again
+        then = "" if refused else "; the same command goes on with them"
+        raise AsdaError(f"left are {', '.join(left)}, and the processes have ended ({codes}){then}. {tails(logs)}")
     scores = {pair: read_task_score(work.folder(pair)) for pair in done}
     return unless_failed(work, scores, failed)
 

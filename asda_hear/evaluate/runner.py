@@ -32,7 +32,7 @@ from asda_hear.evaluate.identity import (
 )
 from asda_hear.evaluate.items import keep_items
 from asda_hear.evaluate.resampling import resample_task
-from asda_hear.evaluate.scores import TaskScore, read_task_score
+from asda_hear.evaluate.scores import METADATA_FILE, TaskScore, read_task_score
 from asda_hear.evaluate.search import EvaluationConfig, check_task
 
 MODULE = "asda_hear"
@@ -109,7 +109,7 @@ class Evaluation:
         self.out.mkdir(parents=True, exist_ok=True)
         with _threads(self.config.threads), (self.out / "heareval.log").open("a") as log:
             spent = read_stamp(folder / SECONDS_FILE) or {}
-            whole = read_stamp(folder / SIZES_FILE) in (None, _sizes(folder))
+            whole = read_stamp(folder / SIZES_FILE) in (None, _sizes(folder)) and read_stamp(folder / METADATA_FILE)
             if not whole or read_stamp(folder / SOURCE_STAMP) != source:
                 started = time.monotonic()
                 self._embedding = self._embedding or _load(self.model, self.options, log)
@@ -175,7 +175,7 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
     runner = importlib.import_module("heareval.predictions.runner")
     predictions = importlib.import_module("heareval.predictions.task_predictions")
     seeded = functools.partial(_seed_with, predictions.seed_everything, config.seed)
-    metadata = json.loads((folder / "task_metadata.json").read_text())
+    metadata = json.loads((folder / METADATA_FILE).read_text())
     folds = 1 if metadata["split_mode"] == "trainvaltest" else len(metadata["splits"])
     (folder / "prediction-done.json").unlink(missing_ok=True)
     total = config.grid_points + folds - 1

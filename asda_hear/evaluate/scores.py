@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.errors import TaskError
+from asda_core.markdown import escaped, table_row
 
 SCORE_FILE = "test.predicted-scores.json"
 PREFIX = "test_"
@@ -86,9 +87,8 @@ def to_markdown(rows: Sequence[tuple[str, TaskScore]]) -> str:
     for model, score in rows:
         spread = "" if math.isnan(score.spread) else f" ± {score.spread:.3f}"
         more = ", ".join(f"{name} {value:.3f}" for name, value in score.metrics.items())
-        lines.append(
-            f"| {model} | {score.task} | {score.metric} | {score.score:.3f}{spread} | {len(score.folds)} | {more} |"
-        )
+        value, folds = f"{score.score:.3f}{spread}", str(len(score.folds))
+        lines.append(table_row([escaped(model), score.task, score.metric, value, folds, more]))
     return "\n".join(lines) + "\n"
 
 

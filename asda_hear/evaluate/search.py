@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import soundfile
+
 from asda_core.errors import ConfigError, TaskError, unknown
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_hear.evaluate.scores import METADATA_FILE
@@ -21,6 +23,13 @@ KEYS = (
     "task_name", "embedding_type", "prediction_type", "split_mode", "sample_duration", "evaluation", "splits",
 )  # fmt: skip
 """What heareval reads of a task's metadata."""
+KNOWN_METRICS: Mapping[str, tuple[str, ...]] = {
+    "scene": ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc"),
+    "event": (
+        "event_onset_200ms_fms", "event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms", "segment_1s_er",
+    ),
+}  # fmt: skip
+"""heareval's, by what is embedded."""
 EVENT_KEYS = ("label", "start", "end")
 USUAL_SEED = 42
 """heareval's own."""
@@ -77,7 +86,7 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[Path]:
                 f"{name!r} may be any of {', '.join(path.name for path in matches)}; give the folder's name."
             )
         chosen += matches
-    return chosen
+    return list(dict.fromkeys(chosen))
 
 
 def _by_task_name(folders: Sequence[Path], asked: Sequence[str]) -> dict[str, list[Path]]:
@@ -110,8 +119,12 @@ def read_metadata(folder: Path, keys: Sequence[str] = KEYS) -> dict[str, Any]:
     return metadata
 
 
-def check_task(folder: Path) -> None:
+def check_task(folder: Path, shown: Path | None = None) -> None:
     """Check all that heareval will read, so that a mistake shows before the long run.
+
+    Args:
+        folder: of the task.
+        shown: by which a warning calls it, where it will be moved there.
 
     Raises:
         TaskError: naming what is wrong and where.
@@ -119,10 +132,14 @@ def check_task(folder: Path) -> None:
     metadata = read_metadata(folder)
     labels = _read_vocabulary(folder / VOCABULARY_FILE)
     if metadata["prediction_type"] == "multiclass" and len(labels) < MIN_CLASSES:
-        told = f"{folder} has one class ({', '.join(labels)}): whoever always says it is always right"
+        told = f"{shown or folder} has one class ({', '.join(labels)}): whoever always says it is always right"
         print(f"warning: {told}.", file=sys.stderr)
     answers = {split: _read_answers(folder / f"{split}.json") for split in metadata["splits"]}
     check_splits(str(folder), list(answers), metadata["split_mode"] == "trainvaltest")
+    known = KNOWN_METRICS.get(metadata["embedding_type"], ())
+    for metric in metadata["evaluation"]:
+        if metric not in known:
+            raise TaskError(f"{folder}: {unknown('metric', str(metric), known)}")
     rates = [path for path in folder.iterdir() if path.name.isdigit()]
     if not rates:
         raise TaskError(f"{folder} has no audio: expected a folder named by its rate, such as 16000.")
@@ -132,6 +149,18 @@ def check_task(folder: Path) -> None:
             for rate in rates:
                 if not (rate / split / name).is_file():
                     raise TaskError(f"{rate / split / name} is missing.")
+        for rate in rates if clips else []:
+            _check_rate(rate / split / next(iter(clips)), int(rate.name))
+
+
+def _check_rate(file: Path, rate: int) -> None:
+    """Whether a file has the rate of its folder; one that cannot be read is told of when it is embedded."""
+    try:
+        found = soundfile.info(file).samplerate
+    except soundfile.LibsndfileError:
+        return
+    if found != rate:
+        raise TaskError(f"{file} has {found} Hz, and is in the folder of {rate} Hz.")
 
 
 def check_splits(where: str, splits: Sequence[str], three: bool) -> None:

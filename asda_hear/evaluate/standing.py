@@ -1,38 +1,70 @@
 """Where models stand on HEAR: a row of its leaderboard for each, and its aggregates."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
+from asda_core.markdown import escaped, table_row
+from asda_hear.evaluate.identity import SEARCH_STAMP, read_stamp
 from asda_hear.evaluate.leaderboard import aggregates, hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.scores import TaskScore
+from asda_hear.evaluate.search import USUAL_SEED
 from asda_hear.names import LOG_MEL
 
 LEADERBOARD_FILE = "leaderboard.csv"
 NAMES = ("mean", "share of the best", "s(m)", "z")
 """What `aggregates` may give."""
+PUBLISHED = "published"
+"""Where no log-mel of this search is there: the baseline whose scores HEAR has published."""
+
+
+class Heard(NamedTuple):
+    """How a model was heard, and its predictors drawn: `options` of `load_model` as JSON."""
+
+    options: str
+    seed: int
 
 
 def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
     """Write `leaderboard.csv` and return a table of aggregates; nothing where no task is one of HEAR's.
 
+    The zero of s(m) is log-mel, whatever its row is called: heard with the same options and seed where that is there,
+    else without options and with the same seed, else the published one. The table says which.
+
     Args:
-        rows: model and score, of any tasks; those that are none of HEAR's are left out. Where "log_mel" is a model, its
-            scores are the zero of s(m), else the published ones.
-        out: folder.
+        rows: model and score, of any tasks; those that are none of HEAR's are left out.
+        out: folder, with what each score was made from in MODEL/TASK.
     """
     scores: dict[str, dict[str, float]] = {}
+    heard: dict[str, Heard] = {}
+    baselines: dict[Heard, str] = {}
     for model, score in rows:
         if hear_column(score.task):
             scores.setdefault(model, {})[score.task] = score.score
+            stamp = read_stamp(out / model / score.task / SEARCH_STAMP) or {}
+            heard[model] = Heard(json.dumps(stamp.get("options", {}), sort_keys=True), stamp.get("seed", USUAL_SEED))
+            if stamp.get("weights") == LOG_MEL:
+                baselines[heard[model]] = model
     if not scores:
         return ""
     today = datetime.now(UTC).date().isoformat()
     found_rows = [leaderboard_row(model, "", today, known) for model, known in scores.items()]
     write_leaderboard(found_rows, out / LEADERBOARD_FILE)
-    lines = [f"| model | HEAR tasks | {' | '.join(NAMES)} |", "|---" * (2 + len(NAMES)) + "|"]
+    heads = ["model", "HEAR tasks", *NAMES, "zero of s(m)"]
+    lines = [table_row(heads), "|" + "---|" * len(heads)]
     for model, known in scores.items():
-        found = aggregates(known, scores.get(LOG_MEL))
+        naive = _naive(heard[model], known, baselines, scores)
+        found = aggregates(known, scores.get(naive))
         values = [f"{found[name]:.3f}" if name in found else "" for name in NAMES]
-        lines.append(f"| {model} | {len(known)} | {' | '.join(values)} |")
+        lines.append(table_row([escaped(model), str(len(known)), *values, escaped(naive)]))
     return "\n".join(lines) + "\n"
+
+
+def _naive(
+    heard: Heard, known: Mapping[str, float], baselines: Mapping[Heard, str], scores: Mapping[str, Mapping[str, float]]
+) -> str:
+    """The row that is the zero of s(m) for a model heard so, which has scores on all its tasks."""
+    candidates = (baselines.get(heard), baselines.get(heard._replace(options="{}")))
+    return next((name for name in candidates if name and scores[name].keys() >= known.keys()), PUBLISHED)

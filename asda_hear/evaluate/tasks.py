@@ -25,7 +25,7 @@ from asda_core.audio import crop_or_pad, read_audio
 from asda_core.errors import AudioError, TaskError, unknown
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_hear.evaluate.scores import METADATA_FILE
-from asda_hear.evaluate.search import VOCABULARY_FILE, check_splits, check_task
+from asda_hear.evaluate.search import KNOWN_METRICS, VOCABULARY_FILE, check_splits, check_task
 
 EmbeddingType = Literal["scene", "event"]
 PredictionType = Literal["multiclass", "multilabel"]
@@ -38,13 +38,6 @@ METRICS = {
     ("event", "multilabel"): ("event_onset_200ms_fms", "segment_1s_er"),
 }
 """Metrics by kind of task, the primary one first, as HEAR's own tasks have them."""
-KNOWN_METRICS: Mapping[str, tuple[str, ...]] = {
-    "scene": ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc"),
-    "event": (
-        "event_onset_200ms_fms", "event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms", "segment_1s_er",
-    ),
-}  # fmt: skip
-"""heareval's, by what is embedded."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +123,7 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
     splits = sorted({clip.split for clip in clips})
     check_splits(config.folder, splits, set(splits) == set(TRAIN_VALID_TEST))
     names = clip_names(clips)
+    _check_labels(config, clips)
     if config.embedding_type == "event" and config.clip_seconds is not None:
         clips = cut_events(clips, config.clip_seconds)
     final = out / config.folder
@@ -137,7 +131,7 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
     shutil.rmtree(part, ignore_errors=True)
     try:
         skipped = _write_task(config, dict(zip(names, clips, strict=True)), part, progress)
-        check_task(part)
+        check_task(part, final)
     except TaskError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise TaskError(str(error).replace(str(part), str(final)).replace(part.name, final.name)) from None
@@ -148,6 +142,16 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
     for reason in skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     return final
+
+
+def _check_labels(config: TaskConfig, clips: Sequence[Clip]) -> None:
+    """Before any audio is written, whether every clip of a multiclass task has exactly one label."""
+    wrong = [clip for clip in clips if config.prediction_type == "multiclass" and len(clip.labels) != 1]
+    if wrong:
+        first = f"given {list(wrong[0].labels)} for {wrong[0].file.name} ({len(wrong)} of {len(clips)} clips)"
+        raise TaskError(
+            f"{config.folder}: a multiclass task needs exactly one label, {first}; --multilabel allows any number."
+        )
 
 
 def clip_names(clips: Sequence[Clip]) -> list[tuple[str, str]]:
@@ -201,6 +205,8 @@ def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part:
     """Write everything below `part`; returns what was wrong with clips that were left out."""
     written, skipped = _write_audio(config, clips, part, progress)
     splits = sorted({split for split, _ in written})
+    if empty := sorted({split for split, _ in clips} - set(splits)):
+        raise TaskError(f"no clip of {', '.join(empty)} is readable. The first reasons: {'; '.join(skipped[:3])}")
     mode = "presplit_kfold"
     if set(splits) == set(TRAIN_VALID_TEST):
         splits, mode = list(TRAIN_VALID_TEST), "trainvaltest"

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from asda_core import __version__
 from asda_core.files import write_text, write_whole
+from asda_core.markdown import escaped, table_row
 from asda_hear.looking.clip import SILENCE_DB
 from asda_hear.looking.drawing import attention_figure
 from asda_hear.looking.view import Choice, Numbers, Query, View, layer_numbers, layer_of, noise_numbers
@@ -115,7 +116,7 @@ def numbers_text(looked: Looked) -> str:
             if rows:
                 table = _table(rows)
                 body = [table["heads"], ["---"] * len(table["heads"]), *table["rows"]]
-                parts.append(f"{view.model.name}{what}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in body))
+                parts.append(f"{escaped(view.model.name)}{what}\n\n" + "\n".join(map(table_row, body)))
     return "\n\n".join(parts)
 
 

@@ -1,6 +1,6 @@
 """What stands at the foot of a table: what its numbers are, and what they cannot show."""
 
-import os
+import math
 from collections.abc import Sequence
 from statistics import median
 
@@ -24,9 +24,11 @@ def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference
     several = "Mean ± half the 95 % interval (Student's t) over seeds."
     notes = [several if seeds > 1 else "One seed, so no intervals of the means."]
     if reference:
+        pairs = [each.difference.pairs for line in lines for each in line.results.values() if each.difference]
+        paired = max(pairs, default=seeds)
         both = "by seed and fold; their intervals are bootstraps over both"
         alone = "by fold; their intervals are bootstraps over the folds of a task, and none where it has one"
-        notes.append(f"Differences are from {reference.name}, paired {both if seeds > 1 else alone}.")
+        notes.append(f"Differences are from {reference.name}, paired {both if paired > 1 else alone}.")
         notes += _power_notes(lines, reference)
         scored = len({row["task"] for row in rows if row["metric"] not in MEASURED})
         if scored > 1 and smallest_p(scored) > 1 - CONFIDENCE:
@@ -36,6 +38,7 @@ def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference
             )
     else:
         notes.append("There are no differences: the reference is not done.")
+    notes += _infinite_notes(rows)
     heard = next((row["heareval"] for row in rows if row["heareval"]), None)
     how = f"heareval {heard}, grid {search.grid}, {points}, {search.threads} thread(s); " if heard else ""
     notes.append(f"{how}torch {rows[0]['torch']}, asda {rows[0]['asda']}.")
@@ -50,8 +53,18 @@ def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference
         "Costs are medians: parameters and operations of the encoder, time and memory of a whole training with its "
         "audio; the first of a process also pays for what is made once."
     )
-    notes.append(f"Made by `asda-hear ablate {os.path.relpath(plan.file)}`.")
     return notes
+
+
+def _infinite_notes(rows: Sequence[Row]) -> list[str]:
+    """Which scores are no numbers, and why there is no mean of them."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        if wrong := sum(not math.isfinite(float(value)) for value in str(row["folds"]).split()):
+            task = f"{row['metric']} on {row['task']}"
+            counts[task] = counts.get(task, 0) + wrong
+    told = "without a mean or a difference: a score that is no finite number, as d' where all is right"
+    return [f"{told}: {', '.join(f'{task} in {count} folds' for task, count in counts.items())}."] if counts else []
 
 
 def _clip_counts(rows: Sequence[Row]) -> dict[str, int]:

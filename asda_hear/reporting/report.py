@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -30,8 +30,8 @@ from asda_hear.ablation.environment import code_commit, environment
 from asda_hear.ablation.measuring import read_measured
 from asda_hear.ablation.plan import Cell, text_of
 from asda_hear.ablation.rows import Row
-from asda_hear.ablation.run import ROWS_LOCK
-from asda_hear.ablation.settings import BASELINE
+from asda_hear.ablation.run import RESULTS, ROWS_LOCK
+from asda_hear.ablation.settings import BASELINE, OVER_CLIPS
 from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.items import Items, can_score, read_items
 from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
@@ -62,6 +62,8 @@ def _write(work: Work, rows: Sequence[Row]) -> str:
     failures = _failures(work)
     missing = _missing(work, failures)
     summary = summarise(work.plan, rows, ItemsOf(work).difference, missing)
+    if rows:
+        summary = replace(summary, notes=(*summary.notes, f"Made by `{plan_command(work)}`."))
     table = to_markdown(summary)
     write_text(out / TABLE_FILE, table)
     write_text(out / LATEX_FILE, to_latex(summary))
@@ -152,10 +154,7 @@ def _write_noise(work: Work) -> None:
         if (folder / MODEL_FILE).exists():
             for found in read_measured(work.plan.noise, str(folder / MODEL_FILE), folder) or []:
                 told = {key: value for key, value in asdict(found).items() if key not in ("ratios", "clips")}
-                over_clips = {
-                    "num_clips": len(found.clips),
-                    "mean_ratio_of_clips": fmean(found.ratios),
-                }  # what tables show
+                over_clips = dict(zip(OVER_CLIPS, (len(found.clips), fmean(found.ratios)), strict=True))
                 rows.append({**told, **over_clips, **cell.labels, "seed": cell.seed, "cell": cell.name})
     write_rows(work.out / NOISE_FILE, rows)
 
@@ -186,13 +185,23 @@ def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
         plan=plan.file.read_text(),
         environment=made,
         commit=commit,
-        command=f"OMP_NUM_THREADS={plan.config.evaluation.threads} asda-hear ablate {shown(plan.file)}",
+        command=f"OMP_NUM_THREADS={plan.config.evaluation.threads} {plan_command(work)}",
         cell_commands={name: cells_command(work, cells) for name, cells in commands.items()},
         failures=tuple(failures),
         made=finished or datetime.now(UTC).isoformat(timespec="seconds"),
         wall_seconds=sum(times.get("pretrain_seconds", 0.0) for times in spent) or None,
         cpu_seconds=sum(times.get("pretrain_cpu_seconds", 0.0) for times in spent) or None,
     )
+
+
+def plan_command(work: Work) -> str:
+    """What makes the whole of it again, or goes on with it, as one would type it here."""
+    words = ["asda-hear", "ablate", shown(work.plan.file)]
+    if work.out.resolve() != (RESULTS / work.plan.file.stem).resolve():
+        words += ["--out", shown(work.out)]
+    if work.store.resolve() != work.out.resolve():
+        words += ["--store", shown(work.store)]
+    return shlex.join(words)
 
 
 def cells_command(work: Work, cells: Sequence[Cell]) -> str:

@@ -99,9 +99,11 @@ def _reference_key(plan: Plan, groups: Mapping[Key, object]) -> Key | None:
 
 
 def _scores(rows: Sequence[Row], task: str) -> dict[str, tuple[float, ...]]:
-    """Seed -> folds."""
+    """Seed -> folds; what is infinite, as d' of an AUC of 1, is no number to compare by."""
     return {
-        str(row["seed"]): tuple(float(value) for value in str(row["folds"]).split())
+        str(row["seed"]): tuple(
+            value if math.isfinite(value) else math.nan for value in map(float, str(row["folds"]).split())
+        )
         for row in rows
         if row["task"] == task
     }

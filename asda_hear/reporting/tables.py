@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from asda_core.markdown import escaped, table_row
 from asda_core.statistics import Estimate
 from asda_hear.reporting.comparing import Difference
 from asda_hear.reporting.summary import Line, Summary
@@ -146,13 +147,13 @@ def difference_cell(difference: Difference | None) -> Cell:
 def to_markdown(summary: Summary) -> str:
     """The table as GitHub's Markdown: heading, table, notes; the best of each column in bold, baselines in italics."""
     grid = make_grid(summary)
-    heads = [_markdown(column.heading) for column in grid.columns]
+    heads = [escaped(column.heading) for column in grid.columns]
     sides = ["---" if column.kind == "label" else "---:" for column in grid.columns]
-    lines = [f"## {_markdown(summary.question or summary.title)}", "", _markdown_row(heads), _markdown_row(sides)]
+    lines = [f"## {escaped(summary.question or summary.title)}", "", table_row(heads), table_row(sides)]
     for row, baseline in zip(grid.rows, grid.baselines, strict=True):
         texts = [_markdown_cell(cell) for cell in row]
-        lines.append(_markdown_row([f"*{texts[0]}*", *texts[1:]] if baseline else texts))
-    notes = [_markdown(note).replace(r"\`", "`") for note in grid.footnotes]  # commands stand in backticks
+        lines.append(table_row([f"*{texts[0]}*", *texts[1:]] if baseline else texts))
+    notes = [escaped(note).replace(r"\`", "`") for note in grid.footnotes]  # commands stand in backticks
     return "\n".join([*lines, "", *(f"{note}  " for note in notes), ""])
 
 
@@ -257,18 +258,8 @@ def few_seeds_warning(summary: Summary) -> str:
     return f", and with {seeds} seed{'' if seeds == 1 else 's'} such intervals are narrower than they should be"
 
 
-def _markdown(text: str) -> str:
-    """Text in which Markdown finds no mark: a bar would be a column, a star italics."""
-    escaped = re.sub(r"([\\|*`\[\]])", r"\\\1", text.replace("\n", " ")).replace("<", "&lt;")
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)
-
-
-def _markdown_row(texts: Iterable[str]) -> str:
-    return f"| {' | '.join(texts)} |"
-
-
 def _markdown_cell(cell: Cell) -> str:
-    text = f"**{cell.text}**" if cell.best else _markdown(cell.text)
+    text = f"**{cell.text}**" if cell.best else escaped(cell.text)
     half = f" ± {cell.half}" if cell.half else ""
     bounds = f" [{', '.join(cell.bounds)}]" if cell.bounds else ""
     return f"{text}{half}{bounds}{cell.mark and f' {cell.mark}'}"

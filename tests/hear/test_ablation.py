@@ -203,6 +203,8 @@ def test_the_first_seed_of_all_comes_before_a_second(tmp_path: Path, audio_folde
     units = prepare(load_plan(given), tmp_path / "out").units()
     assert units[0].baseline == "log-mel"
     assert [unit.cells[0].seed for unit in units[1:]] == [0] * 4 + [1] * 4
+    labels = [tuple(unit.cells[0].labels.values()) for unit in units[1:]]
+    assert labels[4:] == [*labels[1:4], labels[0]]  # so that four shards have not one combination each
 
 
 def test_plans_of_adapters(tmp_path: Path, catalog: Catalog, audio_folder: Path) -> None:
@@ -229,6 +231,7 @@ def test_find_tasks(tmp_path: Path) -> None:
     (tmp_path / "tasks" / "README.txt").write_text("heareval itself would stumble over this")
     assert [task.name for task in find_tasks(tmp_path / "tasks")] == ["a-v1-full"]
     assert find_tasks(tmp_path / "tasks", ["a"]) == find_tasks(tmp_path / "tasks", ["a-v1-full"])
+    assert find_tasks(tmp_path / "tasks", ["a", "a-v1-full", "a"]) == find_tasks(tmp_path / "tasks")  # once
     for folder, names, message in (("tasks", ["b"], "unknown task 'b'"), ("none", [], "no folder of HEAR tasks")):
         with pytest.raises(AsdaError, match=message):
             find_tasks(tmp_path / folder, names)

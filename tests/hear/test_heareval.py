@@ -19,9 +19,10 @@ from asda_hear.demo import make_corpus
 from asda_hear.evaluate import compat, runner
 from asda_hear.evaluate.commands import claim_names, named_models
 from asda_hear.evaluate.compat import Trainings, hear_tools
+from asda_hear.evaluate.identity import task_identity
 from asda_hear.evaluate.items import read_items
 from asda_hear.evaluate.resampling import resample_task
-from asda_hear.evaluate.runner import evaluate
+from asda_hear.evaluate.runner import evaluate, finished_scores
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_csv, to_json, to_markdown
 from asda_hear.evaluate.search import EvaluationConfig, find_tasks
 from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
@@ -140,6 +141,18 @@ def test_changed_audio_and_a_damaged_stamp_are_done_anew(tasks: Path, tmp_path: 
         soundfile.write(file, np.zeros(16_000), 16_000)
     evaluate("log_mel", [task], tmp_path / "out", EvaluationConfig("faster", 1), progress=False)
     assert embeddings.read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["test.predicted-scores.json", "task_metadata.json"])
+def test_damaged_scores_are_made_again(tasks: Path, tmp_path: Path, name: str) -> None:
+    """By the same command, from the trainings that are there."""
+    task, quick = tasks / "demo_pitch-v1.0.0-full", EvaluationConfig("faster", 1)
+    first = evaluate("log_mel", [task], tmp_path, quick, progress=False)
+    (tmp_path / task.name / name).write_text("{")
+    identities = {task: task_identity(task)}
+    assert finished_scores("log_mel", identities, tmp_path, quick, {}) == []
+    assert results(evaluate("log_mel", [task], tmp_path, quick, progress=False)[0]) == results(first[0])
+    assert len(finished_scores("log_mel", identities, tmp_path, quick, {})) == 1
 
 
 def test_a_rate_that_is_added_changes_nothing(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

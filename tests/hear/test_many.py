@@ -131,6 +131,8 @@ def test_the_budget_of_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     plan = tone_plan(tmp_path, budget={"hours": 1e-9})
     assert run_plan(work_on(plan, tmp_path / "out")) == []
     assert "the budget of 1e-09 hours is spent; 5 are left" in capsys.readouterr().err
+    run_jobs(work_on(plan, tmp_path / "out"), 2, Shard())
+    assert "the budget of 1e-09 hours is spent; 5 are left" in capsys.readouterr().err
     change_plan(plan, budget={"steps": 1})
     work = work_on(plan, tmp_path / "out")
     assert {cell.config.steps for cell in work.plan.cells} == {1}

@@ -195,3 +195,13 @@ def test_what_has_just_failed_elsewhere_is_not_tried_again(tasks: Path, tmp_path
     with pytest.raises(EvaluationFailed, match="2 of 2 evaluations failed.*as another process says") as failure:
         score_pairs(work, progress=False)
     assert failure.value.rows == []
+
+
+def test_a_model_that_cannot_be_opened(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said once, and not that the same command goes on."""
+    (tmp_path / "bad.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    for jobs in ("1", "2"):
+        assert main(command(tasks, tmp_path / "out", str(tmp_path / "bad.safetensors"), "--jobs", jobs)) == 1
+        printed = capsys.readouterr().err
+        assert printed.count("cannot read") == 1
+        assert "the same command goes on" not in printed

@@ -1,8 +1,10 @@
 """The leaderboard row and the aggregates of `asda-hear evaluate`."""
 
 import csv
+import json
 from pathlib import Path
 
+from asda_hear.evaluate.identity import SEARCH_STAMP
 from asda_hear.evaluate.leaderboard import HEADER
 from asda_hear.evaluate.scores import TaskScore
 from asda_hear.evaluate.standing import write_standing
@@ -14,7 +16,15 @@ def score(task: str, value: float) -> TaskScore:
     return TaskScore(task, "top1_acc", value, (value,), {"top1_acc": value}, value)
 
 
+def kept(out: Path, model: str, **stamp: object) -> None:
+    """What a score was made from, as it lies beside it."""
+    for task in (ESC, LIBRI):
+        (out / model / task).mkdir(parents=True)
+        (out / model / task / SEARCH_STAMP).write_text(json.dumps(stamp))
+
+
 def test_rows_and_aggregates(tmp_path: Path) -> None:
+    kept(tmp_path, "log_mel", weights="log_mel", options={})
     rows = [("ours", score(ESC, 0.8)), ("ours", score(LIBRI, 0.6)), ("ours", score("mine-v1-full", 0.1))]
     rows += [("log_mel", score(ESC, 0.3)), ("log_mel", score(LIBRI, 0.4))]
     text = write_standing(rows, tmp_path)
@@ -29,6 +39,36 @@ def test_rows_and_aggregates(tmp_path: Path) -> None:
     best = [0.9665, 0.7853]
     expected = 100 * (0.5 / (best[0] - 0.3) + 0.2 / (best[1] - 0.4)) / 2
     assert abs(float(lines[2].split(" | ")[4]) - expected) < 0.1
+
+
+def test_the_zero_is_log_mel_whatever_it_is_called(tmp_path: Path) -> None:
+    """By what it is, and by options and seed, not by the name of a row."""
+    values = {"mel": 0.3, "mel-seed=3": 0.4, "mel-wide": 0.5, "a": 0.6, "a-seed=3": 0.6, "a-wide": 0.6, "log_mel": 0.6}
+    kept(tmp_path, "mel", weights="log_mel", options={})
+    kept(tmp_path, "mel-seed=3", weights="log_mel", options={}, seed=3)
+    kept(tmp_path, "mel-wide", weights="log_mel", options={"scene_pooling": "statistics"})
+    kept(tmp_path, "a", weights="123", options={"layers": [2]})
+    kept(tmp_path, "a-seed=3", weights="123", options={}, seed=3)
+    kept(tmp_path, "a-wide", weights="123", options={"scene_pooling": "statistics"})
+    kept(tmp_path, "log_mel", weights="123", options={}, seed=4)
+    rows = [(name, score(task, value)) for name, value in values.items() for task in (ESC, LIBRI)]
+    lines = [line.strip("| ").split(" | ") for line in write_standing(rows, tmp_path).splitlines()[2:]]
+    assert {line[0].replace("\\", ""): line[-1] for line in lines} == {
+        "mel": "mel", "mel-seed=3": "mel-seed=3", "mel-wide": "mel-wide", "a": "mel", "a-seed=3": "mel-seed=3",
+        "a-wide": "mel-wide", "log_mel": "published",
+    }  # fmt: skip
+    zeros = {line[0]: line[4] for line in lines}
+    assert zeros["mel"] == zeros["mel-seed=3"] == zeros["mel-wide"] == "0.000"
+    assert float(zeros["a"]) > float(zeros["a-seed=3"]) > float(zeros["a-wide"]) > 0
+
+
+def test_a_baseline_that_lacks_a_task_is_no_zero(tmp_path: Path) -> None:
+    kept(tmp_path, "log_mel", weights="log_mel", options={})
+    rows = [("a|b", score(ESC, 0.8)), ("a|b", score(LIBRI, 0.6)), ("log_mel", score(ESC, 0.3))]
+    ours, mel = write_standing(rows, tmp_path).splitlines()[2:]
+    assert ours.startswith("| a\\|b | 2 | ")
+    assert ours.endswith(" | published |")
+    assert mel.split(" | ")[4] == "0.000"
 
 
 def test_tasks_of_ones_own_have_no_standing(tmp_path: Path) -> None:

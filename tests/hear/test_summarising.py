@@ -1,6 +1,7 @@
 """Rows to lines, differences and effects, on numbers that can be done by hand."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,30 @@ def test_a_reference_that_is_not_done_is_named(plan: Plan, rows: list[dict[str, 
     summary = summarise(plan, others)
     assert summary.reference is None
     assert "There are no differences: the reference is not done." in summary.notes
+
+
+def test_infinite_scores_are_never_the_best(plan: Plan) -> None:
+    """d' of an AUC of 1: no mean, no difference, no warning of NumPy, and a note that counts them."""
+    grid = [row("d", "0.1", "0", seed, (1.0, 1.2), metric="d_prime") for seed in (0, 1)]
+    grid += [row("d", "0.3", "0", 0, (math.inf, 1.0), metric="d_prime"), row("d", "0.3", "0", 1, (1.0, 2.0))]
+    grid += [row("d", "0.3", "2", seed, (0.5, -math.inf), metric="d_prime") for seed in (0, 1)]
+    for each in grid:
+        each["metric"] = "d_prime"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summary = summarise(plan, grid)
+    results = [line.results["d"] for line in summary.lines]
+    assert [result.best for result in results] == [True, False, False]
+    assert all(math.isnan(result.estimate.mean) for result in results[1:])
+    assert all(result.difference and math.isnan(result.difference.mean) for result in results[1:])
+    (note,) = (note for note in summary.notes if "no finite number" in note)
+    assert note.endswith("d_prime on d in 3 folds.")
+
+
+def test_notes_count_the_seeds_that_are_paired(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    """A plan of two seeds of which the reference has one."""
+    assert any("bootstraps over both" in note for note in summarise(plan, rows).notes)
+    less = [each for each in rows if (each["lambda"], each["steps"], each["seed"]) != ("0.1", "0", 1)]
+    assert any(
+        "paired by fold; their intervals are bootstraps over the folds" in n for n in summarise(plan, less).notes
+    )

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 
 from asda_core.errors import TaskError
+from asda_core.labelled.examples import NO_SPLIT
 from asda_hear.cli import main
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders, fold_names
 from asda_hear.evaluate.resampling import resample_task
@@ -172,6 +174,7 @@ def test_csv_events_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("filename,label,start,end\na.wav,x,nan,2\n", "line 2: start and end must be seconds"),
         ("filename,label,start,end\na.wav,x\n", "line 2: start and end must be seconds"),
         ("filename,label,start,end\na.wav,x,-0.1,2\n", "line 2: start is -0.1 s, before the clip begins"),
+        ("filename,label,start,end\na.wav,x,2,1\n", "line 2: end is 1 s, before start, 2 s"),
         ("filename,label,start,end\na.wav,rock, hard,1,2\n", "line 2 has more values than columns .'2'.: quote labels"),
     ],
 )
@@ -242,6 +245,19 @@ def test_check_finds_damage(tmp_path: Path, file: str, text: str, message: str) 
     check_task(folder)
     (folder / file).write_text(text)
     with pytest.raises(TaskError, match=message):
+        check_task(folder)
+
+
+def test_check_finds_what_heareval_would_find_late(tmp_path: Path) -> None:
+    """A metric that it does not know, and audio of another rate than its folder says."""
+    folder = build_task(TaskConfig("t"), scene_clips(tmp_path), tmp_path / "tasks", progress=False)
+    file, whole = folder / "task_metadata.json", read(folder, "task_metadata")
+    file.write_text(json.dumps({**whole, "evaluation": ["top1_ac"]}))
+    with pytest.raises(TaskError, match="unknown metric 'top1_ac'. Did you mean 'top1_acc'"):
+        check_task(folder)
+    file.write_text(json.dumps(whole))
+    (folder / "16000").rename(folder / "48000")
+    with pytest.raises(TaskError, match=r"a\.wav has 16000 Hz, and is in the folder of 48000 Hz"):
         check_task(folder)
 
 
@@ -436,8 +452,40 @@ def test_what_a_task_is_made_of_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert "warning: 4 folds, and the class 'dog' has 3 clips: some folds are without it." in capsys.readouterr().err
 
 
+def test_a_split_that_loses_its_clips_is_told_of(tmp_path: Path) -> None:
+    """And which were unreadable; not that there are too few folds."""
+    clips = [
+        Clip(write(tmp_path / f"{split}{n}.wav"), split, (label,))
+        for split in ("train", "valid", "test")
+        for n, label in enumerate("ab")
+    ]
+    for number in range(2):
+        (tmp_path / f"valid{number}.wav").write_bytes(b"nothing")
+    with pytest.raises(TaskError, match=r"no clip of valid is readable. The first reasons: .*valid0\.wav"):
+        build_task(TaskConfig("t"), clips, tmp_path / "tasks", progress=False)
+    assert not list((tmp_path / "tasks").glob("*"))
+
+
+def test_clips_that_are_too_few_for_three_parts() -> None:
+    clips = [Clip(Path(f"{number}.wav"), NO_SPLIT, ("ab"[number % 2],)) for number in range(3)]
+    with pytest.raises(TaskError, match="3 clips are too few to draw train, valid and test from"):
+        assign_splits(clips, {}, 0)
+
+
+def test_labels_are_counted_before_audio_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is there twice says nothing new; one with another label is named."""
+    rows = table(tmp_path, "filename,label\na.wav,x\na.wav,x\nb.wav,y\nb.wav,x\nc.wav,\n")
+    clips = clips_from_csv(rows, tmp_path, Columns(), "scene")
+    assert [clip.labels for clip in clips] == [("x",), ("y", "x"), ()]
+    monkeypatch.setattr(soundfile, "write", lambda *_, **__: pytest.fail("audio was written"))
+    folds = [replace(clip, split=f"fold0{number}") for number, clip in enumerate(clips)]
+    with pytest.raises(TaskError, match=r"given \['y', 'x'\] for b.wav \(2 of 3 clips\); --multilabel allows any"):
+        build_task(TaskConfig("t"), folds, tmp_path / "tasks", progress=False)
+
+
 def test_a_task_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every model is told to be perfect."""
     clips = [Clip(write(tmp_path / f"{number}.wav"), f"fold0{number}", ("rain",)) for number in range(3)]
     build_task(TaskConfig(name="one"), clips, tmp_path / "tasks", progress=False)
-    assert "has one class (rain): whoever always says it is always right" in capsys.readouterr().err
+    warned = capsys.readouterr().err
+    assert f"{tmp_path / 'tasks' / 'one-v1.0.0-full'} has one class (rain): whoever always says it is always" in warned
