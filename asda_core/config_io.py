@@ -286,7 +286,8 @@ def _describe(item: Any, path: str) -> str:
     dotted = ".".join([path, *map(str, item["loc"])] if path else map(str, item["loc"]))
     whole = isinstance(item["input"], Mapping)  # fields that do not fit together: the message names them
     given = "" if whole or not item["loc"] or item["type"] == "missing" else f", given {item['input']!r}"
-    return f"{dotted or 'the config'}: {item['msg'].removeprefix('Value error, ')}{given}"
+    told = item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as [1, 2]")  # as YAML has it
+    return f"{dotted or 'the config'}: {told}{given}"
 
 
 def _words(hint: Any) -> str:

@@ -37,6 +37,7 @@ def test_round_trip(tiny: RunConfig, tmp_path: Path) -> None:
         ("stepz: 3", ["unknown config key 'stepz'", "Did you mean 'steps'?"]),
         ("encoder: {dimm: 3}", ["unknown config key 'dimm'", "Did you mean 'dim'?", "at encoder.dimm"]),
         ("encoder: 3", ["encoder must be a mapping", "3"]),
+        ("optimizer: {betas: 3}", ["optimizer.betas: Input should be a list, as [1, 2], given 3"]),
         ("steps: many", ["steps: Input should be a valid integer", "'many'"]),
         ("encoder: {norm: no}", ["encoder.norm", "False", "YAML 1.1", "quote"]),
         ("encoder: {dim: 30}", ["encoder.dim 30 is not a multiple of encoder.num_heads 12"]),

@@ -39,13 +39,19 @@ def run_look(parsed: argparse.Namespace) -> None:
 
 
 def open_models(paths: Sequence[str]) -> list[OpenModel]:
-    """The models, each with a name of its own: what stands before "=", else what its path says."""
+    """The models, each with a name of its own: what stands before "=", else what its path says.
+
+    Raises:
+        ConfigError: two have the same name.
+    """
     given = [labelled_path("--checkpoint", text) for text in paths]
-    names = [name or shown_name(Path(path)) for name, path in given]
-    return [
-        open_model(path, name=name if names.count(name) == 1 else path)
-        for (_, path), name in zip(given, names, strict=True)
+    short = [name or shown_name(Path(path)) for name, path in given]
+    names = [
+        name if label or short.count(name) == 1 else path for (label, path), name in zip(given, short, strict=True)
     ]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"--checkpoint gives {double!r} twice: give each a name of its own, as in NAME=PATH.")
+    return [open_model(path, name=name) for (_, path), name in zip(given, names, strict=True)]
 
 
 def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[Choice]:

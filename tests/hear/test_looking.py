@@ -435,6 +435,9 @@ def test_looking_changes_nothing(catalog: Catalog) -> None:
 def test_models_may_be_named(checkpoint: Callable[..., Path]) -> None:
     file = checkpoint("standard")
     assert [model.name for model in open_models([f"ours={file}", str(file)])] == ["ours", "standard"]
+    for same in ([str(file)] * 2, [f"x={file}"] * 2):
+        with pytest.raises(ConfigError, match="twice: give each a name of its own, as in NAME=PATH"):
+            open_models(same)
     odd = file.rename(file.with_name("a=b.safetensors"))
     assert [model.name for model in open_models([str(odd)])] == ["a=b"]
 

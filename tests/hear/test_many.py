@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from asda_hear.ablation.many import run_jobs, submit_jobs
 from asda_hear.ablation.run import CLAIM_FILE, CellsFailed, run_plan
 from asda_hear.cli import main
 from asda_hear.evaluate.runner import evaluate
-from asda_hear.reporting.report import write_report
+from asda_hear.reporting.report import plan_command, write_report
 from tests.hear.plans import change_plan, tone_plan, work_on
 from tests.waiting import WAIT_SECONDS, wait_until
 
@@ -125,6 +126,24 @@ def test_shards_share_nothing_and_cover_all(tmp_path: Path) -> None:
     assert len(rows) == len(parts[0]) == 2
     with pytest.raises(ConfigError, match="must be one of 1/3 to 3/3, not 4"):
         Shard(4, 3)
+
+
+def test_the_command_that_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell reads it, from where it is shown."""
+    folder = tmp_path / "my plans"
+    folder.mkdir()
+    plan = tone_plan(folder)
+    monkeypatch.chdir(folder)
+    usual = work_on(plan, Path("results/plan"))
+    assert plan_command(usual) == "asda-hear ablate plan.yaml"
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(plan_command(work_on(plan, folder / "out", store=tmp_path / "a store")))
+    assert words == ["asda-hear", "ablate", "my plans/plan.yaml", "--out", "my plans/out", "--store", "a store"]
+    assert main([*words[1:], "--report"]) == 0
+    table = (folder / "out" / "table.md").read_text()
+    assert "Nothing is done yet." in table
+    assert main(words[1:]) == 0
+    assert f"Made by `{shlex.join(words)}`" in (folder / "out" / "table.md").read_text()
 
 
 def test_the_budget_of_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

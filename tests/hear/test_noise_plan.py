@@ -102,6 +102,13 @@ def test_wrong_plans(plan: Path, changes: dict[str, object], message: str) -> No
         load_plan(plan)
 
 
+def test_no_axis_stands_in_a_column_of_noise(plan: Path) -> None:
+    for name in ("num_clips", "mean_ratio_of_clips", "share"):
+        change_plan(plan, axes={name: {"a": {}, "b": {"steps": 1}}})
+        with pytest.raises(ConfigError, match=f"an axis cannot be called '{name}': the table has a column"):
+            load_plan(plan)
+
+
 def test_a_plan_must_ask_something(plan: Path) -> None:
     change_plan(plan, noise_attention=None)
     with pytest.raises(ConfigError, match="needs tasks, or noise_attention"):
