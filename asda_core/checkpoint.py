@@ -61,7 +61,8 @@ class Checkpoint:
         classifier: the head of a fine-tuned model, None if there is none.
         embedding: options of `asda_hear.load_model` that suit the model, by whoever made it; often none.
         trained_on: of a fine-tuned model: `data`, the name of the set; `tested`, the fold that was held out, empty
-            where train and test were given; and `clips`, marks of its training clips.
+            where train and test were given; `before`, sets that the weights it began with were trained on; and
+            `clips`, marks of the training clips of all.
         report: one line on what was read, empty for a file of our own.
     """
 
@@ -208,13 +209,14 @@ def metadata_of(
     data: str = "",
     classifier: ClassifierConfig | None = None,
     embedding: Mapping[str, Any] | None = None,
+    trained_on: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """What is written beside the tensors; `data` is a digest of the list of audio files."""
     head = {} if classifier is None else {"classifier": json.dumps(to_plain(classifier))}
-    suited = {} if embedding is None else {"embedding": json.dumps(embedding)}
+    more = {"embedding": embedding, TRAINED_ON: trained_on}
     return {
         **head,
-        **suited,
+        **{key: json.dumps(value) for key, value in more.items() if value},
         "format": FORMAT,
         "config": json.dumps(to_plain(config)),
         "plugins": json.dumps(plugin_origins(catalog, config, with_objective=classifier is None)),

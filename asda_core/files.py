@@ -22,8 +22,10 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
         write_open(part, write)
         sync(part)
         os.replace(part, file)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # as of a full disk
+            raise OSError(error.errno, error.strerror, str(file)) from None
         raise
     sync(file.parent)
 

@@ -14,6 +14,7 @@ from asda_core.checkpoint import Weights
 from asda_core.compute import Precision
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.framing import CONTEXT_SHARE, MILLISECONDS, Framing, num_frames, windows
+from asda_core.inference.listening import check_answer
 from asda_core.model.processor import products
 from asda_hear.pooling import Averaging, EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
 
@@ -102,7 +103,9 @@ class HearModel(nn.Module):
                     steps = self.backbone(features)
                 averaging.add(steps, window.keep_from, window.keep_to)
             scenes.append(self.backbone.pool_scene(averaging.average()))
-        return torch.cat(scenes).float()
+        found = torch.cat(scenes).float()
+        check_answer(found)
+        return found
 
     @torch.no_grad()
     def timestamps(
@@ -127,6 +130,7 @@ class HearModel(nn.Module):
                 interleaved = kept.unflatten(0, (shifts, -1)).permute(1, 2, 0, 3).flatten(1, 2)
                 first = (window.first + window.keep_from) * shifts
                 out[:, first : first + interleaved.shape[1]] = interleaved[:, : num_steps - first]
+        check_answer(embeddings)
         stamps = framing.timestamps_ms(audio.shape[1]).to(audio.device)
         return embeddings, stamps.expand(len(audio), -1)
 

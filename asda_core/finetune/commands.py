@@ -98,7 +98,8 @@ def run_continual(
         folds = rounds(data, source)
         if len(folds) > 1 and parsed.folds:
             folds = rounds(data, source, parsed.folds[:1])
-        tasks.append(Task(recipe, data, folds[0], {**source.set, **said}))
+        digest = data_digest(with_splits(data, source))
+        tasks.append(Task(recipe, data, folds[0], {**source.set, **said}, digest))
     modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [said.get("seed", recipe.seed)]
     tested = {"folds": [task.split.name for task in tasks]} if any(task.split.name for task in tasks) else {}
     known = signature(recipe, over=said, tasks=[task.data.name for task in tasks], **tested)
@@ -147,7 +148,11 @@ def _mode_keys(changes: Mapping[str, Any]) -> list[str]:
 
 def tell(data: Labelled, folds: int, out: Path) -> None:
     """One line on what was found."""
-    labels = "one label each" if data.single else "several labels"
+    labels = "one label each"
+    if not data.single:
+        several = [each for each in data.examples if len(each.labels) != 1]
+        first = f"{several[0].file.name}: {', '.join(several[0].labels) or 'none'}"
+        labels = f"{len(several):,} with another number of labels than one ({first})"
     splits = f", {folds} folds" if folds > 1 else ""
     print(
         f"{data.name}: {len(data.examples):,} clips of {len(data.classes)} classes, {labels}{splits} -> {out}",

@@ -17,6 +17,7 @@ from typing import Any
 
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint
+from asda_core.config_io import signature
 from asda_core.errors import ConfigError
 from asda_core.files import file_digest, write_text
 from asda_core.finetune.config import FinetuneConfig
@@ -37,12 +38,21 @@ HEARD_FILE = "heard.json"
 
 @dataclass(frozen=True)
 class Task:
-    """One of a sequence: recipe, clips, split; `over` is what its file or a command line says over what a mode does."""
+    """One of a sequence.
+
+    Attributes:
+        recipe: how it is learned.
+        data: its clips.
+        split: which of them train and test.
+        over: what its file or a command line says over what a mode does.
+        digest: of all clips, labels and splits.
+    """
 
     recipe: FinetuneConfig
     data: Labelled
     split: Round
     over: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,13 @@ class Outcome:
         matrix: a[t][k] for k <= t: accuracy (or mAP) on task k after task t.
         trained: parameters that were trained for each task.
         stored: parameters that are kept in the end.
+        start: digest of what it began with.
     """
 
     matrix: tuple[tuple[float, ...], ...]
     trained: tuple[int, ...]
     stored: int
+    start: str = ""
 
     def average(self) -> float:
         """Mean over the tasks after the last one."""
@@ -124,7 +136,8 @@ def learn_in_turn(
                 for old, encoder, head in zip(tasks, encoders, files, strict=False)
             )
         )
-    return Outcome(tuple(matrix), tuple(size["trained"] for size in sizes), _stored(sizes, changing))
+    trained = tuple(size["trained"] for size in sizes)
+    return Outcome(tuple(matrix), trained, _stored(sizes, changing), digest or signature(start))
 
 
 def _left_by(file: Path, start: Start) -> tuple[Checkpoint, str]:

@@ -1,6 +1,7 @@
 """Learning task after task for several checkpoints, modes and seeds, and its table."""
 
 import csv
+import hashlib
 import io
 import json
 import sys
@@ -19,6 +20,8 @@ from asda_core.markdown import escaped, table_row
 from asda_core.statistics import mean_interval
 
 ROWS_FILE, TABLE_FILE, OUTCOME_SUFFIX = "continual.csv", "continual.md", ".outcome.json"
+NAME_DIGITS = 8
+"""Of tasks and checkpoint, in the name of an outcome: what is changed leaves the outcome before it."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,11 @@ class Stream:
 
     @property
     def identity(self) -> list[list[str]]:
-        """Name, recipe, and fold of each task: only outcomes of the same stand in one table."""
-        known = ([task.data.name, signature(task.recipe, over=task.over), task.split.name] for task in self.tasks)
-        return [[part for part in each if part] for each in known]
+        """Name, recipe, fold and clips of each task: only outcomes of the same stand in one table."""
+        return [
+            [task.data.name, signature(task.recipe, over=task.over), task.split.name, task.digest]
+            for task in self.tasks
+        ]
 
 
 Outcomes = dict[tuple[str, str], dict[int, Outcome]]
@@ -89,8 +94,8 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                     continue
                 outcomes.setdefault((label, mode), {})[seed] = found
                 facts = {"of": [label, mode, seed], "tasks": stream.identity, **asdict(found)}
-                folds = "".join(f"-{task.split.name}" for task in tasks if task.split.name).replace("/", "_")
-                write_text(out / f"{folder.name}{folds}{OUTCOME_SUFFIX}", json.dumps(facts, indent=1) + "\n")
+                known = hashlib.sha256(json.dumps([stream.identity, found.start]).encode()).hexdigest()[:NAME_DIGITS]
+                write_text(out / f"{folder.name}-{known}{OUTCOME_SUFFIX}", json.dumps(facts, indent=1) + "\n")
                 write_stream(stream, outcomes, out)
     if failed:
         raise StreamsFailed(outcomes, f"{len(failed)} of the streams failed: " + "; ".join(failed))
@@ -100,9 +105,9 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
 def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     """Write `continual.csv` (a row per seed, task learned and task heard) and `continual.md`; return the latter.
 
-    Outcomes of the same tasks and recipe that other commands left in the folder stay in both.
+    Outcomes of the same tasks, recipe and checkpoints that other commands left in the folder stay in both.
     """
-    outcomes = _with_others(stream, outcomes, out)
+    outcomes, others = _with_others(stream, outcomes, out)
     names = [task.data.name for task in stream.tasks]
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / ROWS_FILE, _csv(stream, outcomes, names))
@@ -120,26 +125,45 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     most = max(map(len, outcomes.values()))
     seeds = f"Mean ± half the 95 % interval over {most} seeds" if most > 1 else "One seed"
     metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP of several labels"
-    lines += ["", f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}", ""]
+    of_others = f" Outcomes of other tasks, recipes or checkpoints in this folder, not in the table: {others}."
+    left = of_others if others else ""
+    lines += ["", f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}{left}", ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)
     return text
 
 
-def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> Outcomes:
-    """These, and those that other commands left."""
+def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> tuple[Outcomes, int]:
+    """These, and those that other commands left; and how many of these cannot stand beside them."""
     every = {of: dict(by_seed) for of, by_seed in outcomes.items()}
+    others = 0
     for file in sorted(out.glob(f"*{OUTCOME_SUFFIX}")):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             label, mode, seed = found["of"]
-            outcome = Outcome(tuple(map(tuple, found["matrix"])), tuple(found["trained"]), int(found["stored"]))
+            start = str(found.get("start", ""))
+            outcome = Outcome(tuple(map(tuple, found["matrix"])), tuple(found["trained"]), int(found["stored"]), start)
         except (ValueError, TypeError, KeyError):
             print(f"warning: {file} is damaged and left out of the table.", file=sys.stderr)
             continue
-        if found.get("tasks") == stream.identity:
+        if found.get("tasks") == stream.identity and start in _starts_of(stream, outcomes, label, seed, start):
             every.setdefault((label, mode), {}).setdefault(seed, outcome)
-    return every
+        else:
+            others += 1
+    return every, others
+
+
+def _starts_of(stream: Stream, outcomes: Outcomes, label: str, seed: int, otherwise: str) -> set[str]:
+    """What an outcome of this checkpoint may have begun with: anything, where this command says nothing of it."""
+    one_for_each_seed = SEED_FIELD in stream.starts.get(label, "")
+    of_label = (by_seed for (name, _), by_seed in outcomes.items() if name == label)
+    said = {
+        outcome.start
+        for by_seed in of_label
+        for number, outcome in by_seed.items()
+        if number == seed or not one_for_each_seed
+    }
+    return said or {otherwise}
 
 
 ENDS = ("average", "forgetting", "backward_transfer")

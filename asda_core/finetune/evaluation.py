@@ -107,7 +107,9 @@ def load_predictions(file: str | Path) -> Predictions:
     except OSError as error:
         raise TaskError(f"{file}: cannot be read ({error.strerror or error})") from None
     except DAMAGE as error:
-        raise TaskError(f"{file}: damaged, or not a file of predictions ({error})") from None
+        raise TaskError(
+            f"{file}: damaged, or not a file of predictions ({error}); delete it, and what made it makes it again"
+        ) from None
     if found is None:
         raise TaskError(f"{file}: not a file of predictions, or a piece of one; expected what an evaluation writes")
     return found

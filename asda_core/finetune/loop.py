@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
-    TRAINED_ON,
     TRAINING_FILE,
     metadata_of,
     read_checkpoint,
@@ -27,7 +26,6 @@ from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.frozen import EncodedClips, encode_once
-from asda_core.finetune.heard import note_clips
 from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.optimizing import parameter_groups, set_rates
 from asda_core.finetune.predicting import Hearing, predict
@@ -95,6 +93,7 @@ class Training:
     step: int = 0
     memory: Memory = field(default_factory=Memory)
     average: dict[str, Tensor] = field(default_factory=dict)
+    trained_on: Mapping[str, str] = field(default_factory=dict)
     stop: bool = False
 
     def ask_to_stop(self) -> None:
@@ -108,9 +107,9 @@ class Training:
 
     def metadata(self) -> dict[str, str]:
         """What is written beside the tensors."""
-        given = metadata_of(self.tuned.config, self.catalog, self.step, self.identity, self.tuned.classifier.config)
-        trained_on = note_clips(self.data.name, self.split)
-        return {**given, STATE: json.dumps(vars(self.memory)), TRAINED_ON: json.dumps(trained_on)}
+        head = self.tuned.classifier.config
+        given = metadata_of(self.tuned.config, self.catalog, self.step, self.identity, head, trained_on=self.trained_on)
+        return {**given, STATE: json.dumps(vars(self.memory))}
 
 
 def start_training(

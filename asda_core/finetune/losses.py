@@ -64,5 +64,6 @@ def check_loss(recipe: FinetuneConfig, single: bool) -> None:
     """
     if recipe.loss == "cross_entropy" and not single:
         raise ConfigError(
-            "the clips have several labels (or none): set loss: binary_cross_entropy (--set loss=binary_cross_entropy)."
+            "not every clip has one label; if that is no mistake, set loss: binary_cross_entropy "
+            "(--set loss=binary_cross_entropy)."
         )

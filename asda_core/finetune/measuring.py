@@ -1,6 +1,7 @@
 """`asda test`: what a fine-tuned checkpoint, ours or a released one, makes of labelled clips."""
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from pathlib import Path
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.errors import TaskError, unknown
+from asda_core.files import model_digest
 from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.finetune.evaluation import write_evaluation
 from asda_core.finetune.heard import heard_before
 from asda_core.finetune.predicting import Hearing, predict
+from asda_core.finetune.running import clip_facts
 from asda_core.finetune.scoring import Scores
 from asda_core.finetune.tuned import load_tuned
 from asda_core.labelled.examples import Example, Labelled
@@ -24,6 +27,8 @@ from asda_core.official.reading import read_model
 from asda_core.pretrain.clip_reader import ClipReader
 
 BOOTSTRAP = 1000
+NAME_DIGITS = 8
+"""Of model and clips, in the name of a folder: others of the same names have one of their own."""
 
 
 def run_test(parsed: argparse.Namespace) -> None:
@@ -38,8 +43,9 @@ def run_test(parsed: argparse.Namespace) -> None:
         print(checkpoint.report, file=sys.stderr)
     which = parsed.checkpoint.parent.name if parsed.checkpoint.stem == "model" else parsed.checkpoint.stem
     part = parsed.part + (f"-{parsed.fold}" if parsed.fold else "")
-    out = parsed.out or Path("runs") / f"test-{which}-{data.name}-{part}"
     chosen = replace(data, examples=tuple(examples))
+    known = hashlib.sha256(f"{model_digest(checkpoint.file)} {clip_facts(examples)}".encode()).hexdigest()
+    out = parsed.out or Path("runs") / f"test-{which}-{data.name}-{part}-{known[:NAME_DIGITS]}"
     if warning := heard_before(checkpoint, chosen, parsed.part, tested):
         print(warning, file=sys.stderr)
     scores = measure(checkpoint, chosen, out, parsed.device, parsed.compat == "released")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,14 +23,15 @@ from asda_core.devices import usable_device
 from asda_core.errors import ConfigError
 from asda_core.files import file_digest, write_text
 from asda_core.finetune.config import FinetuneConfig
-from asda_core.finetune.evaluation import write_evaluation
+from asda_core.finetune.evaluation import PREDICTIONS, write_evaluation
+from asda_core.finetune.heard import heard_before, note_clips, shared_sounds
 from asda_core.finetune.loop import BEST_FILE, Training, start_training, train
 from asda_core.finetune.losses import check_loss
 from asda_core.finetune.predicting import predict
 from asda_core.finetune.sampling import weights_file
 from asda_core.finetune.tuned import Start, Tuned, make_tuned
 from asda_core.labelled.drawing import hold_out
-from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.examples import TEST, Example, Labelled
 from asda_core.labelled.splits import Round, check_round
 from asda_core.locating import MODEL_FILE, step_folders
 from asda_core.pretrain.reporter import named_skipped
@@ -132,23 +133,38 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
     job = prepared(job)
     identity = job.identity()
     done = read_result(folder)
-    if done is not None and done.get("identity") == identity:
+    whole = (folder / MODEL_FILE).is_file() and (folder / PREDICTIONS).is_file()
+    if done is not None and done.get("identity") == identity and whole:
         _tidy(folder)
         return done
     for line in check_round(job.split, job.data.classes, job.data.single):
         print(f"warning: {line}", file=sys.stderr)
+    told = Told(shared_sounds(job.split), _known_clips(job))
+    for warning in filter(None, told):
+        print(warning, file=sys.stderr)
     tuned = make_tuned(catalog, job.recipe, job.start, job.data.classes)
     check_clip(tuned.front_end, tuned.encoder, job.recipe.data.clip_seconds)
     where = usable_device(device)
     for module in tuned.modules().values():
         module.to(where)
     with alone_in(folder, LOCK_FILE, "trains in"):
-        return _run(job, tuned, folder, identity, catalog, progress)
+        return _run(job, tuned, folder, identity, told, catalog, progress)
 
 
-def _run(job: Job, tuned: Tuned, folder: Path, identity: str, catalog: Catalog, progress: bool) -> dict[str, Any]:
+class Told(NamedTuple):
+    """What a run warns of, and keeps in its result: test clips that are heard in the training, or were before it."""
+
+    shared: str
+    known: str
+
+
+def _run(
+    job: Job, tuned: Tuned, folder: Path, identity: str, told: Told, catalog: Catalog, progress: bool
+) -> dict[str, Any]:
     """`finetune` of what is not done."""
     training = start_training(job.recipe, job.data, job.split, tuned, catalog, folder, identity, job.here)
+    earlier = job.start.trained_on if isinstance(job.start, Checkpoint) else {}
+    training.trained_on = note_clips(job.data.name, job.split, earlier)
     if (warm := job.recipe.optimizer.warmup_steps) >= training.steps:
         print(
             f"warning: optimizer.warmup_steps {warm} is not less than the {training.steps} updates: the rate will not "
@@ -158,10 +174,17 @@ def _run(job: Job, tuned: Tuned, folder: Path, identity: str, catalog: Catalog, 
     write_text(folder / "recipe.yaml", to_yaml(job.recipe))
     spent = _train_and_count(training, folder, progress)
     chosen_step = _choose(training)
-    result = {"identity": identity, **_test(job, training, folder, progress), "step": chosen_step, **spent}
+    result = {"identity": identity, **_test(job, training, told, progress), "step": chosen_step, **spent}
     write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
     _tidy(folder)
     return result
+
+
+def _known_clips(job: Job) -> str:
+    """A warning where the weights that a job begins with were trained on clips of its test."""
+    if not isinstance(job.start, Checkpoint):
+        return ""
+    return heard_before(job.start, replace(job.data, examples=job.split.test), TEST, job.split.name)
 
 
 def _tidy(folder: Path) -> None:
@@ -171,17 +194,24 @@ def _tidy(folder: Path) -> None:
     (folder / BEST_FILE).unlink(missing_ok=True)
 
 
-def _test(job: Job, training: Training, folder: Path, progress: bool) -> dict[str, Any]:
+def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str, Any]:
     """Evaluate the model as it is on the test clips, and write what was found."""
+    folder = training.folder
     made = predict(training.hearing, job.data, job.split.test, progress)
     title = f"{job.data.name} {job.split.name}".strip()
     scores = write_evaluation(folder, made, title, job.recipe.bootstrap)
     skipped = {**named_skipped(folder), **{str(file): reason for file, reason in training.hearing.skipped.items()}}
+    heard = tuple(example for example in job.split.train if str(example.file) not in skipped)
+    before = check_round(job.split, job.data.classes, job.data.single)
+    for line in check_round(replace(job.split, train=heard), job.data.classes, job.data.single):
+        if line not in before:
+            print(f"warning: {line} Its clips could not be read.", file=sys.stderr)
     return {
         "scores": scores.values,
         "intervals": scores.intervals,
-        "notes": list(scores.notes),
-        "clips": {"train": len(job.split.train), "valid": len(job.split.valid), "test": scores.num_clips},
+        "notes": [*scores.notes, *filter(None, told)],
+        "start_heard_test": bool(told.known),
+        "clips": {"train": len(heard), "valid": len(job.split.valid), "test": scores.num_clips},
         "skipped": skipped,
         "select": job.recipe.select,
         "steps": training.step,

@@ -184,7 +184,8 @@ def _row(result: Mapping[str, Any]) -> Row:
     row: Row = {name: "" if value is None else value for name, value in result["scores"].items()}
     row |= {f"{part}_clips": number for part, number in result["clips"].items()}
     keys = ("parameters", "trained", "train_seconds", "train_cpu_seconds", "train_mebibytes", "select", "step", "steps")
-    return row | {key: result[key] for key in keys} | {"skipped": len(result["skipped"])}
+    counts = {"skipped": len(result["skipped"]), "start_heard_test": int(result.get("start_heard_test", False))}
+    return row | {key: result[key] for key in keys} | counts
 
 
 def evaluate_folds(rows: Sequence[Row], out: Path, title: str, resamples: int) -> dict[str, tuple[float, float]]:

@@ -141,8 +141,11 @@ def _footnote(rows: Sequence[Row], metrics: Sequence[str], out: Path) -> str:
         parts.append("An empty place: a run has no such value, as d' of an AUC of 1, so there is no mean.")
     if len({frozenset(row["split"] for row in rows if row["seed"] == seed) for seed in {r["seed"] for r in rows}}) > 1:
         parts.append("Not every seed has every fold: means of seeds are over different clips.")
-    if skipped := sum(row["skipped"] for row in rows):
-        parts.append(f"Clips that could not be read: {skipped} (result.json names them).")
+    if any(row.get("start_heard_test") for row in rows):
+        parts.append("**Some began with weights that were trained on clips of their test** (result.json says which).")
+    skipped = {file for row in rows for file in (read_result(out / str(row["folder"])) or {}).get("skipped", {})}
+    if skipped:
+        parts.append(f"Clips that could not be read: {len(skipped)} (result.json names them).")
     shown = {row["folder"] for row in rows}
     if others := [file for file in out.glob(f"*/{RESULT_FILE}") if file.parent.name not in shown]:
         parts.append(f"Runs of other recipes, data or checkpoints in this folder, not in the table: {len(others)}.")

@@ -14,7 +14,7 @@ from torch import Tensor
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
-from asda_core.inference.listening import Listener
+from asda_core.inference.listening import Listener, check_answer
 from asda_core.streaming import Sound
 
 INDEX = re.compile("[0-9]{1,6}")
@@ -43,6 +43,7 @@ def probabilities(
         kept = piece.keep_to - piece.keep_from
         given = classifier.probabilities(classifier(piece.encoded))[0]
         total, steps = total.to(given) + given * kept, steps + kept
+    check_answer(total)
     return total / steps
 
 

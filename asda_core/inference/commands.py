@@ -98,7 +98,7 @@ def run_convert(parsed: argparse.Namespace) -> None:
     if parsed.out.exists() and parsed.out.samefile(checkpoint.file):
         raise CheckpointError(f"{parsed.out} is the file that is read; give another name.")
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = (checkpoint.step, checkpoint.data, checkpoint.classifier, checkpoint.embedding or None)
+    facts = (checkpoint.step, checkpoint.data, checkpoint.classifier, checkpoint.embedding, checkpoint.trained_on)
     metadata = metadata_of(checkpoint.config, catalog, *facts)
     write_model(parsed.out, dict(checkpoint.tensors), metadata)
     print(parsed.out)

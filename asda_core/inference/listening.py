@@ -12,7 +12,7 @@ from torch import Tensor
 from asda_core.audio import check_finite
 from asda_core.compute import Precision
 from asda_core.config import Padding, ResampleAxis
-from asda_core.errors import AudioError, ConfigError
+from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.filling import fill_features
 from asda_core.inference.framing import CONTEXT_SHARE, Framing, Window, num_frames, windows
 from asda_core.model.encoder import Encoded, Encoder
@@ -128,6 +128,18 @@ def as_trained(options: ListenOptions, front_end: Any, encoder: Encoder) -> List
     return replace(options, minimum_length=max(1, whole), minimum_samples=num_samples, window_seconds=seconds)
 
 
+def check_answer(values: Tensor) -> None:
+    """Refuse what a model makes of sound where it is no number; the sound is one, and so are its weights.
+
+    Raises:
+        CheckpointError: some values are NaN or infinite.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise CheckpointError(
+            "the model gives values that are NaN or infinite: its weights are too large, or its training went astray."
+        )
+
+
 class Listener:
     """A front end and an encoder in evaluation mode, and how they cut a clip."""
 
@@ -152,6 +164,7 @@ class Listener:
 
         Raises:
             AudioError: no samples, NaN or infinite ones.
+            CheckpointError: the model makes NaN or infinite values of it.
         """
         summary, kept = torch.zeros(()), []
         bands = 1
@@ -231,6 +244,7 @@ class Listener:
             features = fill_features(features, torch.tensor([left for _, left in stretches]), self.front_end)
         with products(features.device, self.options.precision):
             encoded: Encoded = self.encoder(features, layers=False)
+        check_answer(encoded.tokens)
         return replace(encoded, summary=encoded.summary.float(), tokens=encoded.tokens.float())
 
     def _heard(self, summary: Tensor, tokens: Tensor, bands: int) -> Heard:

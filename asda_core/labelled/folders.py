@@ -10,6 +10,9 @@ from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row
 from asda_core.labelled.splits import usual_split
 
+CLASS_FILE = 2
+"""Names in the path of a file, below the folder of a set without splits."""
+
 
 def audio_below(root: Path) -> list[Path]:
     """Audio files below a folder.
@@ -36,6 +39,8 @@ def tell_empty_folders(root: Path, depth: int) -> None:
 def folder_rows(root: Path) -> list[Row]:
     """CLASS/FILE, or SPLIT/CLASS/FILE where all folders are called as splits usually are; what is hidden is left out.
 
+    Among folders of which no other is called as a split, one with files in it is a class.
+
     Raises:
         TaskError: no audio, audio outside a class folder, or folders of which some are splits and some are not.
     """
@@ -45,13 +50,15 @@ def folder_rows(root: Path) -> list[Row]:
         raise TaskError(f"{shard} is in a shard, which is no folder of a class; set format to shards.")
     tops = sorted({parts[0] for parts in files.values() if len(parts) > 1})
     splits = [top for top in tops if usual_split(top)]
+    if len(splits) == 1 < len(tops) and all(len(parts) == CLASS_FILE for parts in files.values()):
+        print(f"{root / splits.pop()} is taken for a class, as the folders beside it are.", file=sys.stderr)
     tell_empty_folders(root, 2 if splits else 1)
     if splits and len(splits) < len(tops):
         strange = next(top for top in tops if top not in splits)
         raise TaskError(f"{root}: the folder {splits[0]} is called as a split, but {strange} is not; move one away.")
     rows = []
     for file, parts in files.items():
-        if len(parts) != (3 if splits else 2):
+        if len(parts) != CLASS_FILE + bool(splits):
             expected = "SPLIT/CLASS/FILE" if splits else "CLASS/FILE"
             raise TaskError(f"{file} is not in a folder of its class (expected {expected} below {root}).")
         rows.append(Row(file, (parts[-2],), usual_split(parts[0]) if splits else NO_SPLIT, root, 0))

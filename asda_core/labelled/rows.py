@@ -1,5 +1,6 @@
 """Rows of any source, one for each mention of a file -> `Labelled`."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -91,9 +92,9 @@ def _key(label: Label) -> str:
 
 def _one_per_file(rows: Iterable[Row]) -> list[Row]:
     merged: list[Row] = []
-    places: dict[Path, int] = {}
+    places: dict[str, int] = {}
     for row in rows:
-        place = places.setdefault(row.file, len(merged))
+        place = places.setdefault(os.path.normpath(row.file), len(merged))  # a/../b.wav is b.wav
         if place == len(merged):
             merged.append(row)
             continue

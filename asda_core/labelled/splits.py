@@ -23,7 +23,7 @@ SPLIT_NAMES: Mapping[str, str] = {
     "eval": TEST,
     "evaluation": TEST,
 }
-"""How people call the three splits; nobody calls a class or a fold so."""
+"""How people call the three splits; nobody calls a fold so, and of classes ESC-50 has a "train"."""
 FOLD = "fold"
 """How the name of a round begins that is a fold."""
 MIN_FOLDS = 2
@@ -89,6 +89,9 @@ def with_splits(data: Labelled, source: SourceConfig) -> Labelled:
 def _settled(data: Labelled, source: SourceConfig) -> tuple[list[Example], dict[str, str]]:
     """The examples that are used, each with a split, and value -> train, valid or test; empty where they are folds."""
     examples = list(data.examples)
+    only = {usual_split(example.split) for example in examples}
+    if source.folds and only == {TRAIN} and not source.split:  # folds of what others would train on, as is asked for
+        examples = [replace(example, split=NO_SPLIT) for example in examples]
     if all(example.split == NO_SPLIT for example in examples) and not source.split:
         examples = _drawn(examples, source)
         if missing := sorted((set() if source.folds else {TRAIN, TEST}) - {example.split for example in examples}):
@@ -139,7 +142,10 @@ def _parts(values: set[str], stated: Mapping[str, str], name: str) -> dict[str, 
         )
     for part in (TRAIN, TEST):
         if part_of and part not in part_of.values():
-            raise TaskError(f"{name} has no {part} split, only {found}; add one, or say by split which values are it.")
+            raise TaskError(
+                f"{name} has no {part} split, only {found}; add one, say by split which values are it, or where all is "
+                "train, have folds drawn by folds."
+            )
     return part_of
 
 

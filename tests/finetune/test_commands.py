@@ -129,12 +129,119 @@ def test_clips_of_the_training_are_not_tested_in_silence(place: Path, capsys: py
     assert "--part all takes every clip, and --fold 1 some" in capsys.readouterr().err
 
 
+def test_a_fine_tuning_tells_of_test_clips_that_its_start_has_heard(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when it was converted, and when another set came between."""
+    command = ["finetune", "recipe.yaml", "--data", "tones/tones.csv", "--folds", "2", "--out", "out"]
+    assert main([*command, "--checkpoint", "start"]) == 0
+    (run,) = (folder.parent for folder in (place / "out").rglob("model.safetensors"))
+    assert main(["convert", str(run), "converted.safetensors"]) == 0
+    assert read_checkpoint("converted.safetensors").trained_on == read_checkpoint(run).trained_on
+    write_tones(place / "other" / "train")
+    write_tones(place / "other" / "test")
+    for number, file in enumerate(sorted((place / "other").rglob("*.wav"))):  # all are other sounds
+        audio, rate = soundfile.read(file)
+        soundfile.write(file, audio[::-1] * (0.5 + number / 1000), rate)
+    again = ["finetune", "recipe.yaml", "--data", "other", "--checkpoint", "converted.safetensors", "--out", "again"]
+    assert main(again) == 0
+    assert "are not new to it" not in capsys.readouterr().err
+    (later,) = (folder.parent for folder in (place / "again").rglob("model.safetensors"))
+    assert read_checkpoint(later).trained_on["before"] == "tones"
+    for start in (run, later):
+        words = ["finetune", "recipe.yaml", "--checkpoint", f"a={start}", "--data", "tones/tones.csv"]
+        assert main([*words, "--out", f"from-{start.name}"]) == 0
+        told = capsys.readouterr()
+        assert "6 of the 6 clips (by their first and last bytes) are not new to it." in told.err
+        assert told.err.count("are not new to it") == 1  # the fold that was held out is
+        assert "**Some began with weights that were trained on clips of their test**" in told.out
+        results = [json.loads(file.read_text()) for file in (place / f"from-{start.name}").glob("*/result.json")]
+        assert sorted(result["start_heard_test"] for result in results) == [False, True]
+
+
+def test_one_sound_under_two_names(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy in the test split is warned of, a link to a training clip is refused, a detour is the same file."""
+    for split in ("train", "test"):
+        write_tones(place / "set" / split, clips=2)
+    for number, file in enumerate(sorted((place / "set" / "test").rglob("*.wav"))):
+        audio, rate = soundfile.read(file)
+        soundfile.write(file, audio[::-1] * (0.5 + number / 1000), rate)
+    first, copy = place / "set" / "train" / "tone0" / "0.wav", place / "set" / "test" / "tone0" / "copy.wav"
+    copy.write_bytes(first.read_bytes())
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "set", "--out", "out"]
+    assert main(command) == 0
+    told = "1 of 7 test clips have the first and last bytes of a training clip"
+    assert told in capsys.readouterr().err
+    (result,) = (json.loads(file.read_text()) for file in (place / "out").glob("*/result.json"))
+    assert any(told in note for note in result["notes"])
+    copy.unlink()
+    copy.symlink_to(first)
+    assert main([*command[:-1], "linked"]) == 1
+    assert "copy.wav is in the test split, and is the file of" in capsys.readouterr().err
+    rows = "filename,label,split\nset/train/tone0/0.wav,a,train\nset/test/../train/tone0/0.wav,a,test\n"
+    (place / "list.csv").write_text(rows)
+    assert main([*command[:-4], "--data", "list.csv"]) == 1
+    assert "0.wav is in the split 'test', but " in capsys.readouterr().err
+
+
+def test_a_class_whose_clips_cannot_be_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Is no class of the training: one other alone is an error, two a warning; clips are counted as they are heard."""
+    for split in ("train", "test"):
+        write_tones(place / "set" / split, clips=3)
+    for file in (place / "set" / "train" / "tone0").glob("*.wav"):
+        file.write_bytes(b"no sound")
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "set", "--modes", "full", "linear"]
+    assert main([*command, "--out", "out"]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("1 class (tone0) without a clip to train on. Its clips could not be read.") == 2
+    assert "Clips that could not be read: 3 (" in told.out  # not once for every run
+    (result, _) = (json.loads(file.read_text()) for file in (place / "out").glob("*/result.json"))
+    assert result["clips"] == {"train": 6, "valid": 0, "test": 9}
+    for file in (place / "set" / "train" / "tone1").glob("*.wav"):
+        file.write_bytes(b"no sound")
+    assert main([*command, "--out", "other"]) == 1
+    assert "needs clips of two classes to train on; the train split has tone2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", ["predictions.npz", "model.safetensors"])
+def test_what_is_lost_of_a_run_is_made_again(place: Path, lost: str) -> None:
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]
+    assert main(command) == 0
+    table = (place / "out" / "table.md").read_text().splitlines()[4].split(" | ")[:5]
+    gone = next((place / "out").glob(f"start-*/{lost}"))
+    gone.unlink()
+    assert main(command) == 0
+    assert gone.is_file()
+    assert (place / "out" / "table.md").read_text().splitlines()[4].split(" | ")[:5] == table
+
+
+def test_models_of_one_name_are_tested_into_folders_of_their_own(place: Path, catalog: Catalog) -> None:
+    for name, seed in (("one", "1"), ("two", "2")):
+        command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "1"]
+        assert main([*command, "--seeds", seed, "--out", name]) == 0
+        (file,) = (place / name).rglob("model.safetensors")
+        (place / f"{name}-best").mkdir()
+        file.rename(place / f"{name}-best" / "best.safetensors")
+        best = str(place / f"{name}-best" / "best.safetensors")
+        for _ in range(2):
+            assert main(["test", best, "--data", "tones/tones.csv", "--fold", "1"]) == 0
+    assert len(list((place / "runs").glob("test-best-tones-test-1-*/scores.json"))) == 2
+
+
+def test_clips_of_several_labels_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (place / "tones" / "tones.csv").open("a") as table:
+        table.write("tone0/1.wav,2,tone1\n")
+    assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]) == 1
+    told = capsys.readouterr().err
+    assert "1 with another number of labels than one (1.wav: tone0, tone1)" in told
+    assert "not every clip has one label; if that is no mistake, set loss: binary_cross_entropy" in told
+
+
 def test_a_training_without_marks_is_known_by_its_name(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more clips than are noted down: name of the set and fold must do."""
     monkeypatch.setattr(heard, "MOST_MARKED", 0)
-    heard._noted.cache_clear()
     command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "2"]
     assert main([*command, "--out", "out"]) == 0
     (run,) = (folder.parent for folder in (place / "out").rglob("model.safetensors"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import asda_core.finetune.continual as continual
 from asda_core.catalog import Catalog
@@ -193,3 +194,29 @@ def test_modes_of_an_earlier_command_stay_in_the_table(place: Path, capsys: pyte
     assert main([*other, "--modes", "full", "--out", "out"]) == 0  # in another order: another table
     assert {mode for mode, _, _ in rows_of(place)} == {"full"}
     assert "outcome.json is damaged" in capsys.readouterr().err
+
+
+def test_outcomes_of_other_clips_and_checkpoints_stand_apart(
+    place: Path, catalog: Catalog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tasks and labels of the same names are not enough; what was there stays, and is counted under the table."""
+    command = [*COMMAND, "--modes", "linear", "--out", "out"]
+    assert main(command) == 0
+    (first,) = (place / "out").glob("*.outcome.json")
+    small_checkpoint(place / "elsewhere", catalog, small_run(depth=1))
+    assert main([*command, "--checkpoint", "mine=elsewhere", "--seeds", "4"]) == 0
+    table = capsys.readouterr().out
+    assert "over 2 seeds" not in table
+    assert "Outcomes of other tasks, recipes or checkpoints in this folder, not in the table: 1." in table
+    audio = next((place / "pair").rglob("*.wav"))
+    sound, rate = soundfile.read(audio)
+    soundfile.write(audio, sound[::-1], rate)
+    assert main([*command, "--seeds", "5"]) == 0
+    table = capsys.readouterr().out
+    assert "over 2 seeds" not in table
+    assert "not in the table: 2." in table
+    assert main([*command, "--seeds", "6"]) == 0  # the same clips and weights as the one before
+    table = capsys.readouterr().out
+    assert "over 2 seeds" in table
+    assert "not in the table: 2." in table
+    assert first.is_file()

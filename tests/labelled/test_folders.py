@@ -87,3 +87,13 @@ def test_what_is_hidden_is_no_class(tmp_path: Path) -> None:
     for name in ("x/a.wav", "y/a.wav", "y/._a.wav", ".cache/a.wav"):
         sound(tmp_path / name)
     assert found(read(tmp_path, name="n"), tmp_path) == [("x/a.wav", ("x",), ""), ("y/a.wav", ("y",), "")]
+
+
+def test_a_class_called_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in ESC-50: beside folders that no split is called by, with sounds in it, it is one of them."""
+    for name in ("train/1.wav", "dog/1.wav", "helicopter/1.wav"):
+        sound(tmp_path / name)
+    data = read(tmp_path)
+    assert data.classes == ("dog", "helicopter", "train")
+    assert {example.split for example in data.examples} == {""}
+    assert "train is taken for a class, as the folders beside it are." in capsys.readouterr().err

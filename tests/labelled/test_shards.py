@@ -290,3 +290,14 @@ def test_finetune_of_a_pack_equals_that_of_the_files(tmp_path: Path) -> None:
         (predictions,) = out.glob("*-linear-*/predictions.npz")
         given.append(torch.as_tensor(load_predictions(predictions).given))
     assert torch.equal(given[0], given[1])
+
+
+def test_folds_of_shards_that_are_all_called_train(tmp_path: Path) -> None:
+    """webdataset's usual names: their word is no reason not to draw where folds are asked for."""
+    members = [clip(str(number), number, label="ab"[number % 2]) for number in range(6)]
+    write_tar(tmp_path / "train-000000.tar", [member for each in members for member in each])
+    data = read(tmp_path)
+    with pytest.raises(TaskError, match="has no test split, only train; .* have folds drawn by folds"):
+        rounds(data, SourceConfig(data=str(tmp_path)))
+    found = rounds(data, SourceConfig(data=str(tmp_path), folds=3))
+    assert [(len(each.train), len(each.test)) for each in found] == [(4, 2)] * 3
