@@ -19,13 +19,14 @@ from asda_core.cli import main
 from asda_core.command_line import EXIT_ERROR, EXIT_STOPPED
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain, with_value
-from asda_core.errors import AudioError, ConfigError
+from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.inference import listening
 from asda_core.inference.embedding import embedding, output_names
 from asda_core.inference.listening import Heard, Listener
 from asda_core.model.encoder import Encoded
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_hear.api import load_model
 from tests.conftest import BUILT_IN, TINY
 from tests.released.golden import GOLDEN
 from tests.released.writing import OTHER_SIZES, write_fairseq
@@ -310,3 +311,21 @@ def test_the_model_of_the_package_and_its_grid(tmp_path: Path, capsys: Capture) 
     assert told["grid"] == {"bands": 4, "step_ms": 80.0, "patch_ms": 80.0}
     assert len(patches) == 25 * 4  # 2 s, filled to a whole step
     assert main(["embed", str(tmp_path / "a.wav"), "--out", str(out), "--granularity", "frame", "--device", "cpu"]) == 0
+
+
+def test_a_model_that_has_gone_astray(
+    audio_folder: Path, tmp_path: Path, catalog: Catalog, tiny: RunConfig, capsys: Capture
+) -> None:
+    """Finite weights whose answers are not: nothing is written and indexed as if it were an embedding."""
+    tensors = model_tensors(build_parts(catalog, tiny), False)
+    tensors["encoder.input_norm.weight"] = torch.full_like(tensors["encoder.input_norm.weight"], 3e38)
+    file, out = tmp_path / "model.safetensors", tmp_path / "out"
+    write_model(file, tensors, metadata_of(tiny, catalog, 0))
+    assert embed(file, audio_folder, "--out", out) == EXIT_ERROR
+    assert "the model gives values that are NaN or infinite: its weights are too large" in capsys.readouterr().err
+    assert not list(out.rglob("*.npy"))
+    assert not (out / "index.jsonl").exists() or not (out / "index.jsonl").read_text()
+    model = load_model(file, catalog=catalog)
+    for ask in (model.scene, model.timestamps):
+        with pytest.raises(CheckpointError, match="NaN or infinite"):
+            ask(torch.zeros(1, 16_000))

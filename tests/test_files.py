@@ -1,0 +1,37 @@
+"""Files that are written whole or not at all, and lines that several processes add."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from asda_core.files import append_line, write_text, write_whole
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    """What the system raises for a write names no file; and what was there stays."""
+    file = tmp_path / "a.json"
+    write_text(file, "before")
+
+    def fill(part: Path) -> None:
+        part.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'") as full:
+        write_whole(file, fill)
+    assert full.value.filename == str(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert file.read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [(None, "new\n"), ("", "new\n"), ("old\n", "old\nnew\n"), ("old\ncut of", "old\ncut of\nnew\n")],
+)
+def test_lines_stand_behind_whole_lines(tmp_path: Path, there: str | None, wanted: str) -> None:
+    file = tmp_path / "folder" / "lines.jsonl"
+    if there is not None:
+        file.parent.mkdir()
+        file.write_text(there)
+    append_line(file, "new")
+    assert file.read_text() == wanted
