@@ -125,6 +125,12 @@ def small_steps_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def commands_are_run_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of streams, which else wait for a server."""
+    monkeypatch.setattr("asda_core.data.streaming.FIRST_PAUSE", 0.0)
+
+
+@pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening a connection to another machine is an error."""
     connect = socket.socket.connect

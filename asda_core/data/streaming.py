@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import IO, NamedTuple
 
 from asda_core.data.sources import PIPE, ShardStream
@@ -19,6 +20,8 @@ from asda_core.errors import AudioError
 
 ATTEMPTS = 3
 """Times that a command is run before its stream is given up: connections break."""
+FIRST_PAUSE, LONGER = 1.0, 4
+"""Seconds before a command is run again, and so many times as many before each time after: a server needs time."""
 DRAIN_BYTES = 1 << 16
 
 
@@ -48,19 +51,27 @@ class CutOffError(CommandFailedError):
 class Commands:
     """Those whose streams are read, so that whoever waits for one that stalls can end them all.
 
-    Attributes:
-        ended: whether that was done; none is started again.
+    None is started again after that.
     """
 
     def __init__(self) -> None:
-        self.ended = False
+        self._ended = Event()
         self._running: set[subprocess.Popen[bytes]] = set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether that was done."""
+        return self._ended.is_set()
 
     def end(self) -> None:
         """Kill them, with all that they have started."""
-        self.ended = True
+        self._ended.set()
         for process in list(self._running):
             kill(process)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait so long, or until they are ended, which is returned."""
+        return self._ended.wait(seconds)
 
     @contextmanager
     def running(self, command: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -81,9 +92,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def read_stream(
-    shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands | None = None
-) -> Iterator[Sound]:
+def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[Sound]:
     """The sounds of a shard in their order; of several of one name the first.
 
     Args:
@@ -94,7 +103,7 @@ def read_stream(
     Raises:
         AudioError: there is no such file, the command fails again and again, or commands were ended.
     """
-    passed, commands = 0, commands or Commands()
+    passed = 0
     for attempt in range(1, ATTEMPTS + 1):
         try:
             for number, sound in enumerate(_once(shard, trouble, commands)):
@@ -103,7 +112,7 @@ def read_stream(
                     yield sound
             return
         except CommandFailedError as error:
-            if commands.ended:
+            if commands.ended or (attempt < ATTEMPTS and commands.pause(FIRST_PAUSE * LONGER ** (attempt - 1))):
                 raise AudioError("the stream was closed.") from None
             if attempt == ATTEMPTS and isinstance(error, CutOffError) and error.sounds:
                 where = Path(shard.address)  # it is so each time: what is whole counts, as of a file

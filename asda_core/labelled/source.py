@@ -31,7 +31,7 @@ class SourceConfig:
         label_separator: between the labels of a clip in a table; empty: a semicolon, or in a column called by a
             plural, as `labels`, a comma.
         split: train, valid, test and leave_out -> values of the split column.
-        folds: how many to draw where the source has no split of its own; 0 draws train, valid and test.
+        folds: how many to draw where there is no split, or all is train; 0 draws train, valid and test.
         seed: of that draw.
         vocabulary: file of the classes, as `asda_core.inference.classifying.read_labels` reads it.
         set: changes to the recipe for this task.

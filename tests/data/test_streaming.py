@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from asda_core.data import stream_batches
 from asda_core.data.counts import SHARDS_FILE, Counts
 from asda_core.data.sources import ShardStream, find_training
 from asda_core.data.stream_batches import StreamBatches, open_clips
-from asda_core.data.streaming import Sound, read_stream
+from asda_core.data.streaming import FIRST_PAUSE, Commands, Sound, read_stream
 from asda_core.errors import AudioError, ConfigError, TrainingStopped
 from asda_core.locating import newest_step
 from asda_core.pretrain.data import ClipBatches
@@ -202,13 +203,13 @@ def test_nothing_to_stream(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="none of the 1 clips of a block of the stream is readable"):
         StreamBatches([ShardStream(f"stream:{bad}")], CONFIG, 16_000, 1).batch(0)
     with pytest.raises(AudioError, match="cannot read the shard"):
-        list(read_stream(ShardStream(f"stream:{tmp_path}/none.tar"), []))
+        list(read_stream(ShardStream(f"stream:{tmp_path}/none.tar"), [], Commands()))
 
 
 def test_a_command(tmp_path: Path) -> None:
     """A connection that breaks twice gives what an unbroken one gives; one that never holds is an error."""
     (shard,) = write_shards(tmp_path, [4])
-    unbroken = list(read_stream(ShardStream(f"stream:{shard}"), []))
+    unbroken = list(read_stream(ShardStream(f"stream:{shard}"), [], Commands()))
     size, count = shard.stat().st_size, tmp_path / "count"
     script = tmp_path / "flaky.sh"
     script.write_text(
@@ -216,15 +217,15 @@ def test_a_command(tmp_path: Path) -> None:
         f"cat {shard}\n"
     )
     trouble: list[tuple[Path, str]] = []
-    found = list(read_stream(ShardStream(f"pipe:sh {script}"), trouble))
+    found = list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, Commands()))
     assert len(count.read_text()) == 3
     assert [(sound.file.name, sound.content) for sound in found] == [(s.file.name, s.content) for s in unbroken]
     never = ShardStream(f"pipe:sh -c 'head -c {size // 2} {shard}; exit 7'")
     with pytest.raises(AudioError, match="failed with status 7 3 times; stopped after 2 clips"):
-        list(read_stream(never, trouble))
+        list(read_stream(never, trouble, Commands()))
     trouble.clear()
     cut = ShardStream(f"pipe:head -c {size // 2} {shard}")
-    assert len(list(read_stream(cut, trouble))) == 2
+    assert len(list(read_stream(cut, trouble, Commands()))) == 2
     assert "cut off" in trouble[0][1]
 
 
@@ -234,12 +235,28 @@ def test_a_command_that_gives_a_page_of_errors(tmp_path: Path) -> None:
     count, trouble = tmp_path / "count", list[tuple[Path, str]]()
     script = tmp_path / "busy.sh"
     script.write_text(f'echo >> {count}\nif [ "$(wc -l < {count})" -lt 3 ]; then echo busy; else cat {shard}; fi\n')
-    assert len(list(read_stream(ShardStream(f"pipe:sh {script}"), trouble))) == 4
+    assert len(list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, Commands()))) == 4
     assert not trouble
     with pytest.raises(AudioError, match="the command gave a tar that is cut off or no tar .* 3 times"):
-        list(read_stream(ShardStream("pipe:echo busy"), trouble))
+        list(read_stream(ShardStream("pipe:echo busy"), trouble, Commands()))
     with pytest.raises(AudioError, match="cut off or no tar"):
-        list(read_stream(ShardStream("pipe:cat /nowhere.tar 2>/dev/null | cat"), trouble))
+        list(read_stream(ShardStream("pipe:cat /nowhere.tar 2>/dev/null | cat"), trouble, Commands()))
+
+
+def test_a_server_gets_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer before each time, and not where everything is being ended."""
+    waited: list[float] = []
+    monkeypatch.setattr("asda_core.data.streaming.FIRST_PAUSE", FIRST_PAUSE)
+    commands = Commands()
+    monkeypatch.setattr(commands._ended, "wait", lambda seconds: bool(waited.append(seconds)))
+    with pytest.raises(AudioError, match="failed with status 3 3 times"):
+        list(read_stream(ShardStream("pipe:exit 3"), [], commands))
+    assert waited == [1.0, 4.0]
+    monkeypatch.setattr("asda_core.data.streaming.FIRST_PAUSE", 3600.0)
+    ended = Commands()
+    Timer(0.1, ended.end).start()
+    with pytest.raises(AudioError, match="the stream was closed"):
+        list(read_stream(ShardStream("pipe:exit 3"), [], ended))
 
 
 def test_counts_that_were_cut_off(tmp_path: Path) -> None:
@@ -255,7 +272,7 @@ def test_counts_that_were_cut_off(tmp_path: Path) -> None:
 def test_a_command_that_is_left_early_ends(tmp_path: Path) -> None:
     (shard,) = write_shards(tmp_path, [2])
     endless = ShardStream(f"pipe:sh -c 'cat {shard}; exec sleep 600'")
-    sounds = read_stream(endless, [])
+    sounds = read_stream(endless, [], Commands())
     assert isinstance(next(sounds), Sound)
     sounds.close()  # type: ignore[attr-defined]
 

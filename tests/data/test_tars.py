@@ -13,7 +13,7 @@ import torch
 
 from asda_core.audio import find_audio, read_audio
 from asda_core.data.sources import ShardStream
-from asda_core.data.streaming import read_stream
+from asda_core.data.streaming import Commands, read_stream
 from asda_core.data.tars import MORE_BEHIND, index_file, index_of, member_bytes, num_bytes, read_headers, split_member
 from asda_core.errors import AudioError
 from tests.data.shards import sound_bytes, write_shards, write_tar
@@ -162,7 +162,7 @@ def test_zeros_where_a_header_was(tmp_path: Path, capsys: pytest.CaptureFixture[
     trouble: list[tuple[Path, str]] = []
     for address in (f"stream:{shard}", f"pipe:cat {shard}"):
         trouble.clear()
-        assert len(list(read_stream(ShardStream(address), trouble))) == 2
+        assert len(list(read_stream(ShardStream(address), trouble, Commands()))) == 2
         assert MORE_BEHIND in trouble[0][1]
     (tmp_path / "nothing.tar").write_bytes(bytes(20_480))
     assert not index_of(tmp_path / "nothing.tar").rows
