@@ -37,13 +37,14 @@ def probabilities(
 
     Raises:
         AudioError: no samples, NaN or infinite ones.
+        CheckpointError: the model makes NaN or infinite values of it.
     """
     total, steps = torch.zeros(()), 0
     for piece in listener.pieces(audio):
         kept = piece.keep_to - piece.keep_from
         given = classifier.probabilities(classifier(piece.encoded))[0]
         total, steps = total.to(given) + given * kept, steps + kept
-    check_answer(total)
+    check_answer(total.cpu())
     return total / steps
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asda_core.errors import ConfigError
 from asda_core.files import write_whole
-from asda_core.inference.listening import Heard, Piece
+from asda_core.inference.listening import Heard, Piece, check_answer
 
 Granularity = Literal["all", "frame", "utterance"]
 Format = Literal["npy", "safetensors"]
@@ -133,4 +133,6 @@ def _stream(opened: BinaryIO, pieces: Iterator[Piece], steps: int, kind: Kind) -
 
 
 def _append(opened: BinaryIO, values: Tensor) -> None:
-    opened.write(values.float().cpu().contiguous().numpy().astype(LITTLE_FLOAT, copy=False).tobytes())
+    ready = values.float().cpu().contiguous()
+    check_answer(ready)
+    opened.write(ready.numpy().astype(LITTLE_FLOAT, copy=False).tobytes())

@@ -5,10 +5,9 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
-
-import soundfile
 
 from asda_core.errors import ConfigError, TaskError, unknown
 from asda_core.labelled.examples import TRAIN_VALID_TEST
@@ -155,6 +154,7 @@ def check_task(folder: Path, shown: Path | None = None) -> None:
 
 def _check_rate(file: Path, rate: int) -> None:
     """Whether a file has the rate of its folder; one that cannot be read is told of when it is embedded."""
+    soundfile = import_module("soundfile")  # which takes its time, and who waits for others needs it not
     try:
         found = soundfile.info(file).samplerate
     except soundfile.LibsndfileError:
