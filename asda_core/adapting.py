@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.contracts import Adapter
-from asda_core.errors import ConfigError
+from asda_core.errors import ConfigError, PluginError
 from asda_core.layout import TokenLayout
 from asda_core.model.block import Block
 from asda_core.model.encoder import Encoder
@@ -16,14 +16,23 @@ from asda_core.model.encoder import Encoder
 def attach(adapter: Adapter, encoder: Encoder) -> list[nn.Parameter]:
     """Freeze `encoder`, attach `adapter` in place, and return the parameters that were not there before.
 
-    What trains is decided by identity, not by name.
+    What trains is decided by identity, not by name: these, and nothing that was there.
+
+    Raises:
+        PluginError: the adapter brings nothing that could train, or takes parameters of the encoder away.
     """
-    before = {id(parameter) for parameter in encoder.parameters()}
+    before = {id(parameter): name for name, parameter in encoder.named_parameters()}
     encoder.requires_grad_(False)
     adapter.attach(encoder)
     new = [parameter for parameter in encoder.parameters() if id(parameter) not in before]
-    for parameter in new:
-        parameter.requires_grad_(True)
+    if not new:
+        raise PluginError("the adapter brings no parameters: nothing of the encoder would train.")
+    if gone := before.keys() - {id(parameter) for parameter in encoder.parameters()}:
+        raise PluginError(
+            f"the adapter puts others in the place of {', '.join(sorted(before[each] for each in gone))}."
+        )
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(id(parameter) not in before)
     return new
 
 

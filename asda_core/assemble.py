@@ -17,6 +17,7 @@ from asda_core.config import ClassTokenConfig, Compat, EncoderConfig, PluginChoi
 from asda_core.config_io import parse, to_plain
 from asda_core.contracts import Adapter, AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import AsdaError, ConfigError, PluginError
+from asda_core.locating import GIVEN, OWN_DISTRIBUTION
 from asda_core.model.encoder import Encoder
 
 SAMPLE_RATE = 16_000
@@ -86,7 +87,7 @@ def _blamed(offer: Offer) -> Iterator[None]:
         yield
     except AsdaError:
         raise
-    except Exception as error:  # a stranger's code may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         told = f"{type(error).__name__}: {error}{_place(offer, error)}"
         raise PluginError(
             f"{offer.family} {offer.spec.name!r} of {offer.distribution} {offer.version} cannot be built: "
@@ -94,7 +95,7 @@ def _blamed(offer: Offer) -> Iterator[None]:
         ) from error
 
 
-def _place(offer: Offer, error: Exception) -> str:
+def _place(offer: Offer, error: BaseException) -> str:
     """The last line of the plugin's own files that an error came through; that of its `build` if there is none."""
     code = getattr(offer.spec.build, "__code__", None)
     if code is None:
@@ -166,7 +167,9 @@ def adapt(catalog: Catalog, config: RunConfig, encoder: Encoder) -> None:
     """Freeze the encoder and attach the adapter of a run in place; nothing happens if the run has none."""
     if config.adapter is not None:
         context = AdapterContext(config.encoder.dim, config.encoder.depth)
-        attach(build(catalog, "adapter", config.adapter, context, "adapter", config.compat), encoder)
+        adapter = build(catalog, "adapter", config.adapter, context, "adapter", config.compat)
+        with _blamed(catalog.find("adapter", config.adapter.name)):
+            attach(adapter, encoder)
 
 
 def build_model(
@@ -255,6 +258,13 @@ def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = T
     if not with_objective and ("objective", config.objective.name) not in catalog.offers:
         del chosen["objective"]
     return {family: catalog.find(family, choice.name).origin for family, choice in chosen.items()}
+
+
+def foreign_plugins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> list[str]:
+    """Distribution and version, as in "their-package 1.0", of every plugin of a run that is neither ours nor given."""
+    origins = plugin_origins(catalog, config, with_objective).values()
+    strange = [each for each in origins if each["distribution"] not in (OWN_DISTRIBUTION, GIVEN)]
+    return sorted({f"{each['distribution']} {each['version']}" for each in strange})
 
 
 def check_class_token_axis(catalog: Catalog, configs: Sequence[RunConfig]) -> None:

@@ -21,11 +21,7 @@ import pluggy
 from asda_core import hookspecs
 from asda_core.contracts import PROJECT, Spec
 from asda_core.errors import PluginError, unknown
-
-OWN_DISTRIBUTION = "asda-hear"
-"""Its names cannot be taken over by another distribution."""
-GIVEN = "(given)"
-"""In the place of a distribution, where a program gives a plugin by itself."""
+from asda_core.locating import GIVEN, OWN_DISTRIBUTION
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,8 @@ def _entries(allow: Iterable[str] | None) -> list[tuple[EntryPoint, str, str]]:
     allowed = None if allow is None else {_canonical(name) for name in (*allow, OWN_DISTRIBUTION)}
     found = set()
     for entry in entry_points(group=PROJECT):
-        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("(unknown)", "0")
+        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
+        distribution, version = distribution or "(unknown)", version or "0"  # an interrupted uninstall leaves no name
         if allowed is None or _canonical(distribution) in allowed:
             found.add((entry, distribution, version))
     return sorted(found, key=lambda item: (item[1] != OWN_DISTRIBUTION, item[1], item[0].name))
@@ -143,7 +140,7 @@ def _entries(allow: Iterable[str] | None) -> list[tuple[EntryPoint, str, str]]:
 
 def _not_installed(allow: Iterable[str]) -> list[Problem]:
     """Distributions that are to be loaded and have no plugin here: a name that is misspelt would load nothing."""
-    there = {_canonical(entry.dist.name) for entry in entry_points(group=PROJECT) if entry.dist}
+    there = {_canonical(entry.dist.name or "") for entry in entry_points(group=PROJECT) if entry.dist}
     message = "it is to be loaded, and no distribution of this name with plugins is installed"
     return [Problem(name, name, message) for name in allow if _canonical(name) not in there]
 

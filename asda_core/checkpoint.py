@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plugin_origins
-from asda_core.catalog import GIVEN, OWN_DISTRIBUTION, Catalog
+from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, ConfigError, PluginError
-from asda_core.files import sync, write_open, write_whole
+from asda_core.files import safetensors_metadata, sync, write_open, write_whole
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
-from asda_core.locating import locate, step_folders
+from asda_core.locating import GIVEN, MODEL_FILE, OWN_DISTRIBUTION, locate, step_folders
 from asda_core.model.encoder import Encoder
 from asda_core.tensor_files import read_tensors, save_tensors
 
@@ -132,11 +132,19 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
         raise CheckpointError(f"{checkpoint.file} needs the plugins {needs}. {error}") from None
     load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
     load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
-    _warn_of_other_versions(checkpoint, catalog)
+    warn_of_other_versions(checkpoint, catalog)
     return front_end.eval(), encoder.eval()
 
 
-def _warn_of_other_versions(checkpoint: Checkpoint, catalog: Catalog) -> None:
+def stored_plugins(step: Path | None) -> dict[str, dict[str, str]] | None:
+    """The plugins that made the weights of a step, if there is one."""
+    if step is None:
+        return None
+    found: dict[str, dict[str, str]] = json.loads(safetensors_metadata(step / MODEL_FILE)["plugins"])
+    return found
+
+
+def warn_of_other_versions(checkpoint: Checkpoint, catalog: Catalog) -> None:
     """A stranger's plugin may have other defaults today, and a config holds what was stated alone."""
     for family, stored in checkpoint.plugins.items():
         offer = catalog.offers.get((family, stored["name"]))
@@ -191,15 +199,18 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def model_tensors(parts: Parts, with_objective: bool) -> dict[str, Tensor]:
-    """The tensors of a run under their prefixes."""
+    """The tensors of a run under their prefixes.
+
+    Raises:
+        PluginError: a module keeps in its state what is no tensor, and no checkpoint could hold.
+    """
     modules: dict[str, nn.Module] = {"front_end": parts.front_end, "encoder": parts.encoder}
     if with_objective:
         modules["objective"] = parts.objective
-    return {
-        f"{prefix}.{name}": tensor.detach().contiguous()
-        for prefix, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
+    state = {f"{prefix}.{name}": each for prefix, part in modules.items() for name, each in part.state_dict().items()}
+    if other := [name for name, each in state.items() if not isinstance(each, Tensor)]:
+        raise PluginError(f"{other[0]} is no tensor: checkpoints hold tensors alone, and no code (get_extra_state).")
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 
 def metadata_of(
@@ -210,8 +221,20 @@ def metadata_of(
     classifier: ClassifierConfig | None = None,
     embedding: Mapping[str, Any] | None = None,
     trained_on: Mapping[str, str] | None = None,
+    plugins: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, str]:
-    """What is written beside the tensors; `data` is a digest of the list of audio files."""
+    """What is written beside the tensors.
+
+    Args:
+        config: of the run that made them.
+        catalog: the plugins.
+        step: updates done.
+        data: digest of the list of audio files.
+        classifier: the head.
+        embedding, trained_on: as of `Checkpoint`.
+        plugins: that made them, where these are not those of the catalog.
+    """
+    made_by = plugins or plugin_origins(catalog, config, with_objective=classifier is None)
     head = {} if classifier is None else {"classifier": json.dumps(to_plain(classifier))}
     more = {"embedding": embedding, TRAINED_ON: trained_on}
     return {
@@ -219,7 +242,7 @@ def metadata_of(
         **{key: json.dumps(value) for key, value in more.items() if value},
         "format": FORMAT,
         "config": json.dumps(to_plain(config)),
-        "plugins": json.dumps(plugin_origins(catalog, config, with_objective=classifier is None)),
+        "plugins": json.dumps(made_by),
         "step": str(step),
         "data": data,
     }

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,13 @@ from pathlib import Path
 from asda_core.locating import HUGGING_FACE_CONFIG
 
 DIGEST_DIGITS = 16
+LENGTH_BYTES = 8
+"""With which a safetensors file begins: the length of what describes its tensors, lowest byte first; then comes JSON.
+
+**Source**: https://huggingface.co/docs/safetensors
+"""
+METADATA = "__metadata__"
+"""Key of that JSON for what is no tensor."""
 LONGEST_NAME = 249
 """Bytes of a name that leave room for what stands around it: file systems take 255."""
 
@@ -100,6 +108,17 @@ def beside_model(file: Path) -> Path | None:
     """The config beside the file of a foreign model, which says what no tensor shows; None where there is none."""
     beside = file.with_name(HUGGING_FACE_CONFIG)
     return beside if beside.is_file() else None
+
+
+def safetensors_metadata(file: Path) -> dict[str, str]:
+    """What is written beside the tensors of a safetensors file, without what takes seconds to import; else nothing."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
+            header = json.loads(opened.read(length if length < file.stat().st_size else 0))
+        return dict(header.get(METADATA, {}))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def model_digest(file: Path) -> str:

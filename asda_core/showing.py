@@ -28,6 +28,7 @@ def run_plugins(parsed: argparse.Namespace) -> None:
     if parsed.check:
         tables, failures = check_catalog(catalog)
         print(tables)
+        failures += [f"{problem.name} of {problem.distribution}: {problem.message}" for problem in catalog.problems]
         if failures:
             raise AsdaError("\n".join(["checks failed:", *failures]))
         return

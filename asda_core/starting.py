@@ -5,7 +5,7 @@ from typing import Any
 
 from asda_core.assemble import Parts, build_parts, resolved
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import ABOVE_TEACHER, Checkpoint, load_strict
+from asda_core.checkpoint import ABOVE_TEACHER, Checkpoint, load_strict, warn_of_other_versions
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.errors import CheckpointError, ConfigError
@@ -25,6 +25,7 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
         CheckpointError: the tensors do not fit the config of the run.
     """
     check_fits(checkpoint, catalog, config)
+    warn_of_other_versions(checkpoint, catalog)
 
     def load(front_end: Any, encoder: Encoder) -> None:
         load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)

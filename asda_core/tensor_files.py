@@ -3,33 +3,39 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from asda_core.errors import CheckpointError
+from asda_core.files import LENGTH_BYTES, METADATA
 
-LENGTH_BYTES = 8
-"""With which such a file begins: the length of what describes its tensors, lowest byte first. Behind it comes JSON.
-
-**Source**: https://huggingface.co/docs/safetensors
-"""
-METADATA = "__metadata__"
-"""Key of that JSON for what is no tensor."""
 PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
 def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file: the same bytes for the same content.
+    """Write a safetensors file: the same bytes for the same content. Tensors that share memory are each written whole.
 
     Raises:
         OSError: it cannot be written, as on a full disk.
     """
     try:
-        save_file(tensors, file, metadata)
+        save_file(_apart(tensors), file, metadata)
     except SafetensorError as error:
         raise OSError(f"cannot write {file}: {error}") from None
     _sort_metadata(file)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which each has its own memory: those that are tied are copied, which the library refuses to write."""
+    apart: dict[str, Tensor] = {}
+    owners = set[tuple[torch.device, int]]()
+    for name, tensor in tensors.items():
+        memory = (tensor.device, tensor.untyped_storage().data_ptr())
+        apart[name] = tensor.clone() if memory in owners and tensor.numel() else tensor
+        owners.add(memory)
+    return apart
 
 
 def _sort_metadata(file: Path) -> None:
@@ -58,10 +64,10 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _what_it_is(file: Path) -> str:
-    start = b""
-    if file.is_file():
-        with file.open("rb") as opened:
-            start = opened.read(4)
+    if not file.is_file():
+        return "it is not there"
+    with file.open("rb") as opened:
+        start = opened.read(4)
     known = {
         b"PK\x03\x04": "it is a zip archive, as torch.save writes; its pickle is not opened",
         b"": "it is empty",

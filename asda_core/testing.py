@@ -8,6 +8,7 @@ Each function raises AssertionError with the clause that is broken, and returns 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -29,8 +30,10 @@ from asda_core.contracts import (
     ObjectiveContext,
     ObjectiveSpec,
 )
+from asda_core.errors import PluginError
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoder
+from asda_core.pretrain.step import check_losses
 
 CheckT = TypeVar("CheckT", bound=Callable[..., None])
 
@@ -80,11 +83,12 @@ def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
 
 
 def _layouts() -> list[TokenLayout]:
-    """A full grid, a masked one, one token, and a class token first, in the middle and last."""
+    """A full grid, a masked one, one token, and a class token first, in the middle and last, and two of them."""
     full = TokenLayout.full(3, GRID)
     kept = torch.stack([torch.randperm(GRID[0] * GRID[1])[:7].sort().values for _ in range(3)])
     masked = full.select(torch.arange(3), kept)
-    return [full, masked, TokenLayout.full(2, (1, 1)), *(masked.with_class_token(column) for column in (0, 3, 7))]
+    one = [masked.with_class_token(column) for column in (0, 3, 7)]
+    return [full, masked, TokenLayout.full(2, (1, 1)), *one, masked.with_class_token(3, 2)]
 
 
 def _check_independence(mixer: nn.Module, tokens: Tensor, layout: TokenLayout, where: str) -> None:
@@ -128,8 +132,13 @@ def _check_order_is_free(mixer: nn.Module, name: str) -> None:
 
 
 def check_state(module: nn.Module, other: nn.Module, *arguments: Any) -> None:
-    """A second module of the same make gives the same numbers after taking over the state."""
-    other.load_state_dict(module.state_dict())
+    """A second module of the same make gives the same numbers after taking over the state, which is of tensors."""
+    state = module.state_dict()
+    strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    assert not strange, f"a checkpoint holds tensors alone, and {', '.join(strange)} is none"
+    whole = [name for name, parameter in module.named_parameters() if not parameter.is_floating_point()]
+    assert not whole, f"parameters must be floating point; make {', '.join(whole)} a buffer"
+    other.load_state_dict(state)
     with torch.no_grad():
         assert torch.equal(module(*arguments), other(*arguments)), "state_dict does not hold all that matters"
 
@@ -151,7 +160,8 @@ def check_all_parameters_move(module: nn.Module, loss: Any) -> None:
 
 @seeded
 def check_front_end(spec: FrontEndSpec[Any], **options: Any) -> None:
-    """Attributes; shape; silence finite; a delay of one hop is one frame; frames as promised; clips alone."""
+    """Attributes; shape; float32; silence finite; a delay of one hop is one frame; a frame hears its window alone, and
+    a clip itself alone; nothing to train, since no gradient goes through a front end."""
     front_end: Any = spec.build(parse(spec.config, options), FrontEndContext(SAMPLE_RATE))
     for name in ("sample_rate", "num_bins", "hop_samples", "window_samples"):
         assert isinstance(getattr(front_end, name, None), int), f"{spec.name}: attribute {name} must be an int"
@@ -159,10 +169,20 @@ def check_front_end(spec: FrontEndSpec[Any], **options: Any) -> None:
     audio = 0.1 * torch.randn(2, window + 20 * hop + hop // 2)
     features = front_end(audio)
     assert features.shape == (2, front_end.num_bins, 21), f"{spec.name}: shape {tuple(features.shape)}"
+    assert features.dtype == torch.float32, f"{spec.name}: {features.dtype}, not torch.float32"
+    learned = [name for name, parameter in front_end.named_parameters() if parameter.requires_grad]
+    assert not learned, f"{spec.name}: {', '.join(learned)} would never train; make it a buffer"
     assert front_end(torch.zeros(1, window)).isfinite().all(), f"{spec.name}: silence is not finite"
     delayed = front_end(torch.nn.functional.pad(audio, (hop, 0)))
     assert torch.allclose(delayed[:, :, 1:], features, atol=1e-4), f"{spec.name}: a delay of a hop is not one frame"
-    assert torch.allclose(front_end(audio[:1]), features[:1], atol=1e-4), f"{spec.name}: a clip alone differs"
+    for clip in range(len(audio)):
+        alone = front_end(audio[clip : clip + 1])
+        assert torch.allclose(alone, features[clip : clip + 1], atol=1e-4), f"{spec.name}: a clip alone differs"
+    for frame in (3, 12):
+        changed = 3 * torch.randn_like(audio)  # louder all around, so that what hears of it shows
+        changed[:, frame * hop : frame * hop + window] = audio[:, frame * hop : frame * hop + window]
+        moved = (front_end(changed) - features)[:, :, frame].abs().max()
+        assert moved <= 1e-3, f"{spec.name}: frame {frame} hears what is outside of its window (by {moved:.1e})"
 
 
 def small_encoder(mixer: MixerSpec[Any] | None = None) -> Encoder:
@@ -185,10 +205,15 @@ def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = Non
         return objective.loss(encoder, features, torch.Generator().manual_seed(1))
 
     first, again = losses(), losses()
+    try:
+        check_losses(first)
+    except PluginError as error:
+        raise AssertionError(f"{spec.name}: {error}") from None
+    assert callable(getattr(objective, "after_step", None)), f"{spec.name}: it has no after_step"
+    assert first.total.requires_grad, f"{spec.name}: the total has no gradient"
     assert torch.equal(first.total, again.total), f"{spec.name}: the same seed gives another loss"
-    assert first.total.ndim == 0, f"{spec.name}: the total must be a scalar"
     for name, value in first.parts.items():
-        assert value.isfinite().all(), f"{spec.name}: {name} is not finite"
+        assert math.isfinite(value), f"{spec.name}: {name} is not finite"
     first.total.backward()
     deaf = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
     assert not deaf, f"{spec.name}: no gradient reaches {', '.join(deaf)}"
@@ -212,8 +237,10 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
     before = encoder(features)
     base = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
     old = {id(parameter): name for name, parameter in encoder.named_parameters()}
-    new = attach(spec.build(parse(spec.config, options), AdapterContext(DIM, LAYERS)), encoder)
-    assert new, f"{spec.name}: it brings no parameters"
+    try:
+        new = attach(spec.build(parse(spec.config, options), AdapterContext(DIM, LAYERS)), encoder)
+    except PluginError as error:
+        raise AssertionError(f"{spec.name}: {error}") from None
     after = encoder(features)
     assert torch.allclose(after.tokens, before.tokens, atol=TOLERANCE), f"{spec.name}: attaching changes the output"
     assert {id(p) for p in encoder.parameters() if p.requires_grad} == {id(p) for p in new}, (

@@ -14,12 +14,13 @@ import pytest
 from torch import nn
 
 from asda_core.assemble import build_encoder, build_parts
-from asda_core.catalog import OWN_DISTRIBUTION, Catalog, load_catalog, options_from_environment
+from asda_core.catalog import Catalog, load_catalog, options_from_environment
 from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model
 from asda_core.config import EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.contracts import MixerContext
 from asda_core.errors import ConfigError, PluginError
+from asda_core.locating import OWN_DISTRIBUTION
 from tests.conftest import BUILT_IN, TINY
 
 Install = Callable[..., None]

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from asda_core.assemble import foreign_plugins
 from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, metadata_of, write_model
@@ -42,8 +43,9 @@ def run_embed(parsed: argparse.Namespace) -> None:
         return
     checkpoint, options = _read(parsed)
     listener = _listener(checkpoint, options, parsed.device)
+    strangers = foreign_plugins(installed_catalog(), checkpoint.config, with_objective=False)
     job = EmbedJob(
-        checkpoint=f"{checkpoint.file.name} {model_digest(checkpoint.file)} {parsed.weights}",
+        checkpoint=" ".join([checkpoint.file.name, model_digest(checkpoint.file), parsed.weights, *strangers]),
         granularity=parsed.granularity or ("frame" if listener.encoder.class_token is None else "all"),
         format=suffix,
         listening=asdict(options),
@@ -99,7 +101,7 @@ def run_convert(parsed: argparse.Namespace) -> None:
         raise CheckpointError(f"{parsed.out} is the file that is read; give another name.")
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
     facts = (checkpoint.step, checkpoint.data, checkpoint.classifier, checkpoint.embedding, checkpoint.trained_on)
-    metadata = metadata_of(checkpoint.config, catalog, *facts)
+    metadata = metadata_of(checkpoint.config, catalog, *facts, plugins=checkpoint.plugins)
     write_model(parsed.out, dict(checkpoint.tensors), metadata)
     print(parsed.out)
 

@@ -20,6 +20,7 @@ from asda_core.checkpoint import (
     metadata_of,
     model_tensors,
     read_checkpoint,
+    stored_plugins,
     write_model,
     write_step,
 )
@@ -30,7 +31,7 @@ from asda_core.data.content import audio_digest, same_audio
 from asda_core.data.sources import AudioList
 from asda_core.data.stream_batches import open_clips
 from asda_core.devices import sent
-from asda_core.errors import AsdaError, ConfigError, TrainingStopped
+from asda_core.errors import ConfigError, TrainingStopped
 from asda_core.files import model_digest, write_text
 from asda_core.filling import fill_features
 from asda_core.locating import MODEL_FILE, newest_step
@@ -47,7 +48,7 @@ from asda_core.pretrain.resuming import (
     stop_on_signal,
 )
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
-from asda_core.pretrain.step import Passes, Step, pass_seed, passes_of
+from asda_core.pretrain.step import Passes, Step, check_finite, pass_seed, passes_of
 from asda_core.starting import start_from
 from asda_core.tensor_files import read_tensors
 
@@ -125,7 +126,8 @@ def pretrain(
             print(f"{len(skipped)} of {len(files)} files were skipped: {folder / SKIPPED_FILE}", file=sys.stderr)
         tensors = gathered(model_tensors(run.parts, with_objective=False), processes.first)
         if processes.first:
-            write_model(final, tensors, metadata_of(config, catalog, run.step, run.data))
+            made_by = stored_plugins(newest_step(folder))
+            write_model(final, tensors, metadata_of(config, catalog, run.step, run.data, plugins=made_by))
         processes.wait()
     return final
 
@@ -136,6 +138,7 @@ def _built(config: RunConfig, catalog: Catalog, init: Checkpoint | None) -> Part
         raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
     parts = build_parts(catalog, config) if init is None else start_from(init, catalog, config)
     check_clip(parts.front_end, parts.encoder, config.data.clip_seconds)
+    model_tensors(parts, with_objective=True)  # what no checkpoint can hold shows before hours of training
     return parts
 
 
@@ -161,7 +164,7 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
             saves = run.step % config.checkpoint_every == 0 or run.step == config.steps or stop
             if logs or saves:
                 values = run.processes.mean({name: float(value) for name, value in record.items()})
-                _check_finite(values, run)  # so that no step with NaN takes the place of a good one
+                check_finite(values, run.step, run.folder)  # so that no step with NaN takes the place of a good one
                 _share_skipped(run, clips)
             if reporter is not None:
                 reporter.name_skipped(run.folder, clips)
@@ -289,12 +292,3 @@ def _share_skipped(run: Run, clips: Batches) -> None:
     for skipped in run.processes.gather(dict(clips.skipped)):
         for file, reason in skipped.items():
             clips.skipped.setdefault(file, reason)
-
-
-def _check_finite(values: dict[str, float], run: Run) -> None:
-    """Refuse to go on with what is no number; what is logged beside it may be none."""
-    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-        raise AsdaError(
-            f"the loss is no longer finite at step {run.step} ({values}); the last saved step is "
-            f"{newest_step(run.folder)}. A lower optimizer.peak_lr or a longer warm-up may help."
-        )

@@ -10,9 +10,11 @@ What an objective draws depends on seed, step and number of the pass, so the num
 rounding alone.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from asda_core.compute import Precision, divisors
 from asda_core.config import DataConfig
-from asda_core.errors import ConfigError
+from asda_core.contracts import Losses
+from asda_core.errors import AsdaError, ConfigError, PluginError
+from asda_core.locating import newest_step
 from asda_core.model.encoder import Encoder
 from asda_core.pretrain.data import Clips
 from asda_core.pretrain.processes import Processes
 from asda_core.pretrain.resuming import step_seed
+
+LOGGED = ("step", "loss", "lr", "grad_norm", "time")
+"""What stands in every line of a log."""
 
 
 class Step(nn.Module):
@@ -50,7 +57,42 @@ class Step(nn.Module):
             torch.manual_seed(seed)  # for dropout, which asks no generator of ours
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 losses = self.objective.loss(self.encoder, features, generator)
+        check_losses(losses)
         return losses.total, dict(losses.parts)
+
+
+def check_losses(losses: Any) -> None:
+    """Whether an objective gives what can be minimised and logged.
+
+    Raises:
+        PluginError: it does not.
+    """
+    if not isinstance(losses, Losses):
+        raise PluginError(f"the objective's loss gives {type(losses).__name__}, not Losses.")
+    if not isinstance(losses.total, Tensor) or losses.total.ndim or not isinstance(losses.parts, Mapping):
+        raise PluginError(
+            "the objective's loss must give a total that is a scalar tensor, and parts that are a mapping."
+        )
+    for name, value in losses.parts.items():
+        if name in LOGGED:
+            raise PluginError(f"the objective calls a part of its loss {name!r}, which the log has already.")
+        if not isinstance(value, Tensor | float | int) or (isinstance(value, Tensor) and value.numel() != 1):
+            raise PluginError(f"the objective's part {name!r} must be one number.")
+
+
+def check_finite(values: Mapping[str, float], step: int, folder: Path) -> None:
+    """Refuse to go on with what is no number; what is logged beside it may be none.
+
+    Raises:
+        AsdaError: naming the last saved step.
+    """
+    if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+        return
+    hint = "A lower optimizer.peak_lr or a longer warm-up may help."
+    if step == 1:  # nothing was updated before
+        hint = "No update was done before it: the model, or what it is given, makes it so."
+    where = f"at step {step} ({dict(values)}); the last saved step is {newest_step(folder)}"
+    raise AsdaError(f"the loss is no longer finite {where}. {hint}")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Runs a plan: any number of processes, on any number of machines that share the store, each take what is free."""
 
+import hashlib
 import sys
 import time
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from asda_core.assemble import Parts, build_weightless, check_class_token_axis
+from asda_core.assemble import Parts, build_weightless, check_class_token_axis, foreign_plugins
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import TEACHER
 from asda_core.config_io import parse
@@ -67,6 +68,7 @@ def prepare(
     """
     plugins = catalog or installed_catalog()
     check_plan(plan, plugins)
+    plan = replace(plan, cells=tuple(_named_by_plugins(cell, plugins) for cell in plan.cells))
     if not plan.audio and (cell := next((cell for cell in plan.cells if cell.config.steps), None)):
         raise ConfigError(f"{plan.file}, cell {text_of(cell.labels)}: its training needs audio; give data.")
     parameters = {label: _baseline_parameters(plan, label, plugins) for label in plan.config.baselines}
@@ -74,6 +76,14 @@ def prepare(
     found = [] if chosen is None else find_tasks(plan.file.parent / chosen.folder, chosen.names)
     tasks = {task: task_identity(task) for task in found}
     return Work(plan, store or out, out, tasks, parameters, plugins, progress)
+
+
+def _named_by_plugins(cell: Cell, catalog: Catalog) -> Cell:
+    """The cell of a stranger's plugins is named by their versions too: another version is another cell."""
+    strangers = foreign_plugins(catalog, cell.config)
+    if not strangers:
+        return cell
+    return replace(cell, name=hashlib.sha256(" ".join([cell.name, *strangers]).encode()).hexdigest()[: len(cell.name)])
 
 
 def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:

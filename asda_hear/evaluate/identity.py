@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.errors import TaskError
-from asda_core.files import beside_model, file_digest
-from asda_core.locating import locate
+from asda_core.files import beside_model, file_digest, safetensors_metadata
+from asda_core.locating import GIVEN, OWN_DISTRIBUTION, locate
 from asda_hear.evaluate.scores import SCORE_FILE, read_task_score
 from asda_hear.evaluate.search import USUAL_SEED, VOCABULARY_FILE, EvaluationConfig
 from asda_hear.finding import find_model
@@ -27,12 +27,23 @@ TEXT_FILES = (".json", ".csv")
 
 
 def weights_identity(model: str) -> str:
-    """What a model's embeddings depend on: its name, or the content of its files."""
+    """What a model's embeddings depend on: its name, or the content of its files and the versions of its plugins."""
     if model == LOG_MEL:
         return LOG_MEL
     file = locate(find_model(model))
     beside = beside_model(file)
-    return "+".join(_digest(each, each.stat().st_size, each.stat().st_mtime_ns) for each in (file, beside) if each)
+    digests = [_digest(each, each.stat().st_size, each.stat().st_mtime_ns) for each in (file, beside) if each]
+    return "+".join([*digests, *_foreign_plugins(file)])
+
+
+def _foreign_plugins(file: Path) -> list[str]:
+    """Distribution and version here of every plugin of a checkpoint that is a stranger's: another answers otherwise."""
+    try:
+        made_by = json.loads(safetensors_metadata(file).get("plugins", "{}"))
+        names = {origin["distribution"] for origin in made_by.values()} - {OWN_DISTRIBUTION, GIVEN}
+    except (ValueError, AttributeError, KeyError, TypeError):  # it is none of ours
+        return []
+    return sorted(f"{name} {version_of(name)}" for name in names)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,0 +1,370 @@
+"""Plugins of others that keep to no contract, or come in another version than the one that made the weights."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asda_core.audio import find_audio
+from asda_core.catalog import load_catalog
+from asda_core.checkpoint import read_checkpoint
+from asda_core.cli import main
+from asda_core.command_line import EXIT_ERROR
+from asda_core.config import RunConfig
+from asda_core.config_io import parse
+from asda_core.contracts import (
+    AdapterSpec,
+    FrontEndSpec,
+    Losses,
+    MixerSpec,
+    ObjectiveSpec,
+    hookimpl,
+)
+from asda_core.errors import PluginError
+from asda_core.layout import TokenLayout
+from asda_core.locating import newest_step
+from asda_core.model.encoder import Encoder
+from asda_core.pretrain.loop import pretrain
+from asda_core.testing import check_adapter, check_front_end, check_mixer, check_objective
+from asda_hear.evaluate.identity import weights_identity
+from tests.conftest import BUILT_IN, TINY
+from tests.hear.plans import tone_plan, work_on
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No options."""
+
+
+class Mean(nn.Module):
+    """A mixer that holds to the contract."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear, self.other = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        weight = layout.valid.to(tokens).unsqueeze(-1)
+        mixed: Tensor = self.linear((tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True))
+        return mixed + self.other(tokens)
+
+
+class Tied(Mean):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.other.weight = self.linear.weight
+
+
+class Stateful(Mean):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"a": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+class Whole(Mean):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.order = nn.Parameter(torch.arange(3), requires_grad=False)
+
+
+class OneToken(Mean):
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        return super().forward(tokens, layout) * (torch.nan if layout.class_count > 1 else 1)
+
+
+def mixer(kind: type[Mean]) -> MixerSpec[Nothing]:
+    return MixerSpec("strange", Nothing, lambda config, context: kind(context.dim), "for tests", "here")
+
+
+def run_with(folder: Path, audio: Path, changes: dict[str, Any], **hooks: Callable[[], Any]) -> Path:
+    plugins = [SimpleNamespace(**{name: hookimpl(hook)}) for name, hook in hooks.items()]
+    catalog = load_catalog(*BUILT_IN, *plugins, installed=False)
+    config = parse(RunConfig, {**TINY, "steps": 2, "checkpoint_every": 1, **changes})
+    return pretrain(config, find_audio(audio), folder, catalog, progress=False)
+
+
+STRANGE = {"encoder": {"dim": 32, "depth": 2, "num_heads": 2, "mixer": "strange"}}
+
+
+def test_tied_weights_are_saved_and_gone_on_with(audio_folder: Path, tmp_path: Path) -> None:
+    check_mixer(mixer(Tied))
+    file = run_with(tmp_path / "run", audio_folder, STRANGE, asda_mixers=lambda: mixer(Tied))
+    whole = file.read_bytes()
+    shutil.rmtree(tmp_path / "run" / "step-00000002")
+    assert run_with(tmp_path / "run", audio_folder, STRANGE, asda_mixers=lambda: mixer(Tied)).read_bytes() == whole
+    tensors = read_checkpoint(file).tensors
+    for layer in range(2):
+        one, other = (tensors[f"encoder.blocks.{layer}.mixer.{name}.weight"] for name in ("linear", "other"))
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Stateful, "a checkpoint holds tensors alone, and _extra_state is none"),
+        (Whole, "parameters must be floating point; make order a buffer"),
+        (OneToken, r"strange on \(3, 9\) tokens .*: not finite"),
+    ],
+)
+def test_mixers(kind: type[Mean], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_mixer(mixer(kind))
+
+
+def test_what_no_checkpoint_can_hold_shows_before_the_training(audio_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="_extra_state is no tensor: checkpoints hold tensors alone"):
+        run_with(tmp_path / "run", audio_folder, STRANGE, asda_mixers=lambda: mixer(Stateful))
+    assert not (tmp_path / "run").exists()
+
+
+class Energies(nn.Module):
+    """A front end that holds to the contract: mean squares of sixteen parts of each window."""
+
+    sample_rate, num_bins, hop_samples, window_samples = 16_000, 16, 160, 400
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+        if fault == "trains":
+            self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        frames = audio.unfold(1, self.window_samples, self.hop_samples)
+        energies = frames.unflatten(2, (16, -1)).square().mean(3).transpose(1, 2)
+        if self.fault == "clip":
+            return energies - energies.amax((1, 2), keepdim=True)
+        if self.fault == "batch":
+            return energies - energies.amax()
+        if self.fault == "next":
+            return energies + energies.roll(-1, dims=2)
+        return energies.double() if self.fault == "double" else energies
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("", ""),
+        ("clip", "frame 3 hears what is outside of its window"),
+        ("next", "a delay of a hop is not one frame|hears what is outside of its window"),
+        ("batch", "a clip alone differs"),
+        ("double", "torch.float64, not torch.float32"),
+        ("trains", "gain would never train; make it a buffer"),
+    ],
+)
+def test_front_ends(fault: str, message: str) -> None:
+    spec = FrontEndSpec("strange", Nothing, lambda config, context: Energies(fault), "for tests", "here")
+    if not message:
+        check_front_end(spec)
+        return
+    with pytest.raises(AssertionError, match=message):
+        check_front_end(spec)
+
+
+class Squares(nn.Module):
+    """An objective: tokens are to be small."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def loss(self, encoder: Encoder, features: Tensor, generator: torch.Generator) -> Any:
+        encoded = encoder(features, layers=False)
+        return self.answer((encoded.tokens - 1).square().mean() + encoded.summary.square().mean())
+
+    def after_step(self, encoder: Encoder, step: int) -> None:
+        pass
+
+
+OBJECTIVES: list[tuple[Callable[[Tensor], Any], str]] = [
+    (lambda total: total, "gives Tensor, not Losses"),
+    (lambda total: Losses(total.expand(2), {}), "a total that is a scalar tensor"),
+    (lambda total: Losses(total, {"v": total.expand(3)}), "the objective's part 'v' must be one number"),
+    (lambda total: Losses(total, {"loss": total}), "calls a part of its loss 'loss', which the log has already"),
+    (lambda total: Losses(total, {"step": total}), "calls a part of its loss 'step', which the log has already"),
+]
+
+
+@pytest.mark.parametrize(("answer", "message"), OBJECTIVES)
+def test_objectives(answer: Callable[[Tensor], Any], message: str, audio_folder: Path, tmp_path: Path) -> None:
+    """By the contract, and in a run, before anything is logged or saved."""
+    spec = ObjectiveSpec("strange", Nothing, lambda config, context: Squares(answer), "for tests", "here")
+    with pytest.raises(AssertionError, match=message):
+        check_objective(spec)
+    with pytest.raises(PluginError, match=message):
+        run_with(tmp_path / "run", audio_folder, {"objective": "strange"}, asda_objectives=lambda: spec)
+    assert newest_step(tmp_path / "run") is None
+
+
+class Attaches(nn.Module):
+    """An adapter that does something to an encoder."""
+
+    def __init__(self, what: Callable[[Encoder], None]) -> None:
+        super().__init__()
+        self.what = what
+
+    def attach(self, encoder: Encoder) -> None:
+        self.what(encoder)
+
+
+def unfreeze(encoder: Encoder) -> None:
+    encoder.requires_grad_(True)
+    encoder.extra = nn.Parameter(torch.ones(3))
+
+
+def replace_token(encoder: Encoder) -> None:
+    assert encoder.class_token is not None
+    encoder.class_token = nn.Parameter(encoder.class_token.detach().clone())
+
+
+def fail(encoder: Encoder) -> None:
+    raise ValueError("boo")
+
+
+def adapter(what: Callable[[Encoder], None]) -> AdapterSpec[Nothing]:
+    return AdapterSpec("strange", Nothing, lambda config, context: Attaches(what), "for tests", "here")
+
+
+def begun(folder: Path, audio: Path, what: Callable[[Encoder], None]) -> Path:
+    """A run with an adapter, from a checkpoint that is made first."""
+    start = run_with(folder / "start", audio, {})
+    plugin = SimpleNamespace(asda_adapters=hookimpl(lambda: adapter(what)))
+    catalog = load_catalog(*BUILT_IN, plugin, installed=False)
+    config = parse(RunConfig, {**TINY, "steps": 2, "adapter": "strange"})
+    return pretrain(config, find_audio(audio), folder / "run", catalog, progress=False, init=read_checkpoint(start))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (lambda encoder: None, "the adapter brings no parameters"),
+        (replace_token, "puts others in the place of class_token"),
+        (fail, r"adapter 'strange' of \(given\) 0 cannot be built: ValueError: boo"),
+    ],
+)
+def test_adapters(what: Callable[[Encoder], None], message: str, audio_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=message):
+        begun(tmp_path, audio_folder, what)
+    if what is not fail:
+        with pytest.raises(AssertionError, match=message):
+            check_adapter(adapter(what))
+
+
+def test_an_adapter_cannot_unfreeze_the_encoder(audio_folder: Path, tmp_path: Path) -> None:
+    file = begun(tmp_path, audio_folder, unfreeze)
+    before, after = (read_checkpoint(each).tensors for each in (tmp_path / "start", file))
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("encoder."))
+
+
+MODULE = """
+from dataclasses import dataclass
+from torch import nn
+from asda_core.contracts import MixerSpec, hookimpl
+
+@dataclass(frozen=True)
+class Options:
+    factor: float = {factor}
+
+class Mean(nn.Module):
+    def __init__(self, dim, factor):
+        super().__init__()
+        self.linear, self.factor = nn.Linear(dim, dim), factor
+
+    def forward(self, tokens, layout):
+        weight = layout.valid.to(tokens).unsqueeze(-1)
+        return self.linear(tokens + self.factor * (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True))
+
+@hookimpl
+def asda_mixers():
+    return MixerSpec("visiting", Options, lambda o, context: Mean(context.dim, o.factor), "for tests", "here")
+"""
+Upgrade = Callable[[str, float], None]
+
+
+@pytest.fixture
+def upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Upgrade]:
+    """upgrade(version, factor) installs the visitor, or puts another version in its place."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+
+    def install(version: str, factor: float) -> None:
+        sys.modules.pop("visitor", None)
+        for old in [*site.glob("*.dist-info/*"), *site.glob("*.dist-info")]:
+            old.unlink() if old.is_file() else old.rmdir()
+        (site / "visitor.py").write_text(MODULE.format(factor=factor))
+        info = site / f"visitor-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: visitor\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text("[asda]\nvisiting = visitor\n")
+
+    sys.dont_write_bytecode = True
+    yield install
+    sys.dont_write_bytecode = False
+    sys.modules.pop("visitor", None)
+
+
+def made_by(file: Path) -> str:
+    return read_checkpoint(file).plugins["mixer"]["version"]
+
+
+def test_another_version_of_a_plugin_is_another_model(
+    upgrade: Upgrade, audio_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights stay those of the version that made them, and what an embedding or a score belongs to changes."""
+    upgrade("1.0", 1.0)
+    encoder = {**TINY["encoder"], "mixer": "visiting"}  # type: ignore[dict-item]
+    plain = {**TINY, "encoder": encoder, "steps": 1, "log_every": 1}
+    (tmp_path / "run.yaml").write_text(json.dumps(plain))
+    pretraining = ["pretrain", str(tmp_path / "run.yaml"), "--data", str(audio_folder), "--device", "cpu"]
+    run, out = tmp_path / "run", tmp_path / "out"
+    embedding = ["embed", str(audio_folder), "--checkpoint", str(run), "--out", str(out), "--device", "cpu"]
+    assert main([*pretraining, "--out", str(run)]) == 0
+    assert main(embedding) == 0
+    known = weights_identity(str(run / "model.safetensors"))
+    assert "visitor 1.0" in known
+    upgrade("2.0", 0.5)
+    assert main([*pretraining, "--out", str(run)]) == 0  # nothing is left to do
+    assert main(["convert", str(run), str(tmp_path / "converted.safetensors")]) == 0
+    assert [made_by(each) for each in (run, tmp_path / "converted.safetensors")] == ["1.0", "1.0"]
+    assert weights_identity(str(run / "model.safetensors")) == known.replace("visitor 1.0", "visitor 2.0")
+    capsys.readouterr()
+    assert main(embedding) == EXIT_ERROR
+    assert "holds embeddings made otherwise" in capsys.readouterr().err
+    assert main([*pretraining, "--out", str(tmp_path / "next"), "--init", str(run)]) == 0
+    assert "was made with the mixer 'visiting' of visitor 1.0, and visitor 2.0 is installed" in capsys.readouterr().err
+    assert made_by(tmp_path / "next") == "2.0"
+
+
+def test_cells_of_a_plan_belong_to_the_versions_of_their_plugins(upgrade: Upgrade, tmp_path: Path) -> None:
+    plan = tone_plan(tmp_path, axes={"encoder.mixer": ["standard", "visiting"]}, seeds=[0])
+    names = []
+    for version in ("1.0", "2.0"):
+        upgrade(version, 1.0)
+        catalog = load_catalog()
+        names.append([cell.name for cell in work_on(plan, tmp_path / "out", catalog).plan.cells])
+    assert names[0][0] == names[1][0]
+    assert names[0][1] != names[1][1]
+
+
+def test_a_plugin_that_does_not_load_fails_the_check(
+    upgrade: Upgrade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one of which an interrupted uninstall left no name."""
+    upgrade("1.0", 1.0)
+    (tmp_path / "site" / "visitor.py").write_text("import a_package_that_is_not_there")
+    monkeypatch.setattr("asda_core.showing.check_catalog", lambda catalog: ("", []))
+    assert main(["plugins", "--check"]) == EXIT_ERROR
+    assert "visiting of visitor: ModuleNotFoundError" in capsys.readouterr().err
+    (tmp_path / "site" / "visitor-1.0.dist-info" / "METADATA").unlink()
+    assert main(["plugins"]) == 0
+    assert "problem: visiting of (unknown): ModuleNotFoundError" in capsys.readouterr().out
