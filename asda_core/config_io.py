@@ -105,9 +105,15 @@ def parsed_changes(changes: Sequence[str], option: str = "--set") -> dict[str, A
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """The dataclass as nested dicts and lists, the inverse of `parse`."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=_plain_value))
-    return plain
+    """The dataclass as nested dicts and lists, the inverse of `parse`.
+
+    Raises:
+        ConfigError: an option of a plugin is of a kind that no config can hold.
+    """
+    try:
+        return dict(json.loads(json.dumps(asdict(config), default=_plain_value)))
+    except TypeError as error:
+        raise ConfigError(f"an option cannot be written into a config: {error}") from None
 
 
 def _plain_value(value: Any) -> Any:

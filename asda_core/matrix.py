@@ -45,7 +45,10 @@ def _single(catalog: Catalog) -> Iterator[Check]:
 
     def on_every_mixer(spec: AdapterSpec[Any]) -> None:
         for mixer in mixers:
-            check_adapter(spec, mixer)
+            try:
+                check_adapter(spec, mixer)
+            except Exception as error:  # which of both is to blame, its author sees by the mixer's own line
+                raise AssertionError(f"on the mixer {mixer.name}: {type(error).__name__}: {error}") from error
 
     checks: dict[str, Callable[[Any], None]] = {
         "mixer": check_mixer,

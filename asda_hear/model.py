@@ -169,7 +169,8 @@ class HearModel(nn.Module):
         check_finite(audio, "the audio")
         first = next(chain(self.parameters(), self.buffers()))
         if first.dtype != torch.float32:
-            raise ConfigError(f"the model was cast to {first.dtype}; load_model takes precision='bfloat16' instead.")
+            cast = f"the model was cast to {first.dtype}, or loaded with that as torch's default type"
+            raise ConfigError(f"{cast}; load_model takes precision='bfloat16' instead.")
         return audio.to(first.device, torch.float32)
 
 

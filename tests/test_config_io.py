@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -234,3 +234,18 @@ def test_what_a_plugin_derives_is_its_own() -> None:
     assert math.isnan(parse(Derives, {"floor": "nan"}).floor)
     with pytest.raises(ConfigError, match="floor must be a finite number, not inf"):
         parse(Derives, {"floor": "inf"})
+
+
+def test_options_that_no_config_can_hold() -> None:
+    """Of a stranger's plugin: keys that are no text, and sets that cannot be put in order."""
+
+    class Colour(Enum):
+        RED = "red"
+
+    @dataclass(frozen=True)
+    class Options:
+        value: Any
+
+    for value in ({Colour.RED: 1}, {"b", 1}):
+        with pytest.raises(ConfigError, match="an option cannot be written into a config"):
+            to_plain(Options(value))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.assemble import Parts, build_parts, check_clip, decisive, plugin_origins
+from asda_core.assemble import Parts, build_parts, check_clip, decisive, in_full, plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
     TRAINING_FILE,
@@ -43,6 +43,7 @@ from asda_core.pretrain.processes import ALONE, Processes, joined, own_device
 from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, named_skipped, reporting
 from asda_core.pretrain.resuming import (
     drop_log_after,
+    older_steps_told,
     optimizer_states,
     put_states_back,
     stop_on_signal,
@@ -226,8 +227,10 @@ def _read_step(
     latest: Path, config: RunConfig, catalog: Catalog, data: str, parts: Parts
 ) -> tuple[int, dict[str, Tensor], dict[str, int]]:
     """Put the weights of a step back; returns its number, the optimiser's state, and how the run shares its clips."""
-    checkpoint, folder = read_checkpoint(latest), latest.parent
-    held, wanted = decisive(catalog, checkpoint.config), decisive(catalog, config)
+    with older_steps_told(latest):
+        checkpoint, (states, told) = read_checkpoint(latest), read_tensors(latest / TRAINING_FILE)
+    folder = latest.parent
+    held, wanted = (decisive(catalog, in_full(catalog, each)) for each in (checkpoint.config, config))
     if signature(held) != signature(wanted):
         other = "; ".join(differences(held, wanted))
         raise ConfigError(f"{folder} holds another run ({other}); give another folder (--init begins with this one).")
@@ -237,7 +240,6 @@ def _read_step(
         print(f"warning: {folder} was trained with {checkpoint.plugins}, and goes on with {now}.", file=sys.stderr)
     for prefix in ("front_end", "encoder", "objective"):
         load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
-    states, told = read_tensors(latest / TRAINING_FILE)
     begun = {PASS_KEY: config.data.batch_size} | {key: int(told[key]) for key in (PASS_KEY, STREAM_KEY) if key in told}
     return checkpoint.step, states, begun
 

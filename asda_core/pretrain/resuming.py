@@ -11,7 +11,9 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from asda_core.errors import CheckpointError
 from asda_core.files import write_text
+from asda_core.locating import step_folders
 
 STEP_SEED_STRIDE = 1_000_003
 """Seed of a step = seed of the run x this + step: no two steps of any two runs share one while runs are shorter."""
@@ -20,6 +22,18 @@ STEP_SEED_STRIDE = 1_000_003
 def step_seed(seed: int, step: int) -> int:
     """Seed of all that is drawn in an update (from 0)."""
     return seed * STEP_SEED_STRIDE + step
+
+
+@contextmanager
+def older_steps_told(latest: Path) -> Iterator[None]:
+    """Where the newest step of a run is damaged, say how to go on from the one before, if that is there."""
+    try:
+        yield
+    except CheckpointError as error:
+        older = [step for step in step_folders(latest.parent) if step != latest]
+        if not older:
+            raise
+        raise CheckpointError(f"{error} Delete {latest}, and the run goes on from {older[-1].name}.") from None
 
 
 @contextmanager

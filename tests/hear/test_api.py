@@ -151,7 +151,7 @@ def test_half_and_double_are_float(model: HearModel) -> None:
 
 @pytest.mark.parametrize("cast", ["half", "double"])
 def test_a_model_that_was_cast(model: HearModel, cast: str) -> None:
-    with pytest.raises(ConfigError, match="cast to torch.float.*precision='bfloat16'"):
+    with pytest.raises(ConfigError, match="was cast to torch.float.*precision='bfloat16'"):
         getattr(model, cast)().scene(noise(1, 16_000))
 
 

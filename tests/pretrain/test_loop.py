@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from asda_plugins.mixer_differential import DifferentialConfig
 from safetensors.torch import load_file
 
 from asda_core.audio import find_audio
@@ -21,7 +23,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_encoder, read_checkpoint
 from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, to_yaml
-from asda_core.errors import AsdaError, ConfigError, TrainingStopped
+from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
 from asda_core.pretrain import loop
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
@@ -259,3 +261,32 @@ def test_begins_with_given_weights(catalog: Catalog, tiny: RunConfig, audio_fold
             pretrain(run, files, tmp_path / "other", catalog, progress=False, init=init)
     stated = replace(tiny.encoder, mixer=PluginChoice("differential", {"lambda_init": 0.1}), pre_norm_residual=False)
     assert start_from(init, catalog, replace(tiny, encoder=stated))  # the same model in other words
+
+
+def test_an_option_that_is_stated_at_its_default_is_the_same_run(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
+) -> None:
+    files, run = find_audio(audio_folder), tmp_path / "run"
+    pretrain(replace(tiny, steps=1), files, run, catalog, progress=False)
+    usual = DifferentialConfig().lambda_init
+    stated = PluginChoice("differential", {"lambda_init": usual})
+    pretrain(replace(tiny, steps=1, encoder=replace(tiny.encoder, mixer=stated)), files, run, catalog, progress=False)
+    other = PluginChoice("differential", {"lambda_init": usual + 0.1})
+    with pytest.raises(ConfigError, match="holds another run .*lambda_init"):
+        pretrain(
+            replace(tiny, steps=1, encoder=replace(tiny.encoder, mixer=other)), files, run, catalog, progress=False
+        )
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
+def test_a_damaged_step_names_the_one_before(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, name: str
+) -> None:
+    files, run = find_audio(audio_folder), tmp_path / "run"
+    config = replace(tiny, steps=2, checkpoint_every=1, keep_checkpoints=2)
+    whole = pretrain(config, files, run, catalog, progress=False).read_bytes()
+    (run / "step-00000002" / name).unlink()
+    with pytest.raises(CheckpointError, match=r"Delete .*step-00000002, and the run goes on from step-00000001\."):
+        pretrain(config, files, run, catalog, progress=False)
+    shutil.rmtree(run / "step-00000002")
+    assert pretrain(config, files, run, catalog, progress=False).read_bytes() == whole
