@@ -126,11 +126,11 @@ class HearModel(nn.Module):
                 runs = torch.cat([features[:, :, start : start + frames] for start in starts])
                 with products(runs.device, self.precision):
                     steps = self.backbone(runs).timestamp
+                check_answer(steps)
                 kept = steps[:, window.keep_from : window.keep_to]  # (shifts x B, kept, D)
                 interleaved = kept.unflatten(0, (shifts, -1)).permute(1, 2, 0, 3).flatten(1, 2)
                 first = (window.first + window.keep_from) * shifts
                 out[:, first : first + interleaved.shape[1]] = interleaved[:, : num_steps - first]
-        check_answer(embeddings)
         stamps = framing.timestamps_ms(audio.shape[1]).to(audio.device)
         return embeddings, stamps.expand(len(audio), -1)
 

@@ -79,7 +79,7 @@ def with_splits(data: Labelled, source: SourceConfig) -> Labelled:
     Raises:
         TaskError: as `rounds`; but data that have splits, of which the source says nothing, are left as they are.
     """
-    if not source.split and any(example.split != NO_SPLIT for example in data.examples):
+    if not source.split and not _to_be_drawn(data.examples, source):
         return data
     examples, part_of = _settled(data, source)
     named = tuple(replace(example, split=part_of.get(example.split, example.split)) for example in examples)
@@ -89,10 +89,7 @@ def with_splits(data: Labelled, source: SourceConfig) -> Labelled:
 def _settled(data: Labelled, source: SourceConfig) -> tuple[list[Example], dict[str, str]]:
     """The examples that are used, each with a split, and value -> train, valid or test; empty where they are folds."""
     examples = list(data.examples)
-    only = {usual_split(example.split) for example in examples}
-    if source.folds and only == {TRAIN} and not source.split:  # folds of what others would train on, as is asked for
-        examples = [replace(example, split=NO_SPLIT) for example in examples]
-    if all(example.split == NO_SPLIT for example in examples) and not source.split:
+    if _to_be_drawn(examples, source):
         examples = _drawn(examples, source)
         if missing := sorted((set() if source.folds else {TRAIN, TEST}) - {example.split for example in examples}):
             few = f"{data.name}: of {len(examples)} clips without splits none is drawn for {missing[0]}"
@@ -104,6 +101,13 @@ def _settled(data: Labelled, source: SourceConfig) -> tuple[list[Example], dict[
     left_out = {value for value, part in stated.items() if part == LEAVE_OUT}
     examples = [example for example in examples if example.split not in left_out]
     return examples, _parts(values - left_out, stated, data.name)
+
+
+def _to_be_drawn(examples: Sequence[Example], source: SourceConfig) -> bool:
+    """Whether nothing says which clips train and test; or all train, as shards are called, and folds are asked for."""
+    said = {example.split for example in examples}
+    all_train = source.folds > 0 and {*map(usual_split, said)} == {TRAIN}
+    return not source.split and (said == {NO_SPLIT} or all_train)
 
 
 def _drawn(examples: Sequence[Example], source: SourceConfig) -> list[Example]:

@@ -15,7 +15,7 @@ from asda_core.finetune.evaluation import load_predictions
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig, load_source
-from asda_core.labelled.splits import rounds
+from asda_core.labelled.splits import rounds, with_splits
 from tests.data.shards import sound_bytes, write_tar
 from tests.labelled.making import read, sound, text
 
@@ -301,3 +301,5 @@ def test_folds_of_shards_that_are_all_called_train(tmp_path: Path) -> None:
         rounds(data, SourceConfig(data=str(tmp_path)))
     found = rounds(data, SourceConfig(data=str(tmp_path), folds=3))
     assert [(len(each.train), len(each.test)) for each in found] == [(4, 2)] * 3
+    drawn = [with_splits(data, SourceConfig(data=str(tmp_path), folds=3, seed=seed)).examples for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]  # which digests of the data tell apart
