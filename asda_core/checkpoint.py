@@ -61,8 +61,8 @@ class Checkpoint:
         classifier: the head of a fine-tuned model, None if there is none.
         embedding: options of `asda_hear.load_model` that suit the model, by whoever made it; often none.
         trained_on: of a fine-tuned model: `data`, the name of the set; `tested`, the fold that was held out, empty
-            where train and test were given; `before`, sets that the weights it began with were trained on; and
-            `clips`, marks of the training clips of all.
+            where train and test were given; `clips`, marks of the training clips; and `before`, the same of sets that
+            the weights it began with were trained on. See `finetune.heard`.
         report: one line on what was read, empty for a file of our own.
     """
 

@@ -14,6 +14,10 @@ from asda_core.files import LENGTH_BYTES, METADATA
 PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
+class DamagedFileError(CheckpointError):
+    """A file of tensors that is cut off, or was written over."""
+
+
 def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file: the same bytes for the same content. Tensors that share memory are each written whole.
 
@@ -59,7 +63,9 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
+        raise DamagedFileError(f"cannot read {file}: {_what_it_is(file)} ({error})") from None
+    except OSError as error:
         raise CheckpointError(f"cannot read {file}: {_what_it_is(file)} ({error})") from None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from asda_core.audio import find_audio
 from asda_core.catalog import load_catalog
-from asda_core.checkpoint import read_checkpoint
+from asda_core.checkpoint import read_checkpoint, write_model
 from asda_core.cli import main
 from asda_core.command_line import EXIT_ERROR
 from asda_core.config import RunConfig
@@ -33,6 +33,7 @@ from asda_core.layout import TokenLayout
 from asda_core.locating import newest_step
 from asda_core.model.encoder import Encoder
 from asda_core.pretrain.loop import pretrain
+from asda_core.tensor_files import read_tensors
 from asda_core.testing import check_adapter, check_front_end, check_mixer, check_objective
 from asda_hear.evaluate.identity import weights_identity
 from tests.conftest import BUILT_IN, TINY
@@ -337,6 +338,11 @@ def test_another_version_of_a_plugin_is_another_model(
     assert main(["convert", str(run), str(tmp_path / "converted.safetensors")]) == 0
     assert [made_by(each) for each in (run, tmp_path / "converted.safetensors")] == ["1.0", "1.0"]
     assert weights_identity(str(run / "model.safetensors")) == known.replace("visitor 1.0", "visitor 2.0")
+    tensors, metadata = read_tensors(run / "model.safetensors")
+    plugins = json.loads(metadata["plugins"])
+    plugins["objective"], plugins["mixer"] = plugins["mixer"], plugins["objective"]
+    write_model(tmp_path / "other.safetensors", tensors, {**metadata, "plugins": json.dumps(plugins)})
+    assert "visitor" not in weights_identity(str(tmp_path / "other.safetensors"))  # it only trained it
     capsys.readouterr()
     assert main(embedding) == EXIT_ERROR
     assert "holds embeddings made otherwise" in capsys.readouterr().err

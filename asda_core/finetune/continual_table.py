@@ -93,7 +93,8 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                     print(f"failed: {failed[-1]}", file=sys.stderr)
                     continue
                 outcomes.setdefault((label, mode), {})[seed] = found
-                facts = {"of": [label, mode, seed], "tasks": stream.identity, **asdict(found)}
+                of = {"of": [label, mode, seed], "tasks": stream.identity, "per_seed": SEED_FIELD in path}
+                facts = {**of, **asdict(found)}
                 known = hashlib.sha256(json.dumps([stream.identity, found.start]).encode()).hexdigest()[:NAME_DIGITS]
                 write_text(out / f"{folder.name}-{known}{OUTCOME_SUFFIX}", json.dumps(facts, indent=1) + "\n")
                 write_stream(stream, outcomes, out)
@@ -125,7 +126,7 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     most = max(map(len, outcomes.values()))
     seeds = f"Mean ± half the 95 % interval over {most} seeds" if most > 1 else "One seed"
     metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP of several labels"
-    of_others = f" Outcomes of other tasks, recipes or checkpoints in this folder, not in the table: {others}."
+    of_others = f" Outcomes of other tasks, clips, recipes or checkpoints here, not in the table: {others}."
     left = of_others if others else ""
     lines += ["", f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}{left}", ""]
     text = "\n".join(lines)
@@ -134,10 +135,14 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
 
 
 def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> tuple[Outcomes, int]:
-    """These, and those that other commands left; and how many of these cannot stand beside them."""
+    """These, and those that other commands left; and how many of these cannot stand beside them.
+
+    Of a checkpoint that this command says nothing of, those of its newest outcome stand together.
+    """
     every = {of: dict(by_seed) for of, by_seed in outcomes.items()}
-    others = 0
-    for file in sorted(out.glob(f"*{OUTCOME_SUFFIX}")):
+    newest: dict[tuple[str, int | None], str] = {}
+    others: list[tuple[tuple[str, str], int, bool]] = []
+    for file in sorted(out.glob(f"*{OUTCOME_SUFFIX}"), key=lambda each: (-each.stat().st_mtime_ns, each.name)):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             label, mode, seed = found["of"]
@@ -146,24 +151,26 @@ def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> tuple[Outcome
         except (ValueError, TypeError, KeyError):
             print(f"warning: {file} is damaged and left out of the table.", file=sys.stderr)
             continue
-        if found.get("tasks") == stream.identity and start in _starts_of(stream, outcomes, label, seed, start):
-            every.setdefault((label, mode), {}).setdefault(seed, outcome)
-        else:
-            others += 1
-    return every, others
+        if found.get("tasks") == stream.identity:
+            usual = newest.setdefault((label, seed if found.get("per_seed") else None), start)
+            if start in (_starts_of(stream, outcomes, label, seed) or {usual}):
+                every.setdefault((label, mode), {}).setdefault(seed, outcome)
+                continue
+        others.append(((label, mode), seed, "start" in found))
+    # What an earlier version left, which noted no start, is of no more interest where it was done anew.
+    return every, sum(noted or seed not in every.get(of, {}) for of, seed, noted in others)
 
 
-def _starts_of(stream: Stream, outcomes: Outcomes, label: str, seed: int, otherwise: str) -> set[str]:
-    """What an outcome of this checkpoint may have begun with: anything, where this command says nothing of it."""
+def _starts_of(stream: Stream, outcomes: Outcomes, label: str, seed: int) -> set[str]:
+    """What this command says that an outcome of a checkpoint began with."""
     one_for_each_seed = SEED_FIELD in stream.starts.get(label, "")
     of_label = (by_seed for (name, _), by_seed in outcomes.items() if name == label)
-    said = {
+    return {
         outcome.start
         for by_seed in of_label
         for number, outcome in by_seed.items()
         if number == seed or not one_for_each_seed
     }
-    return said or {otherwise}
 
 
 ENDS = ("average", "forgetting", "backward_transfer")

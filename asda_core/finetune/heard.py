@@ -1,6 +1,8 @@
 """What a checkpoint was fine-tuned on, so that it is not tested on the same in silence."""
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from asda_core.checkpoint import Checkpoint
 from asda_core.data.content import ends
@@ -10,10 +12,23 @@ from asda_core.labelled.splits import Round
 
 MARK_DIGITS, MOST_MARKED = 8, 20_000
 """Of a clip of the training in a checkpoint, and how many are noted down: 160 kB."""
+CHANCE = 0.01
+"""Clips that are expected to share a mark by chance, above which a single one says nothing."""
 
 
-SEPARATOR = ", "
-"""Between the names of sets."""
+class Set(NamedTuple):
+    """Of what a checkpoint was trained on: name, fold that was held out, and whether its clips are marked."""
+
+    name: str
+    tested: str
+    marked: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} with {self.tested} held out" if self.tested else self.name
+
+    def has(self, data: str, part: str, tested: str) -> bool:
+        """Whether a part of a set was in the training, as far as names tell."""
+        return self.name == data and not (part in (TEST, VALID) and self.tested == tested)
 
 
 def note_clips(data: str, split: Round, earlier: Mapping[str, str]) -> dict[str, str]:
@@ -24,14 +39,23 @@ def note_clips(data: str, split: Round, earlier: Mapping[str, str]) -> dict[str,
         split: what of it is trained on.
         earlier: the same of the weights that the training begins with.
     """
-    few = len(split.train) <= MOST_MARKED
-    marks = dict.fromkeys(
-        filter(None, [*_split_marks(earlier.get("clips", "")), *(_marks(split.train) if few else ())])
-    )
-    unknown = not few or len(marks) > MOST_MARKED or (earlier and not earlier.get("clips"))
-    sets = dict.fromkeys(name for name in (earlier.get("before", ""), earlier.get("data", "")) if name)
-    before = {"before": SEPARATOR.join(sets)} if sets else {}
-    return {"data": data, "tested": split.name, **before, "clips": "" if unknown else "".join(marks)}
+    own = _marks(split.train) if len(split.train) <= MOST_MARKED else []
+    marks = dict.fromkeys(filter(None, [*own, *_split_marks(earlier.get("clips", ""))]))
+    fits = len(marks) <= MOST_MARKED
+    before = [each._replace(marked=each.marked and fits) for each in _sets(earlier)]
+    told = {"data": data, "tested": split.name, "clips": "".join(marks if fits else own)}
+    if len(split.train) > MOST_MARKED:
+        told["marked"] = "no"
+    return {**told, "before": json.dumps(before)} if before else told
+
+
+def _sets(trained: Mapping[str, str]) -> list[Set]:
+    """All sets of a `trained_on`, the last one first."""
+    if not trained.get("data"):
+        return []
+    marked = bool(trained.get("clips")) and trained.get("marked") != "no"
+    last = Set(trained["data"], trained.get("tested", ""), marked)
+    return [last, *(Set(*each) for each in json.loads(trained.get("before", "[]")))]
 
 
 def shared_sounds(split: Round) -> str:
@@ -42,9 +66,8 @@ def shared_sounds(split: Round) -> str:
     """
     if max(len(split.train), len(split.test)) > MOST_MARKED:
         return ""
-    trained = dict(zip(_marks(split.train), split.train, strict=True))
-    shared = [(clip, trained[mark]) for clip, mark in zip(split.test, _marks(split.test), strict=True)
-              if mark in trained and mark]  # fmt: skip
+    trained = {mark: clip for clip in split.train if (mark := ends(clip.file))}
+    shared = [(clip, trained[mark]) for clip in split.test if (mark := ends(clip.file)) in trained]
     for ours, theirs in shared:
         if ours.file.resolve() == theirs.file.resolve():
             raise TaskError(f"{ours.file} is in the test split, and is the file of {theirs.file}, in the training.")
@@ -52,8 +75,8 @@ def shared_sounds(split: Round) -> str:
         return ""
     ours, theirs = shared[0]
     return (
-        f"warning: {len(shared)} of {len(split.test)} test clips have the first and last bytes of a training clip: "
-        f"{ours.file} those of {theirs.file}."
+        f"warning: {len(shared)} of {len(split.test)} test clips have the first and last bytes of a training clip, and "
+        f"may be the same sound: {ours.file} those of {theirs.file}."
     )
 
 
@@ -75,16 +98,13 @@ def heard_before(checkpoint: Checkpoint, data: Labelled, part: str, tested: str)
         part: "test", "train", "valid" or "all".
         tested: the fold of which that is a part; empty where the set has none.
     """
-    trained = checkpoint.trained_on
-    sets = f"{trained.get('data', '')}{', and before on ' if trained.get('before') else ''}{trained.get('before', '')}"
-    if known := set(_split_marks(trained.get("clips", ""))):
-        heard = sum(mark in known for mark in _marks(data.examples))
-        told = f"{heard} of the {len(data.examples)} clips (by their first and last bytes) are not new to it"
-        return f"warning: {checkpoint.file} was trained on {sets}: {told}." if heard else ""
-    if data.name in trained.get("before", "").split(SEPARATOR):
-        return f"warning: {checkpoint.file} was trained on {sets}: its clips are not new to it."
-    if trained.get("data") != data.name or (part in (TEST, VALID) and trained.get("tested") == tested):
-        return ""
-    held_out = f" with {trained['tested']} held out" if trained.get("tested") else ""
-    given = "all clips" if part == "all" else f"the {part} clips{f' of {tested}' if tested else ''}"
-    return f"warning: {checkpoint.file} was trained on {data.name}{held_out}: {given} are not new to it."
+    sets = _sets(checkpoint.trained_on)
+    start = f"warning: {checkpoint.file} was trained on {', and before on '.join(map(str, sets))}: "
+    known = set(_split_marks(checkpoint.trained_on.get("clips", "")))
+    heard = sum(mark in known for mark in _marks(data.examples)) if known else 0
+    if heard > 1 or (heard and len(known) * len(data.examples) < CHANCE * 16**MARK_DIGITS):
+        return f"{start}{heard} of the {len(data.examples)} clips (by their first and last bytes) are not new to it."
+    if any(each.has(data.name, part, tested) for each in sets if not each.marked):
+        given = "all clips" if part == "all" else f"the {part} clips{f' of {tested}' if tested else ''}"
+        return f"{start}{given} are not new to it."
+    return ""

@@ -20,7 +20,7 @@ from asda_core.config_io import signature, to_plain, to_yaml
 from asda_core.cost import counted
 from asda_core.data.content import sampled_content
 from asda_core.devices import usable_device
-from asda_core.errors import ConfigError
+from asda_core.errors import ConfigError, TaskError
 from asda_core.files import file_digest, write_text
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import PREDICTIONS, write_evaluation
@@ -202,14 +202,13 @@ def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str,
     scores = write_evaluation(folder, made, title, job.recipe.bootstrap)
     skipped = {**named_skipped(folder), **{str(file): reason for file, reason in training.hearing.skipped.items()}}
     heard = tuple(example for example in job.split.train if str(example.file) not in skipped)
-    before = check_round(job.split, job.data.classes, job.data.single)
-    for line in check_round(replace(job.split, train=heard), job.data.classes, job.data.single):
-        if line not in before:
-            print(f"warning: {line} Its clips could not be read.", file=sys.stderr)
+    unheard = _unheard(job, heard)
+    for line in unheard:
+        print(f"warning: {line}", file=sys.stderr)
     return {
         "scores": scores.values,
         "intervals": scores.intervals,
-        "notes": [*scores.notes, *filter(None, told)],
+        "notes": [*scores.notes, *unheard, *filter(None, told)],
         "start_heard_test": bool(told.known),
         "clips": {"train": len(heard), "valid": len(job.split.valid), "test": scores.num_clips},
         "skipped": skipped,
@@ -217,6 +216,17 @@ def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str,
         "steps": training.step,
         **training.tuned.sizes(),
     }
+
+
+def _unheard(job: Job, heard: tuple[Example, ...]) -> list[str]:
+    """What is wrong with a round where clips could not be read; told, since a finished run is not thrown away."""
+    classes, single = job.data.classes, job.data.single
+    try:
+        now = check_round(replace(job.split, train=heard), classes, single)
+    except TaskError as error:
+        now = [f"{error}."]
+    before = check_round(job.split, classes, single)
+    return [f"{line} The other clips could not be read." for line in now if line not in before]
 
 
 def _train_and_count(training: Training, folder: Path, progress: bool) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,7 +230,9 @@ def _read_step(
     with older_steps_told(latest):
         checkpoint, (states, told) = read_checkpoint(latest), read_tensors(latest / TRAINING_FILE)
     folder = latest.parent
-    held, wanted = (decisive(catalog, in_full(catalog, each)) for each in (checkpoint.config, config))
+    held, wanted = (decisive(catalog, each) for each in (checkpoint.config, config))
+    with suppress(ConfigError):  # of an option that is no longer known
+        held, wanted = in_full(catalog, held), in_full(catalog, wanted)
     if signature(held) != signature(wanted):
         other = "; ".join(differences(held, wanted))
         raise ConfigError(f"{folder} holds another run ({other}); give another folder (--init begins with this one).")

@@ -11,9 +11,11 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from asda_core.checkpoint import TRAINING_FILE
 from asda_core.errors import CheckpointError
 from asda_core.files import write_text
-from asda_core.locating import step_folders
+from asda_core.locating import MODEL_FILE, step_folders
+from asda_core.tensor_files import DamagedFileError
 
 STEP_SEED_STRIDE = 1_000_003
 """Seed of a step = seed of the run x this + step: no two steps of any two runs share one while runs are shorter."""
@@ -31,7 +33,8 @@ def older_steps_told(latest: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         older = [step for step in step_folders(latest.parent) if step != latest]
-        if not older:
+        lost = not all((latest / name).is_file() for name in (MODEL_FILE, TRAINING_FILE))
+        if not older or not (lost or isinstance(error, DamagedFileError)):  # as a step of a newer version
             raise
         raise CheckpointError(f"{error} Delete {latest}, and the run goes on from {older[-1].name}.") from None
 

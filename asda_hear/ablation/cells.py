@@ -92,14 +92,13 @@ class Work:
         """Baselines, then trainings; of every combination the first seed comes before any second one, so that a budget
         that is spent early leaves fewer seeds, not fewer lines.
 
-        Each seed begins with another combination, so that no shard has all seeds of a slow one.
+        Seeds behind the first come in the order of their cells' names, which are digests: shards are not by label.
         """
         found = [Unit(self.baseline_folder(label), (), label) for label in self.plan.config.baselines]
         by_name: dict[str, list[Cell]] = {}
         for place, seed in enumerate(self.plan.config.seeds):
             cells = [cell for cell in self.plan.cells if cell.seed == seed]
-            first = place % max(1, len(cells))
-            for cell in (*cells[first:], *cells[:first]):
+            for cell in sorted(cells, key=lambda cell: cell.name) if place else cells:
                 by_name.setdefault(cell.name, []).append(cell)
         return found + [Unit(self.store / CELLS / name, tuple(cells)) for name, cells in by_name.items()]
 

@@ -142,5 +142,5 @@ def _report(
         raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
     if left and any(code not in ACCEPTED_EXITS for code in codes):
         raise AsdaError(f"{len(left)} are left, and the processes have ended ({list(codes)}). {tails(logs)}")
-    if left and work.plan.config.budget.hours is not None:
+    if left and 0 in codes and work.plan.config.budget.hours is not None:  # which ends so where the time is over
         tell_spent(work, len(left))

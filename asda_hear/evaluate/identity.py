@@ -40,7 +40,8 @@ def _foreign_plugins(file: Path) -> list[str]:
     """Distribution and version here of every plugin of a checkpoint that is a stranger's: another answers otherwise."""
     try:
         made_by = json.loads(safetensors_metadata(file).get("plugins", "{}"))
-        names = {origin["distribution"] for origin in made_by.values()} - {OWN_DISTRIBUTION, GIVEN}
+        heard = [origin for family, origin in made_by.items() if family != "objective"]  # which only trains
+        names = {origin["distribution"] for origin in heard} - {OWN_DISTRIBUTION, GIVEN}
     except (ValueError, AttributeError, KeyError, TypeError):  # it is none of ours
         return []
     return sorted(f"{name} {version_of(name)}" for name in names)

@@ -148,19 +148,23 @@ def check_task(folder: Path, shown: Path | None = None) -> None:
             for rate in rates:
                 if not (rate / split / name).is_file():
                     raise TaskError(f"{rate / split / name} is missing.")
-        for rate in rates if clips else []:
-            _check_rate(rate / split / next(iter(clips)), int(rate.name))
+        wrong = [
+            told for rate in rates if clips and (told := _wrong_rate(rate / split / next(iter(clips)), int(rate.name)))
+        ]
+        if len(wrong) == len(rates):
+            raise TaskError(f"{wrong[0]}.")
+        for told in wrong:  # a model may hear another rate
+            print(f"warning: {told}.", file=sys.stderr)
 
 
-def _check_rate(file: Path, rate: int) -> None:
-    """Whether a file has the rate of its folder; one that cannot be read is told of when it is embedded."""
+def _wrong_rate(file: Path, rate: int) -> str:
+    """What is wrong with the rate of a file, if anything; one that cannot be read is told of when it is embedded."""
     soundfile = import_module("soundfile")  # which takes its time, and who waits for others needs it not
     try:
         found = soundfile.info(file).samplerate
     except soundfile.LibsndfileError:
-        return
-    if found != rate:
-        raise TaskError(f"{file} has {found} Hz, and is in the folder of {rate} Hz.")
+        return ""
+    return "" if found == rate else f"{file} has {found} Hz, and is in the folder of {rate} Hz"
 
 
 def check_splits(where: str, splits: Sequence[str], three: bool) -> None:

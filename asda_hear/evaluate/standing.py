@@ -16,7 +16,7 @@ from asda_hear.names import LOG_MEL
 LEADERBOARD_FILE = "leaderboard.csv"
 NAMES = ("mean", "share of the best", "s(m)", "z")
 """What `aggregates` may give."""
-PUBLISHED = "published"
+PUBLISHED = "(published)"
 """Where no log-mel of this search is there: the baseline whose scores HEAR has published."""
 
 
@@ -56,15 +56,17 @@ def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
     lines = [table_row(heads), "|" + "---|" * len(heads)]
     for model, known in scores.items():
         naive = _naive(heard[model], known, baselines, scores)
-        found = aggregates(known, scores.get(naive))
+        found = aggregates(known, None if naive is None else scores[naive])
         values = [f"{found[name]:.3f}" if name in found else "" for name in NAMES]
-        lines.append(table_row([escaped(model), str(len(known)), *values, escaped(naive)]))
+        lines.append(
+            table_row([escaped(model), str(len(known)), *values, PUBLISHED if naive is None else escaped(naive)])
+        )
     return "\n".join(lines) + "\n"
 
 
 def _naive(
     heard: Heard, known: Mapping[str, float], baselines: Mapping[Heard, str], scores: Mapping[str, Mapping[str, float]]
-) -> str:
+) -> str | None:
     """The row that is the zero of s(m) for a model heard so, which has scores on all its tasks."""
     candidates = (baselines.get(heard), baselines.get(heard._replace(options="{}")))
-    return next((name for name in candidates if name and scores[name].keys() >= known.keys()), PUBLISHED)
+    return next((name for name in candidates if name and scores[name].keys() >= known.keys()), None)

@@ -195,7 +195,8 @@ def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], scored: froz
     naive = next((other for other in logs if other.results.keys() >= means.keys()), None)
     measured = None if naive is None else {task: naive.results[task].estimate.mean for task in means}
     found = aggregates(means, measured)
-    return replace(line, aggregates=found if all(map(hear_column, means)) else {"mean": found["mean"]})
+    of_any = {name: value for name, value in found.items() if name == "mean"}
+    return replace(line, aggregates=found if all(map(hear_column, means)) else of_any)
 
 
 def _effects(axes: Mapping[str, Sequence[str]], lines: Iterable[Line], tasks: Iterable[str]) -> list[Effect]:

@@ -207,7 +207,7 @@ def test_outcomes_of_other_clips_and_checkpoints_stand_apart(
     assert main([*command, "--checkpoint", "mine=elsewhere", "--seeds", "4"]) == 0
     table = capsys.readouterr().out
     assert "over 2 seeds" not in table
-    assert "Outcomes of other tasks, recipes or checkpoints in this folder, not in the table: 1." in table
+    assert "Outcomes of other tasks, clips, recipes or checkpoints here, not in the table: 1." in table
     audio = next((place / "pair").rglob("*.wav"))
     sound, rate = soundfile.read(audio)
     soundfile.write(audio, sound[::-1], rate)
@@ -220,3 +220,17 @@ def test_outcomes_of_other_clips_and_checkpoints_stand_apart(
     assert "over 2 seeds" in table
     assert "not in the table: 2." in table
     assert first.is_file()
+    small_checkpoint(place / "third", catalog, small_run("standard"))
+    others = [*command, "--checkpoint", "third=third", "--seeds", "5"]
+    assert main(others) == 0  # which says nothing of "mine": its newest outcomes stand together
+    table = capsys.readouterr().out
+    assert "| mine | linear | second |" in table
+    assert "over 2 seeds" in table
+    assert "not in the table: 2." in table
+    damaged = json.loads(first.read_text())
+    for key in ("start", "per_seed"):
+        damaged.pop(key)
+    damaged["of"][2] = 6
+    first.write_text(json.dumps(damaged))  # as an earlier version left it, of what is done anew
+    assert main(others) == 0
+    assert "not in the table: 1." in capsys.readouterr().out

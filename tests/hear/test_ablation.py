@@ -14,8 +14,9 @@ from asda_core.config_io import parse
 from asda_core.errors import AsdaError, AudioError, ConfigError, PluginError
 from asda_core.pretrain.loop import pretrain
 from asda_core.statistics import mean_interval
+from asda_core.workers import Shard
 from asda_hear.ablation import estimate
-from asda_hear.ablation.plan import load_plan
+from asda_hear.ablation.plan import load_plan, text_of
 from asda_hear.ablation.run import check_plan, prepare
 from asda_hear.cli import main
 from asda_hear.evaluate.search import find_tasks
@@ -203,8 +204,21 @@ def test_the_first_seed_of_all_comes_before_a_second(tmp_path: Path, audio_folde
     units = prepare(load_plan(given), tmp_path / "out").units()
     assert units[0].baseline == "log-mel"
     assert [unit.cells[0].seed for unit in units[1:]] == [0] * 4 + [1] * 4
-    labels = [tuple(unit.cells[0].labels.values()) for unit in units[1:]]
-    assert labels[4:] == [*labels[1:4], labels[0]]  # so that four shards have not one combination each
+    assert [unit.name for unit in units[5:]] == sorted(unit.name for unit in units[5:])
+
+
+@pytest.mark.heareval
+def test_shards_are_not_by_label(tmp_path: Path, audio_folder: Path) -> None:
+    """Whatever numbers of combinations and shards: most labels have their seeds in several."""
+    for labels, shards in ((2, 2), (3, 2), (3, 3), (4, 2), (4, 4)):
+        axes = {"optimizer.peak_lr": [0.001 * (1 + number) for number in range(labels)]}
+        given = plan_file(tmp_path, axes=axes, seeds=list(range(6)), data=[str(audio_folder)])
+        work = prepare(load_plan(given), tmp_path / "out")
+        homes: dict[str, set[int]] = {}
+        for index in range(1, shards + 1):
+            for unit in Shard(index, shards).of(work.units()):
+                homes.setdefault(text_of(unit.cells[0].labels), set()).add(index)
+        assert all(len(home) > 1 for home in homes.values()), (labels, shards)
 
 
 def test_plans_of_adapters(tmp_path: Path, catalog: Catalog, audio_folder: Path) -> None:

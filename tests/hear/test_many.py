@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from filelock import FileLock, Timeout
 
+from asda_core.command_line import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.workers import Shard
 from asda_hear.ablation import cells, many
@@ -144,6 +145,15 @@ def test_the_command_that_makes_it_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert "Nothing is done yet." in table
     assert main(words[1:]) == 0
     assert f"Made by `{shlex.join(words)}`" in (folder / "out" / "table.md").read_text()
+
+
+def test_a_budget_that_is_not_spent_is_not_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of processes that were asked to stop."""
+    work = work_on(tone_plan(tmp_path, budget={"hours": 100}), tmp_path / "out")
+    many._report(work, Shard(), [], 0.0, [EXIT_STOPPED, EXIT_STOPPED], [])
+    assert "is spent" not in capsys.readouterr().err
+    many._report(work, Shard(), [], 0.0, [0, EXIT_STOPPED], [])
+    assert "the budget of 100.0 hours is spent; 5 are left" in capsys.readouterr().err
 
 
 def test_the_budget_of_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

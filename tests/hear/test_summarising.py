@@ -242,3 +242,12 @@ def test_notes_count_the_seeds_that_are_paired(plan: Plan, rows: list[dict[str, 
     assert any(
         "paired by fold; their intervals are bootstraps over the folds" in n for n in summarise(plan, less).notes
     )
+
+
+def test_infinite_scores_on_one_of_several_tasks(plan: Plan) -> None:
+    """Tasks that are none of HEAR's have a mean alone, and a line without one has none."""
+    grid = [row(task, "0.1", "0", 0, (0.5, 0.6)) for task in "ab"]
+    grid += [row("a", "0.3", "0", 0, (0.5, math.inf)), row("b", "0.3", "0", 0, (0.7, 0.8))]
+    first, second = summarise(plan, grid).lines
+    assert first.aggregates == {"mean": pytest.approx(0.55)}
+    assert second.aggregates == {}

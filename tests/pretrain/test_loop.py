@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import load_encoder, read_checkpoint
+from asda_core.checkpoint import load_encoder, read_checkpoint, write_model
 from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, to_yaml
 from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
@@ -28,6 +28,7 @@ from asda_core.pretrain import loop
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
 from asda_core.starting import start_from
+from asda_core.tensor_files import read_tensors
 
 SEEN_LOSSES = [614.02, 589.22, 547.26, 480.6, 478.6, 456.34]
 
@@ -290,3 +291,24 @@ def test_a_damaged_step_names_the_one_before(
         pretrain(config, files, run, catalog, progress=False)
     shutil.rmtree(run / "step-00000002")
     assert pretrain(config, files, run, catalog, progress=False).read_bytes() == whole
+    file = run / "step-00000002" / "model.safetensors"
+    tensors, metadata = read_tensors(file)
+    for changes, message in (({"format": "asda-2"}, "no format 'asda-1'"), ({"step": "x"}, "cannot be used")):
+        write_model(file, tensors, {**metadata, **changes})
+        with pytest.raises(CheckpointError, match=message) as error:  # whole, and of another version: it stays
+            pretrain(config, files, run, catalog, progress=False)
+        assert "Delete" not in str(error.value)
+
+
+def test_a_run_with_an_option_of_yesterday(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
+) -> None:
+    files, run = find_audio(audio_folder), tmp_path / "run"
+    pretrain(replace(tiny, steps=1), files, run, catalog, progress=False)
+    file = run / "step-00000001" / "model.safetensors"
+    tensors, metadata = read_tensors(file)
+    config = json.loads(metadata["config"])
+    config["encoder"]["mixer"]["options"] = {"option_of_yesterday": 1}
+    write_model(file, tensors, {**metadata, "config": json.dumps(config)})
+    with pytest.raises(ConfigError, match=r"run holds another run \(encoder.mixer.options.option_of_yesterday: 1"):
+        pretrain(replace(tiny, steps=1), files, run, catalog, progress=False)
