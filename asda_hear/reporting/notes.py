@@ -63,7 +63,7 @@ def _infinite_notes(rows: Sequence[Row]) -> list[str]:
         if wrong := sum(not math.isfinite(float(value)) for value in str(row["folds"]).split()):
             task = f"{row['metric']} on {row['task']}"
             counts[task] = counts.get(task, 0) + wrong
-    told = "without a mean or a difference: a score that is no finite number, as d' where all is right"
+    told = "Without a mean or a difference: a score that is no finite number, as d' where all is right"
     return [f"{told}: {', '.join(f'{task} in {count} folds' for task, count in counts.items())}."] if counts else []
 
 
