@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from asda_core.checkpoint import Checkpoint
 from asda_core.data.content import ends
-from asda_core.errors import TaskError
+from asda_core.errors import CheckpointError, TaskError
 from asda_core.labelled.examples import TEST, VALID, Example, Labelled
 from asda_core.labelled.splits import Round
 
@@ -50,12 +50,21 @@ def note_clips(data: str, split: Round, earlier: Mapping[str, str]) -> dict[str,
 
 
 def _sets(trained: Mapping[str, str]) -> list[Set]:
-    """All sets of a `trained_on`, the last one first."""
+    """All sets of a `trained_on`, the last one first.
+
+    Raises:
+        CheckpointError: it was not written by `note_clips`.
+    """
     if not trained.get("data"):
         return []
     marked = bool(trained.get("clips")) and trained.get("marked") != "no"
     last = Set(trained["data"], trained.get("tested", ""), marked)
-    return [last, *(Set(*each) for each in json.loads(trained.get("before", "[]")))]
+    try:
+        return [last, *(Set(*each) for each in json.loads(trained.get("before", "[]")))]
+    except (ValueError, TypeError):  # written by hand
+        raise CheckpointError(
+            f"what a checkpoint was trained on before cannot be read: {trained['before']!r}."
+        ) from None
 
 
 def shared_sounds(split: Round) -> str:

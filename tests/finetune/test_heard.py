@@ -7,6 +7,7 @@ import pytest
 
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
+from asda_core.errors import CheckpointError
 from asda_core.finetune import heard
 from asda_core.finetune.heard import heard_before, note_clips, shared_sounds
 from asda_core.labelled.examples import Example, Labelled
@@ -59,6 +60,13 @@ def test_a_mark_that_chance_explains_says_nothing(
     monkeypatch.setattr(heard, "CHANCE", 1e-12)  # as beside twenty thousand others
     assert heard_before(trained, of_set("any", (*other[:2], one[0])), "test", "") == ""
     assert "2 of the 3 clips" in heard_before(trained, of_set("any", (other[0], *one[:2])), "test", "")
+
+
+@pytest.mark.parametrize("before", ["tones", "3", "[[1]]"])
+def test_what_was_written_by_hand(start: Checkpoint, before: str) -> None:
+    edited = replace(start, trained_on={"data": "set", "before": before})
+    with pytest.raises(CheckpointError, match="trained on before cannot be read"):
+        heard_before(edited, of_set("any", ()), "test", "")
 
 
 def test_unreadable_clips_share_nothing(tmp_path: Path) -> None:
