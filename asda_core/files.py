@@ -98,6 +98,11 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield Path(entry.path)
 
 
+def text_digest(text: str, digits: int = DIGEST_DIGITS) -> str:
+    """Digest of a text, in so many hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
 def file_digest(file: Path) -> str:
     """Digest of a file's content."""
     with file.open("rb") as opened:

@@ -1,7 +1,6 @@
 """`asda finetune`: checkpoints and labelled audio to classifiers, and a table."""
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import find_config, parsed_changes, signature
 from asda_core.data.content import sampled_content
 from asda_core.errors import ConfigError
-from asda_core.files import DIGEST_DIGITS
+from asda_core.files import text_digest
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
@@ -137,7 +136,7 @@ def data_digest(data: Labelled) -> str:
     """Of all clips with their labels and splits, by name, size, and of a sample by what they hold."""
     splits, held = [each.split for each in data.examples], sampled_content([each.file for each in data.examples])
     told = json.dumps([clip_facts(data.examples), splits, held])
-    return hashlib.sha256(told.encode()).hexdigest()[:DIGEST_DIGITS]
+    return text_digest(told)
 
 
 def _mode_keys(changes: Mapping[str, Any]) -> list[str]:

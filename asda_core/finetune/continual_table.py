@@ -1,7 +1,6 @@
 """Learning task after task for several checkpoints, modes and seeds, and its table."""
 
 import csv
-import hashlib
 import io
 import json
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from asda_core.catalog import Catalog
 from asda_core.config_io import signature
 from asda_core.errors import AsdaError, TrainingStopped
-from asda_core.files import write_text
+from asda_core.files import text_digest, write_text
 from asda_core.finetune.continual import Outcome, Task, learn_in_turn
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
@@ -95,7 +94,7 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                 outcomes.setdefault((label, mode), {})[seed] = found
                 of = {"of": [label, mode, seed], "tasks": stream.identity, "per_seed": SEED_FIELD in path}
                 facts = {**of, **asdict(found)}
-                known = hashlib.sha256(json.dumps([stream.identity, found.start]).encode()).hexdigest()[:NAME_DIGITS]
+                known = text_digest(json.dumps([stream.identity, found.start]), NAME_DIGITS)
                 write_text(out / f"{folder.name}-{known}{OUTCOME_SUFFIX}", json.dumps(facts, indent=1) + "\n")
                 write_stream(stream, outcomes, out)
     if failed:

@@ -1,7 +1,6 @@
 """`asda test`: what a fine-tuned checkpoint, ours or a released one, makes of labelled clips."""
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.errors import TaskError, unknown
-from asda_core.files import model_digest
+from asda_core.files import model_digest, text_digest
 from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.finetune.evaluation import write_evaluation
 from asda_core.finetune.heard import heard_before
@@ -44,8 +43,8 @@ def run_test(parsed: argparse.Namespace) -> None:
     which = parsed.checkpoint.parent.name if parsed.checkpoint.stem == "model" else parsed.checkpoint.stem
     part = parsed.part + (f"-{parsed.fold}" if parsed.fold else "")
     chosen = replace(data, examples=tuple(examples))
-    known = hashlib.sha256(f"{model_digest(checkpoint.file)} {clip_facts(examples)}".encode()).hexdigest()
-    out = parsed.out or Path("runs") / f"test-{which}-{data.name}-{part}-{known[:NAME_DIGITS]}"
+    known = text_digest(f"{model_digest(checkpoint.file)} {clip_facts(examples)}", NAME_DIGITS)
+    out = parsed.out or Path("runs") / f"test-{which}-{data.name}-{part}-{known}"
     if warning := heard_before(checkpoint, chosen, parsed.part, tested):
         print(warning, file=sys.stderr)
     scores = measure(checkpoint, chosen, out, parsed.device, parsed.compat == "released")

@@ -1,6 +1,5 @@
 """Runs a plan: any number of processes, on any number of machines that share the store, each take what is free."""
 
-import hashlib
 import sys
 import time
 from dataclasses import replace
@@ -14,7 +13,7 @@ from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import TEACHER
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
-from asda_core.files import write_rows
+from asda_core.files import text_digest, write_rows
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
 from asda_core.starting import check_fits
@@ -83,7 +82,7 @@ def _named_by_plugins(cell: Cell, catalog: Catalog) -> Cell:
     strangers = foreign_plugins(catalog, cell.config)
     if not strangers:
         return cell
-    return replace(cell, name=hashlib.sha256(" ".join([cell.name, *strangers]).encode()).hexdigest()[: len(cell.name)])
+    return replace(cell, name=text_digest(" ".join([cell.name, *strangers]), len(cell.name)))
 
 
 def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:
