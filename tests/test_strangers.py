@@ -333,11 +333,13 @@ def test_another_version_of_a_plugin_is_another_model(
     assert main(embedding) == 0
     known = weights_identity(str(run / "model.safetensors"))
     assert "visitor 1.0" in known
+    assert weights_identity(str(tmp_path / "run.yaml")).endswith("+visitor 1.0")  # random weights are its own too
     upgrade("2.0", 0.5)
     assert main([*pretraining, "--out", str(run)]) == 0  # nothing is left to do
     assert main(["convert", str(run), str(tmp_path / "converted.safetensors")]) == 0
     assert [made_by(each) for each in (run, tmp_path / "converted.safetensors")] == ["1.0", "1.0"]
     assert weights_identity(str(run / "model.safetensors")) == known.replace("visitor 1.0", "visitor 2.0")
+    assert weights_identity(str(tmp_path / "run.yaml")).endswith("+visitor 2.0")
     tensors, metadata = read_tensors(run / "model.safetensors")
     plugins = json.loads(metadata["plugins"])
     plugins["objective"], plugins["mixer"] = plugins["mixer"], plugins["objective"]

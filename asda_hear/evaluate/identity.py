@@ -9,7 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from asda_core.errors import TaskError
+from asda_core.assemble import plugin_origins
+from asda_core.catalog import installed_catalog
+from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
+from asda_core.errors import AsdaError, TaskError
 from asda_core.files import beside_model, file_digest, safetensors_metadata
 from asda_core.locating import GIVEN, OWN_DISTRIBUTION, locate
 from asda_hear.evaluate.scores import SCORE_FILE, read_task_score
@@ -37,12 +40,15 @@ def weights_identity(model: str) -> str:
 
 
 def _foreign_plugins(file: Path) -> list[str]:
-    """Distribution and version here of every plugin of a checkpoint that is a stranger's: another answers otherwise."""
+    """Distribution and version here of every plugin of a model that is a stranger's: another answers otherwise."""
     try:
-        made_by = json.loads(safetensors_metadata(file).get("plugins", "{}"))
+        if file.suffix in CONFIG_SUFFIXES:
+            made_by = plugin_origins(installed_catalog(), load_run_config(file), with_objective=False)
+        else:
+            made_by = json.loads(safetensors_metadata(file).get("plugins", "{}"))
         heard = [origin for family, origin in made_by.items() if family != "objective"]  # which only trains
         names = {origin["distribution"] for origin in heard} - {OWN_DISTRIBUTION, GIVEN}
-    except (ValueError, AttributeError, KeyError, TypeError):  # it is none of ours
+    except (AsdaError, ValueError, AttributeError, KeyError, TypeError):  # it is none of ours, or cannot be loaded
         return []
     return sorted(f"{name} {version_of(name)}" for name in names)
 
