@@ -127,6 +127,15 @@ class TokenLayout:
         return place.argsort(dim=1, stable=True)
 
 
+def mean_over_valid(values: Float[Tensor, "batch *heads tokens width"], layout: TokenLayout) -> Tensor:
+    """Mean (batch, *heads, width) over the tokens that are not padding."""
+    if layout.padding is None:
+        return values.mean(dim=-2)
+    valid = layout.valid.to(values)
+    weight = valid.view(len(valid), *[1] * (values.ndim - 3), -1, 1)
+    return (values * weight).sum(dim=-2) / weight.sum(dim=-2).clamp(min=1)
+
+
 def insert_column(values: Tensor, new: Tensor, column: int) -> Tensor:
     """Put `new` (B, n, ...) in at `column` of `values` (B, N, ...)."""
     return torch.cat([values[:, :column], new, values[:, column:]], dim=1)

@@ -23,6 +23,7 @@ def roll_and_gain(audio: Float[Tensor, " samples"], shift: int, gain: float) -> 
     """Shift a clip, less its mean, around in a circle and scale it.
 
     **Source**: released data path (shift uniform over the clip, gain 0.5 + Beta(10, 10)).
+    **Differs**: there whole files are rolled before the crop; here the crop is, which is the same where it is the file.
     """
     return (audio - audio.mean()).roll(shift) * gain
 

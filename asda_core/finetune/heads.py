@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from asda_core.finetune.config import ClassifierConfig, Pooling
-from asda_core.model.encoder import Encoded, masked_mean
+from asda_core.layout import mean_over_valid
+from asda_core.model.encoder import Encoded
 
 HEAD_INIT_STD = 0.02
 """Standard deviation of the head's new weights, cut at two units. **Source**: released fine-tuning model."""
@@ -72,7 +73,7 @@ def pool(encoded: Encoded, how: Pooling) -> Float[Tensor, "batch dim"]:
     """One vector per clip: the summary, the mean of the patches, or their linear-softmax pooling."""
     if how == "summary":
         return encoded.summary
-    return masked_mean(encoded.tokens, encoded.layout) if how == "mean" else linear_softmax(encoded.tokens)
+    return mean_over_valid(encoded.tokens, encoded.layout) if how == "mean" else linear_softmax(encoded.tokens)
 
 
 def linear_softmax(tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:

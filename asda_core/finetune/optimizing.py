@@ -1,6 +1,5 @@
 """How fast what trains learns: a group of parameters for every factor on the rate."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -11,7 +10,7 @@ from torch import nn
 from asda_core.finetune.config import FinetuneConfig, StepDecayConfig
 from asda_core.finetune.rates import rate_scale
 from asda_core.finetune.tuned import Tuned
-from asda_core.pretrain.schedule import decay_groups, fairseq_cosine, learning_rate
+from asda_core.pretrain.schedule import decay_groups, fairseq_cosine, learning_rate, without_decay
 
 
 def parameter_groups(tuned: Tuned, recipe: FinetuneConfig) -> list[dict[str, Any]]:
@@ -19,13 +18,12 @@ def parameter_groups(tuned: Tuned, recipe: FinetuneConfig) -> list[dict[str, Any
     by_scale: dict[float, list[nn.Parameter]] = {}
     for name, parameter in tuned.trained():
         by_scale.setdefault(_scale(name, tuned, recipe), []).append(parameter)
-    return list(_groups(by_scale, recipe))
-
-
-def _groups(by_scale: dict[float, list[nn.Parameter]], recipe: FinetuneConfig) -> Iterator[dict[str, Any]]:
-    for scale, parameters in sorted(by_scale.items()):
-        for group in decay_groups(parameters, recipe.optimizer):
-            yield {**group, "scale": scale}
+    spared = without_decay(*tuned.modules().values())
+    return [
+        {**group, "scale": scale}
+        for scale, parameters in sorted(by_scale.items())
+        for group in decay_groups(parameters, recipe.optimizer, spared)
+    ]
 
 
 def _scale(name: str, tuned: Tuned, recipe: FinetuneConfig) -> float:

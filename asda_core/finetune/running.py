@@ -23,7 +23,7 @@ from asda_core.devices import usable_device
 from asda_core.errors import ConfigError, TaskError
 from asda_core.files import file_digest, write_text
 from asda_core.finetune.config import FinetuneConfig
-from asda_core.finetune.evaluation import PREDICTIONS, write_evaluation
+from asda_core.finetune.evaluation import PREDICTIONS, load_predictions, write_evaluation
 from asda_core.finetune.heard import heard_before, note_clips, shared_sounds
 from asda_core.finetune.loop import BEST_FILE, Training, start_training, train
 from asda_core.finetune.losses import check_loss
@@ -136,7 +136,7 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
     whole = (folder / MODEL_FILE).is_file() and (folder / PREDICTIONS).is_file()
     if done is not None and done.get("identity") == identity and whole:
         _tidy(folder)
-        return done
+        return _intervals_again(job, folder, done)
     for line in check_round(job.split, job.data.classes, job.data.single):
         print(f"warning: {line}", file=sys.stderr)
     told = Told(shared_sounds(job.split), _known_clips(job))
@@ -198,8 +198,7 @@ def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str,
     """Evaluate the model as it is on the test clips, and write what was found."""
     folder = training.folder
     made = predict(training.hearing, job.data, job.split.test, progress)
-    title = f"{job.data.name} {job.split.name}".strip()
-    scores = write_evaluation(folder, made, title, job.recipe.bootstrap)
+    scores = write_evaluation(folder, made, _title(job), job.recipe.bootstrap)
     skipped = {**named_skipped(folder), **{str(file): reason for file, reason in training.hearing.skipped.items()}}
     heard = tuple(example for example in job.split.train if str(example.file) not in skipped)
     unheard = _unheard(job, heard)
@@ -208,6 +207,7 @@ def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str,
     return {
         "scores": scores.values,
         "intervals": scores.intervals,
+        "bootstrap": job.recipe.bootstrap,
         "notes": [*scores.notes, *unheard, *filter(None, told)],
         "start_heard_test": bool(told.known),
         "clips": {"train": len(heard), "valid": len(job.split.valid), "test": scores.num_clips},
@@ -216,6 +216,20 @@ def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str,
         "steps": training.step,
         **training.tuned.sizes(),
     }
+
+
+def _title(job: Job) -> str:
+    return f"{job.data.name} {job.split.name}".strip()
+
+
+def _intervals_again(job: Job, folder: Path, done: dict[str, Any]) -> dict[str, Any]:
+    """A finished result, its intervals made anew from the predictions where another number of resamples is wanted."""
+    if done.get("bootstrap", FinetuneConfig.bootstrap) == job.recipe.bootstrap:
+        return done
+    scores = write_evaluation(folder, load_predictions(folder / PREDICTIONS), _title(job), job.recipe.bootstrap)
+    result = {**done, "intervals": scores.intervals, "bootstrap": job.recipe.bootstrap}
+    write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
+    return result
 
 
 def _unheard(job: Job, heard: tuple[Example, ...]) -> list[str]:

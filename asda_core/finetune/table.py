@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median, pstdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
 
     Runs of the same recipe that other commands left in the folder stay in both. Folds are averaged for every seed
     first; the interval is Student's over seeds, or where there is one seed the bootstrap's of the mean over folds. The
-    spread is the standard deviation over the folds of all seeds.
+    spread is the standard deviation over the folds of a seed, mean over seeds.
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = [*_others(sweep, rows, out), *rows]
@@ -113,8 +113,9 @@ def _line(sweep: Sweep, members: Sequence[Row], metrics: Sequence[str], many: bo
         whole = [] if any("" in values for values in found) else [sum(values) / len(values) for values in found]
         cells.append(_estimate(whole, intervals.get(metric) if len(seeds) == 1 else None))
     if many:
-        over_folds = [row[metrics[0]] for row in members if row[metrics[0]] != ""]
-        cells.append(f"{pstdev(over_folds):.3f}" if over_folds else "")
+        by_fold = [[row[metrics[0]] for row in rows if row[metrics[0]] != ""] for rows in by_seed]
+        spreads = [stdev(values) for values in by_fold if len(values) > 1]
+        cells.append(f"{fmean(spreads):.3f}" if spreads else "")
     cells += [f"{median(row[key] for row in members):,.0f}" for key in ("train_cpu_seconds", "train_mebibytes")]
     return [*cells, str(len(members))]
 

@@ -123,9 +123,22 @@ def as_trained(options: ListenOptions, front_end: Any, encoder: Encoder) -> List
     if options.target_length is not None:
         return options
     num_samples = round(options.clip_seconds * int(front_end.sample_rate))
-    whole = num_frames(num_samples, front_end) // encoder.config.patch_frames * encoder.config.patch_frames
+    framing = framing_of(front_end, encoder)
+    whole = framing.frames_of(framing.patches_in(num_frames(num_samples, front_end)))
     seconds = options.window_seconds or options.clip_seconds
-    return replace(options, minimum_length=max(1, whole), minimum_samples=num_samples, window_seconds=seconds)
+    return replace(options, minimum_length=whole, minimum_samples=num_samples, window_seconds=seconds)
+
+
+def framing_of(front_end: Any, encoder: Encoder) -> Framing:
+    """Where the patches of an encoder lie in its audio; the first begins with it."""
+    return Framing(
+        int(front_end.sample_rate),
+        front_end.hop_samples,
+        front_end.window_samples,
+        encoder.config.patch_frames,
+        centred=False,
+        stride_frames=encoder.config.stride_frames,
+    )
 
 
 def check_answer(values: Tensor) -> None:
@@ -149,14 +162,7 @@ class Listener:
         self.front_end, self.encoder, self.options = front_end, encoder, options
         self.sample_rate = int(front_end.sample_rate)
         self.patch_frames = encoder.config.patch_frames
-        self.framing = Framing(
-            self.sample_rate,
-            front_end.hop_samples,
-            front_end.window_samples,
-            self.patch_frames,
-            centred=False,
-            stride_frames=encoder.config.stride_frames,
-        )
+        self.framing = framing_of(front_end, encoder)
         if options.target_length is not None and options.target_length < self.patch_frames:
             raise ConfigError(f"target_length {options.target_length} is less than a patch of {self.patch_frames}.")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from asda_core.errors import ConfigError
-from asda_core.layout import TokenLayout
+from asda_core.layout import TokenLayout, mean_over_valid
 from asda_core.model.block import init_linear_layers
 from asda_core.model.norms import RmsNorm
 from asda_core.model.remade import remade
@@ -132,6 +132,10 @@ class Lambda(nn.Module):
         elif mode == "token":
             self.gate = nn.Linear(dim, num_heads, bias=False)
 
+    def no_weight_decay(self) -> list[str]:
+        """What is learned of lambda itself; the map of mode "token" is a matrix like others."""
+        return [name for name, _ in self.named_parameters(recurse=False)]
+
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Tensor:
         """Lambda as something that multiplies (B, H, N, width)."""
         if self.mode == "token":
@@ -223,7 +227,7 @@ class SubtractiveAttention(nn.Module):
         noise = noise.reshape(*noise.shape[:3], shared, self.heads.value_width).transpose(2, 3).flatten(1, 2)
         mixed = wanted - weight * noise
         if self.add_mean:  # every row of G is the mean row of A1, so G v is the mean of A1 v
-            mixed = mixed + weight * mean_over_valid(wanted, layout)
+            mixed = mixed + weight * mean_over_valid(wanted, layout).unsqueeze(2)
         return self._projected(mixed)
 
     def _projected(self, mixed: Tensor) -> Tensor:
@@ -240,7 +244,9 @@ class SubtractiveAttention(nn.Module):
     ) -> AttentionMaps:
         first, second = softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
         second = second.repeat_interleave(self.heads.signal // self.heads.noise, dim=1)
-        return AttentionMaps(first, second, weight, mean_over_valid(first, layout) if self.add_mean else None)
+        return AttentionMaps(
+            first, second, weight, mean_over_valid(first, layout).unsqueeze(2) if self.add_mean else None
+        )
 
     def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """q1, q2, k1, k2, v, each (B, H, N, width)."""
@@ -288,11 +294,3 @@ def subtract_in_pairs(
     weight = Lambda(config.lambda_mode, start, width, heads, dim)
     shape = Heads(heads, heads, width, 2 * width)
     return SubtractiveAttention(dim, shape, weight, config.head_norm, config.qkv_bias, add_mean)
-
-
-def mean_over_valid(values: Float[Tensor, "batch heads tokens width"], layout: TokenLayout) -> Tensor:
-    """Mean (B, H, 1, width) over the tokens that are not padding."""
-    if layout.padding is None:
-        return values.mean(dim=2, keepdim=True)
-    valid = layout.valid.to(values)[:, None, :, None]
-    return (values * valid).sum(dim=2, keepdim=True) / valid.sum(dim=2, keepdim=True).clamp(min=1)

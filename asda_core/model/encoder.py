@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.config import EncoderConfig
-from asda_core.layout import TokenLayout, insert_column, take
+from asda_core.layout import TokenLayout, insert_column, mean_over_valid, take
 from asda_core.model.block import INIT_STD, Block, Mlp, init_linear_layers
 from asda_core.model.norms import make_norm
 from asda_core.model.patches import PatchEmbedding
@@ -57,6 +57,10 @@ class Encoder(nn.Module):
             # std 1 as ASDA releases it; beside a learned table as small as that
             std = 1.0 if config.positions.type == "sine_cosine" else INIT_STD
             self.class_token = nn.Parameter(torch.randn(1, config.class_token.count, config.dim) * std)
+
+    def no_weight_decay(self) -> list[str]:
+        """The class token: see `without_decay`."""
+        return [] if self.class_token is None else ["class_token"]
 
     def forward(
         self, features: Float[Tensor, "batch bins frames"], outputs: Collection[int] = (), layers: bool = True
@@ -115,7 +119,7 @@ class Encoder(nn.Module):
         patch_layout = layout.without_class_token()
         column = layout.class_column
         if column is None:
-            summary = masked_mean(patches, patch_layout)
+            summary = mean_over_valid(patches, patch_layout)
         else:
             summary = tokens[:, column : column + layout.class_count].mean(dim=1)
         return Encoded(summary, patches, patch_layout, tuple(of_layers), kept)
@@ -134,11 +138,3 @@ class Encoder(nn.Module):
         column = {"first": 0, "middle": tokens.shape[1] // 2, "last": tokens.shape[1]}[self.config.class_token.position]
         token = self.input_norm(class_token).expand(len(tokens), -1, -1).to(tokens.dtype)
         return insert_column(tokens, token, column), layout.with_class_token(column, token.shape[1])
-
-
-def masked_mean(tokens: Tensor, layout: TokenLayout) -> Tensor:
-    """Mean (B, D) over the tokens that are not padding."""
-    if layout.padding is None:
-        return tokens.mean(dim=1)
-    weight = layout.valid.to(tokens.dtype).unsqueeze(-1)
-    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)

@@ -48,6 +48,10 @@ class PatchEmbedding(nn.Module):
             self.table = nn.Parameter(torch.empty(1, times * bands, config.dim))
             nn.init.trunc_normal_(self.table, std=INIT_STD)
 
+    def no_weight_decay(self) -> list[str]:
+        """Learned positions: see `without_decay`."""
+        return [] if self.table is None else ["table"]
+
     def forward(
         self, features: Float[Tensor, "batch bins frames"]
     ) -> tuple[Float[Tensor, "batch patches dim"], TokenLayout]:

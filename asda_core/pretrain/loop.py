@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from asda_core.checkpoint import (
     write_step,
 )
 from asda_core.claiming import LOCK_FILE, alone_in
-from asda_core.config import EncoderConfig, RunConfig
+from asda_core.config import RunConfig
 from asda_core.config_io import differences, signature, to_yaml
 from asda_core.data.content import audio_digest, same_audio
 from asda_core.data.sources import AudioList
@@ -40,7 +41,7 @@ from asda_core.pretrain.computing import gathered, placed_like, prepare, whole
 from asda_core.pretrain.data import Batches, Clips
 from asda_core.pretrain.prefetching import prefetched
 from asda_core.pretrain.processes import ALONE, Processes, joined, own_device
-from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, named_skipped, reporting
+from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, named_skipped, reporting, tell_left_out
 from asda_core.pretrain.resuming import (
     drop_log_after,
     older_steps_told,
@@ -48,7 +49,7 @@ from asda_core.pretrain.resuming import (
     put_states_back,
     stop_on_signal,
 )
-from asda_core.pretrain.schedule import learning_rate, make_optimizer
+from asda_core.pretrain.schedule import learning_rate, make_optimizer, without_decay
 from asda_core.pretrain.step import Passes, Step, check_finite, pass_seed, passes_of
 from asda_core.starting import start_from
 from asda_core.tensor_files import read_tensors
@@ -157,6 +158,7 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
     if run.step >= config.steps:
         return
     saves = True
+    record: dict[str, Any] = {}
     with closing(prefetched(clips, run.step, config.steps, lambda: run.stop and run.processes.world == 1)) as batches:
         for batch in batches:
             record = _train_step(run, batch)
@@ -164,8 +166,7 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
             logs = run.step % config.log_every == 0 or run.step in (1, config.steps)
             saves = run.step % config.checkpoint_every == 0 or run.step == config.steps or stop
             if logs or saves:
-                values = run.processes.mean({name: float(value) for name, value in record.items()})
-                check_finite(values, run.step, run.folder)  # so that no step with NaN takes the place of a good one
+                values = _checked(run, record)
                 _share_skipped(run, clips)
             if reporter is not None:
                 reporter.name_skipped(run.folder, clips)
@@ -178,8 +179,16 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
                 break
     if run.step < config.steps:
         if not saves:  # stopped while the next batch did not come
+            _checked(run, record)
             _save(run)
         raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command goes on.")
+
+
+def _checked(run: Run, record: Mapping[str, Any]) -> dict[str, float]:
+    """What is logged, mean over the processes; no step with NaN may take the place of a good one."""
+    values = run.processes.mean({name: float(value) for name, value in record.items()})
+    check_finite(values, run.step, run.folder)
+    return values
 
 
 def _start(
@@ -205,22 +214,15 @@ def _start(
     wrapped = prepare(alone, config.compute, processes, device)
     named = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
     named += [(f"objective.{n}", p) for n, p in parts.objective.named_parameters() if p.requires_grad]
-    optimizer = make_optimizer((parameter for _, parameter in named), config.optimizer)
+    spared = without_decay(parts.encoder, parts.objective)
+    optimizer = make_optimizer((parameter for _, parameter in named), config.optimizer, spared)
     if states:
         put_states_back(states, named, optimizer, device, placed_like)
     if processes.first:
-        _tell_left_out(config.encoder, int(parts.front_end.num_bins))
+        tell_left_out(config.encoder, int(parts.front_end.num_bins))
         write_text(folder / "config.yaml", to_yaml(config))
         drop_log_after(folder / LOG_FILE, step)
     return Run(config, catalog, folder, device, parts, optimizer, data, wrapped, passes, stream_parts, processes, step)
-
-
-def _tell_left_out(encoder: EncoderConfig, num_bins: int) -> None:
-    """Warn of bins above the last patch, which nothing looks at."""
-    bands = encoder.grid(num_bins, encoder.patch_frames)[1]
-    left = num_bins - (bands - 1) * encoder.step_bins - encoder.patch_bins
-    if bands and left:
-        print(f"warning: the top {left} of {num_bins} bins are in no patch (encoder.patch_bins).", file=sys.stderr)
 
 
 def _read_step(

@@ -12,6 +12,7 @@ from typing import NoReturn, TextIO
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from asda_core.config import EncoderConfig
 from asda_core.pretrain.data import Batches
 
 SKIPPED_FILE, LOG_FILE = "skipped.jsonl", "log.jsonl"
@@ -70,3 +71,11 @@ def named_skipped(folder: Path) -> dict[str, str]:
     lines = file.read_text().splitlines() if file.exists() else []
     found = [json.loads(line) for line in lines if line.endswith("}")]
     return {entry["file"]: entry["reason"] for entry in found}
+
+
+def tell_left_out(encoder: EncoderConfig, num_bins: int) -> None:
+    """Warn of bins above the last patch, which nothing looks at."""
+    bands = encoder.grid(num_bins, encoder.patch_frames)[1]
+    left = num_bins - (bands - 1) * encoder.step_bins - encoder.patch_bins
+    if bands and left:
+        print(f"warning: the top {left} of {num_bins} bins are in no patch (encoder.patch_bins).", file=sys.stderr)

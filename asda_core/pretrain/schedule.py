@@ -1,7 +1,7 @@
 """The learning rate and the optimisers."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -98,19 +98,43 @@ class FairseqAdam(torch.optim.Optimizer):
 
 
 def decays(parameter: Tensor) -> bool:
-    """Whether weight decay belongs on a parameter: not on norms, biases and the class token."""
+    """Whether a parameter is a matrix or a kernel, which weight decay is for, and no norm or bias."""
     return parameter.squeeze().ndim > 1
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser over what trains, norms and biases without decay unless the config says so."""
-    return optimizer_of(decay_groups(parameters, config), config)
+def without_decay(*modules: nn.Module) -> frozenset[int]:
+    """Identities of parameters of any shape on which no weight decay belongs: tokens, positions, lambda, rates.
+
+    A module names its own by a method `no_weight_decay() -> Collection[str]`, which is timm's convention.
+    """
+    return frozenset(
+        id(module.get_parameter(name))
+        for root in modules
+        for module in root.modules()
+        if callable(names := getattr(module, "no_weight_decay", None))
+        for name in names()
+    )
 
 
-def decay_groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> list[dict[str, Any]]:
-    """What trains, in the group with weight decay and the one without; an empty one is left out."""
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, spared: Collection[int] = ()
+) -> torch.optim.Optimizer:
+    """The optimiser over what trains; arguments as of `decay_groups`."""
+    return optimizer_of(decay_groups(parameters, config, spared), config)
+
+
+def decay_groups(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, spared: Collection[int] = ()
+) -> list[dict[str, Any]]:
+    """What trains, in the group with weight decay and the one without; an empty one is left out.
+
+    Args:
+        parameters: of which those that want a gradient train.
+        config: whether norms, biases and what is spared decay too, as in the release.
+        spared: what `without_decay` gives of the modules.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    decayed = [p for p in trained if decays(p) or config.decay_norms_and_biases]
+    decayed = [p for p in trained if (decays(p) and id(p) not in spared) or config.decay_norms_and_biases]
     chosen = {id(p) for p in decayed}
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},

@@ -11,6 +11,7 @@ from asda_hear.reporting.tables import (
     SIGNIFICANT,
     excludes_zero,
     few_seeds_warning,
+    is_apart,
     number,
     p_text,
     score_cell,
@@ -108,10 +109,12 @@ def _on_many(summary: Summary, best: Mapping[str, Line]) -> str:
     if summary.reference is None or line == summary.reference:
         return f"{first}{', and is the reference itself' if line == summary.reference else ''}"
     found = [line.results[task].difference for task in tasks]
-    reference, apart = _called(summary, summary.reference), sum(map(excludes_zero, found))
+    reference, apart = _called(summary, summary.reference), sum(map(is_apart, found))
     if all(difference is None or difference.pairs < LEAST_SEEDS for difference in found):
         return f"{first}; there are too few seeds for intervals of its differences from {reference}"
-    return f"{first}; the 95 % interval of its difference from {reference} excludes 0 on {apart} of these"
+    return (
+        f"{first}; its difference from {reference} has an interval without 0 and p < {SIGNIFICANT} on {apart} of these"
+    )
 
 
 def _limits(summary: Summary, lines: Sequence[Line]) -> str:

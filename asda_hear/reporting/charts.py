@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from asda_core.statistics import Estimate
 from asda_hear.reporting.summary import Line, Summary, TaskResult
 from asda_hear.reporting.svg import FAINT, INK, PAPER, Chart, chart, drawing, figure, scores_in_view
-from asda_hear.reporting.tables import EXCLUDES_ZERO, excludes_zero, short_names
+from asda_hear.reporting.tables import APART, SIGNIFICANT, is_apart, short_names
 
 Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Name of a line -> seed -> {"step": updates, "loss": of each}."""
@@ -148,8 +148,8 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
             _draw_estimate(panel, effect.estimate, place, COLOURS[0], hollow=effect.difference is None)
             if effect.difference is None and math.isfinite(effect.estimate.mean):
                 panel.axvline(effect.estimate.mean, color=FAINT, linestyle="--", linewidth=1)
-            if excludes_zero(effect.difference):
-                panel.annotate(EXCLUDES_ZERO, (effect.estimate.mean, place), (0, 3), textcoords="offset points",
+            if is_apart(effect.difference):
+                panel.annotate(APART, (effect.estimate.mean, place), (0, 3), textcoords="offset points",
                                ha="center", va="bottom")  # fmt: skip
         _name_rows(panel, [f"{label} (first)" if label == labels[0] else label for label in labels])
         panel.set(title=names[task], xlabel=_scale_name(summary, task))
@@ -157,7 +157,7 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
     for panel in list(panels)[len(tasks) :]:
         panel.set_axis_off()
     caption = f"Each label averaged over all other axes: the mean{summary.around_means}. Hollow, with the dashed line: "
-    caption += f"the first label; {EXCLUDES_ZERO} the interval of the paired difference from it excludes 0."
+    caption += f"the first label; {APART} its paired difference has an interval without 0 and p < {SIGNIFICANT}."
     return chart(f"effect-{list(summary.axes).index(axis)}", f"Effect of {axis}", caption, picture)
 
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from asda_hear.reporting.summary import Summary
-from asda_hear.reporting.tables import BELOW_LEVEL, EXCLUDES_ZERO, Cell, Column, Kind, make_grid
+from asda_hear.reporting.tables import APART, BELOW_LEVEL, Cell, Column, Kind, make_grid
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -80,5 +80,5 @@ def _latex_cell(cell: Cell, kind: Kind) -> str:
     value = cell.text.replace(",", "{,}")
     value = rf"\mathbf{{{value}}}" if cell.best else value
     half = r"\,{\scriptstyle\pm " + cell.half.replace(",", "{,}") + "}" if cell.half else ""
-    mark = {EXCLUDES_ZERO: r"^{\dagger}", BELOW_LEVEL: r"^{\ddagger}", "": ""}[cell.mark]
+    mark = {APART: r"^{\dagger}", BELOW_LEVEL: r"^{\ddagger}", "": ""}[cell.mark]
     return f"${value}{half}{mark}$"

@@ -55,6 +55,10 @@ class PromptedMixer(nn.Module):
         self.prompts = nn.Parameter(prompts)
         self.gate = nn.Parameter(prompts.new_zeros(prompts.shape[2]))
 
+    def no_weight_decay(self) -> list[str]:
+        """Prompts are tokens, not maps."""
+        return ["prompts"]
+
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,7 @@ def test_a_fold_without_a_value_leaves_no_mean(place: Path) -> None:
     text = write_tables(Sweep(small_recipe(), {"start": "start"}, ["full"], [3], data, []), rows, place / "out")
     cells = next(line for line in text.splitlines() if line.startswith("| start")).split(" | ")
     assert cells[5] == ""
+    assert cells[6] == f"{statistics.stdev(float(row['accuracy']) for row in rows):.3f}"  # of folds, n - 1
     assert "An empty place: a run has no such value" in text
 
 

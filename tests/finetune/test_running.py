@@ -126,6 +126,26 @@ def test_a_signal_saves_and_goes_on(
     assert steps == sorted(set(steps))
 
 
+def test_another_number_of_resamples_makes_intervals_again_and_trains_nothing(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tones, start, small_recipe(steps=1))
+    first = finetune(job, tmp_path / "run", catalog, progress=False)
+    monkeypatch.setattr(loop, "_train_step", lambda *_: pytest.fail("trained again"))
+    few = replace(job, recipe=replace(job.recipe, bootstrap=3))
+    again = finetune(few, tmp_path / "run", catalog, progress=False)
+    assert again["intervals"] != first["intervals"]
+    assert {**again, "intervals": 0, "bootstrap": 0} == {
+        **json.loads(json.dumps(first)),
+        "intervals": 0,
+        "bootstrap": 0,
+    }
+    told = [json.loads((tmp_path / "run" / name).read_text())["intervals"] for name in ("result.json", "scores.json")]
+    assert told == [json.loads(json.dumps(again["intervals"]))] * 2
+    back = finetune(job, tmp_path / "run", catalog, progress=False)
+    assert json.loads(json.dumps(back["intervals"])) == json.loads(json.dumps(first["intervals"]))
+
+
 def test_what_is_done_is_not_done_again(
     tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

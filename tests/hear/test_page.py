@@ -192,8 +192,8 @@ def test_the_answer_counts_many_tasks() -> None:
     )
     many = Summary("t", "q", tasks, frozenset(), {"mixer": ("a", "b")}, (first, other), first, (), ())
     first_sentence, _ = answer(many)
-    assert first_sentence.startswith("b has the best mean on 4 of 6 tasks; the 95 % interval of its difference from a")
-    assert "excludes 0 on 4 of these" in first_sentence
+    assert first_sentence.startswith("b has the best mean on 4 of 6 tasks; its difference from a has an interval")
+    assert "without 0 and p < 0.05 on 4 of these" in first_sentence
     few = dataclasses.replace(APART, pairs=1)
     other = dataclasses.replace(other, results=dict.fromkeys(other.results, result(0.6, difference=few)))
     first_sentence, _ = answer(dataclasses.replace(many, lines=(first, other)))

@@ -7,14 +7,24 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from asda_core.errors import ConfigError
 from asda_core.statistics import mean_interval
-from asda_hear.reporting.comparing import Difference, Interval
+from asda_hear.reporting.comparing import Difference, Interval, compare
 from asda_hear.reporting.latex import latex, narrow, to_latex
 from asda_hear.reporting.summary import Effect, Line, Summary, TaskResult
-from asda_hear.reporting.tables import make_grid, number, p_text, score_cell, short_names, to_markdown
+from asda_hear.reporting.tables import (
+    excludes_zero,
+    is_apart,
+    make_grid,
+    number,
+    p_text,
+    score_cell,
+    short_names,
+    to_markdown,
+)
 from asda_hear.reporting.tidy import tidy_rows, write_tidy
 
 NASTY = '50 % of a|b & c_d #1 {x} $y$ ~ ^ \\ <script>alert(1)</script> *s* "q"'
@@ -115,6 +125,25 @@ def test_too_few_seeds_mark_nothing(pairs: int, over: str) -> None:
     assert f"95 % interval {over} none is marked below 3 seeds, and with {pairs} seed" in text
     assert "†" not in text
     assert "†" in to_markdown(summary())
+
+
+@pytest.mark.parametrize(("p_value", "marked"), [(0.049, True), (0.05, False), (math.nan, True)])
+def test_a_mark_needs_the_test_too(p_value: float, marked: bool) -> None:
+    """Of three seeds the bootstrap alone calls a quarter of equal models different; all equal far apart have no p."""
+    assert is_apart(dataclasses.replace(APART, p_value=p_value)) == marked
+    assert not is_apart(dataclasses.replace(ACROSS, p_value=0.01))
+    assert not is_apart(None)
+
+
+def test_marks_are_rarely_wrong() -> None:
+    """Of models that do not differ, with 3 seeds and one fold."""
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        ours, theirs = ({str(s): (float(v),) for s, v in enumerate(generator.normal(size=3))} for _ in range(2))
+        found.append(compare(ours, theirs))
+    assert sum(map(excludes_zero, found)) > 30
+    assert sum(map(is_apart, found)) < 20
 
 
 def test_a_mean_and_its_half_have_as_many_digits() -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from asda_core.assemble import build_encoder, build_front_end
 from asda_core.audio import read_audio
 from asda_core.catalog import Catalog
-from asda_core.config import ClassTokenConfig, RunConfig
+from asda_core.config import ClassTokenConfig, Padding, RunConfig
 from asda_core.errors import AudioError, ConfigError
-from asda_core.inference.listening import MAX_STEPS, Listener, ListenOptions
+from asda_core.filling import fill_features
+from asda_core.inference.listening import MAX_STEPS, Listener, ListenOptions, as_trained
 
 MEAN, STD = -4.268, 4.569
 
@@ -94,6 +95,28 @@ def test_very_long_audio_is_cut_by_itself(parts: tuple[Any, Any]) -> None:
     heard = Listener(*parts, ListenOptions(clip_seconds=2.575)).listen(sound(seconds))
     assert heard.grid[0] > MAX_STEPS
     assert max(seen) == 16
+
+
+@pytest.mark.parametrize("padding", ["silence", "features"])
+@pytest.mark.parametrize("seconds", [0.3, 1.0])
+@pytest.mark.parametrize("stride", [None, 10])
+def test_a_clip_is_heard_as_in_training(
+    catalog: Catalog, tiny: RunConfig, stride: int | None, seconds: float, padding: Padding
+) -> None:
+    """In one piece and of as many time steps, also where patches overlap and the last frames are in none."""
+    front_end = build_front_end(catalog, tiny.front_end)
+    encoder = build_encoder(catalog, replace(tiny.encoder, stride_frames=stride, stride_bins=stride)).eval()
+    options = as_trained(ListenOptions(clip_seconds=1.0, padding=padding), front_end, encoder)
+    clip = sound(seconds)
+    heard = Listener(front_end, encoder, options).listen(clip)
+    trained = torch.nn.functional.pad(clip, (0, 16_000 - len(clip)))[None]
+    features = front_end(trained)
+    if padding == "features":
+        features = fill_features(front_end(trained - clip.mean()), torch.tensor([len(clip)]), front_end)
+    with torch.no_grad():
+        wanted = encoder(features)
+    assert heard.grid == wanted.layout.grid == ((6, 8) if stride is None else (9, 12))
+    assert torch.allclose(heard.tokens, wanted.tokens[0], atol=1e-5)
 
 
 def test_without_class_token(catalog: Catalog, tiny: RunConfig) -> None:

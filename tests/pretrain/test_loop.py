@@ -146,6 +146,22 @@ def test_no_step_that_is_not_finite_is_saved(
         pretrain(quiet, find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
 
 
+def test_no_step_that_is_not_finite_is_saved_where_data_stall(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, batches = loop._train_step, loop.prefetched
+
+    def breaks(run: loop.Run, audio: torch.Tensor) -> dict[str, object]:
+        record = step(run, audio)
+        return {**record, "loss": torch.tensor(float("nan"))} if run.step == 3 else record
+
+    monkeypatch.setattr(loop, "_train_step", breaks)
+    monkeypatch.setattr(loop, "prefetched", lambda clips, first, last, stop: batches(clips, first, 3, stop))
+    with pytest.raises(AsdaError, match="no longer finite at step 3 .*step-00000002"):
+        pretrain(replace(tiny, log_every=100), find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
+    assert [path.name for path in (tmp_path / "run").glob("step-*")] == ["step-00000002"]
+
+
 def test_skipped_files_are_named_once_over_sessions(
     catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
 ) -> None:

@@ -89,6 +89,10 @@ class Branch(nn.Module):
             with torch.no_grad():
                 self.to_steps.bias.copy_(steps + (-(-steps).expm1()).log())  # softplus of it gives the steps
 
+    def no_weight_decay(self) -> list[str]:
+        """Rates of decay, which a decay of weights would draw together. **Source**: Gu and Dao 2023, released code."""
+        return ["log_decay"]
+
     def forward(self, x: Tensor) -> Inputs:
         """Channels (N, R, E) behind those that the convolution sees before -> what the scan takes of N tokens."""
         taps = self.conv.weight.squeeze(1).t().contiguous()  # the last one multiplies the token itself
@@ -126,6 +130,10 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(channels, dim, bias=False)
         with torch.no_grad():
             self.out_proj.weight /= math.sqrt(num_layers)
+
+    def no_weight_decay(self) -> list[str]:
+        """As of a `Branch`."""
+        return [] if self.backward_log_decay is None else ["backward_log_decay"]
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
