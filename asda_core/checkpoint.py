@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,8 @@ from asda_core.locating import GIVEN, MODEL_FILE, OWN_DISTRIBUTION, locate, step
 from asda_core.model.encoder import Encoder
 from asda_core.tensor_files import read_tensors, save_tensors
 
-FORMAT = "asda-1"
+OWN_FORMATS = "asda-"
+FORMAT = f"{OWN_FORMATS}1"
 """Written into every checkpoint; changes when older code could not read a new one."""
 TRAINING_FILE = "training.safetensors"
 ABOVE_TEACHER, TEACHER = "objective.teacher.", "objective.teacher.encoder."
@@ -90,18 +91,24 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
     """
     file = locate(Path(path), in_training=weights == "teacher")
     tensors, metadata = read_tensors(file)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is a safetensors file, but no checkpoint of asda (no format {FORMAT!r} in it).")
-    try:
-        config = parse(RunConfig, json.loads(metadata["config"]))
-        plugins, step = json.loads(metadata["plugins"]), int(metadata["step"])
-        origins = {family: {key: str(of[key]) for key in ORIGIN} for family, of in plugins.items()}
-        classifier = json.loads(metadata.get("classifier", "null"))
-        head = None if classifier is None else parse(ClassifierConfig, classifier)
-        embedding = dict(json.loads(metadata.get("embedding", "{}")))
-        trained_on = {key: str(value) for key, value in json.loads(metadata.get(TRAINED_ON, "{}")).items()}
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: what is written beside the tensors cannot be used: {error}") from None
+    if (stated := metadata.get("format")) != FORMAT:
+        other = stated is not None and stated.startswith(OWN_FORMATS)
+        what = f"of another version of asda (format {stated!r})" if other else "no checkpoint of asda"
+        raise CheckpointError(f"{file} is a safetensors file, but {what}: no format {FORMAT!r} is in it.")
+    noted = partial(_noted, file, metadata)
+    config = noted("config", lambda value: parse(RunConfig, value))
+    step = noted("step", _count)
+    origins = noted(
+        "plugins", lambda value: {part: {key: str(of[key]) for key in ORIGIN} for part, of in value.items()}
+    )
+    head = noted("classifier", lambda value: None if value is None else parse(ClassifierConfig, value), "null")
+    embedding = noted("embedding", dict, "{}")
+    trained_on = noted(TRAINED_ON, lambda value: {key: str(each) for key, each in value.items()}, "{}")
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
+    if config.encoder.depth > len(blocks):  # before a million are built
+        raise CheckpointError(
+            f"{file}: its config says encoder.depth {config.encoder.depth}; it has {len(blocks)} blocks."
+        )
     if stray := [name for name in tensors if not name.startswith(PARTS)]:
         raise CheckpointError(f"{file} holds tensors that belong to no part of a model: {', '.join(stray)}.")
     if weights == "teacher":
@@ -110,6 +117,23 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
             raise CheckpointError(f"{file} holds no teacher; the steps of a run of latent_regression do.")
     told = metadata.get("data", ""), tensors, head
     return Checkpoint(file, config, origins, step, *told, embedding=embedding, trained_on=trained_on)
+
+
+def _noted(file: Path, metadata: Mapping[str, str], key: str, read: Callable[[Any], Any], usual: str = "") -> Any:
+    """What is written beside the tensors under a key, as JSON; `usual` where there is nothing."""
+    try:
+        return read(json.loads(metadata[key] if not usual else metadata.get(key, usual)))
+    except KeyError as error:
+        why = "it is missing" if key not in metadata else f"no {error} in it"
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        why = str(error)
+    raise CheckpointError(f"{file}: {key!r}, which is written beside the tensors, cannot be used: {why}")
+
+
+def _count(value: Any) -> int:
+    if int(value) < 0:
+        raise ValueError(f"{value} is less than 0")
+    return int(value)
 
 
 def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder]:

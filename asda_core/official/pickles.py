@@ -16,7 +16,7 @@ from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import DEFAULT_PROTOCOL, get_unsafe_globals_in_checkpoint, safe_globals
 
 from asda_core.errors import CheckpointError
 from asda_core.files import LENGTH_BYTES
@@ -95,6 +95,8 @@ def read_pickled(file: Path) -> Any:
     """
     is_zip = _starts_with(file, ZIP_START)
     try:
+        if is_zip:
+            _check_stored(file)
         names = get_unsafe_globals_in_checkpoint(str(file)) if is_zip else []
         refused = [name for name in sorted(names) if not any(re.fullmatch(known, name) for known in STOOD_IN_FOR)]
         if refused:
@@ -110,10 +112,10 @@ def read_pickled(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except UnpicklingError as error:
         named = NAME_IN_MESSAGE.findall(str(error)) or names_called(file)
-        why = f"it would call {', '.join(named)}" if named else "it holds more than tensors and plain data"
-        raise CheckpointError(
-            f"cannot read {file}: it is refused, since {why} when opened. Nothing in it was run."
-        ) from None
+        why = f"it would call {', '.join(named)} when opened" if named else "it holds more than tensors and plain data"
+        if not named and (protocol := _protocol(file)) > DEFAULT_PROTOCOL:
+            why = f"its pickle has protocol {protocol}; what torch.save writes by default ({DEFAULT_PROTOCOL}) is read"
+        raise CheckpointError(f"cannot read {file}: it is refused, since {why}. Nothing in it was run.") from None
     except RecursionError:
         raise CheckpointError(f"cannot read {file}: it is nested without end.") from None
     except DAMAGE as error:
@@ -151,6 +153,35 @@ def plain(value: Any, seen: dict[int, Any] | None = None) -> Any:
     return seen[id(value)]
 
 
+def _check_stored(file: Path) -> None:
+    """Refuse a zip that is larger inside than outside; `torch.save` compresses nothing."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    packed = next((info.filename for info in members if info.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None or sum(info.file_size for info in members) > file.stat().st_size:
+        raise CheckpointError(
+            f"cannot read {file}: it is refused, since {packed or 'what it holds'} is compressed, which torch.save "
+            "never does. If you trust it, unpack it and store it without compression (zip -0)."
+        )
+
+
+def _protocol(file: Path) -> int:
+    """Of the pickle in a file; 0 where that is not told."""
+    start = _pickle(file)[:2]
+    return start[1] if len(start) > 1 and start[:1] == PICKLE_START else 0
+
+
+def _pickle(file: Path) -> bytes:
+    """The first bytes of the pickle of a file of `torch.save`."""
+    if not _starts_with(file, ZIP_START):
+        with file.open("rb") as opened:
+            return opened.read(MOST_BYTES_LISTED)
+    with zipfile.ZipFile(file) as archive:
+        inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        with archive.open(inside) as opened:
+            return opened.read(MOST_BYTES_LISTED)
+
+
 def _stand_in(name: str) -> type:
     return EmptyDict if name == "collections.defaultdict" else type("StandIn", (StandIn,), {})
 
@@ -158,16 +189,8 @@ def _stand_in(name: str) -> type:
 def names_called(file: Path) -> list[str]:
     """The names that a pickle would call, found by reading its instructions and following none."""
     try:
-        if _starts_with(file, ZIP_START):
-            with zipfile.ZipFile(file) as archive:
-                inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                with archive.open(inside) as opened:
-                    text = opened.read(MOST_BYTES_LISTED)
-        else:
-            with file.open("rb") as opened:
-                text = opened.read(MOST_BYTES_LISTED)
         found, words = [], [""]
-        for code, argument, _ in pickletools.genops(text):
+        for code, argument, _ in pickletools.genops(_pickle(file)):
             if code.name in ("GLOBAL", "INST"):
                 found.append(str(argument).replace(" ", "."))
             elif code.name == "STACK_GLOBAL":

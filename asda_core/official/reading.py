@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from asda_core.checkpoint import FORMAT, Checkpoint, Weights, read_checkpoint
+from asda_core.checkpoint import OWN_FORMATS, PARTS, Checkpoint, Weights, read_checkpoint
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.files import beside_model
 from asda_core.locating import locate
@@ -78,7 +78,7 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
         contents = _fairseq(file)
         return convert(contents, weights)
     tensors, metadata = read_tensors(file)
-    if metadata.get("format") == FORMAT:
+    if metadata.get("format", "").startswith(OWN_FORMATS) or all(name.startswith(PARTS) for name in tensors):
         return read_checkpoint(file, weights)
     beside = beside_model(file)
     return convert(Contents(file, tensors, {}, {}, {} if beside is None else _json(beside), {}), weights)

@@ -309,7 +309,7 @@ def test_a_damaged_step_names_the_one_before(
     assert pretrain(config, files, run, catalog, progress=False).read_bytes() == whole
     file = run / "step-00000002" / "model.safetensors"
     tensors, metadata = read_tensors(file)
-    for changes, message in (({"format": "asda-2"}, "no format 'asda-1'"), ({"step": "x"}, "cannot be used")):
+    for changes, message in (({"format": "asda-2"}, "no format 'asda-1'"), ({"step": "x"}, "'step'.*cannot be used")):
         write_model(file, tensors, {**metadata, **changes})
         with pytest.raises(CheckpointError, match=message) as error:  # whole, and of another version: it stays
             pretrain(config, files, run, catalog, progress=False)

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import load_encoder, read_checkpoint
+from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model
 from asda_core.cli import main
 from asda_core.command_line import EXIT_ERROR
+from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError
 from asda_core.official.pickles import names_called, plain, read_pickled
 from asda_core.official.reading import read_model
@@ -230,10 +232,10 @@ def test_a_folder_with_a_bare_state(tmp_path: Path, catalog: Catalog) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"plugins": "[]"}, "what is written beside the tensors"),
-        ({"plugins": '{"mixer": {"name": "x"}}'}, "what is written beside the tensors"),
-        ({"config": "[" * 100_000}, "what is written beside the tensors"),
-        ({"config": '{"encoder": {"dim": 4000000, "num_heads": 1}}'}, "cannot be made here|does not fit"),
+        ({"plugins": "[]"}, "which is written beside the tensors"),
+        ({"plugins": '{"mixer": {"name": "x"}}'}, "which is written beside the tensors"),
+        ({"config": "[" * 100_000}, "which is written beside the tensors"),
+        ({"config": '{"encoder": {"dim": 4000000, "num_heads": 1, "depth": 2}}'}, "cannot be made here|does not fit"),
         ({"classifier": '{"num_classes": 0}'}, "num_classes must be positive"),
     ],
 )
@@ -300,3 +302,55 @@ def test_archives_without_checksums(tmp_path: Path) -> None:
     finally:
         torch.serialization.set_crc32_options(before)
     assert torch.equal(read_pickled(tmp_path / "bare.pt")["a"], torch.arange(1000.0))
+
+
+@pytest.mark.parametrize(("member", "size"), [("archive/data.pkl", 1 << 22), ("archive/data/0", 1 << 24)])
+def test_archives_that_are_larger_inside_are_refused_at_once(tmp_path: Path, member: str, size: int) -> None:
+    """Before anything in them is unpacked: a few megabytes could take all memory, or minutes of checksums."""
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        if member != "archive/data.pkl":
+            archive.writestr("archive/data.pkl", b"\x80\x02N.", zipfile.ZIP_STORED)
+        archive.writestr(member, b"\x80\x02" + b"N0" * (size // 2) + b"N.")
+        archive.writestr("archive/version", "3\n")
+    with pytest.raises(CheckpointError, match=f"{member} is compressed, which torch.save never does"):
+        read_pickled(tmp_path / "bomb.pt")
+
+
+def test_another_protocol_is_told_as_one(tmp_path: Path, catalog: Catalog) -> None:
+    """It is no code."""
+    written = write_fairseq(tmp_path / "a.pt", catalog)
+    contents = torch.load(written.path, weights_only=False)["model"]
+    torch.save({"model": contents}, tmp_path / "four.pt", pickle_protocol=4)
+    with pytest.raises(CheckpointError, match="its pickle has protocol 4; what torch.save writes by default") as error:
+        read_model(tmp_path / "four.pt")
+    assert "would call" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": None}, "'config', which is written beside the tensors, cannot be used: it is missing"),
+        ({"plugins": None}, "'plugins', .*: it is missing"),
+        ({"plugins": '{"mixer": {"name": "standard"}}'}, "'plugins', .*: no 'distribution' in it"),
+        ({"plugins": '{"mixer": "standard"}'}, "'plugins', .*cannot be used"),
+        ({"trained_on": "[1]"}, "'trained_on', .*cannot be used"),
+        ({"embedding": "[1]"}, "'embedding', .*cannot be used"),
+        ({"step": "-5"}, "'step', .*-5 is less than 0"),
+        ({"format": "asda-2"}, "of another version of asda .format 'asda-2'.: no format 'asda-1'"),
+        ({"format": None}, "no checkpoint of asda: no format 'asda-1' is in it"),
+        ({"deep": ""}, "its config says encoder.depth 1000000; it has 2 blocks"),
+    ],
+)
+def test_what_is_wrong_beside_our_tensors_is_named(
+    changes: dict[str, str | None], message: str, tmp_path: Path, catalog: Catalog, tiny: RunConfig
+) -> None:
+    parts = build_parts(catalog, tiny)
+    metadata: dict[str, str] = metadata_of(tiny, catalog, 3, "")
+    if "deep" in changes:
+        plain_config = json.loads(metadata["config"])
+        plain_config["encoder"]["depth"] = 1_000_000
+        metadata["config"] = json.dumps(plain_config)
+    changed_metadata = {key: value for key, value in {**metadata, **changes}.items() if value is not None}
+    write_model(tmp_path / "a.safetensors", model_tensors(parts, False), changed_metadata)
+    with pytest.raises(CheckpointError, match=message):
+        read_model(tmp_path / "a.safetensors")
