@@ -4,10 +4,14 @@ import argparse
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from asda_core import __version__
@@ -93,13 +97,16 @@ class Program:
             arguments: default: those of this process.
         """
         given = list(sys.argv[1:] if arguments is None else arguments)
+        _open_what_is_closed()
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="surrogateescape")  # names of files are any bytes
         try:
             parsed = self.parser(given).parse_args(given)
             _refuse_nothing(given)
             parsed.given = given  # what other processes of it are given too
-            named(parsed.run)(parsed)
+            with _interrupts_held():
+                run = named(parsed.run)
+            run(parsed)
         except TrainingStopped as stopped:
             print(stopped, file=sys.stderr)
             return EXIT_STOPPED
@@ -117,6 +124,34 @@ class Program:
             print("stopped; the same command goes on with what was finished.", file=sys.stderr)
             return EXIT_STOPPED
         return 0
+
+
+def _open_what_is_closed() -> None:
+    """Where a shell has closed stdout or stderr (`2>&-`), what is told goes nowhere, and nothing else breaks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C while modules are imported counts when they are: some swallow it. A second one counts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, held = signal.getsignal(signal.SIGINT), []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _refuse_nothing(given: Sequence[str]) -> None:

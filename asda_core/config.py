@@ -219,7 +219,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(0 < self.clip_seconds < math.inf, f"data.clip_seconds must be positive, not {self.clip_seconds}.")
         require(self.batch_size > 0, f"data.batch_size must be positive, not {self.batch_size}.")
-        require(self.min_samples >= 0, f"data.min_samples must not be negative, not {self.min_samples}.")
+        for name in ("min_samples", "cache_mebibytes"):
+            require(getattr(self, name) >= 0, f"data.{name} must not be negative, not {getattr(self, name)}.")
         if self.micro_batch is not None and not (self.micro_batch > 0 and self.batch_size % self.micro_batch == 0):
             fitting = divisors(self.batch_size)
             raise ConfigError(f"data.micro_batch {self.micro_batch} does not divide batch_size; fitting: {fitting}.")

@@ -1,6 +1,5 @@
 """YAML <-> dataclass, strict: unknown keys and wrong types are errors that name the dotted path."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -14,6 +13,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.errors import ConfigError, unknown
+from asda_core.files import text_digest
 from asda_core.finite import check_finite, check_stated, is_misread, usual_of
 from asda_core.strict_yaml import parse_value, read_yaml
 
@@ -227,7 +227,7 @@ def signature(config: Any, **more: Any) -> str:
         del (value_at(plain, above) if above else plain)[key]
     plain = {key: value for key, value in plain.items() if value != {} or key not in SECTIONS_ADDED}
     canonical = json.dumps([plain, more], sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:SIGNATURE_DIGITS]
+    return text_digest(canonical, SIGNATURE_DIGITS)
 
 
 def differences(before: Any, now: Any) -> list[str]:

@@ -5,12 +5,15 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from asda_core.locating import HUGGING_FACE_CONFIG
 
 DIGEST_DIGITS = 16
+NAME_DIGITS = 8
+"""Of a digest in the name of a file or folder."""
 LENGTH_BYTES = 8
 """With which a safetensors file begins: the length of what describes its tensors, lowest byte first; then comes JSON.
 
@@ -79,23 +82,54 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
     write_text(file, text.getvalue())
 
 
-def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Every file below a folder by name, also behind links to folders, but for those that lead back to where we are.
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder by name.
 
-    `above` are the folders on the way, by their real paths. A folder that may not be read is passed over.
+    Links lead to folders elsewhere, each entered once, and to hidden ones; what they lead to in the folder itself is
+    met anyway. A folder that may not be read is passed over, and so is a link that leads in a circle.
     """
+    return _files_below(folder, Path(os.path.realpath(folder)), set())
+
+
+def _files_below(folder: Path, root: Path, entered: set[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
-    if real in above:
+    if real in entered:
         return
+    entered.add(real)
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except PermissionError:
+        entries = sorted(os.scandir(folder), key=lambda entry: (_is_hidden_folder(entry), entry.name))
+    except OSError:
         return
-    for entry in entries:
-        if entry.is_dir():
-            yield from files_below(Path(entry.path), (*above, real))
-        else:
+    for entry in entries:  # links to what is hidden before it
+        if not _is_folder(entry):
             yield Path(entry.path)
+        elif not (entry.is_symlink() and _is_shown_below(root, Path(os.path.realpath(entry.path)))):
+            yield from _files_below(Path(entry.path), root, entered)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
+
+
+def _is_hidden_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(".") and _is_folder(entry)
+
+
+def _is_shown_below(root: Path, path: Path) -> bool:
+    return path.is_relative_to(root) and not any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def disk_time(folder: Path) -> float:
+    """What time it is for the disk of a folder, which is made, to compare with times of files there.
+
+    A file server has a clock of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as opened:
+        return os.fstat(opened.fileno()).st_mtime
 
 
 def text_digest(text: str, digits: int = DIGEST_DIGITS) -> str:

@@ -56,6 +56,12 @@ def read_shard(text: str) -> Shard:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def with_options(given: Sequence[str], options: Sequence[str]) -> list[str]:
+    """A command line with more options, which count above those that are there: before what follows a "--"."""
+    end = list(given).index("--") if "--" in given else len(given)
+    return [*given[:end], *options, *given[end:]]
+
+
 def begin(command: Sequence[str], log: Path, threads: int) -> Worker:
     """Begin a process of ours with other arguments, whose output goes to a file.
 

@@ -41,16 +41,16 @@ CORE_ORDER = (
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
 HEAR_ORDER = (
-    "names", "finding", "pooling", "model", "api", "evaluate.scores", "evaluate.search", "evaluate.identity",
-    "evaluate.compat", "evaluate.tasks", "evaluate.resampling", "evaluate.labels", "evaluate.items",
-    "evaluate.leaderboard", "evaluate.standing", "evaluate.runner", "evaluate.pairs", "evaluate.scoring",
-    "evaluate.commands", "evaluate.task_commands", "evaluate.validating", "looking.clip", "looking.places",
-    "looking.measures", "looking.noise", "looking.noise_attention", "looking.view", "looking.drawing", "looking.page",
-    "looking.commands", "ablation.size", "ablation.environment", "ablation.measuring", "ablation.settings",
-    "ablation.axes", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run", "ablation.many",
-    "ablation.estimate", "reporting.comparing", "reporting.summary", "reporting.notes", "reporting.summarising",
-    "reporting.tables", "reporting.latex", "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.answer",
-    "reporting.page", "reporting.report", "ablate", "demo", "arguments", "cli",
+    "names", "failures", "finding", "pooling", "model", "api", "evaluate.scores", "evaluate.search",
+    "evaluate.identity", "evaluate.compat", "evaluate.tasks", "evaluate.resampling", "evaluate.labels",
+    "evaluate.items", "evaluate.leaderboard", "evaluate.standing", "evaluate.runner", "evaluate.pairs",
+    "evaluate.scoring", "evaluate.commands", "evaluate.task_commands", "evaluate.validating", "looking.clip",
+    "looking.places", "looking.measures", "looking.noise", "looking.noise_attention", "looking.view", "looking.drawing",
+    "looking.page", "looking.commands", "ablation.size", "ablation.environment", "ablation.measuring",
+    "ablation.settings", "ablation.axes", "ablation.plan", "ablation.cells", "ablation.rows", "ablation.run",
+    "ablation.many", "ablation.estimate", "reporting.comparing", "reporting.summary", "reporting.notes",
+    "reporting.summarising", "reporting.tables", "reporting.latex", "reporting.svg", "reporting.charts",
+    "reporting.tidy", "reporting.answer", "reporting.page", "reporting.report", "ablate", "demo", "arguments", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import write_step
-from asda_core.claiming import LOCK_FILE, alone_in
+from asda_core.claiming import LOCK_FILE, alone_in, locked
 from asda_core.config import RunConfig
 from asda_core.errors import ConfigError
 from asda_core.locating import newest_step
@@ -45,6 +45,26 @@ def test_a_disk_without_locks(
     monkeypatch.setattr("filelock.FileLock.acquire", fail)
     with alone_in(tmp_path, LOCK_FILE, "trains in"):
         assert "knows no locks" in capsys.readouterr().err
+
+
+def test_where_processes_share_a_folder_its_disk_must_know_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object, **more: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", fail)
+    with pytest.raises(ConfigError, match="knows no locks .flock., which keep"), locked(tmp_path / "lock"):
+        pytest.fail("it is not held")
+
+
+def test_a_lock_is_held_and_let_go(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock"), pytest.raises(Timeout), locked(tmp_path / "lock", timeout=0):
+        pytest.fail("it is held twice")
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "lock"):
+        raise ZeroDivisionError
+    with locked(tmp_path / "lock", timeout=0):
+        pass
 
 
 @pytest.mark.parametrize("copy", ["step-best", "step-00000001-good", "step-old"])

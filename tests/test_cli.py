@@ -16,7 +16,7 @@ import yaml
 from asda_core import arguments, hookspecs, showing
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.cli import PROGRAM, main
-from asda_core.command_line import EXIT_ERROR, Program, named
+from asda_core.command_line import EXIT_ERROR, EXIT_STOPPED, Program, named
 from asda_core.compute import AUTO
 from asda_core.devices import named_device, usable_device
 from asda_hear.cli import PROGRAM as HEAR_PROGRAM
@@ -333,3 +333,37 @@ def test_what_does_not_train_needs_no_audio(config: Path, tmp_path: Path, capsys
     assert not (tmp_path / "run").exists()
     assert main([*command, "--set", "steps=0"]) == 0
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_an_interrupt_while_modules_are_imported_counts(tmp_path: Path) -> None:
+    """torch's own import swallows it: it would be lost, and the command would run to its end."""
+    (tmp_path / "sound").mkdir()
+    hook = """
+import signal, sys
+from importlib.abc import MetaPathFinder
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy._core._multiarray_umath":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from asda_core.cli import main
+sys.exit(main(["embed", "sound", "--out", "out"]))
+"""
+    run = subprocess.run([sys.executable, "-c", hook], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == EXIT_STOPPED
+    assert run.stderr == "stopped; the same command goes on with what was finished.\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
+def test_closed_streams_break_nothing(audio_folder: Path, tmp_path: Path, closed: str) -> None:
+    """And what belongs to stderr does not come on stdout."""
+    command = f"{sys.executable} -m asda_core.cli data stats {audio_folder} --json {closed}"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert run.returncode == 0
+    assert "Traceback" not in run.stderr
+    if closed == "2>&-":
+        assert run.stderr == ""
+        assert json.loads(run.stdout)["files"] > 0

@@ -1,11 +1,12 @@
 """Files that are written whole or not at all, and lines that several processes add."""
 
 import errno
+import time
 from pathlib import Path
 
 import pytest
 
-from asda_core.files import append_line, write_text, write_whole
+from asda_core.files import append_line, disk_time, write_text, write_whole
 
 
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
@@ -35,3 +36,12 @@ def test_lines_stand_behind_whole_lines(tmp_path: Path, there: str | None, wante
         file.write_text(there)
     append_line(file, "new")
     assert file.read_text() == wanted
+
+
+def test_times_of_a_disk_are_those_of_its_files(tmp_path: Path) -> None:
+    before = disk_time(tmp_path)
+    time.sleep(0.05)
+    (tmp_path / "a").touch()
+    time.sleep(0.05)
+    assert before < (tmp_path / "a").stat().st_mtime < disk_time(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

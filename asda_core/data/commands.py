@@ -47,7 +47,8 @@ def run_pack(parsed: argparse.Namespace) -> None:
     packed = pack(files, parsed.out, options, parsed.jobs, about=about, beside=beside)
     if packed.skipped:
         where = parsed.out / SKIPPED_FILE
-        print(f"{len(packed.skipped)} files were skipped; {where} names them.", file=sys.stderr)
+        parts = ", or parts of them," if parsed.seconds else ""
+        print(f"{len(packed.skipped)} files{parts} were skipped; {where} names them.", file=sys.stderr)
     use = "asda pretrain CONFIG" if data is None else "asda finetune RECIPE --checkpoint CHECKPOINT"
     print(
         f"{packed.shards} shards, {packed.clips} clips, {packed.hours:.2f} h, {packed.gibibytes:.3f} GiB "

@@ -8,7 +8,7 @@ from pathlib import Path
 from asda_core.data.sources import AudioList, list_identity
 from asda_core.data.tars import index_of, split_member
 from asda_core.errors import AudioError
-from asda_core.files import DIGEST_DIGITS
+from asda_core.files import DIGEST_DIGITS, text_digest
 
 END_BYTES = 1 << 14
 """Read at each end of a sound."""
@@ -36,7 +36,7 @@ def sampled_content(files: Sequence[Path]) -> str:
     """Digest of the ends of at most `SAMPLED` sounds, evenly spread over a list."""
     count = min(len(files), SAMPLED)
     told = " ".join(ends(files[number * len(files) // count]) for number in range(count))
-    return hashlib.sha256(told.encode()).hexdigest()[:DIGEST_DIGITS]
+    return text_digest(told)
 
 
 def audio_digest(files: AudioList, begins: str | None = None) -> str:
@@ -46,7 +46,7 @@ def audio_digest(files: AudioList, begins: str | None = None) -> str:
         files: audio, or streams of shards, which are known by their addresses alone.
         begins: digest of the weights that it begins with.
     """
-    listed = hashlib.sha256(json.dumps(list_identity(files)).encode()).hexdigest()[:DIGEST_DIGITS]
+    listed = text_digest(json.dumps(list_identity(files)))
     held = sampled_content([file for file in files if isinstance(file, Path)])
     return f"{listed}{'' if begins is None else f' from {begins}'}{CONTENT}{held}"
 

@@ -6,7 +6,6 @@ folder/pack.json                what is packed and how: a folder holds one pack
 folder/skipped.jsonl            files that could not be read, and why
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +22,14 @@ from asda_core.claiming import alone_in
 from asda_core.data.content import ends
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
-from asda_core.data.tars import member_bytes, split_member
+from asda_core.data.tars import TAR_SUFFIX, member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
-from asda_core.files import DIGEST_DIGITS, write_text
+from asda_core.files import text_digest, write_text
 from asda_core.ordered import in_order
 
 LOCK_FILE = ".pack.lock"
+OF_OTHER = {"data": "other audio files", "content": "audio of other content", "about": "other labels or splits"}
+"""What it means where the digest of a pack differs from that which is wanted."""
 FULL_SCALE = 1 << 15
 """16-bit steps to an amplitude of 1, as libsndfile divides by when it reads."""
 SECONDS_PER_HOUR = 3600
@@ -109,7 +110,7 @@ def _claim(
     if about or beside:
         wanted["about"] = _digest([[about.get(file) for file in files], dict(beside)])
     file = folder / PACK_FILE
-    if not file.exists():
+    if not file.exists() or not any(folder.glob(f"*{TAR_SUFFIX}")):  # a pack of nothing holds no folder
         if (folder / shard_name(name, 0)).exists():
             raise ConfigError(f"{folder} holds shards but no {PACK_FILE}; give another folder or --name.")
         for name, text in beside.items():
@@ -122,7 +123,11 @@ def _claim(
         raise ConfigError(f"{file} is damaged; give another folder.") from None
     known.setdefault("content", wanted["content"])  # of a pack from before it was told
     keys = dict.fromkeys([*wanted, *known])
-    other = [f"{key}: {known.get(key)!r}, now {wanted.get(key)!r}" for key in keys if known.get(key) != wanted.get(key)]
+    other = [
+        OF_OTHER.get(key, f"{key}: {known.get(key)!r}, now {wanted.get(key)!r}")
+        for key in keys
+        if known.get(key) != wanted.get(key)
+    ]
     if other:
         raise ConfigError(f"{folder} holds another pack ({'; '.join(other)}); give another folder.")
 
@@ -138,7 +143,7 @@ def _content(files: Sequence[Path], jobs: int, progress: bool) -> str:
 
 
 def _digest(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:DIGEST_DIGITS]
+    return text_digest(json.dumps(plain))
 
 
 def _write_shards(
@@ -156,7 +161,8 @@ def _write_shards(
                 bar.update(piece.place - bar.n)
                 at = piece.place, piece.number
                 if made.problem:
-                    writer.skipped.append((str(piece.file), made.problem))
+                    which = f"piece {piece.number + 1} of {piece.parts}: " if piece.parts > 1 else ""
+                    writer.skipped.append((str(piece.file), f"{which}{made.problem}"))
                     continue
                 key = f"{piece.place:09d}" + (f"-{piece.number:05d}" if piece.parts > 1 else "")
                 writer.add(key, made.suffix, made.content, {**made.facts, **about.get(piece.file, {})})

@@ -9,7 +9,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,11 @@ class ShardWriter:
             self._tar = tarfile.open(self._part, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         offset = self._tar.offset + HEADER_BYTES
         self._members.append(Member(key + suffix, offset, len(content), facts["samples"], facts["rate"]))
-        for name, each in ((key + suffix, content), (f"{key}.json", json.dumps(facts).encode())):
-            info = tarfile.TarInfo(name)
-            info.size = len(each)
-            self._tar.addfile(info, io.BytesIO(each))
+        with self._naming():
+            for name, each in ((key + suffix, content), (f"{key}.json", json.dumps(facts).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(each)
+                self._tar.addfile(info, io.BytesIO(each))
 
     def finish(self, last: tuple[int, int]) -> None:
         """Close the shard that is being filled, and give it its name.
@@ -92,8 +94,9 @@ class ShardWriter:
             OSError: the disk is full, say.
         """
         assert self._tar is not None
-        self._tar.close()
-        sync(self._part)
+        with self._naming():
+            self._tar.close()
+            sync(self._part)
         shard = self.folder / shard_name(self.name, self.number)
         write_index(shard, self._part, self._members, last=last, skipped=self.skipped)
         os.replace(self._part, shard)
@@ -101,11 +104,20 @@ class ShardWriter:
         self.number += 1
         self._tar, self._members, self.skipped = None, [], []
 
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Give errors of a full disk, in here, the name of the file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(self._part)) from None
+
     def drop(self) -> None:
         """Let go of a shard that is not whole."""
         if self._tar is not None:
             tar, self._tar = self._tar, None
             try:
-                tar.close()  # writes the end, for which a full disk has no room
+                with suppress(OSError):  # it writes the end, for which a full disk has no room
+                    tar.close()
             finally:
                 self._part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What `--data` names -> audio files: folders, files, manifests, tables, tar shards; and streams of shards."""
 
 import csv
+import io
 import itertools
 import re
 import sys
@@ -31,6 +32,8 @@ NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """Numbers of shards in a name, as in `train-{000000..000099}.tar`."""
 FILE_COLUMNS = ("file", "path", "filename", "file_name", "filepath", "file_path", "audio", "audio_file", "wav", "flac")
 """Columns that a table usually keeps its files in; else the first whose values look like audio is taken."""
+BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
+"""At the beginning of a text."""
 ROWS_LOOKED_AT = 20
 """Rows by which a column of files is told."""
 FEW = 3
@@ -188,7 +191,8 @@ def _tell_what_is_missing(pack: Path) -> None:
 def _manifest(path: Path) -> Iterable[Path]:
     root = path.parent
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
+        lines = text.splitlines()
     except UnicodeDecodeError:
         raise AudioError(f"{path} is neither audio by its name nor a text manifest.") from None
     lines = [line for line in lines if line.strip()]
@@ -198,9 +202,8 @@ def _manifest(path: Path) -> Iterable[Path]:
         raise AudioError(f"cannot read {path}: it is no table or manifest ({error}).") from None
     if column is not None:
         name, delimiter = column
-        yield from (
-            root / row[name].strip() for row in csv.DictReader(lines, delimiter=delimiter) if (row[name] or "").strip()
-        )
+        rows = csv.DictReader(io.StringIO(BLANK_LINES.sub("", text), newline=""), delimiter=delimiter)
+        yield from (_named(root, row[name]) for row in rows if (row[name] or "").strip())
         return
     for number, line in enumerate(lines):
         fields = [line.strip(), line.split("\t")[0].strip(), *next(csv.reader([line]))[:1], line.split()[0]]
@@ -213,6 +216,12 @@ def _manifest(path: Path) -> Iterable[Path]:
             root = named if named.is_dir() and not is_header else root
         else:
             yield root / (name or fields[1])  # what is no audio is named when it is read
+
+
+def _named(root: Path, name: str) -> Path:
+    """A file as a table names it: with the spaces around it, if one is called so."""
+    file = root / name
+    return file if file.exists() else root / name.strip()
 
 
 def _first_is_there(folder: Path, lines: Sequence[str]) -> bool:

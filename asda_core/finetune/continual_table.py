@@ -11,7 +11,7 @@ from pathlib import Path
 from asda_core.catalog import Catalog
 from asda_core.config_io import signature
 from asda_core.errors import AsdaError, TrainingStopped
-from asda_core.files import text_digest, write_text
+from asda_core.files import NAME_DIGITS, text_digest, write_text
 from asda_core.finetune.continual import Outcome, Task, learn_in_turn
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
@@ -19,8 +19,6 @@ from asda_core.markdown import escaped, table_row
 from asda_core.statistics import mean_interval
 
 ROWS_FILE, TABLE_FILE, OUTCOME_SUFFIX = "continual.csv", "continual.md", ".outcome.json"
-NAME_DIGITS = 8
-"""Of tasks and checkpoint, in the name of an outcome: what is changed leaves the outcome before it."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     outcomes, others = _with_others(stream, outcomes, out)
     names = [task.data.name for task in stream.tasks]
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / ROWS_FILE, _csv(stream, outcomes, names))
+    write_text(out / ROWS_FILE, _csv(outcomes, names))
     heads = ["checkpoint", "mode", "after", *map(escaped, names)]
     heads += ["average", "forgetting", "backward transfer", "trained", "stored"]
     lines = [table_row(heads), "|" + "---|" * len(heads)]
@@ -179,7 +177,7 @@ NOTE = (
 )
 
 
-def _csv(stream: Stream, outcomes: Outcomes, names: Sequence[str]) -> str:
+def _csv(outcomes: Outcomes, names: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["checkpoint", "mode", "seed", "after", "on", "value"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.errors import TaskError, unknown
-from asda_core.files import model_digest, text_digest
+from asda_core.files import NAME_DIGITS, model_digest, text_digest
 from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.finetune.evaluation import write_evaluation
 from asda_core.finetune.heard import heard_before
@@ -26,8 +26,6 @@ from asda_core.official.reading import read_model
 from asda_core.pretrain.clip_reader import ClipReader
 
 BOOTSTRAP = 1000
-NAME_DIGITS = 8
-"""Of model and clips, in the name of a folder: others of the same names have one of their own."""
 
 
 def run_test(parsed: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.files import model_digest
 from asda_core.inference.classifying import class_names, probabilities, read_labels
-from asda_core.inference.embedding import embed_files, open_sound, output_names
+from asda_core.inference.embedding import embed_files, is_one_file, open_sound, output_names
 from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.listening import Listener, ListenOptions, as_trained
 from asda_core.inference.many import embed_in_processes
@@ -38,6 +38,8 @@ def run_embed(parsed: argparse.Namespace) -> None:
     names = output_names(parsed.sources, suffix)  # a wrong path shows before a large checkpoint is read
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {parsed.jobs}.")
+    if is_one_file(parsed.out) and max(parsed.jobs, parsed.shard.count) > 1:
+        raise ConfigError(f"{parsed.out} is one file, which one process writes; --jobs and --shard go with a folder.")
     if parsed.jobs > 1:
         print(embed_in_processes(parsed.given, names, parsed.out, parsed.jobs, parsed.shard))
         return

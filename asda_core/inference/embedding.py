@@ -81,7 +81,7 @@ def embed_files(
         ConfigError: the folder holds embeddings that were made otherwise, or of other files by these names.
     """
     part = shard or Shard()
-    single = out.suffix.lower() in (".npy", ".safetensors")
+    single = is_one_file(out)
     if single and len(names) > 1:
         raise ConfigError(f"{out} is one file, but there are {len(names)} audio files; give a folder.")
     if job.granularity == "all" and listener.encoder.class_token is None:
@@ -98,6 +98,11 @@ def embed_files(
     if len(embedder.skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
     return summary(out, made, len(mine) - len(embedder.skipped) - made, len(embedder.skipped))
+
+
+def is_one_file(out: Path) -> bool:
+    """Whether an output is the embedding of one file, by its suffix, and no folder."""
+    return out.suffix.lower() in (".npy", ".safetensors")
 
 
 def grid_of(listener: Listener) -> dict[str, float]:

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from asda_core.claiming import locked
 from asda_core.data.tars import split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import append_line, write_text
@@ -135,18 +134,8 @@ class Index:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = FileLock(self.folder / LOCK_FILE, poll_interval=POLL_SECONDS)
-        try:
-            lock.acquire()
-        except NotImplementedError:
-            raise ConfigError(
-                f"{self.folder} is on a disk that knows no locks (flock), which keep several processes apart; "
-                "write to another disk."
-            ) from None
-        try:
+        with locked(self.folder / LOCK_FILE, poll_interval=POLL_SECONDS):
             yield
-        finally:
-            lock.release()
 
 
 def entry_of(name: Path, file: Path) -> Entry:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from asda_core.errors import AsdaError, AudioError, ConfigError
+from asda_core.command_line import EXIT_ERROR
+from asda_core.errors import AsdaError, AudioError
 from asda_core.inference.embedding import summary
 from asda_core.inference.indexing import INDEX_FILE, SKIPPED_FILE, Index, entry_of
-from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, share_of_processors, stop, tails
+from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, share_of_processors, stop, tails, with_options
 
 JOBS_FOLDER = ".jobs"
 """Logs of the processes, in the folder of embeddings."""
@@ -35,8 +36,6 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
         AsdaError: files are left, since processes have failed or were killed.
         AudioError: no file is readable.
     """
-    if out.suffix.lower() in (".npy", ".safetensors"):
-        raise ConfigError(f"{out} is one file, which one process writes; --jobs and --shard go with a folder.")
     files = shard.of(list(names))
     there = len(files) - len(_missing(out, names, files))
     logs = [out / JOBS_FOLDER / f"{os.getpid()}-{number}.log" for number in range(1, jobs + 1)]
@@ -46,7 +45,7 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
         with ended_as_interrupt():
             for part, log in zip(shard.split(jobs), logs, strict=True):
                 rest = ["--jobs", "1", "--shard", f"{part.index}/{part.count}", "--worker"]
-                workers.append(begin(["asda_core.cli", *given, *rest], log, share_of_processors(jobs)))
+                workers.append(begin(["asda_core.cli", *with_options(given, rest)], log, share_of_processors(jobs)))
             _wait(out / INDEX_FILE, len(files) - there, workers)
     finally:
         stop(workers)
@@ -54,10 +53,10 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
     left = [file for file in _missing(out, names, files) if str(file) not in skipped]
     codes = [worker.returncode for worker in workers]
     if left:
-        raise AsdaError(
-            f"{len(left)} files are left, and the processes have ended ({codes}); the same command goes on with them. "
-            f"{tails(logs)}"
-        )
+        ends = tails(logs)
+        refused = set(codes) == {EXIT_ERROR} and "error: " in ends  # what the same command would meet again
+        then = "" if refused else "; the same command goes on with them"
+        raise AsdaError(f"{len(left)} files are left, and the processes have ended ({codes}){then}. {ends}")
     if len(skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
     if any(codes):

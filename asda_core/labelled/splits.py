@@ -155,7 +155,7 @@ def _parts(values: set[str], stated: Mapping[str, str], name: str) -> dict[str, 
 
 def _folds(examples: Sequence[Example], only: Sequence[str], name: str) -> list[Round]:
     """A round for each value of the splits."""
-    values = sorted({example.split for example in examples}, key=_fold_number)
+    values = sorted({example.split for example in examples}, key=fold_number)
     if len(values) < MIN_FOLDS:
         raise TaskError(
             f"{name}: {MIN_FOLDS} folds or more are needed, one to test and others to train; given {values}."
@@ -176,7 +176,7 @@ def _folds(examples: Sequence[Example], only: Sequence[str], name: str) -> list[
     ]
 
 
-def _fold_number(value: str) -> tuple[bool, float, str]:
+def fold_number(value: str) -> tuple[bool, float, str]:
     """Folds in order, called 2 and 10 or fold2 and fold_10."""
     return by_number(value.lower().removeprefix(FOLD).strip(" _-"))
 

@@ -1,9 +1,7 @@
 """Does one unit of a plan: a training with its evaluations, or a baseline's evaluations."""
 
-import hashlib
 import json
 import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +16,7 @@ from asda_core.checkpoint import read_checkpoint
 from asda_core.config_io import CONFIG_SUFFIXES, to_plain
 from asda_core.cost import counted
 from asda_core.errors import AsdaError, TrainingStopped
-from asda_core.files import write_text
+from asda_core.files import NAME_DIGITS, text_digest, write_text
 from asda_core.locating import MODEL_FILE
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
@@ -34,7 +32,6 @@ from asda_hear.finding import find_model
 from asda_hear.looking.noise_attention import NoiseRow
 from asda_hear.names import LOG_MEL
 
-NAME_DIGITS = 8
 CELLS, BASELINES = "cells", "baselines"
 """Folders of a store."""
 TIMES_FILE, FACTS_FILE, ERROR_FILE = "times.json", "facts.json", "error.txt"
@@ -104,8 +101,8 @@ class Work:
 
     def baseline_folder(self, label: str) -> Path:
         """Named by the weights too, so that plans that share a store may call different models the same."""
-        weights = hashlib.sha256(weights_identity(baseline_path(self.plan, label)).encode()).hexdigest()
-        return self.store / BASELINES / f"{label}-{weights[:NAME_DIGITS]}"
+        weights = text_digest(weights_identity(baseline_path(self.plan, label)), NAME_DIGITS)
+        return self.store / BASELINES / f"{label}-{weights}"
 
 
 def do_unit(work: Work, unit: Unit) -> None:
@@ -140,20 +137,6 @@ def do_unit(work: Work, unit: Unit) -> None:
 
 class EvaluationFailed(AsdaError):
     """Some of the ways in which a model is heard failed."""
-
-
-def write_failure(folder: Path, error: Exception) -> str:
-    """Leave an error in the folder of a unit, its kind and message in the first line, which is returned."""
-    told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    first = f"{type(error).__name__}: {told}"
-    write_text(folder / ERROR_FILE, f"{first}\n\n{''.join(traceback.format_exception(error))}")
-    return first
-
-
-def read_failure(text: str) -> str:
-    """The kind and message of the error in a file; of an earlier version, what its traceback ends with."""
-    lines = text.strip().splitlines() or [""]
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
 def _heard_by(unit: Unit, options: Mapping[str, Any]) -> str:
@@ -217,7 +200,7 @@ def _heard(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore
 def evaluation_name(plan: Plan, options: Mapping[str, Any]) -> str:
     """Folder of an evaluation, named by the search and the options, so that another setting is another result."""
     setting = json.dumps([to_plain(plan.config.evaluation), options], sort_keys=True)
-    return f"hear-{hashlib.sha256(setting.encode()).hexdigest()[:NAME_DIGITS]}"
+    return f"hear-{text_digest(setting, NAME_DIGITS)}"
 
 
 def baseline_options(plan: Plan, label: str) -> Mapping[str, Any]:

@@ -11,11 +11,13 @@ from tqdm import tqdm
 
 from asda_core.command_line import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
+from asda_core.files import disk_time
 from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, share_of_processors, stop, tails
-from asda_hear.ablation.cells import ERROR_FILE, Work, is_done, read_failure
+from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.run import CellsFailed, make_ready, prepare, run_plan, tell_spent, write_all_rows
+from asda_hear.failures import read_failure
 
 try:
     import submitit
@@ -41,7 +43,7 @@ def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
     make_ready(work)
     out = work.out
     (out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
-    began = time.time()
+    began = disk_time(work.store)
     command = ["asda_hear.cli", "ablate", str(work.plan.file), "--out", str(out), "--worker"]
     command += ["--store", str(work.store), "--shard", f"{shard.index}/{shard.count}"]
     workers: list[Worker] = []
@@ -73,7 +75,8 @@ def submit_jobs(work: Work, jobs: int, cluster: str, parameters: Mapping[str, An
     """
     if submitit is None:
         raise ConfigError('submitit is not installed: pip install "asda-hear[slurm]".')
-    plan_file, out, began = work.plan.file.resolve(), work.out.resolve(), time.time()
+    make_ready(work)
+    plan_file, out, began = work.plan.file.resolve(), work.out.resolve(), disk_time(work.store)
     try:
         executor = submitit.AutoExecutor(folder=out / CLUSTER_FOLDER, cluster=cluster)
         executor.update_parameters(name=f"asda-{plan_file.stem}", **parameters)
@@ -128,16 +131,12 @@ def _report(
 ) -> None:
     """Raise what went wrong."""
     left = [unit for unit in shard.of(work.units()) if not is_done(work, unit)]
-    errors = {unit.name: unit.folder / ERROR_FILE for unit in left}
     if dead := [code for code in codes if code < 0]:
         print(
             f"{len(dead)} of {len(codes)} processes were killed ({dead}); others took up their work.", file=sys.stderr
         )
-    failed = [
-        f"{name}: {read_failure(file.read_text())}"
-        for name, file in errors.items()
-        if file.exists() and file.stat().st_mtime > began
-    ]
+    told = {unit.name: read_failure(unit.folder / ERROR_FILE, began) for unit in left}
+    failed = [f"{name}: {why}" for name, why in told.items() if why]
     if failed:
         raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
     if left and any(code not in ACCEPTED_EXITS for code in codes):

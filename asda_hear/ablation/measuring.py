@@ -1,6 +1,5 @@
 """What a plan measures beside HEAR's tasks: how much attention falls on added noise."""
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.data.content import sampled_content
-from asda_core.files import file_digest, write_text
+from asda_core.files import NAME_DIGITS, file_digest, text_digest, write_text
 from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.scores import TaskScore
 from asda_hear.looking.noise import WHITE
@@ -26,7 +25,6 @@ that of the same patches where there is no noise, of which neither more nor less
 LOWER_IS_BETTER = frozenset({NOISE_METRIC})
 MEASURED = frozenset({NOISE_METRIC, CONTROL_METRIC})
 """Metrics of what is measured beside HEAR's tasks."""
-NAME_DIGITS = 8
 FORM = 2
 """Of the file; older ones, which name no clips, are measured again."""
 
@@ -49,7 +47,7 @@ class NoiseMeasure:
         noise = self.config.noise if self.config.noise == WHITE else file_digest(Path(self.config.noise))
         clips = [list_identity(self.files), sampled_content(self.files)]
         facts = json.dumps([asdict(replace(self.config, noise=noise)), *clips], sort_keys=True)
-        return f"noise-{hashlib.sha256(facts.encode()).hexdigest()[:NAME_DIGITS]}.json"
+        return f"noise-{text_digest(facts, NAME_DIGITS)}.json"
 
 
 def can_measure(model: str) -> bool:
@@ -97,7 +95,7 @@ def as_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
 def clips_identity(rows: Sequence[NoiseRow]) -> str:
     """Which clips were measured: models may leave out different ones, and then they cannot be paired clip by clip."""
     names = json.dumps([[row.snr_db, row.clips] for row in main_rows(rows)])
-    return hashlib.sha256(names.encode()).hexdigest()[:NAME_DIGITS]
+    return text_digest(names, NAME_DIGITS)
 
 
 def _score(name: str, metric: str, ratios: Sequence[float]) -> TaskScore:

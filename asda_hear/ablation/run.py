@@ -5,15 +5,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from tqdm import tqdm
 
 from asda_core.assemble import Parts, build_weightless, check_class_token_axis, foreign_plugins
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import TEACHER
+from asda_core.claiming import locked
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
-from asda_core.files import text_digest, write_rows
+from asda_core.files import disk_time, text_digest, write_rows
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
 from asda_core.starting import check_fits
@@ -26,8 +27,6 @@ from asda_hear.ablation.cells import (
     baseline_path,
     do_unit,
     is_done,
-    read_failure,
-    write_failure,
 )
 from asda_hear.ablation.plan import Cell, Plan, text_of
 from asda_hear.ablation.rows import Row, collect_rows
@@ -35,6 +34,7 @@ from asda_hear.api import load_model, model_from
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.identity import task_identity
 from asda_hear.evaluate.search import find_tasks
+from asda_hear.failures import read_failure, write_failure
 from asda_hear.model import HearOptions
 from asda_hear.pooling import EncoderBackbone
 
@@ -134,7 +134,7 @@ def make_ready(work: Work) -> None:
 def write_all_rows(work: Work) -> list[Row]:
     """Write `rows.csv` from all that the store holds, one process at a time."""
     make_ready(work)
-    with FileLock(work.out / ROWS_LOCK):
+    with locked(work.out / ROWS_LOCK):
         rows = collect_rows(work)
         write_rows(work.out / ROWS_FILE, rows)
     return rows
@@ -147,7 +147,7 @@ def tell_spent(work: Work, left: int) -> None:
 
 def _do_all(work: Work, units: list[Unit]) -> list[str]:
     """Take up one unit after the other until all are done, failed, or the budget is spent; returns what failed."""
-    began, wall = time.monotonic(), time.time()
+    began, since = time.monotonic(), disk_time(work.store)
     hours = work.plan.config.budget.hours
     left = list(units)
     failed: list[str] = []
@@ -158,7 +158,7 @@ def _do_all(work: Work, units: list[Unit]) -> list[str]:
                 if hours is not None and time.monotonic() - began > hours * SECONDS_PER_HOUR:
                     tell_spent(work, len(left))
                     return failed
-                outcome = _try_unit(work, unit, wall)
+                outcome = _try_unit(work, unit, since)
                 if outcome is None:
                     continue
                 left.remove(unit)
@@ -177,17 +177,17 @@ def _try_unit(work: Work, unit: Unit, since: float) -> str | None:
     unit.folder.mkdir(parents=True, exist_ok=True)
     error_file = unit.folder / ERROR_FILE
     try:
-        with FileLock(unit.folder / CLAIM_FILE, timeout=0):
+        with locked(unit.folder / CLAIM_FILE, timeout=0):
             if is_done(work, unit):
                 return ""
-            if error_file.exists() and error_file.stat().st_mtime > since:  # another process has just tried
-                return f"{unit.name}: {read_failure(error_file.read_text())}"
+            if why := read_failure(error_file, since):  # another process has just tried
+                return f"{unit.name}: {why}"
             try:
                 do_unit(work, unit)
             except (TrainingStopped, KeyboardInterrupt):
                 raise
             except Exception as error:  # one cell must not take the others down
-                told = f"{unit.name}: {write_failure(unit.folder, error)}"
+                told = f"{unit.name}: {write_failure(error_file, error)}"
                 print(f"failed: {told}", file=sys.stderr)
                 return told
             error_file.unlink(missing_ok=True)

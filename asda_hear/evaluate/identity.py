@@ -9,8 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from asda_core.assemble import plugin_origins
-from asda_core.catalog import installed_catalog
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
 from asda_core.errors import AsdaError, TaskError
 from asda_core.files import beside_model, file_digest, safetensors_metadata
@@ -43,6 +41,9 @@ def _foreign_plugins(file: Path) -> list[str]:
     """Distribution and version here of every plugin of a model that is a stranger's: another answers otherwise."""
     try:
         if file.suffix in CONFIG_SUFFIXES:
+            from asda_core.assemble import plugin_origins  # with torch, for which help need not wait
+            from asda_core.catalog import installed_catalog
+
             made_by = plugin_origins(installed_catalog(), load_run_config(file), with_objective=False)
         else:
             made_by = json.loads(safetensors_metadata(file).get("plugins", "{}"))

@@ -11,7 +11,7 @@ from asda_core.errors import TaskError, unknown
 from asda_core.labelled.drawing import TURNS, deal
 from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
 from asda_core.labelled.folders import tell_empty_folders
-from asda_core.labelled.splits import SPLIT_NAMES
+from asda_core.labelled.splits import SPLIT_NAMES, fold_number
 from asda_core.labelled.tables import read_table
 from asda_hear.evaluate.search import MIN_FOLDS
 from asda_hear.evaluate.tasks import MILLISECONDS, Clip, EmbeddingType, Event
@@ -177,6 +177,5 @@ def _owners(parts: Mapping[str, Sequence[str]], given: set[str]) -> dict[str, st
 
 
 def fold_names(values: Iterable[str]) -> dict[str, str]:
-    """Any names of folds -> fold00, fold01, ... in sorted order (numbers by their value)."""
-    ordered = sorted(set(values), key=lambda value: (not value.isdigit(), int(value) if value.isdigit() else 0, value))
-    return {value: f"fold{number:02d}" for number, value in enumerate(ordered)}
+    """Any names of folds -> fold00, fold01, ... in order: 2 before 10, and fold2 before fold10."""
+    return {value: f"fold{number:02d}" for number, value in enumerate(sorted(set(values), key=fold_number))}

@@ -11,10 +11,12 @@ from tqdm import tqdm
 
 from asda_core.command_line import EXIT_ERROR
 from asda_core.errors import AsdaError
-from asda_core.workers import Worker, begin, ended_as_interrupt, stop, tails
+from asda_core.files import disk_time
+from asda_core.workers import Worker, begin, ended_as_interrupt, stop, tails, with_options
 from asda_hear.evaluate.identity import is_scored, stamps, task_identity, weights_identity
 from asda_hear.evaluate.scores import TaskScore, read_task_score
 from asda_hear.evaluate.search import EvaluationConfig
+from asda_hear.failures import read_failure
 
 JOBS_FOLDER = ".jobs"
 """Logs of the processes, in the result folder."""
@@ -89,23 +91,20 @@ def score_in_processes(work: Pairs, given: Sequence[str], jobs: int) -> list[tup
         EvaluationFailed: pairs failed.
         AsdaError: the processes ended before all was done.
     """
-    began = time.time()
     logs = [work.out / JOBS_FOLDER / f"{os.getpid()}-{number}.log" for number in range(1, jobs + 1)]
     (work.out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
+    began = disk_time(work.out)
     workers: list[Worker] = []
     try:
         with ended_as_interrupt():
-            command = ["asda_hear.cli", *given, "--jobs", "1", "--worker"]
+            command = ["asda_hear.cli", *with_options(given, ["--jobs", "1", "--worker"])]
             workers.extend(begin(command, log, work.config.threads) for log in logs)
             done = _wait(work, workers)
     finally:
         stop(workers)
     codes = [worker.returncode for worker in workers]
-    failed = {}
-    for pair in work.pairs:
-        file = work.error_file(pair)
-        if pair not in done and file.exists() and file.stat().st_mtime > began:
-            failed[pair] = file.read_text().strip().splitlines()[-1]
+    told = {pair: read_failure(work.error_file(pair), began) for pair in work.pairs if pair not in done}
+    failed = {pair: why for pair, why in told.items() if why}
     if left := [str(pair) for pair in work.pairs if pair not in done and pair not in failed]:
         refused = set(codes) == {EXIT_ERROR}  # what each of them has met, the same command would meet again
         then = "" if refused else "; the same command goes on with them"

@@ -13,9 +13,9 @@ from typing import Any, TextIO
 from unittest import mock
 
 import torch
-from filelock import FileLock
 from tqdm import tqdm
 
+from asda_core.claiming import locked
 from asda_core.files import write_text
 from asda_hear.evaluate.compat import Trainings, hear_tools, own_handlers
 from asda_hear.evaluate.identity import (
@@ -205,7 +205,7 @@ def _at_rate(task: Path, rate: int, cache: Path, identity: str, progress: bool) 
         return task
     copy = cache / f"tasks-{rate}" / task.name
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(copy.with_name(f".{task.name}.lock")):  # several processes may share the cache
+    with locked(copy.with_name(f".{task.name}.lock")):  # several processes may share the cache
         if read_stamp(copy / COPY_STAMP) != identity:
             shutil.rmtree(copy, ignore_errors=True)
             resample_task(task, rate, copy, progress)

@@ -2,17 +2,18 @@
 
 import sys
 import time
-import traceback
 from collections.abc import Callable
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from asda_core.files import write_text
+from asda_core.claiming import locked
+from asda_core.files import disk_time
 from asda_hear.api import load_model
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.pairs import POLL_SECONDS, Pair, Pairs, rows_of, unless_failed
 from asda_hear.evaluate.runner import Evaluation
 from asda_hear.evaluate.scores import TaskScore
+from asda_hear.failures import read_failure, write_failure
 
 
 def open_all(work: Pairs) -> None:
@@ -43,7 +44,7 @@ def score_pairs(
     Raises:
         EvaluationFailed: some failed; all others are done.
     """
-    since, scores, failed = time.time(), dict[Pair, TaskScore](), dict[Pair, str]()
+    since, scores, failed = disk_time(work.out), dict[Pair, TaskScore](), dict[Pair, str]()
     current: Evaluation | None = None
     with hear_tools():
         while left := [pair for pair in work.pairs if pair not in scores and pair not in failed]:
@@ -67,15 +68,15 @@ def _try_pair(work: Pairs, pair: Pair, evaluation: Evaluation, since: float) -> 
     error_file = work.error_file(pair)
     error_file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work.claim_file(pair), timeout=0):
-            if error_file.exists() and error_file.stat().st_mtime > since:  # another process has just tried
-                return error_file.read_text().strip().splitlines()[-1]
+        with locked(work.claim_file(pair), timeout=0):
+            if why := read_failure(error_file, since):  # another process has just tried
+                return why
             try:
                 score = evaluation.score(pair.task)
             except Exception as error:  # one pair must not take the others down
-                write_text(error_file, traceback.format_exc())
-                print(f"failed: {pair}: {type(error).__name__}: {error}", file=sys.stderr)
-                return f"{type(error).__name__}: {error}"
+                told = write_failure(error_file, error)
+                print(f"failed: {pair}: {told}", file=sys.stderr)
+                return told
             error_file.unlink(missing_ok=True)
             return score
     except Timeout:

@@ -9,8 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from filelock import FileLock
-
+from asda_core.claiming import locked
 from asda_core.config_io import to_yaml
 from asda_core.files import write_rows, write_text
 from asda_core.locating import MODEL_FILE
@@ -24,7 +23,6 @@ from asda_hear.ablation.cells import (
     baseline_options,
     evaluation_name,
     is_done,
-    read_failure,
 )
 from asda_hear.ablation.environment import code_commit, environment
 from asda_hear.ablation.measuring import read_measured
@@ -37,6 +35,7 @@ from asda_hear.evaluate.items import Items, can_score, read_items
 from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.search import USUAL_SEED
 from asda_hear.evaluate.standing import LEADERBOARD_FILE
+from asda_hear.failures import read_failure
 from asda_hear.reporting.comparing import Floats, Interval, compare_items, score_draws
 from asda_hear.reporting.latex import to_latex
 from asda_hear.reporting.page import Failure, PageDetails, write_page
@@ -53,7 +52,7 @@ NOISE_FILE = "noise.csv"
 
 def write_report(work: Work, rows: Sequence[Row]) -> str:
     """Write all outputs into the result folder, one process at a time, and return the table as Markdown."""
-    with FileLock(work.out / ROWS_LOCK):
+    with locked(work.out / ROWS_LOCK):
         return _write(work, rows)
 
 
@@ -125,8 +124,7 @@ def _failures(work: Work) -> list[Failure]:
     for unit in work.units():
         file = unit.folder / ERROR_FILE
         if file.exists() and not is_done(work, unit):
-            text = file.read_text()
-            found.append(Failure(unit.name, read_failure(text), text))
+            found.append(Failure(unit.name, read_failure(file), file.read_text()))
     return found
 
 

@@ -306,7 +306,7 @@ def test_other_audio_of_the_same_names_and_sizes(tmp_path: Path) -> None:
     first, second = (find_audio(tmp_path / name) for name in ("one", "two"))
     pack(first, tmp_path / "out", OPTIONS, progress=False)
     pack(first, tmp_path / "out", OPTIONS, progress=False)
-    with pytest.raises(ConfigError, match="holds another pack .*content"):
+    with pytest.raises(ConfigError, match="holds another pack .audio of other content."):
         pack(second, tmp_path / "out", OPTIONS, progress=False)
     facts = json.loads((tmp_path / "out" / PACK_FILE).read_text())
     del facts["content"]
@@ -324,11 +324,37 @@ def test_a_full_disk_gets_its_room_back(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tarfile.TarFile, "close", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as told:
         pack(files, tmp_path / "out", OPTIONS, progress=False)
+    assert told.value.filename == str(tmp_path / "out" / ".train-000000.tar.part")
     monkeypatch.undo()
     assert not list((tmp_path / "out").glob(".*.part"))
     assert pack(files, tmp_path / "out", OPTIONS, progress=False).clips == 3
+
+
+def test_a_pack_of_nothing_holds_no_folder(tmp_path: Path) -> None:
+    """As a list whose disk was not mounted makes one: put right, the same command packs."""
+    (tmp_path / "list.txt").write_text("audio/000.wav\naudio/001.wav\n")
+    files = find_audio(tmp_path / "list.txt")
+    with pytest.raises(AudioError, match="none of the 2 audio files can be packed"):
+        pack(files, tmp_path / "out", OPTIONS, progress=False)
+    noise(tmp_path / "audio", 2)
+    assert pack(files, tmp_path / "out", OPTIONS, progress=False).clips == 2
+    assert (tmp_path / "out" / SKIPPED_FILE).read_text() == ""
+    with pytest.raises(ConfigError, match=r"holds another pack .*other audio files; audio of other content"):
+        pack(files[:1], tmp_path / "out", OPTIONS, progress=False)
+
+
+def test_which_pieces_of_a_file_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = noise(tmp_path / "audio", 2, seconds=10.0)[0]
+    soundfile.write(file.with_suffix(".flac"), soundfile.read(file)[0], 16_000)
+    whole = file.with_suffix(".flac").read_bytes()
+    file.with_suffix(".flac").write_bytes(whole[: len(whole) // 2])
+    file.unlink()
+    assert main(["data", "pack", str(tmp_path / "audio"), "--seconds", "2", "--out", str(tmp_path / "out")]) == 0
+    assert "1 files, or parts of them, were skipped" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "out" / SKIPPED_FILE).read_text().splitlines()]
+    assert sorted(line["reason"].split(":")[0] for line in lines) == [f"piece {number} of 5" for number in (3, 4, 5)]
 
 
 def test_a_damaged_shard_that_is_put_back_is_not_packed_again(tmp_path: Path) -> None:

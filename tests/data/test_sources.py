@@ -1,5 +1,6 @@
 """What `--data` takes: manifests, tables, shards by their numbers, streams."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,42 @@ def test_links_to_folders_are_followed_and_circles_are_not(audio_folder: Path, t
     assert found[0] == tmp_path / "CLASSES" / "cat" / "a.wav"
     below = [file.relative_to(audio_folder) for file in find_audio(audio_folder)]
     assert found[1:] == [tmp_path / "CLASSES" / "dog" / file for file in below]
+
+
+def test_folders_that_link_to_each_other(audio_folder: Path, tmp_path: Path) -> None:
+    """Every sound once, however many ways lead to it, and no walk without end."""
+    sound = next(audio_folder.glob("*.wav"))
+    for number in range(9):
+        folder = tmp_path / "many" / f"f{number}"
+        folder.mkdir(parents=True)
+        shutil.copy(sound, folder / "a.wav")
+        for other in {*range(9)} - {number}:
+            (folder / f"to{other}").symlink_to(f"../f{other}")
+    assert find_audio(tmp_path / "many") == [tmp_path / "many" / f"f{number}" / "a.wav" for number in range(9)]
+    (tmp_path / "many" / "me").symlink_to("me")  # a circle of one
+    assert len(find_audio(tmp_path / "many")) == 9
+    hidden = tmp_path / "store" / ".kept" / "cat"
+    hidden.mkdir(parents=True)
+    shutil.copy(sound, hidden / "b.wav")
+    (tmp_path / "store" / "cat").symlink_to(".kept/cat")  # what is hidden is reached by its link alone
+    assert find_audio(tmp_path / "store") == [tmp_path / "store" / "cat" / "b.wav"]
+    for link in ("one", "two"):
+        (tmp_path / "twice").mkdir(exist_ok=True)
+        (tmp_path / "twice" / link).symlink_to(tmp_path / "many" / "f0")
+    found = find_audio(tmp_path / "twice")  # what is elsewhere is entered once, with what it links to
+    assert found[0] == tmp_path / "twice" / "one" / "a.wav"
+    assert len({file.resolve() for file in found}) == len(found) == 9
+
+
+def test_names_as_a_table_quotes_them(audio_folder: Path, tmp_path: Path) -> None:
+    sound = next(audio_folder.glob("*.wav"))
+    names = [" lead.wav", "comma,name.wav", "new\nline.wav", "plain.wav"]
+    for name in names:
+        shutil.copy(sound, tmp_path / name)
+    (tmp_path / "q.csv").write_text(
+        '\n \nfilename,label\n" lead.wav",a\n"comma,name.wav",b\n"new\nline.wav",c\n plain.wav ,d\n'
+    )
+    assert find_audio(tmp_path / "q.csv") == [tmp_path / name for name in names]
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])

@@ -303,6 +303,8 @@ def test_what_many_processes_cannot_do(tmp_path: Path, capsys: pytest.CaptureFix
     command = ["embed", str(file), "--checkpoint", "none.pt", "--out", str(tmp_path / "a.npy")]
     assert main([*command, "--jobs", "2"]) == EXIT_ERROR
     assert "is one file, which one process writes" in capsys.readouterr().err
+    assert main([*command, "--shard", "2/2"]) == EXIT_ERROR
+    assert "--jobs and --shard go with a folder" in capsys.readouterr().err
     assert main([*command, "--jobs", "0"]) == EXIT_ERROR
     assert "--jobs must be at least 1, not 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -331,7 +333,12 @@ def test_jobs_on_a_shard_and_when_all_fail(
     assert main([*command, str(checkpoint.file)]) == 0
     assert "3 were there" in "".join(capsys.readouterr())
     assert main([*command, str(checkpoint.file), "--granularity", "frame"]) == EXIT_ERROR
-    assert "holds embeddings made otherwise" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "holds embeddings made otherwise" in told
+    assert "goes on" not in told  # it never could
+    new = ["embed", "--out", str(tmp_path / "new"), "--checkpoint", str(checkpoint.file), "--jobs", "2"]
+    assert main([*new, "--", str(tmp_path / "s.tar")]) == 0
+    assert "3 embedded" in "".join(capsys.readouterr())
 
 
 def test_links_keep_their_places(audio_folder: Path, tmp_path: Path) -> None:
