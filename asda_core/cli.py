@@ -19,12 +19,12 @@ PROGRAM = Program(
         Command(
             "data",
             "asda_core.arguments:add_data",
-            "pack audio into shards; mean, spread and faults of one's data",
+            "dataset statistics and broken files; pack audio into shards",
         ),
         Command(
             "finetune",
             "asda_core.arguments:add_finetune",
-            "checkpoints and labelled audio to classifiers, and a table",
+            "fine-tune or probe checkpoints on labelled audio; writes a table",
         ),
         Command(
             "test",
@@ -34,32 +34,32 @@ PROGRAM = Program(
         Command(
             "embed",
             "asda_core.arguments:add_embed",
-            "audio files to files of embeddings, with any checkpoint",
+            "write embeddings of audio files",
         ),
         Command(
             "classify",
             "asda_core.arguments:add_classify",
-            "labels of audio, with a fine-tuned checkpoint",
+            "class probabilities of audio files, by a fine-tuned checkpoint",
         ),
         Command(
             "convert",
             "asda_core.arguments:add_convert",
-            "any checkpoint, as the released ones, to one of asda",
+            "convert a released checkpoint to one of asda",
         ),
         Command(
             "plugins",
             "asda_core.arguments:add_plugins",
-            "list what the installed plugins offer, and what is wrong with any",
+            "list plugins and load errors, or check them",
         ),
         Command(
             "new-plugin",
             "asda_core.arguments:add_new_plugin",
-            "write a small package with a plugin to begin with",
+            "write a small package with a working plugin to start from",
         ),
         Command(
             "show",
             "asda_core.arguments:add_show",
-            "print a whole config with its size, or a whole recipe",
+            "print a config with model size and GFLOPs, or a recipe",
         ),
     ),
 )

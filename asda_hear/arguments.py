@@ -12,7 +12,11 @@ from asda_hear.names import MEAN
 
 def add_validate(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear validate`."""
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="arguments of hear-validator (default: asda_hear)")
+    parser.add_argument(
+        "rest",
+        nargs=argparse.REMAINDER,
+        help="[MODULE] [--model CHECKPOINT] [--device DEVICE], as hear-validator takes them (default: asda_hear)",
+    )
     parser.set_defaults(run="asda_hear.evaluate.validating:run_validate")
 
 
@@ -23,43 +27,68 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     build.add_argument("name", help="name of the task, as in esc10")
     build.add_argument("audio", type=Path, help="folder per class, or with --csv the folder of the files it names")
     build.add_argument("--out", type=output_folder, required=True, help="folder of tasks")
-    build.add_argument("--csv", type=Path, help="table with a header")
+    build.add_argument("--csv", type=Path, help="table with a header: a row per clip, or per event")
     build.add_argument("--file-column", default="filename", help="of --csv (default: filename)")
     build.add_argument("--label-column", default="label", help="several labels are separated by ; (default: label)")
-    build.add_argument("--split-column", default="", help="folds, or train/valid/test, or what --train ... name")
+    build.add_argument(
+        "--split-column", default="", help="column with the fold, or train/valid/test (default: draw a split)"
+    )
     build.add_argument("--start-column", default="start", help="of events, in seconds (default: start)")
     build.add_argument("--end-column", default="end", help="of events, in seconds (default: end)")
     for part in TRAIN_VALID_TEST:
-        build.add_argument(f"--{part}", default="", metavar="A,B", help=f"values of the split column that are {part}")
-    build.add_argument("--folds", type=int, default=0, help="draw so many folds (default: draw train/valid/test)")
-    build.add_argument("--kind", choices=["scene", "event"], default="scene", help="(default: scene)")
+        build.add_argument(
+            f"--{part}", default="", metavar="A,B", help=f"values of the split column that count as {part}"
+        )
+    build.add_argument("--folds", type=int, default=0, help="number of folds to draw (default: draw train/valid/test)")
+    build.add_argument(
+        "--kind",
+        choices=["scene", "event"],
+        default="scene",
+        help="a label per clip, or per event with start and end (default: scene)",
+    )
     build.add_argument("--multilabel", action="store_true", help="clips may have several labels, or none")
-    build.add_argument("--seconds", type=float, help="cut or fill all clips to this length (default: as they are)")
-    build.add_argument("--rate", type=int, nargs="+", default=[16_000], help="in Hz (default: 16000)")
-    build.add_argument("--metric", nargs="+", default=[], help="the primary one first (default: what suits the labels)")
+    build.add_argument("--seconds", type=float, help="crop or pad all clips to this length (default: as they are)")
+    build.add_argument("--rate", type=int, nargs="+", default=[16_000], help="sampling rates in Hz (default: 16000)")
+    build.add_argument(
+        "--metric",
+        nargs="+",
+        default=[],
+        help="heareval's metrics, the primary one first: top1_acc, mAP, aucroc, d_prime, pitch_acc, chroma_acc, "
+        "event_onset_200ms_fms, segment_1s_er (default: by the kind of labels)",
+    )
     build.set_defaults(run="asda_hear.evaluate.task_commands:run_build")
     check = commands.add_parser("check", help="check all that heareval will read, of tasks or folders of tasks")
-    check.add_argument("folders", type=Path, nargs="+")
+    check.add_argument("folders", type=Path, nargs="+", help="task folders, or folders of tasks")
     check.set_defaults(run="asda_hear.evaluate.task_commands:run_check")
-    resample = commands.add_parser("resample", help="add audio at another rate")
-    resample.add_argument("folder", type=Path)
-    resample.add_argument("rate", type=int)
+    resample = commands.add_parser("resample", help="add audio at another sampling rate")
+    resample.add_argument("folder", type=Path, help="task folder")
+    resample.add_argument("rate", type=int, help="sampling rate in Hz, as in 48000")
     resample.set_defaults(run="asda_hear.evaluate.task_commands:run_resample")
 
 
 def add_ablate(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear ablate`."""
-    parser.add_argument("plan", type=Path, help="YAML, or the name of one of the package, as in ablations/mixers")
+    parser.add_argument(
+        "plan", type=Path, help="YAML file, or the name of a plan of the package, as in ablations/mixers"
+    )
     parser.add_argument("--out", type=output_folder, help="folder of the tables and the page (default: results/PLAN)")
     parser.add_argument(
         "--store", type=output_folder, help="folder of trainings and scores, which plans may share (default: --out)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="list the cells, what is done, and what the rest takes")
-    parser.add_argument("--report", action="store_true", help="run nothing: tables and page of what is there")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the cells, what is done, and the estimated time for the rest"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing; write tables and page of the results so far"
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
-    parser.add_argument("--shard", type=read_shard, default=Shard(), metavar="I/N", help="do this part of N only")
+    parser.add_argument(
+        "--shard", type=read_shard, default=Shard(), metavar="I/N", help="do only part I of N, counted from 1"
+    )
     parser.add_argument("--submit", type=int, metavar="N", help="hand the plan to a cluster as N jobs (extra: slurm)")
-    parser.add_argument("--cluster", default="slurm", choices=["slurm", "local"], help="of --submit (default: slurm)")
+    parser.add_argument(
+        "--cluster", default="slurm", choices=["slurm", "local"], help="kind of cluster (default: slurm)"
+    )
     parser.add_argument("--detach", action="store_true", help="with --submit: do not wait for the jobs")
     parser.add_argument(
         "--cluster-set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
@@ -74,14 +103,21 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("audio", type=Path, metavar="AUDIO", help="one audio file")
     parser.add_argument(
         "--checkpoint",
+        "--model",
         nargs="+",
         default=[PACKAGE_MODEL],
-        metavar="C",
-        help="several stand side by side; NAME=C gives one a name (default: the model of the package)",
+        metavar="[LABEL=]PATH",
+        help="checkpoints to show side by side (default: the model of the package)",
     )
-    parser.add_argument("--layer", type=int, nargs="+", default=[], metavar="L", help="from 0 (default: the last)")
     parser.add_argument(
-        "--head", nargs="+", default=[MEAN], metavar="H", help="from 0, or mean (default: the mean over the heads)"
+        "--layer", type=int, nargs="+", default=[], metavar="L", help="blocks, counted from 0 (default: the last)"
+    )
+    parser.add_argument(
+        "--head",
+        nargs="+",
+        default=[MEAN],
+        metavar="H",
+        help="heads, counted from 0, or mean (default: the mean over the heads)",
     )
     parser.add_argument(
         "--query",
@@ -91,16 +127,23 @@ def add_look(parser: argparse.ArgumentParser) -> None:
         "frequency (default: class, or mean where there is no class token)",
     )
     parser.add_argument(
-        "--at", type=float, default=0.0, metavar="SECONDS", help="where the stretch begins (default: 0)"
+        "--at", type=float, default=0.0, metavar="SECONDS", help="where in the file the excerpt begins (default: 0)"
     )
-    parser.add_argument("--snr", type=float, metavar="DB", help="add noise to half of the time steps")
-    parser.add_argument("--noise", metavar="white|FILE", help="which noise --snr adds (default: white)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("look.html"), help=".html, .png or .npz (default: look.html)")
+    parser.add_argument(
+        "--snr",
+        type=float,
+        metavar="DB",
+        help="signal-to-noise ratio in dB of noise added to half of the time steps (default: no noise)",
+    )
+    parser.add_argument("--noise", metavar="white|FILE", help="noise that --snr adds (default: white)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("look.html"), help="file to write: .html, .png or .npz (default: look.html)"
+    )
     parser.set_defaults(run="asda_hear.looking.commands:run_look")
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear demo`."""
-    parser.add_argument("--out", type=output_folder, default=Path("demo"), help="folder (default: demo)")
+    parser.add_argument("--out", type=output_folder, default=Path("demo"), help="folder to write (default: demo)")
     parser.set_defaults(run="asda_hear.demo:run_command")

@@ -33,12 +33,12 @@ PROGRAM = Program(
         Command(
             "look",
             "asda_hear.arguments:add_look",
-            "attention maps on a sound: map 1, map 2, lambda, their difference",
+            "show attention maps on a sound: map 1, map 2, lambda, their difference",
         ),
         Command(
             "demo",
             "asda_hear.arguments:add_demo",
-            "the whole way on a synthetic corpus: minutes on a laptop, no download",
+            "the full pipeline on a synthetic corpus: minutes on a laptop, no download",
         ),
     ),
 )

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.docs
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 KEYS = (ROOT / "docs" / "configuration.md").read_text()
+PLUGINS = (ROOT / "docs" / "plugins.md").read_text()
 TABLE = re.compile(r"<!-- plugins:.*?-->\n(.*?)\n<!-- end of plugins -->", re.DOTALL)
 
 
@@ -70,7 +71,7 @@ def plugin_table(catalog: Catalog) -> str:
 
 
 def test_plugin_table(catalog: Catalog) -> None:
-    match = TABLE.search(README)
+    match = TABLE.search(PLUGINS)
     assert match is not None
     assert match.group(1) == plugin_table(catalog), f"the table must be:\n{plugin_table(catalog)}"
 

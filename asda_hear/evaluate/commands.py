@@ -29,35 +29,47 @@ from asda_hear.evaluate.standing import write_standing
 from asda_hear.finding import find_model
 from asda_hear.names import LOG_MEL
 
+OPTION_HELP = "options of load_model, as in scene_pooling=statistics (docs/configuration.md lists them)"
 MODEL_NOTE = "model.json"
 """In the folder of a model: which one it is."""
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear evaluate`."""
-    parser.add_argument("--tasks", type=Path, required=True, help="folder of HEAR tasks")
-    parser.add_argument("--task", nargs="+", default=[], help="only these")
     parser.add_argument(
-        "--model", nargs="+", default=[""],
-        help="checkpoints, run folders, configs for random weights (a file or a name, as in asda_base), or log_mel "
-        "(default: the model of the package); LABEL=PATH names one",
+        "--tasks", type=Path, required=True, help="folder of HEAR tasks: a folder per task, or one task"
+    )
+    parser.add_argument("--task", nargs="+", default=[], help="names of the tasks to evaluate (default: all)")
+    parser.add_argument(
+        "--model", "--checkpoint", nargs="+", default=[""], metavar="[LABEL=]MODEL",
+        help="checkpoints, run folders, configs for random weights (a file, or a name as in asda_base), or log_mel, the "
+        "baseline (default: the model of the package)",
     )  # fmt: skip
     parser.add_argument(
         "--out",
         type=output_folder,
         default=Path("results/evaluate"),
-        help="results; tables hold all its models of this search (default: results/evaluate)",
+        help="results folder; its tables list every model scored there with the same settings (default: results/evaluate)",
     )
     parser.add_argument(
-        "--grid", choices=["default", "fast", "faster"], default="default", help="heareval's grids (default: default)"
+        "--grid",
+        choices=["default", "fast", "faster"],
+        default="default",
+        help="heareval's search: at most 500, 50 or 10 epochs per predictor (default: default)",
     )
-    parser.add_argument("--grid-points", type=int, default=8, help="of the predictor (default: 8, as HEAR)")
-    parser.add_argument("--threads", type=int, default=1, help="scores change with it (default: 1)")
     parser.add_argument(
-        "--seed", type=int, default=USUAL_SEED, help=f"of the predictors (heareval's own: {USUAL_SEED})"
+        "--grid-points", type=int, default=8, help="hyperparameter settings tried per task (default: 8, as HEAR)"
     )
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of load_model")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine, --threads each")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch, in each process; scores depend on it (default: 1)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=USUAL_SEED, help=f"of the predictors (default: {USUAL_SEED}, as heareval)"
+    )
+    parser.add_argument("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=OPTION_HELP)
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="processes on this machine, --threads each (default: 1)"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(run="asda_hear.evaluate.commands:run_evaluate")
 
