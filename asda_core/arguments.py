@@ -178,8 +178,8 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--granularity",
         choices=["all", "frame", "utterance"],
-        help="all: class token and patches, (1 + N, D); frame: a vector per patch, (N, D); utterance: the class token, or "
-        "the mean of the patches where there is none, (D,) (default: all, or frame where there is no class token)",
+        help="all: class token and patches, (1 + N, D); frame: a vector per patch, (N, D); utterance: the class token, "
+        "or the mean of the patches where there is none, (D,) (default: all, or frame where there is no class token)",
     )
     parser.add_argument("--format", choices=["npy", "safetensors"], help="file format in a folder (default: npy)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")

@@ -50,7 +50,7 @@ def resample(
     for start in range(0, resamples, width):
         weights = draw(generator, len(truth), min(width, resamples - start))
         accuracy = (correct @ weights).astype(np.float64) / len(truth)
-        blocks.append(np.stack([accuracy, *_macro_means(rankings, weights)]))
+        blocks.append(np.stack([accuracy, *macro_means(rankings, weights)]))
     return np.concatenate(blocks, axis=1)
 
 
@@ -105,7 +105,7 @@ def _sums(order: Int[np.ndarray, " chosen"], edges: Int[np.ndarray, " edges"], n
     return csr_array((ones, order, edges), shape=(len(edges) - 1, num_clips))
 
 
-def _macro_means(
+def macro_means(
     rankings: Sequence[Ranking], weights: Float[np.ndarray, "clips resamples"]
 ) -> Float[np.ndarray, "2 resamples"]:
     """mAP and AUC: means over the classes that can be scored in a resample, NaN where there is none."""

@@ -42,14 +42,15 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", nargs="+", default=[], help="names of the tasks to evaluate (default: all)")
     parser.add_argument(
         "--model", "--checkpoint", nargs="+", default=[""], metavar="[LABEL=]MODEL",
-        help="checkpoints, run folders, configs for random weights (a file, or a name as in asda_base), or log_mel, the "
-        "baseline (default: the model of the package)",
+        help="checkpoints, run folders, configs for random weights (a file, or a name as in asda_base), or log_mel, "
+        "the baseline (default: the model of the package)",
     )  # fmt: skip
     parser.add_argument(
         "--out",
         type=output_folder,
         default=Path("results/evaluate"),
-        help="results folder; its tables list every model scored there with the same settings (default: results/evaluate)",
+        help="results folder; its tables list every model scored there with the same settings (default: "
+        "results/evaluate)",
     )
     parser.add_argument(
         "--grid",

@@ -1,28 +1,26 @@
 """What a model said about every test clip: kept beside the scores, so that models can be compared clip by clip."""
 
 import functools
-import importlib
 import io
 import json
-import math
 import pickle
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from asda_core.errors import TaskError
 from asda_core.files import write_whole
+from asda_core.finetune.resampling import Ranking, macro_means
 
 Fold = tuple[NDArray[np.bool_], NDArray[np.float32]]
-Chosen = Sequence[NDArray[np.int64]]
 
 ITEMS_FILE = "items.npz"
 PREDICTIONS = "{fold}.predictions.pkl"
@@ -50,6 +48,14 @@ class Items:
         """For each fold, whether the likeliest class of each clip (of its octave, for chroma) is the right one."""
         modulus = NOTES_OF_AN_OCTAVE if self.metric == "chroma_acc" else None
         return tuple(_likeliest(targets, modulus) == _likeliest(said, modulus) for targets, said in self.folds)
+
+    @functools.cached_property
+    def rankings(self) -> tuple[list[Ranking], ...]:
+        """For each fold the clips in the order of every class that has a positive."""
+        return tuple(
+            [Ranking(targets[:, index], said[:, index]) for index in np.flatnonzero(targets.any(axis=0))]
+            for targets, said in self.folds
+        )
 
 
 def _likeliest(values: NDArray[Any], modulus: int | None) -> NDArray[np.intp]:
@@ -137,72 +143,35 @@ def _tensors_of(content: BinaryIO) -> dict[str, torch.Tensor]:
 
 
 def can_score(metric: str) -> bool:
-    """Whether `score` knows a metric of HEAR."""
-    return metric in ACCURACIES or metric in RANKINGS
+    """Whether `scores` knows a metric of HEAR."""
+    return metric in KNOWN
 
 
-def score(items: Items, chosen: Chosen | None = None) -> float:
-    """The primary metric, mean over folds; on all clips it is heareval's own number.
+def scores(items: Items, weights: Sequence[Float[np.ndarray, "clips resamples"]]) -> Float[np.ndarray, " resamples"]:
+    """The primary metric, mean over folds, of many resamples; NaN where a fold of one cannot be scored.
 
     Args:
         items: of one model.
-        chosen: for each fold the numbers of the clips to score, with repeats as a bootstrap draws them.
+        weights: for each fold how often each clip is in each resample; all 1 gives heareval's own number.
 
-    **Differs**: among chosen clips a class without a positive (for aucroc: or without a negative) is left out of the
-    mean over classes; heareval gives it 0 (mAP) or the whole fold NaN (aucroc), which only says what was drawn.
+    **Differs**: a class without a positive (for aucroc: or without a negative) is left out of the mean over classes;
+    heareval gives it 0 (mAP) or the whole fold NaN (aucroc), which would only say what was drawn.
 
     Raises:
         TaskError: the metric is not one that `can_score` knows.
     """
     if not can_score(items.metric):
         raise TaskError(f"{items.metric} cannot be computed from kept predictions; {', '.join(KNOWN)} can.")
-    numbers = range(len(items.folds))
-    return sum(_score_fold(items, number, None if chosen is None else chosen[number]) for number in numbers) / len(
-        numbers
-    )
+    if items.metric in RANKINGS:
+        row = RANKINGS.index(items.metric)
+        by_fold = [macro_means(of, drawn)[row] for of, drawn in zip(items.rankings, weights, strict=True)]
+    else:
+        by_fold = [hits @ drawn / drawn.sum(axis=0) for hits, drawn in zip(items.hits, weights, strict=True)]
+    return np.asarray(np.mean(by_fold, axis=0, dtype=np.float64))
 
 
-def _score_fold(items: Items, number: int, chosen: NDArray[np.int64] | None) -> float:
-    if items.metric in ACCURACIES:
-        hits = items.hits[number]
-        return float((hits if chosen is None else hits[chosen]).mean())
-    targets, predictions = items.folds[number]
-    if chosen is not None:
-        targets, predictions = targets[chosen], predictions[chosen]
-        told = targets.any(axis=0) & ~(targets.all(axis=0) & (items.metric == "aucroc"))
-        if not told.any():
-            return math.nan
-        targets, predictions = targets[:, told], predictions[:, told]
-    return RANKINGS[items.metric](targets, predictions)
-
-
-def _sklearn_metrics() -> Any:
-    """Imported when a score needs it: a second that every start of `asda-hear` would take else."""
-    return importlib.import_module("sklearn.metrics")
-
-
-def _mean_average_precision(targets: NDArray[np.bool_], predictions: NDArray[np.float32]) -> float:
-    """Macro average; a class without a positive counts as 0, as heareval has it (sklearn warns of it)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return float(_sklearn_metrics().average_precision_score(targets, predictions, average="macro"))
-
-
-def _area_under_curve(targets: NDArray[np.bool_], predictions: NDArray[np.float32]) -> float:
-    """Macro average; NaN where a class has only one kind of clip."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return float(_sklearn_metrics().roc_auc_score(targets, predictions, average="macro"))
-    except ValueError:
-        return math.nan
-
-
-ACCURACIES = frozenset({"top1_acc", "pitch_acc", "chroma_acc"})
+ACCURACIES = ("chroma_acc", "pitch_acc", "top1_acc")
 """The share of clips whose likeliest class is right."""
-RANKINGS: dict[str, Callable[[NDArray[np.bool_], NDArray[np.float32]], float]] = {
-    "mAP": _mean_average_precision,
-    "aucroc": _area_under_curve,
-}
-"""Metrics of the order in which a class ranks the clips."""
-KNOWN = (*sorted(ACCURACIES), *RANKINGS)
+RANKINGS = ("mAP", "aucroc")
+"""Metrics of the order in which a class ranks the clips, as `macro_means` has them."""
+KNOWN = (*ACCURACIES, *RANKINGS)

@@ -40,11 +40,18 @@ def run_build(parsed: argparse.Namespace) -> None:
     print(build_task(config, clips, parsed.out))
 
 
+def _place(split: str) -> tuple[int, str]:
+    """Train, valid and test in this order; folds by name."""
+    return (TRAIN_VALID_TEST.index(split) if split in TRAIN_VALID_TEST else 0, split)
+
+
 def summary(clips: Sequence[Clip]) -> str:
     """How many clips, of what, in which splits; with a warning where folds are more than a class has clips."""
     labels = Counter(label for clip in clips for label in {*clip.labels, *(event.label for event in clip.events)})
     splits = Counter(clip.split for clip in clips)
-    told = f"{len(clips)} clips of {len(labels)} classes, " + ", ".join(f"{split} {n}" for split, n in splits.items())
+    told = f"{len(clips)} clips of {len(labels)} classes, " + ", ".join(
+        f"{split} {splits[split]}" for split in sorted(splits, key=_place)
+    )
     fewest, count = min(labels.items(), key=lambda item: item[1], default=("", 0))
     if labels and not splits.keys() <= set(TRAIN_VALID_TEST) and len(splits) > count:
         told += (

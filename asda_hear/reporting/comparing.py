@@ -9,9 +9,9 @@ import numpy as np
 import scipy  # loads its parts as they are used; `stats` takes more than a second
 from numpy.typing import NDArray
 
+from asda_core.finetune.resampling import BLOCK_CELLS, affordable, draw
 from asda_core.statistics import CONFIDENCE
-from asda_hear.evaluate.items import RANKINGS, Items
-from asda_hear.evaluate.items import score as score_of_items
+from asda_hear.evaluate.items import Items, scores
 
 Key = TypeVar("Key", bound=Hashable)
 Floats = NDArray[np.float64]
@@ -21,9 +21,7 @@ DRAWS = 10_000
 AT_ONCE = 250
 """Draws of the two-level bootstrap whose weights are in memory together."""
 ITEM_DRAWS = 1_000
-"""Bootstrap draws over test clips; fewer, since each computes the metric anew."""
-MOST_RANKED = 20_000
-"""Clips x classes up to which mAP and AUC are drawn again: a minute or two for 1,000 draws of 5 seeds."""
+"""Bootstrap draws over test clips; fewer where clips and classes are very many, see `affordable`."""
 BOOTSTRAP_SEED = 0
 """Every comparison draws from a generator of its own with this seed: the same results give the same interval."""
 DIGITS = 6
@@ -149,34 +147,33 @@ def score_draws(items: Sequence[Items], draws: int = ITEM_DRAWS) -> Floats:
     """
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     sizes = [len(targets) for targets, _ in items[0].folds]
-    found = np.empty(draws)
-    for draw in range(draws):
-        chosen = tuple(generator.integers(size, size=size) for size in sizes)
-        found[draw] = np.mean([score_of_items(each, chosen) for each in items])
-    return found
+    count = affordable(sum(sizes), items[0].folds[0][0].shape[1], draws)
+    width = max(1, BLOCK_CELLS // sum(sizes))
+    found = [np.empty(0)]
+    for start in range(0, count, width):
+        weights = [draw(generator, size, min(width, count - start)) for size in sizes]
+        found.append(np.mean([scores(each, weights) for each in items], axis=0))
+    return np.concatenate(found)
 
 
 def compare_items(
-    ours: Sequence[Items], theirs: Sequence[Items], draw: Callable[[Sequence[Items]], Floats] = score_draws
+    ours: Sequence[Items], theirs: Sequence[Items], drawn: Callable[[Sequence[Items]], Floats] = score_draws
 ) -> Interval | None:
     """Paired bootstrap over test clips: both models are scored on the same drawn clips, fold by fold.
 
     Args:
         ours: predictions of each seed; scores are averaged over seeds.
         theirs: of the other model.
-        draw: `score_draws`, or one that remembers.
+        drawn: `score_draws`, or one that remembers.
 
     Returns:
-        Interval of ours minus theirs; None where a side has no predictions, where the clips are not the same, or where
-        a ranking over so many clips and classes would take hours.
+        Interval of ours minus theirs; None where a side has no predictions, or where the clips are not the same.
 
     **Source**: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 8.
     """
     if not ours or not theirs or not all(_same_clips(ours[0], other) for other in (*ours, *theirs)):
         return None
-    if ours[0].metric in RANKINGS and sum(targets.size for targets, _ in ours[0].folds) > MOST_RANKED:
-        return None
-    return _percentiles(draw(ours) - draw(theirs))
+    return _percentiles(drawn(ours) - drawn(theirs))
 
 
 def _same_clips(one: Items, other: Items) -> bool:

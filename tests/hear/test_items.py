@@ -9,15 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from asda_core.errors import TaskError
 from asda_hear.demo import make_corpus
-from asda_hear.evaluate.items import ITEMS_FILE, Items, can_score, keep_items, read_items, score
+from asda_hear.evaluate.items import ITEMS_FILE, Items, can_score, keep_items, read_items, scores
 from asda_hear.evaluate.runner import evaluate
 from asda_hear.evaluate.search import EvaluationConfig, find_tasks
 
 TARGETS = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], bool)
 SAID = np.array([[0.9, 0.8], [0.7, 0.6], [0.5, 0.7], [0.1, 0.2]], np.float32)
+
+
+def score(items: Items, *chosen: list[int]) -> float:
+    """Of all clips, or of those with these numbers in each fold, with repeats."""
+    sizes = [len(targets) for targets, _ in items.folds]
+    counts = (
+        [np.bincount(each, minlength=size) for each, size in zip(chosen, sizes, strict=True)]
+        if chosen
+        else [np.ones(size) for size in sizes]
+    )
+    return float(scores(items, [each[:, None].astype(np.float32) for each in counts])[0])
 
 
 def write_task(folder: Path, folds: list[str], metric: str = "top1_acc", embedding_type: str = "scene") -> None:
@@ -126,8 +138,7 @@ def test_accuracies_by_hand() -> None:
     folds = ((targets, said), (targets[:1], said[:1]))
     assert score(Items("top1_acc", folds)) == score(Items("pitch_acc", folds)) == (2 / 4 + 1) / 2
     assert score(Items("chroma_acc", folds)) == (3 / 4 + 1) / 2
-    chosen = (np.array([3, 3, 0, 1]), np.array([0]))
-    assert score(Items("top1_acc", folds), chosen) == (1 / 4 + 1) / 2
+    assert score(Items("top1_acc", folds), [3, 3, 0, 1], [0]) == (1 / 4 + 1) / 2
 
 
 def test_mean_average_precision_by_hand() -> None:
@@ -135,17 +146,30 @@ def test_mean_average_precision_by_hand() -> None:
     assert score(Items("mAP", ((TARGETS, SAID),))) == pytest.approx(((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
     without = np.array(TARGETS)
     without[:, 1] = False
-    items = Items("mAP", ((without, SAID),))
-    assert score(items) == pytest.approx((1 + 2 / 3) / 4)  # heareval counts the empty class as 0
-    assert score(items, (np.arange(4),)) == pytest.approx((1 + 2 / 3) / 2)  # a draw leaves it out
+    assert score(Items("mAP", ((without, SAID),))) == pytest.approx((1 + 2 / 3) / 2)  # the empty class is left out
 
 
 def test_area_under_curve_by_hand() -> None:
     """First class: 3 of 4 pairs are in order. Second: 0.6 and 0.7 against 0.8 and 0.2, 2 of 4."""
     items = Items("aucroc", ((TARGETS, SAID),))
     assert score(items) == pytest.approx((3 / 4 + 2 / 4) / 2)
-    assert np.isnan(score(items, (np.array([3, 3]),)))
-    assert score(items, (np.array([0, 1]),)) == pytest.approx((1 + 0) / 2)
+    assert np.isnan(score(items, [3, 3]))
+    assert score(items, [0, 1]) == pytest.approx((1 + 0) / 2)
+
+
+@pytest.mark.parametrize("metric", ["mAP", "aucroc"])
+def test_rankings_of_resamples_are_those_of_scikit_learn(metric: str) -> None:
+    """Ties, empty classes and clips that are drawn again among them."""
+    measure = average_precision_score if metric == "mAP" else roc_auc_score
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        targets = generator.random((12, 5)) < 0.3
+        said = generator.integers(4, size=(12, 5)).astype(np.float32)
+        chosen = generator.integers(12, size=12)
+        truth, values = targets[chosen], said[chosen]
+        told = truth.any(axis=0) & ~(truth.all(axis=0) & (metric == "aucroc"))
+        wanted = np.mean([measure(truth[:, c], values[:, c]) for c in np.flatnonzero(told)]) if told.any() else np.nan
+        assert score(Items(metric, ((targets, said),)), list(chosen)) == pytest.approx(wanted, nan_ok=True)
 
 
 def test_what_can_be_scored() -> None:
