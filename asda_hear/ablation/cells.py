@@ -175,6 +175,16 @@ def is_done(work: Work, unit: Unit) -> bool:
     return work.plan.noise is None or not can_measure(model) or unit_measured(work, unit) is not None
 
 
+def tasks_left(work: Work, unit: Unit) -> list[str]:
+    """Names of the tasks that a unit has no scores on, each as often as there are ways to hear its model."""
+    made = not unit.cells or Path(model_of(work, unit)).exists()
+    found = []
+    for options in different_options(work, unit):
+        scored = {score.task for score in _heard(work, unit, options)} if made else set()
+        found += [task.name for task in work.tasks if task.name not in scored]
+    return found
+
+
 def unit_scores(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
     """The scores of a unit that are there, heard in one way, and what was measured of it."""
     model = model_of(work, unit)

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -21,10 +21,11 @@ from asda_hear.ablation.cells import (
     Unit,
     Work,
     device,
-    different_options,
     evaluation_name,
     is_done,
     model_of,
+    tasks_left,
+    unit_measured,
 )
 from asda_hear.ablation.measuring import can_measure, measure
 from asda_hear.ablation.plan import Cell, text_of
@@ -117,12 +118,13 @@ def estimate_rest(work: Work, left: list[Unit]) -> TimeLeft:
                 kinds[kind] = text_of(cell.labels)
                 steps[kinds[kind]] = _step_seconds(work, cell, Path(folder) / str(len(kinds)))
             training += steps[kinds[kind]] * to_go
+        to_score = [name for unit in left for name in tasks_left(work, unit)]
         scored = _scored_seconds(work)
-        if len(scored) < len(work.tasks) and installed() and _clips(work.tasks) <= PILOT_CLIPS:
-            scored = _pilot(work, left, Path(folder))
+        unknown = [task for task in work.tasks if task.name in set(to_score) - scored.keys()]
+        if unknown and installed() and _clips(unknown) <= PILOT_CLIPS:
+            scored |= _pilot(work, left, Path(folder), unknown)
         noise = _noise_seconds(work, left, Path(folder)) if work.plan.noise else 0.0
-    ways = sum(len(different_options(work, unit)) for unit in left)
-    evaluation = ways * sum(scored.values()) if len(scored) == len(work.tasks) else None
+    evaluation = sum(scored[name] for name in to_score) if scored.keys() >= set(to_score) else None
     return TimeLeft(training, evaluation, noise, steps)
 
 
@@ -171,26 +173,23 @@ def _seconds(folder: Path) -> dict[str, float]:
     return read_stamp(folder / SECONDS_FILE) or {}
 
 
-def _pilot(work: Work, left: list[Unit], folder: Path) -> dict[str, float]:
-    """Score a model of this plan, untrained but for a step, as it will be scored."""
+def _pilot(work: Work, left: list[Unit], folder: Path, tasks: Sequence[Path]) -> dict[str, float]:
+    """Score a model of this plan, untrained but for a step, as it will be scored: task -> seconds."""
     cells = [cell for unit in left for cell in unit.cells]
     model = _any_model(work, left, folder)
     if not cells or model is None:
         return {}
-    found = {}
     options = {key: value for key, value in cells[0].options.items() if key != "weights"}  # either takes as long
-    evaluate(str(model), list(work.tasks), folder / "scores", work.plan.config.evaluation, options,
+    evaluate(str(model), list(tasks), folder / "scores", work.plan.config.evaluation, options,
              progress=False, cache=folder)  # fmt: skip
-    for task in work.tasks:
-        found[task.name] = sum(_seconds(folder / "scores" / task.name).values())
-    return found
+    return {task.name: sum(_seconds(folder / "scores" / task.name).values()) for task in tasks}
 
 
 def _noise_seconds(work: Work, left: list[Unit], folder: Path) -> float:
     """As long as it took of others in this store; else a few clips are measured with a hardly trained model."""
     noise = work.plan.noise
     assert noise is not None
-    count = sum(can_measure(model_of(work, unit)) for unit in left)
+    count = sum(can_measure(model_of(work, unit)) and unit_measured(work, unit) is None for unit in left)
     files = [read_stamp(file) or {} for file in work.store.glob(f"*/*/{noise.file_name}")]
     known = [float(found["seconds"]) for found in files if "seconds" in found]
     model = _any_model(work, left, folder)

@@ -1,16 +1,20 @@
 """`ablate --dry-run` on plans with nothing to train, and the commands that a page shows."""
 
+import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from asda_core.catalog import Catalog
 from asda_hear.ablation import estimate
+from asda_hear.ablation.cells import tasks_left
 from asda_hear.ablation.estimate import estimate_rest
+from asda_hear.ablation.run import run_plan
 from asda_hear.cli import main
 from asda_hear.reporting.report import cells_command
-from tests.hear.plans import tone_plan, work_on
+from tests.hear.plans import MIXERS, change_plan, tone_plan, work_on
 
 pytestmark = pytest.mark.heareval
 
@@ -46,3 +50,27 @@ def test_commands_say_the_seed_of_the_search(tmp_path: Path, catalog: Catalog) -
         work = work_on(plan, tmp_path / "out", catalog)
         words = shlex.split(cells_command(work, work.plan.cells[:1]))
         assert words[-2:] == (said or ["--threads", "1"])
+
+
+def test_only_what_is_missing_is_estimated(tmp_path: Path, catalog: Catalog) -> None:
+    """A task, or a way to hear, that is added to a finished plan does not count the others again."""
+    plan = tone_plan(tmp_path, seeds=[0], set={"steps": 1})
+    work = work_on(plan, tmp_path / "out", catalog)
+    run_plan(work)
+    assert [tasks_left(work, unit) for unit in work.units()] == [[]] * 3
+    (task,) = work.tasks
+    shutil.copytree(task, task.with_name("more-v1.0.0-full"))
+    metadata = json.loads((task / "task_metadata.json").read_text())
+    (task.with_name("more-v1.0.0-full") / "task_metadata.json").write_text(
+        json.dumps({**metadata, "task_name": "more"})
+    )
+    change_plan(plan, axes={"mixer": MIXERS, "options.scene_pooling": ["mean", "summary"]})
+    work = work_on(plan, tmp_path / "out", catalog)
+    more, old = "more-v1.0.0-full", task.name
+    left = [tasks_left(work, unit) for unit in work.units()]
+    assert sorted(left, key=len) == [[more], [more, *sorted([more, old])], [more, *sorted([more, old])]]
+    scored = estimate._scored_seconds(work)[old]
+    found = estimate_rest(work, [unit for unit in work.units() if tasks_left(work, unit)])
+    assert found.training == 0
+    assert found.evaluation is not None
+    assert found.evaluation > 2 * scored
