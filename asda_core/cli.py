@@ -14,7 +14,7 @@ PROGRAM = Program(
         Command(
             "pretrain",
             "asda_core.arguments:add_pretrain",
-            "train a model on unlabelled audio, or go on with it",
+            "pre-train a model on unlabelled audio, or resume a run",
         ),
         Command(
             "data",

@@ -121,7 +121,7 @@ class Program:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_ERROR
         except KeyboardInterrupt:
-            print("stopped; the same command goes on with what was finished.", file=sys.stderr)
+            print("stopped; the same command resumes after what was finished.", file=sys.stderr)
             return EXIT_STOPPED
         return 0
 

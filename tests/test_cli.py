@@ -353,7 +353,7 @@ sys.exit(main(["embed", "sound", "--out", "out"]))
 """
     run = subprocess.run([sys.executable, "-c", hook], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == EXIT_STOPPED
-    assert run.stderr == "stopped; the same command goes on with what was finished.\n"
+    assert run.stderr == "stopped; the same command resumes after what was finished.\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -32,7 +32,7 @@ class Counts:
         known = self.known.setdefault(shard.address, count)
         if known != count:
             raise AudioError(
-                f"{shard.address} holds {count} clips and held {known}; a run goes on with the same alone."
+                f"{shard.address} holds {count} clips and held {known}; a run resumes with the same shards only."
             )
         if self.file is not None and new:
             append_line(self.file, json.dumps({"shard": shard.address, "clips": count}))

@@ -20,7 +20,7 @@ LEAST_SECONDS = 0.01
 def unfinished(folder: Path) -> str:
     """What is to be told of a folder with a pack that is not finished; nothing of any other folder."""
     if (folder / PACK_FILE).is_file() and not (folder / SKIPPED_FILE).is_file():
-        return f"the pack {folder} is not finished; the command that began it goes on."
+        return f"the pack {folder} is not finished; the command that began it resumes it."
     return ""
 
 

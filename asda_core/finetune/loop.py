@@ -237,7 +237,7 @@ def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporte
     if saves or training.stop or training.memory.ended:
         _save(training)
     if training.stop:
-        raise TrainingStopped(f"stopped after step {step} of {training.steps}; the same command goes on.")
+        raise TrainingStopped(f"stopped after step {step} of {training.steps}; the same command resumes.")
 
 
 def _average(training: Training) -> None:

@@ -55,7 +55,7 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
     if left:
         ends = tails(logs)
         refused = set(codes) == {EXIT_ERROR} and "error: " in ends  # what the same command would meet again
-        then = "" if refused else "; the same command goes on with them"
+        then = "" if refused else "; the same command does them"
         raise AsdaError(f"{len(left)} files are left, and the processes have ended ({codes}){then}. {ends}")
     if len(skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")

@@ -181,7 +181,7 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
         if not saves:  # stopped while the next batch did not come
             _checked(run, record)
             _save(run)
-        raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command goes on.")
+        raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command resumes.")
 
 
 def _checked(run: Run, record: Mapping[str, Any]) -> dict[str, float]:
@@ -241,7 +241,7 @@ def _read_step(
     if checkpoint.data and not same_audio(checkpoint.data, data):
         raise ConfigError(f"{folder} holds a run on other audio files or from other weights; give another folder.")
     if checkpoint.plugins != (now := plugin_origins(catalog, config)):  # told by each process: each has its plugins
-        print(f"warning: {folder} was trained with {checkpoint.plugins}, and goes on with {now}.", file=sys.stderr)
+        print(f"warning: {folder} was trained with {checkpoint.plugins}, and continues with {now}.", file=sys.stderr)
     for prefix in ("front_end", "encoder", "objective"):
         load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
     begun = {PASS_KEY: config.data.batch_size} | {key: int(told[key]) for key in (PASS_KEY, STREAM_KEY) if key in told}

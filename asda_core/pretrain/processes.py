@@ -157,7 +157,7 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
         raise AsdaError(
             f"process {processes.rank} of {processes.world} lost another one ({str(error).splitlines()[0]:.160}). "
             "torchrun tells below which one ended first, and how. The same command, with this or another number of "
-            "processes, goes on from the newest saved step."
+            "processes, resumes from the newest saved step."
         ) from None
     dist.destroy_process_group()
 

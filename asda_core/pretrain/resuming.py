@@ -36,7 +36,7 @@ def older_steps_told(latest: Path) -> Iterator[None]:
         lost = not all((latest / name).is_file() for name in (MODEL_FILE, TRAINING_FILE))
         if not older or not (lost or isinstance(error, DamagedFileError)):  # as a step of a newer version
             raise
-        raise CheckpointError(f"{error} Delete {latest}, and the run goes on from {older[-1].name}.") from None
+        raise CheckpointError(f"{error} Delete {latest}, and the run resumes from {older[-1].name}.") from None
 
 
 @contextmanager

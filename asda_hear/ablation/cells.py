@@ -20,6 +20,7 @@ from asda_core.files import NAME_DIGITS, text_digest, write_text
 from asda_core.locating import MODEL_FILE
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_core.workers import Shard
 from asda_hear.ablation.axes import differing
 from asda_hear.ablation.environment import environment
 from asda_hear.ablation.measuring import as_scores, can_measure, measure, read_measured
@@ -34,6 +35,7 @@ from asda_hear.names import LOG_MEL
 
 CELLS, BASELINES = "cells", "baselines"
 """Folders of a store."""
+WHOLE = Shard()
 TIMES_FILE, FACTS_FILE, ERROR_FILE = "times.json", "facts.json", "error.txt"
 """In the folder of a cell: what its training took; what it is, and where it was made; why it failed."""
 
@@ -85,19 +87,22 @@ class Work:
     catalog: Catalog
     progress: bool = True
 
-    def units(self) -> list[Unit]:
+    def units(self, shard: Shard = WHOLE) -> list[Unit]:
         """Baselines, then trainings; of every combination the first seed comes before any second one, so that a budget
         that is spent early leaves fewer seeds, not fewer lines.
 
-        Seeds behind the first come in the order of their cells' names, which are digests: shards are not by label.
+        The seeds of a combination go round the shards: none has all of a slow one.
         """
         found = [Unit(self.baseline_folder(label), (), label) for label in self.plan.config.baselines]
-        by_name: dict[str, list[Cell]] = {}
+        turns = list(range(len(found)))
         for place, seed in enumerate(self.plan.config.seeds):
-            cells = [cell for cell in self.plan.cells if cell.seed == seed]
-            for cell in sorted(cells, key=lambda cell: cell.name) if place else cells:
-                by_name.setdefault(cell.name, []).append(cell)
-        return found + [Unit(self.store / CELLS / name, tuple(cells)) for name, cells in by_name.items()]
+            by_name: dict[str, list[Cell]] = {}
+            for cell in self.plan.cells:
+                if cell.seed == seed:
+                    by_name.setdefault(cell.name, []).append(cell)
+            found += [Unit(self.store / CELLS / name, tuple(cells)) for name, cells in by_name.items()]
+            turns += range(place, place + len(by_name))
+        return [unit for unit, turn in zip(found, turns, strict=True) if turn % shard.count == shard.index - 1]
 
     def baseline_folder(self, label: str) -> Path:
         """Named by the weights too, so that plans that share a store may call different models the same."""

@@ -63,7 +63,7 @@ class TimeLeft:
 
 def print_estimate(work: Work, shard: Shard, jobs: int) -> None:
     """`--dry-run`: the cells, what is done, and what the rest takes."""
-    units = shard.of(work.units())
+    units = work.units(shard)
     left = [unit for unit in units if not is_done(work, unit)]
     for unit in units:
         state = "done" if unit not in left else "trained" if (unit.folder / MODEL_FILE).exists() else "to do"

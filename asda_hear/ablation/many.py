@@ -116,7 +116,7 @@ class PlanJob:
 
 def _wait(work: Work, shard: Shard, running: Callable[[], bool]) -> None:
     """A bar of what is done, until nothing runs any more."""
-    units = shard.of(work.units())
+    units = work.units(shard)
     with tqdm(total=len(units), desc="cells", unit="cell") as bar:
         while True:
             alive = running()
@@ -130,7 +130,7 @@ def _report(
     work: Work, shard: Shard, rows: list[Row], began: float, codes: Sequence[int], logs: Sequence[Path]
 ) -> None:
     """Raise what went wrong."""
-    left = [unit for unit in shard.of(work.units()) if not is_done(work, unit)]
+    left = [unit for unit in work.units(shard) if not is_done(work, unit)]
     if dead := [code for code in codes if code < 0]:
         print(
             f"{len(dead)} of {len(codes)} processes were killed ({dead}); others took up their work.", file=sys.stderr

@@ -101,7 +101,7 @@ def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:
         CellsFailed: cells failed; all others are done and their rows written.
     """
     make_ready(work)
-    units = (shard or Shard()).of(work.units())
+    units = work.units(shard or Shard())
     failed = _do_all(work, units)
     rows = write_all_rows(work)
     if failed:

@@ -107,7 +107,7 @@ def score_in_processes(work: Pairs, given: Sequence[str], jobs: int) -> list[tup
     failed = {pair: why for pair, why in told.items() if why}
     if left := [str(pair) for pair in work.pairs if pair not in done and pair not in failed]:
         refused = set(codes) == {EXIT_ERROR}  # what each of them has met, the same command would meet again
-        then = "" if refused else "; the same command goes on with them"
+        then = "" if refused else "; the same command does them"
         raise AsdaError(f"left are {', '.join(left)}, and the processes have ended ({codes}){then}. {tails(logs)}")
     scores = {pair: read_task_score(work.folder(pair)) for pair in done}
     return unless_failed(work, scores, failed)

@@ -120,7 +120,7 @@ def test_jobs_and_a_failing_cell(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_shards_share_nothing_and_cover_all(tmp_path: Path) -> None:
     work = work_on(tone_plan(tmp_path), tmp_path / "out")
-    parts = [Shard(index, 3).of(work.units()) for index in (1, 2, 3)]
+    parts = [work.units(Shard(index, 3)) for index in (1, 2, 3)]
     names = [unit.name for part in parts for unit in part]
     assert sorted(names) == sorted(unit.name for unit in work.units())
     rows = run_plan(work, Shard(1, 3))

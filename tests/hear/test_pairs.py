@@ -204,4 +204,4 @@ def test_a_model_that_cannot_be_opened(tasks: Path, tmp_path: Path, capsys: pyte
         assert main(command(tasks, tmp_path / "out", str(tmp_path / "bad.safetensors"), "--jobs", jobs)) == 1
         printed = capsys.readouterr().err
         assert printed.count("cannot read") == 1
-        assert "the same command goes on" not in printed
+        assert "the same command does them" not in printed

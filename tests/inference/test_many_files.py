@@ -280,7 +280,7 @@ def test_jobs(
     with monkeypatch.context() as patch:
         patch.setattr(workers.sys, "executable", "/bin/false")
         assert main([*arguments, str(out)]) == EXIT_ERROR
-    assert "10 files are left, and the processes have ended ([1, 1]); the same command goes on" in (
+    assert "10 files are left, and the processes have ended ([1, 1]); the same command does them" in (
         capsys.readouterr().err
     )
     assert main([*arguments, str(out)]) == 0
@@ -335,7 +335,7 @@ def test_jobs_on_a_shard_and_when_all_fail(
     assert main([*command, str(checkpoint.file), "--granularity", "frame"]) == EXIT_ERROR
     told = capsys.readouterr().err
     assert "holds embeddings made otherwise" in told
-    assert "goes on" not in told  # it never could
+    assert "the same command" not in told  # it never could
     new = ["embed", "--out", str(tmp_path / "new"), "--checkpoint", str(checkpoint.file), "--jobs", "2"]
     assert main([*new, "--", str(tmp_path / "s.tar")]) == 0
     assert "3 embedded" in "".join(capsys.readouterr())

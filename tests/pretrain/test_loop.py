@@ -200,7 +200,7 @@ def test_killed_from_outside(tiny: RunConfig, audio_folder: Path, tmp_path: Path
     _, errors = victim.communicate()
     assert victim.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     if number != signal.SIGKILL:
-        assert "the same command goes on" in errors
+        assert "the same command resumes" in errors
     again = start_command(config, audio_folder, tmp_path / "victim")
     again.communicate()
     assert again.returncode == 0
@@ -303,7 +303,7 @@ def test_a_damaged_step_names_the_one_before(
     config = replace(tiny, steps=2, checkpoint_every=1, keep_checkpoints=2)
     whole = pretrain(config, files, run, catalog, progress=False).read_bytes()
     (run / "step-00000002" / name).unlink()
-    with pytest.raises(CheckpointError, match=r"Delete .*step-00000002, and the run goes on from step-00000001\."):
+    with pytest.raises(CheckpointError, match=r"Delete .*step-00000002, and the run resumes from step-00000001\."):
         pretrain(config, files, run, catalog, progress=False)
     shutil.rmtree(run / "step-00000002")
     assert pretrain(config, files, run, catalog, progress=False).read_bytes() == whole

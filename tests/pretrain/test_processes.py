@@ -181,7 +181,7 @@ def test_one_is_asked_to_stop_and_all_do(
     os.kill(worker(run, 1) if whom == "rank 1" else run.pid, signal.SIGTERM if whom == "rank 1" else signal.SIGINT)
     errors = finish(run)
     assert run.returncode != 0
-    assert errors.count("the same command goes on") == 2
+    assert errors.count("the same command resumes") == 2
     seen = max(line["step"] for line in losses(folder))
     assert newest_step(folder) == folder / f"step-{seen:08d}"
     stop_at(config, files, folder, catalog, seen + 5)
