@@ -19,8 +19,8 @@ CONFIG_HELP = (
     "mfcc_gram"
 )
 RECIPE_HELP = (
-    "YAML file, or a name: finetune/tiny, tiny_continual, asda_esc50, asda_as20k, asda_as2m, asda_spcv2, eat_..., "
-    "ssast_..., aat_..., aicl"
+    "YAML file, or a name: finetune/tiny, finetune/tiny_continual, finetune/asda_esc50 (as20k, as2m, spcv2), "
+    "finetune/eat_..., finetune/ssast_..., finetune/aat_..., finetune/aicl"
 )
 WEIGHTS_HELP = "which network of a pre-training checkpoint (default: student)"
 RECIPE_SET_HELP = "override keys of the recipe, as in --set epochs=10 optimizer.peak_lr=0.001"
@@ -102,7 +102,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
 def _add_stats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
     parser.add_argument("--config", type=Path, help="config whose front end is used (default: log_mel as published)")
-    add_changes(parser)
+    add_changes(parser, "override keys of the config, as in --set front_end.options.num_bins=64")
     parser.add_argument("--sample", type=int, metavar="N", help="look at N files drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=1, help="seed of --sample (default: 1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
@@ -131,7 +131,11 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--continual", action="store_true", help="train on --tasks one after the other and report forgetting"
     )
-    parser.add_argument("--out", type=output_folder, help="folder of the runs and tables (default: runs/RECIPE-DATA)")
+    parser.add_argument(
+        "--out",
+        type=output_folder,
+        help="folder of the runs and tables (default: runs/RECIPE-DATA-SIGNATURE)",
+    )
     parser.add_argument(
         "--modes",
         nargs="+",

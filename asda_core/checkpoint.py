@@ -125,15 +125,15 @@ def _noted(file: Path, metadata: Mapping[str, str], key: str, read: Callable[[An
         return read(json.loads(metadata[key] if not usual else metadata.get(key, usual)))
     except KeyError as error:
         why = "it is missing" if key not in metadata else f"no {error} in it"
-    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
         why = str(error)
     raise CheckpointError(f"{file}: {key!r}, which is written beside the tensors, cannot be used: {why}")
 
 
 def _count(value: Any) -> int:
-    if int(value) < 0:
-        raise ValueError(f"{value} is less than 0")
-    return int(value)
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no number of steps")
+    return value
 
 
 def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder]:

@@ -135,11 +135,14 @@ def _open_what_is_closed() -> None:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C while modules are imported counts when they are: some swallow it. A second one counts at once."""
-    if threading.current_thread() is not threading.main_thread():
+    """Ctrl-C while modules are imported counts when they are: some swallow it. A second one counts at once.
+
+    Where somebody else handles it, or it is ignored as of what a script leaves in the background, that stays so.
+    """
+    before, held = signal.getsignal(signal.SIGINT), []
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, held = signal.getsignal(signal.SIGINT), []
 
     def hold(number: int, frame: FrameType | None) -> None:
         held.append(number)

@@ -83,28 +83,31 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder by name.
+    """Every file below a folder by name, also behind links to folders, but for those that lead back to where we are.
 
-    Links lead to folders elsewhere, each entered once, and to hidden ones; what they lead to in the folder itself is
-    met anyway. A folder that may not be read is passed over, and so is a link that leads in a circle.
+    Behind a link every other folder is entered once, however many links lead to it, so that folders that link to each
+    other do not multiply without bounds. A folder that may not be read is passed over, and so is a link in a circle.
     """
-    return _files_below(folder, Path(os.path.realpath(folder)), set())
+    return _files_below(folder, (), None)
 
 
-def _files_below(folder: Path, root: Path, entered: set[str]) -> Iterator[Path]:
+def _files_below(folder: Path, above: tuple[str, ...], entered: set[str] | None) -> Iterator[Path]:
+    """`above` are the folders on the way by their real paths; `entered` those behind the link that we came through."""
     real = os.path.realpath(folder)
-    if real in entered:
+    if real in above or (entered is not None and real in entered):
         return
-    entered.add(real)
+    if entered is not None:
+        entered.add(real)
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: (_is_hidden_folder(entry), entry.name))
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         return
-    for entry in entries:  # links to what is hidden before it
-        if not _is_folder(entry):
+    for entry in entries:
+        if _is_folder(entry):
+            behind = set() if entered is None and entry.is_symlink() else entered
+            yield from _files_below(Path(entry.path), (*above, real), behind)
+        else:
             yield Path(entry.path)
-        elif not (entry.is_symlink() and _is_shown_below(root, Path(os.path.realpath(entry.path)))):
-            yield from _files_below(Path(entry.path), root, entered)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -112,14 +115,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # links in a circle
         return False
-
-
-def _is_hidden_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.name.startswith(".") and _is_folder(entry)
-
-
-def _is_shown_below(root: Path, path: Path) -> bool:
-    return path.is_relative_to(root) and not any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def disk_time(folder: Path) -> float:

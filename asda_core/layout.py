@@ -132,7 +132,7 @@ def mean_over_valid(values: Float[Tensor, "batch *heads tokens width"], layout: 
     if layout.padding is None:
         return values.mean(dim=-2)
     valid = layout.valid.to(values)
-    weight = valid.view(len(valid), *[1] * (values.ndim - 3), -1, 1)
+    weight = valid.view(len(valid), *[1] * (values.ndim - 3), valid.shape[1], 1)
     return (values * weight).sum(dim=-2) / weight.sum(dim=-2).clamp(min=1)
 
 

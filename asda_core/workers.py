@@ -57,9 +57,10 @@ def read_shard(text: str) -> Shard:
 
 
 def with_options(given: Sequence[str], options: Sequence[str]) -> list[str]:
-    """A command line with more options, which count above those that are there: before what follows a "--"."""
+    """A command line with more options, which count above those that are there: before a "--" with what follows it."""
     end = list(given).index("--") if "--" in given else len(given)
-    return [*given[:end], *options, *given[end:]]
+    behind = given[end:] if len(given) > end + 1 else []
+    return [*given[:end], *options, *behind]
 
 
 def begin(command: Sequence[str], log: Path, threads: int) -> Worker:

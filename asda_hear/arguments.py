@@ -12,6 +12,7 @@ from asda_hear.names import MEAN
 
 def add_validate(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda-hear validate`."""
+    parser.usage = "asda-hear validate [-h] [MODULE] [--model CHECKPOINT] [--device DEVICE]"
     parser.add_argument(
         "rest",
         nargs=argparse.REMAINDER,

@@ -10,7 +10,8 @@ def write_failure(file: Path, error: Exception) -> str:
     """Leave an error in a file, its kind and message in the first line, which is returned."""
     told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
     first = f"{type(error).__name__}: {told}"
-    write_text(file, f"{first}\n\n{''.join(traceback.format_exception(error))}")
+    text = f"{first}\n\n{''.join(traceback.format_exception(error))}"
+    write_text(file, text.encode(errors="backslashreplace").decode())  # names of files are any bytes
     return first
 
 

@@ -3,8 +3,10 @@
 import argparse
 import inspect
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -355,6 +357,20 @@ sys.exit(main(["embed", "sound", "--out", "out"]))
     assert run.returncode == EXIT_STOPPED
     assert run.stderr == "stopped; the same command resumes after what was finished.\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_who_ignores_interrupts_still_does(audio_folder: Path, tmp_path: Path) -> None:
+    """As whatever a script leaves in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    command = [sys.executable, "-m", "asda_core.cli", "embed", str(audio_folder), "--out", str(tmp_path / "out")]
+    try:
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
+            for _ in range(8):
+                time.sleep(0.3)
+                run.send_signal(signal.SIGINT)
+            assert run.wait(timeout=100) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])

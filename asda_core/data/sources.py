@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,8 +33,6 @@ NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """Numbers of shards in a name, as in `train-{000000..000099}.tar`."""
 FILE_COLUMNS = ("file", "path", "filename", "file_name", "filepath", "file_path", "audio", "audio_file", "wav", "flac")
 """Columns that a table usually keeps its files in; else the first whose values look like audio is taken."""
-BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
-"""At the beginning of a text."""
 ROWS_LOOKED_AT = 20
 """Rows by which a column of files is told."""
 FEW = 3
@@ -85,8 +84,9 @@ def find_training(sources: Iterable[str | Path]) -> AudioList:
 
 def tell_doubles(files: Sequence[Path]) -> None:
     """Warn of files that are named more than once, and count as often."""
-    if doubles := len(files) - len(set(files)):
-        told = f"{doubles} of {len(files)} files are named more than once, and count as often"
+    real = {folder: os.path.realpath(folder) for folder in {file.parent for file in files}}
+    if doubles := len(files) - len({(real[file.parent], file.name) for file in files}):
+        told = f"{doubles} of {len(files)} files are named more than once, as by a link to a folder, and count as often"
         print(f"warning: {told}.", file=sys.stderr)
 
 
@@ -195,16 +195,16 @@ def _manifest(path: Path) -> Iterable[Path]:
         lines = text.splitlines()
     except UnicodeDecodeError:
         raise AudioError(f"{path} is neither audio by its name nor a text manifest.") from None
-    lines = [line for line in lines if line.strip()]
     try:
-        column = _column_of_files(lines) if lines else None
+        column = _column_of_files(text) if text.strip() else None
     except csv.Error as error:
         raise AudioError(f"cannot read {path}: it is no table or manifest ({error}).") from None
     if column is not None:
-        name, delimiter = column
-        rows = csv.DictReader(io.StringIO(BLANK_LINES.sub("", text), newline=""), delimiter=delimiter)
-        yield from (_named(root, row[name]) for row in rows if (row[name] or "").strip())
+        place, delimiter = column
+        rows = itertools.islice(_rows(text, delimiter), 1, None)
+        yield from (_as_named(root, row[place]) for row in rows if len(row) > place and row[place].strip())
         return
+    lines = [line for line in lines if line.strip()]
     for number, line in enumerate(lines):
         fields = [line.strip(), line.split("\t")[0].strip(), *next(csv.reader([line]))[:1], line.split()[0]]
         name = next((field for field in fields if is_audio(field)), "")
@@ -218,30 +218,35 @@ def _manifest(path: Path) -> Iterable[Path]:
             yield root / (name or fields[1])  # what is no audio is named when it is read
 
 
-def _named(root: Path, name: str) -> Path:
+def _as_named(root: Path, name: str) -> Path:
     """A file as a table names it: with the spaces around it, if one is called so."""
-    file = root / name
-    return file if file.exists() else root / name.strip()
+    bare = name.strip()
+    return root / (name if bare != name and os.path.exists(root / name) else bare)
 
 
 def _first_is_there(folder: Path, lines: Sequence[str]) -> bool:
     return bool(lines) and (folder / lines[0].strip()).is_file()
 
 
-def _column_of_files(lines: Sequence[str]) -> tuple[str, str] | None:
+def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    return (row for row in table if any(map(str.strip, row)))
+
+
+def _column_of_files(text: str) -> tuple[int, str] | None:
     """(column, delimiter) of a table with a header: a usual column of files, else the first of audio files alone."""
     other = None
     for delimiter in ("\t", ",", ";"):
-        header, *rows = csv.reader(lines[: ROWS_LOOKED_AT + 1], delimiter=delimiter)
+        header, *rows = itertools.islice(_rows(text, delimiter), ROWS_LOOKED_AT + 1)
         if len(header) < 2 or any(is_audio(name.strip()) for name in header):
             continue
         for place, name in enumerate(header):
             values = [row[place].strip() for row in rows if len(row) > place]
             enough = any if place else all  # before the first comma there may be half a name
             if values and name.strip().lower() in FILE_COLUMNS and enough(map(is_audio, values)):
-                return name, delimiter
+                return place, delimiter
             if other is None and values and all(map(is_audio, values)) and {len(row) for row in rows} == {len(header)}:
-                other = name, delimiter
+                other = place, delimiter
     return other
 
 

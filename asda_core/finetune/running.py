@@ -23,7 +23,7 @@ from asda_core.devices import usable_device
 from asda_core.errors import ConfigError, TaskError
 from asda_core.files import file_digest, write_text
 from asda_core.finetune.config import FinetuneConfig
-from asda_core.finetune.evaluation import PREDICTIONS, load_predictions, write_evaluation
+from asda_core.finetune.evaluation import PREDICTIONS, SCORES, load_predictions, write_evaluation
 from asda_core.finetune.heard import heard_before, note_clips, shared_sounds
 from asda_core.finetune.loop import BEST_FILE, Training, start_training, train
 from asda_core.finetune.losses import check_loss
@@ -168,7 +168,7 @@ def _run(
     if (warm := job.recipe.optimizer.warmup_steps) >= training.steps:
         print(
             f"warning: optimizer.warmup_steps {warm} is not less than the {training.steps} updates: the rate will not "
-            "reach its peak.",
+            "reach its peak. Set more epochs or steps, or a shorter warm-up.",
             file=sys.stderr,
         )
     write_text(folder / "recipe.yaml", to_yaml(job.recipe))
@@ -224,10 +224,12 @@ def _title(job: Job) -> str:
 
 def _intervals_again(job: Job, folder: Path, done: dict[str, Any]) -> dict[str, Any]:
     """A finished result, its intervals made anew from the predictions where another number of resamples is wanted."""
-    if done.get("bootstrap", FinetuneConfig.bootstrap) == job.recipe.bootstrap:
+    if done.get("bootstrap") == job.recipe.bootstrap:  # runs of earlier versions do not tell
         return done
+    before = json.loads((folder / SCORES).read_text())["notes"] if (folder / SCORES).exists() else []
     scores = write_evaluation(folder, load_predictions(folder / PREDICTIONS), _title(job), job.recipe.bootstrap)
-    result = {**done, "intervals": scores.intervals, "bootstrap": job.recipe.bootstrap}
+    notes = [*scores.notes, *(note for note in done.get("notes", []) if note not in before)]
+    result = {**done, "intervals": scores.intervals, "notes": notes, "bootstrap": job.recipe.bootstrap}
     write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
     return result
 

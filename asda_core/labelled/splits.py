@@ -176,9 +176,9 @@ def _folds(examples: Sequence[Example], only: Sequence[str], name: str) -> list[
     ]
 
 
-def fold_number(value: str) -> tuple[bool, float, str]:
+def fold_number(value: str) -> tuple[tuple[bool, float, str], str]:
     """Folds in order, called 2 and 10 or fold2 and fold_10."""
-    return by_number(value.lower().removeprefix(FOLD).strip(" _-"))
+    return by_number(value.lower().removeprefix(FOLD).strip(" _-")), value
 
 
 def check_round(checked: Round, classes: Sequence[str], single: bool) -> list[str]:

@@ -60,7 +60,7 @@ class Encoder(nn.Module):
 
     def no_weight_decay(self) -> list[str]:
         """The class token: see `without_decay`."""
-        return [] if self.class_token is None else ["class_token"]
+        return ["class_token"]
 
     def forward(
         self, features: Float[Tensor, "batch bins frames"], outputs: Collection[int] = (), layers: bool = True

@@ -50,7 +50,7 @@ class PatchEmbedding(nn.Module):
 
     def no_weight_decay(self) -> list[str]:
         """Learned positions: see `without_decay`."""
-        return [] if self.table is None else ["table"]
+        return ["table"]
 
     def forward(
         self, features: Float[Tensor, "batch bins frames"]

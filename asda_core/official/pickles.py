@@ -61,6 +61,8 @@ DAMAGE = (
 """What torch's reader raises at files that are damaged."""
 CRC_BYTES = 1 << 24
 """Of a checkpoint, read at once to look at its checksums."""
+SCRIPTED = "/constants.pkl"
+"""End of the name of a member that archives of `torch.jit.save` alone have."""
 MOST_BYTES_LISTED = 1 << 22
 """Of a pickle, when the names in it are looked for to refuse it by them."""
 
@@ -157,6 +159,8 @@ def _check_stored(file: Path) -> None:
     """Refuse a zip that is larger inside than outside; `torch.save` compresses nothing."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
+    if any(info.filename.endswith(SCRIPTED) for info in members):
+        raise CheckpointError(f"cannot read {file}: it is a TorchScript archive, and no checkpoint of torch.save.")
     packed = next((info.filename for info in members if info.compress_type != zipfile.ZIP_STORED), None)
     if packed is not None or sum(info.file_size for info in members) > file.stat().st_size:
         raise CheckpointError(

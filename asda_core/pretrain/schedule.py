@@ -105,15 +105,15 @@ def decays(parameter: Tensor) -> bool:
 def without_decay(*modules: nn.Module) -> frozenset[int]:
     """Identities of parameters of any shape on which no weight decay belongs: tokens, positions, lambda, rates.
 
-    A module names its own by a method `no_weight_decay() -> Collection[str]`, which is timm's convention.
+    A module names its own by a method `no_weight_decay() -> Collection[str]`; as in timm, whose convention that is, it
+    may name some that are not there.
     """
-    return frozenset(
-        id(module.get_parameter(name))
-        for root in modules
-        for module in root.modules()
-        if callable(names := getattr(module, "no_weight_decay", None))
-        for name in names()
-    )
+    found = set()
+    for module in (module for root in modules for module in root.modules()):
+        if callable(names := getattr(module, "no_weight_decay", None)):
+            own, spared = dict(module.named_parameters()), names()
+            found |= {id(own[name]) for name in spared if name in own}
+    return frozenset(found)
 
 
 def make_optimizer(

@@ -113,7 +113,9 @@ def load_plan(file: Path) -> Plan:
     axes = {name: labelled(name, choices) for name, choices in config.axes.items()}
     reference = _reference(config, axes, file)
     audio_there = [*list_identity(audio), ("content", sampled_content(audio))]
-    start = _Start(file, config, to_plain(load_run_config(here / config.base)), audio_there)
+    beside = here / config.base
+    base = load_run_config(beside if beside.suffix or beside.exists() else config.base)  # else a name of the package
+    start = _Start(file, config, to_plain(base), audio_there)
     cells, made = [], {}
     with _named(file):
         check_apart(axes)

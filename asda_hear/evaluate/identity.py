@@ -39,6 +39,14 @@ def weights_identity(model: str) -> str:
 
 def _foreign_plugins(file: Path) -> list[str]:
     """Distribution and version here of every plugin of a model that is a stranger's: another answers otherwise."""
+    facts = file.stat()
+    names = _foreign_distributions(file, facts.st_size, facts.st_mtime_ns)
+    return sorted(f"{name} {version_of(name)}" for name in names)
+
+
+@functools.lru_cache(maxsize=4096)
+def _foreign_distributions(file: Path, size: int, time_ns: int) -> frozenset[str]:
+    """Looked for once as long as the size and time of a file stay."""
     try:
         if file.suffix in CONFIG_SUFFIXES:
             from asda_core.assemble import plugin_origins  # with torch, for which help need not wait
@@ -48,10 +56,9 @@ def _foreign_plugins(file: Path) -> list[str]:
         else:
             made_by = json.loads(safetensors_metadata(file).get("plugins", "{}"))
         heard = [origin for family, origin in made_by.items() if family != "objective"]  # which only trains
-        names = {origin["distribution"] for origin in heard} - {OWN_DISTRIBUTION, GIVEN}
-    except (AsdaError, ValueError, AttributeError, KeyError, TypeError):  # it is none of ours, or cannot be loaded
-        return []
-    return sorted(f"{name} {version_of(name)}" for name in names)
+        return frozenset(origin["distribution"] for origin in heard) - {OWN_DISTRIBUTION, GIVEN}
+    except (AsdaError, ValueError, AttributeError, KeyError, TypeError, RecursionError):  # none of ours, or no config
+        return frozenset()
 
 
 @functools.lru_cache(maxsize=4096)

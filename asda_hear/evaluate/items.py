@@ -6,7 +6,7 @@ import json
 import pickle
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,8 @@ from asda_core.files import write_whole
 from asda_core.finetune.resampling import Ranking, macro_means
 
 Fold = tuple[NDArray[np.bool_], NDArray[np.float32]]
+Weights = Float[np.ndarray, "clips resamples"]
+Floats = Float[np.ndarray, " resamples"]
 
 ITEMS_FILE = "items.npz"
 PREDICTIONS = "{fold}.predictions.pkl"
@@ -42,25 +44,6 @@ class Items:
 
     metric: str
     folds: tuple[Fold, ...]
-
-    @functools.cached_property
-    def hits(self) -> tuple[NDArray[np.bool_], ...]:
-        """For each fold, whether the likeliest class of each clip (of its octave, for chroma) is the right one."""
-        modulus = NOTES_OF_AN_OCTAVE if self.metric == "chroma_acc" else None
-        return tuple(_likeliest(targets, modulus) == _likeliest(said, modulus) for targets, said in self.folds)
-
-    @functools.cached_property
-    def rankings(self) -> tuple[list[Ranking], ...]:
-        """For each fold the clips in the order of every class that has a positive."""
-        return tuple(
-            [Ranking(targets[:, index], said[:, index]) for index in np.flatnonzero(targets.any(axis=0))]
-            for targets, said in self.folds
-        )
-
-
-def _likeliest(values: NDArray[Any], modulus: int | None) -> NDArray[np.intp]:
-    best = values.argmax(axis=1)
-    return np.asarray(best % modulus if modulus else best)
 
 
 def keep_items(folder: Path) -> None:
@@ -147,12 +130,13 @@ def can_score(metric: str) -> bool:
     return metric in KNOWN
 
 
-def scores(items: Items, weights: Sequence[Float[np.ndarray, "clips resamples"]]) -> Float[np.ndarray, " resamples"]:
-    """The primary metric, mean over folds, of many resamples; NaN where a fold of one cannot be scored.
+def scorer(items: Items) -> Callable[[Sequence[Weights]], Floats]:
+    """What gives the primary metric of many resamples, mean over folds; NaN where a fold of one cannot be scored.
+
+    It takes for each fold how often each clip is in each resample, (clips, resamples); all 1 gives heareval's number.
 
     Args:
         items: of one model.
-        weights: for each fold how often each clip is in each resample; all 1 gives heareval's own number.
 
     **Differs**: a class without a positive (for aucroc: or without a negative) is left out of the mean over classes;
     heareval gives it 0 (mAP) or the whole fold NaN (aucroc), which would only say what was drawn.
@@ -162,12 +146,29 @@ def scores(items: Items, weights: Sequence[Float[np.ndarray, "clips resamples"]]
     """
     if not can_score(items.metric):
         raise TaskError(f"{items.metric} cannot be computed from kept predictions; {', '.join(KNOWN)} can.")
-    if items.metric in RANKINGS:
-        row = RANKINGS.index(items.metric)
-        by_fold = [macro_means(of, drawn)[row] for of, drawn in zip(items.rankings, weights, strict=True)]
-    else:
-        by_fold = [hits @ drawn / drawn.sum(axis=0) for hits, drawn in zip(items.hits, weights, strict=True)]
-    return np.asarray(np.mean(by_fold, axis=0, dtype=np.float64))
+    measures = [_of_fold(items.metric, *fold) for fold in items.folds]
+
+    def score(weights: Sequence[Weights]) -> Floats:
+        by_fold = [measure(drawn) for measure, drawn in zip(measures, weights, strict=True)]
+        return np.asarray(np.mean(by_fold, axis=0))
+
+    return score
+
+
+def _of_fold(metric: str, targets: NDArray[np.bool_], said: NDArray[np.float32]) -> Callable[[Weights], Floats]:
+    if metric in RANKINGS:
+        present = np.flatnonzero(targets.any(axis=0))
+        rankings = [Ranking(targets[:, index], said[:, index]) for index in present]
+        return lambda drawn: macro_means(rankings, drawn)[RANKINGS.index(metric)]
+    modulus = NOTES_OF_AN_OCTAVE if metric == "chroma_acc" else None
+    hits = (_likeliest(targets, modulus) == _likeliest(said, modulus)).astype(np.float64)
+    return lambda drawn: hits @ drawn / drawn.sum(axis=0, dtype=np.float64)
+
+
+def _likeliest(values: NDArray[Any], modulus: int | None) -> NDArray[np.intp]:
+    """Numbers of the classes with the highest values; modulo an octave, for chroma."""
+    best = values.argmax(axis=1)
+    return np.asarray(best % modulus if modulus else best)
 
 
 ACCURACIES = ("chroma_acc", "pitch_acc", "top1_acc")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from asda_core.finetune.resampling import BLOCK_CELLS, affordable, draw
 from asda_core.statistics import CONFIDENCE
-from asda_hear.evaluate.items import Items, scores
+from asda_hear.evaluate.items import Items, scorer
 
 Key = TypeVar("Key", bound=Hashable)
 Floats = NDArray[np.float64]
@@ -22,6 +22,8 @@ AT_ONCE = 250
 """Draws of the two-level bootstrap whose weights are in memory together."""
 ITEM_DRAWS = 1_000
 """Bootstrap draws over test clips; fewer where clips and classes are very many, see `affordable`."""
+USUAL_SEEDS = 5
+"""By which `affordable` counts, so that models of different numbers of seeds are drawn equally often."""
 BOOTSTRAP_SEED = 0
 """Every comparison draws from a generator of its own with this seed: the same results give the same interval."""
 DIGITS = 6
@@ -147,12 +149,13 @@ def score_draws(items: Sequence[Items], draws: int = ITEM_DRAWS) -> Floats:
     """
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     sizes = [len(targets) for targets, _ in items[0].folds]
-    count = affordable(sum(sizes), items[0].folds[0][0].shape[1], draws)
+    count = affordable(sum(sizes), items[0].folds[0][0].shape[1] * USUAL_SEEDS, draws)
+    measures = [scorer(each) for each in items]
     width = max(1, BLOCK_CELLS // sum(sizes))
     found = [np.empty(0)]
     for start in range(0, count, width):
         weights = [draw(generator, size, min(width, count - start)) for size in sizes]
-        found.append(np.mean([scores(each, weights) for each in items], axis=0))
+        found.append(np.mean([measure(weights) for measure in measures], axis=0))
     return np.concatenate(found)
 
 

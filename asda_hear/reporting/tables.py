@@ -120,11 +120,11 @@ def excludes_zero(difference: Difference | None) -> bool:
 
 
 def is_apart(difference: Difference | None) -> bool:
-    """Whether a difference is marked: its interval excludes 0, and the paired t-test, where there is one, agrees.
+    """Whether a difference is marked: its interval excludes 0, and the paired t-test agrees.
 
     Of few seeds the bootstrap alone would mark too much: of 3 that do not differ, about a quarter.
     """
-    return difference is not None and excludes_zero(difference) and not difference.p_value >= SIGNIFICANT
+    return difference is not None and excludes_zero(difference) and difference.p_value < SIGNIFICANT
 
 
 def p_text(value: float | None) -> str:

@@ -11,7 +11,7 @@ from asda_core.audio import find_audio, list_identity
 from asda_core.data import content, sources
 from asda_core.data.pack_options import SKIPPED_FILE, PackOptions
 from asda_core.data.packing import pack
-from asda_core.data.sources import ShardStream, expanded, find_training
+from asda_core.data.sources import ShardStream, expanded, find_training, tell_doubles
 from asda_core.data.tars import INDEX_SUFFIX
 from asda_core.errors import AudioError, ConfigError
 from tests.data.shards import write_shards
@@ -128,8 +128,10 @@ def test_links_to_folders_are_followed_and_circles_are_not(audio_folder: Path, t
     assert found[1:] == [tmp_path / "CLASSES" / "dog" / file for file in below]
 
 
-def test_folders_that_link_to_each_other(audio_folder: Path, tmp_path: Path) -> None:
-    """Every sound once, however many ways lead to it, and no walk without end."""
+def test_folders_that_link_to_each_other(
+    audio_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No walk without end, nor one that multiplies without bounds; what is there more than once is told."""
     sound = next(audio_folder.glob("*.wav"))
     for number in range(9):
         folder = tmp_path / "many" / f"f{number}"
@@ -137,20 +139,25 @@ def test_folders_that_link_to_each_other(audio_folder: Path, tmp_path: Path) -> 
         shutil.copy(sound, folder / "a.wav")
         for other in {*range(9)} - {number}:
             (folder / f"to{other}").symlink_to(f"../f{other}")
-    assert find_audio(tmp_path / "many") == [tmp_path / "many" / f"f{number}" / "a.wav" for number in range(9)]
     (tmp_path / "many" / "me").symlink_to("me")  # a circle of one
-    assert len(find_audio(tmp_path / "many")) == 9
-    hidden = tmp_path / "store" / ".kept" / "cat"
-    hidden.mkdir(parents=True)
-    shutil.copy(sound, hidden / "b.wav")
-    (tmp_path / "store" / "cat").symlink_to(".kept/cat")  # what is hidden is reached by its link alone
-    assert find_audio(tmp_path / "store") == [tmp_path / "store" / "cat" / "b.wav"]
-    for link in ("one", "two"):
-        (tmp_path / "twice").mkdir(exist_ok=True)
-        (tmp_path / "twice" / link).symlink_to(tmp_path / "many" / "f0")
-    found = find_audio(tmp_path / "twice")  # what is elsewhere is entered once, with what it links to
-    assert found[0] == tmp_path / "twice" / "one" / "a.wav"
-    assert len({file.resolve() for file in found}) == len(found) == 9
+    found = find_audio(tmp_path / "many")
+    assert len(found) == 9 * (1 + 8 * 8)  # behind each link every other folder once
+    tell_doubles(found)
+    assert f"{len(found) - 9} of {len(found)} files are named more than once, as by a link" in capsys.readouterr().err
+
+
+def test_links_between_the_parts_of_a_set(audio_folder: Path, tmp_path: Path) -> None:
+    """A split or a class that is a link is one, wherever it leads to."""
+    sound = next(audio_folder.glob("*.wav"))
+    for place in ("train/dog", "test/cat"):
+        (tmp_path / "set" / place).mkdir(parents=True)
+        shutil.copy(sound, tmp_path / "set" / place / "a.wav")
+    (tmp_path / "set" / "test" / "dog").symlink_to("../train/dog")
+    (tmp_path / "set" / "valid").symlink_to("test")
+    (tmp_path / "set" / "more").symlink_to(tmp_path / "set")
+    assert [str(file.relative_to(tmp_path / "set")) for file in find_audio(tmp_path / "set")] == [
+        "test/cat/a.wav", "test/dog/a.wav", "train/dog/a.wav", "valid/cat/a.wav", "valid/dog/a.wav",
+    ]  # fmt: skip
 
 
 def test_names_as_a_table_quotes_them(audio_folder: Path, tmp_path: Path) -> None:
@@ -162,6 +169,10 @@ def test_names_as_a_table_quotes_them(audio_folder: Path, tmp_path: Path) -> Non
         '\n \nfilename,label\n" lead.wav",a\n"comma,name.wav",b\n"new\nline.wav",c\n plain.wav ,d\n'
     )
     assert find_audio(tmp_path / "q.csv") == [tmp_path / name for name in names]
+    (tmp_path / "header.csv").write_text('"file\nname",label\nplain.wav,a\n')
+    (tmp_path / "old.csv").write_bytes(b"\r\rfile,label\rplain.wav,a\r")  # as Macs had it
+    for table in ("header.csv", "old.csv"):
+        assert find_audio(tmp_path / table) == [tmp_path / "plain.wav"]
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])

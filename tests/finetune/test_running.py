@@ -142,8 +142,11 @@ def test_another_number_of_resamples_makes_intervals_again_and_trains_nothing(
     }
     told = [json.loads((tmp_path / "run" / name).read_text())["intervals"] for name in ("result.json", "scores.json")]
     assert told == [json.loads(json.dumps(again["intervals"]))] * 2
-    back = finetune(job, tmp_path / "run", catalog, progress=False)
+    file = tmp_path / "run" / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "intervals": {}}).replace('"bootstrap": 3', '"x": 3'))
+    back = finetune(job, tmp_path / "run", catalog, progress=False)  # of a version that did not tell the number
     assert json.loads(json.dumps(back["intervals"])) == json.loads(json.dumps(first["intervals"]))
+    assert sorted(back["notes"]) == sorted(first["notes"])
 
 
 def test_what_is_done_is_not_done_again(

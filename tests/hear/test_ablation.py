@@ -10,7 +10,7 @@ import yaml
 from asda_core import config_io
 from asda_core.catalog import Catalog
 from asda_core.config import PluginChoice, RunConfig
-from asda_core.config_io import parse
+from asda_core.config_io import load_run_config, parse
 from asda_core.errors import AsdaError, AudioError, ConfigError, PluginError
 from asda_core.pretrain.loop import pretrain
 from asda_core.statistics import mean_interval
@@ -206,6 +206,17 @@ def test_the_first_seed_of_all_comes_before_a_second(tmp_path: Path, audio_folde
     assert [unit.cells[0].seed for unit in units[1:]] == [0] * 4 + [1] * 4
     labels = [text_of(unit.cells[0].labels) for unit in units[1:]]
     assert labels[:4] == labels[4:]
+
+
+def test_the_base_of_a_plan_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any folder; a file beside the plan goes first, and what is neither is told."""
+    plan = plan_file(tmp_path, base="asda_tiny", axes={"steps": [0]})
+    for folder in (tmp_path, tmp_path.parent):
+        monkeypatch.chdir(folder)
+        assert load_plan(plan).cells[0].config.encoder.dim == load_run_config("asda_tiny").encoder.dim
+    plan_file(tmp_path, base="asda_tyni", axes={"steps": [0]})
+    with pytest.raises(ConfigError, match="no file at asda_tyni: unknown config 'asda_tyni'. Did you mean 'asda_tiny'"):
+        load_plan(plan)
 
 
 @pytest.mark.heareval

@@ -139,3 +139,10 @@ def test_neighbours_that_cannot_be_read(task: Path, capsys: pytest.CaptureFixtur
     assert f"{task.parent / 'cut'} is passed" not in capsys.readouterr().err
     with pytest.raises(TaskError, match="cut is no HEAR task: task_metadata.json: JSONDecodeError"):
         Evaluation("log_mel", task.parent / "out", CONFIG, {}).score(task.parent / "cut")
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 5_000, "encoder: {mixer: nobody}", "no: yaml: at: all"])
+def test_a_config_that_cannot_be_loaded_has_an_identity(tmp_path: Path, text: str) -> None:
+    """It is told when it is opened."""
+    (tmp_path / "bad.yaml").write_text(text)
+    assert len(weights_identity(str(tmp_path / "bad.yaml"))) == 16

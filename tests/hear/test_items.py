@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from asda_core.errors import TaskError
 from asda_hear.demo import make_corpus
-from asda_hear.evaluate.items import ITEMS_FILE, Items, can_score, keep_items, read_items, scores
+from asda_hear.evaluate.items import ITEMS_FILE, Items, can_score, keep_items, read_items, scorer
 from asda_hear.evaluate.runner import evaluate
 from asda_hear.evaluate.search import EvaluationConfig, find_tasks
 
@@ -29,7 +29,7 @@ def score(items: Items, *chosen: list[int]) -> float:
         if chosen
         else [np.ones(size) for size in sizes]
     )
-    return float(scores(items, [each[:, None].astype(np.float32) for each in counts])[0])
+    return float(scorer(items)([each[:, None].astype(np.float32) for each in counts])[0])
 
 
 def write_task(folder: Path, folds: list[str], metric: str = "top1_acc", embedding_type: str = "scene") -> None:

@@ -14,12 +14,15 @@ import pytest
 from filelock import FileLock, Timeout
 
 from asda_core import workers
+from asda_core.files import disk_time
+from asda_core.workers import with_options
 from asda_hear.cli import main
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate.items import ITEMS_FILE
 from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs
 from asda_hear.evaluate.scoring import score_pairs
 from asda_hear.evaluate.search import EvaluationConfig, find_tasks
+from asda_hear.failures import read_failure, write_failure
 from tests.waiting import WAIT_SECONDS, wait_until
 
 pytestmark = pytest.mark.heareval
@@ -205,3 +208,22 @@ def test_a_model_that_cannot_be_opened(tasks: Path, tmp_path: Path, capsys: pyte
         printed = capsys.readouterr().err
         assert printed.count("cannot read") == 1
         assert "the same command does them" not in printed
+
+
+def test_failures_of_several_lines_and_odd_names(tmp_path: Path) -> None:
+    """Told whole, by names of files that are no text too; of an earlier version the end of its traceback."""
+    file = tmp_path / "folder" / "error.txt"
+    file.parent.mkdir()
+    first = write_failure(file, ValueError("a: one\n  b: a\udce4.wav\n"))
+    assert first.startswith("ValueError: a: one; b: a")
+    assert read_failure(file) == "ValueError: a: one; b: a\\udce4.wav"
+    assert read_failure(file, since=disk_time(tmp_path) + 1) == ""
+    assert read_failure(tmp_path / "none.txt") == ""
+    file.write_text("Traceback (most recent call last):\n  x\nValueError: old\n")
+    assert read_failure(file) == "ValueError: old"
+
+
+def test_options_go_before_two_dashes() -> None:
+    assert with_options(["embed", "--", "-a.wav"], ["--jobs", "1"]) == ["embed", "--jobs", "1", "--", "-a.wav"]
+    assert with_options(["embed", "a.wav", "--"], ["--jobs", "1"]) == ["embed", "a.wav", "--jobs", "1"]
+    assert with_options(["embed", "a.wav"], ["--jobs", "1"]) == ["embed", "a.wav", "--jobs", "1"]

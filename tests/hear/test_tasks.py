@@ -310,6 +310,9 @@ def test_a_stopped_resampling_goes_on_and_is_not_taken_for_whole(tmp_path: Path)
 
 def test_fold_names_sort_by_value() -> None:
     assert fold_names(["10", "2", "1"]) == {"1": "fold00", "2": "fold01", "10": "fold02"}
+    assert fold_names(["a", "1", "fold1", "A", "2"]) == {
+        "1": "fold00", "fold1": "fold01", "2": "fold02", "A": "fold03", "a": "fold04"
+    }  # fmt: skip
     assert fold_names(["fold10", "fold2", "fold1"]) == {"fold1": "fold00", "fold2": "fold01", "fold10": "fold02"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,14 @@ def test_archives_that_are_larger_inside_are_refused_at_once(tmp_path: Path, mem
         read_pickled(tmp_path / "bomb.pt")
 
 
+def test_a_torchscript_archive_is_told_as_one(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "scripted.pt")
+    with pytest.raises(CheckpointError, match="it is a TorchScript archive, and no checkpoint"):
+        read_pickled(tmp_path / "scripted.pt")
+
+
 def test_another_protocol_is_told_as_one(tmp_path: Path, catalog: Catalog) -> None:
     """It is no code."""
     written = write_fairseq(tmp_path / "a.pt", catalog)
@@ -335,7 +344,9 @@ def test_another_protocol_is_told_as_one(tmp_path: Path, catalog: Catalog) -> No
         ({"plugins": '{"mixer": "standard"}'}, "'plugins', .*cannot be used"),
         ({"trained_on": "[1]"}, "'trained_on', .*cannot be used"),
         ({"embedding": "[1]"}, "'embedding', .*cannot be used"),
-        ({"step": "-5"}, "'step', .*-5 is less than 0"),
+        ({"step": "-5"}, "'step', .*-5 is no number of steps"),
+        ({"step": "1e400"}, "'step', .*inf is no number of steps"),
+        ({"step": "true"}, "'step', .*True is no number of steps"),
         ({"format": "asda-2"}, "of another version of asda .format 'asda-2'.: no format 'asda-1'"),
         ({"format": None}, "no checkpoint of asda: no format 'asda-1' is in it"),
         ({"deep": ""}, "its config says encoder.depth 1000000; it has 2 blocks"),

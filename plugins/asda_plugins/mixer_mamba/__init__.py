@@ -133,7 +133,7 @@ class Mamba(nn.Module):
 
     def no_weight_decay(self) -> list[str]:
         """As of a `Branch`."""
-        return [] if self.backward_log_decay is None else ["backward_log_decay"]
+        return ["backward_log_decay"]
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
