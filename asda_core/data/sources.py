@@ -1,17 +1,15 @@
 """What `--data` names -> audio files: folders, files, manifests, tables, tar shards; and streams of shards."""
 
-import csv
-import io
 import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
 
+from asda_core.data.manifests import TABLE_SUFFIXES, in_manifest, in_parquet
 from asda_core.data.pack_options import unfinished
 from asda_core.data.tars import (
     AUDIO_SUFFIXES,
@@ -26,15 +24,10 @@ from asda_core.data.tars import (
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import files_below
 
-TABLE_SUFFIXES = (".parquet", ".pq")
 PIPE, STREAM = "pipe:", "stream:"
 """Before a command that prints a tar, and before a tar that is read from its beginning to its end."""
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """Numbers of shards in a name, as in `train-{000000..000099}.tar`."""
-FILE_COLUMNS = ("file", "path", "filename", "file_name", "filepath", "file_path", "audio", "audio_file", "wav", "flac")
-"""Columns that a table usually keeps its files in; else the first whose values look like audio is taken."""
-ROWS_LOOKED_AT = 20
-"""Rows by which a column of files is told."""
 FEW = 3
 
 
@@ -139,9 +132,9 @@ def find_audio(source: str | Path) -> list[Path]:
     elif is_audio(path.name) and (path.is_file() or num_bytes(path)):
         found = [path]
     elif path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
-        found = _in_parquet(path)
+        found = in_parquet(path)
     elif path.is_file():
-        found = list(_manifest(path))
+        found = in_manifest(path)
     else:
         raise AudioError(f"no folder, manifest or audio file at {path}.")
     if not found:
@@ -186,106 +179,6 @@ def _tell_what_is_missing(pack: Path) -> None:
     if gone:
         told = f"{len(gone)} of {len(indices)} shards of {pack} are gone, of which the index is there"
         print(f"warning: {told}: {', '.join(map(shard_of, gone[:FEW]))}.", file=sys.stderr)
-
-
-def _manifest(path: Path) -> Iterable[Path]:
-    root = path.parent
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        lines = text.splitlines()
-    except UnicodeDecodeError:
-        raise AudioError(f"{path} is neither audio by its name nor a text manifest.") from None
-    try:
-        column = _column_of_files(text) if text.strip() else None
-    except csv.Error as error:
-        raise AudioError(f"cannot read {path}: it is no table or manifest ({error}).") from None
-    if column is not None:
-        place, delimiter = column
-        rows = itertools.islice(_rows(text, delimiter), 1, None)
-        yield from (_as_named(root, row[place]) for row in rows if len(row) > place and row[place].strip())
-        return
-    lines = [line for line in lines if line.strip()]
-    for number, line in enumerate(lines):
-        fields = [line.strip(), line.split("\t")[0].strip(), *next(csv.reader([line]))[:1], line.split()[0]]
-        name = next((field for field in fields if is_audio(field)), "")
-        if fields[0].endswith(TAR_SUFFIX):
-            yield from index_of(root / fields[0]).paths()
-        elif not name and number == 0:  # a root, or the header of a table
-            named = path.parent / fields[0]
-            is_header = fields[0].lower() in FILE_COLUMNS and _first_is_there(path.parent, lines[1:])
-            root = named if named.is_dir() and not is_header else root
-        else:
-            yield root / (name or fields[1])  # what is no audio is named when it is read
-
-
-def _as_named(root: Path, name: str) -> Path:
-    """A file as a table names it: with the spaces around it, if one is called so."""
-    bare = name.strip()
-    return root / (name if bare != name and os.path.exists(root / name) else bare)
-
-
-def _first_is_there(folder: Path, lines: Sequence[str]) -> bool:
-    return bool(lines) and (folder / lines[0].strip()).is_file()
-
-
-def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    return (row for row in table if any(map(str.strip, row)))
-
-
-def _column_of_files(text: str) -> tuple[int, str] | None:
-    """(column, delimiter) of a table with a header: a usual column of files, else the first of audio files alone."""
-    other = None
-    for delimiter in ("\t", ",", ";"):
-        header, *rows = itertools.islice(_rows(text, delimiter), ROWS_LOOKED_AT + 1)
-        if len(header) < 2 or any(is_audio(name.strip()) for name in header):
-            continue
-        for place, name in enumerate(header):
-            values = [row[place].strip() for row in rows if len(row) > place]
-            enough = any if place else all  # before the first comma there may be half a name
-            if values and name.strip().lower() in FILE_COLUMNS and enough(map(is_audio, values)):
-                return place, delimiter
-            if other is None and values and all(map(is_audio, values)) and {len(row) for row in rows} == {len(header)}:
-                other = place, delimiter
-    return other
-
-
-def _in_parquet(path: Path) -> list[Path]:
-    """Files of the column of a parquet table that names them.
-
-    Raises:
-        ConfigError: pyarrow is missing.
-        AudioError: it is no parquet table, or no column names files.
-    """
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError:
-        raise ConfigError(f"{path}: parquet needs pyarrow: pip install 'asda-hear[parquet]'.") from None
-    try:
-        table = parquet.ParquetFile(path)
-        names = list(table.schema_arrow.names)
-        first = next(table.iter_batches(ROWS_LOOKED_AT), None)
-    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise AudioError(f"cannot read {path}: it is no parquet table, or it is damaged ({error}).") from None
-    looked_at = {} if first is None else first.to_pydict()
-    fitting = [name for name in names if any(_names_audio(value) for value in looked_at.get(name, []))]
-    if not fitting:  # its first cells may be empty
-        fitting = [name for name in names if name.lower() in FILE_COLUMNS and not any(looked_at.get(name, []))]
-    usual = [name for name in fitting if name.lower() in FILE_COLUMNS]
-    if not fitting:
-        raise AudioError(
-            f"{path}: none of its columns {', '.join(names)} names audio files (sound in cells is not read)."
-        )
-    return list(_in_column(path, parquet, (usual or fitting)[0]))
-
-
-def _in_column(path: Path, parquet: object, column: str) -> Iterator[Path]:
-    for batch in parquet.ParquetFile(path).iter_batches(columns=[column]):  # type: ignore[attr-defined]
-        yield from (path.parent / value for value in batch.column(0).to_pylist() if value)
-
-
-def _names_audio(value: object) -> bool:
-    return isinstance(value, str) and is_audio(value)
 
 
 def list_identity(files: Iterable[Path] | Iterable[ShardStream]) -> list[tuple[str, int]]:

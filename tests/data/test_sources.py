@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from asda_core.audio import find_audio, list_identity
-from asda_core.data import content, sources
+from asda_core.data import content, manifests
 from asda_core.data.pack_options import SKIPPED_FILE, PackOptions
 from asda_core.data.packing import pack
 from asda_core.data.sources import ShardStream, expanded, find_training, tell_doubles
@@ -91,7 +91,7 @@ def test_parquet(audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(sources, "import_module", missing)
+    monkeypatch.setattr(manifests, "import_module", missing)
     with pytest.raises(ConfigError, match=r"parquet needs pyarrow: pip install 'asda-hear\[parquet\]'"):
         find_audio(table)
 
@@ -171,6 +171,9 @@ def test_names_as_a_table_quotes_them(audio_folder: Path, tmp_path: Path) -> Non
     assert find_audio(tmp_path / "q.csv") == [tmp_path / name for name in names]
     (tmp_path / "header.csv").write_text('"file\nname",label\nplain.wav,a\n')
     (tmp_path / "old.csv").write_bytes(b"\r\rfile,label\rplain.wav,a\r")  # as Macs had it
+    quote = '"odd.wav\n' + "plain.wav\n" * 20_000  # no table, and a quote that is never closed
+    (tmp_path / "list.txt").write_text(quote)
+    assert len(find_audio(tmp_path / "list.txt")) == 20_001
     for table in ("header.csv", "old.csv"):
         assert find_audio(tmp_path / table) == [tmp_path / "plain.wav"]
 

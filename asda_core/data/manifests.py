@@ -1,0 +1,135 @@
+"""Lists and tables -> the audio files that they name: text with a path per line, csv, tsv, parquet."""
+
+import csv
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from asda_core.data.tars import TAR_SUFFIX, index_of, is_audio
+from asda_core.errors import AudioError, ConfigError
+
+TABLE_SUFFIXES = (".parquet", ".pq")
+FILE_COLUMNS = ("file", "path", "filename", "file_name", "filepath", "file_path", "audio", "audio_file", "wav", "flac")
+"""Columns that a table usually keeps its files in; else the first whose values look like audio is taken."""
+ROWS_LOOKED_AT = 20
+"""Rows by which a column of files is told."""
+LINES_LOOKED_AT = 200
+"""Of a text, in which those rows are looked for: a quote that is never closed is no reason to read all of it as one."""
+
+
+def in_manifest(path: Path) -> list[Path]:
+    """Files that a text names: in a column of a table with a header, else line by line, relative to the text or to a
+    folder that its first line names.
+
+    Raises:
+        AudioError: it is no text, or a table that cannot be read.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise AudioError(f"{path} is neither audio by its name nor a text manifest.") from None
+    try:
+        named = _in_table(text)
+    except csv.Error as error:
+        raise AudioError(f"cannot read {path}: it is no table or manifest ({error}).") from None
+    if named is not None:
+        return [_as_named(path.parent, name) for name in named]
+    return list(_line_by_line(path.parent, [line for line in text.splitlines() if line.strip()]))
+
+
+def _line_by_line(root: Path, lines: Sequence[str]) -> Iterator[Path]:
+    beside = root
+    for number, line in enumerate(lines):
+        fields = [line.strip(), line.split("\t")[0].strip(), *next(csv.reader([line]))[:1], line.split()[0]]
+        name = next((field for field in fields if is_audio(field)), "")
+        if fields[0].endswith(TAR_SUFFIX):
+            yield from index_of(root / fields[0]).paths()
+        elif not name and number == 0:  # a root, or the header of a table
+            named = beside / fields[0]
+            is_header = fields[0].lower() in FILE_COLUMNS and _first_is_there(beside, lines[1:])
+            root = named if named.is_dir() and not is_header else root
+        else:
+            yield root / (name or fields[1])  # what is no audio is named when it is read
+
+
+def _first_is_there(folder: Path, lines: Sequence[str]) -> bool:
+    return bool(lines) and (folder / lines[0].strip()).is_file()
+
+
+def _as_named(root: Path, name: str) -> Path:
+    """A file as a table names it: with the spaces around it, if one is called so."""
+    bare = name.strip()
+    return root / (name if bare != name and os.path.exists(root / name) else bare)
+
+
+def _in_table(text: str) -> list[str] | None:
+    """The cells of the column of files; None of what is no table."""
+    column = _column_of_files(list(itertools.islice(io.StringIO(text, newline=""), LINES_LOOKED_AT)))
+    if column is None:
+        return None
+    place, delimiter = column
+    rows = itertools.islice(_rows(io.StringIO(text, newline=""), delimiter), 1, None)
+    return [row[place] for row in rows if len(row) > place and row[place].strip()]
+
+
+def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Those of a table in which anything stands."""
+    return (row for row in csv.reader(lines, delimiter=delimiter) if any(map(str.strip, row)))
+
+
+def _column_of_files(lines: Sequence[str]) -> tuple[int, str] | None:
+    """(column, delimiter) of a table with a header: a usual column of files, else the first of audio files alone."""
+    other = None
+    for delimiter in ("\t", ",", ";"):
+        header, *rows = [*itertools.islice(_rows(lines, delimiter), ROWS_LOOKED_AT + 1)] or [[]]
+        if len(header) < 2 or any(is_audio(name.strip()) for name in header):
+            continue
+        for place, name in enumerate(header):
+            values = [row[place].strip() for row in rows if len(row) > place]
+            enough = any if place else all  # before the first comma there may be half a name
+            if values and name.strip().lower() in FILE_COLUMNS and enough(map(is_audio, values)):
+                return place, delimiter
+            if other is None and values and all(map(is_audio, values)) and {len(row) for row in rows} == {len(header)}:
+                other = place, delimiter
+    return other
+
+
+def in_parquet(path: Path) -> list[Path]:
+    """Files of the column of a parquet table that names them.
+
+    Raises:
+        ConfigError: pyarrow is missing.
+        AudioError: it is no parquet table, or no column names files.
+    """
+    try:
+        parquet = import_module("pyarrow.parquet")
+    except ImportError:
+        raise ConfigError(f"{path}: parquet needs pyarrow: pip install 'asda-hear[parquet]'.") from None
+    try:
+        table = parquet.ParquetFile(path)
+        names = list(table.schema_arrow.names)
+        first = next(table.iter_batches(ROWS_LOOKED_AT), None)
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise AudioError(f"cannot read {path}: it is no parquet table, or it is damaged ({error}).") from None
+    looked_at = {} if first is None else first.to_pydict()
+    fitting = [name for name in names if any(_names_audio(value) for value in looked_at.get(name, []))]
+    if not fitting:  # its first cells may be empty
+        fitting = [name for name in names if name.lower() in FILE_COLUMNS and not any(looked_at.get(name, []))]
+    usual = [name for name in fitting if name.lower() in FILE_COLUMNS]
+    if not fitting:
+        raise AudioError(
+            f"{path}: none of its columns {', '.join(names)} names audio files (sound in cells is not read)."
+        )
+    return list(_in_column(path, parquet, (usual or fitting)[0]))
+
+
+def _in_column(path: Path, parquet: object, column: str) -> Iterator[Path]:
+    for batch in parquet.ParquetFile(path).iter_batches(columns=[column]):  # type: ignore[attr-defined]
+        yield from (path.parent / value for value in batch.column(0).to_pylist() if value)
+
+
+def _names_audio(value: object) -> bool:
+    return isinstance(value, str) and is_audio(value)
