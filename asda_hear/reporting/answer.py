@@ -75,7 +75,7 @@ def _against_reference(summary: Summary, line: Line, result: TaskResult) -> str:
     if difference is None or math.isnan(difference.interval.low):
         return "no interval of its difference from the reference"
     if difference.pairs < LEAST_SEEDS:
-        return f"{signed(difference.mean)} from the reference, of too few seeds for an interval"
+        return f"{signed(difference.mean)} from the reference (too few seeds for an interval)"
     excludes = excludes_zero(difference)
     ends = f"[{signed(difference.interval.low)}, {signed(difference.interval.high)}]"
     doubt = f", though a paired t-test over seeds gives p = {p_text(difference.p_value)}"
@@ -130,7 +130,7 @@ def _limits(summary: Summary, lines: Sequence[Line]) -> str:
     if widths:
         few = ", and with so few seeds even that is too narrow" if few_seeds_warning(summary) else ""
         over = " over folds alone" if seeds == 1 else ""
-        seen = f"the interval of a difference{over} typically reaches {_listed(widths)} to either side{few}"
+        seen = f"the interval of a difference{over} is typically ± {_listed(widths)}{few}"
     unknown = " it is not known how results vary between seeds;" if seeds == 1 else ""
     luck = f"; the best of {len(lines)} is partly the luckiest" if len(lines) > 1 else ""
     return f"With {_counted(seeds, 'seed')},{unknown} {seen}{luck}; nothing follows for other data, sizes or schedules."

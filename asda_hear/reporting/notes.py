@@ -27,7 +27,7 @@ def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference
         pairs = [each.difference.pairs for line in lines for each in line.results.values() if each.difference]
         paired = max(pairs, default=seeds)
         both = "by seed and fold; their intervals are bootstraps over both"
-        alone = "by fold; their intervals are bootstraps over the folds of a task, and none where it has one"
+        alone = "by fold; their intervals are bootstraps over the folds of a task (none with a single fold)"
         notes.append(f"Differences are from {reference.name}, paired {both if paired > 1 else alone}.")
         notes += _power_notes(lines, reference)
         scored = len({row["task"] for row in rows if row["metric"] not in MEASURED})
@@ -44,8 +44,8 @@ def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference
     notes.append(f"{how}torch {rows[0]['torch']}, asda {rows[0]['asda']}.")
     if plan.config.noise_attention:
         notes.append(
-            "Noise: share of attention on its patches, divided by chance: 1 is even attention, for a change it is 0. "
-            "Clips in which noise is nowhere louder are left out: "
+            "Noise: share of attention on its patches, divided by chance: 1 is even attention (0 for a change). "
+            "Clips used (the noise must be louder somewhere): "
             + ", ".join(f"{task} {count} clips" for task, count in _clip_counts(rows).items())
             + "."
         )
@@ -63,7 +63,7 @@ def _infinite_notes(rows: Sequence[Row]) -> list[str]:
         if wrong := sum(not math.isfinite(float(value)) for value in str(row["folds"]).split()):
             task = f"{row['metric']} on {row['task']}"
             counts[task] = counts.get(task, 0) + wrong
-    told = "Without a mean or a difference: a score that is no finite number, as d' where all is right"
+    told = "No mean or difference, because a score is no finite number (as d' at an AUC of 1)"
     return [f"{told}: {', '.join(f'{task} in {count} folds' for task, count in counts.items())}."] if counts else []
 
 
