@@ -33,6 +33,11 @@ from asda_core.pretrain.data import Clips
 from asda_core.pretrain.processes import Processes
 from asda_core.pretrain.resuming import step_seed
 
+OF_DROPOUT = 0x9E3779B9
+"""Apart from the seed of the objective's generator by these bits, so that dropout does not repeat the draw of masks.
+
+**Source**: 2^32 over the golden ratio, as Knuth's multiplicative hashing has it.
+"""
 LOGGED = ("step", "loss", "lr", "grad_norm", "time")
 """What stands in every line of a log."""
 
@@ -54,7 +59,7 @@ class Step(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         device = features.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)  # for dropout, which asks no generator of ours
+            torch.manual_seed(seed ^ OF_DROPOUT)  # which asks no generator of ours
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 losses = self.objective.loss(self.encoder, features, generator)
         check_losses(losses)

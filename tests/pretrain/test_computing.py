@@ -17,6 +17,7 @@ from asda_core.catalog import Catalog
 from asda_core.compute import ComputeConfig
 from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
+from asda_core.contracts import Losses
 from asda_core.errors import ConfigError
 from asda_core.pretrain.computing import prepare
 from asda_core.pretrain.loop import pretrain
@@ -60,6 +61,22 @@ def test_recomputed_blocks_give_the_same_numbers_in_less_memory(catalog: Catalog
     assert gradients.keys() == others.keys()
     assert all(torch.equal(gradients[name], others[name]) for name in gradients)
     assert kept_less < kept / 2
+
+
+def test_dropout_repeats_no_draw_of_the_objective(catalog: Catalog, tiny: RunConfig) -> None:
+    """And is drawn alike again for the same pass, and leaves torch's own generator as it was."""
+
+    class Draws(torch.nn.Module):
+        def loss(self, encoder: torch.nn.Module, features: Tensor, generator: torch.Generator) -> Losses:
+            masks, dropped = torch.rand(100, generator=generator), torch.rand(100)
+            return Losses(next(encoder.parameters()).sum(), {"same": (masks == dropped).sum(), "first": dropped[0]})
+
+    step, features = Step(build_parts(catalog, tiny).encoder, Draws()), torch.zeros(1, 128, 64)
+    before = torch.get_rng_state()
+    found = [step(features, seed)[1] for seed in (5, 5, 6)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [int(each["same"]) for each in found] == [0, 0, 0]
+    assert found[0]["first"] == found[1]["first"] != found[2]["first"]
 
 
 def test_bfloat16_is_near_and_keeps_its_weights(
