@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+from asda_core.command_line import EXIT_ERROR
 from asda_core.errors import ConfigError
 
 THREADS = "OMP_NUM_THREADS"
@@ -112,6 +113,14 @@ def stop(workers: Sequence[Worker]) -> None:
             worker.send_signal(signal.SIGTERM)
     for worker in workers:
         worker.wait()
+
+
+def how_ended(codes: Sequence[int | None], logs: Sequence[Path]) -> str:
+    """Of processes that have left work: their exit codes, whether the same command does the rest, their last lines."""
+    ends = tails(logs)
+    refused = set(codes) == {EXIT_ERROR} and "error: " in ends  # what the same command would meet again
+    then = "" if refused else "; the same command does them"
+    return f"the processes have ended ({list(codes)}){then}. {ends}"
 
 
 def tails(logs: Sequence[Path]) -> str:

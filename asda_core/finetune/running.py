@@ -226,7 +226,7 @@ def _intervals_again(job: Job, folder: Path, done: dict[str, Any]) -> dict[str, 
     """A finished result, its intervals made anew from the predictions where another number of resamples is wanted."""
     if done.get("bootstrap") == job.recipe.bootstrap:  # runs of earlier versions do not tell
         return done
-    before = json.loads((folder / SCORES).read_text())["notes"] if (folder / SCORES).exists() else []
+    before = (_read(folder / SCORES) or {}).get("notes", [])
     scores = write_evaluation(folder, load_predictions(folder / PREDICTIONS), _title(job), job.recipe.bootstrap)
     notes = [*scores.notes, *(note for note in done.get("notes", []) if note not in before)]
     result = {**done, "intervals": scores.intervals, "notes": notes, "bootstrap": job.recipe.bootstrap}
@@ -282,8 +282,13 @@ def _load_average(tuned: Tuned, average: Mapping[str, Tensor]) -> None:
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What a finished run found; None where there is none."""
+    return _read(folder / RESULT_FILE)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """JSON; None where there is none, or it is damaged."""
     try:
-        result: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text())
+        found: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return result
+    return found

@@ -54,8 +54,8 @@ def run_embed(parsed: argparse.Namespace) -> None:
     )
     if checkpoint.embedding and not parsed.worker:
         suited = ", ".join(f"{key}={value}" for key, value in checkpoint.embedding.items())
-        print(f"note: the tokens of the last block are written; the scenes of this model ({suited}) are those of "
-              "asda_hear.get_scene_embeddings.", file=sys.stderr)  # fmt: skip
+        told = f"the scenes of this model ({suited}) are those of asda_hear.get_scene_embeddings"
+        print(f"note: the tokens of the last block are written; {told}.", file=sys.stderr)
     print(embed_files(listener, names, parsed.out, job, not parsed.worker, parsed.shard))
 
 

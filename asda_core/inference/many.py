@@ -8,11 +8,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from asda_core.command_line import EXIT_ERROR
 from asda_core.errors import AsdaError, AudioError
 from asda_core.inference.embedding import summary
 from asda_core.inference.indexing import INDEX_FILE, SKIPPED_FILE, Index, entry_of
-from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, share_of_processors, stop, tails, with_options
+from asda_core.workers import (
+    Shard,
+    Worker,
+    begin,
+    ended_as_interrupt,
+    how_ended,
+    share_of_processors,
+    stop,
+    tails,
+    with_options,
+)
 
 JOBS_FOLDER = ".jobs"
 """Logs of the processes, in the folder of embeddings."""
@@ -53,10 +62,7 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
     left = [file for file in _missing(out, names, files) if str(file) not in skipped]
     codes = [worker.returncode for worker in workers]
     if left:
-        ends = tails(logs)
-        refused = set(codes) == {EXIT_ERROR} and "error: " in ends  # what the same command would meet again
-        then = "" if refused else "; the same command does them"
-        raise AsdaError(f"{len(left)} files are left, and the processes have ended ({codes}){then}. {ends}")
+        raise AsdaError(f"{len(left)} files are left, and {how_ended(codes, logs)}")
     if len(skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
     if any(codes):

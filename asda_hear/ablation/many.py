@@ -12,7 +12,7 @@ from tqdm import tqdm
 from asda_core.command_line import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import disk_time
-from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, share_of_processors, stop, tails
+from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, how_ended, share_of_processors, stop
 from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
@@ -140,6 +140,6 @@ def _report(
     if failed:
         raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
     if left and any(code not in ACCEPTED_EXITS for code in codes):
-        raise AsdaError(f"{len(left)} are left, and the processes have ended ({list(codes)}). {tails(logs)}")
+        raise AsdaError(f"{len(left)} are left, and {how_ended(codes, logs)}")
     if left and 0 in codes and work.plan.config.budget.hours is not None:  # which ends so where the time is over
         tell_spent(work, len(left))

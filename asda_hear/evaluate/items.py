@@ -126,7 +126,7 @@ def _tensors_of(content: BinaryIO) -> dict[str, torch.Tensor]:
 
 
 def can_score(metric: str) -> bool:
-    """Whether `scores` knows a metric of HEAR."""
+    """Whether `scorer` knows a metric of HEAR."""
     return metric in KNOWN
 
 

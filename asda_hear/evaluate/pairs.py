@@ -9,10 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from asda_core.command_line import EXIT_ERROR
 from asda_core.errors import AsdaError
 from asda_core.files import disk_time
-from asda_core.workers import Worker, begin, ended_as_interrupt, stop, tails, with_options
+from asda_core.workers import Worker, begin, ended_as_interrupt, how_ended, stop, with_options
 from asda_hear.evaluate.identity import is_scored, stamps, task_identity, weights_identity
 from asda_hear.evaluate.scores import TaskScore, read_task_score
 from asda_hear.evaluate.search import EvaluationConfig
@@ -106,9 +105,7 @@ def score_in_processes(work: Pairs, given: Sequence[str], jobs: int) -> list[tup
     told = {pair: read_failure(work.error_file(pair), began) for pair in work.pairs if pair not in done}
     failed = {pair: why for pair, why in told.items() if why}
     if left := [str(pair) for pair in work.pairs if pair not in done and pair not in failed]:
-        refused = set(codes) == {EXIT_ERROR}  # what each of them has met, the same command would meet again
-        then = "" if refused else "; the same command does them"
-        raise AsdaError(f"left are {', '.join(left)}, and the processes have ended ({codes}){then}. {tails(logs)}")
+        raise AsdaError(f"left are {', '.join(left)}, and {how_ended(codes, logs)}")
     scores = {pair: read_task_score(work.folder(pair)) for pair in done}
     return unless_failed(work, scores, failed)
 
