@@ -17,7 +17,7 @@ from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.run import CellsFailed, make_ready, prepare, run_plan, tell_spent, write_all_rows
-from asda_hear.failures import read_failure
+from asda_hear.work_queue import read_failure
 
 try:
     import submitit

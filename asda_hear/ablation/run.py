@@ -1,11 +1,11 @@
 """Runs a plan: any number of processes, on any number of machines that share the store, each take what is free."""
 
+import math
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import Timeout
 from tqdm import tqdm
 
 from asda_core.assemble import Parts, build_weightless, check_class_token_axis, foreign_plugins
@@ -13,7 +13,7 @@ from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import TEACHER
 from asda_core.claiming import locked
 from asda_core.config_io import parse
-from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
+from asda_core.errors import AsdaError, CheckpointError, ConfigError
 from asda_core.files import disk_time, text_digest, write_rows
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
@@ -34,16 +34,13 @@ from asda_hear.api import load_model, model_from
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.identity import task_identity
 from asda_hear.evaluate.search import find_tasks
-from asda_hear.failures import read_failure, write_failure
 from asda_hear.model import HearOptions
 from asda_hear.pooling import EncoderBackbone
+from asda_hear.work_queue import Failed, attempt_alone, shared_work
 
 ROWS_FILE = "rows.csv"
 CLAIM_FILE, ROWS_LOCK = ".claim", ".rows.lock"
-"""Locks: of a unit while a process does it, and of the table while it is written. The system frees them when their
-process ends, however it ends."""
-POLL_SECONDS = 1.0
-"""How often a process that has nothing left to take up looks whether the others are done or have died."""
+"""Locks: of a unit while a process does it, and of the table while it is written."""
 SECONDS_PER_HOUR = 3600
 RESULTS = Path("results")
 """Where a plan leaves its tables, in a folder of its name, if nothing else is asked for."""
@@ -147,54 +144,34 @@ def tell_spent(work: Work, left: int) -> None:
 
 def _do_all(work: Work, units: list[Unit]) -> list[str]:
     """Take up one unit after the other until all are done, failed, or the budget is spent; returns what failed."""
-    began, since = time.monotonic(), disk_time(work.store)
-    hours = work.plan.config.budget.hours
-    left = list(units)
-    failed: list[str] = []
+    since, hours = disk_time(work.store), work.plan.config.budget.hours
+    until = math.inf if hours is None else time.monotonic() + hours * SECONDS_PER_HOUR
+    ended, failed = 0, list[str]()
     with tqdm(total=len(units), desc="cells", unit="cell", disable=not work.progress) as bar:
-        while left:
-            before = len(left)
-            for unit in list(left):
-                if hours is not None and time.monotonic() - began > hours * SECONDS_PER_HOUR:
-                    tell_spent(work, len(left))
-                    return failed
-                outcome = _try_unit(work, unit, since)
-                if outcome is None:
-                    continue
-                left.remove(unit)
-                bar.update()
-                if outcome:
-                    failed.append(outcome)
-            if len(left) == before:
-                time.sleep(POLL_SECONDS)
+        for unit, outcome in shared_work(units, lambda unit: _attempt(work, unit, since), until):
+            ended += 1
+            bar.update()
+            if isinstance(outcome, Failed):
+                failed.append(f"{unit.name}: {outcome.why}")
+            elif outcome:
+                write_all_rows(work)
+    if ended < len(units):
+        tell_spent(work, len(units) - ended)
     return failed
 
 
-def _try_unit(work: Work, unit: Unit, since: float) -> str | None:
-    """Do a unit unless another process is at it: None; "" where it is done, else why it failed."""
+def _attempt(work: Work, unit: Unit, since: float) -> bool | Failed | None:
+    """Do a unit unless another process is at it: None; False where it was done before."""
     if is_done(work, unit):
-        return ""
-    unit.folder.mkdir(parents=True, exist_ok=True)
-    error_file = unit.folder / ERROR_FILE
-    try:
-        with locked(unit.folder / CLAIM_FILE, timeout=0):
-            if is_done(work, unit):
-                return ""
-            if why := read_failure(error_file, since):  # another process has just tried
-                return f"{unit.name}: {why}"
-            try:
-                do_unit(work, unit)
-            except (TrainingStopped, KeyboardInterrupt):
-                raise
-            except Exception as error:  # one cell must not take the others down
-                told = f"{unit.name}: {write_failure(error_file, error)}"
-                print(f"failed: {told}", file=sys.stderr)
-                return told
-            error_file.unlink(missing_ok=True)
-    except Timeout:
-        return None
-    write_all_rows(work)
-    return ""
+        return False
+
+    def do() -> bool:
+        if is_done(work, unit):
+            return False
+        do_unit(work, unit)
+        return True
+
+    return attempt_alone(do, unit.name, unit.folder / CLAIM_FILE, unit.folder / ERROR_FILE, since)
 
 
 def check_plan(plan: Plan, catalog: Catalog) -> None:

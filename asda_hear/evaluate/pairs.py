@@ -15,12 +15,12 @@ from asda_core.workers import Worker, begin, ended_as_interrupt, how_ended, stop
 from asda_hear.evaluate.identity import is_scored, stamps, task_identity, weights_identity
 from asda_hear.evaluate.scores import TaskScore, read_task_score
 from asda_hear.evaluate.search import EvaluationConfig
-from asda_hear.failures import read_failure
+from asda_hear.work_queue import read_failure
 
 JOBS_FOLDER = ".jobs"
 """Logs of the processes, in the result folder."""
 POLL_SECONDS = 0.5
-"""How often a process looks whether a pair has become free, or is done."""
+"""How often it is looked whether more pairs are done."""
 
 
 class EvaluationFailed(AsdaError):

@@ -35,7 +35,6 @@ from asda_hear.evaluate.items import Items, can_score, read_items
 from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.search import USUAL_SEED
 from asda_hear.evaluate.standing import LEADERBOARD_FILE
-from asda_hear.failures import read_failure
 from asda_hear.reporting.comparing import Floats, Interval, compare_items, score_draws
 from asda_hear.reporting.latex import to_latex
 from asda_hear.reporting.page import Failure, PageDetails, write_page
@@ -43,6 +42,7 @@ from asda_hear.reporting.summarising import summarise
 from asda_hear.reporting.summary import Summary
 from asda_hear.reporting.tables import to_markdown
 from asda_hear.reporting.tidy import write_tidy
+from asda_hear.work_queue import read_failure
 
 NAMED = 5
 """So many missing units are named."""

@@ -22,7 +22,7 @@ from asda_hear.evaluate.items import ITEMS_FILE
 from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs
 from asda_hear.evaluate.scoring import score_pairs
 from asda_hear.evaluate.search import EvaluationConfig, find_tasks
-from asda_hear.failures import read_failure, write_failure
+from asda_hear.work_queue import read_failure, write_failure
 from tests.waiting import WAIT_SECONDS, wait_until
 
 pytestmark = pytest.mark.heareval
