@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from asda_core.command_line import EXIT_ERROR
 from asda_core.errors import ConfigError
@@ -22,6 +25,8 @@ DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of Linux's prctl."""
 TAIL_LINES = 5
 """Lines at the end of a process's log that an error tells."""
+LOOK_EVERY_SECONDS = 1.0
+"""Between two looks at what other processes have done."""
 Worker = subprocess.Popen[bytes]
 Item = TypeVar("Item")
 
@@ -81,6 +86,61 @@ def begin(command: Sequence[str], log: Path, threads: int) -> Worker:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Ended:
+    """Processes that have ended.
+
+    Attributes:
+        codes: how, as of `subprocess.Popen.returncode`.
+        logs: what each printed.
+    """
+
+    codes: Sequence[int]
+    logs: Sequence[Path]
+
+    def left_work(self) -> str:
+        """For an error: their exit codes, whether the same command does the rest, their last lines."""
+        ends = tails(self.logs)
+        refused = set(self.codes) == {EXIT_ERROR} and "error: " in ends  # what the same command would meet again
+        then = "" if refused else "; the same command does them"
+        return f"the processes have ended ({list(self.codes)}){then}. {ends}"
+
+
+def run_workers(
+    commands: Sequence[Sequence[str]], logs: Path, threads: int, bar: "tqdm[Any]", count_done: Callable[[], int]
+) -> Ended:
+    """Begin processes and wait until all have ended; Ctrl-C and SIGTERM stop them all.
+
+    Args:
+        commands: of each, what follows `python -m`.
+        logs: folder of what they print.
+        threads: of torch in each, unless the environment tells.
+        bar: shows meanwhile what is done.
+        count_done: how much that is.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    files = [logs / f"{os.getpid()}-{number}.log" for number in range(1, len(commands) + 1)]
+    workers: list[Worker] = []
+    try:
+        with ended_as_interrupt():
+            workers.extend(begin(command, file, threads) for command, file in zip(commands, files, strict=True))
+            show_progress(bar, count_done, lambda: any(worker.poll() is None for worker in workers))
+    finally:
+        stop(workers)
+    return Ended([worker.returncode for worker in workers], files)
+
+
+def show_progress(bar: "tqdm[Any]", count_done: Callable[[], int], running: Callable[[], bool]) -> None:
+    """Move a bar by what other processes have done, until nothing runs any more."""
+    with bar:
+        while True:
+            alive = running()
+            bar.update(count_done() - bar.n)
+            if not alive:
+                return
+            time.sleep(LOOK_EVERY_SECONDS)
+
+
 def share_of_processors(jobs: int) -> int:
     """Threads for each of so many processes."""
     return max(1, (os.cpu_count() or 1) // jobs)
@@ -113,14 +173,6 @@ def stop(workers: Sequence[Worker]) -> None:
             worker.send_signal(signal.SIGTERM)
     for worker in workers:
         worker.wait()
-
-
-def how_ended(codes: Sequence[int | None], logs: Sequence[Path]) -> str:
-    """Of processes that have left work: their exit codes, whether the same command does the rest, their last lines."""
-    ends = tails(logs)
-    refused = set(codes) == {EXIT_ERROR} and "error: " in ends  # what the same command would meet again
-    then = "" if refused else "; the same command does them"
-    return f"the processes have ended ({list(codes)}){then}. {ends}"
 
 
 def tails(logs: Sequence[Path]) -> str:

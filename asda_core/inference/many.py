@@ -1,8 +1,6 @@
 """`asda embed --jobs N`: several processes of this machine, each with its part of the files, into one folder."""
 
 import json
-import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,21 +9,10 @@ from tqdm import tqdm
 from asda_core.errors import AsdaError, AudioError
 from asda_core.inference.embedding import summary
 from asda_core.inference.indexing import INDEX_FILE, SKIPPED_FILE, Index, entry_of
-from asda_core.workers import (
-    Shard,
-    Worker,
-    begin,
-    ended_as_interrupt,
-    how_ended,
-    share_of_processors,
-    stop,
-    tails,
-    with_options,
-)
+from asda_core.workers import Shard, run_workers, share_of_processors, tails, with_options
 
 JOBS_FOLDER = ".jobs"
 """Logs of the processes, in the folder of embeddings."""
-LOOK_EVERY_SECONDS = 0.5
 
 
 def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Path, jobs: int, shard: Shard) -> str:
@@ -47,39 +34,28 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
     """
     files = shard.of(list(names))
     there = len(files) - len(_missing(out, names, files))
-    logs = [out / JOBS_FOLDER / f"{os.getpid()}-{number}.log" for number in range(1, jobs + 1)]
-    (out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
-    workers: list[Worker] = []
-    try:
-        with ended_as_interrupt():
-            for part, log in zip(shard.split(jobs), logs, strict=True):
-                rest = ["--jobs", "1", "--shard", f"{part.index}/{part.count}", "--worker"]
-                workers.append(begin(["asda_core.cli", *with_options(given, rest)], log, share_of_processors(jobs)))
-            _wait(out / INDEX_FILE, len(files) - there, workers)
-    finally:
-        stop(workers)
+    commands = []
+    for part in shard.split(jobs):
+        rest = ["--jobs", "1", "--shard", f"{part.index}/{part.count}", "--worker"]
+        commands.append(["asda_core.cli", *with_options(given, rest)])
+    index, to_do = out / INDEX_FILE, len(files) - there
+    before = _count(index)
+    ended = run_workers(
+        commands,
+        out / JOBS_FOLDER,
+        share_of_processors(jobs),
+        tqdm(total=to_do, unit="file", desc="embed"),
+        lambda: max(0, min(to_do, _count(index) - before)),  # lines that have come
+    )
     skipped = _skipped(out) & {str(file) for file in files}
     left = [file for file in _missing(out, names, files) if str(file) not in skipped]
-    codes = [worker.returncode for worker in workers]
     if left:
-        raise AsdaError(f"{len(left)} files are left, and {how_ended(codes, logs)}")
+        raise AsdaError(f"{len(left)} files are left, and {ended.left_work()}")
     if len(skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
-    if any(codes):
-        raise AsdaError(f"all files are there, but processes have failed ({codes}). {tails(logs)}")
+    if any(ended.codes):
+        raise AsdaError(f"all files are there, but processes have failed ({ended.codes}). {tails(ended.logs)}")
     return summary(out, len(files) - there - len(skipped), there, len(skipped))
-
-
-def _wait(index: Path, to_do: int, workers: Sequence[Worker]) -> None:
-    """A bar of the lines that come to the index, until no process runs any more."""
-    before = _count(index)
-    with tqdm(total=to_do, unit="file", desc="embed") as bar:
-        while True:
-            alive = any(worker.poll() is None for worker in workers)
-            bar.update(max(0, min(to_do, _count(index) - before) - bar.n))
-            if not alive:
-                return
-            time.sleep(LOOK_EVERY_SECONDS)
 
 
 def _count(index: Path) -> int:

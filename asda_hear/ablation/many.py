@@ -1,9 +1,7 @@
 """A plan in many processes: on this machine, or as jobs that submitit hands to Slurm. The store keeps them apart."""
 
-import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from tqdm import tqdm
 from asda_core.command_line import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.files import disk_time
-from asda_core.workers import Shard, Worker, begin, ended_as_interrupt, how_ended, share_of_processors, stop
+from asda_core.workers import Ended, Shard, run_workers, share_of_processors, show_progress
 from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
@@ -26,7 +24,6 @@ except ImportError:
 
 JOBS_FOLDER, CLUSTER_FOLDER = "jobs", "submitit"
 """Logs of the processes, in the result folder."""
-LOOK_EVERY_SECONDS = 2.0
 ACCEPTED_EXITS = (0, EXIT_STOPPED)
 """A worker ended as it should: all is done or the budget spent, or it was asked to stop. 1 is any error."""
 
@@ -41,21 +38,13 @@ def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
         AsdaError: all processes died before the plan was done.
     """
     make_ready(work)
-    out = work.out
-    (out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
     began = disk_time(work.store)
-    command = ["asda_hear.cli", "ablate", str(work.plan.file), "--out", str(out), "--worker"]
+    command = ["asda_hear.cli", "ablate", str(work.plan.file), "--out", str(work.out), "--worker"]
     command += ["--store", str(work.store), "--shard", f"{shard.index}/{shard.count}"]
-    workers: list[Worker] = []
-    logs = [out / JOBS_FOLDER / f"{os.getpid()}-{number}.log" for number in range(1, jobs + 1)]
-    try:
-        with ended_as_interrupt():
-            workers.extend(begin(command, log, share_of_processors(jobs)) for log in logs)
-            _wait(work, shard, lambda: any(worker.poll() is None for worker in workers))
-    finally:
-        stop(workers)
+    bar, count_done = _progress(work, shard)
+    ended = run_workers([command] * jobs, work.out / JOBS_FOLDER, share_of_processors(jobs), bar, count_done)
     rows = write_all_rows(work)
-    _report(work, shard, rows, began, [worker.returncode for worker in workers], logs)
+    _report(work, shard, rows, began, ended)
     return rows
 
 
@@ -89,10 +78,10 @@ def submit_jobs(work: Work, jobs: int, cluster: str, parameters: Mapping[str, An
     )
     if not wait:
         return write_all_rows(work)
-    _wait(work, Shard(), lambda: not all(job.done() for job in submitted))
+    show_progress(*_progress(work, Shard()), lambda: not all(job.done() for job in submitted))
     rows = write_all_rows(work)
     codes = [0 if job.exception() is None else -1 for job in submitted]
-    _report(work, Shard(), rows, began, codes, sorted((out / CLUSTER_FOLDER).glob("*_log.err")))
+    _report(work, Shard(), rows, began, Ended(codes, sorted((out / CLUSTER_FOLDER).glob("*_log.err"))))
     return rows
 
 
@@ -114,32 +103,26 @@ class PlanJob:
         return submitit.helpers.DelayedSubmission(PlanJob(self.plan_file, self.out, self.store))
 
 
-def _wait(work: Work, shard: Shard, running: Callable[[], bool]) -> None:
-    """A bar of what is done, until nothing runs any more."""
+def _progress(work: Work, shard: Shard) -> tuple["tqdm[Any]", Callable[[], int]]:
+    """A bar of the units, and how many are done."""
     units = work.units(shard)
-    with tqdm(total=len(units), desc="cells", unit="cell") as bar:
-        while True:
-            alive = running()
-            bar.update(sum(is_done(work, unit) for unit in units) - bar.n)
-            if not alive:
-                return
-            time.sleep(LOOK_EVERY_SECONDS)
+    bar = tqdm(total=len(units), desc="cells", unit="cell")
+    return bar, lambda: sum(is_done(work, unit) for unit in units)
 
 
-def _report(
-    work: Work, shard: Shard, rows: list[Row], began: float, codes: Sequence[int], logs: Sequence[Path]
-) -> None:
+def _report(work: Work, shard: Shard, rows: list[Row], began: float, ended: Ended) -> None:
     """Raise what went wrong."""
     left = [unit for unit in work.units(shard) if not is_done(work, unit)]
-    if dead := [code for code in codes if code < 0]:
+    if dead := [code for code in ended.codes if code < 0]:
         print(
-            f"{len(dead)} of {len(codes)} processes were killed ({dead}); others took up their work.", file=sys.stderr
+            f"{len(dead)} of {len(ended.codes)} processes were killed ({dead}); others took up their work.",
+            file=sys.stderr,
         )
     told = {unit.name: read_failure(unit.folder / ERROR_FILE, began) for unit in left}
     failed = [f"{name}: {why}" for name, why in told.items() if why]
     if failed:
         raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
-    if left and any(code not in ACCEPTED_EXITS for code in codes):
-        raise AsdaError(f"{len(left)} are left, and {how_ended(codes, logs)}")
-    if left and 0 in codes and work.plan.config.budget.hours is not None:  # which ends so where the time is over
+    if left and any(code not in ACCEPTED_EXITS for code in ended.codes):
+        raise AsdaError(f"{len(left)} are left, and {ended.left_work()}")
+    if left and 0 in ended.codes and work.plan.config.budget.hours is not None:  # which ends so where the time is over
         tell_spent(work, len(left))

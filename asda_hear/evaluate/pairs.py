@@ -1,7 +1,5 @@
 """Models x tasks, their results, and waiting for the processes that score them; `scoring` is what they do."""
 
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from tqdm import tqdm
 
 from asda_core.errors import AsdaError
 from asda_core.files import disk_time
-from asda_core.workers import Worker, begin, ended_as_interrupt, how_ended, stop, with_options
+from asda_core.workers import run_workers, with_options
 from asda_hear.evaluate.identity import is_scored, stamps, task_identity, weights_identity
 from asda_hear.evaluate.scores import TaskScore, read_task_score
 from asda_hear.evaluate.search import EvaluationConfig
@@ -19,8 +17,6 @@ from asda_hear.work_queue import read_failure
 
 JOBS_FOLDER = ".jobs"
 """Logs of the processes, in the result folder."""
-POLL_SECONDS = 0.5
-"""How often it is looked whether more pairs are done."""
 
 
 class EvaluationFailed(AsdaError):
@@ -90,39 +86,23 @@ def score_in_processes(work: Pairs, given: Sequence[str], jobs: int) -> list[tup
         EvaluationFailed: pairs failed.
         AsdaError: the processes ended before all was done.
     """
-    logs = [work.out / JOBS_FOLDER / f"{os.getpid()}-{number}.log" for number in range(1, jobs + 1)]
-    (work.out / JOBS_FOLDER).mkdir(parents=True, exist_ok=True)
     began = disk_time(work.out)
-    workers: list[Worker] = []
-    try:
-        with ended_as_interrupt():
-            command = ["asda_hear.cli", *with_options(given, ["--jobs", "1", "--worker"])]
-            workers.extend(begin(command, log, work.config.threads) for log in logs)
-            done = _wait(work, workers)
-    finally:
-        stop(workers)
-    codes = [worker.returncode for worker in workers]
-    told = {pair: read_failure(work.error_file(pair), began) for pair in work.pairs if pair not in done}
-    failed = {pair: why for pair, why in told.items() if why}
-    if left := [str(pair) for pair in work.pairs if pair not in done and pair not in failed]:
-        raise AsdaError(f"left are {', '.join(left)}, and {how_ended(codes, logs)}")
-    scores = {pair: read_task_score(work.folder(pair)) for pair in done}
-    return unless_failed(work, scores, failed)
-
-
-def _wait(work: Pairs, workers: Sequence[Worker]) -> list[Pair]:
-    """A bar of what is done, until nothing runs any more; returns the pairs that are."""
     weights = {pair.model: weights_identity(pair.model) for pair in work.pairs}
     tasks = {pair.task: task_identity(pair.task) for pair in work.pairs}
     wanted = {pair: stamps(weights[pair.model], work.options, tasks[pair.task], work.config)[1] for pair in work.pairs}
-    with tqdm(total=len(work.pairs), desc="evaluate", unit="pair") as bar:
-        while True:
-            alive = any(worker.poll() is None for worker in workers)
-            done = [pair for pair in work.pairs if is_scored(work.folder(pair), wanted[pair], pair.task)]
-            bar.update(len(done) - bar.n)
-            if not alive:
-                return done
-            time.sleep(POLL_SECONDS)
+
+    def done() -> list[Pair]:
+        return [pair for pair in work.pairs if is_scored(work.folder(pair), wanted[pair], pair.task)]
+
+    command = ["asda_hear.cli", *with_options(given, ["--jobs", "1", "--worker"])]
+    bar = tqdm(total=len(work.pairs), desc="evaluate", unit="pair")
+    ended = run_workers([command] * jobs, work.out / JOBS_FOLDER, work.config.threads, bar, lambda: len(done()))
+    scores = {pair: read_task_score(work.folder(pair)) for pair in done()}
+    told = {pair: read_failure(work.error_file(pair), began) for pair in work.pairs if pair not in scores}
+    failed = {pair: why for pair, why in told.items() if why}
+    if left := [str(pair) for pair in work.pairs if pair not in scores and pair not in failed]:
+        raise AsdaError(f"left are {', '.join(left)}, and {ended.left_work()}")
+    return unless_failed(work, scores, failed)
 
 
 def rows_of(work: Pairs, scores: Mapping[Pair, TaskScore]) -> list[tuple[str, TaskScore]]:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from asda_core.command_line import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
-from asda_core.workers import Shard
+from asda_core.workers import Ended, Shard
 from asda_hear.ablation import cells, many
 from asda_hear.ablation.cells import ERROR_FILE, is_done
 from asda_hear.ablation.many import run_jobs, submit_jobs
@@ -150,9 +150,9 @@ def test_the_command_that_makes_it_again(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_budget_that_is_not_spent_is_not_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of processes that were asked to stop."""
     work = work_on(tone_plan(tmp_path, budget={"hours": 100}), tmp_path / "out")
-    many._report(work, Shard(), [], 0.0, [EXIT_STOPPED, EXIT_STOPPED], [])
+    many._report(work, Shard(), [], 0.0, Ended([EXIT_STOPPED, EXIT_STOPPED], []))
     assert "is spent" not in capsys.readouterr().err
-    many._report(work, Shard(), [], 0.0, [0, EXIT_STOPPED], [])
+    many._report(work, Shard(), [], 0.0, Ended([0, EXIT_STOPPED], []))
     assert "the budget of 100.0 hours is spent; 5 are left" in capsys.readouterr().err
 
 
