@@ -22,6 +22,8 @@ SAMPLED_EVERY_SECONDS = 0.02
 NOTED_EVERY_SECONDS = 5.0
 """So much of a session that is killed may be missing in what its run has cost."""
 MEBIBYTE = 2**20
+MINUTE = 60
+"""Seconds, and of an hour minutes."""
 LOOKING_SHARE = 0.02
 """Of the time, looks take so much at most of a core: in a million small pieces, one takes a tenth of a second."""
 PROBES = 3
@@ -180,3 +182,11 @@ def _resident() -> int:
         return (resident - of_files) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def in_words(seconds: float) -> str:
+    """A duration as people say it: "90 s", "12 min", "1 h 05 min"."""
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / MINUTE), MINUTE)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

@@ -7,6 +7,8 @@ from pathlib import Path
 from asda_core.errors import CheckpointError, ConfigError
 
 MODEL_FILE = "model.safetensors"
+MODEL_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".yaml", ".yml")
+"""Of files that a model is in, or its config: where a path is not there (yet), what follows another dot is its name."""
 PACKAGE_MODEL = "asda_small"
 """Name of the trained model that comes with the package; see MODEL_CARD.md. As a config it is its architecture."""
 OWN_DISTRIBUTION = "asda-hear"
@@ -42,6 +44,16 @@ def labelled_path(option: str, text: str) -> tuple[str, str]:
     if not label:
         raise ConfigError(f"{option} {text!r}: nothing, which stands before the =, cannot be a label.")
     return label, path
+
+
+def model_name(path: str | Path) -> str:
+    """What a model is called by its path: its folder where files of all models are called alike, its run and step."""
+    file = Path(path).resolve()
+    if file.stem == Path(MODEL_FILE).stem and not file.is_dir():
+        file = file.parent
+    elif file.is_file() or file.suffix.lower() in MODEL_SUFFIXES:
+        file = file.with_suffix("")
+    return f"{file.parent.name}-{file.name}" if file.match(STEP_FOLDERS) else file.name
 
 
 def step_folders(folder: Path) -> list[Path]:

@@ -27,7 +27,8 @@ def run_ablate(parsed: argparse.Namespace) -> None:
     out = parsed.out or RESULTS / parsed.plan.stem
     work = prepare(plan, out, progress=not parsed.worker, store=parsed.store)
     if parsed.dry_run:
-        print_estimate(work, parsed.shard, parsed.submit or parsed.jobs)
+        jobs, option = (parsed.jobs, "--jobs") if parsed.submit is None else (parsed.submit, "--submit")
+        print_estimate(work, parsed.shard, jobs, option)
         return
     try:
         rows = _rows(work, parsed)

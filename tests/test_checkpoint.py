@@ -14,7 +14,7 @@ from asda_core.catalog import Catalog, load_catalog
 from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model, write_step
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError, ConfigError
-from asda_core.locating import labelled_path, locate, newest_step
+from asda_core.locating import labelled_path, locate, model_name, newest_step
 from asda_core.official.reading import read_model
 from asda_core.tensor_files import read_tensors
 
@@ -195,3 +195,22 @@ def test_labels_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for text, message in (("mine=", "behind 'mine' there is no path"), ("=runs/x", "cannot be a label")):
         with pytest.raises(ConfigError, match=f"--model '{text}'.*{message}"):
             labelled_path("--model", text)
+
+
+def test_what_a_model_is_called(tmp_path: Path) -> None:
+    """The same in tables, folders and figures; a learning rate in the name of a folder is no suffix of a file."""
+    (tmp_path / "lr0.001").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "eat.v2").write_bytes(b"")
+    expected = {
+        "lr0.001": "lr0.001",
+        "lr0.001/model.safetensors": "lr0.001",
+        "lr0.001/step-00000100": "lr0.001-step-00000100",
+        "lr0.01-{seed}": "lr0.01-{seed}",  # not there
+        "EAT.pt": "EAT",
+        "run/model.pt": "run",
+        "eat.v2": "eat",
+        "model": "model",
+    }
+    assert {path: model_name(tmp_path / path) for path in expected} == expected
+    assert model_name("asda_base") == "asda_base"

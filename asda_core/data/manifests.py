@@ -12,7 +12,10 @@ from asda_core.data.tars import TAR_SUFFIX, index_of, is_audio
 from asda_core.errors import AudioError, ConfigError
 
 TABLE_SUFFIXES = (".parquet", ".pq")
-FILE_COLUMNS = ("file", "path", "filename", "file_name", "filepath", "file_path", "audio", "audio_file", "wav", "flac")
+FILE_COLUMNS = (
+    "file", "path", "filename", "file_name", "filepath", "file_path", "fname", "slice_file_name", "audio", "audio_file",
+    "wav", "flac",
+)  # fmt: skip
 """Columns that a table usually keeps its files in; else the first whose values look like audio is taken."""
 ROWS_LOOKED_AT = 20
 """Rows by which a column of files is told."""

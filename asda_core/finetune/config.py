@@ -151,7 +151,8 @@ class StepDecayConfig:
     factor: float = 0.85
 
     def __post_init__(self) -> None:
-        require(self.first_epoch >= 0 and self.every > 0, "step_decay.first_epoch and every must not be negative.")
+        require(self.first_epoch >= 0, f"step_decay.first_epoch must be 0 or more, not {self.first_epoch}.")
+        require(self.every > 0, f"step_decay.every must be 1 or more, not {self.every}.")
         require(0 < self.factor <= 1, f"step_decay.factor must lie in (0, 1], not {self.factor}.")
 
 

@@ -22,6 +22,7 @@ from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig, load_source
 from asda_core.labelled.splits import rounds, usual_split
+from asda_core.locating import model_name
 from asda_core.official.reading import read_model
 from asda_core.pretrain.clip_reader import ClipReader
 
@@ -38,7 +39,7 @@ def run_test(parsed: argparse.Namespace) -> None:
     checkpoint = read_model(parsed.checkpoint)
     if checkpoint.report:
         print(checkpoint.report, file=sys.stderr)
-    which = parsed.checkpoint.parent.name if parsed.checkpoint.stem == "model" else parsed.checkpoint.stem
+    which = model_name(parsed.checkpoint)
     part = parsed.part + (f"-{parsed.fold}" if parsed.fold else "")
     chosen = replace(data, examples=tuple(examples))
     known = text_digest(f"{model_digest(checkpoint.file)} {clip_facts(examples)}", NAME_DIGITS)

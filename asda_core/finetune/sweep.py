@@ -20,7 +20,7 @@ from asda_core.finetune.running import Job, finetune, prepared
 from asda_core.finetune.tuned import Start
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round
-from asda_core.locating import is_package_model, labelled_path
+from asda_core.locating import is_package_model, labelled_path, model_name
 from asda_core.official.reading import read_model
 
 SEED_FIELD = "{seed}"
@@ -89,16 +89,11 @@ def named_starts(given: Sequence[str]) -> dict[str, str]:
     starts: dict[str, str] = {}
     for text in given:
         label, path = labelled_path("--checkpoint", text)
-        label = label or _own_name(Path(path))
+        label = label or model_name(path)
         if label in starts or not label or "/" in label:
             raise ConfigError(f"--checkpoint {text!r}: give every checkpoint a label of its own, as in mine={text}.")
         starts[label] = path
     return starts
-
-
-def _own_name(path: Path) -> str:
-    """Of a folder, or of a file without its suffix, or of its folder where all files are called alike."""
-    return path.parent.name if path.stem == "model" else path.name if path.is_dir() else path.stem
 
 
 def check_starts(starts: Mapping[str, str], seeds: Sequence[int]) -> None:

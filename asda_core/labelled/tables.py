@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asda_core.audio import AUDIO_SUFFIXES
+from asda_core.data.manifests import FILE_COLUMNS
 from asda_core.errors import TaskError, unknown
 from asda_core.files import files_below
 from asda_core.labelled.examples import NO_SPLIT
@@ -16,7 +17,7 @@ from asda_core.labelled.source import SourceConfig
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "file": ("filename", "file_name", "file", "filepath", "path", "fname", "slice_file_name", "audio"),
+    "file": FILE_COLUMNS,
     "label": ("label", "labels", "category", "class", "target", "word", "tag", "tags"),
     "split": ("split", "fold", "set", "subset"),
 }
@@ -53,7 +54,7 @@ def read_text(file: Path) -> str:
 
 
 def read_table(file: Path) -> tuple[list[str], list[TableRow]]:
-    """Columns and rows of a table by tabs, commas or semicolons, whichever its header has most of.
+    """Columns and rows of a table by tabs, commas or semicolons, whichever its header tells of.
 
     Raises:
         TaskError: the file cannot be read, is not UTF-8, or no table.
@@ -81,7 +82,13 @@ def read_header(file: Path) -> list[str]:
 
 
 def _delimiter(header: str) -> str:
-    return max(",\t;", key=header.count)
+    """What makes the most columns with a usual name, and the most columns."""
+
+    def usual(delimiter: str) -> int:
+        names = {name.strip(' "').lower() for name in header.split(delimiter)}
+        return sum(not names.isdisjoint(columns) for columns in USUAL_COLUMNS.values())
+
+    return max(",\t;", key=lambda delimiter: (usual(delimiter), header.count(delimiter)))
 
 
 def _table_row(line: int, row: Mapping[str | None, str | list[str] | None]) -> TableRow:

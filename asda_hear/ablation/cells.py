@@ -114,7 +114,7 @@ def do_unit(work: Work, unit: Unit) -> None:
     """Train (unless done) and evaluate (what is not done).
 
     Raises:
-        EvaluationFailed: one of several ways to hear the model failed; the others are done.
+        OptionsFailed: one of several ways to hear the model failed; the others are done.
     """
     if unit.cells:
         cell = unit.cells[0]
@@ -137,10 +137,10 @@ def do_unit(work: Work, unit: Unit) -> None:
         if not where:
             raise first
         told = "; ".join(f"{labels}: {type(error).__name__}: {error}" for labels, error in failed)
-        raise EvaluationFailed(told) from first
+        raise OptionsFailed(told) from first
 
 
-class EvaluationFailed(AsdaError):
+class OptionsFailed(AsdaError):
     """Some of the ways in which a model is heard failed."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
+from asda_core.cost import in_words
 from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
@@ -43,7 +44,7 @@ PILOT_NOISE_CLIPS = 4
 """Clips on which attention on noise is measured to see how long that takes."""
 UNTRAINED = "untrained"
 """Folder of a model that is made where no step has to be measured."""
-MINUTE, HOUR = 60, 3600
+HOUR = 3600
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class TimeLeft:
     step: Mapping[str, float]
 
 
-def print_estimate(work: Work, shard: Shard, jobs: int) -> None:
-    """`--dry-run`: the cells, what is done, and what the rest takes."""
+def print_estimate(work: Work, shard: Shard, jobs: int, option: str = "--jobs") -> None:
+    """`--dry-run`: the cells, what is done, and what the rest takes; `option` is that by which there are `jobs`."""
     units = work.units(shard)
     left = [unit for unit in units if not is_done(work, unit)]
     for unit in units:
@@ -88,18 +89,10 @@ def print_estimate(work: Work, shard: Shard, jobs: int) -> None:
     if estimate.noise:
         print(f"attention on noise: {in_words(estimate.noise)}")
     total = estimate.training + (estimate.evaluation or 0.0) + estimate.noise
-    print(f"together: about {in_words(total)} of one process, {in_words(total / jobs)} with --jobs {jobs}.")
+    print(f"together: about {in_words(total)} of one process, {in_words(total / jobs)} with {option} {jobs}.")
     hours = work.plan.config.budget.hours
     if hours is not None and total / jobs > hours * HOUR:
         print(f"that is more than the budget of {hours} hours.")
-
-
-def in_words(seconds: float) -> str:
-    """As in "1 h 05 min"."""
-    if seconds < 2 * MINUTE:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / MINUTE)
-    return f"{minutes} min" if minutes < HOUR / MINUTE else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def estimate_rest(work: Work, left: list[Unit]) -> TimeLeft:

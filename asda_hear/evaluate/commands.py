@@ -12,7 +12,7 @@ from asda_core.command_line import output_folder
 from asda_core.config_io import CONFIG_SUFFIXES, parsed_changes
 from asda_core.errors import ConfigError, TaskError
 from asda_core.files import write_text
-from asda_core.locating import MODEL_FILE, STEP_FOLDERS, labelled_path
+from asda_core.locating import labelled_path, model_name
 from asda_core.workers import ended_as_interrupt
 from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
@@ -184,7 +184,7 @@ def named_models(given: Sequence[str], options: dict[str, object], seed: int = U
         label, path = labelled_path("--model", text)
         if label.startswith(".") or set(label) & set("/\\"):
             raise ConfigError(f"--model {text!r}: {label!r} cannot be a label, which is the name of a folder.")
-        name = model_name(path, options, seed, label)
+        name = row_name(path, options, seed, label)
         if name in found:
             raise ConfigError(
                 f"{found[name]!r} and {path!r} would both be called {name!r}: give one a label of its own, as in "
@@ -218,15 +218,13 @@ def claim_names(models: Mapping[str, str], out: Path) -> None:
         write_text(file, json.dumps({"model": here}))
 
 
-def model_name(model: str, options: dict[str, object], seed: int = USUAL_SEED, label: str = "") -> str:
+def row_name(model: str, options: dict[str, object], seed: int = USUAL_SEED, label: str = "") -> str:
     """Folder and row name of a model: its label or what its path says, options, a seed that is not heareval's own."""
     if label:
         stem = label
     elif model in ("", LOG_MEL):
         stem = model or "asda_hear"
     else:
-        path = Path(model).resolve()
-        path = path.parent if path.name == MODEL_FILE else path.with_suffix("") if path.is_file() else path
-        stem = f"{path.parent.name}-{path.name}" if path.match(STEP_FOLDERS) else path.name
+        stem = model_name(model)
     own = [] if seed == USUAL_SEED else [f"seed={seed}"]
     return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items())), *own])

@@ -1,23 +1,18 @@
 """Where labels and splits come from: a folder per class, or a CSV."""
 
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asda_core.audio import find_audio
 from asda_core.errors import TaskError, unknown
 from asda_core.labelled.drawing import TURNS, deal
 from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
-from asda_core.labelled.folders import tell_empty_folders
-from asda_core.labelled.splits import SPLIT_NAMES, fold_number
-from asda_core.labelled.tables import read_table
+from asda_core.labelled.folders import folder_rows
+from asda_core.labelled.splits import fold_number, usual_split
+from asda_core.labelled.tables import read_table, usual_separator
 from asda_hear.evaluate.search import MIN_FOLDS
 from asda_hear.evaluate.tasks import MILLISECONDS, Clip, EmbeddingType, Event
-
-LABEL_SEPARATOR = ";"
-"""Between the labels of a multilabel clip."""
 
 
 @dataclass(frozen=True)
@@ -31,48 +26,28 @@ class Columns:
     end: str = "end"
 
 
-def are_splits(names: set[str], where: str) -> bool:
-    """Whether names are exactly train, valid and test.
+def split_names(names: set[str], where: str) -> dict[str, str]:
+    """Name -> train, valid or test, as of `asda_core.labelled.splits.usual_split`; empty if none is called so.
 
     Raises:
-        TaskError: some are, or look like it, and others do not: folds or classes by mistake.
+        TaskError: some are called as splits and others are not, or one of the three is missing.
     """
-    if names == set(TRAIN_VALID_TEST):
-        return True
-    if strange := names & SPLIT_NAMES.keys():
+    usual = {name: split for name in names if (split := usual_split(name))}
+    if usual and (len(usual) < len(names) or {*usual.values()} != {*TRAIN_VALID_TEST}):
         raise TaskError(
-            f"{where} has {', '.join(sorted(names))}: {sorted(strange)[0]!r} is a split, but the three must be called "
-            "train, valid and test (rename them, or with --csv say --train A --valid B --test C)."
+            f"{where} has {', '.join(sorted(names))}: {min(usual)!r} is a split, but HEAR needs train, valid and test, "
+            "all three and no other (rename them, or with --csv say --train A --valid B --test C)."
         )
-    return False
+    return usual
 
 
 def clips_from_folders(root: Path) -> list[Clip]:
-    """A folder per class; or, if the folders below are train, valid and test, a folder per class in each.
+    """A folder per class, perhaps within folders for train, valid and test: as `folder_rows` reads it.
 
     Raises:
         TaskError: audio lies outside a class folder, or some but not all of the folders are splits.
     """
-    clips = []
-    presplit = root.is_dir() and _has_splits(root)
-    tell_empty_folders(root, 2 if presplit else 1)
-    for file in find_audio(root):
-        parts = file.relative_to(root).parts
-        if len(parts) != 2 + presplit:
-            expected = "SPLIT/CLASS/FILE" if presplit else "CLASS/FILE"
-            raise TaskError(f"{file} is not in a folder of its class (expected {expected} below {root}).")
-        clips.append(Clip(file, parts[0] if presplit else NO_SPLIT, labels=(parts[int(presplit)],)))
-    return clips
-
-
-def _has_splits(root: Path) -> bool:
-    """Whether the folders below are train, valid and test; hidden ones do not count. Errors as of `are_splits`."""
-    names = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    like_splits = names & SPLIT_NAMES.keys()
-    if len(like_splits) == 1 < len(names):  # ESC-50 has a class "train"
-        print(f"{root / like_splits.pop()} is taken for a class, as the folders beside it are.", file=sys.stderr)
-        return False
-    return are_splits(names, str(root))
+    return [Clip(row.file, row.split, labels=row.labels) for row in folder_rows(root)]
 
 
 def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingType) -> list[Clip]:
@@ -88,6 +63,7 @@ def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingTy
     for name in needed:
         if name not in names:
             raise TaskError(f"{table}: {unknown('column', name, names)}")
+    separator = usual_separator(columns.label, [row.values[columns.label] for row in rows])
     clips: dict[str, Clip] = {}
     for number, row, surplus in rows:
         if any(surplus):
@@ -103,7 +79,7 @@ def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingTy
         if kind == "event" and label:
             clip = replace(clip, events=(*clip.events, _event(row, columns, label, f"{table} line {number}")))
         elif label:
-            new = tuple(part.strip() for part in label.split(LABEL_SEPARATOR) if part.strip())
+            new = tuple(part.strip() for part in label.split(separator) if part.strip())
             clip = replace(clip, labels=tuple(dict.fromkeys((*clip.labels, *new))))
         clips[name] = clip
     return list(clips.values())
@@ -153,8 +129,8 @@ def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], fol
         if not folds and set(dealt) != set(TRAIN_VALID_TEST):
             raise TaskError(f"{len(clips)} clips are too few to draw train, valid and test from.")
         return [replace(clip, split=split) for clip, split in zip(clips, dealt, strict=True)]
-    if are_splits(given, "the split column"):
-        return list(clips)
+    if usual := split_names(given, "the split column"):
+        return [replace(clip, split=usual[clip.split]) for clip in clips]
     names = fold_names(given)
     return [replace(clip, split=names[clip.split]) for clip in clips]
 

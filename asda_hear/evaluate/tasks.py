@@ -1,4 +1,4 @@
-"""HEAR-format task folders: writing and resampling them; `search` checks them.
+"""Writes task folders in HEAR's format; `search` checks them.
 
     NAME-VERSION-MODE/
         task_metadata.json   labelvocabulary.csv ("idx,label")   SPLIT.json (one per split)

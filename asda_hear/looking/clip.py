@@ -19,7 +19,7 @@ from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
 from asda_core.errors import AudioError, ConfigError
 from asda_core.filling import fill_features
 from asda_core.inference.framing import num_frames
-from asda_core.locating import MODEL_FILE
+from asda_core.locating import model_name
 from asda_core.log_mel import LogMel
 from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
@@ -100,12 +100,7 @@ def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "")
             print(checkpoint.report, file=sys.stderr)
         config = checkpoint.config
         front_end, encoder = load_encoder(checkpoint, plugins)
-    return OpenModel(name or shown_name(file), front_end, encoder, config.data.clip_seconds, config.data.padding)
-
-
-def shown_name(file: Path) -> str:
-    """Name of a checkpoint: its file's, or its folder's where all files are called alike."""
-    return file.resolve().parent.name if file.name == MODEL_FILE else file.stem
+    return OpenModel(name or model_name(file), front_end, encoder, config.data.clip_seconds, config.data.padding)
 
 
 def read_stretch(file: str | Path, model: OpenModel, start_seconds: float = 0.0) -> Stretch:

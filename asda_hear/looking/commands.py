@@ -2,11 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from asda_core.errors import ConfigError
-from asda_core.locating import labelled_path
-from asda_hear.looking.clip import OpenModel, open_model, read_stretch, shown_name
+from asda_core.locating import labelled_path, model_name
+from asda_hear.looking.clip import OpenModel, open_model, read_stretch
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.page import Looked, numbers_text, write_arrays, write_page, write_picture
 from asda_hear.looking.view import AddedNoise, Choice, Query, has_second, look, panel
@@ -45,7 +44,7 @@ def open_models(paths: Sequence[str]) -> list[OpenModel]:
         ConfigError: two have the same name.
     """
     given = [labelled_path("--checkpoint", text) for text in paths]
-    short = [name or shown_name(Path(path)) for name, path in given]
+    short = [name or model_name(path) for name, path in given]
     names = [
         name if label or short.count(name) == 1 else path for (label, path), name in zip(given, short, strict=True)
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from asda_core.cost import in_words
 from asda_core.files import write_text
 from asda_hear.reporting.answer import answer
 from asda_hear.reporting.charts import Curves, cost_charts, curve_charts, effect_charts, score_charts, short_name
@@ -174,12 +175,4 @@ def _recipe(line: str, cells: Sequence[str], details: PageDetails) -> Recipe:
 
 def _times(details: PageDetails) -> list[str]:
     known = (("of training", details.wall_seconds), ("of processor time", details.cpu_seconds))
-    return [f"{_duration(seconds)} {name}" for name, seconds in known if seconds is not None]
-
-
-def _duration(seconds: float) -> str:
-    """Hours and minutes, or seconds where it was short."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return [f"{in_words(seconds)} {name}" for name, seconds in known if seconds is not None]

@@ -307,10 +307,10 @@ def test_one_way_of_hearing_that_fails(
     assert main(["ablate", str(plan), "--out", str(out)]) == 1
     told = capsys.readouterr().err
     (name,) = (folder.name for folder in (out / "cells").iterdir())
-    assert f"{name} (seed 0): EvaluationFailed: options.scene_pooling summary: ConfigError: no summary today." in told
+    assert f"{name} (seed 0): OptionsFailed: options.scene_pooling summary: ConfigError: no summary today." in told
     table = (out / "table.md").read_text()
     assert f"Not in the table: {name} (seed 0) failed: " in table
-    assert "failed: EvaluationFailed: options.scene_pooling summary: ConfigError: no summary today." in table
+    assert "failed: OptionsFailed: options.scene_pooling summary: ConfigError: no summary today." in table
     assert "today.." not in table
     assert "| mean |" in table
 

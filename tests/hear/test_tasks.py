@@ -85,6 +85,19 @@ def test_hidden_folders_are_no_splits(tmp_path: Path) -> None:
     assert {clip.split for clip in clips_from_folders(tmp_path / "data")} == {"train", "valid", "test"}
 
 
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    for name in ("cat", "dog", ".trash"):
+        write(tmp_path / "data" / name / "a.wav")
+    assert {clip.labels for clip in clips_from_folders(tmp_path / "data")} == {("cat",), ("dog",)}
+
+
+def test_a_column_of_labels_by_commas(tmp_path: Path) -> None:
+    """As FSD50K has them, and as `asda finetune` reads them."""
+    rows = table(tmp_path, 'filename,labels\na.wav,"animal,dog"\nb.wav,rain\n')
+    clips = clips_from_csv(rows, tmp_path, Columns(label="labels"), "scene")
+    assert [clip.labels for clip in clips] == [("animal", "dog"), ("rain",)]
+
+
 def test_a_class_called_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("cat", "dog", "train"):
         write(tmp_path / "data" / name / "a.wav")
@@ -98,12 +111,23 @@ def test_a_clip_without_a_split(tmp_path: Path) -> None:
         clips_from_csv(rows, tmp_path, Columns(split="fold"), "scene")
 
 
-@pytest.mark.parametrize("names", [("train", "val", "test"), ("train", "test"), ("train", "valid", "test", "extra")])
-def test_splits_by_another_name_are_no_classes_and_no_folds(tmp_path: Path, names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("names", [("train", "valid", "test"), ("training", "val", "Evaluation")])
+def test_splits_by_their_usual_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """In folders and in a column, as `asda finetune` reads them."""
     for name in names:
         write(tmp_path / "data" / name / "cat" / f"{name}.wav")
-    with pytest.raises(TaskError, match="is a split, but the three must be called train, valid and test"):
-        clips_from_folders(tmp_path / "data")
+    below = assign_splits(clips_from_folders(tmp_path / "data"), {}, folds=0)
+    listed = assign_splits([Clip(tmp_path / f"{name}.wav", name, ("cat",)) for name in names], {}, folds=0)
+    for clips in (below, listed):
+        assert {clip.file.stem: clip.split for clip in clips} == dict(zip(names, TRAIN_VALID_TEST, strict=True))
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("train", "valid", "test", "extra"), ("val", "dev", "test")])
+def test_splits_that_are_not_all_are_no_classes_and_no_folds(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        write(tmp_path / "data" / name / "cat" / f"{name}.wav")
+    with pytest.raises(TaskError, match="needs train, valid and test|is called as a split, but extra is not"):
+        assign_splits(clips_from_folders(tmp_path / "data"), {}, folds=0)
     clips = [Clip(tmp_path / f"{name}.wav", name, ("cat",)) for name in names]
     with pytest.raises(TaskError, match="the split column has .* --train A --valid B"):
         assign_splits(clips, {}, folds=0)

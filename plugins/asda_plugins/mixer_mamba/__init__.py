@@ -27,10 +27,9 @@ ScanChoice = Literal["auto", "chunked", "sequential"]
 DIMS_PER_RANK = 16
 """Width over the rank of the steps. **Source**: Gu and Dao 2023, released code (`dt_rank` "auto")."""
 KERNEL_MODULE = "mamba_ssm.ops.selective_scan_interface"
-STEP_RANGE = (1e-3, 0.1)
 BLOCK = 1024
 """Tokens that are done at once where no gradient comes. On a CPU 256 were slower, and more than 1,024 no faster."""
-STEP_FLOOR = 1e-4
+STEP_RANGE, STEP_FLOOR = (1e-3, 0.1), 1e-4
 """Steps are drawn log-uniformly from this range, not below the floor. **Source**: Gu and Dao 2023, section 3.6."""
 
 
