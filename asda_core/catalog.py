@@ -3,20 +3,23 @@
 Each entry point of the group `asda` is loaded by itself, so that one bad plugin does not take the program down; its
 error is kept, shown by `asda plugins`, and raised when a config names what it should have offered.
 
-Environment (read by the command lines only, see `options_from_environment`):
+Environment (read by command lines, and where no catalog is given, see `installed_catalog`):
     ASDA_STRICT_PLUGINS=1         any problem is an error
     ASDA_LOAD_PLUGINS=a,b         allow-list of distributions; built-in plugins are always loaded
 """
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any
 
 import pluggy
+import torch
 
 from asda_core import hookspecs
 from asda_core.contracts import PROJECT, Spec
@@ -113,7 +116,7 @@ def load_catalog(
 
 
 def installed_catalog() -> Catalog:
-    """What the installed plugins offer, as the environment allows: for command lines."""
+    """What the installed plugins offer, as the environment allows: for command lines, and where no catalog is given."""
     return load_catalog(**options_from_environment(os.environ))
 
 
@@ -151,8 +154,9 @@ def _canonical(name: str) -> str:
 
 
 def _offers_of(load: Callable[[], object], distribution: str, version: str) -> list[Offer]:
-    """Load one plugin by itself and ask it every hook once."""
-    plugin = load()
+    """Load one plugin by itself and ask it every hook once. What it prints goes to stderr."""
+    with redirect_stdout(sys.stderr), _kept_dtype():
+        plugin = load()
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(plugin)
@@ -175,6 +179,16 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
     if not answered:
         raise PluginError(f"{', '.join(asked)} gave None; is a `return` missing?")
     return offers
+
+
+@contextmanager
+def _kept_dtype() -> Iterator[None]:
+    """torch's default type stays as it was, whatever is imported in here."""
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _check_spec(spec: Spec[Any, Any, Any], hook: str) -> None:
@@ -208,7 +222,9 @@ def _without_clashes(gathered: list[Offer]) -> tuple[dict[tuple[str, str], Offer
         if len(rivals) > 1:
             who = " and ".join(f"{offer.distribution} {offer.version}" for offer in rivals)
             message = f"the {key[0]} name {key[1]!r} is offered by {who}; " + (
-                f"that of {OWN_DISTRIBUTION} stays." if own else "none of them is used."
+                f"that of {OWN_DISTRIBUTION} stays."
+                if own
+                else "none of them is used. ASDA_LOAD_PLUGINS may name the distributions to load."
             )
             problems += [Problem(key[1], o.distribution, message) for o in rivals if o not in own[:1]]
     return kept, problems

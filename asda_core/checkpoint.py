@@ -11,7 +11,6 @@ A run folder::
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,11 +25,12 @@ from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, ConfigError, PluginError
-from asda_core.files import safetensors_metadata, sync, write_open, write_whole
+from asda_core.files import sync, write_open, write_whole
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
-from asda_core.locating import GIVEN, MODEL_FILE, OWN_DISTRIBUTION, locate, step_folders
+from asda_core.locating import locate, step_folders
 from asda_core.model.encoder import Encoder
+from asda_core.provenance import blamed_on_versions, other_versions, warn_of_other_versions
 from asda_core.tensor_files import read_tensors, save_tensors
 
 OWN_FORMATS = "asda-"
@@ -142,40 +142,23 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     Raises:
         CheckpointError: a plugin is missing, or the tensors do not fit the config.
     """
+    changed = other_versions(checkpoint.plugins, catalog)
     try:
         with torch.random.fork_rng(devices=[]):  # what is drawn is written over, and the caller's numbers are his
             front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
             encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
             adapt(catalog, checkpoint.config, encoder)
     except (RuntimeError, MemoryError, ConfigError) as error:
-        raise CheckpointError(
-            f"{checkpoint.file}: a model of its config cannot be made here ({error!s:.200})."
-        ) from None
+        why = f"a model of its config cannot be made here ({error!s:.200})."
+        raise CheckpointError(" ".join([f"{checkpoint.file}: {why}", *changed])) from None
     except PluginError as error:
         needs = ", ".join(f"{o['name']} of {o['distribution']} {o['version']}" for o in checkpoint.plugins.values())
         raise CheckpointError(f"{checkpoint.file} needs the plugins {needs}. {error}") from None
-    load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
-    load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
-    warn_of_other_versions(checkpoint, catalog)
+    with blamed_on_versions(changed):
+        load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
+        load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
+    warn_of_other_versions(checkpoint.plugins, checkpoint.file, catalog)
     return front_end.eval(), encoder.eval()
-
-
-def stored_plugins(step: Path | None) -> dict[str, dict[str, str]] | None:
-    """The plugins that made the weights of a step, if there is one."""
-    if step is None:
-        return None
-    found: dict[str, dict[str, str]] = json.loads(safetensors_metadata(step / MODEL_FILE)["plugins"])
-    return found
-
-
-def warn_of_other_versions(checkpoint: Checkpoint, catalog: Catalog) -> None:
-    """A stranger's plugin may have other defaults today, and a config holds what was stated alone."""
-    for family, stored in checkpoint.plugins.items():
-        offer = catalog.offers.get((family, stored["name"]))
-        if offer and offer.distribution not in (OWN_DISTRIBUTION, GIVEN) and offer.origin != stored:
-            made, now = (f"{of['distribution']} {of['version']}" for of in (stored, offer.origin))
-            what = f"was made with the {family} {stored['name']!r} of {made}, and {now} is installed"
-            print(f"warning: {checkpoint.file} {what}, which may answer otherwise.", file=sys.stderr)
 
 
 def load_classifier(checkpoint: Checkpoint) -> Classifier:
@@ -282,7 +265,8 @@ def write_step(
 ) -> Path:
     """Write the files of one step into `folder`, whole or not at all, and remove all but the newest `keep` steps."""
     part = folder / f".step-{step:08d}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    for killed in folder.glob(".step-*.part"):  # while they were written; a run has its folder for itself
+        shutil.rmtree(killed, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         for name, (tensors, metadata) in files.items():

@@ -64,7 +64,7 @@ class MixerContext:
 
 @dataclass(frozen=True)
 class FrontEndContext:
-    """What a front end is told: the rate of the audio that it will get, in Hz."""
+    """What a front end is told: the usual rate of audio in Hz; audio comes at the rate of its own `sample_rate`."""
 
     sample_rate: int
 
@@ -89,7 +89,7 @@ class Losses:
     """What an objective returns: the scalar to minimise, and scalars to log (unweighted terms, statistics)."""
 
     total: Tensor
-    parts: Mapping[str, Tensor]
+    parts: Mapping[str, Tensor | float]
 
 
 class Mixer(Protocol):
@@ -114,6 +114,8 @@ class FrontEnd(Protocol):
 
     Frame f sees samples `f * hop_samples` to `f * hop_samples + window_samples` and nothing else, so that long audio
     can be cut anywhere; a signal of S samples gives `1 + (S - window_samples) // hop_samples` frames.
+
+    It stays in evaluation mode, in training too: what it makes of a clip does not depend on chance.
 
     An attribute `filling` may say what the released code of the front end puts behind the end of short clips; only
     `data.padding: features` asks for it.

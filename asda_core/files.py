@@ -7,7 +7,9 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from asda_core.locating import HUGGING_FACE_CONFIG
 
@@ -69,6 +71,15 @@ def append_line(file: Path, line: str) -> None:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - 1))
         cut_off = opened.read() not in (b"", b"\n")
         opened.write(f"{chr(10) * cut_off}{line}\n".encode())
+
+
+def json_lines(file: Path) -> list[Any]:
+    """What the lines of a file hold, which need not be there; what a kill or a full disk has cut off is passed over."""
+    found = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 from asda_core.assemble import Parts, build_parts, resolved
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import ABOVE_TEACHER, Checkpoint, load_strict, warn_of_other_versions
+from asda_core.checkpoint import ABOVE_TEACHER, Checkpoint, load_strict
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.model.encoder import Encoder
+from asda_core.provenance import blamed_on_versions, other_versions, warn_of_other_versions
 
 OF_MIXER = "encoder.mixer."
 
@@ -25,14 +26,15 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
         CheckpointError: the tensors do not fit the config of the run.
     """
     check_fits(checkpoint, catalog, config)
-    warn_of_other_versions(checkpoint, catalog)
+    warn_of_other_versions(checkpoint.plugins, checkpoint.file, catalog)
 
     def load(front_end: Any, encoder: Encoder) -> None:
         load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
         load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
 
     bare = checkpoint.config.adapter is None
-    parts = build_parts(catalog, config, load if bare else None, None if bare else load)
+    with blamed_on_versions(other_versions(checkpoint.plugins, catalog)):
+        parts = build_parts(catalog, config, load if bare else None, None if bare else load)
     if holds_objective(checkpoint):
         tensors = dict(checkpoint.tensors)
         if bare and config.adapter is not None:
@@ -62,7 +64,8 @@ def check_fits(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> N
             f"stack nor come off; set adapter: {before.name}."
         )
     mixer: Any = catalog.find("mixer", config.encoder.mixer.name).spec
-    ours, theirs = (_meant(catalog, run) for run in (config, checkpoint.config))
+    with blamed_on_versions(other_versions(checkpoint.plugins, catalog)):
+        ours, theirs = (_meant(catalog, run) for run in (config, checkpoint.config))
     if checkpoint.config.encoder.mixer.name in mixer.takes_over:
         theirs = {key: value for key, value in theirs.items() if not key.startswith(OF_MIXER) or key in ours}
         theirs["encoder.mixer.name"] = config.encoder.mixer.name

@@ -44,6 +44,7 @@ def load_model(
     Raises:
         CheckpointError: no checkpoint there, damaged, refused, or needing a plugin that is missing.
         ConfigError: a wrong option or config.
+        PluginError: a config names a plugin that is missing or broken.
 
     **Source**: HEAR API, https://hearbenchmark.com/hear-api.html
     """
@@ -126,10 +127,12 @@ def get_scene_embeddings(
         model: from `load_model`.
 
     Returns:
-        float32, on the model's device.
+        float32, on the model's device, without a gradient.
 
     Raises:
-        AudioError: wrong shape, no samples, or NaN.
+        AudioError: no floating-point tensor of two dimensions, no samples, or NaN.
+        ConfigError: the model was cast to another type.
+        CheckpointError: the model answers with NaN (looked for on the CPU alone).
     """
     return model.scene(audio)
 
@@ -148,6 +151,8 @@ def get_timestamp_embeddings(
         float32 holds whole milliseconds up to 4 hours 39 minutes.
 
     Raises:
-        AudioError: wrong shape, no samples, or NaN.
+        AudioError: no floating-point tensor of two dimensions, no samples, or NaN.
+        ConfigError: the model was cast to another type.
+        CheckpointError: the model answers with NaN (looked for on the CPU alone).
     """
     return model.timestamps(audio)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from asda_core.audio import check_finite
 from asda_core.checkpoint import Weights
 from asda_core.compute import Precision
 from asda_core.errors import AudioError, ConfigError
-from asda_core.inference.framing import CONTEXT_SHARE, MILLISECONDS, Framing, num_frames, windows
+from asda_core.inference.framing import CONTEXT_SHARE, MILLISECONDS, Framing, Window, num_frames, windows
 from asda_core.inference.listening import check_answer
 from asda_core.model.processor import products
 from asda_hear.pooling import Averaging, EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
@@ -98,7 +98,7 @@ class HearModel(nn.Module):
         for clips in _batches(audio, self._clips_per_pass(1, num_patches)):
             averaging = Averaging()
             for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
-                features = self.front_end(framing.window_audio(clips, window.first, window.size))
+                features = self._features(framing, clips, window)
                 with products(features.device, self.precision):
                     steps = self.backbone(features)
                 averaging.add(steps, window.keep_from, window.keep_to)
@@ -120,7 +120,7 @@ class HearModel(nn.Module):
         per_pass = self._clips_per_pass(shifts, num_patches)
         for clips, out in zip(_batches(audio, per_pass), _batches(embeddings, per_pass), strict=True):
             for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
-                features = self.front_end(framing.window_audio(clips, window.first, window.size))
+                features = self._features(framing, clips, window)
                 frames = framing.frames_of(window.size)
                 starts = [shift * framing.shift_frames for shift in range(shifts)]
                 runs = torch.cat([features[:, :, start : start + frames] for start in starts])
@@ -132,7 +132,17 @@ class HearModel(nn.Module):
                 first = (window.first + window.keep_from) * shifts
                 out[:, first : first + interleaved.shape[1]] = interleaved[:, : num_steps - first]
         stamps = framing.timestamps_ms(audio.shape[1]).to(audio.device)
-        return embeddings, stamps.expand(len(audio), -1)
+        return embeddings, stamps.repeat(len(audio), 1)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as in evaluation, also as a part of a model in training: embeddings do not depend on chance."""
+        return super().train(False)
+
+    def _features(self, framing: Framing, clips: Tensor, window: Window) -> Tensor:
+        """In float32, whatever the caller's autocast says."""
+        with torch.autocast(clips.device.type, enabled=False):
+            features: Tensor = self.front_end(framing.window_audio(clips, window.first, window.size))
+        return features
 
     def _shifts(self, hop_ms: float | None) -> int:
         """How many interleaved runs give this hop."""

@@ -21,22 +21,23 @@ CORE_ORDER = (
     "data.manifests", "data.sources", "data.content", "flac", "audio", "streaming", "model.norms", "model.remade",
     "model.block", "model.attention", "model.processor", "model.subtraction", "model.patches", "model.lines",
     "model.encoder", "contracts", "hookspecs", "catalog", "adapting", "assemble", "counting", "cost", "statistics",
-    "finetune.config", "finetune.heads", "finetune.losses", "finetune.rates", "tensor_files", "checkpoint", "starting",
-    "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder", "pretrain.latent_regression",
-    "pretrain.schedule", "pretrain.clip_reader", "pretrain.data", "pretrain.prefetching", "data.counts",
-    "data.streaming", "data.stream_batches", "pretrain.reporter", "pretrain.resuming", "pretrain.processes",
-    "pretrain.step", "pretrain.computing", "pretrain.loop", "official.matching", "official.eat", "official.pickles",
-    "official.told", "official.ssast_names", "official.ssast", "official.reading", "changing", "pretrain.commands",
-    "inference.framing", "inference.listening", "inference.attention_maps", "inference.writing", "inference.indexing",
-    "inference.reading_ahead", "inference.embedding", "inference.many", "inference.classifying", "labelled.examples",
-    "labelled.source", "labelled.rows", "labelled.drawing", "labelled.splits", "labelled.tables", "labelled.folders",
-    "labelled.shards", "labelled.datasets", "labelled.audioset", "labelled.reading", "finetune.augment",
-    "finetune.resampling", "finetune.scoring", "finetune.pictures", "finetune.evaluation", "finetune.tuned",
-    "finetune.optimizing", "finetune.sampling", "finetune.batches", "finetune.frozen", "finetune.predicting",
-    "finetune.heard", "finetune.loop", "finetune.running", "finetune.recipes", "finetune.sweep", "finetune.table",
-    "finetune.continual", "finetune.continual_table", "finetune.commands", "finetune.measuring", "inference.commands",
-    "new_plugin", "data.shard_writer", "data.packing", "data.statistics", "data.commands", "testing", "matrix",
-    "showing", "arguments", "cli",
+    "finetune.config", "finetune.heads", "finetune.losses", "finetune.rates", "tensor_files", "provenance",
+    "checkpoint", "starting", "log_mel", "filling", "pretrain.masking", "pretrain.teacher", "pretrain.decoder",
+    "pretrain.latent_regression", "pretrain.schedule", "pretrain.clip_reader", "pretrain.data", "pretrain.prefetching",
+    "data.counts", "data.streaming", "data.stream_batches", "pretrain.reporter", "pretrain.resuming",
+    "pretrain.processes", "pretrain.step", "pretrain.computing", "pretrain.loop", "official.matching", "official.eat",
+    "official.pickles", "official.told", "official.ssast_names", "official.ssast", "official.reading", "changing",
+    "pretrain.commands", "inference.framing", "inference.listening", "inference.attention_maps", "inference.writing",
+    "inference.indexing", "inference.reading_ahead", "inference.embedding", "inference.many", "inference.classifying",
+    "labelled.examples", "labelled.source", "labelled.rows", "labelled.drawing", "labelled.splits", "labelled.tables",
+    "labelled.folders", "labelled.shards", "labelled.datasets", "labelled.audioset", "labelled.reading",
+    "finetune.augment", "finetune.resampling", "finetune.scoring", "finetune.pictures", "finetune.evaluation",
+    "finetune.tuned", "finetune.optimizing", "finetune.sampling", "finetune.batches", "finetune.frozen",
+    "finetune.predicting", "finetune.heard", "finetune.jobs", "finetune.loop", "finetune.running", "finetune.recipes",
+    "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands",
+    "finetune.measuring", "inference.commands", "new_plugin", "data.shard_writer", "data.packing", "data.statistics",
+    "data.commands", "contract.modules", "contract.mixers", "contract.front_ends", "contract.training", "testing",
+    "matrix", "showing", "arguments", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
@@ -81,8 +82,8 @@ def imports(file: Path) -> list[tuple[str, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
             names = [node.module or ""]
-            if names[0] in PACKAGES:  # "from asda_core import files"
-                names = [f"{names[0]}.{alias.name}" for alias in node.names]
+            if names[0] in PACKAGES:  # "from asda_core import files", but not __version__
+                names = [f"{names[0]}.{alias.name}" for alias in node.names if not alias.name.startswith("_")]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             names = [str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)]
         found += [tuple(name.split(".", 1)) for name in names if name.split(".")[0] in PACKAGES and "." in name]

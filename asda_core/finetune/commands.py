@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
 from asda_core.finetune.continual_table import Stream, StreamsFailed, run_stream, write_stream
+from asda_core.finetune.jobs import clip_facts
 from asda_core.finetune.recipes import (
     OF_MODE,
     OPTIONS,
@@ -23,22 +25,25 @@ from asda_core.finetune.recipes import (
     flattened,
     load_recipe,
     mode_of,
+    over_both,
     recipe_for,
     with_changes,
 )
-from asda_core.finetune.running import clip_facts
 from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, named_starts, recipe_signature, run_sweep
 from asda_core.finetune.table import TABLE_FILE, write_tables
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import rounds, with_splits
+from asda_core.pretrain.processes import launched
 
 
 def run_finetune(parsed: argparse.Namespace) -> None:
     """`asda finetune`."""
     if parsed.continual != bool(parsed.tasks) or bool(parsed.data) == bool(parsed.tasks):
         raise ConfigError("give either --data, or --tasks A B ... together with --continual.")
+    if launched(os.environ).world > 1:
+        raise ConfigError("a fine-tuning is one process: start it without torchrun.")
     _refuse_twice(parsed.modes, "--modes")
     _refuse_twice(parsed.seeds, "--seeds")
     catalog = installed_catalog()
@@ -60,7 +65,7 @@ def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[s
     check_task(source.set, recipe, parsed.data)
     data = read_labelled(source, here)
     folds = rounds(data, source, parsed.folds)
-    over = {**source.set, **said}
+    over = over_both(source.set, said)
     if of_mode := _mode_keys(source.set):
         if parsed.modes:
             raise ConfigError(f"{parsed.data}, set: {of_mode[0]} is what --modes says; give one of the two.")
@@ -98,7 +103,7 @@ def run_continual(
         if len(folds) > 1 and parsed.folds:
             folds = rounds(data, source, parsed.folds[:1])
         digest = data_digest(with_splits(data, source))
-        tasks.append(Task(recipe, data, folds[0], {**source.set, **said}, digest))
+        tasks.append(Task(recipe, data, folds[0], over_both(source.set, said), digest))
     modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [said.get("seed", recipe.seed)]
     tested = {"folds": [task.split.name for task in tasks]} if any(task.split.name for task in tasks) else {}
     known = signature(recipe, over=said, tasks=[task.data.name for task in tasks], **tested)

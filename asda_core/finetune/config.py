@@ -123,7 +123,7 @@ class SamplingConfig:
 
     Attributes:
         weights: "uniform", "balanced" (by how rare the labels of a clip are), or a text file with a weight per line,
-            in the order of the training clips.
+            in the order of the training clips; or, for these and others, a name and a weight per line.
         clips_per_epoch: draws in an epoch; null takes as many as there are clips. 200,000 for AudioSet-2M.
         replacement: whether a clip can be drawn twice in an epoch; not in the released recipe.
     """

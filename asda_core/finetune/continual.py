@@ -10,6 +10,7 @@ every task k so far is measured with what is stored by then::
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,11 +22,14 @@ from asda_core.config_io import signature
 from asda_core.errors import ConfigError
 from asda_core.files import file_digest, write_text
 from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.heard import heard_before
+from asda_core.finetune.jobs import Job, prepared
 from asda_core.finetune.predicting import Hearing, predict
-from asda_core.finetune.running import Job, finetune, prepared
+from asda_core.finetune.running import finetune
 from asda_core.finetune.scoring import score
+from asda_core.finetune.sweep import mode_signature
 from asda_core.finetune.tuned import Start, load_tuned
-from asda_core.labelled.examples import Labelled
+from asda_core.labelled.examples import TEST, Labelled
 from asda_core.labelled.splits import Round
 from asda_core.locating import MODEL_FILE
 from asda_core.pretrain.clip_reader import ClipReader
@@ -64,12 +68,16 @@ class Outcome:
         trained: parameters that were trained for each task.
         stored: parameters that are kept in the end.
         start: digest of what it began with.
+        recipes: signatures of those of its tasks, for any seed.
+        heard: tasks whose test clips were trained on by what it began with, or for another task.
     """
 
     matrix: tuple[tuple[float, ...], ...]
     trained: tuple[int, ...]
     stored: int
     start: str = ""
+    recipes: tuple[str, ...] = ()
+    heard: tuple[str, ...] = ()
 
     def average(self) -> float:
         """Mean over the tasks after the last one."""
@@ -121,23 +129,36 @@ def learn_in_turn(
     changing = tasks[0].recipe.mode in SEQUENTIAL
     matrix: list[tuple[float, ...]] = []
     files: list[Path] = []
-    sizes: list[Mapping[str, int]] = []
+    results: list[Mapping[str, Any]] = []
     for task in tasks:
         begins, known = (start, digest) if not (changing and files) else _left_by(files[-1], start)
         job = Job(task.recipe, begins, task.data, task.split, known, here)
-        place = folder / f"{len(files) + 1}-{task.data.name}-{prepared(job).identity()}"
-        result = finetune(job, place, catalog, device, progress)
-        sizes.append({name: int(result[name]) for name in ("parameters", "trained", "head")})
+        place = folder / f"{len(files) + 1}-{task.data.name}-{prepared(job).identity(catalog)}"
+        results.append(finetune(job, place, catalog, device, progress))
         files.append(place / MODEL_FILE)
         encoders = [files[-1] if changing else file for file in files]
-        matrix.append(
-            tuple(
-                _value(old, encoder, head, catalog, device, progress)
-                for old, encoder, head in zip(tasks, encoders, files, strict=False)
-            )
-        )
-    trained = tuple(size["trained"] for size in sizes)
-    return Outcome(tuple(matrix), trained, _stored(sizes, changing), digest or signature(start))
+        so_far = zip(tasks, encoders, files, strict=False)
+        matrix.append(tuple(_value(old, encoder, head, catalog, device, progress) for old, encoder, head in so_far))
+    heard = [name for name, result in zip(names, results, strict=True) if result.get("start_heard_test")]
+    return Outcome(
+        tuple(matrix),
+        tuple(int(result["trained"]) for result in results),
+        _stored(results, changing),
+        digest or signature(start),
+        recipes=tuple(mode_signature(task.recipe, here) for task in tasks),
+        heard=tuple(dict.fromkeys([*heard, *(_heard_later(tasks, files[-1]) if changing else ())])),
+    )
+
+
+def _heard_later(tasks: Sequence[Task], file: Path) -> list[str]:
+    """Tasks before the last whose test clips the model that all have left was trained on; with a warning of each."""
+    left, names = read_checkpoint(file), []
+    for task in tasks[:-1]:
+        tested = replace(task.data, examples=task.split.test)
+        if told := heard_before(left, tested, TEST, task.split.name):
+            print(f"{told} They are test clips of {task.data.name}.", file=sys.stderr)
+            names.append(task.data.name)
+    return names
 
 
 def _left_by(file: Path, start: Start) -> tuple[Checkpoint, str]:
@@ -173,7 +194,7 @@ def _value(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str,
     return value
 
 
-def _stored(sizes: Sequence[Mapping[str, int]], changing: bool) -> int:
+def _stored(sizes: Sequence[Mapping[str, Any]], changing: bool) -> int:
     """Parameters that must be kept to do all tasks: one encoder, and what every task has of its own."""
     own = "head" if changing else "trained"
-    return sizes[0]["parameters"] - sizes[0][own] + sum(size[own] for size in sizes)
+    return int(sizes[0]["parameters"] - sizes[0][own] + sum(size[own] for size in sizes))

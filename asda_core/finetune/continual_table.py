@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from asda_core.catalog import Catalog
 from asda_core.config_io import signature
@@ -92,7 +93,7 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                 outcomes.setdefault((label, mode), {})[seed] = found
                 of = {"of": [label, mode, seed], "tasks": stream.identity, "per_seed": SEED_FIELD in path}
                 facts = {**of, **asdict(found)}
-                known = text_digest(json.dumps([stream.identity, found.start]), NAME_DIGITS)
+                known = text_digest(json.dumps([stream.identity, found.start, found.recipes]), NAME_DIGITS)
                 write_text(out / f"{folder.name}-{known}{OUTCOME_SUFFIX}", json.dumps(facts, indent=1) + "\n")
                 write_stream(stream, outcomes, out)
     if failed:
@@ -125,6 +126,12 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP of several labels"
     of_others = f" Outcomes of other tasks, clips, recipes or checkpoints here, not in the table: {others}."
     left = of_others if others else ""
+    heard = dict.fromkeys(task for by_seed in outcomes.values() for each in by_seed.values() for task in each.heard)
+    of_heard = (
+        f" **Test clips of {escaped(', '.join(heard))} were trained on before, or for another task**: what is said of "
+        "them, forgetting and transfer too, is not of new clips."
+    )
+    left += of_heard if heard else ""
     lines += ["", f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}{left}", ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)
@@ -143,19 +150,32 @@ def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> tuple[Outcome
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             label, mode, seed = found["of"]
-            start = str(found.get("start", ""))
-            outcome = Outcome(tuple(map(tuple, found["matrix"])), tuple(found["trained"]), int(found["stored"]), start)
+            outcome = _read_outcome(found)
         except (ValueError, TypeError, KeyError):
             print(f"warning: {file} is damaged and left out of the table.", file=sys.stderr)
             continue
-        if found.get("tasks") == stream.identity:
-            usual = newest.setdefault((label, seed if found.get("per_seed") else None), start)
-            if start in (_starts_of(stream, outcomes, label, seed) or {usual}):
+        here = {made.recipes for (_, name), by_seed in outcomes.items() if name == mode for made in by_seed.values()}
+        alike = not here or not outcome.recipes or outcome.recipes in here  # earlier versions did not note them
+        if found.get("tasks") == stream.identity and alike:
+            usual = newest.setdefault((label, seed if found.get("per_seed") else None), outcome.start)
+            if outcome.start in (_starts_of(stream, outcomes, label, seed) or {usual}):
                 every.setdefault((label, mode), {}).setdefault(seed, outcome)
                 continue
         others.append(((label, mode), seed, "start" in found))
     # What an earlier version left, which noted no start, is of no more interest where it was done anew.
     return every, sum(noted or seed not in every.get(of, {}) for of, seed, noted in others)
+
+
+def _read_outcome(found: Mapping[str, Any]) -> Outcome:
+    """What `run_stream` wrote; errors as of Python's own where it was damaged."""
+    return Outcome(
+        tuple(map(tuple, found["matrix"])),
+        tuple(found["trained"]),
+        int(found["stored"]),
+        str(found.get("start", "")),
+        tuple(found.get("recipes", ())),
+        tuple(found.get("heard", ())),
+    )
 
 
 def _starts_of(stream: Stream, outcomes: Outcomes, label: str, seed: int) -> set[str]:

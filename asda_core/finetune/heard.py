@@ -68,25 +68,31 @@ def _sets(trained: Mapping[str, str]) -> list[Set]:
 
 
 def shared_sounds(split: Round) -> str:
-    """A warning of test clips that are training clips under another name; empty where there are none, or too many.
+    """A warning of clips of one part that are those of another under another name; empty where none is known to be.
+
+    Parts of more clips than `MOST_MARKED` are not compared.
 
     Raises:
-        TaskError: a test clip is the very file of a training clip, as by a link.
+        TaskError: a test clip is the very file of a training or validation clip, as by a link.
     """
-    if max(len(split.train), len(split.test)) > MOST_MARKED:
-        return ""
-    trained = {mark: clip for clip in split.train if (mark := ends(clip.file))}
-    shared = [(clip, trained[mark]) for clip in split.test if (mark := ends(clip.file)) in trained]
-    for ours, theirs in shared:
-        if ours.file.resolve() == theirs.file.resolve():
-            raise TaskError(f"{ours.file} is in the test split, and is the file of {theirs.file}, in the training.")
-    if not shared:
-        return ""
-    ours, theirs = shared[0]
-    return (
-        f"warning: {len(shared)} of {len(split.test)} test clips have the first and last bytes of a training clip, and "
-        f"may be the same sound: {ours.file} those of {theirs.file}."
-    )
+    pairs = (("test", split.test, "training", split.train), ("test", split.test, "validation", split.valid),
+             ("validation", split.valid, "training", split.train))  # fmt: skip
+    told = []
+    for part, clips, other, others in pairs:
+        if not clips or not others or max(len(clips), len(others)) > MOST_MARKED:
+            continue
+        marked = {mark: clip for clip in others if (mark := ends(clip.file))}
+        shared = [(clip, marked[mark]) for clip in clips if (mark := ends(clip.file)) in marked]
+        for ours, theirs in shared if part == "test" else ():
+            if ours.file.resolve() == theirs.file.resolve():
+                raise TaskError(f"{ours.file} is in the test split, and is the file of {theirs.file}, in the {other}.")
+        if shared:
+            ours, theirs = shared[0]
+            told.append(
+                f"warning: {len(shared)} of {len(clips)} {part} clips have the first and last bytes of a {other} clip, "
+                f"and may be the same sound: {ours.file} those of {theirs.file}."
+            )
+    return "\n".join(told)
 
 
 def _split_marks(marks: str) -> list[str]:

@@ -47,7 +47,8 @@ from asda_core.pretrain.resuming import (
 from asda_core.pretrain.schedule import optimizer_of
 from asda_core.tensor_files import read_tensors
 
-BEST_FILE = "best.safetensors"
+BEST_FILES = "best-*.safetensors"
+"""By their step: the best weights so far, and those that were the best when the newest step was saved."""
 STATE = "finetuning"
 """Key of the metadata of a step with what the loop remembers beside tensors."""
 AVERAGE = "average|"
@@ -176,7 +177,7 @@ def train(training: Training, progress: bool) -> None:
     known = encode_once(training.tuned, recipe, training.clips.reader, training.split.train, progress)
     name = training.folder.name
     bar = tqdm(total=training.steps, initial=training.step, unit="step", disable=not progress, desc=name, leave=False)
-    writer = SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.step)
+    writer = SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.step + 1)
     log = (training.folder / LOG_FILE).open("a")
     exact = exact_products(next(training.tuned.encoder.parameters()).device)
     batches = closing(prefetched(training.clips, training.step, training.steps))
@@ -265,20 +266,28 @@ def _evaluate(training: Training) -> dict[str, float]:
     value = found[name]
     if value is not None and value > memory.best:
         memory.best, memory.best_step, memory.waited = value, training.step, 0
-        write_model(training.folder / BEST_FILE, training.tuned.tensors(), training.metadata())
+        write_model(best_file(training.folder, training.step), training.tuned.tensors(), training.metadata())
     else:
         memory.waited += 1
         memory.ended = recipe.patience is not None and memory.waited >= recipe.patience
     return {f"{recipe.select}_{name}": value for value in [value] if value is not None}
 
 
+def best_file(folder: Path, step: int) -> Path:
+    """Where the weights are kept that were the best of a run after so many updates."""
+    return folder / BEST_FILES.replace("*", f"{step:08d}")
+
+
 def _save(training: Training) -> None:
-    """Write a step: everything that is needed to go on."""
+    """Write a step: everything that is needed to go on; then the best weights before the best are not."""
     states = optimizer_states(training.tuned.trained(), training.optimizer)
     states |= {f"{AVERAGE}{name}": tensor for name, tensor in training.average.items()}
     metadata = training.metadata()
     files = {MODEL_FILE: (training.tuned.tensors(), metadata), TRAINING_FILE: (states, metadata)}
     write_step(training.folder, training.step, files, keep=1)
+    for file in training.folder.glob(BEST_FILES):
+        if file != best_file(training.folder, training.memory.best_step):
+            file.unlink()
 
 
 def _check_finite(values: Mapping[str, float], training: Training) -> None:

@@ -14,8 +14,8 @@ from asda_core.files import NAME_DIGITS, model_digest, text_digest
 from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.finetune.evaluation import write_evaluation
 from asda_core.finetune.heard import heard_before
+from asda_core.finetune.jobs import clip_facts
 from asda_core.finetune.predicting import Hearing, predict
-from asda_core.finetune.running import clip_facts
 from asda_core.finetune.scoring import Scores
 from asda_core.finetune.tuned import load_tuned
 from asda_core.labelled.examples import Example, Labelled

@@ -83,6 +83,13 @@ def with_changes(recipe: FinetuneConfig, changes: Mapping[str, Any]) -> Finetune
     return parse(FinetuneConfig, plain)
 
 
+def over_both(of_task: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of a task file with those of a command line over them; a length of the one takes that of the other."""
+    lengths = {"steps", "epochs"}
+    kept = {key: value for key, value in of_task.items() if key not in lengths or not lengths & said.keys()}
+    return {**kept, **said}
+
+
 def flattened(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes by dotted keys, however they were nested."""
     return dict(_flat(changes))

@@ -3,8 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,103 +12,28 @@ import torch
 from torch import Tensor
 
 from asda_core.assemble import check_clip
-from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint, write_model
 from asda_core.claiming import LOCK_FILE, alone_in
-from asda_core.config_io import signature, to_plain, to_yaml
+from asda_core.config_io import to_yaml
 from asda_core.cost import counted
-from asda_core.data.content import sampled_content
 from asda_core.devices import usable_device
-from asda_core.errors import ConfigError, TaskError
-from asda_core.files import file_digest, write_text
-from asda_core.finetune.config import FinetuneConfig
+from asda_core.errors import TaskError
+from asda_core.files import write_text
 from asda_core.finetune.evaluation import PREDICTIONS, SCORES, load_predictions, write_evaluation
 from asda_core.finetune.heard import heard_before, note_clips, shared_sounds
-from asda_core.finetune.loop import BEST_FILE, Training, start_training, train
-from asda_core.finetune.losses import check_loss
+from asda_core.finetune.jobs import Job, prepared
+from asda_core.finetune.loop import BEST_FILES, Training, best_file, start_training, train
 from asda_core.finetune.predicting import predict
-from asda_core.finetune.sampling import weights_file
-from asda_core.finetune.tuned import Start, Tuned, make_tuned
-from asda_core.labelled.drawing import hold_out
-from asda_core.labelled.examples import TEST, Example, Labelled
-from asda_core.labelled.splits import Round, check_round
+from asda_core.finetune.tuned import Tuned, make_tuned
+from asda_core.labelled.examples import TEST, Example
+from asda_core.labelled.splits import check_round
 from asda_core.locating import MODEL_FILE, step_folders
 from asda_core.pretrain.reporter import named_skipped
 
 RESULT_FILE = "result.json"
 LAST_FILE = "last.safetensors"
 COST_FILE = "cost.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One fine-tuning.
-
-    Attributes:
-        recipe: how.
-        start: what it begins with.
-        data: labelled clips and classes.
-        split: which clips train, validate and test.
-        start_digest: of the file of its weights; empty for random ones.
-        here: folder that paths in the recipe are relative to.
-    """
-
-    recipe: FinetuneConfig
-    start: Start
-    data: Labelled
-    split: Round
-    start_digest: str = ""
-    here: Path = Path()
-
-    def identity(self) -> str:
-        """What tells one job from another: recipe, clips with labels, classes, and the weights it begins with.
-
-        Clips count by name and size, and of an even sample by their first and last bytes.
-        """
-        config = self.start.config if isinstance(self.start, Checkpoint) else self.start
-        start = {"digest": self.start_digest, "config": to_plain(config)}
-        parts = {part: clip_facts(examples) for part, examples in vars(self.split).items() if part != "name"}
-        weights = weights_file(self.recipe.sampling, self.here)
-        drawn = {"weights": file_digest(weights)} if weights.is_file() else {}
-        clips = [example.file for part in (self.split.train, self.split.valid, self.split.test) for example in part]
-        facts = {"data": parts, "content": sampled_content(clips), "classes": self.data.classes, **drawn}
-        return signature(self.recipe, start=start, **facts)
-
-
-def clip_facts(examples: Sequence[Example]) -> list[list[object]]:
-    """Of each clip the name, the size and the labels."""
-    told = list_identity(example.file for example in examples)
-    return [[*found, *example.labels] for found, example in zip(told, examples, strict=True)]
-
-
-def prepared(job: Job) -> Job:
-    """The job with validation clips held out if the recipe says so, and with its selection decided.
-
-    Raises:
-        TaskError: a split without clips, or training clips of one class alone.
-        ConfigError: the loss does not fit the labels, or there are no clips to choose weights by.
-    """
-    recipe, split = job.recipe, job.split
-    check_loss(recipe, job.data.single)
-    if recipe.valid_share and (recipe.select == "last" or recipe.average_from_epoch):
-        raise ConfigError(
-            "valid_share holds clips out of the training, and the last weights, or their average, are kept without a "
-            "look at them: leave it out, or let them choose (select: valid)."
-        )
-    if recipe.valid_share and not split.valid:
-        kept, held = hold_out(split.train, recipe.valid_share, recipe.seed)
-        split = replace(split, train=tuple(kept), valid=tuple(held))
-    select = recipe.select
-    if select == "auto":
-        select = "valid" if split.valid and not recipe.average_from_epoch else "last"
-    if select == "valid" and not split.valid:
-        raise ConfigError("select: valid needs validation clips: set valid_share, or a split of the data.")
-    if recipe.average_from_epoch and select != "last":
-        raise ConfigError(f"average_from_epoch averages the last weights; select: {select} takes others.")
-    if recipe.patience is not None and select == "last":
-        raise ConfigError("patience needs validation clips: set valid_share, or a split of the data.")
-    return replace(job, recipe=replace(recipe, select=select), split=split)
 
 
 def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
@@ -131,12 +56,9 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
         TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
     """
     job = prepared(job)
-    identity = job.identity()
-    done = read_result(folder)
-    whole = (folder / MODEL_FILE).is_file() and (folder / PREDICTIONS).is_file()
-    if done is not None and done.get("identity") == identity and whole:
-        _tidy(folder)
-        return _intervals_again(job, folder, done)
+    identity = job.identity(catalog)
+    if (done := _finished(job, folder, identity)) is not None:
+        return done
     for line in check_round(job.split, job.data.classes, job.data.single):
         print(f"warning: {line}", file=sys.stderr)
     told = Told(shared_sounds(job.split), _known_clips(job))
@@ -148,7 +70,19 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
     for module in tuned.modules().values():
         module.to(where)
     with alone_in(folder, LOCK_FILE, "trains in"):
+        if (done := _finished(job, folder, identity)) is not None:  # by another process, just now
+            return done
         return _run(job, tuned, folder, identity, told, catalog, progress)
+
+
+def _finished(job: Job, folder: Path, identity: str) -> dict[str, Any] | None:
+    """The result of a job that is done in the folder."""
+    done = read_result(folder)
+    whole = (folder / MODEL_FILE).is_file() and (folder / PREDICTIONS).is_file()
+    if done is None or done.get("identity") != identity or not whole:
+        return None
+    _tidy(folder)
+    return _intervals_again(job, folder, done)
 
 
 class Told(NamedTuple):
@@ -191,7 +125,8 @@ def _tidy(folder: Path) -> None:
     """Remove what only a training that goes on needs."""
     for step in step_folders(folder):
         shutil.rmtree(step, ignore_errors=True)  # another process may be at it
-    (folder / BEST_FILE).unlink(missing_ok=True)
+    for file in folder.glob(BEST_FILES):
+        file.unlink(missing_ok=True)
 
 
 def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str, Any]:
@@ -263,7 +198,7 @@ def _choose(training: Training) -> int:
     else:
         _write(training, folder / LAST_FILE)
         if memory.best_step:
-            training.tuned.load(read_checkpoint(folder / BEST_FILE))
+            training.tuned.load(read_checkpoint(best_file(folder, memory.best_step)))
             step = memory.best_step
     _write(training, folder / MODEL_FILE, step)
     return step

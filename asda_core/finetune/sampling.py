@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from asda_core.errors import ConfigError
+from asda_core.files import file_digest
 from asda_core.finetune.config import SamplingConfig
 from asda_core.labelled.examples import Example
 
@@ -37,7 +38,7 @@ def epoch_order(
     elif config.weights == "balanced":
         weights = balanced_weights(examples)
     else:
-        weights = _read_weights(weights_file(config, here), len(examples))
+        weights = _read_weights(weights_file(config, here), examples)
     if not config.replacement and np.count_nonzero(weights) < count:
         raise ConfigError(
             f"{np.count_nonzero(weights)} clips have a weight above 0 (balanced: those with a label), but an "
@@ -62,6 +63,12 @@ def weights_file(config: SamplingConfig, here: Path) -> Path:
     """The file of the weights: relative to where we are or, as a recipe says it, to the recipe."""
     given = Path(config.weights).expanduser()
     return given if given.is_file() else here / given
+
+
+def weights_digest(config: SamplingConfig, here: Path) -> dict[str, str]:
+    """Of the file of the weights, for an identity; empty where there is none."""
+    file = weights_file(config, here)
+    return {"weights": file_digest(file)} if file.is_file() else {}
 
 
 def draw(weights: np.ndarray, count: int, replacement: bool, generator: np.random.Generator) -> np.ndarray:
@@ -89,14 +96,25 @@ def balanced_weights(examples: Sequence[Example]) -> np.ndarray:
     return np.array([sum(1.0 / counts[label] for label in example.labels) for example in examples])
 
 
-def _read_weights(file: Path, count: int) -> np.ndarray:
-    """One weight per line, in the order of the clips. **Source**: released fine-tuning on AudioSet-2M."""
+def _read_weights(file: Path, examples: Sequence[Example]) -> np.ndarray:
+    """A weight per line, in the order of the clips; or of more clips than these, each behind its name.
+
+    **Source**: released fine-tuning on AudioSet-2M, for the weights by order.
+    """
     try:
-        weights = np.array([float(line.split()[-1]) for line in file.read_text().splitlines() if line.strip()])
+        lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        weights = np.array([float(fields[-1]) for fields in lines])
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read sampling.weights {file}: {error}") from None
-    if len(weights) != count:
-        raise ConfigError(f"{file} has {len(weights)} weights for {count} training clips.")
+    if len(weights) != len(examples):
+        named = {Path(" ".join(fields[:-1])).stem: weight for fields, weight in zip(lines, weights, strict=True)}
+        stems = [example.file.stem for example in examples]
+        if len({*stems}) < len(stems) or len(named) < len(weights) or not named.keys() >= {*stems}:
+            raise ConfigError(
+                f"{file} has {len(weights)} weights for {len(examples)} training clips. Give each clip one, in order; "
+                "or, of more clips than there are, lines of NAME WEIGHT."
+            )
+        weights = np.array([named[stem] for stem in stems])
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise ConfigError(f"{file}: weights must be numbers from 0 on, not all 0.")
     return weights

@@ -15,8 +15,10 @@ from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingSt
 from asda_core.files import model_digest
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import PREDICTIONS, interval_over_folds, load_predictions, pooled, write_evaluation
+from asda_core.finetune.jobs import Job, prepared
 from asda_core.finetune.recipes import flattened, recipe_for
-from asda_core.finetune.running import Job, finetune, prepared
+from asda_core.finetune.running import finetune
+from asda_core.finetune.sampling import weights_digest
 from asda_core.finetune.tuned import Start
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round
@@ -114,6 +116,11 @@ def recipe_signature(recipe: FinetuneConfig, over: Mapping[str, Any]) -> str:
     return signature(recipe, over=said)
 
 
+def mode_signature(recipe: FinetuneConfig, here: Path) -> str:
+    """Of the recipe of a mode, with any seed, and the weights by which it draws clips."""
+    return signature(replace(recipe, seed=0), **weights_digest(recipe.sampling, here))
+
+
 def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> list[Row]:
     """Do what of the sweep is not done yet.
 
@@ -139,7 +146,8 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
     starts: dict[str, tuple[Start, str]] = {}
     for label, mode, seed, split in tqdm(plan, desc="runs", unit="run", disable=not progress or len(plan) == 1):
         path = sweep.starts[label].replace(SEED_FIELD, str(seed))
-        facts = {"checkpoint": label, "mode": mode, "split": split.name, "seed": seed, **common}
+        of_mode = mode_signature(recipes[mode], sweep.here)
+        facts = {"checkpoint": label, "mode": mode, "split": split.name, "seed": seed, **common, "of_mode": of_mode}
         try:
             if path not in starts:
                 starts = {path: read_start(path)}  # one at a time in memory
@@ -147,7 +155,7 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
             start, digest = starts[path]
             job = Job(replace(recipes[mode], seed=seed), start, sweep.data, split, digest, sweep.here)
             facts["start"] = digest or signature(start)
-            folder = out / _folder_name(label, mode, split.name, f"seed{seed}", prepared(job).identity())
+            folder = out / _folder_name(label, mode, split.name, f"seed{seed}", prepared(job).identity(catalog))
             result = finetune(job, folder, catalog, device, progress)
         except TrainingStopped:
             raise

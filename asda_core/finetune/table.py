@@ -19,7 +19,7 @@ from asda_core.statistics import mean_interval
 
 ROWS_FILE, TABLE_FILE = "runs.csv", "table.md"
 PERCENT = 100
-TEXT_COLUMNS = ("checkpoint", "mode", "split", "recipe", "folder", "select", "data", "start")
+TEXT_COLUMNS = ("checkpoint", "mode", "split", "recipe", "folder", "select", "data", "start", "of_mode")
 COLUMNS = {"accuracy": "accuracy", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
 """Metric -> its heading."""
 
@@ -57,7 +57,7 @@ def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
 
 
 def _others(sweep: Sweep, rows: Sequence[Row], out: Path) -> list[Row]:
-    """Rows in the folder of the same recipe, data and checkpoints that are not among these."""
+    """Rows in the folder of the same recipe (also of their mode), data and checkpoints that are not among these."""
     if not rows or not (out / ROWS_FILE).is_file():
         return []
     with (out / ROWS_FILE).open(newline="", encoding="utf-8") as opened:
@@ -68,6 +68,8 @@ def _others(sweep: Sweep, rows: Sequence[Row], out: Path) -> list[Row]:
     taken = {_key(row) for row in rows}
     of = [rows[0][name] for name in ("recipe", "data")]
     same = [row for row in found if [row.get("recipe"), row.get("data")] == of and _key(row) not in taken]
+    of_mode = {row["mode"]: row["of_mode"] for row in rows}  # earlier versions did not note it
+    same = [row for row in same if not (told := row.get("of_mode")) or of_mode.get(row["mode"], told) == told]
     same = [row for row in same if row.get("start") in _starts_of(sweep, rows, row)]
     return [row for row in same if (out / str(row["folder"]) / RESULT_FILE).is_file()]
 

@@ -17,6 +17,7 @@ from asda_core.finetune.config import ClassifierConfig, FinetuneConfig
 from asda_core.finetune.heads import Classifier
 from asda_core.finetune.rates import drop_path_rates
 from asda_core.model.encoder import Encoder
+from asda_core.provenance import warn_of_other_versions
 from asda_core.starting import check_fits
 
 LOG_MEL = "log_mel"
@@ -68,10 +69,18 @@ class Tuned:
             load_strict(module, checkpoint.tensors, f"{part}.", checkpoint.file)
 
     def set_training(self, training: bool) -> None:
-        """Turn dropout and drop path on or off; an encoder of which nothing trains stays as in evaluation."""
+        """Turn dropout and drop path on or off; an encoder of which nothing trains stays as in evaluation.
+
+        Beside an adapter so do those of its modules that keep figures of what they hear, as batch norms do.
+        """
         self.front_end.eval()
         self.classifier.train(training)
         self.encoder.train(training and not self.frozen)
+        if training and any(not parameter.requires_grad for parameter in self.encoder.parameters()):
+            for module in self.encoder.modules():
+                trains = any(parameter.requires_grad for parameter in module.parameters())
+                if not trains and any(True for _ in module.buffers(recurse=False)):
+                    module.eval()
 
     @property
     def frozen(self) -> bool:
@@ -143,6 +152,7 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
         wanted = replace(before, front_end=config.front_end, encoder=moved)
         check_fits(replace(start, config=wanted), catalog, config)
         _check_frames(catalog, before, config)
+        warn_of_other_versions(start.plugins, start.file, catalog)
     bare = before.adapter is None
     head = ClassifierConfig(
         num_classes=len(classes),

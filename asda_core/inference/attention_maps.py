@@ -66,7 +66,7 @@ def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"
         for number, mixer in enumerate(mixers):
             _watch(stack, _block(encoder, number).mixer, mixer, seen[number])
         stack.enter_context(_evaluating(encoder))
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(features.device.type, enabled=False))
         encoder(features.float())
     return [_only(encoder, number, mixers[number], layer) for number, layer in enumerate(seen)]

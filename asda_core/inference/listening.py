@@ -246,9 +246,10 @@ class Listener:
         return sound.mean() if self.options.padding == "features" else 0.0
 
     def _encode(self, stretches: Sequence[tuple[Tensor, int]]) -> Encoded:
-        features = self.front_end(torch.stack([audio for audio, _ in stretches]).to(self.device))
-        if self.options.padding == "features":
-            features = fill_features(features, torch.tensor([left for _, left in stretches]), self.front_end)
+        with torch.autocast(self.device.type, enabled=False):
+            features = self.front_end(torch.stack([audio for audio, _ in stretches]).to(self.device))
+            if self.options.padding == "features":
+                features = fill_features(features, torch.tensor([left for _, left in stretches]), self.front_end)
         with products(features.device, self.options.precision):
             encoded: Encoded = self.encoder(features, layers=False)
         return replace(encoded, summary=encoded.summary.float(), tokens=encoded.tokens.float())

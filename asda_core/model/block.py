@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.config import EncoderConfig
+from asda_core.errors import PluginError
 from asda_core.layout import TokenLayout
 from asda_core.model.norms import make_norm
 from asda_core.model.remade import is_plain, remade
@@ -85,6 +86,11 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
         """(block output, output of the MLP or, without one, of the mixer)."""
         bent = self.mixer(self.norm1(tokens) if self.pre_norm else tokens, layout)
+        if bent.shape != tokens.shape:
+            raise PluginError(
+                f"the mixer {type(self.mixer).__name__} made {tuple(bent.shape)} of tokens of {tuple(tokens.shape)}; "
+                "these must be the same."
+            )
         mixed = tokens + self._dropped(bent)
         if self.mlp is None or self.norm2 is None:
             return (mixed if self.pre_norm else self.norm1(mixed)), bent

@@ -5,6 +5,7 @@ machine takes is printed by `benchmarks/`.
 """
 
 import functools
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,15 +61,39 @@ def exact_products(device: torch.device | str = "cpu") -> Iterator[None]:
         yield
         return
     try:
-        before = torch.get_float32_matmul_precision()
+        _setting.enter()
     except RuntimeError:  # whoever runs us has set each backend by itself
         yield
         return
-    torch.set_float32_matmul_precision(THROUGH_ONEDNN)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        _setting.leave()
+
+
+class _Setting:
+    """The setting, which is of the whole process: put back when the last of the threads that want it leaves."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = threading.Lock(), 0, ""
+
+    def enter(self) -> None:
+        """Set it; RuntimeError where it cannot be told what was set before."""
+        with self.lock:
+            if not self.inside:
+                self.before = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision(THROUGH_ONEDNN)
+            self.inside += 1
+
+    def leave(self) -> None:
+        """Put back what was set before."""
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                torch.set_float32_matmul_precision(self.before)
+
+
+_setting = _Setting()
 
 
 @contextmanager
@@ -79,11 +104,11 @@ def products(device: torch.device | str, precision: Precision) -> Iterator[None]
         device: where the model is.
         precision: "bfloat16" is autocast: about 1 % off at the end of ASDA base, see `benchmarks/encoder.py`.
     """
+    kind = torch.device(device).type
     if precision == "float32":
-        with exact_products(device):
+        with torch.autocast(kind, enabled=False), exact_products(device):  # also within the caller's autocast
             yield
         return
-    kind = torch.device(device).type
     if kind == "cpu" and not processor().bfloat16:
         warnings.warn("this processor has no bfloat16 products: precision bfloat16 is slower here.", stacklevel=3)
     with torch.autocast(kind, torch.bfloat16):

@@ -21,7 +21,6 @@ from asda_core.checkpoint import (
     metadata_of,
     model_tensors,
     read_checkpoint,
-    stored_plugins,
     write_model,
     write_step,
 )
@@ -51,6 +50,7 @@ from asda_core.pretrain.resuming import (
 )
 from asda_core.pretrain.schedule import learning_rate, make_optimizer, without_decay
 from asda_core.pretrain.step import Passes, Step, check_finite, pass_seed, passes_of
+from asda_core.provenance import stored_plugins
 from asda_core.starting import start_from
 from asda_core.tensor_files import read_tensors
 
@@ -208,7 +208,8 @@ def _start(
     step, states, begun = (0, {}, {}) if latest is None else _read_step(latest, config, catalog, data, parts)
     passes = passes_of(config.data, processes, begun.get(PASS_KEY))
     stream_parts = begun.get(STREAM_KEY, processes.world)
-    for module in (parts.front_end.to(device), parts.encoder, parts.objective):
+    parts.front_end.to(device).eval()  # what it makes of a clip does not depend on chance
+    for module in (parts.encoder, parts.objective):
         module.train()
     alone = Step(parts.encoder, parts.objective, config.compute.precision)
     wrapped = prepare(alone, config.compute, processes, device)

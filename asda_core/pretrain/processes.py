@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from asda_core.devices import named_device, usable_device
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
@@ -27,6 +28,7 @@ FAREWELL_SECONDS = 2.0
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """What carries the exchange, by device. Beside a GPU what stands on the CPU, such as a wish to stop, goes by gloo."""
 TOLD_BY_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+ATTEMPT = "TORCHELASTIC_RESTART_COUNT"
 
 ValueT = TypeVar("ValueT")
 
@@ -40,12 +42,14 @@ class Processes:
         world: how many there are.
         local: its number on this machine; that of its GPU.
         by_launcher: whether a launcher started it, which sends signals of its own.
+        attempt: how often the launcher has begun all of them again (`torchrun --max-restarts`).
     """
 
     rank: int = 0
     world: int = 1
     local: int = 0
     by_launcher: bool = False
+    attempt: int = 0
 
     @property
     def first(self) -> bool:
@@ -103,10 +107,11 @@ def launched(environment: Mapping[str, str]) -> Processes:
         return ALONE
     try:
         rank, world, local = (int(environment[name]) for name in TOLD_BY_LAUNCHER[:3])
+        attempt = int(environment.get(ATTEMPT, 0))
     except ValueError:
         told = ", ".join(f"{name}={environment[name]!r}" for name in TOLD_BY_LAUNCHER[:3])
         raise ConfigError(f"the launcher's environment must hold whole numbers, not {told}.") from None
-    return Processes(rank, world, local, by_launcher=True)
+    return Processes(rank, world, local, by_launcher=True, attempt=attempt)
 
 
 def own_device(name: str, processes: Processes) -> torch.device:
@@ -143,7 +148,7 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group(BACKENDS[device.type], timeout=PATIENCE)
+        _meet(processes, BACKENDS[device.type])
         yield
     except TrainingStopped:  # in all of them
         dist.destroy_process_group()
@@ -160,6 +165,13 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
             "processes, resumes from the newest saved step."
         ) from None
     dist.destroy_process_group()
+
+
+def _meet(processes: Processes, backend: str) -> None:
+    """Processes of one attempt find each other: torchrun's store keeps the addresses of those of earlier attempts."""
+    store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+    of_attempt = dist.PrefixStore(f"attempt {processes.attempt}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=of_attempt, rank=rank, world_size=world, timeout=PATIENCE)
 
 
 def of_exchange(error: RuntimeError) -> bool:

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from asda_core.config import EncoderConfig
+from asda_core.files import append_line, json_lines
 from asda_core.pretrain.data import Batches
 
 SKIPPED_FILE, LOG_FILE = "skipped.jsonl", "log.jsonl"
@@ -41,36 +42,30 @@ class Reporter:
             return
         self.num_seen = len(clips.skipped)
         known = named_skipped(folder)
-        with (folder / SKIPPED_FILE).open("a") as file:
-            for path, reason in clips.skipped.items():
-                if str(path) not in known:
-                    tqdm.write(f"skipped: {reason}", file=sys.stderr)
-                    file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
+        for path, reason in clips.skipped.items():
+            if str(path) not in known:
+                tqdm.write(f"skipped: {reason}", file=sys.stderr)
+                append_line(folder / SKIPPED_FILE, json.dumps({"file": str(path), "reason": reason}))
 
 
 @contextmanager
 def reporting(folder: Path, done: int, steps: int, progress: bool) -> Iterator[Reporter]:
     """The reporter of a run in `folder` that has done some of its steps; `progress` shows a bar."""
     bar = tqdm(total=steps, initial=done, unit="step", disable=not progress, desc=folder.name)
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done)
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     with closing(writer), bar, (folder / LOG_FILE).open("a") as log:
         yield Reporter(bar, log, writer)
 
 
 def read_log(folder: Path, names: Sequence[str] = ("step", "loss")) -> dict[str, list[float]]:
     """Columns of a run's log; empty where there is none."""
-    file = folder / LOG_FILE
-    lines = file.read_text().splitlines() if file.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("}")]
+    records = json_lines(folder / LOG_FILE)
     return {name: [float(record[name]) for record in records] for name in names} if records else {}
 
 
 def named_skipped(folder: Path) -> dict[str, str]:
     """Files that the run's folder names as skipped, with the reason, in this session or one before."""
-    file = folder / SKIPPED_FILE
-    lines = file.read_text().splitlines() if file.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("}")]
-    return {entry["file"]: entry["reason"] for entry in found}
+    return {entry["file"]: entry["reason"] for entry in json_lines(folder / SKIPPED_FILE)}
 
 
 def tell_left_out(encoder: EncoderConfig, num_bins: int) -> None:

@@ -20,10 +20,11 @@ from asda_core.config_io import to_yaml
 from asda_core.errors import ConfigError, TrainingStopped
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import Predictions, interval_over_folds
+from asda_core.finetune.jobs import Job, prepared
 from asda_core.finetune.losses import multi_label_loss
 from asda_core.finetune.predicting import Hearing, predict
 from asda_core.finetune.recipes import load_recipe, recipe_for, with_changes
-from asda_core.finetune.running import RESULT_FILE, Job, finetune, prepared
+from asda_core.finetune.running import RESULT_FILE, finetune
 from asda_core.finetune.tuned import load_tuned, make_tuned
 from asda_core.inference.classifying import probabilities
 from asda_core.inference.listening import Listener, ListenOptions, as_trained

@@ -16,7 +16,8 @@ from asda_core.errors import AsdaError, ConfigError, TaskError, TrainingStopped
 from asda_core.files import file_digest
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import load_predictions
-from asda_core.finetune.running import Job, finetune, prepared
+from asda_core.finetune.jobs import Job, prepared
+from asda_core.finetune.running import finetune
 from asda_core.finetune.tuned import load_tuned
 from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.reading import read_labelled

@@ -20,9 +20,10 @@ from asda_core.config_io import to_plain
 from asda_core.errors import AudioError, CheckpointError, ConfigError, PluginError
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.frozen import encode_once
+from asda_core.finetune.jobs import Job
 from asda_core.finetune.optimizing import parameter_groups, set_rates
 from asda_core.finetune.recipes import check_by_mode, load_recipe, mode_of, recipe_for, with_changes
-from asda_core.finetune.running import Job, finetune
+from asda_core.finetune.running import finetune
 from asda_core.finetune.tuned import Tuned, load_tuned, make_tuned
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig

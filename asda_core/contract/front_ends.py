@@ -1,0 +1,45 @@
+"""What every front end must do."""
+
+from typing import Any
+
+import torch
+
+from asda_core.assemble import SAMPLE_RATE
+from asda_core.config_io import parse
+from asda_core.contract.modules import check_state, seeded
+from asda_core.contracts import FrontEndContext, FrontEndSpec
+
+
+@seeded
+def check_front_end(spec: FrontEndSpec[Any], **options: Any) -> None:
+    """Attributes; shape; float32; silence finite; a delay of one hop is one frame; a frame hears its window alone, and
+    a clip itself alone; nothing to train, since no gradient goes through a front end; state round trip."""
+    config, context = parse(spec.config, options), FrontEndContext(SAMPLE_RATE)
+    front_end: Any = spec.build(config, context)
+    other = spec.build(config, context)
+    _check_front_end(spec.name, front_end)
+    audio = 0.1 * torch.randn(1, front_end.window_samples + 20 * front_end.hop_samples)
+    check_state(front_end.eval(), other.eval(), lambda module: module(audio))
+
+
+def _check_front_end(called: str, front_end: Any) -> None:
+    for name in ("sample_rate", "num_bins", "hop_samples", "window_samples"):
+        assert isinstance(getattr(front_end, name, None), int), f"{called}: attribute {name} must be an int"
+    hop, window = front_end.hop_samples, front_end.window_samples
+    audio = 0.1 * torch.randn(2, window + 20 * hop + hop // 2)
+    features = front_end(audio)
+    assert features.shape == (2, front_end.num_bins, 21), f"{called}: shape {tuple(features.shape)}"
+    assert features.dtype == torch.float32, f"{called}: {features.dtype}, not torch.float32"
+    learned = [name for name, parameter in front_end.named_parameters() if parameter.requires_grad]
+    assert not learned, f"{called}: {', '.join(learned)} would never train; make it a buffer"
+    assert front_end(torch.zeros(1, window)).isfinite().all(), f"{called}: silence is not finite"
+    delayed = front_end(torch.nn.functional.pad(audio, (hop, 0)))
+    assert torch.allclose(delayed[:, :, 1:], features, atol=1e-4), f"{called}: a delay of a hop is not one frame"
+    for clip in range(len(audio)):
+        alone = front_end(audio[clip : clip + 1])
+        assert torch.allclose(alone, features[clip : clip + 1], atol=1e-4), f"{called}: a clip alone differs"
+    for frame in (3, 12):
+        changed = 3 * torch.randn_like(audio)  # louder all around, so that what hears of it shows
+        changed[:, frame * hop : frame * hop + window] = audio[:, frame * hop : frame * hop + window]
+        moved = (front_end(changed) - features)[:, :, frame].abs().max()
+        assert moved <= 1e-3, f"{called}: frame {frame} hears what is outside of its window (by {moved:.1e})"

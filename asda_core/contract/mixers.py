@@ -1,0 +1,93 @@
+"""What every mixer must do."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asda_core.config_io import parse
+from asda_core.contract.modules import TOLERANCE, check_all_parameters_move, check_made, check_state, seeded
+from asda_core.contracts import MixerContext, MixerSpec
+from asda_core.layout import TokenLayout
+
+DIM, HEADS, LAYERS = 32, 4, 2
+GRID = (5, 4)
+
+
+@seeded
+def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
+    """Shape and type; finite; clips alone; padding without influence; tokens that hear of each other; masked grids and
+    a class token anywhere; order of tokens (if `knows_order` is False); state round trip; every parameter of every
+    layer moves."""
+    layers = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
+    config = parse(spec.config, options)
+    mixer, other, *of_layers = (spec.build(config, each) for each in (layers[1], layers[1], *layers))
+    check_made(mixer)
+    mixer.eval()
+    for layout in _layouts():
+        tokens = torch.randn(*layout.index.shape, DIM)
+        mixed = mixer(tokens, layout)
+        where = f"{spec.name} on {tuple(layout.index.shape)} tokens of {layout.grid}"
+        assert mixed.shape == tokens.shape, f"{where}: shape {tuple(mixed.shape)}, not {tuple(tokens.shape)}"
+        assert mixed.dtype == tokens.dtype, f"{where}: {mixed.dtype}, not {tokens.dtype} as the tokens"
+        assert mixed.isfinite().all(), f"{where}: not finite"
+        _check_independence(mixer, tokens, layout, where)
+    _check_padding(mixer, spec.name)
+    if not spec.knows_order:
+        _check_order_is_free(mixer, spec.name)
+    layout = _layouts()[0]
+    tokens = torch.randn(*layout.index.shape, DIM)
+    check_state(mixer, other.eval(), lambda module: module(tokens, layout))
+    weight = torch.randn_like(tokens)
+    for each in of_layers:
+        check_all_parameters_move(each.train(), lambda each=each: (each(tokens, layout) * weight).sum())
+
+
+def _layouts() -> list[TokenLayout]:
+    """A full grid, a masked one, one token, and a class token first, in the middle and last, and two of them."""
+    full = TokenLayout.full(3, GRID)
+    kept = torch.stack([torch.randperm(GRID[0] * GRID[1])[:7].sort().values for _ in range(3)])
+    masked = full.select(torch.arange(3), kept)
+    one = [masked.with_class_token(column) for column in (0, 3, 7)]
+    return [full, masked, TokenLayout.full(2, (1, 1)), *one, masked.with_class_token(3, 2)]
+
+
+def _check_independence(mixer: nn.Module, tokens: Tensor, layout: TokenLayout, where: str) -> None:
+    with torch.no_grad():
+        mixed = mixer(tokens, layout)
+        alone = mixer(tokens[:1], replace(layout, index=layout.index[:1]))
+        assert torch.allclose(alone, mixed[:1], atol=TOLERANCE), f"{where}: a clip alone differs from it in a batch"
+        heard = 0.0
+        for place in (0, tokens.shape[1] - 1):  # a scan may read one way only
+            changed = tokens.clone()
+            changed[0, place] += torch.randn(DIM)
+            moved = (mixer(changed, layout) - mixed).abs()
+            assert moved[1:].max() <= TOLERANCE, f"{where}: clips influence each other"
+            moved[0, place] = 0
+            heard += float(moved[0].max())
+        assert heard > 0 or tokens.shape[1] == 1, f"{where}: a token hears nothing of the others"
+
+
+def _check_padding(mixer: nn.Module, name: str) -> None:
+    full = TokenLayout.full(2, GRID)
+    padding = torch.zeros(2, full.index.shape[1], dtype=torch.bool)
+    padding[0, -6:] = True
+    padding[1, 2:4] = True
+    layout = TokenLayout(full.index, full.grid, padding)
+    tokens = torch.randn(2, full.index.shape[1], DIM)
+    changed = torch.where(padding[..., None], torch.randn_like(tokens), tokens)
+    with torch.no_grad():
+        difference = (mixer(tokens, layout) - mixer(changed, layout))[~padding].abs().max()
+    assert difference <= TOLERANCE, f"{name}: padding influences valid tokens (by {difference:.1e})"
+
+
+def _check_order_is_free(mixer: nn.Module, name: str) -> None:
+    layout = TokenLayout.full(2, GRID).with_class_token(0)
+    tokens = torch.randn(*layout.index.shape, DIM)
+    order = torch.randperm(tokens.shape[1])
+    with torch.no_grad():
+        there = mixer(tokens, layout)[:, order]
+        column = order.tolist().index(0)
+        here = mixer(tokens[:, order], replace(layout, index=layout.index[:, order], class_column=column))
+    assert torch.allclose(there, here, atol=TOLERANCE), f"{name}: the order of tokens matters; set knows_order=True"

@@ -1,0 +1,140 @@
+"""What every objective and every adapter must do, and all of them together, on a small encoder."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asda_core.adapting import attach
+from asda_core.config import EncoderConfig
+from asda_core.config_io import parse
+from asda_core.contract.mixers import DIM, HEADS, LAYERS
+from asda_core.contract.modules import TOLERANCE, check_all_parameters_move, check_state, seeded
+from asda_core.contracts import AdapterContext, AdapterSpec, MixerContext, MixerSpec, ObjectiveContext, ObjectiveSpec
+from asda_core.errors import PluginError
+from asda_core.layout import TokenLayout
+from asda_core.model.encoder import Encoder
+from asda_core.pretrain.step import check_losses
+
+LEARNING_STEPS, LEARNING_RATE = 25, 3e-3
+"""Updates on one batch after which the loss is lower, and their rate: ours, with room for every objective here."""
+
+
+def small_encoder(mixer: MixerSpec[Any] | None = None) -> Encoder:
+    """An encoder of two layers for checks; without a mixer given, tokens are averaged."""
+    config = EncoderConfig(dim=DIM, depth=LAYERS, num_heads=HEADS)
+    if mixer is None:
+        return Encoder(config, [_Mean() for _ in range(LAYERS)])
+    context = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
+    return Encoder(config, [mixer.build(mixer.config(), one) for one in context])
+
+
+@seeded
+def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = None, **options: Any) -> None:
+    """Same seed, same loss; finite parts; gradients reach the encoder and none a frozen part; learns one batch."""
+    encoder = small_encoder(mixer)
+    objective: Any = spec.build(parse(spec.config, options), ObjectiveContext(encoder))
+    features = torch.randn(2, 128, 64)
+
+    def losses() -> Any:
+        return objective.loss(encoder, features, torch.Generator().manual_seed(1))
+
+    first, again = losses(), losses()
+    try:
+        check_losses(first)
+    except PluginError as error:
+        raise AssertionError(f"{spec.name}: {error}") from None
+    assert callable(getattr(objective, "after_step", None)), f"{spec.name}: it has no after_step"
+    assert first.total.requires_grad, f"{spec.name}: the total has no gradient"
+    assert torch.equal(first.total, again.total), f"{spec.name}: the same seed gives another loss"
+    for name, value in first.parts.items():
+        assert math.isfinite(value), f"{spec.name}: {name} is not finite"
+    first.total.backward()
+    deaf = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
+    assert not deaf, f"{spec.name}: no gradient reaches {', '.join(deaf)}"
+    frozen = [p for p in objective.parameters() if not p.requires_grad]
+    assert all(p.grad is None for p in frozen), f"{spec.name}: gradients reach a frozen part"
+    trained = [*encoder.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
+    for step in range(LEARNING_STEPS):
+        optimizer.zero_grad()
+        losses().total.backward()
+        optimizer.step()
+        objective.after_step(encoder, step + 1)
+    assert losses().total < first.total, f"{spec.name}: the loss on one batch does not fall"
+
+
+@seeded
+def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, **options: Any) -> None:
+    """Output unchanged when attached; only new parameters train, all of them do; the base stays bit-identical; state
+    round trip."""
+    encoder, other = small_encoder(mixer), small_encoder(mixer)
+    features = torch.randn(2, 128, 64)
+    before = encoder(features)
+    buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    base = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
+    old = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    try:
+        new, _ = (
+            attach(spec.build(parse(spec.config, options), AdapterContext(DIM, LAYERS)), each)
+            for each in (encoder, other)
+        )
+    except PluginError as error:
+        raise AssertionError(f"{spec.name}: {error}") from None
+    after = encoder(features)
+    for was, now in ((before.tokens, after.tokens), (before.summary, after.summary)):
+        assert torch.allclose(now, was, atol=TOLERANCE), f"{spec.name}: attaching changes the output"
+    assert {id(p) for p in encoder.parameters() if p.requires_grad} == {id(p) for p in new}, (
+        f"{spec.name}: the base trains"
+    )
+    weight = torch.randn_like(before.tokens)
+    check_all_parameters_move(encoder, lambda: (encoder(features).tokens * weight).sum())
+    for parameter in encoder.parameters():
+        if id(parameter) in old:
+            assert torch.equal(parameter, base[old[id(parameter)]]), f"{spec.name}: {old[id(parameter)]} has changed"
+    for name, buffer in encoder.named_buffers():
+        if name in buffers:
+            assert torch.equal(buffer, buffers[name]), f"{spec.name}: the buffer {name} has changed"
+    check_state(encoder.eval(), other.eval(), lambda module: module(features).tokens)
+
+
+@seeded
+def check_combination(
+    mixer: MixerSpec[Any], adapter: AdapterSpec[Any] | None, objective: ObjectiveSpec[Any], **options: Any
+) -> None:
+    """Two updates of a small encoder: finite losses; with an adapter only it and the objective learn, and all of it.
+
+    Args:
+        mixer, adapter, objective: what is combined; without an adapter the whole encoder learns.
+        options: of the objective.
+    """
+    where = " + ".join(spec.name for spec in (mixer, adapter, objective) if spec is not None)
+    encoder = small_encoder(mixer)
+    base = {id(parameter): parameter.detach().clone() for parameter in encoder.parameters()}
+    learns = list(encoder.parameters())
+    if adapter is not None:
+        learns = attach(adapter.build(adapter.config(), AdapterContext(DIM, LAYERS)), encoder)
+    product: Any = objective.build(parse(objective.config, options), ObjectiveContext(encoder))
+    optimizer = torch.optim.SGD([*learns, *(p for p in product.parameters() if p.requires_grad)], lr=1e-3)
+    features = torch.randn(2, 128, 64)
+    for step in range(2):
+        losses = product.loss(encoder, features, torch.Generator().manual_seed(step))
+        assert losses.total.isfinite(), f"{where}: the loss is not finite"
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        product.after_step(encoder, step + 1)
+    deaf = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+    assert not deaf, f"{where}: no gradient reaches {', '.join(deaf)}"
+    if adapter is not None:
+        changed = [p for p in encoder.parameters() if id(p) in base and not torch.equal(p, base[id(p)])]
+        assert not changed, f"{where}: the base has changed"
+
+
+class _Mean(nn.Module):
+    """The simplest mixer: every token hears the mean of all valid ones."""
+
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        weight = layout.valid.to(tokens).unsqueeze(-1)
+        return tokens + (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)

@@ -1,0 +1,92 @@
+"""What a fine-tuning is, and by what it is told from another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from asda_core.assemble import foreign_plugins
+from asda_core.audio import list_identity
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import Checkpoint
+from asda_core.config_io import signature, to_plain
+from asda_core.data.content import sampled_content
+from asda_core.errors import ConfigError
+from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.losses import check_loss
+from asda_core.finetune.sampling import weights_digest
+from asda_core.finetune.tuned import Start, tuned_config
+from asda_core.labelled.drawing import hold_out
+from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.splits import Round
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning.
+
+    Attributes:
+        recipe: how.
+        start: what it begins with.
+        data: labelled clips and classes.
+        split: which clips train, validate and test.
+        start_digest: of the file of its weights; empty for random ones.
+        here: folder that paths in the recipe are relative to.
+    """
+
+    recipe: FinetuneConfig
+    start: Start
+    data: Labelled
+    split: Round
+    start_digest: str = ""
+    here: Path = Path()
+
+    def identity(self, catalog: Catalog) -> str:
+        """What tells one job from another: recipe, clips with labels, classes, the weights it begins with, and versions
+        of plugins of others.
+
+        Clips count by name and size, and of an even sample by their first and last bytes.
+        """
+        config = self.start.config if isinstance(self.start, Checkpoint) else self.start
+        start = {"digest": self.start_digest, "config": to_plain(config)}
+        parts = {part: clip_facts(examples) for part, examples in vars(self.split).items() if part != "name"}
+        drawn = weights_digest(self.recipe.sampling, self.here)
+        clips = [example.file for part in (self.split.train, self.split.valid, self.split.test) for example in part]
+        strange = foreign_plugins(catalog, tuned_config(self.recipe, config), with_objective=False)
+        drawn |= {"plugins": " ".join(strange)} if strange else {}
+        facts = {"data": parts, "content": sampled_content(clips), "classes": self.data.classes, **drawn}
+        return signature(self.recipe, start=start, **facts)
+
+
+def clip_facts(examples: Sequence[Example]) -> list[list[object]]:
+    """Of each clip the name, the size and the labels."""
+    told = list_identity(example.file for example in examples)
+    return [[*found, *example.labels] for found, example in zip(told, examples, strict=True)]
+
+
+def prepared(job: Job) -> Job:
+    """The job with validation clips held out if the recipe says so, and with its selection decided.
+
+    Raises:
+        TaskError: a split without clips, or training clips of one class alone.
+        ConfigError: the loss does not fit the labels, or there are no clips to choose weights by.
+    """
+    recipe, split = job.recipe, job.split
+    check_loss(recipe, job.data.single)
+    if recipe.valid_share and (recipe.select == "last" or recipe.average_from_epoch):
+        raise ConfigError(
+            "valid_share holds clips out of the training, and the last weights, or their average, are kept without a "
+            "look at them: leave it out, or let them choose (select: valid)."
+        )
+    if recipe.valid_share and not split.valid:
+        kept, held = hold_out(split.train, recipe.valid_share, recipe.seed)
+        split = replace(split, train=tuple(kept), valid=tuple(held))
+    select = recipe.select
+    if select == "auto":
+        select = "valid" if split.valid and not recipe.average_from_epoch else "last"
+    if select == "valid" and not split.valid:
+        raise ConfigError("select: valid needs validation clips: set valid_share, or a split of the data.")
+    if recipe.average_from_epoch and select != "last":
+        raise ConfigError(f"average_from_epoch averages the last weights; select: {select} takes others.")
+    if recipe.patience is not None and select == "last":
+        raise ConfigError("patience needs validation clips: set valid_share, or a split of the data.")
+    return replace(job, recipe=replace(recipe, select=select), split=split)

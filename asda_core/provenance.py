@@ -1,0 +1,54 @@
+"""Which plugins made a checkpoint, and whether those that are installed are others.
+
+A stranger's plugin may have other options, sizes or defaults today, and a config holds only what was stated.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from asda_core.catalog import Catalog
+from asda_core.errors import AsdaError
+from asda_core.files import safetensors_metadata
+from asda_core.locating import GIVEN, MODEL_FILE, OWN_DISTRIBUTION
+
+Plugins = Mapping[str, Mapping[str, str]]
+"""Family -> name, distribution and version of the plugin that made the weights."""
+
+
+def stored_plugins(step: Path | None) -> Plugins | None:
+    """The plugins that made the weights of a step, if there is one."""
+    if step is None:
+        return None
+    found: Plugins = json.loads(safetensors_metadata(step / MODEL_FILE)["plugins"])
+    return found
+
+
+def other_versions(plugins: Plugins, catalog: Catalog) -> list[str]:
+    """A sentence for each stranger's plugin that is installed in another version than that which made the weights."""
+    told = []
+    for family, stored in plugins.items():
+        offer = catalog.offers.get((family, stored["name"]))
+        if offer and offer.distribution not in (OWN_DISTRIBUTION, GIVEN) and offer.origin != stored:
+            made, now = (f"{of['distribution']} {of['version']}" for of in (stored, offer.origin))
+            told.append(f"It was made with the {family} {stored['name']!r} of {made}, and {now} is installed.")
+    return told
+
+
+def warn_of_other_versions(plugins: Plugins, file: Path, catalog: Catalog) -> None:
+    """Tell them on stderr: the model may answer otherwise."""
+    for sentence in other_versions(plugins, catalog):
+        print(f"warning: {file} may answer otherwise than it did. {sentence}", file=sys.stderr)
+
+
+@contextmanager
+def blamed_on_versions(sentences: Sequence[str]) -> Iterator[None]:
+    """Errors in here say which plugins have changed since."""
+    try:
+        yield
+    except AsdaError as error:
+        if not sentences:
+            raise
+        raise type(error)(" ".join([str(error), *sentences])) from None
