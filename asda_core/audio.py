@@ -19,9 +19,11 @@ from torch import Tensor
 from asda_core.config import ResampleAxis
 from asda_core.data.sources import find_audio as find_audio
 from asda_core.data.sources import list_identity as list_identity
-from asda_core.data.tars import AUDIO_SUFFIXES as AUDIO_SUFFIXES
+from asda_core.data.tar_headers import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from asda_core.data.tars import member_bytes, num_bytes, split_member
 from asda_core.errors import AudioError, NoSamplesError
+from asda_core.mp3 import FORMAT as MP3
+from asda_core.mp3 import lead, lost_samples
 
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile's count for a stream is near 2**63; no file has this many frames."""
@@ -82,9 +84,16 @@ def opened(file: str | Path, content: bytes | None = None) -> Iterator[soundfile
     inside = split_member(Path(file)) if content is None else None
     if inside is not None:
         content = member_bytes(*inside)
+    if content is None and not Path(file).is_file() and Path(file).exists() and not Path(file).is_dir():
+        raise AudioError(f"cannot read {file}: it is no file, but a pipe or a device.")
     try:
         with soundfile.SoundFile(os.fsencode(file) if content is None else io.BytesIO(content)) as sound:
             _check_length(Path(file), len(sound))
+            if lost := lost_samples(sound, Path(file), content):
+                raise AudioError(
+                    f"cannot use {file}: it does not tell its length, and {lost} of its {len(sound) + lost} samples "
+                    "would not be read; write it anew, as `ffmpeg -i OLD -codec copy NEW` does."
+                )
             yield sound
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(f"cannot read {file}: {_reason(Path(file), content, error)}") from None
@@ -124,7 +133,7 @@ def _read_mono(sound: soundfile.SoundFile, name: str, num_frames: int, row_rate:
         mono = torch.empty(num_frames)
     except RuntimeError:  # of a damaged header
         raise AudioError(f"cannot use {name}: its header tells of {num_frames} samples.") from None
-    if sound.channels == 1:  # samples go straight to their place
+    if sound.channels == 1 and sound.format != MP3:  # samples go straight to their place
         return mono[: len(sound.read(out=mono.numpy()))]
     done = 0
     for block in mono_blocks(sound, num_frames, row_rate, BLOCK_SAMPLES):
@@ -138,9 +147,12 @@ def mono_blocks(sound: soundfile.SoundFile, num_frames: int, row_rate: int, size
 
     They end with the file where it is shorter than its header says.
     """
-    done = 0
+    done, first = 0, sound.tell() if sound.format == MP3 else 0
     while done < num_frames:
-        block = torch.from_numpy(sound.read(min(size, num_frames - done), dtype="float32", always_2d=True))
+        if before := lead(sound, first + done):
+            sound.seek(first + done - before)
+        rows = sound.read(before + min(size, num_frames - done), dtype="float32", always_2d=True)
+        block = torch.from_numpy(rows[before:])
         if not len(block):
             break
         yield resample(block, sound.samplerate, row_rate).mean(dim=1)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 def escaped(text: str) -> str:
     """Text in which Markdown finds no mark: a bar would be a column, a star italics."""
-    marked = re.sub(r"([\\|*`\[\]])", r"\\\1", text.replace("\n", " ")).replace("<", "&lt;")
+    marked = re.sub(r"([\\|*`\[\]~$])", r"\\\1", text.replace("\n", " ").replace("&", "&amp;")).replace("<", "&lt;")
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", marked)
 
 

@@ -3,9 +3,9 @@
 from dataclasses import fields
 from typing import Any
 
-from asda_core.assemble import Parts, build_parts, resolved
+from asda_core.assemble import Parts, build_parts, check_clip, resolved
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import ABOVE_TEACHER, Checkpoint, load_strict
+from asda_core.checkpoint import ABOVE_TEACHER, Checkpoint, load_strict, model_tensors
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.errors import CheckpointError, ConfigError
@@ -13,6 +13,22 @@ from asda_core.model.encoder import Encoder
 from asda_core.provenance import blamed_on_versions, other_versions, warn_of_other_versions
 
 OF_MIXER = "encoder.mixer."
+
+
+def parts_to_train(config: RunConfig, catalog: Catalog, init: Checkpoint | None) -> Parts:
+    """The modules of a new run as they begin, and whether the run is possible with them.
+
+    Raises:
+        ConfigError: an adapter and nothing to begin with; a clip holds no patch; or as of `start_from`.
+        PluginError: a module keeps what no checkpoint can hold, which shows now and not after hours.
+        CheckpointError: as of `start_from`.
+    """
+    if config.adapter is not None and init is None:
+        raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
+    parts = build_parts(catalog, config) if init is None else start_from(init, catalog, config)
+    check_clip(parts.front_end, parts.encoder, config.data.clip_seconds)
+    model_tensors(parts, with_objective=True)
+    return parts
 
 
 def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> Parts:

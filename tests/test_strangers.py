@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,24 +19,29 @@ from asda_core.checkpoint import read_checkpoint, write_model
 from asda_core.cli import main
 from asda_core.command_line import EXIT_ERROR
 from asda_core.config import RunConfig
-from asda_core.config_io import parse
+from asda_core.config_io import parse, to_yaml
 from asda_core.contracts import (
     AdapterSpec,
     FrontEndSpec,
     Losses,
+    MixerContext,
     MixerSpec,
     ObjectiveSpec,
     hookimpl,
 )
 from asda_core.errors import PluginError
+from asda_core.finetune.recipes import recipe_for
+from asda_core.finetune.tuned import make_tuned
 from asda_core.layout import TokenLayout
 from asda_core.locating import newest_step
 from asda_core.model.encoder import Encoder
 from asda_core.pretrain.loop import pretrain
 from asda_core.tensor_files import read_tensors
 from asda_core.testing import check_adapter, check_front_end, check_mixer, check_objective
+from asda_hear.api import get_scene_embeddings, load_model
 from asda_hear.evaluate.identity import weights_identity
 from tests.conftest import BUILT_IN, TINY
+from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_tones
 from tests.hear.plans import tone_plan, work_on
 
 
@@ -376,3 +381,228 @@ def test_a_plugin_that_does_not_load_fails_the_check(
     (tmp_path / "site" / "visitor-1.0.dist-info" / "METADATA").unlink()
     assert main(["plugins"]) == 0
     assert "problem: visiting of (unknown): ModuleNotFoundError" in capsys.readouterr().out
+
+
+def test_a_fine_tuning_belongs_to_the_versions_of_its_plugins(
+    upgrade: Upgrade, audio_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upgrade("1.0", 1.0)
+    small_checkpoint(tmp_path / "start", load_catalog(), small_run("visiting"))
+    (tmp_path / "recipe.yaml").write_text(to_yaml(small_recipe(steps=2)))
+    tones = write_tones(tmp_path / "tones", clips=6)
+    command = [
+        "finetune",
+        str(tmp_path / "recipe.yaml"),
+        "--checkpoint",
+        f"a={tmp_path / 'start'}",
+        "--data",
+        str(tones),
+    ]
+    command += ["--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    upgrade("2.0", 0.5)
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "was made with the mixer 'visiting' of visitor 1.0, and visitor 2.0 is installed" in capsys.readouterr().err
+    assert sorted(made_by(each) for each in (tmp_path / "out").glob("a-*/model.safetensors")) == ["1.0", "2.0"]
+
+
+def test_errors_of_another_version_tell_it(
+    upgrade: Upgrade, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that was renamed, and weights of another shape."""
+    upgrade("1.0", 1.0)
+    start = small_checkpoint(
+        tmp_path / "start",
+        load_catalog(),
+        small_run("visiting", mixer={"name": "visiting", "options": {"factor": 2.0}}),
+    )
+    upgrade("2.0", 1.0)
+    module = tmp_path / "site" / "visitor.py"
+    whole = module.read_text()
+    tones = write_tones(tmp_path / "tones", clips=2)
+    embed = ["embed", str(tones), "--checkpoint", str(start.file), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    (tmp_path / "recipe.yaml").write_text(to_yaml(small_recipe(steps=2)))
+    tune = ["finetune", str(tmp_path / "recipe.yaml"), "--checkpoint", str(start.file), "--data", str(tones)]
+    changes = {
+        "unknown config key 'factor'": whole.replace("factor: float", "weight: float").replace("o.factor", "o.weight"),
+        "does not fit its config": whole.replace("nn.Linear(dim, dim)", "nn.Sequential(nn.Linear(dim, dim))"),
+    }
+    for message, text in changes.items():
+        module.write_text(text)
+        for command in (embed, [*tune, "--out", str(tmp_path / "tuned")]):
+            sys.modules.pop("visitor", None)
+            assert main(command) == EXIT_ERROR
+            told = capsys.readouterr().err
+            assert message in told
+            assert "made with the mixer 'visiting' of visitor 1.0, and visitor 2.0 is installed." in told
+
+
+class Drawn(Mean):
+    """Holds what it drew in no state."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.drawn = torch.randn(dim)
+
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        return super().forward(tokens, layout) + self.drawn
+
+
+class WildGradient(Mean):
+    """Its output is finite, and the gradient of a square root at 0 is not."""
+
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        return super().forward(tokens, layout) + (self.linear.weight[0] * 0).abs().sqrt()
+
+
+class Double(Mean):
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        return super().forward(tokens, layout).double()
+
+
+class Lazy(Mean):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.linear = nn.LazyLinear(dim)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Drawn, "state_dict does not hold all that matters"),
+        (WildGradient, "gradients are not finite: linear.weight"),
+        (Double, "torch.float64, not torch.float32 as the tokens"),
+        (Lazy, "linear.weight, linear.bias has no size yet"),
+    ],
+)
+def test_mixers_that_train_badly(kind: type[Mean], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_mixer(mixer(kind))
+
+
+def test_a_parameter_that_one_layer_does_not_use() -> None:
+    def build(config: Nothing, context: MixerContext) -> Mean:
+        made = Mean(context.dim)
+        if context.layer == 0:
+            made.unused = nn.Parameter(torch.zeros(3))
+        return made
+
+    with pytest.raises(AssertionError, match="these parameters never move: unused"):
+        check_mixer(MixerSpec("strange", Nothing, build, "for tests", "here"))
+
+
+def test_a_front_end_that_draws_what_it_does_not_save() -> None:
+    class Random(Energies):
+        def __init__(self) -> None:
+            super().__init__("")
+            self.drawn = 1 + torch.rand(16, 1)
+
+        def forward(self, audio: Tensor) -> Tensor:
+            return super().forward(audio) * self.drawn
+
+    with pytest.raises(AssertionError, match="state_dict does not hold all that matters"):
+        check_front_end(FrontEndSpec("strange", Nothing, lambda config, context: Random(), "for tests", "here"))
+
+
+class Shifted(nn.Module):
+    """A mixer around another, with a parameter of its own and something that no state holds."""
+
+    def __init__(self, mixer: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.mixer, self.shift = mixer, nn.Parameter(torch.zeros(dim))
+        self.register_buffer("drawn", torch.randn(dim), persistent=False)
+
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        mixed: Tensor = self.mixer(tokens, layout)
+        return mixed + self.shift * self.drawn
+
+
+def shift(encoder: Encoder) -> None:
+    for block in encoder.blocks:
+        block.mixer = Shifted(block.mixer, encoder.config.dim)  # type: ignore[arg-type]
+
+
+def louder_summary(encoder: Encoder) -> None:
+    """The class token counts twice, and the patches hear nothing of it."""
+    encoder.scale = nn.Parameter(torch.ones(()))
+    encoder.register_forward_hook(lambda module, given, made: replace(made, summary=2 * module.scale * made.summary))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [(shift, "state_dict does not hold all that matters"), (louder_summary, "attaching changes the output")],
+)
+def test_adapters_that_are_another_model(what: Callable[[Encoder], None], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_adapter(adapter(what))
+
+
+def test_a_mixer_whose_output_would_be_broadcast(audio_folder: Path, tmp_path: Path) -> None:
+    class OneRow(Mean):
+        def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+            return super().forward(tokens, layout).mean(1, keepdim=True)
+
+    with pytest.raises(PluginError, match=r"the mixer OneRow made \(\d+, 1, 32\) of tokens of"):
+        run_with(tmp_path / "run", audio_folder, STRANGE, asda_mixers=lambda: mixer(OneRow))
+
+
+def test_a_front_end_does_not_dither_in_training(audio_folder: Path, tmp_path: Path) -> None:
+    """What it draws in training mode would be other numbers in every run, and after every resume."""
+
+    class Dithers(Energies):
+        def forward(self, audio: Tensor) -> Tensor:
+            return super().forward(audio + 0.01 * torch.randn_like(audio) if self.training else audio)
+
+    spec = FrontEndSpec("strange", Nothing, lambda config, context: Dithers(""), "for tests", "here")
+    encoder = {**TINY["encoder"], "patch_frames": 8, "patch_bins": 8}  # type: ignore[dict-item]
+    changes = {"front_end": "strange", "encoder": encoder}
+    files = [run_with(tmp_path / name, audio_folder, changes, asda_front_ends=lambda: spec) for name in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+class Normed(Mean):
+    """Keeps figures of what it hears."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.norm = nn.BatchNorm1d(dim)
+
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        normed: Tensor = self.norm(super().forward(tokens, layout).transpose(1, 2)).transpose(1, 2)
+        return normed
+
+
+def test_batch_norms_beside_an_adapter_and_in_a_model_of_another(tmp_path: Path) -> None:
+    """The frozen encoder keeps its figures, and embeddings are those of evaluation whatever the mode of the whole."""
+    catalog = load_catalog(*BUILT_IN, SimpleNamespace(asda_mixers=hookimpl(lambda: mixer(Normed))), installed=False)
+    start = small_checkpoint(tmp_path / "start", catalog, small_run("strange"))
+    recipe = recipe_for(small_recipe(), "low_rank", catalog)
+    tuned = make_tuned(catalog, recipe, start, ("a", "b"))
+    tuned.set_training(True)
+    before = {name: buffer.clone() for name, buffer in tuned.encoder.named_buffers()}
+    tuned.encoder(torch.randn(4, 128, 32))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in tuned.encoder.named_buffers())
+    assert tuned.encoder.training
+    whole = make_tuned(catalog, small_recipe(), start, ("a", "b"))
+    whole.set_training(True)
+    assert whole.encoder.blocks[0].mixer.norm.training  # type: ignore[union-attr]
+    model = load_model(start.file, catalog=catalog)
+    audio = torch.randn(3, 16_000)
+    wanted = get_scene_embeddings(audio, model)
+    nn.Sequential(model).train()
+    assert torch.equal(get_scene_embeddings(audio, model), wanted)
+
+
+def test_a_plugin_that_prints_and_changes_torch(
+    upgrade: Upgrade, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upgrade("1.0", 1.0)
+    (tmp_path / "site" / "visitor.py").write_text(
+        "import torch\nprint('hello')\ntorch.set_default_dtype(torch.float64)\n1/0"
+    )
+    assert main(["plugins", "--json"]) == 0
+    assert torch.get_default_dtype() == torch.float32
+    told = capsys.readouterr()
+    json.loads(told.out)
+    assert "hello" in told.err

@@ -21,6 +21,8 @@ SAMPLED = 256
 def ends(file: Path) -> str:
     """Digest of the first and last bytes of a sound; empty for one that cannot be read."""
     inside = split_member(file)
+    if inside is None and not file.is_file():  # a pipe would be waited for
+        return ""
     try:
         place, size = (0, file.stat().st_size) if inside is None else index_of(inside[0]).place(inside[1])
         with (file if inside is None else inside[0]).open("rb") as opened:

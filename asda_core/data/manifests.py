@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from asda_core.data.tars import TAR_SUFFIX, index_of, is_audio
+from asda_core.data.tar_headers import TAR_SUFFIX, is_audio
+from asda_core.data.tars import index_of
 from asda_core.errors import AudioError, ConfigError
 
 TABLE_SUFFIXES = (".parquet", ".pq")

@@ -13,6 +13,8 @@ PACK_FILE, SKIPPED_FILE = "pack.json", "skipped.jsonl"
 PackFormat = Literal["flac", "wav"]
 LEAST_RATE, MOST_RATE = 1_000, 655_350
 """Of packed audio, in Hz: what is below holds nothing that a front end hears; FLAC has no more."""
+FLAC_RATE, FLAC_STEP = 65_535, 10
+"""In Hz. **Source**: RFC 9639, section 9.1.2: 16 bits for a rate in Hz, or for one in tens of Hz."""
 LEAST_SECONDS = 0.01
 """Of the pieces of a file: one frame of log-mel is 25 ms."""
 
@@ -49,6 +51,8 @@ class PackOptions:
     def __post_init__(self) -> None:
         allowed = LEAST_RATE <= self.rate <= MOST_RATE
         require(allowed, f"--rate must lie in {LEAST_RATE}..{MOST_RATE}, not {self.rate}.")
+        flac = self.format != "flac" or self.rate <= FLAC_RATE or self.rate % FLAC_STEP == 0
+        require(flac, f"--rate {self.rate}: above {FLAC_RATE} FLAC knows multiples of {FLAC_STEP}; or --format wav.")
         formats = get_args(PackFormat)
         require(self.format in formats, f"--format must be {' or '.join(formats)}, not {self.format!r}.")
         pieces = self.seconds is None or LEAST_SECONDS <= self.seconds < math.inf

@@ -8,6 +8,7 @@ folder/skipped.jsonl            files that could not be read, and why
 
 import io
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from asda_core.claiming import alone_in
 from asda_core.data.content import ends
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
-from asda_core.data.tars import TAR_SUFFIX, member_bytes, split_member
+from asda_core.data.tar_headers import TAR_SUFFIX
+from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import text_digest, write_text
 from asda_core.ordered import in_order
@@ -32,6 +34,9 @@ OF_OTHER = {"data": "other audio files", "content": "audio of other content", "a
 """What it means where the digest of a pack differs from that which is wanted."""
 FULL_SCALE = 1 << 15
 """16-bit steps to an amplitude of 1, as libsndfile divides by when it reads."""
+MOST_OVERSHOOT = 1.5
+"""Amplitude up to which nobody is told that 16 bits end at 1: resampling and lossy codecs go a little beyond it."""
+CLIPPED = "warning: {}: its samples reach {:g}, and what is beyond 1 is cut off in the pack; --keep leaves it as it is."
 SECONDS_PER_HOUR = 3600
 Facts = Mapping[str, Any]
 USUAL = PackOptions()
@@ -113,6 +118,7 @@ def _claim(
     if not file.exists() or not any(folder.glob(f"*{TAR_SUFFIX}")):  # a pack of nothing holds no folder
         if (folder / shard_name(name, 0)).exists():
             raise ConfigError(f"{folder} holds shards but no {PACK_FILE}; give another folder or --name.")
+        (folder / SKIPPED_FILE).unlink(missing_ok=True)  # of a pack of nothing; it is what tells a pack as finished
         for name, text in beside.items():
             write_text(folder / name, text)
         write_text(file, json.dumps(wanted, indent=2) + "\n")
@@ -164,6 +170,8 @@ def _write_shards(
                     which = f"piece {piece.number + 1} of {piece.parts}: " if piece.parts > 1 else ""
                     writer.skipped.append((str(piece.file), f"{which}{made.problem}"))
                     continue
+                if (peak := made.facts.get("clipped_from")) is not None:
+                    print(CLIPPED.format(piece.file, peak), file=sys.stderr)
                 key = f"{piece.place:09d}" + (f"-{piece.number:05d}" if piece.parts > 1 else "")
                 writer.add(key, made.suffix, made.content, {**made.facts, **about.get(piece.file, {})})
                 if writer.is_full:
@@ -232,6 +240,8 @@ def encoded(piece: Piece, options: PackOptions) -> Encoded:
             facts["start_seconds"] = first / rate
         half = 0.5 / rate  # half a sample on both sides: read_audio rounds to these very frames
         audio = read_audio(piece.file, options.rate, first / rate + half, (stop - first) / rate - half)
+        peak = float(audio.abs().max())
+        facts |= {"clipped_from": round(peak, 3)} if peak > MOST_OVERSHOOT else {}
         samples = (audio * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1).short().numpy()
     except AudioError as error:
         return Encoded("", b"", {}, str(error))

@@ -11,16 +11,8 @@ from typing import TypeAlias
 
 from asda_core.data.manifests import TABLE_SUFFIXES, in_manifest, in_parquet
 from asda_core.data.pack_options import unfinished
-from asda_core.data.tars import (
-    AUDIO_SUFFIXES,
-    INDEX_SUFFIX,
-    TAR_SUFFIX,
-    UNREAD_SUFFIXES,
-    index_of,
-    is_audio,
-    num_bytes,
-    shard_of,
-)
+from asda_core.data.tar_headers import AUDIO_SUFFIXES, TAR_SUFFIX, UNREAD_SUFFIXES, is_audio
+from asda_core.data.tars import INDEX_SUFFIX, index_of, num_bytes, shard_of
 from asda_core.errors import AudioError, ConfigError
 from asda_core.files import files_below
 
@@ -152,8 +144,11 @@ def _in_folder(folder: Path) -> list[Path]:
     if unread := [each.suffix.lower() for each in every if each.suffix.lower() in UNREAD_SUFFIXES]:
         what = f"{len(unread)} files in {folder} that libsndfile does not read ({', '.join(sorted(set(unread)))})"
         print(f"warning: left out {what}; convert them to use them.", file=sys.stderr)
-    shards = [file for file in names if file.suffix == TAR_SUFFIX and file.is_file()]
-    loose = [file for file in names if file.suffix != TAR_SUFFIX and file.is_file()]
+    files = [file for file in names if file.is_file()]
+    if len(files) < len(names) and (gone := [each for each in names if each.is_symlink() and not each.exists()]):
+        print(f"warning: left out {len(gone)} links in {folder} that lead nowhere, as {gone[0]}.", file=sys.stderr)
+    shards = [file for file in files if file.suffix == TAR_SUFFIX]
+    loose = [file for file in files if file.suffix != TAR_SUFFIX]
     if loose and shards:
         what = f"{len(shards)} tar files beside {len(loose)} audio files in {folder}"
         print(f"warning: left out {what}; name them to use them.", file=sys.stderr)

@@ -15,7 +15,7 @@ from threading import Event
 from typing import IO, NamedTuple
 
 from asda_core.data.sources import PIPE, ShardStream
-from asda_core.data.tars import MORE_BEHIND, ZERO, StrictHeader, is_audio, plain_name
+from asda_core.data.tar_headers import LINKED_OR_SPARSE, MORE_BEHIND, ZERO, StrictHeader, is_audio, plain_name
 from asda_core.errors import AudioError
 
 ATTEMPTS = 3
@@ -114,9 +114,9 @@ def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: C
         except CommandFailedError as error:
             if commands.ended or (attempt < ATTEMPTS and commands.pause(FIRST_PAUSE * LONGER ** (attempt - 1))):
                 raise AudioError("the stream was closed.") from None
-            if attempt == ATTEMPTS and isinstance(error, CutOffError) and error.sounds:
+            if attempt == ATTEMPTS and isinstance(error, CutOffError) and passed:
                 where = Path(shard.address)  # it is so each time: what is whole counts, as of a file
-                trouble.append((where, f"{shard.address}: {error}; the {error.sounds} sounds before count."))
+                trouble.append((where, f"{shard.address}: {error}; the {passed} sounds before count."))
             elif attempt == ATTEMPTS:
                 raise AudioError(f"{shard.address}: {error} {ATTEMPTS} times; stopped after {passed} clips.") from None
 
@@ -124,13 +124,16 @@ def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: C
 def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[Sound]:
     where = Path(shard.address if shard.file is None else shard.file)
     seen: set[str] = set()
+    strange = 0
     with _bytes_of(shard, commands) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictHeader) as tar:
                 while (info := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # else it grows with the shard
                     name = plain_name(info.name)
-                    data = tar.extractfile(info) if info.isfile() and is_audio(name) and name not in seen else None
+                    strange += is_audio(name) and (info.islnk() or info.issparse())
+                    usable = info.isfile() and not info.issparse() and is_audio(name) and name not in seen
+                    data = tar.extractfile(info) if usable else None
                     if data is not None:
                         sound = Sound(where / name, data.read())
                         seen.add(name)
@@ -145,6 +148,8 @@ def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Command
         raise CutOffError(problem, len(seen))
     if problem:
         trouble.append((where, f"{shard.address} {problem}; the {len(seen)} sounds before count."))
+    if strange:
+        trouble.append((where, f"{shard.address} has {strange} {LINKED_OR_SPARSE}"))
 
 
 @contextmanager

@@ -13,65 +13,22 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import sys
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Self
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from asda_core.data.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member, read_headers
 from asda_core.errors import AudioError
 from asda_core.files import write_text
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf", ".w64", ".au")
-"""File names that a search takes for audio; libsndfile reads all of them."""
-UNREAD_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".mka", ".amr", ".ac3")
-"""Audio that libsndfile does not read; a search says so."""
-TAR_SUFFIX = ".tar"
 INDEX_SUFFIX = ".index.json"
 LAST = "last"
 """Fact in the index of a pack: the last work that is in the shard."""
-HEADER_BYTES = 512
-"""Of a tar member's header. **Source**: POSIX ustar."""
 INDEX_DIGITS = 16
-ZERO = b"\0"
-LOOKED_AT_BYTES = 1 << 20
-"""Behind the end of a tar, read at once."""
-MORE_BEHIND = "has more behind what looks like its end: a header is lost, or tars were joined"
-"""What is told of a tar of which not all was read."""
-TAR_END = "EOFHeaderError"
-"""What tarfile raises at the mark of the end; its class has no public name."""
-
-
-class StrictHeader(tarfile.TarInfo):
-    """A member's header; one that is damaged or cut off is an error, where tarfile takes it for the end of the tar."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        """The next header.
-
-        Raises:
-            tarfile.ReadError: it is damaged or cut off, or the tar ends without its mark.
-        """
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.HeaderError as error:
-            if type(error).__name__ == TAR_END or not tar.offset:  # of the first header tarfile says it itself
-                raise
-            raise tarfile.ReadError(str(error)) from None
-
-
-class Member(NamedTuple):
-    """A sound in a shard: its name there, where its bytes lie, and its length and rate, 0 where nobody looked."""
-
-    name: str
-    offset: int
-    size: int
-    samples: int = 0
-    rate: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,16 +62,6 @@ class ShardIndex:
             raise AudioError(f"cannot read {self.shard / name}: the shard has no such sound ({len(self.rows)} others).")
         row = self.rows[name]
         return int(self.offsets[row]), int(self.sizes[row])
-
-
-def is_audio(name: str) -> bool:
-    """Whether a file of this name is taken for audio."""
-    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
-
-
-def plain_name(name: str) -> str:
-    """The name of a member without `./`, `../` and a leading `/`, as it stands in a path below the shard."""
-    return "/".join(part for part in PurePosixPath(name).parts if part not in ("/", ".", ".."))
 
 
 def split_member(file: Path) -> tuple[Path, str] | None:
@@ -244,55 +191,3 @@ def _last_header(shard: Path, members: Sequence[Member]) -> str:
     with shard.open("rb") as opened:
         opened.seek(members[-1].offset - HEADER_BYTES)
         return hashlib.sha256(opened.read(HEADER_BYTES)).hexdigest()[:INDEX_DIGITS]
-
-
-def read_headers(shard: Path) -> tuple[list[Member], list[str]]:
-    """The sounds of a tar by its headers alone, and what is wrong with it.
-
-    Of several members of one name the first counts. Of a tar that is cut off, what is whole counts.
-
-    Raises:
-        AudioError: it is no tar.
-    """
-    found: dict[str, Member] = {}
-    trouble: list[str] = []
-    repeated = 0
-    end = shard.stat().st_size
-    try:
-        with tarfile.open(shard, "r:", tarinfo=StrictHeader) as tar:
-            for info in _until_damage(tar, shard, trouble):
-                name = plain_name(info.name)
-                if not (info.isfile() and is_audio(name)):
-                    continue
-                if name in found:
-                    repeated += 1
-                elif info.offset_data + info.size <= end:  # else it is cut off, which the next header tells
-                    found[name] = Member(name, info.offset_data, info.size)
-            if not trouble and _holds_more(shard, tar.offset):
-                trouble.append(f"{shard} {MORE_BEHIND}; the {len(found)} sounds before count.")
-            elif not trouble and not found:
-                trouble.append(f"{shard} holds no sound.")
-    except tarfile.ReadError as error:
-        what = "it is empty (0 bytes)" if end == 0 else f"it is no tar ({error}); a compressed one is streamed: pipe:"
-        raise AudioError(f"cannot read the shard {shard}: {what}.") from None
-    if repeated:
-        trouble.append(f"{shard} has {repeated} members of a name that it has already; the first of each counts.")
-    return list(found.values()), trouble
-
-
-def _holds_more(shard: Path, offset: int) -> bool:
-    """Whether anything but zeros lies behind the end of a tar: a header that is lost looks like the end."""
-    with shard.open("rb") as opened:
-        opened.seek(offset)
-        return any(block.strip(ZERO) for block in iter(lambda: opened.read(LOOKED_AT_BYTES), b""))
-
-
-def _until_damage(tar: tarfile.TarFile, shard: Path, trouble: list[str]) -> Iterator[tarfile.TarInfo]:
-    """Members up to where the tar is cut off, if it is."""
-    seen = 0
-    try:
-        for info in tar:
-            seen += 1
-            yield info
-    except tarfile.ReadError as error:
-        trouble.append(f"{shard} is cut off behind {seen} members ({error}).")

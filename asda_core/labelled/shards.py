@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from asda_core.data.pack_options import unfinished
 from asda_core.data.sources import NUMBERS, expanded
-from asda_core.data.tars import TAR_SUFFIX, StrictHeader, index_of, is_audio, plain_name
+from asda_core.data.tar_headers import TAR_SUFFIX, StrictHeader, is_audio, plain_name
+from asda_core.data.tars import index_of
 from asda_core.errors import AudioError, TaskError
 from asda_core.files import files_below
 from asda_core.inference.classifying import Label

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.assemble import Parts, build_parts, check_clip, decisive, in_full, plugin_origins
+from asda_core.assemble import Parts, decisive, in_full, plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
     TRAINING_FILE,
@@ -51,7 +51,7 @@ from asda_core.pretrain.resuming import (
 from asda_core.pretrain.schedule import learning_rate, make_optimizer, without_decay
 from asda_core.pretrain.step import Passes, Step, check_finite, pass_seed, passes_of
 from asda_core.provenance import stored_plugins
-from asda_core.starting import start_from
+from asda_core.starting import parts_to_train
 from asda_core.tensor_files import read_tensors
 
 PASS_KEY, STREAM_KEY = "micro_batch", "stream_parts"
@@ -114,7 +114,7 @@ def pretrain(
         TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
         AsdaError: the loss is no longer finite, or another process has gone.
     """
-    parts = _built(config, catalog, init)  # what is refused leaves no folder behind
+    parts = parts_to_train(config, catalog, init)  # what is refused leaves no folder behind
     data = audio_digest(files, None if init is None else model_digest(init.file))
     place, final = own_device(device, processes), folder / MODEL_FILE
     held = alone_in(folder, LOCK_FILE, "trains in") if processes.first else nullcontext()
@@ -132,16 +132,6 @@ def pretrain(
             write_model(final, tensors, metadata_of(config, catalog, run.step, run.data, plugins=made_by))
         processes.wait()
     return final
-
-
-def _built(config: RunConfig, catalog: Catalog, init: Checkpoint | None) -> Parts:
-    """The modules as they begin, and whether the run is possible with them."""
-    if config.adapter is not None and init is None:
-        raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
-    parts = build_parts(catalog, config) if init is None else start_from(init, catalog, config)
-    check_clip(parts.front_end, parts.encoder, config.data.clip_seconds)
-    model_tensors(parts, with_objective=True)  # what no checkpoint can hold shows before hours of training
-    return parts
 
 
 def _clips(run: Run, files: AudioList) -> Batches:

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from asda_core.checkpoint import TEACHER
 from asda_core.claiming import locked
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, CheckpointError, ConfigError
-from asda_core.files import disk_time, text_digest, write_rows
+from asda_core.files import disk_time, text_digest, write_rows, write_text
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
 from asda_core.starting import check_fits
@@ -39,6 +40,8 @@ from asda_hear.pooling import EncoderBackbone
 from asda_hear.work_queue import Failed, attempt_alone, shared_work
 
 ROWS_FILE = "rows.csv"
+PLAN_NOTE = ".plan"
+"""In the folder of the tables: the plan that they are of."""
 CLAIM_FILE, ROWS_LOCK = ".claim", ".rows.lock"
 """Locks: of a unit while a process does it, and of the table while it is written."""
 SECONDS_PER_HOUR = 3600
@@ -120,12 +123,28 @@ def make_ready(work: Work) -> None:
     if work.tasks:
         with hear_tools():
             pass
+    _claim(work.out, work.plan.file.resolve())
     for option, folder in (("--out", work.out), ("--store", work.store)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ROWS_LOCK).touch()
         except OSError as error:
             raise ConfigError(f"{option} {folder} cannot be written: {error.strerror}.") from None
+
+
+def _claim(out: Path, plan: Path) -> None:
+    """Note which plan the tables of a folder are of.
+
+    Raises:
+        ConfigError: they are of another one, which is still there, and would be lost.
+    """
+    note = out / PLAN_NOTE
+    noted = Path(note.read_text(encoding="utf-8").strip()) if note.is_file() else plan
+    if noted != plan and noted.is_file():
+        raise ConfigError(f"{out} holds the tables of {noted}, whose place those of {plan} would take; give --out.")
+    with suppress(OSError):  # what cannot be written is told below
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(note, f"{plan}\n")
 
 
 def write_all_rows(work: Work) -> list[Row]:

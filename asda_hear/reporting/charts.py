@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asda_core.statistics import Estimate
-from asda_hear.reporting.summary import Line, Summary, TaskResult
+from asda_hear.reporting.summary import Line, Summary, TaskResult, effect_names
 from asda_hear.reporting.svg import FAINT, INK, PAPER, Chart, chart, drawing, figure, scores_in_view
 from asda_hear.reporting.tables import APART, SIGNIFICANT, is_apart, short_names
 
@@ -101,7 +101,7 @@ def looks_of(summary: Summary) -> dict[str, Look]:
         first, rest = firsts.index(next(iter(line.labels.values()), "")), rests.index(tuple(line.labels.values())[1:])
         if len(lines) < sum(not each.baseline for each in summary.lines):
             first, rest = named.index(line.name), 0
-        other = first + first // len(COLOURS) + rest
+        other = rest + first // len(COLOURS) if len(rests) > 1 else first + first // len(COLOURS)
         colour, marker, dash = COLOURS[first % len(COLOURS)], MARKERS[other % len(MARKERS)], DASHES[other % len(DASHES)]
         looks[line.name] = Look(colour, marker, dash, named=True)
     return looks
@@ -151,13 +151,13 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
             if is_apart(effect.difference):
                 panel.annotate(APART, (effect.estimate.mean, place), (0, 3), textcoords="offset points",
                                ha="center", va="bottom")  # fmt: skip
-        _name_rows(panel, [f"{label} (first)" if label == labels[0] else label for label in labels])
+        _name_rows(panel, effect_names(summary, axis, task))
         panel.set(title=names[task], xlabel=_scale_name(summary, task))
         scores_in_view(panel, task not in summary.measured)
     for panel in list(panels)[len(tasks) :]:
         panel.set_axis_off()
     caption = f"Each label averaged over all other axes: the mean{summary.around_means}. Hollow, with the dashed line: "
-    caption += f"the first label; {APART} its paired difference has an interval without 0 and p < {SIGNIFICANT}."
+    caption += f"what others are compared with; {APART} the interval of their difference excludes 0, p < {SIGNIFICANT}."
     return chart(f"effect-{list(summary.axes).index(axis)}", f"Effect of {axis}", caption, picture)
 
 

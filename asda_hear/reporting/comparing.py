@@ -187,29 +187,33 @@ def _same_clips(one: Items, other: Items) -> bool:
     )
 
 
-def wilcoxon_over_tasks(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
-    """Two-sided p of the Wilcoxon signed-rank test over the tasks that both have.
+def wilcoxon_over_tasks(differences: Mapping[str, float]) -> float:
+    """Two-sided p of the Wilcoxon signed-rank test over tasks.
 
     Tasks without a difference are dropped (Wilcoxon's own way). Exact up to 50 tasks without ties in the size of the
     difference and up to 13 with ties; the normal approximation beyond. NaN below 2 tasks; 1 where all are equal.
 
     Args:
-        ours: task -> score.
-        theirs: the same of the other model.
+        differences: task -> score of one model less that of the other.
 
     **Source**: Wilcoxon, Biometrics Bulletin 1 (1945) 80; over tasks after Demšar, JMLR 7 (2006) 1.
     """
-    found = np.array([ours[task] - theirs[task] for task in ours if task in theirs], float)
-    differences = found[np.isfinite(found)].round(DIGITS)
-    if differences.size < 2:
+    found = np.array(list(differences.values()), float)
+    known = found[np.isfinite(found)].round(DIGITS)
+    if known.size < 2:
         return math.nan
-    moved = differences[differences != 0]
+    moved = known[known != 0]
     return float(scipy.stats.wilcoxon(moved).pvalue) if moved.size else 1.0
 
 
-def smallest_p(tasks: int) -> float:
-    """The least p that the two-sided Wilcoxon test can give with so many tasks: all differences of one sign."""
-    return 2.0 ** min(0, 1 - tasks)
+def smallest_p(tasks: int, comparisons: int = 1) -> float:
+    """The least p that the two-sided Wilcoxon test can give with so many tasks, all differences being of one sign.
+
+    Args:
+        tasks: how many.
+        comparisons: for which Holm corrects it.
+    """
+    return min(1.0, comparisons * 2.0 ** min(0, 1 - tasks))
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:

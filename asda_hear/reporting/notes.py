@@ -9,7 +9,7 @@ from asda_hear.ablation.measuring import LOWER_IS_BETTER, MEASURED
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import Row
 from asda_hear.reporting.comparing import DIGITS, smallest_difference_seen, smallest_p
-from asda_hear.reporting.summary import Line
+from asda_hear.reporting.summary import Line, compared_on_all
 
 LEAST_PAIRS = 3
 """Seeds below which a deviation tells nothing."""
@@ -30,11 +30,13 @@ def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference
         alone = "by fold; their intervals are bootstraps over the folds of a task (none with a single fold)"
         notes.append(f"Differences are from {reference.name}, paired {both if paired > 1 else alone}.")
         notes += _power_notes(lines, reference)
-        scored = len({row["task"] for row in rows if row["metric"] not in MEASURED})
-        if scored > 1 and smallest_p(scored) > 1 - CONFIDENCE:
+        scored = {row["task"] for row in rows if row["metric"] not in MEASURED}
+        ranked = len(compared_on_all(lines, scored)) or 1
+        if len(scored) > 1 and (least := smallest_p(len(scored), ranked)) > 1 - CONFIDENCE:
+            family = f", corrected for {ranked} comparisons" if ranked > 1 else ""
             notes.append(
-                f"Wilcoxon's signed-rank test over tasks is left out: {scored} cannot give a p below "
-                f"{smallest_p(scored):.2g}."
+                f"Wilcoxon's signed-rank test over tasks is left out: {len(scored)} cannot give a p below "
+                f"{least:.2g}{family}."
             )
     else:
         notes.append("There are no differences: the reference is not done.")

@@ -14,7 +14,16 @@ from asda_hear.reporting.answer import answer
 from asda_hear.reporting.charts import Curves, cost_charts, curve_charts, effect_charts, score_charts, short_name
 from asda_hear.reporting.comparing import holm
 from asda_hear.reporting.summary import Summary
-from asda_hear.reporting.tables import Cell, difference_cell, make_grid, number, p_text, score_cell, short_names, signed
+from asda_hear.reporting.tables import (
+    Cell,
+    difference_cell,
+    make_grid,
+    number_cell,
+    p_cell,
+    score_cell,
+    short_names,
+    signed,
+)
 
 TEMPLATE = "page.html.j2"
 SEED_LINE = re.compile(r"^seed:.*$", re.MULTILINE)
@@ -72,16 +81,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A line against the reference on one task, as text."""
+    """A line against the reference on one task."""
 
     line: str
     task: str
     difference: Cell
-    clips: str
-    pairs: int
-    p_value: str
-    corrected: str
-    over_tasks: str
+    clips: Cell
+    pairs: Cell
+    p_value: Cell
+    corrected: Cell
+    over_tasks: Cell
 
 
 def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
@@ -117,14 +126,15 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
         aggregates=list(dict.fromkeys(name for line in summary.lines for name in line.aggregates)),
         recipes=_recipes(summary, details),
         times=_times(details),
-        number=number,
+        number_cell=number_cell,
+        short_name=short_name,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
 
 
 def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, Cell, Cell]]:
-    """The numbers of a chart of effects: label, task, mean, difference from the first label."""
+    """The numbers of a chart of effects: label, task, mean, difference from the label that it is compared with."""
     names = short_names(summary.tasks)
     return [
         (effect.label, names[effect.task], score_cell(effect.estimate), difference_cell(effect.difference))
@@ -142,10 +152,10 @@ def _comparisons(summary: Summary) -> list[Comparison]:
         for task in line.results:
             if (difference := found[line.key, task]) is not None:
                 items, place = difference.items, (line.key, task)
-                clips = "" if items is None else f"[{signed(items.low)}, {signed(items.high)}]"
-                texts = p_text(difference.p_value), p_text(corrected[place]), p_text(line.p_value)
-                cell = difference_cell(difference)
-                rows.append(Comparison(short_name(line), names[task], cell, clips, difference.pairs, *texts))
+                clips = Cell() if items is None else Cell(f"[{signed(items.low)}, {signed(items.high)}]", items.low)
+                p_values = (p_cell(p, mark=False) for p in (difference.p_value, corrected[place], line.p_value))
+                cell, pairs = difference_cell(difference), Cell(str(difference.pairs), difference.pairs)
+                rows.append(Comparison(short_name(line), names[task], cell, clips, pairs, *p_values))
     return rows
 
 

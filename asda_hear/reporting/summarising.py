@@ -20,7 +20,7 @@ from asda_hear.reporting.comparing import (
     wilcoxon_over_tasks,
 )
 from asda_hear.reporting.notes import make_notes
-from asda_hear.reporting.summary import Effect, Line, Scores, Summary, TaskResult
+from asda_hear.reporting.summary import Effect, Line, Scores, Summary, TaskResult, compared_label, compared_on_all
 
 COSTS = {
     "parameters": "parameters",
@@ -70,7 +70,7 @@ def summarise(
         reference=next((line for line in found if against and line.key == against.key), None),
         effects=tuple(
             replace(effect, difference=None) if _several_clips(rows, effect.task) else effect
-            for effect in _effects(axes, lines.values(), tasks)
+            for effect in _effects(axes, lines.values(), tasks, against)
         ),
         notes=tuple(make_notes(plan, rows, found, against)),
         missing=tuple(missing),
@@ -174,14 +174,17 @@ def _of_common_seeds(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[list[R
 
 
 def _corrected(lines: list[Line], reference: Line | None, scored: frozenset[str]) -> list[Line]:
-    """Lines with their Wilcoxon p over scored tasks, corrected for how many are compared; none where tasks are few."""
-    if reference is None or smallest_p(len(scored)) > 1 - CONFIDENCE:
+    """Lines with their Wilcoxon p over scored tasks, corrected for how many are compared; none where tasks are few.
+
+    What is ranked are the differences of the table, paired by seed and fold.
+    """
+    ranked = [] if reference is None else compared_on_all(lines, scored)
+    if not ranked or smallest_p(len(scored), len(ranked)) > 1 - CONFIDENCE:
         return lines
-    raw = {}
-    for line in lines:
-        if line.key != reference.key and all(scored <= side.results.keys() for side in (line, reference)):
-            ours, theirs = ({task: side.results[task].estimate.mean for task in scored} for side in (line, reference))
-            raw[line.key] = wilcoxon_over_tasks(ours, theirs)
+    raw = {
+        line.key: wilcoxon_over_tasks({task: each.mean for task, each in differences.items()})
+        for line, differences in ranked
+    }
     corrected = {key: p for key, p in holm(raw).items() if not math.isnan(p)}
     return [replace(line, p_value=corrected.get(line.key)) for line in lines]
 
@@ -199,17 +202,21 @@ def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], scored: froz
     return replace(line, aggregates=found if all(map(hear_column, means)) else of_any)
 
 
-def _effects(axes: Mapping[str, Sequence[str]], lines: Iterable[Line], tasks: Iterable[str]) -> list[Effect]:
-    """Every label of every axis that has two, averaged over the other axes."""
+def _effects(
+    axes: Mapping[str, Sequence[str]], lines: Iterable[Line], tasks: Iterable[str], reference: Line | None
+) -> list[Effect]:
+    """Every label of every axis of which two have results, averaged over the other axes."""
     combinations = [line for line in lines if not line.baseline]
     found = []
     for axis, labels in axes.items():
-        if len(labels) < 2:
-            continue
         for task in tasks:
-            tables = {label: _others(combinations, axis, label, task) for label in labels}
-            shared = [key for key in tables[labels[0]] if all(key in table for table in tables.values())]
-            effects = [_effect(axis, label, task, tables, shared) for label in labels]
+            every = {label: _others(combinations, axis, label, task) for label in labels}
+            tables = {label: table for label, table in every.items() if table}
+            if len(tables) < 2:
+                continue
+            other = compared_label(axis, list(tables), reference)
+            shared = [key for key in tables[other] if all(key in table for table in tables.values())]
+            effects = [_effect(axis, label, task, tables, shared, other) for label in tables]
             found += [effect for effect in effects if effect]
     return found
 
@@ -224,19 +231,19 @@ def _others(lines: Sequence[Line], axis: str, label: str, task: str) -> dict[Key
 
 
 def _effect(
-    axis: str, label: str, task: str, tables: Mapping[str, Mapping[Key, Scores]], shared: Sequence[Key]
+    axis: str, label: str, task: str, tables: Mapping[str, Mapping[Key, Scores]], shared: Sequence[Key], other: str
 ) -> Effect | None:
     """A label, over the combinations of the other axes that all labels have, and the seeds that all of these have."""
-    first = next(iter(tables))
     seeds = [set(table[key]) for table in tables.values() for key in shared]
     common = sorted(set.intersection(*seeds), key=str) if seeds else []
     folds = {len(table[key][seed]) for table in tables.values() for key in shared for seed in common}
     if len(folds) != 1:
         return None
     ours, theirs = (
-        {seed: _over([tables[name][key][seed] for key in shared]) for seed in common} for name in (label, first)
+        {seed: _over([tables[name][key][seed] for key in shared]) for seed in common} for name in (label, other)
     )
-    return Effect(axis, label, task, mean_interval(_means(ours)), None if label == first else compare(ours, theirs))
+    difference = None if label == other else compare(ours, theirs)
+    return Effect(axis, label, task, mean_interval(_means(ours)), difference, other)
 
 
 def _over(combinations: Sequence[tuple[float, ...]]) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """What a table of a plan says: lines of estimates, differences from a reference, effects of each axis."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from asda_core.statistics import Estimate
@@ -69,7 +69,8 @@ class Effect:
 
     Attributes:
         estimate: over seeds, each of which is first averaged over the combinations that hold the label.
-        difference: paired by seed and by everything else, from the first label of the axis; None for that label.
+        difference: paired by seed and by everything else, from the label `other`; None for that label.
+        other: the reference's label of the axis, or the first.
     """
 
     axis: str
@@ -77,6 +78,7 @@ class Effect:
     task: str
     estimate: Estimate
     difference: Difference | None
+    other: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,3 +120,27 @@ class Summary:
         """What charts have around a mean, to stand behind the word."""
         several = any(result.estimate.count > 1 for line in self.lines for result in line.results.values())
         return " with its 95 % interval over seeds" if several else " of one seed, without an interval"
+
+
+def compared_label(axis: str, labels: Sequence[str], reference: Line | None) -> str:
+    """With which label of an axis the others are compared: that of the reference, or the first beside a baseline."""
+    label = labels[0] if reference is None else reference.labels.get(axis, labels[0])
+    return label if label in labels else labels[0]
+
+
+def compared_on_all(lines: Iterable[Line], tasks: Collection[str]) -> list[tuple[Line, dict[str, Difference]]]:
+    """Lines that are compared with the reference on all of these tasks, with their differences."""
+    found = []
+    for line in lines:
+        differences = {task: line.results[task].difference for task in tasks if task in line.results}
+        known = {task: difference for task, difference in differences.items() if difference is not None}
+        if len(known) == len(tasks):
+            found.append((line, known))
+    return found
+
+
+def effect_names(summary: Summary, axis: str, task: str) -> list[str]:
+    """The labels of an axis as a chart names them: which is compared with, and which have no results."""
+    others = {effect.label: effect.other for effect in summary.effects if (effect.axis, effect.task) == (axis, task)}
+    told = {label: " (compared with)" if others.get(label) == label else "" for label in summary.axes[axis]}
+    return [f"{label}{told[label]}" if label in others else f"{label} (no results)" for label in told]

@@ -77,7 +77,7 @@ def make_grid(summary: Summary) -> Grid:
         *(column for task in summary.tasks for column in _task_columns(summary, task)),
     ]
     if any(line.p_value is not None for line in lines):
-        columns.append(Column("p (Holm)", "p", tuple(_p_cell(line.p_value) for line in lines)))
+        columns.append(Column("p (Holm)", "p", tuple(p_cell(line.p_value) for line in lines)))
     columns += [*_aggregate_columns(lines), *_cost_columns(lines)]
     rows = tuple(tuple(column.cells[row] for column in columns) for row in range(len(lines)))
     return Grid(tuple(columns), rows, tuple(bool(line.baseline) for line in lines), _footnotes(summary, columns))
@@ -93,6 +93,11 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
     names = list(tasks)
     firsts = [match[1] if (match := VERSIONED.fullmatch(name)) else name for name in names]
     return {name: first if firsts.count(first) == 1 else name for name, first in zip(names, firsts, strict=True)}
+
+
+def number_cell(value: float | None) -> Cell:
+    """A number with few digits; an empty place where there is none."""
+    return Cell() if value is None else Cell(number(value), None if math.isnan(value) else value)
 
 
 def number(value: float) -> str:
@@ -189,7 +194,7 @@ def _cost_columns(lines: Sequence[Line]) -> list[Column]:
 def _aggregate_columns(lines: Sequence[Line]) -> list[Column]:
     names = dict.fromkeys(name for line in lines for name in line.aggregates)
     return [
-        Column(name, "aggregate", tuple(_number_cell(line.aggregates.get(name)) for line in lines)) for name in names
+        Column(name, "aggregate", tuple(number_cell(line.aggregates.get(name)) for line in lines)) for name in names
     ]
 
 
@@ -199,12 +204,9 @@ def _cost_cell(value: float | None) -> Cell:
     return Cell(f"{value:,.0f}" if value >= FEW or value == 0 else f"{value:#.3g}", value)
 
 
-def _number_cell(value: float | None) -> Cell:
-    return Cell() if value is None else Cell(number(value), None if math.isnan(value) else value)
-
-
-def _p_cell(value: float | None) -> Cell:
-    below = value is not None and value < SIGNIFICANT
+def p_cell(value: float | None, mark: bool = True) -> Cell:
+    """A p-value, marked where it is below the level and `mark` says so."""
+    below = mark and value is not None and value < SIGNIFICANT
     return Cell(p_text(value), None if value is None or math.isnan(value) else value, mark=BELOW_LEVEL if below else "")
 
 
@@ -261,7 +263,9 @@ def _differences(summary: Summary) -> list[Difference]:
 
 def few_seeds_warning(summary: Summary) -> str:
     """What must be said of bootstrap intervals over few seeds, as the end of a sentence."""
-    seeds = min((difference.pairs for difference in _differences(summary)), default=0)
+    trained = [line for line in summary.lines if not line.baseline]  # baselines have no seeds among each other
+    found = [each.difference for line in trained for each in line.results.values() if each.difference is not None]
+    seeds = min((difference.pairs for difference in found), default=FEW_SEEDS)
     if seeds >= FEW_SEEDS:
         return ""
     return f", and with {seeds} seed{'' if seeds == 1 else 's'} such intervals are narrower than they should be"

@@ -25,7 +25,8 @@ from asda_core.data import packing
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.packing import LOCK_FILE, pack
 from asda_core.data.shard_writer import finished_shards
-from asda_core.data.tars import index_file, index_of, read_headers
+from asda_core.data.tar_headers import read_headers
+from asda_core.data.tars import index_file, index_of
 from asda_core.errors import AudioError, ConfigError
 from tests.data.shards import write_shards
 from tests.waiting import wait_until

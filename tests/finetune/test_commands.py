@@ -527,3 +527,63 @@ def test_a_damaged_checkpoint_leaves_the_others(place: Path, capsys: pytest.Capt
     assert main([*command, "--checkpoint", "1e3=start"]) == 0
     assert capsys.readouterr().out.count("| 1e3 |") == 1  # the name is no number
     assert [row["checkpoint"] for row in rows_of(place / "out" / "runs.csv")] == ["1e3", "1e3"]
+
+
+def test_runs_of_another_recipe_of_the_mode_are_not_averaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `by_mode` says is of no influence on other modes, and of much on its own."""
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]
+    command += ["--modes", "linear"]
+    for rate, fold in (("0.01", "1"), ("0.0001", "2")):
+        recipe = small_recipe(by_mode={"linear": {"optimizer.peak_lr": float(rate)}, "full": {"pooling": "mean"}})
+        (place / "recipe.yaml").write_text(to_yaml(recipe))
+        assert main([*command, "--folds", fold]) == 0
+    table = capsys.readouterr().out.rpartition("## ")[2]
+    assert table.startswith("tones: fold2\n")
+    assert "not in the table: 1." in table
+    (place / "recipe.yaml").write_text(to_yaml(replace(recipe, by_mode={"linear": recipe.by_mode["linear"]})))
+    assert main([*command, "--folds", "1"]) == 0  # what is said of the other mode changes nothing
+    assert "## tones: fold2, fold1\n" in capsys.readouterr().out
+
+
+def test_validation_clips_that_are_test_clips(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They would choose the weights by the test in silence; a copy is told and noted, a link is refused."""
+    for split in ("train", "valid", "test"):
+        write_tones(place / "set" / split, clips=2)
+    for part, files in (("valid", 0.5), ("test", 0.7)):
+        for number, file in enumerate(sorted((place / "set" / part).rglob("*.wav"))):
+            audio, rate = soundfile.read(file)
+            soundfile.write(file, audio[::-1] * (files + number / 1000), rate)
+    first, copy = place / "set" / "test" / "tone0" / "0.wav", place / "set" / "valid" / "tone0" / "copy.wav"
+    copy.write_bytes(first.read_bytes())
+    again = place / "set" / "valid" / "tone1" / "again.wav"
+    again.write_bytes((place / "set" / "train" / "tone1" / "0.wav").read_bytes())
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "set", "--out", "out"]
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "1 of 6 test clips have the first and last bytes of a validation clip" in told
+    assert "1 of 8 validation clips have the first and last bytes of a training clip" in told
+    (result,) = (json.loads(file.read_text()) for file in (place / "out").glob("*/result.json"))
+    assert any("of a validation clip" in note for note in result["notes"])
+    copy.unlink()
+    copy.symlink_to(first)
+    assert main([*command[:-1], "linked"]) == 1
+    assert "0.wav is in the test split, and is the file of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("of_task", "said"), [("epochs: 1", "steps=3"), ("steps: 3", "epochs=1")])
+def test_a_length_of_the_command_takes_the_place_of_that_of_a_task(
+    place: Path, of_task: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "task.yaml").write_text(f"data: tones/tones.csv\nset: {{{of_task}}}\n")
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "task.yaml", "--folds", "1"]
+    for modes in ([], ["--modes", "linear"]):
+        assert main([*command, *modes, "--set", said, "--out", "out"]) == 0, capsys.readouterr().err
+    results = [json.loads(file.read_text()) for file in (place / "out").glob("*/result.json")]
+    assert [result["steps"] for result in results] == [3 if said == "steps=3" else 2] * 2
+
+
+def test_torchrun_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv"]) == EXIT_ERROR
+    assert "a fine-tuning is one process: start it without torchrun" in capsys.readouterr().err

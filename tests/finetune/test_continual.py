@@ -234,3 +234,31 @@ def test_outcomes_of_other_clips_and_checkpoints_stand_apart(
     first.write_text(json.dumps(damaged))  # as an earlier version left it, of what is done anew
     assert main(others) == 0
     assert "not in the table: 1." in capsys.readouterr().out
+
+
+def test_outcomes_of_another_recipe_of_the_mode_stand_apart(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rate, seed in ((0.01, "0"), (0.0001, "1")):
+        recipe = small_recipe(steps=4, pooling="mean", by_mode={"linear": {"optimizer.peak_lr": rate}})
+        (place / "recipe.yaml").write_text(to_yaml(recipe))
+        assert main([*COMMAND, "--modes", "linear", "--seeds", seed, "--out", "out"]) == 0
+    table = capsys.readouterr().out.rpartition("| checkpoint")[2]
+    assert "One seed;" in table
+    assert "not in the table: 1." in table
+
+
+@pytest.mark.parametrize("mode", ["full", "linear"])
+def test_test_clips_that_another_task_trains_on_are_told(
+    place: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One encoder learns all tasks in mode full; frozen, a task hears of no other."""
+    table = write_table(place / "folds", folds=3, clips=6)
+    for name, train, test in (("one", "[1]", "[3]"), ("two", "[1, 3]", "[2]")):
+        left = sorted({"1", "2", "3"} - set(train + test))
+        split = f"{{train: {train}, test: {test}{f', leave_out: {left}' if left else ''}}}".replace("'", "")
+        (place / f"{name}.yaml").write_text(f"data: {table}\nname: {name}\nsplit: {split}\n")
+    command = ["finetune", "recipe.yaml", "--checkpoint", "mine=start", "--tasks", "one.yaml", "two.yaml"]
+    assert main([*command, "--continual", "--modes", mode, "--out", "out"]) == 0
+    told = capsys.readouterr()
+    warned = "They are test clips of one." in told.err
+    noted = "**Test clips of one were trained on before, or for another task**" in told.out
+    assert (warned, noted) == (mode == "full", mode == "full")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import asda_core.finetune.loop as loop
+import asda_core.finetune.running as running
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.errors import AsdaError, ConfigError, TaskError, TrainingStopped
@@ -380,3 +381,53 @@ def test_a_warm_up_that_never_ends_is_told(
     recipe = small_recipe(steps=2, optimizer={"peak_lr": 0.01, "warmup_steps": 2})
     finetune(job_of(tones, start, recipe), tmp_path / "run", catalog, progress=False)
     assert "warmup_steps 2 is not less than the 2 updates" in capsys.readouterr().err
+
+
+def test_weights_of_an_evaluation_that_a_kill_left_are_not_taken_for_another(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.4 after update 3 and 0.6 after 6, killed before 6 is saved; gone on with, rounding makes 0.4 of the second."""
+    real = loop.score
+    values: list[float] = []
+
+    def told(*arguments: object, **named: object) -> object:
+        scores = real(*arguments, **named)  # type: ignore[arg-type]
+        return replace(scores, values={**scores.values, "accuracy": values.pop(0)})
+
+    monkeypatch.setattr(loop, "score", told)
+    job = job_of(tones, start, small_recipe(steps=9, evaluations=3, checkpoint_every=5))
+    wanted: dict[str, torch.Tensor] = {}
+    log = loop.Reporter.log
+
+    def dying(reporter: loop.Reporter, step: int, record: dict[str, float]) -> None:
+        if step == 3:
+            wanted.update(weights(tmp_path / "run", "best-00000003.safetensors"))
+        if step == 6 and not values:
+            raise KeyboardInterrupt
+        log(reporter, step, record)
+
+    monkeypatch.setattr(loop.Reporter, "log", dying)
+    values[:] = [0.4, 0.6]
+    with pytest.raises(KeyboardInterrupt):
+        finetune(job, tmp_path / "run", catalog, progress=False)
+    values[:] = [0.4, 0.4]
+    result = finetune(job, tmp_path / "run", catalog, progress=False)
+    assert result["step"] == 3
+    assert equal(weights(tmp_path / "run"), wanted)
+    assert not list((tmp_path / "run").glob("best-*"))
+
+
+def test_what_another_process_has_just_finished_is_not_done_again(
+    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tones, start, small_recipe(steps=2))
+    real = running.make_tuned
+
+    def meanwhile(*arguments: object) -> object:
+        monkeypatch.setattr(running, "make_tuned", real)
+        finetune(job, tmp_path / "run", catalog, progress=False)  # the other process
+        monkeypatch.setattr(running, "start_training", lambda *_: pytest.fail("trained again"))
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(running, "make_tuned", meanwhile)
+    assert finetune(job, tmp_path / "run", catalog, progress=False)["steps"] == 2

@@ -118,3 +118,17 @@ def test_weights_that_change_nothing_are_refused(more: dict[str, int]) -> None:
         epoch_order(SamplingConfig(weights="balanced", **more), clips, 1, Path())
     assert len(epoch_order(SamplingConfig(weights="balanced", replacement=True), clips, 1, Path())(0)) == 10
     assert len(epoch_order(SamplingConfig(weights="balanced"), examples(*"aabb"), 1, Path())(0)) == 4  # all alike
+
+
+def test_weights_by_name(tmp_path: Path) -> None:
+    """A list of all videos, of which some are gone: those that are there are found in it."""
+    clips = [
+        replace(example, file=Path(f"audio/{name}.wav")) for example, name in zip(examples("a", "b"), "xz", strict=True)
+    ]
+    (tmp_path / "weights.txt").write_text("x\t0\ny y\t5\nz.flac\t2\n")
+    sampling = SamplingConfig(weights="weights.txt", clips_per_epoch=1)
+    order = epoch_order(sampling, clips, 1, tmp_path)
+    assert {int(order(epoch)[0]) for epoch in range(50)} == {1}
+    (tmp_path / "weights.txt").write_text("x\t1\ny\t5\nw\t2\n")
+    with pytest.raises(ConfigError, match="has 3 weights for 2 training clips.*lines of NAME WEIGHT"):
+        epoch_order(sampling, clips, 1, tmp_path)

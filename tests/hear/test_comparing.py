@@ -155,18 +155,19 @@ def test_wilcoxon_by_all_signs(sizes: tuple[int, ...]) -> None:
     sums = [ranks[np.array(signs)].sum() for signs in itertools.product([False, True], repeat=len(sizes))]
     seen, middle = ranks[differences > 0].sum(), ranks.sum() / 2
     exact = np.mean([abs(value - middle) >= abs(seen - middle) - 1e-9 for value in sums])
-    ours = {f"task {number}": 0.5 + value / 100 for number, value in enumerate(differences)}
-    theirs = dict.fromkeys(ours, 0.5) | {"not run by us": 0.9}
-    assert wilcoxon_over_tasks(ours, theirs) == pytest.approx(exact)
-    assert wilcoxon_over_tasks(ours | {"equal": 0.7}, theirs | {"equal": 0.7}) == pytest.approx(exact)
+    by_task = {f"task {number}": value / 100 for number, value in enumerate(differences)}
+    assert wilcoxon_over_tasks(by_task) == pytest.approx(exact)
+    assert wilcoxon_over_tasks(by_task | {"equal": 0.0, "unknown": math.nan}) == pytest.approx(exact)
 
 
 def test_wilcoxon_at_its_ends() -> None:
     best = {str(number): number / 10 for number in range(1, 8)}
-    assert wilcoxon_over_tasks(best, dict.fromkeys(best, 0.0)) == smallest_p(7) == 2 / 2**7
+    assert wilcoxon_over_tasks(best) == smallest_p(7) == 2 / 2**7
     assert smallest_p(1) == smallest_p(0) == 1
-    assert wilcoxon_over_tasks(best, best) == 1
-    assert math.isnan(wilcoxon_over_tasks({"0": 0.5}, {"0": 0.4}))
+    assert smallest_p(7, 3) == 3 * smallest_p(7)
+    assert smallest_p(2, 12) == 1
+    assert wilcoxon_over_tasks(dict.fromkeys(best, 0.0)) == 1
+    assert math.isnan(wilcoxon_over_tasks({"0": 0.1}))
 
 
 def test_holm_on_a_worked_example() -> None:

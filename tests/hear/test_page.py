@@ -113,6 +113,22 @@ def test_the_numbers_of_the_table_are_in_the_page(tmp_path: Path) -> None:
     assert "1 h 45 min of training, 59 s of processor time" in text
 
 
+def test_numbers_are_sorted_by_their_value(tmp_path: Path) -> None:
+    """Not by how they are written: "< 0.001" is small, and a minus of typography no digit."""
+    shown = summary()
+    lines = tuple(
+        dataclasses.replace(line, aggregates={"z": -0.5 + place, "mean": 0.5}, p_value=0.0001)
+        for place, line in enumerate(shown.lines)
+    )
+    text = written(dataclasses.replace(shown, lines=lines), tmp_path)
+    assert 'data-value="-0.5">−0.500</td>' in text  # noqa: RUF001
+    assert 'data-value="0.0001">&lt; 0.001' in text
+    comparison = text[text.index('<h2 id="comparison">') : text.index('<h2 id="aggregates">')]
+    cells = re.findall(r'<td class="number"([^>]*)>([^<]*)', comparison)
+    assert len(cells) > 10
+    assert all("data-value" in attributes for attributes, inside in cells if inside.strip())
+
+
 def test_there_is_a_figure_for_each_axis_task_and_cost(tmp_path: Path) -> None:
     page = Page(written(summary(), tmp_path))
     ids = page.values("id")

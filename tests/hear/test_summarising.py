@@ -12,6 +12,7 @@ from asda_hear.ablation.plan import Plan, load_plan
 from asda_hear.reporting import notes
 from asda_hear.reporting.comparing import Interval
 from asda_hear.reporting.summarising import summarise
+from asda_hear.reporting.summary import effect_names
 from tests.hear.test_ablation import plan_file
 
 FACTS = {"heareval": "h", "torch": "t", "asda": "a", "gflops": 0.5, "trained": 8, "parameters": 8, "cell": "c"}
@@ -80,16 +81,61 @@ def test_differences_from_the_reference(plan: Plan, rows: list[dict[str, Any]]) 
     assert all(line.p_value is None for line in summary.lines)  # two tasks are too few for a test over tasks
 
 
-def test_wilcoxon_over_six_tasks(plan: Plan) -> None:
-    """All six better: 2 of 64 ways of signs; Holm multiplies the smaller of two by two."""
-    names = [f"t{number}" for number in range(6)]
+def over_tasks(count: int) -> list[dict[str, Any]]:
+    """The reference, a line that is better on every task, and one that is better and worse in turn."""
+    names = [f"t{number}" for number in range(count)]
     grid = [row(name, "0.1", "0", 0, (0.5,)) for name in names]
     grid += [row(name, "0.3", "0", 0, (0.6 + 0.01 * place,)) for place, name in enumerate(names)]
     grid += [row(name, "0.3", "2", 0, (0.5 + 0.01 * (-1) ** place * (place + 1),)) for place, name in enumerate(names)]
-    _, better, mixed = summarise(plan, grid).lines
-    raw = scipy.stats.wilcoxon([(-1) ** place * (place + 1) for place in range(6)]).pvalue
-    assert better.p_value == pytest.approx(2 * 2 / 64)
+    return grid
+
+
+def test_wilcoxon_over_seven_tasks(plan: Plan) -> None:
+    """All seven better: 2 of 128 ways of signs; Holm multiplies the smaller of two by two."""
+    _, better, mixed = summarise(plan, over_tasks(7)).lines
+    raw = scipy.stats.wilcoxon([(-1) ** place * (place + 1) for place in range(7)]).pvalue
+    assert better.p_value == pytest.approx(2 * 2 / 128)
     assert mixed.p_value == pytest.approx(raw)
+
+
+def test_a_p_over_tasks_that_cannot_be_small_is_left_out(plan: Plan) -> None:
+    """Of six tasks one line may reach 2/64, and two no less than 4/64."""
+    summary = summarise(plan, over_tasks(6))
+    assert all(line.p_value is None for line in summary.lines)
+    assert any("6 cannot give a p below 0.062, corrected for 2 comparisons" in note for note in summary.notes)
+    alone = [each for each in over_tasks(6) if each["steps"] == "0"]
+    assert summarise(plan, alone).lines[1].p_value == pytest.approx(2 / 64)
+
+
+def test_a_p_over_tasks_is_of_paired_differences(plan: Plan) -> None:
+    """A seed that the reference lacks, and that is better for everybody, says nothing of a line."""
+    grid = over_tasks(7)
+    grid += [{**each, "seed": 1, "folds": "0.9", "score": 0.9} for each in grid if each["lambda"] == "0.3"]
+    mixed = summarise(plan, grid).lines[2]
+    raw = scipy.stats.wilcoxon([(-1) ** place * (place + 1) for place in range(7)]).pvalue
+    assert mixed.p_value == pytest.approx(raw)
+    apart = [each for each in grid if each["steps"] == "0" or each["seed"] == 1]  # no common seed with the reference
+    assert summarise(plan, apart).lines[2].p_value is None
+
+
+def test_effects_are_from_the_label_of_the_reference(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    given = {"reference": {"lambda": "0.3", "steps": "0"}, "baselines": {"log-mel": "log_mel"}}
+    plan = load_plan(plan_file(tmp_path, **given))
+    effects = {(effect.axis, effect.label, effect.task): effect for effect in summarise(plan, rows).effects}
+    assert effects["lambda", "0.3", "a"].difference is None
+    difference = effects["lambda", "0.1", "a"].difference
+    assert difference is not None
+    assert difference.mean == pytest.approx(0.575 - 0.725)
+    assert effects["lambda", "0.1", "a"].other == "0.3"
+
+
+def test_a_label_without_results_leaves_the_effects_of_the_others(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    init = "encoder.mixer.options.lambda_init"
+    axes = {"lambda": {"0.1": {}, "0.3": {init: 0.3}, "0.5": {init: 0.5}}, "steps": [0, 2]}
+    plan = load_plan(plan_file(tmp_path, baselines={"log-mel": "log_mel"}, axes=axes))
+    summary = summarise(plan, rows)
+    assert {effect.label for effect in summary.effects if effect.axis == "lambda"} == {"0.1", "0.3"}
+    assert effect_names(summary, "lambda", "a") == ["0.1 (compared with)", "0.3", "0.5 (no results)"]
 
 
 def test_a_baseline_as_the_reference(tmp_path: Path, rows: list[dict[str, Any]]) -> None:

@@ -57,11 +57,11 @@ def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     return parse(RunConfig, plain)
 
 
-def start(world: int, config: RunConfig, audio: Path | str, out: Path) -> "subprocess.Popen[str]":
+def start(world: int, config: RunConfig, audio: Path | str, out: Path, *options: str) -> "subprocess.Popen[str]":
     file = out.with_suffix(".yaml")
     file.write_text(to_yaml(config))
     command = ["-m", "asda_core.cli", "pretrain", str(file), "--data", str(audio), "--out", str(out), "--device", "cpu"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), *options]
     return subprocess.Popen([*launcher, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -311,3 +311,17 @@ def test_the_clips_in_a_pass_are_kept(catalog: Catalog, tiny: RunConfig, audio_f
     first, other = losses(tmp_path / "whole")[0]["loss"], losses(tmp_path / "cut")[0]["loss"]
     assert first != other
     assert first == pytest.approx(other, rel=0.1)  # other masks, the same batch
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_torchrun_begins_them_again(tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
+    """A process that is killed: `--max-restarts` begins all again, and they go on from the newest step."""
+    config, folder = changed(tiny, {"steps": 40, "checkpoint_every": 10, "data.micro_batch": 2}), tmp_path / "run"
+    run = start(2, config, str(audio_folder), folder, "--max-restarts", "1")
+    wait_for_step(folder, 12)
+    os.kill(worker(run, 1), signal.SIGKILL)
+    errors = finish(run)
+    assert run.returncode == 0, errors
+    assert [line["step"] for line in losses(folder)][-1] == 40
+    assert (folder / "model.safetensors").is_file()
