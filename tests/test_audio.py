@@ -11,6 +11,7 @@ import torchaudio.functional
 
 from asda_core import audio
 from asda_core.audio import crop_or_pad, find_audio, length_and_rate, read_audio
+from asda_core.data.content import ends
 from asda_core.errors import AudioError
 
 
@@ -177,3 +178,11 @@ def test_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", 0.1 * np.ones(800), 16_000)
     (tmp_path / "x.wav").rename(file)
     assert len(read_audio(file, 16_000)) == 800
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "a.wav"
+    os.mkfifo(pipe)
+    with pytest.raises(AudioError, match="it is no file, but a pipe or a device"):
+        read_audio(pipe, 16_000)
+    assert ends(pipe) == ""

@@ -1,5 +1,6 @@
 """How products are computed: float32 unless bfloat16 is asked for, and told where that is slower."""
 
+import threading
 import warnings
 
 import pytest
@@ -67,3 +68,46 @@ def test_a_listener_in_bfloat16_gives_float32(catalog: Catalog, tiny: RunConfig,
     assert heard[1].tokens.dtype == heard[1].summary.dtype == torch.float32
     assert not torch.equal(heard[0].tokens, heard[1].tokens)
     assert float((heard[0].tokens - heard[1].tokens).abs().max()) <= ROUNDING * float(heard[0].tokens.abs().max())
+
+
+def test_threads_leave_the_setting_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is of the whole process: the one that leaves first must not fix what the other has set."""
+    monkeypatch.setattr(module, "processor", lambda: Processor(wide=True, bfloat16=False))
+    monkeypatch.setattr(module, "_stays_exact", lambda: True)
+    before = torch.get_float32_matmul_precision()
+    inside, left = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with module.exact_products():
+            inside.set()
+            left.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(10)
+    with module.exact_products():
+        left.set()
+        thread.join()
+        assert torch.get_float32_matmul_precision() == module.THROUGH_ONEDNN
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_autocast_of_a_caller_changes_nothing(catalog: Catalog, tiny: RunConfig) -> None:
+    """What was asked for is float32; the features are in any case."""
+    audio = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    model = load_model()
+    torch.manual_seed(0)
+    listener = Listener(*build_model(catalog, tiny), ListenOptions())
+
+    def answers() -> list[torch.Tensor]:
+        return [
+            get_scene_embeddings(audio, model),
+            *get_timestamp_embeddings(audio, model),
+            listener.encode(audio[0]).tokens,
+        ]
+
+    wanted = answers()
+    with torch.autocast("cpu", torch.bfloat16):
+        given = answers()
+    for one, other in zip(given, wanted, strict=True):
+        assert torch.equal(one, other)

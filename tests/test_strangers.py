@@ -412,11 +412,8 @@ def test_errors_of_another_version_tell_it(
 ) -> None:
     """An option that was renamed, and weights of another shape."""
     upgrade("1.0", 1.0)
-    start = small_checkpoint(
-        tmp_path / "start",
-        load_catalog(),
-        small_run("visiting", mixer={"name": "visiting", "options": {"factor": 2.0}}),
-    )
+    stated = {"name": "visiting", "options": {"factor": 2.0}}
+    start = small_checkpoint(tmp_path / "start", load_catalog(), small_run(stated))
     upgrade("2.0", 1.0)
     module = tmp_path / "site" / "visitor.py"
     whole = module.read_text()

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from filelock import FileLock
 from asda_core.audio import find_audio, read_audio
 from asda_core.cli import main
 from asda_core.data import packing
-from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
+from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions, unfinished
 from asda_core.data.packing import LOCK_FILE, pack
 from asda_core.data.shard_writer import finished_shards
 from asda_core.data.tar_headers import read_headers
@@ -178,6 +179,7 @@ def test_another_pack_is_refused(tmp_path: Path) -> None:
     [
         ({"rate": 0}, "--rate must lie in"),
         ({"rate": 1}, "--rate must lie in 1000..655350"),
+        ({"rate": 96_001}, "above 65535 FLAC knows multiples of 10; or --format wav"),
         ({"seconds": 1e-9}, "--seconds must be positive and at least 0.01"),
         ({"seconds": math.inf}, "--seconds must be"),
         ({"keep": True, "seconds": 2.0}, "give one"),
@@ -367,3 +369,39 @@ def test_a_damaged_shard_that_is_put_back_is_not_packed_again(tmp_path: Path) ->
     assert index_file(shard).read_bytes() == index
     shard.write_bytes(good)
     assert len(index_of(shard).rows) == 3
+
+
+def test_samples_beyond_one_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Floats that nobody scaled become a square wave in 16 bits; what resampling overshoots is no trouble."""
+    (tmp_path / "audio").mkdir()
+    sound = np.random.default_rng(0).normal(size=16_000)
+    for name, peak in (("fine", 1.1), ("raw", 32_000.0)):
+        soundfile.write(tmp_path / "audio" / f"{name}.wav", sound / abs(sound).max() * peak, 16_000, subtype="FLOAT")
+    pack(find_audio(tmp_path / "audio"), tmp_path / "pack", OPTIONS, progress=False)
+    told = capsys.readouterr().err
+    assert told.count("warning:") == 1
+    assert "raw.wav: its samples reach 32000, and what is beyond 1 is cut off in the pack; --keep leaves it" in told
+    clipped = [facts.get("clipped_from") for facts, _ in described(tmp_path / "pack").values()]
+    assert sorted(clipped, key=bool) == [None, 32_000.0]
+
+
+def test_a_pack_of_nothing_that_is_begun_anew_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of what was skipped is there from before, and tells nothing of shards to come."""
+    (tmp_path / "audio").mkdir()
+    for number in range(20):
+        (tmp_path / "audio" / f"{number:03d}.wav").write_text("version https://git-lfs.github.com/spec/v1")
+    files = find_audio(tmp_path / "audio")
+    with pytest.raises(AudioError, match="none of the 20 audio files can be packed"):
+        pack(files, tmp_path / "pack", OPTIONS, progress=False)
+    shutil.rmtree(tmp_path / "audio")
+    noise(tmp_path / "audio", 20)
+    real = packing.ShardWriter.finish
+
+    def killed(writer: packing.ShardWriter, last: tuple[int, int]) -> None:
+        real(writer, last)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing.ShardWriter, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pack(files, tmp_path / "pack", OPTIONS, progress=False)
+    assert "is not finished" in unfinished(tmp_path / "pack")

@@ -263,3 +263,15 @@ def test_a_pack_that_is_not_whole(tmp_path: Path, audio_folder: Path, capsys: py
     told = capsys.readouterr().err
     assert f"the pack {tmp_path}/pack is not finished" in told
     assert f"1 of 2 shards of {tmp_path}/pack are gone, of which the index is there: train-000001.tar" in told
+
+
+def test_links_that_lead_nowhere_are_counted(audio_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As to a disk that is not mounted."""
+    whole = find_audio(audio_folder)
+    for number in range(3):
+        (audio_folder / f"gone{number}.wav").symlink_to("/nowhere/at/all.wav")
+    assert find_audio(audio_folder) == whole
+    assert (
+        f"left out 3 links in {audio_folder} that lead nowhere, as {audio_folder / 'gone0.wav'}"
+        in capsys.readouterr().err
+    )

@@ -355,3 +355,19 @@ def test_a_run_whose_data_stall_is_stopped_and_keeps_its_steps(
     assert run.returncode == EXIT_STOPPED, told
     stopped = int(re.findall(r"stopped after step (\d+) of 50", told)[0])
     assert newest_step(tmp_path / "run") == tmp_path / "run" / f"step-{stopped:08d}"
+
+
+def test_a_stream_that_is_cut_off_elsewhere_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given before counts, though the last attempt gave less."""
+    monkeypatch.setattr("asda_core.data.streaming.FIRST_PAUSE", 0.01)
+    (shard,) = write_shards(tmp_path, [8])
+    size = shard.stat().st_size
+    script = tmp_path / "cut.sh"
+    script.write_text(
+        f"n=$(cat {tmp_path}/n 2>/dev/null || echo 0); echo $((n + 1)) > {tmp_path}/n\n"
+        f"test $n = 0 && head -c {size * 3 // 4} {shard} || head -c {size // 4} {shard}\n"
+    )
+    trouble: list[tuple[Path, str]] = []
+    found = list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, Commands()))
+    assert len(found) > 4
+    assert f"the {len(found)} sounds before count." in trouble[0][1]

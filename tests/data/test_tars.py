@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -168,3 +169,29 @@ def test_zeros_where_a_header_was(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "nothing.tar").write_bytes(bytes(20_480))
     assert not index_of(tmp_path / "nothing.tar").rows
     assert "holds no sound" in capsys.readouterr().err
+
+
+def test_members_whose_bytes_are_elsewhere_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hard links, and sounds of which the silence is not stored: by the index and streamed the same are left out."""
+    (tmp_path / "a").mkdir()
+    sound = np.zeros(200_000)
+    sound[:1000] = sound[-1000:] = 0.5
+    soundfile.write(tmp_path / "a" / "0.wav", np.ones(1000) * 0.1, 16_000)
+    (tmp_path / "a" / "1.wav").hardlink_to(tmp_path / "a" / "0.wav")
+    whole = tmp_path / "whole.wav"
+    soundfile.write(whole, sound, 16_000)
+    content = whole.read_bytes()
+    with (tmp_path / "a" / "2.wav").open("wb") as opened:  # with a hole
+        opened.write(content[:4096])
+        opened.seek(len(content) - 4096)
+        opened.write(content[-4096:])
+    shard = tmp_path / "s.tar"
+    subprocess.run(["tar", "--sparse", "--sort=name", "-cf", shard, "-C", tmp_path, "a"], check=True)
+    with tarfile.open(shard) as tar:
+        assert [info.issparse() or info.islnk() for info in tar if info.name.endswith(".wav")] == [False, True, True]
+    assert [file.name for file in find_audio(shard)] == ["0.wav"]
+    told = "s.tar has 2 sounds that are left out: hard links to others, or stored without their silence (tar --sparse)."
+    assert told in capsys.readouterr().err
+    trouble: list[tuple[Path, str]] = []
+    assert [sound.file.name for sound in read_stream(ShardStream(f"stream:{shard}"), trouble, Commands())] == ["0.wav"]
+    assert told in trouble[0][1]

@@ -43,7 +43,7 @@ def write_table(root: Path, folds: int = 2, classes: int = 3, clips: int = 4) ->
     return table
 
 
-def small_run(mixer: str = "differential", **more: object) -> RunConfig:
+def small_run(mixer: object = "differential", **more: object) -> RunConfig:
     """A run with a tiny encoder."""
     plain = {
         "encoder": {"dim": 16, "depth": 2, "num_heads": 2, "mixer": mixer, **more},

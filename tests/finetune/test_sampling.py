@@ -1,6 +1,7 @@
 """Which clips an epoch has: draws against brute force, balanced weights by hand, AudioSet-2M's size."""
 
 import time
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -122,9 +123,8 @@ def test_weights_that_change_nothing_are_refused(more: dict[str, int]) -> None:
 
 def test_weights_by_name(tmp_path: Path) -> None:
     """A list of all videos, of which some are gone: those that are there are found in it."""
-    clips = [
-        replace(example, file=Path(f"audio/{name}.wav")) for example, name in zip(examples("a", "b"), "xz", strict=True)
-    ]
+    named = zip(examples("a", "b"), "xz", strict=True)
+    clips = [replace(example, file=Path(f"audio/{name}.wav")) for example, name in named]
     (tmp_path / "weights.txt").write_text("x\t0\ny y\t5\nz.flac\t2\n")
     sampling = SamplingConfig(weights="weights.txt", clips_per_epoch=1)
     order = epoch_order(sampling, clips, 1, tmp_path)

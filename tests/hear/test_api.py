@@ -242,3 +242,10 @@ def test_the_package_model_by_its_name(catalog: Catalog, tmp_path: Path, monkeyp
     audio = torch.randn(1, 16_000) * 0.1
     assert torch.equal(asda_hear.get_scene_embeddings(audio, named), asda_hear.get_scene_embeddings(audio, usual))
     assert weights_identity("asda_small") == weights_identity("")
+
+
+def test_timestamps_may_be_written_to(model: HearModel) -> None:
+    """Each clip has its own."""
+    _, stamps = asda_hear.get_timestamp_embeddings(noise(2, 20_000), model)
+    stamps[0] += 1000
+    assert stamps[1].tolist() == [40.0 * step for step in range(stamps.shape[1])]

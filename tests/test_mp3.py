@@ -1,0 +1,88 @@
+"""MP3: files that do not tell their length are refused before they are cut; stretches are what the whole is there."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from asda_core import streaming
+from asda_core.audio import opened, read_audio, read_sound
+from asda_core.errors import AudioError
+from asda_core.mp3 import INSTALLED
+from asda_core.streaming import StreamedSound
+from tests.data.shards import write_tar
+
+SECONDS, RATE = 20, 22_050
+SYNC = b"\xff\xf3"
+"""How a frame of MPEG 2, layer III, begins."""
+
+
+@pytest.fixture
+def sound() -> np.ndarray:
+    """Quiet first, then noise: of a variable rate the first frame is far smaller than most."""
+    generator = np.random.default_rng(0)
+    noise = generator.normal(size=SECONDS * RATE) * 0.2
+    noise[: 2 * RATE] *= 1e-3
+    return noise
+
+
+def encoded(sound: np.ndarray, told: bool, variable: bool = True) -> bytes:
+    """The sound as MP3, with or without the first frame, which tells the length."""
+    file = io.BytesIO()
+    mode = "VARIABLE" if variable else "CONSTANT"
+    soundfile.write(file, sound, RATE, format="MP3", bitrate_mode=mode, compression_level=0.5)
+    content = file.getvalue()
+    assert content.startswith(SYNC)
+    return content if told else content[content.index(SYNC, 4) :]
+
+
+@pytest.mark.skipif(not INSTALLED, reason="miniaudio, which counts the frames, has no wheels for this processor")
+@pytest.mark.parametrize("place", ["alone", "behind a tag", "in a shard"])
+def test_a_file_that_does_not_tell_its_length(tmp_path: Path, sound: np.ndarray, place: str) -> None:
+    content = encoded(sound, told=False)
+    size = 3_000
+    tag = b"ID3\x04\x00\x00" + bytes([0, 0, size >> 7, size & 0x7F]) + b"Xing".ljust(size, b"\0")
+    content = tag + content if place == "behind a tag" else content
+    file = tmp_path / "no.mp3"
+    file.write_bytes(content)
+    if place == "in a shard":
+        file = write_tar(tmp_path / "a.tar", [("no.mp3", content)]) / "no.mp3"
+    for _ in range(2):
+        with pytest.raises(AudioError, match="it does not tell its length, and .* would not be read; write it anew"):
+            read_audio(file, 16_000)
+    with pytest.raises(AudioError, match="it does not tell its length"):
+        StreamedSound(file, 16_000)
+
+
+@pytest.mark.parametrize(("told", "variable"), [(True, True), (True, False), (False, False)])
+def test_files_whose_length_is_known(tmp_path: Path, sound: np.ndarray, told: bool, variable: bool) -> None:
+    (tmp_path / "a.mp3").write_bytes(encoded(sound, told, variable))
+    assert len(read_audio(tmp_path / "a.mp3", RATE)) == pytest.approx(len(sound), abs=3_000)
+
+
+@pytest.mark.parametrize("variable", [True, False])
+def test_a_stretch_is_what_the_whole_is_there(
+    tmp_path: Path, sound: np.ndarray, variable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a seek the decoder lacks the frames before, from which a frame takes bits: its samples would be wrong."""
+    file = tmp_path / "a.mp3"
+    file.write_bytes(encoded(sound, told=True, variable=variable))
+    whole = read_audio(file, RATE)
+    for start in np.random.default_rng(1).integers(0, len(whole) - RATE, size=30):
+        stretch = read_audio(file, RATE, (start + 0.5) / RATE, (RATE - 0.5) / RATE)
+        assert torch.allclose(stretch, whole[start : start + RATE], atol=1e-6), start
+    monkeypatch.setattr(streaming, "STREAM_SAMPLES", 30_011)
+    streamed = StreamedSound(file, RATE)
+    assert torch.allclose(streamed.between(0, len(whole)), whole, atol=1e-6)
+
+
+def test_a_stretch_of_two_channels(tmp_path: Path, sound: np.ndarray) -> None:
+    file = tmp_path / "a.mp3"
+    soundfile.write(file, np.stack([sound, sound[::-1]], axis=1), RATE)
+    whole = read_audio(file, RATE)
+    with opened(file) as source:
+        stretch = read_sound(source, "a", RATE, 7.0, 2.0)
+    assert torch.allclose(stretch, whole[7 * RATE : 9 * RATE], atol=1e-6)
