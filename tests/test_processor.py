@@ -97,14 +97,12 @@ def test_the_autocast_of_a_caller_changes_nothing(catalog: Catalog, tiny: RunCon
     audio = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0)) * 0.1
     model = load_model()
     torch.manual_seed(0)
-    listener = Listener(*build_model(catalog, tiny), ListenOptions())
+    front_end, encoder = build_model(catalog, tiny)
+    listener = Listener(front_end.eval(), encoder.eval(), ListenOptions())
 
     def answers() -> list[torch.Tensor]:
-        return [
-            get_scene_embeddings(audio, model),
-            *get_timestamp_embeddings(audio, model),
-            listener.encode(audio[0]).tokens,
-        ]
+        found = [get_scene_embeddings(audio, model), *get_timestamp_embeddings(audio, model)]
+        return [*found, listener.listen(audio[0]).tokens]
 
     wanted = answers()
     with torch.autocast("cpu", torch.bfloat16):
