@@ -1,24 +1,23 @@
 """HEAR's three functions, as `hear-validator` and `heareval` call them."""
 
 import os
-import sys
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asda_core.assemble import build_front_end, build_parts
+from asda_core.assemble import build_front_end
 from asda_core.catalog import Catalog, installed_catalog
-from asda_core.checkpoint import Checkpoint, load_encoder
+from asda_core.checkpoint import Checkpoint
 from asda_core.config import PluginChoice, RunConfig
-from asda_core.config_io import CONFIG_SUFFIXES, load_run_config, parse
+from asda_core.config_io import parse
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
-from asda_core.official.reading import read_model
-from asda_hear.finding import find_model
 from asda_hear.model import HearModel, HearOptions
 from asda_hear.names import LOG_MEL
+from asda_hear.opening import open_encoder
 from asda_hear.pooling import EncoderBackbone, LogMelBackbone
 
 USUAL_POOLING: Literal["mean"] = "mean"
@@ -50,24 +49,15 @@ def load_model(
     """
     parsed = parse(HearOptions, options, "load_model")
     plugins = catalog or installed_catalog()
-    untrained = str(model_file_path) == LOG_MEL or find_model(model_file_path).suffix in CONFIG_SUFFIXES
-    if untrained and parsed.weights == "teacher":
-        raise ConfigError(f"weights teacher: {model_file_path} is no trained model, and has none.")
     if str(model_file_path) == LOG_MEL:
-        return _baseline(plugins, parsed)
-    path = find_model(model_file_path)
-    if path.suffix in CONFIG_SUFFIXES:
-        config = load_run_config(path)
-        parts = build_parts(plugins, config)
-        front_end, encoder = parts.front_end, parts.encoder
-    else:
-        checkpoint = read_model(path, parsed.weights)
-        if checkpoint.report:
-            print(checkpoint.report, file=sys.stderr)
-        config = checkpoint.config
-        front_end, encoder = load_encoder(checkpoint, plugins)
-        parsed = _suited(parsed, checkpoint)
-    return model_from(front_end, encoder, config.data.clip_seconds, parsed)
+        if parsed.weights == "teacher":
+            raise ConfigError(f"weights teacher: {LOG_MEL} is no trained model, and has none.")
+        with torch.device("cpu"):
+            return _baseline(plugins, parsed)
+    opened = open_encoder(model_file_path, plugins, parsed.weights)
+    if opened.checkpoint is not None:
+        parsed = _suited(parsed, opened.checkpoint)
+    return model_from(opened.front_end, opened.encoder, opened.config.data.clip_seconds, parsed)
 
 
 def model_from(front_end: Any, encoder: Encoder, clip_seconds: float, options: HearOptions) -> HearModel:

@@ -42,7 +42,7 @@ CORE_ORDER = (
 """Files of asda_core, lowest first: a file imports only from files above it."""
 
 HEAR_ORDER = (
-    "names", "work_queue", "finding", "pooling", "model", "api", "evaluate.scores", "evaluate.search",
+    "names", "work_queue", "finding", "opening", "pooling", "model", "api", "evaluate.scores", "evaluate.search",
     "evaluate.identity", "evaluate.compat", "evaluate.tasks", "evaluate.resampling", "evaluate.labels",
     "evaluate.items", "evaluate.leaderboard", "evaluate.standing", "evaluate.runner", "evaluate.pairs",
     "evaluate.scoring", "evaluate.commands", "evaluate.task_commands", "evaluate.validating", "looking.clip",

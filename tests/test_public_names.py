@@ -1,11 +1,15 @@
 """What is exported is what is promised."""
 
+import ast
 import inspect
+from dataclasses import asdict
+from pathlib import Path
 
 import asda_core
 import asda_core.contracts
 import asda_hear
 from asda_core import hookspecs, testing
+from asda_hear.model import HearOptions
 
 
 def test_hear_exports_three_functions() -> None:
@@ -27,3 +31,12 @@ def test_version() -> None:
     from importlib.metadata import version
 
     assert asda_core.__version__ == version("asda-hear")
+
+
+def test_the_stub_names_every_option_with_its_default() -> None:
+    """So that a type checker finds a misspelt option, which `**options` would take."""
+    stub = ast.parse(Path(asda_hear.__file__).with_suffix(".pyi").read_text())
+    (load,) = (node for node in stub.body if isinstance(node, ast.FunctionDef) and node.name == "load_model")
+    defaults = [None if node is None else ast.literal_eval(node) for node in load.args.kw_defaults]
+    named = dict(zip([argument.arg for argument in load.args.kwonlyargs], defaults, strict=True))
+    assert named == {"catalog": None, **asdict(HearOptions())}

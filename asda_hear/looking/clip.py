@@ -1,7 +1,6 @@
 """A model that is looked into, and the stretch of a clip that it hears, as it heard clips in training."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from asda_core.assemble import build_parts
 from asda_core.audio import check_finite, crop_or_pad, read_audio
 from asda_core.catalog import Catalog, installed_catalog
-from asda_core.checkpoint import load_encoder
 from asda_core.config import Padding
-from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
 from asda_core.errors import AudioError, ConfigError
 from asda_core.filling import fill_features
 from asda_core.inference.framing import num_frames
@@ -23,9 +19,8 @@ from asda_core.locating import model_name
 from asda_core.log_mel import LogMel
 from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
-from asda_core.official.reading import read_model
-from asda_hear.finding import find_model
 from asda_hear.names import LOG_MEL
+from asda_hear.opening import open_encoder
 
 SILENCE_DB = 60.0
 """A patch so far below the loudest one of its stretch is silent. Ours: the dynamic range that a spectrogram is usually
@@ -89,18 +84,9 @@ def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "")
     """
     if os.fspath(path) == LOG_MEL and not Path(path).exists():
         raise ConfigError(f"{LOG_MEL!r} is the baseline without a model: there is no attention to look at.")
-    plugins, file = catalog or installed_catalog(), find_model(path)
-    if file.suffix in CONFIG_SUFFIXES:
-        config = load_run_config(file)
-        parts = build_parts(plugins, config)
-        front_end, encoder = parts.front_end.eval(), parts.encoder.eval()
-    else:
-        checkpoint = read_model(file)
-        if checkpoint.report:
-            print(checkpoint.report, file=sys.stderr)
-        config = checkpoint.config
-        front_end, encoder = load_encoder(checkpoint, plugins)
-    return OpenModel(name or model_name(file), front_end, encoder, config.data.clip_seconds, config.data.padding)
+    opened = open_encoder(path, catalog or installed_catalog())
+    data = opened.config.data
+    return OpenModel(name or model_name(opened.file), opened.front_end, opened.encoder, data.clip_seconds, data.padding)
 
 
 def read_stretch(file: str | Path, model: OpenModel, start_seconds: float = 0.0) -> Stretch:

@@ -1,0 +1,65 @@
+"""Front end and encoder of whatever a user calls a model: a checkpoint of any kind, or a config for random weights."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asda_core.assemble import build_parts
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import Checkpoint, Weights, load_encoder
+from asda_core.config import RunConfig
+from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
+from asda_core.errors import ConfigError
+from asda_core.model.encoder import Encoder
+from asda_core.official.reading import read_model
+from asda_hear.finding import find_model
+
+
+@dataclass(frozen=True)
+class OpenedEncoder:
+    """What `open_encoder` returns.
+
+    Attributes:
+        file: the checkpoint or config.
+        config: of the run that made it, or makes it.
+        front_end: a `FrontEnd`, on the CPU like the encoder, both in evaluation mode.
+        encoder: what follows it.
+        checkpoint: None of a config.
+    """
+
+    file: Path
+    config: RunConfig
+    front_end: Any
+    encoder: Encoder
+    checkpoint: Checkpoint | None
+
+
+def open_encoder(model: str | os.PathLike[str], catalog: Catalog, weights: Weights = "student") -> OpenedEncoder:
+    """Open a checkpoint, telling on stderr what is told of a released one, or a config, drawing from its seed.
+
+    Args:
+        model: as `find_model` takes it.
+        catalog: the plugins.
+        weights: "student", or "teacher" where the checkpoint holds one.
+
+    Raises:
+        CheckpointError: no checkpoint there, damaged, refused, or needing a plugin that is missing.
+        ConfigError: a wrong config, or a config has no teacher.
+        PluginError: a config names a plugin that is missing or broken.
+    """
+    file = find_model(model)
+    with torch.device("cpu"):  # whatever the caller's usual device is
+        if file.suffix in CONFIG_SUFFIXES:
+            if weights == "teacher":
+                raise ConfigError(f"weights teacher: {model} is no trained model, and has none.")
+            config = load_run_config(file)
+            parts = build_parts(catalog, config)
+            return OpenedEncoder(file, config, parts.front_end.eval(), parts.encoder.eval(), None)
+        checkpoint = read_model(file, weights)
+        if checkpoint.report:
+            print(checkpoint.report, file=sys.stderr)
+        return OpenedEncoder(file, checkpoint.config, *load_encoder(checkpoint, catalog), checkpoint)
