@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 from typing import get_args
 
-from asda_core.command_line import output_folder
-from asda_core.compute import AUTO, Precision
 from asda_core.data.pack_options import PackFormat, PackOptions
 from asda_core.labelled.examples import TEST, TRAIN_VALID_TEST
-from asda_core.locating import PACKAGE_MODEL
-from asda_core.workers import Shard, read_shard
+from asda_core.settings.compute import AUTO, Precision
+from asda_core.system.command_line import output_folder
+from asda_core.system.workers import Shard, read_shard
+from asda_core.weights.paths import PACKAGE_MODEL
 
 CHECKPOINT_HELP = "checkpoint file or run folder of asda, released checkpoint (.pt, .pth), or Hugging Face folder"
 SET_HELP = "override keys, as in --set steps=400 encoder.mixer=standard"
@@ -170,7 +170,7 @@ def add_test(parser: argparse.ArgumentParser) -> None:
         help="released: drop short clips and crop long ones as the released code does (default: default)",
     )
     parser.add_argument("--device", default=AUTO, help=DEVICE_HELP)
-    parser.set_defaults(run="asda_core.finetune.measuring:run_test")
+    parser.set_defaults(run="asda_core.finetune.on_checkpoint:run_test")
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:
@@ -252,7 +252,7 @@ def add_new_plugin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--into", type=output_folder, default=Path(), metavar="FOLDER", help="(default: the current folder)"
     )
-    parser.set_defaults(run="asda_core.new_plugin:run_new_plugin")
+    parser.set_defaults(run="asda_core.plugin.new_plugin:run_new_plugin")
 
 
 def add_plugins(parser: argparse.ArgumentParser) -> None:
@@ -261,14 +261,14 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="run the contract suite on each and on all combinations: 1 to 2 minutes"
     )
-    parser.set_defaults(run="asda_core.showing:run_plugins")
+    parser.set_defaults(run="asda_core.plugin.commands:run_plugins")
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda show`."""
     parser.add_argument("config", type=Path, help=f"{CONFIG_HELP}; or a recipe")
     add_changes(parser)
-    parser.set_defaults(run="asda_core.showing:run_show")
+    parser.set_defaults(run="asda_core.plugin.commands:run_show")
 
 
 def add_changes(parser: argparse.ArgumentParser, what: str = SET_HELP) -> None:

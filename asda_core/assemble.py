@@ -17,8 +17,8 @@ from asda_core.config import ClassTokenConfig, Compat, EncoderConfig, PluginChoi
 from asda_core.config_io import parse, to_plain
 from asda_core.contracts import Adapter, AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import AsdaError, ConfigError, PluginError
-from asda_core.locating import GIVEN, OWN_DISTRIBUTION
 from asda_core.model.encoder import Encoder
+from asda_core.weights.paths import GIVEN, OWN_DISTRIBUTION
 
 SAMPLE_RATE = 16_000
 """Rate in Hz at which every released model of the family listens."""

@@ -22,8 +22,8 @@ from asda_core.data.sources import list_identity as list_identity
 from asda_core.data.tar_headers import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from asda_core.data.tars import member_bytes, num_bytes, split_member
 from asda_core.errors import AudioError, NoSamplesError
-from asda_core.mp3 import FORMAT as MP3
-from asda_core.mp3 import lead, lost_samples
+from asda_core.sound.mp3 import FORMAT as MP3
+from asda_core.sound.mp3 import lead, lost_samples
 
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile's count for a stream is near 2**63; no file has this many frames."""

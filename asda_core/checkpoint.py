@@ -25,13 +25,13 @@ from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, ConfigError, PluginError
-from asda_core.files import sync, write_open, write_whole
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
-from asda_core.locating import locate, step_folders
 from asda_core.model.encoder import Encoder
-from asda_core.provenance import blamed_on_versions, other_versions, warn_of_other_versions
-from asda_core.tensor_files import read_tensors, save_tensors
+from asda_core.system.files import sync, write_open, write_whole
+from asda_core.weights.paths import locate, step_folders
+from asda_core.weights.provenance import blamed_on_versions, other_versions, warn_of_other_versions
+from asda_core.weights.tensor_files import read_tensors, save_tensors
 
 OWN_FORMATS = "asda-"
 FORMAT = f"{OWN_FORMATS}1"

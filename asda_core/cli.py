@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from asda_core.command_line import Command, Program
+from asda_core.system.command_line import Command, Program
 
 PROGRAM = Program(
     "asda",

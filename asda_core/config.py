@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from asda_core.compat import released_keys
-from asda_core.compute import COMPUTE_ALONE, ComputeConfig, divisors
 from asda_core.errors import ConfigError
+from asda_core.settings.compute import COMPUTE_ALONE, ComputeConfig, divisors
+from asda_core.settings.released import released_keys
 
 ClassTokenPosition = Literal["first", "middle", "last", "none"]
 NormPlacement = Literal["post", "pre"]

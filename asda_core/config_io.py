@@ -13,9 +13,9 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.errors import ConfigError, unknown
-from asda_core.files import text_digest
-from asda_core.finite import check_finite, check_stated, is_misread, usual_of
-from asda_core.strict_yaml import parse_value, read_yaml
+from asda_core.settings.checks import check_finite, check_stated, is_misread, usual_of
+from asda_core.settings.strict_yaml import parse_value, read_yaml
+from asda_core.system.files import text_digest
 
 ConfigT = TypeVar("ConfigT")
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from asda_core.compute import AUTO
 from asda_core.errors import ConfigError
+from asda_core.settings.compute import AUTO
 
 
 def usable_device(name: str) -> torch.device:

@@ -2,7 +2,7 @@ import os
 
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Weights
-from asda_core.compute import Precision
+from asda_core.settings.compute import Precision
 from asda_hear.api import get_scene_embeddings as get_scene_embeddings
 from asda_hear.api import get_timestamp_embeddings as get_timestamp_embeddings
 from asda_hear.model import HearModel

@@ -5,10 +5,10 @@ import sys
 
 from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError
-from asda_core.workers import Shard
+from asda_core.system.workers import Shard
 from asda_hear.ablation.cells import Work
 from asda_hear.ablation.estimate import print_estimate
-from asda_hear.ablation.many import run_jobs, submit_jobs
+from asda_hear.ablation.jobs import run_jobs, submit_jobs
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.run import RESULTS, CellsFailed, prepare, run_plan, write_all_rows

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from asda_core.command_line import output_folder
 from asda_core.labelled.examples import TRAIN_VALID_TEST
-from asda_core.locating import PACKAGE_MODEL
-from asda_core.workers import Shard, read_shard
+from asda_core.system.command_line import output_folder
+from asda_core.system.workers import Shard, read_shard
+from asda_core.weights.paths import PACKAGE_MODEL
 from asda_hear.names import MEAN
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from asda_core.command_line import Command, Program
+from asda_core.system.command_line import Command, Program
 
 PROGRAM = Program(
     "asda-hear",

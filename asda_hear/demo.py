@@ -17,7 +17,7 @@ from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import prepare, run_plan
 from asda_hear.ablation.settings import PlanConfig, TaskChoice
 from asda_hear.evaluate.compat import validate
-from asda_hear.evaluate.search import EvaluationConfig
+from asda_hear.evaluate.task_checks import EvaluationConfig
 from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task
 from asda_hear.reporting.report import write_report
 

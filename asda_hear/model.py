@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from asda_core.audio import check_finite
 from asda_core.checkpoint import Weights
-from asda_core.compute import Precision
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.framing import CONTEXT_SHARE, MILLISECONDS, Framing, Window, num_frames, windows
 from asda_core.inference.listening import check_answer
 from asda_core.model.processor import products
+from asda_core.settings.compute import Precision
 from asda_hear.pooling import Averaging, EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
 
 TOKENS_PER_PASS = 8192

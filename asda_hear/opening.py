@@ -16,7 +16,7 @@ from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_core.official.reading import read_model
-from asda_hear.finding import find_model
+from asda_hear.model_paths import find_model
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from filelock import Timeout
 
-from asda_core.claiming import locked
 from asda_core.errors import TrainingStopped
-from asda_core.files import write_text
+from asda_core.system.files import write_text
+from asda_core.system.locks import locked
 
 POLL_SECONDS = 0.5
 """How often a process that has nothing left to take up looks whether the others are done or have died."""
@@ -73,7 +73,7 @@ def attempt_alone(
         name: of it, for messages.
         lock: held meanwhile.
         error_file: where an error is left; removed when the work is done.
-        since: `asda_core.files.disk_time`; what failed after it, in another process, is not tried again.
+        since: `asda_core.system.files.disk_time`; what failed after it, in another process, is not tried again.
 
     Returns:
         what `do` returns; how it failed, now or just before; None where another process is at it.
@@ -114,7 +114,7 @@ def read_failure(file: Path, since: float = 0.0) -> str:
 
     Args:
         file: what `write_failure` wrote.
-        since: "" where it is older than this `asda_core.files.disk_time`, or not there.
+        since: "" where it is older than this `asda_core.system.files.disk_time`, or not there.
     """
     try:
         if file.stat().st_mtime <= since:

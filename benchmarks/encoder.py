@@ -15,7 +15,7 @@ from twins import set_by_formula
 from asda_core.assemble import build_model
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
-from asda_core.counting import encoder_flops
+from asda_core.model.flops import encoder_flops
 from asda_core.model.processor import exact_products
 
 SECONDS, RATE, FRAMES, BINS = 10, 16_000, 1024, 128

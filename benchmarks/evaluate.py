@@ -29,7 +29,7 @@ from pathlib import Path
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate.runner import SECONDS_FILE
 from asda_hear.evaluate.scores import read_task_score
-from asda_hear.evaluate.search import find_tasks
+from asda_hear.evaluate.task_checks import find_tasks
 
 BY_HAND = """
 import sys

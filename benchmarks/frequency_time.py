@@ -17,8 +17,8 @@ from asda_plugins.mixer_frequency_time import FrequencyTimeAttention, FrequencyT
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from asda_core.cost import Cost
 from asda_core.layout import TokenLayout
+from asda_core.system.resources import Cost
 
 WIDTH, HEADS = 768, 12
 BANDS = 12

@@ -22,13 +22,13 @@ from twins import set_by_formula, step_loss
 
 from asda_core.assemble import build_parts
 from asda_core.catalog import installed_catalog
-from asda_core.changing import changed
 from asda_core.config import RunConfig
 from asda_core.devices import named_device, sent
 from asda_core.layout import TokenLayout
 from asda_core.pretrain.masking import block_masks
 from asda_core.pretrain.schedule import make_optimizer
 from asda_core.pretrain.step import Step
+from asda_core.settings.changes import changed
 
 SIZE = 8192
 """Width of the square product whose rate is the measure."""

@@ -25,9 +25,9 @@ from asda_core.assemble import build_encoder
 from asda_core.catalog import installed_catalog
 from asda_core.config import PositionConfig
 from asda_core.config_io import load_run_config
-from asda_core.cost import Cost
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoder
+from asda_core.system.resources import Cost
 
 TOKENS = (512, 2_048, 8_192, 22_528)
 """10 s, 41 s, 164 s and 451 s of audio in patches of 16 x 16 without overlap."""

@@ -21,8 +21,8 @@ from asda_core.assemble import build_parts
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config, parse, to_plain, with_change
-from asda_core.cost import Cost
-from asda_core.strict_yaml import read_yaml
+from asda_core.settings.strict_yaml import read_yaml
+from asda_core.system.resources import Cost
 from asda_hear.ablation.plan import PlanConfig
 from asda_hear.ablation.size import size_of
 

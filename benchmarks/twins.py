@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
-from asda_core.model import remade
+from asda_core.model import recomputation
 from asda_core.model.encoder import Encoder
 from asda_core.pretrain.latent_regression import LatentRegression
 
@@ -21,7 +21,7 @@ def set_by_formula(encoder: Encoder, by_formula: bool) -> None:
 
 def keeping_everything() -> Any:
     """Nothing is made again for the gradient: autograd keeps what it wants."""
-    return mock.patch.object(remade, "LEAST_VALUES", math.inf)
+    return mock.patch.object(recomputation, "LEAST_VALUES", math.inf)
 
 
 def decoded(of: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -14,9 +14,9 @@ from asda_core.catalog import Catalog, load_catalog
 from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model, write_step
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError, ConfigError
-from asda_core.locating import labelled_path, locate, model_name, newest_step
 from asda_core.official.reading import read_model
-from asda_core.tensor_files import read_tensors
+from asda_core.weights.paths import labelled_path, locate, model_name, newest_step
+from asda_core.weights.tensor_files import read_tensors
 
 
 @pytest.fixture

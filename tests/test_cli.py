@@ -15,12 +15,13 @@ import soundfile
 import torch
 import yaml
 
-from asda_core import arguments, hookspecs, showing
+from asda_core import arguments, hookspecs
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.cli import PROGRAM, main
-from asda_core.command_line import EXIT_ERROR, EXIT_STOPPED, Program, named
-from asda_core.compute import AUTO
 from asda_core.devices import named_device, usable_device
+from asda_core.plugin import commands
+from asda_core.settings.compute import AUTO
+from asda_core.system.command_line import EXIT_ERROR, EXIT_STOPPED, Program, named
 from asda_hear.cli import PROGRAM as HEAR_PROGRAM
 from tests.conftest import TINY
 from tests.released.writing import write_fairseq
@@ -90,7 +91,7 @@ def test_show_of_a_model_whose_objective_is_gone(
     assert main(["pretrain", str(config), "--data", str(audio_folder), "--out", str(tmp_path / "run")]) == 0
     whole = installed_catalog()
     offers = {key: offer for key, offer in whole.offers.items() if key[0] != "objective"}
-    monkeypatch.setattr(showing, "installed_catalog", lambda: replace(whole, offers=offers))
+    monkeypatch.setattr(commands, "installed_catalog", lambda: replace(whole, offers=offers))
     capsys.readouterr()
     assert main(["show", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr()

@@ -13,7 +13,7 @@ from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, parse
 from asda_core.pretrain.latent_regression import LatentRegressionConfig
 from asda_core.pretrain.loop import pretrain
-from asda_core.strict_yaml import read_yaml
+from asda_core.settings.strict_yaml import read_yaml
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import check_plan
 

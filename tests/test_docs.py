@@ -15,7 +15,7 @@ from asda_core.finetune.config import FinetuneConfig
 from asda_core.labelled.source import SourceConfig
 from asda_hear import cli as hear_cli
 from asda_hear.ablation.settings import PlanConfig
-from asda_hear.evaluate.search import EvaluationConfig
+from asda_hear.evaluate.task_checks import EvaluationConfig
 from asda_hear.model import HearOptions
 
 pytestmark = pytest.mark.docs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asda_core.files import append_line, disk_time, write_text, write_whole
+from asda_core.system.files import append_line, disk_time, write_text, write_whole
 
 
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:

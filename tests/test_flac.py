@@ -10,13 +10,13 @@ import pytest
 import soundfile
 import torch
 
-from asda_core import flac
 from asda_core.audio import find_audio, opened
 from asda_core.config import DataConfig
 from asda_core.errors import AudioError
-from asda_core.flac import whole_flac
 from asda_core.pretrain import clip_reader
 from asda_core.pretrain.clip_reader import ClipReader
+from asda_core.sound import flac
+from asda_core.sound.flac import whole_flac
 from tests.data.shards import write_shards
 
 pytestmark = pytest.mark.skipif(

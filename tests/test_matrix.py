@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import pytest
 from torch import Tensor, nn
 
-from asda_core import cli, showing
+from asda_core import cli
 from asda_core.catalog import Catalog, load_catalog
 from asda_core.contracts import MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
-from asda_core.matrix import check_catalog
+from asda_core.plugin import commands
+from asda_core.plugin.matrix import check_catalog
 from tests.conftest import adapter_bottleneck as bottleneck
 from tests.conftest import mixer_standard, objective_masked_patch
 
@@ -54,7 +55,7 @@ def test_all_is_well() -> None:
 
 def test_a_bad_mixer_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     catalog = catalog_with(Stranger)
-    monkeypatch.setattr(showing, "installed_catalog", lambda: catalog)
+    monkeypatch.setattr(commands, "installed_catalog", lambda: catalog)
     assert cli.main(["plugins", "--check"]) == 1
     printed = capsys.readouterr()
     assert "mixer deaf              -" in printed.out

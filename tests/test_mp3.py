@@ -8,11 +8,11 @@ import pytest
 import soundfile
 import torch
 
-from asda_core import streaming
 from asda_core.audio import opened, read_audio, read_sound
 from asda_core.errors import AudioError
-from asda_core.mp3 import INSTALLED
-from asda_core.streaming import StreamedSound
+from asda_core.sound import long_files
+from asda_core.sound.long_files import StreamedSound
+from asda_core.sound.mp3 import INSTALLED
 from tests.data.shards import write_tar
 
 SECONDS, RATE = 20, 22_050
@@ -74,7 +74,7 @@ def test_a_stretch_is_what_the_whole_is_there(
     for start in np.random.default_rng(1).integers(0, len(whole) - RATE, size=30):
         stretch = read_audio(file, RATE, (start + 0.5) / RATE, (RATE - 0.5) / RATE)
         assert torch.allclose(stretch, whole[start : start + RATE], atol=1e-6), start
-    monkeypatch.setattr(streaming, "STREAM_SAMPLES", 30_011)
+    monkeypatch.setattr(long_files, "STREAM_SAMPLES", 30_011)
     streamed = StreamedSound(file, RATE)
     assert torch.allclose(streamed.between(0, len(whole)), whole, atol=1e-6)
 

@@ -14,11 +14,11 @@ from asda_core import cli as core_cli
 from asda_core import testing
 from asda_core.catalog import load_catalog
 from asda_core.cli import main
-from asda_core.command_line import EXIT_ERROR
 from asda_core.config_io import load_run_config, parse
 from asda_core.hookspecs import FAMILIES
-from asda_core.new_plugin import KINDS, write_plugin
-from asda_core.strict_yaml import read_yaml
+from asda_core.plugin.new_plugin import KINDS, write_plugin
+from asda_core.settings.strict_yaml import read_yaml
+from asda_core.system.command_line import EXIT_ERROR
 from asda_hear import cli as hear_cli
 from asda_hear.ablation.settings import PlanConfig
 

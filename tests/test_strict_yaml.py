@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from asda_core.errors import ConfigError
-from asda_core.strict_yaml import load, parse_value, read_yaml
+from asda_core.settings.strict_yaml import load, parse_value, read_yaml
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain
 from asda_core.contracts import AdapterContext
 from asda_core.errors import ConfigError
-from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_core.weights.paths import MODEL_FILE, newest_step
 from tests.conftest import TINY
 
 TOKEN = {"patch_frames": 1, "patch_bins": 128}

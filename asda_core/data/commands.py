@@ -14,7 +14,6 @@ import numpy as np
 
 from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
-from asda_core.changing import changed
 from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
@@ -26,6 +25,7 @@ from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.shards import PACKED_CLASSES
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import with_splits
+from asda_core.settings.changes import changed
 
 FEW = 5
 """Files that a line names."""

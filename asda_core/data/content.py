@@ -8,7 +8,7 @@ from pathlib import Path
 from asda_core.data.sources import AudioList, list_identity
 from asda_core.data.tars import index_of, split_member
 from asda_core.errors import AudioError
-from asda_core.files import DIGEST_DIGITS, text_digest
+from asda_core.system.files import DIGEST_DIGITS, text_digest
 
 END_BYTES = 1 << 14
 """Read at each end of a sound."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from asda_core.data.sources import ShardStream
 from asda_core.errors import AudioError
-from asda_core.files import append_line
+from asda_core.system.files import append_line
 
 SHARDS_FILE = "shards.jsonl"
 """In the folder of a run."""

@@ -19,15 +19,15 @@ import soundfile
 from tqdm import tqdm
 
 from asda_core.audio import length_and_rate, list_identity, opened, read_audio
-from asda_core.claiming import alone_in
 from asda_core.data.content import ends
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
 from asda_core.data.tar_headers import TAR_SUFFIX
 from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
-from asda_core.files import text_digest, write_text
-from asda_core.ordered import in_order
+from asda_core.system.files import text_digest, write_text
+from asda_core.system.locks import alone_in
+from asda_core.system.thread_map import in_order
 
 LOCK_FILE = ".pack.lock"
 OF_OTHER = {"data": "other audio files", "content": "audio of other content", "about": "other labels or splits"}

@@ -16,7 +16,7 @@ from typing import Any
 
 from asda_core.data.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member
 from asda_core.data.tars import read_facts, write_index
-from asda_core.files import sync
+from asda_core.system.files import sync
 
 BYTES_PER_MEBIBYTE = 1 << 20
 

@@ -14,7 +14,7 @@ from asda_core.data.pack_options import unfinished
 from asda_core.data.tar_headers import AUDIO_SUFFIXES, TAR_SUFFIX, UNREAD_SUFFIXES, is_audio
 from asda_core.data.tars import INDEX_SUFFIX, index_of, num_bytes, shard_of
 from asda_core.errors import AudioError, ConfigError
-from asda_core.files import files_below
+from asda_core.system.files import files_below
 
 PIPE, STREAM = "pipe:", "stream:"
 """Before a command that prints a tar, and before a tar that is read from its beginning to its end."""

@@ -15,7 +15,7 @@ from asda_core.audio import opened, read_sound
 from asda_core.catalog import Catalog
 from asda_core.config import Compat, PluginChoice
 from asda_core.errors import AudioError, ConfigError, NoSamplesError
-from asda_core.ordered import in_order
+from asda_core.system.thread_map import in_order
 
 BLOCK_SECONDS = 60.0
 """Longer sounds are looked at in blocks of this length."""

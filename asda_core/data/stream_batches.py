@@ -24,8 +24,8 @@ import numpy as np
 
 from asda_core.config import DataConfig, require
 from asda_core.data.counts import Counts
+from asda_core.data.shard_streams import Commands, Sound, read_stream
 from asda_core.data.sources import AudioList, ShardStream
-from asda_core.data.streaming import Commands, Sound, read_stream
 from asda_core.errors import AudioError
 from asda_core.pretrain.data import Batches, Candidate, ClipBatches
 

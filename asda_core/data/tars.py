@@ -23,7 +23,7 @@ import numpy as np
 
 from asda_core.data.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member, read_headers
 from asda_core.errors import AudioError
-from asda_core.files import write_text
+from asda_core.system.files import write_text
 
 INDEX_SUFFIX = ".index.json"
 LAST = "last"

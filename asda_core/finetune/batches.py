@@ -11,7 +11,6 @@ from torch import Tensor
 
 from asda_core.audio import crop_or_pad
 from asda_core.devices import sent
-from asda_core.filling import fill_features
 from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, rolled_at_random, spec_augment
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.sampling import epoch_order
@@ -19,6 +18,7 @@ from asda_core.finetune.tuned import Tuned
 from asda_core.labelled.examples import Example
 from asda_core.pretrain.data import ClipBatches, Clips
 from asda_core.pretrain.resuming import step_seed
+from asda_core.sound.feature_padding import fill_features
 
 CLIPS_PER_PASS = 32
 """Clips that go through a model at once in evaluation."""

@@ -12,7 +12,6 @@ from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import find_config, parsed_changes, signature
 from asda_core.data.content import sampled_content
 from asda_core.errors import ConfigError
-from asda_core.files import text_digest
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
@@ -36,6 +35,7 @@ from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import rounds, with_splits
 from asda_core.pretrain.processes import launched
+from asda_core.system.files import text_digest
 
 
 def run_finetune(parsed: argparse.Namespace) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from asda_core.compat import FINETUNING
 from asda_core.config import MOST_SEED, Compat, DataConfig, OptimizerConfig, PluginChoice, require
+from asda_core.settings.released import FINETUNING
 
 Pooling = Literal["summary", "mean", "linear_softmax", "attentive"]
 Mode = Literal["full", "linear", "attentive", "last_blocks", "adapter"]

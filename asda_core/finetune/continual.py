@@ -20,10 +20,9 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.config_io import signature
 from asda_core.errors import ConfigError
-from asda_core.files import file_digest, write_text
 from asda_core.finetune.config import FinetuneConfig
-from asda_core.finetune.heard import heard_before
 from asda_core.finetune.jobs import Job, prepared
+from asda_core.finetune.leakage import heard_before
 from asda_core.finetune.predicting import Hearing, predict
 from asda_core.finetune.running import finetune
 from asda_core.finetune.scoring import score
@@ -31,8 +30,9 @@ from asda_core.finetune.sweep import mode_signature
 from asda_core.finetune.tuned import Start, load_tuned
 from asda_core.labelled.examples import TEST, Labelled
 from asda_core.labelled.splits import Round
-from asda_core.locating import MODEL_FILE
 from asda_core.pretrain.clip_reader import ClipReader
+from asda_core.system.files import file_digest, write_text
+from asda_core.weights.paths import MODEL_FILE
 
 SEQUENTIAL = ("full", "last_blocks")
 """Modes that change what earlier tasks rely on."""

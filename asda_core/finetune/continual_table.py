@@ -12,12 +12,12 @@ from typing import Any
 from asda_core.catalog import Catalog
 from asda_core.config_io import signature
 from asda_core.errors import AsdaError, TrainingStopped
-from asda_core.files import NAME_DIGITS, text_digest, write_text
 from asda_core.finetune.continual import Outcome, Task, learn_in_turn
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
-from asda_core.markdown import escaped, table_row
 from asda_core.statistics import mean_interval
+from asda_core.system.files import NAME_DIGITS, text_digest, write_text
+from asda_core.system.markdown import escaped, table_row
 
 ROWS_FILE, TABLE_FILE, OUTCOME_SUFFIX = "continual.csv", "continual.md", ".outcome.json"
 

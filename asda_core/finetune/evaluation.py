@@ -15,9 +15,8 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from asda_core.errors import TaskError
-from asda_core.files import write_text, write_whole
+from asda_core.finetune.bootstrap import affordable, resample
 from asda_core.finetune.pictures import draw_confusion
-from asda_core.finetune.resampling import affordable, resample
 from asda_core.finetune.scoring import (
     ACCURACY,
     AREA,
@@ -29,6 +28,7 @@ from asda_core.finetune.scoring import (
     per_class,
     score,
 )
+from asda_core.system.files import write_text, write_whole
 
 FORMAT = "asda predictions 1"
 """Stands in every file of predictions."""

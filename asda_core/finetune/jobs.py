@@ -15,8 +15,8 @@ from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.losses import check_loss
 from asda_core.finetune.sampling import weights_digest
 from asda_core.finetune.tuned import Start, tuned_config
-from asda_core.labelled.drawing import hold_out
 from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.random_splits import hold_out
 from asda_core.labelled.splits import Round
 
 

@@ -33,7 +33,6 @@ from asda_core.finetune.scoring import score
 from asda_core.finetune.tuned import Tuned
 from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.splits import Round
-from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.model.processor import exact_products
 from asda_core.pretrain.data import ClipBatches, Clips
 from asda_core.pretrain.prefetching import prefetched
@@ -45,7 +44,8 @@ from asda_core.pretrain.resuming import (
     stop_on_signal,
 )
 from asda_core.pretrain.schedule import optimizer_of
-from asda_core.tensor_files import read_tensors
+from asda_core.weights.paths import MODEL_FILE, newest_step
+from asda_core.weights.tensor_files import read_tensors
 
 BEST_FILES = "best-*.safetensors"
 """By their step: the best weights so far, and those that were the best when the newest step was saved."""

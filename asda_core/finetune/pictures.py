@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from asda_core.files import write_whole
+from asda_core.system.files import write_whole
 
 NUMBERED_CLASSES = 20
 """Up to so many classes the cells hold their counts; beyond, they are too small to read."""

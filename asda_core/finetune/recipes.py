@@ -19,7 +19,7 @@ from asda_core.config_io import (
 )
 from asda_core.errors import ConfigError, unknown
 from asda_core.finetune.config import MODES, FinetuneConfig
-from asda_core.strict_yaml import read_yaml
+from asda_core.settings.strict_yaml import read_yaml
 
 USUAL = FinetuneConfig(epochs=1)
 """The defaults, with a length that stands for the one that every recipe must give."""

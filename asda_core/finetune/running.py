@@ -14,22 +14,22 @@ from torch import Tensor
 from asda_core.assemble import check_clip
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint, write_model
-from asda_core.claiming import LOCK_FILE, alone_in
 from asda_core.config_io import to_yaml
-from asda_core.cost import counted
 from asda_core.devices import usable_device
 from asda_core.errors import TaskError
-from asda_core.files import write_text
 from asda_core.finetune.evaluation import PREDICTIONS, SCORES, load_predictions, write_evaluation
-from asda_core.finetune.heard import heard_before, note_clips, shared_sounds
 from asda_core.finetune.jobs import Job, prepared
+from asda_core.finetune.leakage import heard_before, note_clips, shared_sounds
 from asda_core.finetune.loop import BEST_FILES, Training, best_file, start_training, train
 from asda_core.finetune.predicting import predict
 from asda_core.finetune.tuned import Tuned, make_tuned
 from asda_core.labelled.examples import TEST, Example
 from asda_core.labelled.splits import check_round
-from asda_core.locating import MODEL_FILE, step_folders
 from asda_core.pretrain.reporter import named_skipped
+from asda_core.system.files import write_text
+from asda_core.system.locks import LOCK_FILE, alone_in
+from asda_core.system.resources import counted
+from asda_core.weights.paths import MODEL_FILE, step_folders
 
 RESULT_FILE = "result.json"
 LAST_FILE = "last.safetensors"

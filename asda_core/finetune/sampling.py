@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from asda_core.errors import ConfigError
-from asda_core.files import file_digest
 from asda_core.finetune.config import SamplingConfig
 from asda_core.labelled.examples import Example
+from asda_core.system.files import file_digest
 
 ORDER_KEY = 0
 """Third word of the seeds of orders, as in pre-training."""

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
 
 from asda_core.errors import ConfigError, TaskError
-from asda_core.finetune.resampling import affordable, resample
+from asda_core.finetune.bootstrap import affordable, resample
 
 ACCURACY, MEAN_AVERAGE_PRECISION, AREA, D_PRIME = "accuracy", "mAP", "AUC", "d_prime"
 TAILS = (2.5, 97.5)

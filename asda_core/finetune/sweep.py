@@ -12,7 +12,6 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config_io import CONFIG_SUFFIXES, find_config, load_run_config, signature
 from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
-from asda_core.files import model_digest
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import PREDICTIONS, interval_over_folds, load_predictions, pooled, write_evaluation
 from asda_core.finetune.jobs import Job, prepared
@@ -22,8 +21,9 @@ from asda_core.finetune.sampling import weights_digest
 from asda_core.finetune.tuned import Start
 from asda_core.labelled.examples import Labelled
 from asda_core.labelled.splits import Round
-from asda_core.locating import is_package_model, labelled_path, model_name
 from asda_core.official.reading import read_model
+from asda_core.system.files import model_digest
+from asda_core.weights.paths import is_package_model, labelled_path, model_name
 
 SEED_FIELD = "{seed}"
 """In the path of a checkpoint: the seed of the run, where every seed has a checkpoint of its own."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from asda_core import __version__
-from asda_core.files import write_rows, write_text
 from asda_core.finetune.running import RESULT_FILE, read_result
 from asda_core.finetune.sweep import SEED_FIELD, Row, Sweep, evaluate_folds
-from asda_core.markdown import escaped, table_row
 from asda_core.statistics import mean_interval
+from asda_core.system.files import write_rows, write_text
+from asda_core.system.markdown import escaped, table_row
 
 ROWS_FILE, TABLE_FILE = "runs.csv", "table.md"
 PERCENT = 100

@@ -17,8 +17,8 @@ from asda_core.finetune.config import ClassifierConfig, FinetuneConfig
 from asda_core.finetune.heads import Classifier
 from asda_core.finetune.rates import drop_path_rates
 from asda_core.model.encoder import Encoder
-from asda_core.provenance import warn_of_other_versions
-from asda_core.starting import check_fits
+from asda_core.weights.initial import check_fits
+from asda_core.weights.provenance import warn_of_other_versions
 
 LOG_MEL = "log_mel"
 """The front end that options in a recipe are of, unless they name another."""

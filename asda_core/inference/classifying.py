@@ -15,7 +15,7 @@ from asda_core.errors import ConfigError
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
 from asda_core.inference.listening import Listener, check_answer
-from asda_core.streaming import Sound
+from asda_core.sound.long_files import Sound
 
 INDEX = re.compile("[0-9]{1,6}")
 """How a row of a label file begins that has an index."""

@@ -13,13 +13,13 @@ from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, meta
 from asda_core.config import Padding
 from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
-from asda_core.files import model_digest
 from asda_core.inference.classifying import class_names, probabilities, read_labels
 from asda_core.inference.embedding import embed_files, is_one_file, open_sound, output_names
 from asda_core.inference.indexing import EmbedJob
+from asda_core.inference.jobs import embed_in_processes
 from asda_core.inference.listening import Listener, ListenOptions, as_trained
-from asda_core.inference.many import embed_in_processes
 from asda_core.official.reading import read_model
+from asda_core.system.files import model_digest
 
 FILLED: dict[str, Padding] = {"default": "silence", "released": "features"}
 NO_FORMATS = ("npz", "pt", "pth", "h5", "hdf5", "csv", "json", "parquet")

@@ -18,8 +18,8 @@ from asda_core.inference.indexing import SKIPPED_FILE, EmbedJob, Entry, Index, e
 from asda_core.inference.listening import Cut, Heard, Listener, check_audio
 from asda_core.inference.reading_ahead import InBackground, Together, read_ahead
 from asda_core.inference.writing import NO_CLASS_TOKEN, embedding, write_embedding, write_pieces
-from asda_core.streaming import StreamedSound
-from asda_core.workers import Shard
+from asda_core.sound.long_files import StreamedSound
+from asda_core.system.workers import Shard
 
 WHOLE_SECONDS = 30.0
 """Longer files are not read whole: their stretches are decoded as the encoder comes to them."""

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from asda_core.claiming import locked
 from asda_core.data.tars import split_member
 from asda_core.errors import AudioError, ConfigError
-from asda_core.files import append_line, write_text
 from asda_core.inference.writing import Format, Granularity, Kind
+from asda_core.system.files import append_line, write_text
+from asda_core.system.locks import locked
 
 SETTINGS_FILE = "embed.json"
 GRID = "grid"

@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.audio import check_finite
-from asda_core.compute import Precision
 from asda_core.config import Padding, ResampleAxis
 from asda_core.errors import AudioError, CheckpointError, ConfigError
-from asda_core.filling import fill_features
 from asda_core.inference.framing import CONTEXT_SHARE, Framing, Window, num_frames, windows
 from asda_core.model.encoder import Encoded, Encoder
 from asda_core.model.processor import products
-from asda_core.streaming import Clip, Sound
+from asda_core.settings.compute import Precision
+from asda_core.sound.feature_padding import fill_features
+from asda_core.sound.long_files import Clip, Sound
 
 MAX_STEPS = 768
 """Time steps of a clip that is encoded in one piece: 122.88 s. **Source**: rows of the released table of positions."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from asda_core.ordered import in_order
+from asda_core.system.thread_map import in_order
 
 MOST_READERS = 4
 READERS = max(1, min(MOST_READERS, (os.cpu_count() or 1) // 2))

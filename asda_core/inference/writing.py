@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.errors import ConfigError
-from asda_core.files import write_whole
 from asda_core.inference.listening import Heard, Piece, check_answer
+from asda_core.system.files import write_whole
 
 Granularity = Literal["all", "frame", "utterance"]
 Format = Literal["npy", "safetensors"]

@@ -20,13 +20,13 @@ from asda_core.data.sources import NUMBERS, expanded
 from asda_core.data.tar_headers import TAR_SUFFIX, StrictHeader, is_audio, plain_name
 from asda_core.data.tars import index_of
 from asda_core.errors import AudioError, TaskError
-from asda_core.files import files_below
 from asda_core.inference.classifying import Label
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import usual_split
 from asda_core.labelled.tables import USUAL_COLUMNS, usual_column, usual_separator
+from asda_core.system.files import files_below
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 """Ends of the names of shards in which no sound is at hand: they would have to be unpacked from their beginning."""

@@ -10,7 +10,7 @@ from asda_core.config_io import CONFIG_SUFFIXES, parse
 from asda_core.data.sources import NUMBERS
 from asda_core.errors import ConfigError, unknown
 from asda_core.labelled.examples import TRAIN_VALID_TEST
-from asda_core.strict_yaml import read_yaml
+from asda_core.settings.strict_yaml import read_yaml
 
 Format = Literal["auto", "folders", "csv", "esc50", "speech_commands", "urbansound8k", "audioset", "shards"]
 LEAVE_OUT = "leave_out"

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from asda_core.errors import TaskError, unknown
-from asda_core.labelled.drawing import TURNS, deal
 from asda_core.labelled.examples import NO_SPLIT, TEST, TRAIN, TRAIN_VALID_TEST, VALID, Example, Labelled
+from asda_core.labelled.random_splits import TURNS, deal
 from asda_core.labelled.rows import by_number
 from asda_core.labelled.source import LEAVE_OUT, SourceConfig
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from asda_core.audio import AUDIO_SUFFIXES
 from asda_core.data.manifests import FILE_COLUMNS
 from asda_core.errors import TaskError, unknown
-from asda_core.files import files_below
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row
 from asda_core.labelled.source import SourceConfig
+from asda_core.system.files import files_below
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {

@@ -15,7 +15,7 @@ from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout, mean_over_valid
 from asda_core.model.block import init_linear_layers
 from asda_core.model.norms import RmsNorm
-from asda_core.model.remade import remade
+from asda_core.model.recomputation import remade
 
 LambdaMode = Literal["vectors", "scalars", "fixed", "token"]
 

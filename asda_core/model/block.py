@@ -10,7 +10,7 @@ from asda_core.config import EncoderConfig
 from asda_core.errors import PluginError
 from asda_core.layout import TokenLayout
 from asda_core.model.norms import make_norm
-from asda_core.model.remade import is_plain, remade
+from asda_core.model.recomputation import is_plain, remade
 
 INIT_STD = 0.02
 """Standard deviation of new linear weights. **Source**: BERT, as the released code initialises all linear layers."""

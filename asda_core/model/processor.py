@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 
-from asda_core.compute import Precision
+from asda_core.settings.compute import Precision
 
 EXACT_ERROR = 4e-6
 """Largest error, relative to the largest magnitude, of a product of 768 terms that still counts as float32; products

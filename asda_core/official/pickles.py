@@ -19,7 +19,7 @@ import torch
 from torch.serialization import DEFAULT_PROTOCOL, get_unsafe_globals_in_checkpoint, safe_globals
 
 from asda_core.errors import CheckpointError
-from asda_core.files import LENGTH_BYTES
+from asda_core.system.files import LENGTH_BYTES
 
 STOOD_IN_FOR = (
     r"argparse\.Namespace",

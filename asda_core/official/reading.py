@@ -10,8 +10,6 @@ from torch import Tensor
 
 from asda_core.checkpoint import OWN_FORMATS, PARTS, Checkpoint, Weights, read_checkpoint
 from asda_core.errors import CheckpointError, ConfigError
-from asda_core.files import beside_model
-from asda_core.locating import locate
 from asda_core.official.eat import (
     NUM_BINS,
     Architecture,
@@ -25,8 +23,10 @@ from asda_core.official.eat import (
 from asda_core.official.matching import Shape, check_all, check_finite_tensors, shown
 from asda_core.official.pickles import is_pickled, plain, read_pickled
 from asda_core.official.ssast import is_masked_patch, read_masked_patch
-from asda_core.official.told import classifier_config, not_reproduced, pretraining, run_config, told
-from asda_core.tensor_files import read_tensors
+from asda_core.official.stored_config import classifier_config, not_reproduced, pretraining, run_config, told
+from asda_core.system.files import beside_model
+from asda_core.weights.paths import locate
+from asda_core.weights.tensor_files import read_tensors
 
 TEACHER = "_ema"
 """Where a released pre-training state keeps the teacher."""

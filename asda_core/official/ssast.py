@@ -36,7 +36,7 @@ from asda_core.finetune.config import ClassifierConfig, Pooling
 from asda_core.official.eat import HEAD_WIDTH
 from asda_core.official.matching import check_all, check_finite_tensors
 from asda_core.official.ssast_names import MASK_TOKEN, Found, folded_shapes, released_names
-from asda_core.official.told import HOP_SECONDS, WINDOW_SECONDS
+from asda_core.official.stored_config import HOP_SECONDS, WINDOW_SECONDS
 
 PARALLEL = "module."
 """What the releases' DataParallel puts before every name."""

@@ -11,7 +11,7 @@ from asda_core.audio import opened, read_sound, resample
 from asda_core.config import DataConfig
 from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError
-from asda_core.flac import whole_flac
+from asda_core.sound.flac import whole_flac
 
 WHOLE_FILE_SECONDS = 60.0
 """Files up to this length are decoded once and cached; of longer ones only the stretch in use is decoded."""

@@ -8,16 +8,16 @@ from typing import Any
 
 from asda_core.assemble import plugin_origins
 from asda_core.catalog import installed_catalog
-from asda_core.changing import changed, config_of
 from asda_core.config import DataConfig
 from asda_core.config_io import signature
 from asda_core.data.sources import find_training, is_stream, list_identity, tell_doubles
 from asda_core.errors import ConfigError
-from asda_core.files import model_digest
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import launched
-from asda_core.starting import holds_objective
+from asda_core.settings.changes import changed, config_of
+from asda_core.system.files import model_digest
+from asda_core.weights.initial import holds_objective
 
 
 def run_pretrain(parsed: argparse.Namespace) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from asda_core.compute import ComputeConfig
 from asda_core.errors import ConfigError
 from asda_core.model.block import Block
 from asda_core.pretrain.decoder import ConvolutionalDecoder
 from asda_core.pretrain.processes import Processes
+from asda_core.settings.compute import ComputeConfig
 
 
 def prepare(step: nn.Module, config: ComputeConfig, processes: Processes, device: torch.device) -> nn.Module:

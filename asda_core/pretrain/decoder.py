@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
 from asda_core.errors import ConfigError
-from asda_core.model.remade import remade
+from asda_core.model.recomputation import remade
 
 NORM_EPS = 1e-5
 """Epsilon of the LayerNorm over channels. **Source**: released code (PyTorch's default)."""

@@ -24,7 +24,6 @@ from asda_core.checkpoint import (
     write_model,
     write_step,
 )
-from asda_core.claiming import LOCK_FILE, alone_in
 from asda_core.config import RunConfig
 from asda_core.config_io import differences, signature, to_yaml
 from asda_core.data.content import audio_digest, same_audio
@@ -32,9 +31,6 @@ from asda_core.data.sources import AudioList
 from asda_core.data.stream_batches import open_clips
 from asda_core.devices import sent
 from asda_core.errors import ConfigError, TrainingStopped
-from asda_core.files import model_digest, write_text
-from asda_core.filling import fill_features
-from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.model.processor import exact_products
 from asda_core.pretrain.computing import gathered, placed_like, prepare, whole
 from asda_core.pretrain.data import Batches, Clips
@@ -50,9 +46,13 @@ from asda_core.pretrain.resuming import (
 )
 from asda_core.pretrain.schedule import learning_rate, make_optimizer, without_decay
 from asda_core.pretrain.step import Passes, Step, check_finite, pass_seed, passes_of
-from asda_core.provenance import stored_plugins
-from asda_core.starting import parts_to_train
-from asda_core.tensor_files import read_tensors
+from asda_core.sound.feature_padding import fill_features
+from asda_core.system.files import model_digest, write_text
+from asda_core.system.locks import LOCK_FILE, alone_in
+from asda_core.weights.initial import parts_to_train
+from asda_core.weights.paths import MODEL_FILE, newest_step
+from asda_core.weights.provenance import stored_plugins
+from asda_core.weights.tensor_files import read_tensors
 
 PASS_KEY, STREAM_KEY = "micro_batch", "stream_parts"
 """Under which a step's metadata keep the clips in a pass and the parts of a stream, with which another number of

@@ -13,8 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from asda_core.config import EncoderConfig
-from asda_core.files import append_line, json_lines
 from asda_core.pretrain.data import Batches
+from asda_core.system.files import append_line, json_lines
 
 SKIPPED_FILE, LOG_FILE = "skipped.jsonl", "log.jsonl"
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from asda_core.checkpoint import TRAINING_FILE
 from asda_core.errors import CheckpointError
-from asda_core.files import write_text
-from asda_core.locating import MODEL_FILE, step_folders
-from asda_core.tensor_files import DamagedFileError
+from asda_core.system.files import write_text
+from asda_core.weights.paths import MODEL_FILE, step_folders
+from asda_core.weights.tensor_files import DamagedFileError
 
 STEP_SEED_STRIDE = 1_000_003
 """Seed of a step = seed of the run x this + step: no two steps of any two runs share one while runs are shorter."""

@@ -23,15 +23,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asda_core.compute import Precision, divisors
 from asda_core.config import DataConfig
 from asda_core.contracts import Losses
 from asda_core.errors import AsdaError, ConfigError, PluginError
-from asda_core.locating import newest_step
 from asda_core.model.encoder import Encoder
 from asda_core.pretrain.data import Clips
 from asda_core.pretrain.processes import Processes
 from asda_core.pretrain.resuming import step_seed
+from asda_core.settings.compute import Precision, divisors
+from asda_core.weights.paths import newest_step
 
 OF_DROPOUT = 0x9E3779B9
 """Apart from the seed of the objective's generator by these bits, so that dropout does not repeat the draw of masks.

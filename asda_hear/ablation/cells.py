@@ -14,23 +14,23 @@ from asda_core.assemble import plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import read_checkpoint
 from asda_core.config_io import CONFIG_SUFFIXES, to_plain
-from asda_core.cost import counted
 from asda_core.errors import AsdaError, TrainingStopped
-from asda_core.files import NAME_DIGITS, text_digest, write_text
-from asda_core.locating import MODEL_FILE
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
-from asda_core.workers import Shard
+from asda_core.system.files import NAME_DIGITS, text_digest, write_text
+from asda_core.system.resources import counted
+from asda_core.system.workers import Shard
+from asda_core.weights.paths import MODEL_FILE
 from asda_hear.ablation.axes import differing
 from asda_hear.ablation.environment import environment
-from asda_hear.ablation.measuring import as_scores, can_measure, measure, read_measured
+from asda_hear.ablation.noise_metric import as_scores, can_measure, measure, read_measured
 from asda_hear.ablation.plan import Cell, Plan, text_of
 from asda_hear.ablation.size import size_of
 from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.runner import evaluate, finished_scores
 from asda_hear.evaluate.scores import TaskScore
-from asda_hear.finding import find_model
 from asda_hear.looking.noise_attention import NoiseRow
+from asda_hear.model_paths import find_model
 from asda_hear.names import LOG_MEL
 
 CELLS, BASELINES = "cells", "baselines"

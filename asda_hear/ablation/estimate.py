@@ -11,11 +11,11 @@ from typing import Any
 
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
-from asda_core.cost import in_words
-from asda_core.locating import MODEL_FILE, newest_step
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
-from asda_core.workers import Shard
+from asda_core.system.resources import in_words
+from asda_core.system.workers import Shard
+from asda_core.weights.paths import MODEL_FILE, newest_step
 from asda_hear.ablation.cells import (
     BASELINES,
     CELLS,
@@ -28,7 +28,7 @@ from asda_hear.ablation.cells import (
     tasks_left,
     unit_measured,
 )
-from asda_hear.ablation.measuring import can_measure, measure
+from asda_hear.ablation.noise_metric import can_measure, measure
 from asda_hear.ablation.plan import Cell, text_of
 from asda_hear.evaluate.compat import installed
 from asda_hear.evaluate.identity import read_stamp

@@ -35,11 +35,11 @@ from asda_core.config_io import (
 )
 from asda_core.data.content import sampled_content
 from asda_core.errors import ConfigError, unknown
-from asda_core.files import model_digest
-from asda_core.locating import locate
-from asda_core.strict_yaml import read_yaml
+from asda_core.settings.strict_yaml import read_yaml
+from asda_core.system.files import model_digest
+from asda_core.weights.paths import locate
 from asda_hear.ablation.axes import check_apart, check_effect, flat, labelled, text_of_label, together
-from asda_hear.ablation.measuring import NoiseMeasure
+from asda_hear.ablation.noise_metric import NoiseMeasure
 from asda_hear.ablation.settings import PlanConfig
 from asda_hear.api import USUAL_POOLING
 from asda_hear.looking.noise import WHITE

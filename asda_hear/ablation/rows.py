@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from asda_hear.ablation.cells import FACTS_FILE, TIMES_FILE, Unit, Work, baseline_options, unit_measured, unit_scores
-from asda_hear.ablation.measuring import MEASURED, clips_identity
+from asda_hear.ablation.noise_metric import MEASURED, clips_identity
 from asda_hear.ablation.plan import Cell
 from asda_hear.ablation.settings import BASELINE
 from asda_hear.evaluate.identity import read_stamp

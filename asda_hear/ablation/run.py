@@ -12,14 +12,14 @@ from tqdm import tqdm
 from asda_core.assemble import Parts, build_weightless, check_class_token_axis, foreign_plugins
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import TEACHER
-from asda_core.claiming import locked
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, CheckpointError, ConfigError
-from asda_core.files import disk_time, text_digest, write_rows, write_text
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
-from asda_core.starting import check_fits
-from asda_core.workers import Shard
+from asda_core.system.files import disk_time, text_digest, write_rows, write_text
+from asda_core.system.locks import locked
+from asda_core.system.workers import Shard
+from asda_core.weights.initial import check_fits
 from asda_hear.ablation.cells import (
     ERROR_FILE,
     Unit,
@@ -34,7 +34,7 @@ from asda_hear.ablation.rows import Row, collect_rows
 from asda_hear.api import load_model, model_from
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.identity import task_identity
-from asda_hear.evaluate.search import find_tasks
+from asda_hear.evaluate.task_checks import find_tasks
 from asda_hear.model import HearOptions
 from asda_hear.pooling import EncoderBackbone
 from asda_hear.work_queue import Failed, attempt_alone, shared_work

@@ -5,7 +5,7 @@ from typing import Any
 
 from asda_core.config import require
 from asda_core.errors import ConfigError, unknown
-from asda_hear.evaluate.search import EvaluationConfig
+from asda_hear.evaluate.task_checks import EvaluationConfig
 from asda_hear.looking.noise_attention import NoiseConfig, NoiseRow
 
 FACTS = (

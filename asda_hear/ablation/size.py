@@ -7,8 +7,8 @@ import torch
 from asda_core.assemble import adapt, build_encoder, build_front_end
 from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
-from asda_core.counting import encoder_flops
 from asda_core.inference.framing import num_frames
+from asda_core.model.flops import encoder_flops
 
 
 def size_of(catalog: Catalog, config: RunConfig) -> dict[str, Any]:

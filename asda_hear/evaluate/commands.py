@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from asda_core.command_line import output_folder
 from asda_core.config_io import CONFIG_SUFFIXES, parsed_changes
 from asda_core.errors import ConfigError, TaskError
-from asda_core.files import write_text
-from asda_core.locating import labelled_path, model_name
-from asda_core.workers import ended_as_interrupt
+from asda_core.system.command_line import output_folder
+from asda_core.system.files import write_text
+from asda_core.system.workers import ended_as_interrupt
+from asda_core.weights.paths import labelled_path, model_name
 from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
     kept_identity,
@@ -24,9 +24,9 @@ from asda_hear.evaluate.identity import (
 )
 from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs, score_in_processes
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
-from asda_hear.evaluate.search import USUAL_SEED, EvaluationConfig, find_tasks
 from asda_hear.evaluate.standing import write_standing
-from asda_hear.finding import find_model
+from asda_hear.evaluate.task_checks import USUAL_SEED, EvaluationConfig, find_tasks
+from asda_hear.model_paths import find_model
 from asda_hear.names import LOG_MEL
 
 OPTION_HELP = "options of load_model, as in scene_pooling=statistics (docs/configuration.md lists them)"

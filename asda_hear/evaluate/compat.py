@@ -36,9 +36,9 @@ import numpy as np
 import torch
 
 from asda_core.errors import AsdaError
-from asda_core.files import write_text, write_whole
+from asda_core.system.files import write_text, write_whole
 from asda_hear.evaluate.identity import read_stamp
-from asda_hear.evaluate.search import VOCABULARY_FILE
+from asda_hear.evaluate.task_checks import VOCABULARY_FILE
 
 INSTALL = 'pip install ".[hear]" && pip install --no-deps heareval==2021.1.3 hearvalidator==2021.0.2'
 """How to get the tools; heareval's own pins cannot be met on Python 3.11."""

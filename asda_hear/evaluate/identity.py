@@ -11,11 +11,11 @@ from typing import Any
 
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
 from asda_core.errors import AsdaError, TaskError
-from asda_core.files import beside_model, file_digest, safetensors_metadata
-from asda_core.locating import GIVEN, OWN_DISTRIBUTION, locate
+from asda_core.system.files import beside_model, file_digest, safetensors_metadata
+from asda_core.weights.paths import GIVEN, OWN_DISTRIBUTION, locate
 from asda_hear.evaluate.scores import SCORE_FILE, read_task_score
-from asda_hear.evaluate.search import USUAL_SEED, VOCABULARY_FILE, EvaluationConfig
-from asda_hear.finding import find_model
+from asda_hear.evaluate.task_checks import USUAL_SEED, VOCABULARY_FILE, EvaluationConfig
+from asda_hear.model_paths import find_model
 from asda_hear.names import LOG_MEL
 
 IDENTITY_DIGITS = 16

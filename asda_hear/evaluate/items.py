@@ -17,8 +17,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from asda_core.errors import TaskError
-from asda_core.files import write_whole
-from asda_core.finetune.resampling import Ranking, macro_means
+from asda_core.finetune.bootstrap import Ranking, macro_means
+from asda_core.system.files import write_whole
 
 Fold = tuple[NDArray[np.bool_], NDArray[np.float32]]
 Weights = Float[np.ndarray, "clips resamples"]

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asda_core.errors import TaskError, unknown
-from asda_core.labelled.drawing import TURNS, deal
 from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
 from asda_core.labelled.folders import folder_rows
+from asda_core.labelled.random_splits import TURNS, deal
 from asda_core.labelled.splits import fold_number, usual_split
 from asda_core.labelled.tables import read_table, usual_separator
-from asda_hear.evaluate.search import MIN_FOLDS
+from asda_hear.evaluate.task_checks import MIN_FOLDS
 from asda_hear.evaluate.tasks import MILLISECONDS, Clip, EmbeddingType, Event
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asda_core.files import write_text
+from asda_core.system.files import write_text
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 from tqdm import tqdm
 
 from asda_core.errors import AsdaError
-from asda_core.files import disk_time
-from asda_core.workers import run_workers, with_options
+from asda_core.system.files import disk_time
+from asda_core.system.workers import run_workers, with_options
 from asda_hear.evaluate.identity import is_scored, stamps, task_identity, weights_identity
 from asda_hear.evaluate.scores import TaskScore, read_task_score
-from asda_hear.evaluate.search import EvaluationConfig
+from asda_hear.evaluate.task_checks import EvaluationConfig
 from asda_hear.work_queue import read_failure
 
 JOBS_FOLDER = ".jobs"

@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
-from asda_core.claiming import locked
-from asda_core.files import write_text
+from asda_core.system.files import write_text
+from asda_core.system.locks import locked
 from asda_hear.evaluate.compat import Trainings, hear_tools, own_handlers
 from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
@@ -31,9 +31,9 @@ from asda_hear.evaluate.identity import (
     weights_identity,
 )
 from asda_hear.evaluate.items import keep_items
-from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.scores import METADATA_FILE, TaskScore, read_task_score
-from asda_hear.evaluate.search import EvaluationConfig, check_task
+from asda_hear.evaluate.task_audio import resample_task
+from asda_hear.evaluate.task_checks import EvaluationConfig, check_task
 
 MODULE = "asda_hear"
 SECONDS_FILE = "seconds.json"

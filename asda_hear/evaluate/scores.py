@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.errors import TaskError
-from asda_core.markdown import escaped, table_row
+from asda_core.system.markdown import escaped, table_row
 
 SCORE_FILE = "test.predicted-scores.json"
 PREFIX = "test_"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from asda_core.files import disk_time
+from asda_core.system.files import disk_time
 from asda_hear.api import load_model
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.pairs import Pair, Pairs, rows_of, unless_failed

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from asda_core.markdown import escaped, table_row
+from asda_core.system.markdown import escaped, table_row
 from asda_hear.evaluate.identity import SEARCH_STAMP, read_stamp
 from asda_hear.evaluate.leaderboard import aggregates, hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.scores import TaskScore
-from asda_hear.evaluate.search import USUAL_SEED
+from asda_hear.evaluate.task_checks import USUAL_SEED
 from asda_hear.names import LOG_MEL
 
 LEADERBOARD_FILE = "leaderboard.csv"

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from asda_core.errors import TaskError
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
-from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.scores import METADATA_FILE
-from asda_hear.evaluate.search import check_task, find_tasks
+from asda_hear.evaluate.task_audio import resample_task
+from asda_hear.evaluate.task_checks import check_task, find_tasks
 from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
 
 

@@ -25,7 +25,7 @@ from asda_core.audio import crop_or_pad, read_audio
 from asda_core.errors import AudioError, TaskError, unknown
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_hear.evaluate.scores import METADATA_FILE
-from asda_hear.evaluate.search import KNOWN_METRICS, VOCABULARY_FILE, check_splits, check_task
+from asda_hear.evaluate.task_checks import KNOWN_METRICS, VOCABULARY_FILE, check_splits, check_task
 
 EmbeddingType = Literal["scene", "event"]
 PredictionType = Literal["multiclass", "multilabel"]

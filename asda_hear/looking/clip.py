@@ -13,12 +13,12 @@ from asda_core.audio import check_finite, crop_or_pad, read_audio
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config import Padding
 from asda_core.errors import AudioError, ConfigError
-from asda_core.filling import fill_features
 from asda_core.inference.framing import num_frames
-from asda_core.locating import model_name
 from asda_core.log_mel import LogMel
 from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
+from asda_core.sound.feature_padding import fill_features
+from asda_core.weights.paths import model_name
 from asda_hear.names import LOG_MEL
 from asda_hear.opening import open_encoder
 

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from asda_core import __version__
-from asda_core.files import write_text, write_whole
-from asda_core.markdown import escaped, table_row
+from asda_core.system.files import write_text, write_whole
+from asda_core.system.markdown import escaped, table_row
 from asda_hear.looking.clip import SILENCE_DB
 from asda_hear.looking.drawing import attention_figure
 from asda_hear.looking.view import Choice, Numbers, Query, View, layer_numbers, layer_of, noise_numbers

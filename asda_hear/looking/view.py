@@ -17,7 +17,7 @@ from asda_hear.looking.clip import OpenModel, Stretch, features_of, mel_energies
 from asda_hear.looking.measures import distance, entropy, mean_over, on_tokens, share_on
 from asda_hear.looking.noise import DECIBELS, WHITE, Noisy, add_noise, draw_noise
 from asda_hear.looking.noise_attention import shares_of
-from asda_hear.looking.places import Places, places_of
+from asda_hear.looking.patch_places import Places, places_of
 
 Kind = Literal["map 1", "map 2", "difference"]
 Numbers = dict[str, float | str]

@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # loads its parts as they are used; `stats` takes more than a second
 from numpy.typing import NDArray
 
-from asda_core.finetune.resampling import BLOCK_CELLS, affordable, draw
+from asda_core.finetune.bootstrap import BLOCK_CELLS, affordable, draw
 from asda_core.statistics import CONFIDENCE
 from asda_hear.evaluate.items import Items, scorer
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from asda_core.statistics import CONFIDENCE
-from asda_hear.ablation.measuring import LOWER_IS_BETTER, MEASURED
+from asda_hear.ablation.noise_metric import LOWER_IS_BETTER, MEASURED
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import Row
 from asda_hear.reporting.comparing import DIGITS, smallest_difference_seen, smallest_p

@@ -8,8 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from asda_core.cost import in_words
-from asda_core.files import write_text
+from asda_core.system.files import write_text
+from asda_core.system.resources import in_words
 from asda_hear.reporting.answer import answer
 from asda_hear.reporting.charts import Curves, cost_charts, curve_charts, effect_charts, score_charts, short_name
 from asda_hear.reporting.comparing import holm

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from asda_core.claiming import locked
 from asda_core.config_io import to_yaml
-from asda_core.files import write_rows, write_text
-from asda_core.locating import MODEL_FILE
 from asda_core.pretrain.reporter import read_log
+from asda_core.system.files import write_rows, write_text
+from asda_core.system.locks import locked
+from asda_core.weights.paths import MODEL_FILE
 from asda_hear.ablation.cells import (
     CELLS,
     ERROR_FILE,
@@ -25,7 +25,7 @@ from asda_hear.ablation.cells import (
     is_done,
 )
 from asda_hear.ablation.environment import code_commit, environment
-from asda_hear.ablation.measuring import read_measured
+from asda_hear.ablation.noise_metric import read_measured
 from asda_hear.ablation.plan import Cell, text_of
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.run import RESULTS, ROWS_LOCK
@@ -33,8 +33,8 @@ from asda_hear.ablation.settings import BASELINE, OVER_CLIPS
 from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.items import Items, can_score, read_items
 from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
-from asda_hear.evaluate.search import USUAL_SEED
 from asda_hear.evaluate.standing import LEADERBOARD_FILE
+from asda_hear.evaluate.task_checks import USUAL_SEED
 from asda_hear.reporting.comparing import Floats, Interval, compare_items, score_draws
 from asda_hear.reporting.latex import to_latex
 from asda_hear.reporting.page import Failure, PageDetails, write_page

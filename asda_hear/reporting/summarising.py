@@ -6,7 +6,7 @@ from dataclasses import replace
 from statistics import median
 
 from asda_core.statistics import CONFIDENCE, mean_interval
-from asda_hear.ablation.measuring import CONTROL_METRIC, LOWER_IS_BETTER, MEASURED
+from asda_hear.ablation.noise_metric import CONTROL_METRIC, LOWER_IS_BETTER, MEASURED
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import Row
 from asda_hear.ablation.settings import BASELINE

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from asda_core.markdown import escaped, table_row
 from asda_core.statistics import Estimate
+from asda_core.system.markdown import escaped, table_row
 from asda_hear.reporting.comparing import Difference
 from asda_hear.reporting.summary import Line, Summary
 

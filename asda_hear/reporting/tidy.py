@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.errors import ConfigError
-from asda_core.files import write_rows, write_whole
+from asda_core.system.files import write_rows, write_whole
 from asda_hear.ablation.settings import BASELINE, RESERVED
 
 CSV_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"

@@ -13,7 +13,7 @@ from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import AttentionMaps, softmax_map
 from asda_core.model.block import init_linear_layers
-from asda_core.model.remade import remade
+from asda_core.model.recomputation import remade
 from asda_core.model.subtraction import Way, difference, mix_twice
 
 

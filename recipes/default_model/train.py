@@ -29,9 +29,9 @@ from asda_core.assemble import build_model
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import metadata_of, write_model
 from asda_core.config_io import load_run_config
-from asda_core.files import write_whole
 from asda_core.log_mel import LogMel, LogMelConfig
 from asda_core.model.encoder import Encoder
+from asda_core.system.files import write_whole
 
 RATE = 16_000
 PEAK_RATE, WARMUP, DECAY, CLIP, SMOOTHING = 1e-3, 50, 0.02, 2.0, 0.1

@@ -15,20 +15,20 @@ import pytest
 import torch
 
 from asda_core.catalog import Catalog
-from asda_core.command_line import EXIT_STOPPED
 from asda_core.config import DataConfig, RunConfig
 from asda_core.config_io import to_yaml
 from asda_core.data import stream_batches
 from asda_core.data.counts import SHARDS_FILE, Counts
+from asda_core.data.shard_streams import FIRST_PAUSE, Commands, Sound, read_stream
 from asda_core.data.sources import ShardStream, find_training
 from asda_core.data.stream_batches import StreamBatches, open_clips
-from asda_core.data.streaming import FIRST_PAUSE, Commands, Sound, read_stream
 from asda_core.errors import AudioError, ConfigError, TrainingStopped
-from asda_core.locating import newest_step
 from asda_core.pretrain.data import ClipBatches
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.prefetching import prefetched
 from asda_core.pretrain.reporter import LOG_FILE, read_log
+from asda_core.system.command_line import EXIT_STOPPED
+from asda_core.weights.paths import newest_step
 from tests.data.shards import sound_bytes, write_shards, write_tar
 from tests.waiting import wait_until
 
@@ -246,13 +246,13 @@ def test_a_command_that_gives_a_page_of_errors(tmp_path: Path) -> None:
 def test_a_server_gets_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer before each time, and not where everything is being ended."""
     waited: list[float] = []
-    monkeypatch.setattr("asda_core.data.streaming.FIRST_PAUSE", FIRST_PAUSE)
+    monkeypatch.setattr("asda_core.data.shard_streams.FIRST_PAUSE", FIRST_PAUSE)
     commands = Commands()
     monkeypatch.setattr(commands._ended, "wait", lambda seconds: bool(waited.append(seconds)))
     with pytest.raises(AudioError, match="failed with status 3 3 times"):
         list(read_stream(ShardStream("pipe:exit 3"), [], commands))
     assert waited == [1.0, 4.0]
-    monkeypatch.setattr("asda_core.data.streaming.FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr("asda_core.data.shard_streams.FIRST_PAUSE", 3600.0)
     ended = Commands()
     Timer(0.1, ended.end).start()
     with pytest.raises(AudioError, match="the stream was closed"):
@@ -359,7 +359,7 @@ def test_a_run_whose_data_stall_is_stopped_and_keeps_its_steps(
 
 def test_a_stream_that_is_cut_off_elsewhere_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was given before counts, though the last attempt gave less."""
-    monkeypatch.setattr("asda_core.data.streaming.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("asda_core.data.shard_streams.FIRST_PAUSE", 0.01)
     (shard,) = write_shards(tmp_path, [8])
     size = shard.stat().st_size
     script = tmp_path / "cut.sh"

@@ -13,8 +13,8 @@ import soundfile
 import torch
 
 from asda_core.audio import find_audio, read_audio
+from asda_core.data.shard_streams import Commands, read_stream
 from asda_core.data.sources import ShardStream
-from asda_core.data.streaming import Commands, read_stream
 from asda_core.data.tar_headers import MORE_BEHIND, read_headers
 from asda_core.data.tars import index_file, index_of, member_bytes, num_bytes, split_member
 from asda_core.errors import AudioError

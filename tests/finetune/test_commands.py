@@ -15,15 +15,15 @@ import torch
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import read_checkpoint
 from asda_core.cli import main
-from asda_core.command_line import EXIT_ERROR
 from asda_core.config_io import to_yaml
-from asda_core.finetune import heard
+from asda_core.finetune import leakage
 from asda_core.finetune.evaluation import load_predictions
 from asda_core.finetune.sweep import Sweep, named_starts
 from asda_core.finetune.table import TEXT_COLUMNS, _number, write_tables
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
 from asda_core.official.reading import read_model
+from asda_core.system.command_line import EXIT_ERROR
 from asda_hear.api import get_scene_embeddings, load_model
 from asda_hear.cli import main as hear_main
 from tests.finetune.making import SECONDS, small_checkpoint, small_recipe, small_run, write_table, write_tones
@@ -244,7 +244,7 @@ def test_a_training_without_marks_is_known_by_its_name(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more clips than are noted down: name of the set and fold must do."""
-    monkeypatch.setattr(heard, "MOST_MARKED", 0)
+    monkeypatch.setattr(leakage, "MOST_MARKED", 0)
     command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "2"]
     assert main([*command, "--out", "out"]) == 0
     (run,) = (folder.parent for folder in (place / "out").rglob("model.safetensors"))

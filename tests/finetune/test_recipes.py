@@ -11,7 +11,6 @@ from torch import Tensor
 
 from asda_core import config_io
 from asda_core.catalog import Catalog
-from asda_core.compat import FINETUNING
 from asda_core.config import EncoderConfig
 from asda_core.config_io import find_config, parse, to_plain, value_at
 from asda_core.errors import ConfigError
@@ -22,7 +21,8 @@ from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.recipes import changed_recipe, check_by_mode, load_recipe, mode_of, recipe_for, with_changes
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoded
-from asda_core.strict_yaml import parse_value, read_yaml
+from asda_core.settings.released import FINETUNING
+from asda_core.settings.strict_yaml import parse_value, read_yaml
 from tests.finetune.published import BCE, EAT_ASDA, PUBLISHED, SCORES
 
 FOLDER = Path(__file__).parents[2] / "configs" / "finetune"

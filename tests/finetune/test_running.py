@@ -14,7 +14,6 @@ import asda_core.finetune.running as running
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.errors import AsdaError, ConfigError, TaskError, TrainingStopped
-from asda_core.files import file_digest
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import load_predictions
 from asda_core.finetune.jobs import Job, prepared
@@ -24,6 +23,7 @@ from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import Round, rounds
+from asda_core.system.files import file_digest
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_tones
 
 

@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from asda_core.errors import ConfigError, TaskError
-from asda_core.finetune import resampling
-from asda_core.finetune.resampling import Ranking, affordable, draw, resample
+from asda_core.finetune import bootstrap
+from asda_core.finetune.bootstrap import Ranking, affordable, draw, resample
 from asda_core.finetune.scoring import class_areas, confusion_matrix, d_prime, intervals, per_class, score
 
 NAMES = ("dog", "rain", "siren", "engine", "speech")
@@ -243,7 +243,7 @@ def test_large_sets_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     truth, scores = targets > 0, given.astype(np.float64)
     whole = resample(truth, scores, 401, seed=0)
     for cells in (1, 100):  # one resample at a time, and two
-        monkeypatch.setattr(resampling, "BLOCK_CELLS", cells)
+        monkeypatch.setattr(bootstrap, "BLOCK_CELLS", cells)
         parts = resample(truth, scores, 401, seed=0)
         assert parts.shape == whole.shape == (3, 401)
         np.testing.assert_allclose(parts.mean(axis=1), whole.mean(axis=1), atol=0.02)

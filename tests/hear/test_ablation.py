@@ -14,12 +14,12 @@ from asda_core.config_io import load_run_config, parse
 from asda_core.errors import AsdaError, AudioError, ConfigError, PluginError
 from asda_core.pretrain.loop import pretrain
 from asda_core.statistics import mean_interval
-from asda_core.workers import Shard
+from asda_core.system.workers import Shard
 from asda_hear.ablation import estimate
 from asda_hear.ablation.plan import load_plan, text_of
 from asda_hear.ablation.run import check_plan, prepare
 from asda_hear.cli import main
-from asda_hear.evaluate.search import find_tasks
+from asda_hear.evaluate.task_checks import find_tasks
 from tests.conftest import TINY
 
 

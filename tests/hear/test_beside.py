@@ -10,7 +10,7 @@ from asda_hear.evaluate.commands import scores_beside
 from asda_hear.evaluate.identity import SEARCH_STAMP, stamps, task_identity, weights_identity
 from asda_hear.evaluate.pairs import Pair, Pairs
 from asda_hear.evaluate.scores import SCORE_FILE
-from asda_hear.evaluate.search import EvaluationConfig, find_tasks
+from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
 from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
 from tests.hear.test_tasks import write
 

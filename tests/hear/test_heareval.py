@@ -21,10 +21,10 @@ from asda_hear.evaluate.commands import claim_names, named_models
 from asda_hear.evaluate.compat import Trainings, hear_tools
 from asda_hear.evaluate.identity import task_identity
 from asda_hear.evaluate.items import read_items
-from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.runner import evaluate, finished_scores
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_csv, to_json, to_markdown
-from asda_hear.evaluate.search import EvaluationConfig, find_tasks
+from asda_hear.evaluate.task_audio import resample_task
+from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
 from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
 
 pytestmark = pytest.mark.heareval

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from asda_core.errors import TaskError
-from asda_core.files import model_digest
+from asda_core.system.files import model_digest
 from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
     identity_at,
@@ -17,10 +17,10 @@ from asda_hear.evaluate.identity import (
     task_identity,
     weights_identity,
 )
-from asda_hear.evaluate.resampling import resample_task
 from asda_hear.evaluate.runner import Evaluation, finished_scores
 from asda_hear.evaluate.scores import SCORE_FILE
-from asda_hear.evaluate.search import EvaluationConfig, find_tasks
+from asda_hear.evaluate.task_audio import resample_task
+from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
 from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
 from tests.hear.test_tasks import write
 

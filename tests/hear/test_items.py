@@ -15,7 +15,7 @@ from asda_core.errors import TaskError
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate.items import ITEMS_FILE, Items, can_score, keep_items, read_items, scorer
 from asda_hear.evaluate.runner import evaluate
-from asda_hear.evaluate.search import EvaluationConfig, find_tasks
+from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
 
 TARGETS = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], bool)
 SAID = np.array([[0.9, 0.8], [0.7, 0.6], [0.5, 0.7], [0.1, 0.2]], np.float32)

@@ -18,18 +18,18 @@ from matplotlib.image import imread
 from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import metadata_of, model_tensors, write_model
-from asda_core.command_line import named
 from asda_core.config import ClassTokenConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.contracts import FrontEndContext
 from asda_core.errors import AsdaError, AudioError, ConfigError
 from asda_core.inference.attention_maps import attention_maps
+from asda_core.system.command_line import named
 from asda_hear.arguments import add_look
 from asda_hear.looking.clip import OpenModel, features_of, mel_energies, read_stretch, silent_patches, stretch_of
 from asda_hear.looking.commands import open_models, parse_query
 from asda_hear.looking.drawing import attention_figure
 from asda_hear.looking.page import Looked, numbers_text
-from asda_hear.looking.places import mel
+from asda_hear.looking.patch_places import mel
 from asda_hear.looking.view import AddedNoise, Choice, Query, View, layer_numbers, look, noise_numbers, panel
 
 RATE = 16_000

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from asda_core.errors import ConfigError
-from asda_hear.ablation.measuring import CONTROL_METRIC, NOISE_METRIC
+from asda_hear.ablation.noise_metric import CONTROL_METRIC, NOISE_METRIC
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import run_plan
 from asda_hear.cli import main

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from filelock import FileLock, Timeout
 
-from asda_core import workers
-from asda_core.files import disk_time
-from asda_core.workers import with_options
+from asda_core.system import workers
+from asda_core.system.files import disk_time
+from asda_core.system.workers import with_options
 from asda_hear.cli import main
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate.items import ITEMS_FILE
 from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs
 from asda_hear.evaluate.scoring import score_pairs
-from asda_hear.evaluate.search import EvaluationConfig, find_tasks
+from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
 from asda_hear.work_queue import read_failure, write_failure
 from tests.waiting import WAIT_SECONDS, wait_until
 

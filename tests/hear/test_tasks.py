@@ -16,8 +16,8 @@ from asda_core.errors import TaskError
 from asda_core.labelled.examples import NO_SPLIT
 from asda_hear.cli import main
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders, fold_names
-from asda_hear.evaluate.resampling import resample_task
-from asda_hear.evaluate.search import check_task
+from asda_hear.evaluate.task_audio import resample_task
+from asda_hear.evaluate.task_checks import check_task
 from asda_hear.evaluate.tasks import Clip, Event, TaskConfig, build_task, clip_names
 
 

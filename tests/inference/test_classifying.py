@@ -10,13 +10,13 @@ from asda_core.audio import read_audio
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_classifier, load_encoder
 from asda_core.cli import main
-from asda_core.command_line import EXIT_ERROR
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.inference import embedding
 from asda_core.inference.classifying import Label, class_names, probabilities, read_labels
 from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.official.reading import read_model
+from asda_core.system.command_line import EXIT_ERROR
 from tests.released.writing import NUM_CLASSES, Written, write_fairseq, write_hugging_face
 
 Capture = pytest.CaptureFixture[str]

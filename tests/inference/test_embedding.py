@@ -16,7 +16,6 @@ from asda_core.audio import read_audio
 from asda_core.catalog import Catalog, load_catalog
 from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, write_model
 from asda_core.cli import main
-from asda_core.command_line import EXIT_ERROR, EXIT_STOPPED
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain, with_value
 from asda_core.errors import AudioError, CheckpointError, ConfigError
@@ -26,6 +25,7 @@ from asda_core.inference.listening import Heard, Listener
 from asda_core.model.encoder import Encoded
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_core.system.command_line import EXIT_ERROR, EXIT_STOPPED
 from asda_hear.api import load_model
 from tests.conftest import BUILT_IN, TINY
 from tests.released.golden import GOLDEN

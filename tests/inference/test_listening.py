@@ -16,8 +16,8 @@ from asda_core.audio import read_audio
 from asda_core.catalog import Catalog
 from asda_core.config import ClassTokenConfig, Padding, RunConfig
 from asda_core.errors import AudioError, ConfigError
-from asda_core.filling import fill_features
 from asda_core.inference.listening import MAX_STEPS, Listener, ListenOptions, as_trained
+from asda_core.sound.feature_padding import fill_features
 
 MEAN, STD = -4.268, 4.569
 

@@ -15,12 +15,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from asda_core import workers
 from asda_core.assemble import build_encoder, build_front_end
 from asda_core.audio import read_audio
 from asda_core.catalog import Catalog
 from asda_core.cli import main
-from asda_core.command_line import EXIT_ERROR
 from asda_core.config import RunConfig
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference import reading_ahead
@@ -28,7 +26,9 @@ from asda_core.inference.embedding import embed_files, embedding, output_names
 from asda_core.inference.indexing import EmbedJob, Index, entry_of
 from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.inference.reading_ahead import FILES_AHEAD, READERS, InBackground, Together, read_ahead
-from asda_core.workers import Shard
+from asda_core.system import workers
+from asda_core.system.command_line import EXIT_ERROR
+from asda_core.system.workers import Shard
 from tests.data.shards import sound_bytes, write_tar
 from tests.finetune.making import small_checkpoint
 from tests.released.writing import write_fairseq

@@ -13,7 +13,6 @@ import soundfile
 import torch
 from safetensors import safe_open
 
-from asda_core import streaming
 from asda_core.assemble import build_encoder, build_front_end
 from asda_core.audio import read_audio
 from asda_core.catalog import Catalog
@@ -25,7 +24,8 @@ from asda_core.inference.embedding import embed_files, embedding
 from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.inference.writing import Kind, write_embedding, write_pieces
-from asda_core.streaming import Clip, StreamedSound, resampled_blocks
+from asda_core.sound import long_files
+from asda_core.sound.long_files import Clip, StreamedSound, resampled_blocks
 
 ROOT = Path(__file__).parents[2]
 MEMORY_BOUND = 150
@@ -56,7 +56,7 @@ def write(file: Path, samples: int, rate: int, channels: int = 1, subtype: str =
 def test_equal_to_the_whole_file(
     samples: int, rate: int, channels: int, along: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "STREAM_SAMPLES", 1_777)
+    monkeypatch.setattr(long_files, "STREAM_SAMPLES", 1_777)
     file = write(tmp_path / "a.wav", samples, rate, channels)
     whole = read_audio(file, 16_000, resample_along=along)
     sound = StreamedSound(file, 16_000, along)
@@ -70,7 +70,7 @@ def test_equal_to_the_whole_file(
 
 
 def test_only_the_stretch_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "STREAM_SAMPLES", 1_000)
+    monkeypatch.setattr(long_files, "STREAM_SAMPLES", 1_000)
     sound = StreamedSound(write(tmp_path / "a.wav", 100_000, 16_000), 16_000)
     for first in range(0, 95_000, 1_500):
         assert len(sound.between(first, first + 2_000)) == 2_000
@@ -124,7 +124,7 @@ def bad_flac(file: Path) -> None:
 def test_refused_in_the_same_words(
     damage: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "STREAM_SAMPLES", 1_000)
+    monkeypatch.setattr(long_files, "STREAM_SAMPLES", 1_000)
     file = tmp_path / "a.wav"
     damage(file)
     said = []
@@ -159,7 +159,7 @@ def test_a_truncated_file_ends_where_it_ends(tmp_path: Path) -> None:
 def test_heard_alike(
     options: dict[str, Any], parts: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "STREAM_SAMPLES", 10_000)
+    monkeypatch.setattr(long_files, "STREAM_SAMPLES", 10_000)
     file = write(tmp_path / "a.wav", 150_000, 44_100, 2)
     listener = Listener(*parts, ListenOptions(**options))
     whole = listener.listen(read_audio(file, 16_000))

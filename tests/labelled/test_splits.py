@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from asda_core.errors import ConfigError, TaskError
-from asda_core.labelled.drawing import hold_out
 from asda_core.labelled.examples import Example
+from asda_core.labelled.random_splits import hold_out
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import Round, check_round, rounds
 from tests.labelled.making import labelled

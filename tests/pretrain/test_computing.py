@@ -14,7 +14,6 @@ from torch import Tensor
 from asda_core.assemble import build_parts
 from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
-from asda_core.compute import ComputeConfig
 from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
 from asda_core.contracts import Losses
@@ -23,6 +22,7 @@ from asda_core.pretrain.computing import prepare
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import ALONE
 from asda_core.pretrain.step import Step
+from asda_core.settings.compute import ComputeConfig
 from tests.pretrain.test_loop import losses
 
 CPU = torch.device("cpu")

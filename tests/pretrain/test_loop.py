@@ -27,8 +27,8 @@ from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingSt
 from asda_core.pretrain import loop
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
-from asda_core.starting import start_from
-from asda_core.tensor_files import read_tensors
+from asda_core.weights.initial import start_from
+from asda_core.weights.tensor_files import read_tensors
 
 SEEN_LOSSES = [614.02, 589.22, 547.26, 480.6, 478.6, 456.34]
 

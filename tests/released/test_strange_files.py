@@ -15,11 +15,11 @@ from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model
 from asda_core.cli import main
-from asda_core.command_line import EXIT_ERROR
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError
 from asda_core.official.pickles import names_called, plain, read_pickled
 from asda_core.official.reading import read_model
+from asda_core.system.command_line import EXIT_ERROR
 from tests.released import golden
 from tests.released.test_reading import Trap, changed, features, features_of
 from tests.released.writing import write_fairseq, write_hugging_face

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from asda_core.config_io import CONFIG_SUFFIXES, find_config, shipped_configs
 from asda_core.errors import CheckpointError, unknown
-from asda_core.locating import CHECKPOINTS, is_package_model
+from asda_core.weights.paths import CHECKPOINTS, is_package_model
 from asda_hear.names import DEFAULT_WEIGHTS, LOG_MEL
 
 

@@ -8,8 +8,8 @@ import pytest
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.errors import CheckpointError
-from asda_core.finetune import heard
-from asda_core.finetune.heard import heard_before, note_clips, shared_sounds
+from asda_core.finetune import leakage
+from asda_core.finetune.leakage import heard_before, note_clips, shared_sounds
 from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.splits import Round
 from tests.finetune.making import small_checkpoint
@@ -39,13 +39,13 @@ def test_an_earlier_fold_that_was_held_out_is_new(
     held, trained, large = (clips(tmp_path, name, 4) for name in ("held", "trained", "large"))
     first = note_clips("esc", Round("fold1", trained, (), held), {})
     for most in (100, 6, 3):
-        monkeypatch.setattr(heard, "MOST_MARKED", most)
+        monkeypatch.setattr(leakage, "MOST_MARKED", most)
         both = replace(start, trained_on=note_clips("big", Round("", large, (), held), first))
         assert heard_before(both, of_set("esc", held), "test", "fold1") == ""
         told = heard_before(both, of_set("esc", trained), "train", "fold1")
         assert "was trained on big, and before on esc with fold1 held out: " in told
         assert ("4 of the 4 clips" if most == 100 else "the train clips of fold1 are not new") in told
-    monkeypatch.setattr(heard, "MOST_MARKED", 6)
+    monkeypatch.setattr(leakage, "MOST_MARKED", 6)
     assert "4 of the 4 clips" in heard_before(both, of_set("any", large), "test", "") or most == 3
     third = replace(start, trained_on=note_clips("more", Round("", held, (), large), both.trained_on))
     assert "before on big, and before on esc" in heard_before(third, of_set("any", held), "test", "")
@@ -57,7 +57,7 @@ def test_a_mark_that_chance_explains_says_nothing(
     one, other = clips(tmp_path, "one", 3), clips(tmp_path, "other", 3)
     trained = replace(start, trained_on=note_clips("set", Round("", one, (), other), {}))
     assert "1 of the 3 clips" in heard_before(trained, of_set("any", (*other[:2], one[0])), "test", "")
-    monkeypatch.setattr(heard, "CHANCE", 1e-12)  # as beside twenty thousand others
+    monkeypatch.setattr(leakage, "CHANCE", 1e-12)  # as beside twenty thousand others
     assert heard_before(trained, of_set("any", (*other[:2], one[0])), "test", "") == ""
     assert "2 of the 3 clips" in heard_before(trained, of_set("any", (other[0], *one[:2])), "test", "")
 

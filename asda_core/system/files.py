@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from asda_core.locating import HUGGING_FACE_CONFIG
+from asda_core.weights.paths import HUGGING_FACE_CONFIG
 
 DIGEST_DIGITS = 16
 NAME_DIGITS = 8

@@ -7,7 +7,7 @@ from asda_core.assemble import build_encoder
 from asda_core.catalog import Catalog
 from asda_core.cli import main
 from asda_core.config_io import load_run_config
-from asda_core.counting import encoder_flops
+from asda_core.model.flops import encoder_flops
 
 PUBLISHED = {
     ("asda_base", 1024): 109.16,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from asda_core.catalog import Catalog
 from asda_core.errors import AsdaError
-from asda_core.files import safetensors_metadata
-from asda_core.locating import GIVEN, MODEL_FILE, OWN_DISTRIBUTION
+from asda_core.system.files import safetensors_metadata
+from asda_core.weights.paths import GIVEN, MODEL_FILE, OWN_DISTRIBUTION
 
 Plugins = Mapping[str, Mapping[str, str]]
 """Family -> name, distribution and version of the plugin that made the weights."""

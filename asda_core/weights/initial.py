@@ -10,7 +10,7 @@ from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.model.encoder import Encoder
-from asda_core.provenance import blamed_on_versions, other_versions, warn_of_other_versions
+from asda_core.weights.provenance import blamed_on_versions, other_versions, warn_of_other_versions
 
 OF_MIXER = "encoder.mixer."
 

@@ -23,7 +23,7 @@ from asda_core.assemble import build_encoder
 from asda_core.catalog import Catalog
 from asda_core.config import EncoderConfig, PluginChoice
 from asda_core.layout import TokenLayout
-from asda_core.model import remade
+from asda_core.model import recomputation
 from asda_core.model.block import Block, Mlp
 from asda_core.model.norms import RmsNorm
 from asda_core.pretrain.decoder import ConvolutionalDecoder, DecoderConfig
@@ -61,7 +61,7 @@ def kept_bytes(run: Callable[[], Any]) -> int:
 def nothing_made_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Autograd keeps what it wants."""
     with monkeypatch.context() as patch:
-        patch.setattr(remade, "LEAST_VALUES", math.inf)
+        patch.setattr(recomputation, "LEAST_VALUES", math.inf)
         yield
 
 
@@ -155,7 +155,7 @@ def test_what_is_kept() -> None:
         (lambda wide: linear(norm(gelu(wide)) * 2), (linear, norm), 2 * one + of_norm),
     ):
         assert kept_bytes(lambda step=step: step(tokens)) == kept + output
-        assert kept_bytes(lambda step=step, calls=calls: remade.remade(step, tokens, calls=calls)) == output
+        assert kept_bytes(lambda step=step, calls=calls: recomputation.remade(step, tokens, calls=calls)) == output
 
 
 def test_no_product_is_done_twice() -> None:
@@ -282,24 +282,24 @@ def test_where_there_is_nothing_to_gain(monkeypatch: pytest.MonkeyPatch) -> None
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("made again for nothing")
 
-    monkeypatch.setattr(remade, "checkpoint", never)
+    monkeypatch.setattr(recomputation, "checkpoint", never)
     tokens, step = torch.randn(3), torch.square
-    remade.remade(step, tokens)
+    recomputation.remade(step, tokens)
     tokens.requires_grad_()
     with torch.no_grad():
-        remade.remade(step, tokens)
+        recomputation.remade(step, tokens)
     with torch.inference_mode():
-        remade.remade(step, tokens)
+        recomputation.remade(step, tokens)
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        remade.remade(step, tokens)
+        recomputation.remade(step, tokens)
     with monkeypatch.context() as patch:
-        patch.setattr(remade, "LEAST_VALUES", 4)
-        remade.remade(step, tokens)
+        patch.setattr(recomputation, "LEAST_VALUES", 4)
+        recomputation.remade(step, tokens)
     with register_module_forward_hook(lambda *_: None):  # as whoever counts operations does
-        remade.remade(step, tokens, calls=(nn.Identity(),))
+        recomputation.remade(step, tokens, calls=(nn.Identity(),))
     with pytest.raises(AssertionError):
-        remade.remade(step, tokens, calls=(nn.Identity(),))
+        recomputation.remade(step, tokens, calls=(nn.Identity(),))
 
 
 IN_PARTS = """
@@ -313,11 +313,11 @@ from asda_core.assemble import build_encoder
 from asda_core.catalog import installed_catalog
 from asda_core.config import EncoderConfig
 from asda_core.layout import TokenLayout
-from asda_core.model import remade
+from asda_core.model import recomputation
 
-remade.LEAST_VALUES = float(sys.argv[1])
-again, plainly = [], remade.checkpoint
-remade.checkpoint = lambda *given, **settings: (again.append(1), plainly(*given, **settings))[1]
+recomputation.LEAST_VALUES = float(sys.argv[1])
+again, plainly = [], recomputation.checkpoint
+recomputation.checkpoint = lambda *given, **settings: (again.append(1), plainly(*given, **settings))[1]
 
 class Step(nn.Module):
     def __init__(self):

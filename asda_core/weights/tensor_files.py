@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asda_core.errors import CheckpointError
-from asda_core.files import LENGTH_BYTES, METADATA
+from asda_core.system.files import LENGTH_BYTES, METADATA
 
 PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 

@@ -12,7 +12,7 @@ from typing import Any
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.data.content import sampled_content
-from asda_core.files import NAME_DIGITS, file_digest, text_digest, write_text
+from asda_core.system.files import NAME_DIGITS, file_digest, text_digest, write_text
 from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.scores import TaskScore
 from asda_hear.looking.noise import WHITE

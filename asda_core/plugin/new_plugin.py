@@ -15,9 +15,9 @@ from string import Template
 
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.errors import AsdaError, PluginError
-from asda_core.files import write_text
 from asda_core.hookspecs import FAMILIES
-from asda_core.strict_yaml import parse_value
+from asda_core.settings.strict_yaml import parse_value
+from asda_core.system.files import write_text
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 """What is an identifier, a name in YAML, and behind `asda-` one of a distribution."""

@@ -10,11 +10,10 @@ from pathlib import Path
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.errors import TaskError, unknown
-from asda_core.files import NAME_DIGITS, model_digest, text_digest
 from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.finetune.evaluation import write_evaluation
-from asda_core.finetune.heard import heard_before
 from asda_core.finetune.jobs import clip_facts
+from asda_core.finetune.leakage import heard_before
 from asda_core.finetune.predicting import Hearing, predict
 from asda_core.finetune.scoring import Scores
 from asda_core.finetune.tuned import load_tuned
@@ -22,9 +21,10 @@ from asda_core.labelled.examples import Example, Labelled
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig, load_source
 from asda_core.labelled.splits import rounds, usual_split
-from asda_core.locating import model_name
 from asda_core.official.reading import read_model
 from asda_core.pretrain.clip_reader import ClipReader
+from asda_core.system.files import NAME_DIGITS, model_digest, text_digest
+from asda_core.weights.paths import model_name
 
 BOOTSTRAP = 1000
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from asda_core.errors import AsdaError, AudioError
 from asda_core.inference.embedding import summary
 from asda_core.inference.indexing import INDEX_FILE, SKIPPED_FILE, Index, entry_of
-from asda_core.workers import Shard, run_workers, share_of_processors, tails, with_options
+from asda_core.system.workers import Shard, run_workers, share_of_processors, tails, with_options
 
 JOBS_FOLDER = ".jobs"
 """Logs of the processes, in the folder of embeddings."""

@@ -17,7 +17,7 @@ from asda_core.config_io import (
 )
 from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
-from asda_core.strict_yaml import read_yaml
+from asda_core.settings.strict_yaml import read_yaml
 
 FEW = 5
 """Names of classes that a line tells."""

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from filelock import FileLock, Timeout
 
-from asda_core.command_line import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
-from asda_core.workers import Ended, Shard
-from asda_hear.ablation import cells, many
+from asda_core.system.command_line import EXIT_STOPPED
+from asda_core.system.workers import Ended, Shard
+from asda_hear.ablation import cells, jobs
 from asda_hear.ablation.cells import ERROR_FILE, is_done
-from asda_hear.ablation.many import run_jobs, submit_jobs
+from asda_hear.ablation.jobs import run_jobs, submit_jobs
 from asda_hear.ablation.run import CLAIM_FILE, CellsFailed, run_plan
 from asda_hear.cli import main
 from asda_hear.evaluate.runner import evaluate
@@ -150,9 +150,9 @@ def test_the_command_that_makes_it_again(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_budget_that_is_not_spent_is_not_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of processes that were asked to stop."""
     work = work_on(tone_plan(tmp_path, budget={"hours": 100}), tmp_path / "out")
-    many._report(work, Shard(), [], 0.0, Ended([EXIT_STOPPED, EXIT_STOPPED], []))
+    jobs._report(work, Shard(), [], 0.0, Ended([EXIT_STOPPED, EXIT_STOPPED], []))
     assert "is spent" not in capsys.readouterr().err
-    many._report(work, Shard(), [], 0.0, Ended([0, EXIT_STOPPED], []))
+    jobs._report(work, Shard(), [], 0.0, Ended([0, EXIT_STOPPED], []))
     assert "the budget of 100.0 hours is spent; 5 are left" in capsys.readouterr().err
 
 
@@ -175,9 +175,9 @@ def test_submitits_local_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(list((out / "submitit").glob("*_log.err"))) == 2
     with pytest.raises(ConfigError, match="submitit: .*nonsense"):
         submit_jobs(work_on(plan, out), 1, "local", {"nonsense": 5})
-    again = many.PlanJob(plan, out, out).checkpoint()
+    again = jobs.PlanJob(plan, out, out).checkpoint()
     assert again.function.plan_file == plan
-    monkeypatch.setattr(many, "submitit", None)
+    monkeypatch.setattr(jobs, "submitit", None)
     with pytest.raises(ConfigError, match="submitit is not installed"):
         submit_jobs(work_on(plan, out), 1, "local", {})
 
@@ -242,7 +242,7 @@ def test_terminated_jobs_leave_a_store_to_go_on_with(tmp_path: Path) -> None:
 
 def test_processes_that_all_die_are_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = work_on(tone_plan(tmp_path), tmp_path / "out")
-    monkeypatch.setattr(many.sys, "executable", "/bin/false")
+    monkeypatch.setattr(jobs.sys, "executable", "/bin/false")
     with pytest.raises(AsdaError, match=r"5 are left, and the processes have ended \(\[1, 1\]\)"):
         run_jobs(work, 2, Shard())
 

@@ -10,16 +10,16 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from asda_core import cost
-from asda_core.cost import Cost, counted
+from asda_core.system import resources
+from asda_core.system.resources import Cost, counted
 from tests.waiting import wait_until
 
 KILLED = """
 import sys, time
 from pathlib import Path
-from asda_core import cost
-cost.NOTED_EVERY_SECONDS = 0.1
-with cost.counted(Path(sys.argv[1]), "train"):
+from asda_core.system import resources
+resources.NOTED_EVERY_SECONDS = 0.1
+with resources.counted(Path(sys.argv[1]), "train"):
     time.sleep(600)
 """
 
@@ -34,7 +34,7 @@ def test_sessions_add_up(tmp_path: Path) -> None:
     file.write_text('{"other": 3.0}')
     for session, mebibytes in ((1, 100), (2, 50)):
         with counted(file, "train") as spent:
-            held = np.ones(mebibytes * cost.MEBIBYTE // 8)
+            held = np.ones(mebibytes * resources.MEBIBYTE // 8)
             time.sleep(0.2)
         assert spent == noted(file)
         assert 0.2 * session <= spent["train_seconds"] < 30
@@ -45,9 +45,9 @@ def test_sessions_add_up(tmp_path: Path) -> None:
 
 def test_a_block_that_ends_before_anyone_looked(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine whose other processes leave the thread that looks no turn."""
-    monkeypatch.setattr(cost, "SAMPLED_EVERY_SECONDS", 600)
+    monkeypatch.setattr(resources, "SAMPLED_EVERY_SECONDS", 600)
     with Cost() as spent:
-        held = np.ones(40 * cost.MEBIBYTE // 8)
+        held = np.ones(40 * resources.MEBIBYTE // 8)
     assert 38 <= spent.mebibytes < 200
     del held
 
@@ -59,7 +59,7 @@ def pieces() -> list[np.ndarray]:
 
 def test_memory_that_the_heap_has_kept_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a second training would seem to take next to nothing."""
-    monkeypatch.setattr(cost, "_release", lambda: None)
+    monkeypatch.setattr(resources, "_release", lambda: None)
     held = pieces()
     above = pieces()  # so that the heap cannot shrink
     del held
@@ -73,10 +73,10 @@ def test_memory_that_the_heap_has_kept_counts(monkeypatch: pytest.MonkeyPatch) -
 def test_where_the_c_library_does_not_tell(system: str) -> None:
     script = f"""
 import numpy as np
-from asda_core import cost
+from asda_core.system import resources
 {system}
-with cost.Cost() as spent:
-    held = np.ones(100 * cost.MEBIBYTE // 8)
+with resources.Cost() as spent:
+    held = np.ones(100 * resources.MEBIBYTE // 8)
 print(spent.mebibytes)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -87,14 +87,14 @@ def test_an_allocator_that_torch_does_not_ask_is_not_believed(monkeypatch: pytes
     """As where another one is loaded before it: torch's memory is not in its figures."""
 
     library = mock.MagicMock()
-    library.mallinfo2.return_value = cost._Mallinfo()
+    library.mallinfo2.return_value = resources._Mallinfo()
     library.malloc.return_value = None
-    cost._heap.cache_clear()
+    resources._heap.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(cost.ctypes, "CDLL", lambda name: library)
-        assert cost._heap() is None
-    cost._heap.cache_clear()
-    assert cost._heap() is not None
+        patch.setattr(resources.ctypes, "CDLL", lambda name: library)
+        assert resources._heap() is None
+    resources._heap.cache_clear()
+    assert resources._heap() is not None
 
 
 def test_a_look_that_waits_for_its_turn_does_not_put_off_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_a_look_that_waits_for_its_turn_does_not_put_off_the_next(monkeypatch: p
         time.sleep(0.05)
         return 0
 
-    monkeypatch.setattr(cost, "_in_use", waits)
+    monkeypatch.setattr(resources, "_in_use", waits)
     with Cost():
         time.sleep(2)
     assert len(looks) > 5
@@ -123,7 +123,7 @@ def test_a_look_that_takes_long_is_seldom(monkeypatch: pytest.MonkeyPatch) -> No
             pass
         return 0
 
-    monkeypatch.setattr(cost, "_in_use", works)
+    monkeypatch.setattr(resources, "_in_use", works)
     with Cost():
         time.sleep(1)
     assert len(looks) <= 4, "before, once or twice on the way, and at the end"
@@ -133,9 +133,9 @@ def test_what_torch_imports_is_there_before(tmp_path: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path
-from asda_core import cost
-assert cost.IMPORTED_BY_UPDATES not in sys.modules
-with cost.counted(Path("{tmp_path}/cost.json"), "train"):
+from asda_core.system import resources
+assert resources.IMPORTED_BY_UPDATES not in sys.modules
+with resources.counted(Path("{tmp_path}/cost.json"), "train"):
     there = set(sys.modules)
     import torch
     weight = torch.ones(2, requires_grad=True)
@@ -181,7 +181,7 @@ def test_a_full_disk_takes_nothing_down(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     asked: list[float] = []
-    monkeypatch.setattr(cost, "NOTED_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(resources, "NOTED_EVERY_SECONDS", 0.05)
     with Cost(lambda so_far: asked.append(so_far.seconds)):
         time.sleep(0.3)
     assert len(asked) >= 2
@@ -193,7 +193,7 @@ def test_a_full_disk_takes_nothing_down(tmp_path: Path, monkeypatch: pytest.Monk
             time.sleep(0.2)  # notes fail meanwhile, and take nothing down
             reached.append(True)
 
-    monkeypatch.setattr(cost, "write_text", full)
+    monkeypatch.setattr(resources, "write_text", full)
     with pytest.raises(OSError, match="No space"):
         session()
     assert reached

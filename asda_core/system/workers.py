@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from asda_core.command_line import EXIT_ERROR
 from asda_core.errors import ConfigError
+from asda_core.system.command_line import EXIT_ERROR
 
 THREADS = "OMP_NUM_THREADS"
 """What tells torch how many threads to use; each of N processes gets an N-th of the processors unless it is set."""

@@ -9,12 +9,12 @@ from filelock import FileLock, Timeout
 from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import write_step
-from asda_core.claiming import LOCK_FILE, alone_in, locked
 from asda_core.config import RunConfig
 from asda_core.errors import ConfigError
-from asda_core.locating import newest_step
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.resuming import drop_log_after
+from asda_core.system.locks import LOCK_FILE, alone_in, locked
+from asda_core.weights.paths import newest_step
 
 
 def test_a_second_process_is_refused(

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import torch
 
-from asda_core.files import write_text
+from asda_core.system.files import write_text
 
 SAMPLED_EVERY_SECONDS = 0.02
 """Often enough to see the peak of a training step, seldom enough to cost nothing."""

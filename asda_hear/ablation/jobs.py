@@ -7,10 +7,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from asda_core.command_line import EXIT_STOPPED
 from asda_core.errors import AsdaError, ConfigError
-from asda_core.files import disk_time
-from asda_core.workers import Ended, Shard, run_workers, share_of_processors, show_progress
+from asda_core.system.command_line import EXIT_STOPPED
+from asda_core.system.files import disk_time
+from asda_core.system.workers import Ended, Shard, run_workers, share_of_processors, show_progress
 from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import Row

@@ -1,0 +1,1 @@
+"""Commands about plugins: `asda plugins`, `asda show`, `asda new-plugin`."""

@@ -1,0 +1,1 @@
+"""What stands behind configs: strict YAML, checks of values, changes by a command line, `compat: released`."""
