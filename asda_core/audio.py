@@ -123,7 +123,7 @@ def read_sound(
     if len(mono) == 0:
         raise NoSamplesError(f"cannot use {name}: it holds no samples from {start_seconds:g} s on.")
     if not sound.subtype.startswith("PCM"):  # integers are finite
-        check_finite(mono, name)
+        check_samples(mono, name)
     return mono if wrong_axis else resample(mono, rate, sample_rate)
 
 
@@ -213,7 +213,7 @@ def _check_length(file: Path, num_frames: int) -> None:
         raise AudioError(f"cannot use {file}: its header does not tell its length, as of a stream; write it anew.")
 
 
-def check_finite(audio: Tensor, name: str) -> None:
+def check_samples(audio: Tensor, name: str) -> None:
     """Refuse NaN, infinite and absurd samples.
 
     Raises:

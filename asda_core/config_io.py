@@ -13,7 +13,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.errors import ConfigError, unknown
-from asda_core.settings.checks import check_finite, check_stated, is_misread, usual_of
+from asda_core.settings.checks import check_numbers, check_stated, is_misread, usual_of
 from asda_core.settings.strict_yaml import parse_value, read_yaml
 from asda_core.system.files import text_digest
 
@@ -51,7 +51,7 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
         raise ConfigError(f"{path or cls.__name__}: a key has a type that no config can hold: {reason}") from None
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(item, path) for item in error.errors())) from None
-    check_finite(built, prepared, path)
+    check_numbers(built, prepared, path)
     return built
 
 

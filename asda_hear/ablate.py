@@ -6,11 +6,11 @@ import sys
 from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError
 from asda_core.system.workers import Shard
-from asda_hear.ablation.cells import Work
+from asda_hear.ablation.cells import PlanWork
 from asda_hear.ablation.estimate import print_estimate
 from asda_hear.ablation.jobs import run_jobs, submit_jobs
 from asda_hear.ablation.plan import load_plan
-from asda_hear.ablation.rows import Row
+from asda_hear.ablation.rows import ResultRow
 from asda_hear.ablation.run import RESULTS, CellsFailed, prepare, run_plan, write_all_rows
 from asda_hear.reporting.report import PAGE_FILE, write_report
 
@@ -41,7 +41,7 @@ def run_ablate(parsed: argparse.Namespace) -> None:
         print(f"written to {out}: {PAGE_FILE}, and tables beside it", file=sys.stderr)
 
 
-def _rows(work: Work, parsed: argparse.Namespace) -> list[Row]:
+def _rows(work: PlanWork, parsed: argparse.Namespace) -> list[ResultRow]:
     """Run what is asked for."""
     if parsed.report:
         return write_all_rows(work)

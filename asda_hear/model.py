@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.audio import check_finite
+from asda_core.audio import check_samples
 from asda_core.checkpoint import Weights
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.framing import CONTEXT_SHARE, MILLISECONDS, Framing, Window, num_frames, windows
@@ -176,7 +176,7 @@ class HearModel(nn.Module):
             )
         if not audio.is_floating_point():
             raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
-        check_finite(audio, "the audio")
+        check_samples(audio, "the audio")
         first = next(chain(self.parameters(), self.buffers()))
         if first.dtype != torch.float32:
             cast = f"the model was cast to {first.dtype}, or loaded with that as torch's default type"

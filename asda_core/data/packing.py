@@ -62,7 +62,7 @@ class Piece(NamedTuple):
     parts: int = 1
 
 
-class Encoded(NamedTuple):
+class PackedSound(NamedTuple):
     """A piece as it goes into a shard, or why it does not."""
 
     suffix: str
@@ -224,7 +224,7 @@ def _count(file: Path, options: PackOptions) -> int:
     return max(1, -int(-num_frames // (options.seconds * rate)))
 
 
-def encoded(piece: Piece, options: PackOptions) -> Encoded:
+def encoded(piece: Piece, options: PackOptions) -> PackedSound:
     """A piece as it goes into a shard."""
     try:
         num_frames, rate = length_and_rate(piece.file)
@@ -234,7 +234,7 @@ def encoded(piece: Piece, options: PackOptions) -> Encoded:
                 facts |= {"samples": num_frames, "rate": rate, "channels": original.channels}
             inside = split_member(piece.file)
             content = piece.file.read_bytes() if inside is None else member_bytes(*inside)
-            return Encoded(piece.file.suffix.lower(), content, facts)
+            return PackedSound(piece.file.suffix.lower(), content, facts)
         first, stop = (edge * num_frames // piece.parts for edge in (piece.number, piece.number + 1))
         if piece.parts > 1:
             facts["start_seconds"] = first / rate
@@ -244,7 +244,7 @@ def encoded(piece: Piece, options: PackOptions) -> Encoded:
         facts |= {"clipped_from": round(peak, 3)} if peak > MOST_OVERSHOOT else {}
         samples = (audio * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1).short().numpy()
     except AudioError as error:
-        return Encoded("", b"", {}, str(error))
+        return PackedSound("", b"", {}, str(error))
     sound = io.BytesIO()
     soundfile.write(sound, samples, options.rate, format=options.format.upper(), subtype="PCM_16")
-    return Encoded(f".{options.format}", sound.getvalue(), {**facts, "samples": len(samples), "rate": options.rate})
+    return PackedSound(f".{options.format}", sound.getvalue(), {**facts, "samples": len(samples), "rate": options.rate})

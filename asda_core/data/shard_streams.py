@@ -25,7 +25,7 @@ FIRST_PAUSE, LONGER = 1.0, 4
 DRAIN_BYTES = 1 << 16
 
 
-class Sound(NamedTuple):
+class StreamMember(NamedTuple):
     """A sound of a stream, undecoded."""
 
     file: Path
@@ -92,7 +92,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[Sound]:
+def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[StreamMember]:
     """The sounds of a shard in their order; of several of one name the first.
 
     Args:
@@ -121,7 +121,7 @@ def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: C
                 raise AudioError(f"{shard.address}: {error} {ATTEMPTS} times; stopped after {passed} clips.") from None
 
 
-def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[Sound]:
+def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[StreamMember]:
     where = Path(shard.address if shard.file is None else shard.file)
     seen: set[str] = set()
     strange = 0
@@ -135,7 +135,7 @@ def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Command
                     usable = info.isfile() and not info.issparse() and is_audio(name) and name not in seen
                     data = tar.extractfile(info) if usable else None
                     if data is not None:
-                        sound = Sound(where / name, data.read())
+                        sound = StreamMember(where / name, data.read())
                         seen.add(name)
                         yield sound
             problem = ""

@@ -29,7 +29,7 @@ SHIFTED = {"mean": 1.0, "std": 1.0}
 """With these it is (x - 1) / 2."""
 
 
-class Heard(NamedTuple):
+class FileStatistics(NamedTuple):
     """What one file says; `problem` why it says nothing. A sound shorter than one window gives no values."""
 
     seconds: float = 0.0
@@ -77,7 +77,7 @@ class Statistics:
         """Of all values, around their mean."""
         return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
 
-    def add(self, file: Path, heard: Heard) -> None:
+    def add(self, file: Path, heard: FileStatistics) -> None:
         """What one more file says."""
         if heard.problem:
             self.broken[str(file)] = heard.problem
@@ -150,7 +150,7 @@ def neutral(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") 
     return plain.eval()
 
 
-def hear(file: Path, front_end: Any) -> Heard:
+def hear(file: Path, front_end: Any) -> FileStatistics:
     """What one file says through a front end."""
     count, total, squares, peak, end = 0, 0.0, 0.0, 0.0, 0.0
     try:
@@ -173,8 +173,10 @@ def hear(file: Path, front_end: Any) -> Heard:
                 total += float(values.sum())
                 squares += float(values.square().sum())
     except AudioError as error:
-        return Heard(problem=str(error))
-    return Heard(end if seconds - end > MISSING_SECONDS else seconds, rate, channels, peak, count, total, squares)
+        return FileStatistics(problem=str(error))
+    return FileStatistics(
+        end if seconds - end > MISSING_SECONDS else seconds, rate, channels, peak, count, total, squares
+    )
 
 
 def _starts(seconds: float) -> Iterator[float]:

@@ -24,14 +24,14 @@ import numpy as np
 
 from asda_core.config import DataConfig, require
 from asda_core.data.counts import Counts
-from asda_core.data.shard_streams import Commands, Sound, read_stream
+from asda_core.data.shard_streams import Commands, StreamMember, read_stream
 from asda_core.data.sources import AudioList, ShardStream
 from asda_core.errors import AudioError
 from asda_core.pretrain.data import Batches, Candidate, ClipBatches
 
 
 @dataclass
-class Block:
+class ShuffleBlock:
     """Clips that are shuffled together.
 
     Attributes:
@@ -41,7 +41,7 @@ class Block:
     """
 
     first: int
-    sounds: list[tuple[Sound, int]] = field(default_factory=list)
+    sounds: list[tuple[StreamMember, int]] = field(default_factory=list)
     trouble: list[tuple[Path, str]] = field(default_factory=list)
 
     @property
@@ -108,7 +108,7 @@ class StreamBatches(Batches):
         return self._from(block.sounds, step * self.of_part + place - block.first)
 
     @staticmethod
-    def _from(sounds: Sequence[tuple[Sound, int]], place: int) -> Iterator[Candidate]:
+    def _from(sounds: Sequence[tuple[StreamMember, int]], place: int) -> Iterator[Candidate]:
         for step in range(len(sounds)):
             sound, shard = sounds[(place + step) % len(sounds)]
             yield Candidate(sound.file, sound.content, shard)
@@ -131,9 +131,9 @@ class StreamPart:
         self.part, self.parts, self.counts = part, parts, counts
         self.trouble: list[tuple[Path, str]] = []
         self._reading = ThreadPoolExecutor(1, "shards")
-        self._blocks: Iterator[Block] | None = None
-        self._next: Future[Block] | None = None
-        self._current = Block(0)
+        self._blocks: Iterator[ShuffleBlock] | None = None
+        self._next: Future[ShuffleBlock] | None = None
+        self._current = ShuffleBlock(0)
         self._closed, self._commands = False, Commands()
 
     def end(self) -> None:
@@ -146,10 +146,10 @@ class StreamPart:
         self._closed = True
         if self._next is not None:
             self._next.exception()
-        self._blocks, self._next, self._current = None, None, Block(0)
+        self._blocks, self._next, self._current = None, None, ShuffleBlock(0)
         self._closed, self._commands = False, Commands()
 
-    def block_of(self, number: int) -> Block:
+    def block_of(self, number: int) -> ShuffleBlock:
         """The block with that clip of the sequence."""
         if self._blocks is None or number < self._current.first:
             self.close()
@@ -158,7 +158,7 @@ class StreamPart:
             self._advance(self._blocks)
         return self._current
 
-    def _advance(self, blocks: Iterator[Block]) -> None:
+    def _advance(self, blocks: Iterator[ShuffleBlock]) -> None:
         """To the next block, while the one behind it is read."""
         waiting = self._next or self._reading.submit(next, blocks)
         self._next = None
@@ -170,7 +170,7 @@ class StreamPart:
         self.trouble += self._current.trouble  # also of a block without a clip, which is passed over
         self._next = self._reading.submit(next, blocks)
 
-    def _read(self, start: int) -> Iterator[Block]:
+    def _read(self, start: int) -> Iterator[ShuffleBlock]:
         """Blocks of the endless sequence, from the one with clip `start` on."""
         epoch, first = 0, 0
         while True:
@@ -182,12 +182,12 @@ class StreamPart:
                 raise AudioError(f"no audio in the {len(self.shards)} streamed shards.")
             first, epoch = first + total, epoch + 1
 
-    def _epoch(self, epoch: int, order: np.ndarray, first: int, start: int) -> Generator[Block, None, int]:
+    def _epoch(self, epoch: int, order: np.ndarray, first: int, start: int) -> Generator[ShuffleBlock, None, int]:
         """Blocks of an epoch from that with its clip `start` on; returns how many clips it has."""
         size = self.size
         passed, skip = 0, max(0, start // size - 1) * size  # the block of a clip may have begun one earlier
         trouble: list[tuple[Path, str]] = []
-        block = Block(first + skip, trouble=trouble)
+        block = ShuffleBlock(first + skip, trouble=trouble)
         for number in order:
             shard = self.shards[number]
             known = self.counts.known.get(shard.address)
@@ -202,7 +202,7 @@ class StreamPart:
                 if passed > skip:
                     block.sounds.append((sound, int(number)))
                 if len(block.sounds) == 2 * size:
-                    rest = Block(block.first + size, block.sounds[size:], trouble)
+                    rest = ShuffleBlock(block.first + size, block.sounds[size:], trouble)
                     del block.sounds[size:]
                     yield self._shuffled(block, epoch, (block.first - first) // size)
                     block = rest
@@ -211,10 +211,10 @@ class StreamPart:
             yield self._shuffled(block, epoch, (block.first - first) // size)
         return passed
 
-    def _shuffled(self, block: Block, epoch: int, number: int) -> Block:
+    def _shuffled(self, block: ShuffleBlock, epoch: int, number: int) -> ShuffleBlock:
         words = [self.seed, epoch, 1 + self.part, 1 + number]  # numpy takes zeros behind the last word for none
         order = np.random.default_rng(words).permutation(len(block.sounds))
-        made = Block(block.first, [block.sounds[place] for place in order], list(block.trouble))
+        made = ShuffleBlock(block.first, [block.sounds[place] for place in order], list(block.trouble))
         block.trouble.clear()
         return made
 

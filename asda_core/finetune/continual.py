@@ -23,7 +23,7 @@ from asda_core.errors import ConfigError
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.jobs import Job, prepared
 from asda_core.finetune.leakage import heard_before
-from asda_core.finetune.predicting import Hearing, predict
+from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.running import finetune
 from asda_core.finetune.scoring import score
 from asda_core.finetune.sweep import mode_signature
@@ -185,7 +185,7 @@ def _value(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str,
         stored = replace(stored, tensors={**stored.tensors, **changed})
     tuned = load_tuned(stored, catalog, device)
     reader = ClipReader(task.recipe.data, int(tuned.front_end.sample_rate))
-    made = predict(Hearing(tuned, task.recipe, reader), task.data, task.split.test, progress)
+    made = predict(Predictor(tuned, task.recipe, reader), task.data, task.split.test, progress)
     value = score(made.targets, made.given, made.classes, made.single, resamples=0).values[
         "accuracy" if made.single else "mAP"
     ]

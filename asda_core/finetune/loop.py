@@ -28,7 +28,7 @@ from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.frozen import EncodedClips, encode_once
 from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.optimizing import parameter_groups, set_rates
-from asda_core.finetune.predicting import Hearing, predict
+from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.scoring import score
 from asda_core.finetune.tuned import Tuned
 from asda_core.labelled.examples import Example, Labelled
@@ -88,7 +88,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     clips: ClipBatches
     labels: Tensor
-    hearing: Hearing
+    predictor: Predictor
     steps: int
     steps_per_epoch: Fraction
     step: int = 0
@@ -139,8 +139,8 @@ def start_training(
         raise ConfigError(f"average_from_epoch {recipe.average_from_epoch} is behind the last of {steps} updates.")
     optimizer = optimizer_of(parameter_groups(tuned, recipe), recipe.optimizer)
     labels = label_matrix(split.train, data.classes)
-    hearing = Hearing(tuned, recipe, clips.reader)
-    training = Training(recipe, data, split, tuned, catalog, folder, identity, optimizer, clips, labels, hearing,
+    predictor = Predictor(tuned, recipe, clips.reader)
+    training = Training(recipe, data, split, tuned, catalog, folder, identity, optimizer, clips, labels, predictor,
                         steps, per_epoch)  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     latest = newest_step(folder)
@@ -260,7 +260,7 @@ def _average(training: Training) -> None:
 def _evaluate(training: Training) -> dict[str, float]:
     """The value by which weights are chosen; the best ones are kept in a file of their own."""
     memory, recipe = training.memory, training.recipe
-    made = predict(training.hearing, training.data, training.watched)
+    made = predict(training.predictor, training.data, training.watched)
     found = score(made.targets, made.given, made.classes, made.single, resamples=0).values
     name = "accuracy" if made.single else "mAP"
     value = found[name]

@@ -14,7 +14,7 @@ from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.finetune.evaluation import write_evaluation
 from asda_core.finetune.jobs import clip_facts
 from asda_core.finetune.leakage import heard_before
-from asda_core.finetune.predicting import Hearing, predict
+from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.scoring import Scores
 from asda_core.finetune.tuned import load_tuned
 from asda_core.labelled.examples import Example, Labelled
@@ -102,9 +102,9 @@ def measure(
     usual = FinetuneDataConfig(**{**vars(checkpoint.config.data), "micro_batch": None})
     cut = usual if released else replace(usual, crop="random", min_samples=0, resample_along="time")
     recipe = FinetuneConfig(epochs=1, data=cut)
-    hearing = Hearing(tuned, recipe, ClipReader(recipe.data, int(tuned.front_end.sample_rate)))
-    made = predict(hearing, matched, matched.examples, progress)
-    for reason in hearing.skipped.values():
+    predictor = Predictor(tuned, recipe, ClipReader(recipe.data, int(tuned.front_end.sample_rate)))
+    made = predict(predictor, matched, matched.examples, progress)
+    for reason in predictor.skipped.values():
         print(f"skipped: {reason}", file=sys.stderr)
     return write_evaluation(out, made, data.name, BOOTSTRAP)
 

@@ -67,11 +67,11 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(SHADE, 0, 1), interpolation="nearest")
     points = NAME_POINTS if numbered else min(SMALL_POINTS, POINTS_PER_INCH * inches / len(matrix))
-    _name_classes(axes, [_plain(shortened(name)) for name in names], points, slanted=numbered)
+    _name_classes(axes, [without_formulas(shortened(name)) for name in names], points, slanted=numbered)
     _rule(axes, len(matrix))
     if numbered:
         _write_counts(axes, matrix, shares)
-    axes.set_title(_plain(title), fontsize=11, pad=10)
+    axes.set_title(without_formulas(title), fontsize=11, pad=10)
     scale = axes.inset_axes((1 + 0.12 / inches, 0, 0.15 / inches, 1))
     figure.colorbar(image, cax=scale, ticks=[0, 0.05, 0.2, 0.5, 1])
     scale.set_ylabel("share of the true class", fontsize=NAME_POINTS)
@@ -87,7 +87,7 @@ def shortened(name: str) -> str:
     return f"{name[: LONGEST_NAME - 1 - end]}…{name[-end:]}"
 
 
-def _plain(text: str) -> str:
+def without_formulas(text: str) -> str:
     """Text in which a dollar sign is a dollar sign, and no formula begins."""
     return text.replace("$", r"\$")
 

@@ -23,7 +23,7 @@ from asda_core.pretrain.clip_reader import ClipReader
 
 
 @dataclass
-class Hearing:
+class Predictor:
     """A model and its clips, as `predict` hears them.
 
     Attributes:
@@ -54,7 +54,7 @@ class Hearing:
 
 
 def predict(
-    hearing: Hearing, data: Labelled, examples: Sequence[Example], progress: bool = False, what: str = "evaluate"
+    predictor: Predictor, data: Labelled, examples: Sequence[Example], progress: bool = False, what: str = "evaluate"
 ) -> Predictions:
     """Probability of every class in every clip that can be read.
 
@@ -64,17 +64,17 @@ def predict(
     Raises:
         TaskError: none of the clips can be read.
     """
-    tuned = hearing.tuned
+    tuned = predictor.tuned
     tuned.set_training(False)
     kept: list[Example] = []
     given: list[Tensor] = []
     with tqdm(total=len(examples), desc=what, unit="clip", disable=not progress, leave=False) as bar, torch.no_grad():
-        for found, values in _probabilities(hearing, examples):
+        for found, values in _probabilities(predictor, examples):
             kept += found
             given.append(values.float().cpu())
             bar.update(len(found))
     if not kept:
-        reasons = "; ".join(list(hearing.skipped.values())[:3])
+        reasons = "; ".join(list(predictor.skipped.values())[:3])
         raise TaskError(f"none of the {len(examples)} clips can be read. The first ones: {reasons}")
     values = torch.cat(given)
     if not bool(torch.isfinite(values).all()):
@@ -87,29 +87,29 @@ def predict(
     return Predictions(files, targets, values.numpy(), data.classes, data.names, data.single)
 
 
-def _probabilities(hearing: Hearing, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Tensor]]:
+def _probabilities(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Tensor]]:
     """Short clips in batches, long ones one by one."""
-    tuned = hearing.tuned
-    options = ListenOptions(clip_seconds=hearing.recipe.data.clip_seconds, padding=hearing.recipe.data.padding)
+    tuned = predictor.tuned
+    options = ListenOptions(clip_seconds=predictor.recipe.data.clip_seconds, padding=predictor.recipe.data.padding)
     listener = Listener(tuned.front_end, tuned.encoder, as_trained(options, tuned.front_end, tuned.encoder))
     waiting: list[tuple[Example, Tensor]] = []
     for example in examples:
-        audio = hearing.whole(example.file)
+        audio = predictor.whole(example.file)
         if audio is None:
             continue
-        if not hearing.is_short(audio):
+        if not predictor.is_short(audio):
             yield [example], probabilities(listener, tuned.classifier, audio)[None]
             continue
         waiting.append((example, audio))
         if len(waiting) == CLIPS_PER_PASS:
-            yield _batch(hearing, waiting)
+            yield _batch(predictor, waiting)
             waiting = []
     if waiting:
-        yield _batch(hearing, waiting)
+        yield _batch(predictor, waiting)
 
 
-def _batch(hearing: Hearing, clips: Sequence[tuple[Example, Tensor]]) -> tuple[list[Example], Tensor]:
-    tuned = hearing.tuned
-    features = plain_features(tuned, hearing.recipe, [audio for _, audio in clips])
+def _batch(predictor: Predictor, clips: Sequence[tuple[Example, Tensor]]) -> tuple[list[Example], Tensor]:
+    tuned = predictor.tuned
+    features = plain_features(tuned, predictor.recipe, [audio for _, audio in clips])
     encoded: Encoded = tuned.encoder(features, layers=False)
     return [example for example, _ in clips], tuned.classifier.probabilities(tuned.classifier(encoded))

@@ -132,9 +132,9 @@ def _tidy(folder: Path) -> None:
 def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str, Any]:
     """Evaluate the model as it is on the test clips, and write what was found."""
     folder = training.folder
-    made = predict(training.hearing, job.data, job.split.test, progress)
+    made = predict(training.predictor, job.data, job.split.test, progress)
     scores = write_evaluation(folder, made, _title(job), job.recipe.bootstrap)
-    skipped = {**named_skipped(folder), **{str(file): reason for file, reason in training.hearing.skipped.items()}}
+    skipped = {**named_skipped(folder), **{str(file): reason for file, reason in training.predictor.skipped.items()}}
     heard = tuple(example for example in job.split.train if str(example.file) not in skipped)
     unheard = _unheard(job, heard)
     for line in unheard:

@@ -28,7 +28,7 @@ from asda_core.weights.paths import is_package_model, labelled_path, model_name
 SEED_FIELD = "{seed}"
 """In the path of a checkpoint: the seed of the run, where every seed has a checkpoint of its own."""
 ALL_FOLDS = "all_folds"
-Row = dict[str, Any]
+RunRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Sweep:
 class RunsFailed(AsdaError):
     """Runs of a sweep failed; `rows` holds those of all others."""
 
-    def __init__(self, rows: list[Row], message: str) -> None:
+    def __init__(self, rows: list[RunRow], message: str) -> None:
         super().__init__(message)
         self.rows = rows
 
@@ -121,7 +121,7 @@ def mode_signature(recipe: FinetuneConfig, here: Path) -> str:
     return signature(replace(recipe, seed=0), **weights_digest(recipe.sampling, here))
 
 
-def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> list[Row]:
+def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> list[RunRow]:
     """Do what of the sweep is not done yet.
 
     Returns:
@@ -141,7 +141,7 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
         for split in sweep.rounds
     ]
     common = {"recipe": recipe_signature(sweep.recipe, sweep.over), "data": sweep.data_digest}
-    rows: list[Row] = []
+    rows: list[RunRow] = []
     failed: list[str] = []
     starts: dict[str, tuple[Start, str]] = {}
     for label, mode, seed, split in tqdm(plan, desc="runs", unit="run", disable=not progress or len(plan) == 1):
@@ -182,16 +182,16 @@ def _tell(start: Start) -> None:
         print(start.report, file=sys.stderr)
 
 
-def _row(result: Mapping[str, Any]) -> Row:
+def _row(result: Mapping[str, Any]) -> RunRow:
     """What of a result goes into the table of runs."""
-    row: Row = {name: "" if value is None else value for name, value in result["scores"].items()}
+    row: RunRow = {name: "" if value is None else value for name, value in result["scores"].items()}
     row |= {f"{part}_clips": number for part, number in result["clips"].items()}
     keys = ("parameters", "trained", "train_seconds", "train_cpu_seconds", "train_mebibytes", "select", "step", "steps")
     counts = {"skipped": len(result["skipped"]), "start_heard_test": int(result.get("start_heard_test", False))}
     return row | {key: result[key] for key in keys} | counts
 
 
-def evaluate_folds(rows: Sequence[Row], out: Path, title: str, resamples: int) -> dict[str, tuple[float, float]]:
+def evaluate_folds(rows: Sequence[RunRow], out: Path, title: str, resamples: int) -> dict[str, tuple[float, float]]:
     """Write tables and picture of the clips of all folds of one seed together, in `out/all_folds`.
 
     Returns:

@@ -12,7 +12,7 @@ import torch
 
 from asda_core import __version__
 from asda_core.finetune.running import RESULT_FILE, read_result
-from asda_core.finetune.sweep import SEED_FIELD, Row, Sweep, evaluate_folds
+from asda_core.finetune.sweep import SEED_FIELD, RunRow, Sweep, evaluate_folds
 from asda_core.statistics import mean_interval
 from asda_core.system.files import write_rows, write_text
 from asda_core.system.markdown import escaped, table_row
@@ -24,7 +24,7 @@ COLUMNS = {"accuracy": "accuracy", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
 """Metric -> its heading."""
 
 
-def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
+def write_tables(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> str:
     """Write `runs.csv` (a row per run) and `table.md`, and return the latter.
 
     Runs of the same recipe that other commands left in the folder stay in both. Folds are averaged for every seed
@@ -46,7 +46,7 @@ def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
         table_row(heads),
         "|" + "---|" * len(heads),
     ]
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[RunRow]] = {}
     for row in rows:
         groups.setdefault((row["checkpoint"], row["mode"]), []).append(row)
     lines += [table_row(_line(sweep, members, metrics, many, out)) for members in groups.values()]
@@ -56,7 +56,7 @@ def write_tables(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
     return text
 
 
-def _others(sweep: Sweep, rows: Sequence[Row], out: Path) -> list[Row]:
+def _others(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> list[RunRow]:
     """Rows in the folder of the same recipe (also of their mode), data and checkpoints that are not among these."""
     if not rows or not (out / ROWS_FILE).is_file():
         return []
@@ -74,7 +74,7 @@ def _others(sweep: Sweep, rows: Sequence[Row], out: Path) -> list[Row]:
     return [row for row in same if (out / str(row["folder"]) / RESULT_FILE).is_file()]
 
 
-def _starts_of(sweep: Sweep, rows: Sequence[Row], row: Row) -> set[object]:
+def _starts_of(sweep: Sweep, rows: Sequence[RunRow], row: RunRow) -> set[object]:
     """What runs of this checkpoint may have begun with: its own, where this command says nothing else of it."""
     one_for_each_seed = SEED_FIELD in sweep.starts.get(row["checkpoint"], "")
     said = {
@@ -85,7 +85,7 @@ def _starts_of(sweep: Sweep, rows: Sequence[Row], row: Row) -> set[object]:
     return said or {row.get("start")}
 
 
-def _key(row: Row) -> tuple[str, ...]:
+def _key(row: RunRow) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in ("checkpoint", "mode", "split", "seed"))
 
 
@@ -99,7 +99,7 @@ def _number(text: str) -> Any:
     return text
 
 
-def _line(sweep: Sweep, members: Sequence[Row], metrics: Sequence[str], many: bool, out: Path) -> list[str]:
+def _line(sweep: Sweep, members: Sequence[RunRow], metrics: Sequence[str], many: bool, out: Path) -> list[str]:
     first = members[0]
     seeds = list(dict.fromkeys(row["seed"] for row in members))
     share = f"{PERCENT * first['trained'] / first['parameters']:.1f} %"
@@ -130,7 +130,7 @@ def _estimate(values: Sequence[float], interval: tuple[float, float] | None) -> 
     return str(mean_interval(values))
 
 
-def _footnote(rows: Sequence[Row], metrics: Sequence[str], out: Path) -> str:
+def _footnote(rows: Sequence[RunRow], metrics: Sequence[str], out: Path) -> str:
     parts = []
     if len({row["seed"] for row in rows}) > 1:
         parts.append("Mean ± half the 95 % interval (Student's t) over seeds, of the mean over folds.")

@@ -15,7 +15,7 @@ from asda_core.audio import find_audio, length_and_rate, read_audio
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.framing import MILLISECONDS
 from asda_core.inference.indexing import SKIPPED_FILE, EmbedJob, Entry, Index, entry_of
-from asda_core.inference.listening import Cut, Heard, Listener, check_audio
+from asda_core.inference.listening import Cut, EncodedClip, Listener, check_audio
 from asda_core.inference.reading_ahead import InBackground, Together, read_ahead
 from asda_core.inference.writing import NO_CLASS_TOKEN, embedding, write_embedding, write_pieces
 from asda_core.sound.long_files import StreamedSound
@@ -28,7 +28,7 @@ WRITES_WAITING = 4
 
 
 @dataclass(frozen=True)
-class Work:
+class EmbedItem:
     """One file: where its sound is, and where its embedding goes."""
 
     file: Path
@@ -89,7 +89,7 @@ def embed_files(
     index = None if single else Index(out, names)
     if index:
         index.claim(job, shared=part.count > 1, grid=grid_of(listener))
-    mine = part.of([Work(file, name, out if single else out / name) for file, name in names.items()])
+    mine = part.of([EmbedItem(file, name, out if single else out / name) for file, name in names.items()])
     embedder = Embedder(listener, job, index, progress)
     embedder.run(mine)
     made = embedder.made
@@ -136,9 +136,9 @@ class Embedder:
         self.skipped: dict[Path, str] = {}
         self.made = 0
 
-    def run(self, mine: Sequence[Work]) -> None:
+    def run(self, mine: Sequence[EmbedItem]) -> None:
         """Embed all that is not there yet."""
-        together: Together[tuple[Work, Ready]] = Together()
+        together: Together[tuple[EmbedItem, Ready]] = Together()
         with (
             tqdm(total=len(mine), unit="file", disable=not self.progress, desc="embed") as bar,
             InBackground(WRITES_WAITING) as writer,
@@ -156,7 +156,7 @@ class Embedder:
                 self._hear(clips, writer)
                 bar.update(len(clips))
 
-    def _read(self, work: Work) -> Ready | Unusable | None:
+    def _read(self, work: EmbedItem) -> Ready | Unusable | None:
         """Read one file; None if its embedding is there. Runs in the background."""
         try:
             entry = entry_of(work.name, work.file)
@@ -168,7 +168,7 @@ class Embedder:
         except AudioError as error:
             return Unusable(str(error))
 
-    def _hear(self, clips: Sequence[tuple[Work, Ready]], writer: InBackground) -> None:
+    def _hear(self, clips: Sequence[tuple[EmbedItem, Ready]], writer: InBackground) -> None:
         """Short files of one length, in one pass; they are written in the background."""
         if not clips:
             return
@@ -177,12 +177,12 @@ class Embedder:
             writer.do(partial(self._write, work, ready.entry, each))
         self.made += len(clips)
 
-    def _write(self, work: Work, entry: Entry, heard: Heard) -> None:
+    def _write(self, work: EmbedItem, entry: Entry, heard: EncodedClip) -> None:
         work.target.parent.mkdir(parents=True, exist_ok=True)
         write_embedding(work.target, embedding(heard, self.job.granularity), heard.grid, self.job.kind)
         self._note(entry)
 
-    def _stream(self, work: Work, read: Ready) -> None:
+    def _stream(self, work: EmbedItem, read: Ready) -> None:
         """A file that is heard in several windows, or is long: written as they come."""
         work.target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -198,7 +198,7 @@ class Embedder:
         if self.index:
             self.index.note(entry)
 
-    def _skip(self, work: Work, reason: str) -> None:
+    def _skip(self, work: EmbedItem, reason: str) -> None:
         self.skipped[work.file] = reason
         tqdm.write(f"skipped: {reason}", file=sys.stderr)
 

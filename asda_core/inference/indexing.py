@@ -13,7 +13,7 @@ from typing import Any
 
 from asda_core.data.tars import split_member
 from asda_core.errors import AudioError, ConfigError
-from asda_core.inference.writing import Format, Granularity, Kind
+from asda_core.inference.writing import ArrayFormat, Granularity, OutputKind
 from asda_core.system.files import append_line, write_text
 from asda_core.system.locks import locked
 
@@ -42,13 +42,13 @@ class EmbedJob:
 
     checkpoint: str
     granularity: Granularity
-    format: Format
+    format: ArrayFormat
     listening: Mapping[str, object]
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OutputKind:
         """What each file holds."""
-        return Kind(self.granularity, self.format)
+        return OutputKind(self.granularity, self.format)
 
 
 class Index:

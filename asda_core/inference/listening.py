@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asda_core.audio import check_finite
+from asda_core.audio import check_samples
 from asda_core.config import Padding, ResampleAxis
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.inference.framing import CONTEXT_SHARE, Framing, Window, num_frames, windows
@@ -17,7 +17,7 @@ from asda_core.model.encoder import Encoded, Encoder
 from asda_core.model.processor import products
 from asda_core.settings.compute import Precision
 from asda_core.sound.feature_padding import fill_features
-from asda_core.sound.long_files import Clip, Sound
+from asda_core.sound.long_files import LoadedSound, Sound
 
 MAX_STEPS = 768
 """Time steps of a clip that is encoded in one piece: 122.88 s. **Source**: rows of the released table of positions."""
@@ -64,7 +64,7 @@ class ListenOptions:
 
 
 @dataclass(frozen=True)
-class Heard:
+class EncodedClip:
     """A clip, encoded.
 
     Attributes:
@@ -81,7 +81,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Piece:
+class EncodedWindow:
     """What one window gives: its encoding, and the time steps `keep_from` to `keep_to` that are kept of it."""
 
     encoded: Encoded
@@ -167,7 +167,7 @@ class Listener:
             raise ConfigError(f"target_length {options.target_length} is less than a patch of {self.patch_frames}.")
 
     @torch.no_grad()
-    def listen(self, audio: Float[Tensor, " samples"]) -> Heard:
+    def listen(self, audio: Float[Tensor, " samples"]) -> EncodedClip:
         """Encode a clip, mono in [-1, 1] at `sample_rate`, of any length from 1 sample on.
 
         Raises:
@@ -183,7 +183,7 @@ class Listener:
         return self._heard(summary / len(tokens), tokens, bands)
 
     @torch.no_grad()
-    def listen_together(self, clips: Sequence[Float[Tensor, " samples"]]) -> list[Heard]:
+    def listen_together(self, clips: Sequence[Float[Tensor, " samples"]]) -> list[EncodedClip]:
         """Encode clips that are each heard in one piece, and of equally many steps, in one pass.
 
         Args:
@@ -196,13 +196,15 @@ class Listener:
         if not all(cut.in_one_piece and cut.steps == cuts[0].steps for cut in cuts):
             raise ValueError("clips of different lengths do not go through together.")
         whole = Window(0, cuts[0].steps, 0, cuts[0].steps)
-        encoded = self._encode([self._stretch(Clip(audio), self._mean(Clip(audio)), whole) for audio in clips])
+        encoded = self._encode(
+            [self._stretch(LoadedSound(audio), self._mean(LoadedSound(audio)), whole) for audio in clips]
+        )
         bands = encoded.layout.grid[1]
         rows = zip(encoded.summary, encoded.tokens, strict=True)
         return [self._heard(summary, tokens, bands) for summary, tokens in rows]
 
     @torch.no_grad()
-    def pieces(self, audio: Float[Tensor, " samples"] | Sound) -> Iterator[Piece]:
+    def pieces(self, audio: Float[Tensor, " samples"] | Sound) -> Iterator[EncodedWindow]:
         """Encode a clip window by window, a few in one pass; most are one window.
 
         Raises:
@@ -210,14 +212,14 @@ class Listener:
         """
         if isinstance(audio, Tensor):
             check_audio(audio)
-            audio = Clip(audio)
+            audio = LoadedSound(audio)
         cut, mean = self.cut(audio.num_samples), self._mean(audio)
         heard_from, per_pass = cut.windows(), self.per_pass(cut)
         for first in range(0, len(heard_from), per_pass):
             together = heard_from[first : first + per_pass]
             encoded = self._encode([self._stretch(audio, mean, window) for window in together])
             for row, window in enumerate(together):
-                yield Piece(_row(encoded, row), window.keep_from, window.keep_to)
+                yield EncodedWindow(_row(encoded, row), window.keep_from, window.keep_to)
 
     def cut(self, num_samples: int) -> Cut:
         """How a clip of so many samples goes through the encoder."""
@@ -254,8 +256,8 @@ class Listener:
             encoded: Encoded = self.encoder(features, layers=False)
         return replace(encoded, summary=encoded.summary.float(), tokens=encoded.tokens.float())
 
-    def _heard(self, summary: Tensor, tokens: Tensor, bands: int) -> Heard:
-        return Heard(summary, tokens, (len(tokens) // bands, bands), self.encoder.class_token is not None)
+    def _heard(self, summary: Tensor, tokens: Tensor, bands: int) -> EncodedClip:
+        return EncodedClip(summary, tokens, (len(tokens) // bands, bands), self.encoder.class_token is not None)
 
     def _num_frames(self, num_samples: int) -> int:
         """Frames of the clip, filled to a whole patch, or as many as are asked for."""
@@ -283,7 +285,7 @@ def check_audio(audio: Float[Tensor, "..."]) -> None:
     """
     if audio.ndim != 1 or not len(audio):
         raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
-    check_finite(audio, "the audio")
+    check_samples(audio, "the audio")
 
 
 def _row(encoded: Encoded, row: int) -> Encoded:

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.errors import ConfigError
-from asda_core.inference.listening import Heard, Piece, check_answer
+from asda_core.inference.listening import EncodedClip, EncodedWindow, check_answer
 from asda_core.system.files import write_whole
 
 Granularity = Literal["all", "frame", "utterance"]
-Format = Literal["npy", "safetensors"]
+ArrayFormat = Literal["npy", "safetensors"]
 
 NO_CLASS_TOKEN = "granularity 'all' puts the class token first, but this model has none; take 'frame'."
 TENSOR_NAME = "embedding"
@@ -29,7 +29,7 @@ HEADER_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
-class Kind:
+class OutputKind:
     """What a file holds.
 
     Attributes:
@@ -38,10 +38,10 @@ class Kind:
     """
 
     granularity: Granularity
-    format: Format
+    format: ArrayFormat
 
 
-def embedding(heard: Heard, granularity: Granularity) -> Float[Tensor, "*tokens dim"]:
+def embedding(heard: EncodedClip, granularity: Granularity) -> Float[Tensor, "*tokens dim"]:
     """The rows of a clip: (1 + N, D) with the class token first, (N, D) patches, or (D,).
 
     Raises:
@@ -58,7 +58,9 @@ def embedding(heard: Heard, granularity: Granularity) -> Float[Tensor, "*tokens 
     return torch.cat([heard.summary[None], heard.tokens])
 
 
-def write_embedding(target: Path, values: Float[Tensor, "*tokens dim"], grid: tuple[int, int], kind: Kind) -> None:
+def write_embedding(
+    target: Path, values: Float[Tensor, "*tokens dim"], grid: tuple[int, int], kind: OutputKind
+) -> None:
     """Write one file, whole or not at all, float32.
 
     Args:
@@ -76,7 +78,7 @@ def write_embedding(target: Path, values: Float[Tensor, "*tokens dim"], grid: tu
     write_whole(target, fill)
 
 
-def write_pieces(target: Path, pieces: Iterable[Piece], steps: int, kind: Kind) -> None:
+def write_pieces(target: Path, pieces: Iterable[EncodedWindow], steps: int, kind: OutputKind) -> None:
     """Write the embedding of a clip of any length as its pieces come; equal to `write_embedding` of the whole.
 
     Args:
@@ -93,7 +95,7 @@ def write_pieces(target: Path, pieces: Iterable[Piece], steps: int, kind: Kind) 
     write_whole(target, fill)
 
 
-def header(kind: Kind, shape: tuple[int, ...], grid: tuple[int, int]) -> bytes:
+def header(kind: OutputKind, shape: tuple[int, ...], grid: tuple[int, int]) -> bytes:
     """What stands in a file before the numbers."""
     if kind.format == "npy":
         made = io.BytesIO()
@@ -109,7 +111,7 @@ def header(kind: Kind, shape: tuple[int, ...], grid: tuple[int, int]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _stream(opened: BinaryIO, pieces: Iterator[Piece], steps: int, kind: Kind) -> None:
+def _stream(opened: BinaryIO, pieces: Iterator[EncodedWindow], steps: int, kind: OutputKind) -> None:
     """All rows; the class token's comes last and is put into the place that was left for it."""
     summary, done, begin, bands = torch.zeros(()), 0, 0, 1
     for piece in pieces:

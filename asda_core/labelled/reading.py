@@ -16,7 +16,7 @@ from asda_core.labelled.examples import Labelled
 from asda_core.labelled.folders import folder_rows
 from asda_core.labelled.rows import gather, read_vocabulary
 from asda_core.labelled.shards import is_pattern, shard_rows, shards_at
-from asda_core.labelled.source import Format, SourceConfig, located
+from asda_core.labelled.source import SourceConfig, SourceFormat, located
 from asda_core.labelled.tables import TABLE_SUFFIXES, read_header, table_rows, usual_column
 
 COLUMN_KEYS = ("file_column", "label_column", "split_column")
@@ -73,7 +73,7 @@ def read_labelled(source: SourceConfig, here: Path) -> Labelled:
     return gather(source.name, rows, vocabulary)
 
 
-def detect(source: SourceConfig) -> Format:
+def detect(source: SourceConfig) -> SourceFormat:
     """The most specific format that fits what is at `source.data`, an absolute path or one from where we are.
 
     Raises:

@@ -12,7 +12,7 @@ from asda_core.errors import ConfigError, unknown
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.settings.strict_yaml import read_yaml
 
-Format = Literal["auto", "folders", "csv", "esc50", "speech_commands", "urbansound8k", "audioset", "shards"]
+SourceFormat = Literal["auto", "folders", "csv", "esc50", "speech_commands", "urbansound8k", "audioset", "shards"]
 LEAVE_OUT = "leave_out"
 """Key of `split` for the values of the split column that no part takes."""
 
@@ -39,7 +39,7 @@ class SourceConfig:
 
     data: str
     name: str = ""
-    format: Format = "auto"
+    format: SourceFormat = "auto"
     audio: str | None = None
     file_column: str = ""
     label_column: str = ""

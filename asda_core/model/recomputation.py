@@ -53,7 +53,7 @@ def remade(step: Callable[[*Given], Made], *given: *Given, calls: tuple[nn.Modul
     large = bool(tensors) and tensors[0].numel() >= LEAST_VALUES
     if not (wanted and large) or torch.compiler.is_compiling() or not all(map(is_plain, calls)):
         return step(*given)
-    weights = Weights(calls)
+    weights = CurrentWeights(calls)
     before = [(each, each._version) for each in (*tensors, *weights)]
 
     def again(*given: *Given) -> Made:
@@ -65,7 +65,7 @@ def remade(step: Callable[[*Given], Made], *given: *Given, calls: tuple[nn.Modul
     return cast(Made, checkpoint(again, *given, use_reentrant=False, preserve_rng_state=False))
 
 
-class Weights:
+class CurrentWeights:
     """Those that some modules have now; they may have others when the gradient comes (`torch.func.functional_call`)."""
 
     def __init__(self, modules: tuple[nn.Module, ...]) -> None:

@@ -36,14 +36,14 @@ BLOCK_ROWS = 1024
 FUSED_FROM, KEPT_TO, KEPT_TO_BFLOAT16 = 1024, 256, 1024
 """Numbers of tokens at which ways change; see the table above."""
 
-Heads = Float[Tensor, "batch heads tokens width"]
+HeadTensor = Float[Tensor, "batch heads tokens width"]
 
 
 def mix_twice(
-    query1: Heads,
-    query2: Heads,
-    key1: Heads,
-    key2: Heads,
+    query1: HeadTensor,
+    query2: HeadTensor,
+    key1: HeadTensor,
+    key2: HeadTensor,
     value: Float[Tensor, "batch heads tokens values"],
     weight: Tensor,
     layout: TokenLayout,
@@ -80,7 +80,7 @@ def difference(wanted: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:
     return wanted if noise is None else wanted - weight * noise
 
 
-def choose_way(query: Heads, layout: TokenLayout) -> Way:
+def choose_way(query: HeadTensor, layout: TokenLayout) -> Way:
     """The fastest way for queries of this size, type and device; see the table above."""
     wide = processor().bfloat16 if query.dtype == torch.bfloat16 else processor().wide
     if query.device.type != "cpu" or layout.padding is not None or not wide:

@@ -35,7 +35,7 @@ from asda_core.errors import CheckpointError, ConfigError
 from asda_core.finetune.config import ClassifierConfig, Pooling
 from asda_core.official.eat import HEAD_WIDTH
 from asda_core.official.matching import check_all, check_finite_tensors
-from asda_core.official.ssast_names import MASK_TOKEN, Found, folded_shapes, released_names
+from asda_core.official.ssast_names import MASK_TOKEN, SsastShape, folded_shapes, released_names
 from asda_core.official.stored_config import HOP_SECONDS, WINDOW_SECONDS
 
 PARALLEL = "module."
@@ -126,7 +126,7 @@ def read_masked_patch(
     return Checkpoint(file, _run(found), {}, 0, "", ours, classifier=classifier, report=report)
 
 
-def recognise_masked_patch(tensors: Mapping[str, Tensor], settings: Settings, file: Path) -> Found:
+def recognise_masked_patch(tensors: Mapping[str, Tensor], settings: Settings, file: Path) -> SsastShape:
     """The architecture of tensors, given what is stated beside them."""
     dim, _, patch_bins, patch_frames = tensors["v.patch_embed.proj.weight"].shape
     ssast = any(name.startswith("v.blocks.") for name in tensors)
@@ -156,13 +156,13 @@ def recognise_masked_patch(tensors: Mapping[str, Tensor], settings: Settings, fi
         heads = settings.num_heads or dim // HEAD_WIDTH
         ratio = tensors["v.blocks.0.mlp.fc1.weight"].shape[0] / dim
         encoder = replace(load_run_config("ssast_base").encoder, num_heads=heads, mlp_ratio=ratio, **shape)
-        return Found("SSAST", encoder, **common)
+        return SsastShape("SSAST", encoder, **common)
     return _recognise_mamba(tensors, settings, shape, common)
 
 
 def _recognise_mamba(
     tensors: Mapping[str, Tensor], settings: Settings, shape: dict[str, Any], common: dict[str, Any]
-) -> Found:
+) -> SsastShape:
     channels, states = tensors["v.layers.0.mixer.A_log"].shape
     rank, taps = (tensors[f"v.layers.0.mixer.{name}"].shape[-1] for name in ("dt_proj.weight", "conv1d.weight"))
     own, dim = "v.layers.0.mixer.D_b" in tensors, shape["dim"]
@@ -180,7 +180,7 @@ def _recognise_mamba(
         mixer=PluginChoice("mamba", options),
         **shape,
     )
-    return Found("SSAMBA", encoder, **common, states=states, channels=channels, rank=rank, taps=taps)
+    return SsastShape("SSAMBA", encoder, **common, states=states, channels=channels, rank=rank, taps=taps)
 
 
 def _grid(
@@ -212,7 +212,7 @@ def unfold_positions(tensors: Mapping[str, Tensor], config: EncoderConfig) -> tu
     return tokens + table[:, :count], patches.contiguous()
 
 
-def _run(found: Found) -> RunConfig:
+def _run(found: SsastShape) -> RunConfig:
     """The run that would go on with the training: published settings, in the shape that was found."""
     base = load_run_config("ssast_base" if found.family == "SSAST" else "ssamba_tiny")
     bands = found.encoder.positions.grid[1]

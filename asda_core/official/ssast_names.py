@@ -23,7 +23,7 @@ BRANCH_NAMES = {
 
 
 @dataclass(frozen=True)
-class Found:
+class SsastShape:
     """What names and shapes tell.
 
     Attributes:
@@ -45,7 +45,7 @@ class Found:
     num_classes: int = 0
 
 
-def released_names(found: Found) -> dict[str, tuple[str, Shape]]:
+def released_names(found: SsastShape) -> dict[str, tuple[str, Shape]]:
     """Our name of every tensor that is only renamed (or turned) -> the released name and shape."""
     config = found.encoder
     dim = config.dim
@@ -94,7 +94,7 @@ def _attention_block(config: EncoderConfig) -> dict[str, tuple[str, Shape]]:
     return {name: (theirs(name), shape) for name, shape in shapes.items()}
 
 
-def _mamba_block(found: Found) -> dict[str, tuple[str, Shape]]:
+def _mamba_block(found: SsastShape) -> dict[str, tuple[str, Shape]]:
     dim, channels, states, rank = found.encoder.dim, found.channels, found.states, found.rank
     shapes: dict[str, Shape] = {
         "conv.weight": (channels, 1, found.taps),
@@ -121,7 +121,7 @@ def _mamba_block(found: Found) -> dict[str, tuple[str, Shape]]:
     return names
 
 
-def folded_shapes(found: Found) -> dict[str, Shape]:
+def folded_shapes(found: SsastShape) -> dict[str, Shape]:
     """Tensors that become the class token and the table."""
     config = found.encoder
     times, bands = config.positions.grid

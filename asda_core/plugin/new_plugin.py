@@ -24,7 +24,7 @@ NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
-class Kind:
+class FamilyTemplate:
     """What differs between families beside the module itself.
 
     Attributes:
@@ -40,10 +40,10 @@ class Kind:
 
 PRETRAIN = "Use it: `asda pretrain asda_tiny --data AUDIO --set {}=$name`, where AUDIO is a folder of sounds."
 KINDS = {
-    "mixer": Kind("check_mixer", "temperature=0.1", PRETRAIN.format("encoder.mixer")),
-    "front end": Kind("check_front_end", "num_bins=64", PRETRAIN.format("front_end")),
-    "objective": Kind("check_objective", 'mask={"hidden_share": 0.5}', PRETRAIN.format("objective")),
-    "adapter": Kind(
+    "mixer": FamilyTemplate("check_mixer", "temperature=0.1", PRETRAIN.format("encoder.mixer")),
+    "front end": FamilyTemplate("check_front_end", "num_bins=64", PRETRAIN.format("front_end")),
+    "objective": FamilyTemplate("check_objective", 'mask={"hidden_share": 0.5}', PRETRAIN.format("objective")),
+    "adapter": FamilyTemplate(
         "check_adapter",
         "first_layer=1",
         "Use it: `asda pretrain RUN --init RUN --data AUDIO --set adapter=$name` trains it beside the frozen encoder\n"

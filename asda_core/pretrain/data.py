@@ -53,7 +53,7 @@ class Candidate(NamedTuple):
     number: int
 
 
-class Found(NamedTuple):
+class FoundClip(NamedTuple):
     """Length of a clip, which file it is of, and those before it that could not be read: (file, reason, for good)."""
 
     num_samples: int
@@ -118,7 +118,7 @@ class Batches(ABC):
     def _candidates(self, number: int) -> Iterator[Candidate]:
         """What clip `number` of the endless sequence may be of, in order: the first that can be read is taken."""
 
-    def _clip(self, number: int, candidates: Iterator[Candidate], row: Tensor) -> Found:
+    def _clip(self, number: int, candidates: Iterator[Candidate], row: Tensor) -> FoundClip:
         """Fill a row of a batch; depends on nothing that other clips change, so threads do the same in any order."""
         share = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
         failures: list[tuple[Path, str, bool]] = []
@@ -129,7 +129,7 @@ class Batches(ABC):
                 stretch = self.reader.stretch(file, share, content)
                 row[: len(stretch)] = stretch if self._change is None else self._change(stretch, number)
                 row[len(stretch) :] = 0.0
-                return Found(len(stretch), chosen, failures)
+                return FoundClip(len(stretch), chosen, failures)
             except AudioError as error:  # of a long file another stretch may be good: which one must not matter
                 failures.append((file, str(error), file not in self.reader.long_files))
         reasons = "; ".join([*self.skipped.values(), *(reason for _, reason, _ in failures)][:FEW])
@@ -139,7 +139,7 @@ class Batches(ABC):
     def _whole(self) -> str:
         """How many there are of what, for the message that none of them is readable."""
 
-    def _note(self, found: Sequence[Found]) -> None:
+    def _note(self, found: Sequence[FoundClip]) -> None:
         """Remember what could not be read, in the order of the clips."""
         failures = [failure for clip in found for failure in clip.failures]
         self._note_trouble([(file, reason) for file, reason, _ in failures])

@@ -40,7 +40,7 @@ def check_stated(hint: Any, value: Any, usual: Any, dotted: str) -> None:
     _check((number,), usual, dotted)
 
 
-def check_finite(built: Any, given: Any, path: str, owner: Any = None) -> None:
+def check_numbers(built: Any, given: Any, path: str, owner: Any = None) -> None:
     """Refuse numbers that are not finite in what was given, at every level.
 
     Args:
@@ -60,10 +60,10 @@ def check_finite(built: Any, given: Any, path: str, owner: Any = None) -> None:
             value, said = getattr(built, item.name), given[item.name]
             dotted = f"{path}.{item.name}" if path else item.name
             usual = usual_of(item, owner)
-            check_finite(value, said, dotted, usual if type(usual) is type(value) else None)
+            check_numbers(value, said, dotted, usual if type(usual) is type(value) else None)
             if isinstance(value, tuple | list) and isinstance(said, tuple | list):
                 for number, pair in enumerate(zip(value, said, strict=False)):
-                    check_finite(*pair, f"{dotted}.{number}")
+                    check_numbers(*pair, f"{dotted}.{number}")
             if not isinstance(value, dict) or float in get_args(hints[item.name]):  # of any values the owner decides
                 _check(_not_finite(value), usual, dotted)
 

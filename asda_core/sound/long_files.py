@@ -17,7 +17,7 @@ STREAM_SAMPLES = 1 << 19
 """Samples of every channel that are decoded at once: 12 s at 44.1 kHz, 2 MiB a channel."""
 
 
-class Clip:
+class LoadedSound:
     """A sound that is in memory."""
 
     def __init__(self, audio: Float[Tensor, " samples"]) -> None:
@@ -110,7 +110,7 @@ class StreamedSound:
             yield from blocks if self.wrong_axis else resampled_blocks(blocks, rate, self.sample_rate)
 
 
-Sound = Clip | StreamedSound
+Sound = LoadedSound | StreamedSound
 
 
 def resampled_length(num_samples: int, rate: int, sample_rate: int) -> int:

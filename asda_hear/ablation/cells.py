@@ -66,7 +66,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Work:
+class PlanWork:
     """A plan, where its results lie, and what is needed to do it.
 
     Attributes:
@@ -110,7 +110,7 @@ class Work:
         return self.store / BASELINES / f"{label}-{weights}"
 
 
-def do_unit(work: Work, unit: Unit) -> None:
+def do_unit(work: PlanWork, unit: Unit) -> None:
     """Train (unless done) and evaluate (what is not done).
 
     Raises:
@@ -150,7 +150,7 @@ def _heard_by(unit: Unit, options: Mapping[str, Any]) -> str:
     return "" if cell is None else text_of(differing(cell.labels, [other.labels for other in unit.cells]))
 
 
-def model_of(work: Work, unit: Unit, options: Mapping[str, Any] | None = None) -> str:
+def model_of(work: PlanWork, unit: Unit, options: Mapping[str, Any] | None = None) -> str:
     """What `load_model` is given, with these options: the teacher is in the last step of the run alone.
 
     Scores of either belong to the weights that the run exported, so that they stay when its steps are deleted.
@@ -161,7 +161,7 @@ def model_of(work: Work, unit: Unit, options: Mapping[str, Any] | None = None) -
     return str(unit.folder if teacher else unit.folder / MODEL_FILE)
 
 
-def different_options(work: Work, unit: Unit) -> list[Mapping[str, Any]]:
+def different_options(work: PlanWork, unit: Unit) -> list[Mapping[str, Any]]:
     """The ways in which the model of a unit is heard."""
     found: list[Mapping[str, Any]] = [] if unit.cells else [baseline_options(work.plan, unit.baseline)]
     for cell in unit.cells:
@@ -170,7 +170,7 @@ def different_options(work: Work, unit: Unit) -> list[Mapping[str, Any]]:
     return found
 
 
-def is_done(work: Work, unit: Unit) -> bool:
+def is_done(work: PlanWork, unit: Unit) -> bool:
     """Whether nothing of a unit is left to do."""
     model = model_of(work, unit)
     if unit.cells and not ((unit.folder / FACTS_FILE).exists() and Path(model).exists()):
@@ -180,7 +180,7 @@ def is_done(work: Work, unit: Unit) -> bool:
     return work.plan.noise is None or not can_measure(model) or unit_measured(work, unit) is not None
 
 
-def tasks_left(work: Work, unit: Unit) -> list[str]:
+def tasks_left(work: PlanWork, unit: Unit) -> list[str]:
     """Names of the tasks that a unit has no scores on, each as often as there are ways to hear its model."""
     made = not unit.cells or Path(model_of(work, unit)).exists()
     found = []
@@ -190,7 +190,7 @@ def tasks_left(work: Work, unit: Unit) -> list[str]:
     return found
 
 
-def unit_scores(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
+def unit_scores(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
     """The scores of a unit that are there, heard in one way, and what was measured of it."""
     model = model_of(work, unit)
     if unit.cells and not Path(model).exists():
@@ -198,14 +198,14 @@ def unit_scores(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[Task
     return _heard(work, unit, options) + as_scores(unit_measured(work, unit) or [])
 
 
-def unit_measured(work: Work, unit: Unit) -> list[NoiseRow] | None:
+def unit_measured(work: PlanWork, unit: Unit) -> list[NoiseRow] | None:
     """How much of its attention falls on noise; None where that is not asked, not possible, or not done."""
     model, noise = model_of(work, unit), work.plan.noise
     there = not unit.cells or Path(model).exists()
     return read_measured(noise, model, unit.folder) if noise and there and can_measure(model) else None
 
 
-def _heard(work: Work, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
+def _heard(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
     """Scores on HEAR's tasks."""
     folder = unit.folder / evaluation_name(work.plan, options)
     model = model_of(work, unit, options)
@@ -232,7 +232,7 @@ def baseline_path(plan: Plan, label: str) -> str:
     return str(beside) if model and beside.exists() else model
 
 
-def _train(work: Work, cell: Cell, folder: Path) -> None:
+def _train(work: PlanWork, cell: Cell, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with counted(folder / TIMES_FILE, "pretrain"):
         init = None if cell.init is None else read_model(cell.init)
@@ -246,7 +246,7 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _write_facts(work: Work, cell: Cell, folder: Path) -> None:
+def _write_facts(work: PlanWork, cell: Cell, folder: Path) -> None:
     """What the table says of a cell, so that no model has to be built for it again."""
     file = folder / FACTS_FILE
     facts = read_stamp(file) or {}
@@ -260,7 +260,7 @@ def _write_facts(work: Work, cell: Cell, folder: Path) -> None:
         write_text(file, json.dumps({**facts, "size": size, "plugins": plugins}, indent=1))
 
 
-def _evaluate(work: Work, model: str, folder: Path, options: Mapping[str, Any]) -> None:
+def _evaluate(work: PlanWork, model: str, folder: Path, options: Mapping[str, Any]) -> None:
     if not work.tasks:
         return
     search, out = work.plan.config.evaluation, folder / evaluation_name(work.plan, options)

@@ -19,8 +19,8 @@ from asda_core.weights.paths import MODEL_FILE, newest_step
 from asda_hear.ablation.cells import (
     BASELINES,
     CELLS,
+    PlanWork,
     Unit,
-    Work,
     device,
     evaluation_name,
     is_done,
@@ -62,7 +62,7 @@ class TimeLeft:
     step: Mapping[str, float]
 
 
-def print_estimate(work: Work, shard: Shard, jobs: int, option: str = "--jobs") -> None:
+def print_estimate(work: PlanWork, shard: Shard, jobs: int, option: str = "--jobs") -> None:
     """`--dry-run`: the cells, what is done, and what the rest takes; `option` is that by which there are `jobs`."""
     units = work.units(shard)
     left = [unit for unit in units if not is_done(work, unit)]
@@ -95,7 +95,7 @@ def print_estimate(work: Work, shard: Shard, jobs: int, option: str = "--jobs") 
         print(f"that is more than the budget of {hours} hours.")
 
 
-def estimate_rest(work: Work, left: list[Unit]) -> TimeLeft:
+def estimate_rest(work: PlanWork, left: list[Unit]) -> TimeLeft:
     """Measure what is needed to tell how long these units take."""
     with tempfile.TemporaryDirectory(prefix="asda-estimate-") as folder:
         steps: dict[str, float] = {}
@@ -132,7 +132,7 @@ def kind_of(config: RunConfig) -> str:
     return json.dumps(telling(to_plain(config)), sort_keys=True, default=str)
 
 
-def _step_seconds(work: Work, cell: Cell, folder: Path) -> float:
+def _step_seconds(work: PlanWork, cell: Cell, folder: Path) -> float:
     """A step in a short training of the same kind, its beginning taken off."""
     init = None if cell.init is None else read_model(cell.init)
     spent = []
@@ -149,7 +149,7 @@ def _steps_left(cell: Cell, folder: Path) -> int:
     return max(0, cell.config.steps - (int(step.name.rpartition("-")[2]) if step else 0))
 
 
-def _scored_seconds(work: Work) -> dict[str, float]:
+def _scored_seconds(work: PlanWork) -> dict[str, float]:
     """Task -> median seconds of its evaluations with this search, in this store: of cells, else of baselines."""
     ways = {evaluation_name(work.plan, cell.options) for cell in work.plan.cells}
     found: dict[str, float] = {}
@@ -166,7 +166,7 @@ def _seconds(folder: Path) -> dict[str, float]:
     return read_stamp(folder / SECONDS_FILE) or {}
 
 
-def _pilot(work: Work, left: list[Unit], folder: Path, tasks: Sequence[Path]) -> dict[str, float]:
+def _pilot(work: PlanWork, left: list[Unit], folder: Path, tasks: Sequence[Path]) -> dict[str, float]:
     """Score a model of this plan, untrained but for a step, as it will be scored: task -> seconds."""
     cells = [cell for unit in left for cell in unit.cells]
     model = _any_model(work, left, folder)
@@ -178,7 +178,7 @@ def _pilot(work: Work, left: list[Unit], folder: Path, tasks: Sequence[Path]) ->
     return {task.name: sum(_seconds(folder / "scores" / task.name).values()) for task in tasks}
 
 
-def _noise_seconds(work: Work, left: list[Unit], folder: Path) -> float:
+def _noise_seconds(work: PlanWork, left: list[Unit], folder: Path) -> float:
     """As long as it took of others in this store; else a few clips are measured with a hardly trained model."""
     noise = work.plan.noise
     assert noise is not None
@@ -195,7 +195,7 @@ def _noise_seconds(work: Work, left: list[Unit], folder: Path) -> float:
     return count * (time.monotonic() - started) * clips / min(clips, PILOT_NOISE_CLIPS)
 
 
-def _any_model(work: Work, left: list[Unit], folder: Path) -> Path | None:
+def _any_model(work: PlanWork, left: list[Unit], folder: Path) -> Path | None:
     """A model of this plan: of which steps were measured, else one that is trained already, else an untrained one."""
     trained = (work.store / CELLS / cell.name / MODEL_FILE for cell in work.plan.cells)
     made = [*sorted(folder.glob(f"*/1/{MODEL_FILE}")), folder / UNTRAINED / MODEL_FILE, *trained]

@@ -11,9 +11,9 @@ from asda_core.errors import AsdaError, ConfigError
 from asda_core.system.command_line import EXIT_STOPPED
 from asda_core.system.files import disk_time
 from asda_core.system.workers import Ended, Shard, run_workers, share_of_processors, show_progress
-from asda_hear.ablation.cells import ERROR_FILE, Work, is_done
+from asda_hear.ablation.cells import ERROR_FILE, PlanWork, is_done
 from asda_hear.ablation.plan import load_plan
-from asda_hear.ablation.rows import Row
+from asda_hear.ablation.rows import ResultRow
 from asda_hear.ablation.run import CellsFailed, make_ready, prepare, run_plan, tell_spent, write_all_rows
 from asda_hear.work_queue import read_failure
 
@@ -28,7 +28,7 @@ ACCEPTED_EXITS = (0, EXIT_STOPPED)
 """A worker ended as it should: all is done or the budget spent, or it was asked to stop. 1 is any error."""
 
 
-def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
+def run_jobs(work: PlanWork, jobs: int, shard: Shard) -> list[ResultRow]:
     """Run a plan in so many processes of this machine, and wait for them; Ctrl-C and SIGTERM stop all.
 
     A process that dies leaves its unit to the others. What they print goes to `jobs/` in the result folder.
@@ -48,7 +48,9 @@ def run_jobs(work: Work, jobs: int, shard: Shard) -> list[Row]:
     return rows
 
 
-def submit_jobs(work: Work, jobs: int, cluster: str, parameters: Mapping[str, Any], wait: bool = True) -> list[Row]:
+def submit_jobs(
+    work: PlanWork, jobs: int, cluster: str, parameters: Mapping[str, Any], wait: bool = True
+) -> list[ResultRow]:
     """Hand a plan to a cluster as so many jobs that share the store, which all machines must see.
 
     Args:
@@ -103,14 +105,14 @@ class PlanJob:
         return submitit.helpers.DelayedSubmission(PlanJob(self.plan_file, self.out, self.store))
 
 
-def _progress(work: Work, shard: Shard) -> tuple["tqdm[Any]", Callable[[], int]]:
+def _progress(work: PlanWork, shard: Shard) -> tuple["tqdm[Any]", Callable[[], int]]:
     """A bar of the units, and how many are done."""
     units = work.units(shard)
     bar = tqdm(total=len(units), desc="cells", unit="cell")
     return bar, lambda: sum(is_done(work, unit) for unit in units)
 
 
-def _report(work: Work, shard: Shard, rows: list[Row], began: float, ended: Ended) -> None:
+def _report(work: PlanWork, shard: Shard, rows: list[ResultRow], began: float, ended: Ended) -> None:
     """Raise what went wrong."""
     left = [unit for unit in work.units(shard) if not is_done(work, unit)]
     if dead := [code for code in ended.codes if code < 0]:

@@ -6,20 +6,28 @@ from typing import Any
 
 import torch
 
-from asda_hear.ablation.cells import FACTS_FILE, TIMES_FILE, Unit, Work, baseline_options, unit_measured, unit_scores
+from asda_hear.ablation.cells import (
+    FACTS_FILE,
+    TIMES_FILE,
+    PlanWork,
+    Unit,
+    baseline_options,
+    unit_measured,
+    unit_scores,
+)
 from asda_hear.ablation.noise_metric import MEASURED, clips_identity
 from asda_hear.ablation.plan import Cell
 from asda_hear.ablation.settings import BASELINE
 from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.scores import TaskScore
 
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
 
 
-def collect_rows(work: Work) -> list[Row]:
+def collect_rows(work: PlanWork) -> list[ResultRow]:
     """Rows of all that is done, baselines first, then cells in the order of the plan."""
     units = work.units()
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     for unit in units:
         if not unit.cells:
             facts = _baseline_facts(work, unit.baseline)
@@ -33,7 +41,7 @@ def collect_rows(work: Work) -> list[Row]:
     return rows
 
 
-def _rows(work: Work, unit: Unit, options: Mapping[str, Any], facts: Row) -> list[Row]:
+def _rows(work: PlanWork, unit: Unit, options: Mapping[str, Any], facts: ResultRow) -> list[ResultRow]:
     """A row per task; of what was measured it says of which clips."""
     clips = clips_identity(measured) if (measured := unit_measured(work, unit)) else ""
     return [
@@ -42,7 +50,7 @@ def _rows(work: Work, unit: Unit, options: Mapping[str, Any], facts: Row) -> lis
     ]
 
 
-def _cell_facts(unit: Unit, cell: Cell) -> Row:
+def _cell_facts(unit: Unit, cell: Cell) -> ResultRow:
     facts, spent = read_stamp(unit.folder / FACTS_FILE) or {}, read_stamp(unit.folder / TIMES_FILE) or {}
     return {
         BASELINE: "",
@@ -58,7 +66,7 @@ def _cell_facts(unit: Unit, cell: Cell) -> Row:
     }
 
 
-def _baseline_facts(work: Work, label: str) -> Row:
+def _baseline_facts(work: PlanWork, label: str) -> ResultRow:
     empty = ("seed", "cell", "trained", "gflops", "pretrain_cpu_seconds", "pretrain_mebibytes", "plugins")
     facts = {BASELINE: label, **dict.fromkeys(work.plan.config.axes, ""), "seed": "", "cell": ""}
     return {
@@ -70,7 +78,7 @@ def _baseline_facts(work: Work, label: str) -> Row:
     }
 
 
-def _score(score: TaskScore) -> Row:
+def _score(score: TaskScore) -> ResultRow:
     return {
         "task": score.task,
         "metric": score.metric,

@@ -22,15 +22,15 @@ from asda_core.system.workers import Shard
 from asda_core.weights.initial import check_fits
 from asda_hear.ablation.cells import (
     ERROR_FILE,
+    PlanWork,
     Unit,
-    Work,
     baseline_options,
     baseline_path,
     do_unit,
     is_done,
 )
 from asda_hear.ablation.plan import Cell, Plan, text_of
-from asda_hear.ablation.rows import Row, collect_rows
+from asda_hear.ablation.rows import ResultRow, collect_rows
 from asda_hear.api import load_model, model_from
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.identity import task_identity
@@ -52,14 +52,14 @@ RESULTS = Path("results")
 class CellsFailed(AsdaError):
     """Cells of a plan failed; `rows` holds those of all others."""
 
-    def __init__(self, rows: list[Row], message: str) -> None:
+    def __init__(self, rows: list[ResultRow], message: str) -> None:
         super().__init__(message)
         self.rows = rows
 
 
 def prepare(
     plan: Plan, out: Path, progress: bool = True, catalog: Catalog | None = None, store: Path | None = None
-) -> Work:
+) -> PlanWork:
     """Check a plan and find its tasks and baselines.
 
     Raises:
@@ -74,7 +74,7 @@ def prepare(
     chosen = plan.config.tasks
     found = [] if chosen is None else find_tasks(plan.file.parent / chosen.folder, chosen.names)
     tasks = {task: task_identity(task) for task in found}
-    return Work(plan, store or out, out, tasks, parameters, plugins, progress)
+    return PlanWork(plan, store or out, out, tasks, parameters, plugins, progress)
 
 
 def _named_by_plugins(cell: Cell, catalog: Catalog) -> Cell:
@@ -85,7 +85,7 @@ def _named_by_plugins(cell: Cell, catalog: Catalog) -> Cell:
     return replace(cell, name=text_digest(" ".join([cell.name, *strangers]), len(cell.name)))
 
 
-def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:
+def run_plan(work: PlanWork, shard: Shard | None = None) -> list[ResultRow]:
     """Do what of the plan is not done yet; other processes may do the same at the same time.
 
     A unit is taken by one process alone. What others are doing is waited for, and taken up where they die.
@@ -113,7 +113,7 @@ def run_plan(work: Work, shard: Shard | None = None) -> list[Row]:
     return rows
 
 
-def make_ready(work: Work) -> None:
+def make_ready(work: PlanWork) -> None:
     """Make the folders of results, and see that the tools are there.
 
     Raises:
@@ -147,7 +147,7 @@ def _claim(out: Path, plan: Path) -> None:
         write_text(note, f"{plan}\n")
 
 
-def write_all_rows(work: Work) -> list[Row]:
+def write_all_rows(work: PlanWork) -> list[ResultRow]:
     """Write `rows.csv` from all that the store holds, one process at a time."""
     make_ready(work)
     with locked(work.out / ROWS_LOCK):
@@ -156,12 +156,12 @@ def write_all_rows(work: Work) -> list[Row]:
     return rows
 
 
-def tell_spent(work: Work, left: int) -> None:
+def tell_spent(work: PlanWork, left: int) -> None:
     """Say why a plan ends before it is done."""
     print(f"the budget of {work.plan.config.budget.hours} hours is spent; {left} are left.", file=sys.stderr)
 
 
-def _do_all(work: Work, units: list[Unit]) -> list[str]:
+def _do_all(work: PlanWork, units: list[Unit]) -> list[str]:
     """Take up one unit after the other until all are done, failed, or the budget is spent; returns what failed."""
     since, hours = disk_time(work.store), work.plan.config.budget.hours
     until = math.inf if hours is None else time.monotonic() + hours * SECONDS_PER_HOUR
@@ -179,7 +179,7 @@ def _do_all(work: Work, units: list[Unit]) -> list[str]:
     return failed
 
 
-def _attempt(work: Work, unit: Unit, since: float) -> bool | Failed | None:
+def _attempt(work: PlanWork, unit: Unit, since: float) -> bool | Failed | None:
     """Do a unit unless another process is at it: None; False where it was done before."""
     if is_done(work, unit):
         return False

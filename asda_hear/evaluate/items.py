@@ -21,7 +21,7 @@ from asda_core.finetune.bootstrap import Ranking, macro_means
 from asda_core.system.files import write_whole
 
 Fold = tuple[NDArray[np.bool_], NDArray[np.float32]]
-Weights = Float[np.ndarray, "clips resamples"]
+ResampleWeights = Float[np.ndarray, "clips resamples"]
 Floats = Float[np.ndarray, " resamples"]
 
 ITEMS_FILE = "items.npz"
@@ -130,7 +130,7 @@ def can_score(metric: str) -> bool:
     return metric in KNOWN
 
 
-def scorer(items: Items) -> Callable[[Sequence[Weights]], Floats]:
+def scorer(items: Items) -> Callable[[Sequence[ResampleWeights]], Floats]:
     """What gives the primary metric of many resamples, mean over folds; NaN where a fold of one cannot be scored.
 
     It takes for each fold how often each clip is in each resample, (clips, resamples); all 1 gives heareval's number.
@@ -148,14 +148,14 @@ def scorer(items: Items) -> Callable[[Sequence[Weights]], Floats]:
         raise TaskError(f"{items.metric} cannot be computed from kept predictions; {', '.join(KNOWN)} can.")
     measures = [_of_fold(items.metric, *fold) for fold in items.folds]
 
-    def score(weights: Sequence[Weights]) -> Floats:
+    def score(weights: Sequence[ResampleWeights]) -> Floats:
         by_fold = [measure(drawn) for measure, drawn in zip(measures, weights, strict=True)]
         return np.asarray(np.mean(by_fold, axis=0))
 
     return score
 
 
-def _of_fold(metric: str, targets: NDArray[np.bool_], said: NDArray[np.float32]) -> Callable[[Weights], Floats]:
+def _of_fold(metric: str, targets: NDArray[np.bool_], said: NDArray[np.float32]) -> Callable[[ResampleWeights], Floats]:
     if metric in RANKINGS:
         present = np.flatnonzero(targets.any(axis=0))
         rankings = [Ranking(targets[:, index], said[:, index]) for index in present]

@@ -20,7 +20,7 @@ PUBLISHED = "(published)"
 """Where no log-mel of this search is there: the baseline whose scores HEAR has published."""
 
 
-class Heard(NamedTuple):
+class EvaluationSettings(NamedTuple):
     """How a model was heard, and its predictors drawn: `options` of `load_model` as JSON."""
 
     options: str
@@ -38,13 +38,15 @@ def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
         out: folder, with what each score was made from in MODEL/TASK.
     """
     scores: dict[str, dict[str, float]] = {}
-    heard: dict[str, Heard] = {}
-    baselines: dict[Heard, str] = {}
+    heard: dict[str, EvaluationSettings] = {}
+    baselines: dict[EvaluationSettings, str] = {}
     for model, score in rows:
         if hear_column(score.task):
             scores.setdefault(model, {})[score.task] = score.score
             stamp = read_stamp(out / model / score.task / SEARCH_STAMP) or {}
-            heard[model] = Heard(json.dumps(stamp.get("options", {}), sort_keys=True), stamp.get("seed", USUAL_SEED))
+            heard[model] = EvaluationSettings(
+                json.dumps(stamp.get("options", {}), sort_keys=True), stamp.get("seed", USUAL_SEED)
+            )
             if stamp.get("weights") == LOG_MEL:
                 baselines[heard[model]] = model
     if not scores:
@@ -65,7 +67,10 @@ def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
 
 
 def _naive(
-    heard: Heard, known: Mapping[str, float], baselines: Mapping[Heard, str], scores: Mapping[str, Mapping[str, float]]
+    heard: EvaluationSettings,
+    known: Mapping[str, float],
+    baselines: Mapping[EvaluationSettings, str],
+    scores: Mapping[str, Mapping[str, float]],
 ) -> str | None:
     """The row that is the zero of s(m) for a model heard so, which has scores on all its tasks."""
     candidates = (baselines.get(heard), baselines.get(heard._replace(options="{}")))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from asda_core.audio import check_finite, crop_or_pad, read_audio
+from asda_core.audio import check_samples, crop_or_pad, read_audio
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config import Padding
 from asda_core.errors import AudioError, ConfigError
@@ -110,7 +110,7 @@ def stretch_of(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: fl
     """
     if audio.ndim != 1 or not len(audio):
         raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
-    check_finite(audio, "the audio")
+    check_samples(audio, "the audio")
     num_samples = max(round(model.clip_seconds * model.sample_rate), _least_samples(model))
     return Stretch(crop_or_pad(audio.float(), num_samples), min(len(audio), num_samples), start_seconds)
 

@@ -12,10 +12,11 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from asda_hear.looking.view import Choice, Kind, Panel, Query, View, has_second, layer_of, panel
+from asda_core.finetune.pictures import without_formulas
+from asda_hear.looking.view import Choice, MapKind, Panel, Query, View, has_second, layer_of, panel
 
-KINDS: tuple[Kind, ...] = ("map 1", "map 2", "difference")
-NAMES: dict[Kind, str] = {"map 1": "map 1", "map 2": "map 2 (subtracted)", "difference": "difference"}
+KINDS: tuple[MapKind, ...] = ("map 1", "map 2", "difference")
+NAMES: dict[MapKind, str] = {"map 1": "map 1", "map 2": "map 2 (subtracted)", "difference": "difference"}
 RANGE_DB = 70.0
 """What lies so far below the loudest of all spectrograms is drawn white."""
 TOP_PERCENTILE = 98.0
@@ -38,11 +39,11 @@ MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(frozen=True)
-class Row:
+class FigureRow:
     """What stands in line in a figure: the spectrograms, or one kind of map of one choice."""
 
     choice: Choice | None
-    kind: Kind | None
+    kind: MapKind | None
 
 
 @dataclass(frozen=True)
@@ -89,23 +90,23 @@ def attention_figure(
         each.asked for view in views for choice in choices if (each := panel(view, choice, query, "map 1"))
     )
     head = f"attention of the {', '.join(asked)}"
-    figure.suptitle(_plain(f"{title}\n{head}" if title else head), fontsize=TEXT_POINTS + 1)
+    figure.suptitle(without_formulas(f"{title}\n{head}" if title else head), fontsize=TEXT_POINTS + 1)
     figure.supxlabel("time in the file (s)", fontsize=TEXT_POINTS)
     _ink(figure, DARK_INK if dark else LIGHT_INK)
     return figure
 
 
-def _lines(views: Sequence[View], choices: Sequence[Choice]) -> list[list[Row]]:
+def _lines(views: Sequence[View], choices: Sequence[Choice]) -> list[list[FigureRow]]:
     """The spectrogram and the maps of every choice; with several models the spectrogram only once."""
-    lines: list[list[Row]] = [] if len(views) == 1 else [[Row(None, None)]]
+    lines: list[list[FigureRow]] = [] if len(views) == 1 else [[FigureRow(None, None)]]
     for choice in choices:
         kinds = KINDS if any(has_second(view, choice) for view in views) else KINDS[:1]
-        maps = [Row(choice, kind) for kind in kinds]
-        lines.append([Row(None, None), *maps] if len(views) == 1 else maps)
+        maps = [FigureRow(choice, kind) for kind in kinds]
+        lines.append([FigureRow(None, None), *maps] if len(views) == 1 else maps)
     return lines
 
 
-def _placed(lines: list[list[Row]], grid: np.ndarray, single: bool) -> list[tuple[list[Row], np.ndarray]]:
+def _placed(lines: list[list[FigureRow]], grid: np.ndarray, single: bool) -> list[tuple[list[FigureRow], np.ndarray]]:
     """Each line with its axes (rows of it, models)."""
     placed, done = [], 0
     for number, line in enumerate(lines):
@@ -120,7 +121,13 @@ def _placed(lines: list[list[Row]], grid: np.ndarray, single: bool) -> list[tupl
 
 
 def _draw_line(
-    figure: Figure, line: list[Row], axes: np.ndarray, views: Sequence[View], query: Query, scales: Scales, side: str
+    figure: Figure,
+    line: list[FigureRow],
+    axes: np.ndarray,
+    views: Sequence[View],
+    query: Query,
+    scales: Scales,
+    side: str,
 ) -> None:
     """Panels of a line, and its colour scales: one of the spectrograms, one of the maps, one of the difference."""
     for row, beside in zip(line, axes, strict=True):
@@ -134,8 +141,8 @@ def _draw_line(
             bar.ax.tick_params(labelsize=SMALL_POINTS)
 
 
-def _bars(line: list[Row], scales: Scales) -> list[tuple[tuple[Kind | None, ...], ScalarMappable, str]]:
-    bars: list[tuple[tuple[Kind | None, ...], ScalarMappable, str]] = []
+def _bars(line: list[FigureRow], scales: Scales) -> list[tuple[tuple[MapKind | None, ...], ScalarMappable, str]]:
+    bars: list[tuple[tuple[MapKind | None, ...], ScalarMappable, str]] = []
     if line[0].kind is None:
         bars.append(((None,), ScalarMappable(scales.spectrogram, _grey()), scales.loudness))
     choice = line[-1].choice
@@ -149,11 +156,11 @@ def _bars(line: list[Row], scales: Scales) -> list[tuple[tuple[Kind | None, ...]
     return bars
 
 
-def _extended(kinds: tuple[Kind | None, ...]) -> str:
+def _extended(kinds: tuple[MapKind | None, ...]) -> str:
     return "min" if kinds == (None,) else ("both" if kinds == ("difference",) else "max")
 
 
-def _draw(axes: Axes, view: View, row: Row, query: Query, scales: Scales) -> None:
+def _draw(axes: Axes, view: View, row: FigureRow, query: Query, scales: Scales) -> None:
     """One panel: the spectrogram in grey, and what there is over it."""
     places = view.places
     end, bins = places.end_seconds, places.num_bins
@@ -183,7 +190,7 @@ def _draw(axes: Axes, view: View, row: Row, query: Query, scales: Scales) -> Non
     _title(axes, _caption(view, row.choice, row.kind, drawn))
 
 
-def _caption(view: View, choice: Choice, kind: Kind, drawn: Panel) -> str:
+def _caption(view: View, choice: Choice, kind: MapKind, drawn: Panel) -> str:
     layer = layer_of(view, choice)
     heads = view.layers[layer].maps.first.shape[1]
     head = f"mean of {heads} heads" if choice.head is None else f"head {choice.head}"
@@ -196,7 +203,7 @@ def _caption(view: View, choice: Choice, kind: Kind, drawn: Panel) -> str:
     return f"{lines}; class token gets {drawn.on_class:.1%}".replace("-", MINUS) if has_class else lines
 
 
-def _without(axes: Axes, kind: Kind) -> None:
+def _without(axes: Axes, kind: MapKind) -> None:
     """An empty panel that says why."""
     axes.cla()
     axes.set_axis_off()
@@ -227,11 +234,11 @@ def _name_models(grid: np.ndarray, views: Sequence[View]) -> None:
     if len(views) > 1:
         for axes, view in zip(grid[0], views, strict=True):
             mixer = view.model.encoder.config.mixer.name
-            axes.set_title(_plain(f"{view.model.name} ({mixer})\n") + axes.get_title(), fontsize=TEXT_POINTS)
+            axes.set_title(without_formulas(f"{view.model.name} ({mixer})\n") + axes.get_title(), fontsize=TEXT_POINTS)
 
 
 def _title(axes: Axes, text: str) -> None:
-    axes.set_title(_plain(text), fontsize=SMALL_POINTS, linespacing=1.25, pad=3)
+    axes.set_title(without_formulas(text), fontsize=SMALL_POINTS, linespacing=1.25, pad=3)
 
 
 def _scales(views: Sequence[View], choices: Sequence[Choice], query: Query) -> Scales:
@@ -250,8 +257,9 @@ def _scales(views: Sequence[View], choices: Sequence[Choice], query: Query) -> S
 
 
 def _top(
-    views: Sequence[View], choice: Choice, query: Query, kinds: Sequence[Kind], size: Callable[[np.ndarray], np.ndarray]
-) -> float:
+    views: Sequence[View], choice: Choice, query: Query, kinds: Sequence[MapKind],
+    size: Callable[[np.ndarray], np.ndarray],
+) -> float:  # fmt: skip
     """Where a scale ends."""
     panels = [panel(view, choice, query, kind) for view in views for kind in kinds]
     values = [size(each.values).ravel() for each in panels if each is not None]
@@ -288,8 +296,3 @@ def _ink(figure: Figure, colour: str) -> None:
         axes.tick_params(color=colour, labelcolor=colour)
         for spine in axes.spines.values():
             spine.set_edgecolor(colour)
-
-
-def _plain(text: str) -> str:
-    """Text in which a dollar sign is a dollar sign, and no formula begins."""
-    return text.replace("$", r"\$")

@@ -19,7 +19,7 @@ from asda_hear.looking.noise import DECIBELS, WHITE, Noisy, add_noise, draw_nois
 from asda_hear.looking.noise_attention import shares_of
 from asda_hear.looking.patch_places import Places, places_of
 
-Kind = Literal["map 1", "map 2", "difference"]
+MapKind = Literal["map 1", "map 2", "difference"]
 Numbers = dict[str, float | str]
 """A row of a table, by the heads of its columns."""
 
@@ -144,7 +144,7 @@ def has_second(view: View, choice: Choice) -> bool:
     return view.layers[layer_of(view, choice)].maps.second is not None
 
 
-def panel(view: View, choice: Choice, query: Query, kind: Kind) -> Panel | None:
+def panel(view: View, choice: Choice, query: Query, kind: MapKind) -> Panel | None:
     """A map of a layer and head, laid out on the grid; None where the mixer has no such map.
 
     Raises:

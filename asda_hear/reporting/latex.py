@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from asda_hear.reporting.summary import Summary
-from asda_hear.reporting.tables import APART, BELOW_LEVEL, Cell, Column, Kind, make_grid
+from asda_hear.reporting.tables import APART, BELOW_LEVEL, Column, ColumnKind, TableCell, make_grid
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -74,7 +74,7 @@ def _differs(column: Column) -> bool:
     return bool(known) and max(known) - min(known) > WORTH_A_COLUMN * max(known)
 
 
-def _latex_cell(cell: Cell, kind: Kind) -> str:
+def _latex_cell(cell: TableCell, kind: ColumnKind) -> str:
     if kind in ("label", "count") or not cell.text:
         return latex(cell.text)
     value = cell.text.replace(",", "{,}")

@@ -7,7 +7,7 @@ from statistics import median
 from asda_core.statistics import CONFIDENCE
 from asda_hear.ablation.noise_metric import LOWER_IS_BETTER, MEASURED
 from asda_hear.ablation.plan import Plan
-from asda_hear.ablation.rows import Row
+from asda_hear.ablation.rows import ResultRow
 from asda_hear.reporting.comparing import DIGITS, smallest_difference_seen, smallest_p
 from asda_hear.reporting.summary import Line, compared_on_all
 
@@ -15,7 +15,7 @@ LEAST_PAIRS = 3
 """Seeds below which a deviation tells nothing."""
 
 
-def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference: Line | None) -> list[str]:
+def make_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[Line], reference: Line | None) -> list[str]:
     """Sentences for the foot."""
     if not rows:
         return ["Nothing is done yet."]
@@ -58,7 +58,7 @@ def make_notes(plan: Plan, rows: Sequence[Row], lines: Sequence[Line], reference
     return notes
 
 
-def _infinite_notes(rows: Sequence[Row]) -> list[str]:
+def _infinite_notes(rows: Sequence[ResultRow]) -> list[str]:
     """Which scores are no numbers, and why there is no mean of them."""
     counts: dict[str, int] = {}
     for row in rows:
@@ -69,7 +69,7 @@ def _infinite_notes(rows: Sequence[Row]) -> list[str]:
     return [f"{told}: {', '.join(f'{task} in {count} folds' for task, count in counts.items())}."] if counts else []
 
 
-def _clip_counts(rows: Sequence[Row]) -> dict[str, int]:
+def _clip_counts(rows: Sequence[ResultRow]) -> dict[str, int]:
     """Condition -> clips, the fewest of any model."""
     counts: dict[str, int] = {}
     for row in rows:

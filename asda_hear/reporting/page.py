@@ -15,7 +15,7 @@ from asda_hear.reporting.charts import Curves, cost_charts, curve_charts, effect
 from asda_hear.reporting.comparing import holm
 from asda_hear.reporting.summary import Summary
 from asda_hear.reporting.tables import (
-    Cell,
+    TableCell,
     difference_cell,
     make_grid,
     number_cell,
@@ -85,12 +85,12 @@ class Comparison:
 
     line: str
     task: str
-    difference: Cell
-    clips: Cell
-    pairs: Cell
-    p_value: Cell
-    corrected: Cell
-    over_tasks: Cell
+    difference: TableCell
+    clips: TableCell
+    pairs: TableCell
+    p_value: TableCell
+    corrected: TableCell
+    over_tasks: TableCell
 
 
 def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
@@ -133,7 +133,7 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
     write_text(file, text)
 
 
-def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, Cell, Cell]]:
+def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, TableCell, TableCell]]:
     """The numbers of a chart of effects: label, task, mean, difference from the label that it is compared with."""
     names = short_names(summary.tasks)
     return [
@@ -152,9 +152,13 @@ def _comparisons(summary: Summary) -> list[Comparison]:
         for task in line.results:
             if (difference := found[line.key, task]) is not None:
                 items, place = difference.items, (line.key, task)
-                clips = Cell() if items is None else Cell(f"[{signed(items.low)}, {signed(items.high)}]", items.low)
+                clips = (
+                    TableCell()
+                    if items is None
+                    else TableCell(f"[{signed(items.low)}, {signed(items.high)}]", items.low)
+                )
                 p_values = (p_cell(p, mark=False) for p in (difference.p_value, corrected[place], line.p_value))
-                cell, pairs = difference_cell(difference), Cell(str(difference.pairs), difference.pairs)
+                cell, pairs = difference_cell(difference), TableCell(str(difference.pairs), difference.pairs)
                 rows.append(Comparison(short_name(line), names[task], cell, clips, pairs, *p_values))
     return rows
 

@@ -19,7 +19,7 @@ from asda_hear.ablation.cells import (
     ERROR_FILE,
     FACTS_FILE,
     TIMES_FILE,
-    Work,
+    PlanWork,
     baseline_options,
     evaluation_name,
     is_done,
@@ -27,7 +27,7 @@ from asda_hear.ablation.cells import (
 from asda_hear.ablation.environment import code_commit, environment
 from asda_hear.ablation.noise_metric import read_measured
 from asda_hear.ablation.plan import Cell, text_of
-from asda_hear.ablation.rows import Row
+from asda_hear.ablation.rows import ResultRow
 from asda_hear.ablation.run import RESULTS, ROWS_LOCK
 from asda_hear.ablation.settings import BASELINE, OVER_CLIPS
 from asda_hear.evaluate.identity import read_stamp
@@ -50,13 +50,13 @@ TABLE_FILE, LATEX_FILE, PAGE_FILE = "table.md", "table.tex", "report.html"
 NOISE_FILE = "noise.csv"
 
 
-def write_report(work: Work, rows: Sequence[Row]) -> str:
+def write_report(work: PlanWork, rows: Sequence[ResultRow]) -> str:
     """Write all outputs into the result folder, one process at a time, and return the table as Markdown."""
     with locked(work.out / ROWS_LOCK):
         return _write(work, rows)
 
 
-def _write(work: Work, rows: Sequence[Row]) -> str:
+def _write(work: PlanWork, rows: Sequence[ResultRow]) -> str:
     out = work.out
     failures = _failures(work)
     missing = _missing(work, failures)
@@ -76,12 +76,12 @@ def _write(work: Work, rows: Sequence[Row]) -> str:
 class ItemsOf:
     """The predictions of a plan, clip by clip, read once."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: PlanWork) -> None:
         self.work, self.known = work, dict[Path, Items | None]()
         self.drawn: dict[tuple[int, ...], Floats] = {}
         self.cells = {(text_of(cell.labels), cell.seed): cell for cell in work.plan.cells}
 
-    def difference(self, ours: Sequence[Row], theirs: Sequence[Row]) -> Interval | None:
+    def difference(self, ours: Sequence[ResultRow], theirs: Sequence[ResultRow]) -> Interval | None:
         """Interval of the difference over clips; None where predictions are missing or the metric is no clip's."""
         first, second = ([self._read(row) for row in rows] for rows in (ours, theirs))
         known = [[items for items in side if items is not None and can_score(items.metric)] for side in (first, second)]
@@ -96,7 +96,7 @@ class ItemsOf:
             self.drawn[key] = score_draws(items)
         return self.drawn[key]
 
-    def _read(self, row: Row) -> Items | None:
+    def _read(self, row: ResultRow) -> Items | None:
         plan = self.work.plan
         if row[BASELINE]:
             options = baseline_options(plan, row[BASELINE])
@@ -111,7 +111,7 @@ class ItemsOf:
         return self.known[folder]
 
 
-def _missing(work: Work, failures: Sequence[Failure]) -> list[str]:
+def _missing(work: PlanWork, failures: Sequence[Failure]) -> list[str]:
     """Units that are not done: what failed, then the first others by name, then how many."""
     failed = [f"{failure.cell} failed: {failure.error.rstrip('.')}" for failure in failures]
     left = [unit.name for unit in work.units() if not is_done(work, unit) and not (unit.folder / ERROR_FILE).exists()]
@@ -119,7 +119,7 @@ def _missing(work: Work, failures: Sequence[Failure]) -> list[str]:
     return failed + left[:NAMED] + more
 
 
-def _failures(work: Work) -> list[Failure]:
+def _failures(work: PlanWork) -> list[Failure]:
     found = []
     for unit in work.units():
         file = unit.folder / ERROR_FILE
@@ -141,7 +141,7 @@ def _write_leaderboard(summary: Summary, out: Path) -> None:
     write_leaderboard(rows, out / LEADERBOARD_FILE)
 
 
-def _write_noise(work: Work) -> None:
+def _write_noise(work: PlanWork) -> None:
     """Every number of the attention on noise: each map, each layer, all queries and the class token."""
     if work.plan.noise is None:
         (work.out / NOISE_FILE).unlink(missing_ok=True)
@@ -157,7 +157,7 @@ def _write_noise(work: Work) -> None:
     write_rows(work.out / NOISE_FILE, rows)
 
 
-def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
+def _details(work: PlanWork, failures: Sequence[Failure]) -> PageDetails:
     """What the page shows beside the numbers."""
     plan = work.plan
     curves: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -192,7 +192,7 @@ def _details(work: Work, failures: Sequence[Failure]) -> PageDetails:
     )
 
 
-def plan_command(work: Work) -> str:
+def plan_command(work: PlanWork) -> str:
     """What makes the whole of it again, or goes on with it, as one would type it here."""
     words = ["asda-hear", "ablate", shown(work.plan.file)]
     if work.out.resolve() != (RESULTS / work.plan.file.stem).resolve():
@@ -202,7 +202,7 @@ def plan_command(work: Work) -> str:
     return shlex.join(words)
 
 
-def cells_command(work: Work, cells: Sequence[Cell]) -> str:
+def cells_command(work: PlanWork, cells: Sequence[Cell]) -> str:
     """What makes cells of one training alone, from the config that lies in the store: train, and score in every way."""
     plan, cell = work.plan, cells[0]
     folder = work.store / CELLS / cell.name
@@ -216,7 +216,7 @@ def cells_command(work: Work, cells: Sequence[Cell]) -> str:
     return " && ".join(f"{threads} {shlex.join(map(str, command))}" for command in (train, *scores.values()))
 
 
-def _score_command(work: Work, cell: Cell) -> list[Any]:
+def _score_command(work: PlanWork, cell: Cell) -> list[Any]:
     search, folder = work.plan.config.evaluation, next(iter(work.tasks)).parent
     score: list[Any] = ["asda-hear", "evaluate", "--model", f"runs/{cell.name}", "--tasks", shown(folder)]
     score += ["--task", *(task.name for task in work.tasks), "--grid", search.grid]

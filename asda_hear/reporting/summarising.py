@@ -8,7 +8,7 @@ from statistics import median
 from asda_core.statistics import CONFIDENCE, mean_interval
 from asda_hear.ablation.noise_metric import CONTROL_METRIC, LOWER_IS_BETTER, MEASURED
 from asda_hear.ablation.plan import Plan
-from asda_hear.ablation.rows import Row
+from asda_hear.ablation.rows import ResultRow
 from asda_hear.ablation.settings import BASELINE
 from asda_hear.evaluate.leaderboard import aggregates, hear_column
 from asda_hear.names import LOG_MEL
@@ -20,7 +20,7 @@ from asda_hear.reporting.comparing import (
     wilcoxon_over_tasks,
 )
 from asda_hear.reporting.notes import make_notes
-from asda_hear.reporting.summary import Effect, Line, Scores, Summary, TaskResult, compared_label, compared_on_all
+from asda_hear.reporting.summary import Effect, Line, ScoresBySeed, Summary, TaskResult, compared_label, compared_on_all
 
 COSTS = {
     "parameters": "parameters",
@@ -31,12 +31,12 @@ COSTS = {
     "training MiB": "pretrain_mebibytes",
 }
 """Heading -> column of `rows.csv`; what the table says is the median over the seeds."""
-ItemsDifference = Callable[[Sequence[Row], Sequence[Row]], Interval | None]
+ItemsDifference = Callable[[Sequence[ResultRow], Sequence[ResultRow]], Interval | None]
 """Rows of two lines on one task -> interval of their difference over test clips."""
 
 
 def summarise(
-    plan: Plan, rows: Sequence[Row], items: ItemsDifference | None = None, missing: Sequence[str] = ()
+    plan: Plan, rows: Sequence[ResultRow], items: ItemsDifference | None = None, missing: Sequence[str] = ()
 ) -> Summary:
     """Group the rows into lines and compare them.
 
@@ -81,9 +81,9 @@ def summarise(
 Key = tuple[str, ...]
 
 
-def _groups(plan: Plan, rows: Sequence[Row]) -> dict[Key, list[Row]]:
+def _groups(plan: Plan, rows: Sequence[ResultRow]) -> dict[Key, list[ResultRow]]:
     """(baseline, label of each axis) -> its rows."""
-    groups: dict[Key, list[Row]] = {}
+    groups: dict[Key, list[ResultRow]] = {}
     for row in rows:
         key = (str(row[BASELINE]), *(str(row[axis]) for axis in plan.config.axes))
         groups.setdefault(key, []).append(row)
@@ -98,7 +98,7 @@ def _reference_key(plan: Plan, groups: Mapping[Key, object]) -> Key | None:
     return key if key in groups else None
 
 
-def _scores(rows: Sequence[Row], task: str) -> dict[str, tuple[float, ...]]:
+def _scores(rows: Sequence[ResultRow], task: str) -> dict[str, tuple[float, ...]]:
     """Seed -> folds; what is infinite, as d' of an AUC of 1, is no number to compare by."""
     return {
         str(row["seed"]): tuple(
@@ -109,24 +109,24 @@ def _scores(rows: Sequence[Row], task: str) -> dict[str, tuple[float, ...]]:
     }
 
 
-def _means(scores: Scores) -> list[float]:
+def _means(scores: ScoresBySeed) -> list[float]:
     """Of each seed over its folds."""
     return [sum(folds) / len(folds) for folds in scores.values()]
 
 
-def _mean(rows: Sequence[Row], task: str) -> float:
+def _mean(rows: Sequence[ResultRow], task: str) -> float:
     values = _means(_scores(rows, task))
     return sum(values) / len(values) if values else math.nan
 
 
-def _best(groups: Mapping[Key, Sequence[Row]], task: str, metric: str) -> float:
+def _best(groups: Mapping[Key, Sequence[ResultRow]], task: str, metric: str) -> float:
     if metric == CONTROL_METRIC:
         return math.nan
     values = [mean for rows in groups.values() if not math.isnan(mean := _mean(rows, task))]
     return (min if metric in LOWER_IS_BETTER else max)(values, default=math.nan)
 
 
-def _line(plan: Plan, key: Key, rows: Sequence[Row], best: Mapping[str, float]) -> Line:
+def _line(plan: Plan, key: Key, rows: Sequence[ResultRow], best: Mapping[str, float]) -> Line:
     results = {}
     for task in best:
         if scores := _scores(rows, task):
@@ -143,7 +143,7 @@ def _line(plan: Plan, key: Key, rows: Sequence[Row], best: Mapping[str, float]) 
 
 
 def _compared(
-    line: Line, reference: Line, rows: Sequence[Row], theirs: Sequence[Row], items: ItemsDifference | None
+    line: Line, reference: Line, rows: Sequence[ResultRow], theirs: Sequence[ResultRow], items: ItemsDifference | None
 ) -> Line:
     """A line with its differences from the reference; none where they measured different clips."""
     results = {}
@@ -158,12 +158,12 @@ def _compared(
     return replace(line, results={**line.results, **results})
 
 
-def _several_clips(rows: Sequence[Row], task: str) -> bool:
+def _several_clips(rows: Sequence[ResultRow], task: str) -> bool:
     """Whether models were measured on different clips, so that they cannot be paired clip by clip."""
     return len({row.get("clips") or "" for row in rows if row["task"] == task}) > 1
 
 
-def _of_common_seeds(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def _of_common_seeds(ours: Sequence[ResultRow], theirs: Sequence[ResultRow]) -> tuple[list[ResultRow], list[ResultRow]]:
     """Rows of the seeds that `compare` pairs: those of both, or all where one side is a baseline."""
     seeds = {str(row["seed"]) for row in ours}, {str(row["seed"]) for row in theirs}
     if {""} in seeds:
@@ -221,7 +221,7 @@ def _effects(
     return found
 
 
-def _others(lines: Sequence[Line], axis: str, label: str, task: str) -> dict[Key, Scores]:
+def _others(lines: Sequence[Line], axis: str, label: str, task: str) -> dict[Key, ScoresBySeed]:
     """What stands on the other axes -> scores, of the lines with this label."""
     return {
         tuple(value for name, value in line.labels.items() if name != axis): line.results[task].scores
@@ -231,7 +231,12 @@ def _others(lines: Sequence[Line], axis: str, label: str, task: str) -> dict[Key
 
 
 def _effect(
-    axis: str, label: str, task: str, tables: Mapping[str, Mapping[Key, Scores]], shared: Sequence[Key], other: str
+    axis: str,
+    label: str,
+    task: str,
+    tables: Mapping[str, Mapping[Key, ScoresBySeed]],
+    shared: Sequence[Key],
+    other: str,
 ) -> Effect | None:
     """A label, over the combinations of the other axes that all labels have, and the seeds that all of these have."""
     seeds = [set(table[key]) for table in tables.values() for key in shared]

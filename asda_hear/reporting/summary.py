@@ -7,7 +7,7 @@ from asda_core.statistics import Estimate
 from asda_hear.ablation.plan import text_of
 from asda_hear.reporting.comparing import Difference
 
-Scores = Mapping[str, tuple[float, ...]]
+ScoresBySeed = Mapping[str, tuple[float, ...]]
 """Seed (as text; "" where there is none) -> scores of its folds, in order."""
 
 
@@ -22,7 +22,7 @@ class TaskResult:
         difference: from the reference line; None for the reference, and where nothing can be paired.
     """
 
-    scores: Scores
+    scores: ScoresBySeed
     estimate: Estimate
     best: bool
     difference: Difference | None = None

@@ -11,7 +11,7 @@ from asda_core.system.markdown import escaped, table_row
 from asda_hear.reporting.comparing import Difference
 from asda_hear.reporting.summary import Line, Summary
 
-Kind = Literal["label", "cost", "count", "score", "difference", "p", "aggregate"]
+ColumnKind = Literal["label", "cost", "count", "score", "difference", "p", "aggregate"]
 
 SIGNIFICANT = 0.05
 """A p-value below this is marked; the usual level (Fisher 1925)."""
@@ -29,7 +29,7 @@ FEW, MANY = 10, 1000
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What stands in one place of the table.
 
     Attributes:
@@ -54,8 +54,8 @@ class Column:
     """A heading, what it holds, and a cell per line."""
 
     heading: str
-    kind: Kind
-    cells: tuple[Cell, ...]
+    kind: ColumnKind
+    cells: tuple[TableCell, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Grid:
     """The table before it is written: columns, rows, whether each row is a baseline, and what stands below."""
 
     columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     baselines: tuple[bool, ...]
     footnotes: tuple[str, ...] = field(default=())
 
@@ -73,7 +73,7 @@ def make_grid(summary: Summary) -> Grid:
     lines = summary.lines
     columns = [
         *_label_columns(summary),
-        Column("seeds", "count", tuple(Cell(str(count), count) for count in map(count_seeds, lines))),
+        Column("seeds", "count", tuple(TableCell(str(count), count) for count in map(count_seeds, lines))),
         *(column for task in summary.tasks for column in _task_columns(summary, task)),
     ]
     if any(line.p_value is not None for line in lines):
@@ -95,9 +95,9 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
     return {name: first if firsts.count(first) == 1 else name for name, first in zip(names, firsts, strict=True)}
 
 
-def number_cell(value: float | None) -> Cell:
+def number_cell(value: float | None) -> TableCell:
     """A number with few digits; an empty place where there is none."""
-    return Cell() if value is None else Cell(number(value), None if math.isnan(value) else value)
+    return TableCell() if value is None else TableCell(number(value), None if math.isnan(value) else value)
 
 
 def number(value: float) -> str:
@@ -139,22 +139,22 @@ def p_text(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
-def score_cell(estimate: Estimate, best: bool = False) -> Cell:
+def score_cell(estimate: Estimate, best: bool = False) -> TableCell:
     """A mean with half its interval, both with as many digits as the mean has."""
     mean, half = (f"{part:,.{decimals(estimate.mean)}f}" for part in (estimate.mean, estimate.half))
     value = None if math.isnan(estimate.mean) else estimate.mean
-    return Cell(mean, value, "" if math.isnan(estimate.half) else half, best=best)
+    return TableCell(mean, value, "" if math.isnan(estimate.half) else half, best=best)
 
 
-def difference_cell(difference: Difference | None) -> Cell:
+def difference_cell(difference: Difference | None) -> TableCell:
     """A difference with the ends of its interval, marked if it `is_apart`."""
     if difference is None:
-        return Cell()
+        return TableCell()
     low, high = difference.interval.low, difference.interval.high
     bounds = () if math.isnan(low) or math.isnan(high) else (signed(low), signed(high))
     mark = APART if is_apart(difference) else ""
     value = None if math.isnan(difference.mean) else difference.mean
-    return Cell(signed(difference.mean), value, bounds=bounds, mark=mark)
+    return TableCell(signed(difference.mean), value, bounds=bounds, mark=mark)
 
 
 def to_markdown(summary: Summary) -> str:
@@ -174,11 +174,11 @@ def _label_columns(summary: Summary) -> list[Column]:
     """A column per axis; the name of a baseline stands in the first."""
     axes = list(summary.axes)
     if not axes:
-        return [Column("line", "label", tuple(Cell(line.name) for line in summary.lines))]
+        return [Column("line", "label", tuple(TableCell(line.name) for line in summary.lines))]
     columns = []
     for place, axis in enumerate(axes):
         texts = [line.labels.get(axis, "" if place else line.baseline) for line in summary.lines]
-        columns.append(Column(axis, "label", tuple(Cell(text) for text in texts)))
+        columns.append(Column(axis, "label", tuple(TableCell(text) for text in texts)))
     return columns
 
 
@@ -198,16 +198,18 @@ def _aggregate_columns(lines: Sequence[Line]) -> list[Column]:
     ]
 
 
-def _cost_cell(value: float | None) -> Cell:
+def _cost_cell(value: float | None) -> TableCell:
     if value is None or math.isnan(value):
-        return Cell()
-    return Cell(f"{value:,.0f}" if value >= FEW or value == 0 else f"{value:#.3g}", value)
+        return TableCell()
+    return TableCell(f"{value:,.0f}" if value >= FEW or value == 0 else f"{value:#.3g}", value)
 
 
-def p_cell(value: float | None, mark: bool = True) -> Cell:
+def p_cell(value: float | None, mark: bool = True) -> TableCell:
     """A p-value, marked where it is below the level and `mark` says so."""
     below = mark and value is not None and value < SIGNIFICANT
-    return Cell(p_text(value), None if value is None or math.isnan(value) else value, mark=BELOW_LEVEL if below else "")
+    return TableCell(
+        p_text(value), None if value is None or math.isnan(value) else value, mark=BELOW_LEVEL if below else ""
+    )
 
 
 def _task_columns(summary: Summary, task: str) -> list[Column]:
@@ -215,7 +217,7 @@ def _task_columns(summary: Summary, task: str) -> list[Column]:
     short = short_names(summary.tasks)[task]
     arrow = f" {LESS_IS_MORE}" if task in summary.lower_is_better else ""
     results = [line.results.get(task) for line in summary.lines]
-    scores = tuple(Cell() if result is None else score_cell(result.estimate, result.best) for result in results)
+    scores = tuple(TableCell() if result is None else score_cell(result.estimate, result.best) for result in results)
     metric = "" if task in summary.measured else f" ({summary.tasks[task]})"
     columns = [Column(f"{short}{metric}{arrow}", "score", scores)]
     if any(result is not None and result.difference is not None for result in results):
@@ -271,7 +273,7 @@ def few_seeds_warning(summary: Summary) -> str:
     return f", and with {seeds} seed{'' if seeds == 1 else 's'} such intervals are narrower than they should be"
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _markdown_cell(cell: TableCell) -> str:
     text = f"**{cell.text}**" if cell.best else escaped(cell.text)
     half = f" ± {cell.half}" if cell.half else ""
     bounds = f" [{', '.join(cell.bounds)}]" if cell.bounds else ""

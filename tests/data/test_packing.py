@@ -213,7 +213,7 @@ def test_a_stop_between_any_two_files(tmp_path: Path, monkeypatch: pytest.Monkey
     for stop in (2, 11, 12, 23, 24):
         done = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.tar")}
 
-        def stopping(piece: packing.Piece, options: PackOptions, stop: int = stop) -> packing.Encoded:
+        def stopping(piece: packing.Piece, options: PackOptions, stop: int = stop) -> packing.PackedSound:
             if piece.place == stop:
                 raise KeyboardInterrupt
             return original(piece, options)

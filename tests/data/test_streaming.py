@@ -19,7 +19,7 @@ from asda_core.config import DataConfig, RunConfig
 from asda_core.config_io import to_yaml
 from asda_core.data import stream_batches
 from asda_core.data.counts import SHARDS_FILE, Counts
-from asda_core.data.shard_streams import FIRST_PAUSE, Commands, Sound, read_stream
+from asda_core.data.shard_streams import FIRST_PAUSE, Commands, StreamMember, read_stream
 from asda_core.data.sources import ShardStream, find_training
 from asda_core.data.stream_batches import StreamBatches, open_clips
 from asda_core.errors import AudioError, ConfigError, TrainingStopped
@@ -273,7 +273,7 @@ def test_a_command_that_is_left_early_ends(tmp_path: Path) -> None:
     (shard,) = write_shards(tmp_path, [2])
     endless = ShardStream(f"pipe:sh -c 'cat {shard}; exec sleep 600'")
     sounds = read_stream(endless, [], Commands())
-    assert isinstance(next(sounds), Sound)
+    assert isinstance(next(sounds), StreamMember)
     sounds.close()  # type: ignore[attr-defined]
 
 

@@ -22,7 +22,7 @@ from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import Predictions, interval_over_folds
 from asda_core.finetune.jobs import Job, prepared
 from asda_core.finetune.losses import multi_label_loss
-from asda_core.finetune.predicting import Hearing, predict
+from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.recipes import load_recipe, recipe_for, with_changes
 from asda_core.finetune.running import RESULT_FILE, finetune
 from asda_core.finetune.tuned import load_tuned, make_tuned
@@ -111,7 +111,7 @@ def test_evaluation_hears_what_classify_hears(
     finetune(Job(recipe, start, *tones), tmp_path / "run", catalog, progress=False)
     tuned = load_tuned(read_checkpoint(tmp_path / "run"), catalog)
     reader = ClipReader(recipe.data, 16_000)
-    made = predict(Hearing(tuned, recipe, reader), data, data.examples)
+    made = predict(Predictor(tuned, recipe, reader), data, data.examples)
     options = as_trained(ListenOptions(clip_seconds=0.35), tuned.front_end, tuned.encoder)
     listener = Listener(tuned.front_end, tuned.encoder, options)
     order = {str(example.file): example.file for example in data.examples}

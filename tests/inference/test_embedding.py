@@ -21,7 +21,7 @@ from asda_core.config_io import parse, to_plain, with_value
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.inference import listening
 from asda_core.inference.embedding import embedding, output_names
-from asda_core.inference.listening import Heard, Listener
+from asda_core.inference.listening import EncodedClip, Listener
 from asda_core.model.encoder import Encoded
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
@@ -124,7 +124,7 @@ def test_names_that_clash(tmp_path: Path) -> None:
 
 
 def test_all_needs_a_class_token() -> None:
-    heard = Heard(torch.zeros(4), torch.zeros(8, 4), (1, 8), has_class_token=False)
+    heard = EncodedClip(torch.zeros(4), torch.zeros(8, 4), (1, 8), has_class_token=False)
     with pytest.raises(ConfigError, match="this model has none; take 'frame'"):
         embedding(heard, "all")
     assert embedding(heard, "utterance").shape == (4,)

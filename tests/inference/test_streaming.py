@@ -23,9 +23,9 @@ from asda_core.inference import writing
 from asda_core.inference.embedding import embed_files, embedding
 from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.listening import Listener, ListenOptions
-from asda_core.inference.writing import Kind, write_embedding, write_pieces
+from asda_core.inference.writing import OutputKind, write_embedding, write_pieces
 from asda_core.sound import long_files
-from asda_core.sound.long_files import Clip, StreamedSound, resampled_blocks
+from asda_core.sound.long_files import LoadedSound, StreamedSound, resampled_blocks
 
 ROOT = Path(__file__).parents[2]
 MEMORY_BOUND = 150
@@ -174,10 +174,10 @@ def test_heard_alike(
 def test_written_as_it_comes(granularity: Any, form: Any, parts: tuple[Any, Any], tmp_path: Path) -> None:
     audio = torch.from_numpy(noise(70_000)[:, 0]).float()
     listener = Listener(*parts, ListenOptions(window_seconds=0.64))
-    heard, kind = listener.listen(audio), Kind(granularity, form)
+    heard, kind = listener.listen(audio), OutputKind(granularity, form)
     write_embedding(tmp_path / "whole", embedding(heard, granularity), heard.grid, kind)
     steps = listener.cut(len(audio)).steps
-    write_pieces(tmp_path / "pieces", listener.pieces(Clip(audio)), steps, kind)
+    write_pieces(tmp_path / "pieces", listener.pieces(LoadedSound(audio)), steps, kind)
     if form == "npy":
         whole, pieces = (np.load(tmp_path / name) for name in ("whole", "pieces"))
         np.save(tmp_path / "numpy.npy", embedding(heard, granularity).numpy())
