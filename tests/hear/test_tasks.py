@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from asda_core.errors import TaskError
-from asda_core.labelled.examples import NO_SPLIT
+from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
 from asda_hear.cli import main
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders, fold_names
 from asda_hear.evaluate.task_audio import resample_task
