@@ -1,4 +1,4 @@
-"""Freeze an encoder, let an adapter wrap it, and tell what is new; and what adapters share."""
+"""Freeze an encoder, attach an adapter and find the new parameters; helpers that adapters share."""
 
 from collections.abc import Iterable
 from typing import cast
@@ -14,12 +14,12 @@ from asda_core.model.encoder import Encoder
 
 
 def attach(adapter: Adapter, encoder: Encoder) -> list[nn.Parameter]:
-    """Freeze `encoder`, attach `adapter` in place, and return the parameters that were not there before.
+    """Freeze `encoder`, attach `adapter` in place, and return the new parameters.
 
-    What trains is decided by identity, not by name: these, and nothing that was there.
+    Which parameters train is decided by identity, not by name: the new ones, and none of the existing ones.
 
     Raises:
-        PluginError: the adapter brings nothing that could train, or takes parameters of the encoder away.
+        PluginError: the adapter adds no parameters, or removes parameters of the encoder.
     """
     before = {id(parameter): name for name, parameter in encoder.named_parameters()}
     encoder.requires_grad_(False)
@@ -37,15 +37,15 @@ def attach(adapter: Adapter, encoder: Encoder) -> list[nn.Parameter]:
 
 
 def blocks_to_adapt(encoder: Encoder, name: str, wrapper: type[nn.Module]) -> list[Block]:
-    """The blocks of an encoder that has not got this adapter yet.
+    """Return the blocks of an encoder, which must not have this adapter yet.
 
     Args:
-        encoder: to be adapted.
-        name: of the adapter, for the message.
-        wrapper: a module that only this adapter puts into an encoder.
+        encoder: the encoder to adapt.
+        name: name of the adapter, for the error message.
+        wrapper: a module class that only this adapter puts into an encoder.
 
     Raises:
-        ConfigError: it is attached already.
+        ConfigError: the adapter is attached already.
     """
     if any(isinstance(module, wrapper) for module in encoder.modules()):
         raise ConfigError(f"{name}: it is attached already.")
@@ -63,6 +63,6 @@ class Beside(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Both read the same tokens."""
+        """Add the outputs of both modules for the same tokens."""
         added: Tensor = self.inner(tokens, layout) + self.adapter(tokens, layout)
         return added

@@ -1,4 +1,4 @@
-"""What the commands of `asda` take. Nothing here takes seconds to import, so that help and mistakes show at once."""
+"""Arguments of the commands of `asda`. All imports here are fast, so that help and usage errors appear at once."""
 
 import argparse
 import os
@@ -32,11 +32,11 @@ PARTS = (*TRAIN_VALID_TEST, "all")
 DEVICE_HELP = "cpu, cuda, cuda:1, ... (default: a GPU where there is one)"
 ARRAY_SUFFIXES = (".npy", ".safetensors")
 FAMILIES = ("mixer", "front-end", "objective", "adapter")
-"""Of plugins, as a command line has them."""
+"""Families of plugins, as written on a command line."""
 
 
 def folder_or_array(text: str) -> Path:
-    """What argparse calls for the place of embeddings: a folder, or a file in one."""
+    """Return the output path of embeddings, as an argparse type: a folder, or a file in one."""
     path = Path(text)
     output_folder(str(path.parent) if path.suffix.lower() in ARRAY_SUFFIXES else text)
     return path
@@ -272,5 +272,5 @@ def add_show(parser: argparse.ArgumentParser) -> None:
 
 
 def add_changes(parser: argparse.ArgumentParser, what: str = SET_HELP) -> None:
-    """The argument `--set`, as `changes`."""
+    """Add the argument `--set`, parsed into `changes`."""
     parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=what)

@@ -1,4 +1,4 @@
-"""The one place where config, catalog and model meet."""
+"""Build models from a config and the plugin catalog; the only module that combines the three."""
 
 import re
 import traceback
@@ -21,19 +21,19 @@ from asda_core.model.encoder import Encoder
 from asda_core.weights.paths import GIVEN, OWN_DISTRIBUTION
 
 SAMPLE_RATE = 16_000
-"""Rate in Hz at which every released model of the family listens."""
+"""Sample rate in Hz of every released model of the family."""
 
 ProductT = TypeVar("ProductT")
 NO_MEMORY = re.compile(r"tried to allocate (?P<size>[\d.]+ \w+)|out of memory|calculation overflowed", re.IGNORECASE)
-"""How torch words that there is not enough."""
+"""Matches torch's messages about insufficient memory."""
 
 
 @contextmanager
 def in_memory(what: str) -> Iterator[None]:
-    """Say so in one line where something is too large.
+    """Report in one line that something is too large.
 
     Raises:
-        ConfigError: what is made in here does not fit into memory.
+        ConfigError: what is created in the block does not fit into memory.
     """
     try:
         yield
@@ -57,18 +57,18 @@ class Parts:
 def build(
     catalog: Catalog, family: str, choice: PluginChoice, context: Any, path: str, compat: Compat = "default"
 ) -> Any:
-    """Build what a config names.
+    """Build the plugin that a config names.
 
     Args:
-        catalog: what is offered.
+        catalog: the available plugins.
         family: "mixer", "front end", "objective" or "adapter".
         choice: name and options, as in the config.
-        context: what the host tells the plugin.
-        path: where in the config it stands, for messages.
+        context: what the host passes to the plugin.
+        path: its dotted path in the config, for messages.
         compat: "released" sets the plugin's released options that the choice does not state.
 
     Raises:
-        PluginError: no such plugin; it lacks a package, fails, or gives what is none of its family.
+        PluginError: no such plugin; a package it needs is missing, it fails, or it returns the wrong type.
         ConfigError: its options are wrong.
     """
     offer, options = catalog.find(family, choice.name), resolved(catalog, family, choice, path, compat)
@@ -82,12 +82,12 @@ def build(
 
 @contextmanager
 def _blamed(offer: Offer) -> Iterator[None]:
-    """Tell whose plugin it is that fails in here, and where."""
+    """State in errors from the block which plugin failed, its distribution, and where."""
     try:
         yield
     except AsdaError:
         raise
-    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+    except (Exception, SystemExit) as error:  # third-party code may raise anything
         told = f"{type(error).__name__}: {error}{_place(offer, error)}"
         raise PluginError(
             f"{offer.family} {offer.spec.name!r} of {offer.distribution} {offer.version} cannot be built: "
@@ -96,7 +96,7 @@ def _blamed(offer: Offer) -> Iterator[None]:
 
 
 def _place(offer: Offer, error: BaseException) -> str:
-    """The last line of the plugin's own files that an error came through; that of its `build` if there is none."""
+    """The last line in the plugin's own files that an error passed through, or that of its `build` if none did."""
     code = getattr(offer.spec.build, "__code__", None)
     if code is None:
         return ""
@@ -107,7 +107,7 @@ def _place(offer: Offer, error: BaseException) -> str:
 
 
 def resolved(catalog: Catalog, family: str, choice: PluginChoice, path: str, compat: Compat = "default") -> Any:
-    """The options of a plugin in full, as its own dataclass; arguments and errors as of `build`."""
+    """Return all options of a plugin as its own dataclass; arguments and errors as in `build`."""
     offer = catalog.find(family, choice.name)
     usual = offer.spec.released if compat == "released" else {}
     with _blamed(offer):
@@ -115,7 +115,7 @@ def resolved(catalog: Catalog, family: str, choice: PluginChoice, path: str, com
 
 
 def in_full(catalog: Catalog, config: RunConfig) -> RunConfig:
-    """The config with every option of its plugins stated, and those that `compat` sets; what is missing as it is."""
+    """The config with all options of its plugins stated, also those that `compat` sets; skips missing plugins."""
 
     def full(family: str, choice: PluginChoice, path: str) -> PluginChoice:
         return PluginChoice(choice.name, to_plain(resolved(catalog, family, choice, path, config.compat)))
@@ -124,7 +124,7 @@ def in_full(catalog: Catalog, config: RunConfig) -> RunConfig:
 
 
 def decisive(catalog: Catalog, config: RunConfig) -> RunConfig:
-    """The config without the options of its plugins that change how fast a result comes, and not the result."""
+    """The config without the plugin options that change only the speed, not the result."""
 
     def less(family: str, choice: PluginChoice, path: str) -> PluginChoice:
         silent = catalog.find(family, choice.name).spec.without_influence
@@ -136,7 +136,7 @@ def decisive(catalog: Catalog, config: RunConfig) -> RunConfig:
 def _with_choices(
     catalog: Catalog, config: RunConfig, change: Callable[[str, PluginChoice, str], PluginChoice]
 ) -> RunConfig:
-    """The config with its plugins' options changed, given family, choice and path; of plugins that are there."""
+    """Apply `change`, called with family, choice and path, to every plugin of a config that is available."""
 
     def changed(family: str, choice: PluginChoice, path: str) -> PluginChoice:
         return change(family, choice, path) if (family, choice.name) in catalog.offers else choice
@@ -178,7 +178,7 @@ def build_model(
     prepare: Callable[[Any, Encoder], None] | None = None,
     prepare_adapted: Callable[[Any, Encoder], None] | None = None,
 ) -> tuple[Any, Encoder]:
-    """Front end and encoder of a run; arguments as of `build_parts`, weights from torch's global generator."""
+    """Front end and encoder of a run; arguments as in `build_parts`, weights from torch's global generator."""
     front_end = build_front_end(catalog, config.front_end, config.compat)
     encoder = build_encoder(catalog, config.encoder, config.compat)
     if prepare is not None:
@@ -195,15 +195,15 @@ def build_parts(
     prepare: Callable[[Any, Encoder], None] | None = None,
     prepare_adapted: Callable[[Any, Encoder], None] | None = None,
 ) -> Parts:
-    """Everything that a run needs, with weights that depend on `config.seed` alone.
+    """Build all modules of a run, with weights that depend on `config.seed` alone.
 
     torch's global generator is left as it was.
 
     Args:
-        catalog: what is offered.
+        catalog: the available plugins.
         config: the run.
-        prepare: called with front end and encoder before an adapter is attached: loads weights.
-        prepare_adapted: likewise behind the adapter, before the objective is built, which may copy them.
+        prepare: called with front end and encoder before an adapter is attached, to load weights.
+        prepare_adapted: likewise after it is attached, before the objective is built, which may copy the weights.
     """
     with torch.random.fork_rng(devices=[]), in_memory("a model of these sizes"):
         torch.manual_seed(config.seed)
@@ -214,22 +214,22 @@ def build_parts(
 
 
 def build_weightless(catalog: Catalog, config: RunConfig) -> Parts:
-    """The modules of a run without memory for their weights, after a look at whether they can be built.
+    """Build the modules of a run on the meta device, without memory for weights, and check that they can be built.
 
-    A plugin whose constructor looks at values, which a tensor without memory has not, is built with them.
+    If a plugin's constructor reads values, which meta tensors do not have, the modules are built with weights.
     """
-    build_front_end(catalog, config.front_end, config.compat)  # small, and made of tables
+    build_front_end(catalog, config.front_end, config.compat)  # small: holds tables only
     try:
         with torch.device("meta"):
             return build_parts(catalog, config)
     except (NotImplementedError, RuntimeError, TypeError, ValueError, PluginError) as error:
-        if isinstance(error, AsdaError) and error.__cause__ is None:  # not what a plugin raises
+        if isinstance(error, AsdaError) and error.__cause__ is None:  # not raised by a plugin
             raise
         return build_parts(catalog, config)
 
 
 def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:
-    """Whether a clip of `data.clip_seconds` holds a patch.
+    """Check that a clip of `data.clip_seconds` holds a patch.
 
     Raises:
         ConfigError: it does not.
@@ -250,7 +250,7 @@ def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:
 def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> dict[str, dict[str, str]]:
     """Family -> name, distribution and version of every plugin in a run.
 
-    Without its objective, which no longer trains, that may be missing.
+    If `with_objective` is False, as when nothing trains any more, an objective without its plugin is omitted.
     """
     chosen = {"front end": config.front_end, "mixer": config.encoder.mixer, "objective": config.objective}
     if config.adapter is not None:
@@ -261,20 +261,20 @@ def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = T
 
 
 def foreign_plugins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> list[str]:
-    """Distribution and version, as in "their-package 1.0", of every plugin of a run that is neither ours nor given."""
+    """Distribution and version, as in "their-package 1.0", of all plugins of a run but asda's own and `GIVEN` ones."""
     origins = plugin_origins(catalog, config, with_objective).values()
     strange = [each for each in origins if each["distribution"] not in (OWN_DISTRIBUTION, GIVEN)]
     return sorted({f"{each['distribution']} {each['version']}" for each in strange})
 
 
 def check_class_token_axis(catalog: Catalog, configs: Sequence[RunConfig]) -> None:
-    """Refuse to compare what is the same model.
+    """Check that no two of the configs to compare are the same model.
 
-    The class token carries no position, so attention gives the same numbers wherever it stands; and where there is
-    none, the layer at which it would join means nothing.
+    The class token has no positional embedding, so attention gives the same result wherever it stands; without a
+    class token, the layer at which it would join has no effect.
 
     Raises:
-        ConfigError: two configs differ in the class token alone, and in nothing that the mixer can tell.
+        ConfigError: two configs differ only in the class token, and not in a way that affects the mixer.
     """
     seen: dict[str, ClassTokenConfig] = {}
     for config in configs:

@@ -1,4 +1,4 @@
-"""File -> mono float32 waveform at one rate; cropping and padding; what was wrong with a bad file."""
+"""Read audio files as mono float32 waveforms at one sample rate; crop and pad; describe errors of bad files."""
 
 import functools
 import io
@@ -26,17 +26,17 @@ from asda_core.sound.mp3 import FORMAT as MP3
 from asda_core.sound.mp3 import lead, lost_samples
 
 UNKNOWN_FRAMES = 1 << 48
-"""libsndfile's count for a stream is near 2**63; no file has this many frames."""
+"""libsndfile reports near 2**63 frames for a stream; no file has this many."""
 MAX_RATIO = 1000
-"""Largest denominator of a ratio of rates; 44.1 kHz to 16 kHz is 160 / 441."""
+"""Largest denominator of a ratio of sample rates; 44.1 kHz to 16 kHz is 160 / 441."""
 BLOCK_SAMPLES = 1 << 22
-"""Samples that are read and resampled at once: 95 s at 44.1 kHz."""
+"""Number of samples that are read and resampled at once: 95 s at 44.1 kHz."""
 OVERLAP_PERIODS = 8
-"""Common periods of both rates by which blocks overlap; the kernel reaches 7 samples of the slower rate at most."""
+"""Overlap of blocks, in common periods of both rates; the kernel spans at most 7 samples of the lower rate."""
 KERNELS = 16
-"""Kernels of resampling that are kept, each for two rates."""
+"""Number of resampling kernels that are cached, one per pair of rates."""
 MAX_AMPLITUDE = 1e6
-"""Samples above it are damage: 16-bit numbers that nobody scaled reach 32,768."""
+"""Larger samples count as damage: unscaled 16-bit samples reach 32,768."""
 
 
 def read_audio(
@@ -46,25 +46,25 @@ def read_audio(
     seconds: float | None = None,
     resample_along: ResampleAxis = "time",
 ) -> Float[Tensor, " samples"]:
-    """Read an audio file, or a stretch of it, as mono at a given rate.
+    """Read an audio file, or a segment of it, as mono at a given sample rate.
 
     Channels are averaged first, then the mean is resampled with torchaudio's windowed sinc.
 
     Args:
         file: anything that libsndfile reads.
-        sample_rate: the rate wanted, in Hz.
-        start_seconds: where the stretch begins.
-        seconds: how long it is at most; None reads to the end.
-        resample_along: "channels" does what the release does to files of several channels (see below).
+        sample_rate: target sample rate in Hz.
+        start_seconds: start of the segment.
+        seconds: maximal length of the segment; None reads to the end.
+        resample_along: "channels" resamples files of several channels as the release does (see below).
 
     Returns:
         float32 samples, in [-1, 1] for integer formats.
 
     Raises:
-        AudioError: the file is missing, empty, no audio, damaged, or holds NaN or infinite samples.
+        AudioError: the file is missing, empty, not audio, damaged, or holds NaN, infinite or absurdly large samples.
 
     **Differs** from the released code, which resamples a two-channel file along the channel axis, so that 44.1 kHz
-    stereo plays 2.76 times slower; `resample_along` "channels" does so too.
+    stereo plays 2.76 times slower; `resample_along` "channels" does the same.
     """
     with opened(file) as sound:
         return read_sound(sound, str(file), sample_rate, start_seconds, seconds, resample_along)
@@ -72,14 +72,14 @@ def read_audio(
 
 @contextmanager
 def opened(file: str | Path, content: bytes | None = None) -> Iterator[soundfile.SoundFile]:
-    """A sound that is open for reading and has samples.
+    """Open an audio file for reading and check that it has samples.
 
     Args:
-        file: its path, which may lead into a tar shard.
-        content: its bytes, where they are at hand already.
+        file: its path, which may point into a tar shard.
+        content: its bytes, if they have been read already.
 
     Raises:
-        AudioError: it is missing, empty, no audio or damaged; also when that shows while it is read.
+        AudioError: the file is missing, empty, not audio or damaged, also if this is found only while reading.
     """
     inside = split_member(Path(file)) if content is None else None
     if inside is not None:
@@ -107,14 +107,14 @@ def read_sound(
     seconds: float | None = None,
     resample_along: ResampleAxis = "time",
 ) -> Float[Tensor, " samples"]:
-    """`read_audio` for a sound that is open, which errors call by its name.
+    """`read_audio` for an open file, called `name` in errors.
 
     Raises:
-        AudioError: it has no samples there, or some are NaN or infinite.
+        AudioError: the segment has no samples, or some are NaN, infinite or absurdly large.
     """
     rate = sound.samplerate
     first = min(int(start_seconds * rate), len(sound))
-    if first:  # at 0 it is already, and libsndfile decodes a block of FLAC for every seek
+    if first:  # it starts at 0, and libsndfile decodes a block of FLAC for every seek
         sound.seek(first)
     left = len(sound) - first
     num_frames = left if seconds is None else min(left, math.ceil(seconds * rate))
@@ -128,12 +128,12 @@ def read_sound(
 
 
 def _read_mono(sound: soundfile.SoundFile, name: str, num_frames: int, row_rate: int) -> Tensor:
-    """The mean over the channels, a block at a time; rows are resampled to another `row_rate` first, as released."""
+    """Mean over the channels, read in blocks; with another `row_rate`, rows are resampled to it first, as released."""
     try:
         mono = torch.empty(num_frames)
-    except RuntimeError:  # of a damaged header
+    except RuntimeError:  # damaged header
         raise AudioError(f"cannot use {name}: its header tells of {num_frames} samples.") from None
-    if sound.channels == 1 and sound.format != MP3:  # samples go straight to their place
+    if sound.channels == 1 and sound.format != MP3:  # samples are decoded directly into `mono`
         return mono[: len(sound.read(out=mono.numpy()))]
     done = 0
     for block in mono_blocks(sound, num_frames, row_rate, BLOCK_SAMPLES):
@@ -143,9 +143,9 @@ def _read_mono(sound: soundfile.SoundFile, name: str, num_frames: int, row_rate:
 
 
 def mono_blocks(sound: soundfile.SoundFile, num_frames: int, row_rate: int, size: int) -> Iterator[Tensor]:
-    """Means over the channels, `size` samples at a time; rows are resampled to another `row_rate` first, as released.
+    """Yield means over the channels, `size` samples at a time; another `row_rate` resamples rows first, as released.
 
-    They end with the file where it is shorter than its header says.
+    The blocks end with the file if it is shorter than its header says.
     """
     done, first = 0, sound.tell() if sound.format == MP3 else 0
     while done < num_frames:
@@ -162,8 +162,8 @@ def mono_blocks(sound: soundfile.SoundFile, num_frames: int, row_rate: int, size
 def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int) -> Float[Tensor, "*batch new"]:
     """Resample with torchaudio's defaults (windowed sinc, Hann, width 6, roll-off 0.99).
 
-    A rate without a small ratio to the wanted one (16,001 Hz) is taken for the nearest that has: its kernel would
-    fill the memory. Long audio goes through in blocks that overlap by more than the kernel.
+    A rate that has no ratio of small integers to the target rate (16,001 Hz) is replaced by the nearest one that has:
+    its kernel would exhaust the memory. Long audio is processed in blocks that overlap by more than the kernel.
 
     **Source**: `torchaudio.functional.resample`; the released data path uses the same.
     """
@@ -186,21 +186,21 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
 
 @functools.lru_cache(maxsize=KERNELS)
 def _resampler(old: int, new: int, dtype: torch.dtype, device: torch.device) -> torchaudio.transforms.Resample:
-    """torchaudio's resampling with its kernel made once; of the audio's type, as its function makes it each time."""
+    """torchaudio's resampler, cached; its kernel has the audio's dtype, as in torchaudio's function without a cache."""
     return torchaudio.transforms.Resample(old, new, dtype=dtype).to(device)
 
 
 def periods(rate: int, sample_rate: int) -> tuple[int, int]:
-    """How many samples of either rate take the same time: 441 and 160 from 44.1 to 16 kHz."""
+    """Numbers of samples at the two rates that span the same time: 441 and 160 from 44.1 to 16 kHz."""
     ratio = Fraction(sample_rate, rate).limit_denominator(MAX_RATIO)
     return ratio.denominator, ratio.numerator
 
 
 def length_and_rate(file: str | Path) -> tuple[int, int]:
-    """Samples per channel, and their rate in Hz, from the header alone.
+    """Number of samples per channel, and sample rate in Hz, from the header alone.
 
     Raises:
-        AudioError: the header cannot be read or tells of no samples.
+        AudioError: the header cannot be read or states no samples.
     """
     with opened(file) as sound:
         return len(sound), int(sound.samplerate)
@@ -214,14 +214,14 @@ def _check_length(file: Path, num_frames: int) -> None:
 
 
 def check_samples(audio: Tensor, name: str) -> None:
-    """Refuse NaN, infinite and absurd samples.
+    """Check that no sample is NaN, infinite or absurdly large.
 
     Raises:
-        AudioError: naming how many there are and where the first one is, or how large the largest is.
+        AudioError: stating how many are not finite and where the first one is, or how large the largest is.
     """
     if not audio.numel():
         return
-    low, high = (float(edge) for edge in torch.aminmax(audio))  # NaN if any is; hours of audio are not copied
+    low, high = (float(edge) for edge in torch.aminmax(audio))  # NaN if any sample is; does not copy hours of audio
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = ~torch.isfinite(audio)
         raise not_finite(name, int(bad.sum()), bad.nonzero()[0].tolist())
@@ -230,20 +230,20 @@ def check_samples(audio: Tensor, name: str) -> None:
 
 
 def not_finite(name: str, count: int, first: list[int]) -> AudioError:
-    """The error of NaN or infinite samples."""
+    """The error for NaN or infinite samples."""
     return AudioError(f"cannot use {name}: {count} samples are NaN or infinite, the first at index {first}.")
 
 
 def absurd(name: str, largest: float) -> AudioError:
-    """The error of samples above `MAX_AMPLITUDE`."""
+    """The error for samples above `MAX_AMPLITUDE`."""
     return AudioError(f"cannot use {name}: samples reach {largest:.3g}, where [-1, 1] is expected.")
 
 
 def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int = 0) -> Float[Tensor, " num_samples"]:
-    """A stretch of exactly `num_samples` from `offset` on, followed by silence where the audio is shorter.
+    """Return exactly `num_samples` samples from `offset` on, padded with silence if the audio is shorter.
 
-    **Differs** from the released code, which pads the spectrogram with 0 before normalisation: filling is then
-    +0.467 and louder than most sound, while silence is -1.278. `fill_features` does so too.
+    **Differs** from the released code, which pads the spectrogram with 0 before normalisation: the padding is then
+    +0.467, louder than most audio, while silence is -1.278. `fill_features` does the same.
     """
     stretch = audio[offset : offset + num_samples]
     return torch.nn.functional.pad(stretch, (0, num_samples - len(stretch)))

@@ -1,9 +1,9 @@
-"""What the installed plugins offer, as an immutable value.
+"""The catalog of installed plugins, an immutable value.
 
-Each entry point of the group `asda` is loaded by itself, so that one bad plugin does not take the program down; its
-error is kept, shown by `asda plugins`, and raised when a config names what it should have offered.
+Each entry point of the group `asda` is loaded separately, so that a broken plugin does not stop the program; its error
+is kept, shown by `asda plugins`, and raised when a config names what it should have offered.
 
-Environment (read by command lines, and where no catalog is given, see `installed_catalog`):
+Environment (read by command lines, and if no catalog is given, see `installed_catalog`):
     ASDA_STRICT_PLUGINS=1         any problem is an error
     ASDA_LOAD_PLUGINS=a,b         allow-list of distributions; built-in plugins are always loaded
 """
@@ -29,7 +29,7 @@ from asda_core.weights.paths import GIVEN, OWN_DISTRIBUTION
 
 @dataclass(frozen=True)
 class Offer:
-    """A spec and where it came from."""
+    """The spec of a plugin and its origin."""
 
     family: str
     spec: Spec[Any, Any, Any]
@@ -38,15 +38,15 @@ class Offer:
 
     @property
     def origin(self) -> dict[str, str]:
-        """Name, distribution and version, as checkpoints and result rows carry them."""
+        """Name, distribution and version, as stored in checkpoints and result rows."""
         return {"name": self.spec.name, "distribution": self.distribution, "version": self.version}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a plugin: the entry point, whose it is, and what happened.
+    """An error of a plugin: the entry point, its distribution, and the message.
 
-    `name` is the offered name where one offer alone was refused, else the name of the entry point.
+    `name` is the name of the offer if a single one was rejected, otherwise the name of the entry point.
     """
 
     name: str
@@ -56,13 +56,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All offers by family and name, and what went wrong in gathering them."""
+    """All offers by family and name, and the problems found while collecting them."""
 
     offers: Mapping[tuple[str, str], Offer]
     problems: tuple[Problem, ...] = ()
 
     def find(self, family: str, name: str) -> Offer:
-        """The offer of that name.
+        """Return the offer of that name.
 
         Raises:
             PluginError: its plugin is broken (with the plugin's own error), or no plugin offers it.
@@ -86,13 +86,13 @@ class Catalog:
 def load_catalog(
     *extra: object, installed: bool = True, strict: bool = False, allow: Iterable[str] | None = None
 ) -> Catalog:
-    """Gather what plugins offer. pluggy is not touched again after this.
+    """Collect what plugins offer. pluggy is not used after this.
 
     Args:
-        extra: modules or objects with `asda_` hooks, beside those installed; their errors, and names that are
-            taken, are raised.
+        extra: modules or objects with `asda_` hooks, in addition to those installed; their errors and name
+            clashes are raised.
         installed: whether to load the entry points of installed distributions.
-        strict: raise the first problem instead of keeping it.
+        strict: raise the problems instead of keeping them.
         allow: names of the distributions to load; None loads all. asda's own is always loaded.
     """
     gathered: list[Offer] = []
@@ -101,7 +101,7 @@ def load_catalog(
     for entry, distribution, version in _entries(allow) if installed else []:
         try:
             gathered += _offers_of(entry.load, distribution, version)
-        except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises is kept and shown
+        except (Exception, SystemExit) as error:  # third-party code: whatever it raises is kept and shown
             problems.append(Problem(entry.name, distribution, f"{type(error).__name__}: {error}"))
     problems += _not_installed(allow) if installed and allow is not None else []
     for plugin in extra:
@@ -116,7 +116,7 @@ def load_catalog(
 
 
 def installed_catalog() -> Catalog:
-    """What the installed plugins offer, as the environment allows: for command lines, and where no catalog is given."""
+    """Load the installed plugins as the environment allows: for command lines, and if no catalog is given."""
     return load_catalog(**options_from_environment(os.environ))
 
 
@@ -142,7 +142,7 @@ def _entries(allow: Iterable[str] | None) -> list[tuple[EntryPoint, str, str]]:
 
 
 def _not_installed(allow: Iterable[str]) -> list[Problem]:
-    """Distributions that are to be loaded and have no plugin here: a name that is misspelt would load nothing."""
+    """Problems of distributions to load that have no installed plugin: a misspelt name would load nothing."""
     there = {_canonical(entry.dist.name or "") for entry in entry_points(group=PROJECT) if entry.dist}
     message = "it is to be loaded, and no distribution of this name with plugins is installed"
     return [Problem(name, name, message) for name in allow if _canonical(name) not in there]
@@ -154,7 +154,7 @@ def _canonical(name: str) -> str:
 
 
 def _offers_of(load: Callable[[], object], distribution: str, version: str) -> list[Offer]:
-    """Load one plugin by itself and ask it every hook once. What it prints goes to stderr."""
+    """Load one plugin and call each of its hooks once. What it prints goes to stderr."""
     with redirect_stdout(sys.stderr), _kept_dtype():
         plugin = load()
     manager = pluggy.PluginManager(PROJECT)
@@ -169,7 +169,7 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
     manager.check_pending()
     offers, answered = [], False
     for family, (hook, kind) in hookspecs.FAMILIES.items():
-        for answer in getattr(manager.hook, hook)():  # None is left out
+        for answer in getattr(manager.hook, hook)():  # pluggy omits None
             answered = True
             for spec in [answer] if isinstance(answer, Spec) else answer:
                 if not isinstance(spec, kind):
@@ -183,7 +183,7 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
 
 @contextmanager
 def _kept_dtype() -> Iterator[None]:
-    """torch's default type stays as it was, whatever is imported in here."""
+    """Restore torch's default dtype after the block, whatever is imported in it."""
     before = torch.get_default_dtype()
     try:
         yield
@@ -192,10 +192,10 @@ def _kept_dtype() -> Iterator[None]:
 
 
 def _check_spec(spec: Spec[Any, Any, Any], hook: str) -> None:
-    """Refuse what would be found out late, or never.
+    """Check the fields of a spec whose errors would otherwise show late, or never.
 
     Raises:
-        PluginError: a field of another type than it should have.
+        PluginError: a field has the wrong type.
     """
     if not (isinstance(spec.name, str) and spec.name) or not is_dataclass(spec.config):
         raise PluginError(f"{hook}: the name must be text and the config a dataclass in {spec!r}.")
@@ -209,7 +209,7 @@ def _check_spec(spec: Spec[Any, Any, Any], hook: str) -> None:
 
 
 def _without_clashes(gathered: list[Offer]) -> tuple[dict[tuple[str, str], Offer], list[Problem]]:
-    """Refuse names that are offered twice; asda's own stay, of two strangers neither does."""
+    """Reject names that are offered twice; asda's own are kept, of two third-party offers neither is."""
     by_name: dict[tuple[str, str], list[Offer]] = {}
     for offer in gathered:
         by_name.setdefault((offer.family, offer.spec.name), []).append(offer)

@@ -1,11 +1,11 @@
-"""Weights (safetensors) with the config and the plugins that made them; strict both ways.
+"""Checkpoints: weights (safetensors) with the config and the plugins that made them; reading and writing are strict.
 
 A run folder::
 
     config.yaml  log.jsonl  skipped.jsonl  tensorboard/
     step-00002000/   model.safetensors      encoder., objective., front_end. tensors; config and plugins as metadata
                      training.safetensors   the optimiser's state
-    model.safetensors                       the encoder alone, when the run has ended
+    model.safetensors                       the encoder alone, written at the end of the run
 """
 
 import json
@@ -42,7 +42,7 @@ ORIGIN = ("name", "distribution", "version")
 TRAINED_ON = "trained_on"
 """Key of the metadata of a fine-tuned checkpoint; see `Checkpoint.trained_on`."""
 PARTS = ("front_end.", "encoder.", "objective.", "classifier.")
-"""Beginnings of the names of tensors in a file of ours."""
+"""Prefixes of tensor names in an asda checkpoint."""
 
 
 Weights = Literal["student", "teacher"]
@@ -50,21 +50,21 @@ Weights = Literal["student", "teacher"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """The content of a checkpoint file.
 
     Attributes:
         file: where it was read from.
-        config: the run that made it.
+        config: config of the run that made it.
         plugins: family -> name, distribution, version of the plugins in use.
-        step: updates done.
+        step: number of updates done.
         data: digest of the list of audio files, empty if unknown.
         tensors: all tensors by name.
         classifier: the head of a fine-tuned model, None if there is none.
-        embedding: options of `asda_hear.load_model` that suit the model, by whoever made it; often none.
-        trained_on: of a fine-tuned model: `data`, the name of the set; `tested`, the fold that was held out, empty
-            where train and test were given; `clips`, marks of the training clips; and `before`, the same of sets that
-            the weights it began with were trained on. See `finetune.heard`.
-        report: one line on what was read, empty for a file of our own.
+        embedding: options of `asda_hear.load_model` that suit the model, as stated by its author; often empty.
+        trained_on: for a fine-tuned model: `data`, the name of the data set; `tested`, the held-out fold, empty if
+            train and test splits were given; `clips`, marks that identify the training clips; and `before`, the same
+            for data sets on which the initial weights were trained. See `finetune.leakage`.
+        report: one line on what was read, empty for an asda checkpoint.
     """
 
     file: Path
@@ -80,14 +80,14 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoint:
-    """Read a model file of ours, or the newest one of a run folder. No code in the file is ever run.
+    """Read an asda checkpoint, or the newest one of a run folder. No code in the file is ever executed.
 
     Args:
         path: file or folder.
-        weights: "teacher" puts the teacher of a run's step in the place of the encoder.
+        weights: "teacher" replaces the encoder by the teacher that a step of the run holds.
 
     Raises:
-        CheckpointError: nothing is there, it is damaged, it is no checkpoint of asda, or it holds no teacher.
+        CheckpointError: the file is missing, damaged, not a checkpoint of asda, or holds no teacher.
     """
     file = locate(Path(path), in_training=weights == "teacher")
     tensors, metadata = read_tensors(file)
@@ -105,7 +105,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
     embedding = noted("embedding", dict, "{}")
     trained_on = noted(TRAINED_ON, lambda value: {key: str(each) for key, each in value.items()}, "{}")
     blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
-    if config.encoder.depth > len(blocks):  # before a million are built
+    if config.encoder.depth > len(blocks):  # before a million blocks are built
         raise CheckpointError(
             f"{file}: its config says encoder.depth {config.encoder.depth}; it has {len(blocks)} blocks."
         )
@@ -120,7 +120,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
 
 
 def _noted(file: Path, metadata: Mapping[str, str], key: str, read: Callable[[Any], Any], usual: str = "") -> Any:
-    """What is written beside the tensors under a key, as JSON; `usual` where there is nothing."""
+    """Read the JSON value of a key of the metadata; `usual` if the key is missing."""
     try:
         return read(json.loads(metadata[key] if not usual else metadata.get(key, usual)))
     except KeyError as error:
@@ -144,7 +144,7 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     """
     changed = other_versions(checkpoint.plugins, catalog)
     try:
-        with torch.random.fork_rng(devices=[]):  # what is drawn is written over, and the caller's numbers are his
+        with torch.random.fork_rng(devices=[]):  # drawn weights are overwritten; the caller's generator is kept
             front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
             encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
             adapt(catalog, checkpoint.config, encoder)
@@ -165,7 +165,7 @@ def load_classifier(checkpoint: Checkpoint) -> Classifier:
     """The head of a fine-tuned checkpoint, in evaluation mode.
 
     Raises:
-        CheckpointError: it has none, or the tensors do not fit.
+        CheckpointError: the checkpoint has none, or the tensors do not fit.
     """
     if checkpoint.classifier is None:
         raise CheckpointError(f"{checkpoint.file} is pre-trained only: it has no classifier.")
@@ -175,10 +175,10 @@ def load_classifier(checkpoint: Checkpoint) -> Classifier:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, file: Path) -> None:
-    """Load the tensors that begin with `prefix`; every name and shape must fit.
+    """Load the tensors whose names begin with `prefix`; every name, shape and kind of dtype must match.
 
     Raises:
-        CheckpointError: naming what is missing, unexpected or of another shape.
+        CheckpointError: naming what is missing, unexpected, of another shape or kind, or not finite.
     """
     given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     wanted = module.state_dict()
@@ -206,10 +206,10 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def model_tensors(parts: Parts, with_objective: bool) -> dict[str, Tensor]:
-    """The tensors of a run under their prefixes.
+    """The tensors of a run, named with the prefixes of its modules.
 
     Raises:
-        PluginError: a module keeps in its state what is no tensor, and no checkpoint could hold.
+        PluginError: the state of a module holds something other than tensors, which no checkpoint can store.
     """
     modules: dict[str, nn.Module] = {"front_end": parts.front_end, "encoder": parts.encoder}
     if with_objective:
@@ -230,16 +230,16 @@ def metadata_of(
     trained_on: Mapping[str, str] | None = None,
     plugins: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, str]:
-    """What is written beside the tensors.
+    """The metadata that is written beside the tensors.
 
     Args:
-        config: of the run that made them.
+        config: config of the run that made them.
         catalog: the plugins.
-        step: updates done.
+        step: number of updates done.
         data: digest of the list of audio files.
-        classifier: the head.
-        embedding, trained_on: as of `Checkpoint`.
-        plugins: that made them, where these are not those of the catalog.
+        classifier: config of the classification head.
+        embedding, trained_on: as in `Checkpoint`.
+        plugins: the plugins that made them, if not those of the catalog.
     """
     made_by = plugins or plugin_origins(catalog, config, with_objective=classifier is None)
     head = {} if classifier is None else {"classifier": json.dumps(to_plain(classifier))}
@@ -256,23 +256,23 @@ def metadata_of(
 
 
 def write_model(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write one file, whole or not at all."""
+    """Write one file atomically."""
     write_whole(file, lambda part: save_tensors(part, tensors, metadata))
 
 
 def write_step(
     folder: Path, step: int, files: Mapping[str, tuple[dict[str, Tensor], dict[str, str]]], keep: int
 ) -> Path:
-    """Write the files of one step into `folder`, whole or not at all, and remove all but the newest `keep` steps."""
+    """Write the files of one step into `folder` atomically, and remove all but the newest `keep` steps."""
     part = folder / f".step-{step:08d}.part"
-    for killed in folder.glob(".step-*.part"):  # while they were written; a run has its folder for itself
+    for killed in folder.glob(".step-*.part"):  # left by a kill during writing; no other run uses the folder
         shutil.rmtree(killed, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         for name, (tensors, metadata) in files.items():
             write_open(part / name, partial(save_tensors, tensors=tensors, metadata=metadata))
             sync(part / name)
-    except BaseException:  # a full disk gets its room back
+    except BaseException:  # frees the space on a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise
     final = folder / f"step-{step:08d}"

@@ -66,15 +66,16 @@ PROGRAM = Program(
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The whole command line of `asda`."""
+    """Return the argument parser of `asda` with all its commands."""
     return PROGRAM.parser()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script.
 
-    One of several processes ends at once when all is done: threads of gloo outlive their group, and one that meets the
-    interpreter's own end aborts the process, which its launcher takes for a failure.
+    One of several processes exits at once when all is done, skipping the interpreter's shutdown: threads of gloo
+    outlive their process group, and one that is alive at shutdown aborts the process, which its launcher takes for a
+    failure.
     """
     status = PROGRAM.run(arguments)
     if arguments is None and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):

@@ -25,7 +25,7 @@ Schedule = Literal["cosine", "constant", "inverse_sqrt", "fairseq_cosine"]
 Padding = Literal["silence", "features"]
 ResampleAxis = Literal["time", "channels"]
 MOST_SEED = 2**32 - 1
-"""Largest seed that NumPy takes; the seed of a step is a multiple of it and fits PyTorch's 64 bits."""
+"""Largest seed that NumPy accepts; the seed of a step, a multiple of it plus the step, fits PyTorch's 64 bits."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -44,11 +44,11 @@ class PluginChoice:
 
 @dataclass(frozen=True)
 class ClassTokenConfig:
-    """Where the class token stands.
+    """Position and number of class tokens.
 
     `join_layer` counts blocks: 0 joins before the first block (as published), `depth - 1` before the last one.
-    `position` is its place in the sequence; `none` leaves it out and takes the mean of the patches as the summary.
-    `count` (SSAST: 2) stand side by side, and their mean is the summary.
+    `position` is the place in the sequence; `none` omits the class token and uses the mean of the patches as summary.
+    `count` class tokens (SSAST: 2) are adjacent, and their mean is the summary.
     """
 
     join_layer: int = 0
@@ -62,11 +62,11 @@ class ClassTokenConfig:
 
 @dataclass(frozen=True)
 class PositionConfig:
-    """What tells a token its place.
+    """Positional embeddings of the tokens.
 
     `sine_cosine` is computed for any grid. `learned` is a table for a `grid` of (time steps, bands), SSAST's for 10 s
-    by default; fewer steps take its middle, more are interpolated: by way of `through_bands` 8 bands in the release,
-    its own grid too when fine-tuning begins (`adapt_own_grid`).
+    by default; its middle is used for fewer steps, and it is interpolated for more: in the release via 8 bands
+    (`through_bands`), and for its own grid too when fine-tuning begins (`adapt_own_grid`).
     """
 
     type: PositionType = "sine_cosine"
@@ -83,18 +83,18 @@ class PositionConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Shape of the encoder. `mlp_ratio` 3.5 is ASDA's (EAT: 4); 0 leaves the MLP out, as Mamba's blocks do.
+    """Shape of the encoder. `mlp_ratio` 3.5 is ASDA's (EAT: 4); 0 omits the MLP, as Mamba's blocks do.
 
     Attributes:
         norm: "post" (ASDA, EAT) or "pre" (SSAST, SSAMBA); `norm_type` "layer" or "rms".
-        pre_norm_residual: False loses the residual of pre-norm blocks, as the released code of EAT does.
-        input_norm: whether tokens are normed before the first block (ASDA, EAT); `final_norm` after the last (SSAST).
+        pre_norm_residual: False drops the residual of pre-norm blocks, as the released code of EAT does.
+        input_norm: normalise tokens before the first block (ASDA, EAT); `final_norm` after the last (SSAST).
         wiring: "sequential"; "paired" runs every second block on the reversed sequence and takes the mean of the
             pair; "paired_sum" takes the sum, which doubles the residual with every pair (Vim's `if_bidirectional`);
             "released" is the sum with the final norm applied twice, as SSAMBA's release does.
-        token_order: which axis is walked first, for mixers that know an order: "time" runs through the bands of a
-            time step, "frequency" through the steps of a band (SSAST, SSAMBA).
-        stride_frames, stride_bins: of overlapping patches; null for patches side by side.
+        token_order: order of the tokens, for mixers that depend on it: "time" lists all bands of a time step before
+            the next one, "frequency" all time steps of a band (SSAST, SSAMBA).
+        stride_frames, stride_bins: strides of overlapping patches; null for patches without overlap.
     """
 
     dim: int = 768
@@ -149,21 +149,21 @@ class EncoderConfig:
         return self.patch_bins if self.stride_bins is None else self.stride_bins
 
     def grid(self, num_bins: int, num_frames: int) -> tuple[int, int]:
-        """(time steps, bands) of the patches of features of this size; 0 where not one fits."""
+        """(time steps, bands) of the patches of features of this size; 0 where none fits."""
         times = max(0, (num_frames - self.patch_frames) // self.step_frames + 1)
         return times, max(0, (num_bins - self.patch_bins) // self.step_bins + 1)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine to `floor_lr`; rates per update, norms over all parameters.
+    """AdamW with linear warm-up and a cosine to `floor_lr`; rates are per update, gradient norms over all parameters.
 
-    `decay_norms_and_biases` False leaves one-dimensional parameters without weight decay; the released training
-    decays everything, since the exclusion that it asks for is never applied. `algorithm` "fairseq_adam" adds epsilon
-    before the bias correction, and `schedule` "fairseq_cosine" begins with rate 0 and restarts at a tenth of the peak
-    when training goes past its end, both as released. "adam" adds the decay to the gradient (SSAST); "inverse_sqrt"
-    falls as `1 / sqrt(step)` behind the warm-up (MFCC-gram transformers), "constant" stays there. `clip_norm` 0 leaves
-    gradients as they are.
+    `decay_norms_and_biases` False exempts one-dimensional parameters from weight decay; the released training decays
+    all parameters, since the exemption that it requests is never applied. `algorithm` "fairseq_adam" adds epsilon
+    before the bias correction, and `schedule` "fairseq_cosine" begins at `floor_lr` and restarts at a tenth of the
+    peak when training continues past its end, both as released. "adam" adds the decay to the gradient (SSAST);
+    "inverse_sqrt" falls as `1 / sqrt(step)` after the warm-up (MFCC-gram transformers), "constant" stays at the peak.
+    `clip_norm` 0 disables gradient clipping.
     """
 
     algorithm: Algorithm = "adamw"
@@ -189,19 +189,19 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Audio for training: clips per step, and the stretch of each that is used.
+    """Audio for training: clips per step, and the segment of each that is used.
 
-    `clip_seconds` 10.255 gives 1,024 frames, 64 x 8 patches (a clip of 10 s has 998 frames); shorter clips are
-    followed by silence. `crop` says where the stretch of a longer clip begins; the released code always takes the
-    first. `cache_mebibytes` of decoded audio stay in memory; `workers` threads read the clips of a batch, `prefetch`
-    batches are read ahead. Shards that are streamed are shuffled within blocks of `shuffle_clips` clips.
+    `clip_seconds` 10.255 gives 1,024 frames, 64 x 8 patches (a clip of 10 s has 998 frames); shorter clips are padded
+    with silence. `crop` says where the segment of a longer clip begins; the released code always takes the first.
+    `cache_mebibytes` of decoded audio are kept in memory; `workers` threads read the clips of a batch, `prefetch`
+    batches are read ahead. Streamed shards are shuffled within blocks of `shuffle_clips` clips.
 
-    Three defects of the release can be had: `padding` "features" fills short clips behind the log-mel with a value
-    louder than most sound (+0.467) instead of with silence; `resample_along` "channels" resamples files of several
-    channels along the wrong axis; `min_samples` leaves out files of fewer samples (10,000 in the release).
+    Three defects of the release can be reproduced: `padding` "features" pads short clips after the log-mel, with a
+    value louder than most audio (+0.467) instead of silence; `resample_along` "channels" resamples files of several
+    channels along the wrong axis; `min_samples` excludes files of fewer samples (10,000 in the release).
 
-    `batch_size` counts the clips of an update over all processes, and `micro_batch` those that go through the model at
-    a time; null: each process takes its share of the batch at once.
+    `batch_size` counts the clips of an update over all processes, and `micro_batch` those that pass through the model
+    at a time; null: each process passes its share of the batch at once.
     """
 
     clip_seconds: float = 10.255
@@ -232,7 +232,7 @@ WITHOUT_INFLUENCE = (
     "log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes", "data.workers", "data.prefetch",
     *COMPUTE_ALONE,
 )  # fmt: skip
-"""Keys of `RunConfig` that cannot change a result; `signature` leaves them out."""
+"""Keys of `RunConfig` that cannot change a result; `signature` excludes them."""
 
 ADDED: Mapping[str, Any] = {
     "compat": "default",
@@ -256,18 +256,18 @@ ADDED: Mapping[str, Any] = {
     "compute.precision": "float32",
     "data.shuffle_clips": 1024,
 }
-"""Keys that came later, at what was done before: there `signature` leaves them out, so that older runs keep theirs."""
+"""Keys added later, with the former behaviour as value: `signature` excludes them at it, so older runs keep theirs."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """One pre-training run. Its signature names the run folder.
 
-    `compat` "released" gives keys the values of `compat.RELEASED`, where a config does not state them, and plugins the
-    options that their specs name; the model that comes out is comparable with one trained by the released code.
+    `compat` "released" sets keys that a config does not state to the values of `settings.released.RELEASED`, and
+    plugins to the options that their specs name; the resulting model is comparable with one of the released code.
 
-    With an `adapter` the encoder is frozen, the adapter wrapped around it, and only that and the objective train; the
-    run must begin with the weights of a checkpoint.
+    With an `adapter` the encoder is frozen, the adapter is wrapped around it, and only the adapter and the objective
+    are trained; the run must start from the weights of a checkpoint.
     """
 
     compat: Compat = "default"
@@ -289,7 +289,7 @@ class RunConfig:
 
     @staticmethod
     def released_keys(plain: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What `compat: released` sets in this plain config, which depends on the objective."""
+        """Return the keys that `compat: released` sets in this plain config, which depend on the objective."""
         return released_keys(plain)
 
     def __post_init__(self) -> None:

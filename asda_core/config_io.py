@@ -22,11 +22,11 @@ ConfigT = TypeVar("ConfigT")
 USUAL_RUN = RunConfig()
 SIGNATURE_DIGITS = 8
 SECTIONS_ADDED = ("compute",)
-"""Sections that came later: one that is left without a key is not in the signature, so that older runs keep theirs."""
+"""Sections added later: one without remaining keys is excluded from the signature, so that older runs keep theirs."""
 CONFIG_SUFFIXES = (".yaml", ".yml")
 YAML_TRUTH = "YAML 1.1 reads yes, no, on and off as truth values: quote them if you mean the words."
 CONFIG_FOLDERS = (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
-"""Where the configs that come with the package are: in an installed package, and in a checkout."""
+"""Folders of the configs that are shipped with the package: in an installed package, and in a checkout."""
 
 
 def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
@@ -34,7 +34,7 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
 
     Args:
         cls: a frozen dataclass; its fields are the valid keys.
-        data: what YAML gave: nested mappings, lists, numbers, text. None stands for an empty mapping.
+        data: the content of a YAML file: nested mappings, lists, numbers, text. None stands for an empty mapping.
         path: dotted path of `data` in the file, for messages.
 
     Raises:
@@ -56,7 +56,7 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
 
 
 def find_config(name: str | Path) -> Path:
-    """The file itself, or that of the config of this name that comes with the package."""
+    """Return the file itself, or the file of the shipped config of this name."""
     if not Path(name).exists() and not Path(name).suffix:
         for folder in CONFIG_FOLDERS:
             if (shipped := folder / f"{name}.yaml").is_file():
@@ -65,19 +65,19 @@ def find_config(name: str | Path) -> Path:
 
 
 def shipped_configs(folder: str = "") -> list[str]:
-    """Names that `find_config` knows: of runs, or with "ablations", "finetune" or "tasks" of these."""
+    """Names that `find_config` knows: of runs, or of those in the folder "ablations", "finetune" or "tasks"."""
     above = f"{folder}/" if folder else ""
     return sorted({above + file.stem for place in CONFIG_FOLDERS for file in (place / folder).glob("*.yaml")})
 
 
 def load_run_config(file: str | Path) -> RunConfig:
-    """Read a run from YAML; a file states only what differs from the published model.
+    """Read the config of a run from YAML; a file states only what differs from the published model.
 
     Args:
         file: a path, or the name of a config that comes with the package, as in "asda_tiny".
 
     Raises:
-        ConfigError: with the file's name before each message.
+        ConfigError: with the name of the file before the message.
     """
     found = find_config(file)
     if not found.suffix and not found.exists():
@@ -90,7 +90,7 @@ def load_run_config(file: str | Path) -> RunConfig:
 
 
 def parsed_changes(changes: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """`key=value` changes of a command line, given with an option, as key -> value, read as YAML.
+    """Parse the `key=value` changes of a command-line option into key -> value, read as YAML.
 
     Raises:
         ConfigError: a change has no `=`, or is not YAML.
@@ -108,7 +108,7 @@ def to_plain(config: Any) -> dict[str, Any]:
     """The dataclass as nested dicts and lists, the inverse of `parse`.
 
     Raises:
-        ConfigError: an option of a plugin is of a kind that no config can hold.
+        ConfigError: an option of a plugin has a type that no config can hold.
     """
     try:
         return dict(json.loads(json.dumps(asdict(config), default=_plain_value)))
@@ -117,7 +117,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def _plain_value(value: Any) -> Any:
-    """What a plugin's option may be that JSON does not know, as `parse` takes it back."""
+    """Convert an option's value that JSON does not support to one that `parse` reads back."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, PurePath):
@@ -137,14 +137,14 @@ def with_value(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, An
 
     Args:
         data: nested mappings.
-        dotted: path of the key, as in "encoder.mixer.options.lambda_init"; missing levels are made.
-        value: what to put there.
+        dotted: path of the key, as in "encoder.mixer.options.lambda_init"; missing levels are created.
+        value: the new value.
     """
     key, _, rest = dotted.partition(".")
     copy = dict(data)
     if rest:
         below = copy.get(key)
-        if isinstance(below, str):  # a plugin by its name alone
+        if isinstance(below, str):  # a plugin given by its name alone
             below = {"name": below}
         if not isinstance(below, Mapping | None):
             raise ConfigError(f"{key} is the value {below!r} and has no key {rest!r}.")
@@ -154,11 +154,11 @@ def with_value(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, An
 
 
 def with_change(plain: Mapping[str, Any], dotted: str, value: Any, usual: Any = USUAL_RUN) -> dict[str, Any]:
-    """`with_value` on a whole config, where a change of `compat` moves the keys that it decides.
+    """`with_value` for a whole config, where a change of `compat` also changes the keys that depend on it.
 
-    `usual` is a config of the kind with the default values.
-    A key at its default goes to the released value, and back; one with a value of its own stays. A mapping for a
-    group of keys changes those that it names: `optimizer: {peak_lr: 0.1}`.
+    `usual` is a config of the same class with the default values.
+    A key at its default changes to the released value, and vice versa; any other value is kept. A mapping for a
+    group of keys changes only those that it names: `optimizer: {peak_lr: 0.1}`.
     """
     if isinstance(value, Mapping) and _is_group(usual, dotted):
         for key, each in value.items():
@@ -177,12 +177,12 @@ def with_change(plain: Mapping[str, Any], dotted: str, value: Any, usual: Any = 
 
 
 def parents_first(changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Changes of dotted keys so that none undoes another: `objective` before `objective.options.clones`."""
+    """Sort changes of dotted keys so that none undoes another: `objective` before `objective.options.clones`."""
     return sorted(changes.items(), key=lambda change: str(change[0]).count("."))
 
 
 def _is_group(usual: Any, dotted: str) -> bool:
-    """Whether a key stands for a group of keys; a plugin, whose options depend on its name, is none."""
+    """Whether a key stands for a group of keys; a plugin, whose options depend on its name, does not."""
     level = usual
     for key in dotted.split("."):
         level = getattr(level, str(key), None)
@@ -205,7 +205,7 @@ def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, level by level."""
+    """Merge two nested mappings level by level; values of `above` take precedence."""
     both = dict(below)
     for key, value in above.items():
         nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
@@ -214,10 +214,10 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def signature(config: Any, **more: Any) -> str:
-    """Eight hex digits over everything that can change a result; they name the run folder.
+    """Digest of everything that can change a result, in eight hex digits; it names the run folder.
 
     Args:
-        config: a run, or a recipe of fine-tuning.
+        config: a run, or a fine-tuning recipe.
         more: further facts that the results depend on, such as the identity of the data.
     """
     plain = to_plain(config)
@@ -231,7 +231,7 @@ def signature(config: Any, **more: Any) -> str:
 
 
 def differences(before: Any, now: Any) -> list[str]:
-    """The keys of two configs that change results and differ, with both values, as in "steps: 20, now 40"."""
+    """The keys that affect results and differ between two configs, with both values, as in "steps: 20, now 40"."""
     old, new = dict(_values(to_plain(before))), dict(_values(to_plain(now)))
     keys = [key for key in dict.fromkeys([*old, *new]) if key not in now.without_influence]
     return [f"{key}: {old.get(key)!r}, now {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
@@ -246,9 +246,9 @@ def _values(plain: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def _check_keys(cls: type, data: Any, path: str, owner: Any = None) -> Any:
-    """Refuse keys that are no field, at every level; let a plugin be given by its name alone.
+    """Reject keys that are not fields, at every level; accept a plugin that is given by its name alone.
 
-    `owner` is the dataclass that is the default where this one stands, if another than its own defaults make.
+    `owner` is the instance that is the default at this place of the config, if it is not `cls` with its defaults.
     """
     if cls is PluginChoice and isinstance(data, str):
         return {"name": data}
@@ -270,7 +270,7 @@ def _check_keys(cls: type, data: Any, path: str, owner: Any = None) -> Any:
 
 
 def _checked_value(hint: Any, value: Any, dotted: str, usual: Any = None) -> Any:
-    """A value with the keys of the dataclasses in it checked; of several that it may be, the validator finds which."""
+    """Check the keys of the dataclasses in a value; between several possible types, the validator decides."""
     origin, inside = get_origin(hint), [each for each in get_args(hint) if each is not type(None)]
     if is_misread(hint, value):
         raise ConfigError(f"{dotted}: a truth value where {_words(hint)} is expected, given {value}. {YAML_TRUTH}")
@@ -288,11 +288,11 @@ def _checked_value(hint: Any, value: Any, dotted: str, usual: Any = None) -> Any
 
 
 def _describe(item: Any, path: str) -> str:
-    """One line for one finding of the validator."""
+    """Describe one error of the validator in one line."""
     dotted = ".".join([path, *map(str, item["loc"])] if path else map(str, item["loc"]))
     whole = isinstance(item["input"], Mapping)  # fields that do not fit together: the message names them
     given = "" if whole or not item["loc"] or item["type"] == "missing" else f", given {item['input']!r}"
-    told = item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as [1, 2]")  # as YAML has it
+    told = item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as [1, 2]")  # in terms of YAML
     return f"{dotted or 'the config'}: {told}{given}"
 
 

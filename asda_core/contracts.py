@@ -1,8 +1,8 @@
-"""What a plugin author imports: `Spec`, the contexts, and what each family must be able to do.
+"""What a plugin author imports: `Spec`, the contexts, and the protocol of each family.
 
     from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 
-A plugin is a value, not an event: a hook returns specs, and nothing registers itself.
+Plugins are values: a hook returns specs, and nothing registers itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,17 +30,17 @@ ProductT = TypeVar("ProductT")
 
 @dataclass(frozen=True)
 class Spec(Generic[ConfigT, ContextT, ProductT]):
-    """One thing that a plugin offers.
+    """Description of one mixer, front end, objective or adapter that a plugin offers.
 
     Attributes:
-        name: what YAML says.
+        name: its name in YAML.
         config: a frozen dataclass; its fields are the YAML keys under `options`, its defaults the published values.
-        build: options and what the host knows -> the product. Heavy imports belong in here.
+        build: maps options and context to the product. Heavy imports belong inside it.
         summary: one line for `asda plugins` and the README.
         source: paper and equation.
-        released: options, with their values, that reproduce what the released code of the system does and its paper
-            or reason does not; `compat: released` sets them where a config does not.
-        without_influence: options that change how fast a result comes, and not the result.
+        released: options and values that reproduce deviations of the system's released code from its paper or from
+            sensible behaviour; `compat: released` sets them unless a config does.
+        without_influence: options that change only the speed, not the result.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Spec(Generic[ConfigT, ContextT, ProductT]):
 
 @dataclass(frozen=True)
 class MixerContext:
-    """What a mixer is told: widths, and which of how many layers it stands in (from 0)."""
+    """Context of a mixer: width, number of heads, index of its layer (from 0) and number of layers."""
 
     dim: int
     num_heads: int
@@ -64,21 +64,21 @@ class MixerContext:
 
 @dataclass(frozen=True)
 class FrontEndContext:
-    """What a front end is told: the usual rate of audio in Hz; audio comes at the rate of its own `sample_rate`."""
+    """Context of a front end: the usual sample rate in Hz; audio is passed at the front end's own `sample_rate`."""
 
     sample_rate: int
 
 
 @dataclass(frozen=True)
 class ObjectiveContext:
-    """What an objective is told: the encoder that it trains (to copy, or to read widths from)."""
+    """Context of an objective: the encoder that it trains (to copy, or to read widths from)."""
 
     encoder: Encoder
 
 
 @dataclass(frozen=True)
 class AdapterContext:
-    """What an adapter is told: width and depth of the encoder that it will be attached to."""
+    """Context of an adapter: width and depth of the encoder that it will be attached to."""
 
     dim: int
     num_layers: int
@@ -103,22 +103,22 @@ class Mixer(Protocol):
 
 @runtime_checkable
 class ShowsMaps(Protocol):
-    """What a mixer may offer besides: its attention maps, for those who look at them (`asda-hear look`)."""
+    """Optional protocol of a mixer that exposes its attention maps for inspection (`asda-hear look`)."""
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
-        """The maps for these tokens; `maps.difference @ values` is what the mixer makes of its values."""
+        """The maps for these tokens; `maps.difference @ values` is how the mixer combines its values."""
 
 
 class FrontEnd(Protocol):
     """Audio -> features. An `nn.Module`.
 
-    Frame f sees samples `f * hop_samples` to `f * hop_samples + window_samples` and nothing else, so that long audio
-    can be cut anywhere; a signal of S samples gives `1 + (S - window_samples) // hop_samples` frames.
+    Frame f depends only on samples `f * hop_samples` to `f * hop_samples + window_samples`, so that long audio can be
+    cut anywhere; a signal of S samples gives `1 + (S - window_samples) // hop_samples` frames.
 
-    It stays in evaluation mode, in training too: what it makes of a clip does not depend on chance.
+    It stays in evaluation mode during training too: the features of a clip are deterministic.
 
-    An attribute `filling` may say what the released code of the front end puts behind the end of short clips; only
-    `data.padding: features` asks for it.
+    An optional attribute `filling` is the value with which the released code of the front end pads short clips; it is
+    used only for `data.padding: features`.
     """
 
     sample_rate: int
@@ -144,7 +144,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Adapter(Protocol):
-    """Few new parameters beside a frozen encoder."""
+    """A small number of new parameters added to a frozen encoder."""
 
     def attach(self, encoder: Encoder) -> None:
         """Wrap submodules in place; the output must not change until something is trained."""
@@ -155,9 +155,9 @@ class MixerSpec(Spec[ConfigT, MixerContext, nn.Module]):
     """A mixer.
 
     Attributes:
-        knows_order: whether the order of the tokens matters to it beyond their layout, as to a scan.
+        knows_order: whether the order of the tokens matters to it beyond their layout, as for a scan.
         uses_heads: whether the number of heads matters to it.
-        takes_over: mixers whose weights it can begin with, name by name.
+        takes_over: mixers whose weights can initialise it, matched by tensor name.
     """
 
     knows_order: bool = False

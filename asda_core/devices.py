@@ -1,4 +1,4 @@
-"""The device that a name means, what is sent there, and what is drawn there."""
+"""Device names, transfer of tensors to a device, and random generators on it."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from asda_core.settings.compute import AUTO
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of that name; `AUTO` is one too.
+    """Return the device of that name, which may be `AUTO`.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: the device cannot be used on this machine.
     """
     try:
         return torch.empty(0, device=named_device(name)).device
@@ -21,29 +21,29 @@ def usable_device(name: str) -> torch.device:
 
 
 def named_device(name: str) -> str:
-    """The name itself, or what `AUTO` stands for here."""
+    """Return the name itself, or the name of the device that `AUTO` selects on this machine."""
     if name != AUTO:
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """Values on a device; what a GPU has still to do is not waited for, which takes pinned memory on the way."""
+    """Move values to a device, to a GPU through pinned memory so that its pending work is not waited for."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """A generator for draws on a device, where many numbers are drawn at once.
+    """Return a generator for drawing many numbers at once on a device.
 
     Args:
-        device: where the numbers are wanted.
-        generator: of the CPU; on the CPU it is what is returned.
+        device: where the numbers are needed.
+        generator: a generator of the CPU.
 
     Returns:
-        elsewhere a generator of the device, seeded by a number that is drawn: the same in every run, though not the
-        numbers that the CPU would draw.
+        on the CPU, `generator` itself; otherwise a generator of the device, seeded with a number drawn from it: the
+        same in every run, though its numbers are not those of the CPU.
     """
     if device.type == "cpu":
         return generator

@@ -1,4 +1,4 @@
-"""The exception tree. Every message says what was given, what was expected, where, and the nearest valid choice."""
+"""The exception hierarchy. Messages say what was given, what was expected, where, and the nearest valid choice."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ class AudioError(AsdaError, ValueError):
 
 
 class NoSamplesError(AudioError):
-    """A sound ends before the stretch that is wanted."""
+    """An audio file ends before the requested segment."""
 
 
 class CheckpointError(AsdaError):
@@ -36,11 +36,11 @@ class TaskError(AsdaError, ValueError):
 
 
 class TrainingStopped(AsdaError):
-    """The run was asked to stop; what it had done is saved."""
+    """The run was asked to stop; its progress is saved."""
 
 
 def why(error: Exception) -> str:
-    """What went wrong without Python's number for it and without the file, which the line names already."""
+    """The message of an error without errno and file name; the output line names the file already."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 

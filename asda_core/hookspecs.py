@@ -1,4 +1,4 @@
-"""The four doors. Each hook answers the question "which of these do you offer?" with specs."""
+"""The four plugin hooks. Each returns the specs of one family that a plugin offers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -27,7 +27,7 @@ def asda_objectives() -> Iterable[ObjectiveSpec[Any]]:  # type: ignore[empty-bod
 
 @hookspec
 def asda_adapters() -> Iterable[AdapterSpec[Any]]:  # type: ignore[empty-body]
-    """Few new parameters beside a frozen encoder. Contract: `asda_core.testing.check_adapter`."""
+    """A small number of new parameters added to a frozen encoder. Contract: `asda_core.testing.check_adapter`."""
 
 
 FAMILIES: dict[str, tuple[str, type[Spec[Any, Any, Any]]]] = {
@@ -36,4 +36,4 @@ FAMILIES: dict[str, tuple[str, type[Spec[Any, Any, Any]]]] = {
     "objective": ("asda_objectives", ObjectiveSpec),
     "adapter": ("asda_adapters", AdapterSpec),
 }
-"""Family, as a person would call it -> its hook, and what the hook gives."""
+"""Family, in plain words -> its hook, and the class of the specs that the hook returns."""

@@ -1,4 +1,4 @@
-"""TokenLayout: where each token sits in the time-frequency grid. It travels with the tokens."""
+"""TokenLayout: the position of each token in the time-frequency grid. It is passed along with the tokens."""
 
 from dataclasses import dataclass, replace
 
@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CLASS_TOKEN = -1
-"""Raster index of the class token, which sits nowhere in the grid."""
+"""Raster index of the class token, which has no position in the grid."""
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Places of the tokens of a batch.
+    """Positions of the tokens of a batch in the time-frequency grid.
 
     Patches are numbered in raster order, time first::
 
@@ -24,9 +24,9 @@ class TokenLayout:
     Attributes:
         index: (B, N) raster index of each token, `CLASS_TOKEN` for the class token.
         grid: (number of time steps, number of frequency bands) of the whole grid.
-        padding: (B, N) True where a token is filling and must influence nothing; None if there is none.
+        padding: (B, N) True at padding tokens, which must influence nothing; None if there are none.
         class_column: column of the (first) class token, the same in every clip; None if there is none.
-        class_count: how many stand there side by side. A prompt counts as one: it sits nowhere in the grid.
+        class_count: number of adjacent class tokens. A prompt counts as one: it has no position in the grid.
     """
 
     index: Int[Tensor, "batch tokens"]
@@ -64,7 +64,7 @@ class TokenLayout:
         return ~self.padding
 
     def select(self, rows: Int[Tensor, "clones"], columns: Int[Tensor, "clones kept"]) -> "TokenLayout":
-        """The layout of chosen tokens, before a class token joins.
+        """The layout of selected tokens, before a class token joins.
 
         Args:
             rows: which clip each new row comes from.
@@ -75,7 +75,7 @@ class TokenLayout:
         return TokenLayout(index, self.grid, padding)
 
     def with_class_token(self, column: int, count: int = 1) -> "TokenLayout":
-        """The layout after `count` class tokens were put in at `column`, beside those that are there already."""
+        """The layout with `count` class tokens inserted at `column`, adjacent to any existing ones."""
         there = 0 if self.class_column is None else self.class_count
         first = column if self.class_column is None else min(column, self.class_column)
         assert self.class_column is None or column in (first, first + there), "class tokens stand side by side"
@@ -86,7 +86,7 @@ class TokenLayout:
         return replace(self, index=index, padding=padding, class_column=first, class_count=there + count)
 
     def without_class_token(self) -> "TokenLayout":
-        """The layout after the class tokens were taken out; itself if there are none."""
+        """The layout without the class tokens; itself if there are none."""
         if self.class_column is None:
             return self
         index = self.without_class(self.index)
@@ -94,7 +94,7 @@ class TokenLayout:
         return replace(self, index=index, padding=padding, class_column=None, class_count=1)
 
     def without_class(self, values: Tensor, axis: int = 1) -> Tensor:
-        """`values` (B, N, ...), tokens along `axis`, less those of the class tokens."""
+        """`values` (B, N, ...), with tokens along `axis`, without those of the class tokens."""
         if self.class_column is None:
             return values
         after = self.class_column + self.class_count
@@ -102,19 +102,19 @@ class TokenLayout:
         return torch.cat([values.narrow(axis, 0, self.class_column), behind], dim=axis)
 
     def only_class(self, values: Tensor, axis: int = 1) -> Tensor:
-        """`values` of the class tokens alone; none of them if there is none."""
+        """`values` of the class tokens alone; empty along `axis` if there are none."""
         if self.class_column is None:
             return values.narrow(axis, 0, 0)
         return values.narrow(axis, self.class_column, self.class_count)
 
     def with_class(self, patches: Tensor, class_tokens: Tensor, axis: int = 1) -> Tensor:
-        """Values of the patches and of the class tokens, put together again."""
+        """Recombine the values of the patches and of the class tokens."""
         column = self.class_column or 0
         behind = patches.narrow(axis, column, patches.shape[axis] - column)
         return torch.cat([patches.narrow(axis, 0, column), class_tokens, behind], dim=axis)
 
     def reversed(self) -> "TokenLayout":
-        """The layout of the sequence read from its end."""
+        """The layout of the reversed sequence."""
         padding = None if self.padding is None else self.padding.flip(1)
         column = self.class_column
         if column is not None:
@@ -122,7 +122,7 @@ class TokenLayout:
         return replace(self, index=self.index.flip(1), padding=padding, class_column=column)
 
     def frequency_order(self) -> Int[Tensor, "batch tokens"]:
-        """Columns of the patches in the order that walks through the time steps of a band first."""
+        """Columns of the patches, sorted by band and within a band by time step."""
         place: Tensor = self.band * self.grid[0] + self.time
         return place.argsort(dim=1, stable=True)
 
@@ -137,11 +137,11 @@ def mean_over_valid(values: Float[Tensor, "batch *heads tokens width"], layout: 
 
 
 def insert_column(values: Tensor, new: Tensor, column: int) -> Tensor:
-    """Put `new` (B, n, ...) in at `column` of `values` (B, N, ...)."""
+    """Insert `new` (B, n, ...) at `column` of `values` (B, N, ...)."""
     return torch.cat([values[:, :column], new, values[:, column:]], dim=1)
 
 
 def take(tokens: Float[Tensor, "batch tokens dim"], columns: Int[Tensor, "batch n"]) -> Float[Tensor, "batch n dim"]:
-    """Columns of tokens, for each clip its own."""
+    """Select tokens by column, with separate columns for each clip."""
     rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
-    return tokens[rows, columns]  # a token at a time, where `gather` goes number by number
+    return tokens[rows, columns]  # copies whole tokens, where `gather` copies element by element

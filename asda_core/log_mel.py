@@ -1,7 +1,7 @@
 """The reference front end: Kaldi log-mel, normalised.
 
 **Source**: the released data path (`torchaudio.compliance.kaldi.fbank` with 128 bins, 10 ms hop, symmetric Hann
-window, no dither, power spectrum, natural log floored at the float32 epsilon), mean and spread of AudioSet.
+window, no dither, power spectrum, natural log floored at the float32 epsilon), mean and standard deviation of AudioSet.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from asda_core.contracts import FrontEndContext, FrontEndSpec, hookimpl
 from asda_core.errors import ConfigError
 
 PREEMPHASIS = 0.97
-"""Weight of the sample before. **Source**: Kaldi's default."""
+"""Weight of the previous sample. **Source**: Kaldi's default."""
 LOW_HZ = 20.0
 """Lower edge of the lowest mel bin; the upper edge is half the sample rate. **Source**: Kaldi's default."""
 HIGH_HZ = 0.0
@@ -27,7 +27,7 @@ LOG_FLOOR = float(torch.finfo(torch.float32).eps)
 """Smallest power before the logarithm: silence is ln(1.19e-7) = -15.94. **Source**: torchaudio's Kaldi code."""
 
 LEAST_BINS, LEAST_WINDOW = 4, 2
-"""Fewer mel bins, or samples in a window, torchaudio's mel banks and a transform do not take."""
+"""Smallest numbers of mel bins, and of samples in a window, that torchaudio's mel banks and the FFT accept."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class LogMelConfig:
 
     Attributes:
         num_bins: mel bins between 20 Hz and half the sample rate.
-        window_ms, hop_ms: length of a frame and distance between two.
-        mean, std: of the training set; the result is (x - mean) / (2 std). AudioSet -4.268, 4.569;
+        window_ms, hop_ms: length of a frame and distance between two frames.
+        mean, std: statistics of the training set; the result is (x - mean) / (2 std). AudioSet -4.268, 4.569;
             ESC-50 -6.627, 5.359; Speech Commands V2 -6.846, 5.565; FSD50K -7.966, 4.753.
     """
 
@@ -56,13 +56,13 @@ class LogMelConfig:
 
 
 class LogMel(nn.Module):
-    """Audio (B, S) in [-1, 1] -> features (B, F, T), batched, with what depends on the settings alone made once.
+    """Audio (B, S) in [-1, 1] -> features (B, F, T), batched; what depends only on the settings is computed once.
 
     Attributes:
-        filling: what the release puts behind the end of a short clip: a log-mel of 0, normalised.
+        filling: value with which the release pads short clips: a log-mel of 0, normalised.
 
-    **Differs**: equal to torchaudio's function to float32 rounding, but a batch at a time. The clip's mean is not
-    taken off first, since Kaldi takes it off every frame anyway.
+    **Differs**: equal to torchaudio's function up to float32 rounding, but batched. The mean of the clip is not
+    subtracted first, since Kaldi subtracts the mean of every frame anyway.
     """
 
     def __init__(self, config: LogMelConfig, sample_rate: int) -> None:
@@ -86,7 +86,7 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(self.window_samples, periodic=False), persistent=False)
 
     def forward(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch bins frames"]:
-        """Frames that fit wholly into the audio; at least one window of samples is needed.
+        """Compute the frames that fit wholly into the audio; at least one window of samples is needed.
 
         Raises:
             ConfigError: the audio is shorter than one window.
@@ -104,7 +104,7 @@ class LogMel(nn.Module):
 
 
 def build(config: LogMelConfig, context: FrontEndContext) -> LogMel:
-    """Options and the rate of the audio -> the front end."""
+    """Build the front end from its options and the sample rate."""
     return LogMel(config, context.sample_rate)
 
 

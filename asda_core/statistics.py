@@ -1,4 +1,4 @@
-"""Means and intervals over seeds."""
+"""Mean and confidence interval over seeds."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval: `mean - half` to `mean + half`; `half` is NaN for one value."""
+    """A mean with its confidence interval: `mean - half` to `mean + half`; `half` is NaN for one value."""
 
     mean: float
     half: float
@@ -22,11 +22,11 @@ class Estimate:
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Mean and half width of Student's interval, `t s / sqrt(n)` with n - 1 degrees of freedom.
+    """Mean and half width of Student's t interval, `t s / sqrt(n)` with n - 1 degrees of freedom.
 
     Args:
         values: one per seed, at least one.
-        confidence: share of such intervals that hold the true mean.
+        confidence: share of such intervals that contain the true mean.
     """
     count = len(values)
     mean = sum(values) / count

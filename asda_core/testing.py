@@ -1,10 +1,10 @@
-"""The public contract suite: what every plugin of a family must do, for its author's tests and for ours.
+"""The public contract suite: what every plugin of a family must do, for the tests of its author and of this project.
 
     from asda_core.testing import check_mixer
     def test_my_mixer():
         check_mixer(my_module.asda_mixers()[0])
 
-Each function raises AssertionError with the clause that is broken, and returns None.
+Each check raises AssertionError with the clause that is violated, and returns None.
 """
 
 from asda_core.contract.front_ends import check_front_end

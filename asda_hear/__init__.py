@@ -1,7 +1,7 @@
 """The HEAR API: `load_model`, `get_scene_embeddings`, `get_timestamp_embeddings`.
 
-They, and the modules `api`, `model` and `pooling`, are imported when they are first asked for, since torch takes
-seconds, and `asda-hear --help` does not need it; their types are in `__init__.pyi`.
+The functions and the modules `api`, `model` and `pooling` are imported on first access, since importing torch takes
+seconds and `asda-hear --help` does not need it; their types are in `__init__.pyi`.
 
 **Source**: https://hearbenchmark.com/hear-api.html
 """
@@ -13,7 +13,7 @@ __all__ = ["get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
 
 MODULES = ("api", "model", "pooling")
-"""That have always come with the package."""
+"""Submodules that have always been available as attributes of the package."""
 
 
 def __getattr__(name: str) -> Any:
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(import_module("asda_hear.api"), name)
-    globals()[name] = found  # found at once from now on
+    globals()[name] = found  # later accesses skip this function
     return found
 
 

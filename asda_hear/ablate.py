@@ -32,7 +32,7 @@ def run_ablate(parsed: argparse.Namespace) -> None:
         return
     try:
         rows = _rows(work, parsed)
-    except CellsFailed as error:  # the others have a table all the same
+    except CellsFailed as error:  # the other cells are reported all the same
         if error.rows and not parsed.worker:
             print(write_report(work, error.rows), end="")
         raise
@@ -42,7 +42,7 @@ def run_ablate(parsed: argparse.Namespace) -> None:
 
 
 def _rows(work: PlanWork, parsed: argparse.Namespace) -> list[ResultRow]:
-    """Run what is asked for."""
+    """Run, submit or only collect results, as the options say; return the rows."""
     if parsed.report:
         return write_all_rows(work)
     if parsed.submit is not None:

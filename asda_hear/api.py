@@ -21,17 +21,17 @@ from asda_hear.opening import open_encoder
 from asda_hear.pooling import EncoderBackbone, LogMelBackbone
 
 USUAL_POOLING: Literal["mean"] = "mean"
-"""Of scenes and timestamps, where neither the options nor the checkpoint say."""
+"""Pooling of scenes and timestamps if neither the options nor the checkpoint specify one."""
 
 
 def load_model(
     model_file_path: str | os.PathLike[str] = "", *, catalog: Catalog | None = None, **options: Any
 ) -> HearModel:
-    """A model that answers HEAR's questions.
+    """Load a model that implements the HEAR API.
 
     Args:
         model_file_path: a checkpoint or run folder of `asda pretrain`; a released checkpoint of EAT or ASDA (`.pt`),
-            or EAT's Hugging Face folder; a config (`.yaml`, or the name of one of the package, as in "asda_base") for
+            or EAT's Hugging Face folder; a config (`.yaml`, or the name of one in the package: "asda_base") for
             random weights drawn from its seed; "log_mel" for the baseline without a model; empty for the small model
             of the package.
         catalog: plugins to use; by default those installed.
@@ -41,8 +41,8 @@ def load_model(
         the model, in evaluation mode, on the CPU.
 
     Raises:
-        CheckpointError: no checkpoint there, damaged, refused, or needing a plugin that is missing.
-        ConfigError: a wrong option or config.
+        CheckpointError: the checkpoint is missing, damaged or rejected, or needs a plugin that is missing.
+        ConfigError: an option or the config is invalid.
         PluginError: a config names a plugin that is missing or broken.
 
     **Source**: HEAR API, https://hearbenchmark.com/hear-api.html
@@ -61,16 +61,16 @@ def load_model(
 
 
 def model_from(front_end: Any, encoder: Encoder, clip_seconds: float, options: HearOptions) -> HearModel:
-    """The model of a front end and an encoder.
+    """Build the model of a front end and an encoder.
 
     Args:
         front_end: a module that is a `FrontEnd`.
-        encoder: what follows it.
-        clip_seconds: of the clips that it was trained on, in seconds.
-        options: how it is heard.
+        encoder: the encoder that takes its features.
+        clip_seconds: length of the clips that it was trained on, in seconds.
+        options: how embeddings are computed.
 
     Raises:
-        ConfigError: the options do not fit them.
+        ConfigError: the options do not fit the model.
     """
     backbone = EncoderBackbone(
         encoder,
@@ -83,10 +83,10 @@ def model_from(front_end: Any, encoder: Encoder, clip_seconds: float, options: H
 
 
 def _baseline(plugins: Catalog, options: HearOptions) -> HearModel:
-    """Log-mel alone.
+    """Build the log-mel baseline, which has no encoder.
 
     Raises:
-        ConfigError: layers of it were asked for.
+        ConfigError: `layers` is given.
     """
     if options.layers is not None:
         raise ConfigError(f"layers: {LOG_MEL} is no model and has none.")
@@ -97,10 +97,10 @@ def _baseline(plugins: Catalog, options: HearOptions) -> HearModel:
 
 
 def _suited(options: HearOptions, checkpoint: Checkpoint) -> HearOptions:
-    """The options; where they do not say, what the checkpoint says suits it.
+    """Fill in unset options with those that the checkpoint recommends.
 
     Raises:
-        ConfigError: the checkpoint says what no option is.
+        ConfigError: the checkpoint recommends something that is not a valid option.
     """
     suited = parse(HearOptions, checkpoint.embedding, f"{checkpoint.file}: embedding")
     stated = {name: value for name, value in asdict(options).items() if value is not None}
@@ -110,7 +110,7 @@ def _suited(options: HearOptions, checkpoint: Checkpoint) -> HearOptions:
 def get_scene_embeddings(
     audio: Float[Tensor, "n_sounds n_samples"], model: HearModel
 ) -> Float[Tensor, "n_sounds size"]:
-    """One embedding for each sound.
+    """Compute one embedding per clip.
 
     Args:
         audio: mono in [-1, 1] at `model.sample_rate`; any length from 1 sample to hours.
@@ -120,9 +120,10 @@ def get_scene_embeddings(
         float32, on the model's device, without a gradient.
 
     Raises:
-        AudioError: no floating-point tensor of two dimensions, no samples, or NaN.
-        ConfigError: the model was cast to another type.
-        CheckpointError: the model answers with NaN (looked for on the CPU alone).
+        AudioError: the audio is not a two-dimensional floating-point tensor, is empty, or has NaN, infinite or
+            implausibly large samples.
+        ConfigError: the model was cast to another dtype.
+        CheckpointError: the embeddings have NaN or infinite values (checked on the CPU only).
     """
     return model.scene(audio)
 
@@ -130,7 +131,7 @@ def get_scene_embeddings(
 def get_timestamp_embeddings(
     audio: Float[Tensor, "n_sounds n_samples"], model: HearModel
 ) -> tuple[Float[Tensor, "n_sounds n_timestamps size"], Float[Tensor, "n_sounds n_timestamps"]]:
-    """Embeddings at regular times of each sound.
+    """Compute embeddings at regular times of each clip.
 
     Args:
         audio: mono in [-1, 1] at `model.sample_rate`; any length from 1 sample to hours.
@@ -138,11 +139,12 @@ def get_timestamp_embeddings(
 
     Returns:
         embeddings, and the centre of each in milliseconds from the beginning (0, 40, 80, ...); both float32.
-        float32 holds whole milliseconds up to 4 hours 39 minutes.
+        float32 represents whole milliseconds exactly up to 4 hours 39 minutes.
 
     Raises:
-        AudioError: no floating-point tensor of two dimensions, no samples, or NaN.
-        ConfigError: the model was cast to another type.
-        CheckpointError: the model answers with NaN (looked for on the CPU alone).
+        AudioError: the audio is not a two-dimensional floating-point tensor, is empty, or has NaN, infinite or
+            implausibly large samples.
+        ConfigError: the model was cast to another dtype.
+        CheckpointError: the embeddings have NaN or infinite values (checked on the CPU only).
     """
     return model.timestamps(audio)

@@ -1,4 +1,4 @@
-"""What the commands of `asda-hear` take but for `evaluate`. Nothing here takes seconds to import."""
+"""Arguments of all `asda-hear` commands except `evaluate`. This module imports nothing that takes seconds."""
 
 import argparse
 from pathlib import Path

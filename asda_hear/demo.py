@@ -1,6 +1,6 @@
-"""The embedded corpus, and the whole way on it: validate, pre-train, evaluate, table. No download, no audio needed.
+"""The built-in corpus, and the full pipeline on it: validate, pre-train, evaluate, table. No download, no audio needed.
 
-Minutes of sound are synthesised with NumPy from a seed into three tasks in HEAR's format: `demo_pitch` (which note),
+Minutes of audio are synthesised with NumPy from a seed into three tasks in HEAR's format: `demo_pitch` (which note),
 `demo_kind` (which kind of sound, in three folds) and `demo_events` (what starts when).
 """
 
@@ -35,7 +35,7 @@ QUICK_GRID = {
     "check_val_every_n_epoch": [10],
     "patience": [3],
 }
-"""heareval's own search space, narrowed so that the demo takes minutes: a task may bring its own."""
+"""heareval's search space, narrowed so that the demo takes minutes; a task may define its own."""
 CONFIG = """\
 # The demo's model: a minute of training on one CPU.
 encoder: {dim: 96, depth: 3, num_heads: 3}
@@ -57,7 +57,7 @@ AUDIO = (
     "tasks/demo_kind-v1.0.0-full/16000",
     "tasks/demo_events-v1.0.0-full/16000/train",
 )
-"""What the demo pre-trains on, without labels: all folds of demo_kind, the training parts of the others."""
+"""What the demo pre-trains on, without labels: all folds of demo_kind, the training splits of the others."""
 Signal = np.ndarray
 Maker = Callable[[np.random.Generator, float], Signal]
 
@@ -132,7 +132,7 @@ def make_corpus(folder: Path, seed: int = 0) -> Path:
 
 
 def _save(file: Path, signal: Signal, generator: np.random.Generator) -> Path:
-    """Random loudness, a little noise, 16 bit."""
+    """Write a signal with random loudness and a little noise as 16-bit audio; return the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     loud = signal / np.abs(signal).max() * generator.uniform(0.1, 0.8) + NOISE * generator.normal(size=len(signal))
     soundfile.write(file, loud.clip(-1, 1), RATE, subtype="PCM_16")
@@ -201,7 +201,7 @@ def demo_plan(folder: Path) -> Path:
 
 
 def run_demo(folder: Path, progress: bool = True) -> str:
-    """Everything, and the table as Markdown; run again, it goes on where it was stopped."""
+    """Run the whole demo and return the table as Markdown; a further call resumes where it was stopped."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tasks" / "demo_events-v1.0.0-full").is_dir():
         print("1/3 making the corpus", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""HearModel: a front end and a backbone behind HEAR's two questions, for audio of any length in bounded memory."""
+"""HearModel: a front end and a backbone behind HEAR's two functions, for audio of any length in bounded memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ from asda_core.settings.compute import Precision
 from asda_hear.pooling import Averaging, EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
 
 TOKENS_PER_PASS = 8192
-"""Patches that go through the model at once: bounds the memory, and is where a bigger batch gains no more speed."""
+"""Patches in one forward pass: bounds the memory; a larger batch would be no faster."""
 
 SAMPLES_PER_PASS = 2**22
-"""Samples that do so: 26 clips of 10 s, for what makes fewer tokens of audio than an encoder, as log-mel alone."""
+"""Samples in one forward pass (26 clips of 10 s): the bound where audio gives few tokens, as for log-mel alone."""
 
 LONGEST_HOP_MS = 50.0
 """Longest time from one timestamp to the next. **Source**: HEAR's rules of the timestamp-based tasks."""
@@ -33,19 +33,19 @@ class HearOptions:
     """Keyword arguments of `load_model`.
 
     Attributes:
-        timestamp_hop_ms: a divisor of the time from one patch to the next that is a whole number of frames; the
-            model runs once for each of these steps, shifted, and interleaves. None takes the longest that HEAR
+        timestamp_hop_ms: time between timestamps, a whole number of frames that divides the time from one patch to
+            the next. The model runs once per shift and interleaves the outputs. None takes the longest hop that HEAR
             allows: for patches of 160 ms, 40 ms and four runs.
-        scene_pooling: "mean" of all patches, "summary" (the class token), "both", "statistics" (mean and deviation
-            over time, band by band), or "dynamics" (these and the change from step to step: the richest).
+        scene_pooling: "mean" of all patches, "summary" (the class token), "both", "statistics" (mean and standard
+            deviation over time, per band), or "dynamics" (these and the change from step to step: the richest).
         timestamp_pooling: "mean" over the bands of a time step, or "concat".
-        layers: outputs of blocks that stand side by side in all but the summary; 0 is what enters the first block.
+        layers: block outputs to concatenate in all but the summary; 0 is the input of the first block.
         window_seconds: audio that the model sees at once; None takes the length of its training clips.
         weights: "student", or "teacher" where the checkpoint holds one.
-        precision: "bfloat16" multiplies in bfloat16: faster where the processor can, and less exact.
+        precision: "bfloat16" computes matrix products in bfloat16: faster on hardware that supports it, less exact.
 
-    None of the first five: what the checkpoint says suits it (the model of the package does), else the longest hop,
-    "mean", "mean", the last block, and the length of the clips.
+    None for one of the first five takes what the checkpoint recommends (that of the package does), otherwise the
+    longest hop, "mean", "mean", the last block, and the length of the training clips.
     """
 
     timestamp_hop_ms: float | None = None
@@ -61,7 +61,7 @@ class HearModel(nn.Module):
     """What `load_model` returns.
 
     Attributes:
-        sample_rate: of the audio that is expected, in Hz.
+        sample_rate: sample rate of the expected audio, in Hz.
         scene_embedding_size, timestamp_embedding_size: widths of the two embeddings.
     """
 
@@ -90,7 +90,7 @@ class HearModel(nn.Module):
 
     @torch.no_grad()
     def scene(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch size"]:
-        """One embedding per clip: windows count by the patches that are kept of them."""
+        """Return one embedding per clip; windows are weighted by the number of patches kept from each."""
         audio = self._checked(audio)
         framing = self.scene_framing
         num_patches = framing.num_steps(audio.shape[1])
@@ -111,7 +111,7 @@ class HearModel(nn.Module):
     def timestamps(
         self, audio: Float[Tensor, "batch samples"]
     ) -> tuple[Float[Tensor, "batch steps size"], Float[Tensor, "batch steps"]]:
-        """One embedding per step and clip, and the steps in milliseconds."""
+        """Return one embedding per step and clip, and the times of the steps in milliseconds."""
         audio = self._checked(audio)
         framing = self.timestamp_framing
         shifts, num_steps = framing.shifts, framing.num_steps(audio.shape[1])
@@ -135,17 +135,17 @@ class HearModel(nn.Module):
         return embeddings, stamps.repeat(len(audio), 1)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay as in evaluation, also as a part of a model in training: embeddings do not depend on chance."""
+        """Stay in evaluation mode, even as part of a model in training: embeddings are deterministic."""
         return super().train(False)
 
     def _features(self, framing: Framing, clips: Tensor, window: Window) -> Tensor:
-        """In float32, whatever the caller's autocast says."""
+        """Compute the features of a window in float32, regardless of the caller's autocast."""
         with torch.autocast(clips.device.type, enabled=False):
             features: Tensor = self.front_end(framing.window_audio(clips, window.first, window.size))
         return features
 
     def _shifts(self, hop_ms: float | None) -> int:
-        """How many interleaved runs give this hop."""
+        """Return the number of interleaved runs that gives this hop."""
         frames = self.scene_framing.run_frames
         native_ms = frames * self.scene_framing.hop_samples * MILLISECONDS / self.sample_rate
         valid = {native_ms / shifts: shifts for shifts in range(1, frames + 1) if frames % shifts == 0}
@@ -162,10 +162,10 @@ class HearModel(nn.Module):
         return max(1, min(TOKENS_PER_PASS // tokens, SAMPLES_PER_PASS // samples))
 
     def _checked(self, audio: Tensor) -> Tensor:
-        """The audio as float32 on the model's device.
+        """Check the audio and return it as float32 on the model's device.
 
         Raises:
-            AudioError: wrong shape, type, no samples, NaN.
+            AudioError: the shape, type or samples are invalid, or there are no samples.
             ConfigError: the model was cast, as by `model.half()`.
         """
         if not isinstance(audio, Tensor):
@@ -185,5 +185,5 @@ class HearModel(nn.Module):
 
 
 def _batches(clips: Tensor, size: int) -> Sequence[Tensor]:
-    """Views of the clips, so many at a time."""
+    """Return views of the clips, `size` at a time."""
     return [clips[first : first + size] for first in range(0, len(clips), size)]

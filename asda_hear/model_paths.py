@@ -1,4 +1,4 @@
-"""Which file a user means by a model."""
+"""Resolution of the model that a user names to a file."""
 
 import os
 from pathlib import Path
@@ -10,13 +10,13 @@ from asda_hear.names import DEFAULT_WEIGHTS, LOG_MEL
 
 
 def find_model(model: str | os.PathLike[str]) -> Path:
-    """A checkpoint, run folder or config: the path itself, the model or a config of the package by its name.
+    """Find a checkpoint, run folder or config, by path or by the name of the model or a config of the package.
 
     Args:
-        model: as `load_model` takes it, but for "log_mel", which is no file.
+        model: as for `load_model`, except "log_mel", which is not a file.
 
     Raises:
-        CheckpointError: there is nothing.
+        CheckpointError: nothing is found.
     """
     name = os.fspath(model)
     found = DEFAULT_WEIGHTS if not name or is_package_model(name) else find_config(Path(model))

@@ -1,4 +1,4 @@
-"""Front end and encoder of whatever a user calls a model: a checkpoint of any kind, or a config for random weights."""
+"""Front end and encoder of the model that a user names: a checkpoint of any kind, or a config for random weights."""
 
 import os
 import sys
@@ -25,10 +25,10 @@ class OpenedEncoder:
 
     Attributes:
         file: the checkpoint or config.
-        config: of the run that made it, or makes it.
+        config: of the run that made the checkpoint, or the config itself.
         front_end: a `FrontEnd`, on the CPU like the encoder, both in evaluation mode.
-        encoder: what follows it.
-        checkpoint: None of a config.
+        encoder: the encoder that takes its features.
+        checkpoint: None if a config was opened.
     """
 
     file: Path
@@ -39,7 +39,7 @@ class OpenedEncoder:
 
 
 def open_encoder(model: str | os.PathLike[str], catalog: Catalog, weights: Weights = "student") -> OpenedEncoder:
-    """Open a checkpoint, telling on stderr what is told of a released one, or a config, drawing from its seed.
+    """Open a checkpoint, printing the report on a released one to stderr, or a config with weights drawn from its seed.
 
     Args:
         model: as `find_model` takes it.
@@ -47,12 +47,12 @@ def open_encoder(model: str | os.PathLike[str], catalog: Catalog, weights: Weigh
         weights: "student", or "teacher" where the checkpoint holds one.
 
     Raises:
-        CheckpointError: no checkpoint there, damaged, refused, or needing a plugin that is missing.
-        ConfigError: a wrong config, or a config has no teacher.
+        CheckpointError: the checkpoint is missing, damaged or rejected, or needs a plugin that is missing.
+        ConfigError: the config is invalid, or the teacher of a config is requested, which has none.
         PluginError: a config names a plugin that is missing or broken.
     """
     file = find_model(model)
-    with torch.device("cpu"):  # whatever the caller's usual device is
+    with torch.device("cpu"):  # whatever the caller's default device is
         if file.suffix in CONFIG_SUFFIXES:
             if weights == "teacher":
                 raise ConfigError(f"weights teacher: {model} is no trained model, and has none.")

@@ -1,4 +1,4 @@
-"""From patches to embeddings: what a backbone gives for a window of features."""
+"""Pooling of patches to embeddings: what a backbone returns for a window of features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ TimestampPooling = Literal["mean", "concat"]
 
 @dataclass(frozen=True)
 class StepEmbeddings:
-    """What a backbone makes of a window.
+    """Output of a backbone for a window.
 
     Attributes:
-        summary: of the whole window.
-        scene: per time step, what scene embeddings are averages of.
-        timestamp: per time step, what timestamp embeddings are.
+        summary: embedding of the whole window.
+        scene: embedding per time step, to be averaged to scene embeddings.
+        timestamp: embedding per time step, used as timestamp embedding.
     """
 
     summary: Float[Tensor, "batch dim"]
@@ -36,9 +36,9 @@ class Average:
     """Averages over all time steps of a clip.
 
     Attributes:
-        summary: of the windows' summaries, by the steps that are kept of each.
-        mean, std: of the steps.
-        change: from a step to the next, the root of its mean square.
+        summary: mean of the windows' summaries, weighted by the steps kept from each.
+        mean, std: mean and standard deviation over the steps.
+        change: root mean square of the change from one step to the next.
     """
 
     summary: Float[Tensor, "batch dim"]
@@ -48,7 +48,7 @@ class Average:
 
 
 class Averaging:
-    """Adds up windows of one batch of clips into an `Average`."""
+    """Accumulator of the windows of one batch of clips into an `Average`."""
 
     def __init__(self) -> None:
         self._steps = 0
@@ -57,7 +57,7 @@ class Averaging:
         self._changes, self._last = torch.zeros((), dtype=torch.float64), torch.zeros(())
 
     def add(self, steps: StepEmbeddings, keep_from: int, keep_to: int) -> None:
-        """Count the steps `keep_from` to `keep_to` of a window."""
+        """Add the steps `keep_from` to `keep_to` of a window."""
         kept = steps.scene[:, keep_from:keep_to]
         if not kept.shape[1]:
             return
@@ -72,7 +72,7 @@ class Averaging:
         self._squares = self._squares.to(kept.device) + exact.square().sum(dim=1)
 
     def average(self) -> Average:
-        """Of all that was added; the deviation divides by the number of steps, so that one step has 0 and no change."""
+        """Return the averages so far; the deviation divides by n, and both it and the change are 0 for one step."""
         variance = (self._squares / self._steps - (self._exact / self._steps).square()).clamp(min=0)
         change = (self._changes / max(1, self._steps - 1)).sqrt()
         return Average(
@@ -84,17 +84,17 @@ class Averaging:
 
 
 class EncoderBackbone(nn.Module):
-    """An encoder whose patches of one time step become one vector.
+    """An encoder whose patches of a time step are pooled to one vector.
 
-    `timestamp_pooling` "mean" averages the bands (D values), "concat" puts them side by side (bands x D).
-    `scene_pooling` "mean" is the mean of all patches, "summary" the class token, "both" the two side by side,
-    "statistics" the mean and the standard deviation over time of the bands side by side (2 x bands x D), "dynamics"
-    these and how much they change from a time step to the next (3 x bands x D).
-    `layers` are the outputs of blocks that lie side by side, each D wide: 0 is what enters the first block.
+    `timestamp_pooling` "mean" averages the bands (D values), "concat" concatenates them (bands x D).
+    `scene_pooling` "mean" is the mean of all patches, "summary" the class token, "both" the two concatenated,
+    "statistics" the mean and the standard deviation over time of the concatenated bands (2 x bands x D), "dynamics"
+    these and how much the bands change from one time step to the next (3 x bands x D).
+    `layers` are the block outputs to concatenate, each D wide: 0 is the input of the first block.
 
-    **Source** of "statistics": bands side by side as in MSM-MAE (Niizumi et al. 2022); mean and deviation over time
-    are the statistics pooling of x-vectors (Snyder et al. 2018). "dynamics" is ours: of two sounds with the same mean
-    and deviation, one may rattle where the other swells. Of `layers`: fusing layers (Niizumi et al. 2022,
+    **Source** of "statistics": concatenated bands as in MSM-MAE (Niizumi et al. 2022); mean and deviation over time
+    are the statistics pooling of x-vectors (Snyder et al. 2018). "dynamics" is new here: two clips with the same mean
+    and deviation may differ in how fast they change. Of `layers`: fusing layers (Niizumi et al. 2022,
     "Composing general audio representation by fusing multilayer features of a pre-trained model").
     """
 
@@ -124,7 +124,7 @@ class EncoderBackbone(nn.Module):
         self.step_size = self.num_bands * dim if timestamp_pooling == "concat" else dim
 
     def forward(self, features: Float[Tensor, "batch bins frames"]) -> StepEmbeddings:
-        """Summary and steps of a window."""
+        """Return the summary and the steps of a window."""
         encoded: Encoded = self.encoder(features, self.layers, layers=False)
         last = self.encoder.config.depth
         side_by_side = [encoded.tokens if layer == last else encoded.outputs[layer] for layer in self.layers]
@@ -138,7 +138,7 @@ class EncoderBackbone(nn.Module):
         )
 
     def pool_scene(self, average: Average) -> Float[Tensor, "batch size"]:
-        """The scene embedding from the averages over the windows."""
+        """Return the scene embedding from the averages over the windows."""
         match self.scene_pooling:
             case "statistics":
                 return torch.cat([average.mean, average.std], dim=1)
@@ -152,10 +152,10 @@ class EncoderBackbone(nn.Module):
 
 
 def layers_of(encoder: Encoder, layers: Sequence[int] | None) -> Sequence[int]:
-    """The numbers of layers that were asked for; None is the last.
+    """Return the requested layer numbers after checking them; None selects the last layer.
 
     Raises:
-        ConfigError: none, one twice, or one that the encoder has not.
+        ConfigError: the list is empty, has duplicates, or has a layer that the encoder does not have.
     """
     depth = encoder.config.depth
     if layers is None:
@@ -172,7 +172,7 @@ def layers_of(encoder: Encoder, layers: Sequence[int] | None) -> Sequence[int]:
 class LogMelBackbone(nn.Module):
     """The plain baseline: the mean log-mel spectrum of each patch, and of the clip. Nothing is learned.
 
-    `scene_pooling` "statistics" has the deviation over the patches beside the mean, "dynamics" their change as well.
+    `scene_pooling` "statistics" adds the deviation over the patches to the mean, "dynamics" also their change.
     """
 
     def __init__(self, num_bins: int, patch_frames: int, scene_pooling: ScenePooling = "mean") -> None:

@@ -1,7 +1,7 @@
-"""Work that any number of processes share: each takes up what is free, and nothing is done twice.
+"""Work queue shared by any number of processes: each takes a free item, and no item is done twice.
 
-A piece of work has a lock, which the system frees when its process ends, however it ends, and a file that says why it
-failed, for the other processes and for the user.
+An item has a lock, which the operating system releases when its process ends, however it ends, and a file that says
+why it failed, for the other processes and for the user.
 """
 
 import sys
@@ -19,7 +19,7 @@ from asda_core.system.files import write_text
 from asda_core.system.locks import locked
 
 POLL_SECONDS = 0.5
-"""How often a process that has nothing left to take up looks whether the others are done or have died."""
+"""Seconds between checks of a process without a free item whether the others are done or have died."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,10 +27,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Failed:
-    """A piece of work that failed.
+    """An item that failed.
 
     Attributes:
-        why: kind and message of the error.
+        why: type and message of the error.
     """
 
     why: str
@@ -39,15 +39,15 @@ class Failed:
 def shared_work(
     items: Sequence[Item], attempt: Callable[[Item], Result | Failed | None], until: float = float("inf")
 ) -> Iterator[tuple[Item, Result | Failed]]:
-    """Take up one item after the other until all have ended; what others are doing is waited for.
+    """Process one item after the other until all have ended, waiting for those that other processes hold.
 
     Args:
-        items: taken up in this order; those that are not free come again after the others.
-        attempt: does an item; None where another process is at it (see `attempt_alone`).
-        until: `time.monotonic()` after which nothing more is taken up.
+        items: processed in this order; those that are not free are tried again after the others.
+        attempt: processes an item; returns None if another process holds it (see `attempt_alone`).
+        until: value of `time.monotonic()` after which no further item is started.
 
     Yields:
-        each item as it ends, and what came of it.
+        each item as it ends, and its result or failure.
     """
     left = list(items)
     while left:
@@ -66,17 +66,17 @@ def shared_work(
 def attempt_alone(
     do: Callable[[], Result], name: str, lock: Path, error_file: Path, since: float
 ) -> Result | Failed | None:
-    """Do a piece of work, whose error does not take the others down, unless another process is at it.
+    """Process an item unless another process holds it; an error is recorded and does not stop the other items.
 
     Args:
-        do: the work.
-        name: of it, for messages.
-        lock: held meanwhile.
-        error_file: where an error is left; removed when the work is done.
-        since: `asda_core.system.files.disk_time`; what failed after it, in another process, is not tried again.
+        do: processes the item.
+        name: name of the item, for messages.
+        lock: lock file, held meanwhile.
+        error_file: file to which an error is written; removed on success.
+        since: an `asda_core.system.files.disk_time`; an item that failed later, in another process, is not retried.
 
     Returns:
-        what `do` returns; how it failed, now or just before; None where another process is at it.
+        the result of `do`; `Failed` if it failed now or later than `since`; None if another process holds the item.
 
     Raises:
         TrainingStopped, KeyboardInterrupt: the work was stopped.
@@ -101,20 +101,20 @@ def attempt_alone(
 
 
 def write_failure(file: Path, error: Exception) -> str:
-    """Leave an error in a file, its kind and message in the first line, which is returned."""
+    """Write an error to a file; return the first line of it, which has the type and message."""
     told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
     first = f"{type(error).__name__}: {told}"
     text = f"{first}\n\n{''.join(traceback.format_exception(error))}"
-    write_text(file, text.encode(errors="backslashreplace").decode())  # names of files are any bytes
+    write_text(file, text.encode(errors="backslashreplace").decode())  # file names may hold any bytes
     return first
 
 
 def read_failure(file: Path, since: float = 0.0) -> str:
-    """The kind and message of the error in a file; of an earlier version, what its traceback ends with.
+    """Return type and message of the error in a file; for a file of an earlier version, the end of its traceback.
 
     Args:
         file: what `write_failure` wrote.
-        since: "" where it is older than this `asda_core.system.files.disk_time`, or not there.
+        since: the result is "" if the file is not newer than this `asda_core.system.files.disk_time`, or is missing.
     """
     try:
         if file.stat().st_mtime <= since:

@@ -1,8 +1,9 @@
-"""Differential attention: the way that suits this machine beside its formula, in time and in memory. Both in one run.
+"""Benchmark of differential attention: the fast path for this machine against the formula, in time and memory.
 
     OMP_NUM_THREADS=2 python benchmarks/attention.py
 
-Equality is checked first. Memory is measured in a process for each side, since a peak never falls.
+Both sides are timed in one run and checked for equality. Memory is measured in a process for each side, since a peak
+never falls.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from asda_core.model.processor import exact_products
 WIDTH, HEADS = 768, 12
 """Of ASDA base."""
 SIZES = ((16, 103), (1, 513), (8, 513), (1, 2049))
-"""Clips and tokens: 16 masked clones of a clip of 10 s, the clip as the teacher hears it, eight of them, 40 s."""
+"""Clips and tokens: 16 masked clones of a clip of 10 s, the clip as given to the teacher, eight of these, and 40 s."""
 LONG = (513, 2049, 4097)
 WIDEST_ERROR = 1e-5
 
@@ -31,7 +32,7 @@ def prepared(clips: int, tokens: int) -> tuple[DifferentialAttention, torch.Tens
 
 
 def compare(clips: int, tokens: int, train: bool, rounds: int) -> tuple[float, float, float]:
-    """Median seconds by formula and fast, and the error of the fast way."""
+    """Median seconds of the formula and of the fast path, and the error of the fast path."""
     mixer, given, layout = prepared(clips, tokens)
     kept: dict[str, torch.Tensor] = {}
 
@@ -53,7 +54,7 @@ def compare(clips: int, tokens: int, train: bool, rounds: int) -> tuple[float, f
 
 
 def peak(tokens: int, by_formula: bool) -> None:
-    """Print the MiB that one pass takes beyond what was in use before."""
+    """Print the peak memory of one pass in MiB, above what was in use before."""
     mixer, given, layout = prepared(1, tokens)
     small, short = given[:, :8], TokenLayout.full(1, (8, 1))
     with torch.inference_mode(), exact_products():

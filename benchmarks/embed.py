@@ -1,16 +1,16 @@
-"""`asda embed` over many files beside the bare encoder on the same audio already in memory. Sides are interleaved.
+"""Benchmark of `asda embed` on many files against the bare encoder on the same audio in memory. Sides are interleaved.
 
     OMP_NUM_THREADS=1 python benchmarks/embed.py --data ../shared/data/esc10 ../shared/data/fsdd --files 500
 
 prints the median seconds of each side and the ratio of each to the bare encoder:
 
-- `bare`: front end and encoder, clip by clip, audio in memory: no reading, no writing;
-- `bare, together`: the same in the passes that `asda embed` makes;
+- `bare`: front end and encoder, clip by clip, audio in memory, no reading or writing;
+- `bare, together`: the same in the batches that `asda embed` forms;
 - `asda embed`: from files to files and an index, as the command does, in this process;
-- `reading`: decoding and resampling alone, in one thread: what there is to hide.
+- `reading`: decoding and resampling alone, in one thread: the time that reading ahead can hide.
 
-First it is checked that the embeddings are those of the bare encoder. `processor` is the time of all threads together:
-with one processor core, nothing can be hidden behind anything.
+The embeddings are first checked against those of the bare encoder. `processor` is the CPU time of all threads together:
+with one CPU core no work can overlap.
 """
 
 import argparse
@@ -43,7 +43,7 @@ ATOL = 1e-4
 
 
 def write_clips(folder: Path, count: int) -> list[Path]:
-    """Noise of 1 to 5 s at 44.1 kHz, where no data is given."""
+    """Write clips of noise of 1 to 5 s at 44.1 kHz, used if no data is given."""
     for number in range(count):
         audio = 0.1 * np.random.default_rng(number).standard_normal(44_100 * (1 + number % 5))
         soundfile.write(folder / f"{number:04d}.wav", audio, 44_100)

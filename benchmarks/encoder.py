@@ -1,9 +1,10 @@
-"""ASDA base on clips of 10 s: the fast path beside attention by its formula, and beside AST where transformers is.
+"""Benchmark of ASDA base on clips of 10 s: the fast path against attention by its formula, and against AST.
 
     OMP_NUM_THREADS=2 python benchmarks/encoder.py [--bfloat16] [--compile] [--ast]
 
 Equality is checked first (float32 to 1e-5, bfloat16 to 3e-2 of the largest magnitude). `--ast` (pip install
-transformers) goes from waveforms: AST's own feature extractor and random weights against our front end and encoder.
+transformers) starts from waveforms: AST with its own feature extractor and random weights against our front end and
+encoder.
 """
 
 import argparse

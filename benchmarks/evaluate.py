@@ -1,17 +1,17 @@
-"""`asda-hear evaluate` beside heareval's own two commands, and two processes beside one. Sides are interleaved.
+"""Benchmark of `asda-hear evaluate` against heareval's two commands, and of two processes against one. Interleaved.
 
     python benchmarks/evaluate.py
 
-Two tasks of the demo's corpus, scored with a small grid; every side is what a shell would start, imports counted:
+Two tasks of the demo's corpus, scored with a small grid; every side runs as started from a shell, including imports:
 
 - `by hand`: `heareval.embeddings.runner` and then `heareval.predictions.runner` in the environment of
-  `asda_hear.evaluate.compat.hear_tools`, without which they do not run on today's stack;
+  `asda_hear.evaluate.compat.hear_tools`, without which they do not run with current library versions;
 - `--jobs 1` and `--jobs 2`: `asda-hear evaluate`.
 
-First it is checked that all three give the same scores to the last digit. Prints the median seconds of each and its
-ratio to `--jobs 1`, how much faster `--jobs 2` is, and how much it could be: a task is not divided (each training of
-heareval's begins with the generators as the one before left them), so the shorter task can at best cost nothing. It
-needs the extra `hear` and heareval.
+In every round all three must give the same scores to the last digit. Prints the median seconds of each and its ratio to
+`--jobs 1`, the speed-up of `--jobs 2`, and its upper bound: a task is not divided (each training in heareval starts
+from the generator states that the previous one left), so at best the shorter task takes no extra time. It needs the
+extra `hear` and heareval.
 """
 
 import argparse
@@ -46,7 +46,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def make_tasks(folder: Path, epochs: int) -> Path:
-    """Two tasks whose trainings take so many epochs."""
+    """Make two tasks whose trainings take `epochs` epochs."""
     found = make_corpus(folder)
     for task in find_tasks(found):
         if task.name not in TASKS:
@@ -82,7 +82,7 @@ def scores(folder: Path) -> list[tuple[object, ...]]:
 
 
 def shorter_task(folder: Path) -> float:
-    """Seconds of the task that took less, embedding and trainings."""
+    """Seconds of the shorter task, embedding and trainings together."""
     return min(sum(json.loads((folder / task / SECONDS_FILE).read_text()).values()) for task in TASKS)
 
 

@@ -1,11 +1,11 @@
-"""What does frequency-time attention save against the same attention as a dense masked map? Both in one run.
+"""Benchmark of frequency-time attention along lines against the same attention as a dense masked map, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/frequency_time.py
 
-Both are the same function, which is checked first. The dense side is PyTorch's fused attention with a mask of -inf, the
-way to do it without lines. Rounds are interleaved; medians of processor time, their ratio, the most memory, and the
-share of pairs that are computed are printed. Both sides have the same linear maps (queries, keys and values, and the
-last one): they are measured alone too, and the ratio is printed a second time without them.
+Both compute the same function, which is checked first. The dense side is PyTorch's fused attention with a boolean mask,
+the way to compute it without lines. Rounds are interleaved; the output is medians of CPU time, their ratio, peak
+memory, and the share of query-key pairs that are computed. Both sides have the same linear maps (queries, keys, values
+and output): these are also measured alone, and the ratio is printed a second time without them.
 """
 
 import argparse
@@ -23,20 +23,20 @@ from asda_core.system.resources import Cost
 WIDTH, HEADS = 768, 12
 BANDS = 12
 GRIDS = (9, 49, 100, 400)
-"""Time steps of 12 bands: 1 s, 5 s, 10 s (1,200 tokens) and 40 s (4,800 tokens) of AST's overlapping patches."""
+"""Time steps, of 12 bands each: 1 s, 5 s, 10 s (1,200 tokens) and 40 s (4,800 tokens) of AST's overlapping patches."""
 KEPT = (400, 80)
-"""A masked grid: of so many time steps of 12 bands, as many patches as 80 steps would have, the fifth."""
+"""A masked grid of 400 time steps of 12 bands, of which as many patches as in 80 steps are kept, a fifth."""
 TOLERANCE = 1e-4
 
 
 def allowed(layout: TokenLayout) -> Tensor:
-    """(B, 1, N, N) True where a token may look."""
+    """(B, 1, N, N) mask, True where a token may attend."""
     band, time = layout.band, layout.time
     return ((band[:, :, None] == band[:, None]) | (time[:, :, None] == time[:, None])).unsqueeze(1)
 
 
 def dense(mixer: FrequencyTimeAttention, tokens: Tensor, layout: TokenLayout) -> Tensor:
-    """The same mixer with an N x N mask."""
+    """Compute the same mixer with an N x N mask."""
     query, key, value = mixer._split(tokens)
     mixed = scaled_dot_product_attention(query, key, value, attn_mask=allowed(layout))
     projected: Tensor = mixer.proj(mixed.transpose(1, 2).flatten(2))
@@ -44,7 +44,7 @@ def dense(mixer: FrequencyTimeAttention, tokens: Tensor, layout: TokenLayout) ->
 
 
 def compare(name: str, layout: TokenLayout, rounds: int) -> None:
-    """Print one line."""
+    """Measure one layout and print a row."""
     torch.manual_seed(0)
     mixer = FrequencyTimeAttention(FrequencyTimeConfig(), WIDTH, HEADS).eval()
     tokens = torch.randn(*layout.index.shape, WIDTH)

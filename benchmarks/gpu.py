@@ -1,11 +1,11 @@
-"""What an accelerator makes of it: products, attention over lengths, and whole updates of pre-training.
+"""Benchmark on an accelerator: matrix products, attention at several lengths, and whole pre-training updates.
 
     python benchmarks/gpu.py [--clips 12 24 48] [--set compute.precision=bfloat16 ...]
 
-One call does all: (1) the rate of large products, to which the rest is compared; (2) differential attention as it runs,
-by its formula, and standard attention, forward and with gradients; (3) updates of ASDA base from waveforms on, ours
-beside a naive twin that repeats clips for their clones and holds maps: clips per second, share of the rate, memory;
-(4) what an update of ours spends its time on. Results are compared first. `--device cpu` runs it anywhere, slowly.
+One call does all: (1) the rate of large products, the reference for the rest; (2) differential attention as it runs,
+by its formula, and standard attention, forward and with gradients; (3) updates of ASDA base from waveforms, ours
+against a naive twin that repeats clips for their clones and holds maps: clips per second, share of the rate, memory;
+(4) a profile of one of our updates. Results are compared first. `--device cpu` runs it anywhere, slowly.
 """
 
 import argparse
@@ -31,26 +31,26 @@ from asda_core.pretrain.step import Step
 from asda_core.settings.changes import changed
 
 SIZE = 8192
-"""Width of the square product whose rate is the measure."""
+"""Width of the square product whose rate is the reference."""
 WIDTH, HEADS = 768, 12
 """Of ASDA base."""
 TOKENS = (103, 513, 2049, 8193)
 ROWS_OF_TOKENS = 98_304
-"""Tokens in a batch of attention, whatever their number in a clip: 192 clones of 512."""
+"""Tokens in a batch of attention at any number of tokens per clip: 192 clones of 512."""
 HALF_ERROR, LOSS_ERROR = 3e-2, 1e-2
-"""Of bfloat16 against float32: of attention, and of the loss of an update against its twin."""
+"""Tolerances: of attention in bfloat16 against float32, and of the loss of an update against the twin's."""
 TERA, GIBIBYTE = 1e12, 1 << 30
 
 
 class Device:
-    """Where it runs, and how to wait for it."""
+    """The device, with helpers to synchronise and to measure memory."""
 
     def __init__(self, name: str) -> None:
         self.device = torch.device(name)
         self.is_gpu = self.device.type == "cuda"
 
     def waited(self, work: Callable[[], object]) -> Callable[[], None]:
-        """Work that ends when the device has done it."""
+        """Wrap `work` so that it returns only when the device has finished."""
 
         def done() -> None:
             work()
@@ -60,15 +60,15 @@ class Device:
         return done
 
     def told(self) -> str:
-        """Its name."""
+        """The name of the device."""
         return torch.cuda.get_device_name(self.device) if self.is_gpu else "the CPU"
 
     def half(self, on: bool = True) -> torch.autocast:
-        """bfloat16 where it is asked for."""
+        """Autocast to bfloat16 if `on`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
 
     def peak(self, work: Callable[[], object]) -> float:
-        """GiB that are allocated at most while it works; 0 where it cannot be told."""
+        """Peak of allocated memory during `work` in GiB; 0 if it is not a GPU."""
         if not self.is_gpu:
             return 0.0
         gc.collect()
@@ -79,13 +79,13 @@ class Device:
 
 
 def product_rate(on: Device, size: int, dtype: torch.dtype, rounds: int) -> float:
-    """FLOPs per second of a square product."""
+    """FLOP/s of a square product."""
     left, right = (torch.randn(size, size, device=on.device).to(dtype) for _ in range(2))
     return 2 * size**3 / medians({"product": on.waited(lambda: left @ right)}, rounds)["product"]
 
 
 def attention(on: Device, tokens: int, train: bool, rate: float, rounds: int) -> None:
-    """Differential attention and what it is compared with, at one length."""
+    """Compare differential attention with its formula and with standard attention at one length."""
     clips = max(1, ROWS_OF_TOKENS // tokens) if on.is_gpu else 1
     torch.manual_seed(0)
     differential = DifferentialAttention(DifferentialConfig(), WIDTH, HEADS).to(on.device)
@@ -110,7 +110,7 @@ def attention(on: Device, tokens: int, train: bool, rate: float, rounds: int) ->
         "ours": on.waited(lambda: run(differential)),
         "standard": on.waited(lambda: run(standard)),
     }
-    if tokens <= max(TOKENS[:3]):  # beyond, the maps alone would take hundreds of GiB
+    if tokens <= max(TOKENS[:3]):  # for longer clips the maps alone would take hundreds of GiB
         sides["formula"] = on.waited(lambda: run(differential, by_formula=True))
     with FlopCounterMode(display=False) as counter:
         run(differential)
@@ -124,7 +124,7 @@ def attention(on: Device, tokens: int, train: bool, rate: float, rounds: int) ->
 
 
 class Update:
-    """An update of a model, ours or the twin's, from waveforms on."""
+    """An update of a model from waveforms, ours or the twin's."""
 
     def __init__(self, on: Device, config: RunConfig, clips: int, ours: bool) -> None:
         self.on, self.config, self.ours, self.number = on, config, ours, 0
@@ -143,7 +143,7 @@ class Update:
         self.audio = torch.randn(clips, samples, generator=torch.Generator().manual_seed(0)) * 0.1
 
     def loss(self) -> torch.Tensor:
-        """Of masks that depend on the number of the update."""
+        """Loss with masks that depend on the number of the update."""
         with torch.no_grad():
             features = self.front_end(sent(self.audio, self.on.device))
         if self.ours:
@@ -156,14 +156,14 @@ class Update:
             return step_loss(self.objective, self.encoder, features, hidden, noise)
 
     def gradients(self) -> torch.Tensor:
-        """The loss, with gradients in the parameters."""
+        """Return the loss and leave its gradients in the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()
         return loss.detach()
 
     def update(self) -> None:
-        """Gradients, clipping, the optimiser, the teacher."""
+        """Run gradients, clipping, the optimiser and the teacher's update."""
         self.gradients()
         torch.nn.utils.clip_grad_norm_(self.trained, self.config.optimizer.clip_norm)
         self.optimizer.step()
@@ -178,9 +178,9 @@ class Update:
 
 
 def updates(on: Device, config: RunConfig, clips: int, rate: float, rounds: int) -> None:
-    """Updates of `clips` clips, ours and the twin's."""
+    """Compare updates with `clips` clips, ours and the twin's."""
     ways = {name: Update(on, config, clips, name == "ours") for name in ("twin", "ours")}
-    losses = {name: way.gradients() for name, way in ways.items()}  # the same masks, other noise
+    losses = {name: way.gradients() for name, way in ways.items()}  # same masks, different noise
     assert error(losses["ours"], losses["twin"]) < LOSS_ERROR, losses
     with FlopCounterMode(display=False) as counter:
         ways["ours"].gradients()
@@ -196,7 +196,7 @@ def updates(on: Device, config: RunConfig, clips: int, rate: float, rounds: int)
 
 
 def profile(on: Device, config: RunConfig, clips: int, rows: int) -> None:
-    """The operations that an update of ours spends most time in."""
+    """Print the operations in which one of our updates spends most time."""
     way = Update(on, config, clips, ours=True)
     way.update()
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on.is_gpu

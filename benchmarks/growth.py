@@ -1,17 +1,17 @@
-"""How time and memory grow: with the length of a file, their number, the batch, the depth, and the tokens. One picture.
+"""Growth of time and memory with file length, number of files, batch, depth and tokens, in one figure.
 
     OMP_NUM_THREADS=1 python benchmarks/growth.py docs/growth
 
-measures each point in a process of its own, since a peak never falls, writes `docs/growth.csv` as it goes on (points
-that are there are not measured again; delete the file to begin anew) and draws `docs/growth.svg`:
+measures each point in a process of its own, since a peak never falls, writes `docs/growth.csv` along the way (points
+already in it are not measured again; delete the file to start afresh) and draws `docs/growth.svg`:
 
-- `length`: `asda embed` of one WAV of 44.1 kHz, frame by frame, in windows, with the package's model;
-- `files`: `asda embed` of so many WAVs of 2 s; `batch`, `depth`: clips of 10 s through encoders of width 192;
-- `tokens`: differential attention of ASDA base on a sequence, as this machine takes it and by its formula;
+- `length`: `asda embed` of one WAV file at 44.1 kHz, frame by frame, in windows, with the package's model;
+- `files`: `asda embed` of several WAV files of 2 s; `batch`, `depth`: clips of 10 s through encoders of width 192;
+- `tokens`: differential attention of ASDA base on a sequence, with this machine's fast path and by its formula;
 - `pairs`: frequency-time attention on 12 bands, by lines and as a dense map.
 
-Memory is the peak above the loaded model. Beside each curve stands its exponent, fitted to the upper half of its
-points: 1 is a straight line, 2 a square.
+Memory is the peak above the loaded model. The legend gives the exponent of each curve, fitted to the upper half of its
+points: 1 is linear, 2 quadratic.
 """
 
 import argparse
@@ -66,15 +66,15 @@ LABELS = {
     "pairs": "tokens, frequency-time attention",
 }
 WIDTH, HEADS, BANDS = 768, 12, 12
-"""Of ASDA base; bands of AST's overlapping patches."""
+"""Width and heads of ASDA base; bands of AST's overlapping patches."""
 TEN_SECONDS = 1024
 """Frames."""
 REPEATED_SECONDS = 3.0
-"""What is shorter is repeated so long, and the median taken."""
+"""A measurement is repeated until it has taken so long in total; the median is taken."""
 
 
 def embedding(files: int, seconds: int, folder: Path) -> tuple[Callable[[], object], torch.nn.Module]:
-    """`asda embed` of noise."""
+    """`asda embed` on files of noise, as a function to time, and its model."""
     for number in range(files):
         write_noise(folder / f"{number:05d}.wav", seconds)
     names = {file: Path(f"{file.stem}.npy") for file in sorted(folder.glob("*.wav"))}
@@ -84,7 +84,7 @@ def embedding(files: int, seconds: int, folder: Path) -> tuple[Callable[[], obje
 
 
 def encoding(batch: int, depth: int) -> tuple[Callable[[], object], torch.nn.Module]:
-    """Clips of 10 s through an encoder like the package's."""
+    """Clips of 10 s through an encoder like the package's, as a function to time, and its model."""
     config = replace(load_run_config("asda_small").encoder, depth=depth, patch_frames=16, patch_bins=16)
     encoder = build_encoder(installed_catalog(), config).eval()
     features = torch.randn(batch, 128, TEN_SECONDS)
@@ -92,7 +92,7 @@ def encoding(batch: int, depth: int) -> tuple[Callable[[], object], torch.nn.Mod
 
 
 def attending(side: str, tokens: int) -> tuple[Callable[[], object], torch.nn.Module]:
-    """One mixer of ASDA base."""
+    """One mixer of the size of ASDA base, as a function to time, and the mixer."""
     layout, sequence = TokenLayout.full(1, (tokens // BANDS, BANDS)), torch.randn(1, tokens, WIDTH)
     if side in ("lines", "dense map"):
         lines = FrequencyTimeAttention(FrequencyTimeConfig(), WIDTH, HEADS).eval()
@@ -104,7 +104,7 @@ def attending(side: str, tokens: int) -> tuple[Callable[[], object], torch.nn.Mo
 
 
 def point(axis: str, side: str, size: int, folder: Path) -> tuple[float, float]:
-    """Median seconds, and MiB above what is there before."""
+    """Median seconds, and peak memory in MiB above that of the loaded model."""
     torch.manual_seed(0)
     if axis in ("length", "files"):
         run, model = embedding(1, size, folder) if axis == "length" else embedding(size, 2, folder)
@@ -122,7 +122,7 @@ def point(axis: str, side: str, size: int, folder: Path) -> tuple[float, float]:
 
 
 def measured(axis: str, side: str, size: int) -> tuple[float, float]:
-    """`point` in a process of its own."""
+    """Run `point` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, folder, "--point", axis, side, str(size)]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -131,7 +131,7 @@ def measured(axis: str, side: str, size: int) -> tuple[float, float]:
 
 
 def measure_all(file: Path) -> list[dict[str, str]]:
-    """All rows, those in the file first; what is missing is measured and written at once."""
+    """Return all rows, those already in the file first; missing points are measured and appended one by one."""
     rows = list(csv.DictReader(file.open())) if file.exists() else []
     if not rows:
         file.write_text(",".join(FIELDS) + "\n")
@@ -147,7 +147,7 @@ def measure_all(file: Path) -> list[dict[str, str]]:
 
 
 def curves(rows: Iterable[dict[str, str]], axis: str, what: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Side -> sizes and values, in order."""
+    """Return side -> (sizes, values), sorted by size."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["axis"] == axis:
@@ -156,7 +156,7 @@ def curves(rows: Iterable[dict[str, str]], axis: str, what: str) -> dict[str, tu
 
 
 def draw(axes: Axes, rows: list[dict[str, str]], axis: str, what: str) -> None:
-    """One panel, both axes logarithmic and of the same scale, so that a slope of 1 is half a right angle."""
+    """Draw one panel with logarithmic axes, the exponent of each curve and, for time, a line of slope 1."""
     for side, (sizes, values) in curves(rows, axis, what).items():
         half = len(sizes) // 2
         slope = statistics.linear_regression(
@@ -176,7 +176,7 @@ def draw(axes: Axes, rows: list[dict[str, str]], axis: str, what: str) -> None:
 
 
 def picture(rows: list[dict[str, str]], file: Path) -> None:
-    """All panels: time above, memory below."""
+    """Draw all panels: time above, memory below."""
     figure = Figure(figsize=(3.1 * len(LABELS), 6), layout="constrained")
     FigureCanvasAgg(figure)
     table = figure.subplots(2, len(LABELS), squeeze=False)
@@ -188,7 +188,7 @@ def picture(rows: list[dict[str, str]], file: Path) -> None:
 
 
 def main() -> None:
-    """Measure what is missing and draw."""
+    """Measure missing points and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="name without ending, as in docs/growth")
     parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides in turn within one process, medians, ratios, the machine, the rate of products."""
+"""Shared helpers of the benchmarks: interleaved timing, memory, the machine, the rate of products, errors."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ Side = Callable[[], object]
 
 
 def machine() -> str:
-    """Processor, threads, and what decides which way is taken."""
+    """Describe processor, threads, and the features that decide which code path is used."""
     name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = [
@@ -31,7 +31,7 @@ def machine() -> str:
 
 
 def medians(sides: Mapping[str, Side], rounds: int) -> dict[str, float]:
-    """Median seconds of each side; the order is turned round every other round, the first round warms up."""
+    """Median seconds of each side; the order is reversed every other round, and the first round is a warm-up."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name in list(sides) if number % 2 else list(sides)[::-1]:
@@ -43,7 +43,7 @@ def medians(sides: Mapping[str, Side], rounds: int) -> dict[str, float]:
 
 
 def product_rate(dtype: torch.dtype, rounds: int = 5) -> float:
-    """FLOPs per second of one large product, the faster of both ways."""
+    """FLOP/s of one large product, the faster of PyTorch's default and `exact_products`."""
     left, right = torch.randn(4104, 768, dtype=dtype), torch.randn(768, 3840, dtype=dtype)
 
     def exact() -> None:
@@ -55,14 +55,14 @@ def product_rate(dtype: torch.dtype, rounds: int = 5) -> float:
 
 
 def resident_mebibytes() -> float:
-    """MiB in use now; the peak begins anew, which a process else has from the one that began it."""
+    """Return the resident memory in MiB and reset the peak, which a process otherwise inherits from its parent."""
     Path("/proc/self/clear_refs").write_text("5")
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def peak_mebibytes() -> float:
-    """Largest since `resident_mebibytes` was asked for."""
+    """Peak resident memory in MiB since the last call of `resident_mebibytes`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 

@@ -1,18 +1,18 @@
-"""How many clips does a core load in a second: as the release reads them, and from a pack? All in one run.
+"""Benchmark of data loading in clips per second and core: as in the released code, and from a pack, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/loader.py [--data SOURCE]
 
-Four ways, their rounds interleaved in one process, each on one thread; clips per processor second are printed, with
+Four ways, their rounds interleaved in one process, each on one thread; clips per second of CPU time are printed, with
 medians over the rounds and medians of the ratio within a round:
 
-(a) as released, for each clip: read the file, mean over channels, resample to 16 kHz, take off the mean, Kaldi log-mel
-    by torchaudio, fill to 1,024 frames, normalise, draw 16 masks;
+(a) as released, for each clip: read the file, average channels, resample to 16 kHz, subtract the mean, Kaldi log-mel
+    by torchaudio, pad to 1,024 frames, normalise, draw 16 masks;
 (b) from a pack of 16-bit FLAC at 16 kHz, features and masks on the CPU;
-(c) from the same pack, audio alone: the device makes features and masks of the whole batch;
+(c) from the same pack, audio alone: the device computes features and masks of the whole batch;
 (d) the same from a pack of 16-bit WAV.
 
-Before that the features are compared: of the same file, ours may differ from the released ones by 1e-5 on average, and
-from those of float64 by no more than twice what the released ones do: both are rounding in bins near the floor.
+The features are compared first: on the same file, ours may differ from the released ones by 1e-5 on average, and from
+those in float64 by at most twice as much as the released ones do: both are rounding errors in bins near the floor.
 """
 
 import argparse
@@ -44,21 +44,21 @@ RATE, FRAMES, BINS, HOP_MS = 16_000, 1_024, 128, 10
 MEAN, STD = -4.268, 4.569
 """Of AudioSet, as released."""
 GRID, CLONES, BLOCK, HIDDEN, ADJUST = (64, 8), 16, 5, 0.8, 0.07
-"""Patches of a clip, masks for it, and how they are drawn, as released."""
+"""Patches of a clip, masks per clip, and the parameters of the mask draw, as released."""
 SECONDS, FILES, FILE_RATE = 10.0, 24, 32_000
-"""Clips that are made, at the rate of the balanced AudioSet that most people train on."""
+"""Generated clips, at the sample rate of the balanced AudioSet that most people train on."""
 BATCH = 12
 FORMATS: tuple[PackFormat, ...] = ("flac", "wav")
 WANTED = 340
-"""Clips per second that the model of an H200 asks for: half of its 790 TFLOP/s at 14.1 TFLOP for 12 clips."""
+"""Clips per second that the model consumes on an H200: half of its 790 TFLOP/s at 14.1 TFLOP for 12 clips."""
 MEAN_BAR, LARGEST_BAR = 1e-5, 2.0
 BARS = {"b": 2.0, "c": 6.0, "d": 6.0}
 
 
 def make_audio(folder: Path) -> None:
-    """Noise whose power falls with frequency, and tones that come and go, in FLAC.
+    """Write FLAC files of noise whose power falls with frequency, and of amplitude-modulated tones.
 
-    Packed, such a clip takes 173 KB; 10 s of ESC-10 take 177 KB. That matters, for decoding FLAC costs by the byte.
+    Packed, such a clip takes 173 KB; 10 s of ESC-10 take 177 KB. That matters: FLAC decoding time grows with size.
     """
     time_axis = np.arange(int(SECONDS * FILE_RATE)) / FILE_RATE
     for number in range(FILES):
@@ -75,7 +75,7 @@ def make_audio(folder: Path) -> None:
 
 
 def released_masks() -> Tensor:
-    """16 masks of a clip, drawn as the release does: blocks cell by cell, then each row trimmed or filled."""
+    """16 masks of a clip as in the released code: blocks set cell by cell, then each mask trimmed or filled to size."""
     cells = GRID[0] * GRID[1]
     kept_share = 1 - HIDDEN
     count = int(cells * (kept_share + ADJUST) / BLOCK**2)
@@ -103,7 +103,7 @@ def released_masks() -> Tensor:
 
 
 def kaldi(audio: Tensor) -> Tensor:
-    """Log-mel (T, F) of one clip as released."""
+    """Log-mel (T, F) of one clip as in the released code."""
     return torchaudio.compliance.kaldi.fbank(
         audio[None] - audio.mean(), htk_compat=True, sample_frequency=RATE, use_energy=False, window_type="hanning",
         num_mel_bins=BINS, dither=0.0, frame_shift=HOP_MS,
@@ -111,7 +111,7 @@ def kaldi(audio: Tensor) -> Tensor:
 
 
 def released_item(file: Path) -> tuple[Tensor, Tensor]:
-    """Features (T, F) and masks of one clip, as the release makes them."""
+    """Features (T, F) and masks of one clip, as in the released code."""
     samples, rate = soundfile.read(str(file), dtype="float32")
     audio = torch.from_numpy(samples)
     if audio.dim() == 2:
@@ -126,7 +126,7 @@ def released_item(file: Path) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Ways:
-    """The ways, each a batch at a time."""
+    """The four ways; each method loads one batch."""
 
     files: list[Path]
     packed: ClipBatches
@@ -135,27 +135,27 @@ class Ways:
     generator: torch.Generator
 
     def released(self, step: int) -> None:
-        """(a)."""
+        """Way (a)."""
         for number in range(step * BATCH, (step + 1) * BATCH):
             released_item(self.files[number % len(self.files)])
 
     def on_cpu(self, step: int) -> None:
-        """(b)."""
+        """Way (b)."""
         for audio in self.packed.batch(step).audio:
             self.front_end(audio[None])
         block_masks(GRID, BATCH * CLONES, MaskConfig(), self.generator)
 
     def on_device(self, step: int) -> None:
-        """(c), what is left for the CPU."""
+        """Way (c), the part that remains on the CPU."""
         self.packed.batch(step)
 
     def on_device_wav(self, step: int) -> None:
-        """(d)."""
+        """Way (d), the part that remains on the CPU."""
         self.wav.batch(step)
 
 
 def compare_features(files: list[Path], front_end: LogMel) -> None:
-    """Stop if ours are not those of the release."""
+    """Exit if our features differ from the released ones by more than the tolerances."""
     means, ours_off, released_off = [], 0.0, 0.0
     exact = LogMel(LogMelConfig(), RATE).double()
     for file in files:
@@ -176,14 +176,14 @@ def compare_features(files: list[Path], front_end: LogMel) -> None:
 
 
 def clips_per_second(way: Callable[[int], None], step: int) -> float:
-    """Clips in a second of processor time."""
+    """Clips per second of CPU time."""
     start = time.process_time()
     way(step)
     return BATCH / (time.process_time() - start)
 
 
 def main() -> None:
-    """Compare, measure, print."""
+    """Compare the features, measure the ways, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="audio to use (default: made here, 10 s at 32 kHz)")
     parser.add_argument("--rounds", type=int, default=15)
@@ -207,13 +207,13 @@ def main() -> None:
 
 
 def measure(ways: Ways, rounds: int, hours: float) -> None:
-    """Rounds of the ways, one after another, in an order that turns."""
+    """Measure the ways in interleaved rounds, in an order that rotates, and print the table."""
     named = {"a": ways.released, "b": ways.on_cpu, "c": ways.on_device, "d": ways.on_device_wav}
     rates: dict[str, list[float]] = {name: [] for name in named}
     for step in range(rounds + 1):
         for name in sorted(named, key=lambda name: (ord(name) + step) % len(named)):
             rate = clips_per_second(named[name], step)
-            if step:  # the first only warms up
+            if step:  # the first round is a warm-up
                 rates[name].append(rate)
     clips = ways.packed.files
     size = statistics.mean(num_bytes(clip) for clip in clips) / 1000

@@ -1,16 +1,16 @@
-"""Long audio: time per minute and memory above the loaded model, through a file and through HEAR's timestamps.
+"""Benchmark of long audio: time per minute and memory above the loaded model, from a file and with HEAR's timestamps.
 
     OMP_NUM_THREADS=1 python benchmarks/long_audio.py 10 60 180
 
-prints for one minute and for so many minutes the median seconds per minute of audio, their ratio to the first minute,
-and the largest memory in use above the loaded model. Each side is a process of its own, since a peak never falls, and
+prints for one minute and for each given number of minutes the median seconds per minute of audio, the ratio to that of
+one minute, and the peak memory above the loaded model. Each side is a process of its own, since a peak never falls, and
 the sides are interleaved.
 
-- `file`: what `asda embed --granularity frame --window-seconds S` does with a WAV of 44.1 kHz, S the clip length of the
-  training, so that one minute goes through in windows as three hours do. Input and output are on the disk.
-- `hear`: `get_timestamp_embeddings` of a tensor; less the tensors of audio and embeddings themselves.
+- `file`: what `asda embed --granularity frame --window-seconds S` does with a WAV file at 44.1 kHz, with S the clip
+  length in training, so that one minute is processed in windows as three hours are. Input and output are on disk.
+- `hear`: `get_timestamp_embeddings` of a tensor; memory without the tensors of audio and embeddings themselves.
 
-First it is checked that a streamed file gives what the file read whole gives.
+It is first checked that streaming a file gives the same result as reading it whole.
 """
 
 import argparse
@@ -44,11 +44,11 @@ MEBIBYTE = 1 << 20
 FILE_RATE = 44_100
 WARM_SECONDS = 20
 REPEATED_MINUTES = 5
-"""What is shorter is repeated within its process, so that a minute is measured as well as an hour."""
+"""Shorter audio is repeated within its process, so that a minute is measured as precisely as an hour."""
 
 
 def write_noise(file: Path, seconds: int) -> None:
-    """Noise, a minute at a time; mono, 16 bits."""
+    """Write noise, a minute at a time; mono, 16 bits."""
     generator = np.random.default_rng(0)
     with soundfile.SoundFile(file, "w", FILE_RATE, 1) as sound:
         for first in range(0, seconds, 60):
@@ -65,7 +65,7 @@ def listener_of(checkpoint: Path) -> tuple[Listener, EmbedJob]:
 
 
 def measure_file(checkpoint: Path, minutes: int, audio: Path, warm: Path, out: Path) -> tuple[float, float]:
-    """Seconds, and MiB above the loaded model, which has heard nothing yet."""
+    """Seconds, and peak MiB above the loaded model before its first pass."""
     listener, job = listener_of(checkpoint)
     before = resident_with_weights(listener.encoder)
     embed_files(listener, {warm: Path("warm.npy")}, out / "warm.npy", job, progress=False)
@@ -74,7 +74,7 @@ def measure_file(checkpoint: Path, minutes: int, audio: Path, warm: Path, out: P
 
 
 def measure_hear(checkpoint: Path, minutes: int) -> tuple[float, float]:
-    """Seconds, and MiB above the model, less the audio and the embeddings."""
+    """Seconds, and peak MiB above the model, without the audio and the embeddings."""
     model = load_model(str(checkpoint))
     before = resident_with_weights(model)
     get_timestamp_embeddings(torch.zeros(1, WARM_SECONDS * model.sample_rate), model)
@@ -93,7 +93,7 @@ def measure_hear(checkpoint: Path, minutes: int) -> tuple[float, float]:
 
 
 def repeated(what: Callable[[], object], minutes: int) -> float:
-    """Median seconds; what is short is done several times."""
+    """Median seconds; short audio is processed several times."""
     found = []
     for _ in range(max(1, REPEATED_MINUTES // minutes)):
         start = time.perf_counter()
@@ -103,14 +103,14 @@ def repeated(what: Callable[[], object], minutes: int) -> float:
 
 
 def resident_with_weights(model: torch.nn.Module) -> float:
-    """In use now, with all weights: a file's are mapped, and come into memory as they are used."""
+    """Resident MiB with all weights loaded: weights of a file are memory-mapped and only loaded when used."""
     for weights in model.parameters():
         weights.sum()
     return resident_mebibytes()
 
 
 def side(which: str, minutes: int, checkpoint: Path, folder: Path) -> tuple[float, float]:
-    """Seconds per minute and MiB, of a process of its own."""
+    """Seconds per minute of audio and MiB, measured in a process of its own."""
     command = [sys.executable, __file__, str(minutes), "--one", which, "--checkpoint", str(checkpoint)]
     result = subprocess.run([*command, "--folder", str(folder)], capture_output=True, text=True, check=True)
     seconds, memory = map(float, result.stdout.split())
@@ -118,7 +118,7 @@ def side(which: str, minutes: int, checkpoint: Path, folder: Path) -> tuple[floa
 
 
 def check_equal(checkpoint: Path, folder: Path) -> None:
-    """A streamed file and the same file read whole."""
+    """Check that streaming a file gives the same result as reading it whole."""
     file = folder / "check.wav"
     write_noise(file, 45)
     listener, job = listener_of(checkpoint)

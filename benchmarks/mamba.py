@@ -1,12 +1,12 @@
-"""From how many tokens on is a Mamba encoder cheaper than a transformer on this CPU, in time and in memory?
+"""Number of tokens from which a Mamba encoder is cheaper than a transformer on this CPU, in time and in memory.
 
     OMP_NUM_THREADS=1 python benchmarks/mamba.py
 
 SSAMBA tiny (24 bidirectional blocks of width 192) against SSAST tiny (12 transformer blocks of that width, 3 heads):
-one clip, forward only, random weights. Attention twice: with the fused kernel, and by the formula that holds N x N
-maps, as the released SSAST has it. Rounds are interleaved; medians of processor time, the most memory beyond the
-model, and the crossing point are printed. First the chunked scan is compared in numbers and in time with two loops over
-steps: the one of the release (all decays and inputs of a sequence at once, channels first), and ours to read.
+one clip, forward only, random weights. Attention is measured with the fused kernel, and by the formula that holds N x N
+maps, as in the released SSAST. Rounds are interleaved; the output is medians of CPU time, peak memory beyond the model,
+and the crossing point. First the chunked scan is compared in results and time with two loops over steps: that of the
+released code (all decays and inputs of a sequence at once, channels first), and our readable one.
 """
 
 import argparse
@@ -30,20 +30,20 @@ from asda_core.model.encoder import Encoder
 from asda_core.system.resources import Cost
 
 TOKENS = (512, 2_048, 8_192, 22_528)
-"""10 s, 41 s, 164 s and 451 s of audio in patches of 16 x 16 without overlap."""
+"""Tokens of 10 s, 41 s, 164 s and 451 s of audio in patches of 16 x 16 without overlap."""
 BANDS = 8
 MAPS_UP_TO = 8_192
-"""Tokens up to which the formula is tried: two maps of 3 heads take 6 GB at 22,528."""
+"""Tokens up to which the formula is measured: two maps of 3 heads take 12 GB at 22,528."""
 SCAN_TOKENS, SCAN_ROWS, SCAN_CHANNELS, SCAN_STATES = 8_192, 2, 384, 16
 """Both directions of one mixer of SSAMBA tiny."""
 TOLERANCE = 1e-5
 
 
 class ByFormula(StandardAttention):
-    """Standard attention that makes its map, as timm 0.4.5 does in the released SSAST."""
+    """Standard attention that materialises its map, as timm 0.4.5 does in the released SSAST."""
 
     def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
-        """Softmax, then product."""
+        """Compute the softmax map, then its product with the values."""
         (softmax,) = self.maps(tokens, layout)
         value = self._split(tokens)[2]
         mixed: Tensor = self.proj((softmax @ value).transpose(1, 2).flatten(2))
@@ -51,7 +51,7 @@ class ByFormula(StandardAttention):
 
 
 def encoders() -> dict[str, Encoder]:
-    """The three encoders; positions are computed, so that any length will do."""
+    """The three encoders; positions are computed, so that any length works."""
     catalog = installed_catalog()
     mamba = load_run_config("ssamba_tiny").encoder
     ssast = load_run_config("ssast_base").encoder
@@ -76,7 +76,7 @@ def passes(models: dict[str, Encoder], num_tokens: int) -> dict[str, Callable[[]
 
 
 def measure(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Median processor seconds and the most MiB of each, rounds interleaved; the first round only warms up."""
+    """Median CPU seconds and peak MiB of each, rounds interleaved; the first round is a warm-up."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
@@ -88,7 +88,7 @@ def measure(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, tup
 
 
 def as_released(u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The recurrence as the reference of the release goes through it: decays and inputs of all steps, time last."""
+    """The recurrence as in the reference of the released code: decays and inputs of all steps, time last."""
     first, steps, entering, reading = (each.permute(1, 2, 0) for each in (u, step, b, c))  # (R, E or n, N)
     decays = torch.einsum("ren,rse->rens", steps, a).exp()
     inputs = torch.einsum("ren,rsn,ren->rens", steps, entering, first)
@@ -100,7 +100,7 @@ def as_released(u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Ten
 
 
 def compare_scans(rounds: int) -> None:
-    """The chunked scan equals the two loops, and how much faster it is."""
+    """Check that the chunked scan equals the two loops, and print how much faster it is."""
     torch.manual_seed(0)
     u, step = torch.randn(SCAN_TOKENS, SCAN_ROWS, SCAN_CHANNELS), torch.rand(SCAN_TOKENS, SCAN_ROWS, SCAN_CHANNELS)
     a = -torch.arange(1.0, SCAN_STATES + 1).view(1, -1, 1).expand(SCAN_ROWS, -1, SCAN_CHANNELS).contiguous()

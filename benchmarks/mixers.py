@@ -1,10 +1,10 @@
-"""What does a training step of each mixer cost at equal parameters? Time and memory, each in a process of its own.
+"""Cost of a training step of each mixer at equal parameters: time and memory, each mixer in a process of its own.
 
     OMP_NUM_THREADS=1 python benchmarks/mixers.py
 
 The cells are those of `configs/ablations/mixers.yaml`: encoders of 0.893 M parameters, 8 clips of 2.6 s, 4 clones. A
-process takes a few steps on random features; rounds over all mixers are interleaved, medians of processor seconds per
-step and of the most memory beyond the built model are printed, and the ratio to standard attention.
+process takes a few steps on random features; rounds over all mixers are interleaved. The output is medians of CPU
+seconds per step and of peak memory beyond the built model, and the ratio to standard attention.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from asda_hear.ablation.size import size_of
 
 PLAN = Path(__file__).parents[1] / "configs" / "ablations" / "mixers.yaml"
 STEPS = 6
-"""The first two only warm up."""
+"""Steps per process; the first two are a warm-up."""
 FRAMES = 256
 REFERENCE = "standard"
 
 
 def configs() -> dict[str, RunConfig]:
-    """Label -> run, of every mixer of the plan."""
+    """Return label -> run config for every mixer of the plan."""
     plan = parse(PlanConfig, read_yaml(PLAN))
     base = to_plain(load_run_config(PLAN.parent / plan.base))
     found = {}
@@ -47,7 +47,7 @@ def configs() -> dict[str, RunConfig]:
 
 
 def one(config: RunConfig) -> dict[str, float]:
-    """Median processor seconds of a step and the most MiB, in this process."""
+    """Median CPU seconds of a step and peak MiB, in this process."""
     parts = build_parts(installed_catalog(), config)
     features = torch.randn(config.data.batch_size, parts.front_end.num_bins, FRAMES)
     taken = []
@@ -63,7 +63,7 @@ def one(config: RunConfig) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a table, or with --one the figures of one mixer as JSON."""
+    """Print a table, or with `--one` the numbers of one mixer as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", help="a mixer of the plan")

@@ -1,9 +1,10 @@
-"""One pre-training step of ASDA base, 1 clip x 16 clones: ours beside a naive twin, same masks and noise.
+"""Benchmark of a pre-training step of ASDA base, 1 clip x 16 clones: ours against a naive twin, same masks and noise.
 
     OMP_NUM_THREADS=2 python benchmarks/pretraining.py [--bfloat16] [--layers 12]
 
-Losses and gradients are compared first (float32: 1e-5 and 1e-4 of the largest magnitude). Then the most memory of a
-pass forth and back is told, above weights and gradients, each side in a process of its own, since a peak never falls.
+The peak memory of a forward and backward pass, above weights and gradients, is measured first, each side in a process
+of its own, since a peak never falls. Then losses and gradients are compared (float32: 1e-5 and 1e-4 of the largest
+magnitude), and updates are timed.
 """
 
 import argparse
@@ -26,12 +27,12 @@ from asda_core.pretrain.schedule import make_optimizer
 
 FRAMES, BINS = 1024, 128
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-"""What glibc needs to give back memory as soon as it is free; else figures of one side differ by a tenth or more."""
+"""Makes glibc return memory as soon as it is freed; otherwise the numbers of one side vary by a tenth or more."""
 SIDES = ("twin", "ours")
 
 
 class Way:
-    """A way to do an update, with a model and an optimiser of its own."""
+    """One implementation of an update, ours or the twin's, with a model and an optimiser of its own."""
 
     def __init__(self, depth: int, ours: bool, half: bool) -> None:
         config = RunConfig()
@@ -53,7 +54,7 @@ class Way:
         self.noise = torch.randn(shape, generator=generator) * settings.noise_std
 
     def gradients(self, anew: bool = True) -> torch.Tensor:
-        """Loss, with gradients in the parameters; not `anew` adds them to those that are there."""
+        """Return the loss and leave its gradients in the parameters, added to existing ones unless `anew`."""
         given = (self.features, self.hidden, self.noise)
         encoder, objective = self.parts.encoder, self.parts.objective
         if anew:
@@ -64,7 +65,7 @@ class Way:
         return loss.detach()
 
     def update(self) -> None:
-        """Gradients, clipping, the optimiser, the teacher."""
+        """Run gradients, clipping, the optimiser and the teacher's update."""
         if self.ours:
             with exact_products():
                 self.gradients()
@@ -76,9 +77,9 @@ class Way:
 
 
 def activations(way: Way) -> float:
-    """MiB that a pass forth and back takes at most, above the weights and their gradients, which are there before."""
+    """Peak MiB of a forward and backward pass, above the weights and their gradients, which are allocated before."""
     for parameter in way.trained:
-        parameter.grad = torch.ones_like(parameter)  # zeros would take no memory before they are written
+        parameter.grad = torch.ones_like(parameter)  # zeros take no memory until they are written
     before = resident_mebibytes()
     with exact_products():
         way.gradients(anew=False)
@@ -86,7 +87,7 @@ def activations(way: Way) -> float:
 
 
 def compare_memory(layers: int) -> None:
-    """Of both sides, each in a process of its own."""
+    """Measure and print the memory of both sides, each in a process of its own."""
     found = {}
     for side in SIDES:
         command = [sys.executable, __file__, "--layers", str(layers), "--memory-of", side]

@@ -1,4 +1,4 @@
-"""Naive twins: what the fast paths compute, restated plainly and in the way of the released code."""
+"""Naive twins: reference implementations of what the fast paths compute, in the manner of the released code."""
 
 import math
 from typing import Any
@@ -14,18 +14,18 @@ from asda_core.pretrain.latent_regression import LatentRegression
 
 
 def set_by_formula(encoder: Encoder, by_formula: bool) -> None:
-    """Whether attention makes both maps and subtracts them, or goes the fast way."""
+    """Set whether attention computes both maps and subtracts them, or uses the fast path."""
     for each in encoder.blocks:
         each.mixer.by_formula = by_formula
 
 
 def keeping_everything() -> Any:
-    """Nothing is made again for the gradient: autograd keeps what it wants."""
+    """Disable recomputation in the backward pass: autograd keeps all it needs."""
     return mock.patch.object(recomputation, "LEAST_VALUES", math.inf)
 
 
 def decoded(of: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """All patches through the decoder, channels first, norms behind a transposition."""
+    """Pass all patches through the decoder, channels first, with a transposition for each norm."""
     maps = patches.transpose(1, 2).reshape(len(patches), -1, *grid)
     for convolution in of.convolutions:
         new = convolution(maps).permute(0, 2, 3, 1)
@@ -35,14 +35,14 @@ def decoded(of: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def targets(layers: tuple[Tensor, ...]) -> Tensor:
-    """Instance norm of each layer, their mean, layer norm."""
+    """Targets: instance norm of each layer, mean over layers, layer norm."""
     normed = [torch.nn.functional.instance_norm(layer.float().transpose(1, 2)).transpose(1, 2) for layer in layers]
     return layer_norm(sum(normed) / len(normed), normed[0].shape[2:])
 
 
 @keeping_everything()
 def step_loss(objective: LatentRegression, encoder: Encoder, features: Tensor, hidden: Tensor, noise: Tensor) -> Tensor:
-    """The loss of pre-training: clips repeated for their clones, everything predicted, targets repeated."""
+    """Pre-training loss with clips repeated for their clones, all patches predicted, and targets repeated."""
     config = objective.config
     tokens, layout = encoder.embed(features)
     repeated = tokens.repeat_interleave(config.clones, 0)

@@ -1,1 +1,1 @@
-"""The contract of each family of plugins, as checks; `asda_core.testing` offers them."""
+"""Checks of the contract of each family of plugins; `asda_core.testing` exports them."""

@@ -1,4 +1,4 @@
-"""What every front end must do."""
+"""Contract of every front end."""
 
 from typing import Any
 
@@ -12,8 +12,9 @@ from asda_core.contracts import FrontEndContext, FrontEndSpec
 
 @seeded
 def check_front_end(spec: FrontEndSpec[Any], **options: Any) -> None:
-    """Attributes; shape; float32; silence finite; a delay of one hop is one frame; a frame hears its window alone, and
-    a clip itself alone; nothing to train, since no gradient goes through a front end; state round trip."""
+    """Check attributes; shape; float32; finite output for silence; that a delay of one hop is one frame, that a frame
+    depends only on its window and a clip only on itself; no trainable parameter, since no gradient passes through a
+    front end; state round trip."""
     config, context = parse(spec.config, options), FrontEndContext(SAMPLE_RATE)
     front_end: Any = spec.build(config, context)
     other = spec.build(config, context)
@@ -39,7 +40,7 @@ def _check_front_end(called: str, front_end: Any) -> None:
         alone = front_end(audio[clip : clip + 1])
         assert torch.allclose(alone, features[clip : clip + 1], atol=1e-4), f"{called}: a clip alone differs"
     for frame in (3, 12):
-        changed = 3 * torch.randn_like(audio)  # louder all around, so that what hears of it shows
+        changed = 3 * torch.randn_like(audio)  # louder outside the window, so that a dependence on it shows
         changed[:, frame * hop : frame * hop + window] = audio[:, frame * hop : frame * hop + window]
         moved = (front_end(changed) - features)[:, :, frame].abs().max()
         assert moved <= 1e-3, f"{called}: frame {frame} hears what is outside of its window (by {moved:.1e})"

@@ -1,4 +1,4 @@
-"""What every mixer must do."""
+"""Contract of every mixer."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,9 +17,9 @@ GRID = (5, 4)
 
 @seeded
 def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
-    """Shape and type; finite; clips alone; padding without influence; tokens that hear of each other; masked grids and
-    a class token anywhere; order of tokens (if `knows_order` is False); state round trip; every parameter of every
-    layer moves."""
+    """Check shape and dtype; finite output; independence of clips and of padding; that tokens influence each other;
+    masked grids and a class token anywhere; invariance to token order (if `knows_order` is False); state round trip;
+    that every parameter of every layer moves."""
     layers = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
     config = parse(spec.config, options)
     mixer, other, *of_layers = (spec.build(config, each) for each in (layers[1], layers[1], *layers))
@@ -45,7 +45,7 @@ def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
 
 
 def _layouts() -> list[TokenLayout]:
-    """A full grid, a masked one, one token, and a class token first, in the middle and last, and two of them."""
+    """A full grid, a masked one, one token; a class token first, in the middle and last; two class tokens."""
     full = TokenLayout.full(3, GRID)
     kept = torch.stack([torch.randperm(GRID[0] * GRID[1])[:7].sort().values for _ in range(3)])
     masked = full.select(torch.arange(3), kept)
@@ -59,7 +59,7 @@ def _check_independence(mixer: nn.Module, tokens: Tensor, layout: TokenLayout, w
         alone = mixer(tokens[:1], replace(layout, index=layout.index[:1]))
         assert torch.allclose(alone, mixed[:1], atol=TOLERANCE), f"{where}: a clip alone differs from it in a batch"
         heard = 0.0
-        for place in (0, tokens.shape[1] - 1):  # a scan may read one way only
+        for place in (0, tokens.shape[1] - 1):  # a scan may run in one direction only
             changed = tokens.clone()
             changed[0, place] += torch.randn(DIM)
             moved = (mixer(changed, layout) - mixed).abs()

@@ -1,4 +1,4 @@
-"""What holds for the modules of any plugin: a state of tensors that holds all, finite gradients, nothing lazy."""
+"""Contract of the modules of any plugin: a complete state of tensors, finite gradients, no lazy parameters."""
 
 import functools
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from torch.nn.parameter import is_lazy
 
 CheckT = TypeVar("CheckT", bound=Callable[..., None])
 TOLERANCE = 1e-5
-"""Of float32 sums in another order."""
+"""Tolerance for float32 sums in another order."""
 TRAINING_STEPS = 3
-"""Updates after which every parameter has moved, also one whose gradient is 0 until another has."""
+"""Updates after which every parameter has moved, also one whose gradient is 0 until another has moved."""
 
 
 def seeded(check: CheckT) -> CheckT:
-    """Let a check draw the same numbers every time, and leave the caller's generator as it was."""
+    """Decorator that runs a check with a fixed seed and leaves the caller's generator unchanged."""
 
     @functools.wraps(check)
     def run(*arguments: Any, **options: Any) -> None:
@@ -28,12 +28,12 @@ def seeded(check: CheckT) -> CheckT:
 
 
 def check_state(module: nn.Module, other: nn.Module, answer: Callable[[Any], Tensor]) -> None:
-    """A second module of the same make gives the same numbers after taking over the state, which is of tensors.
+    """Check that the state holds only tensors, and that a second module gives the same output after loading it.
 
     Args:
         module: in evaluation mode.
-        other: drawn with other random numbers, in evaluation mode.
-        answer: what is compared of either.
+        other: built the same way with another random initialisation, in evaluation mode.
+        answer: output of a module that is compared.
     """
     state = module.state_dict()
     strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -48,13 +48,13 @@ def check_state(module: nn.Module, other: nn.Module, answer: Callable[[Any], Ten
 
 
 def check_made(module: nn.Module) -> None:
-    """All parameters have their sizes, before any token is seen: optimisers and checkpoints need them."""
+    """Check that all parameters have a shape before the first call: optimisers and checkpoints need it."""
     lazy = [name for name, parameter in module.named_parameters() if is_lazy(parameter)]
     assert not lazy, f"{', '.join(lazy)} has no size yet; take the sizes from the context"
 
 
 def check_all_parameters_move(module: nn.Module, loss: Any) -> None:
-    """Gradients are finite, and every parameter that wants one has moved after three steps."""
+    """Check that gradients are finite, and that every trainable parameter has moved after three steps."""
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = torch.optim.SGD(parameters.values(), lr=1e-2)

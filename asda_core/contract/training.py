@@ -1,4 +1,4 @@
-"""What every objective and every adapter must do, and all of them together, on a small encoder."""
+"""Contract of every objective, every adapter, and combinations of plugins, on a small encoder."""
 
 import math
 from typing import Any
@@ -18,11 +18,12 @@ from asda_core.model.encoder import Encoder
 from asda_core.pretrain.step import check_losses
 
 LEARNING_STEPS, LEARNING_RATE = 25, 3e-3
-"""Updates on one batch after which the loss is lower, and their rate: ours, with room for every objective here."""
+"""Updates on one batch after which the loss must be lower, and their rate: chosen here, with a margin for every
+objective of this package."""
 
 
 def small_encoder(mixer: MixerSpec[Any] | None = None) -> Encoder:
-    """An encoder of two layers for checks; without a mixer given, tokens are averaged."""
+    """Build an encoder of two layers for checks; without a mixer, each token gets the mean added."""
     config = EncoderConfig(dim=DIM, depth=LAYERS, num_heads=HEADS)
     if mixer is None:
         return Encoder(config, [_Mean() for _ in range(LAYERS)])
@@ -32,7 +33,8 @@ def small_encoder(mixer: MixerSpec[Any] | None = None) -> Encoder:
 
 @seeded
 def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = None, **options: Any) -> None:
-    """Same seed, same loss; finite parts; gradients reach the encoder and none a frozen part; learns one batch."""
+    """Check that one seed gives one loss; parts are finite; gradients reach the encoder and no frozen part; the loss on
+    one batch falls."""
     encoder = small_encoder(mixer)
     objective: Any = spec.build(parse(spec.config, options), ObjectiveContext(encoder))
     features = torch.randn(2, 128, 64)
@@ -67,8 +69,8 @@ def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = Non
 
 @seeded
 def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, **options: Any) -> None:
-    """Output unchanged when attached; only new parameters train, all of them do; the base stays bit-identical; state
-    round trip."""
+    """Check that attaching does not change the output; all new parameters train, and only they; the base stays
+    bit-identical; state round trip."""
     encoder, other = small_encoder(mixer), small_encoder(mixer)
     features = torch.randn(2, 128, 64)
     before = encoder(features)
@@ -103,10 +105,10 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
 def check_combination(
     mixer: MixerSpec[Any], adapter: AdapterSpec[Any] | None, objective: ObjectiveSpec[Any], **options: Any
 ) -> None:
-    """Two updates of a small encoder: finite losses; with an adapter only it and the objective learn, and all of it.
+    """Check two updates of a small encoder: finite losses; with an adapter only it, all of it, and the objective learn.
 
     Args:
-        mixer, adapter, objective: what is combined; without an adapter the whole encoder learns.
+        mixer, adapter, objective: plugins to combine; without an adapter the whole encoder learns.
         options: of the objective.
     """
     where = " + ".join(spec.name for spec in (mixer, adapter, objective) if spec is not None)
@@ -133,7 +135,7 @@ def check_combination(
 
 
 class _Mean(nn.Module):
-    """The simplest mixer: every token hears the mean of all valid ones."""
+    """The simplest mixer: adds the mean of all valid tokens to every token."""
 
     def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
         weight = layout.valid.to(tokens).unsqueeze(-1)

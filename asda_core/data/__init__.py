@@ -1,1 +1,1 @@
-"""Audio for training: where it lies, tar shards and their index, streams, packing, statistics."""
+"""Audio for training: sources, tar shards and their index, streams, packing, statistics."""

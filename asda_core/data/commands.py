@@ -28,10 +28,10 @@ from asda_core.labelled.splits import with_splits
 from asda_core.settings.changes import changed
 
 FEW = 5
-"""Files that a line names."""
+"""Maximum number of file names listed on a line, and of reasons listed below."""
 SECONDS_PER_HOUR = 3600
 DIGITS = 3
-"""Behind the point of a mean and a spread, as published ones have."""
+"""Decimal places of a mean and a standard deviation, as in published ones."""
 
 
 def run_pack(parsed: argparse.Namespace) -> None:
@@ -65,12 +65,12 @@ def _labelled(sources: Sequence[Path], options: PackOptions) -> Labelled:
 
 
 def labels_of(data: Labelled) -> Mapping[Path, Mapping[str, object]]:
-    """What the description of each clip says of its labels and split."""
+    """Labels and split of each clip, as written to its JSON description."""
     return {example.file: {"labels": list(example.labels), "split": example.split} for example in data.examples}
 
 
 def as_label_file(data: Labelled) -> str:
-    """Index, identifier where it is another than the name, and name of each class, as AudioSet's own file has them."""
+    """CSV of index, identifier (if any differs from its name) and name of each class, in the layout of AudioSet's."""
     for name in (*data.classes, *data.names):
         require(name.isprintable(), f"the class {name!r} has a tab, a line break or the like, which no label file can.")
     text = io.StringIO()
@@ -103,7 +103,7 @@ def _found(sources: Sequence[Path]) -> list[Path]:
 
 
 def yaml_line(found: Statistics) -> str | None:
-    """What to paste into a config; None where all values are the same, which no spread can scale."""
+    """Line to paste into a config; None if the standard deviation rounds to 0: all values are the same."""
     if not round(found.std, DIGITS):
         return None
     options = {**found.front_end.options, "mean": round(found.mean, DIGITS), "std": round(found.std, DIGITS)}
@@ -112,7 +112,7 @@ def yaml_line(found: Statistics) -> str | None:
 
 
 def as_plain(found: Statistics, of: int) -> dict[str, Any]:
-    """Statistics for programs; `of` so many files."""
+    """Statistics as plain values for JSON; `of` is the number of files before sampling."""
     return {
         "files": of,
         "looked_at": len(found.seconds) + len(found.broken),
@@ -135,7 +135,7 @@ def as_plain(found: Statistics, of: int) -> dict[str, Any]:
 
 
 def as_text(found: Statistics, of: int) -> str:
-    """Statistics for people."""
+    """Statistics as readable text."""
     plain = as_plain(found, of)
     seconds, looked_at = plain["seconds"], plain["looked_at"]
     share = f"{looked_at} of {of} files, at random" if looked_at < of else f"{of} files"

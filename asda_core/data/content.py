@@ -1,4 +1,4 @@
-"""What sounds hold, by their first and last bytes: others of the same names and sizes are told apart undecoded."""
+"""Content of audio files by their first and last bytes: tells files of equal name and size apart without decoding."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ from asda_core.errors import AudioError
 from asda_core.system.files import DIGEST_DIGITS, text_digest
 
 END_BYTES = 1 << 14
-"""Read at each end of a sound."""
+"""Bytes read at each end of an audio file."""
 CONTENT = " content "
-"""Before what a sample of the audio holds, in what a run notes of its data."""
+"""Separates the digest of sampled content from what precedes it in the data digest of a run."""
 SAMPLED = 256
-"""Sounds of a list that are looked at where all of them would take too long."""
+"""Maximum number of files of a list that are read where reading all would take too long."""
 
 
 def ends(file: Path) -> str:
-    """Digest of the first and last bytes of a sound; empty for one that cannot be read."""
+    """Digest of the first and last bytes of an audio file; empty if it cannot be read."""
     inside = split_member(file)
-    if inside is None and not file.is_file():  # a pipe would be waited for
+    if inside is None and not file.is_file():  # reading a pipe would block
         return ""
     try:
         place, size = (0, file.stat().st_size) if inside is None else index_of(inside[0]).place(inside[1])
@@ -35,18 +35,18 @@ def ends(file: Path) -> str:
 
 
 def sampled_content(files: Sequence[Path]) -> str:
-    """Digest of the ends of at most `SAMPLED` sounds, evenly spread over a list."""
+    """Digest of the ends of at most `SAMPLED` files, evenly spaced over a list."""
     count = min(len(files), SAMPLED)
     told = " ".join(ends(files[number * len(files) // count]) for number in range(count))
     return text_digest(told)
 
 
 def audio_digest(files: AudioList, begins: str | None = None) -> str:
-    """What a run notes of its data: names and sizes of all files, what a sample of them holds, and where it began.
+    """Data digest of a run: names and sizes of all files, content of a sample of them, and the initial weights.
 
     Args:
-        files: audio, or streams of shards, which are known by their addresses alone.
-        begins: digest of the weights that it begins with.
+        files: audio files, or streamed shards, whose content is not sampled.
+        begins: digest of the weights that the run starts from.
     """
     listed = text_digest(json.dumps(list_identity(files)))
     held = sampled_content([file for file in files if isinstance(file, Path)])
@@ -54,5 +54,5 @@ def audio_digest(files: AudioList, begins: str | None = None) -> str:
 
 
 def same_audio(noted: str, today: str) -> bool:
-    """Whether a run goes on with the data that it noted; runs of earlier versions noted no content."""
+    """Whether a run resumes with the data that it recorded; runs of earlier versions recorded no content."""
     return noted in (today, today.partition(CONTENT)[0])

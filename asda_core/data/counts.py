@@ -1,4 +1,4 @@
-"""How many clips streamed shards have, noted down by a run, so that going on need not read them again."""
+"""Clip counts of streamed shards, recorded by a run so that resuming need not read the shards again."""
 
 import json
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from asda_core.errors import AudioError
 from asda_core.system.files import append_line
 
 SHARDS_FILE = "shards.jsonl"
-"""In the folder of a run."""
+"""File in the folder of a run."""
 
 
 class Counts:
-    """Clips of the shards that were read to their end, by this run or one before it in its folder."""
+    """Clip counts of the shards that were read to their end, by this run or an earlier one in the same folder."""
 
     def __init__(self, folder: Path | None) -> None:
         self.file = None if folder is None else folder / SHARDS_FILE
@@ -23,7 +23,7 @@ class Counts:
             self.known = dict(filter(None, map(_entry, lines)))
 
     def note(self, shard: ShardStream, count: int) -> None:
-        """Keep the count of a shard, also in the file, to which several ranks append whole lines.
+        """Record the count of a shard, also in the file, to which several ranks append whole lines.
 
         Raises:
             AudioError: the shard had another count before.
@@ -38,13 +38,13 @@ class Counts:
             append_line(self.file, json.dumps({"shard": shard.address, "clips": count}))
 
     def total(self, shards: Sequence[ShardStream]) -> int | None:
-        """Clips of all these shards, if all are known."""
+        """Total number of clips of these shards; None if the count of any is unknown."""
         counts = [self.known.get(shard.address) for shard in shards]
         return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def _entry(line: str) -> tuple[str, int] | None:
-    """Address and clips of a line; None of one that a kill or a full disk has cut off, and of an empty one."""
+    """Address and count from a line; None for an empty line or one cut off by a kill or a full disk."""
     try:
         entry = json.loads(line)
         return str(entry["shard"]), int(entry["clips"])

@@ -1,4 +1,4 @@
-"""Lists and tables -> the audio files that they name: text with a path per line, csv, tsv, parquet."""
+"""Read the audio files named by manifests and tables: text with a path per line, csv, tsv, parquet."""
 
 import csv
 import io
@@ -17,19 +17,20 @@ FILE_COLUMNS = (
     "file", "path", "filename", "file_name", "filepath", "file_path", "fname", "slice_file_name", "audio", "audio_file",
     "wav", "flac",
 )  # fmt: skip
-"""Columns that a table usually keeps its files in; else the first whose values look like audio is taken."""
+"""Usual names of the file column of a table; otherwise the first column whose values look like audio is taken."""
 ROWS_LOOKED_AT = 20
-"""Rows by which a column of files is told."""
+"""Rows from which the file column is determined."""
 LINES_LOOKED_AT = 200
-"""Of a text, in which those rows are looked for: a quote that is never closed is no reason to read all of it as one."""
+"""Lines of a text in which those rows are searched, so that an unclosed quote does not swallow the whole text."""
 
 
 def in_manifest(path: Path) -> list[Path]:
-    """Files that a text names: in a column of a table with a header, else line by line, relative to the text or to a
-    folder that its first line names.
+    """Files named by a text: in a column of a table with a header, otherwise one per line.
+
+    Paths are relative to the text's folder; those of a list, to the folder that its first line names, if any.
 
     Raises:
-        AudioError: it is no text, or a table that cannot be read.
+        AudioError: the file is not text, or is a table that cannot be read.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -56,7 +57,7 @@ def _line_by_line(root: Path, lines: Sequence[str]) -> Iterator[Path]:
             is_header = fields[0].lower() in FILE_COLUMNS and _first_is_there(beside, lines[1:])
             root = named if named.is_dir() and not is_header else root
         else:
-            yield root / (name or fields[1])  # what is no audio is named when it is read
+            yield root / (name or fields[1])  # what is not audio is reported when it is read
 
 
 def _first_is_there(folder: Path, lines: Sequence[str]) -> bool:
@@ -64,13 +65,13 @@ def _first_is_there(folder: Path, lines: Sequence[str]) -> bool:
 
 
 def _as_named(root: Path, name: str) -> Path:
-    """A file as a table names it: with the spaces around it, if one is called so."""
+    """Path of a file named in a table: stripped of surrounding spaces, unless a file with these spaces exists."""
     bare = name.strip()
     return root / (name if bare != name and os.path.exists(root / name) else bare)
 
 
 def _in_table(text: str) -> list[str] | None:
-    """The cells of the column of files; None of what is no table."""
+    """Cells of the file column; None if the text is not a table."""
     column = _column_of_files(list(itertools.islice(io.StringIO(text, newline=""), LINES_LOOKED_AT)))
     if column is None:
         return None
@@ -80,12 +81,12 @@ def _in_table(text: str) -> list[str] | None:
 
 
 def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    """Those of a table in which anything stands."""
+    """Rows of a table that are not empty."""
     return (row for row in csv.reader(lines, delimiter=delimiter) if any(map(str.strip, row)))
 
 
 def _column_of_files(lines: Sequence[str]) -> tuple[int, str] | None:
-    """(column, delimiter) of a table with a header: a usual column of files, else the first of audio files alone."""
+    """(column, delimiter) of a table with a header: a usual file column, or the first that holds only audio files."""
     other = None
     for delimiter in ("\t", ",", ";"):
         header, *rows = [*itertools.islice(_rows(lines, delimiter), ROWS_LOOKED_AT + 1)] or [[]]
@@ -93,7 +94,7 @@ def _column_of_files(lines: Sequence[str]) -> tuple[int, str] | None:
             continue
         for place, name in enumerate(header):
             values = [row[place].strip() for row in rows if len(row) > place]
-            enough = any if place else all  # before the first comma there may be half a name
+            enough = any if place else all  # the first may be part of a path that has a comma
             if values and name.strip().lower() in FILE_COLUMNS and enough(map(is_audio, values)):
                 return place, delimiter
             if other is None and values and all(map(is_audio, values)) and {len(row) for row in rows} == {len(header)}:
@@ -102,11 +103,11 @@ def _column_of_files(lines: Sequence[str]) -> tuple[int, str] | None:
 
 
 def in_parquet(path: Path) -> list[Path]:
-    """Files of the column of a parquet table that names them.
+    """Files named in the file column of a parquet table.
 
     Raises:
         ConfigError: pyarrow is missing.
-        AudioError: it is no parquet table, or no column names files.
+        AudioError: the file is not a parquet table, or no column names files.
     """
     try:
         parquet = import_module("pyarrow.parquet")

@@ -1,4 +1,4 @@
-"""How audio is packed."""
+"""Options of `asda data pack`."""
 
 import math
 from dataclasses import dataclass
@@ -8,19 +8,20 @@ from typing import Literal, get_args
 from asda_core.config import require
 
 PACK_FILE, SKIPPED_FILE = "pack.json", "skipped.jsonl"
-"""In the folder of a pack: what it holds, and what could not be read; the second is written when it is finished."""
+"""Files of a pack: what it holds, and what could not be read; the second is written when the pack is finished."""
 
 PackFormat = Literal["flac", "wav"]
 LEAST_RATE, MOST_RATE = 1_000, 655_350
-"""Of packed audio, in Hz: what is below holds nothing that a front end hears; FLAC has no more."""
+"""Range of the sample rate of packed audio, in Hz: lower rates hold nothing a front end uses; FLAC allows no higher."""
 FLAC_RATE, FLAC_STEP = 65_535, 10
-"""In Hz. **Source**: RFC 9639, section 9.1.2: 16 bits for a rate in Hz, or for one in tens of Hz."""
+"""Highest rate that FLAC stores in Hz, and the step above it. **Source**: RFC 9639, section 9.1.2: a rate has 16 bits,
+in Hz or in tens of Hz."""
 LEAST_SECONDS = 0.01
-"""Of the pieces of a file: one frame of log-mel is 25 ms."""
+"""Shortest allowed piece of a file: one frame of log-mel is 25 ms."""
 
 
 def unfinished(folder: Path) -> str:
-    """What is to be told of a folder with a pack that is not finished; nothing of any other folder."""
+    """Message for a folder with an unfinished pack; empty for any other folder."""
     if (folder / PACK_FILE).is_file() and not (folder / SKIPPED_FILE).is_file():
         return f"the pack {folder} is not finished; the command that began it resumes it."
     return ""
@@ -28,16 +29,16 @@ def unfinished(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How audio is packed.
+    """Options for packing audio.
 
     Attributes:
-        rate: in Hz; the front ends hear 16 kHz.
-        format: of 16-bit mono: "flac", or "wav", which is larger and takes a third of the time to read.
-        keep: the files as they are, undecoded, instead.
-        seconds: files that are longer are cut into equal pieces of at most so many; None leaves them whole.
+        rate: sample rate in Hz; the front ends use 16 kHz.
+        format: of the 16-bit mono audio: "flac", or "wav", which is larger and takes a third of the time to read.
+        keep: whether to store the original files undecoded instead.
+        seconds: maximum length; longer files are cut into equal pieces of at most this length; None leaves them whole.
         shard_mebibytes: size at which a shard is closed.
-        seed: of the order of the files. Streams are shuffled within blocks alone, so shards should not be sorted.
-        name: of the shards, before their number.
+        seed: of the order of the files. Streams are only shuffled within blocks, so shards should not be sorted.
+        name: prefix of the shard names, before the number.
     """
 
     rate: int = 16_000

@@ -1,8 +1,8 @@
-"""`asda data pack`: audio of any kind -> tar shards that train fast, as webdataset reads them too.
+"""`asda data pack`: pack audio files into tar shards, which are fast to train on and readable by webdataset.
 
 folder/train-000000.tar         000000412.flac, 000000412.json, 000000007.flac, ...
-folder/train-000000.index.json  where each sound lies, and how far the work had come
-folder/pack.json                what is packed and how: a folder holds one pack
+folder/train-000000.index.json  where each audio file lies, and how far packing had come
+folder/pack.json                what is packed and with which options: a folder holds one pack
 folder/skipped.jsonl            files that could not be read, and why
 """
 
@@ -31,11 +31,11 @@ from asda_core.system.thread_map import in_order
 
 LOCK_FILE = ".pack.lock"
 OF_OTHER = {"data": "other audio files", "content": "audio of other content", "about": "other labels or splits"}
-"""What it means where the digest of a pack differs from that which is wanted."""
+"""Meaning of a difference between the recorded digest of a pack and the requested one."""
 FULL_SCALE = 1 << 15
-"""16-bit steps to an amplitude of 1, as libsndfile divides by when it reads."""
+"""16-bit steps per amplitude of 1; libsndfile divides by this when it reads."""
 MOST_OVERSHOOT = 1.5
-"""Amplitude up to which nobody is told that 16 bits end at 1: resampling and lossy codecs go a little beyond it."""
+"""Peak above which clipping to 1 is reported: resampling and lossy codecs exceed 1 slightly."""
 CLIPPED = "warning: {}: its samples reach {:g}, and what is beyond 1 is cut off in the pack; --keep leaves it as it is."
 SECONDS_PER_HOUR = 3600
 Facts = Mapping[str, Any]
@@ -44,7 +44,7 @@ USUAL = PackOptions()
 
 @dataclass(frozen=True)
 class Packed:
-    """What a folder holds when a pack is finished."""
+    """Contents of a finished pack."""
 
     shards: int
     clips: int
@@ -54,7 +54,7 @@ class Packed:
 
 
 class Piece(NamedTuple):
-    """A file, or an equal part of it: which file in the packed order, which part, of how many."""
+    """A file, or one of its equal parts: place of the file in the packed order, number of the part, number of parts."""
 
     place: int
     file: Path
@@ -63,7 +63,7 @@ class Piece(NamedTuple):
 
 
 class PackedSound(NamedTuple):
-    """A piece as it goes into a shard, or why it does not."""
+    """A piece encoded for a shard, or the reason why it could not be."""
 
     suffix: str
     content: bytes
@@ -80,21 +80,21 @@ def pack(
     about: Mapping[Path, Facts] | None = None,
     beside: Mapping[str, str] | None = None,
 ) -> Packed:
-    """Pack audio files; stopped at any moment, it goes on behind the last whole shard.
+    """Pack audio files into shards; after an interruption, packing resumes after the last complete shard.
 
     Args:
-        files: what to pack.
-        folder: where the shards go.
-        options: how.
-        jobs: threads that decode and encode; shards are the same with any number.
-        progress: whether to show a bar.
-        about: facts that the description of a file gets beside its own, as its labels.
-        beside: name -> text of further files of the folder.
+        files: audio files to pack.
+        folder: output folder of the shards.
+        options: of the pack.
+        jobs: number of threads that decode and encode; it does not change the shards.
+        progress: whether to show a progress bar.
+        about: further entries for the JSON description of each file, such as its labels.
+        beside: name -> text of further files to write to the folder.
 
     Raises:
-        ConfigError: the folder holds another pack, or another process is at work on it.
+        ConfigError: the folder holds another pack, or another process is packing into it.
         AudioError: no file can be read.
-        OSError: the disk is full, say.
+        OSError: for example, the disk is full.
     """
     with alone_in(folder, LOCK_FILE, "packs into"):
         told = {"files": len(files), "data": _digest(list_identity(files)), "content": _content(files, jobs, progress)}
@@ -111,14 +111,14 @@ def _claim(
     about: Mapping[Path, Facts],
     beside: Mapping[str, str],
 ) -> None:
-    """Note down what the folder holds; refuse one that holds something else."""
+    """Record what the folder is to hold; raise a `ConfigError` if it holds something else."""
     if about or beside:
         wanted["about"] = _digest([[about.get(file) for file in files], dict(beside)])
     file = folder / PACK_FILE
-    if not file.exists() or not any(folder.glob(f"*{TAR_SUFFIX}")):  # a pack of nothing holds no folder
+    if not file.exists() or not any(folder.glob(f"*{TAR_SUFFIX}")):  # an empty pack does not occupy the folder
         if (folder / shard_name(name, 0)).exists():
             raise ConfigError(f"{folder} holds shards but no {PACK_FILE}; give another folder or --name.")
-        (folder / SKIPPED_FILE).unlink(missing_ok=True)  # of a pack of nothing; it is what tells a pack as finished
+        (folder / SKIPPED_FILE).unlink(missing_ok=True)  # of an empty pack; it marks a pack as finished
         for name, text in beside.items():
             write_text(folder / name, text)
         write_text(file, json.dumps(wanted, indent=2) + "\n")
@@ -127,7 +127,7 @@ def _claim(
         known = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise ConfigError(f"{file} is damaged; give another folder.") from None
-    known.setdefault("content", wanted["content"])  # of a pack from before it was told
+    known.setdefault("content", wanted["content"])  # of a pack of an earlier version, which did not record it
     keys = dict.fromkeys([*wanted, *known])
     other = [
         OF_OTHER.get(key, f"{key}: {known.get(key)!r}, now {wanted.get(key)!r}")
@@ -139,7 +139,7 @@ def _claim(
 
 
 def _content(files: Sequence[Path], jobs: int, progress: bool) -> str:
-    """Digest of what can be told of all sounds without decoding them."""
+    """Digest of the first and last bytes of all files, without decoding them."""
     with tqdm(total=len(files), unit="file", disable=not progress, desc="looking", leave=False) as bar:
         found = []
         for _, told in in_order(ends, files, jobs):
@@ -183,7 +183,7 @@ def _write_shards(
 
 
 def _finish(folder: Path, options: PackOptions, writer: ShardWriter, last: tuple[int, int]) -> None:
-    """Close the last shard and name what was skipped, by all shards and behind the last."""
+    """Close the last shard and list all skipped files, including those after the last shard."""
     behind = [] if writer.is_open else list(writer.skipped)
     if writer.is_open:
         writer.finish(last)
@@ -205,7 +205,7 @@ def _report(folder: Path, options: PackOptions) -> Packed:
 
 
 def _pieces(files: Sequence[Path], options: PackOptions, place: int, number: int) -> Iterator[Piece]:
-    """All work behind a (place, piece), in the order of the pack."""
+    """All pieces after (place, number), in the order of the pack."""
     order = np.random.default_rng(options.seed).permutation(len(files))
     for at in range(max(0, place), len(files)):
         file = files[int(order[at])]
@@ -214,7 +214,7 @@ def _pieces(files: Sequence[Path], options: PackOptions, place: int, number: int
 
 
 def _count(file: Path, options: PackOptions) -> int:
-    """Pieces of a file; 1 of a broken one, which is named when it is read."""
+    """Number of pieces of a file; 1 for an unreadable one, which is reported when it is read."""
     if options.seconds is None:
         return 1
     try:
@@ -225,7 +225,7 @@ def _count(file: Path, options: PackOptions) -> int:
 
 
 def encoded(piece: Piece, options: PackOptions) -> PackedSound:
-    """A piece as it goes into a shard."""
+    """Encode a piece for a shard."""
     try:
         num_frames, rate = length_and_rate(piece.file)
         facts: dict[str, Any] = {"file": str(piece.file), "original_samples": num_frames, "original_rate": rate}
@@ -238,7 +238,7 @@ def encoded(piece: Piece, options: PackOptions) -> PackedSound:
         first, stop = (edge * num_frames // piece.parts for edge in (piece.number, piece.number + 1))
         if piece.parts > 1:
             facts["start_seconds"] = first / rate
-        half = 0.5 / rate  # half a sample on both sides: read_audio rounds to these very frames
+        half = 0.5 / rate  # half a sample on both sides: read_audio rounds to exactly these frames
         audio = read_audio(piece.file, options.rate, first / rate + half, (stop - first) / rate - half)
         peak = float(audio.abs().max())
         facts |= {"clipped_from": round(peak, 3)} if peak > MOST_OVERSHOOT else {}

@@ -1,7 +1,7 @@
-"""Shards that are read from their beginning to their end: pipes, and tars too far for random access.
+"""Shards that are read sequentially: pipes, and tars too remote for random access.
 
-What comes out of a stream is the same whenever it is read: a command that fails is run again and what it gave is
-passed over; a tar that is cut off gives what is whole in it.
+A stream yields the same clips every time it is read: a command that fails is run again and the clips it has already
+given are skipped; a truncated tar yields its complete members.
 """
 
 import os
@@ -19,14 +19,14 @@ from asda_core.data.tar_headers import LINKED_OR_SPARSE, MORE_BEHIND, ZERO, Stri
 from asda_core.errors import AudioError
 
 ATTEMPTS = 3
-"""Times that a command is run before its stream is given up: connections break."""
+"""Number of times a command is run before its stream is given up: connections break."""
 FIRST_PAUSE, LONGER = 1.0, 4
-"""Seconds before a command is run again, and so many times as many before each time after: a server needs time."""
+"""Seconds before the first retry of a command, and factor for each later one: a server needs time."""
 DRAIN_BYTES = 1 << 16
 
 
 class StreamMember(NamedTuple):
-    """A sound of a stream, undecoded."""
+    """An undecoded audio file from a stream."""
 
     file: Path
     content: bytes
@@ -37,10 +37,10 @@ class CommandFailedError(Exception):
 
 
 class CutOffError(CommandFailedError):
-    """The command ended well and gave a tar that is cut off, or none: the first of two joined by `|` may have failed.
+    """The command succeeded but gave a truncated tar or none: the first of two joined by `|` may have failed.
 
     Attributes:
-        sounds: that it had before.
+        sounds: number of audio files read before.
     """
 
     def __init__(self, problem: str, sounds: int) -> None:
@@ -49,9 +49,9 @@ class CutOffError(CommandFailedError):
 
 
 class Commands:
-    """Those whose streams are read, so that whoever waits for one that stalls can end them all.
+    """Running commands whose streams are read; all can be ended by a caller that waits for one that stalls.
 
-    None is started again after that.
+    None is retried after that.
     """
 
     def __init__(self) -> None:
@@ -60,26 +60,26 @@ class Commands:
 
     @property
     def ended(self) -> bool:
-        """Whether that was done."""
+        """Whether `end` was called."""
         return self._ended.is_set()
 
     def end(self) -> None:
-        """Kill them, with all that they have started."""
+        """Kill all commands and the processes that they have started."""
         self._ended.set()
         for process in list(self._running):
             kill(process)
 
     def pause(self, seconds: float) -> bool:
-        """Wait so long, or until they are ended, which is returned."""
+        """Wait for this time, or until `end` is called; return whether it was."""
         return self._ended.wait(seconds)
 
     @contextmanager
     def running(self, command: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A command by the shell, in a session of its own: a Ctrl-C is for us, who end our step first."""
+        """Run a shell command in its own session: Ctrl-C reaches only this process, which ends its step first."""
         process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True)
         self._running.add(process)
         try:
-            if self.ended:  # meanwhile
+            if self.ended:  # in the meantime
                 kill(process)
             yield process
         finally:
@@ -87,21 +87,21 @@ class Commands:
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """End a command and all that it has started."""
+    """Kill a command and all processes that it has started."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[StreamMember]:
-    """The sounds of a shard in their order; of several of one name the first.
+    """Yield the audio files of a shard in order; of several with the same name, the first.
 
     Args:
-        shard: what to read.
-        trouble: takes what is wrong with the shard, if it gives less than it should.
-        commands: among which its command is while it runs.
+        shard: the shard to read.
+        trouble: receives (file, message) if the shard yields less than it should.
+        commands: registers the command of the shard while it runs.
 
     Raises:
-        AudioError: there is no such file, the command fails again and again, or commands were ended.
+        AudioError: the file does not exist, the command fails repeatedly, or the commands were ended.
     """
     passed = 0
     for attempt in range(1, ATTEMPTS + 1):
@@ -115,7 +115,7 @@ def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: C
             if commands.ended or (attempt < ATTEMPTS and commands.pause(FIRST_PAUSE * LONGER ** (attempt - 1))):
                 raise AudioError("the stream was closed.") from None
             if attempt == ATTEMPTS and isinstance(error, CutOffError) and passed:
-                where = Path(shard.address)  # it is so each time: what is whole counts, as of a file
+                where = Path(shard.address)  # the same each time: complete members count, as in a file
                 trouble.append((where, f"{shard.address}: {error}; the {passed} sounds before count."))
             elif attempt == ATTEMPTS:
                 raise AudioError(f"{shard.address}: {error} {ATTEMPTS} times; stopped after {passed} clips.") from None
@@ -129,7 +129,7 @@ def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Command
         try:
             with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictHeader) as tar:
                 while (info := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # else it grows with the shard
+                    tar.members = []  # type: ignore[attr-defined]  # otherwise it grows with the shard
                     name = plain_name(info.name)
                     strange += is_audio(name) and (info.islnk() or info.issparse())
                     usable = info.isfile() and not info.issparse() and is_audio(name) and name not in seen
@@ -141,7 +141,7 @@ def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Command
             problem = ""
         except tarfile.ReadError as error:
             problem = f"is cut off or no tar ({error})"
-        while block := stream.read(DRAIN_BYTES):  # so that a command can end by itself
+        while block := stream.read(DRAIN_BYTES):  # so that a command can finish
             if not problem and block.strip(ZERO):
                 problem = MORE_BEHIND
     if problem and shard.file is None:
@@ -154,10 +154,10 @@ def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Command
 
 @contextmanager
 def _bytes_of(shard: ShardStream, commands: Commands) -> Iterator[IO[bytes]]:
-    """The bytes of a file, or of what a command prints.
+    """Open the bytes of a file, or of the output of a command.
 
     Raises:
-        CommandFailedError: it did, whatever it printed before.
+        CommandFailedError: the command failed, whatever it printed before.
     """
     if shard.file is not None:
         try:
@@ -171,7 +171,7 @@ def _bytes_of(shard: ShardStream, commands: Commands) -> Iterator[IO[bytes]]:
         assert process.stdout is not None
         try:
             yield process.stdout
-        except BaseException:  # whoever reads has gone, or reads no further
+        except BaseException:  # the reader has failed, or reads no further
             kill(process)
             raise
         finally:

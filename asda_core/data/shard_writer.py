@@ -1,8 +1,8 @@
-"""Tar shards that are whole or not there, each with its index.
+"""Write tar shards atomically, each with its index.
 
-A shard is filled under another name, brought to the disk, its index written, and only then is it given its name; so
-a shard with a name is whole and has an index. The index also tells how far the work had come, which is where it goes
-on after a stop of any kind.
+A shard is filled under a temporary name and synced to disk, its index is written, and only then is it renamed; so a
+shard under its final name is complete and has an index. The index also records how far packing had come, which is
+where it resumes after any interruption.
 """
 
 import io
@@ -22,12 +22,12 @@ BYTES_PER_MEBIBYTE = 1 << 20
 
 
 def shard_name(name: str, number: int) -> str:
-    """`train-000003.tar`."""
+    """File name of a shard, such as `train-000003.tar`."""
     return f"{name}-{number:06d}{TAR_SUFFIX}"
 
 
 def finished_shards(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What the indices of the whole shards say, from the first shard on."""
+    """Contents of the index files of the complete shards, up to the first that is missing or incomplete."""
     found: list[dict[str, Any]] = []
     while (shard := folder / shard_name(name, len(found))).exists():
         facts = read_facts(shard)
@@ -38,11 +38,11 @@ def finished_shards(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 class ShardWriter:
-    """Shards of a size, one after another.
+    """Writer of shards of a given size, one after another.
 
     Attributes:
         number: of the shard that is being filled.
-        skipped: [file, reason] of what was met since the shard before.
+        skipped: (file, reason) of the files skipped since the previous shard.
     """
 
     def __init__(self, folder: Path, name: str, number: int, mebibytes: int) -> None:
@@ -63,17 +63,17 @@ class ShardWriter:
 
     @property
     def is_open(self) -> bool:
-        """Whether a shard is begun."""
+        """Whether a shard has been started."""
         return self._tar is not None
 
     def add(self, key: str, suffix: str, content: bytes, facts: Mapping[str, Any]) -> None:
-        """A sound, followed by its description as JSON; both have the key, as webdataset wants it.
+        """Add an audio file, followed by its JSON description; both share the key, as webdataset requires.
 
         Args:
-            key: of the sound, without a dot.
-            suffix: of the sound, with its dot.
-            content: the encoded sound.
-            facts: the description; `samples` and `rate` go into the index too.
+            key: of the clip, without a dot.
+            suffix: of the audio file, with its dot.
+            content: the encoded audio.
+            facts: the description; `samples` and `rate` are also written to the index.
         """
         if self._tar is None:
             self._tar = tarfile.open(self._part, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
@@ -86,13 +86,13 @@ class ShardWriter:
                 self._tar.addfile(info, io.BytesIO(each))
 
     def finish(self, last: tuple[int, int]) -> None:
-        """Close the shard that is being filled, and give it its name.
+        """Close the shard that is being filled, and rename it to its final name.
 
         Args:
-            last: (place, piece) of the last work that is in it, or was skipped.
+            last: (place, piece number) of the last piece that is in it or was skipped.
 
         Raises:
-            OSError: the disk is full, say.
+            OSError: for example, the disk is full.
         """
         assert self._tar is not None
         with self._naming():
@@ -107,18 +107,18 @@ class ShardWriter:
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
-        """Give errors of a full disk, in here, the name of the file."""
+        """Add the name of the file to an `OSError`, such as that of a full disk."""
         try:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, error.filename or str(self._part)) from None
 
     def drop(self) -> None:
-        """Let go of a shard that is not whole."""
+        """Discard an incomplete shard."""
         if self._tar is not None:
             tar, self._tar = self._tar, None
             try:
-                with suppress(OSError):  # it writes the end, for which a full disk has no room
+                with suppress(OSError):  # close() writes the end mark, which fails on a full disk
                     tar.close()
             finally:
                 self._part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What `--data` names -> audio files: folders, files, manifests, tables, tar shards; and streams of shards."""
+"""Resolve `--data` to audio files (from folders, files, manifests, tables, tar shards) or to streams of shards."""
 
 import itertools
 import os
@@ -17,15 +17,15 @@ from asda_core.errors import AudioError, ConfigError
 from asda_core.system.files import files_below
 
 PIPE, STREAM = "pipe:", "stream:"
-"""Before a command that prints a tar, and before a tar that is read from its beginning to its end."""
+"""Prefixes of a command that prints a tar, and of a tar file that is read sequentially."""
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
-"""Numbers of shards in a name, as in `train-{000000..000099}.tar`."""
+"""Range of shard numbers in a name, as in `train-{000000..000099}.tar`."""
 FEW = 3
 
 
 @dataclass(frozen=True)
 class ShardStream:
-    """A tar that is read from its beginning to its end: a file, or what a command prints.
+    """A tar that is read sequentially: a file, or the output of a command.
 
     Attributes:
         address: "stream:FILE" or "pipe:COMMAND".
@@ -35,23 +35,23 @@ class ShardStream:
 
     @property
     def file(self) -> Path | None:
-        """The file; None of a command."""
+        """The file; None for a command."""
         return Path(self.address.removeprefix(STREAM)) if self.address.startswith(STREAM) else None
 
 
 AudioList: TypeAlias = list[Path] | list[ShardStream]
-"""What a run trains on: files, each at hand at any time, or shards that are streamed."""
+"""Training data of a run: files with random access, or streamed shards."""
 
 
 def find_training(sources: Iterable[str | Path]) -> AudioList:
-    """What a run trains on: the audio files of all sources, or all streams of shards.
+    """Return the audio files of all sources, or all streamed shards, that a run trains on.
 
     Args:
-        sources: of `find_audio`, or "stream:SHARDS.tar" and "pipe:COMMAND", with `{000..099}` for numbers.
+        sources: as for `find_audio`, or "stream:SHARDS.tar" and "pipe:COMMAND", with `{000..099}` for numbers.
 
     Raises:
-        AudioError: a source holds no audio.
-        ConfigError: some are streamed and some are not.
+        AudioError: a source holds no audio, or a streamed file does not exist.
+        ConfigError: some sources are streamed and some are not.
     """
     given = [str(source) for source in sources]
     streamed = [source for source in given if is_stream(source)]
@@ -68,7 +68,7 @@ def find_training(sources: Iterable[str | Path]) -> AudioList:
 
 
 def tell_doubles(files: Sequence[Path]) -> None:
-    """Warn of files that are named more than once, and count as often."""
+    """Warn of files that are named more than once, and are therefore used more than once."""
     real = {folder: os.path.realpath(folder) for folder in {file.parent for file in files}}
     if doubles := len(files) - len({(real[file.parent], file.name) for file in files}):
         told = f"{doubles} of {len(files)} files are named more than once, as by a link to a folder, and count as often"
@@ -76,15 +76,15 @@ def tell_doubles(files: Sequence[Path]) -> None:
 
 
 def is_stream(source: str) -> bool:
-    """Whether a source is read from its beginning to its end."""
+    """Whether a source is a stream, read sequentially."""
     return source.startswith((PIPE, STREAM))
 
 
 def expanded(pattern: str) -> list[str]:
-    """Every name that a pattern with `{000..099}` stands for; the pattern itself where it has no numbers.
+    """All names that a pattern with `{000..099}` stands for; the pattern itself if it has no range.
 
     Raises:
-        ConfigError: numbers go backwards.
+        ConfigError: a range is descending.
     """
     parts = NUMBERS.split(pattern)  # text, first, last, text, first, last, ..., text
     ranges = []
@@ -98,19 +98,20 @@ def expanded(pattern: str) -> list[str]:
 
 
 def find_audio(source: str | Path) -> list[Path]:
-    """Audio files of a folder (searched through), a manifest, a table, tar shards, or one file.
+    """List the audio files of a folder (recursively), a manifest, a table, tar shards, or a single file.
 
-    A manifest is a text file with one path per line, relative to the manifest: the whole line, or its first field by
-    tabs, commas or spaces. A first line that names a folder is the root of the lines after it, as in the tsv lists of
-    fairseq. A csv or tsv whose header names a column of files (`file`, `path`, ...), and a parquet table, give that
-    column. A shard gives the sounds in it, each a path below the tar; `train-{000000..000099}.tar` names a hundred.
+    A manifest is a text file with one path per line, relative to the manifest: the whole line, or its first field
+    separated by tabs, commas or spaces. If the first line names a folder, it is the root of the lines after it, as in
+    the tsv lists of fairseq. From a csv or tsv whose header names a file column (`file`, `path`, ...), and from a
+    parquet table, that column is read. A shard yields its audio files, each as a path below the tar;
+    `train-{000000..000099}.tar` names a hundred shards.
 
     Returns:
-        paths in sorted order for a folder, in the manifest's order otherwise.
+        paths in sorted order for a folder, otherwise in the order of the source.
 
     Raises:
-        AudioError: nothing is there, or no name in it looks like audio.
-        ConfigError: a stream, which cannot be listed.
+        AudioError: the source does not exist, or no name in it looks like audio.
+        ConfigError: the source is a stream, which cannot be listed.
     """
     if is_stream(str(source)):
         raise ConfigError(f"{source}: streams of shards serve `asda pretrain` alone; give the tar files themselves.")
@@ -135,9 +136,9 @@ def find_audio(source: str | Path) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Audio below a folder; where there is none, that in its shards. A shard that cannot be read is named, left out.
+    """Audio files below a folder; if there are none, those in its shards, with a warning for each unreadable one.
 
-    A tar beside loose files is most often the archive that they were unpacked from.
+    A tar beside loose files is usually the archive that they were unpacked from.
     """
     every = list(files_below(folder))
     names = sorted(each for each in every if is_audio(each.name) or each.suffix == TAR_SUFFIX)
@@ -166,7 +167,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _tell_what_is_missing(pack: Path) -> None:
-    """Warn of a pack that is not finished, and of shards of which only the index is there."""
+    """Warn of an unfinished pack, and of shards of which only the index exists."""
     if trouble := unfinished(pack):
         print(f"warning: {trouble}", file=sys.stderr)
     indices = sorted(pack.glob(f"*{INDEX_SUFFIX}"))
@@ -177,7 +178,7 @@ def _tell_what_is_missing(pack: Path) -> None:
 
 
 def list_identity(files: Iterable[Path] | Iterable[ShardStream]) -> list[tuple[str, int]]:
-    """What tells one list of audio files from another: their names and sizes; of what a command prints, the command."""
+    """Identity of a list of audio files: their names and sizes; for the output of a command, the command."""
     return [_identity(file) for file in files]
 
 

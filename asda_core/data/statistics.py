@@ -1,4 +1,4 @@
-"""`asda data stats`: mean and spread of one's own features, lengths, rates, silence, and what is broken."""
+"""`asda data stats`: feature mean and standard deviation, lengths, sample rates, silent and broken files."""
 
 import math
 from collections import Counter
@@ -18,19 +18,19 @@ from asda_core.errors import AudioError, ConfigError, NoSamplesError
 from asda_core.system.thread_map import in_order
 
 BLOCK_SECONDS = 60.0
-"""Longer sounds are looked at in blocks of this length."""
+"""Longer files are processed in blocks of this length."""
 MISSING_SECONDS = 0.1
-"""By which a header tells more than there is before what was read counts; resampling rounds to a sample."""
+"""Excess of the header's length above which the decoded length counts instead; resampling rounds to a sample."""
 SILENT_PEAK = 1 / (1 << 15)
-"""Sounds no louder than one 16-bit step are silent."""
+"""Files with a peak of at most one 16-bit step are silent."""
 NEUTRAL = {"mean": 0.0, "std": 0.5}
-"""With these `(x - mean) / (2 std)` is x."""
+"""Options with which `(x - mean) / (2 std)` is x."""
 SHIFTED = {"mean": 1.0, "std": 1.0}
-"""With these it is (x - 1) / 2."""
+"""Options with which it is (x - 1) / 2."""
 
 
 class FileStatistics(NamedTuple):
-    """What one file says; `problem` why it says nothing. A sound shorter than one window gives no values."""
+    """Statistics of one file, or the `problem` that prevents them. A file shorter than one window gives no values."""
 
     seconds: float = 0.0
     rate: int = 0
@@ -44,15 +44,15 @@ class FileStatistics(NamedTuple):
 
 @dataclass
 class Statistics:
-    """What the files say together. Sums are of float64.
+    """Statistics of all files together. Sums are in float64.
 
     Attributes:
-        front_end: the plugin whose features were looked at.
+        front_end: the plugin whose features were measured.
         seconds: length of each file that could be read.
-        rates, channels: Hz, channels -> files.
-        count, total, squares: of values of un-normalised features: how many, their sum, the sum of their squares.
+        rates, channels: number of files by sample rate in Hz, and by number of channels.
+        count, total, squares: number, sum and sum of squares of the un-normalised feature values.
         silent: files no louder than one 16-bit step.
-        short: files shorter than one window of the front end; they are sounds, but give no feature.
+        short: files shorter than one window of the front end; they are readable, but give no feature.
         broken: file -> what is wrong with it.
     """
 
@@ -69,16 +69,16 @@ class Statistics:
 
     @property
     def mean(self) -> float:
-        """Of all values."""
+        """Mean of all values."""
         return self.total / self.count
 
     @property
     def std(self) -> float:
-        """Of all values, around their mean."""
+        """Standard deviation of all values."""
         return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
 
     def add(self, file: Path, heard: FileStatistics) -> None:
-        """What one more file says."""
+        """Add the statistics of one file."""
         if heard.problem:
             self.broken[str(file)] = heard.problem
             return
@@ -102,18 +102,18 @@ def measure(
     jobs: int = 1,
     progress: bool = True,
 ) -> Statistics:
-    """Look at files through a front end.
+    """Measure audio files with a front end.
 
     Args:
-        files: of audio.
+        files: audio files.
         catalog: the plugins.
-        front_end: whose `mean` and `std` are wanted; what it has for them is left out.
+        front_end: front end to determine `mean` and `std` for; its own values of them are ignored.
         compat: of the run.
-        jobs: threads.
-        progress: whether to show a bar.
+        jobs: number of threads.
+        progress: whether to show a progress bar.
 
     Raises:
-        ConfigError: the front end does not normalise by one mean and one spread.
+        ConfigError: the front end does not normalise by one mean and one standard deviation.
         AudioError: no file gives a feature.
     """
     module = neutral(catalog, front_end, compat)
@@ -130,10 +130,10 @@ def measure(
 
 
 def neutral(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") -> Any:
-    """The front end without its normalisation.
+    """Build the front end without its normalisation.
 
     Raises:
-        ConfigError: it has none of the form `(x - mean) / (2 std)`.
+        ConfigError: its normalisation is not of the form `(x - mean) / (2 std)`.
     """
     wrong = f"the front end {choice.name!r} does not normalise features by (x - mean) / (2 std)"
     try:
@@ -151,7 +151,7 @@ def neutral(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") 
 
 
 def hear(file: Path, front_end: Any) -> FileStatistics:
-    """What one file says through a front end."""
+    """Measure one file with a front end."""
     count, total, squares, peak, end = 0, 0.0, 0.0, 0.0, 0.0
     try:
         with opened(file) as sound, torch.inference_mode():
@@ -159,7 +159,7 @@ def hear(file: Path, front_end: Any) -> FileStatistics:
             for start in _starts(seconds):
                 try:
                     audio = read_sound(sound, str(file), front_end.sample_rate, start, BLOCK_SECONDS)
-                except NoSamplesError:  # it is shorter than its header says
+                except NoSamplesError:  # the file is shorter than its header says
                     if not count:
                         raise
                     break

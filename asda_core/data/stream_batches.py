@@ -1,18 +1,18 @@
-"""Batches from streamed shards; the same for a step whenever it is asked for, as those from files.
+"""Batches from streamed shards; as with files, the batch of a step is the same whenever it is requested.
 
-A stream has as many parts as the run had processes when it began, and every batch takes equally many clips of each.
-Every epoch has the shards in an order of its own, and part p of P reads every P-th of them, so no two parts read one
-shard in an epoch. Clips are shuffled within blocks of `data.shuffle_clips`; the order within one depends on seed,
-epoch, part and block alone:
+A stream has as many parts as the run had processes when it began, and every batch takes equally many clips from each.
+Every epoch orders the shards anew, and part p of P reads every P-th of them, so that no two parts read the same shard
+in an epoch. Clips are shuffled within blocks of `data.shuffle_clips`; the order within a block depends only on seed,
+epoch, part and block:
 
     shards of a part | 000007.tar | 000002.tar | 000005.tar |
     blocks           | 0 (shuffled) | 1 and the rest (shuffled) | 0 of the next epoch, ...
 
-A process reads the parts that its share of a batch is of: its own, and where another number of processes goes on with
-the run, several, or one that another reads too; so the batches stay what they were. A run that goes on passes over
-what it had, undecoded; shards whose number of clips is known are not even read. The rest of an epoch, less than a
-block, goes with the last, so that a broken clip has others to take its place. Memory holds four blocks of a part at
-most, undecoded: two that a batch takes from, and two that are being read.
+A process reads the parts that its share of a batch comes from: its own part, or, if the run resumes with another
+number of processes, several parts or one that another process reads too; so the batches stay the same. A resumed run
+skips the clips that it has used without decoding them; shards with a known number of clips are not even read. The
+remainder of an epoch, less than a block, is merged into the last block, so that a broken clip can be replaced by
+others. Memory holds at most four undecoded blocks per part: two that a batch takes from, and two being read.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -35,9 +35,9 @@ class ShuffleBlock:
     """Clips that are shuffled together.
 
     Attributes:
-        first: number of the first in the part's endless sequence.
-        sounds: with the number of their shard, in the order of the stream until they are shuffled.
-        trouble: what was wrong with shards read for it.
+        first: number of the first clip in the part's endless sequence.
+        sounds: clips with the number of their shard, in the order of the stream until they are shuffled.
+        trouble: (file, message) of problems with the shards read for the block.
     """
 
     first: int
@@ -46,12 +46,12 @@ class ShuffleBlock:
 
     @property
     def end(self) -> int:
-        """Number of the first clip behind it."""
+        """Number of the first clip after the block."""
         return self.first + len(self.sounds)
 
 
 class StreamBatches(Batches):
-    """Batches of clips of one length from streamed shards. Ask for steps in order: another begins the stream anew."""
+    """Batches of clips of one length from streamed shards. Request steps in order: going back restarts the stream."""
 
     def __init__(
         self,
@@ -64,19 +64,19 @@ class StreamBatches(Batches):
         folder: Path | None = None,
         parts: int | None = None,
     ) -> None:
-        """What to draw from.
+        """Set up the parts of the stream.
 
         Args:
             shards: of all ranks.
             config: how clips are cut; `batch_size` is that of all ranks together.
             sample_rate: in Hz.
-            seed: of orders and crops.
-            rank, world: which of how many equal parts of every batch is made.
-            folder: of the run, where the shards' numbers of clips are kept.
-            parts: of the stream; default: one for each rank.
+            seed: of shuffling and crops.
+            rank, world: index of the share that is made, of how many equal shares of every batch.
+            folder: of the run, where the numbers of clips of the shards are recorded.
+            parts: number of parts of the stream; default: one per rank.
 
         Raises:
-            ConfigError: the batch cannot be parted so, or there are fewer shards than parts.
+            ConfigError: the batch size is not divisible by `world` or `parts`, or there are fewer shards than parts.
         """
         super().__init__(config, sample_rate, seed, None, rank, world)
         parts = parts or world
@@ -92,12 +92,12 @@ class StreamBatches(Batches):
             part.close()
 
     def end(self) -> None:
-        """Give up what is being read, also where a command stalls; `close` comes next."""
+        """Abort reading, even if a command stalls; call `close` afterwards."""
         for part in self.parts:
             part.end()
 
     def _candidates(self, number: int) -> Iterator[Candidate]:
-        """The clip whose turn it is in its block, and those behind it."""
+        """The clip due in its block, followed by the others of the block as replacements."""
         step, place = divmod(number, self.config.batch_size)
         number, place = divmod(place, self.of_part)
         part = self.parts[number]
@@ -118,10 +118,10 @@ class StreamBatches(Batches):
 
 
 class StreamPart:
-    """The endless sequence of clips of every P-th shard, a block of it in memory.
+    """The endless sequence of clips of every P-th shard, of which one block at a time is current.
 
     Attributes:
-        trouble: what was wrong with shards, until somebody takes it.
+        trouble: (file, message) of problems with shards, until the caller takes them.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class StreamPart:
         self._closed, self._commands = False, Commands()
 
     def end(self) -> None:
-        """Give up what is being read."""
+        """Abort reading."""
         self._closed = True
         self._commands.end()
 
@@ -150,7 +150,7 @@ class StreamPart:
         self._closed, self._commands = False, Commands()
 
     def block_of(self, number: int) -> ShuffleBlock:
-        """The block with that clip of the sequence."""
+        """Return the block that contains this clip of the sequence."""
         if self._blocks is None or number < self._current.first:
             self.close()
             self._blocks = self._read(number)
@@ -159,7 +159,7 @@ class StreamPart:
         return self._current
 
     def _advance(self, blocks: Iterator[ShuffleBlock]) -> None:
-        """To the next block, while the one behind it is read."""
+        """Move on to the next block, and start reading the one after it."""
         waiting = self._next or self._reading.submit(next, blocks)
         self._next = None
         try:
@@ -167,11 +167,11 @@ class StreamPart:
         except BaseException:
             self.close()
             raise
-        self.trouble += self._current.trouble  # also of a block without a clip, which is passed over
+        self.trouble += self._current.trouble  # also of a block without clips, which is skipped
         self._next = self._reading.submit(next, blocks)
 
     def _read(self, start: int) -> Iterator[ShuffleBlock]:
-        """Blocks of the endless sequence, from the one with clip `start` on."""
+        """Yield the blocks of the endless sequence, from the one with clip `start` on."""
         epoch, first = 0, 0
         while True:
             order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.shards))[self.part :: self.parts]
@@ -183,9 +183,9 @@ class StreamPart:
             first, epoch = first + total, epoch + 1
 
     def _epoch(self, epoch: int, order: np.ndarray, first: int, start: int) -> Generator[ShuffleBlock, None, int]:
-        """Blocks of an epoch from that with its clip `start` on; returns how many clips it has."""
+        """Yield the blocks of an epoch from the one with its clip `start` on; return its number of clips."""
         size = self.size
-        passed, skip = 0, max(0, start // size - 1) * size  # the block of a clip may have begun one earlier
+        passed, skip = 0, max(0, start // size - 1) * size  # its block may begin one `size` earlier
         trouble: list[tuple[Path, str]] = []
         block = ShuffleBlock(first + skip, trouble=trouble)
         for number in order:
@@ -212,7 +212,7 @@ class StreamPart:
         return passed
 
     def _shuffled(self, block: ShuffleBlock, epoch: int, number: int) -> ShuffleBlock:
-        words = [self.seed, epoch, 1 + self.part, 1 + number]  # numpy takes zeros behind the last word for none
+        words = [self.seed, epoch, 1 + self.part, 1 + number]  # numpy ignores trailing zeros
         order = np.random.default_rng(words).permutation(len(block.sounds))
         made = ShuffleBlock(block.first, [block.sounds[place] for place in order], list(block.trouble))
         block.trouble.clear()
@@ -229,10 +229,10 @@ def open_clips(
     folder: Path | None = None,
     parts: int | None = None,
 ) -> Batches:
-    """The batches of a run, from files or from streams; arguments as those of `StreamBatches`.
+    """Return the batches of a run, from files or from streams; arguments as for `StreamBatches`.
 
     Raises:
-        ConfigError: the batch cannot be parted so, or there are fewer streamed shards than parts.
+        ConfigError: the batch size is not divisible by `world` or `parts`, or there are fewer shards than parts.
     """
     streams = [source for source in data if isinstance(source, ShardStream)]
     if streams:

@@ -1,4 +1,4 @@
-"""The headers of tar shards: which members are sounds, where each lies, and what is wrong with a tar."""
+"""Headers of tar shards: which members are audio, where each lies, and what is wrong with a tar."""
 
 import os
 import tarfile
@@ -9,43 +9,43 @@ from typing import NamedTuple, Self
 from asda_core.errors import AudioError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf", ".w64", ".au")
-"""File names that a search takes for audio; libsndfile reads all of them."""
+"""Suffixes of file names that a search takes for audio; libsndfile reads all of these formats."""
 UNREAD_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".mka", ".amr", ".ac3")
-"""Audio that libsndfile does not read; a search says so."""
+"""Suffixes of audio formats that libsndfile does not read; a search warns of such files."""
 TAR_SUFFIX = ".tar"
 HEADER_BYTES = 512
-"""Of a tar member's header. **Source**: POSIX ustar."""
+"""Size of a tar member's header. **Source**: POSIX ustar."""
 ZERO = b"\0"
 LOOKED_AT_BYTES = 1 << 20
-"""Behind the end of a tar, read at once."""
+"""Block size for reading what follows the end of a tar."""
 MORE_BEHIND = "has more behind what looks like its end: a header is lost, or tars were joined"
-"""What is told of a tar of which not all was read."""
+"""Message for a tar that was not read completely."""
 TAR_END = "EOFHeaderError"
-"""What tarfile raises at the mark of the end; its class has no public name."""
+"""Name of the exception that tarfile raises at the end mark; the class is not public."""
 LINKED_OR_SPARSE = "sounds that are left out: hard links to others, or stored without their silence (tar --sparse)."
-"""What is told of members whose bytes do not lie behind their header; before it, how many."""
+"""Message, after a count, for members whose bytes do not follow their header."""
 
 
 class StrictHeader(tarfile.TarInfo):
-    """A member's header; one that is damaged or cut off is an error, where tarfile takes it for the end of the tar."""
+    """A member's header; a damaged or truncated one is an error, where tarfile takes it for the end of the tar."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        """The next header.
+        """Read the next header.
 
         Raises:
-            tarfile.ReadError: it is damaged or cut off, or the tar ends without its mark.
+            tarfile.ReadError: it is damaged or truncated, or the tar has no end mark.
         """
         try:
             return super().fromtarfile(tar)
         except tarfile.HeaderError as error:
-            if type(error).__name__ == TAR_END or not tar.offset:  # of the first header tarfile says it itself
+            if type(error).__name__ == TAR_END or not tar.offset:  # tarfile itself reports the first header
                 raise
             raise tarfile.ReadError(str(error)) from None
 
 
 class Member(NamedTuple):
-    """A sound in a shard: its name there, where its bytes lie, and its length and rate, 0 where nobody looked."""
+    """An audio file in a shard: name, offset and size in bytes, number of samples, sample rate (both 0 if unknown)."""
 
     name: str
     offset: int
@@ -55,22 +55,22 @@ class Member(NamedTuple):
 
 
 def is_audio(name: str) -> bool:
-    """Whether a file of this name is taken for audio."""
+    """Whether a file with this name is taken for audio."""
     return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
 def plain_name(name: str) -> str:
-    """The name of a member without `./`, `../` and a leading `/`, as it stands in a path below the shard."""
+    """The name of a member without `./`, `../` and a leading `/`, as used in a path below the shard."""
     return "/".join(part for part in PurePosixPath(name).parts if part not in ("/", ".", ".."))
 
 
 def read_headers(shard: Path) -> tuple[list[Member], list[str]]:
-    """The sounds of a tar by its headers alone, and what is wrong with it.
+    """List the audio files of a tar from its headers alone, and messages on what is wrong with it.
 
-    Of several members of one name the first counts. Of a tar that is cut off, what is whole counts.
+    Of several members with the same name the first counts. Of a truncated tar, the complete members count.
 
     Raises:
-        AudioError: it is no tar.
+        AudioError: the file is not a tar.
     """
     found: dict[str, Member] = {}
     trouble: list[str] = []
@@ -88,7 +88,7 @@ def read_headers(shard: Path) -> tuple[list[Member], list[str]]:
                     continue
                 elif name in found:
                     repeated += 1
-                elif info.offset_data + info.size <= end:  # else it is cut off, which the next header tells
+                elif info.offset_data + info.size <= end:  # otherwise it is truncated, which the next header shows
                     found[name] = Member(name, info.offset_data, info.size)
             if not trouble and _holds_more(shard, tar.offset):
                 trouble.append(f"{shard} {MORE_BEHIND}; the {len(found)} sounds before count.")
@@ -105,14 +105,14 @@ def read_headers(shard: Path) -> tuple[list[Member], list[str]]:
 
 
 def _holds_more(shard: Path, offset: int) -> bool:
-    """Whether anything but zeros lies behind the end of a tar: a header that is lost looks like the end."""
+    """Whether anything but zeros follows the end of a tar: a lost header looks like the end."""
     with shard.open("rb") as opened:
         opened.seek(offset)
         return any(block.strip(ZERO) for block in iter(lambda: opened.read(LOOKED_AT_BYTES), b""))
 
 
 def _until_damage(tar: tarfile.TarFile, shard: Path, trouble: list[str]) -> Iterator[tarfile.TarInfo]:
-    """Members up to where the tar is cut off, if it is."""
+    """Yield the members, up to where the tar is truncated, if it is."""
     seen = 0
     try:
         for info in tar:

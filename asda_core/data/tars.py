@@ -1,12 +1,12 @@
-"""Sounds in tar shards: where each lies, so that any of them is read without those before it.
+"""Random access to audio files in tar shards, by an index of their offsets.
 
-A sound in a shard has a path as any file has, with the shard for a folder: `train-000003.tar/000000412.flac`.
+An audio file in a shard has a path like any other, with the shard as a folder: `train-000003.tar/000000412.flac`.
 
     train-000003.tar     | header | 000000412.flac | header | 000000412.json | header | ...
                                   ^ offset         ^ offset + size
 
-The index of a shard is written beside it by `asda data pack`; where it is missing, or of another shard, the headers
-are read once and the index is written, if the folder lets us.
+The index of a shard is written beside it by `asda data pack`; where it is missing, or belongs to another shard, the
+headers are read once and the index is written, if the folder is writable.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ from asda_core.system.files import write_text
 
 INDEX_SUFFIX = ".index.json"
 LAST = "last"
-"""Fact in the index of a pack: the last work that is in the shard."""
+"""Key in the index of a pack: the last piece that is in the shard or was skipped."""
 INDEX_DIGITS = 16
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the sounds of a shard lie.
+    """Locations of the audio files in a shard.
 
     Attributes:
-        shard: the tar.
+        shard: path of the tar.
         rows: name -> row, in the order of the tar.
-        offsets, sizes: in bytes, of each row.
-        trouble: what is wrong with the shard, one line each.
+        offsets, sizes: of each row, in bytes.
+        trouble: messages on what is wrong with the shard, one line each.
     """
 
     shard: Path
@@ -49,14 +49,14 @@ class ShardIndex:
     trouble: tuple[str, ...] = field(default=())
 
     def paths(self) -> list[Path]:
-        """The sounds as paths, the shard for a folder."""
+        """Paths of the audio files, with the shard as a folder."""
         return [self.shard / name for name in self.rows]
 
     def place(self, name: str) -> tuple[int, int]:
-        """Offset and size in bytes of a sound.
+        """Return offset and size in bytes of an audio file.
 
         Raises:
-            AudioError: the shard has no such sound.
+            AudioError: the shard has no such file.
         """
         if name not in self.rows:
             raise AudioError(f"cannot read {self.shard / name}: the shard has no such sound ({len(self.rows)} others).")
@@ -65,7 +65,7 @@ class ShardIndex:
 
 
 def split_member(file: Path) -> tuple[Path, str] | None:
-    """(shard, name in it) of a path into a tar; None of any other path."""
+    """Split a path into a tar into (shard, name in it); None for any other path."""
     text, seam = str(file), f"{TAR_SUFFIX}/"
     end = text.find(seam)
     while end >= 0:
@@ -77,14 +77,14 @@ def split_member(file: Path) -> tuple[Path, str] | None:
 
 
 def member_bytes(shard: Path, name: str) -> bytes:
-    """The bytes of a sound in a shard.
+    """Read the bytes of an audio file in a shard.
 
     Raises:
-        AudioError: there is no such sound, or the shard ends before it does.
+        AudioError: there is no such file, or the shard ends before it does.
     """
     offset, size = index_of(shard).place(name)
     try:
-        with shard.open("rb") as opened:  # of several GiB too, which one system call does not give
+        with shard.open("rb") as opened:  # buffered: one system call does not read several GiB
             opened.seek(offset)
             content = opened.read(size)
     except OSError as error:
@@ -95,7 +95,7 @@ def member_bytes(shard: Path, name: str) -> bytes:
 
 
 def num_bytes(file: Path) -> int:
-    """Size of a file, or of a sound in a shard; 0 of what is not there."""
+    """Size in bytes of a file, or of an audio file in a shard; 0 if it does not exist."""
     inside = split_member(file)
     if inside is None:
         return file.stat().st_size if file.exists() else 0
@@ -106,10 +106,10 @@ def num_bytes(file: Path) -> int:
 
 
 def index_of(shard: Path) -> ShardIndex:
-    """The index of a shard; read once for as long as the shard stays the same.
+    """Return the index of a shard; cached while the size and time of the shard stay the same.
 
     Raises:
-        AudioError: it is no tar.
+        AudioError: the shard cannot be read or is not a tar.
     """
     try:
         state = shard.stat()
@@ -123,8 +123,8 @@ def _index(shard: Path, size: int, changed: int) -> ShardIndex:
     known = _read_index(shard, size)
     if known is None:
         members, trouble = read_headers(shard)
-        if LAST not in read_facts(shard):  # that of a pack tells more, and fits again when the shard is put back
-            with contextlib.suppress(OSError):  # a folder that may only be read
+        if LAST not in read_facts(shard):  # a pack's has more, and fits again once the shard is restored
+            with contextlib.suppress(OSError):  # a read-only folder
                 write_index(shard, shard, members, trouble=trouble)
     else:
         members, trouble = known
@@ -136,12 +136,12 @@ def _index(shard: Path, size: int, changed: int) -> ShardIndex:
 
 
 def index_file(shard: Path) -> Path:
-    """Where the index of a shard is kept."""
+    """Path of the index of a shard."""
     return shard.with_name(shard.name.removesuffix(TAR_SUFFIX) + INDEX_SUFFIX)
 
 
 def shard_of(index: str) -> str:
-    """The name of the shard that an index is of."""
+    """The name of the shard that an index belongs to."""
     return index.removesuffix(INDEX_SUFFIX) + TAR_SUFFIX
 
 
@@ -149,13 +149,13 @@ def write_index(shard: Path, content: Path, members: Sequence[Member], **more: A
     """Write the index of a shard.
 
     Args:
-        shard: beside which it is written.
-        content: the tar itself, which may not have its name yet.
-        members: its sounds.
-        more: further facts to keep.
+        shard: path beside which the index is written.
+        content: the tar itself, which may not have its final name yet.
+        members: its audio files.
+        more: further entries of the index.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the index cannot be written.
     """
     size = content.stat().st_size
     plain = {"shard": shard.name, "bytes": size, "last_header": _last_header(content, members), **more}
@@ -165,7 +165,7 @@ def write_index(shard: Path, content: Path, members: Sequence[Member], **more: A
 
 
 def read_facts(shard: Path) -> dict[str, Any]:
-    """All that the index beside a shard says; empty where it is missing or damaged."""
+    """Read the whole index beside a shard; empty if it is missing or damaged."""
     try:
         plain = json.loads(index_file(shard).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -174,7 +174,7 @@ def read_facts(shard: Path) -> dict[str, Any]:
 
 
 def _read_index(shard: Path, size: int) -> tuple[list[Member], list[str]] | None:
-    """Members and troubles, if the index beside the shard is of this very shard."""
+    """Members and messages from the index beside the shard; None if it does not belong to this shard."""
     plain = read_facts(shard)
     try:
         members = [Member(*row) for row in plain["members"]]
@@ -185,7 +185,7 @@ def _read_index(shard: Path, size: int) -> tuple[list[Member], list[str]] | None
 
 
 def _last_header(shard: Path, members: Sequence[Member]) -> str:
-    """Digest of the header of the last sound: another shard of the same size has another one."""
+    """Digest of the header of the last audio file, which differs between shards of the same size."""
     if not members:
         return ""
     with shard.open("rb") as opened:

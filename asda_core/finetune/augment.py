@@ -1,6 +1,6 @@
 """Augmentation of audio, features and batches, in the order of the released recipes.
 
-Numpy's generators are given; what torch draws comes from its global generator, which the training seeds for each step.
+NumPy generators are passed as arguments; torch draws from its global generator, which training seeds for each step.
 """
 
 import numpy as np
@@ -14,22 +14,22 @@ from asda_core.finetune.config import MixupConfig, SpecAugmentConfig
 GAIN_BETA = 10.0
 """Both parameters of the Beta distribution of the gain. **Source**: released data path."""
 GAIN_SHIFT = 0.5
-"""Added to it: the gain lies in 0.5 to 1.5. **Source**: released data path."""
+"""Offset added to that draw: the gain lies in 0.5 to 1.5. **Source**: released data path."""
 BIN_AXIS, FRAME_AXIS = 2, 3
-"""Of torchaudio's masks, which want (B, 1, F, T)."""
+"""Axes for torchaudio's masks, which expect (B, 1, F, T)."""
 
 
 def roll_and_gain(audio: Float[Tensor, " samples"], shift: int, gain: float) -> Float[Tensor, " samples"]:
-    """Shift a clip, less its mean, around in a circle and scale it.
+    """Subtract the mean of a clip, shift it circularly and scale it.
 
     **Source**: released data path (shift uniform over the clip, gain 0.5 + Beta(10, 10)).
-    **Differs**: there whole files are rolled before the crop; here the crop is, which is the same where it is the file.
+    **Differs**: the release rolls whole files before cropping; here the crop is, which is the same if it is the file.
     """
     return (audio - audio.mean()).roll(shift) * gain
 
 
 def rolled_at_random(audio: Float[Tensor, " samples"], generator: np.random.Generator) -> Float[Tensor, " samples"]:
-    """`roll_and_gain` with a shift and a gain that are drawn."""
+    """`roll_and_gain` with a random shift and gain."""
     shift = int(generator.integers(len(audio)))
     return roll_and_gain(audio, shift, GAIN_SHIFT + float(generator.beta(GAIN_BETA, GAIN_BETA)))
 
@@ -37,7 +37,7 @@ def rolled_at_random(audio: Float[Tensor, " samples"], generator: np.random.Gene
 def noise_and_shift(
     features: Float[Tensor, "batch bins frames"], noise: float, shift: int
 ) -> Float[Tensor, "batch bins frames"]:
-    """Add uniform noise, of an amplitude that is uniform up to `noise`, and roll each clip by up to `shift` frames.
+    """Add uniform noise with an amplitude uniform in [0, `noise`) per clip, and roll each by up to `shift` frames.
 
     **Source**: released Speech Commands recipe (noise 0.1, shift from -10 to 9), which calls the noise Gaussian.
     """
@@ -51,7 +51,7 @@ def noise_and_shift(
 
 
 def mixup_weights(config: MixupConfig, batch: int, generator: np.random.Generator) -> Float[Tensor, " batch"] | None:
-    """The weight of each clip of a batch against its mirror clip; None where nothing is mixed."""
+    """Return the mixup weight of each clip of a batch against its mirror clip; None if nothing is mixed."""
     if config.each == "batch":
         mixes, weight = generator.random() < config.probability, generator.beta(config.alpha, config.alpha)
         return torch.full((batch,), weight, dtype=torch.float32) if mixes else None
@@ -68,10 +68,10 @@ def mixup(
     Args:
         inputs: audio or features.
         labels: in [0, 1].
-        weights: of each clip.
+        weights: mixup weight of each clip.
 
-    **Source**: released fine-tuning (Zhang et al. 2018), one weight per batch. **Differs**: the release changes its
-    input in place and refuses odd batches.
+    **Source**: released fine-tuning (Zhang et al. 2018), one weight per batch. **Differs**: the release modifies
+    its input in place and rejects odd batch sizes.
     """
     shaped = weights.to(inputs).view(-1, *[1] * (inputs.ndim - 1))
     mixed = torch.lerp(inputs.flip(0), inputs, shaped)
@@ -88,7 +88,7 @@ def spec_augment(
 ) -> Float[Tensor, "batch bins frames"]:
     """Set a band of bins and a stretch of frames of every clip to 0, the mean of normalised features.
 
-    Widths are uniform up to the largest ones, places uniform.
+    Widths are uniform up to the largest ones, positions uniform.
 
     **Source**: SpecAugment (Park et al. 2019) with torchaudio's masks; released fine-tuning.
     """

@@ -1,4 +1,4 @@
-"""Batches of labelled training clips, augmented; the same for a step whenever it is asked for."""
+"""Augmented batches of labelled training clips; a given step always gets the same batch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from asda_core.pretrain.resuming import step_seed
 from asda_core.sound.feature_padding import fill_features
 
 CLIPS_PER_PASS = 32
-"""Clips that go through a model at once in evaluation."""
+"""Clips per forward pass in evaluation."""
 ROLL_KEY, MIXUP_KEY = 1, 2
-"""Third words of the seeds of what numpy draws, beside that of the order."""
+"""Third words of the seeds of NumPy's draws, distinct from that of the clip order."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainingBatch:
 
 
 def label_matrix(examples: Sequence[Example], classes: Sequence[str]) -> Float[Tensor, "examples classes"]:
-    """1 where a clip has a label."""
+    """Return a multi-hot matrix: 1 where a clip has a label, 0 elsewhere."""
     column = {name: number for number, name in enumerate(classes)}
     matrix = torch.zeros(len(examples), len(classes))
     for row, example in enumerate(examples):
@@ -45,7 +45,7 @@ def label_matrix(examples: Sequence[Example], classes: Sequence[str]) -> Float[T
 
 
 def training_clips(recipe: FinetuneConfig, examples: Sequence[Example], sample_rate: int, here: Path) -> ClipBatches:
-    """The clips of the training split in the order of the recipe, rolled if it says so."""
+    """Return the clips of the training split in the order of the recipe, rolled if the recipe says so."""
 
     def rolled(audio: Tensor, number: int) -> Tensor:
         return rolled_at_random(audio, np.random.default_rng([recipe.seed, number, ROLL_KEY]))
@@ -61,7 +61,7 @@ def training_batch(
 ) -> TrainingBatch:
     """Audio -> features, augmented in the released order: noise and shift, mixup, SpecAugment.
 
-    Torch's global generator must be seeded; what numpy draws depends on seed and step.
+    Torch's global generator must be seeded; NumPy's draws depend on seed and step.
     """
     augment, device = recipe.augment, next(tuned.encoder.parameters()).device
     generator = np.random.default_rng([recipe.seed, step, MIXUP_KEY])
@@ -83,7 +83,7 @@ def training_batch(
 
 
 def plain_features(tuned: Tuned, recipe: FinetuneConfig, found: Sequence[Tensor]) -> Float[Tensor, "batch bins frames"]:
-    """Features of clips as they are, in evaluation."""
+    """Features of clips without augmentation, for evaluation."""
     num_samples = round(recipe.data.clip_seconds * tuned.front_end.sample_rate)
     device = next(tuned.encoder.parameters()).device
     audio = torch.stack([crop_or_pad(clip, num_samples) for clip in found])
@@ -99,7 +99,7 @@ def seed_step(recipe: FinetuneConfig, step: int) -> None:
 
 
 def is_augmented(recipe: FinetuneConfig) -> bool:
-    """Whether two epochs see other features of the same clip."""
+    """Whether augmentation makes the features of a clip differ between epochs."""
     augment = recipe.augment
     masks: Mapping[str, float] = vars(augment.spec_augment)
     return bool(augment.roll or augment.noise or augment.time_shift or augment.mixup.probability or any(masks.values()))

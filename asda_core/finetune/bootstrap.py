@@ -1,4 +1,4 @@
-"""Accuracy, mAP and AUC of many resamples of the same clips, fast: the bootstrap behind the intervals."""
+"""Fast bootstrap of accuracy, mAP and AUC over clips, for the confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
 MOST_CELLS = 4_000_000_000
-"""Clips x classes x resamples that are worth it, about five seconds: larger sets get fewer resamples."""
+"""Limit of clips x classes x resamples, about five seconds: larger sets get fewer resamples."""
 FEWEST_RESAMPLES = 100
-"""Resamples of the largest sets; the ends of a 95 % interval lie beyond 2.5 of them."""
+"""Resamples of the largest sets; 2.5 of them lie beyond each end of a 95 % interval."""
 BLOCK_CELLS = 2**22
-"""Clips x resamples that are held at a time: 16 MB of weights."""
+"""Clips x resamples held in memory at a time: 16 MB of weights."""
 
 
 def affordable(num_clips: int, num_classes: int, wanted: int) -> int:
@@ -28,13 +28,13 @@ def resample(
     resamples: int,
     seed: int,
 ) -> Float[np.ndarray, "3 resamples"]:
-    """Draw as many clips as there are, with replacement, and score them; again and again.
+    """Score bootstrap resamples, each of as many clips as there are, drawn with replacement.
 
     Args:
         truth: whether each clip has each label.
-        scores: of a classifier.
-        resamples: number of them.
-        seed: of the draws.
+        scores: scores of a classifier.
+        resamples: number of resamples.
+        seed: seed of the draws.
 
     Returns:
         accuracy (for one label per clip), mAP and AUC of each resample; NaN where no class can be scored.
@@ -55,21 +55,21 @@ def resample(
 
 
 def draw(generator: np.random.Generator, num_clips: int, resamples: int) -> Float[np.ndarray, "clips resamples"]:
-    """How often each clip is in each resample."""
+    """Return how often each clip occurs in each resample."""
     drawn = generator.integers(num_clips, size=(num_clips, resamples)) * resamples + np.arange(resamples)
     counts = np.bincount(drawn.ravel(), minlength=num_clips * resamples)
     return counts.reshape(num_clips, resamples).astype(np.float32)  # exact up to 2**24 clips
 
 
 class Ranking:
-    """The clips from the highest score of one class down, made to be scored again under many weights.
+    """Clips sorted by decreasing score of one class, prepared for scoring under many weights.
 
-    A clip that a resample holds twice is a clip of weight 2, so all resamples share one order and differ in sums alone.
-    This is our own code because scikit-learn scores one resample at a time, some hundred times slower.
+    A clip drawn twice has weight 2, so all resamples share one order and differ only in sums. scikit-learn is not used
+    because it scores one resample at a time, some hundred times slower.
 
     Args:
         truth: whether each clip has the label; at least one has.
-        scores: of the class.
+        scores: scores of the class.
     """
 
     def __init__(self, truth: Bool[np.ndarray, " clips"], scores: Float[np.ndarray, " clips"]) -> None:
@@ -80,14 +80,14 @@ class Ranking:
         held = counts > 0  # only ties that hold a positive clip enter the sums of average precision and area
         edges = np.stack([starts[held], np.append(starts[1:], len(order))[held]], axis=1).ravel()
         self.stretches = _sums(order, np.r_[0, edges, len(order)], len(order))
-        """Sums over a gap, the ties with the best positive clip, a gap, the next such ties, ..., a gap."""
+        """Matrix of sums over a gap, the ties with the best positive clip, a gap, the next such ties, ..., a gap."""
         self.positives = _sums(order[ranked], np.r_[0, np.cumsum(counts[held])], len(order))
-        """Sums over the positive clips in each such ties."""
+        """Matrix of sums over the positive clips in each of these groups of ties."""
 
     def areas(
         self, weights: Float[np.ndarray, "clips resamples"]
     ) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
-        """Average precision and AUC under whole-numbered weights; NaN where positives or negatives weigh nothing."""
+        """Average precision and AUC under integer weights; NaN if the positives (for AUC, or the negatives) weigh 0."""
         stretches = (self.stretches @ weights).astype(np.float64)
         hits = (self.positives @ weights).astype(np.float64)
         tied, seen, hits_seen = stretches[1::2], stretches.cumsum(axis=0), hits.cumsum(axis=0)
@@ -100,7 +100,7 @@ class Ranking:
 
 
 def _sums(order: Int[np.ndarray, " chosen"], edges: Int[np.ndarray, " edges"], num_clips: int) -> csr_array:
-    """The matrix whose product with weights sums them over each `order[edges[i]:edges[i + 1]]`."""
+    """Return the sparse matrix that sums weights over each `order[edges[i]:edges[i + 1]]`."""
     ones = np.ones(len(order), dtype=np.float32)
     return csr_array((ones, order, edges), shape=(len(edges) - 1, num_clips))
 
@@ -108,7 +108,7 @@ def _sums(order: Int[np.ndarray, " chosen"], edges: Int[np.ndarray, " edges"], n
 def macro_means(
     rankings: Sequence[Ranking], weights: Float[np.ndarray, "clips resamples"]
 ) -> Float[np.ndarray, "2 resamples"]:
-    """mAP and AUC: means over the classes that can be scored in a resample, NaN where there is none."""
+    """mAP and AUC: means over the classes that can be scored in a resample, NaN if there are none."""
     total, count = np.zeros((2, 2, weights.shape[1]))
     for ranking in rankings:
         areas = np.stack(ranking.areas(weights))

@@ -1,4 +1,4 @@
-"""`asda finetune`: checkpoints and labelled audio to classifiers, and a table."""
+"""`asda finetune`: train classifiers from checkpoints on labelled audio, and write a table."""
 
 import argparse
 import json
@@ -39,7 +39,7 @@ from asda_core.system.files import text_digest
 
 
 def run_finetune(parsed: argparse.Namespace) -> None:
-    """`asda finetune`."""
+    """Run `asda finetune`."""
     if parsed.continual != bool(parsed.tasks) or bool(parsed.data) == bool(parsed.tasks):
         raise ConfigError("give either --data, or --tasks A B ... together with --continual.")
     if launched(os.environ).world > 1:
@@ -60,7 +60,7 @@ def run_finetune(parsed: argparse.Namespace) -> None:
 
 
 def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[str, Any], catalog: Catalog) -> None:
-    """Checkpoints x modes x folds x seeds on one set."""
+    """Run checkpoints x modes x folds x seeds on one data set."""
     source, here = load_source(parsed.data)
     check_task(source.set, recipe, parsed.data)
     data = read_labelled(source, here)
@@ -91,7 +91,7 @@ def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[s
 def run_continual(
     parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[str, Any], catalog: Catalog
 ) -> None:
-    """One task after the other; of a task with folds the first is taken, or the first of `--folds`."""
+    """Learn one task after the other; a task with folds uses the first one, or the first of `--folds`."""
     tasks = []
     for place in parsed.tasks:
         source, here = load_source(place)
@@ -126,7 +126,7 @@ def run_continual(
 
 
 def check_task(changes: Mapping[str, Any], recipe: FinetuneConfig, place: Path) -> None:
-    """Apply what a task file changes, so that a mistake in it is told with its name.
+    """Apply the changes of a task file, so that errors in it are reported with its name.
 
     Raises:
         ConfigError: a wrong key or value.
@@ -138,20 +138,20 @@ def check_task(changes: Mapping[str, Any], recipe: FinetuneConfig, place: Path) 
 
 
 def data_digest(data: Labelled) -> str:
-    """Of all clips with their labels and splits, by name, size, and of a sample by what they hold."""
+    """Digest of all clips (name, size, labels, split) and of the content of a sample of them."""
     splits, held = [each.split for each in data.examples], sampled_content([each.file for each in data.examples])
     told = json.dumps([clip_facts(data.examples), splits, held])
     return text_digest(told)
 
 
 def _mode_keys(changes: Mapping[str, Any]) -> list[str]:
-    """Keys that say a mode, as --modes does; options of an adapter do not."""
+    """Return the keys that set a mode, as --modes does; adapter options do not."""
     flat = [key for key in flattened(changes) if not key.startswith(OPTIONS)]
     return [key for key in flat if key.startswith(OF_MODE)]
 
 
 def tell(data: Labelled, folds: int, out: Path) -> None:
-    """One line on what was found."""
+    """Print one line that summarises the data."""
     labels = "one label each"
     if not data.single:
         several = [each for each in data.examples if len(each.labels) != 1]

@@ -1,4 +1,4 @@
-"""Frozen dataclasses of fine-tuning: the head, and a recipe. The defaults are ASDA's for ESC-50, done right.
+"""Frozen dataclasses of fine-tuning: the head, and a recipe. The defaults are ASDA's for ESC-50, its defects corrected.
 
 **Source** of the defaults: released fine-tuning of ASDA and EAT (one GPU).
 """
@@ -29,13 +29,13 @@ class ClassifierConfig:
     """A head on the encoder: pooling, LayerNorm, linear.
 
     Attributes:
-        num_classes: width of its output.
+        num_classes: width of the output.
         pooling: "summary" (the class token), "mean" of the patches, "linear_softmax" over them, or "attentive" (a
-            learned query attends over them).
-        norm_eps: of the LayerNorm; 1e-6 in the release, 1e-5 in EAT's Hugging Face layout.
-        multi_label: whether classes are told one by one: probabilities are then sigmoids, else a softmax.
+            learned query attends over summary and patches).
+        norm_eps: epsilon of the LayerNorm; 1e-6 in the release, 1e-5 in EAT's Hugging Face layout.
+        multi_label: whether classes are predicted independently: probabilities are then sigmoids, otherwise a softmax.
         labels: identifier of each class; empty if unknown.
-        num_heads: of attentive pooling.
+        num_heads: attention heads of attentive pooling.
     """
 
     num_classes: int
@@ -59,7 +59,7 @@ class MixupConfig:
     """Mixing pairs of clips.
 
     Attributes:
-        probability: with which a batch (or a clip) is mixed; 0 never mixes.
+        probability: probability that a batch (or a clip) is mixed; 0 disables mixup.
         alpha: the weight is drawn from Beta(alpha, alpha).
         of: "features" as ASDA and EAT release it, or "audio" as AST and its family do.
         each: one weight for a whole "batch" (ASDA, EAT), or one for each "clip".
@@ -80,7 +80,7 @@ class SpecAugmentConfig:
     """One mask over bins and one over frames of each clip, of a random width.
 
     Attributes:
-        share: largest width as a share of the spectrogram, for both axes; 0 takes the next two.
+        share: largest width as a share of the spectrogram, for both axes; 0 uses `bins` and `frames`.
         bins, frames: largest widths.
     """
 
@@ -95,14 +95,14 @@ class SpecAugmentConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to training clips, in this order: audio, features, batch.
+    """Augmentation of training clips, in this order: audio, features, batch.
 
     Attributes:
-        roll: whether a clip is shifted around in a circle and scaled by 0.5 + Beta(10, 10).
+        roll: whether a clip is shifted circularly and scaled by 0.5 + Beta(10, 10).
         noise: largest amplitude of uniform noise on the normalised features; 0.1 in the released Speech Commands
             recipe.
-        time_shift: largest shift of the features in frames, around in a circle; 10 in that recipe.
-        mixup: of pairs of clips.
+        time_shift: largest circular shift of the features in frames; 10 in that recipe.
+        mixup: mixing of pairs of clips.
         spec_augment: masks over bins and frames.
     """
 
@@ -122,10 +122,10 @@ class SamplingConfig:
     """How often a training clip is drawn.
 
     Attributes:
-        weights: "uniform", "balanced" (by how rare the labels of a clip are), or a text file with a weight per line,
-            in the order of the training clips; or, for these and others, a name and a weight per line.
-        clips_per_epoch: draws in an epoch; null takes as many as there are clips. 200,000 for AudioSet-2M.
-        replacement: whether a clip can be drawn twice in an epoch; not in the released recipe.
+        weights: "uniform", "balanced" (by the rarity of a clip's labels), or a text file with one weight per line, in
+            the order of the training clips; or with a name and a weight per line, which may list other clips too.
+        clips_per_epoch: draws per epoch; null for the number of clips. 200,000 for AudioSet-2M.
+        replacement: whether a clip can be drawn twice in an epoch; false in the released recipe.
     """
 
     weights: str = "uniform"
@@ -138,12 +138,12 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class StepDecayConfig:
-    """The rate falls by a factor at the end of certain epochs, on top of the schedule (AST, SSAST, AAT).
+    """Decay of the learning rate by a factor at the end of certain epochs, on top of the schedule (AST, SSAST, AAT).
 
     Attributes:
-        first_epoch: after which it falls first; 0 never.
-        every: so many epochs it falls again.
-        factor: what is left of it each time.
+        first_epoch: epoch after which the rate first decays; 0 for never.
+        every: epochs between decays.
+        factor: factor on the rate at each decay.
     """
 
     first_epoch: int = 0
@@ -175,38 +175,39 @@ class FinetuneDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """A recipe: how a checkpoint becomes a classifier.
+    """Recipe for fine-tuning a checkpoint into a classifier.
 
     Attributes:
-        compat: "released" sets what `compat.FINETUNING` names, where the recipe does not state it.
-        mode: what trains: "full", "linear" (head alone), "attentive" (head with attentive pooling), "last_blocks", or
-            "adapter"; the head always does.
-        blocks: how many, of mode "last_blocks".
-        adapter: plugin, of mode "adapter".
-        mixer: another mixer that takes over the weights of the checkpoint's, as `frequency_time`; null keeps it.
-        stride_frames, stride_bins: from patch to patch, where patches overlap more than in pre-training (SSAST: 10
-            for 16); null keeps those of the checkpoint.
+        compat: "released" sets the keys of `compat.FINETUNING` that the recipe does not state.
+        mode: what is trained: "full", "linear" (head alone), "attentive" (head with attentive pooling), "last_blocks",
+            or "adapter"; the head is always trained.
+        blocks: number of trained blocks, for mode "last_blocks".
+        adapter: plugin, for mode "adapter".
+        mixer: another mixer, such as `frequency_time`, that takes over the weights of the checkpoint's; null keeps it.
+        stride_frames, stride_bins: distance between patches, if they overlap more than in pre-training (SSAST: 10
+            instead of 16); null keeps those of the checkpoint.
         pooling: what the head reads.
         loss: "cross_entropy" needs clips of one label; "binary_cross_entropy" is summed over classes.
-        loss_per: what a batch's loss is divided by; "labels" as the release does where clips have several.
-        label_smoothing: share of a label that is spread over all classes; of cross entropy alone.
-        layer_decay: factor from a block's rate to that of the block below it; 1 for none. Of modes that train blocks.
+        loss_per: divisor of the loss of a batch; "labels" as in the release, for clips with several.
+        label_smoothing: share of a label that is spread over all classes; for cross entropy only.
+        layer_decay: factor from a block's rate to that of the block below; 1 for none. For modes that train blocks.
         decay_embeddings: whether patches and class token count as the layer below the first block; the release trains
             them at the full rate.
-        drop_path: chance that the last block's branches are dropped, falling to 0 for the first.
-        head_rate: factor on the rate of the head.
+        drop_path: probability of dropping the branches of the last block, decreasing to 0 for the first.
+        head_rate: factor on the learning rate of the head.
         front_end: options that differ from the checkpoint's front end, such as mean and std of the data.
-        optimizer, step_decay: rates.
-        data: clips; longer ones are cut at random in training, and heard in windows in evaluation.
-        augment, sampling: of the training clips.
-        steps, epochs: length of the training, one of the two; the other 0.
-        evaluations: how often the validation clips are looked at, evenly over the training.
+        optimizer, step_decay: learning rates.
+        data: clips; longer files are cropped at random in training, and processed in windows in evaluation.
+        augment, sampling: augmentation and sampling of the training clips.
+        steps, epochs: length of the training; one of the two is given, the other is 0.
+        evaluations: number of evaluations on the validation clips, evenly spaced over the training.
         select: which weights are kept: "last", the best on "valid", or the best on "test" clips as papers of the field
-            report for ESC-50 (which flatters); "auto" is "valid" where there are validation clips, else "last".
-        patience: evaluations without a better one after which training ends; null never.
-        valid_share: share of the training clips held out for validation where the data names none.
-        average_from_epoch: the weights are the mean of those at the ends of epochs from this one on (SSAST); 0 not.
-        bootstrap: resamples of the intervals.
+            report for ESC-50 (optimistically biased); "auto" is "valid" if there are validation clips and no average
+            is kept, otherwise "last".
+        patience: evaluations without improvement after which training ends; null for no early stopping.
+        valid_share: share of the training clips held out for validation if the data names none.
+        average_from_epoch: first epoch at whose end the weights enter the average that is kept (SSAST); 0 for none.
+        bootstrap: bootstrap resamples for the intervals.
         by_mode: mode, or name of an adapter -> keys that differ for it.
     """
 
@@ -258,7 +259,7 @@ class FinetuneConfig:
 
     @staticmethod
     def released_keys(plain: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What `compat: released` sets."""
+        """Return the keys that `compat: released` sets."""
         return FINETUNING
 
     def __post_init__(self) -> None:

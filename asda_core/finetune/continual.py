@@ -1,12 +1,12 @@
-"""Task after task: adapters and a head for each on a frozen encoder, or one encoder that is fine-tuned on and on.
+"""Continual learning: adapters and a head per task on a frozen encoder, or one encoder fine-tuned task after task.
 
-The task of a clip is known when it is heard (task-incremental learning). After every task t the accuracy a[t, k] on
+The task of a clip is known at test time (task-incremental learning). After every task t the accuracy a[t, k] on
 every task k so far is measured with what is stored by then::
 
     frozen modes     base + adapter k + head k, read back from the files of task k
     full             the encoder as task t left it + head k
 
-**Source**: AI-CL (arXiv 2302.14314) for the protocol. **Differs**: there the best epoch on the test clips is reported.
+**Source**: AI-CL (arXiv 2302.14314) for the protocol. **Differs**: AI-CL reports the best epoch on the test clips.
 """
 
 import json
@@ -35,21 +35,21 @@ from asda_core.system.files import file_digest, write_text
 from asda_core.weights.paths import MODEL_FILE
 
 SEQUENTIAL = ("full", "last_blocks")
-"""Modes that change what earlier tasks rely on."""
+"""Modes that change weights on which earlier tasks rely."""
 MIN_TASKS = 2
 HEARD_FILE = "heard.json"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One of a sequence.
+    """One task of a sequence.
 
     Attributes:
         recipe: how it is learned.
         data: its clips.
         split: which of them train and test.
-        over: what its file or a command line says over what a mode does.
-        digest: of all clips, labels and splits.
+        over: changes of its file or the command line, which take precedence over those of a mode.
+        digest: digest of all clips, labels and splits.
     """
 
     recipe: FinetuneConfig
@@ -61,15 +61,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What learning task after task came to.
+    """Result of continual learning.
 
     Attributes:
         matrix: a[t][k] for k <= t: accuracy (or mAP) on task k after task t.
-        trained: parameters that were trained for each task.
-        stored: parameters that are kept in the end.
-        start: digest of what it began with.
-        recipes: signatures of those of its tasks, for any seed.
-        heard: tasks whose test clips were trained on by what it began with, or for another task.
+        trained: number of parameters trained for each task.
+        stored: number of parameters kept in the end.
+        start: digest of the checkpoint or config that it began with.
+        recipes: signatures of the recipes of its tasks, independent of the seed.
+        heard: tasks whose test clips were in the training of the start or of another task.
     """
 
     matrix: tuple[tuple[float, ...], ...]
@@ -80,11 +80,11 @@ class Outcome:
     heard: tuple[str, ...] = ()
 
     def average(self) -> float:
-        """Mean over the tasks after the last one."""
+        """Mean over all tasks after the last one was learned."""
         return sum(self.matrix[-1]) / len(self.matrix)
 
     def forgetting(self) -> float:
-        """Mean over all but the last task of what was lost since its best: `max_{t<T} a[t, k] - a[T, k]`.
+        """Mean over all but the last task of the drop from its best value: `max_{t<T} a[t, k] - a[T, k]`.
 
         **Source**: Chaudhry et al. 2018.
         """
@@ -108,20 +108,20 @@ def learn_in_turn(
     progress: bool = True,
     here: Path = Path(),
 ) -> Outcome:
-    """Fine-tune on one task after the other, and measure all so far after each; what is done is not done again.
+    """Fine-tune on one task after the other, and evaluate all so far after each; finished work is not repeated.
 
     Args:
-        tasks: in their order; their recipes have one mode.
-        start: what the first begins with, and in frozen modes all.
-        digest: of its file.
-        folder: for a folder per task.
+        tasks: tasks in order; their recipes share one mode.
+        start: start of the first task, and in frozen modes of all.
+        digest: digest of its file.
+        folder: parent of the folders of the tasks.
         catalog: the plugins.
         device: "cpu", "cuda", ...
-        progress: whether to show bars.
+        progress: whether to show progress bars.
         here: folder that paths in the recipe are relative to.
 
     Raises:
-        ConfigError: fewer than two tasks, or two of one name.
+        ConfigError: fewer than two tasks, or two with the same name.
     """
     names = [task.data.name for task in tasks]
     if len(tasks) < MIN_TASKS or len(set(names)) < len(names):
@@ -151,7 +151,7 @@ def learn_in_turn(
 
 
 def _heard_later(tasks: Sequence[Task], file: Path) -> list[str]:
-    """Tasks before the last whose test clips the model that all have left was trained on; with a warning of each."""
+    """Return tasks before the last whose test clips the final model was trained on, and print a warning for each."""
     left, names = read_checkpoint(file), []
     for task in tasks[:-1]:
         tested = replace(task.data, examples=task.split.test)
@@ -162,7 +162,7 @@ def _heard_later(tasks: Sequence[Task], file: Path) -> list[str]:
 
 
 def _left_by(file: Path, start: Start) -> tuple[Checkpoint, str]:
-    """The model that a task left, with the front end and strides that all begin with: a task's changes are its own."""
+    """Return the model that a task left, with front end and strides of the start: a task's changes are its own."""
     left, first = read_checkpoint(file), start.config if isinstance(start, Checkpoint) else start
     strides = {name: getattr(first.encoder, name) for name in ("stride_frames", "stride_bins")}
     encoder = replace(left.config.encoder, **strides)
@@ -170,9 +170,9 @@ def _left_by(file: Path, start: Start) -> tuple[Checkpoint, str]:
 
 
 def _value(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str, progress: bool) -> float:
-    """Accuracy (mAP where clips have several labels) on the test clips with an encoder and a head from the disk.
+    """Accuracy (mAP if clips have several labels) on the test clips with an encoder and a head read from disk.
 
-    What was measured with the same files before is read from `heard.json` beside the head.
+    A value measured before with the same files is read from `heard.json` next to the head.
     """
     known = head.with_name(HEARD_FILE)
     heard: dict[str, float] = json.loads(known.read_text()) if known.exists() else {}
@@ -195,6 +195,6 @@ def _value(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str,
 
 
 def _stored(sizes: Sequence[Mapping[str, Any]], changing: bool) -> int:
-    """Parameters that must be kept to do all tasks: one encoder, and what every task has of its own."""
+    """Number of parameters to keep for all tasks: one encoder, and the own parameters of every task."""
     own = "head" if changing else "trained"
     return int(sizes[0]["parameters"] - sizes[0][own] + sum(size[own] for size in sizes))

@@ -1,4 +1,4 @@
-"""Learning task after task for several checkpoints, modes and seeds, and its table."""
+"""Continual learning for several checkpoints, modes and seeds, and its table."""
 
 import csv
 import io
@@ -24,10 +24,10 @@ ROWS_FILE, TABLE_FILE, OUTCOME_SUFFIX = "continual.csv", "continual.md", ".outco
 
 @dataclass(frozen=True)
 class Stream:
-    """What is compared.
+    """A comparison of checkpoints, modes and seeds on one sequence of tasks.
 
     Attributes:
-        tasks: in their order, with the recipe of each before a mode changes it.
+        tasks: tasks in order, each with its recipe before a mode changes it.
         starts: label -> path of a checkpoint or config, as in a sweep.
         modes: see `recipe_for`.
         seeds: every combination is run with each.
@@ -42,7 +42,7 @@ class Stream:
 
     @property
     def identity(self) -> list[list[str]]:
-        """Name, recipe, fold and clips of each task: only outcomes of the same stand in one table."""
+        """Name, recipe, fold and clips of each task; a table holds only outcomes with the same identity."""
         return [
             [task.data.name, signature(task.recipe, over=task.over), task.split.name, task.digest]
             for task in self.tasks
@@ -54,7 +54,7 @@ Outcomes = dict[tuple[str, str], dict[int, Outcome]]
 
 
 class StreamsFailed(AsdaError):
-    """Combinations of a stream failed; `outcomes` holds those of all others."""
+    """Raised if combinations of a stream failed; `outcomes` holds those of all others."""
 
     def __init__(self, outcomes: Outcomes, message: str) -> None:
         super().__init__(message)
@@ -62,7 +62,7 @@ class StreamsFailed(AsdaError):
 
 
 def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> Outcomes:
-    """Do what of the stream is not done yet; modes are checked before anything runs.
+    """Run the unfinished part of a stream; modes are checked before anything runs.
 
     Raises:
         StreamsFailed: some combinations failed; all others are done.
@@ -86,7 +86,7 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                     found = learn_in_turn(tasks, start, digest, folder, catalog, device, progress, stream.here)
                 except TrainingStopped:
                     raise
-                except AsdaError as error:  # one mode must not take the others down
+                except AsdaError as error:  # a failing mode must not stop the others
                     failed.append(f"{label}, {mode}, seed {seed}: {error}")
                     print(f"failed: {failed[-1]}", file=sys.stderr)
                     continue
@@ -102,9 +102,9 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
 
 
 def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
-    """Write `continual.csv` (a row per seed, task learned and task heard) and `continual.md`; return the latter.
+    """Write `continual.csv` (a row per seed, task learned and task evaluated) and `continual.md`; return the latter.
 
-    Outcomes of the same tasks, recipe and checkpoints that other commands left in the folder stay in both.
+    Outcomes of the same tasks, recipe and checkpoints from other commands in the folder are kept in both.
     """
     outcomes, others = _with_others(stream, outcomes, out)
     names = [task.data.name for task in stream.tasks]
@@ -139,9 +139,9 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
 
 
 def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> tuple[Outcomes, int]:
-    """These, and those that other commands left; and how many of these cannot stand beside them.
+    """Merge these outcomes with those that other commands left; also return how many of the latter do not fit.
 
-    Of a checkpoint that this command says nothing of, those of its newest outcome stand together.
+    For a checkpoint that this command does not use, those with the same start as its newest outcome are kept.
     """
     every = {of: dict(by_seed) for of, by_seed in outcomes.items()}
     newest: dict[tuple[str, int | None], str] = {}
@@ -155,19 +155,19 @@ def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> tuple[Outcome
             print(f"warning: {file} is damaged and left out of the table.", file=sys.stderr)
             continue
         here = {made.recipes for (_, name), by_seed in outcomes.items() if name == mode for made in by_seed.values()}
-        alike = not here or not outcome.recipes or outcome.recipes in here  # earlier versions did not note them
+        alike = not here or not outcome.recipes or outcome.recipes in here  # earlier versions did not record them
         if found.get("tasks") == stream.identity and alike:
             usual = newest.setdefault((label, seed if found.get("per_seed") else None), outcome.start)
             if outcome.start in (_starts_of(stream, outcomes, label, seed) or {usual}):
                 every.setdefault((label, mode), {}).setdefault(seed, outcome)
                 continue
         others.append(((label, mode), seed, "start" in found))
-    # What an earlier version left, which noted no start, is of no more interest where it was done anew.
+    # Outcomes of earlier versions, which recorded no start, are not counted if they were computed anew.
     return every, sum(noted or seed not in every.get(of, {}) for of, seed, noted in others)
 
 
 def _read_outcome(found: Mapping[str, Any]) -> Outcome:
-    """What `run_stream` wrote; errors as of Python's own where it was damaged."""
+    """Parse what `run_stream` wrote; raises built-in exceptions if it is damaged."""
     return Outcome(
         tuple(map(tuple, found["matrix"])),
         tuple(found["trained"]),
@@ -179,7 +179,7 @@ def _read_outcome(found: Mapping[str, Any]) -> Outcome:
 
 
 def _starts_of(stream: Stream, outcomes: Outcomes, label: str, seed: int) -> set[str]:
-    """What this command says that an outcome of a checkpoint began with."""
+    """Starts of this command's outcomes for a checkpoint: of one seed if each has its own start, otherwise of all."""
     one_for_each_seed = SEED_FIELD in stream.starts.get(label, "")
     of_label = (by_seed for (name, _), by_seed in outcomes.items() if name == label)
     return {

@@ -1,4 +1,4 @@
-"""What a classifier said of each clip, kept in a file; the folder that tells how good that is."""
+"""Predictions of a classifier for each clip, stored in a file, and the folder with their evaluation."""
 
 import csv
 import io
@@ -31,23 +31,23 @@ from asda_core.finetune.scoring import (
 from asda_core.system.files import write_text, write_whole
 
 FORMAT = "asda predictions 1"
-"""Stands in every file of predictions."""
+"""Format marker stored in every predictions file."""
 PREDICTIONS, SCORES, PER_CLASS = "predictions.npz", "scores.json", "per_class.csv"
 CONFUSION_TABLE, CONFUSION_PICTURE = "confusion.csv", "confusion.png"
 DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
-"""What numpy and zipfile raise on files that are not whole or not theirs."""
+"""Exceptions that numpy and zipfile raise on truncated or foreign files."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier said of clips whose labels are known.
+    """Predictions of a classifier for clips with known labels.
 
     Attributes:
-        files: of the clips.
+        files: file of each clip.
         targets: (clips, classes) uint8, 1 for a label and 0 for none.
         given: (clips, classes) float32, probabilities.
         classes: identifier of each class.
-        names: what people call each class.
+        names: display name of each class.
         single: whether every clip has exactly one label.
 
     Raises:
@@ -72,10 +72,10 @@ class Predictions:
 
 
 def save_predictions(file: Path, predictions: Predictions) -> None:
-    """Write predictions as a compressed `.npz` of plain arrays, whole or not at all.
+    """Write predictions atomically as a compressed `.npz` of plain arrays.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
 
     def write(part: Path) -> None:
@@ -95,10 +95,10 @@ def save_predictions(file: Path, predictions: Predictions) -> None:
 
 
 def load_predictions(file: str | Path) -> Predictions:
-    """Read what `save_predictions` wrote; nothing in the file is run.
+    """Read what `save_predictions` wrote; no code in the file is executed.
 
     Raises:
-        TaskError: it is missing, damaged, or something else.
+        TaskError: the file is missing, damaged, or not a predictions file.
     """
     file = Path(file)
     try:
@@ -116,7 +116,7 @@ def load_predictions(file: str | Path) -> Predictions:
 
 
 def _read(opened: io.BufferedReader) -> Predictions | None:
-    """Predictions, or None if the file is another's."""
+    """Return the predictions, or None if the file holds something else."""
     if not zipfile.is_zipfile(opened):
         return None
     opened.seek(0)
@@ -128,10 +128,10 @@ def _read(opened: io.BufferedReader) -> Predictions | None:
 
 
 def pooled(parts: Sequence[Predictions]) -> Predictions:
-    """The predictions of all folds as those of one set.
+    """Concatenate the predictions of all folds into those of one set.
 
     Raises:
-        TaskError: no folds, different classes, or a file in two places.
+        TaskError: no folds, different classes, or a file that occurs twice.
     """
     if not parts:
         raise TaskError("no predictions to pool; expected those of at least one fold")
@@ -152,11 +152,11 @@ def pooled(parts: Sequence[Predictions]) -> Predictions:
 
 
 RESAMPLED = (ACCURACY, MEAN_AVERAGE_PRECISION, AREA)
-"""The rows that `resample` gives."""
+"""Metrics in the rows that `resample` returns."""
 
 
 def interval_over_folds(parts: Sequence[Predictions], resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Intervals of the mean over folds of each metric: clips are drawn anew within every fold.
+    """Confidence intervals of the mean over folds of each metric; clips are resampled within every fold.
 
     Scores of different folds come from different models and are not compared with each other.
     """
@@ -179,7 +179,7 @@ def interval_over_folds(parts: Sequence[Predictions], resamples: int, seed: int 
 
 
 def _difference(first: Predictions, other: Predictions) -> str:
-    """Where the classes of two sets part."""
+    """Describe the first difference between the classes of two sets."""
     if first.single != other.single:
         return "one has a single label for each clip, the other has several"
     if len(first.classes) != len(other.classes):
@@ -190,14 +190,14 @@ def _difference(first: Predictions, other: Predictions) -> str:
 
 
 def write_evaluation(folder: Path, predictions: Predictions, title: str, resamples: int = 1000) -> Scores:
-    """Score predictions and write all that there is to say of them; `scores.json` comes last.
+    """Score predictions and write all files of the evaluation; `scores.json` is written last.
 
     Args:
-        folder: made if need be; gets `predictions.npz`, `per_class.csv` and `scores.json`, and where every clip has one
-            label `confusion.csv` and `confusion.png`. Each is written whole or not at all.
-        predictions: of the clips to score.
-        title: above the picture.
-        resamples: for the intervals, see `score`.
+        folder: created if needed; receives `predictions.npz`, `per_class.csv` and `scores.json`, and if every clip has
+            one label `confusion.csv` and `confusion.png`. Each is written atomically.
+        predictions: predictions for the clips to score.
+        title: title of the picture.
+        resamples: resamples for the intervals, see `score`.
 
     Raises:
         TaskError: the predictions cannot be scored; then nothing is written.
@@ -219,13 +219,13 @@ def write_evaluation(folder: Path, predictions: Predictions, title: str, resampl
 
 
 def _class_table(classes: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """Identifiers before the rows of `per_class`, whose classes are names."""
+    """Format the rows of `per_class`, whose classes are names, after a column of class identifiers."""
     header = ["class", "name", *list(rows[0])[1:]]
     return _table([header, *([identifier, *row.values()] for identifier, row in zip(classes, rows, strict=True))])
 
 
 def _table(rows: Iterable[Sequence[Any]]) -> str:
-    """Comma-separated values; fractions with six digits, nothing for None."""
+    """Format rows as comma-separated values; floats with six decimals, empty cells for None."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row] for row in rows)

@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of clips that never change, computed once: a probe then trains in seconds."""
+"""Outputs of a frozen encoder for clips that never change, computed once: a probe then trains in seconds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class EncodedClips:
     Attributes:
         summary: (clips, D).
         tokens: (clips, N, D), as the head reads them.
-        layout: of one clip.
+        layout: token layout of one clip.
         row: number of an example -> its row; -1 for one that cannot be read.
     """
 
@@ -37,7 +37,7 @@ class EncodedClips:
     row: Int[Tensor, " examples"]
 
     def batch(self, numbers: Int[Tensor, " batch"]) -> Encoded:
-        """What the encoder would give for these examples.
+        """Return what the encoder would return for these examples.
 
         Raises:
             AudioError: one of them could not be read.
@@ -52,11 +52,11 @@ class EncodedClips:
 def encode_once(
     tuned: Tuned, recipe: FinetuneConfig, reader: ClipReader, examples: Sequence[Example], progress: bool
 ) -> EncodedClips | None:
-    """Encode the training clips, if that is all that training will ever ask of the encoder, and they fit in memory.
+    """Encode the training clips, if training needs nothing else of the encoder and they fit in memory.
 
     Returns:
-        None where something of the encoder trains, clips are augmented or cropped at random, or they need more than
-        `data.cache_mebibytes`.
+        the encoded clips; None if part of the encoder trains, clips are augmented or cropped at random, or they need
+        more than `data.cache_mebibytes`.
     """
     if not tuned.frozen or is_augmented(recipe):
         return None
@@ -69,11 +69,11 @@ def encode_once(
         for number, example in enumerate(bar):
             audio = _heard(reader, example)
             if audio is None and _heard_in_part(reader, example):
-                return None  # training hears what is whole of it
+                return None  # training uses the readable part of it
             if audio is None:
                 continue
             if len(audio) > reader.num_samples:
-                return None  # another stretch of it in every epoch
+                return None  # every epoch takes another crop of it
             row[number] = int((row >= 0).sum())
             waiting.append(audio)
             if len(waiting) == CLIPS_PER_PASS or number + 1 == len(examples):
@@ -91,7 +91,7 @@ def encode_once(
 
 
 def _heard_in_part(reader: ClipReader, example: Example) -> bool:
-    """Whether a clip that cannot be read as a whole has a stretch that can."""
+    """Whether part of a clip that cannot be read as a whole is readable."""
     try:
         reader.stretch(example.file, 0.0)
     except AudioError:
@@ -100,7 +100,7 @@ def _heard_in_part(reader: ClipReader, example: Example) -> bool:
 
 
 def _heard(reader: ClipReader, example: Example) -> Tensor | None:
-    """What training would hear of a clip; None if it cannot be read."""
+    """Return the audio of a clip that training would use; None if it cannot be read."""
     try:
         return reader.heard(example.file)
     except AudioError:

@@ -10,7 +10,7 @@ from asda_core.layout import mean_over_valid
 from asda_core.model.encoder import Encoded
 
 HEAD_INIT_STD = 0.02
-"""Standard deviation of the head's new weights, cut at two units. **Source**: released fine-tuning model."""
+"""Standard deviation of the head's new weights, truncated at -2 and 2. **Source**: released fine-tuning model."""
 ATTENTIVE_INIT_STD = 0.02
 """Standard deviation of a new query. **Source**: BERT, as all new weights here."""
 LINEAR_SOFTMAX_SHIFT = 1e-6
@@ -18,7 +18,7 @@ LINEAR_SOFTMAX_SHIFT = 1e-6
 
 
 class Classifier(nn.Module):
-    """Pool, LayerNorm, linear.
+    """Classification head: pooling, LayerNorm, linear.
 
     **Source**: released fine-tuning model of ASDA and EAT (fc_norm and head).
     """
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
         return given
 
     def probabilities(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-        """Sigmoids where a clip can have several labels, else a softmax."""
+        """Sigmoids if a clip can have several labels, otherwise a softmax."""
         return logits.sigmoid() if self.config.multi_label else logits.softmax(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""What a fine-tuning is, and by what it is told from another."""
+"""A fine-tuning job and its identity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +25,11 @@ class Job:
     """One fine-tuning.
 
     Attributes:
-        recipe: how.
-        start: what it begins with.
+        recipe: recipe of the fine-tuning.
+        start: checkpoint, or config of random weights, that it begins with.
         data: labelled clips and classes.
         split: which clips train, validate and test.
-        start_digest: of the file of its weights; empty for random ones.
+        start_digest: digest of the file of these weights; empty for random ones.
         here: folder that paths in the recipe are relative to.
     """
 
@@ -41,10 +41,10 @@ class Job:
     here: Path = Path()
 
     def identity(self, catalog: Catalog) -> str:
-        """What tells one job from another: recipe, clips with labels, classes, the weights it begins with, and versions
-        of plugins of others.
+        """Signature of all that distinguishes jobs: recipe, clips with labels, classes, initial weights, and versions
+        of third-party plugins.
 
-        Clips count by name and size, and of an even sample by their first and last bytes.
+        Clips enter by name and size, and an evenly spaced sample of them also by their first and last bytes.
         """
         config = self.start.config if isinstance(self.start, Checkpoint) else self.start
         start = {"digest": self.start_digest, "config": to_plain(config)}
@@ -58,17 +58,17 @@ class Job:
 
 
 def clip_facts(examples: Sequence[Example]) -> list[list[object]]:
-    """Of each clip the name, the size and the labels."""
+    """Return the name, the size and the labels of each clip."""
     told = list_identity(example.file for example in examples)
     return [[*found, *example.labels] for found, example in zip(told, examples, strict=True)]
 
 
 def prepared(job: Job) -> Job:
-    """The job with validation clips held out if the recipe says so, and with its selection decided.
+    """Return the job with validation clips held out if the recipe says so, and with `select` resolved.
 
     Raises:
-        TaskError: a split without clips, or training clips of one class alone.
-        ConfigError: the loss does not fit the labels, or there are no clips to choose weights by.
+        ConfigError: the loss does not fit the labels, there are no clips to select weights on, or options contradict
+            each other.
     """
     recipe, split = job.recipe, job.split
     check_loss(recipe, job.data.single)

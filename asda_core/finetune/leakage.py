@@ -1,4 +1,4 @@
-"""What a checkpoint was fine-tuned on, so that it is not tested on the same in silence."""
+"""Record of the clips that a checkpoint was fine-tuned on, to warn if it is tested on them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from asda_core.labelled.examples import TEST, VALID, Example, Labelled
 from asda_core.labelled.splits import Round
 
 MARK_DIGITS, MOST_MARKED = 8, 20_000
-"""Of a clip of the training in a checkpoint, and how many are noted down: 160 kB."""
+"""Digits of the mark of a training clip in a checkpoint, and the largest number of marks stored: 160 kB."""
 CHANCE = 0.01
-"""Clips that are expected to share a mark by chance, above which a single one says nothing."""
+"""Expected number of clips that share a mark by chance, above which a single match is no evidence."""
 
 
 class Set(NamedTuple):
-    """Of what a checkpoint was trained on: name, fold that was held out, and whether its clips are marked."""
+    """A data set that a checkpoint was trained on: name, held-out fold, and whether its clips are marked."""
 
     name: str
     tested: str
@@ -27,17 +27,17 @@ class Set(NamedTuple):
         return f"{self.name} with {self.tested} held out" if self.tested else self.name
 
     def has(self, data: str, part: str, tested: str) -> bool:
-        """Whether a part of a set was in the training, as far as names tell."""
+        """Whether a part of a data set was in the training, judged by names."""
         return self.name == data and not (part in (TEST, VALID) and self.tested == tested)
 
 
 def note_clips(data: str, split: Round, earlier: Mapping[str, str]) -> dict[str, str]:
-    """`Checkpoint.trained_on` of a training on a split of a set.
+    """Return `Checkpoint.trained_on` for a training on a split of a data set.
 
     Args:
-        data: name of the set.
-        split: what of it is trained on.
-        earlier: the same of the weights that the training begins with.
+        data: name of the data set.
+        split: split that is trained on.
+        earlier: the same for the weights that the training begins with.
     """
     own = _marks(split.train) if len(split.train) <= MOST_MARKED else []
     marks = dict.fromkeys(filter(None, [*own, *_split_marks(earlier.get("clips", ""))]))
@@ -50,7 +50,7 @@ def note_clips(data: str, split: Round, earlier: Mapping[str, str]) -> dict[str,
 
 
 def _sets(trained: Mapping[str, str]) -> list[Set]:
-    """All sets of a `trained_on`, the last one first.
+    """Return all data sets of a `trained_on`, the last one first.
 
     Raises:
         CheckpointError: it was not written by `note_clips`.
@@ -68,12 +68,12 @@ def _sets(trained: Mapping[str, str]) -> list[Set]:
 
 
 def shared_sounds(split: Round) -> str:
-    """A warning of clips of one part that are those of another under another name; empty where none is known to be.
+    """Return a warning about clips that occur in two parts under different names; empty if none are known.
 
-    Parts of more clips than `MOST_MARKED` are not compared.
+    Parts with more than `MOST_MARKED` clips are not compared.
 
     Raises:
-        TaskError: a test clip is the very file of a training or validation clip, as by a link.
+        TaskError: a test clip is the same file as a training or validation clip, for example by a link.
     """
     pairs = (("test", split.test, "training", split.train), ("test", split.test, "validation", split.valid),
              ("validation", split.valid, "training", split.train))  # fmt: skip
@@ -100,18 +100,18 @@ def _split_marks(marks: str) -> list[str]:
 
 
 def _marks(clips: Sequence[Example]) -> list[str]:
-    """Of each clip, by the first and last bytes of its file (every folder has a 1.wav); empty if it is unreadable."""
+    """Mark of each clip, by the first and last bytes of its file (names like 1.wav repeat); empty if unreadable."""
     return [ends(clip.file)[:MARK_DIGITS] for clip in clips]
 
 
 def heard_before(checkpoint: Checkpoint, data: Labelled, part: str, tested: str) -> str:
-    """A warning where clips that are tested were in the training of the checkpoint; empty if that is not known.
+    """Return a warning if tested clips were in the training of the checkpoint; empty if none are known to be.
 
     Args:
-        checkpoint: fine-tuned here; others do not tell on what.
+        checkpoint: fine-tuned by this package; others do not record their training clips.
         data: the clips that are tested.
         part: "test", "train", "valid" or "all".
-        tested: the fold of which that is a part; empty where the set has none.
+        tested: fold that the part belongs to; empty if the data set has none.
     """
     sets = _sets(checkpoint.trained_on)
     start = f"warning: {checkpoint.file} was trained on {', and before on '.join(map(str, sets))}: "

@@ -1,4 +1,4 @@
-"""The fine-tuning loop: load, step, look at the validation clips, save. Stopped at any moment, it goes on the same."""
+"""The fine-tuning loop: load, update, evaluate on validation clips, save. It resumes exactly after any interruption."""
 
 import json
 import math
@@ -48,21 +48,21 @@ from asda_core.weights.paths import MODEL_FILE, newest_step
 from asda_core.weights.tensor_files import read_tensors
 
 BEST_FILES = "best-*.safetensors"
-"""By their step: the best weights so far, and those that were the best when the newest step was saved."""
+"""Files, named by step, of the best weights so far and of those that were best when the newest step was saved."""
 STATE = "finetuning"
-"""Key of the metadata of a step with what the loop remembers beside tensors."""
+"""Key in the metadata of a step for the state of the loop other than tensors."""
 AVERAGE = "average|"
-"""Beginning of the names of the averaged weights in the training state."""
+"""Prefix of the names of the averaged weights in the training state."""
 LOG_FILE = "log.jsonl"
 
 
 @dataclass
 class Memory:
-    """What the loop remembers between steps, beside weights.
+    """State of the loop between steps, other than weights.
 
     Attributes:
-        best, best_step: highest value of the evaluations, and after which update.
-        waited: evaluations since.
+        best, best_step: highest value of the evaluations, and the update after which it was reached.
+        waited: evaluations since then.
         averaged: epochs in the average.
         ended: whether training ended early.
     """
@@ -98,16 +98,16 @@ class Training:
     stop: bool = False
 
     def ask_to_stop(self) -> None:
-        """After the step in progress."""
+        """Request a stop after the step in progress."""
         self.stop = True
 
     @property
     def watched(self) -> tuple[Example, ...]:
-        """The clips by which weights are chosen; none where the last ones are kept."""
+        """The clips on which weights are selected; none if the last ones are kept."""
         return {"valid": self.split.valid, "test": self.split.test}.get(self.recipe.select, ())
 
     def metadata(self) -> dict[str, str]:
-        """What is written beside the tensors."""
+        """Return the metadata that is written with the tensors."""
         head = self.tuned.classifier.config
         given = metadata_of(self.tuned.config, self.catalog, self.step, self.identity, head, trained_on=self.trained_on)
         return {**given, STATE: json.dumps(vars(self.memory))}
@@ -117,16 +117,16 @@ def start_training(
     recipe: FinetuneConfig, data: Labelled, split: Round, tuned: Tuned, catalog: Catalog, folder: Path, identity: str,
     here: Path,
 ) -> Training:  # fmt: skip
-    """A new training, or one that goes on where its folder stopped.
+    """Return a new training, or one resumed from the last step saved in its folder.
 
     Args:
-        recipe: with `select` decided ("last", "valid" or "test").
+        recipe: with `select` resolved ("last", "valid" or "test").
         data: the clips with their classes.
         split: which of them train, validate and test.
         tuned: the model on its device; its weights are replaced by those in the folder.
         catalog: the plugins.
-        folder: of the run.
-        identity: of recipe, data and start; a folder of another one is refused.
+        folder: folder of the run.
+        identity: identity of recipe, data and start; a folder with another one is rejected.
         here: folder that paths in the recipe are relative to.
 
     Raises:
@@ -165,11 +165,11 @@ def _resume(training: Training, latest: Path) -> None:
 
 
 def train(training: Training, progress: bool) -> None:
-    """Do the updates that are left.
+    """Run the remaining updates.
 
     Raises:
-        TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
-        AsdaError: the loss is no longer finite.
+        TrainingStopped: after Ctrl-C or SIGTERM, once the state is saved.
+        AsdaError: loss, gradient norm or weights are no longer finite.
     """
     recipe = training.recipe
     if training.step >= training.steps or training.memory.ended:
@@ -193,7 +193,7 @@ def train(training: Training, progress: bool) -> None:
 
 
 def _train_step(training: Training, clips: Clips, known: EncodedClips | None) -> dict[str, Any]:
-    """One update; returns what is logged."""
+    """Run one update and return the values to log."""
     tuned, recipe, step = training.tuned, training.recipe, training.step
     tuned.set_training(True)
     rates = set_rates(training.optimizer, recipe, step, training.steps, training.steps_per_epoch)
@@ -242,7 +242,7 @@ def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporte
 
 
 def _average(training: Training) -> None:
-    """At the ends of the epochs that count, take the weights into the average."""
+    """Update the average of the weights, at the end of each epoch from `average_from_epoch` on."""
     first = training.recipe.average_from_epoch
     epoch = training.step / training.steps_per_epoch
     ended = int(epoch) > int((training.step - 1) / training.steps_per_epoch)
@@ -258,7 +258,7 @@ def _average(training: Training) -> None:
 
 
 def _evaluate(training: Training) -> dict[str, float]:
-    """The value by which weights are chosen; the best ones are kept in a file of their own."""
+    """Return the value by which weights are selected; the best weights are saved in a separate file."""
     memory, recipe = training.memory, training.recipe
     made = predict(training.predictor, training.data, training.watched)
     found = score(made.targets, made.given, made.classes, made.single, resamples=0).values
@@ -274,12 +274,12 @@ def _evaluate(training: Training) -> dict[str, float]:
 
 
 def best_file(folder: Path, step: int) -> Path:
-    """Where the weights are kept that were the best of a run after so many updates."""
+    """Return the file for the weights that were the best of a run after `step` updates."""
     return folder / BEST_FILES.replace("*", f"{step:08d}")
 
 
 def _save(training: Training) -> None:
-    """Write a step: everything that is needed to go on; then the best weights before the best are not."""
+    """Write a step with everything needed to resume, then delete best weights that were superseded."""
     states = optimizer_states(training.tuned.trained(), training.optimizer)
     states |= {f"{AVERAGE}{name}": tensor for name, tensor in training.average.items()}
     metadata = training.metadata()

@@ -1,4 +1,4 @@
-"""Losses of classifiers. Each is a sum over the batch and a divisor: what a batch weighs is a choice."""
+"""Losses of classifiers, as sums over a batch and a divisor, whose choice sets the weight of the batch."""
 
 import torch
 from jaxtyping import Float
@@ -15,18 +15,18 @@ def multi_label_loss(
     """Binary cross entropy, summed over the classes, averaged over the clips.
 
     Args:
-        logits: of the classifier.
+        logits: logits of the classifier.
         labels: in [0, 1], several per clip; mixed ones after mixup.
-        per: what the sum is divided by; "labels" as the release does.
+        per: divisor of the sum; "labels" as in the release.
 
-    **Source**: released fine-tuning. **Differs**: there a batch with few labels weighs more.
+    **Source**: released fine-tuning. **Differs**: in the release a batch with few labels weighs more.
     """
     total = binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
     return total / (_count(labels) if per == "labels" else len(labels))
 
 
 def _count(labels: Tensor) -> Tensor:
-    """Labels in a batch; 1 where there are none."""
+    """Number of labels in a batch; 1 if there are none."""
     count = labels.sum()
     return torch.where(count > 0, count, torch.ones_like(count))
 
@@ -37,7 +37,7 @@ def single_label_loss(
     """Cross entropy of each clip against one-hot or mixed labels.
 
     Args:
-        logits: of the classifier.
+        logits: logits of the classifier.
         labels: rows that sum to 1.
         smoothing: share of every label that is spread over all classes.
 
@@ -57,10 +57,10 @@ def batch_loss(
 
 
 def check_loss(recipe: FinetuneConfig, single: bool) -> None:
-    """Refuse cross entropy for clips of several labels.
+    """Check that cross entropy is used only if every clip has exactly one label.
 
     Raises:
-        ConfigError: naming the loss to take.
+        ConfigError: it is not; the message names the loss to use.
     """
     if recipe.loss == "cross_entropy" and not single:
         raise ConfigError(

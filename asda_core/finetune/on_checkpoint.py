@@ -1,4 +1,4 @@
-"""`asda test`: what a fine-tuned checkpoint, ours or a released one, makes of labelled clips."""
+"""`asda test`: evaluate a fine-tuned checkpoint, of this package or released, on labelled clips."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ BOOTSTRAP = 1000
 
 
 def run_test(parsed: argparse.Namespace) -> None:
-    """`asda test`."""
+    """Run `asda test`."""
     source, here = load_source(parsed.data)
     data = read_labelled(source, here)
     examples, tested = _chosen(parsed.part, parsed.fold, data, source)
@@ -54,10 +54,10 @@ def run_test(parsed: argparse.Namespace) -> None:
 
 
 def _chosen(part: str, fold: str | None, data: Labelled, source: SourceConfig) -> tuple[Sequence[Example], str]:
-    """The clips to test, and the name of the fold that they are a part of.
+    """Return the clips to test, and the name of the fold that they belong to.
 
     Raises:
-        TaskError: a fold is needed, unknown, or of no use.
+        TaskError: a fold is required, unknown, or not applicable.
     """
     if part == "all":
         if fold:
@@ -84,13 +84,13 @@ def measure(
     """Evaluate a fine-tuned checkpoint on all clips of a set, and write predictions, tables and a picture.
 
     Args:
-        checkpoint: with a head.
+        checkpoint: checkpoint with a head.
         data: clips and labels.
         out: folder to write to.
         device: "cpu", "cuda", ...
-        released: whether clips are cut and left out as in the training of a released checkpoint, where short ones do
-            not count and of long ones the beginning does; else every clip counts whole, as `asda classify` hears it.
-        progress: whether to show a bar.
+        released: whether clips are cropped and excluded as in the training of a released checkpoint, which skips short
+            ones and uses the beginning of long ones; otherwise every clip is used whole, as in `asda classify`.
+        progress: whether to show a progress bar.
 
     Raises:
         TaskError: the labels are not those of the model, or no clip can be read.
@@ -110,10 +110,10 @@ def measure(
 
 
 def with_classes_of(data: Labelled, labels: tuple[str, ...], num_classes: int) -> Labelled:
-    """The clips with the classes of a model, found by identifier or by name.
+    """Return the clips with the classes of a model, matched by identifier or by name.
 
     Raises:
-        TaskError: a class of the data is none of the model's, or the model does not name its classes and has others.
+        TaskError: the model lacks a class of the data, or does not name its classes and has another number of them.
     """
     if not labels:
         if len(data.classes) != num_classes:

@@ -1,4 +1,4 @@
-"""How fast what trains learns: a group of parameters for every factor on the rate."""
+"""Learning rates of the trained parameters: one parameter group for every factor on the rate."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -14,7 +14,7 @@ from asda_core.pretrain.schedule import decay_groups, fairseq_cosine, learning_r
 
 
 def parameter_groups(tuned: Tuned, recipe: FinetuneConfig) -> list[dict[str, Any]]:
-    """What trains, by the factor on its rate (`scale`) and by weight decay."""
+    """Return the trained parameters, grouped by the factor on their rate (`scale`) and by weight decay."""
     by_scale: dict[float, list[nn.Parameter]] = {}
     for name, parameter in tuned.trained():
         by_scale.setdefault(_scale(name, tuned, recipe), []).append(parameter)
@@ -27,7 +27,7 @@ def parameter_groups(tuned: Tuned, recipe: FinetuneConfig) -> list[dict[str, Any
 
 
 def _scale(name: str, tuned: Tuned, recipe: FinetuneConfig) -> float:
-    """Layer decay is for weights that the checkpoint brought, not for a head or an adapter."""
+    """Factor on the rate of a parameter; layer decay applies to checkpoint weights, not to a head or an adapter."""
     if name.startswith("classifier."):
         return recipe.head_rate
     if recipe.mode not in ("full", "last_blocks"):
@@ -41,7 +41,7 @@ def set_rates(
     """Set and return the rate of every group for update `step` (from 0).
 
     **Source**: released fine-tuning for "fairseq_cosine", where the floor is the same for all layers, so that a layer
-    whose peak is below it keeps a constant rate. **Differs**: else each layer has the schedule times its factor.
+    whose peak is below it keeps a constant rate. **Differs**: otherwise each layer has the schedule times its factor.
     """
     left = decay_left(recipe.step_decay, int(step / steps_per_epoch))
     for group in optimizer.param_groups:
@@ -55,7 +55,7 @@ def set_rates(
 
 
 def decay_left(decay: StepDecayConfig, epoch: int) -> float:
-    """What the steps down have left of the rate in an epoch (from 0)."""
+    """Factor of the step decay on the rate in an epoch (from 0)."""
     if not decay.first_epoch or epoch < decay.first_epoch:
         return 1.0
     return float(decay.factor ** (1 + (epoch - decay.first_epoch) // decay.every))

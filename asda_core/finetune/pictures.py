@@ -13,50 +13,50 @@ from matplotlib.figure import Figure
 from asda_core.system.files import write_whole
 
 NUMBERED_CLASSES = 20
-"""Up to so many classes the cells hold their counts; beyond, they are too small to read."""
+"""Largest number of classes whose cells show their counts; beyond it, they are too small to read."""
 RULED_CLASSES = 100
-"""Up to so many classes there are lines between the cells."""
+"""Largest number of classes with lines between the cells."""
 LONGEST_NAME = 24
-"""Letters of a name; the middle of a longer one is left out."""
+"""Maximum length of a name in characters; the middle of a longer one is cut."""
 SHADE = 0.5
-"""Exponent between the share of a row and its shade: 2 % are seen, and 50 % are not yet black."""
+"""Exponent from the share of a row to its shade: 2 % are visible, and 50 % are not yet black."""
 DARK = 0.3
 """Share above which a cell is dark and the number on it white."""
 NUMBERED_INCHES, PLAIN_INCHES = 0.45, 0.16
 """Side of a cell with and without a number."""
 LEAST_INCHES, MOST_INCHES = 2.2, 40.0
-"""Side of the matrix."""
+"""Smallest and largest side of the matrix."""
 MARGIN_INCHES = 1.0
-"""Around the matrix; what is not needed of it is cut off."""
+"""Margin around the matrix; its unused part is cropped."""
 DOTS_PER_INCH = 120
 NAME_POINTS, SMALL_POINTS = 9.0, 6.5
-"""Sizes of letters: of numbered and of plain pictures."""
+"""Font sizes of pictures with and without counts."""
 POINTS_PER_INCH = 72
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], file: Path, title: str) -> None:
-    """Write a picture of a confusion matrix, whole or not at all.
+    """Write a picture of a confusion matrix atomically.
 
-    The colour of a cell is its share of its row, so that large classes do not outshine small ones; the number is the
+    The colour of a cell is its share of its row, so that large classes do not dominate small ones; the number is the
     count of clips, and an empty cell is 0.
 
     Args:
         matrix: (classes, classes), clips by true class (rows) and predicted class (columns).
-        names: of the classes.
+        names: names of the classes.
         file: PNG to write; its folder exists.
-        title: above the picture.
+        title: title of the picture.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     figure = confusion_figure(matrix, names, title)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a letter without a shape is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a missing character is drawn as a box
         write_whole(file, lambda part: figure.savefig(part, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight"))
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """Draw on a canvas of its own: neither pyplot nor any other state of the program is touched."""
+    """Draw a confusion matrix on its own canvas, without touching pyplot or other global state."""
     numbered = len(matrix) <= NUMBERED_CLASSES
     cell = NUMBERED_INCHES if numbered else PLAIN_INCHES
     inches = min(max(LEAST_INCHES, len(matrix) * cell), MOST_INCHES)
@@ -80,7 +80,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
 
 
 def shortened(name: str) -> str:
-    """A name without its middle, if it is long: what tells classes apart is often at the end."""
+    """Cut the middle of a long name: what distinguishes classes is often at the end."""
     if len(name) <= LONGEST_NAME:
         return name
     end = (LONGEST_NAME - 1) // 2
@@ -88,7 +88,7 @@ def shortened(name: str) -> str:
 
 
 def without_formulas(text: str) -> str:
-    """Text in which a dollar sign is a dollar sign, and no formula begins."""
+    """Escape dollar signs, so that none starts a formula."""
     return text.replace("$", r"\$")
 
 
@@ -103,7 +103,7 @@ def _name_classes(axes: Axes, names: Sequence[str], points: float, slanted: bool
 
 
 def _rule(axes: Axes, num_classes: int) -> None:
-    """Thin lines between the cells."""
+    """Draw thin lines between the cells."""
     axes.tick_params(which="major", length=2)
     if num_classes <= RULED_CLASSES:
         edges = np.arange(num_classes - 1) + 0.5
@@ -114,7 +114,7 @@ def _rule(axes: Axes, num_classes: int) -> None:
 
 
 def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray) -> None:
-    """Counts in the cells that are not 0."""
+    """Write the counts into the cells that are not 0."""
     for row, column in np.argwhere(matrix > 0):
         count, colour = int(matrix[row, column]), "white" if shares[row, column] > DARK else "black"
         points = NAME_POINTS if count < 10_000 else SMALL_POINTS

@@ -1,4 +1,4 @@
-"""Probabilities of labelled clips: every clip counts, however many there are and however long they are."""
+"""Class probabilities of labelled clips; every clip counts, whatever their number and length."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +24,13 @@ from asda_core.pretrain.clip_reader import ClipReader
 
 @dataclass
 class Predictor:
-    """A model and its clips, as `predict` hears them.
+    """A model and the reader of its clips, for `predict`.
 
     Attributes:
         tuned: the model.
         recipe: how clips are cut.
-        reader: of the audio.
-        skipped: file -> what was wrong with it.
+        reader: reader of the audio.
+        skipped: file -> why it could not be read.
     """
 
     tuned: Tuned
@@ -39,7 +39,7 @@ class Predictor:
     skipped: dict[Path, str] = field(default_factory=dict)
 
     def whole(self, file: Path) -> Float[Tensor, " samples"] | None:
-        """The audio of a file, its first stretch where the recipe always takes that; None if it cannot be read."""
+        """Audio of a file, or its first crop if the recipe always takes that; None if it cannot be read."""
         if file in self.skipped:
             return None
         try:
@@ -49,17 +49,17 @@ class Predictor:
             return None
 
     def is_short(self, audio: Float[Tensor, " samples"]) -> bool:
-        """Whether a clip is no longer than those of the training."""
+        """Whether a clip is no longer than the training clips."""
         return len(audio) <= self.reader.num_samples
 
 
 def predict(
     predictor: Predictor, data: Labelled, examples: Sequence[Example], progress: bool = False, what: str = "evaluate"
 ) -> Predictions:
-    """Probability of every class in every clip that can be read.
+    """Return the probability of every class in every readable clip.
 
-    Clips are filled to the length of those of the training; longer ones are heard in windows, whose probabilities are
-    averaged as `asda classify` does.
+    Clips are padded to the length of the training clips; longer ones are processed in windows, whose probabilities are
+    averaged as in `asda classify`.
 
     Raises:
         TaskError: none of the clips can be read.
@@ -88,7 +88,7 @@ def predict(
 
 
 def _probabilities(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Tensor]]:
-    """Short clips in batches, long ones one by one."""
+    """Yield probabilities of short clips in batches, of long ones one by one."""
     tuned = predictor.tuned
     options = ListenOptions(clip_seconds=predictor.recipe.data.clip_seconds, padding=predictor.recipe.data.padding)
     listener = Listener(tuned.front_end, tuned.encoder, as_trained(options, tuned.front_end, tuned.encoder))

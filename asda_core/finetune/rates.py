@@ -1,10 +1,10 @@
-"""How fast each layer learns, and how often it is dropped."""
+"""Learning-rate factor and drop-path probability of each layer."""
 
 import re
 
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 EMBEDDINGS = ("encoder.patches.", "encoder.class_token", "encoder.input_norm.")
-"""Beginnings of the names of parameters that stand below the first block."""
+"""Name prefixes of the parameters below the first block."""
 
 
 def rate_scale(name: str, depth: int, decay: float, embeddings: bool = False) -> float:
@@ -13,8 +13,8 @@ def rate_scale(name: str, depth: int, decay: float, embeddings: bool = False) ->
     Block i (from 0) has `decay ** (depth - i)`; head and final norm have 1.
 
     Args:
-        name: of the parameter, as in "encoder.blocks.3.norm1.weight".
-        depth: blocks of the encoder.
+        name: name of the parameter, as in "encoder.blocks.3.norm1.weight".
+        depth: number of blocks of the encoder.
         decay: layer decay, 0.65 in the released recipes.
         embeddings: whether patches, class token, positions and input norm count as the layer below the first block.
 

@@ -22,19 +22,19 @@ from asda_core.finetune.config import MODES, FinetuneConfig
 from asda_core.settings.strict_yaml import read_yaml
 
 USUAL = FinetuneConfig(epochs=1)
-"""The defaults, with a length that stands for the one that every recipe must give."""
+"""The defaults, with a placeholder for the length that every recipe must give."""
 GROUPS = (
     "optimizer", "step_decay", "data", "augment", "augment.mixup", "augment.spec_augment", "sampling", "by_mode",
 )  # fmt: skip
-"""Keys that have keys below them; `front_end` and the options of plugins are values."""
+"""Keys with nested keys; `front_end` and the options of plugins count as values."""
 OPTIONS = "adapter.options."
 OF_MODE = ("mode", "blocks", "adapter")
 """Keys that a mode sets."""
 FOLDER = "finetune"
-"""Where recipes stand among the configs."""
+"""Folder of the recipes among the configs."""
 LAST_BLOCKS = "last_blocks"
 ANY_ADAPTER = "adapter"
-"""Key of `by_mode` for whatever adapter there is; one by its own name goes over it."""
+"""Key of `by_mode` for any adapter; an entry with the adapter's own name takes precedence."""
 
 
 def load_recipe(file: str | Path) -> FinetuneConfig:
@@ -54,7 +54,7 @@ def load_recipe(file: str | Path) -> FinetuneConfig:
 
 
 def is_recipe(file: str | Path) -> bool:
-    """Whether a YAML file has keys of a recipe that a run has not."""
+    """Whether a YAML file has keys of a recipe that a run config does not have."""
     found = find_config(file)
     if found.suffix not in CONFIG_SUFFIXES or not found.is_file():
         return False
@@ -69,9 +69,9 @@ def changed_recipe(recipe: FinetuneConfig, changes: Sequence[str]) -> FinetuneCo
 
 
 def with_changes(recipe: FinetuneConfig, changes: Mapping[str, Any]) -> FinetuneConfig:
-    """The recipe with other values of dotted keys; `steps` takes the place of `epochs`, and back.
+    """Return the recipe with new values of dotted keys; `steps` replaces `epochs`, and vice versa.
 
-    A mapping for a group of keys changes those that it names: `{"optimizer": {"peak_lr": 0.1}}`.
+    A mapping for a group of keys changes only those that it names: `{"optimizer": {"peak_lr": 0.1}}`.
     """
     plain = to_plain(recipe)
     flat = flattened(changes)
@@ -84,14 +84,14 @@ def with_changes(recipe: FinetuneConfig, changes: Mapping[str, Any]) -> Finetune
 
 
 def over_both(of_task: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes of a task file with those of a command line over them; a length of the one takes that of the other."""
+    """Changes of a task file, overridden by those of a command line, whose `steps` or `epochs` replaces either."""
     lengths = {"steps", "epochs"}
     kept = {key: value for key, value in of_task.items() if key not in lengths or not lengths & said.keys()}
     return {**kept, **said}
 
 
 def flattened(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes by dotted keys, however they were nested."""
+    """Return changes by dotted key, whatever their nesting."""
     return dict(_flat(changes))
 
 
@@ -107,12 +107,12 @@ def _flat(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 def recipe_for(
     recipe: FinetuneConfig, mode: str, catalog: Catalog, over: Mapping[str, Any] | None = None
 ) -> FinetuneConfig:
-    """The recipe of a mode: that of the file, what its `by_mode` says, and over both what a user says.
+    """Return the recipe of a mode: that of the file, updated by its `by_mode` and then by the changes of a user.
 
     Args:
-        recipe: of a file.
+        recipe: recipe of a file.
         mode: "full", "linear", "attentive", "last_blocks=K", or the name of an adapter.
-        catalog: that has the adapters.
+        catalog: catalog with the adapters.
         over: changes of a task or a command line.
 
     Raises:
@@ -133,7 +133,7 @@ def recipe_for(
 
 
 def _mode_changes(recipe: FinetuneConfig, mode: str, adapters: Sequence[str]) -> dict[str, Any]:
-    """What the name of a mode sets."""
+    """Return the changes that the name of a mode implies."""
     name, _, number = mode.partition("=")
     changes: dict[str, Any] = {"mode": name, "blocks": 0, "adapter": None}
     if name == LAST_BLOCKS:
@@ -147,13 +147,13 @@ def _mode_changes(recipe: FinetuneConfig, mode: str, adapters: Sequence[str]) ->
         raise ConfigError(unknown("mode", mode, [*(m for m in MODES if m != ANY_ADAPTER), *adapters]))
     if name == "attentive":
         changes["pooling"] = "attentive"
-    elif recipe.mode == "attentive":  # whose pooling is of the mode
+    elif recipe.mode == "attentive":  # whose pooling belongs to the mode
         changes["pooling"] = USUAL.pooling
     return changes
 
 
 def _by_mode(recipe: FinetuneConfig, mode: str) -> dict[str, Any]:
-    """What `by_mode` says of a mode; of an adapter, first what it says of any."""
+    """Return the changes of `by_mode` for a mode; those of a named adapter override those of any adapter."""
     name = mode.partition("=")[0]
     any_adapter = {} if name in MODES else flattened(recipe.by_mode.get(ANY_ADAPTER, {}))
     return any_adapter | flattened(recipe.by_mode.get(name, {}))
@@ -167,7 +167,7 @@ def mode_of(recipe: FinetuneConfig) -> str:
 
 
 def check_by_mode(recipe: FinetuneConfig, catalog: Catalog) -> None:
-    """Apply every entry of `by_mode` once, so that a mistake in one shows now.
+    """Apply every entry of `by_mode` once, to find errors early.
 
     Raises:
         ConfigError: naming the mode.

@@ -1,4 +1,4 @@
-"""One fine-tuning from a checkpoint to a figure: train, choose the weights, evaluate, write what was found."""
+"""One fine-tuning run from checkpoint to scores: train, select the weights, evaluate, write the results."""
 
 import json
 import shutil
@@ -37,23 +37,23 @@ COST_FILE = "cost.json"
 
 
 def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
-    """Run a job, or go on with it; one that is done is not done again.
+    """Run or resume a job; a finished one is not run again.
 
     Args:
-        job: what to do.
-        folder: for its files: `model.safetensors` (the chosen weights), `last.safetensors` if others were chosen,
+        job: job to run.
+        folder: receives `model.safetensors` (the selected weights), `last.safetensors` if others were selected,
             `result.json`, predictions, tables and pictures.
         catalog: the plugins.
         device: "cpu", "cuda", ...
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
 
     Returns:
         what `result.json` holds: scores, intervals, sizes, costs.
 
     Raises:
-        TaskError, ConfigError, CheckpointError, AudioError: see `prepared`, `make_tuned` and `start_training`; or
-            another process trains in the folder.
-        TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
+        TaskError, ConfigError, CheckpointError, AudioError: see `prepared`, `check_round`, `shared_sounds`,
+            `make_tuned` and `start_training`; or another process trains in the folder.
+        TrainingStopped: after Ctrl-C or SIGTERM, once the state is saved.
     """
     job = prepared(job)
     identity = job.identity(catalog)
@@ -76,7 +76,7 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
 
 
 def _finished(job: Job, folder: Path, identity: str) -> dict[str, Any] | None:
-    """The result of a job that is done in the folder."""
+    """Return the result if the job is finished in the folder, otherwise None."""
     done = read_result(folder)
     whole = (folder / MODEL_FILE).is_file() and (folder / PREDICTIONS).is_file()
     if done is None or done.get("identity") != identity or not whole:
@@ -86,7 +86,7 @@ def _finished(job: Job, folder: Path, identity: str) -> dict[str, Any] | None:
 
 
 class Told(NamedTuple):
-    """What a run warns of, and keeps in its result: test clips that are heard in the training, or were before it."""
+    """Warnings kept in the result of a run: clips shared between splits, test clips that its start was trained on."""
 
     shared: str
     known: str
@@ -95,7 +95,7 @@ class Told(NamedTuple):
 def _run(
     job: Job, tuned: Tuned, folder: Path, identity: str, told: Told, catalog: Catalog, progress: bool
 ) -> dict[str, Any]:
-    """`finetune` of what is not done."""
+    """Run the unfinished part of `finetune`."""
     training = start_training(job.recipe, job.data, job.split, tuned, catalog, folder, identity, job.here)
     earlier = job.start.trained_on if isinstance(job.start, Checkpoint) else {}
     training.trained_on = note_clips(job.data.name, job.split, earlier)
@@ -115,22 +115,22 @@ def _run(
 
 
 def _known_clips(job: Job) -> str:
-    """A warning where the weights that a job begins with were trained on clips of its test."""
+    """Return a warning if the initial weights of a job were trained on its test clips; otherwise empty."""
     if not isinstance(job.start, Checkpoint):
         return ""
     return heard_before(job.start, replace(job.data, examples=job.split.test), TEST, job.split.name)
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what only a training that goes on needs."""
+    """Remove the files that only resuming the training needs."""
     for step in step_folders(folder):
-        shutil.rmtree(step, ignore_errors=True)  # another process may be at it
+        shutil.rmtree(step, ignore_errors=True)  # another process may do the same
     for file in folder.glob(BEST_FILES):
         file.unlink(missing_ok=True)
 
 
 def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str, Any]:
-    """Evaluate the model as it is on the test clips, and write what was found."""
+    """Evaluate the current model on the test clips, and write the results."""
     folder = training.folder
     made = predict(training.predictor, job.data, job.split.test, progress)
     scores = write_evaluation(folder, made, _title(job), job.recipe.bootstrap)
@@ -158,8 +158,8 @@ def _title(job: Job) -> str:
 
 
 def _intervals_again(job: Job, folder: Path, done: dict[str, Any]) -> dict[str, Any]:
-    """A finished result, its intervals made anew from the predictions where another number of resamples is wanted."""
-    if done.get("bootstrap") == job.recipe.bootstrap:  # runs of earlier versions do not tell
+    """Return a finished result, its intervals recomputed from the predictions if the number of resamples changed."""
+    if done.get("bootstrap") == job.recipe.bootstrap:  # not recorded by earlier versions
         return done
     before = (_read(folder / SCORES) or {}).get("notes", [])
     scores = write_evaluation(folder, load_predictions(folder / PREDICTIONS), _title(job), job.recipe.bootstrap)
@@ -170,7 +170,7 @@ def _intervals_again(job: Job, folder: Path, done: dict[str, Any]) -> dict[str, 
 
 
 def _unheard(job: Job, heard: tuple[Example, ...]) -> list[str]:
-    """What is wrong with a round where clips could not be read; told, since a finished run is not thrown away."""
+    """Return warnings about a round with unreadable clips; no error, since a finished run is not discarded."""
     classes, single = job.data.classes, job.data.single
     try:
         now = check_round(replace(job.split, train=heard), classes, single)
@@ -181,14 +181,14 @@ def _unheard(job: Job, heard: tuple[Example, ...]) -> list[str]:
 
 
 def _train_and_count(training: Training, folder: Path, progress: bool) -> dict[str, float]:
-    """Train; seconds, processor seconds and memory, of all sessions of the run together."""
+    """Train, and return seconds, CPU seconds and memory over all sessions of the run."""
     with counted(folder / COST_FILE, "train") as spent:
         train(training, progress)
     return spent
 
 
 def _choose(training: Training) -> int:
-    """Put the chosen weights into the model, write them, and return after which update they were so."""
+    """Load the selected weights into the model, write them, and return the number of the update they are from."""
     folder, memory = training.folder, training.memory
     step = training.step
     if training.recipe.select == "last":
@@ -216,12 +216,12 @@ def _load_average(tuned: Tuned, average: Mapping[str, Tensor]) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a finished run found; None where there is none."""
+    """Return the result of a finished run; None if there is none."""
     return _read(folder / RESULT_FILE)
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """JSON; None where there is none, or it is damaged."""
+    """Read a JSON file; None if it is missing or damaged."""
     try:
         found: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError):

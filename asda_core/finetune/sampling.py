@@ -12,23 +12,23 @@ from asda_core.labelled.examples import Example
 from asda_core.system.files import file_digest
 
 ORDER_KEY = 0
-"""Third word of the seeds of orders, as in pre-training."""
+"""Third word of the seeds of clip orders, as in pre-training."""
 
 
 def epoch_order(
     config: SamplingConfig, examples: Sequence[Example], seed: int, here: Path
 ) -> Callable[[int], np.ndarray]:
-    """Epoch -> numbers of the training clips in their order; the same for the same seed.
+    """Return a function from an epoch to the ordered indices of its training clips; the same for the same seed.
 
     Args:
         config: weights and draws.
         examples: the training clips.
-        seed: of the run.
-        here: folder of the recipe, where a file of weights is looked for too.
+        seed: seed of the run.
+        here: folder of the recipe, where a weights file is searched too.
 
     Raises:
-        ConfigError: the weights do not fit the clips or change nothing, or more clips are wanted than there are
-            without replacement.
+        ConfigError: the weights do not fit the clips or have no effect, or an epoch without replacement has more
+            draws than there are clips.
     """
     count = config.clips_per_epoch or len(examples)
     if count > len(examples) and not config.replacement:
@@ -60,21 +60,21 @@ def epoch_order(
 
 
 def weights_file(config: SamplingConfig, here: Path) -> Path:
-    """The file of the weights: relative to where we are or, as a recipe says it, to the recipe."""
+    """Path of the weights file: relative to the working directory, otherwise to the folder of the recipe."""
     given = Path(config.weights).expanduser()
     return given if given.is_file() else here / given
 
 
 def weights_digest(config: SamplingConfig, here: Path) -> dict[str, str]:
-    """Of the file of the weights, for an identity; empty where there is none."""
+    """Digest of the weights file, for an identity; empty if there is none."""
     file = weights_file(config, here)
     return {"weights": file_digest(file)} if file.is_file() else {}
 
 
 def draw(weights: np.ndarray, count: int, replacement: bool, generator: np.random.Generator) -> np.ndarray:
-    """Numbers drawn with probabilities in proportion to the weights, one after the other.
+    """Draw indices one after the other, with probabilities proportional to the weights.
 
-    Without replacement by the largest of `log w + Gumbel noise`, which has the same distribution.
+    Without replacement, the largest values of `log w + Gumbel noise` are taken, which has the same distribution.
 
     **Source**: released fine-tuning on AudioSet-2M (`torch.multinomial` without replacement); Efraimidis and Spirakis
     2006 for the keys.
@@ -97,7 +97,7 @@ def balanced_weights(examples: Sequence[Example]) -> np.ndarray:
 
 
 def _read_weights(file: Path, examples: Sequence[Example]) -> np.ndarray:
-    """A weight per line, in the order of the clips; or of more clips than these, each behind its name.
+    """Read one weight per line, in the order of the clips; or names and weights, of more clips than these.
 
     **Source**: released fine-tuning on AudioSet-2M, for the weights by order.
     """

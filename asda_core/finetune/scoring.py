@@ -1,4 +1,4 @@
-"""How good the scores of a classifier are: accuracy, mAP, AUC and d', over all clips and for each class."""
+"""Metrics of a classifier: accuracy, mAP, AUC and d', over all clips and for each class."""
 
 import importlib
 import math
@@ -17,20 +17,20 @@ ACCURACY, MEAN_AVERAGE_PRECISION, AREA, D_PRIME = "accuracy", "mAP", "AUC", "d_p
 TAILS = (2.5, 97.5)
 """Percentiles between which 95 % of the resamples lie."""
 MOST_NAMES = 10
-"""Classes that one note names."""
+"""Largest number of classes that one note names."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a classifier is worth on a set of clips.
+    """Metrics of a classifier on a set of clips.
 
     Attributes:
         values: accuracy, mAP and AUC in [0, 1], and d_prime; None where it cannot be computed, with a note.
-        intervals: 95 %, of the values that have one.
-        resamples: that the intervals rest on; 0 without intervals.
-        num_clips: all of them.
-        num_classes: that entered the mean of mAP; where fewer entered that of AUC, a note names the others.
-        notes: one line for each thing that is left out or not to be trusted.
+        intervals: 95 % confidence intervals, of the values that have one.
+        resamples: number of resamples behind the intervals; 0 without intervals.
+        num_clips: number of clips.
+        num_classes: number of classes in the mean of mAP; if fewer are in that of AUC, a note names the others.
+        notes: one line for each thing that is excluded or unreliable.
     """
 
     values: Mapping[str, float | None]
@@ -49,27 +49,27 @@ def score(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Scores:
-    """Score all clips of a set at once, however many there are.
+    """Score all clips of a set at once, whatever their number.
 
-    Accuracy is the share of clips whose largest score is that of their label; of equal scores the lowest index counts.
-    mAP and AUC are means over the classes. The intervals say what other clips would have changed, not other seeds.
+    Accuracy is the share of clips whose largest score is that of their label; ties go to the lowest index. mAP and AUC
+    are means over the classes. The intervals cover the variation over clips, not over seeds.
 
     Args:
         targets: (clips, classes), 1 for a label and 0 for none.
         given: (clips, classes), scores or probabilities, finite.
-        classes: names, as the notes shall say them.
-        single: whether every clip has exactly one label; accuracy is for those alone.
-        resamples: of the clips, for the intervals; 0 for none. Large sets take fewer, see `affordable`.
-        seed: of the resamples.
+        classes: names of the classes, for the notes.
+        single: whether every clip has exactly one label; accuracy is computed only then.
+        resamples: resamples of the clips for the intervals; 0 for none. Large sets take fewer, see `affordable`.
+        seed: seed of the resamples.
 
     Raises:
         ConfigError: negative resamples.
-        TaskError: no clips, shapes that do not fit, scores that are not finite, targets that are not 0 or 1.
+        TaskError: no clips, mismatched shapes, scores that are not finite, targets that are not 0 or 1.
 
     **Source**: average precision and AUC by scikit-learn; d' = sqrt(2) ppf(mean AUC), Gong et al., PSLA (2021);
     intervals by the percentile bootstrap, Efron (1979).
-    **Differs**: released ASDA gives mAP 0 below 100 clips, drops the last clip of an odd set, and lets a class without
-    positive clips count as 0; here such classes leave the mean. HEAR averages the d' of each class.
+    **Differs**: released ASDA gives mAP 0 below 100 clips, drops the last clip of an odd set, and counts a class
+    without positive clips as 0; here such classes are excluded from the mean. HEAR averages the d' of each class.
     """
     if resamples < 0:
         raise ConfigError(f"resamples is {resamples}; expected 0 (no intervals) or more")
@@ -90,11 +90,11 @@ def score(
 
 
 def per_class(targets: np.ndarray, given: np.ndarray, classes: Sequence[str], single: bool) -> list[dict[str, Any]]:
-    """One row for each class, in their order.
+    """Return one row for each class, in order.
 
     Returns:
         class, clips (with the label), AP and AUC; with one label per clip also recall, precision, F1, and
-        confused_with, the class that its clips are most often taken for. None where there is nothing to compute.
+        confused_with, the class that its clips are most often mistaken for. None for undefined values.
 
     Raises:
         TaskError: as `score`.
@@ -115,7 +115,7 @@ def confusion_matrix(targets: np.ndarray, given: np.ndarray) -> Int[np.ndarray, 
 
     Args:
         targets: (clips, classes), 1 for the one label of each clip.
-        given: (clips, classes), scores; the lowest index of equal ones is predicted.
+        given: (clips, classes), scores; ties go to the lowest index.
     """
     num_classes = targets.shape[1]
     pairs = targets.argmax(axis=1) * num_classes + given.argmax(axis=1)
@@ -126,7 +126,7 @@ def class_areas(
     truth: Bool[np.ndarray, "clips classes"], scores: Float[np.ndarray, "clips classes"]
 ) -> tuple[Float[np.ndarray, " classes"], Float[np.ndarray, " classes"]]:
     """Average precision and AUC of each class; NaN without a positive clip, for AUC also without a negative one."""
-    metrics = importlib.import_module("sklearn.metrics")  # a second that every start of `asda` would take else
+    metrics = importlib.import_module("sklearn.metrics")  # would add a second to every start of `asda`
     average_precision, area = np.full((2, truth.shape[1]), math.nan)
     for index in np.flatnonzero(truth.any(axis=0)):
         average_precision[index] = metrics.average_precision_score(truth[:, index], scores[:, index])
@@ -138,15 +138,15 @@ def class_areas(
 def intervals(
     points: Mapping[str, float | None], drawn: Float[np.ndarray, "3 resamples"]
 ) -> dict[str, tuple[float, float]]:
-    """The 95 % interval of each value that there is; that of d' is that of AUC on its own scale.
+    """Return the 95 % confidence interval of each available value; that of d' is the AUC interval converted to d'.
 
-    A resample holds some positive clips twice, which raises average precision, much so where a class has few. mAP's
-    resamples are moved back by that bias: 94 % of the intervals then hold the expected mAP, where 69 % did (600
+    A resample contains some positive clips twice, which raises average precision, strongly so if a class has few. mAP's
+    resamples are shifted back by that bias: 94 % of the intervals then contain the expected mAP, instead of 69 % (600
     simulated sets of 400 clips in 50 classes; `tests/finetune/test_scoring.py` repeats it).
 
     Args:
         points: accuracy, mAP and AUC of the set.
-        drawn: the same of its resamples, NaN where there is none.
+        drawn: the same of its resamples, NaN if undefined.
     """
     found: dict[str, tuple[float, float]] = {}
     for (name, point), row in zip(points.items(), drawn, strict=True):
@@ -169,7 +169,7 @@ def d_prime(area: float | None) -> float | None:
 def _checked(
     targets: np.ndarray, given: np.ndarray, classes: Sequence[str], single: bool
 ) -> tuple[Bool[np.ndarray, "clips classes"], Float[np.ndarray, "clips classes"]]:
-    """Targets as booleans, and scores in float64, which keeps their ties."""
+    """Check the arguments; return targets as booleans, and scores in float64, which preserves their ties."""
     if targets.ndim != 2 or targets.shape != given.shape or targets.shape[1] != len(classes):
         shapes = f"targets have the shape {targets.shape} and scores {given.shape}"
         raise TaskError(f"{shapes}; expected (clips, {len(classes)}) of both, as there are {len(classes)} classes")
@@ -186,7 +186,7 @@ def _checked(
 
 
 def _refuse(bad: np.ndarray, kind: str, values: np.ndarray, classes: Sequence[str], expected: str) -> None:
-    """Raise an error about the first bad value, if any is."""
+    """Raise an error that names the first bad value, if there is one."""
     if bad.any():
         clip, index = (int(each[0]) for each in np.nonzero(bad))
         where = f"the {kind} of clip {clip}, class {classes[index]}"
@@ -198,13 +198,13 @@ def _number(value: float) -> float | None:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Mean of what is not NaN."""
+    """Mean of the values that are not NaN; None if there are none."""
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if len(kept) else None
 
 
 def _decisions(matrix: np.ndarray, index: int, classes: Sequence[str]) -> dict[str, Any]:
-    """Of one class: recall, precision, F1, and the class that most of its lost clips went to."""
+    """Recall, precision and F1 of one class, and the class that most of its misclassified clips were assigned to."""
     hits, clips, predicted = int(matrix[index, index]), int(matrix[index].sum()), int(matrix[:, index].sum())
     lost = np.where(np.arange(len(matrix)) == index, 0, matrix[index])
     return {
@@ -216,7 +216,7 @@ def _decisions(matrix: np.ndarray, index: int, classes: Sequence[str]) -> dict[s
 
 
 def _left_out(truth: np.ndarray, classes: Sequence[str], values: Mapping[str, float | None]) -> Iterator[str]:
-    """Classes that leave the means, and values that are not there."""
+    """Yield notes on classes excluded from the means and on missing values."""
     absent, everywhere = np.flatnonzero(~truth.any(axis=0)), np.flatnonzero(truth.all(axis=0))
     if len(absent):
         which = (
@@ -250,7 +250,7 @@ def _doubts(
     wanted: int,
     taken: int,
 ) -> Iterator[str]:
-    """What to know about the intervals."""
+    """Yield notes on the reliability of the intervals."""
     if not taken:
         yield "intervals are left out: they need at least 2 clips"
         return

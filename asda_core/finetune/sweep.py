@@ -1,4 +1,4 @@
-"""Many fine-tunings as one command: checkpoints x modes x folds x seeds; what is done is not done again."""
+"""Many fine-tunings in one command: checkpoints x modes x folds x seeds; finished runs are not repeated."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,25 +26,25 @@ from asda_core.system.files import model_digest
 from asda_core.weights.paths import is_package_model, labelled_path, model_name
 
 SEED_FIELD = "{seed}"
-"""In the path of a checkpoint: the seed of the run, where every seed has a checkpoint of its own."""
+"""Placeholder in the path of a checkpoint for the seed of the run, if every seed has its own checkpoint."""
 ALL_FOLDS = "all_folds"
 RunRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is compared.
+    """The runs of a comparison.
 
     Attributes:
-        recipe: of the file.
+        recipe: recipe of the file.
         starts: label -> path of a checkpoint (which may hold `{seed}`), or a config for random weights.
         modes: see `recipe_for`.
         seeds: every combination is run with each.
         data: labelled clips.
-        rounds: folds, or the one split.
+        rounds: folds, or the single split.
         here: folder that paths in the recipe are relative to.
-        over: changes of a task file or a command line, which go over what a mode says.
-        data_digest: of all clips, labels and splits, also of folds that are left out.
+        over: changes of a task file or a command line, which take precedence over those of a mode.
+        data_digest: digest of all clips, labels and splits, including folds that are not run.
     """
 
     recipe: FinetuneConfig
@@ -59,7 +59,7 @@ class Sweep:
 
 
 class RunsFailed(AsdaError):
-    """Runs of a sweep failed; `rows` holds those of all others."""
+    """Raised if runs of a sweep failed; `rows` holds those of all others."""
 
     def __init__(self, rows: list[RunRow], message: str) -> None:
         super().__init__(message)
@@ -67,10 +67,10 @@ class RunsFailed(AsdaError):
 
 
 def read_start(path: str) -> tuple[Start, str]:
-    """A checkpoint with the digest of its file, or a config for random weights.
+    """Read a checkpoint with the digest of its file, or a config for random weights with an empty digest.
 
     Raises:
-        CheckpointError, ConfigError: neither is there.
+        CheckpointError, ConfigError: neither exists.
     """
     named = is_package_model(path)
     config = find_config(path)
@@ -83,7 +83,7 @@ def read_start(path: str) -> tuple[Start, str]:
 
 
 def named_starts(given: Sequence[str]) -> dict[str, str]:
-    """`LABEL=PATH`, or a path whose own name is the label.
+    """Map labels to paths, given `LABEL=PATH` or a path whose own name is the label.
 
     Raises:
         ConfigError: two have the same label.
@@ -99,7 +99,7 @@ def named_starts(given: Sequence[str]) -> dict[str, str]:
 
 
 def check_starts(starts: Mapping[str, str], seeds: Sequence[int]) -> None:
-    """Whether there is a file for every checkpoint and seed, before data is read.
+    """Check, before data is read, that a file exists for every checkpoint and seed.
 
     Raises:
         CheckpointError: naming the first that is missing.
@@ -111,24 +111,24 @@ def check_starts(starts: Mapping[str, str], seeds: Sequence[int]) -> None:
 
 
 def recipe_signature(recipe: FinetuneConfig, over: Mapping[str, Any]) -> str:
-    """Of a recipe and what goes over it, but for keys without influence on results."""
+    """Signature of a recipe and the changes to it, excluding keys without influence on results."""
     said = {key: value for key, value in flattened(over).items() if key not in recipe.without_influence}
     return signature(recipe, over=said)
 
 
 def mode_signature(recipe: FinetuneConfig, here: Path) -> str:
-    """Of the recipe of a mode, with any seed, and the weights by which it draws clips."""
+    """Signature of the recipe of a mode and of its sampling weights, independent of the seed."""
     return signature(replace(recipe, seed=0), **weights_digest(recipe.sampling, here))
 
 
 def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> list[RunRow]:
-    """Do what of the sweep is not done yet.
+    """Run the unfinished part of a sweep.
 
     Returns:
         one row per run.
 
     Raises:
-        ConfigError: a mode is unknown, or does not fit the recipe; before anything runs.
+        ConfigError: a mode is unknown, or does not fit the recipe; raised before anything runs.
         RunsFailed: some runs failed; all others are done.
         TrainingStopped: after Ctrl-C or SIGTERM.
     """
@@ -173,7 +173,7 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
 
 
 def _folder_name(*parts: str) -> str:
-    """Of a run; the name of a split is any text."""
+    """Name of the folder of a run; the name of a split may be any text."""
     return "-".join(part for part in parts if part).replace("=", "").replace("/", "_")
 
 
@@ -183,7 +183,7 @@ def _tell(start: Start) -> None:
 
 
 def _row(result: Mapping[str, Any]) -> RunRow:
-    """What of a result goes into the table of runs."""
+    """Return the columns of a result for the table of runs."""
     row: RunRow = {name: "" if value is None else value for name, value in result["scores"].items()}
     row |= {f"{part}_clips": number for part, number in result["clips"].items()}
     keys = ("parameters", "trained", "train_seconds", "train_cpu_seconds", "train_mebibytes", "select", "step", "steps")
@@ -192,7 +192,7 @@ def _row(result: Mapping[str, Any]) -> RunRow:
 
 
 def evaluate_folds(rows: Sequence[RunRow], out: Path, title: str, resamples: int) -> dict[str, tuple[float, float]]:
-    """Write tables and picture of the clips of all folds of one seed together, in `out/all_folds`.
+    """Evaluate the pooled clips of all folds of one seed, and write tables and picture to `out/all_folds`.
 
     Returns:
         the interval of the mean over folds of each metric.

@@ -1,4 +1,4 @@
-"""The table of a sweep: a line per checkpoint and mode, with what it costs."""
+"""Table of a sweep: one line per checkpoint and mode, with its cost."""
 
 import csv
 import os
@@ -27,9 +27,9 @@ COLUMNS = {"accuracy": "accuracy", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
 def write_tables(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> str:
     """Write `runs.csv` (a row per run) and `table.md`, and return the latter.
 
-    Runs of the same recipe that other commands left in the folder stay in both. Folds are averaged for every seed
-    first; the interval is Student's over seeds, or where there is one seed the bootstrap's of the mean over folds. The
-    spread is the standard deviation over the folds of a seed, mean over seeds.
+    Runs of the same recipe from other commands in the folder are kept in both. Folds are averaged for every seed
+    first; the interval is Student's over seeds or, with one seed, the bootstrap interval of the mean over folds. The
+    spread is the standard deviation over the folds of a seed, averaged over seeds.
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = [*_others(sweep, rows, out), *rows]
@@ -57,7 +57,7 @@ def write_tables(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> str:
 
 
 def _others(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> list[RunRow]:
-    """Rows in the folder of the same recipe (also of their mode), data and checkpoints that are not among these."""
+    """Read the other rows in the folder that have the same recipe (also of their mode), data and checkpoints."""
     if not rows or not (out / ROWS_FILE).is_file():
         return []
     with (out / ROWS_FILE).open(newline="", encoding="utf-8") as opened:
@@ -68,14 +68,14 @@ def _others(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> list[RunRow]:
     taken = {_key(row) for row in rows}
     of = [rows[0][name] for name in ("recipe", "data")]
     same = [row for row in found if [row.get("recipe"), row.get("data")] == of and _key(row) not in taken]
-    of_mode = {row["mode"]: row["of_mode"] for row in rows}  # earlier versions did not note it
+    of_mode = {row["mode"]: row["of_mode"] for row in rows}  # earlier versions did not record it
     same = [row for row in same if not (told := row.get("of_mode")) or of_mode.get(row["mode"], told) == told]
     same = [row for row in same if row.get("start") in _starts_of(sweep, rows, row)]
     return [row for row in same if (out / str(row["folder"]) / RESULT_FILE).is_file()]
 
 
 def _starts_of(sweep: Sweep, rows: Sequence[RunRow], row: RunRow) -> set[object]:
-    """What runs of this checkpoint may have begun with: its own, where this command says nothing else of it."""
+    """Starts accepted for a row: those that this command used for its checkpoint, or its own if there are none."""
     one_for_each_seed = SEED_FIELD in sweep.starts.get(row["checkpoint"], "")
     said = {
         each["start"]
@@ -90,7 +90,7 @@ def _key(row: RunRow) -> tuple[str, ...]:
 
 
 def _number(text: str) -> Any:
-    """What was written as a number, as one."""
+    """Convert text to a number if it is one."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -106,7 +106,7 @@ def _line(sweep: Sweep, members: Sequence[RunRow], metrics: Sequence[str], many:
     cells = [escaped(str(first["checkpoint"])), str(first["mode"]), f"{first['trained']:,}", share]
     intervals: Mapping[str, Any] = (read_result(out / first["folder"]) or {}).get("intervals", {})
     by_seed = [[row for row in members if row["seed"] == seed] for seed in seeds]
-    together = max(by_seed, key=len)  # an earlier command may have left a seed with some of the folds
+    together = max(by_seed, key=len)  # an earlier command may have run only some folds of a seed
     if len(together) > 1:
         title = f"{sweep.data.name}, {first['checkpoint']}, {first['mode']}"
         intervals = evaluate_folds(together, out, title, sweep.recipe.bootstrap)

@@ -1,4 +1,4 @@
-"""A checkpoint with a head: what of it trains, and how fast."""
+"""A checkpoint with a head, and which parts of it are trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ from asda_core.weights.initial import check_fits
 from asda_core.weights.provenance import warn_of_other_versions
 
 LOG_MEL = "log_mel"
-"""The front end that options in a recipe are of, unless they name another."""
+"""The front end to which the options in a recipe apply, unless they name another."""
 Start = Checkpoint | RunConfig
-"""What a fine-tuning begins with: weights, or a config whose weights are drawn from the seed of the recipe."""
+"""Start of a fine-tuning: a checkpoint, or a config whose weights are drawn with the seed of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Tuned:
     """A model in fine-tuning.
 
     Attributes:
-        config: of front end and encoder, with what the recipe changes in it.
+        config: config of front end and encoder, with the changes of the recipe.
         front_end: a module that is a `FrontEnd`.
-        encoder: with its adapter.
+        encoder: encoder with its adapter.
         classifier: the head.
     """
 
@@ -43,11 +43,11 @@ class Tuned:
     classifier: Classifier
 
     def modules(self) -> dict[str, nn.Module]:
-        """Front end, encoder and head under the names that they have in a file."""
+        """Return front end, encoder and head by their names in a checkpoint file."""
         return {"front_end": self.front_end, "encoder": self.encoder, "classifier": self.classifier}
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """Name and parameter of all that trains."""
+        """Return the names and parameters of everything that is trained."""
         return [
             (f"{part}.{name}", parameter)
             for part, module in self.modules().items()
@@ -56,7 +56,7 @@ class Tuned:
         ]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors, as a file has them."""
+        """Return all tensors by their names in a checkpoint file."""
         return {
             f"{part}.{name}": tensor.detach().contiguous()
             for part, module in self.modules().items()
@@ -64,14 +64,14 @@ class Tuned:
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Put back what `tensors` gave."""
+        """Load what `tensors` returned."""
         for part, module in self.modules().items():
             load_strict(module, checkpoint.tensors, f"{part}.", checkpoint.file)
 
     def set_training(self, training: bool) -> None:
-        """Turn dropout and drop path on or off; an encoder of which nothing trains stays as in evaluation.
+        """Turn dropout and drop path on or off; a frozen encoder stays in evaluation mode.
 
-        Beside an adapter so do those of its modules that keep figures of what they hear, as batch norms do.
+        In a partly frozen encoder so do frozen modules with buffers, such as the running statistics of batch norms.
         """
         self.front_end.eval()
         self.classifier.train(training)
@@ -84,11 +84,11 @@ class Tuned:
 
     @property
     def frozen(self) -> bool:
-        """Whether nothing of the encoder trains."""
+        """Whether no parameter of the encoder is trained."""
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def sizes(self) -> dict[str, int]:
-        """Parameters of encoder and head, those that train, and those of the head."""
+        """Return the numbers of parameters: of encoder and head, those trained, and those of the head."""
         every = [*self.encoder.parameters(), *self.classifier.parameters()]
         trained = sum(parameter.numel() for parameter in every if parameter.requires_grad)
         head = sum(parameter.numel() for parameter in self.classifier.parameters())
@@ -96,7 +96,7 @@ class Tuned:
 
 
 def tuned_config(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
-    """The config of a checkpoint with what a recipe changes in it.
+    """Return the config of a checkpoint with the changes of a recipe.
 
     Raises:
         ConfigError: the checkpoint has another adapter or front end than the recipe.
@@ -125,11 +125,11 @@ def tuned_config(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
 
 
 def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: Sequence[str]) -> Tuned:
-    """The model with a new head; what is new depends on the seed of the recipe alone.
+    """Build the model with a new head; new weights depend on the seed of the recipe alone.
 
     Args:
         catalog: the plugins.
-        recipe: what trains.
+        recipe: what is trained.
         start: a checkpoint, or a config for random weights.
         classes: identifier of each class.
 
@@ -173,7 +173,7 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
 
 
 def _check_frames(catalog: Catalog, before: RunConfig, config: RunConfig) -> None:
-    """Other means and spreads are the data's; other frames or bins would be another model.
+    """Check that frames and bins are unchanged; mean and std may differ with the data.
 
     Raises:
         ConfigError: naming what differs.
@@ -188,7 +188,7 @@ def _check_frames(catalog: Catalog, before: RunConfig, config: RunConfig) -> Non
 
 
 def load_tuned(checkpoint: Checkpoint, catalog: Catalog, device: str = "cpu") -> Tuned:
-    """A fine-tuned checkpoint, ours or a released one, in evaluation mode.
+    """Load a fine-tuned checkpoint, of this package or released, in evaluation mode.
 
     Raises:
         CheckpointError: it has no head, a plugin is missing, or the tensors do not fit.
@@ -203,7 +203,7 @@ def load_tuned(checkpoint: Checkpoint, catalog: Catalog, device: str = "cpu") ->
 
 
 def _freeze(tuned: Tuned, recipe: FinetuneConfig) -> None:
-    """Let train what the mode says; an adapter has frozen everything but itself."""
+    """Unfreeze what the mode trains; an adapter has already frozen everything but itself."""
     encoder = tuned.encoder
     if recipe.mode == "adapter":
         return

@@ -1,1 +1,1 @@
-"""What is done with a trained model: encode whole clips, embed files, classify them."""
+"""Inference with a trained model: encode whole clips, embed files, classify them."""

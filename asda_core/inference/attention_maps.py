@@ -18,17 +18,17 @@ from asda_core.model.block import Block
 from asda_core.model.encoder import Encoder
 
 TRIAL_DIM, TRIAL_HEADS = 64, 4
-"""Width and heads of the mixers that are built only to see whether they show maps."""
+"""Width and heads of mixers that are built only to find out whether they show maps."""
 
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """What one layer attends.
+    """Attention maps of one layer.
 
     Attributes:
         maps: of all clips and heads.
-        layout: of the tokens that the mixer got: with class tokens once they have joined, reversed where the wiring
-            reads from the end.
+        layout: of the mixer's input tokens: with class tokens once they have joined, reversed where the wiring reads
+            from the end.
     """
 
     maps: AttentionMaps
@@ -37,14 +37,14 @@ class LayerMaps:
 
 @dataclass
 class Seen:
-    """What the hooks of one layer saw: the layout that its block gave, and what the mixer within made of it."""
+    """Record of the hooks of one layer: layouts passed to its mixer, and maps of the mixer inside that shows them."""
 
     given: list[TokenLayout] = field(default_factory=list)
     found: list[LayerMaps] = field(default_factory=list)
 
 
 def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"]) -> list[LayerMaps]:
-    """Run the encoder once and keep the maps of every mixer.
+    """Run the encoder once and return the attention maps of every mixer.
 
     Nothing is dropped or masked, autocast is off, and no gradient is kept. The maps of a layer take
     `batch * heads * tokens^2` numbers each.
@@ -52,13 +52,13 @@ def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"
     Args:
         encoder: with mixers that show maps; on the device of the features, with weights in float32. Its mode is left
             as it was.
-        features: of the front end that it was trained with.
+        features: from the front end that it was trained with.
 
     Returns:
         one entry per layer, in the order of the layers.
 
     Raises:
-        ConfigError: a mixer shows no maps, or an adapter mixes tokens in a way that no map tells.
+        ConfigError: a mixer shows no maps, or an adapter mixes tokens in a way that no single map describes.
     """
     mixers = [mixer_with_maps(encoder, number) for number in range(len(encoder.blocks))]
     seen = [Seen() for _ in mixers]
@@ -73,10 +73,10 @@ def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"
 
 
 def mixer_with_maps(encoder: Encoder, layer: int) -> ShowsMaps:
-    """The mixer of a layer, or the one mixer within what an adapter made of it, that shows maps.
+    """Return the module of a layer that shows maps: its mixer, or the only such mixer inside an adapter's wrapper.
 
     Raises:
-        ConfigError: there is none, or there are several; naming the mixers that show maps.
+        ConfigError: there is none, in which case the message names the mixers that show maps, or there are several.
     """
     outer = _block(encoder, layer).mixer
     found = [module for module in outer.modules() if isinstance(module, ShowsMaps)]
@@ -94,7 +94,7 @@ def mixer_with_maps(encoder: Encoder, layer: int) -> ShowsMaps:
 
 
 def mixers_with_maps(catalog: Catalog) -> list[str]:
-    """Names of the mixers of a catalog that show maps, as far as they can be built here."""
+    """Return the names of the mixers of a catalog that show maps, among those that can be built here."""
     found = []
     with torch.random.fork_rng(devices=[]):
         for offer in catalog.family("mixer"):
@@ -106,7 +106,7 @@ def mixers_with_maps(catalog: Catalog) -> list[str]:
 
 
 def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, seen: Seen) -> None:
-    """Hooks that note what the block gives to `outer`, and the maps of what `mixer` within it is given."""
+    """Register hooks that record the layout passed to `outer`, and the maps of `mixer` inside it for its input."""
 
     def note_given(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         seen.given.append(_arguments(args, named)[1])
@@ -123,14 +123,14 @@ def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, seen
 
 
 def _arguments(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, TokenLayout]:
-    """Tokens and layout, however a mixer was called."""
+    """Return tokens and layout from positional or keyword arguments of a mixer."""
     given = [*args, *named.values()]
     layout = next(each for each in given if isinstance(each, TokenLayout))
     return next(each for each in given if isinstance(each, Tensor)), layout
 
 
 def _only(encoder: Encoder, layer: int, mixer: ShowsMaps, seen: Seen) -> LayerMaps:
-    """The maps of a layer, if its mixer heard exactly the tokens of its block, once."""
+    """Return the maps of a layer if its mixer was called once, on exactly the tokens of its block."""
     if len(seen.found) == len(seen.given) == 1 and seen.found[0].layout is seen.given[0]:
         return seen.found[0]
     outer = type(_block(encoder, layer).mixer).__name__
@@ -147,7 +147,7 @@ def _block(encoder: Encoder, layer: int) -> Block:
 
 @contextlib.contextmanager
 def _evaluating(encoder: Encoder) -> Iterator[None]:
-    """Evaluation mode, and afterwards the mode of every module as it was."""
+    """Set evaluation mode, and restore the mode of every module on exit."""
     training = [module for module in encoder.modules() if module.training]
     encoder.eval()
     try:

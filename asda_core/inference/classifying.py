@@ -1,4 +1,4 @@
-"""Audio file -> labels with probabilities: `asda classify`."""
+"""Classify audio files into labels with probabilities: `asda classify`."""
 
 import csv
 import re
@@ -18,12 +18,12 @@ from asda_core.inference.listening import Listener, check_answer
 from asda_core.sound.long_files import Sound
 
 INDEX = re.compile("[0-9]{1,6}")
-"""How a row of a label file begins that has an index."""
+"""Index in the first column of a row of a label file."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """A row of a label file: the class's identifier (AudioSet's mid; empty if there is none) and its name."""
+    """Row of a label file: the identifier of a class (AudioSet's mid; empty if there is none) and its name."""
 
     identifier: str
     name: str
@@ -33,11 +33,11 @@ class Label:
 def probabilities(
     listener: Listener, classifier: Classifier, audio: Float[Tensor, " samples"] | Sound
 ) -> Float[Tensor, " classes"]:
-    """Probability of every class in a clip: over several windows, their mean by the time steps that are kept.
+    """Return the probability of every class in a clip: over windows, their mean weighted by the time steps kept.
 
     Raises:
-        AudioError: no samples, NaN or infinite ones.
-        CheckpointError: the model makes NaN or infinite values of it.
+        AudioError: the clip has no samples, or NaN or infinite ones.
+        CheckpointError: the probabilities are NaN or infinite.
     """
     total, steps = torch.zeros(()), 0
     for piece in listener.pieces(audio):
@@ -49,14 +49,14 @@ def probabilities(
 
 
 def read_labels(file: Path) -> list[Label]:
-    """The classes of a label file, in their order.
+    """Read the classes of a label file, in order.
 
     Args:
         file: AudioSet's `class_labels_indices.csv` (index, mid, display_name), with or without its header; a table of
             index and name; or a text file with a name per line.
 
     Raises:
-        ConfigError: it is missing, empty, or its indices are not 0, 1, 2, ...
+        ConfigError: the file is missing or empty, or its indices are not 0, 1, 2, ...
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -80,15 +80,15 @@ def read_labels(file: Path) -> list[Label]:
 
 
 def class_names(config: ClassifierConfig, labels: Sequence[Label] | None) -> list[str]:
-    """A name for every class.
+    """Return a name for every class.
 
     Args:
-        config: of the classifier; its own labels are what the fine-tuning called the classes.
-        labels: of a label file; rows are found by identifier where the classifier's labels are identifiers, else they
-            stand in the order of the classes.
+        config: of the classifier; its own labels are the class names used in fine-tuning.
+        labels: of a label file; rows are matched by identifier if the classifier's labels are identifiers, otherwise
+            taken in the order of the classes.
 
     Raises:
-        ConfigError: the file has another number of classes.
+        ConfigError: the file has a different number of classes.
     """
     own = config.labels or tuple(f"class {number}" for number in range(config.num_classes))
     if labels is None:

@@ -1,4 +1,4 @@
-"""`asda embed`, `asda classify` and `asda convert`."""
+"""The commands `asda embed`, `asda classify` and `asda convert`."""
 
 import argparse
 import json
@@ -23,11 +23,11 @@ from asda_core.system.files import model_digest
 
 FILLED: dict[str, Padding] = {"default": "silence", "released": "features"}
 NO_FORMATS = ("npz", "pt", "pth", "h5", "hdf5", "csv", "json", "parquet")
-"""Suffixes of files that an output cannot be, and no folder is likely to have."""
+"""Suffixes of unsupported output formats, which a folder is unlikely to have."""
 
 
 def run_embed(parsed: argparse.Namespace) -> None:
-    """`asda embed`."""
+    """Run `asda embed`."""
     suffix = parsed.out.suffix.lower().removeprefix(".")
     if suffix in NO_FORMATS:
         raise ConfigError(f"--out {parsed.out}: embeddings are written as .npy or .safetensors, or into a folder.")
@@ -35,7 +35,7 @@ def run_embed(parsed: argparse.Namespace) -> None:
         suffix = parsed.format or "npy"
     elif parsed.format not in (None, suffix):
         raise ConfigError(f"--out {parsed.out} and --format {parsed.format} ask for two formats.")
-    names = output_names(parsed.sources, suffix)  # a wrong path shows before a large checkpoint is read
+    names = output_names(parsed.sources, suffix)  # report a wrong path before reading a large checkpoint
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {parsed.jobs}.")
     if is_one_file(parsed.out) and max(parsed.jobs, parsed.shard.count) > 1:
@@ -60,7 +60,7 @@ def run_embed(parsed: argparse.Namespace) -> None:
 
 
 def run_classify(parsed: argparse.Namespace) -> None:
-    """`asda classify`."""
+    """Run `asda classify`."""
     if parsed.top < 1:
         raise ConfigError(f"--top must be at least 1, not {parsed.top}.")
     checkpoint, options = _read(parsed)
@@ -94,13 +94,13 @@ def run_classify(parsed: argparse.Namespace) -> None:
 
 
 def run_convert(parsed: argparse.Namespace) -> None:
-    """`asda convert`."""
+    """Run `asda convert`."""
     if parsed.out.suffix != ".safetensors":
         raise ConfigError(f"{parsed.out} must end in .safetensors.")
     checkpoint = read_model(parsed.checkpoint, parsed.weights)
     print(checkpoint.report or f"{checkpoint.file}: {len(checkpoint.tensors)} tensors, of asda", file=sys.stderr)
     catalog = installed_catalog()
-    load_encoder(checkpoint, catalog)  # so that nothing is written that could not be loaded
+    load_encoder(checkpoint, catalog)  # ensures that what is written can be loaded
     if checkpoint.classifier:
         load_classifier(checkpoint)
     if parsed.out.exists() and parsed.out.samefile(checkpoint.file):
@@ -113,7 +113,7 @@ def run_convert(parsed: argparse.Namespace) -> None:
 
 
 def _read(parsed: argparse.Namespace) -> tuple[Checkpoint, ListenOptions]:
-    """The checkpoint, told on stderr, and how clips are cut."""
+    """Read the checkpoint, report it on stderr, and return it with the options for cutting clips."""
     checkpoint = read_model(parsed.checkpoint, parsed.weights)
     if checkpoint.report:
         print(checkpoint.report, file=sys.stderr)

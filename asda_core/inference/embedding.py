@@ -1,4 +1,4 @@
-"""Audio files -> files of embeddings: `asda embed`. What is done is not done again."""
+"""Write embeddings of audio files: `asda embed`. Existing embeddings are not computed again."""
 
 import os
 import sys
@@ -22,14 +22,14 @@ from asda_core.sound.long_files import StreamedSound
 from asda_core.system.workers import Shard
 
 WHOLE_SECONDS = 30.0
-"""Longer files are not read whole: their stretches are decoded as the encoder comes to them."""
+"""Longer files are streamed: each stretch is decoded when the encoder needs it."""
 WRITES_WAITING = 4
-"""Embeddings that may wait for the disk."""
+"""Embeddings that may be queued for writing."""
 
 
 @dataclass(frozen=True)
 class EmbedItem:
-    """One file: where its sound is, and where its embedding goes."""
+    """One file: the audio file, and the name and path of its embedding."""
 
     file: Path
     name: Path
@@ -38,7 +38,7 @@ class EmbedItem:
 
 @dataclass(frozen=True)
 class Ready:
-    """A file that was read: its samples where it is short, else a stream of them; and the index's line for it."""
+    """File that was read: its samples if it is short, otherwise a stream of them; how it is cut; its index entry."""
 
     sound: Tensor | StreamedSound
     cut: Cut
@@ -47,7 +47,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A file that was not: the reason."""
+    """File that could not be read, and the reason."""
 
     reason: str
 
@@ -60,25 +60,25 @@ def embed_files(
     progress: bool = True,
     shard: Shard | None = None,
 ) -> str:
-    """Embed audio files; what `out` already holds of the same files is left as it is.
+    """Embed audio files; embeddings of the same files that `out` already holds are kept.
 
     Files are decoded in the background. Short ones of equal length go through the encoder together, which changes the
-    last digits at most; those above 30 s are never whole in memory, and neither are their embeddings.
+    last digits at most; those above 30 s are never held in memory whole, and neither are their embeddings.
 
     Args:
         listener: the model.
-        names: audio file -> name of its embedding, as of `output_names`.
-        out: folder; or the file to write, by its suffix, for a single source file.
-        job: what is made; another one in the same folder is refused.
-        progress: whether to show a bar.
-        shard: which part of the files to do; other processes may do the others into the same folder meanwhile.
+        names: audio file -> name of its embedding, as returned by `output_names`.
+        out: output folder; or, for a single source file, the output file, recognised by its suffix.
+        job: settings of the embeddings; a folder made with others is rejected.
+        progress: whether to show a progress bar.
+        shard: part of the files to process; other processes may write the others to the same folder meanwhile.
 
     Returns:
         one line on what was done.
 
     Raises:
         AudioError: no file is readable.
-        ConfigError: the folder holds embeddings that were made otherwise, or of other files by these names.
+        ConfigError: the folder holds embeddings made with other settings, or of other files under the same names.
     """
     part = shard or Shard()
     single = is_one_file(out)
@@ -101,12 +101,12 @@ def embed_files(
 
 
 def is_one_file(out: Path) -> bool:
-    """Whether an output is the embedding of one file, by its suffix, and no folder."""
+    """Return whether an output is the embedding of one file, by its suffix, and not a folder."""
     return out.suffix.lower() in (".npy", ".safetensors")
 
 
 def grid_of(listener: Listener) -> dict[str, float]:
-    """How the patches of an embedding lie: bands of a time step, and its length, and that of a patch, in ms."""
+    """Return the geometry of the patches: bands per time step, and the durations of a step and a patch in ms."""
     shape, front_end = listener.encoder.config, listener.front_end
     hop_ms = MILLISECONDS * front_end.hop_samples / listener.sample_rate
     bands = shape.grid(int(front_end.num_bins), shape.patch_frames)[1]
@@ -114,10 +114,10 @@ def grid_of(listener: Listener) -> dict[str, float]:
 
 
 def open_sound(file: Path, listener: Listener) -> Tensor | StreamedSound:
-    """A file as a listener wants it: a short one read whole, a long one as a stream; checked.
+    """Open and check a file for a listener: a short one is read whole, a long one is returned as a stream.
 
     Raises:
-        AudioError: as of `audio.read_audio`.
+        AudioError: as in `audio.read_audio`.
     """
     num_samples, rate = length_and_rate(file)
     along, sample_rate = listener.options.resample_along, listener.sample_rate
@@ -129,7 +129,7 @@ def open_sound(file: Path, listener: Listener) -> Tensor | StreamedSound:
 
 
 class Embedder:
-    """Embeds files one after the other, or several together, and notes what is done."""
+    """Embed files one at a time or several together, and record them in the index."""
 
     def __init__(self, listener: Listener, job: EmbedJob, index: Index | None, progress: bool) -> None:
         self.listener, self.job, self.index, self.progress = listener, job, index, progress
@@ -137,7 +137,7 @@ class Embedder:
         self.made = 0
 
     def run(self, mine: Sequence[EmbedItem]) -> None:
-        """Embed all that is not there yet."""
+        """Embed all files that have no embedding yet."""
         together: Together[tuple[EmbedItem, Ready]] = Together()
         with (
             tqdm(total=len(mine), unit="file", disable=not self.progress, desc="embed") as bar,
@@ -157,7 +157,7 @@ class Embedder:
                 bar.update(len(clips))
 
     def _read(self, work: EmbedItem) -> Ready | Unusable | None:
-        """Read one file; None if its embedding is there. Runs in the background."""
+        """Read one file; None if its embedding exists. Runs in the background."""
         try:
             entry = entry_of(work.name, work.file)
             if self.index and self.index.holds(entry):
@@ -169,7 +169,7 @@ class Embedder:
             return Unusable(str(error))
 
     def _hear(self, clips: Sequence[tuple[EmbedItem, Ready]], writer: InBackground) -> None:
-        """Short files of one length, in one pass; they are written in the background."""
+        """Embed short files of equal length in one pass; they are written in the background."""
         if not clips:
             return
         heard = self.listener.listen_together([ready.sound for _, ready in clips if isinstance(ready.sound, Tensor)])
@@ -183,7 +183,7 @@ class Embedder:
         self._note(entry)
 
     def _stream(self, work: EmbedItem, read: Ready) -> None:
-        """A file that is heard in several windows, or is long: written as they come."""
+        """Embed a file that is long or takes several windows; it is written window by window."""
         work.target.parent.mkdir(parents=True, exist_ok=True)
         try:
             pieces = self.listener.pieces(read.sound)
@@ -204,12 +204,13 @@ class Embedder:
 
 
 def output_names(sources: Iterable[Path], suffix: str) -> dict[Path, Path]:
-    """Audio file -> name of its embedding below the output folder.
+    """Map each audio file to the name of its embedding below the output folder.
 
-    The place below the source folder, with another suffix; files that would then share a name keep theirs before it.
+    The name is the path below the source folder with the suffix replaced; files that would then share a name get the
+    new suffix appended to their own.
 
     Raises:
-        AudioError: two files still share one.
+        AudioError: two files still share a name.
     """
     places = {file: place for source in sources for file, place in _places(Path(source))}
     short = {file: place.with_suffix(f".{suffix}") for file, place in places.items()}
@@ -227,13 +228,13 @@ def output_names(sources: Iterable[Path], suffix: str) -> dict[Path, Path]:
 
 
 def _places(source: Path) -> list[tuple[Path, Path]]:
-    """Every audio file of a source by its whole path, links as they are, and its place below the source."""
+    """List every audio file of a source: absolute path, links not resolved, and path relative to the source."""
     files = [Path(os.path.abspath(file)) for file in find_audio(source)]
     root = Path(os.path.abspath(source) if source.is_dir() else os.path.commonpath([file.parent for file in files]))
     return [(file, file.relative_to(root) if file.is_relative_to(root) else Path(file.name)) for file in files]
 
 
 def summary(out: Path, made: int, there: int, skipped: int) -> str:
-    """One line on what was done."""
+    """Summarise what was done in one line."""
     line = f"{made} embedded in {out}" + (f", {there} were there" if there else "")
     return f"{line}; {skipped} skipped, see {out / SKIPPED_FILE}" if skipped else line

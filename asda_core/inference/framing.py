@@ -1,6 +1,6 @@
-"""Long audio -> windows at integer samples, and back. Pure integer arithmetic; nothing is added up in floats.
+"""Split long audio into windows at integer sample positions. Integer arithmetic only; no floats accumulate.
 
-One patch sees `span` samples (2,800: 16 frames 160 apart, each 400 long). The patch of step k begins at
+One patch covers `span` samples (2,800: 16 frames 160 apart, each 400 long). The patch of step k begins at
 `k * step - offset`; for timestamps the offset is half a span, so that its centre is the timestamp::
 
       step            0        1        2        3           step = 640 samples = 40 ms with four shifts
@@ -9,8 +9,8 @@ One patch sees `span` samples (2,800: 16 frames 160 apart, each 400 long). The p
       patch 1            [----+----]
       audio           |=================== ...
 
-With `shifts` runs, each run r sees patches r, r + shifts, r + 2 shifts, ..., which lie side by side without overlap,
-just as the encoder's grid wants them; the runs are interleaved.
+With `shifts` runs, run r takes patches r, r + shifts, r + 2 shifts, ..., which lie side by side without overlap, as the
+encoder's grid requires; the outputs of the runs are interleaved.
 """
 
 from collections.abc import Iterator
@@ -23,24 +23,24 @@ from torch import Tensor
 
 MILLISECONDS = 1000
 CONTEXT_SHARE = 8
-"""One eighth of a window at each inner edge is context only."""
+"""One eighth of a window at each inner edge serves only as context."""
 
 
 def num_frames(num_samples: int, front_end: Any) -> int:
-    """Frames that lie wholly within so many samples, at least 0."""
+    """Return the number of frames that fit entirely into `num_samples`, at least 0."""
     return max(0, (num_samples - int(front_end.window_samples)) // int(front_end.hop_samples) + 1)
 
 
 @dataclass(frozen=True)
 class Framing:
-    """Where patches lie in the audio, in samples.
+    """Positions of patches in the audio, in samples.
 
     Attributes:
         sample_rate: in Hz.
         hop_samples, window_samples: of the front end's frames.
         patch_frames: frames in a patch.
-        shifts: interleaved runs; a divisor of the frames from one patch to the next.
-        stride_frames: frames from one patch to the next where patches overlap; None where they lie side by side.
+        shifts: number of interleaved runs; a divisor of the frames from one patch to the next.
+        stride_frames: frames from one patch to the next if patches overlap; None if they lie side by side.
         centred: whether patches are centred on their step (timestamps) or begin there (scenes).
     """
 
@@ -54,67 +54,67 @@ class Framing:
 
     @property
     def run_frames(self) -> int:
-        """Frames between two patches of one run."""
+        """Frames from one patch of a run to the next."""
         return self.patch_frames if self.stride_frames is None else self.stride_frames
 
     @property
     def shift_frames(self) -> int:
-        """Frames between two steps."""
+        """Frames from one step to the next."""
         return self.run_frames // self.shifts
 
     @property
     def step_samples(self) -> int:
-        """Samples between two steps."""
+        """Samples from one step to the next."""
         return self.shift_frames * self.hop_samples
 
     @property
     def span_samples(self) -> int:
-        """Samples that one patch sees."""
+        """Samples that one patch covers."""
         return (self.patch_frames - 1) * self.hop_samples + self.window_samples
 
     @property
     def offset_samples(self) -> int:
-        """Samples by which the first patch begins before the audio."""
+        """Samples by which the first patch starts before the audio."""
         return self.span_samples // 2 if self.centred else 0
 
     def num_steps(self, num_samples: int) -> int:
-        """Steps of a clip: centred, one at 0 and one per whole step after it; else as many as hold all frames."""
+        """Steps of a clip. Centred: one at 0 and one per whole step after it; otherwise as many as cover all frames."""
         if self.centred:
             return num_samples // self.step_samples + 1
         frames = 1 + max(0, num_samples - self.window_samples) // self.hop_samples
         return 1 + max(0, -(-(frames - self.patch_frames) // self.shift_frames))
 
     def patches_in(self, frames: int) -> int:
-        """Whole patches of one run in so many frames, at least one."""
+        """Whole patches of one run in `frames` frames, at least one."""
         return max(1, (frames - self.patch_frames) // self.run_frames + 1)
 
     def frames_of(self, patches: int) -> int:
-        """Frames that so many patches of one run see."""
+        """Frames that `patches` patches of one run cover."""
         return (patches - 1) * self.run_frames + self.patch_frames
 
     def timestamps_ms(self, num_samples: int) -> Float[Tensor, " steps"]:
-        """Centres of the patches in milliseconds, from integer sample positions in float64, then float32."""
+        """Times of the steps in ms (patch centres if `centred`): integer samples converted in float64, then float32."""
         samples = torch.arange(self.num_steps(num_samples), dtype=torch.int64) * self.step_samples
         return (samples.double() * MILLISECONDS / self.sample_rate).float()
 
     def window_frames(self, patches: int) -> int:
-        """Frames that all shifts of a window of so many patches need together."""
+        """Frames that all shifts of a window of `patches` patches need together."""
         return self.frames_of(patches) + (self.shifts - 1) * self.shift_frames
 
     def samples_of(self, first_patch: int, patches: int) -> tuple[int, int]:
-        """First sample, and the one behind the last, of a window of so many patches from `first_patch` of run 0 on."""
+        """First sample and end (exclusive) of a window of `patches` patches, starting at `first_patch` of run 0."""
         start = first_patch * self.run_frames * self.hop_samples - self.offset_samples
         return start, start + (self.window_frames(patches) - 1) * self.hop_samples + self.window_samples
 
     def window_audio(
         self, audio: Float[Tensor, "batch samples"], first_patch: int, patches: int
     ) -> Float[Tensor, "batch window"]:
-        """The samples of a window, with silence where it reaches beyond the audio.
+        """Return the samples of a window, zero-padded where it extends beyond the audio.
 
         Args:
             audio: whole clips.
-            first_patch: of run 0.
-            patches: how many per run.
+            first_patch: first patch of run 0.
+            patches: number of patches per run.
         """
         start, stop = self.samples_of(first_patch, patches)
         inside = audio[:, max(0, start) : max(0, stop)]
@@ -124,7 +124,7 @@ class Framing:
 
 @dataclass(frozen=True)
 class Window:
-    """One window of patches: `first` to `first + size` are computed, `keep_from` to `keep_to` of them are kept."""
+    """Window of patches: `first` to `first + size` are computed, of which `keep_from` to `keep_to` are kept."""
 
     first: int
     size: int
@@ -133,7 +133,7 @@ class Window:
 
 
 def windows(num_patches: int, size: int, context: int) -> Iterator[Window]:
-    """Cover patches with windows of one size that overlap, each patch kept from where it stands most central.
+    """Cover patches with overlapping windows of equal size, keeping each patch from a window that gives it context.
 
     ::
 
@@ -144,7 +144,7 @@ def windows(num_patches: int, size: int, context: int) -> Iterator[Window]:
     Args:
         num_patches: patches of the clip (per run).
         size: patches per window; a shorter clip is one window of its own length.
-        context: patches at each inner edge that are computed and not kept.
+        context: patches at each inner edge that are computed but not kept.
     """
     if num_patches <= size:
         yield Window(0, num_patches, 0, num_patches)

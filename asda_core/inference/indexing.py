@@ -1,7 +1,7 @@
-"""The index of a folder of embeddings: what it holds, of which files, made how. Several processes may share it.
+"""Index of a folder of embeddings: its contents, their audio files and settings. Several processes may share it.
 
-Whoever reads and writes it holds a lock, which the system frees when its process ends, however it ends. A line is
-added by a single write behind a whole line, so that a process that is killed costs no more than its own line.
+Reading and writing it requires a lock, which the system releases when its process ends, however it ends. A line is
+appended by a single write after a complete line, so that a killed process loses no more than its own line.
 """
 
 import json
@@ -19,23 +19,24 @@ from asda_core.system.locks import locked
 
 SETTINGS_FILE = "embed.json"
 GRID = "grid"
-"""Its key that follows from the others."""
+"""Key of that file that is derived from the others."""
 INDEX_FILE = "index.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 LOCK_FILE = ".index.lock"
-"""Held while one of the three is read and written."""
+"""Held while any of these three files is read and written."""
 POLL_SECONDS = 0.005
-"""How often a process looks whether the lock is free; it is held for less."""
+"""Interval at which a process polls the lock; it is held for less."""
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """What is made of the files of a folder, as `embed.json` keeps it.
+    """Settings of the embeddings in a folder, as stored in `embed.json`.
 
     Attributes:
-        checkpoint: name and digest of the file of weights, and which weights of it.
-        granularity: "all" (class token and patches), "frame" (patches, 8 per time step), "utterance" (the summary).
+        checkpoint: name and digest of the file of weights, which weights of it, and foreign plugins.
+        granularity: "all" (class token and patches), "frame" (patches, one per band and time step), "utterance" (the
+            summary).
         format: of the files.
         listening: the options of the listener.
     """
@@ -47,16 +48,16 @@ class EmbedJob:
 
     @property
     def kind(self) -> OutputKind:
-        """What each file holds."""
+        """Granularity and format of each file."""
         return OutputKind(self.granularity, self.format)
 
 
 class Index:
-    """The index of one folder.
+    """Index of one folder.
 
     Args:
-        folder: of the embeddings; it is made if it is not there.
-        names: audio file -> name of its embedding, of all files, also those that other processes do.
+        folder: of the embeddings; `claim` creates it if it does not exist.
+        names: audio file -> name of its embedding, for all files, including those that other processes embed.
     """
 
     def __init__(self, folder: Path, names: Mapping[Path, Path]) -> None:
@@ -64,15 +65,15 @@ class Index:
         self.entries: dict[str, Entry] = {}
 
     def claim(self, job: EmbedJob, shared: bool, grid: Mapping[str, float] | None = None) -> None:
-        """Note what is made in the folder, or refuse if something else is, and read what it holds.
+        """Record the settings in the folder, check that it holds no others, and read its index.
 
         Args:
-            job: what is made.
-            shared: whether other processes may have begun already, and noted the same.
-            grid: how the patches of an embedding lie, which is noted too.
+            job: settings of the embeddings.
+            shared: whether other processes may have started already and recorded the same.
+            grid: geometry of the patches, which is recorded too.
 
         Raises:
-            ConfigError: the folder holds embeddings that were made otherwise, or of other files by these names.
+            ConfigError: the folder holds embeddings made with other settings, or of other files under the same names.
         """
         now = json.loads(json.dumps(asdict(job)))
         settings = self.folder / SETTINGS_FILE
@@ -92,24 +93,24 @@ class Index:
             self.entries = index
 
     def read(self) -> None:
-        """Look what the folder holds, whoever makes it."""
+        """Read the index, without checking the settings."""
         self.entries = self._read()
 
     def holds(self, entry: Entry) -> bool:
-        """Whether this embedding of this very file is there."""
+        """Return whether the embedding of exactly this file exists."""
         return self.entries.get(entry["embedding"]) == entry and (self.folder / entry["embedding"]).exists()
 
     def note(self, entry: Entry) -> None:
-        """Add a line: its embedding is in its place."""
+        """Append a line for an embedding that has been written."""
         with self._locked():
             append_line(self.folder / INDEX_FILE, json.dumps(entry))
 
     def tidy(self, mine: Sequence[Path], skipped: Mapping[Path, str]) -> None:
-        """Leave one line of each embedding, and no embedding under a name that its sound had before.
+        """Keep one line per embedding, and delete embeddings under former names and outdated ones of skipped files.
 
         Args:
-            mine: the files that this process was to do; of the others that are named, all stays as it is.
-            skipped: those that could not be used, and why.
+            mine: files assigned to this process; lines of the other files in `names` are kept.
+            skipped: files that could not be used, and the reasons.
         """
         now = {str(file): str(name) for file, name in self.names.items()}
         others = now.keys() - {str(file) for file in mine}
@@ -121,7 +122,7 @@ class Index:
             kept = []
             for place, entry in sorted(self._read().items()):
                 name = now.get(entry["file"], place)
-                moved = name != place and Path(name).parent == Path(place).parent  # another sound of its name has come
+                moved = name != place and Path(name).parent == Path(place).parent  # another file of its name was added
                 file = bad.get(entry["file"])
                 if moved or (file is not None and _changed(entry, file)):
                     (self.folder / place).unlink(missing_ok=True)
@@ -139,21 +140,21 @@ class Index:
 
 
 def entry_of(name: Path, file: Path) -> Entry:
-    """What the index keeps of an embedding: whose it is, and by what a change of the file is seen.
+    """Return the index entry of an embedding: its audio file, and the size and time that reveal a change of it.
 
     Raises:
-        AudioError: there is no such file.
+        AudioError: the file does not exist.
     """
     try:
         inside = split_member(file)
-        facts = (file if inside is None else inside[0]).stat()  # a sound in a shard changes with its shard
+        facts = (file if inside is None else inside[0]).stat()  # a file in a tar shard changes with its shard
     except OSError:
         raise AudioError(f"cannot read {file}: there is no such file.") from None
     return {"embedding": str(name), "file": str(file), "size": facts.st_size, "time": facts.st_mtime_ns}
 
 
 def _changed(entry: Entry, file: Path) -> bool:
-    """Whether a file is another one than that of the entry; one that is not there (a disk that is away) is not."""
+    """Return whether a file differs from its entry; a missing file (an unmounted disk) counts as unchanged."""
     try:
         return entry_of(Path(entry["embedding"]), file) != entry
     except AudioError:
@@ -173,7 +174,7 @@ def _check_same(settings: Path, now: Mapping[str, Any]) -> None:
 
 
 def _lines(file: Path) -> list[Entry]:
-    """The lines of a file; one that a kill cut off is none."""
+    """Read the lines of a file, ignoring one that was cut off when a process was killed."""
     found = []
     for line in file.read_text().splitlines() if file.exists() else []:
         try:

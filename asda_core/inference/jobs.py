@@ -1,4 +1,4 @@
-"""`asda embed --jobs N`: several processes of this machine, each with its part of the files, into one folder."""
+"""`asda embed --jobs N`: several processes on this machine embed one shard each into the same folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ JOBS_FOLDER = ".jobs"
 
 
 def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Path, jobs: int, shard: Shard) -> str:
-    """Embed files in so many processes, and wait for them; Ctrl-C and SIGTERM stop all.
+    """Embed files in `jobs` processes, and wait for them; Ctrl-C and SIGTERM stop all of them.
 
     Args:
-        given: the command line of `asda`, which each process gets with a shard of its own.
-        names: audio file -> name of its embedding, as of `embedding.output_names`.
-        out: folder.
-        jobs: processes; torch has an equal share of the processors in each, unless OMP_NUM_THREADS tells.
-        shard: the part of the files that they do together.
+        given: the command line of `asda`, which each process gets with its own shard.
+        names: audio file -> name of its embedding, as returned by `embedding.output_names`.
+        out: output folder.
+        jobs: number of processes; each gives torch an equal share of the CPU cores unless OMP_NUM_THREADS is set.
+        shard: part of the files that the processes embed together.
 
     Returns:
         one line on what was done.
 
     Raises:
-        AsdaError: files are left, since processes have failed or were killed.
+        AsdaError: a process failed or was killed, so that files may be missing.
         AudioError: no file is readable.
     """
     files = shard.of(list(names))
@@ -45,7 +45,7 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
         out / JOBS_FOLDER,
         share_of_processors(jobs),
         tqdm(total=to_do, unit="file", desc="embed"),
-        lambda: max(0, min(to_do, _count(index) - before)),  # lines that have come
+        lambda: max(0, min(to_do, _count(index) - before)),  # new lines of the index
     )
     skipped = _skipped(out) & {str(file) for file in files}
     left = [file for file in _missing(out, names, files) if str(file) not in skipped]
@@ -63,7 +63,7 @@ def _count(index: Path) -> int:
 
 
 def _missing(out: Path, names: Mapping[Path, Path], files: Sequence[Path]) -> list[Path]:
-    """Files whose embeddings are not there."""
+    """Return the files that have no embedding."""
     index = Index(out, names)
     index.read()
     return [file for file in files if not _there(index, names[file], file)]
@@ -72,7 +72,7 @@ def _missing(out: Path, names: Mapping[Path, Path], files: Sequence[Path]) -> li
 def _there(index: Index, name: Path, file: Path) -> bool:
     try:
         return index.holds(entry_of(name, file))
-    except (AudioError, OSError):  # the file has gone
+    except (AudioError, OSError):  # the file no longer exists
         return False
 
 

@@ -1,4 +1,4 @@
-"""A model listens to a whole clip: audio of any length -> patches, in one piece or in windows."""
+"""Encode a whole clip of any length to patches, in one piece or in windows."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,31 +20,31 @@ from asda_core.sound.feature_padding import fill_features
 from asda_core.sound.long_files import LoadedSound, Sound
 
 MAX_STEPS = 768
-"""Time steps of a clip that is encoded in one piece: 122.88 s. **Source**: rows of the released table of positions."""
+"""Most time steps encoded in one piece: 122.88 s. **Source**: rows of the released table of positions."""
 
 TOKENS_PER_PASS = {"cpu": 512}
-"""Patches that go through the encoder at once: a window of 10 s, or twenty clips of half a second. More gain no speed
-on a processor, and only cost memory."""
+"""Patches that go through the encoder in one pass: a window of 10 s, or twenty clips of half a second. More give no
+speed-up on a CPU and only cost memory."""
 ELSEWHERE = 16384
 """The same on accelerators."""
 
 
 @dataclass(frozen=True)
 class ListenOptions:
-    """How a clip is cut.
+    """Options for cutting clips.
 
     Attributes:
-        target_length: frames that every clip is cut or filled to, as in the released scripts; None takes the clip as it
-            is, filled to a whole patch.
-        minimum_length: shorter clips are filled to so many frames.
-        minimum_samples: clips of up to so many samples are `minimum_length`, though a few frames at their end may not
-            fill a patch.
-        window_seconds: longer clips go through in windows of this length; None takes up to 122.88 s in one piece, and
-            longer ones in windows of `clip_seconds`.
+        target_length: frames that every clip is cut or padded to, as in the released scripts; None keeps the length,
+            padded to a whole patch.
+        minimum_length: shorter clips are padded to this many frames.
+        minimum_samples: clips of up to this many samples get `minimum_length` frames, though a few frames at their end
+            may not fill a patch.
+        window_seconds: longer clips are encoded in windows of this length; None encodes up to 122.88 s in one piece,
+            and longer clips in windows of `clip_seconds`.
         clip_seconds: length of the clips that the model was trained on.
-        padding: "features" fills behind the log-mel, louder than most sound, as the released training does.
-        resample_along: "channels" resamples files of several channels along the wrong axis, as the release does.
-        precision: "bfloat16" multiplies in bfloat16: faster where the processor can, and less exact.
+        padding: "features" pads the log-mel, with a value louder than most audio, as the released training does.
+        resample_along: "channels" resamples multi-channel files along the wrong axis, as the release does.
+        precision: "bfloat16" multiplies in bfloat16: faster on processors that support it, and less exact.
     """
 
     target_length: int | None = None
@@ -65,13 +65,13 @@ class ListenOptions:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip, encoded.
+    """An encoded clip.
 
     Attributes:
-        summary: (D,) the class token, or the mean of the patches; over windows, their mean by kept patches.
-        tokens: (N, D) patches, time first, all bands of a time step together.
+        summary: (D,) the class token, or the mean of the patches; over windows, their mean weighted by kept patches.
+        tokens: (N, D) patches in order of time, all bands of a time step together.
         grid: (time steps, bands).
-        has_class_token: whether the summary is one.
+        has_class_token: whether the summary is a class token.
     """
 
     summary: Float[Tensor, " dim"]
@@ -82,26 +82,26 @@ class EncodedClip:
 
 @dataclass(frozen=True)
 class EncodedWindow:
-    """What one window gives: its encoding, and the time steps `keep_from` to `keep_to` that are kept of it."""
+    """Encoding of one window, of which time steps `keep_from` to `keep_to` are kept."""
 
     encoded: Encoded
     keep_from: int
     keep_to: int
 
     def tokens(self) -> Float[Tensor, "tokens dim"]:
-        """The patches that are kept."""
+        """Return the kept patches."""
         bands = self.encoded.layout.grid[1]
         return self.encoded.tokens[0, self.keep_from * bands : self.keep_to * bands]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a clip of so many samples goes through the encoder.
+    """Division of a clip into windows.
 
     Attributes:
         num_samples: of the clip.
         steps: time steps that cover it.
-        size: time steps in a window; all of them where the clip is heard in one piece.
+        size: time steps in a window; at least `steps` if the clip is encoded in one piece.
     """
 
     num_samples: int
@@ -110,16 +110,16 @@ class Cut:
 
     @property
     def in_one_piece(self) -> bool:
-        """Whether one window is all."""
+        """Whether one window covers the clip."""
         return self.steps <= self.size
 
     def windows(self) -> list[Window]:
-        """From beginning to end."""
+        """Return the windows from beginning to end."""
         return list(windows(self.steps, self.size, self.size // CONTEXT_SHARE))
 
 
 def as_trained(options: ListenOptions, front_end: Any, encoder: Encoder) -> ListenOptions:
-    """Clips filled to, or heard in windows of, those of the training, unless the options say otherwise."""
+    """Return options that pad clips to the training length and cut longer ones into such windows by default."""
     if options.target_length is not None:
         return options
     num_samples = round(options.clip_seconds * int(front_end.sample_rate))
@@ -130,7 +130,7 @@ def as_trained(options: ListenOptions, front_end: Any, encoder: Encoder) -> List
 
 
 def framing_of(front_end: Any, encoder: Encoder) -> Framing:
-    """Where the patches of an encoder lie in its audio; the first begins with it."""
+    """Return the positions of an encoder's patches in the audio; the first starts at sample 0."""
     return Framing(
         int(front_end.sample_rate),
         front_end.hop_samples,
@@ -142,9 +142,9 @@ def framing_of(front_end: Any, encoder: Encoder) -> Framing:
 
 
 def check_answer(values: Tensor) -> None:
-    """Refuse what a model makes of sound where it is no number; the sound is one, and so are its weights.
+    """Check that a model's outputs are finite; its input and weights have been checked before.
 
-    Values on an accelerator are not looked at: that would wait for it.
+    Values on an accelerator are not checked, since that would wait for it.
 
     Raises:
         CheckpointError: some values are NaN or infinite.
@@ -156,7 +156,7 @@ def check_answer(values: Tensor) -> None:
 
 
 class Listener:
-    """A front end and an encoder in evaluation mode, and how they cut a clip."""
+    """A front end and an encoder in evaluation mode, with the options for cutting clips."""
 
     def __init__(self, front_end: Any, encoder: Encoder, options: ListenOptions) -> None:
         self.front_end, self.encoder, self.options = front_end, encoder, options
@@ -168,10 +168,10 @@ class Listener:
 
     @torch.no_grad()
     def listen(self, audio: Float[Tensor, " samples"]) -> EncodedClip:
-        """Encode a clip, mono in [-1, 1] at `sample_rate`, of any length from 1 sample on.
+        """Encode a clip, mono in [-1, 1] at `sample_rate`, of any length from 1 sample.
 
         Raises:
-            AudioError: no samples, NaN or infinite ones.
+            AudioError: the clip has no samples, or NaN or infinite ones.
         """
         summary, kept = torch.zeros(()), []
         bands = 1
@@ -184,13 +184,13 @@ class Listener:
 
     @torch.no_grad()
     def listen_together(self, clips: Sequence[Float[Tensor, " samples"]]) -> list[EncodedClip]:
-        """Encode clips that are each heard in one piece, and of equally many steps, in one pass.
+        """Encode clips with equally many time steps, each in one piece, in one pass.
 
         Args:
-            clips: whose `cut` is `in_one_piece` and has the same `steps`; checked by `check_audio`.
+            clips: whose `cut` is `in_one_piece` and has the same `steps`; already checked by `check_audio`.
 
         Returns:
-            what `listen` gives for each, up to rounding.
+            the result of `listen` for each, up to rounding.
         """
         cuts = [self.cut(len(audio)) for audio in clips]
         if not all(cut.in_one_piece and cut.steps == cuts[0].steps for cut in cuts):
@@ -205,10 +205,10 @@ class Listener:
 
     @torch.no_grad()
     def pieces(self, audio: Float[Tensor, " samples"] | Sound) -> Iterator[EncodedWindow]:
-        """Encode a clip window by window, a few in one pass; most are one window.
+        """Encode a clip window by window, a few per pass; most clips are a single window.
 
         Raises:
-            AudioError: no samples, NaN or infinite ones.
+            AudioError: the clip has no samples, or NaN or infinite ones.
         """
         if isinstance(audio, Tensor):
             check_audio(audio)
@@ -222,29 +222,29 @@ class Listener:
                 yield EncodedWindow(_row(encoded, row), window.keep_from, window.keep_to)
 
     def cut(self, num_samples: int) -> Cut:
-        """How a clip of so many samples goes through the encoder."""
+        """Return how a clip of `num_samples` samples is divided into windows."""
         steps = self.framing.patches_in(self._num_frames(num_samples))
         return Cut(num_samples, steps, self._window_steps(steps))
 
     def per_pass(self, cut: Cut) -> int:
-        """Windows, or clips in one piece, that go through together."""
+        """Return the number of windows, or of clips in one piece, per pass."""
         bands = self.encoder.config.grid(self.front_end.num_bins, self.patch_frames)[1]
         tokens = TOKENS_PER_PASS.get(self.device.type, ELSEWHERE)
         return max(1, tokens // (bands * min(cut.steps, cut.size)))
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder is."""
+        """Device of the encoder."""
         return next(self.encoder.parameters()).device
 
     def _stretch(self, sound: Sound, mean: float, window: Window) -> tuple[Tensor, int]:
-        """The audio of a window, with silence behind its end, and how many samples are left from its beginning on."""
+        """Return the audio of a window, zero-padded at its end, and the number of samples left from its start on."""
         first, last = self.framing.samples_of(window.first, window.size)
         audio = sound.between(first, last) - mean
         return torch.nn.functional.pad(audio, (0, last - first - len(audio))), sound.num_samples - first
 
     def _mean(self, sound: Sound) -> float:
-        """What is taken off all samples: of no effect but on the last digits, every frame loses its mean anyway."""
+        """Return what is subtracted from all samples; it affects only rounding, as each frame loses its mean anyway."""
         return sound.mean() if self.options.padding == "features" else 0.0
 
     def _encode(self, stretches: Sequence[tuple[Tensor, int]]) -> Encoded:
@@ -260,7 +260,7 @@ class Listener:
         return EncodedClip(summary, tokens, (len(tokens) // bands, bands), self.encoder.class_token is not None)
 
     def _num_frames(self, num_samples: int) -> int:
-        """Frames of the clip, filled to a whole patch, or as many as are asked for."""
+        """Return the frames of the clip, padded to a whole patch, or `target_length` if that is set."""
         if self.options.target_length is not None:
             return self.options.target_length
         short = num_samples <= self.options.minimum_samples
@@ -278,10 +278,10 @@ class Listener:
 
 
 def check_audio(audio: Float[Tensor, "..."]) -> None:
-    """Refuse what is no clip.
+    """Check that a tensor is a valid clip.
 
     Raises:
-        AudioError: several channels, no samples, NaN, infinite or absurd ones.
+        AudioError: it has several channels, no samples, or NaN, infinite or absurdly large ones.
     """
     if audio.ndim != 1 or not len(audio):
         raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
@@ -289,7 +289,7 @@ def check_audio(audio: Float[Tensor, "..."]) -> None:
 
 
 def _row(encoded: Encoded, row: int) -> Encoded:
-    """One clip of a batch."""
+    """Return one clip of a batch."""
     if len(encoded.summary) == 1:
         return encoded
     index, padding = encoded.layout.index[row : row + 1], encoded.layout.padding

@@ -1,4 +1,4 @@
-"""Files are decoded in the background while the encoder runs, and come together by length; in bounded memory."""
+"""Decode files in the background while the encoder runs, and group them by length, in bounded memory."""
 
 import os
 from collections import deque
@@ -10,25 +10,25 @@ from asda_core.system.thread_map import in_order
 
 MOST_READERS = 4
 READERS = max(1, min(MOST_READERS, (os.cpu_count() or 1) // 2))
-"""Threads that decode: one decodes faster than an encoder of any size hears on two processor cores."""
+"""Decoding threads: one decodes faster than an encoder of any size runs on two CPU cores."""
 FILES_AHEAD = 4
-"""Files that each of them may have read or begun before they are asked for."""
+"""Files that each thread may have read or started before they are requested."""
 HELD_SAMPLES = 1 << 22
-"""Samples of clips that may wait for others of their length: 16 MiB, 4 minutes at 16 kHz."""
+"""Samples of clips that may wait for others of equal length: 16 MiB, 4 minutes at 16 kHz."""
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 
 
 def read_ahead(items: Iterable[Item], read: Callable[[Item], Read]) -> Iterator[tuple[Item, Read]]:
-    """`read` of every item, in order, of a few in the background."""
+    """Yield each item and `read` of it, in order, reading a few ahead in the background."""
     return in_order(read, items, READERS, FILES_AHEAD)
 
 
 class Together(Generic[Item]):
-    """Gathers clips of equal length until a pass is full.
+    """Group clips of equal length until a pass is full.
 
-    Longer waits would need more memory: where too much is held, the fullest group goes as it is.
+    To bound memory, the largest group is released early when the waiting clips hold too many samples.
     """
 
     def __init__(self) -> None:
@@ -37,17 +37,17 @@ class Together(Generic[Item]):
 
     @property
     def waiting(self) -> int:
-        """Clips that wait for others."""
+        """Number of waiting clips."""
         return sum(len(group) for group in self._groups.values())
 
     def add(self, item: Item, steps: int, samples: int, full: int) -> list[Item]:
-        """Take a clip; returns those that shall go through now, if any.
+        """Add a clip; returns the clips to encode now, if any.
 
         Args:
             item: the clip.
-            steps: its length as the encoder sees it; clips of equal steps go together.
-            samples: what it takes of the memory.
-            full: how many of these fill a pass.
+            steps: its length in time steps; clips of equal steps are grouped.
+            samples: its length in samples, which bounds the memory.
+            full: number of such clips that fill a pass.
         """
         group = self._groups.setdefault(steps, [])
         group.append((item, samples))
@@ -57,7 +57,7 @@ class Together(Generic[Item]):
         return self._take(self._fullest()) if self._held > HELD_SAMPLES else []
 
     def rest(self) -> Iterator[list[Item]]:
-        """What is left, group by group."""
+        """Yield the remaining clips, group by group."""
         while self._groups:
             yield self._take(self._fullest())
 
@@ -71,7 +71,7 @@ class Together(Generic[Item]):
 
 
 class InBackground:
-    """Does things one after the other in a thread, and lets at most a few wait; with `with`, ends when all are done."""
+    """Run tasks one after another in a thread, with a bounded queue; as a context manager, waits for all on exit."""
 
     def __init__(self, waiting: int) -> None:
         self._pool = ThreadPoolExecutor(1, "asda-write")
@@ -79,7 +79,7 @@ class InBackground:
         self._waiting = waiting
 
     def do(self, what: Callable[[], None]) -> None:
-        """Queue one thing. What an earlier one raised is raised here."""
+        """Queue a task; an exception of an earlier one is raised here."""
         self._futures.append(self._pool.submit(what))
         while self._futures and (len(self._futures) > self._waiting or self._futures[0].done()):
             self._futures.popleft().result()
@@ -88,7 +88,7 @@ class InBackground:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Waits for all, also after an error: what is finished shall be on the disk."""
+        """Wait for all tasks, also after an error, so that finished embeddings reach the disk."""
         self._pool.shutdown()
         for future in self._futures:
             if kind is None:

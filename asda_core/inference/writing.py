@@ -1,4 +1,4 @@
-"""Files of embeddings, written as their rows come, whole or not at all."""
+"""Write embedding files incrementally, as rows become available, and atomically."""
 
 import io
 import json
@@ -21,19 +21,20 @@ ArrayFormat = Literal["npy", "safetensors"]
 
 NO_CLASS_TOKEN = "granularity 'all' puts the class token first, but this model has none; take 'frame'."
 TENSOR_NAME = "embedding"
-"""Name of the one tensor in a safetensors file of an embedding."""
+"""Name of the only tensor in a safetensors file of an embedding."""
 LITTLE_FLOAT = "<f4"
-"""NumPy's name of float32, lowest byte first, as both formats store it."""
+"""NumPy's name of little-endian float32, which both formats store."""
 HEADER_ALIGNMENT = 8
-"""**Source**: safetensors pads its header with spaces to a multiple of it."""
+"""Bytes to a multiple of which safetensors pads its header with spaces. **Source**: safetensors."""
 
 
 @dataclass(frozen=True)
 class OutputKind:
-    """What a file holds.
+    """Kind of embedding in a file.
 
     Attributes:
-        granularity: "all" (class token and patches), "frame" (patches, 8 per time step), "utterance" (the summary).
+        granularity: "all" (class token and patches), "frame" (patches, one per band and time step), "utterance" (the
+            summary).
         format: of the file.
     """
 
@@ -42,10 +43,10 @@ class OutputKind:
 
 
 def embedding(heard: EncodedClip, granularity: Granularity) -> Float[Tensor, "*tokens dim"]:
-    """The rows of a clip: (1 + N, D) with the class token first, (N, D) patches, or (D,).
+    """Return the rows of a clip: (1 + N, D) with the class token first, (N, D) patches, or the summary (D,).
 
     Raises:
-        ConfigError: "all" of a model that has no class token.
+        ConfigError: "all" for a model without a class token.
 
     **Source**: granularities of the released feature extraction.
     """
@@ -61,13 +62,13 @@ def embedding(heard: EncodedClip, granularity: Granularity) -> Float[Tensor, "*t
 def write_embedding(
     target: Path, values: Float[Tensor, "*tokens dim"], grid: tuple[int, int], kind: OutputKind
 ) -> None:
-    """Write one file, whole or not at all, float32.
+    """Write one file atomically, in float32.
 
     Args:
         target: the file.
-        values: as of `embedding`.
-        grid: time steps and bands, which a safetensors file tells.
-        kind: what it holds.
+        values: as returned by `embedding`.
+        grid: time steps and bands, which a safetensors file records.
+        kind: granularity and format.
     """
 
     def fill(part: Path) -> None:
@@ -79,13 +80,13 @@ def write_embedding(
 
 
 def write_pieces(target: Path, pieces: Iterable[EncodedWindow], steps: int, kind: OutputKind) -> None:
-    """Write the embedding of a clip of any length as its pieces come; equal to `write_embedding` of the whole.
+    """Write the embedding of a clip of any length window by window; equal to `write_embedding` of the whole.
 
     Args:
-        target: the file; nothing is there until all is written.
-        pieces: from beginning to end.
-        steps: time steps of all pieces together.
-        kind: what the file holds.
+        target: the file, which appears only when all is written.
+        pieces: windows from beginning to end.
+        steps: time steps of all windows together.
+        kind: granularity and format.
     """
 
     def fill(part: Path) -> None:
@@ -96,7 +97,7 @@ def write_pieces(target: Path, pieces: Iterable[EncodedWindow], steps: int, kind
 
 
 def header(kind: OutputKind, shape: tuple[int, ...], grid: tuple[int, int]) -> bytes:
-    """What stands in a file before the numbers."""
+    """Return the bytes of a file that precede the values."""
     if kind.format == "npy":
         made = io.BytesIO()
         facts = {"descr": LITTLE_FLOAT, "fortran_order": False, "shape": shape}
@@ -112,7 +113,7 @@ def header(kind: OutputKind, shape: tuple[int, ...], grid: tuple[int, int]) -> b
 
 
 def _stream(opened: BinaryIO, pieces: Iterator[EncodedWindow], steps: int, kind: OutputKind) -> None:
-    """All rows; the class token's comes last and is put into the place that was left for it."""
+    """Write all rows; the class token's is known last and fills the space reserved for it."""
     summary, done, begin, bands = torch.zeros(()), 0, 0, 1
     for piece in pieces:
         tokens = piece.tokens()

@@ -1,1 +1,1 @@
-"""Labelled audio: examples, readers of the formats that people have, splits and folds."""
+"""Labelled audio: examples, readers of common formats, splits and folds."""

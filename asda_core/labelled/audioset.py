@@ -1,4 +1,4 @@
-"""AudioSet: the manifests of the released code, and the lists of segments as Google publishes them."""
+"""AudioSet: the manifests of the released code, and the segment lists that Google publishes."""
 
 import csv
 import io
@@ -16,21 +16,21 @@ from asda_core.labelled.splits import usual_split
 from asda_core.labelled.tables import files_by_stem, read_text
 
 VOCABULARIES = ("label_descriptors.csv", "class_labels_indices.csv")
-"""How the released code and Google call the file of the 527 classes."""
+"""Names of the file of the 527 classes, in the released code and at Google."""
 SEGMENTS = "_segments.csv"
-"""How the names of Google's lists end."""
+"""End of the names of Google's lists."""
 LABEL_SEPARATOR = ","
-"""Between the labels of a clip, in both kinds of list."""
+"""Separator of the labels of a clip, in both kinds of list."""
 HEAD_LINES = 5
-"""Comments that name the columns of segments are among the first lines."""
+"""Number of first lines searched for the comment that names the columns of a segment list."""
 MILLISECONDS = 1000
-"""Of a second."""
+"""Per second."""
 HDF5 = re.compile(r"\.(h5|hdf5)(/|$)", re.IGNORECASE)
-"""A clip within an HDF5 file, as PANNs pack AudioSet."""
+"""Path of a clip in an HDF5 file, as PANNs packs AudioSet."""
 
 
 def audioset_lists(place: Path) -> list[Path]:
-    """Manifests that have labels beside them, or else lists of segments: those of a folder, or the file itself."""
+    """Manifests that have labels beside them, otherwise segment lists: those of a folder, or the file itself."""
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     manifests = [file for file in files if file.suffix == ".tsv" and file.with_suffix(".lbl").is_file()]
     return manifests or [file for file in files if file.suffix == ".csv" and _has_segments(file)]
@@ -42,26 +42,26 @@ def _has_segments(file: Path) -> bool:
     try:
         with file.open(encoding="utf-8", errors="replace") as opened:
             return any(line.startswith("#") and "YTID" in line for line in islice(opened, HEAD_LINES))
-    except OSError:  # a folder of this name
+    except OSError:  # a folder with such a name
         return False
 
 
 def audioset_vocabulary(place: Path) -> Path | None:
-    """The file of the classes beside the lists."""
+    """The class file beside the lists; None if there is none."""
     folder = place if place.is_dir() else place.parent
     return next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None)
 
 
 def audioset_rows(place: Path, audio: str | None) -> list[Row]:
-    """Rows of all lists of a folder, or of one list; its name tells the split, and `eval` is the test split.
+    """Rows of all lists of a folder, or of one list; its name determines the split, and `eval` is the test split.
 
     Args:
-        place: the folder, or one list. With balanced and unbalanced lists both train: the splits are then
-            called `balanced_train` and `unbalanced_train`, so that the key `split` can leave one out.
-        audio: where the audio is; None takes the root that a manifest names, or searches beside lists of segments.
+        place: the folder, or one list. If there is a balanced and an unbalanced list, both are for training: their
+            splits are then `balanced_train` and `unbalanced_train`, so that the key `split` can exclude one.
+        audio: folder of the audio; None takes the root named in a manifest, or searches below segment lists.
 
     Raises:
-        TaskError: no lists; a list is wrong; no audio is there.
+        TaskError: there are no lists, a list is malformed, or no audio file exists.
 
     **Source**: the data set's own page, https://research.google.com/audioset/download.html; fairseq's manifests, as
     the released code of EAT and ASDA reads them.
@@ -71,7 +71,7 @@ def audioset_rows(place: Path, audio: str | None) -> list[Row]:
         raise TaskError(f"{place} is no AudioSet: expected X.tsv with X.lbl beside it, or X{SEGMENTS}.")
     splits = {file: _split(file, alone=len(lists) == 1) for file in lists}
     trained = [file for file, split in splits.items() if split == TRAIN and file.name.endswith(SEGMENTS)]
-    if len(trained) > 1:  # balanced and unbalanced: both train, unless the key split leaves one out
+    if len(trained) > 1:  # balanced and unbalanced: both train, unless the key split excludes one
         splits |= {file: file.name.removesuffix(SEGMENTS) for file in trained}
     if lists[0].suffix == ".tsv":
         return [row for file, split in splits.items() for row in _manifest_rows(file, split, audio)]
@@ -83,15 +83,15 @@ def audioset_rows(place: Path, audio: str | None) -> list[Row]:
 
 
 def _split(file: Path, alone: bool) -> str:
-    """By the words of the file's name: balanced_train_segments is for training."""
+    """Split by the words of the file name: balanced_train_segments is for training."""
     usual = [usual_split(word) for word in re.split("[_-]", file.stem)]
     return next(filter(None, usual), NO_SPLIT if alone else file.stem)
 
 
 def _manifest_rows(manifest: Path, split: str, audio: str | None) -> Iterator[Row]:
-    """`X.tsv`: the root, then NAME<tab>SAMPLES; `X.lbl`: ID<tab>LABEL,LABEL in the same order.
+    """Read `X.tsv`: the root, then NAME<tab>SAMPLES; and `X.lbl`: ID<tab>LABEL,LABEL in the same order.
 
-    **Differs** from the released code, which cuts at any space: here names may contain spaces.
+    **Differs** from the released code, which splits at any space: here names may contain spaces.
     """
     file_of_labels = manifest.with_suffix(".lbl")
     root, *files = _lines(manifest) or [(1, "")]
@@ -120,19 +120,19 @@ def _manifest_rows(manifest: Path, split: str, audio: str | None) -> Iterator[Ro
 
 
 def _lines(file: Path) -> list[tuple[int, str]]:
-    """Lines with their numbers, without empty ones."""
+    """Non-empty lines with their line numbers."""
     lines = enumerate(read_text(file).split("\n"), start=1)
     return [(number, line.rstrip("\r")) for number, line in lines if line and not line.isspace()]
 
 
 def _last_field(line: str) -> tuple[str, str]:
-    """What stands before the last tab, or else before the last space; and what stands after it."""
+    """Split a line at its last tab, or at its last space if it has no tab."""
     first, *rest = line.rsplit("\t", 1) if "\t" in line else line.rsplit(None, 1)
     return first, rest[0] if rest else ""
 
 
 def _fits(identifier: str, name: str) -> bool:
-    """Whether labels are of this file: by its name, or that without suffix, or without the Y before video names."""
+    """Whether the identifier is that of the file: its name, with or without suffix or the Y before video names."""
     last = name.rpartition("/")[2]
     stem = last.rpartition(".")[0] or last
     return identifier in (stem, last, name) or stem == f"Y{identifier}" or identifier == f"Y{stem}"
@@ -143,7 +143,7 @@ def _parts(labels: str) -> tuple[str, ...]:
 
 
 def _segment_rows(file: Path, split: str, files: dict[str, Path]) -> Iterator[Row | None]:
-    """`YTID, 30.000, 40.000, "/m/09x0r,/m/05zppz"`; None for a segment without audio."""
+    """Read rows like `YTID, 30.000, 40.000, "/m/09x0r,/m/05zppz"`; None for a segment without audio."""
     reader = csv.reader(io.StringIO(read_text(file), newline=""), skipinitialspace=True)
     for row in reader:
         if not row or row[0].startswith("#") or row[0] == "YTID":
@@ -159,7 +159,7 @@ def _segment_rows(file: Path, split: str, files: dict[str, Path]) -> Iterator[Ro
 
 
 def _with_audio(rows: list[Row | None], folder: Path) -> list[Row]:
-    """Rows whose audio is there; a line on stderr tells how many are not: videos vanish."""
+    """Rows whose audio exists; warns how many are missing, because videos get deleted."""
     kept = [row for row in rows if row is not None]
     if missing := len(rows) - len(kept):
         message = f"{missing:,} of {len(rows):,} segments have no audio file below {folder}"
@@ -170,7 +170,7 @@ def _with_audio(rows: list[Row | None], folder: Path) -> list[Row]:
 
 
 def _stems(name: str, start: str, end: str) -> Iterator[str]:
-    """How people call the audio of a segment, the most precise first."""
+    """Usual file names of the audio of a segment, without suffix, the most precise first."""
     for suffix in _suffixes(start.strip(), end.strip()):
         yield f"{name}{suffix}"
         yield f"Y{name}{suffix}"
@@ -178,7 +178,7 @@ def _stems(name: str, start: str, end: str) -> Iterator[str]:
 
 @lru_cache
 def _suffixes(start: str, end: str) -> tuple[str, ...]:
-    """_START_END and _START, each as written, in whole seconds, with milliseconds, and in milliseconds; and nothing."""
+    """_START_END and _START, each as written, in whole seconds, with milliseconds, in milliseconds; and empty."""
     both = list(zip(_times(start), _times(end), strict=True))
     suffixes = [*(f"_{first}_{last}" for first, last in both), *(f"_{first}" for first, _ in both), ""]
     return tuple(dict.fromkeys(suffixes))

@@ -1,4 +1,4 @@
-"""ESC-50, Speech Commands and UrbanSound8K as they are unpacked."""
+"""Read ESC-50, Speech Commands and UrbanSound8K in their original folder layouts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,11 @@ ESC50_COLUMNS = {"filename", "fold", "category"}
 URBANSOUND8K_TABLE = Path("metadata", "UrbanSound8K.csv")
 URBANSOUND8K_COLUMNS = ("slice_file_name", "fold", "class", "classID")
 SPEECH_COMMANDS_LISTS = {"validation_list.txt": VALID, "testing_list.txt": TEST}
-"""The lists that are unpacked beside the folders of the words, and what their clips are for."""
+"""Lists beside the folders of the words, and the split of the clips that they name."""
 
 
 def esc50_table(root: Path) -> Path | None:
-    """The table of ESC-50, or of a part of it: the one csv beside the folder `audio`; None if this is neither."""
+    """The table of ESC-50, or of a subset: the only csv beside the folder `audio`; None if this is neither."""
     if not (root / "audio").is_dir():
         return None
     if (root / ESC50_TABLE).is_file():
@@ -30,10 +30,10 @@ def esc50_table(root: Path) -> Path | None:
 
 
 def esc50_rows(root: Path, source: SourceConfig) -> list[Row]:
-    """Folds 1 to 5; the label is the category.
+    """Rows of ESC-50: folds 1 to 5; the label is the category.
 
     Raises:
-        TaskError: this is no ESC-50, its table is wrong, or files are missing.
+        TaskError: the folder is not ESC-50, its table is malformed, or files are missing.
 
     **Source**: https://github.com/karolpiczak/ESC-50.
     """
@@ -45,15 +45,15 @@ def esc50_rows(root: Path, source: SourceConfig) -> list[Row]:
 
 
 def is_urbansound8k(root: Path) -> bool:
-    """Whether the table of UrbanSound8K is where it is unpacked to."""
+    """Whether the folder contains the table of UrbanSound8K."""
     return (root / URBANSOUND8K_TABLE).is_file()
 
 
 def urbansound8k_rows(root: Path) -> tuple[list[Row], list[Label]]:
-    """Folds 1 to 10, and the classes in the order of their numbers.
+    """Rows of UrbanSound8K in folds 1 to 10, and the classes in the order of their numbers.
 
     Raises:
-        TaskError: the table is missing or wrong, or files are missing.
+        TaskError: the table is missing or malformed, or files are missing.
 
     **Source**: https://urbansounddataset.weebly.com/urbansound8k.html.
     """
@@ -74,17 +74,17 @@ def urbansound8k_rows(root: Path) -> tuple[list[Row], list[Label]]:
 
 
 def is_speech_commands(root: Path) -> bool:
-    """Whether both lists of Speech Commands are there."""
+    """Whether the folder contains both lists of Speech Commands."""
     return all((root / name).is_file() for name in SPEECH_COMMANDS_LISTS)
 
 
 def speech_commands_rows(root: Path) -> list[Row]:
-    """A folder for each word; two lists name the clips for validation and testing, all others are for training.
+    """Rows of Speech Commands: one folder per word; two lists name validation and test clips, the rest is for training.
 
-    Folders that begin with `_` are no words (background noise). A list may name files that are not there.
+    Folders that begin with `_` are not words (background noise). A list may name some missing files.
 
     Raises:
-        TaskError: a list is missing or names no file that is there; audio is outside a word's folder.
+        TaskError: a list is missing or none of its files exists; an audio file is outside a word's folder.
 
     **Source**: https://arxiv.org/abs/1804.03209.
     """

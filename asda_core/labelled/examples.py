@@ -22,10 +22,10 @@ class Labelled:
     """Labelled clips.
 
     Attributes:
-        name: of the set, for tables and folders.
+        name: of the data set, for tables and folders.
         examples: in the order of the source.
         classes: identifier of each class, in the order of the outputs of a classifier.
-        names: what people call each class; the same as `classes` where there is nothing better.
+        names: readable name of each class; the same as `classes` if there is no other.
         single: whether every clip has exactly one label.
     """
 

@@ -1,4 +1,4 @@
-"""A folder for each class, perhaps within folders for train, valid and test."""
+"""Read one folder per class, optionally within folders for train, valid and test."""
 
 import sys
 from pathlib import Path
@@ -11,14 +11,14 @@ from asda_core.labelled.rows import Row
 from asda_core.labelled.splits import usual_split
 
 CLASS_FILE = 2
-"""Names in the path of a file, below the folder of a set without splits."""
+"""Number of path components of a file below the root, in a data set without split folders."""
 
 
 def audio_below(root: Path) -> list[Path]:
     """Audio files below a folder.
 
     Raises:
-        TaskError: there is none.
+        TaskError: there are none.
     """
     try:
         return find_audio(root)
@@ -27,7 +27,7 @@ def audio_below(root: Path) -> list[Path]:
 
 
 def tell_empty_folders(root: Path, depth: int) -> None:
-    """Warn of folders so deep below, those of the classes, in which there is no file: the class would be missing."""
+    """Warn of empty folders at this depth, that of the class folders: the class would be missing."""
     folders = sorted(
         path for path in root.glob("/".join("*" * depth)) if path.is_dir() and not path.name.startswith(".")
     )
@@ -37,12 +37,12 @@ def tell_empty_folders(root: Path, depth: int) -> None:
 
 
 def folder_rows(root: Path) -> list[Row]:
-    """CLASS/FILE, or SPLIT/CLASS/FILE where all folders are called as splits usually are; what is hidden is left out.
+    """Rows of CLASS/FILE, or SPLIT/CLASS/FILE if all folders have usual split names; hidden files are excluded.
 
-    Among folders of which no other is called as a split, one with files in it is a class.
+    A single folder with a split's name among others is taken for a class if all files are directly in these folders.
 
     Raises:
-        TaskError: no audio, audio outside a class folder, or folders of which some are splits and some are not.
+        TaskError: there is no audio, audio is outside a class folder, or only some of the folders are splits.
     """
     below = ((file, file.relative_to(root).parts) for file in audio_below(root))
     files = {file: parts for file, parts in below if not any(part.startswith(".") for part in parts)}

@@ -1,4 +1,4 @@
-"""Clips -> parts by chance, with the shares of the labels kept."""
+"""Random stratified splits: the share of every label is kept."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from asda_core.config import require
 from asda_core.labelled.examples import Example
 
 TURNS = ("train", "train", "valid", "train", "test")
-"""Where no split is given, clips take turns, label by label: 60, 20 and 20 % of every label."""
+"""Cycle of splits for the clips of each label, if no split is given: 60, 20 and 20 % of every label."""
 
 
 def deal(labels: Sequence[tuple[str, ...]], turns: Sequence[str], seed: int) -> list[str]:
-    """Shuffle the clips of each label and deal them out.
+    """Shuffle the clips of each label and assign them to `turns` in rotation.
 
     Args:
-        labels: of each clip; clips with several are dealt by their combination.
-        turns: what the clips get, in turns.
+        labels: of each clip; clips with several labels are grouped by their combination.
+        turns: values to assign, in rotation.
         seed: of the shuffle.
 
     Returns:
-        for each clip its turn; the count of a combination differs from its share by less than one round of turns.
+        value of each clip; the count of a combination differs from its share by less than one cycle of `turns`.
     """
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, combination in enumerate(labels):
@@ -33,21 +33,21 @@ def deal(labels: Sequence[tuple[str, ...]], turns: Sequence[str], seed: int) -> 
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Take a share of every label out of the training clips, for validation.
+    """Hold out a share of every label from the training clips, for validation.
 
-    Of a label with two clips or more at least one is taken, but never the last clip of any label that it has. Rare
-    labels choose first. Which clips are taken does not depend on their order.
+    At least one clip of every label with two or more is held out, but never the last remaining clip of any label.
+    Rare labels are treated first. The selection does not depend on the order of the clips.
 
     Args:
         examples: of the training split.
-        share: to take of every label, in [0, 1); 0 takes none at all.
-        seed: of the choice.
+        share: to hold out of every label, in [0, 1); 0 holds out nothing.
+        seed: of the selection.
 
     Returns:
         (kept, held), each in the order of `examples`.
 
     Raises:
-        ConfigError: the share is not in its range.
+        ConfigError: the share is not in [0, 1).
     """
     require(0 <= share < 1, f"the share to hold out must be in [0, 1), not {share}.")
     members: dict[str, list[int]] = defaultdict(list)
@@ -70,11 +70,11 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[tupl
 
 
 def _shuffled(examples: Sequence[Example], seed: int) -> list[int]:
-    """All places, in an order that hangs on the files and the seed alone."""
+    """All indices, in an order that depends only on the files and the seed."""
     ordered = sorted(range(len(examples)), key=lambda number: str(examples[number].file))
     return [ordered[place] for place in np.random.default_rng(seed).permutation(len(ordered))]
 
 
 def _labels(example: Example) -> tuple[str, ...]:
-    """Clips without any label are held out as if they shared one."""
+    """Labels of a clip; clips without labels are treated as sharing one."""
     return example.labels or ("",)

@@ -1,4 +1,4 @@
-"""A source -> `Labelled`: which format it has, and its reader."""
+"""Read a source into a `Labelled`: detect its format and call the reader of that format."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ KEYS_OF: dict[str, tuple[str, ...]] = {
     "audioset": ("audio",),
     "shards": ("label_column", "split_column", "label_separator"),
 }
-"""Keys of a source that only these formats read."""
+"""Format -> keys of a source that it reads and not every format does."""
 READ_FILES = ("csv", "audioset", "shards")
 """Formats whose `data` may be a file."""
 
@@ -35,11 +35,11 @@ def read_labelled(source: SourceConfig, here: Path) -> Labelled:
     """All clips of a source, with their labels and splits.
 
     Args:
-        source: what a task file says.
-        here: the folder that its relative paths are relative to.
+        source: content of a task file.
+        here: the folder that its relative paths refer to.
 
     Raises:
-        TaskError: nothing is there, it is of no known format, or a list is wrong; with file and line.
+        TaskError: the source does not exist, has no known format, or a list is malformed; with file and line.
     """
     source = located(source, here)
     place = Path(source.data)
@@ -74,10 +74,10 @@ def read_labelled(source: SourceConfig, here: Path) -> Labelled:
 
 
 def detect(source: SourceConfig) -> SourceFormat:
-    """The most specific format that fits what is at `source.data`, an absolute path or one from where we are.
+    """Return the most specific format that fits `source.data`, absolute or relative to the working directory.
 
     Raises:
-        TaskError: none does.
+        TaskError: no format fits.
     """
     place = Path(source.data)
     if esc50_table(place):
@@ -98,7 +98,7 @@ def detect(source: SourceConfig) -> SourceFormat:
 
 
 def _tables(source: SourceConfig) -> list[Path]:
-    """Files of a folder that could be its table: some column names files."""
+    """Files of a folder that may be its table: those with a file column."""
     files = sorted(file for file in Path(source.data).iterdir() if file.suffix.lower() in TABLE_SUFFIXES)
     headers = {file: read_header(file) for file in files}
     if source.file_column:
@@ -118,7 +118,7 @@ def _table(source: SourceConfig) -> Path:
 
 
 def _check_keys(source: SourceConfig, kind: str) -> None:
-    """Refuse keys that this format does not read: they would change nothing, silently."""
+    """Raise a `TaskError` for keys that this format does not read, rather than ignore them silently."""
     for key in ("audio", *COLUMN_KEYS):
         if getattr(source, key) and key not in KEYS_OF.get(kind, ()):
             raise TaskError(f"{source.data} is read as {kind}, which has no {key}; remove the key or set format.")

@@ -1,4 +1,4 @@
-"""Rows of any source, one for each mention of a file -> `Labelled`."""
+"""Gather the rows of any source, one for each mention of a file, into a `Labelled`."""
 
 import os
 import re
@@ -11,11 +11,11 @@ from asda_core.inference.classifying import Label, read_labels
 from asda_core.labelled.examples import Example, Labelled
 
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
-"""Classes and folds that are sorted by their value; "nan" and "inf" are words."""
+"""Pattern of the class and fold names that are sorted by value; "nan" and "inf" count as words."""
 
 
 class Row(NamedTuple):
-    """What one line of a list says of a file; without a list, `origin` is the folder and `line` is 0."""
+    """Labels and split of a file from one line of a list; without a list, `origin` is the folder and `line` is 0."""
 
     file: Path
     labels: tuple[str, ...]
@@ -25,18 +25,18 @@ class Row(NamedTuple):
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """Location of the row, for messages."""
         return f"{self.origin} line {self.line}" if self.line else str(self.file)
 
 
 def by_number(value: str) -> tuple[bool, float, str]:
-    """Key of a sort in which numbers stand first, by their value: 2 before 10."""
+    """Sort key that puts numbers first, by value: 2 before 10."""
     number = NUMBER.fullmatch(value) is not None
     return (not number, float(value) if number else 0.0, value)
 
 
 def read_vocabulary(file: Path) -> list[Label]:
-    """The classes of a vocabulary, each once.
+    """Read the classes of a vocabulary.
 
     Raises:
         TaskError: the file cannot be read, or names a class twice.
@@ -54,17 +54,17 @@ def read_vocabulary(file: Path) -> list[Label]:
 
 
 def gather(name: str, rows: Iterable[Row], vocabulary: Sequence[Label] = ()) -> Labelled:
-    """One example for each file, and the classes.
+    """Merge rows into one example per file, and determine the classes.
 
     Args:
-        name: of the set.
-        rows: in order; a file in several rows has the labels of all.
-        vocabulary: all classes in their order; labels are found by identifier or by name. Empty: the labels that
-            occur, sorted, numbers by their value.
+        name: of the data set.
+        rows: in order; a file in several rows gets the labels of all of them.
+        vocabulary: all classes in order; labels are matched by identifier or by name. Empty: the labels that occur,
+            sorted, numbers by value.
 
     Raises:
-        TaskError: no rows, a file in two splits, a label that the vocabulary lacks, a clip without label where no
-            clip has several.
+        TaskError: there are no rows, a file is in two splits, a label is not in the vocabulary, or a clip has no label
+            although no clip has several.
     """
     merged = _one_per_file(rows)
     if not merged:
@@ -108,7 +108,7 @@ def _one_per_file(rows: Iterable[Row]) -> list[Row]:
 
 
 def _examples(rows: Iterable[Row], vocabulary: Sequence[Label]) -> tuple[Example, ...]:
-    """Rows whose labels, by name or identifier, have become classes, each once."""
+    """Examples of the rows, with their labels (names or identifiers) mapped to classes, without duplicates."""
     classes = {label.name: _key(label) for label in vocabulary} | {_key(label): _key(label) for label in vocabulary}
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
     examples = []

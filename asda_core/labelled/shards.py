@@ -1,9 +1,9 @@
-"""Labelled audio in tar shards, as webdataset and `asda data pack --labelled` have it.
+"""Read labelled audio from tar shards in the layout of webdataset and `asda data pack --labelled`.
 
     train-000003.tar    dog-17.flac    dog-17.json    {"label": "dog", "fold": 2}
                         dog-18.flac    dog-18.cls     3
 
-A sound's labels are in the member of its key that ends in `.cls`, or under a usual key in the one that ends in `.json`;
+The labels of a clip are in the member with its key and the suffix `.cls`, or under a usual key in the `.json` member;
 its split is there too, or in the name of the shard.
 """
 
@@ -29,17 +29,17 @@ from asda_core.labelled.tables import USUAL_COLUMNS, usual_column, usual_separat
 from asda_core.system.files import files_below
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
-"""Ends of the names of shards in which no sound is at hand: they would have to be unpacked from their beginning."""
+"""Suffixes of compressed shards, which have no random access: they would have to be unpacked from the beginning."""
 FEW = 3
-"""Files that a line names."""
+"""Maximum number of file names listed on a line."""
 LABEL_SUFFIX, FACTS_SUFFIX = "cls", "json"
-"""What follows the key in the names of the members beside a sound. **Source**: webdataset's conventions."""
+"""Suffixes of the members that describe a clip, after its key. **Source**: webdataset's conventions."""
 PACKED_CLASSES = "class_labels_indices.csv"
-"""The classes of a pack, under the name that AudioSet's have, where they are looked for."""
+"""Class file of a pack, with the name of AudioSet's, by which it is found."""
 
 
 class Described(NamedTuple):
-    """A sound and what is said of it: its class alone, or any facts. `folders` are those of the shard, and its name."""
+    """A clip and its description: a class, or any facts. `folders` are the folders of the shard and its name."""
 
     shard: Path
     name: str
@@ -49,12 +49,12 @@ class Described(NamedTuple):
 
     @property
     def file(self) -> Path:
-        """The sound, as a path below the shard."""
+        """The audio file, as a path below the shard."""
         return self.shard / self.name
 
 
 def shards_at(place: Path) -> list[Path]:
-    """A tar, those that `{000..099}` in its name stands for, or those below a folder without loose audio; else none."""
+    """The tar itself, those given by `{000..099}` in its name, or those below a folder without loose audio; or none."""
     if is_pattern(place):
         return [Path(name) for name in expanded(str(place))]
     if place.is_file():
@@ -63,7 +63,7 @@ def shards_at(place: Path) -> list[Path]:
     for file in files_below(place):
         if file.name.startswith("."):
             continue
-        if is_audio(file.name) and file.is_file():  # most often the first file, so that a large folder is not searched
+        if is_audio(file.name) and file.is_file():  # usually the first file, so large folders are not searched
             return []
         if file.suffix == TAR_SUFFIX and not file.is_dir():
             shards.append(file)
@@ -71,21 +71,21 @@ def shards_at(place: Path) -> list[Path]:
 
 
 def is_pattern(place: Path) -> bool:
-    """Whether it names several shards by their numbers, and is none itself."""
+    """Whether the path names several shards by a range of numbers, and is not itself a file."""
     return place.suffix == TAR_SUFFIX and NUMBERS.search(str(place)) is not None and not place.exists()
 
 
 def shard_rows(place: Path, source: SourceConfig, vocabulary: Sequence[Label] = ()) -> list[Row]:
-    """Every sound of the shards of a folder, or of one shard.
+    """Rows of all clips in the shards of a folder, or in one shard.
 
     Args:
-        place: the folder, the tar, or the tars by `{000..099}`.
-        source: `label_column` and `split_column` name the keys of the JSON where they are not the usual ones.
-        vocabulary: of the classes; a number in a `.cls` is a place in it, unless a class is called so.
+        place: the folder, the tar, or several tars by `{000..099}`.
+        source: `label_column` and `split_column` name the keys of the JSON if they are not the usual ones.
+        vocabulary: of the classes; a number in a `.cls` is an index into it, unless a class has that name.
 
     Raises:
-        TaskError: a shard is no tar; a sound has no label; a description is no JSON, or its label no text or number; a
-            pack is not finished.
+        TaskError: a shard is not a tar; a clip has no label; a description is not JSON, or its label is neither text
+            nor a whole number; a pack is not finished.
     """
     shards = shards_at(place)
     if not shards:
@@ -107,7 +107,7 @@ def shard_rows(place: Path, source: SourceConfig, vocabulary: Sequence[Label] = 
 
 
 def _check_folder(place: Path) -> None:
-    """Refuse a pack that is not finished, and tell of compressed shards that are left out."""
+    """Raise a `TaskError` for an unfinished pack, and warn of compressed shards, which are excluded."""
     if not place.is_dir():
         return
     if trouble := unfinished(place):
@@ -124,7 +124,7 @@ def _key(role: str, given: str, facts: Iterable[dict[str, Any]], place: Path) ->
 
 
 def _described(shard: Path, place: Path, kept: Collection[str]) -> Iterator[Described]:
-    """The whole sounds of a shard in its order, each with what is beside it; of its facts those of these keys."""
+    """Yield the complete clips of a shard in order, with label and facts; only facts with keys in `kept` remain."""
     try:
         index = index_of(shard)
     except AudioError as error:
@@ -146,14 +146,14 @@ def _described(shard: Path, place: Path, kept: Collection[str]) -> Iterator[Desc
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Key and suffix of a member: the name up to the first dot of its last part, and the rest."""
+    """Key and suffix of a member: the name up to the first dot of its last component, and the rest."""
     folder, slash, last = name.rpartition("/")
     stem, _, suffix = last.partition(".")
     return folder + slash + stem, suffix.lower()
 
 
 def _beside(shard: Path) -> tuple[dict[tuple[str, str], bytes], bool]:
-    """(key, suffix) -> content of the members that say something of a sound, and whether the shard is whole."""
+    """(key, suffix) -> content of the members that describe clips, and whether the shard is complete."""
     found: dict[tuple[str, str], bytes] = {}
     with tarfile.open(shard, "r:", tarinfo=StrictHeader) as tar:
         try:
@@ -180,7 +180,7 @@ def _facts(where: Path, content: bytes) -> dict[str, Any]:
 def _labels(
     described: Described, key: str | None, separator: str, vocabulary: Sequence[Label], names: Collection[str]
 ) -> tuple[str, ...]:
-    """Of the `.cls`, or else of the JSON: one label, or a list of them, or several in one text."""
+    """Labels from the `.cls`, otherwise from the JSON: one label, a list, or several in one string."""
     where, label = described.file, described.label
     if label:
         if label.isdecimal() and label not in names and int(label) < len(vocabulary):
@@ -199,7 +199,7 @@ def _labels(
 
 
 def _split(described: Described, key: str | None) -> str:
-    """What the JSON says; else a word, of the shard's folders or name, that splits are usually called by."""
+    """Split from the JSON, otherwise from the first usual split name in the shard's folders or name."""
     if key is not None and key in described.facts:
         value = described.facts[key]
         return _word(value, described.file, key) if value not in ("", None) else NO_SPLIT
@@ -208,7 +208,7 @@ def _split(described: Described, key: str | None) -> str:
 
 
 def _word(value: object, where: Path, key: str) -> str:
-    """A label or a split as text; numbers as they are written."""
+    """A label or a split as text; whole numbers are converted."""
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise TaskError(f"{where}: {key} is {value!r}; expected a word or a whole number, or a list of them.")
     return str(value).strip()

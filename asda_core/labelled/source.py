@@ -1,4 +1,4 @@
-"""Where labelled audio comes from: the keys of a task file."""
+"""Labelled sources: the keys of a task file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from asda_core.settings.strict_yaml import read_yaml
 
 SourceFormat = Literal["auto", "folders", "csv", "esc50", "speech_commands", "urbansound8k", "audioset", "shards"]
 LEAVE_OUT = "leave_out"
-"""Key of `split` for the values of the split column that no part takes."""
+"""Key of `split` for the values of the split column that are excluded."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class SourceConfig:
 
     Attributes:
         data: a folder, a table, or a tar shard, or several by their numbers: `train-{000000..000099}.tar`.
-        name: of the task; empty takes that of `data`.
-        format: "auto" finds out.
-        audio: folder of the audio, where it is not that of the table or list.
+        name: of the task; empty takes the name of `data`.
+        format: of the source; "auto" detects it.
+        audio: folder of the audio files, if it is not that of the table or list.
         file_column, label_column, split_column: of a table; empty ones are recognised by their usual names. In shards
-            the last two are keys of the descriptions.
-        label_separator: between the labels of a clip in a table; empty: a semicolon, or in a column called by a
-            plural, as `labels`, a comma.
+            the last two are keys of the JSON descriptions.
+        label_separator: between the labels of a clip in a table or description; empty: a semicolon, or a comma in a
+            column with a plural name, such as `labels`, that has no semicolons.
         split: train, valid, test and leave_out -> values of the split column.
-        folds: how many to draw where there is no split, or all is train; 0 draws train, valid and test.
-        seed: of that draw.
+        folds: number of folds to draw if there is no split, or all is train; 0 draws train, valid and test.
+        seed: of that random draw.
         vocabulary: file of the classes, as `asda_core.inference.classifying.read_labels` reads it.
         set: changes to the recipe for this task.
     """
@@ -72,16 +72,16 @@ def _check_split(split: Mapping[str, tuple[str, ...]]) -> None:
 
 
 def load_source(path: Path) -> tuple[SourceConfig, Path]:
-    """A task file, or labelled audio itself.
+    """Load the source from a task file, or make one from labelled audio itself.
 
     Args:
-        path: a YAML file with the keys of `SourceConfig`; or any folder or table, which is then its `data`.
+        path: a YAML file with the keys of `SourceConfig`; any other path (folder, table, shard) becomes `data`.
 
     Returns:
-        the source, and the folder that its relative paths are relative to.
+        the source, and the folder that its relative paths refer to.
 
     Raises:
-        ConfigError: the file is missing, no YAML, or has wrong keys; its name stands before the message.
+        ConfigError: the file is missing, not YAML, or has wrong keys; the message begins with its name.
     """
     path = path.expanduser()
     if path.suffix.lower() not in CONFIG_SUFFIXES:
@@ -96,13 +96,13 @@ def load_source(path: Path) -> tuple[SourceConfig, Path]:
 
 
 def _words(values: Any) -> Any:
-    """One value for a list of one, and numbers as the text that a table has: `test: 5` is ["5"]."""
+    """Wrap a single value in a list, and convert integers to text as in a table: `test: 5` becomes ["5"]."""
     listed = values if isinstance(values, list) else [values]
     return [str(value) if type(value) is int else value for value in listed]
 
 
 def located(source: SourceConfig, here: Path) -> SourceConfig:
-    """The source with its name and with paths that no longer depend on `here`; `~` is the user's home."""
+    """Return the source with its name set and its paths resolved against `here`; `~` is the user's home."""
     data = here / Path(source.data).expanduser()
     named = data.resolve() if data.name in ("", "..") else data
     return replace(

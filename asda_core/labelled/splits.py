@@ -1,4 +1,4 @@
-"""Splits and folds -> rounds: what is trained on, and what is tested on."""
+"""Turn splits and folds into rounds, each with training and test clips."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,18 +23,18 @@ SPLIT_NAMES: Mapping[str, str] = {
     "eval": TEST,
     "evaluation": TEST,
 }
-"""How people call the three splits; nobody calls a fold so, and of classes ESC-50 has a "train"."""
+"""Usual names of the three splits; no fold has such a name, but ESC-50 has a class "train"."""
 FOLD = "fold"
-"""How the name of a round begins that is a fold."""
+"""Prefix of the name of a round that is a fold."""
 MIN_FOLDS = 2
-"""One to test, one to train."""
+"""Minimum number of folds: one to test, one to train."""
 MANY = 5
-"""So many classes are named in a warning."""
+"""Maximum number of classes named in a warning."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """One training and its test: a fold, or the only one, whose name is empty."""
+    """Clips of one training run and its test: a fold, or the only round, whose name is empty."""
 
     name: str
     train: tuple[Example, ...]
@@ -43,24 +43,24 @@ class Round:
 
 
 def usual_split(name: str) -> str:
-    """Train, valid or test, if the name is usual for one of them; else `NO_SPLIT`."""
+    """Train, valid or test, if the name is usual for one of them; otherwise `NO_SPLIT`."""
     return SPLIT_NAMES.get(name.lower(), NO_SPLIT)
 
 
 def rounds(data: Labelled, source: SourceConfig, only: Sequence[str] = ()) -> list[Round]:
-    """What to train and test, by the splits that the source has, or by a draw where it has none.
+    """Return the rounds to train and test, from the splits of the source, or from randomly drawn ones if it has none.
 
     Args:
-        data: with whatever the source says as its splits.
-        source: may say which values are train, valid and test; folds and seed of a draw.
-        only: folds to choose, by value or name; empty takes all.
+        data: clips with their splits as in the source.
+        source: may state which values are train, valid and test; has folds and seed of a random draw.
+        only: folds to select, by value or name; empty selects all.
 
     Returns:
-        one round for train, valid and test; or one for each fold, in order, which is its test split while all others
-        are its training split.
+        one round for train, valid and test; or one for each fold, in order, with the fold as its test split and all
+        others as its training split.
 
     Raises:
-        TaskError: values that no part takes, train or test is missing, a single fold, or an unknown one in `only`.
+        TaskError: a value has no split, train or test is missing, there is only one fold, or `only` has an unknown one.
     """
     examples, part_of = _settled(data, source)
     if not part_of:
@@ -74,10 +74,10 @@ def rounds(data: Labelled, source: SourceConfig, only: Sequence[str] = ()) -> li
 
 
 def with_splits(data: Labelled, source: SourceConfig) -> Labelled:
-    """The data with all that the source says of splits, or a draw, done: it needs no source any more.
+    """Return the data with the splits of the source, or a random draw, applied, so that the source is no longer needed.
 
     Raises:
-        TaskError: as `rounds`; but data that have splits, of which the source says nothing, are left as they are.
+        TaskError: as `rounds`; but data that have splits, on which the source states nothing, are returned unchanged.
     """
     if not source.split and not _to_be_drawn(data.examples, source):
         return data
@@ -87,7 +87,7 @@ def with_splits(data: Labelled, source: SourceConfig) -> Labelled:
 
 
 def _settled(data: Labelled, source: SourceConfig) -> tuple[list[Example], dict[str, str]]:
-    """The examples that are used, each with a split, and value -> train, valid or test; empty where they are folds."""
+    """Examples that are used, each with a split, and value -> train, valid or test; empty if the values are folds."""
     examples = list(data.examples)
     if _to_be_drawn(examples, source):
         examples = _drawn(examples, source)
@@ -104,14 +104,14 @@ def _settled(data: Labelled, source: SourceConfig) -> tuple[list[Example], dict[
 
 
 def _to_be_drawn(examples: Sequence[Example], source: SourceConfig) -> bool:
-    """Whether nothing says which clips train and test; or all train, as shards are called, and folds are asked for."""
+    """Whether no split is given; or all clips are train, as in shards named so, and folds are requested."""
     said = {example.split for example in examples}
     all_train = source.folds > 0 and {*map(usual_split, said)} == {TRAIN}
     return not source.split and (said == {NO_SPLIT} or all_train)
 
 
 def _drawn(examples: Sequence[Example], source: SourceConfig) -> list[Example]:
-    """The same draw for any order of the examples."""
+    """Draw random splits, independent of the order of the examples."""
     ordered = sorted(examples, key=lambda example: str(example.file))
     turns = [str(fold + 1) for fold in range(source.folds)] or TURNS
     dealt = deal([example.labels for example in ordered], turns, source.seed)
@@ -120,7 +120,7 @@ def _drawn(examples: Sequence[Example], source: SourceConfig) -> list[Example]:
 
 
 def _stated(values: set[str], source: SourceConfig) -> dict[str, str]:
-    """Value -> part, as `source.split` has it; a folder `validation` was read as valid and may be called both."""
+    """Value -> part, from `source.split`; a folder `validation` was read as valid, and either name is accepted."""
     stated: dict[str, str] = {}
     for part, named in source.split.items():
         for value in named:
@@ -132,7 +132,7 @@ def _stated(values: set[str], source: SourceConfig) -> dict[str, str]:
 
 
 def _parts(values: set[str], stated: Mapping[str, str], name: str) -> dict[str, str]:
-    """Value -> train, valid or test, as stated or as usual; empty where the values are folds."""
+    """Value -> train, valid or test, as stated or by usual names; empty if the values are folds."""
     found = ", ".join(sorted(values))
     by_statement = set(stated.values()) - {LEAVE_OUT}
     part_of = {value: part for value in values if (part := stated.get(value, "") or usual_split(value))}
@@ -154,7 +154,7 @@ def _parts(values: set[str], stated: Mapping[str, str], name: str) -> dict[str, 
 
 
 def _folds(examples: Sequence[Example], only: Sequence[str], name: str) -> list[Round]:
-    """A round for each value of the splits."""
+    """One round for each fold, that is, each value of the splits."""
     values = sorted({example.split for example in examples}, key=fold_number)
     if len(values) < MIN_FOLDS:
         raise TaskError(
@@ -177,23 +177,23 @@ def _folds(examples: Sequence[Example], only: Sequence[str], name: str) -> list[
 
 
 def fold_number(value: str) -> tuple[tuple[bool, float, str], str]:
-    """Folds in order, called 2 and 10 or fold2 and fold_10."""
+    """Sort key of folds by their number, named like 2 and 10 or fold2 and fold_10."""
     return by_number(value.lower().removeprefix(FOLD).strip(" _-")), value
 
 
 def check_round(checked: Round, classes: Sequence[str], single: bool) -> list[str]:
-    """Whether a round can be trained and tested.
+    """Check that a round can be trained and tested.
 
     Args:
         checked: the round.
-        classes: all classes of the set.
+        classes: all classes of the data set.
         single: whether every clip has exactly one label.
 
     Returns:
-        lines to warn of: classes without clips for training or for the test.
+        warnings: classes without training or test clips; only one class in the test split.
 
     Raises:
-        TaskError: train or test is empty, fewer than two classes to train on, or a file is in both.
+        TaskError: train or test is empty, there are fewer than two classes to train on, or a file is in both.
     """
     name = checked.name or "the task"
     for part, examples in ((TRAIN, checked.train), (TEST, checked.test)):

@@ -1,4 +1,4 @@
-"""Tables with a header, as people write them: which column is what, which file a row means."""
+"""Read tables with a header: recognise the columns, and find the audio file of each row."""
 
 import csv
 import io
@@ -21,15 +21,15 @@ USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "label": ("label", "labels", "category", "class", "target", "word", "tag", "tags"),
     "split": ("split", "fold", "set", "subset"),
 }
-"""How the columns of public data sets are called, in lower case."""
+"""Usual column names in public data sets, in lower case."""
 MAX_HEADER = 10_000
-"""So many characters of a file are looked at for its columns; what has no line so early is no table."""
+"""Maximum number of characters read for the header; a table has a line break before that."""
 MANY_MISSING = 3
-"""So many missing files are named."""
+"""Maximum number of missing files named in a message."""
 
 
 class TableRow(NamedTuple):
-    """A line of a table: its number, its values by column, and values beyond the last column."""
+    """A line of a table: its number, its values by column, and any values beyond the last column."""
 
     line: int
     values: dict[str, str]
@@ -37,10 +37,10 @@ class TableRow(NamedTuple):
 
 
 def read_text(file: Path) -> str:
-    """The text of a list, with or without a byte order mark.
+    """Read the text of a list, with or without a byte order mark.
 
     Raises:
-        TaskError: it cannot be read, or is not UTF-8.
+        TaskError: the file cannot be read, or is not UTF-8.
     """
     try:
         return file.read_bytes().decode("utf-8-sig")
@@ -54,10 +54,10 @@ def read_text(file: Path) -> str:
 
 
 def read_table(file: Path) -> tuple[list[str], list[TableRow]]:
-    """Columns and rows of a table by tabs, commas or semicolons, whichever its header tells of.
+    """Read columns and rows of a table, separated by tabs, commas or semicolons as determined from the header.
 
     Raises:
-        TaskError: the file cannot be read, is not UTF-8, or no table.
+        TaskError: the file cannot be read, is not UTF-8, or is not a table.
     """
     text = io.StringIO(read_text(file), newline="")
     header = text.readline()
@@ -72,7 +72,7 @@ def read_table(file: Path) -> tuple[list[str], list[TableRow]]:
 
 
 def read_header(file: Path) -> list[str]:
-    """The columns alone; what cannot be read has none."""
+    """Read only the columns of a table; empty if it cannot be read."""
     try:
         with file.open(encoding="utf-8-sig", errors="replace") as opened:
             header = opened.readline(MAX_HEADER)
@@ -82,7 +82,7 @@ def read_header(file: Path) -> list[str]:
 
 
 def _delimiter(header: str) -> str:
-    """What makes the most columns with a usual name, and the most columns."""
+    """The delimiter that gives the most columns with usual names, and among equals the most columns."""
 
     def usual(delimiter: str) -> int:
         names = {name.strip(' "').lower() for name in header.split(delimiter)}
@@ -98,10 +98,10 @@ def _table_row(line: int, row: Mapping[str | None, str | list[str] | None]) -> T
 
 
 def usual_column(role: str, columns: Sequence[str], where: Path) -> str | None:
-    """The column whose name is usual for "file", "label" or "split"; None if there is none.
+    """Return the column with a usual name for "file", "label" or "split"; None if there is none.
 
     Raises:
-        TaskError: several are.
+        TaskError: several columns have usual names.
     """
     fitting = [column for column in columns if column.lower() in USUAL_COLUMNS[role]]
     if len(fitting) > 1:
@@ -110,10 +110,10 @@ def usual_column(role: str, columns: Sequence[str], where: Path) -> str | None:
 
 
 def choose_column(role: str, given: str, columns: Sequence[str], table: Path) -> str | None:
-    """The column that the source names, or else the usual one.
+    """Return the column that the source names, otherwise the usual one.
 
     Raises:
-        TaskError: the table lacks the named one; several are usual; or none is (but a table may lack a split).
+        TaskError: the named column does not exist; or several columns have usual names, or none (except for "split").
     """
     if given:
         if given not in columns:
@@ -129,23 +129,23 @@ def choose_column(role: str, given: str, columns: Sequence[str], table: Path) ->
 
 
 def usual_separator(column: str, values: Iterable[str]) -> str:
-    """A semicolon where there is one; else a comma in a column that is called by a plural, as FSD50K's `labels`."""
+    """Comma if values have commas, no semicolons and a plural column name (FSD50K's `labels`); otherwise semicolon."""
     found = set("".join(values)) & {";", ","}
     plural = column.lower().endswith("s") and not column.lower().endswith("ss")
     return "," if found == {","} and plural else ";"
 
 
 def table_rows(table: Path, source: SourceConfig, label_column: str = "") -> list[Row]:
-    """Rows of any table.
+    """Read the rows of any table.
 
     Args:
-        table: its file names are relative to `source.audio`; else to its own folder, or the folder `audio` in it.
-            Names without a suffix (FSD50K) are searched for below.
-        source: names the columns where they are not the usual ones.
-        label_column: the usual one of the data set, where the table has several.
+        table: its file names are relative to `source.audio`, otherwise to its own folder, or the folder `audio` in it.
+            Names without a suffix (FSD50K) are searched for below that folder.
+        source: names the columns if they are not the usual ones.
+        label_column: label column of the data set, if the table has several usual ones.
 
     Raises:
-        TaskError: a column or value is missing, a row is too long, or audio files are not there.
+        TaskError: a column or value is missing, a row has too many values, or audio files are missing.
     """
     columns, lines = read_table(table)
     if not columns:
@@ -169,7 +169,7 @@ def table_rows(table: Path, source: SourceConfig, label_column: str = "") -> lis
 
 
 def _below(rows: Sequence[Row], table: Path, audio: str | None) -> Iterator[Row]:
-    """Rows with the whole paths of their files."""
+    """Yield the rows with the full paths of their files."""
     folder = table.parent
     if audio is not None:
         folder = Path(audio)
@@ -184,7 +184,7 @@ def _below(rows: Sequence[Row], table: Path, audio: str | None) -> Iterator[Row]
 
 
 def files_by_stem(folder: Path) -> dict[str, list[Path]]:
-    """Audio anywhere below a folder by its name without suffix, without a look at each file."""
+    """Audio files anywhere below a folder, by name without suffix; the files themselves are not accessed."""
     found: dict[str, list[Path]] = {}
     for file in files_below(folder):
         if file.suffix.lower() in AUDIO_SUFFIXES:
@@ -193,10 +193,10 @@ def files_by_stem(folder: Path) -> dict[str, list[Path]]:
 
 
 def _meant(row: Row, folder: Path, alike: Sequence[Path]) -> Path:
-    """The file of a row, of those that have its name without suffix.
+    """Resolve the file of a row among those with the same name without suffix.
 
     Raises:
-        TaskError: it may be several.
+        TaskError: several files match.
     """
     whole = folder / row.file
     named = [file for file in alike if file.with_suffix("").parts[-len(row.file.parts) :] == row.file.parts]
@@ -210,10 +210,10 @@ def _meant(row: Row, folder: Path, alike: Sequence[Path]) -> Path:
 
 
 def present(rows: Iterator[Row], where: Path) -> list[Row]:
-    """The rows, if all their files are there, by one listing for each folder.
+    """Return the rows if all their files exist, checked with one listing per folder.
 
     Raises:
-        TaskError: some are not.
+        TaskError: some files are missing.
     """
     kept: list[Row] = []
     missing: list[Row] = []

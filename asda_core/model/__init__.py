@@ -1,1 +1,1 @@
-"""The model: patches, blocks, encoder. It knows nothing of plugins."""
+"""The model: patches, blocks, encoder. It does not depend on plugins."""

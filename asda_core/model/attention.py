@@ -1,4 +1,4 @@
-"""What attention mixers share: the fused product, the softmax map, and the subtraction of a second map."""
+"""Building blocks shared by attention mixers: fused attention, the softmax map, and subtraction of a second map."""
 
 import math
 from collections.abc import Iterator
@@ -20,20 +20,20 @@ from asda_core.model.recomputation import remade
 LambdaMode = Literal["vectors", "scalars", "fixed", "token"]
 
 VECTOR_STD = 0.1
-"""Spread of the four vectors that lambda is made from. **Source**: Differential Transformer, released code."""
+"""Initial standard deviation of the four vectors of lambda. **Source**: Differential Transformer, released code."""
 HEAD_NORM_EPS = 1e-5
-"""Epsilon of the norm of each head. **Source**: Differential Transformer, released code."""
+"""Epsilon of the per-head norm. **Source**: Differential Transformer, released code."""
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """The maps by which a mixer moves information; it yields the one or two that are softmaxes.
+    """Attention maps of a mixer; iterating yields the one or two softmax maps.
 
     Attributes:
         first: softmax per query; rows sum to 1 over the tokens that are not padding.
-        second: that of the noise, which is subtracted, repeated for all heads that it serves; None if there is none.
-        weight: lambda, which broadcasts to (batch, heads, tokens, 1); None without a second map.
-        mean: the mean row of the first map, which DINT adds with the same weight; None elsewhere.
+        second: the noise map, which is subtracted, repeated for all heads that share it; None if there is none.
+        weight: lambda, broadcastable to (batch, heads, tokens, 1); None without a second map.
+        mean: mean row of the first map, which DINT adds with the same weight; None for other mixers.
     """
 
     first: Float[Tensor, "batch heads tokens tokens"]
@@ -43,9 +43,9 @@ class AttentionMaps:
 
     @property
     def difference(self) -> Float[Tensor, "batch heads tokens tokens"]:
-        """What values are multiplied with: `first - weight * second [+ weight * mean]`; `first` if there is no other.
+        """Map applied to the values: `first - weight * second [+ weight * mean]`; `first` without a second map.
 
-        Its rows sum to 1 - weight; with a mean to 1.
+        Its rows sum to 1 - weight, or to 1 with `mean`.
         """
         if self.second is None or self.weight is None:
             return self.first
@@ -63,7 +63,7 @@ def softmax_map(
     key: Float[Tensor, "batch heads tokens width"],
     layout: TokenLayout,
 ) -> Float[Tensor, "batch heads tokens tokens"]:
-    """`softmax(q k^T / sqrt(width))`: rows sum to 1, and padding gets nothing.
+    """`softmax(q k^T / sqrt(width))`: rows sum to 1, padding has weight 0.
 
     **Source**: Vaswani et al. 2017, equation 1.
     """
@@ -80,10 +80,10 @@ def attend(
     value: Float[Tensor, "batch heads tokens values"],
     layout: TokenLayout,
 ) -> Float[Tensor, "batch heads queries values"]:
-    """`softmax_map(query, key) @ value` without holding the map.
+    """Compute `softmax_map(query, key) @ value` without materialising the map.
 
-    The fused kernel wants one width: where values are wider, queries and keys are filled up with zeros, which changes
-    no score.
+    The fused kernel requires equal widths: where values are wider, queries and keys are padded with zeros, which
+    changes no score.
     """
     scale = query.shape[-1] ** -0.5
     missing = value.shape[-1] - query.shape[-1]
@@ -95,10 +95,10 @@ def attend(
 
 
 def lambda_start(mode: LambdaMode, stated: float | None, layer: int) -> float:
-    """What lambda starts from: as stated, else by depth; a sigmoid of the token has no start (0).
+    """Initial value of lambda: `stated` if given, otherwise by depth; 0 in mode "token", which has no initial value.
 
     Raises:
-        ConfigError: a start is stated where there is none.
+        ConfigError: an initial value is given in mode "token".
     """
     if mode != "token":
         return lambda_by_depth(layer) if stated is None else stated
@@ -108,16 +108,16 @@ def lambda_start(mode: LambdaMode, stated: float | None, layer: int) -> float:
 
 
 def lambda_by_depth(layer: int) -> float:
-    """`0.8 - 0.6 exp(-0.3 layer)`, the layers counted from 0. **Source**: Ye et al. 2025, equation 3."""
+    """Return `0.8 - 0.6 exp(-0.3 layer)`, with layers counted from 0. **Source**: Ye et al. 2025, equation 3."""
     return 0.8 - 0.6 * math.exp(-0.3 * layer)
 
 
 class Lambda(nn.Module):
-    """The weight of the second map.
+    """Lambda, the weight of the second map.
 
-    "vectors" `exp(q1.k1) - exp(q2.k2) + start`, four learned vectors for all heads of a layer (Ye et al. 2025, eq. 3);
-    "scalars" `exp(a) - exp(b) + start`, two learned numbers; "fixed" `start`; "token" `sigmoid(w_h . token)`, for
-    each token and head (Differential Transformer V2), which has no start.
+    "vectors": `exp(q1.k1) - exp(q2.k2) + start`, four learned vectors shared by the heads of a layer (Ye et al. 2025,
+    eq. 3); "scalars": `exp(a) - exp(b) + start`, two learned scalars; "fixed": `start`; "token":
+    `sigmoid(w_h . token)` per token and head (Differential Transformer V2), without an initial value.
     """
 
     def __init__(self, mode: LambdaMode, start: float, width: int, num_heads: int, dim: int) -> None:
@@ -133,11 +133,11 @@ class Lambda(nn.Module):
             self.gate = nn.Linear(dim, num_heads, bias=False)
 
     def no_weight_decay(self) -> list[str]:
-        """What is learned of lambda itself; the map of mode "token" is a matrix like others."""
+        """The learned vectors or scalars; the matrix of mode "token" is decayed like any other."""
         return [name for name, _ in self.named_parameters(recurse=False)]
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Tensor:
-        """Lambda as something that multiplies (B, H, N, width)."""
+        """Return lambda, broadcastable to (B, H, N, width)."""
         if self.mode == "token":
             weight: Tensor = self.gate(tokens).sigmoid().transpose(1, 2).unsqueeze(-1)  # (B, H, N, 1)
             return weight
@@ -154,13 +154,14 @@ class Lambda(nn.Module):
 
 @dataclass(frozen=True)
 class Heads:
-    """How many heads there are, and how wide.
+    """Number and width of the heads.
 
     Attributes:
-        signal, noise: heads whose maps are kept and subtracted; each noise head serves `signal / noise` neighbours.
+        signal, noise: number of heads whose maps are kept and subtracted; each noise head is shared by `signal / noise`
+            neighbouring signal heads.
         width: of queries and keys.
         value_width: of values; `signal * value_width` is the width of the tokens.
-        shared_keys: whether a noise head reads the keys of its signal head and has only queries of its own.
+        shared_keys: whether a noise head uses the keys of its signal head and has only its own queries.
     """
 
     signal: int
@@ -174,10 +175,10 @@ class SubtractiveAttention(nn.Module):
     """`gain * norm((A1 - lambda A2 [+ lambda G]) v)` per head, then a linear map.
 
     `Ai = softmax(qi ki^T / sqrt(width))`; G repeats the mean row of A1 (DINT), which makes rows sum to 1. The rows of
-    `qkv` are: signal and noise queries, signal and noise keys, values. `by_formula` True makes the maps and subtracts
-    them (N^2 memory); else each is multiplied with the values by a fused kernel.
+    `qkv` are: signal and noise queries, signal and noise keys, values. `by_formula` True materialises the maps and
+    subtracts them (N^2 memory); otherwise a fused kernel multiplies each map with the values.
 
-    **Source**: Ye et al. 2025, equations 1 to 4; the mixers that use it name what they change.
+    **Source**: Ye et al. 2025, equations 1 to 4; the mixers that use it state what they change.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class SubtractiveAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Let every token attend all tokens that are not padding, twice, and take the difference."""
+        """Attend to all tokens that are not padding with both maps, and take the difference."""
         query1, query2, key1, key2, value = self._split(tokens)
         weight = self.weight(tokens)
         shared = self.heads.signal // self.heads.noise
@@ -235,7 +236,7 @@ class SubtractiveAttention(nn.Module):
         return projected
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
-        """A1 and A2 of every signal head, lambda, and with DINT the mean row of A1."""
+        """Return A1 and A2 of every signal head, lambda, and for DINT the mean row of A1."""
         query1, query2, key1, key2, _ = self._split(tokens)
         return self._maps(query1, query2, key1, key2, self.weight(tokens), layout)
 
@@ -261,13 +262,13 @@ class SubtractiveAttention(nn.Module):
 
 @dataclass(frozen=True)
 class SubtractionConfig:
-    """Settings that mixers of the Differential Transformer's family share; the defaults are the published ones.
+    """Settings shared by mixers of the Differential Transformer family; the defaults are the published ones.
 
     Attributes:
         lambda_mode: "vectors" (published), "scalars" (timm's `dual_lambda`), "fixed", or "token" (a sigmoid for each
             token and head, as in V2).
-        lambda_init: what lambda starts from; null takes `0.8 - 0.6 exp(-0.3 layer)`. "token" has no start, and no gain.
-        head_norm: whether each head is normed (RMS) and multiplied by `1 - lambda_init`.
+        lambda_init: initial value of lambda; null: `0.8 - 0.6 exp(-0.3 layer)`. "token" has neither it nor the gain.
+        head_norm: whether each head is normalised (RMS) and multiplied by `1 - lambda_init`.
         qkv_bias: whether query, key and value have a bias.
     """
 
@@ -280,10 +281,10 @@ class SubtractionConfig:
 def subtract_in_pairs(
     config: SubtractionConfig, dim: int, num_heads: int, layer: int, add_mean: bool = False
 ) -> SubtractiveAttention:
-    """Heads in pairs, one of signal and one of noise, with values twice as wide.
+    """Build attention with heads in pairs, one signal and one noise head, and values twice as wide.
 
     Raises:
-        ConfigError: an odd number of heads, or a start of lambda that does not fit.
+        ConfigError: the number of heads is odd, or the initial value of lambda does not fit the mode.
 
     **Source**: Ye et al. 2025, section 2.1.
     """

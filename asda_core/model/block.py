@@ -1,4 +1,4 @@
-"""One encoder block: a mixer that moves information between tokens, and an MLP that works on each alone."""
+"""One encoder block: a mixer that exchanges information between tokens, and an MLP applied to each token."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ INIT_STD = 0.02
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between; it takes the layout so that both halves of a block look alike."""
+    """Two linear layers with an exact GELU between; it takes the layout to have the same signature as a mixer."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -28,13 +28,13 @@ class Mlp(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Widen, bend, narrow."""
+        """Expand, apply the GELU, contract."""
         return self._narrowed(self.expand(tokens))
 
     def behind(
         self, norm: nn.Module, tokens: Float[Tensor, "batch tokens dim"]
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
-        """`norm(tokens)` and what `forward` makes of it; for the gradient, `tokens` stands for both."""
+        """Return `norm(tokens)` and `forward` of it; the backward pass keeps `tokens` instead of `norm(tokens)`."""
         normed, wide = remade(partial(self._widened, norm), tokens, calls=(norm, self.expand))
         return normed, self._narrowed(wide)
 
@@ -62,10 +62,10 @@ class Block(nn.Module):
     `forward` returns y and m: the released training regresses on m, the output of the MLP before its residual.
 
     **Differs**: the released pre-norm branch loses its residual and returns 2 m; no released setting uses it.
-    `pre_norm_residual` False does the same.
+    `pre_norm_residual` False reproduces this.
 
     Attributes:
-        drop_path: probability that a clip goes past a branch in training; fine-tuning sets it.
+        drop_path: probability that a clip skips a branch in training; set by fine-tuning.
     """
 
     def __init__(self, config: EncoderConfig, mixer: nn.Module) -> None:
@@ -84,7 +84,7 @@ class Block(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
-        """(block output, output of the MLP or, without one, of the mixer)."""
+        """Return (block output, output of the MLP or, without one, of the mixer)."""
         bent = self.mixer(self.norm1(tokens) if self.pre_norm else tokens, layout)
         if bent.shape != tokens.shape:
             raise PluginError(
@@ -109,7 +109,7 @@ class Block(nn.Module):
         return normed, mlp(normed, layout)
 
     def _dropped(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: a branch of some clips is 0 in training, and larger in the others."""
+        """Stochastic depth: in training, zero the branch for some clips and scale it up for the others."""
         if not (self.training and self.drop_path):
             return branch
         keep = 1 - self.drop_path
@@ -118,7 +118,7 @@ class Block(nn.Module):
 
 
 def init_linear_layers(module: nn.Module) -> None:
-    """Draw every linear weight below `module` from N(0, 0.02) and zero the biases."""
+    """Draw the weights of all linear layers in `module` from a normal of standard deviation 0.02; zero the biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=INIT_STD)

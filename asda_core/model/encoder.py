@@ -1,4 +1,4 @@
-"""The encoder: patches, a class token, L blocks. It receives built mixers and knows nothing of plugins."""
+"""The encoder: patches, a class token, L blocks. It receives built mixers and does not depend on plugins."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +16,16 @@ from asda_core.model.patches import PatchEmbedding
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder returns for a batch.
+    """Output of the encoder for a batch.
 
     Attributes:
-        summary: (B, D) the (mean) class token, or the mean of the valid patches where there is none.
-        tokens: (B, N, D) output of the last block (and the final norm) at the patches, in the order they came in.
-        layout: their places.
-        layers: L x (B, N, D) output of each block's MLP (without one, mixer) at the patches, which latent regression
-            regresses on; none if they were not asked for.
-        outputs: (B, N, D) at the patches behind the blocks that were asked for, by their number from 1; 0 is what
-            goes into the first block.
+        summary: (B, D) the class token (mean over several), or without one the mean of the valid patches.
+        tokens: (B, N, D) output of the last block (and the final norm) at the patches, in input order.
+        layout: their positions in the grid.
+        layers: L x (B, N, D) output of each block's MLP (without one, its mixer) at the patches, the regression target
+            of latent regression; empty if not requested.
+        outputs: (B, N, D) at the patches after each requested block, keyed by block number from 1; 0 is the input of
+            the first block.
     """
 
     summary: Float[Tensor, "batch dim"]
@@ -38,7 +38,7 @@ class Encoded:
 class Encoder(nn.Module):
     """Features -> `Encoded`, in two steps between which an objective may mask.
 
-    `embed` makes patch tokens with positions; `encode` norms them, lets the class token join and runs the blocks.
+    `embed` returns patch tokens with positions; `encode` normalises them, inserts the class token and runs the blocks.
     """
 
     def __init__(self, config: EncoderConfig, mixers: Sequence[nn.Module]) -> None:
@@ -54,24 +54,24 @@ class Encoder(nn.Module):
         self.final_norm = make_norm(config) if config.final_norm else nn.Identity()
         self.class_token: nn.Parameter | None = None
         if config.class_token.position != "none":
-            # std 1 as ASDA releases it; beside a learned table as small as that
+            # std 1 as in the released ASDA; with a learned position table, the std of that table
             std = 1.0 if config.positions.type == "sine_cosine" else INIT_STD
             self.class_token = nn.Parameter(torch.randn(1, config.class_token.count, config.dim) * std)
 
     def no_weight_decay(self) -> list[str]:
-        """The class token: see `without_decay`."""
+        """The class token; see `without_decay`."""
         return ["class_token"]
 
     def forward(
         self, features: Float[Tensor, "batch bins frames"], outputs: Collection[int] = (), layers: bool = True
     ) -> Encoded:
-        """Embed and encode without masking; `outputs` and `layers` as of `encode`."""
+        """Embed and encode without masking; `outputs` and `layers` as in `encode`."""
         return self.encode(*self.embed(features), outputs, layers)
 
     def embed(
         self, features: Float[Tensor, "batch bins frames"]
     ) -> tuple[Float[Tensor, "batch patches dim"], TokenLayout]:
-        """Patch tokens with their positions, and where they sit."""
+        """Return patch tokens with their positions added, and their layout."""
         embedded: tuple[Tensor, TokenLayout] = self.patches(features)
         return embedded
 
@@ -82,12 +82,12 @@ class Encoder(nn.Module):
         outputs: Collection[int] = (),
         layers: bool = True,
     ) -> Encoded:
-        """Norm the tokens, join the class token at its layer, run all blocks.
+        """Normalise the tokens, insert the class token at its layer, run all blocks.
 
         Args:
-            tokens, layout: as `embed` makes them, or chosen ones of these.
+            tokens, layout: as returned by `embed`, or a subset of these.
             outputs: numbers of the blocks whose outputs are kept.
-            layers: whether the outputs of the MLPs are; they take the memory of L times the tokens.
+            layers: whether the outputs of the MLPs are kept; they take L times the memory of the tokens.
         """
         if self.config.token_order == "time":
             return self._encode(tokens, layout, outputs, layers)
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
         return Encoded(encoded.summary, take(encoded.tokens, back), layout, placed, kept)
 
     def _encode(self, tokens: Tensor, layout: TokenLayout, outputs: Collection[int], layers: bool) -> Encoded:
-        """`encode`, in the order in which the tokens stand."""
+        """`encode` with the tokens in the given order."""
         tokens = self.input_norm(tokens)
         of_layers: list[Tensor] = []
         kept = {0: tokens} if 0 in outputs else {}
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         return Encoded(summary, patches, patch_layout, tuple(of_layers), kept)
 
     def _run(self, number: int, tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
-        """The tokens after a block, or after a pair of which the second reads from the end; output of each MLP."""
+        """Run a block, or a pair whose second block reads the reversed sequence; return tokens and each MLP output."""
         forward, layer = self.blocks[number](tokens, layout)
         if self.config.wiring == "sequential":
             return forward, layer
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
         return both / 2 if self.config.wiring == "paired" else both, layer, second.flip(1)
 
     def _join(self, class_token: Tensor, tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
-        """Put the class token, normed like every input token, at its position."""
+        """Insert the class token, normalised like every input token, at its position."""
         column = {"first": 0, "middle": tokens.shape[1] // 2, "last": tokens.shape[1]}[self.config.class_token.position]
         token = self.input_norm(class_token).expand(len(tokens), -1, -1).to(tokens.dtype)
         return insert_column(tokens, token, column), layout.with_class_token(column, token.shape[1])

@@ -1,4 +1,4 @@
-"""Floating-point operations of an encoder."""
+"""Count of the floating-point operations of an encoder."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from asda_core.model.encoder import Encoder
 
 
 def encoder_flops(encoder: Encoder, num_bins: int, num_frames: int) -> int:
-    """Operations of one forward pass over one clip: two per multiply-add, matrix products and convolutions alone.
+    """Return the operations of one forward pass over one clip: two per multiply-add, products and convolutions only.
 
-    Mixers that can run their formula literally (`by_formula`) are counted so, as papers do: fused differential
-    attention takes 4 N^2 D multiply-adds where the formula needs 3.
+    Mixers with a literal form of their formula (`by_formula`) are counted in that form, as in papers: fused
+    differential attention takes 4 N^2 D multiply-adds, the formula 3.
 
     Args:
-        encoder: of any mixer; it is left as it was.
+        encoder: with any mixer; left unchanged.
         num_bins, num_frames: size of the features.
 
     **Source**: the convention of the published figures (97.05 GFLOPs EAT base, 109.16 ASDA base, 1,024 frames).

@@ -1,7 +1,7 @@
-"""Tokens sorted into the lines of the grid, for mixers that look along rows and columns.
+"""Tokens sorted into the lines of the grid, for mixers that work along rows and columns.
 
 A line is all tokens of one band ("bands": a row, along time) or of one time step ("times": a column, along frequency).
-Where tokens were dropped, lines are packed to the left, so that the cost follows the tokens that are there::
+Where tokens were dropped, lines are packed to the left, so that the cost depends on the remaining tokens::
 
     grid          packed, axis "bands"     slots = tokens of the fullest line
     . 5 8 .       5 8                      place of a token = line * slots + slot
@@ -21,15 +21,16 @@ from asda_core.layout import TokenLayout
 
 @dataclass(frozen=True)
 class Lines:
-    """Where each token of a batch stands in a table of lines x slots.
+    """Position of each token of a batch in a table of lines x slots.
 
     Attributes:
-        place: (B, N) of each token in the flattened table.
-        token: (B, lines * slots) the column of the token there; N where the slot is empty.
+        place: (B, N) index of each token in the flattened table.
+        token: (B, lines * slots) column of the token in each slot; N where the slot is empty.
         shape: (lines, slots).
-        valid: (B, lines, slots) True where a token stands that is not padding.
-        full: whether a valid token stands in every slot.
-        whole: (time steps, bands) if the tokens are the whole grid in raster order, so that views do; else None.
+        valid: (B, lines, slots) True where the slot holds a token that is not padding.
+        full: whether every slot holds a valid token.
+        whole: (time steps, bands) if the tokens are the whole grid in raster order, so that views suffice; otherwise
+            None.
         axis: "bands" or "times".
     """
 
@@ -42,7 +43,7 @@ class Lines:
     axis: Literal["bands", "times"]
 
     def spread(self, values: Tensor) -> Tensor:
-        """(B, H, N, ...) -> (B, H, lines, slots, ...); what stands in empty slots means nothing."""
+        """(B, H, N, ...) -> (B, H, lines, slots, ...); the values in empty slots are arbitrary."""
         if self.whole is not None:
             table = values.reshape(*values.shape[:2], *self.whole, *values.shape[3:])
             return table.transpose(2, 3) if self.axis == "bands" else table
@@ -54,7 +55,7 @@ class Lines:
         return packed.reshape(*packed.shape[:2], *self.shape, *packed.shape[3:])
 
     def collect(self, table: Tensor) -> Tensor:
-        """(B, H, lines, slots, ...) -> (B, H, N, ...), the inverse."""
+        """(B, H, lines, slots, ...) -> (B, H, N, ...), the inverse of `spread`."""
         if self.whole is not None:
             return (table.transpose(2, 3) if self.axis == "bands" else table).flatten(2, 3)
         rows = torch.arange(len(table), device=table.device)[:, None]
@@ -63,7 +64,7 @@ class Lines:
 
 
 def whole_grid(layout: TokenLayout) -> tuple[int, int] | None:
-    """(time steps, bands) if the tokens are the whole grid in raster order, without padding; else None."""
+    """Return (time steps, bands) if the tokens are the whole grid in raster order without padding, otherwise None."""
     times, bands = layout.grid
     if layout.index.shape[1] != times * bands or layout.padding is not None:  # padding may repeat a place
         return None
@@ -72,10 +73,10 @@ def whole_grid(layout: TokenLayout) -> tuple[int, int] | None:
 
 
 def lines_of(layout: TokenLayout, axis: Literal["bands", "times"]) -> Lines:
-    """The lines of one axis.
+    """Sort tokens into the lines of one axis.
 
     Args:
-        layout: of patches alone, without class tokens; any of the grid may be missing.
+        layout: of patches only, without class tokens; any patches of the grid may be missing.
         axis: "bands" sorts by frequency band, "times" by time step.
     """
     times, bands = layout.grid

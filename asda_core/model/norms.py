@@ -1,4 +1,4 @@
-"""Norms over the width of tokens."""
+"""Norms over the token width."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -7,15 +7,15 @@ from asda_core.config import EncoderConfig
 
 
 class RmsNorm(nn.RMSNorm):
-    """`nn.RMSNorm` in the type of its weights, as autocast has `nn.LayerNorm`; no kernel is fast where types differ."""
+    """`nn.RMSNorm` in the dtype of its weights, as autocast runs `nn.LayerNorm`; mixed dtypes have no fast kernel."""
 
     def forward(self, values: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """Scale to a root mean square of 1, and by the weights."""
+        """Scale to a root mean square of 1, then by the weights."""
         normed: Tensor = super().forward(values.to(self.weight.dtype))
         return normed
 
 
 def make_norm(config: EncoderConfig) -> nn.Module:
-    """The norm over the width that a config asks for."""
+    """Return the norm over the token width that the config selects."""
     make = RmsNorm if config.norm_type == "rms" else nn.LayerNorm
     return make(config.dim, eps=config.norm_eps)

@@ -1,10 +1,10 @@
-"""Features -> patch tokens with fixed positions.
+"""Features -> patch tokens with fixed or learned positions.
 
-A spectrogram of T frames and F bins is cut into a grid of (T // 16) x (F // 16) patches::
+A spectrogram of T frames and F bins is cut into a grid of patches, (T // 16) x (F // 16) in the published setting::
 
       bins  +----+----+----+--       each patch -> one token of width D
-            | 1  | 3  | 5  |         frames beyond a multiple of 16 are left out
-            | 0  | 2  | 4  |         raster order: time first, then band
+            | 1  | 3  | 5  |         frames beyond a multiple of 16 are dropped
+            | 0  | 2  | 4  |         raster order: time is the slow index, band the fast one
             +----+----+----+--
               frames ->
 """
@@ -27,11 +27,11 @@ POSITION_WAVELENGTH = 10_000.0
 
 
 class PatchEmbedding(nn.Module):
-    """A linear map of each patch plus its position: a fixed 2-D sine-cosine one, or one of a learned table.
+    """Linear projection of each patch plus a position embedding: fixed 2-D sine-cosine, or a learned table.
 
     **Source**: released code, local encoder (a convolution whose stride is its size) and fixed position table.
-    **Differs**: positions are computed for the grid at hand, so no length is too long; the released table ends after
-    768 time steps. A learned table is SSAST's: what `adapt_positions` does to other grids is done at every call, not
+    **Differs**: positions are computed for the grid of the input, so its length is not limited; the released table ends
+    after 768 time steps. A learned table is SSAST's, adapted to other grids by `adapt_positions` at every call, not
     once before fine-tuning.
     """
 
@@ -49,16 +49,16 @@ class PatchEmbedding(nn.Module):
             nn.init.trunc_normal_(self.table, std=INIT_STD)
 
     def no_weight_decay(self) -> list[str]:
-        """Learned positions: see `without_decay`."""
+        """The learned positions; see `without_decay`."""
         return ["table"]
 
     def forward(
         self, features: Float[Tensor, "batch bins frames"]
     ) -> tuple[Float[Tensor, "batch patches dim"], TokenLayout]:
-        """Cut, project, add positions.
+        """Cut into patches, project, add positions.
 
         Raises:
-            ConfigError: fewer frames or bins than one patch.
+            ConfigError: there are fewer frames or bins than in one patch.
         """
         frames, bins = self.projection.kernel_size
         if features.shape[2] < frames or features.shape[1] < bins:
@@ -72,7 +72,7 @@ class PatchEmbedding(nn.Module):
         return patches + self.positions(grid).to(patches), TokenLayout.full(len(features), grid, features.device)
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "patches dim"]:
-        """What is added to the patches of a grid of (time steps, bands), in raster order, where the model is."""
+        """Position embeddings for a grid of (time steps, bands), in raster order, on the model's device."""
         if self.table is None:
             return sent(sine_cosine_positions(grid, self.dim), self.projection.weight.device)
         return adapt_positions(self.table, self.position_config, grid)[0]
@@ -81,7 +81,7 @@ class PatchEmbedding(nn.Module):
 def patch_values(
     features: Shaped[Tensor, "batch bins frames"], config: EncoderConfig
 ) -> Shaped[Tensor, "batch patches values"]:
-    """The features of each patch, in raster order; within a patch bin by bin, each bin along its frames."""
+    """Return the features of each patch, in raster order; within a patch, bin by bin, each bin along its frames."""
     bands = features.unfold(1, config.patch_bins, config.step_bins)  # (B, bands, T, bins)
     patches = bands.unfold(2, config.patch_frames, config.step_frames)  # (B, bands, times, bins, frames)
     return patches.transpose(1, 2).flatten(3).flatten(1, 2)
@@ -90,15 +90,15 @@ def patch_values(
 def adapt_positions(
     table: Float[Tensor, "one stored dim"], config: PositionConfig, grid: tuple[int, int]
 ) -> Float[Tensor, "one patches dim"]:
-    """A learned table for another grid: the middle of an axis that is longer, linear interpolation of a shorter one.
+    """Adapt a learned table to another grid: crop the middle of a longer axis, interpolate a shorter one linearly.
 
     Args:
         table: in raster order.
-        config: the grid of the table, and how many bands a longer time axis is interpolated by way of.
-        grid: (time steps, bands) that is wanted.
+        config: the grid of the table, and the number of bands used in between when interpolating to more time steps.
+        grid: requested (time steps, bands).
 
     **Source**: SSAST, released code (`through_bands` 8).
-    **Differs**: the release cuts as many bands as there are time steps where bands are too many.
+    **Differs**: where the table has too many bands, the release crops them to the number of time steps.
     """
     times, bands = config.grid
     if grid == tuple(config.grid) and not config.adapt_own_grid:
@@ -109,7 +109,7 @@ def adapt_positions(
     else:
         maps = _interpolated(maps, (grid[0], config.through_bands or bands))
     first = bands // 2 - grid[1] // 2
-    cuts = grid[1] < bands and first + grid[1] <= maps.shape[3]  # there may be fewer than 'through_bands' left
+    cuts = grid[1] < bands and first + grid[1] <= maps.shape[3]  # 'through_bands' may have left fewer
     maps = maps[..., first : first + grid[1]] if cuts else _interpolated(maps, grid)
     adapted: Tensor = maps.flatten(2).transpose(1, 2)
     return adapted
@@ -120,11 +120,11 @@ def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a table that is kept serves training too, whoever asked first
+@torch.inference_mode(False)  # a cached table must be usable in training even if first made in inference
 def sine_cosine_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "patches dim"]:
-    """Fixed positions of a grid in raster order.
+    """Fixed position embeddings of a grid in raster order.
 
-    The first half of the channels tells the band, the second the time step; each half is
+    The first half of the channels encodes the band, the second the time step; each half is
     `[sin(p w_0) .. sin(p w_k), cos(p w_0) .. cos(p w_k)]` with `w_i = 10000 ** (-i / (dim / 4))`.
 
     Args:

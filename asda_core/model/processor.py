@@ -1,7 +1,7 @@
-"""What the processor is good at, and float32 products on the faster of two exact ways.
+"""Capabilities of the CPU, and float32 matrix products by the faster of two exact methods.
 
-Rules, not measurements, choose: the same machine takes the same way in every run, so that runs are repeatable. What a
-machine takes is printed by `benchmarks/`.
+The method is chosen by rules, not by timing: a machine uses the same one in every run, so that runs are reproducible.
+`benchmarks/` prints what a machine uses.
 """
 
 import functools
@@ -17,21 +17,21 @@ import torch
 from asda_core.settings.compute import Precision
 
 EXACT_ERROR = 4e-6
-"""Largest error, relative to the largest magnitude, of a product of 768 terms that still counts as float32; products
-of operands rounded to bfloat16 are off by 4e-3."""
+"""Largest error, relative to the largest magnitude, of a product of 768 terms that still counts as float32; with
+operands rounded to bfloat16 the error is 4e-3."""
 THROUGH_ONEDNN = "medium"
-"""PyTorch's name of the setting; "high" changes nothing on a CPU."""
+"""PyTorch's name of the setting; "high" has no effect on a CPU."""
 TRIAL_SIZE = 768
-"""Width of the product on which it is tried: that of the base model."""
+"""Width of the trial product: that of the base model."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What decides how attention is computed on the CPU.
+    """CPU capabilities that decide how attention is computed.
 
     Attributes:
-        wide: whether it has 512-bit vectors and no matrix tiles: then float32 products go through oneDNN.
-        bfloat16: whether it multiplies bfloat16 numbers itself; else they are several times slower than float32.
+        wide: whether it has 512-bit vectors and no matrix tiles; float32 products then go through oneDNN.
+        bfloat16: whether it multiplies bfloat16 natively; otherwise bfloat16 is several times slower than float32.
     """
 
     wide: bool
@@ -40,29 +40,29 @@ class Processor:
 
 @functools.cache
 def processor() -> Processor:
-    """The processor of this machine."""
+    """Return the capabilities of this machine's CPU."""
     wide = torch.cpu._is_avx512_supported() and not torch.cpu._is_amx_tile_supported()
     return Processor(wide=wide, bfloat16=bool(torch.cpu._is_avx512_bf16_supported()))
 
 
 @contextmanager
 def exact_products(device: torch.device | str = "cpu") -> Iterator[None]:
-    """Compute float32 products of the CPU through oneDNN in here, where that is faster and still float32.
+    """Context in which float32 products on the CPU go through oneDNN, where that is faster and still float32.
 
-    On AMD processors with AVX-512 PyTorch's default takes a generic path at less than half the rate. The setting that
+    On AMD processors with AVX-512, PyTorch's default is a generic path at less than half the rate. The setting that
     moves products to oneDNN permits it to round operands to bfloat16, which it does where there are matrix tiles; so
-    it is used only without them, and only after a product was found to be exact. Round a training step it must hold
-    the backward pass too. What was set before is put back.
+    it is used only without them, and only after a trial product was found to be exact. In training the context must
+    enclose the backward pass too. The previous setting is restored.
 
     Args:
-        device: where the model is; the setting means something else to a GPU, so there nothing is done.
+        device: where the model is; on a GPU the setting has another meaning, so nothing is done.
     """
     if torch.device(device).type != "cpu" or not processor().wide or not _stays_exact():
         yield
         return
     try:
         _setting.enter()
-    except RuntimeError:  # whoever runs us has set each backend by itself
+    except RuntimeError:  # the caller has set the backends individually
         yield
         return
     try:
@@ -72,13 +72,13 @@ def exact_products(device: torch.device | str = "cpu") -> Iterator[None]:
 
 
 class _Setting:
-    """The setting, which is of the whole process: put back when the last of the threads that want it leaves."""
+    """The process-wide setting, restored when the last thread that uses it leaves."""
 
     def __init__(self) -> None:
         self.lock, self.inside, self.before = threading.Lock(), 0, ""
 
     def enter(self) -> None:
-        """Set it; RuntimeError where it cannot be told what was set before."""
+        """Apply the setting; raise RuntimeError if the previous one cannot be determined."""
         with self.lock:
             if not self.inside:
                 self.before = torch.get_float32_matmul_precision()
@@ -86,7 +86,7 @@ class _Setting:
             self.inside += 1
 
     def leave(self) -> None:
-        """Put back what was set before."""
+        """Restore the previous setting when the last user leaves."""
         with self.lock:
             self.inside -= 1
             if not self.inside:
@@ -98,15 +98,16 @@ _setting = _Setting()
 
 @contextmanager
 def products(device: torch.device | str, precision: Precision) -> Iterator[None]:
-    """Compute the products of a model that listens in here: as `exact_products`, or in bfloat16 if that is wanted.
+    """Context for the matrix products of a model in inference: `exact_products`, or bfloat16 by autocast.
 
     Args:
         device: where the model is.
-        precision: "bfloat16" is autocast: about 1 % off at the end of ASDA base, see `benchmarks/encoder.py`.
+        precision: "bfloat16" uses autocast: an error of about 1 % in the output of ASDA base, see
+            `benchmarks/encoder.py`.
     """
     kind = torch.device(device).type
     if precision == "float32":
-        with torch.autocast(kind, enabled=False), exact_products(device):  # also within the caller's autocast
+        with torch.autocast(kind, enabled=False), exact_products(device):  # also inside the caller's autocast
             yield
         return
     if kind == "cpu" and not processor().bfloat16:

@@ -1,8 +1,8 @@
-"""Steps of a network of which only the input is kept for the gradient; what lies between is made again.
+"""Steps of a network that keep only their input for the backward pass and recompute the intermediates.
 
-Autograd keeps what each operation needs, though much of it is cheap to make from what is kept anyway. A step ends with
-the operation that needs what is costly to keep; making it again stops as soon as that input is there, before the
-operation. So no product is done twice, and gradients are the same to the last bit.
+Autograd keeps what each operation needs, though much of it is cheap to recompute from what is kept anyway. A step ends
+with the operation whose input is costly to keep; recomputation stops as soon as that input is available, before the
+operation itself. So no matrix product is computed twice, and gradients are bit-identical.
 
     step                                                    kept by autograd    kept here
 
@@ -11,7 +11,7 @@ operation. So no product is done twice, and gradients are the same to the last b
     x -> [norm] -> n -> [linear] -> y                       x, n                x
     u, v -> u - w v -> d -> [norm] -> n -> [linear] -> y    u, v, d, n          u, v
 
-Where a compiler is at work it decides itself what is kept, and nothing is done here.
+Under `torch.compile` the compiler decides what is kept, and nothing is done here.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,27 +26,27 @@ from torch.utils.checkpoint import checkpoint
 from asda_core.model.norms import RmsNorm
 
 PLAIN = (nn.Linear, nn.LayerNorm, RmsNorm, nn.GELU, nn.Identity)
-"""Kinds of modules of which a second call changes nothing."""
+"""Module types whose second call has no side effects."""
 LEAST_VALUES = 2**18
-"""Of the first tensor given: below a mebibyte of float32, a step takes longer to note than is saved. Measured: with an
-eighth of it, training a small encoder took a tenth longer."""
+"""Minimum size of the first tensor, 1 MiB of float32: below it the bookkeeping costs more than is saved. Measured: with
+an eighth of it, training a small encoder took a tenth longer."""
 
 Given = TypeVarTuple("Given")
 Made = TypeVar("Made")
 
 
 def remade(step: Callable[[*Given], Made], *given: *Given, calls: tuple[nn.Module, ...] = ()) -> Made:
-    """`step(*given)`, of which only `given` is kept for the gradient.
+    """Compute `step(*given)`, keeping only `given` for the backward pass.
 
     Args:
-        step: gives the same for the same tensors and weights, and has no other effect.
+        step: deterministic function of its tensors and weights, without side effects.
         given: tensors of which most are kept anyway, or None.
-        calls: all modules that the step calls. Where one is wrapped, parametrised, or watched by a hook, as adapters
-            do, nobody knows what a second call does: the step is done once, and autograd keeps what it wants.
+        calls: all modules that the step calls. If one is wrapped, parametrised or has a hook, as adapters do, the
+            effect of a second call is unknown: the step is computed once, and autograd keeps what it needs.
 
     Raises:
-        RuntimeError: in the backward pass, if a tensor or weight was changed in place behind the forward pass, as
-            autograd says it of what it keeps.
+        RuntimeError: in the backward pass, if a tensor or weight was changed in place after the forward pass; autograd
+            raises the same for the tensors that it keeps.
     """
     tensors = [each for each in given if isinstance(each, Tensor)]
     wanted = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
@@ -66,7 +66,7 @@ def remade(step: Callable[[*Given], Made], *given: *Given, calls: tuple[nn.Modul
 
 
 class CurrentWeights:
-    """Those that some modules have now; they may have others when the gradient comes (`torch.func.functional_call`)."""
+    """Weights of some modules at this time; they may differ in the backward pass (`torch.func.functional_call`)."""
 
     def __init__(self, modules: tuple[nn.Module, ...]) -> None:
         self.now = [(module, dict(module._parameters)) for module in modules]
@@ -76,7 +76,7 @@ class CurrentWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The modules have these weights, and afterwards again their own."""
+        """Context in which the modules have these weights; their own are restored afterwards."""
         later = [(module, dict(module._parameters)) for module, _ in self.now]
         for module, weights in self.now:
             module._parameters.update(weights)
@@ -88,7 +88,7 @@ class CurrentWeights:
 
 
 def is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...] = PLAIN) -> bool:
-    """Whether a module is of these kinds, and nobody wrapped, parametrised, changed or watches it."""
+    """Whether a module is exactly of one of these types, and not wrapped, parametrised, patched or hooked."""
     hooks = (
         *(module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks),
         *(every_module._global_forward_hooks, every_module._global_forward_pre_hooks),

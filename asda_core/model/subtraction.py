@@ -1,21 +1,21 @@
-"""`(softmax(q1 k1^T) - lambda softmax(q2 k2^T)) v` in the way that suits the machine; all ways are equal to rounding.
+"""`(softmax(q1 k1^T) - lambda softmax(q2 k2^T)) v` by the method that suits the machine; results agree to rounding.
 
 =========  =====================================================  ==========  =========================================
-way        what is done                                           memory      chosen
+way        method                                                 memory      chosen
 =========  =====================================================  ==========  =========================================
 fused      each map goes through a fused kernel, which never      N           by default, wherever there is padding, and
-           holds it; twice the products with the values                       on a GPU
+           materialises it; twice the products with values                    on a GPU
 blocks     a block of queries at a time, both maps explicit       N           without gradients, on processors with wide
                                                                               vectors: float32 up to 1,023 tokens,
                                                                               bfloat16 at any length
-kept       both maps explicit and kept, gradients written out     N^2         with gradients, on those processors:
+kept       both maps explicit and kept, hand-written gradients    N^2         with gradients, on those processors:
                                                                               float32 up to 256 tokens, bfloat16 up to
                                                                               1,024
-formula    both maps explicit, gradients by autograd              N^2         never: the twin that tests compare with
+formula    both maps explicit, gradients by autograd              N^2         never: the reference for tests
 =========  =====================================================  ==========  =========================================
 
-**Source** of the bounds: prototypes on a processor with AVX-512, before this module; its own ways have been timed only
-without (docs/performance.md), where inference gains from fused and short trainings do not.
+**Source** of the bounds: prototypes on a processor with AVX-512, before this module; the methods of this module have
+been timed only without AVX-512 (docs/performance.md), where fused speeds up inference but not training on short inputs.
 """
 
 from typing import Any, Literal
@@ -32,9 +32,9 @@ from asda_core.model.processor import processor
 
 Way = Literal["fused", "blocks", "kept", "formula"]
 BLOCK_ROWS = 1024
-"""Rows of both maps (heads x queries) that are worked on at once: they stay in the second cache, and calls stay few."""
+"""Rows of both maps (heads x queries) computed at once: they fit into the second-level cache, and calls stay few."""
 FUSED_FROM, KEPT_TO, KEPT_TO_BFLOAT16 = 1024, 256, 1024
-"""Numbers of tokens at which ways change; see the table above."""
+"""Numbers of tokens at which the method changes; see the table above."""
 
 HeadTensor = Float[Tensor, "batch heads tokens width"]
 
@@ -49,17 +49,18 @@ def mix_twice(
     layout: TokenLayout,
     way: Way | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The two parts of which `difference` makes `(A1 - lambda A2) v`; the fused kernel keeps them for the gradient.
+    """Return two terms that `difference` combines to `(A1 - lambda A2) v`; the fused kernel keeps them for backward.
 
     Args:
-        query1, query2, key1, key2: of the map that is kept and of the one that is subtracted.
-        value: that both share.
+        query1, query2, key1, key2: of the first map and of the one that is subtracted.
+        value: shared by both maps.
         weight: lambda, (heads, 1, 1).
-        layout: tells the padding.
-        way: None chooses.
+        layout: gives the padding.
+        way: method; None chooses it.
 
     Returns:
-        `A1 v` and `A2 v`, (batch, heads, tokens, values); or their difference and None, where the way has neither.
+        `A1 v` and `A2 v`, (batch, heads, tokens, values); or `(A1 - lambda A2) v` and None, where the method does not
+        compute them separately.
     """
     way = way or choose_way(query1, layout)
     if way == "formula":
@@ -76,12 +77,12 @@ def mix_twice(
 
 
 def difference(wanted: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:
-    """`wanted - weight * noise`, of what `mix_twice` gives."""
+    """Return `wanted - weight * noise` for the output of `mix_twice`."""
     return wanted if noise is None else wanted - weight * noise
 
 
 def choose_way(query: HeadTensor, layout: TokenLayout) -> Way:
-    """The fastest way for queries of this size, type and device; see the table above."""
+    """Return the fastest method for queries of this size, dtype and device; see the table above."""
     wide = processor().bfloat16 if query.dtype == torch.bfloat16 else processor().wide
     if query.device.type != "cpu" or layout.padding is not None or not wide:
         return "fused"
@@ -92,7 +93,7 @@ def choose_way(query: HeadTensor, layout: TokenLayout) -> Way:
 
 
 def _in_blocks(query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    """A few heads of a clip, or some queries of a head, at a time."""
+    """Compute a few heads of a clip, or some queries of a head, at a time."""
     num_heads, num_tokens, width = query1.shape[1:]
     heads_at_once = max(1, min(num_heads, BLOCK_ROWS // num_tokens))
     scale = width**-0.5
@@ -112,10 +113,10 @@ def _in_blocks(query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, value
 
 
 class _Kept(torch.autograd.Function):
-    """Both maps are kept for the backward pass, which shares the product of gradient and values between them.
+    """Keep both maps for the backward pass, which computes the product of gradient and values once for both.
 
-    With `D = A1 - lambda A2` and the gradient G of `D v`: the values get `D^T G`, A1 gets `G v^T`, A2 that times
-    -lambda, and lambda the negative sum of `A2 * G v^T`.
+    With `D = A1 - lambda A2` and the gradient G of `D v`, the gradients are: `D^T G` for the values, `G v^T` for A1,
+    `-lambda G v^T` for A2, and for lambda the negative sum of `A2 * G v^T`.
     """
 
     @staticmethod
@@ -150,6 +151,6 @@ class _Kept(torch.autograd.Function):
 
 
 def _through_softmax(gradient: Tensor, softmax: Tensor) -> Tensor:
-    """The gradient of the scores from that of their softmax over the last axis."""
+    """Return the gradient of the scores from that of their softmax over the last axis."""
     scores: Tensor = torch._softmax_backward_data(gradient, softmax, -1, softmax.dtype)
     return scores

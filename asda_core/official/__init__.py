@@ -1,1 +1,1 @@
-"""Checkpoints of the released codes, read without fairseq and without running anything in them."""
+"""Read checkpoints of the released codebases, without fairseq and without running any code in the files."""

@@ -1,7 +1,7 @@
-"""The tensors of EAT and ASDA: what they are called, what shapes they have, and what architecture that is.
+"""The tensors of EAT and ASDA: their names and shapes, and the architecture that these imply.
 
-Nothing in a released file says "differential", and the width of the MLP that it states is wrong for ASDA. So all is
-recognised from names and shapes, but the number of heads and the epsilon of the norms, which no tensor shows.
+Nothing in a released file says "differential", and the width of the MLP that it states is wrong for ASDA. Everything is
+therefore inferred from names and shapes, except the number of heads and the norms' epsilon, which no tensor shows.
 
 **Source**: released ASDA and EAT checkpoints (fairseq), and EAT's Hugging Face files.
 """
@@ -27,11 +27,11 @@ HEAD_WIDTH = 64
 NUM_BINS = 128
 """Mel bins of every released model, for files that do not state them."""
 POSITION_TOLERANCE = 1e-3
-"""Largest difference of stored positions to ours; float32 angles alone give 4e-5 behind 768 time steps."""
+"""Largest allowed difference of stored from computed positions; float32 angles alone give 4e-5 at 768 time steps."""
 STEPS_COMPARED = 768
-"""Time steps of a stored table that are compared: as many as released ones have. Ours are computed in any case."""
+"""Time steps of a stored table that are compared: as many as in released ones. The model always computes its own."""
 BLOCK = re.compile(r"((?:module\.)?(?:model\.)?)blocks\.(\d{1,3})\.(.+)", re.DOTALL)
-"""A tensor of a block: what stands before it, the number of the block, its name there."""
+"""Name of a tensor of a block: its prefix, the number of the block, and the name within the block."""
 BLOCK_EXAMPLE = "blocks.0.norm1.weight"
 QKV_BIAS = {"attn.qk.bias", "attn.v.bias", "attn.qkv.bias"}
 
@@ -51,21 +51,21 @@ ROOTS = {
         "decoder": "decoder",
     },
 }
-"""Layout -> our name of what stands outside the blocks -> theirs."""
+"""Layout -> asda's name of a module outside the blocks -> its released name."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What names, shapes and the stored config tell of a model.
+    """Architecture of a model, as inferred from tensor names, shapes and the stored config.
 
     Attributes:
         layout: "fairseq" or "Hugging Face".
-        prefix: what stands before every name of the encoder: "", "model." (and "module." of parallel training).
-        encoder: its shape, with the mixer.
+        prefix: prefix of every name of the encoder: "", "model." (and "module." of parallel training).
+        encoder: config of the encoder, with the mixer.
         hidden: width of the MLP.
         bias: whether query, key and value have one.
         decoder: shapes of the decoder's convolutions (out, in / groups, kernel, kernel); empty if there is none.
-        num_classes: of a fine-tuned model; 0 if there is no head.
+        num_classes: number of classes of a fine-tuned model; 0 if there is no head.
     """
 
     layout: str
@@ -78,7 +78,7 @@ class Architecture:
 
 
 def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Path) -> Architecture:
-    """The architecture of a state. Tensors that are missing do not matter as long as others tell the same.
+    """Infer the architecture from a state dict; missing tensors do not matter where others imply the same.
 
     Args:
         tensors: by released name.
@@ -86,7 +86,7 @@ def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Pa
         file: for messages.
 
     Raises:
-        CheckpointError: it is no model of this family.
+        CheckpointError: it is not a model of this family.
     """
     prefix, depth, inside = _blocks(tensors, file)
     layout = "fairseq" if any(name.startswith(f"{prefix}modality_encoders.") for name in tensors) else "Hugging Face"
@@ -123,7 +123,7 @@ def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Pa
 
 
 def _blocks(tensors: Mapping[str, Tensor], file: Path) -> tuple[str, int, dict[str, list[Shape]]]:
-    """What stands before the names of blocks, how many blocks there are, and the shapes by name within a block."""
+    """Return the prefix of the blocks' names, the number of blocks, and the shapes by name within a block."""
     blocks = [found for found in map(BLOCK.fullmatch, tensors) if found]
     if not blocks:
         few = ", ".join(map(shown, list(tensors)[:3])) or "nothing"
@@ -139,14 +139,14 @@ def _blocks(tensors: Mapping[str, Tensor], file: Path) -> tuple[str, int, dict[s
 
 
 def _convolutions(tensors: Mapping[str, Tensor], root: str) -> tuple[Shape, ...]:
-    """Shapes of the decoder's convolutions, in their order."""
+    """Return the shapes of the decoder's convolutions, in order."""
     name = re.compile(re.escape(root) + r"\.blocks\.(\d{1,3})\.0\.weight")
     layers = sorted((int(found.group(1)), found.group(0)) for found in map(name.fullmatch, tensors) if found)
     return tuple(tuple(tensors[layer].shape) for _, layer in layers if tensors[layer].ndim == 4)
 
 
 def encoder_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
-    """Our name of every tensor of the encoder -> its released name and shape."""
+    """Map asda's name of every tensor of the encoder to its released name and shape."""
     config = found.encoder
     dim, hidden = config.dim, found.hidden
     linear = {"proj": (dim, dim)}
@@ -176,7 +176,7 @@ def encoder_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
 
 
 def decoder_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
-    """Our name of every tensor of the decoder -> its released name and shape."""
+    """Map asda's name of every tensor of the decoder to its released name and shape."""
     root, dim = ROOTS[found.layout]["decoder"], found.encoder.dim
     names: dict[str, tuple[str, Shape]] = {}
     for layer, shape in enumerate(found.decoder):
@@ -189,7 +189,7 @@ def decoder_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
 
 
 def classifier_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
-    """Our name of every tensor of the head -> its released name and shape."""
+    """Map asda's name of every tensor of the head to its released name and shape."""
     if not found.num_classes:
         return {}
     dim, head = found.encoder.dim, _head(found.prefix, found.layout)
@@ -203,7 +203,7 @@ def classifier_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
 
 
 def released_name(ours: str, found: Architecture) -> str:
-    """The released name of a tensor of our encoder."""
+    """Return the released name of a tensor of the encoder."""
     for name, theirs in ROOTS[found.layout].items():
         if ours == name or ours.startswith(f"{name}."):
             return found.prefix + theirs + ours.removeprefix(name)
@@ -212,15 +212,15 @@ def released_name(ours: str, found: Architecture) -> str:
 
 
 def positions_name(found: Architecture) -> str:
-    """Where the file keeps the table of fixed positions."""
+    """Return the released name of the table of fixed positions."""
     return found.prefix + ROOTS[found.layout]["positions"]
 
 
 def check_positions(table: Tensor, found: Architecture, file: Path, num_bins: int = NUM_BINS) -> None:
-    """Compare a stored table with the positions that we compute; any number of time steps will do.
+    """Check that a stored table, of any number of time steps, equals the computed positions.
 
     Raises:
-        CheckpointError: it is another table.
+        CheckpointError: it differs.
     """
     config = found.encoder
     bands = num_bins // config.patch_bins
@@ -235,13 +235,13 @@ def check_positions(table: Tensor, found: Architecture, file: Path, num_bins: in
 
 
 def _usual(inside: Mapping[str, list[Shape]], names: tuple[str, ...], otherwise: int) -> int:
-    """The first size that most tensors of these names have, so that one misshapen tensor misleads nobody."""
+    """Return the most common first dimension of these tensors, so that a single misshapen one does not matter."""
     sizes = Counter(shape[0] for name in names for shape in inside.get(name, ()) if shape)
     return sizes.most_common(1)[0][0] if sizes else otherwise
 
 
 def _head(prefix: str, layout: str) -> str:
-    """Name of the head's weight: fairseq's fine-tuned model keeps it beside the encoder, Hugging Face's within."""
+    """Return the name of the head's weight: beside the encoder in fairseq's layout, within it in Hugging Face's."""
     return f"{prefix.removesuffix('model.') if layout == 'fairseq' else prefix}head.weight"
 
 
@@ -268,6 +268,6 @@ def _num_heads(dim: int, stated: Mapping[str, Any], file: Path) -> int:
 
 
 def _ratio(dim: int, hidden: int) -> float:
-    """A ratio of which `int(dim * ratio)` is the hidden width."""
+    """Return a ratio for which `int(dim * ratio)` is the hidden width."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)

@@ -1,4 +1,4 @@
-"""What every reader of released tensors checks: all names and shapes, both ways, and no NaN."""
+"""Checks shared by all readers of released tensors: names and shapes match in both directions, and no NaN."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,17 +14,17 @@ Shape = tuple[int, ...]
 def check_all(
     given: Mapping[str, Tensor], wanted: Mapping[str, Shape], also: Collection[str], file: Path, whose: str = ""
 ) -> None:
-    """Every tensor must have its place, and every place its tensor.
+    """Check that the given tensors are exactly the wanted ones.
 
     Args:
         given: by released name.
         wanted: released name -> shape.
-        also: names that may be there too, of any shape and type.
+        also: further names that are allowed, of any shape and type.
         file: for messages.
-        whose: " of the teacher", for messages.
+        whose: owner of the tensors for messages, as in " of the teacher".
 
     Raises:
-        CheckpointError: naming all that is missing, unexpected, misshapen or of a wrong type.
+        CheckpointError: naming all tensors that are missing, unexpected, misshapen or of a wrong type.
     """
     bad = {
         name: f"{name} has shape {tuple(given[name].shape)}, not {shape}"
@@ -47,10 +47,10 @@ def check_all(
 
 
 def check_finite_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Refuse NaN and infinite weights.
+    """Check that no weight is NaN or infinite.
 
     Raises:
-        CheckpointError: naming the tensors.
+        CheckpointError: some are; naming the tensors.
     """
     bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
@@ -58,5 +58,5 @@ def check_finite_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def shown(name: object) -> str:
-    """A name for a message: as it is, or quoted where it is no printable text."""
+    """Return a name for a message: unchanged, or its `repr` if it is not printable text."""
     return name if isinstance(name, str) and name.isprintable() else repr(name)

@@ -1,8 +1,8 @@
-"""Files of `torch.save` -> tensors and plain data. No code in the file is ever run.
+"""Read files of `torch.save` as tensors and plain data. No code in the file is ever run.
 
-torch's `weights_only` unpickler makes tensors and plain containers and refuses every other name. fairseq's files name
-some more: enums, omegaconf nodes, argparse namespaces. For those on the list below a stand-in takes their place, which
-holds what it is given and does nothing; the module that the file names is not imported. Any other name is refused.
+torch's `weights_only` unpickler builds tensors and plain containers and rejects every other global. fairseq's files
+contain a few more: enums, omegaconf nodes, argparse namespaces. Those on the list below are replaced by an inert
+stand-in that only stores what it is given; the module that the file names is not imported. Any other is rejected.
 """
 
 import pickletools
@@ -30,18 +30,18 @@ STOOD_IN_FOR = (
     r"\w+\.data\.modality\.Modality",
     r"typing\.Any",
     r"builtins\.(int|float|str|bool|bytes|list|dict|tuple|set)",
-    r"builtins\.getattr",  # how Python 3.11.0 to 3.11.3 write an enum; inert as all others
+    r"builtins\.getattr",  # how Python 3.11.0 to 3.11.3 pickle an enum; inert like all others
     r"collections\.defaultdict",
     r"pathlib\.\w+",
     r"numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)",
     r"numpy\.(dtype|ndarray)",
     r"_codecs\.encode",
 )
-"""Names (regular expressions) that files of fairseq hold beside tensors; each becomes a `StandIn`, none is imported."""
+"""Globals (regular expressions) in fairseq's files besides tensors; each becomes a `StandIn`, none is imported."""
 NAME_IN_MESSAGE = re.compile(r"GLOBAL ([\w.]+)")
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
 OMEGACONF_CONTENT = ("_content", "_val")
-"""Where omegaconf's containers and nodes keep what they hold."""
+"""Attributes in which omegaconf's containers and nodes keep their contents."""
 
 
 DAMAGE = (
@@ -58,17 +58,17 @@ DAMAGE = (
     struct.error,
     zipfile.BadZipFile,
 )
-"""What torch's reader raises at files that are damaged."""
+"""Exceptions that torch's reader raises for damaged files."""
 CRC_BYTES = 1 << 24
-"""Of a checkpoint, read at once to look at its checksums."""
+"""Bytes of a checkpoint that are read at a time to verify its checksums."""
 SCRIPTED = "/constants.pkl"
-"""End of the name of a member that archives of `torch.jit.save` alone have."""
+"""Suffix of an archive member that only `torch.jit.save` writes."""
 MOST_BYTES_LISTED = 1 << 22
-"""Of a pickle, when the names in it are looked for to refuse it by them."""
+"""Bytes of a pickle that are searched for the names to report when it is rejected."""
 
 
 class StandIn:
-    """Takes the place of an object whose class is not imported: holds its arguments and state, and does nothing."""
+    """Inert replacement of an object whose class is not imported; only stores its arguments and state."""
 
     def __new__(cls, *arguments: Any) -> "StandIn":  # noqa: D102
         made = super().__new__(cls)
@@ -83,17 +83,17 @@ class StandIn:
 
 
 class EmptyDict:
-    """Takes the place of `collections.defaultdict`: calling it gives a new dict, whatever the factory would be."""
+    """Replacement of `collections.defaultdict`: calling it returns a new dict, whatever the factory."""
 
     def __new__(cls, *arguments: Any) -> dict[Any, Any]:  # type: ignore[misc]  # noqa: D102
         return {}
 
 
 def read_pickled(file: Path) -> Any:
-    """What a file of `torch.save` holds: tensors (mapped from the disk, not read), plain data and stand-ins.
+    """Load a file of `torch.save`: tensors (memory-mapped, not read), plain data and stand-ins.
 
     Raises:
-        CheckpointError: it is damaged, or names something that is not on the list.
+        CheckpointError: it is damaged, or contains a global that is not on the list.
     """
     is_zip = _starts_with(file, ZIP_START)
     try:
@@ -110,7 +110,7 @@ def read_pickled(file: Path) -> Any:
             raise CheckpointError(f"cannot read {file}: it is damaged ({damaged[0]} has another checksum than noted).")
         stand_ins: list[Any] = [(_stand_in(name), name) for name in names]
         with safe_globals(stand_ins), catch_warnings():
-            simplefilter("ignore")  # of a protocol that torch does not write; what it cannot read is refused anyway
+            simplefilter("ignore")  # about a protocol that torch does not write; unreadable files are rejected anyway
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except UnpicklingError as error:
         named = NAME_IN_MESSAGE.findall(str(error)) or names_called(file)
@@ -127,9 +127,9 @@ def read_pickled(file: Path) -> Any:
 
 
 def plain(value: Any, seen: dict[int, Any] | None = None) -> Any:
-    """Plain data from what was read: mappings, lists and values; stand-ins become what they hold.
+    """Convert what was read to plain mappings, lists and values; stand-ins become what they hold.
 
-    What stands in several places is made once, so that references to references cost nothing.
+    An object that occurs several times is converted once, so that nested shared references stay cheap.
     """
     seen = {} if seen is None else seen
     if id(value) in seen:
@@ -150,13 +150,13 @@ def plain(value: Any, seen: dict[int, Any] | None = None) -> Any:
     if isinstance(value.state, Mapping):
         held = next((value.state[key] for key in OMEGACONF_CONTENT if key in value.state), value.state)
         seen[id(value)] = plain(held, seen)
-    elif len(value.arguments) == 1:  # an enum is its value
+    elif len(value.arguments) == 1:  # an enum becomes its value
         seen[id(value)] = plain(value.arguments[0], seen)
     return seen[id(value)]
 
 
 def _check_stored(file: Path) -> None:
-    """Refuse a zip that is larger inside than outside; `torch.save` compresses nothing."""
+    """Reject a zip whose contents are larger than the file; `torch.save` compresses nothing."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     if any(info.filename.endswith(SCRIPTED) for info in members):
@@ -170,13 +170,13 @@ def _check_stored(file: Path) -> None:
 
 
 def _protocol(file: Path) -> int:
-    """Of the pickle in a file; 0 where that is not told."""
+    """Return the protocol of the pickle in a file; 0 if it states none."""
     start = _pickle(file)[:2]
     return start[1] if len(start) > 1 and start[:1] == PICKLE_START else 0
 
 
 def _pickle(file: Path) -> bytes:
-    """The first bytes of the pickle of a file of `torch.save`."""
+    """Read the first bytes of the pickle in a file of `torch.save`."""
     if not _starts_with(file, ZIP_START):
         with file.open("rb") as opened:
             return opened.read(MOST_BYTES_LISTED)
@@ -191,7 +191,7 @@ def _stand_in(name: str) -> type:
 
 
 def names_called(file: Path) -> list[str]:
-    """The names that a pickle would call, found by reading its instructions and following none."""
+    """Return the globals that a pickle would call, found by reading its opcodes without executing them."""
     try:
         found, words = [], [""]
         for code, argument, _ in pickletools.genops(_pickle(file)):
@@ -207,9 +207,9 @@ def names_called(file: Path) -> list[str]:
 
 
 def damaged_members(file: Path) -> list[str]:
-    """Members of a zip of `torch.save` whose checksum is not the noted one; torch does not look at them.
+    """Return the members of a `torch.save` zip whose checksum is not the recorded one, which torch does not check.
 
-    Where no member has it, none was noted (`torch.serialization.set_crc32_options`), and none counts.
+    If no member matches, none was recorded (`torch.serialization.set_crc32_options`), and the result is empty.
     """
     damaged = []
     with zipfile.ZipFile(file) as archive:
@@ -225,9 +225,9 @@ def damaged_members(file: Path) -> list[str]:
 
 
 def is_pickled(file: Path) -> bool:
-    """Whether a file is a zip archive or a pickle, as `torch.save` writes, by its first bytes.
+    """Return whether a file is a zip archive or a pickle, as `torch.save` writes, by its first bytes.
 
-    A safetensors file begins with the length of its header, whose first byte may be that of a pickle; then a brace.
+    A safetensors file begins with the length of its header, whose first byte may be a pickle's, followed by a brace.
     """
     with file.open("rb") as opened:
         start = opened.read(LENGTH_BYTES + 1)

@@ -1,4 +1,4 @@
-"""Any checkpoint -> `Checkpoint`: ours, the released EAT and ASDA (fairseq, Hugging Face), SSAST and SSAMBA."""
+"""Read any checkpoint as a `Checkpoint`: of asda, released EAT and ASDA (fairseq, Hugging Face), SSAST and SSAMBA."""
 
 import json
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from asda_core.weights.paths import locate
 from asda_core.weights.tensor_files import read_tensors
 
 TEACHER = "_ema"
-"""Where a released pre-training state keeps the teacher."""
+"""Key under which a released pre-training state keeps the teacher."""
 STRANGE = (
     ArithmeticError,
     AssertionError,
@@ -43,13 +43,13 @@ STRANGE = (
     TypeError,
     ValueError,
 )
-"""What working with a stranger's file can raise; all of it means that the file makes no sense."""
+"""Exceptions that processing a foreign file can raise; all of them mean that its contents are invalid."""
 FAMILY = {"differential": "ASDA", "standard": "EAT"}
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a released file holds: tensors by released name, and the configs in it and beside it."""
+    """Contents of a released file: tensors by released name, and the configs in it and beside it."""
 
     file: Path
     student: Mapping[str, Tensor]
@@ -68,10 +68,10 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
         weights: "student" (what the releases use for features and fine-tuning) or "teacher".
 
     Returns:
-        the checkpoint under our names; `report` tells how many tensors were matched.
+        the checkpoint under asda's names; `report` says how many tensors were matched.
 
     Raises:
-        CheckpointError: nothing is there, it is damaged or refused, or tensors are missing, unexpected or misshapen.
+        CheckpointError: no file is found, it is damaged or rejected, or tensors are missing, unexpected or misshapen.
     """
     file = locate(Path(path), in_training=weights == "teacher")
     if is_pickled(file):
@@ -85,10 +85,10 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
 
 
 def convert(contents: Contents, weights: Weights) -> Checkpoint:
-    """Recognise the architecture, check every name and shape, and give the tensors our names.
+    """Recognise the architecture, check every name and shape, and rename the tensors to asda's names.
 
     Raises:
-        CheckpointError: something is missing, unexpected, misshapen, or makes no sense.
+        CheckpointError: a tensor is missing, unexpected or misshapen, or the tensors or the config are invalid.
     """
     if weights == "teacher" and not contents.teacher:
         raise CheckpointError(f"{contents.file} holds no teacher; its weights are those of the student.")
@@ -98,7 +98,7 @@ def convert(contents: Contents, weights: Weights) -> Checkpoint:
         return _converted(contents, weights)
     except CheckpointError:
         raise
-    except STRANGE as error:  # sparse or meta tensors, text for numbers: whatever a stranger's file holds
+    except STRANGE as error:  # sparse or meta tensors, text in place of numbers, and so on
         raise CheckpointError(
             f"{contents.file}: its tensors or its config make no sense ({type(error).__name__}: {error!s:.200})."
         ) from None
@@ -120,7 +120,7 @@ def _converted(contents: Contents, weights: Weights) -> Checkpoint:
     if weights == "teacher":
         tensors = {name.removeprefix("objective.teacher."): tensor for name, tensor in teacher.items()}
     elif "objective.decoder.proj.weight" in tensors and teacher:
-        tensors |= teacher  # everything that is needed to train on
+        tensors |= teacher  # everything that is needed to resume training
     else:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
     check_finite_tensors(tensors, contents.file)
@@ -144,7 +144,7 @@ def _match(
     contents: Contents,
     whose: str,
 ) -> dict[str, Tensor]:
-    """The tensors as float32 under our names; every one of the file must have its place, and every place its tensor."""
+    """Return the tensors as float32 under asda's names, after checking that they are exactly the expected ones."""
     wanted = {released: shape for names in parts.values() for released, shape in names.values()}
     table = positions_name(found)
     check_all(given, wanted, {table}, contents.file, whose)
@@ -159,7 +159,7 @@ def _match(
 
 
 def _fairseq(file: Path) -> Contents:
-    """What a file of `torch.save` holds: fairseq's dictionary, or a bare state."""
+    """Read a file of `torch.save` that holds fairseq's dictionary or a bare state dict."""
     whole = read_pickled(file)
     if not isinstance(whole, Mapping):
         raise CheckpointError(f"{file} holds no checkpoint, but {type(whole).__name__}.")
@@ -184,7 +184,7 @@ def _fairseq(file: Path) -> Contents:
 
 
 def _tensors(state: Any, file: Path, beside: set[str]) -> dict[str, Tensor]:
-    """The tensors of a state, in which nothing else may stand but what is named."""
+    """Return the tensors of a state dict, which may hold nothing else except under the names in `beside`."""
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{file} is no checkpoint of EAT or ASDA: where its tensors should be is {state!r:.40}.")
     other = [name for name, value in state.items() if not isinstance(value, Tensor) and name not in beside]
@@ -195,7 +195,7 @@ def _tensors(state: Any, file: Path, beside: set[str]) -> dict[str, Tensor]:
 
 
 def _id2label(beside: Mapping[str, Any]) -> Mapping[Any, Any]:
-    """Names of the classes as Hugging Face keeps them, turned around: name -> number."""
+    """Return the inverse of Hugging Face's `id2label`: class name -> number."""
     names = beside.get("id2label")
     return {str(name): number for number, name in names.items()} if isinstance(names, Mapping) else {}
 
@@ -211,7 +211,7 @@ def _json(file: Path) -> Mapping[str, Any]:
 
 
 def _report(contents: Contents, found: Architecture, parts: Mapping[str, Mapping[str, Any]], weights: Weights) -> str:
-    """One line: what it is, and how many tensors were matched."""
+    """Describe the model and how many tensors were matched, in one line."""
     state = f"fine-tuned to {found.num_classes} classes" if found.num_classes else "pre-trained"
     counts = [f"{len(names)} of the {part.split('.')[-1]}" for part, names in parts.items() if names]
     if positions_name(found) in contents.student:
@@ -226,7 +226,7 @@ def _report(contents: Contents, found: Architecture, parts: Mapping[str, Mapping
 
 
 def _notes(contents: Contents, refused: list[str]) -> str:
-    """What of the stored config is not as it says; nothing of it touches the features."""
+    """Describe what of the stored config is not applied; none of it affects the features."""
     notes = f" Not used of its config: {', '.join(refused)}." if refused else ""
     if other := not_reproduced(contents.stored):
         notes += f" Training on from it would differ, since it was trained with {', '.join(other)}."

@@ -1,10 +1,10 @@
-"""The tensors of SSAST and SSAMBA: what they are called, and what architecture that is.
+"""Read the tensors of SSAST and SSAMBA, and infer the architecture from their names and shapes.
 
-Both keep one position table for class tokens and patches, which they number band by band. A class token and its
-position only ever appear as their sum, so the sum becomes our class token; the rest becomes our table, step by step of
-time. No file says how many heads there are, how far patches are apart in a fine-tuned model, nor how SSAMBA's blocks
-are wired. Heads are 64 wide in every release; the wiring is the released one; the rest must be stated where it matters,
-in a `config.json` beside the file:
+Both keep one position table for class tokens and patches, which are numbered band by band. A class token and its
+position only ever appear as their sum, so the sum becomes the class token here; the rest becomes the position table,
+time step by time step. No file states the number of heads, the patch stride of a fine-tuned model, or the wiring of
+SSAMBA's blocks. By default heads are 64 wide, as in every release, and the wiring is the released one; the rest must be
+stated where it matters, in a `config.json` beside the file:
 
     {"num_heads": 4, "wiring": "sequential", "stride_frames": 10, "stride_bins": 10, "bins": 128, "pooling": "summary"}
 
@@ -39,31 +39,31 @@ from asda_core.official.ssast_names import MASK_TOKEN, SsastShape, folded_shapes
 from asda_core.official.stored_config import HOP_SECONDS, WINDOW_SECONDS
 
 PARALLEL = "module."
-"""What the releases' DataParallel puts before every name."""
+"""Prefix that DataParallel adds to every name in the releases."""
 THROUGH_BANDS = 8
-"""Bands by way of which the releases interpolate a table in time, whatever their grid."""
+"""Number of bands of the intermediate grid when the releases interpolate a table in time, whatever their grid."""
 HEAD_NORM_EPS = 1e-5
 """Epsilon of the LayerNorm before a fine-tuned head (PyTorch's default)."""
 UNUSED = ("v.head.weight", "v.head.bias", "v.head_dist.weight", "v.head_dist.bias", "p_input_fdim", "p_input_tdim")
-"""What is stored and used by nothing, but for the last two: bins and frames of the pre-training clips."""
+"""Tensors that are stored but unused, except the last two: bins and frames of the pre-training clips."""
 STEP_DIVISOR = 16
-"""The rank of Mamba's steps is the width over this, rounded up, where nothing else is said."""
+"""By default the rank of Mamba's steps is the width divided by this, rounded up."""
 CLASS_ROWS = {"v.blocks.": 2, "v.layers.": 1}
 
 
 def is_masked_patch(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether tensors are those of SSAST or SSAMBA."""
+    """Return whether tensors are those of SSAST or SSAMBA."""
     return any(name.removeprefix(PARALLEL).startswith(tuple(CLASS_ROWS)) for name in tensors)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a `config.json` may state, since no tensor shows it.
+    """Settings that no tensor shows and that a `config.json` may state.
 
     Attributes:
-        num_heads: of SSAST; null takes heads of 64.
+        num_heads: number of SSAST's heads; null makes them 64 wide.
         wiring: of SSAMBA's blocks.
-        stride_frames, stride_bins: from patch to patch; a fine-tuned model must state them.
+        stride_frames, stride_bins: from patch to patch; must be stated for a fine-tuned model.
         bins: of the features of a fine-tuned model, which does not store them.
         pooling: of a fine-tuned model: "mean" of the patches, or "summary" of the class tokens.
     """
@@ -84,16 +84,16 @@ class Settings:
 def read_masked_patch(
     stored: Mapping[str, Tensor], beside: Mapping[str, Any], file: Path, weights: Weights
 ) -> Checkpoint:
-    """The checkpoint under our names.
+    """Return the checkpoint under asda's names.
 
     Args:
         stored: tensors by released name.
-        beside: what a `config.json` beside the file says, see `Settings`.
+        beside: contents of a `config.json` beside the file, see `Settings`.
         file: for messages.
-        weights: only "student" is there.
+        weights: only "student" exists.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected, misshapen or not finite, or nothing fits together.
+        CheckpointError: a tensor is missing, unexpected, misshapen or not finite, or shapes or settings do not agree.
     """
     if weights == "teacher":
         raise CheckpointError(f"{file} holds no teacher; its weights are those of the student.")
@@ -127,7 +127,7 @@ def read_masked_patch(
 
 
 def recognise_masked_patch(tensors: Mapping[str, Tensor], settings: Settings, file: Path) -> SsastShape:
-    """The architecture of tensors, given what is stated beside them."""
+    """Infer the architecture from the tensors and the settings stated beside them."""
     dim, _, patch_bins, patch_frames = tensors["v.patch_embed.proj.weight"].shape
     ssast = any(name.startswith("v.blocks.") for name in tensors)
     root = "v.blocks." if ssast else "v.layers."
@@ -147,7 +147,7 @@ def recognise_masked_patch(tensors: Mapping[str, Tensor], settings: Settings, fi
         "stride_bins": settings.stride_bins,
     }
     grid, frames = _grid(EncoderConfig(**{**shape, "num_heads": 1}), tensors, CLASS_ROWS[root], bins, file)
-    # a fine-tuned table was adapted already: what is longer still is interpolated as it is
+    # a fine-tuned table was adapted already: for longer clips it is interpolated directly
     shape["positions"] = PositionConfig("learned", grid, THROUGH_BANDS if head is None else None)
     common: dict[str, Any] = {"bins": bins, "frames": frames, "num_classes": 0 if head is None else int(head.shape[0])}
     if ssast:
@@ -186,7 +186,7 @@ def _recognise_mamba(
 def _grid(
     config: EncoderConfig, tensors: Mapping[str, Tensor], class_rows: int, bins: int, file: Path
 ) -> tuple[tuple[int, int], int]:
-    """((time steps, bands) of the stored table, frames of its features); stored sizes must agree."""
+    """Return ((time steps, bands) of the stored table, frames of its features); stored sizes must agree."""
     rows = tensors["v.pos_embed"].shape[1] - class_rows
     bands = config.grid(bins, config.patch_frames)[1]
     if bands < 1 or rows < 1 or rows % bands:
@@ -203,7 +203,7 @@ def _grid(
 
 
 def unfold_positions(tensors: Mapping[str, Tensor], config: EncoderConfig) -> tuple[Tensor, Tensor]:
-    """(class tokens with their positions (1, c, D), table (1, N, D) in raster order)."""
+    """Return (class tokens with their positions added (1, c, D), table (1, N, D) in raster order)."""
     count = config.class_token.count
     table = tensors["v.pos_embed"].float()
     tokens = torch.cat([tensors[name].float() for name in ("v.cls_token", "v.dist_token")[:count]], dim=1)
@@ -213,7 +213,7 @@ def unfold_positions(tensors: Mapping[str, Tensor], config: EncoderConfig) -> tu
 
 
 def _run(found: SsastShape) -> RunConfig:
-    """The run that would go on with the training: published settings, in the shape that was found."""
+    """Return the config of a run that would continue the training: published settings with the inferred shape."""
     base = load_run_config("ssast_base" if found.family == "SSAST" else "ssamba_tiny")
     bands = found.encoder.positions.grid[1]
     options = {**base.objective.options, "biased_clusters": True}

@@ -1,4 +1,4 @@
-"""What the tensors of SSAST and SSAMBA are called, and their shapes.
+"""Names and shapes of the tensors of SSAST and SSAMBA.
 
 **Source**: SSAST (Gong et al. 2022) and SSAMBA (Shams et al. 2024), released model code.
 """
@@ -19,19 +19,19 @@ BRANCH_NAMES = {
     "log_decay": "A{}_log",
     "skip": "D{}",
 }
-"""Our name within a branch of Mamba -> the released one; `{}` is empty forward and `_b` backward."""
+"""asda's name within a branch of Mamba -> the released one; `{}` is empty forward and `_b` backward."""
 
 
 @dataclass(frozen=True)
 class SsastShape:
-    """What names and shapes tell.
+    """Architecture inferred from tensor names and shapes.
 
     Attributes:
         family: "SSAST" or "SSAMBA".
-        encoder: its shape.
-        bins, frames: of the features for which the table was made.
+        encoder: config of the encoder.
+        bins, frames: of the features for which the position table was made.
         states, channels, rank, taps: of Mamba; 0 for SSAST.
-        num_classes: of a fine-tuned model, else 0.
+        num_classes: number of classes of a fine-tuned model, otherwise 0.
     """
 
     family: str
@@ -46,7 +46,7 @@ class SsastShape:
 
 
 def released_names(found: SsastShape) -> dict[str, tuple[str, Shape]]:
-    """Our name of every tensor that is only renamed (or turned) -> the released name and shape."""
+    """Map asda's name of every tensor that is only renamed (or transposed) to its released name and shape."""
     config = found.encoder
     dim = config.dim
     patch = (dim, 1, config.patch_bins, config.patch_frames)
@@ -122,7 +122,7 @@ def _mamba_block(found: SsastShape) -> dict[str, tuple[str, Shape]]:
 
 
 def folded_shapes(found: SsastShape) -> dict[str, Shape]:
-    """Tensors that become the class token and the table."""
+    """Return the names and shapes of the tensors that become the class token and the position table."""
     config = found.encoder
     times, bands = config.positions.grid
     count = config.class_token.count

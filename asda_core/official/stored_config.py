@@ -1,7 +1,7 @@
-"""What the config stored in a released file tells of the run that made it, as a config of ours.
+"""Convert the config stored in a released file to a `RunConfig` of the run that made it.
 
-The weights are read without it; it fills in what no tensor shows: masks, loss weights, rates, the length of a clip.
-What is missing in it keeps the published value; what makes no sense does too, and is named.
+The weights are read without it; it adds what no tensor shows: masks, loss weights, learning rates, clip length.
+Missing settings keep the published value; so do invalid ones, which are reported.
 """
 
 import ast
@@ -23,13 +23,13 @@ NORMALISATION = {
     "spcv2_eval": {"mean": -6.846, "std": 5.565},
     "fsd50k_eval": {"mean": -7.966, "std": 4.753},
 }
-"""Flag of the released task -> mean and spread of log-mel; the last true one wins. **Source**: released data path."""
+"""Flag of the released task -> mean and std of the log-mel; the last true one wins. **Source**: released data path."""
 HOP_SECONDS, WINDOW_SECONDS = 0.010, 0.025
-"""Of the log-mel frames of every released model."""
+"""Hop and window length of the log-mel frames of every released model."""
 HUGGING_FACE_HEAD_EPS = 1e-5
 """Epsilon of the LayerNorm before the head in EAT's Hugging Face model (PyTorch's default); fairseq's has 1e-6."""
 PREDICTION_MODES: dict[str, Pooling] = {"CLS_TOKEN": "summary", "MEAN_POOLING": "mean", "LIN_SOFTMAX": "linear_softmax"}
-"""Name of the pooling in a fine-tuned file -> ours."""
+"""Name of the pooling in a fine-tuned file -> asda's name."""
 OBJECTIVE = "objective.options"
 STATED = {
     "optimizer.peak_lr": ("optimizer", "groups", "default", "lr_float"),
@@ -51,7 +51,7 @@ STATED = {
     f"{OBJECTIVE}.teacher.decay_end": ("model", "ema_end_decay"),
     f"{OBJECTIVE}.teacher.anneal_steps": ("model", "ema_anneal_end_step"),
 }
-"""Our key -> where a stored pre-training config has it. The batch is that of one GPU, over which the release sums."""
+"""asda's key -> path in a stored pre-training config. The batch is per GPU, over which the utterance loss is summed."""
 REPRODUCED = {
     ("loss_beta",): 0,
     ("loss_scale",): None,
@@ -70,23 +70,23 @@ REPRODUCED = {
     ("modalities", "image", "decoder", "add_positions_all"): False,
     ("modalities", "image", "decoder", "add_positions_masked"): False,
 }
-"""Settings of the released training that every recipe has, and that latent regression takes for granted."""
+"""Settings that every released training recipe shares and that latent regression assumes."""
 
 
 def told(tree: Any, *path: str) -> Any:
-    """The value at a path of nested mappings, None where there is none."""
+    """Return the value at a path of nested mappings, None if there is none."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
 def pretraining(stored: Any) -> Any:
-    """The pre-training config within a stored one: itself, or what a fine-tuned file keeps of it."""
+    """Return the pre-training config within a stored one: itself, or what a fine-tuned file keeps of it."""
     return told(stored, "model", "pretrained_model_args") or stored
 
 
 def run_config(found: Architecture, stored: Any, beside: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
-    """The run that made a file, and what of the stored config could not be used, as in "clip_norm 0".
+    """Return the config of the run that made a file, and the stored settings that were not usable, as in "clip_norm 0".
 
     Args:
         found: architecture of its tensors.
@@ -113,7 +113,7 @@ def run_config(found: Architecture, stored: Any, beside: Mapping[str, Any]) -> t
 
 
 def _accepted(plain: dict[str, Any], values: Mapping[str, Any], found: Architecture) -> tuple[RunConfig, list[str]]:
-    """The config with every value that it takes; the others are named."""
+    """Return the config with every value that it accepts, and a description of each of the others."""
     refused = []
     for key, value in values.items():
         if key == "optimizer.betas" and isinstance(value, str):
@@ -134,7 +134,7 @@ def _accepted(plain: dict[str, Any], values: Mapping[str, Any], found: Architect
 
 
 def not_reproduced(stored: Any) -> list[str]:
-    """Settings of the stored training that ours does not have; they matter only to training on, not to features."""
+    """List stored training settings that asda does not reproduce; they affect further training, not the features."""
     model = told(pretraining(stored), "model")
     given = {path: told(model, *path) for path in REPRODUCED}
     return [
@@ -145,12 +145,12 @@ def not_reproduced(stored: Any) -> list[str]:
 
 
 def classifier_config(found: Architecture, stored: Any, labels: Mapping[Any, Any]) -> ClassifierConfig | None:
-    """The head of a fine-tuned file, None if it has none.
+    """Return the config of the head of a fine-tuned file, None if it has none.
 
     Args:
         found: architecture of its tensors.
         stored: config within a fairseq file.
-        labels: name of a class -> its number, as `task_state` has it.
+        labels: name of a class -> its number, as in `task_state`.
     """
     if not found.num_classes:
         return None
@@ -167,7 +167,7 @@ def classifier_config(found: Architecture, stored: Any, labels: Mapping[Any, Any
 
 
 def _decoder(found: Architecture, model: Any) -> dict[str, Any]:
-    """Settings of the decoder: from the shapes of its convolutions, else as stated, else what fits the width."""
+    """Return decoder settings: from the shapes of its convolutions, or as stated, or adjusted to fit the width."""
     dim = found.encoder.dim
     if found.decoder:
         width, per_group, kernel, _ = found.decoder[0]
@@ -186,7 +186,7 @@ def _decoder(found: Architecture, model: Any) -> dict[str, Any]:
 
 
 def _pair(text: str) -> Any:
-    """A pair of numbers that was written as text, as fairseq's command lines do."""
+    """Parse a pair of numbers that is stored as text, as fairseq's command lines do."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

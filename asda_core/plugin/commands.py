@@ -66,7 +66,7 @@ def run_show(parsed: argparse.Namespace) -> None:
             context = ObjectiveContext(encoder)
             objective = build(catalog, "objective", config.objective, context, "objective", config.compat)
             modules.append(("objective", objective))
-        else:  # of a checkpoint, which can do without
+        else:  # of a checkpoint, which does not need it
             message = f"no installed plugin offers its objective {config.objective.name!r}, which only training needs"
             print(f"warning: {message}.", file=sys.stderr)
     print(to_yaml(config))

@@ -1,4 +1,4 @@
-"""The contract suite on everything that is installed, and on all that fits together: `asda plugins --check`."""
+"""The contract suite for all installed plugins and for all combinations of them: `asda plugins --check`."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,7 +12,7 @@ from asda_core.testing import check_adapter, check_combination, check_front_end,
 
 ALONE = "its contract"
 Check = tuple[str, str, Callable[[], None]]
-"""Row, column, and what is checked there."""
+"""Row, column, and the check for that cell."""
 
 
 def check_catalog(catalog: Catalog, progress: bool = True) -> tuple[str, list[str]]:
@@ -20,10 +20,10 @@ def check_catalog(catalog: Catalog, progress: bool = True) -> tuple[str, list[st
 
     Args:
         catalog: the plugins.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
 
     Returns:
-        tables of what holds (`ok`) and what does not (`-`), and a line for each failure.
+        tables of the checks that pass (`ok`) and fail (`-`), and a line for each failure.
     """
     single, combined = list(_single(catalog)), list(_combined(catalog))
     failures: list[str] = []
@@ -32,7 +32,7 @@ def check_catalog(catalog: Catalog, progress: bool = True) -> tuple[str, list[st
         try:
             check()
             found[row, column] = "ok"
-        except Exception as error:  # a stranger's plugin may raise anything
+        except Exception as error:  # a third-party plugin may raise anything
             found[row, column] = "-"
             failures.append(f"{row}, {column}: {type(error).__name__}: {error}")
     tables = [_table("plugin", single, found), _table("mixer", combined, found)]
@@ -47,7 +47,7 @@ def _single(catalog: Catalog) -> Iterator[Check]:
         for mixer in mixers:
             try:
                 check_adapter(spec, mixer)
-            except Exception as error:  # which of both is to blame, its author sees by the mixer's own line
+            except Exception as error:  # the mixer's own row shows which of the two is at fault
                 raise AssertionError(f"on the mixer {mixer.name}: {type(error).__name__}: {error}") from error
 
     checks: dict[str, Callable[[Any], None]] = {
@@ -72,7 +72,7 @@ def _combined(catalog: Catalog) -> Iterator[Check]:
 
 
 def _table(corner: str, checks: list[Check], found: dict[tuple[str, str], str]) -> str:
-    """Rows and columns, those of many columns turned to have them as lines."""
+    """Format rows and columns as text, transposed if there are more columns than rows."""
     rows = list(dict.fromkeys(row for row, _, _ in checks))
     columns = list(dict.fromkeys(column for _, column, _ in checks))
     if len(columns) > len(rows):

@@ -1,6 +1,6 @@
-"""`asda new-plugin`: a small package that offers one plugin and passes the contract of its family as it is written.
+"""`asda new-plugin`: write a small package that offers one plugin and passes the contract of its family unchanged.
 
-The files are made from `asda_core/templates`, where `$name` and its like are filled in.
+The files are made from `asda_core/templates`, where `$name` and similar placeholders are filled in.
 """
 
 import argparse
@@ -20,15 +20,15 @@ from asda_core.settings.strict_yaml import parse_value
 from asda_core.system.files import write_text
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-"""What is an identifier, a name in YAML, and behind `asda-` one of a distribution."""
+"""Valid as an identifier, as a name in YAML, and after `asda-` as the name of a distribution."""
 
 
 @dataclass(frozen=True)
 class FamilyTemplate:
-    """What differs between families beside the module itself.
+    """What differs between families apart from the module itself.
 
     Attributes:
-        check: the function of `asda_core.testing` that holds the contract.
+        check: the function of `asda_core.testing` that checks the contract.
         options: arguments of a second check, for options other than the defaults.
         use: how the plugin is used, for the README of its package.
     """
@@ -50,7 +50,7 @@ KINDS = {
         "of a run RUN; `asda_core.adapting.attach(adapter, encoder)` does so in a program of your own.",
     ),
 }
-"""Family -> what is written for it."""
+"""Family -> the texts to fill in for it."""
 
 
 def run_new_plugin(parsed: argparse.Namespace) -> None:
@@ -67,10 +67,10 @@ def run_new_plugin(parsed: argparse.Namespace) -> None:
 
 
 def plugin_name(given: str) -> str:
-    """The name as configs say it, `-` made `_`.
+    """Return the name as it is written in configs, with `_` for `-`.
 
     Raises:
-        PluginError: it cannot name a plugin, its module and its distribution.
+        PluginError: it is not valid for a plugin, its module and its distribution.
     """
     name = given.replace("-", "_")
     if not NAME.fullmatch(name):
@@ -86,18 +86,18 @@ def plugin_name(given: str) -> str:
 
 
 def write_plugin(family: str, name: str, into: Path, catalog: Catalog) -> tuple[Path, list[Path]]:
-    """Write the package into `into/asda-NAME`; the folder and its files.
+    """Write the package into `into/asda-NAME`; return the folder and its files.
 
     Args:
         family: a key of `KINDS`.
-        name: as `plugin_name` gives it.
-        into: a folder; it is made if it is not there.
-        catalog: what is installed, so that no name is taken twice.
+        name: as returned by `plugin_name`.
+        into: a folder; created if missing.
+        catalog: the installed plugins, so that no name is taken twice.
 
     Raises:
         PluginError: the name is taken.
-        AsdaError: the folder is there and not empty.
-        OSError: it cannot be written.
+        AsdaError: the folder exists and is not empty.
+        OSError: the package cannot be written.
     """
     module = f"asda_{name}"
     distribution = module.replace("_", "-")

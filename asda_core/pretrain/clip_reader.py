@@ -1,4 +1,4 @@
-"""Stretches of audio files at one rate, and what was decoded kept for the next time."""
+"""Crops of audio files at one sample rate, with a cache of decoded files."""
 
 import threading
 from pathlib import Path
@@ -14,12 +14,12 @@ from asda_core.errors import AudioError
 from asda_core.sound.flac import whole_flac
 
 WHOLE_FILE_SECONDS = 60.0
-"""Files up to this length are decoded once and cached; of longer ones only the stretch in use is decoded."""
+"""Files up to this length are decoded whole and cached; of longer ones only the requested crop is decoded."""
 BYTES_PER_MEBIBYTE = 1 << 20
 
 
 class ClipReader:
-    """Stretches of audio files; what was decoded is kept as far as there is room. Threads may share it."""
+    """Reader of crops of audio files, with a cache of limited size for decoded files. Safe to share among threads."""
 
     def __init__(self, config: DataConfig, sample_rate: int) -> None:
         self.config = config
@@ -31,15 +31,15 @@ class ClipReader:
         self._lock = threading.Lock()
 
     def stretch(self, file: Path, share: float, content: bytes | None = None) -> Float[Tensor, " samples"]:
-        """The stretch that begins at `share` of what can be its beginning; shorter than a clip if the file is.
+        """Return the crop at `share` of the range of start positions; shorter than a clip if the file is.
 
         Args:
-            file: its path, or the name of the sound in `content`.
+            file: its path, or the name of the audio in `content`.
             share: in [0, 1).
-            content: the bytes of the file, where they are at hand; they are decoded anew each time.
+            content: the bytes of the file, if already available; they are decoded anew at every call.
 
         Raises:
-            AudioError: the file cannot be read, or has fewer samples than the config wants.
+            AudioError: the file cannot be read, or has fewer samples than `min_samples` of the config.
         """
         audio = self._cache.get(file) if content is None else None
         if audio is None:
@@ -57,20 +57,20 @@ class ClipReader:
         return audio[first : first + self.num_samples]
 
     def heard(self, file: Path) -> Float[Tensor, " samples"]:
-        """What evaluation hears of a file: all of it, or its first stretch where training always takes that.
+        """Return the waveform that evaluation uses: the whole file, or its first crop if training always takes that.
 
         Raises:
-            AudioError: the file cannot be read, or has fewer samples than the config wants.
+            AudioError: the file cannot be read, or has fewer samples than `min_samples` of the config.
         """
         return self.stretch(file, 0.0) if self.config.crop == "first" else self.whole(file)
 
     def _all_of(self, sound: SoundFile, file: Path, content: bytes | None) -> Tensor:
-        """All of a sound that fits into memory."""
+        """Decode a whole file that fits into memory."""
         samples = whole_flac(sound, file, content)
         return self._read(sound, file) if samples is None else resample(samples, sound.samplerate, self.sample_rate)
 
     def _seconds(self, sound: SoundFile, file: Path) -> float:
-        """Length of a sound that is not too short."""
+        """Return the length of a file in seconds; raise AudioError if it is too short."""
         if len(sound) < self.config.min_samples:
             raise AudioError(f"left out {file}: {len(sound)} samples are fewer than {self.config.min_samples}.")
         return float(len(sound) / sound.samplerate)
@@ -80,10 +80,10 @@ class ClipReader:
         return read_sound(sound, str(file), self.sample_rate, start_seconds, seconds, along)
 
     def whole(self, file: Path) -> Float[Tensor, " samples"]:
-        """All of a file, kept in memory if there is room.
+        """Return the whole file, and cache it if there is room.
 
         Raises:
-            AudioError: the file cannot be read.
+            AudioError: the file cannot be read, or has fewer samples than `min_samples` of the config.
         """
         if (known := self._cache.get(file)) is not None:
             return known
@@ -103,6 +103,6 @@ class ClipReader:
 
 
 def _content_of(file: Path) -> bytes | None:
-    """The bytes of a sound in a shard; None of a file of its own."""
+    """Return the bytes of an audio file in a shard; None for a file outside a shard."""
     inside = split_member(file)
     return None if inside is None else member_bytes(*inside)

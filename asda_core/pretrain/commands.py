@@ -21,11 +21,11 @@ from asda_core.weights.initial import holds_objective
 
 
 def run_pretrain(parsed: argparse.Namespace) -> None:
-    """`asda pretrain`, also as one of the processes that torchrun starts."""
+    """Run `asda pretrain`, also as one of the processes that torchrun starts."""
     processes = launched(os.environ)
     config = changed(config_of(parsed.config), parsed.changes)
     catalog = installed_catalog()
-    plugin_origins(catalog, config)  # a missing plugin shows before anything is made
+    plugin_origins(catalog, config)  # a missing plugin raises before anything is built
     if config.steps and not parsed.data:
         raise ConfigError("--data is missing: say what to train on (steps=0 writes the model as it begins).")
     files = find_training(parsed.data)

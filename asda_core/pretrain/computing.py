@@ -1,4 +1,4 @@
-"""How a step is computed: recomputed or compiled blocks, one copy for each process, or one copy shared by all."""
+"""How a step is computed: recomputed or compiled blocks, a replica per process, or one model sharded over all."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,19 +17,19 @@ from asda_core.settings.compute import ComputeConfig
 
 
 def prepare(step: nn.Module, config: ComputeConfig, processes: Processes, device: torch.device) -> nn.Module:
-    """Put a step on its device and wrap it; the names of its tensors stay.
+    """Move a step to its device and wrap it; the names of its tensors do not change.
 
     Args:
-        step: holds encoder and objective, with the weights to begin with.
-        config: what to do with it.
-        processes: who trains it together.
+        step: holds encoder and objective, with the initial weights.
+        config: how to compute it.
+        processes: the processes that train it together.
         device: of this process.
 
     Returns:
-        what to call instead of `step`: it takes part in the exchange of gradients.
+        the module to call instead of `step`, which takes part in the exchange of gradients.
 
     Raises:
-        ConfigError: it is to be compiled, and there is no compiler.
+        ConfigError: `compute.compile` is set, and there is no compiler.
     """
     blocks = [module for module in step.modules() if isinstance(module, Block)]
     if config.compile:
@@ -43,22 +43,22 @@ def prepare(step: nn.Module, config: ComputeConfig, processes: Processes, device
         return step.to(device)
     if config.sharding == "full":
         return shard(step, blocks, processes, device)
-    # Which parameters are in use depends on the config (no class token, a loss of weight 0), so all are looked for.
+    # The parameters in use depend on the config (no class token, a loss of weight 0), so DDP looks for unused ones.
     return DistributedDataParallel(
         step.to(device), broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
     )
 
 
 def compute_by(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Let a module compute by another function: hooks, children and names of tensors stay."""
+    """Replace the forward function of a module; hooks, children and names of tensors are kept."""
     module.forward = forward
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile next to nothing.
+    """Compile a trivial function.
 
     Raises:
-        ConfigError: that fails.
+        ConfigError: the compilation fails.
     """
     try:
         torch.compile(lambda values: values + 1)(torch.zeros(2, device=device))
@@ -71,12 +71,12 @@ def check_compiler(device: torch.device) -> None:
 
 
 def shard(step: nn.Module, blocks: list[Block], processes: Processes, device: torch.device) -> nn.Module:
-    """Keep a part of every tensor in each process: block by block, the decoder, and the rest with the step itself.
+    """Shard every tensor over the processes: each block, the decoder, and the rest with the step itself.
 
-    Tensors move to the device one block at a time, so that the whole model is never there. The teacher is sharded like
+    Tensors move to the device one block at a time, so that it never holds the whole model. The teacher is sharded like
     the student, and follows it shard by shard.
     """
-    from torch.distributed.device_mesh import init_device_mesh  # a second to import, and few need it
+    from torch.distributed.device_mesh import init_device_mesh  # takes a second to import, and is rarely needed
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (processes.world,))
@@ -88,18 +88,19 @@ def shard(step: nn.Module, blocks: list[Block], processes: Processes, device: to
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process has only a part of a tensor."""
+    """Whether this process holds only a shard of a tensor."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Any) -> Tensor:
-    """A tensor as one process would have it; all must ask for a sharded one."""
+    """Return the full tensor; for a sharded one all processes must call this."""
     full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return full
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """`whole` for each, one at a time, sharded ones off the device; all must ask, and who does not `keep` gets none."""
+    """Apply `whole` to each, one at a time, moving sharded ones to the CPU; all processes must call this, and those
+    without `keep` get an empty dict."""
     found = {}
     for name, tensor in tensors.items():
         full = whole(tensor).cpu() if is_sharded(tensor) else tensor
@@ -109,7 +110,7 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 def placed_like(value: Tensor, parameter: Any) -> Tensor:
-    """A whole tensor of a parameter's shape on the parameter's device, sharded as that is."""
+    """Return a full tensor of a parameter's shape on the parameter's device, sharded like the parameter."""
     moved = value.to(parameter.device)
     if not is_sharded(parameter):
         return moved

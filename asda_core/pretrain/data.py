@@ -1,8 +1,8 @@
-"""Audio files -> batches of clips, the same for a step whenever it is asked for.
+"""Audio files -> batches of clips, a deterministic function of the step.
 
-Which clips a step gets depends on the seed and the number of the step alone, so a run that goes on after a stop gets
-what it would have got, with any number of threads that read. An unreadable file is replaced by the next one in the
-order of its epoch, named and counted.
+The clips of a step depend only on the seed and the number of the step, so a resumed run gets the same clips as an
+uninterrupted one, with any number of reader threads. An unreadable file is replaced by the next one in the order of
+its epoch, and is reported and counted.
 
     step                 0                       1              batch_size 4, two ranks
     clip        | 0   1 | 2   3 | 4   5 | 6   7 | ...
@@ -27,7 +27,7 @@ from asda_core.errors import AudioError
 from asda_core.pretrain.clip_reader import ClipReader
 
 FEW = 3
-"""Reasons that a message tells."""
+"""Number of reasons listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Clips:
     """A batch of clips of one length.
 
     Attributes:
-        audio: filled with silence behind the sound.
-        num_samples: of sound in each clip.
-        numbers: which of the files, or of the streamed shards, each clip is of.
+        audio: waveforms, zero-padded at the end.
+        num_samples: length of each waveform before padding.
+        numbers: index of the file, or of the streamed shard, that each clip comes from.
     """
 
     audio: Float[Tensor, "batch samples"]
@@ -46,7 +46,7 @@ class Clips:
 
 
 class Candidate(NamedTuple):
-    """A file that a clip may be of: its name, its bytes where they are at hand, and its number."""
+    """A file that a clip may come from: its name, its bytes if already available, and its number."""
 
     file: Path
     content: bytes | None
@@ -54,7 +54,7 @@ class Candidate(NamedTuple):
 
 
 class FoundClip(NamedTuple):
-    """Length of a clip, which file it is of, and those before it that could not be read: (file, reason, for good)."""
+    """Length of a clip, number of its file, and the unreadable files before it: (file, reason, permanent)."""
 
     num_samples: int
     number: int
@@ -62,10 +62,10 @@ class FoundClip(NamedTuple):
 
 
 class Batches(ABC):
-    """Batches of clips of one length, or one rank's part of each.
+    """Batches of clips of one length, or one rank's share of each batch.
 
     Attributes:
-        skipped: file -> what was wrong with it, in the order in which it was met.
+        skipped: file -> reason why it was skipped, in order of occurrence.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Batches(ABC):
         self._pool = ThreadPoolExecutor(config.workers, "clips") if config.workers > 1 else None
 
     def batch(self, step: int) -> Clips:
-        """The clips of update `step` (from 0), or this rank's of them: `share` from `rank * share` on.
+        """Return the clips of update `step` (from 0), or this rank's share: `share` clips from `rank * share` on.
 
         Raises:
             AudioError: no file is readable.
@@ -109,17 +109,17 @@ class Batches(ABC):
         return Clips(audio, lengths, torch.tensor([clip.number for clip in found]))
 
     def end(self) -> None:  # noqa: B027
-        """Give up what is being read, where that may take for ever; `close` comes next."""
+        """Abort reads that may never finish; `close` is called next."""
 
     def close(self) -> None:  # noqa: B027
-        """Let go of what is open, if anything is; another batch opens it again."""
+        """Close whatever is open; requesting another batch opens it again."""
 
     @abstractmethod
     def _candidates(self, number: int) -> Iterator[Candidate]:
-        """What clip `number` of the endless sequence may be of, in order: the first that can be read is taken."""
+        """Iterate over the candidates for clip `number` of the endless sequence; the first readable one is used."""
 
     def _clip(self, number: int, candidates: Iterator[Candidate], row: Tensor) -> FoundClip:
-        """Fill a row of a batch; depends on nothing that other clips change, so threads do the same in any order."""
+        """Fill a row of a batch; independent of the other clips, so the order of the threads does not matter."""
         share = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
         failures: list[tuple[Path, str, bool]] = []
         for file, content, chosen in candidates:
@@ -130,23 +130,23 @@ class Batches(ABC):
                 row[: len(stretch)] = stretch if self._change is None else self._change(stretch, number)
                 row[len(stretch) :] = 0.0
                 return FoundClip(len(stretch), chosen, failures)
-            except AudioError as error:  # of a long file another stretch may be good: which one must not matter
+            except AudioError as error:  # a long file stays: another crop may be good, in any order of reading
                 failures.append((file, str(error), file not in self.reader.long_files))
         reasons = "; ".join([*self.skipped.values(), *(reason for _, reason, _ in failures)][:FEW])
         raise AudioError(f"none of the {self._whole()} is readable. The first ones: {reasons}")
 
     @abstractmethod
     def _whole(self) -> str:
-        """How many there are of what, for the message that none of them is readable."""
+        """Number and kind of the sources, for the message that none of them is readable."""
 
     def _note(self, found: Sequence[FoundClip]) -> None:
-        """Remember what could not be read, in the order of the clips."""
+        """Record what could not be read, in the order of the clips."""
         failures = [failure for clip in found for failure in clip.failures]
         self._note_trouble([(file, reason) for file, reason, _ in failures])
         self._unreadable |= {file for file, _, for_good in failures if for_good}
 
     def _note_trouble(self, trouble: Sequence[tuple[Path, str]]) -> None:
-        if trouble:  # a new dictionary: a thread that goes through the one before is not disturbed
+        if trouble:  # a new dict, since another thread may be iterating over the old one
             skipped = dict(self.skipped)
             for file, reason in trouble:
                 skipped.setdefault(file, reason)
@@ -167,19 +167,19 @@ class ClipBatches(Batches):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """What to draw from.
+        """Set the files and how clips are drawn from them.
 
         Args:
-            files: of audio; sounds in shards too.
-            config: how clips are cut; `batch_size` is that of all ranks together.
+            files: audio files, also those in shards.
+            config: how clips are cropped; `batch_size` is that of all ranks together.
             sample_rate: in Hz.
             seed: of order and crops.
-            order: epoch -> numbers of the files in their order; every epoch has as many. None shuffles all.
-            change: (samples of a clip, its number in the endless sequence) -> as many samples: augmentation.
-            rank, world: which of how many equal parts of every batch is made.
+            order: epoch -> indices of the files in order, equally many in every epoch. None shuffles all files.
+            change: augmentation: (waveform of a clip, its number in the endless sequence) -> waveform of equal length.
+            rank, world: index of this rank and number of ranks, which share every batch equally.
 
         Raises:
-            ConfigError: the batch cannot be parted so.
+            ConfigError: the batch cannot be divided equally among the ranks.
         """
         super().__init__(config, sample_rate, seed, change, rank, world)
         self.files = list(files)
@@ -188,7 +188,7 @@ class ClipBatches(Batches):
         self.clips_per_epoch = len(self._ordered(0)) if self.files else 0
 
     def _candidates(self, number: int) -> Iterator[Candidate]:
-        """The file whose turn it is in its epoch, and those behind it."""
+        """Iterate over the scheduled file of the epoch and those after it."""
         if not self.files:
             raise AudioError("no audio files to train on.")
         epoch, place = divmod(number, self.clips_per_epoch)

@@ -1,4 +1,4 @@
-"""The convolutional decoder: from the student's patches and noise to predictions for all patches."""
+"""The convolutional decoder: student patches and noise -> predictions for all patches."""
 
 import itertools
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class DecoderConfig:
 class ConvolutionalDecoder(nn.Module):
     """Grouped 2-D convolutions over the grid, each with LayerNorm over channels, GELU, and a residual.
 
-    The residual is left out where the widths differ, which only the first layer can.
+    There is no residual where the widths differ, which is possible only in the first layer.
 
     **Source**: released code, two-dimensional decoder of data2vec 2.0 (norms without weights).
     """
@@ -60,20 +60,20 @@ class ConvolutionalDecoder(nn.Module):
         grid: tuple[int, int],
         wanted: Int[Tensor, "batch hidden"] | None = None,
     ) -> Float[Tensor, "batch predicted dim"]:
-        """Predict every patch, or those wanted, from patches in raster order.
+        """Predict all patches, or the requested ones, from patches in raster order.
 
-        Channels stay last in memory, as patches have them, norms want them and convolutions do best with.
+        Channels stay last in memory: patches arrive that way, norms need it, and convolutions are fastest with it.
 
         Args:
-            patches: all places of the grid.
+            patches: all positions of the grid.
             grid: (time steps, bands).
-            wanted: columns of the patches to predict, for each row its own; None predicts all.
+            wanted: columns of the patches to predict, individual for each row; None predicts all.
         """
         times, bands = grid
         tokens = patches.reshape(len(patches), times, bands, -1)  # (B, times, bands, D)
         for number, convolution in enumerate(self.convolutions, 1):
             new = convolution(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            if number == len(self.convolutions):  # nobody looks at the others from here on
+            if number == len(self.convolutions):  # other patches are not needed from here on
                 tokens, new = (each.flatten(1, 2) for each in (tokens, new))
                 if wanted is not None:
                     tokens, new = rows_at(tokens, wanted), rows_at(new, wanted)
@@ -90,12 +90,12 @@ def _bent(new: Tensor) -> Tensor:
 def rows_at(
     tokens: Float[Tensor, "batch tokens dim"], columns: Int[Tensor, "rows n"], owner: Int[Tensor, " rows"] | None = None
 ) -> Float[Tensor, "rows n dim"]:
-    """Some tokens for each row, copied a whole token at a time.
+    """Gather selected tokens for each row, copied a whole token at a time.
 
     Args:
         tokens: of clips.
-        columns: which tokens, for each row its own.
-        owner: the clip that each row belongs to, so that no clip is repeated for its clones; None: each is one row.
+        columns: columns of the selected tokens, individual for each row.
+        owner: clip of each row, so that clips need not be repeated for their clones; None: one row per clip.
     """
     if owner is None:
         owner = torch.arange(len(tokens), device=tokens.device)

@@ -1,4 +1,4 @@
-"""The reference objective: a student that sees a fifth predicts what a slow teacher makes of the whole.
+"""The reference objective: a student that sees a fifth of a clip predicts a slow teacher's outputs for the whole.
 
     features --+--> teacher, all patches ----------------> targets (frames) --> mean (utterance)
                |                                              |                    |
@@ -30,7 +30,7 @@ PUBLISHED_ROWS = 192
 
 
 VARIANCE_EPS = 1e-6
-"""Added to the variance before the root of the logged spread. **Source**: released code."""
+"""Added to the variance before the square root in the logged standard deviation. **Source**: released code."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class LatentRegressionConfig:
 
     Attributes:
         clones: masked views per clip.
-        frame_weight, utterance_weight: of the two losses.
+        frame_weight, utterance_weight: weights of the two losses.
         utterance_rows: the utterance loss is this many times its mean over rows. The release sums over the rows
             of a GPU, so that its weight grows with the batch; 192 gives the published balance at every batch
             size, null sums over the batch as released.
-        top_layers: how many of the last layers make the target; null takes all.
-        noise_std: of the noise that stands at hidden places in the decoder's input.
+        top_layers: number of last layers that are averaged to the target; null takes all.
+        noise_std: of the noise at the hidden positions of the decoder's input.
     """
 
     clones: int = 16
@@ -102,14 +102,14 @@ class LatentRegression(nn.Module):
         hidden: Bool[Tensor, "rows patches"],
         noise: Float[Tensor, "rows patches dim"],
     ) -> Losses:
-        """The losses for given masks and noise.
+        """Return the losses for given masks and noise.
 
         Args:
             encoder: the student.
             features: a batch of clips.
-            hidden: True where a patch is hidden; row `b * clones + c` belongs to clip b. Best on the CPU, where to
-                look at it waits for nothing.
-            noise: what stands at hidden places in the decoder's input.
+            hidden: True where a patch is hidden; row `b * clones + c` belongs to clip b. Best on the CPU, where
+                reading it needs no synchronisation.
+            noise: values at the hidden positions of the decoder's input.
         """
         kept, gone = (sent(columns, features.device) for columns in split_columns(hidden))
         tokens, layout = encoder.embed(features)
@@ -131,7 +131,7 @@ class LatentRegression(nn.Module):
         return Losses(total, {"frame": frame.detach(), "utterance": utterance.detach(), **statistics})
 
     def after_step(self, encoder: Encoder, step: int) -> None:
-        """Let the teacher follow."""
+        """Update the teacher."""
         self.teacher.follow(encoder, step)
 
 
@@ -142,23 +142,23 @@ def squared_error(predicted: Float[Tensor, "*rows dim"], target: Float[Tensor, "
 
 
 def channel_std(values: Float[Tensor, "rows tokens dim"]) -> Tensor:
-    """Mean over channels of the spread over all tokens: near 0 means that training has collapsed.
+    """Mean over channels of the standard deviation over all tokens; near 0, training has collapsed.
 
     **Source**: the released code logs the same as `target_var` and `pred_var`.
     """
     rows = values.float().flatten(0, 1)
-    variance = rows.var(dim=0) if len(rows) > 1 else torch.zeros_like(rows[0])  # of one token there is no spread
+    variance = rows.var(dim=0) if len(rows) > 1 else torch.zeros_like(rows[0])  # undefined for one token
     return (variance + VARIANCE_EPS).sqrt().mean()
 
 
 def build(config: LatentRegressionConfig, context: ObjectiveContext) -> LatentRegression:
-    """Options and encoder -> the objective."""
+    """Build the objective from its options and the encoder."""
     return LatentRegression(config, context.encoder)
 
 
 @hookimpl
 def asda_objectives() -> Iterable[ObjectiveSpec[LatentRegressionConfig]]:
-    """Offer `latent_regression`."""
+    """Register `latent_regression`."""
     return [
         ObjectiveSpec(
             name="latent_regression",

@@ -1,4 +1,4 @@
-"""The training loop: load, step, log, save. Stopped at any moment, it goes on with the same losses."""
+"""The training loop: load, step, log, save. Stopped at any time, a run resumes with the same losses."""
 
 import math
 import sys
@@ -55,8 +55,8 @@ from asda_core.weights.provenance import stored_plugins
 from asda_core.weights.tensor_files import read_tensors
 
 PASS_KEY, STREAM_KEY = "micro_batch", "stream_parts"
-"""Under which a step's metadata keep the clips in a pass and the parts of a stream, with which another number of
-processes goes on."""
+"""Metadata keys of a step for the number of clips in a pass and of parts of a stream, kept when another number of
+processes resumes the run."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Run:
     stop: bool = field(default=False)
 
     def ask_to_stop(self) -> None:
-        """After the step in progress."""
+        """Request a stop after the step in progress."""
         self.stop = True
 
 
@@ -92,29 +92,29 @@ def pretrain(
     init: Checkpoint | None = None,
     processes: Processes = ALONE,
 ) -> Path:
-    """Train, or go on with, one run.
+    """Start or resume a training run.
 
     Args:
-        config: the run.
-        files: audio to train on, or streams of shards.
-        folder: where the run lives; one that holds steps of the same config is gone on with.
+        config: of the run.
+        files: audio files to train on, or streamed shards.
+        folder: of the run; if it holds steps of the same config, the run is resumed.
         catalog: the plugins.
-        device: "cpu", "cuda", ...; of several processes each takes a GPU of its own.
-        progress: whether to show a bar.
-        init: weights to begin with, instead of random ones; a folder that holds steps goes on with them.
-        processes: who this process is among those that train the run; all call this with the same arguments.
+        device: "cpu", "cuda", ...; each of several processes uses a GPU of its own.
+        progress: whether to show a progress bar.
+        init: initial weights instead of random ones; if the folder holds steps, the run resumes from those.
+        processes: rank of this process among those that train the run; all call this with the same arguments.
 
     Returns:
-        the exported encoder, `folder/model.safetensors`.
+        path of the exported encoder, `folder/model.safetensors`.
 
     Raises:
         ConfigError: the folder holds another run, or another process trains in it; a clip holds no patch; there is an
-            adapter and nothing to begin with; or the processes cannot share the batch.
+            adapter but no `init`; or the processes cannot share the batch.
         AudioError: no file is readable.
-        TrainingStopped: after Ctrl-C or SIGTERM, when the state is saved.
-        AsdaError: the loss is no longer finite, or another process has gone.
+        TrainingStopped: after Ctrl-C or SIGTERM, once the state is saved.
+        AsdaError: the loss is no longer finite, or another process has ended.
     """
-    parts = parts_to_train(config, catalog, init)  # what is refused leaves no folder behind
+    parts = parts_to_train(config, catalog, init)  # an invalid config raises before a folder is created
     data = audio_digest(files, None if init is None else model_digest(init.file))
     place, final = own_device(device, processes), folder / MODEL_FILE
     held = alone_in(folder, LOCK_FILE, "trains in") if processes.first else nullcontext()
@@ -135,7 +135,7 @@ def pretrain(
 
 
 def _clips(run: Run, files: AudioList) -> Batches:
-    """The batches of this process."""
+    """Open the batches of this process."""
     config, rate, processes = run.config, run.parts.front_end.sample_rate, run.processes
     return open_clips(
         files, config.data, rate, config.seed, processes.rank, processes.world, run.folder, run.stream_parts
@@ -143,7 +143,7 @@ def _clips(run: Run, files: AudioList) -> Batches:
 
 
 def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
-    """Load, step, log, save; the next batches are read while a step runs. All processes take the same turns."""
+    """Load, step, log, save; the next batches are read while a step runs. All processes run in lockstep."""
     config = run.config
     if run.step >= config.steps:
         return
@@ -168,14 +168,14 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
             if stop:
                 break
     if run.step < config.steps:
-        if not saves:  # stopped while the next batch did not come
+        if not saves:  # stopped while waiting for the next batch
             _checked(run, record)
             _save(run)
         raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command resumes.")
 
 
 def _checked(run: Run, record: Mapping[str, Any]) -> dict[str, float]:
-    """What is logged, mean over the processes; no step with NaN may take the place of a good one."""
+    """Return the logged values, averaged over the processes; raise before a step with NaN replaces a good one."""
     values = run.processes.mean({name: float(value) for name, value in record.items()})
     check_finite(values, run.step, run.folder)
     return values
@@ -190,7 +190,7 @@ def _start(
     parts: Parts,
     processes: Processes,
 ) -> Run:
-    """A new run, or the newest step of an old one."""
+    """Set up a new run, or resume one from its newest step."""
     latest = newest_step(folder)
     processes.check_same("their config", to_yaml(config))
     processes.check_same("their audio files, and weights to begin with", data)
@@ -198,7 +198,7 @@ def _start(
     step, states, begun = (0, {}, {}) if latest is None else _read_step(latest, config, catalog, data, parts)
     passes = passes_of(config.data, processes, begun.get(PASS_KEY))
     stream_parts = begun.get(STREAM_KEY, processes.world)
-    parts.front_end.to(device).eval()  # what it makes of a clip does not depend on chance
+    parts.front_end.to(device).eval()  # its features must not be random
     for module in (parts.encoder, parts.objective):
         module.train()
     alone = Step(parts.encoder, parts.objective, config.compute.precision)
@@ -219,19 +219,19 @@ def _start(
 def _read_step(
     latest: Path, config: RunConfig, catalog: Catalog, data: str, parts: Parts
 ) -> tuple[int, dict[str, Tensor], dict[str, int]]:
-    """Put the weights of a step back; returns its number, the optimiser's state, and how the run shares its clips."""
+    """Load the weights of a step; return its number, the optimiser's state, and how the run shares its clips."""
     with older_steps_told(latest):
         checkpoint, (states, told) = read_checkpoint(latest), read_tensors(latest / TRAINING_FILE)
     folder = latest.parent
     held, wanted = (decisive(catalog, each) for each in (checkpoint.config, config))
-    with suppress(ConfigError):  # of an option that is no longer known
+    with suppress(ConfigError):  # an option that no longer exists
         held, wanted = in_full(catalog, held), in_full(catalog, wanted)
     if signature(held) != signature(wanted):
         other = "; ".join(differences(held, wanted))
         raise ConfigError(f"{folder} holds another run ({other}); give another folder (--init begins with this one).")
     if checkpoint.data and not same_audio(checkpoint.data, data):
         raise ConfigError(f"{folder} holds a run on other audio files or from other weights; give another folder.")
-    if checkpoint.plugins != (now := plugin_origins(catalog, config)):  # told by each process: each has its plugins
+    if checkpoint.plugins != (now := plugin_origins(catalog, config)):  # printed by each process: plugins may differ
         print(f"warning: {folder} was trained with {checkpoint.plugins}, and continues with {now}.", file=sys.stderr)
     for prefix in ("front_end", "encoder", "objective"):
         load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
@@ -240,7 +240,7 @@ def _read_step(
 
 
 def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
-    """One update; returns what is logged, still as tensors and as means over the passes of this process."""
+    """Do one update; return the values to log, still as tensors, averaged over the passes of this process."""
     config, passes = run.config, run.passes
     rate = learning_rate(run.step, config.steps, config.optimizer)
     for group in run.optimizer.param_groups:
@@ -264,7 +264,7 @@ def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
 
 @torch.no_grad()
 def _features(run: Run, clips: Clips) -> Float[Tensor, "batch bins frames"]:
-    """What the front end makes of clips, on the device."""
+    """Compute the front end's features of clips, on the device."""
     features: Tensor = run.parts.front_end(sent(clips.audio, run.device))
     if run.config.data.padding == "features":
         features = fill_features(features, clips.num_samples, run.parts.front_end)
@@ -272,7 +272,7 @@ def _features(run: Run, clips: Clips) -> Float[Tensor, "batch bins frames"]:
 
 
 def _save(run: Run) -> None:
-    """Write a step: everything that is needed to go on."""
+    """Write a step: everything needed to resume."""
     parameters = [*run.parts.encoder.named_parameters("encoder"), *run.parts.objective.named_parameters("objective")]
     tensors = gathered(model_tensors(run.parts, True), run.processes.first)
     states = gathered(optimizer_states(parameters, run.optimizer), run.processes.first)
@@ -281,11 +281,11 @@ def _save(run: Run) -> None:
         metadata = metadata_of(run.config, run.catalog, run.step, run.data) | shared
         files = {MODEL_FILE: (tensors, metadata), TRAINING_FILE: (states, metadata)}
         write_step(run.folder, run.step, files, run.config.keep_checkpoints)
-    run.processes.wait()  # whoever ends first has the launcher end the others, which may still be writing
+    run.processes.wait()  # if one process ends, the launcher ends the others, which may still be writing
 
 
 def _share_skipped(run: Run, clips: Batches) -> None:
-    """Tell the first process which files the others could not read."""
+    """Merge the skipped files of all processes, so that the first can report them."""
     for skipped in run.processes.gather(dict(clips.skipped)):
         for file, reason in skipped.items():
             clips.skipped.setdefault(file, reason)

@@ -1,7 +1,7 @@
 """Inverse block masking: keep blocks of patches, hide the rest. Pure functions.
 
-Several blocks are kept around random centres, then single cells are kept or hidden at random until exactly as many
-are kept as asked for::
+Several blocks are kept around random centres, then single cells are kept or hidden at random until exactly the
+requested number is kept::
 
     . . . # # # # # . . . .      # kept (seen by the student), . hidden (predicted)
     . . . # # # # # . . # .      frequency upwards, time to the right
@@ -21,12 +21,12 @@ from asda_core.errors import ConfigError
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How much is hidden and in what shape.
+    """Amount and shape of what is hidden.
 
     Attributes:
-        hidden_share: share of the patches that the student does not see, in (0, 1).
-        block: side of a kept block in patches.
-        adjust: added to the kept share when the number of blocks is counted, since blocks overlap.
+        hidden_share: fraction of the patches that the student does not see, in (0, 1).
+        block: side length of a kept block, in patches.
+        adjust: added to the kept fraction when the number of blocks is computed, since blocks overlap.
     """
 
     hidden_share: float = 0.8
@@ -43,24 +43,24 @@ class MaskConfig:
 
 
 def num_kept(num_patches: int, config: MaskConfig) -> int:
-    """How many patches of a clip the student sees: 102 of 512 in the published setting, never fewer than one."""
+    """Number of patches of a clip that the student sees: 102 of 512 in the published setting, at least one."""
     return max(1, int(num_patches * (1 - config.hidden_share)))
 
 
 def num_blocks(num_patches: int, config: MaskConfig) -> int:
-    """How many blocks are drawn: 5 for 512 patches; 0 for 92 and fewer, where masks are purely random."""
+    """Number of blocks drawn: 5 for 512 patches; 0 for 92 or fewer, where masks are purely random."""
     return int(num_patches * (1 - config.hidden_share + config.adjust) / config.block**2)
 
 
 def block_masks(
     grid: tuple[int, int], num_masks: int, config: MaskConfig, generator: torch.Generator
 ) -> Bool[Tensor, "masks patches"]:
-    """Draw masks.
+    """Draw random block masks.
 
     Args:
         grid: (time steps, bands).
-        num_masks: how many, one per clip and clone.
-        config: share and shape.
+        num_masks: number of masks, one per clip and clone.
+        config: hidden fraction and block shape.
         generator: a CPU generator; the only source of randomness.
 
     Returns:
@@ -87,7 +87,7 @@ def block_masks(
 def split_columns(
     hidden: Bool[Tensor, "masks patches"],
 ) -> tuple[Int[Tensor, "masks kept"], Int[Tensor, "masks hidden"]]:
-    """Columns of the kept and of the hidden patches, both in raster order; every row must hide as many."""
+    """Return the columns of kept and hidden patches, both in raster order; every row must hide equally many."""
     order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
     kept = hidden.shape[1] - int(hidden[0].sum())
     return order[:, :kept], order[:, kept:]

@@ -1,4 +1,4 @@
-"""Batches made ahead, while the step before them runs."""
+"""Batches prepared ahead, while the previous step runs."""
 
 from collections import deque
 from collections.abc import Callable, Generator
@@ -7,24 +7,24 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from asda_core.pretrain.data import Batches, Clips
 
 ASKED_EVERY_SECONDS = 0.5
-"""How long somebody who stops a run waits for it where batches do not come."""
+"""Interval at which a stop request is polled while a batch does not arrive."""
 
 
 def prefetched(
     clips: Batches, first_step: int, last_step: int, stop: Callable[[], bool] = lambda: False
 ) -> Generator[Clips, None, None]:
-    """The batches of updates `first_step` to `last_step - 1` in order, `data.prefetch` of them made ahead.
+    """Yield the batches of updates `first_step` to `last_step - 1` in order, `data.prefetch` of them prepared ahead.
 
-    One thread makes them, with the help of the `data.workers` of `clips`, which are closed in the end. Use with
-    `contextlib.closing`: whoever leaves early waits for the batch in progress alone, and for no command that stalls.
+    One thread prepares them with the `data.workers` threads of `clips`, which is closed at the end. Use with
+    `contextlib.closing`: on early exit it waits only for the batch in progress, and not for a stalled command.
 
     Args:
-        clips: what makes them.
-        first_step, last_step: from 0.
-        stop: asked while a batch does not come; where it says so, no more batches come.
+        clips: source of the batches.
+        first_step, last_step: counted from 0.
+        stop: polled while a batch does not arrive; once it returns True, no more batches are yielded.
 
     Raises:
-        AudioError: no file is readable; raised at the step that would have got the batch.
+        AudioError: no file is readable; raised at the step that would have received the batch.
     """
     with ThreadPoolExecutor(1, "batches") as ahead:
         waiting: deque[Future[Clips]] = deque()

@@ -1,6 +1,6 @@
-"""The processes that train one run together: who they are, how they meet, and what they agree on.
+"""The processes that train one run together: their ranks, process group and collective operations.
 
-Started by hand a run is one process, `ALONE`. `torchrun` starts several; each asks `launched` who it is::
+A run started by hand is one process, `ALONE`. `torchrun` starts several; each gets its rank from `launched`::
 
     node 0   rank 0  rank 1      each reads its rows of the global batch, runs its passes over them, and
     node 1   rank 2  rank 3      takes part in the mean of the gradients; rank 0 alone writes
@@ -22,11 +22,11 @@ from asda_core.devices import named_device, usable_device
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 
 PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others in one exchange, such as while the first saves, before it gives up."""
+"""Timeout of one collective operation, such as waiting while rank 0 saves."""
 FAREWELL_SECONDS = 2.0
-"""How long a process that lost another stays, so that torchrun sees first who went first, and names that one."""
+"""Delay before a process that lost another one exits, so that torchrun first sees and names the one that failed."""
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-"""What carries the exchange, by device. Beside a GPU what stands on the CPU, such as a wish to stop, goes by gloo."""
+"""Communication backend by device. On a GPU, CPU tensors such as the stop flag still go through gloo."""
 TOLD_BY_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
 ATTEMPT = "TORCHELASTIC_RESTART_COUNT"
 
@@ -35,14 +35,14 @@ ValueT = TypeVar("ValueT")
 
 @dataclass(frozen=True)
 class Processes:
-    """Who this process is among those of the run.
+    """Rank of this process among those of the run.
 
     Attributes:
-        rank: its number, from 0.
-        world: how many there are.
-        local: its number on this machine; that of its GPU.
+        rank: from 0.
+        world: number of processes.
+        local: rank on this machine, and index of its GPU.
         by_launcher: whether a launcher started it, which sends signals of its own.
-        attempt: how often the launcher has begun all of them again (`torchrun --max-restarts`).
+        attempt: number of times the launcher has restarted all processes (`torchrun --max-restarts`).
     """
 
     rank: int = 0
@@ -53,11 +53,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is rank 0, which writes."""
         return self.rank == 0
 
     def gather(self, mine: ValueT) -> list[ValueT]:
-        """The values of all processes, by rank; all must ask."""
+        """Return the values of all processes, in order of rank; all must call this."""
         if self.world == 1:
             return [mine]
         found: list[ValueT] = [mine] * self.world
@@ -65,7 +65,7 @@ class Processes:
         return found
 
     def any(self, mine: bool) -> bool:
-        """Whether it holds for one of the processes; all must ask."""
+        """Return whether `mine` is True in any process; all must call this."""
         if self.world == 1:
             return mine
         flag = torch.tensor(int(mine))
@@ -73,15 +73,15 @@ class Processes:
         return bool(flag)
 
     def mean(self, mine: Mapping[str, float]) -> dict[str, float]:
-        """The mean of each value over the processes, the same number in all; all must ask."""
+        """Return the mean of each value over the processes, the same number in all; all must call this."""
         found = self.gather(dict(mine))
         return {name: sum(each[name] for each in found) / self.world for name in mine}
 
     def check_same(self, what: str, mine: str) -> None:
-        """Refuse to go on where processes differ in a fact; all must ask.
+        """Raise unless all processes have the same value; all must call this.
 
         Raises:
-            ConfigError: naming what each has.
+            ConfigError: the values differ; the message names each.
         """
         found = self.gather(mine)
         if len(set(found)) > 1:
@@ -89,7 +89,7 @@ class Processes:
             raise ConfigError(f"the {self.world} processes must have {what} in common. {each}.")
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have called this."""
         self.any(False)
 
 
@@ -98,10 +98,10 @@ ALONE = Processes()
 
 
 def launched(environment: Mapping[str, str]) -> Processes:
-    """Who this process is by what `torchrun` (or another launcher) put into its environment; else `ALONE`.
+    """Return the rank of this process from the variables set by `torchrun` or another launcher; `ALONE` without them.
 
     Raises:
-        ConfigError: what is there is no number.
+        ConfigError: a variable is not a whole number.
     """
     if any(name not in environment for name in TOLD_BY_LAUNCHER):
         return ALONE
@@ -115,10 +115,10 @@ def launched(environment: Mapping[str, str]) -> Processes:
 
 
 def own_device(name: str, processes: Processes) -> torch.device:
-    """The device of this process: the one of that name, and of GPUs the one with its number on the machine.
+    """Return the device of this process: the named one, and for several processes the GPU with its local rank.
 
     Raises:
-        ConfigError: there is no such device, or there are fewer GPUs than processes here.
+        ConfigError: there is no such device, or this machine has fewer GPUs than processes.
     """
     name = named_device(name)
     if processes.world == 1 or name == "cpu":
@@ -137,10 +137,10 @@ def own_device(name: str, processes: Processes) -> torch.device:
 
 @contextmanager
 def joined(processes: Processes, device: torch.device) -> Iterator[None]:
-    """Let the processes of a run talk to each other; nothing happens in a run of one.
+    """Context in which the processes of a run form a process group; does nothing for a run of one process.
 
     Raises:
-        AsdaError: within it, another process has gone. The run is over, and can be gone on with.
+        AsdaError: another process ended within the context. The run has ended, and can be resumed.
     """
     if processes.world == 1:
         yield
@@ -150,14 +150,14 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
     try:
         _meet(processes, BACKENDS[device.type])
         yield
-    except TrainingStopped:  # in all of them
+    except TrainingStopped:  # raised in all processes
         dist.destroy_process_group()
         raise
     except RuntimeError as error:
         if not of_exchange(error):
             raise
         with suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which torchrun ends the others: first this is told
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others with it: report this first
         time.sleep(FAREWELL_SECONDS)
         raise AsdaError(
             f"process {processes.rank} of {processes.world} lost another one ({str(error).splitlines()[0]:.160}). "
@@ -168,12 +168,12 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
 
 
 def _meet(processes: Processes, backend: str) -> None:
-    """Processes of one attempt find each other: torchrun's store keeps the addresses of those of earlier attempts."""
+    """Initialise the process group, separately for each attempt: torchrun's store keeps addresses of earlier ones."""
     store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
     of_attempt = dist.PrefixStore(f"attempt {processes.attempt}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=of_attempt, rank=rank, world_size=world, timeout=PATIENCE)
 
 
 def of_exchange(error: RuntimeError) -> bool:
-    """Whether an error came of the exchange between processes: gloo raises plain ones that begin with its own path."""
+    """Whether an error comes from communication between processes: gloo raises plain ones that name its own path."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

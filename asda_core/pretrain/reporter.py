@@ -1,4 +1,4 @@
-"""Where a run tells how it goes: the bar, `log.jsonl`, TensorBoard, `skipped.jsonl`."""
+"""Progress reports of a run: progress bar, `log.jsonl`, TensorBoard, `skipped.jsonl`."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ SKIPPED_FILE, LOG_FILE = "skipped.jsonl", "log.jsonl"
 
 @dataclass
 class Reporter:
-    """Where a run tells how it goes: the bar, `log.jsonl`, TensorBoard, `skipped.jsonl`."""
+    """Destinations of the progress reports of a run: progress bar, `log.jsonl`, TensorBoard, `skipped.jsonl`."""
 
     bar: "tqdm[NoReturn]"
     lines: TextIO
@@ -29,7 +29,7 @@ class Reporter:
     num_seen: int = 0
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Write the numbers of a step everywhere."""
+        """Write the values of a step to all destinations."""
         self.lines.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
         self.lines.flush()
         for name, value in values.items():
@@ -37,7 +37,7 @@ class Reporter:
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
 
     def name_skipped(self, folder: Path, clips: Batches) -> None:
-        """Name files the first time they are skipped, in this session or one before."""
+        """Report skipped files not yet reported, in this session or an earlier one."""
         if len(clips.skipped) == self.num_seen:
             return
         self.num_seen = len(clips.skipped)
@@ -50,7 +50,7 @@ class Reporter:
 
 @contextmanager
 def reporting(folder: Path, done: int, steps: int, progress: bool) -> Iterator[Reporter]:
-    """The reporter of a run in `folder` that has done some of its steps; `progress` shows a bar."""
+    """Open the reporter of a run in `folder` after `done` of its steps; `progress` shows a progress bar."""
     bar = tqdm(total=steps, initial=done, unit="step", disable=not progress, desc=folder.name)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     with closing(writer), bar, (folder / LOG_FILE).open("a") as log:
@@ -58,18 +58,18 @@ def reporting(folder: Path, done: int, steps: int, progress: bool) -> Iterator[R
 
 
 def read_log(folder: Path, names: Sequence[str] = ("step", "loss")) -> dict[str, list[float]]:
-    """Columns of a run's log; empty where there is none."""
+    """Read columns of a run's log; empty if there is no log."""
     records = json_lines(folder / LOG_FILE)
     return {name: [float(record[name]) for record in records] for name in names} if records else {}
 
 
 def named_skipped(folder: Path) -> dict[str, str]:
-    """Files that the run's folder names as skipped, with the reason, in this session or one before."""
+    """Read the skipped files of a run folder with the reasons, from this and earlier sessions."""
     return {entry["file"]: entry["reason"] for entry in json_lines(folder / SKIPPED_FILE)}
 
 
 def tell_left_out(encoder: EncoderConfig, num_bins: int) -> None:
-    """Warn of bins above the last patch, which nothing looks at."""
+    """Warn of bins above the last patch, which the model does not use."""
     bands = encoder.grid(num_bins, encoder.patch_frames)[1]
     left = num_bins - (bands - 1) * encoder.step_bins - encoder.patch_bins
     if bands and left:

@@ -1,4 +1,4 @@
-"""How a training is stopped at any moment and gone on with: signals, the optimiser's state, the log."""
+"""Stopping and resuming a training run: signals, the optimiser's state, the log."""
 
 import json
 import math
@@ -18,23 +18,23 @@ from asda_core.weights.paths import MODEL_FILE, step_folders
 from asda_core.weights.tensor_files import DamagedFileError
 
 STEP_SEED_STRIDE = 1_000_003
-"""Seed of a step = seed of the run x this + step: no two steps of any two runs share one while runs are shorter."""
+"""Seed of a step = seed of the run x this + step: unique over steps and seeds for runs with fewer steps than this."""
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Seed of all that is drawn in an update (from 0)."""
+    """Seed of all random draws of update `step` (from 0)."""
     return seed * STEP_SEED_STRIDE + step
 
 
 @contextmanager
 def older_steps_told(latest: Path) -> Iterator[None]:
-    """Where the newest step of a run is damaged, say how to go on from the one before, if that is there."""
+    """Context that adds to the error of a damaged newest step how to resume from the one before, if there is one."""
     try:
         yield
     except CheckpointError as error:
         older = [step for step in step_folders(latest.parent) if step != latest]
         lost = not all((latest / name).is_file() for name in (MODEL_FILE, TRAINING_FILE))
-        if not older or not (lost or isinstance(error, DamagedFileError)):  # as a step of a newer version
+        if not older or not (lost or isinstance(error, DamagedFileError)):  # such as a step of a newer version
             raise
         raise CheckpointError(f"{error} Delete {latest}, and the run resumes from {older[-1].name}.") from None
 
@@ -43,7 +43,7 @@ def older_steps_told(latest: Path) -> Iterator[None]:
 def stop_on_signal(ask: Callable[[], None], patient: bool = False) -> Iterator[None]:
     """Turn the first Ctrl-C or SIGTERM into `ask()`; a second Ctrl-C stops at once, unless `patient`.
 
-    A launcher hands on the Ctrl-C that its processes have got from the terminal already.
+    A launcher forwards the Ctrl-C that its processes have already received from the terminal.
     """
 
     def heard(number: int, frame: FrameType | None) -> None:
@@ -53,7 +53,7 @@ def stop_on_signal(ask: Callable[[], None], patient: bool = False) -> Iterator[N
 
     try:
         before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us handles signals
+    except ValueError:  # not the main thread: the caller handles signals
         yield
         return
     try:
@@ -64,7 +64,7 @@ def stop_on_signal(ask: Callable[[], None], patient: bool = False) -> Iterator[N
 
 
 def optimizer_states(named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as tensors with names: `parameter|key`."""
+    """Return the optimiser's state as named tensors: `parameter|key`."""
     return {
         f"{name}|{key}": torch.as_tensor(value).contiguous()
         for name, parameter in named
@@ -79,9 +79,9 @@ def put_states_back(
     device: torch.device,
     place: Callable[[Tensor, nn.Parameter], Tensor] | None = None,
 ) -> None:
-    """The inverse of `optimizer_states`; `place` puts what has a parameter's shape where the parameter is.
+    """Load the output of `optimizer_states`; `place` moves tensors of a parameter's shape to where the parameter is.
 
-    A fused optimiser counts its steps where the parameters are, others on the CPU.
+    A fused optimiser counts its steps on the device of the parameters, others on the CPU.
     """
     counted_at = device if optimizer.defaults.get("fused") else torch.device("cpu")
     for name, parameter in named:
@@ -95,13 +95,13 @@ def put_states_back(
 
 
 def drop_log_after(log: Path, step: int) -> None:
-    """Take out of the log what a killed run wrote after its last saved step: it will be written again."""
+    """Remove from the log what a killed run wrote after its last saved step, as it will be written again."""
     if log.exists():
         write_text(log, "".join(f"{line}\n" for line in log.read_text().splitlines() if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of the log; infinity of one that is cut off."""
+    """Return the step of a line of the log; infinity for a truncated line."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):

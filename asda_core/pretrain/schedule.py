@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from asda_core.config import OptimizerConfig
 
 RESTART_SHRINK = 0.1
-"""What a restart of the released cosine leaves of the rates. **Source**: fairseq's `lr_shrink`."""
+"""Factor applied to the rates at each restart of the released cosine. **Source**: fairseq's `lr_shrink`."""
 
 
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
-    """Rate of update `step` (from 0): linear warm-up, then a cosine to `floor_lr` at `num_steps`.
+    """Learning rate of update `step` (from 0): linear warm-up, then a cosine to `floor_lr` at `num_steps`.
 
     **Source**: released cosine schedule. **Differs**: the release gives its first update the rate `floor_lr` and jumps
     to a tenth of the peak at the end; here update 0 gets `peak / warmup` and the cosine ends at the floor. The schedule
     "fairseq_cosine" is the released one, "constant" stays at the peak. "inverse_sqrt" is that of Vaswani et al. 2017,
-    section 5.3, by its peak.
+    section 5.3, parametrised by its peak.
     """
     if config.schedule == "fairseq_cosine":
         return fairseq_cosine(step, num_steps, config)
@@ -34,9 +34,9 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
 
 
 def fairseq_cosine(step: int, num_steps: int, config: OptimizerConfig) -> float:
-    """Rate of update `step` (from 0) as released: linear from `floor_lr`, a cosine, and restarts behind `num_steps`.
+    """Released learning rate of update `step` (from 0): linear from `floor_lr`, cosine, restarts after `num_steps`.
 
-    Each restart shrinks peak and floor to a tenth. A floor above the peak is lowered to the peak.
+    Each restart multiplies peak and floor by 0.1. A floor above the peak is lowered to the peak.
 
     **Source**: fairseq's cosine scheduler with its defaults, as the released recipes use it.
     """
@@ -54,7 +54,7 @@ class FairseqAdam(torch.optim.Optimizer):
 
     `p -= lr wd p;  p -= lr sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)`
 
-    Equal to AdamW for usual gradients, and slower for gradients near epsilon (1e-8).
+    Equal to AdamW for typical gradients, with smaller steps for gradients near epsilon (1e-8).
 
     **Source**: fairseq's Adam, with which ASDA and EAT were trained.
     """
@@ -66,7 +66,7 @@ class FairseqAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient: a GPU gets a call for all of them, not seven for each."""
+        """Update every parameter that has a gradient; a GPU gets one call per operation for all, not seven for each."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
@@ -77,7 +77,7 @@ class FairseqAdam(torch.optim.Optimizer):
         states = [self._counted(parameter) for parameter in parameters]
         means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         beta1, beta2 = group["betas"]
-        steps = [int(state["step"]) for state in states]  # of the CPU
+        steps = [int(state["step"]) for state in states]  # on the CPU
         rates = [group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step) for step in steps]
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
@@ -88,7 +88,7 @@ class FairseqAdam(torch.optim.Optimizer):
         torch._foreach_addcdiv_(parameters, means, roots, [-rate for rate in rates])
 
     def _counted(self, parameter: Tensor) -> dict[str, Any]:
-        """The state of a parameter, which has one update more than before."""
+        """Return the state of a parameter with its step count incremented."""
         state: dict[str, Any] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
@@ -98,15 +98,15 @@ class FairseqAdam(torch.optim.Optimizer):
 
 
 def decays(parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix or a kernel, which weight decay is for, and no norm or bias."""
+    """Whether a parameter is a matrix or a kernel, which weight decay applies to, and not a norm or bias."""
     return parameter.squeeze().ndim > 1
 
 
 def without_decay(*modules: nn.Module) -> frozenset[int]:
-    """Identities of parameters of any shape on which no weight decay belongs: tokens, positions, lambda, rates.
+    """Return the ids of parameters of any shape that must not decay: tokens, positions, lambda, rates.
 
-    A module names its own by a method `no_weight_decay() -> Collection[str]`; as in timm, whose convention that is, it
-    may name some that are not there.
+    A module lists its own in a method `no_weight_decay() -> Collection[str]`; as in timm, from which the convention
+    comes, it may list names that do not exist.
     """
     found = set()
     for module in (module for root in modules for module in root.modules()):
@@ -119,19 +119,19 @@ def without_decay(*modules: nn.Module) -> frozenset[int]:
 def make_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig, spared: Collection[int] = ()
 ) -> torch.optim.Optimizer:
-    """The optimiser over what trains; arguments as of `decay_groups`."""
+    """Build the optimiser of the trainable parameters; arguments as in `decay_groups`."""
     return optimizer_of(decay_groups(parameters, config, spared), config)
 
 
 def decay_groups(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig, spared: Collection[int] = ()
 ) -> list[dict[str, Any]]:
-    """What trains, in the group with weight decay and the one without; an empty one is left out.
+    """Return the trainable parameters as a group with weight decay and one without; empty groups are omitted.
 
     Args:
-        parameters: of which those that want a gradient train.
-        config: whether norms, biases and what is spared decay too, as in the release.
-        spared: what `without_decay` gives of the modules.
+        parameters: those with `requires_grad` are trainable.
+        config: whether norms, biases and spared parameters decay too, as in the release.
+        spared: output of `without_decay` for the modules.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     decayed = [p for p in trained if (decays(p) and id(p) not in spared) or config.decay_norms_and_biases]
@@ -144,7 +144,7 @@ def decay_groups(
 
 
 def optimizer_of(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser of a config over groups of parameters; PyTorch's own as one fused operation over all of them."""
+    """Build the optimiser of a config over parameter groups; those of PyTorch use the fused implementation."""
     if config.algorithm == "fairseq_adam":
         return FairseqAdam(groups, config.peak_lr, config.betas, config.eps, config.weight_decay)
     if config.algorithm == "adam":

@@ -1,4 +1,4 @@
-"""One update: the global batch is cut into passes, the processes share them, and gradients are of the mean loss.
+"""One update: the global batch is split into passes, shared by the processes; gradients are of the mean loss.
 
 ::
 
@@ -6,8 +6,8 @@
     1 process                                       rank 0 ..................
     2 processes                                     rank 0 .... rank 1 ......    the same passes, the same numbers
 
-What an objective draws depends on seed, step and number of the pass, so the number of processes changes a result by
-rounding alone.
+An objective's random draws depend on seed, step and number of the pass, so the number of processes changes a result
+only by rounding.
 """
 
 import math
@@ -34,18 +34,18 @@ from asda_core.settings.compute import Precision, divisors
 from asda_core.weights.paths import newest_step
 
 OF_DROPOUT = 0x9E3779B9
-"""Apart from the seed of the objective's generator by these bits, so that dropout does not repeat the draw of masks.
+"""XORed with the seed of the objective's generator to seed dropout, so that dropout does not repeat the draw of masks.
 
-**Source**: 2^32 over the golden ratio, as Knuth's multiplicative hashing has it.
+**Source**: 2^32 over the golden ratio, as in Knuth's multiplicative hashing.
 """
 LOGGED = ("step", "loss", "lr", "grad_norm", "time")
-"""What stands in every line of a log."""
+"""Keys in every line of a log."""
 
 
 class Step(nn.Module):
-    """Encoder and objective as one module, so that what wraps it sees all that trains.
+    """Encoder and objective as one module, so that wrappers see all trainable parameters.
 
-    In "bfloat16" it runs under autocast: products in bfloat16, weights, norms of the targets and losses in float32.
+    With "bfloat16" it runs under autocast: products in bfloat16; weights, norms of the targets and losses in float32.
     """
 
     def __init__(self, encoder: Encoder, objective: Any, precision: Precision = "float32") -> None:
@@ -55,11 +55,11 @@ class Step(nn.Module):
         self.precision = precision
 
     def forward(self, features: Float[Tensor, "batch bins frames"], seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a pass and what is logged beside it; torch's global generators are left as they were."""
+        """Return the loss of a pass and the values logged with it; torch's global generators are left unchanged."""
         generator = torch.Generator().manual_seed(seed)
         device = features.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed ^ OF_DROPOUT)  # which asks no generator of ours
+            torch.manual_seed(seed ^ OF_DROPOUT)  # dropout draws from the global generators
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 losses = self.objective.loss(self.encoder, features, generator)
         check_losses(losses)
@@ -67,10 +67,10 @@ class Step(nn.Module):
 
 
 def check_losses(losses: Any) -> None:
-    """Whether an objective gives what can be minimised and logged.
+    """Check that an objective's losses can be minimised and logged.
 
     Raises:
-        PluginError: it does not.
+        PluginError: they cannot.
     """
     if not isinstance(losses, Losses):
         raise PluginError(f"the objective's loss gives {type(losses).__name__}, not Losses.")
@@ -86,15 +86,15 @@ def check_losses(losses: Any) -> None:
 
 
 def check_finite(values: Mapping[str, float], step: int, folder: Path) -> None:
-    """Refuse to go on with what is no number; what is logged beside it may be none.
+    """Raise if the loss or the gradient norm is not finite; other logged values may be NaN or infinite.
 
     Raises:
-        AsdaError: naming the last saved step.
+        AsdaError: with the last saved step in the message.
     """
     if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
         return
     hint = "A lower optimizer.peak_lr or a longer warm-up may help."
-    if step == 1:  # nothing was updated before
+    if step == 1:  # no update before it
         hint = "No update was done before it: the model, or what it is given, makes it so."
     where = f"at step {step} ({dict(values)}); the last saved step is {newest_step(folder)}"
     raise AsdaError(f"the loss is no longer finite {where}. {hint}")
@@ -102,7 +102,7 @@ def check_finite(values: Mapping[str, float], step: int, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Passes:
-    """How a process cuts its share of a global batch into passes.
+    """How a process splits its share of a global batch into passes.
 
     Attributes:
         size: clips in a pass.
@@ -115,15 +115,15 @@ class Passes:
     first: int
 
     def cut(self, clips: Clips) -> Iterator[tuple[int, Clips]]:
-        """(number of the pass in the global batch, its clips) of this process's clips."""
+        """Yield (number of the pass in the global batch, its clips) from this process's clips."""
         for place in range(self.count):
             rows = slice(place * self.size, (place + 1) * self.size)
             yield self.first + place, Clips(clips.audio[rows], clips.num_samples[rows], clips.numbers[rows])
 
     def quiet(self, number: int, wrapped: nn.Module) -> AbstractContextManager[None]:
-        """Exchange nothing in any pass but the last: gradients add up where they are.
+        """Context that skips the exchange of gradients in all passes but the last; they accumulate locally.
 
-        Sharded gradients are exchanged in every pass, since to keep them whole would take the memory that sharding
+        Sharded gradients are exchanged in every pass, since keeping them unsharded would take the memory that sharding
         saves.
         """
         last = number == self.first + self.count - 1
@@ -131,15 +131,15 @@ class Passes:
 
 
 def passes_of(config: DataConfig, processes: Processes, begun_with: int | None = None) -> Passes:
-    """How the processes share a batch.
+    """Return how this process splits its share of a batch.
 
     Args:
-        config: the global batch, and the clips in a pass; null takes `begun_with`, else a pass for each process.
-        processes: who shares it.
-        begun_with: the clips in a pass with which the run began.
+        config: gives `batch_size` and `micro_batch`; null takes `begun_with`, or without it one pass per process.
+        processes: the processes that share the batch.
+        begun_with: number of clips in a pass when the run began.
 
     Raises:
-        ConfigError: the numbers do not fit; told with those that do.
+        ConfigError: the numbers do not fit; the message lists those that do.
     """
     batch, world = config.batch_size, processes.world
     size = config.micro_batch or begun_with
@@ -166,7 +166,7 @@ def _words(numbers: list[int]) -> str:
 
 
 def pass_seed(seed: int, step: int, number: int) -> int:
-    """Seed of all that is drawn in pass `number` (from 0) of update `step`; the first one's is that of the update."""
+    """Seed of all random draws in pass `number` (from 0) of update `step`; that of pass 0 is the seed of the update."""
     if number == 0:
         return step_seed(seed, step)
     return int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))

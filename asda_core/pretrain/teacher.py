@@ -1,4 +1,4 @@
-"""The teacher: a copy of the encoder that follows it slowly, and the targets made from its layers."""
+"""The teacher: a moving average of the encoder, and the targets computed from its layers."""
 
 import copy
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ TARGET_NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """How slowly the teacher follows: `decay_start` rises linearly to `decay_end` over `anneal_steps` updates."""
+    """Decay of the teacher's average: rises linearly from `decay_start` to `decay_end` over `anneal_steps` updates."""
 
     decay_start: float = 0.9998
     decay_end: float = 0.99999
@@ -62,25 +62,25 @@ class Teacher(nn.Module):
             buffer.copy_(new)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stay in evaluation mode whatever the owner's mode is."""
+        """Stay in evaluation mode, whatever the mode of the parent module."""
         return super().train(False)
 
     @torch.no_grad()
     def layers(self, features: Float[Tensor, "batch bins frames"]) -> tuple[Tensor, ...]:
-        """The MLP outputs (B, N, D) of all layers on unmasked clips."""
+        """Return the MLP outputs (B, N, D) of all layers on unmasked clips."""
         encoded: tuple[Tensor, ...] = self.encoder(features).layers
         return encoded
 
 
 def make_targets(layers: Sequence[Tensor], top_layers: int | None = None) -> Float[Tensor, "batch patches dim"]:
-    """What the student predicts.
+    """Compute the targets that the student predicts.
 
-    Each layer is instance-normed (per clip and channel, over the tokens), the last `top_layers` are averaged, and the
-    average is layer-normed without weights.
+    Each layer is instance-normalised (per clip and channel, over the tokens), the last `top_layers` are averaged, and
+    the average is layer-normalised without weights.
 
     Args:
         layers: L x (B, N, D).
-        top_layers: how many of the last layers; None takes all.
+        top_layers: number of last layers; None takes all.
 
     **Source**: data2vec 2.0's `make_targets` in the released code.
     """

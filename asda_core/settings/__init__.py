@@ -1,1 +1,1 @@
-"""What stands behind configs: strict YAML, checks of values, changes by a command line, `compat: released`."""
+"""Parts of the configs: strict YAML, checks of values, changes by a command line, `compat: released`."""

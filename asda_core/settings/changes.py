@@ -1,4 +1,4 @@
-"""Configs as a command line gives them: a file, a name or a checkpoint, and changes of single keys."""
+"""Configs given on a command line: a file, a name or a checkpoint, and changes of single keys."""
 
 import sys
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from asda_core.official.reading import read_model
 from asda_core.settings.strict_yaml import read_yaml
 
 FEW = 5
-"""Names of classes that a line tells."""
+"""Largest number of class names that a line lists."""
 
 
 def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
@@ -36,7 +36,7 @@ def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
 
 
 def is_config(path: Path) -> bool:
-    """Whether a path names a config, and no checkpoint."""
+    """Whether a path names a config rather than a checkpoint."""
     return find_config(path).suffix in CONFIG_SUFFIXES or not path.exists()
 
 
@@ -48,7 +48,7 @@ def is_plan(path: Path) -> bool:
 
 
 def config_of(path: Path) -> RunConfig:
-    """The config of a file or name, or that within a checkpoint, of which a line is told on stderr."""
+    """Return the config of a file or name, or that of a checkpoint, which is described in a line on stderr."""
     if is_config(path):
         if is_plan(path):
             raise ConfigError(f"{path} is a plan, not a config: asda-hear ablate {path} --dry-run shows its cells.")

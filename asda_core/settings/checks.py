@@ -1,4 +1,4 @@
-"""Numbers that are not finite, and truth values where a config wants a number: refused, unless the default is one."""
+"""Reject non-finite numbers, unless the default is one, and booleans where a config expects a number or text."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,27 +8,27 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from asda_core.errors import ConfigError
 
 PLAIN = {int, float, str}
-"""Types of which a truth value is none, though Python makes them of it."""
+"""Types that do not admit a boolean, although Python converts it to them."""
 
 
 def usual_of(item: "Field[Any]", owner: Any) -> Any:
-    """The default of a field: that of `owner`, the dataclass that is the default where this stands, else its own."""
+    """The default of a field: its value in `owner`, the instance that is the default there, otherwise its own."""
     if owner is not None:
         return getattr(owner, item.name, MISSING)
     return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def check_stated(hint: Any, value: Any, usual: Any, dotted: str) -> None:
-    """Refuse a number that is not finite before a dataclass sees it, also as text, which YAML makes of `inf`.
+    """Reject a non-finite number before a dataclass receives it, also as text, which YAML makes of `inf`.
 
     Args:
-        hint: what it should be.
-        value: what was given.
+        hint: the expected type.
+        value: the given value.
         usual: the default.
-        dotted: path, for the message.
+        dotted: dotted path, for the message.
 
     Raises:
-        ConfigError: it is none, and the default is not the same.
+        ConfigError: the number is not finite, and the default is not the same.
     """
     kinds = {hint, *get_args(hint)}
     if not isinstance(value, float) and not (isinstance(value, str) and float in kinds and str not in kinds):
@@ -41,16 +41,16 @@ def check_stated(hint: Any, value: Any, usual: Any, dotted: str) -> None:
 
 
 def check_numbers(built: Any, given: Any, path: str, owner: Any = None) -> None:
-    """Refuse numbers that are not finite in what was given, at every level.
+    """Reject non-finite numbers in what was given, at every level.
 
     Args:
         built: a dataclass.
         given: what it was built from.
         path: dotted path, for the message.
-        owner: as of `usual_of`.
+        owner: as in `usual_of`.
 
     Raises:
-        ConfigError: there is one, where the default has not the same.
+        ConfigError: a number is not finite, and the default does not contain the same.
     """
     if not (is_dataclass(built) and isinstance(given, Mapping)):
         return
@@ -64,12 +64,12 @@ def check_numbers(built: Any, given: Any, path: str, owner: Any = None) -> None:
             if isinstance(value, tuple | list) and isinstance(said, tuple | list):
                 for number, pair in enumerate(zip(value, said, strict=False)):
                     check_numbers(*pair, f"{dotted}.{number}")
-            if not isinstance(value, dict) or float in get_args(hints[item.name]):  # of any values the owner decides
+            if not isinstance(value, dict) or float in get_args(hints[item.name]):  # others: their owner decides
                 _check(_not_finite(value), usual, dotted)
 
 
 def is_misread(hint: Any, value: Any) -> bool:
-    """Whether a value is a truth value where a number or text is wanted, and no truth value."""
+    """Whether a value is a boolean where a number or text is expected, and no boolean."""
     kinds = {hint, *get_args(hint)}
     wanted = bool(PLAIN & kinds) or get_origin(hint) is Literal
     said = any(value is each for each in get_args(hint))  # Literal[True, "auto"]
@@ -85,7 +85,7 @@ def _check(numbers: Iterable[float], usual: Any, dotted: str) -> None:
 
 
 def _not_finite(value: Any) -> Iterator[float]:
-    """The numbers in a value that are not finite; what dataclasses hold is their own."""
+    """The non-finite numbers in a value; dataclasses in it are not searched."""
     if isinstance(value, float):
         if not math.isfinite(value):
             yield value

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 AUTO = "auto"
-"""The device that is a GPU where there is one, else the CPU."""
+"""Device name for a GPU if there is one, otherwise for the CPU."""
 Precision = Literal["float32", "bfloat16"]
 Sharding = Literal["none", "full"]
 
@@ -16,8 +16,8 @@ class ComputeConfig:
 
     Attributes:
         precision: "bfloat16" multiplies in bfloat16; weights, their averages and losses stay in float32.
-        recompute: what blocks keep for the backward pass is computed again instead, for less memory.
-        compile: blocks go through `torch.compile`, which needs a compiler where the run is.
+        recompute: activations of blocks are recomputed in the backward pass instead of kept, to save memory.
+        compile: blocks are compiled by `torch.compile`, which needs a compiler on the machine of the run.
         sharding: what several processes hold: "none", each the whole model; "full", each a part of every tensor.
     """
 
@@ -28,10 +28,10 @@ class ComputeConfig:
 
 
 COMPUTE_ALONE = ("compute.recompute", "compute.compile", "compute.sharding")
-"""Keys that change a result by rounding at most, as another machine does: a run can be gone on with under others."""
+"""Keys that change a result by rounding at most, as another machine does: a run can be resumed with other values."""
 
 
 def divisors(number: int) -> list[int]:
-    """What divides a number, smallest first."""
+    """The divisors of a number in ascending order."""
     low = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
     return sorted({*low, *(number // each for each in low)})

@@ -46,7 +46,7 @@ With its schedule each layer's floor stays `floor_lr` whatever its peak, so the 
 
 
 def released_keys(plain: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The keys that the switch sets in a config (nested plain data, which may leave the objective at its default)."""
+    """The keys that `compat: released` sets in a config (nested plain data, where the objective may be omitted)."""
     objective = plain.get("objective") or LATENT_REGRESSION
     name = objective.get("name") if isinstance(objective, Mapping) else objective
     return RELEASED.get(str(name), {})

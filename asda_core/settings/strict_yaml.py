@@ -1,4 +1,4 @@
-"""YAML as configs are written in it: a key that stands twice is an error, and so is what is no YAML."""
+"""Strict YAML for configs: a duplicate key is an error, and so is invalid YAML."""
 
 from pathlib import Path
 from typing import Any
@@ -8,19 +8,19 @@ import yaml
 from asda_core.errors import ConfigError, why
 
 MERGE = "tag:yaml.org,2002:merge"
-"""The tag of `<<`, which may stand beside keys that it brings too."""
+"""The tag of `<<`, which may occur beside keys that it provides too."""
 
 
 class KeyTwice(ConfigError):
-    """A key stands twice in a mapping."""
+    """A key occurs twice in a mapping."""
 
 
 def load(text: str) -> Any:
-    """Plain data from YAML text, by PyYAML's safe loader, which alone would let the last of two equal keys win.
+    """Plain data from YAML text, by PyYAML's safe loader, which alone would use the last of two equal keys.
 
     Raises:
-        YAMLError: it is no YAML.
-        KeyTwice: a key stands twice.
+        YAMLError: the text is not YAML.
+        KeyTwice: a key occurs twice.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -34,7 +34,7 @@ def load(text: str) -> Any:
 
 
 def _check_keys(loader: yaml.SafeLoader, top: yaml.Node) -> None:
-    """Look at every mapping once, before any is constructed: constructing puts merged keys into it."""
+    """Check the keys of every mapping, before any is constructed: constructing inserts merged keys into it."""
     waiting, met = [top], set[int]()
     while waiting:
         node = waiting.pop()

@@ -1,1 +1,1 @@
-"""Behind `asda_core.audio`: decoders, files of hours, and what follows the end of short clips."""
+"""Parts of `asda_core.audio`: decoders, hours-long files, and the padding of short clips."""

@@ -1,4 +1,4 @@
-"""What stands behind the end of a short clip, in features."""
+"""Padding of short clips in the features."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from asda_core.errors import ConfigError
 def fill_features(
     features: Float[Tensor, "batch bins frames"], num_samples: Int[Tensor, " batch"], front_end: Any
 ) -> Float[Tensor, "batch bins frames"]:
-    """Put the front end's `filling` into the frames that do not lie wholly within the sound, as the release does.
+    """Set the frames that do not lie wholly within the audio to the front end's `filling`, as the release does.
 
     Args:
-        features: of clips that were padded with silence.
-        num_samples: samples of sound in each clip.
-        front_end: that made them; a `FrontEnd`.
+        features: features of clips that were padded with silence.
+        num_samples: number of samples in each clip, without padding.
+        front_end: the `FrontEnd` that computed the features.
 
     Raises:
         ConfigError: the front end has no `filling`.

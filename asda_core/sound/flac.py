@@ -1,8 +1,8 @@
-"""A second way to decode FLAC, faster than libsndfile's and equal to it in every sample.
+"""A second FLAC decoder, faster than that of libsndfile and equal to it in every sample.
 
-FLAC is lossless, so which decoder reads it cannot change a result. libsndfile opens every file and says what it is, or
-what is wrong with it; miniaudio is asked for the samples of whole files of one channel alone, and what it does not read
-to the length that the header tells is left to libsndfile.
+FLAC is lossless, so the choice of decoder cannot change a result. libsndfile opens every file and reports its format,
+or what is wrong with it; miniaudio decodes only whole files of one channel, and a file that it does not read to the
+length stated in the header is left to libsndfile.
 """
 
 import os
@@ -15,9 +15,9 @@ from soundfile import SoundFile
 from torch import Tensor
 
 INSTALLED = find_spec("miniaudio") is not None
-"""On Linux for ARM it has no wheels, and is not asked for."""
+"""There are no wheels of miniaudio for Linux on ARM, so it is not required there."""
 FORMAT, SUBTYPES = "FLAC", ("PCM_S8", "PCM_16", "PCM_24")
-"""As libsndfile names what is decoded here; a FLAC within Ogg has another name."""
+"""libsndfile's names of what is decoded here; FLAC within Ogg has another name."""
 
 
 def whole_flac(sound: SoundFile, file: Path, content: bytes | None) -> Float[Tensor, " samples"] | None:
@@ -25,11 +25,11 @@ def whole_flac(sound: SoundFile, file: Path, content: bytes | None) -> Float[Ten
 
     Args:
         sound: the file as libsndfile opened it.
-        file: its path; not read where its bytes are given.
-        content: its bytes, where they are at hand.
+        file: its path; not read if its bytes are given.
+        content: its bytes, if available.
 
     Returns:
-        None of anything else, and of what is damaged.
+        the samples; None for any other file, and for a damaged one.
     """
     if not INSTALLED or sound.format != FORMAT or sound.subtype not in SUBTYPES or sound.channels != 1:
         return None
@@ -37,7 +37,7 @@ def whole_flac(sound: SoundFile, file: Path, content: bytes | None) -> Float[Ten
 
     try:
         if content is None:
-            decoded = miniaudio.flac_read_file_f32(os.path.abspath(file))  # it takes a first "~" for a home
+            decoded = miniaudio.flac_read_file_f32(os.path.abspath(file))  # it expands a leading "~" to a home folder
         else:
             decoded = miniaudio.flac_read_f32(content)
     except (miniaudio.MiniaudioError, OSError, ValueError):

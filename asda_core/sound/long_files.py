@@ -1,4 +1,4 @@
-"""A sound of hours, heard from beginning to end in memory that its length does not change."""
+"""Read hours-long audio files from beginning to end, in memory that does not depend on their length."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -14,18 +14,18 @@ from asda_core.config import ResampleAxis
 from asda_core.errors import AudioError
 
 STREAM_SAMPLES = 1 << 19
-"""Samples of every channel that are decoded at once: 12 s at 44.1 kHz, 2 MiB a channel."""
+"""Samples per channel that are decoded at once: 12 s at 44.1 kHz, 2 MiB per channel."""
 
 
 class LoadedSound:
-    """A sound that is in memory."""
+    """Audio that is in memory."""
 
     def __init__(self, audio: Float[Tensor, " samples"]) -> None:
         self.audio = audio
         self.num_samples = len(audio)
 
     def mean(self) -> float:
-        """Of all samples."""
+        """Mean of all samples."""
         return float(self.audio.mean())
 
     def between(self, start: int, stop: int) -> Float[Tensor, " stretch"]:
@@ -34,21 +34,21 @@ class LoadedSound:
 
 
 class StreamedSound:
-    """An audio file as one channel at a given rate, of which only the stretch that is asked for is in memory.
+    """An audio file as mono at a given sample rate, of which only the requested segment is in memory.
 
-    It is decoded twice: when it is made, to count and check its samples, so that a file that is damaged in its last
-    minute is refused before its first one is heard; and as its stretches are asked for.
+    It is decoded twice: on construction, to count and check its samples, so that a file that is damaged in its last
+    minute is rejected before its first one is processed; and as its segments are requested.
 
     Args:
         file: anything that libsndfile reads.
-        sample_rate: the rate wanted, in Hz.
-        resample_along: as of `audio.read_audio`, to whose samples these are equal up to rounding.
+        sample_rate: target sample rate in Hz.
+        resample_along: as in `audio.read_audio`, whose samples these equal up to rounding.
 
     Attributes:
-        num_samples: how many there are at the wanted rate.
+        num_samples: number of samples at the target rate.
 
     Raises:
-        AudioError: as of `audio.read_audio`, in the same words.
+        AudioError: as in `audio.read_audio`, with the same messages.
     """
 
     def __init__(self, file: str | Path, sample_rate: int, resample_along: ResampleAxis = "time") -> None:
@@ -64,13 +64,13 @@ class StreamedSound:
         self._blocks, self._first, self._held = self._new_blocks(), 0, torch.empty(0)
 
     def mean(self) -> float:
-        """Of all samples; the file is decoded once more for it."""
+        """Mean of all samples; decodes the file once more."""
         return sum(float(block.double().sum()) for block in self._new_blocks()) / self.num_samples
 
     def between(self, start: int, stop: int) -> Float[Tensor, " stretch"]:
-        """Samples `start` to `stop`, or to the end; what lies before `start` is forgotten.
+        """Samples `start` to `stop`, or to the end; samples before `start` are discarded.
 
-        It is cheap where no stretch begins before the one that was asked for last; else the file is read anew.
+        It is cheap if no segment begins before the one that was requested last; otherwise the file is decoded again.
 
         Raises:
             AudioError: the file has become shorter or damaged since it was opened.
@@ -88,7 +88,7 @@ class StreamedSound:
         return self._held[start - self._first : stop - self._first]
 
     def _counted(self, promised: int, row_rate: int) -> int:
-        """Samples that the file really holds, all of them good."""
+        """Count the samples that the file really holds, and check them."""
         found, error = 0, None
         try:
             with opened(self.file) as sound:
@@ -102,7 +102,7 @@ class StreamedSound:
         return found
 
     def _new_blocks(self) -> Iterator[Tensor]:
-        """All samples at the wanted rate."""
+        """Yield all samples at the target rate, in blocks."""
         with opened(self.file) as sound:
             rate = sound.samplerate
             row_rate = self.sample_rate if self.wrong_axis else rate
@@ -114,15 +114,15 @@ Sound = LoadedSound | StreamedSound
 
 
 def resampled_length(num_samples: int, rate: int, sample_rate: int) -> int:
-    """Samples that `audio.resample` makes of so many."""
+    """Number of samples that `audio.resample` returns for `num_samples`."""
     old, new = periods(rate, sample_rate)
     return -(-num_samples * new // old)
 
 
 def resampled_blocks(blocks: Iterable[Tensor], rate: int, sample_rate: int) -> Iterator[Float[Tensor, " block"]]:
-    """`audio.resample` for a sound that comes in blocks (S,) of any length; equal to it up to rounding.
+    """`audio.resample` for audio in blocks (S,) of any length; equal to it up to rounding.
 
-    Each stretch goes through with more audio on both sides than the kernel reaches; what becomes of that is cut off::
+    Each segment is resampled with more audio on both sides than the kernel spans; the excess is cut off afterwards::
 
         |context|  ready  |overlap|                    ready: a whole number of common periods of both rates
                  |context|  ready  |overlap|
@@ -148,14 +148,14 @@ def resampled_blocks(blocks: Iterable[Tensor], rate: int, sample_rate: int) -> I
 
 
 def checked_length(blocks: Iterable[Tensor], name: str) -> int:
-    """Number of samples in all blocks, whose errors are those of `audio.check_finite` for the whole.
+    """Number of samples in all blocks, checked as by `audio.check_samples` for the whole.
 
     Raises:
-        AudioError: NaN, infinite or absurd samples.
+        AudioError: NaN, infinite or absurdly large samples.
     """
     total, bad, first, largest = 0, 0, 0, 0.0
     for block in blocks:
-        low, high = (float(edge) for edge in torch.aminmax(block))  # NaN if any is
+        low, high = (float(edge) for edge in torch.aminmax(block))  # NaN if any sample is
         if math.isfinite(low) and math.isfinite(high):
             largest = max(largest, -low, high)
         else:
@@ -171,7 +171,7 @@ def checked_length(blocks: Iterable[Tensor], name: str) -> int:
 
 
 def _fits(num_samples: int) -> bool:
-    """Whether so many samples could be in memory: damaged headers tell of more."""
+    """Whether `num_samples` fit into memory: damaged headers may state more."""
     try:
         torch.empty(num_samples)
     except RuntimeError:

@@ -1,1 +1,1 @@
-"""What any program needs of the system: files, locks, processes, threads, memory, command lines."""
+"""General system utilities: files, locks, processes, threads, memory, command lines."""

@@ -1,4 +1,4 @@
-"""Programs made of commands, of which only the one that is asked for is imported: torch alone takes seconds."""
+"""Programs with subcommands, of which only the requested one is imported: torch alone takes seconds."""
 
 import argparse
 import importlib
@@ -23,17 +23,17 @@ EXIT_STOPPED = 130
 
 
 def named(function: str) -> Callable[..., Any]:
-    """The function that "module:function" names."""
+    """Import the function that "module:function" names."""
     module, _, name = function.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
 
 
 def output_folder(text: str) -> Path:
-    """What argparse calls for a folder to write to, which need not be there.
+    """Return the path of a folder to write to, as an argparse type; it need not exist.
 
     Raises:
-        AsdaError: it has no name, is a file, or is in one.
+        AsdaError: the name is empty, or the path is a file or lies within one.
     """
     if not text:
         raise AsdaError("the name of the folder to write to is empty.")
@@ -46,12 +46,12 @@ def output_folder(text: str) -> Path:
 
 @dataclass(frozen=True)
 class Command:
-    """What follows the name of a program.
+    """A subcommand of a program.
 
     Attributes:
         name: as it is typed.
-        adder: "module:function" that gives the command's parser its arguments, and as `run` the "module:function"
-            that takes them parsed. The first module should be one that is quickly imported: help needs no more.
+        adder: "module:function" that adds the arguments to the command's parser, and as the default of `run` the
+            "module:function" that receives them parsed. The first module should import fast: help needs no more.
         help: one line.
     """
 
@@ -60,13 +60,13 @@ class Command:
     help: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Import what says them."""
+        """Import `adder` and apply it to a parser."""
         named(self.adder)(parser)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program, as `asda`.
+    """A program, such as `asda`.
 
     Attributes:
         name: as it is typed.
@@ -79,7 +79,7 @@ class Program:
     commands: Sequence[Command]
 
     def parser(self, arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
-        """What parses these arguments; without any, whatever may come."""
+        """Return the parser for these arguments, or with None for those of all commands."""
         parser = argparse.ArgumentParser(prog=self.name, description=self.description)
         parser.add_argument("--version", action="version", version=f"{self.name} {__version__}")
         added = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -91,26 +91,26 @@ class Program:
         return parser
 
     def run(self, arguments: Sequence[str] | None = None) -> int:
-        """Parse, run, and turn a user's mistake into one line on stderr; returns the exit status.
+        """Parse the arguments, run the command, report a user's error in one line on stderr; return the exit status.
 
         Args:
-            arguments: default: those of this process.
+            arguments: by default those of this process.
         """
         given = list(sys.argv[1:] if arguments is None else arguments)
         _open_what_is_closed()
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-            sys.stdout.reconfigure(errors="surrogateescape")  # names of files are any bytes
+            sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes
         try:
             parsed = self.parser(given).parse_args(given)
             _refuse_nothing(given)
-            parsed.given = given  # what other processes of it are given too
+            parsed.given = given  # passed on to worker processes too
             with _interrupts_held():
                 run = named(parsed.run)
             run(parsed)
         except TrainingStopped as stopped:
             print(stopped, file=sys.stderr)
             return EXIT_STOPPED
-        except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        except BrokenPipeError:  # the reader of the output, such as `head`, has exited
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_ERROR
         except OSError as error:
@@ -127,7 +127,7 @@ class Program:
 
 
 def _open_what_is_closed() -> None:
-    """Where a shell has closed stdout or stderr (`2>&-`), what is told goes nowhere, and nothing else breaks."""
+    """Discard output to a stdout or stderr that the shell has closed (`2>&-`), so that nothing else breaks."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -135,9 +135,9 @@ def _open_what_is_closed() -> None:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C while modules are imported counts when they are: some swallow it. A second one counts at once.
+    """Defer Ctrl-C until the modules are imported: some swallow it. A second one takes effect at once.
 
-    Where somebody else handles it, or it is ignored as of what a script leaves in the background, that stays so.
+    If SIGINT has another handler, or is ignored as in a background process of a script, it is left as it is.
     """
     before, held = signal.getsignal(signal.SIGINT), []
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
@@ -158,7 +158,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _refuse_nothing(given: Sequence[str]) -> None:
-    """Whoever gives an empty text, as `--data "$AUDIO"` does where AUDIO is not set, would get the current folder.
+    """Reject empty arguments: `--data "$AUDIO"` with AUDIO not set would otherwise mean the current folder.
 
     Raises:
         AsdaError: naming the option.

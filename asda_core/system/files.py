@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, also if the power goes; and how they are known again."""
+"""Files that are written atomically, also on a power failure; digests that identify them."""
 
 import csv
 import hashlib
@@ -15,20 +15,20 @@ from asda_core.weights.paths import HUGGING_FACE_CONFIG
 
 DIGEST_DIGITS = 16
 NAME_DIGITS = 8
-"""Of a digest in the name of a file or folder."""
+"""Digits of a digest in the name of a file or folder."""
 LENGTH_BYTES = 8
-"""With which a safetensors file begins: the length of what describes its tensors, lowest byte first; then comes JSON.
+"""Bytes at the start of a safetensors file: the length of its JSON header, little-endian; the header follows.
 
 **Source**: https://huggingface.co/docs/safetensors
 """
 METADATA = "__metadata__"
-"""Key of that JSON for what is no tensor."""
+"""Key of that header for everything that is not a tensor."""
 LONGEST_NAME = 249
-"""Bytes of a name that leave room for what stands around it: file systems take 255."""
+"""Longest name in bytes that leaves room for the affixes of `part_of`: file systems allow 255."""
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a neighbour of `file`, bring it to the disk, and only then put it in the place of `file`."""
+    """Write a file atomically: `write` fills a temporary file beside it, which is synced and then replaces `file`."""
     part = part_of(file)
     part.unlink(missing_ok=True)
     try:
@@ -37,14 +37,14 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
         os.replace(part, file)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and not error.filename:  # as of a full disk
+        if isinstance(error, OSError) and error.errno and not error.filename:  # as on a full disk
             raise OSError(error.errno, error.strerror, str(file)) from None
         raise
     sync(file.parent)
 
 
 def part_of(file: Path) -> Path:
-    """The neighbour of a file that is filled first."""
+    """The temporary file beside a file, which is written first."""
     name = file.name
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:DIGEST_DIGITS]
@@ -52,7 +52,7 @@ def part_of(file: Path) -> Path:
 
 
 def write_open(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new file, and give it the permissions of any new file: safetensors makes its own private."""
+    """Let `write` fill a new file, and give it the default permissions: safetensors makes its files private."""
     file.touch()
     usual = file.stat().st_mode
     write(file)
@@ -65,7 +65,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def append_line(file: Path, line: str) -> None:
-    """Add a line to a file by one write, so that several processes may; behind a whole line, if a kill cut one off."""
+    """Append a line in one write, so that several processes can; a line that a kill cut off is ended first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab+", buffering=0) as opened:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - 1))
@@ -74,7 +74,7 @@ def append_line(file: Path, line: str) -> None:
 
 
 def json_lines(file: Path) -> list[Any]:
-    """What the lines of a file hold, which need not be there; what a kill or a full disk has cut off is passed over."""
+    """Parse the lines of a file, which need not exist; lines that a kill or a full disk has cut off are skipped."""
     found = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
         with suppress(ValueError):
@@ -83,7 +83,7 @@ def json_lines(file: Path) -> list[Any]:
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """`write_whole` for a table as CSV: a column for every key of any row, empty where a row has it not."""
+    """`write_whole` for a table as CSV: a column for every key of any row, empty where a row lacks it."""
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
@@ -94,16 +94,16 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder by name, also behind links to folders, but for those that lead back to where we are.
+    """Yield every file below a folder by name, also behind links to folders, except links back to a parent folder.
 
     Behind a link every other folder is entered once, however many links lead to it, so that folders that link to each
-    other do not multiply without bounds. A folder that may not be read is passed over, and so is a link in a circle.
+    other do not multiply without bounds. An unreadable folder is skipped; a circular or broken link counts as a file.
     """
     return _files_below(folder, (), None)
 
 
 def _files_below(folder: Path, above: tuple[str, ...], entered: set[str] | None) -> Iterator[Path]:
-    """`above` are the folders on the way by their real paths; `entered` those behind the link that we came through."""
+    """`above`: real paths of the parent folders; `entered`: those of folders entered behind the current link."""
     real = os.path.realpath(folder)
     if real in above or (entered is not None and real in entered):
         return
@@ -129,9 +129,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def disk_time(folder: Path) -> float:
-    """What time it is for the disk of a folder, which is made, to compare with times of files there.
+    """Current time of the file system of a folder, which is created if missing, to compare with file times there.
 
-    A file server has a clock of its own.
+    A file server has its own clock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as opened:
@@ -139,7 +139,7 @@ def disk_time(folder: Path) -> float:
 
 
 def text_digest(text: str, digits: int = DIGEST_DIGITS) -> str:
-    """Digest of a text, in so many hexadecimal digits."""
+    """Digest of a text, in `digits` hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
@@ -150,13 +150,13 @@ def file_digest(file: Path) -> str:
 
 
 def beside_model(file: Path) -> Path | None:
-    """The config beside the file of a foreign model, which says what no tensor shows; None where there is none."""
+    """The config file beside a model file of other origin, with what no tensor shows; None if there is none."""
     beside = file.with_name(HUGGING_FACE_CONFIG)
     return beside if beside.is_file() else None
 
 
 def safetensors_metadata(file: Path) -> dict[str, str]:
-    """What is written beside the tensors of a safetensors file, without what takes seconds to import; else nothing."""
+    """Read the metadata of a safetensors file without slow imports; empty if it cannot be read."""
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
@@ -167,7 +167,7 @@ def safetensors_metadata(file: Path) -> dict[str, str]:
 
 
 def model_digest(file: Path) -> str:
-    """Digest of all that a model is read from: its file, and the config beside it."""
+    """Digest of everything that a model is read from: its file, and the config beside it."""
     beside = beside_model(file)
     return file_digest(file) + ("" if beside is None else f"+{file_digest(beside)}")
 

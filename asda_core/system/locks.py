@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Locks that admit one process at a time to a folder."""
 
 import sys
 from collections.abc import Iterator
@@ -10,23 +10,23 @@ from filelock import FileLock, Timeout
 from asda_core.errors import ConfigError
 
 LOCK_FILE = ".lock"
-"""By which a run folder is held."""
+"""Name of the lock file of a run folder."""
 POLL_SECONDS = 0.05
-"""Between two looks at a lock that another process holds."""
+"""Interval between two attempts at a lock that another process holds."""
 
 
 @contextmanager
 def locked(file: Path, timeout: float = -1, poll_interval: float = POLL_SECONDS) -> Iterator[None]:
-    """Hold a file among processes, of several machines too; the system frees it when its process ends.
+    """Hold a lock among processes, also of several machines; the system releases it when its process ends.
 
     Args:
-        file: made if it is not there, and stays.
-        timeout: seconds after which it is given up; -1: never.
-        poll_interval: seconds between two looks.
+        file: the lock file; created if missing, and kept.
+        timeout: seconds to wait for the lock; -1 waits without limit.
+        poll_interval: seconds between two attempts.
 
     Raises:
         Timeout: another process holds it.
-        ConfigError: the disk knows no locks.
+        ConfigError: the disk does not support locks.
     """
     held = FileLock(file, timeout=timeout, poll_interval=poll_interval)
     try:
@@ -44,11 +44,11 @@ def locked(file: Path, timeout: float = -1, poll_interval: float = POLL_SECONDS)
 
 @contextmanager
 def alone_in(folder: Path, lock: str, does: str) -> Iterator[None]:
-    """Hold a folder, which is made if it is not there.
+    """Hold the lock of a folder, which is created if missing.
 
     Args:
         folder: where this process writes.
-        lock: name of the file in it by which it is held; it stays.
+        lock: name of the lock file in it, which is kept.
         does: what a process does there, for the message.
 
     Raises:

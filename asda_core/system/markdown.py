@@ -1,11 +1,11 @@
-"""Tables in Markdown, in which names that users give are text."""
+"""Markdown tables in which names given by users are escaped."""
 
 import re
 from collections.abc import Iterable
 
 
 def escaped(text: str) -> str:
-    """Text in which Markdown finds no mark: a bar would be a column, a star italics."""
+    """Escape Markdown syntax in a text: a bar would start a column, an asterisk italics."""
     marked = re.sub(r"([\\|*`\[\]~$])", r"\\\1", text.replace("\n", " ").replace("&", "&amp;")).replace("<", "&lt;")
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", marked)
 

@@ -1,4 +1,4 @@
-"""What a block of a program costs: time and memory."""
+"""Measure the time and memory that a block of code takes."""
 
 import contextlib
 import ctypes
@@ -18,39 +18,40 @@ import torch
 from asda_core.system.files import write_text
 
 SAMPLED_EVERY_SECONDS = 0.02
-"""Often enough to see the peak of a training step, seldom enough to cost nothing."""
+"""Short enough to see the memory peak of a training step, long enough to cost nothing."""
 NOTED_EVERY_SECONDS = 5.0
-"""So much of a session that is killed may be missing in what its run has cost."""
+"""Up to this much of a killed session may be missing from the cost of its run."""
 MEBIBYTE = 2**20
 MINUTE = 60
-"""Seconds, and of an hour minutes."""
+"""Seconds in a minute, and minutes in an hour."""
 LOOKING_SHARE = 0.02
-"""Of the time, looks take so much at most of a core: in a million small pieces, one takes a tenth of a second."""
+"""Largest share of a core that sampling takes: with a million small blocks in use, one sample takes 0.1 s."""
 PROBES = 3
-"""Tries to see an allocation in the figures of the C library; another thread may free as much meanwhile."""
+"""Attempts to see an allocation in the figures of the C library; another thread may free as much meanwhile."""
 IMPORTED_BY_UPDATES = "torch._dynamo"
-"""The first update of any optimiser of torch imports it, a second or two that a first training would seem to cost."""
+"""Imported by the first update of any torch optimiser: a second or two that would count towards the first training."""
 PAGES = Path("/proc/self/statm")
-"""Where Linux tells how many pages of this process are in memory (the second number), and how many of them are of files
-(the third): libraries come in as their functions are first called, so that a first training would seem the heaviest."""
+"""Linux's number of pages of this process in memory (second value), and how many of them belong to files (third):
+libraries are loaded as their functions are first called, so that a first training would seem to take the most."""
 
 
 class Cost:
-    """Seconds, processor seconds, and the most memory that a block takes beyond what was in use before it.
+    """Seconds, CPU seconds, and the peak memory of a block beyond what was in use before it.
 
-    Processor seconds are of all threads of this process, and tell more where something else runs beside it.
-    On a GPU the memory is that of its tensors; else it is what the C library has given out and not got back, looked at
-    every 20 ms where there is a turn: tensors and arrays, touched or not, and not what Python maps for small objects.
-    What the library keeps for later allocations does not count, so that a second training costs about what a first one
-    does. Where it does not tell (glibc before 2.33, another allocator before it), it is the resident memory but for
-    pages of files, of which a second training takes little; and 0 where the system tells neither.
+    CPU seconds are those of all threads of this process, and are more informative if other programs run beside it.
+    On a GPU the memory is that of its tensors; otherwise it is what the C library has allocated and not freed, sampled
+    every 20 ms if the thread gets its turn: tensors and arrays, touched or not, but not what Python maps for small
+    objects. Memory that the library keeps for later allocations does not count, so that a second training costs about
+    as much as the first. If the library does not report it (glibc before 2.33, or another allocator in front of it),
+    it is the resident memory without pages of files, of which a second training takes little; and 0 if the system
+    reports neither.
 
     Attributes:
-        seconds, cpu_seconds, mebibytes: what the block has taken so far; whole when it has ended.
+        seconds, cpu_seconds, mebibytes: what the block has taken so far; final when it has ended.
     """
 
     def __init__(self, note: Callable[["Cost"], None] | None = None) -> None:
-        """`note` is called every few seconds of the block, in a thread of its own."""
+        """`note` is called every few seconds during the block, in a separate thread."""
         self.seconds = self.cpu_seconds = self.mebibytes = 0.0
         self._note, self._stop = note, threading.Event()
 
@@ -73,7 +74,7 @@ class Cost:
         self._count()
 
     def _count(self) -> None:
-        self._peak = max(self._peak, _in_use())  # on a busy machine the thread that looks may not have had its turn
+        self._peak = max(self._peak, _in_use())  # on a busy machine the sampling thread may not have had its turn
         self.seconds, self.cpu_seconds = time.monotonic() - self._start, time.process_time() - self._cpu
         on_gpu = torch.cuda.max_memory_allocated() - self._on_gpu if torch.cuda.is_available() else 0
         self.mebibytes = (on_gpu or max(0, self._peak - self._before)) / MEBIBYTE
@@ -82,7 +83,7 @@ class Cost:
         noted = self._start
         pause = SAMPLED_EVERY_SECONDS
         while not self._stop.wait(pause):
-            start = time.thread_time()  # not what it waits for other threads
+            start = time.thread_time()  # without the time spent waiting for other threads
             self._peak = max(self._peak, _in_use())
             pause = max(SAMPLED_EVERY_SECONDS, (time.thread_time() - start) / LOOKING_SHARE)
             if self._note is not None and time.monotonic() - noted > NOTED_EVERY_SECONDS:
@@ -93,14 +94,14 @@ class Cost:
 
 @contextlib.contextmanager
 def counted(file: Path, name: str) -> Iterator[dict[str, float]]:
-    """What a block costs, added up over the sessions of a run, of which any may be killed.
+    """Measure the cost of a block, accumulated over the sessions of a run, any of which may be killed.
 
     Args:
-        file: JSON that keeps it; what else it holds stays.
-        name: before `_seconds`, `_cpu_seconds` and `_mebibytes`, the keys.
+        file: JSON file that stores it; its other keys are kept.
+        name: prefix of the keys, before `_seconds`, `_cpu_seconds` and `_mebibytes`.
 
     Yields:
-        what the file will hold; it is whole when the block has ended.
+        the content of the file; complete when the block has ended.
     """
     try:
         before: dict[str, float] = json.loads(file.read_text())
@@ -113,7 +114,7 @@ def counted(file: Path, name: str) -> Iterator[dict[str, float]]:
         spent[f"{name}_seconds"] = round(earlier["seconds"] + cost.seconds, 2)
         spent[f"{name}_cpu_seconds"] = round(earlier["cpu_seconds"] + cost.cpu_seconds, 2)
         spent[f"{name}_mebibytes"] = round(max(earlier["mebibytes"], cost.mebibytes), 1)
-        if file.parent.is_dir():  # what is refused at once leaves no folder behind
+        if file.parent.is_dir():  # a run that is rejected at once leaves no folder behind
             write_text(file, json.dumps(spent))
 
     def note_if_there_is_room(cost: Cost) -> None:
@@ -130,14 +131,14 @@ def counted(file: Path, name: str) -> Iterator[dict[str, float]]:
 
 
 def _release() -> None:
-    """Give back what nobody holds, and where memory in use is not told also what was freed but kept."""
+    """Free unreferenced memory, and, if memory in use is not reported, also what the C library keeps after freeing."""
     gc.collect()
     if _heap() is None and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
         libc.malloc_trim(0)
 
 
 class _Mallinfo(ctypes.Structure):
-    """What glibc tells of its heap, in bytes. **Source**: mallinfo2(3)."""
+    """glibc's statistics of its heap, in bytes. **Source**: mallinfo2(3)."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -149,7 +150,7 @@ class _Mallinfo(ctypes.Structure):
 
 @cache
 def _heap() -> Callable[[], int] | None:
-    """Tells the bytes that the C library has given out; None where `malloc` is another one's (jemalloc, say)."""
+    """Return a function for the bytes that the C library has allocated; None for another `malloc` (jemalloc, say)."""
     library = ctypes.CDLL(None)
     mallinfo = getattr(library, "mallinfo2", None)
     if mallinfo is None:
@@ -159,7 +160,7 @@ def _heap() -> Callable[[], int] | None:
 
     def given_out() -> int:
         heap = mallinfo()
-        return int(heap.uordblks + heap.hblkhd)  # within its arenas, and mapped apart
+        return int(heap.uordblks + heap.hblkhd)  # within its arenas, and mapped separately
 
     for _ in range(PROBES):
         before = given_out()
@@ -185,7 +186,7 @@ def _resident() -> int:
 
 
 def in_words(seconds: float) -> str:
-    """A duration as people say it: "90 s", "12 min", "1 h 05 min"."""
+    """Format a duration: "90 s", "12 min", "1 h 05 min"."""
     if seconds < 2 * MINUTE:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / MINUTE), MINUTE)

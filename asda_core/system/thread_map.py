@@ -1,4 +1,4 @@
-"""Work done by several threads, its results in the order in which it was given."""
+"""Map a function over items with several threads, keeping the order of the items."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,19 +9,19 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 AHEAD_PER_JOB = 4
-"""Results per thread that may wait for those before them."""
+"""Results per thread that may be queued behind earlier ones."""
 
 
 def in_order(
     work: Callable[[ItemT], ResultT], items: Iterable[ItemT], jobs: int, ahead: int = AHEAD_PER_JOB
 ) -> Iterator[tuple[ItemT, ResultT]]:
-    """Each item with what `work` makes of it, in order; a bounded number is under way at any time.
+    """Yield each item with the result of `work` on it, in order; a bounded number is in progress at any time.
 
     Args:
-        work: is called in threads; what it raises is raised here, when its turn comes.
-        items: what is to be worked on.
-        jobs: threads.
-        ahead: results per thread that may wait for those before them.
+        work: called in threads; its exceptions are raised here, at their place in the order.
+        items: the arguments of `work`.
+        jobs: number of threads.
+        ahead: results per thread that may be queued behind earlier ones.
     """
     with ThreadPoolExecutor(jobs, "jobs") as pool:
         waiting: deque[tuple[ItemT, Future[ResultT]]] = deque()
@@ -37,6 +37,6 @@ def in_order(
 
 
 def _first(waiting: deque[tuple[ItemT, Future[ResultT]]]) -> tuple[ItemT, ResultT]:
-    """The first result; the future that holds it is let go, so that it is the caller's alone."""
+    """Return the first result and drop its future, so that only the caller refers to the result."""
     item, made = waiting.popleft()
     return item, made.result()

@@ -1,4 +1,4 @@
-"""Several processes at one work: which part is whose, how they are begun, and that none outlives its parent."""
+"""Several processes for one task: how it is divided, how they are started, and that none outlives its parent."""
 
 import argparse
 import ctypes
@@ -20,13 +20,13 @@ from asda_core.errors import ConfigError
 from asda_core.system.command_line import EXIT_ERROR
 
 THREADS = "OMP_NUM_THREADS"
-"""What tells torch how many threads to use; each of N processes gets an N-th of the processors unless it is set."""
+"""Variable that sets torch's number of threads; each of N processes gets an N-th of the processors unless it is set."""
 DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of Linux's prctl."""
 TAIL_LINES = 5
-"""Lines at the end of a process's log that an error tells."""
+"""Lines at the end of a process's log that an error quotes."""
 LOOK_EVERY_SECONDS = 1.0
-"""Between two looks at what other processes have done."""
+"""Interval between two checks of the progress of other processes."""
 Worker = subprocess.Popen[bytes]
 Item = TypeVar("Item")
 
@@ -47,12 +47,12 @@ class Shard:
         return list(items[self.index - 1 :: self.count])
 
     def split(self, parts: int) -> list["Shard"]:
-        """Shards that together are this one."""
+        """Split this shard into smaller ones."""
         return [Shard(self.index + part * self.count, self.count * parts) for part in range(parts)]
 
 
 def read_shard(text: str) -> Shard:
-    """ "2/5" -> the second of five parts."""
+    """Parse a shard: "2/5" is the second of five parts."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not like 2/5.")
@@ -63,25 +63,25 @@ def read_shard(text: str) -> Shard:
 
 
 def with_options(given: Sequence[str], options: Sequence[str]) -> list[str]:
-    """A command line with more options, which count above those that are there: before a "--" with what follows it."""
+    """Add options to a command line, which override existing ones: at its end, or before a "--" with what follows."""
     end = list(given).index("--") if "--" in given else len(given)
     behind = given[end:] if len(given) > end + 1 else []
     return [*given[:end], *options, *behind]
 
 
 def begin(command: Sequence[str], log: Path, threads: int) -> Worker:
-    """Begin a process of ours with other arguments, whose output goes to a file.
+    """Start a Python module as a process whose output goes to a file.
 
     Args:
         command: what follows `python -m`.
         log: the file.
-        threads: of torch, unless the environment tells.
+        threads: number of torch threads, unless the environment sets it.
     """
     settings = {THREADS: os.environ.get(THREADS) or str(threads)}
     with log.open("w") as opened:
         return subprocess.Popen(
             [sys.executable, "-m", *command], stdout=opened, stderr=opened, env={**os.environ, **settings},
-            start_new_session=True,  # Ctrl-C reaches it once, through us
+            start_new_session=True,  # Ctrl-C reaches it once, through this process
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
 
@@ -91,17 +91,17 @@ class Ended:
     """Processes that have ended.
 
     Attributes:
-        codes: how, as of `subprocess.Popen.returncode`.
-        logs: what each printed.
+        codes: their exit codes, as in `subprocess.Popen.returncode`.
+        logs: files with the output of each.
     """
 
     codes: Sequence[int]
     logs: Sequence[Path]
 
     def left_work(self) -> str:
-        """For an error: their exit codes, whether the same command does the rest, their last lines."""
+        """Message of an error: exit codes, whether the same command does the rest, last lines of the logs."""
         ends = tails(self.logs)
-        refused = set(self.codes) == {EXIT_ERROR} and "error: " in ends  # what the same command would meet again
+        refused = set(self.codes) == {EXIT_ERROR} and "error: " in ends  # the same command would fail again
         then = "" if refused else "; the same command does them"
         return f"the processes have ended ({list(self.codes)}){then}. {ends}"
 
@@ -109,14 +109,14 @@ class Ended:
 def run_workers(
     commands: Sequence[Sequence[str]], logs: Path, threads: int, bar: "tqdm[Any]", count_done: Callable[[], int]
 ) -> Ended:
-    """Begin processes and wait until all have ended; Ctrl-C and SIGTERM stop them all.
+    """Start processes and wait until all have ended; Ctrl-C and SIGTERM stop them all.
 
     Args:
-        commands: of each, what follows `python -m`.
-        logs: folder of what they print.
-        threads: of torch in each, unless the environment tells.
-        bar: shows meanwhile what is done.
-        count_done: how much that is.
+        commands: for each, what follows `python -m`.
+        logs: folder of their output.
+        threads: number of torch threads in each, unless the environment sets it.
+        bar: progress bar that is updated meanwhile.
+        count_done: returns how much is done.
     """
     logs.mkdir(parents=True, exist_ok=True)
     files = [logs / f"{os.getpid()}-{number}.log" for number in range(1, len(commands) + 1)]
@@ -131,7 +131,7 @@ def run_workers(
 
 
 def show_progress(bar: "tqdm[Any]", count_done: Callable[[], int], running: Callable[[], bool]) -> None:
-    """Move a bar by what other processes have done, until nothing runs any more."""
+    """Update a progress bar with what other processes have done, until none is running."""
     with bar:
         while True:
             alive = running()
@@ -142,18 +142,18 @@ def show_progress(bar: "tqdm[Any]", count_done: Callable[[], int], running: Call
 
 
 def share_of_processors(jobs: int) -> int:
-    """Threads for each of so many processes."""
+    """Number of threads for each of `jobs` processes."""
     return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _die_with_parent() -> None:
-    """In a worker, before it begins: SIGTERM where its parent ends in a way that cannot be caught."""
+    """Request, in a worker before it starts, a SIGTERM if its parent ends in a way that cannot be caught."""
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
 
 
 @contextmanager
 def ended_as_interrupt() -> Iterator[None]:
-    """SIGTERM, and a terminal that closes, end what is done in here as Ctrl-C does."""
+    """Let SIGTERM, and the closing of the terminal, end the block as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -167,7 +167,7 @@ def ended_as_interrupt() -> Iterator[None]:
 
 
 def stop(workers: Sequence[Worker]) -> None:
-    """Ask those that still run to stop, and wait: a training saves its step first."""
+    """Ask the workers that are still running to stop, and wait: a training saves its step first."""
     for worker in workers:
         if worker.poll() is None:
             worker.send_signal(signal.SIGTERM)
@@ -176,6 +176,6 @@ def stop(workers: Sequence[Worker]) -> None:
 
 
 def tails(logs: Sequence[Path]) -> str:
-    """The last lines of logs; what several end with is told once."""
+    """The last lines of logs; identical ones are given once."""
     ends = [" ".join(log.read_text().splitlines()[-TAIL_LINES:]) for log in logs if log.exists()]
     return " | ".join(dict.fromkeys(ends))

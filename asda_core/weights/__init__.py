@@ -1,1 +1,1 @@
-"""Behind `asda_core.checkpoint`: where weights lie, how they are stored, what made them, what begins with them."""
+"""Parts of `asda_core.checkpoint`: paths, storage and provenance of weights, and runs that start from them."""

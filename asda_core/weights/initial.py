@@ -1,4 +1,4 @@
-"""A new run that begins with the weights of a checkpoint."""
+"""Start a new run from the weights of a checkpoint."""
 
 from dataclasses import fields
 from typing import Any
@@ -16,12 +16,12 @@ OF_MIXER = "encoder.mixer."
 
 
 def parts_to_train(config: RunConfig, catalog: Catalog, init: Checkpoint | None) -> Parts:
-    """The modules of a new run as they begin, and whether the run is possible with them.
+    """Build the modules of a new run and check that the run is possible with them.
 
     Raises:
-        ConfigError: an adapter and nothing to begin with; a clip holds no patch; or as of `start_from`.
-        PluginError: a module keeps what no checkpoint can hold, which shows now and not after hours.
-        CheckpointError: as of `start_from`.
+        ConfigError: an adapter without initial weights; a clip holds no patch; or as in `start_from`.
+        PluginError: the state of a module cannot be saved in a checkpoint; raised here, not after hours of training.
+        CheckpointError: as in `start_from`.
     """
     if config.adapter is not None and init is None:
         raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
@@ -32,13 +32,13 @@ def parts_to_train(config: RunConfig, catalog: Catalog, init: Checkpoint | None)
 
 
 def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> Parts:
-    """The parts of a new run with the weights of a checkpoint; of its objective too, where it holds one.
+    """Build the modules of a new run with the weights of a checkpoint, also those of its objective if it holds one.
 
-    An adapter that is new begins without effect, and a teacher within the objective as a copy of the adapted encoder:
-    the stored teacher has no adapter, so its weights are left.
+    A new adapter starts without effect, and a teacher within the objective starts as a copy of the adapted encoder:
+    the stored teacher has no adapter, so its weights are not used.
 
     Raises:
-        ConfigError: the run has another encoder or front end, also where no tensor would show it.
+        ConfigError: the run has another encoder, front end or objective, even if no tensor would show it.
         CheckpointError: the tensors do not fit the config of the run.
     """
     check_fits(checkpoint, catalog, config)
@@ -68,7 +68,7 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
 
 
 def check_fits(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> None:
-    """Refuse a checkpoint of another encoder or front end.
+    """Check that a run has the encoder and the front end of a checkpoint.
 
     Raises:
         ConfigError: naming what differs.
@@ -102,7 +102,7 @@ def holds_objective(checkpoint: Checkpoint) -> bool:
 
 
 def _meant(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
-    """What decides what a model computes, with every option of its plugins, but what nothing in it asks for."""
+    """Everything that determines what a model computes, with all options of its plugins, except for unused keys."""
     encoder = config.encoder
     shape = {f"encoder.{item.name}": getattr(encoder, item.name) for item in fields(encoder) if item.name != "mixer"}
     if encoder.norm == "post":

@@ -1,4 +1,4 @@
-"""Which model a text of a command line means, and where that of a run folder lies."""
+"""Find the model file that a command-line argument or a run folder refers to."""
 
 import re
 from importlib.util import find_spec
@@ -8,33 +8,33 @@ from asda_core.errors import CheckpointError, ConfigError
 
 MODEL_FILE = "model.safetensors"
 MODEL_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".yaml", ".yml")
-"""Of files that a model is in, or its config: where a path is not there (yet), what follows another dot is its name."""
+"""Suffixes of model and config files; in a path that does not exist (yet), any other dot is part of the name."""
 PACKAGE_MODEL = "asda_small"
-"""Name of the trained model that comes with the package; see MODEL_CARD.md. As a config it is its architecture."""
+"""Name of the trained model that comes with the package; see MODEL_CARD.md. As a config it means its architecture."""
 OWN_DISTRIBUTION = "asda-hear"
-"""Whose plugins come with the package; their names cannot be taken over by another distribution."""
+"""Distribution whose plugins come with the package; other distributions cannot take over their names."""
 GIVEN = "(given)"
-"""In the place of a distribution, where a program gives a plugin by itself."""
+"""Stands for the distribution of a plugin that a program passes directly."""
 BARE_STATE_FILE = "pytorch_model.bin"
-"""What a Hugging Face folder may hold in the place of `model.safetensors`."""
+"""Weights file that a Hugging Face folder may hold instead of `model.safetensors`."""
 HUGGING_FACE_CONFIG = "config.json"
-"""What a Hugging Face folder has beside its weights."""
+"""Config file that a Hugging Face folder holds beside its weights."""
 FEW = 5
-"""Runs that a message names."""
+"""Largest number of runs that a message names."""
 STEP_FOLDERS = "step-*"
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
 CHECKPOINTS = (
     "a file (.safetensors, or .pt of a released model), a folder that holds one, a run folder or one of its steps"
 )
-"""What a path may be that means a model file."""
+"""Paths that refer to a model file, in words."""
 
 
 def labelled_path(option: str, text: str) -> tuple[str, str]:
-    """Label and path of `LABEL=PATH`; no label where the whole is a path, or there is no "=".
+    """Split `LABEL=PATH`; the label is empty if the whole text is an existing path or has no "=".
 
     Raises:
-        ConfigError: on one side of the "=" there is nothing.
+        ConfigError: one side of the "=" is empty.
     """
     label, equals, path = text.partition("=")
     if not equals or Path(text).exists():
@@ -47,7 +47,7 @@ def labelled_path(option: str, text: str) -> tuple[str, str]:
 
 
 def model_name(path: str | Path) -> str:
-    """What a model is called by its path: its folder where files of all models are called alike, its run and step."""
+    """Name of a model by its path: the file, the folder of a `model.safetensors`, or run and step of a step folder."""
     file = Path(path).resolve()
     if file.stem == Path(MODEL_FILE).stem and not file.is_dir():
         file = file.parent
@@ -57,26 +57,26 @@ def model_name(path: str | Path) -> str:
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """The whole steps of a run folder, the newest last; copies under other names are the user's."""
+    """The complete steps of a run folder, the newest last; copies by the user under other names do not count."""
     numbered = ((STEP_NAME.fullmatch(path.name), path) for path in folder.glob(STEP_FOLDERS))
     return [path for _, path in sorted((int(name[1]), path) for name, path in numbered if name)]
 
 
 def newest_step(folder: Path) -> Path | None:
-    """The newest whole step of a run folder."""
+    """The newest complete step of a run folder."""
     return next(reversed(step_folders(folder)), None)
 
 
 def locate(path: Path, in_training: bool = False) -> Path:
-    """The model file that a path means: itself, that of a step, or the newest of a run.
+    """Return the model file that a path refers to: itself, that of a step, or the newest of a run.
 
     Args:
         path: file or folder.
-        in_training: of a run, take its newest step before what it exported: the objective, and with it a teacher, is
-            in steps alone.
+        in_training: prefer the newest step of a run to its exported model: only steps hold the objective, and with it
+            a teacher.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or the folder holds several runs.
     """
     if path.is_file():
         return path
@@ -96,15 +96,15 @@ def locate(path: Path, in_training: bool = False) -> Path:
 
 
 def is_package_model(path: str | Path) -> bool:
-    """Whether a path is the name of the package's model, and nothing lies there."""
+    """Whether a path is the name of the package's model, and no such file exists."""
     return str(path) == PACKAGE_MODEL and not Path(path).exists()
 
 
 def package_model() -> Path:
-    """The file of the package's model, which is in another folder of the same distribution.
+    """Return the file of the package's model, which is in another folder of the same distribution.
 
     Raises:
-        CheckpointError: it is not there.
+        CheckpointError: it is not installed.
     """
     spec = find_spec("asda_hear")
     file = Path(spec.origin or "").with_name(f"{PACKAGE_MODEL}.safetensors") if spec is not None else None

@@ -1,6 +1,6 @@
-"""Which plugins made a checkpoint, and whether those that are installed are others.
+"""The plugins that made a checkpoint, compared with those that are installed.
 
-A stranger's plugin may have other options, sizes or defaults today, and a config holds only what was stated.
+A third-party plugin may have other options, sizes or defaults by now, and a config holds only what was stated.
 """
 
 import json
@@ -19,7 +19,7 @@ Plugins = Mapping[str, Mapping[str, str]]
 
 
 def stored_plugins(step: Path | None) -> Plugins | None:
-    """The plugins that made the weights of a step, if there is one."""
+    """Return the plugins that made the weights of a step; None without a step."""
     if step is None:
         return None
     found: Plugins = json.loads(safetensors_metadata(step / MODEL_FILE)["plugins"])
@@ -27,7 +27,7 @@ def stored_plugins(step: Path | None) -> Plugins | None:
 
 
 def other_versions(plugins: Plugins, catalog: Catalog) -> list[str]:
-    """A sentence for each stranger's plugin that is installed in another version than that which made the weights."""
+    """One sentence for each third-party plugin that is installed in another version than the one of the weights."""
     told = []
     for family, stored in plugins.items():
         offer = catalog.offers.get((family, stored["name"]))
@@ -38,14 +38,14 @@ def other_versions(plugins: Plugins, catalog: Catalog) -> list[str]:
 
 
 def warn_of_other_versions(plugins: Plugins, file: Path, catalog: Catalog) -> None:
-    """Tell them on stderr: the model may answer otherwise."""
+    """Warn of `other_versions` on stderr: the output of the model may differ."""
     for sentence in other_versions(plugins, catalog):
         print(f"warning: {file} may answer otherwise than it did. {sentence}", file=sys.stderr)
 
 
 @contextmanager
 def blamed_on_versions(sentences: Sequence[str]) -> Iterator[None]:
-    """Errors in here say which plugins have changed since."""
+    """Add to errors from the block which plugins have changed since."""
     try:
         yield
     except AsdaError as error:

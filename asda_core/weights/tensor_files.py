@@ -1,4 +1,4 @@
-"""Files of tensors (safetensors), which hold no code: the same bytes for the same content."""
+"""Safetensors files, which hold no code; the same content gives the same bytes."""
 
 import json
 from pathlib import Path
@@ -15,14 +15,14 @@ PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
 class DamagedFileError(CheckpointError):
-    """A file of tensors that is cut off, or was written over."""
+    """A safetensors file is truncated or was overwritten."""
 
 
 def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file: the same bytes for the same content. Tensors that share memory are each written whole.
+    """Write a safetensors file; same content, same bytes. Tensors that share memory are each written in full.
 
     Raises:
-        OSError: it cannot be written, as on a full disk.
+        OSError: the file cannot be written, as on a full disk.
     """
     try:
         save_file(_apart(tensors), file, metadata)
@@ -32,7 +32,7 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of which each has its own memory: those that are tied are copied, which the library refuses to write."""
+    """Give each tensor its own memory: tied tensors, which the library refuses to write, are copied."""
     apart: dict[str, Tensor] = {}
     owners = set[tuple[torch.device, int]]()
     for name, tensor in tensors.items():
@@ -43,7 +43,7 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sort_metadata(file: Path) -> None:
-    """The library writes it in an order that is drawn anew each time; sorted, it takes as many bytes."""
+    """Sort the metadata, which the library writes in a random order; sorted, it takes as many bytes."""
     with file.open("r+b") as opened:
         length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
         header = json.loads(opened.read(length))
@@ -58,7 +58,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        CheckpointError: it is damaged or something else; nothing in it is run to find out.
+        CheckpointError: the file is damaged or of another format; nothing in it is executed to find out.
     """
     try:
         with safe_open(file, framework="pt") as opened:

@@ -1,4 +1,4 @@
-"""The axes of a plan: labels, what each of them sets, and whether two of them are at odds, or the same."""
+"""The axes of a plan: their labels, what each label sets, and checks for conflicting or equivalent ones."""
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,15 +13,15 @@ Axes = Mapping[str, Mapping[str, Changes]]
 """Axis -> label -> what it sets."""
 
 PLUGINS = ("adapter", "encoder.mixer", "front_end", "objective")
-"""Keys whose value may be the name of a plugin alone."""
+"""Keys whose value may be just the name of a plugin."""
 NAMES = tuple(f"{key}.name" for key in PLUGINS)
 
 
 def labelled(axis: str, choices: Any) -> dict[str, dict[str, Any]]:
-    """Both ways of writing an axis as label -> {config key: value}.
+    """Return an axis, given as a list or a mapping, as label -> {config key: value}.
 
     Raises:
-        ConfigError: it is written in neither, or has a label twice.
+        ConfigError: it is neither, or has a label twice.
     """
     if isinstance(choices, list) and choices:
         pairs = [(text_of_label(value), {axis: value}) for value in choices]
@@ -38,14 +38,14 @@ def labelled(axis: str, choices: Any) -> dict[str, dict[str, Any]]:
 
 
 def text_of_label(value: Any) -> str:
-    """A label as YAML writes it: on and off, which YAML reads as truth values, are true and false."""
+    """Return a label as YAML writes it: on and off, which YAML reads as booleans, become true and false."""
     return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
 
 
 def flat(changes: Changes) -> dict[str, Any]:
-    """Changes as dotted key of a single value -> value, however they were nested, so that none undoes another.
+    """Flatten changes, however nested, to dotted key of a single value -> value, so that none undoes another.
 
-    A plugin with its options is its name, which drops the options of another that stood there, and each of them.
+    A plugin with options becomes its name, which drops the options of a previous plugin, and one key per option.
 
     Raises:
         ConfigError: the same value is set twice.
@@ -73,15 +73,15 @@ def _leaves(changes: Changes, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_nested(value: Any) -> bool:
-    """Whether its keys can stand behind a dot."""
+    """Whether a value is a mapping whose keys can follow a dot."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(key, str) and "." not in key for key in value)
 
 
 def check_apart(axes: Axes) -> None:
-    """Refuse two axes that decide the same value, of which one would have no effect.
+    """Reject two axes that set the same key, since one of them would have no effect.
 
     Raises:
-        ConfigError: naming both and the key.
+        ConfigError: there are two such axes; the message names both and the key.
     """
     decided = {axis: {key for changes in labels.values() for key in flat(changes)} for axis, labels in axes.items()}
     for one, other in itertools.combinations(axes, 2):
@@ -90,13 +90,13 @@ def check_apart(axes: Axes) -> None:
 
 
 def together(of_all: Changes, changes: Changes) -> dict[str, Any]:
-    """What is set in a cell, in an order in which none undoes another: its labels go before what is set in all cells.
+    """Merge the changes of a cell in an order in which none undoes another; its labels override those of all cells.
 
-    The options of a plugin that is named in `of_all` go with it where a label names another.
+    If a label names another plugin than `of_all`, the options in `of_all` of the replaced plugin are dropped.
 
     Args:
-        of_all: for every cell.
-        changes: of its labels.
+        of_all: changes for every cell.
+        changes: changes of the cell's labels.
     """
     usual, own = flat(of_all), flat(changes)
     gone = tuple(f"{key}.options." for key in PLUGINS if key in own and key in usual)
@@ -105,14 +105,14 @@ def together(of_all: Changes, changes: Changes) -> dict[str, Any]:
 
 
 def check_effect(axes: Axes, made: Mapping[tuple[str, ...], str]) -> None:
-    """Refuse two labels of an axis that make the same cell whatever the labels of the other axes are.
+    """Reject two labels of an axis that make the same cell for all labels of the other axes.
 
     Args:
         axes: in the order of the labels in `made`.
-        made: the labels of a combination -> what its cell is.
+        made: labels of a combination -> text that identifies its cell.
 
     Raises:
-        ConfigError: naming both, and what they set.
+        ConfigError: there are two such labels; the message names both, and what they set.
     """
     for place, (axis, labels) in enumerate(axes.items()):
         for one, other in itertools.combinations(labels, 2):
@@ -130,5 +130,5 @@ def _put(combination: Sequence[str], place: int, label: str) -> tuple[str, ...]:
 
 
 def differing(labels: Mapping[str, str], among: Collection[Mapping[str, str]]) -> dict[str, str]:
-    """The labels that are not those of all others."""
+    """Return the labels that are not the same in all others."""
     return {axis: label for axis, label in labels.items() if any(other[axis] != label for other in among)}

@@ -1,4 +1,4 @@
-"""Does one unit of a plan: a training with its evaluations, or a baseline's evaluations."""
+"""Execution of one unit of a plan: a training with its evaluations, or a baseline's evaluations."""
 
 import json
 import sys
@@ -37,17 +37,17 @@ CELLS, BASELINES = "cells", "baselines"
 """Folders of a store."""
 WHOLE = Shard()
 TIMES_FILE, FACTS_FILE, ERROR_FILE = "times.json", "facts.json", "error.txt"
-"""In the folder of a cell: what its training took; what it is, and where it was made; why it failed."""
+"""Files in the folder of a cell: cost of its training; facts on its model and environment; why it failed."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one process does at a time.
+    """Work that one process does at a time.
 
     Attributes:
-        folder: where it lives in the store.
-        cells: those that share the training; none for a baseline.
-        baseline: its label.
+        folder: its folder in the store.
+        cells: cells that share the training; empty for a baseline.
+        baseline: label of the baseline.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         if not self.cells:
             return f"baseline {self.baseline}"
         first, every = self.cells[0], [cell.labels for cell in self.cells]
@@ -67,16 +67,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class PlanWork:
-    """A plan, where its results lie, and what is needed to do it.
+    """A plan, its result folders, and what is needed to run it.
 
     Attributes:
-        plan: what is done.
+        plan: the plan to run.
         store: folder of trainings and scores; several plans may share it.
         out: folder of the tables.
         tasks: task folder -> identity.
-        parameters: of each baseline.
+        parameters: number of parameters of each baseline.
         catalog: plugins.
-        progress: whether to show bars.
+        progress: whether to show progress bars.
     """
 
     plan: Plan
@@ -88,10 +88,10 @@ class PlanWork:
     progress: bool = True
 
     def units(self, shard: Shard = WHOLE) -> list[Unit]:
-        """Baselines, then trainings; of every combination the first seed comes before any second one, so that a budget
-        that is spent early leaves fewer seeds, not fewer lines.
+        """Return the units of a shard: baselines, then trainings, the first seed of all combinations before any second.
 
-        The seeds of a combination go round the shards: none has all of a slow one.
+        A budget that is spent early thus leaves fewer seeds, not fewer rows. The seeds of a combination are spread over
+        the shards, so that none has all of a slow one.
         """
         found = [Unit(self.baseline_folder(label), (), label) for label in self.plan.config.baselines]
         turns = list(range(len(found)))
@@ -105,16 +105,16 @@ class PlanWork:
         return [unit for unit, turn in zip(found, turns, strict=True) if turn % shard.count == shard.index - 1]
 
     def baseline_folder(self, label: str) -> Path:
-        """Named by the weights too, so that plans that share a store may call different models the same."""
+        """Folder of a baseline, named also by its weights, since plans that share a store may reuse a label."""
         weights = text_digest(weights_identity(baseline_path(self.plan, label)), NAME_DIGITS)
         return self.store / BASELINES / f"{label}-{weights}"
 
 
 def do_unit(work: PlanWork, unit: Unit) -> None:
-    """Train (unless done) and evaluate (what is not done).
+    """Train, evaluate and measure what is not done yet.
 
     Raises:
-        OptionsFailed: one of several ways to hear the model failed; the others are done.
+        OptionsFailed: evaluation with one of several sets of options failed; the others are done.
     """
     if unit.cells:
         cell = unit.cells[0]
@@ -127,7 +127,7 @@ def do_unit(work: PlanWork, unit: Unit) -> None:
             _evaluate(work, model_of(work, unit, options), unit.folder, options)
         except TrainingStopped:
             raise
-        except Exception as error:  # one way of hearing must not take the others down
+        except Exception as error:  # one set of options must not stop the others
             failed.append((_heard_by(unit, options), error))
     model = model_of(work, unit)
     if work.plan.noise and can_measure(model):
@@ -141,19 +141,19 @@ def do_unit(work: PlanWork, unit: Unit) -> None:
 
 
 class OptionsFailed(AsdaError):
-    """Some of the ways in which a model is heard failed."""
+    """Evaluation of a model failed with some of its sets of options."""
 
 
 def _heard_by(unit: Unit, options: Mapping[str, Any]) -> str:
-    """The labels that tell cells with these options from the others of their training; none where all have them."""
+    """Return the labels that distinguish cells with these options from others of the training; "" if all have them."""
     cell = next((cell for cell in unit.cells if cell.options == options), None)
     return "" if cell is None else text_of(differing(cell.labels, [other.labels for other in unit.cells]))
 
 
 def model_of(work: PlanWork, unit: Unit, options: Mapping[str, Any] | None = None) -> str:
-    """What `load_model` is given, with these options: the teacher is in the last step of the run alone.
+    """Return the argument of `load_model` for these options: the teacher is only in the last step of the run.
 
-    Scores of either belong to the weights that the run exported, so that they stay when its steps are deleted.
+    Scores of student and teacher are keyed by the exported weights, so that they persist when the steps are deleted.
     """
     if not unit.cells:
         return baseline_path(work.plan, unit.baseline)
@@ -162,7 +162,7 @@ def model_of(work: PlanWork, unit: Unit, options: Mapping[str, Any] | None = Non
 
 
 def different_options(work: PlanWork, unit: Unit) -> list[Mapping[str, Any]]:
-    """The ways in which the model of a unit is heard."""
+    """Return the distinct `load_model` options with which the model of a unit is evaluated."""
     found: list[Mapping[str, Any]] = [] if unit.cells else [baseline_options(work.plan, unit.baseline)]
     for cell in unit.cells:
         if cell.options not in found:
@@ -181,7 +181,7 @@ def is_done(work: PlanWork, unit: Unit) -> bool:
 
 
 def tasks_left(work: PlanWork, unit: Unit) -> list[str]:
-    """Names of the tasks that a unit has no scores on, each as often as there are ways to hear its model."""
+    """Return the names of the tasks that a unit has no scores on, once for each set of options that lacks them."""
     made = not unit.cells or Path(model_of(work, unit)).exists()
     found = []
     for options in different_options(work, unit):
@@ -191,7 +191,7 @@ def tasks_left(work: PlanWork, unit: Unit) -> list[str]:
 
 
 def unit_scores(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
-    """The scores of a unit that are there, heard in one way, and what was measured of it."""
+    """Return the existing scores of a unit with one set of options, and its measured attention on noise."""
     model = model_of(work, unit)
     if unit.cells and not Path(model).exists():
         return []
@@ -199,34 +199,34 @@ def unit_scores(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[
 
 
 def unit_measured(work: PlanWork, unit: Unit) -> list[NoiseRow] | None:
-    """How much of its attention falls on noise; None where that is not asked, not possible, or not done."""
+    """Return how much attention of a unit falls on noise; None if not requested, not possible, or not done."""
     model, noise = model_of(work, unit), work.plan.noise
     there = not unit.cells or Path(model).exists()
     return read_measured(noise, model, unit.folder) if noise and there and can_measure(model) else None
 
 
 def _heard(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
-    """Scores on HEAR's tasks."""
+    """Return the existing scores on HEAR's tasks."""
     folder = unit.folder / evaluation_name(work.plan, options)
     model = model_of(work, unit, options)
     return finished_scores(model, work.tasks, folder, work.plan.config.evaluation, options)
 
 
 def evaluation_name(plan: Plan, options: Mapping[str, Any]) -> str:
-    """Folder of an evaluation, named by the search and the options, so that another setting is another result."""
+    """Return the folder name of an evaluation, which depends on the search and the options."""
     setting = json.dumps([to_plain(plan.config.evaluation), options], sort_keys=True)
     return f"hear-{text_digest(setting, NAME_DIGITS)}"
 
 
 def baseline_options(plan: Plan, label: str) -> Mapping[str, Any]:
-    """Keyword arguments of `load_model` for a baseline: the plan's, but that what is not trained has no teacher."""
+    """Keyword arguments of `load_model` for a baseline: the plan's, without `weights` for an untrained model."""
     model, options = baseline_path(plan, label), plan.config.options
     trained = model != LOG_MEL and find_model(model).suffix not in CONFIG_SUFFIXES
     return options if trained else {key: value for key, value in options.items() if key != "weights"}
 
 
 def baseline_path(plan: Plan, label: str) -> str:
-    """What `load_model` is given for a baseline: a path beside the plan where there is one, else what the plan says."""
+    """Return the argument of `load_model` for a baseline: a path beside the plan if it exists, otherwise as given."""
     model = plan.config.baselines[label]
     beside = plan.file.parent / model
     return str(beside) if model and beside.exists() else model
@@ -242,12 +242,12 @@ def _train(work: PlanWork, cell: Cell, folder: Path) -> None:
 
 
 def device() -> str:
-    """Where cells are trained."""
+    """Device on which cells are trained."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _write_facts(work: PlanWork, cell: Cell, folder: Path) -> None:
-    """What the table says of a cell, so that no model has to be built for it again."""
+    """Write what the table shows of a cell, so that no model has to be built for it again."""
     file = folder / FACTS_FILE
     facts = read_stamp(file) or {}
     origins = read_checkpoint(folder / MODEL_FILE).plugins

@@ -1,4 +1,4 @@
-"""Where and with what a result was made."""
+"""Hardware and software with which a result was made."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ PROCESSOR_FILE = Path("/proc/cpuinfo")
 
 
 def environment() -> dict[str, str | int]:
-    """Versions, processor, threads, and the commit of the code where it is a working copy of git."""
+    """Return versions, processor, threads, and the commit of the code if it is a git working copy."""
     return {
         "asda": version("asda-hear"),
         "commit": code_commit(),
@@ -30,7 +30,7 @@ def environment() -> dict[str, str | int]:
 
 
 def processor() -> str:
-    """Its name, where the system tells."""
+    """Return the name of the processor, if the system provides it."""
     try:
         lines = PROCESSOR_FILE.read_text().splitlines()
     except OSError:
@@ -40,7 +40,7 @@ def processor() -> str:
 
 
 def code_commit() -> str:
-    """The commit that the code stands at, with "+" where files differ from it; "" outside a working copy."""
+    """Return the commit of the code, with "+" if files differ from it; "" outside a working copy."""
     here = Path(asda_core.__file__).parent
 
     def git(*arguments: str) -> str:

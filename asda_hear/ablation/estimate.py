@@ -1,4 +1,4 @@
-"""What the rest of a plan will take: a measured step of each kind of cell, and evaluations that were measured."""
+"""Estimated time for the rest of a plan, from a measured step of each kind of cell and measured evaluations."""
 
 import json
 import tempfile
@@ -35,24 +35,24 @@ from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.runner import SECONDS_FILE, evaluate
 
 MEASURED_STEPS = 4
-"""Enough for a step to be warm, few enough to take seconds."""
+"""Timed steps: enough to get past the warm-up, few enough to take seconds."""
 PILOT_CLIPS = 5000
-"""Where nothing is scored yet, tasks of at most so many clips are scored once to see how long that takes."""
+"""If nothing is scored yet, tasks of at most so many clips in total are scored once to measure the time."""
 WEIGHTS = frozenset({"seed", "steps", "optimizer", "lambda_init", "frame_weight", "utterance_weight", "noise_std"})
-"""Keys that change no size, and so no time."""
+"""Keys that change no size, and so not the time of a step."""
 PILOT_NOISE_CLIPS = 4
-"""Clips on which attention on noise is measured to see how long that takes."""
+"""Clips on which the time to measure attention on noise is taken."""
 UNTRAINED = "untrained"
-"""Folder of a model that is made where no step has to be measured."""
+"""Folder of a model that is made if no step has to be measured."""
 HOUR = 3600
 
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """Seconds of one process for what is not done.
+    """Seconds of one process for the remaining work.
 
     Attributes:
-        training, evaluation, noise: their parts; None where it could not be measured.
+        training, evaluation, noise: the parts; None if evaluation could not be measured.
         step: kind of cell -> seconds of a step.
     """
 
@@ -63,7 +63,7 @@ class TimeLeft:
 
 
 def print_estimate(work: PlanWork, shard: Shard, jobs: int, option: str = "--jobs") -> None:
-    """`--dry-run`: the cells, what is done, and what the rest takes; `option` is that by which there are `jobs`."""
+    """Print the cells, what is done, and the time for the rest (`--dry-run`); `option` is the one that sets `jobs`."""
     units = work.units(shard)
     left = [unit for unit in units if not is_done(work, unit)]
     for unit in units:
@@ -96,7 +96,7 @@ def print_estimate(work: PlanWork, shard: Shard, jobs: int, option: str = "--job
 
 
 def estimate_rest(work: PlanWork, left: list[Unit]) -> TimeLeft:
-    """Measure what is needed to tell how long these units take."""
+    """Estimate how long these units take, measuring what is needed for it."""
     with tempfile.TemporaryDirectory(prefix="asda-estimate-") as folder:
         steps: dict[str, float] = {}
         kinds: dict[str, str] = {}
@@ -104,7 +104,7 @@ def estimate_rest(work: PlanWork, left: list[Unit]) -> TimeLeft:
         for unit in (unit for unit in left if unit.cells and not (unit.folder / MODEL_FILE).exists()):
             cell = unit.cells[0]
             to_go = _steps_left(cell, unit.folder)
-            if not to_go:  # takes no time, may have no audio, and says nothing of a step
+            if not to_go:  # takes no time, may have no audio, and has no step to time
                 continue
             kind = kind_of(cell.config)
             if kind not in kinds:
@@ -122,7 +122,7 @@ def estimate_rest(work: PlanWork, left: list[Unit]) -> TimeLeft:
 
 
 def kind_of(config: RunConfig) -> str:
-    """Cells that differ only in seed, rates and `WEIGHTS` cost the same."""
+    """Return a key that is the same for cells that differ only in `WEIGHTS` (seed, rates, ...) and so cost the same."""
 
     def telling(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -133,7 +133,7 @@ def kind_of(config: RunConfig) -> str:
 
 
 def _step_seconds(work: PlanWork, cell: Cell, folder: Path) -> float:
-    """A step in a short training of the same kind, its beginning taken off."""
+    """Return the seconds per step of a short training of the same kind, without its start-up."""
     init = None if cell.init is None else read_model(cell.init)
     spent = []
     for steps in (1, 1 + MEASURED_STEPS):
@@ -150,10 +150,10 @@ def _steps_left(cell: Cell, folder: Path) -> int:
 
 
 def _scored_seconds(work: PlanWork) -> dict[str, float]:
-    """Task -> median seconds of its evaluations with this search, in this store: of cells, else of baselines."""
+    """Task -> median seconds of its evaluations with this search in this store: of cells, otherwise of baselines."""
     ways = {evaluation_name(work.plan, cell.options) for cell in work.plan.cells}
     found: dict[str, float] = {}
-    for place in (BASELINES, CELLS):  # cells are more like what is to come
+    for place in (BASELINES, CELLS):  # cells override baselines: they are closer to the remaining work
         for task in work.tasks:
             files = [file for way in ways for file in (work.store / place).glob(f"*/{way}/{task.name}")]
             spent = [sum(seconds.values()) for seconds in map(_seconds, files) if seconds]
@@ -167,7 +167,7 @@ def _seconds(folder: Path) -> dict[str, float]:
 
 
 def _pilot(work: PlanWork, left: list[Unit], folder: Path, tasks: Sequence[Path]) -> dict[str, float]:
-    """Score a model of this plan, untrained but for a step, as it will be scored: task -> seconds."""
+    """Score any model of this plan with the settings of its cells; return task -> seconds."""
     cells = [cell for unit in left for cell in unit.cells]
     model = _any_model(work, left, folder)
     if not cells or model is None:
@@ -179,7 +179,7 @@ def _pilot(work: PlanWork, left: list[Unit], folder: Path, tasks: Sequence[Path]
 
 
 def _noise_seconds(work: PlanWork, left: list[Unit], folder: Path) -> float:
-    """As long as it took of others in this store; else a few clips are measured with a hardly trained model."""
+    """Estimate from other measurements in this store, otherwise by measuring a few clips with any model of the plan."""
     noise = work.plan.noise
     assert noise is not None
     count = sum(can_measure(model_of(work, unit)) and unit_measured(work, unit) is None for unit in left)
@@ -196,7 +196,7 @@ def _noise_seconds(work: PlanWork, left: list[Unit], folder: Path) -> float:
 
 
 def _any_model(work: PlanWork, left: list[Unit], folder: Path) -> Path | None:
-    """A model of this plan: of which steps were measured, else one that is trained already, else an untrained one."""
+    """Return a model of this plan: one whose steps were timed, otherwise a trained one, otherwise an untrained one."""
     trained = (work.store / CELLS / cell.name / MODEL_FILE for cell in work.plan.cells)
     made = [*sorted(folder.glob(f"*/1/{MODEL_FILE}")), folder / UNTRAINED / MODEL_FILE, *trained]
     found = next((file for file in made if file.exists()), None)
@@ -208,7 +208,7 @@ def _any_model(work: PlanWork, left: list[Unit], folder: Path) -> Path | None:
 
 
 def _clips(tasks: Iterable[Path]) -> int:
-    """How many clips there are to embed."""
+    """Return the number of clips to embed."""
     return sum(
         len(json.loads(file.read_text()))
         for task in tasks

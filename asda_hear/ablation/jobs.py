@@ -1,4 +1,4 @@
-"""A plan in many processes: on this machine, or as jobs that submitit hands to Slurm. The store keeps them apart."""
+"""A plan in many processes: on this machine, or as Slurm jobs by submitit. Locks in the store coordinate them."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -25,13 +25,13 @@ except ImportError:
 JOBS_FOLDER, CLUSTER_FOLDER = "jobs", "submitit"
 """Logs of the processes, in the result folder."""
 ACCEPTED_EXITS = (0, EXIT_STOPPED)
-"""A worker ended as it should: all is done or the budget spent, or it was asked to stop. 1 is any error."""
+"""Exit codes of a worker that ended normally: all done or the budget spent, or asked to stop. 1 is any error."""
 
 
 def run_jobs(work: PlanWork, jobs: int, shard: Shard) -> list[ResultRow]:
-    """Run a plan in so many processes of this machine, and wait for them; Ctrl-C and SIGTERM stop all.
+    """Run a plan in `jobs` processes on this machine, and wait for them; Ctrl-C and SIGTERM stop all.
 
-    A process that dies leaves its unit to the others. What they print goes to `jobs/` in the result folder.
+    If a process dies, the others take over its unit. Their output goes to `jobs/` in the result folder.
 
     Raises:
         CellsFailed: cells failed.
@@ -51,17 +51,17 @@ def run_jobs(work: PlanWork, jobs: int, shard: Shard) -> list[ResultRow]:
 def submit_jobs(
     work: PlanWork, jobs: int, cluster: str, parameters: Mapping[str, Any], wait: bool = True
 ) -> list[ResultRow]:
-    """Hand a plan to a cluster as so many jobs that share the store, which all machines must see.
+    """Submit a plan to a cluster as `jobs` jobs that share the store, which all machines must be able to access.
 
     Args:
-        work: the plan; submitit's logs lie in its result folder.
-        jobs: how many.
+        work: the plan; submitit's logs are in its result folder.
+        jobs: number of jobs.
         cluster: "slurm", or "local" for processes of this machine.
         parameters: for submitit, as in {"slurm_partition": "gpu", "timeout_min": 600, "gpus_per_node": 1}.
-        wait: whether to wait until they have ended; the same command later shows how far they are.
+        wait: whether to wait until they have ended; otherwise `--report` shows their progress later.
 
     Raises:
-        ConfigError: submitit is not installed, or refuses a parameter.
+        ConfigError: submitit is not installed, or rejects a parameter.
         CellsFailed: cells failed.
     """
     if submitit is None:
@@ -88,32 +88,32 @@ def submit_jobs(
 
 
 class PlanJob:
-    """What a job of a cluster runs. Where its time runs out, submitit asks for the same once more, and it goes on."""
+    """Callable that a cluster job runs. When its time runs out, submitit submits it again, and it resumes."""
 
     def __init__(self, plan_file: Path, out: Path, store: Path) -> None:
         self.plan_file, self.out, self.store = plan_file, out, store
 
     def __call__(self) -> int:
-        """Returns how many rows there are."""
+        """Run the plan and return the number of rows."""
         try:
             return len(run_plan(prepare(load_plan(self.plan_file), self.out, progress=False, store=self.store)))
-        except CellsFailed as failed:  # named in the store
+        except CellsFailed as failed:  # their errors are in the store
             return len(failed.rows)
 
     def checkpoint(self) -> Any:
-        """What submitit shall submit when the time of this job has run out."""
+        """Return what submitit submits when the time of this job has run out."""
         return submitit.helpers.DelayedSubmission(PlanJob(self.plan_file, self.out, self.store))
 
 
 def _progress(work: PlanWork, shard: Shard) -> tuple["tqdm[Any]", Callable[[], int]]:
-    """A bar of the units, and how many are done."""
+    """Return a progress bar over the units, and a function that counts those that are done."""
     units = work.units(shard)
     bar = tqdm(total=len(units), desc="cells", unit="cell")
     return bar, lambda: sum(is_done(work, unit) for unit in units)
 
 
 def _report(work: PlanWork, shard: Shard, rows: list[ResultRow], began: float, ended: Ended) -> None:
-    """Raise what went wrong."""
+    """Raise an error for what failed; report killed processes and a spent budget on stderr."""
     left = [unit for unit in work.units(shard) if not is_done(work, unit)]
     if dead := [code for code in ended.codes if code < 0]:
         print(
@@ -126,5 +126,5 @@ def _report(work: PlanWork, shard: Shard, rows: list[ResultRow], began: float, e
         raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
     if left and any(code not in ACCEPTED_EXITS for code in ended.codes):
         raise AsdaError(f"{len(left)} are left, and {ended.left_work()}")
-    if left and 0 in ended.codes and work.plan.config.budget.hours is not None:  # which ends so where the time is over
+    if left and 0 in ended.codes and work.plan.config.budget.hours is not None:  # a spent budget ends with 0
         tell_spent(work, len(left))

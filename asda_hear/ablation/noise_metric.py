@@ -1,4 +1,4 @@
-"""What a plan measures beside HEAR's tasks: how much attention falls on added noise."""
+"""Measurement of a plan besides HEAR's tasks: how much attention falls on added noise."""
 
 import json
 import time
@@ -20,22 +20,22 @@ from asda_hear.looking.noise_attention import CLEAN, NoiseConfig, NoiseRow, main
 from asda_hear.names import LOG_MEL
 
 NOISE_METRIC, CONTROL_METRIC = "noise share", "share, clean"
-"""Share of attention on the patches that noise fills, divided by the share of tokens that they are: 1 is chance; and
-that of the same patches where there is no noise, of which neither more nor less is better."""
+"""Share of attention on the noisy patches, divided by their share of the tokens (1 is chance level); and the same for
+these patches in the clean clip, where neither higher nor lower is better."""
 LOWER_IS_BETTER = frozenset({NOISE_METRIC})
 MEASURED = frozenset({NOISE_METRIC, CONTROL_METRIC})
-"""Metrics of what is measured beside HEAR's tasks."""
+"""Metrics other than those of HEAR's tasks."""
 FORM = 2
-"""Of the file; older ones, which name no clips, are measured again."""
+"""Version of the file format; older files, which do not name the clips, are measured again."""
 
 
 @dataclass(frozen=True)
 class NoiseMeasure:
-    """What is measured of every cell.
+    """Clips and noise for the measurement of every cell.
 
     Attributes:
-        files: clips.
-        config: the noise.
+        files: audio files of the clips.
+        config: settings of the noise.
     """
 
     files: tuple[Path, ...]
@@ -43,7 +43,7 @@ class NoiseMeasure:
 
     @cached_property
     def file_name(self) -> str:
-        """Where the result lies in the folder of a cell; another setting, or other clips, is another result."""
+        """Name of the result file in the folder of a cell; it depends on the settings and the clips."""
         noise = self.config.noise if self.config.noise == WHITE else file_digest(Path(self.config.noise))
         clips = [list_identity(self.files), sampled_content(self.files)]
         facts = json.dumps([asdict(replace(self.config, noise=noise)), *clips], sort_keys=True)
@@ -56,7 +56,7 @@ def can_measure(model: str) -> bool:
 
 
 def measure(noise: NoiseMeasure, model: str, folder: Path, catalog: Catalog, progress: bool) -> None:
-    """Measure a model, unless it is done."""
+    """Measure a model, unless its result exists."""
     if read_measured(noise, model, folder) is None:
         started = time.monotonic()
         rows = [asdict(row) for row in measure_noise(model, noise.files, noise.config, progress, catalog)]
@@ -66,7 +66,7 @@ def measure(noise: NoiseMeasure, model: str, folder: Path, catalog: Catalog, pro
 
 
 def read_measured(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRow] | None:
-    """What was measured of these very weights; None where that is still to do."""
+    """Read what was measured of exactly these weights; None if not done yet."""
     found = read_stamp(folder / noise.file_name)
     if not isinstance(found, dict) or {key: found.get(key) for key in _stamp(model)} != _stamp(model):
         return None
@@ -74,10 +74,10 @@ def read_measured(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRo
 
 
 def as_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
-    """What the model really uses, as if each condition were a task and each clip a fold; less is better.
+    """Return the map that the model really uses as scores, with each condition as a task and each clip as a fold.
 
-    Of every ratio there are three: the noise, the same patches in the clean clip, and the change from this to that,
-    clip by clip, which is what a mechanism that cancels noise makes negative.
+    There are three for every signal-to-noise ratio: with noise (lower is better), the same patches in the clean clip,
+    and the change from clean to noisy, clip by clip, which a mechanism that cancels noise makes negative.
     """
     found = []
     by_ratio: dict[float, dict[bool, NoiseRow]] = {}
@@ -93,7 +93,7 @@ def as_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
 
 
 def clips_identity(rows: Sequence[NoiseRow]) -> str:
-    """Which clips were measured: models may leave out different ones, and then they cannot be paired clip by clip."""
+    """Return a digest of the measured clips: models may skip different ones, and then cannot be paired clip by clip."""
     names = json.dumps([[row.snr_db, row.clips] for row in main_rows(rows)])
     return text_digest(names, NAME_DIGITS)
 

@@ -1,4 +1,4 @@
-"""A plan: a grid over settings -> cells, each a whole run with a name of its own.
+"""A plan: a grid of settings, expanded to cells, each a complete run with a name of its own.
 
 question: does subtracting a second map help?
 base: ../asda_tiny.yaml
@@ -7,10 +7,10 @@ tasks: {folder: ../../tasks, names: [esc10, fsdd]}
 seeds: [0, 1, 2]
 axes:
   lambda: {"0": {encoder.mixer.options.lambda_init: 0.0}, "0.1": {encoder.mixer.options.lambda_init: 0.1}}
-  steps: [0, 400]                      # short: the axis is a key of the config, the labels are its values
+  steps: [0, 400]                      # short form: the axis is a key of the config, the labels are its values
   options.scene_pooling: [mean, summary]   # of `load_model`: both labels share one training
 baselines: {log-mel: log_mel}
-reference: {lambda: "0", steps: "0", options.scene_pooling: mean}   # what all lines are compared with
+reference: {lambda: "0", steps: "0", options.scene_pooling: mean}   # what all rows are compared with
 budget: {hours: 8}
 """
 
@@ -47,23 +47,23 @@ from asda_hear.looking.noise_attention import NoiseConfig
 from asda_hear.model import HearOptions
 
 FOLDER = "ablations"
-"""Where plans stand among the configs."""
+"""Subfolder of the configs that holds plans."""
 OPTION, INIT, SEED = "options.", "init", "seed"
-"""Keys of an axis that are no key of a run: options of `load_model`, and the checkpoint that cells begin with."""
+"""Special axis keys: prefix of `load_model` options, the checkpoint that cells start from, and the seed (rejected)."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination with one seed.
+    """One combination of labels with one seed.
 
     Attributes:
         labels: axis -> label.
-        seed: of the run.
-        config: the whole run.
-        name: signature of the config, the data and the weights it begins with; equal cells of any plans share it,
-            and with it the training.
+        seed: seed of the run.
+        config: config of the run.
+        name: signature of the config, the data and the initial weights; equal cells of any plans share it, and with
+            it the training.
         options: keyword arguments of `load_model`.
-        init: the checkpoint that it begins with.
+        init: the checkpoint that it starts from.
     """
 
     labels: Mapping[str, str]
@@ -76,12 +76,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan with its cells, files found.
+    """A plan with its cells and located files.
 
     Attributes:
-        audio: to pre-train on.
+        audio: audio files to pre-train on.
         reference: a label of each axis, or the label of a baseline.
-        noise: clips and noise, where attention on it is measured.
+        noise: clips and noise, if attention on noise is measured.
     """
 
     file: Path
@@ -96,12 +96,12 @@ def load_plan(file: Path) -> Plan:
     """Read a plan and check every cell of it before anything runs.
 
     Args:
-        file: of YAML, or the name of one that comes with the package, as in "ablations/lambda".
+        file: YAML file, or the name of a plan of the package, such as "ablations/lambda".
 
     Raises:
-        ConfigError: a wrong key or value, in the plan or in any cell (which it names).
-        AudioError: no audio where `data` says.
-        CheckpointError: no checkpoint where `init` says.
+        ConfigError: a key or value is invalid, in the plan or in a cell (which the message names).
+        AudioError: `data` has no audio.
+        CheckpointError: `init` is not a checkpoint.
     """
     named, file = file, find_config(file)
     if not file.suffix and not file.exists():
@@ -131,7 +131,7 @@ def load_plan(file: Path) -> Plan:
 
 
 def _as_heard(options: Mapping[str, Any]) -> object:
-    """Options as they are understood; those that cannot be are refused later, with the cell."""
+    """Return the parsed options; invalid ones are returned as they are and rejected later, with the cell."""
     try:
         return parse(HearOptions, options)
     except ConfigError:
@@ -140,7 +140,7 @@ def _as_heard(options: Mapping[str, Any]) -> object:
 
 @contextmanager
 def _named(file: Path) -> Iterator[None]:
-    """Put the file before the message of an error."""
+    """Prefix the message of an error with the file."""
     try:
         yield
     except ConfigError as error:
@@ -148,10 +148,10 @@ def _named(file: Path) -> Iterator[None]:
 
 
 def _noise(config: PlanConfig, here: Path) -> NoiseMeasure | None:
-    """The clips of `noise_attention`, found; a file of noise lies beside the plan.
+    """Locate the clips of `noise_attention`; a noise file is relative to the plan.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: the noise file does not exist.
     """
     given = config.noise_attention
     if given is None:
@@ -164,7 +164,7 @@ def _noise(config: PlanConfig, here: Path) -> NoiseMeasure | None:
 
 
 class _Start:
-    """What all cells of a plan begin from."""
+    """What all cells of a plan start from."""
 
     def __init__(self, file: Path, config: PlanConfig, base: dict[str, Any], data: list[Any]) -> None:
         self.file, self.config, self.data = file, config, data
@@ -172,7 +172,7 @@ class _Start:
         self.base, self.of_all = base, {**config.set, **budget}
 
     def cells(self, labels: Mapping[str, str], changes: Mapping[str, Any]) -> list[Cell]:
-        """The cells of one combination, one for each seed."""
+        """Return the cells of one combination, one for each seed."""
         plain, options, init = self.base, dict(self.config.options), self.config.init
         for key, value in together(self.of_all, changes).items():
             if key.startswith(OPTION):
@@ -203,17 +203,17 @@ class _Start:
 
 
 def text_of(labels: Mapping[str, str]) -> str:
-    """The labels of a cell in one line."""
+    """Return the labels of a cell in one line."""
     return ", ".join(f"{axis} {label}" for axis, label in labels.items())
 
 
 def _stated(options: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that differ from the usual ones: a default that is written out asks for nothing else."""
+    """Return the options that differ from the defaults: stating a default explicitly changes nothing."""
     return {key: value for key, value in options.items() if key not in usual or usual[key] != value}
 
 
 def _reference(config: PlanConfig, axes: Mapping[str, Mapping[str, Any]], file: Path) -> Mapping[str, str] | str:
-    """The stated reference, checked; else the first label of each axis."""
+    """Return the stated reference after checking it; unstated axes take their first label."""
     if isinstance(config.reference, str):
         return config.reference
     given = {str(axis): text_of_label(label) for axis, label in (config.reference or {}).items()}

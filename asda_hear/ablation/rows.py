@@ -1,4 +1,4 @@
-"""What a store holds of a plan, as rows: one per cell and task."""
+"""Results of a plan in a store, as rows: one per cell and task."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -25,7 +25,7 @@ ResultRow = dict[str, Any]
 
 
 def collect_rows(work: PlanWork) -> list[ResultRow]:
-    """Rows of all that is done, baselines first, then cells in the order of the plan."""
+    """Return the rows of all existing results, baselines first, then cells in the order of the plan."""
     units = work.units()
     rows: list[ResultRow] = []
     for unit in units:
@@ -42,7 +42,7 @@ def collect_rows(work: PlanWork) -> list[ResultRow]:
 
 
 def _rows(work: PlanWork, unit: Unit, options: Mapping[str, Any], facts: ResultRow) -> list[ResultRow]:
-    """A row per task; of what was measured it says of which clips."""
+    """Return a row per task; those of attention on noise also identify the clips."""
     clips = clips_identity(measured) if (measured := unit_measured(work, unit)) else ""
     return [
         {**facts, **_score(score), "clips": clips if score.metric in MEASURED else ""}

@@ -1,4 +1,4 @@
-"""Runs a plan: any number of processes, on any number of machines that share the store, each take what is free."""
+"""Execution of a plan: any number of processes, on machines that share the store, each take what is free."""
 
 import math
 import sys
@@ -41,12 +41,12 @@ from asda_hear.work_queue import Failed, attempt_alone, shared_work
 
 ROWS_FILE = "rows.csv"
 PLAN_NOTE = ".plan"
-"""In the folder of the tables: the plan that they are of."""
+"""File in the folder of the tables with the path of their plan."""
 CLAIM_FILE, ROWS_LOCK = ".claim", ".rows.lock"
-"""Locks: of a unit while a process does it, and of the table while it is written."""
+"""Lock files: of a unit while a process does it, and of the table while it is written."""
 SECONDS_PER_HOUR = 3600
 RESULTS = Path("results")
-"""Where a plan leaves its tables, in a folder of its name, if nothing else is asked for."""
+"""Default folder for tables, in a subfolder with the name of the plan."""
 
 
 class CellsFailed(AsdaError):
@@ -63,7 +63,7 @@ def prepare(
     """Check a plan and find its tasks and baselines.
 
     Raises:
-        AsdaError: a cell, an option, a baseline or a task is wrong.
+        AsdaError: a cell, an option, a baseline or a task is invalid.
     """
     plugins = catalog or installed_catalog()
     check_plan(plan, plugins)
@@ -78,7 +78,7 @@ def prepare(
 
 
 def _named_by_plugins(cell: Cell, catalog: Catalog) -> Cell:
-    """The cell of a stranger's plugins is named by their versions too: another version is another cell."""
+    """Add the versions of third-party plugins to the name of a cell: another version is another cell."""
     strangers = foreign_plugins(catalog, cell.config)
     if not strangers:
         return cell
@@ -86,13 +86,13 @@ def _named_by_plugins(cell: Cell, catalog: Catalog) -> Cell:
 
 
 def run_plan(work: PlanWork, shard: Shard | None = None) -> list[ResultRow]:
-    """Do what of the plan is not done yet; other processes may do the same at the same time.
+    """Run what is not done yet of a plan; other processes may do the same concurrently.
 
-    A unit is taken by one process alone. What others are doing is waited for, and taken up where they die.
+    Each unit is held by one process only. Units held by others are waited for, and taken over if those die.
 
     Args:
-        work: from `prepare`; in its store `cells/NAME` holds each run, `rows.csv` the table.
-        shard: which part to do; None does all.
+        work: from `prepare`; `cells/NAME` in its store holds each run, `rows.csv` in its `out` the table.
+        shard: the part to do; None does all.
 
     Returns:
         one row per cell, seed and task.
@@ -114,10 +114,10 @@ def run_plan(work: PlanWork, shard: Shard | None = None) -> list[ResultRow]:
 
 
 def make_ready(work: PlanWork) -> None:
-    """Make the folders of results, and see that the tools are there.
+    """Create the result folders, and check that the tools are installed.
 
     Raises:
-        ConfigError: a folder cannot be written.
+        ConfigError: a folder cannot be written, or holds the tables of another plan.
         ToolMissing: heareval is not installed, and the plan has tasks.
     """
     if work.tasks:
@@ -133,16 +133,16 @@ def make_ready(work: PlanWork) -> None:
 
 
 def _claim(out: Path, plan: Path) -> None:
-    """Note which plan the tables of a folder are of.
+    """Record which plan the tables of a folder belong to.
 
     Raises:
-        ConfigError: they are of another one, which is still there, and would be lost.
+        ConfigError: they belong to another plan that still exists, and would be lost.
     """
     note = out / PLAN_NOTE
     noted = Path(note.read_text(encoding="utf-8").strip()) if note.is_file() else plan
     if noted != plan and noted.is_file():
         raise ConfigError(f"{out} holds the tables of {noted}, whose place those of {plan} would take; give --out.")
-    with suppress(OSError):  # what cannot be written is told below
+    with suppress(OSError):  # the caller reports what cannot be written
         out.mkdir(parents=True, exist_ok=True)
         write_text(note, f"{plan}\n")
 
@@ -157,12 +157,12 @@ def write_all_rows(work: PlanWork) -> list[ResultRow]:
 
 
 def tell_spent(work: PlanWork, left: int) -> None:
-    """Say why a plan ends before it is done."""
+    """Report on stderr that the budget is spent before the plan is done."""
     print(f"the budget of {work.plan.config.budget.hours} hours is spent; {left} are left.", file=sys.stderr)
 
 
 def _do_all(work: PlanWork, units: list[Unit]) -> list[str]:
-    """Take up one unit after the other until all are done, failed, or the budget is spent; returns what failed."""
+    """Run one unit after the other until all are done or failed, or the budget is spent; return what failed."""
     since, hours = disk_time(work.store), work.plan.config.budget.hours
     until = math.inf if hours is None else time.monotonic() + hours * SECONDS_PER_HOUR
     ended, failed = 0, list[str]()
@@ -180,7 +180,7 @@ def _do_all(work: PlanWork, units: list[Unit]) -> list[str]:
 
 
 def _attempt(work: PlanWork, unit: Unit, since: float) -> bool | Failed | None:
-    """Do a unit unless another process is at it: None; False where it was done before."""
+    """Do a unit: True if done now, False if done before, None if another process holds it."""
     if is_done(work, unit):
         return False
 
@@ -197,7 +197,7 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
     """Build every cell without weights, and check options, so that a mistake shows now and not after hours.
 
     Raises:
-        AsdaError: naming the cell.
+        AsdaError: a cell is invalid; the message names it.
     """
     parse(HearOptions, plan.config.options, "options")
     inits = {file: read_model(file) for file in {cell.init for cell in plan.cells} if file is not None}
@@ -219,7 +219,7 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
 
 
 def _check_options(cell: Cell, parts: Parts) -> None:
-    """Whether a model like this can be heard with the options of a cell.
+    """Check that a model like this can be used with the options of a cell.
 
     Raises:
         ConfigError: it cannot.
@@ -234,7 +234,7 @@ def _check_options(cell: Cell, parts: Parts) -> None:
 
 
 def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:
-    """Parameters of a baseline, which is opened now, so that a mistake shows before anything is evaluated."""
+    """Return the parameter count of a baseline, loaded now so that a mistake shows before anything is evaluated."""
     try:
         model = load_model(baseline_path(plan, label), catalog=catalog, **baseline_options(plan, label))
         if plan.noise and isinstance(model.backbone, EncoderBackbone):

@@ -22,12 +22,12 @@ FACTS = (
 )
 RESULTS = ("task", "metric", "score", "folds", "validation", "asda", "torch", "heareval")
 BASELINE = "model"
-"""Columns of `rows.csv` beside the axes; `model` tells baselines from cells."""
+"""Columns of `rows.csv` besides the axes; `model` distinguishes baselines from cells."""
 TIDY = ("fold", "clips")
 OVER_CLIPS = ("num_clips", "mean_ratio_of_clips")
-"""What the table of the attention on noise has of all clips."""
+"""Columns of the table of attention on noise that summarise all clips."""
 NOISE = (*(item.name for item in fields(NoiseRow) if item.name != "mixer"), *OVER_CLIPS)
-"""Columns of other tables that a plan leaves; `mixer` is a natural name of an axis, whose labels then stand there."""
+"""Columns of the other tables of a plan, except `mixer`: a natural name of an axis, whose labels then fill it."""
 RESERVED = {BASELINE, *FACTS, *RESULTS, *TIDY, *NOISE}
 
 
@@ -41,7 +41,7 @@ class TaskChoice:
 
 @dataclass(frozen=True)
 class NoisePlan(NoiseConfig):
-    """Measure how much attention falls on noise: which clips, and the noise that is added to them.
+    """Settings to measure how much attention falls on noise: the clips, and the noise that is added to them.
 
     Attributes:
         audio: folders, manifests or files.
@@ -56,11 +56,11 @@ class NoisePlan(NoiseConfig):
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """What a plan may take.
+    """Limits of a plan.
 
     Attributes:
-        steps: updates of every cell; None leaves them as the config and the axes say.
-        hours: after so long a command begins no further cell; what it has begun it ends. None: no limit.
+        steps: updates of every cell; None keeps those of the config and the axes.
+        hours: time after which a command starts no further cell but finishes the current one. None: no limit.
     """
 
     steps: int | None = None
@@ -78,20 +78,20 @@ class PlanConfig:
     Attributes:
         base: config file that every cell starts from.
         data: folders, manifests or files of audio to pre-train on.
-        tasks: what is evaluated; None where attention alone is measured.
-        axes: name -> label -> {config key: value}; or key -> list of values. Beside the keys of a run there are
-            "options.KEY" of `load_model`, and "init".
+        tasks: tasks to evaluate; None if only attention is measured.
+        axes: name -> label -> {config key: value}; or key -> list of values. Besides the keys of a run,
+            "options.KEY" of `load_model` and "init" are possible.
         seeds: every combination is run with each.
         baselines: label -> what `load_model` takes; evaluated once.
-        evaluation: heareval's search.
+        evaluation: settings of heareval's search.
         options: keyword arguments of `load_model`.
         set: config keys that differ from the base in every cell.
-        init: a checkpoint that every cell begins with, as `asda pretrain --init` does; adapters need one.
-        question: what the table answers; its heading.
-        reference: the line that others are compared with, as {axis: label}, or the label of a baseline; by default
+        init: a checkpoint that every cell starts from, as in `asda pretrain --init`; adapters need one.
+        question: the question that the table answers; its heading.
+        reference: the row that others are compared with, as {axis: label}, or the label of a baseline; by default
             the first combination.
         budget: limits.
-        noise_attention: how much attention falls on added noise, measured of every cell.
+        noise_attention: settings to measure how much attention of every cell falls on added noise.
     """
 
     base: str

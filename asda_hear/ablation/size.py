@@ -1,4 +1,4 @@
-"""How large the model of a cell is."""
+"""Size of the model of a cell."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from asda_core.model.flops import encoder_flops
 
 
 def size_of(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
-    """Parameters of the encoder, those that train, and 10^9 operations of a forward pass over one training clip."""
+    """Return encoder parameters, those that train, and 10^9 operations of a forward pass over one training clip."""
     with torch.random.fork_rng(devices=[]):
         front_end = build_front_end(catalog, config.front_end, config.compat)
         encoder = build_encoder(catalog, config.encoder, config.compat).eval()

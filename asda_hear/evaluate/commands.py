@@ -1,4 +1,4 @@
-"""`asda-hear evaluate`. Nothing here takes seconds to import, so that the processes of `--jobs` begin at once."""
+"""The command `asda-hear evaluate`. Nothing here takes seconds to import, so that `--jobs` processes start at once."""
 
 import argparse
 import functools
@@ -31,7 +31,7 @@ from asda_hear.names import LOG_MEL
 
 OPTION_HELP = "options of load_model, as in scene_pooling=statistics (docs/configuration.md lists them)"
 MODEL_NOTE = "model.json"
-"""In the folder of a model: which one it is."""
+"""File in the folder of a model that records its path."""
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +107,7 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
 
 
 def score_here(work: Pairs, parsed: argparse.Namespace) -> list[tuple[str, TaskScore]]:
-    """Score in this process; the tables grow as models are done. Only now what takes seconds to import is imported."""
+    """Score in this process; the tables grow as models are done. Slow modules are imported only here."""
     scoring = import_module("asda_hear.evaluate.scoring")
     scoring.open_all(work)  # a mistake shows before hours of evaluation
     rows: list[tuple[str, TaskScore]]
@@ -120,11 +120,11 @@ def score_here(work: Pairs, parsed: argparse.Namespace) -> list[tuple[str, TaskS
 
 
 def scores_beside(work: Pairs, tell: bool = False) -> list[tuple[str, TaskScore]]:
-    """Scores in a result folder of pairs that are not in this call, if they can stand in one table with those that are.
+    """Return the scores of other pairs in the result folder that are comparable with those of this call.
 
     Args:
         work: the pairs of this call.
-        tell: whether to say on stderr what is left out, and why.
+        tell: whether to report on stderr what is excluded, and why.
     """
     reason_of = Neighbours(work).reason_against
     own = {work.folder(pair) for pair in work.pairs}
@@ -146,16 +146,17 @@ def scores_beside(work: Pairs, tell: bool = False) -> list[tuple[str, TaskScore]
 
 
 class Neighbours:
-    """What is known of this call, to compare scores beside it with."""
+    """Settings of this call, with which other scores are compared."""
 
     def __init__(self, work: Pairs) -> None:
-        self.search = {key: value for key, value in search_stamp(work.config).items() if key != "seed"}  # a row's name
+        # without the seed, which is part of a row's name
+        self.search = {key: value for key, value in search_stamp(work.config).items() if key != "seed"}
         self.tasks = {pair.task.name: pair.task for pair in work.pairs}
         self.models = {pair.name: pair.model for pair in work.pairs}
         self.identity = functools.cache(task_identity)
 
     def reason_against(self, folder: Path) -> str:
-        """Why scores cannot stand beside those of this call: another search, task or model; "" if they can."""
+        """Return why scores are not comparable with those of this call (search, task or model); "" if they are."""
         stamp = read_stamp(folder / SEARCH_STAMP)
         if not isinstance(stamp, dict):
             return f"not finished, or its {SEARCH_STAMP} is damaged"
@@ -174,10 +175,10 @@ class Neighbours:
 
 
 def named_models(given: Sequence[str], options: dict[str, object], seed: int = USUAL_SEED) -> dict[str, str]:
-    """Folder and row name of each model -> what `load_model` takes.
+    """Folder and row name of each model -> argument of `load_model`.
 
     Raises:
-        ConfigError: two would be called the same, or a label cannot be a folder.
+        ConfigError: two models would have the same name, or a label cannot be a folder name.
     """
     found: dict[str, str] = {}
     for text in given:
@@ -195,10 +196,10 @@ def named_models(given: Sequence[str], options: dict[str, object], seed: int = U
 
 
 def claim_names(models: Mapping[str, str], out: Path) -> None:
-    """Note which model each name stands for, and tell those whose weights are random.
+    """Record which model each name stands for, and report those with random weights.
 
     Raises:
-        ConfigError: there are scores of another model by that name, which is still there, and would be lost.
+        ConfigError: there are scores of another, still existing model of that name, which would be lost.
     """
     for name, model in models.items():
         if model == LOG_MEL:
@@ -219,7 +220,7 @@ def claim_names(models: Mapping[str, str], out: Path) -> None:
 
 
 def row_name(model: str, options: dict[str, object], seed: int = USUAL_SEED, label: str = "") -> str:
-    """Folder and row name of a model: its label or what its path says, options, a seed that is not heareval's own."""
+    """Return the folder and row name of a model: its label or path, its options, a seed other than heareval's."""
     if label:
         stem = label
     elif model in ("", LOG_MEL):

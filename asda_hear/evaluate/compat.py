@@ -1,17 +1,17 @@
-"""Lets the unmodified heareval 2021.1.3 and hearvalidator run on today's stack.
+"""Compatibility of the unmodified heareval 2021.1.3 and hearvalidator with current packages.
 
-What is mended, each only inside `hear_tools()`, and put back after it:
+Patches, each active only inside `hear_tools()` and undone after it:
 
 | what breaks | why | what is done |
 |---|---|---|
-| `import tensorflow` | both tools ask only whether a model is a `tf.Module` | a module with that class |
-| `torch.load` of its own checkpoints | since torch 2.6 tensors alone are read; it saves classes too | an allow-list |
-| event tasks (KeyError) | it sets `fit_loop.current_epoch`, gone since lightning 1.6 | a property that sets it |
-| NVML device names | they became text | not decoded again |
-| `numpy.Inf` | gone since NumPy 2.0 | put back |
-| labels such as `01`, `NA`, `true` (KeyError) | pandas takes them for numbers, nothing, truth values | read as text |
+| `import tensorflow` | both tools only check whether a model is a `tf.Module` | a stub with that class |
+| `torch.load` of its own checkpoints | since torch 2.6 only tensors are loaded; it saves classes too | an allow-list |
+| event tasks (KeyError) | it sets `fit_loop.current_epoch`, removed in lightning 1.6 | a property that sets it |
+| NVML device names | they are text now | not decoded again |
+| `numpy.Inf` | removed in NumPy 2.0 | restored |
+| labels such as `01`, `NA`, `true` (KeyError) | pandas parses them as numbers, missing, booleans | read as text |
 
-Beside that: `ResumableTrainer`, with which a task that was interrupted does not train again what it had trained.
+In addition: `ResumableTrainer`, with which an interrupted task does not repeat its finished trainings.
 """
 
 import importlib
@@ -41,30 +41,30 @@ from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.task_checks import VOCABULARY_FILE
 
 INSTALL = 'pip install ".[hear]" && pip install --no-deps heareval==2021.1.3 hearvalidator==2021.0.2'
-"""How to get the tools; heareval's own pins cannot be met on Python 3.11."""
+"""Command to install the tools; heareval's version pins cannot be satisfied on Python 3.11."""
 RESUME_FOLDER = "trainings"
 DAMAGED = (
     OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile,
     zlib.error,
 )  # fmt: skip
-"""What reading a missing, cut off or changed file of a training raises."""
+"""Exceptions from reading a missing, truncated or changed training file."""
 CURRENT_EPOCH = property(
     lambda loop: loop.epoch_progress.current.completed,
     lambda loop, epoch: setattr(loop.epoch_progress.current, "completed", epoch),
 )
-"""What heareval believes lightning's fit loop to have."""
+"""Property that heareval expects on lightning's fit loop."""
 
 
 class ToolMissing(AsdaError):
-    """heareval or hearvalidator, or something that they need, is not installed."""
+    """heareval, hearvalidator or one of their dependencies is not installed."""
 
 
 @contextmanager
 def hear_tools() -> Iterator[None]:
-    """Import and run heareval or hearvalidator in here.
+    """Context in which heareval and hearvalidator can be imported and run.
 
     Raises:
-        ToolMissing: with the command that installs them.
+        ToolMissing: one is not installed; the message has the command that installs them.
     """
     put_back = mock.patch.object(np, "Inf", np.inf, create=True)
     with warnings.catch_warnings(), _instead_of("tensorflow", _tensorflow_stub()), put_back:
@@ -90,9 +90,9 @@ def hear_tools() -> Iterator[None]:
 
 @contextmanager
 def own_handlers(name: str) -> Iterator[None]:
-    """Take away the handlers that heareval gives to a task's logger at every call.
+    """Remove on exit the handlers that heareval adds to a task's logger at every call.
 
-    They would write the lines of the next model on that task too, into the log of this one.
+    They would also write the lines of the next model on that task to the log of this one.
     """
     logger = logging.getLogger(name)
     before = list(logger.handlers)
@@ -106,7 +106,7 @@ def own_handlers(name: str) -> Iterator[None]:
 
 @contextmanager
 def _instead_of(name: str, stub: types.ModuleType) -> Iterator[None]:
-    """Put a module in place of another; all other modules that are imported meanwhile stay."""
+    """Temporarily replace a module by another; other modules that are imported meanwhile stay."""
     before = sys.modules.get(name)
     sys.modules[name] = stub
     try:
@@ -119,7 +119,7 @@ def _instead_of(name: str, stub: types.ModuleType) -> Iterator[None]:
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Let a logger tell errors only."""
+    """Restrict a logger to errors."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -133,7 +133,7 @@ def validate(arguments: Sequence[str]) -> None:
     """Run hear-validator's own entry point with these arguments.
 
     Raises:
-        AsdaError: there is no module of the name that is given.
+        AsdaError: the given module does not exist.
     """
     with hear_tools():
         validator = importlib.import_module("hearvalidator.validate")
@@ -141,29 +141,29 @@ def validate(arguments: Sequence[str]) -> None:
             try:
                 validator.main()
             except ModuleNotFoundError as error:
-                if error.name not in arguments:  # what the module itself imports is its own matter
+                if error.name not in arguments:  # a failed import inside the module itself
                     raise
                 raise AsdaError(f"no module {error.name!r} can be imported here; is its package installed?") from None
 
 
 def device_name(index: int = 0) -> str:
-    """What heareval writes beside its scores."""
+    """Return the device name that heareval writes with its scores."""
     return str(torch.cuda.get_device_name(index)) if torch.cuda.is_available() else "cpu"
 
 
 def installed() -> bool:
-    """Whether heareval and what it needs can be found."""
+    """Whether heareval and its dependencies can be found."""
     return all(
         importlib.util.find_spec(name) for name in ("heareval", "hearvalidator", "pytorch_lightning", "sed_eval")
     )
 
 
 class Trainings:
-    """The trainings of one task, kept so that an interrupted task goes on behind the last finished one.
+    """The trainings of one task, saved so that an interrupted task resumes after the last finished one.
 
     heareval trains a task's grid points and folds one after the other, always in the same order, and draws from global
-    generators as it goes. After each training the state of these is kept with the result; when the task starts again,
-    finished trainings are looked up and the generators put where they were.
+    random generators. After each training their state is saved with the result; when the task starts again, finished
+    trainings are loaded and the state of the generators is restored.
     """
 
     current: "Trainings | None" = None
@@ -180,7 +180,7 @@ class Trainings:
             write_text(stamp, json.dumps(settings))
 
     def next_file(self) -> Path:
-        """Where the next training is kept."""
+        """Return the file of the next training."""
         self.number += 1
         return self.folder / f"{self.number:04d}.pt"
 
@@ -193,10 +193,10 @@ class Trainings:
 
 
 def _with_trainer(lightning: types.ModuleType) -> types.SimpleNamespace:
-    """pytorch_lightning as heareval sees it, with a trainer that can go on."""
+    """Return pytorch_lightning for heareval, with a trainer that can resume."""
 
     class ResumableTrainer(lightning.Trainer):  # type: ignore[name-defined, misc]
-        """heareval's trainer without its bars and timing report, which looks up finished trainings."""
+        """heareval's trainer without progress bars and timing report; it loads finished trainings."""
 
         def __init__(self, **settings: Any) -> None:
             quiet = {"enable_progress_bar": False, "enable_model_summary": False, "profiler": None}
@@ -222,7 +222,7 @@ def _with_trainer(lightning: types.ModuleType) -> types.SimpleNamespace:
             return results
 
         def _let_interruptions_through(self) -> None:
-            """lightning swallows Ctrl-C and goes on with what was trained so far."""
+            """Raise on Ctrl-C, which lightning catches to continue with what was trained so far."""
             if self.interrupted:
                 raise KeyboardInterrupt
 
@@ -231,14 +231,14 @@ def _with_trainer(lightning: types.ModuleType) -> types.SimpleNamespace:
 
 
 def _vocabulary(folder: Path) -> tuple[Any, int]:
-    """Numbers and labels of a task as heareval wants them, and how many there are."""
+    """Return the numbers and labels of a task as heareval expects them, and the number of labels."""
     pandas = importlib.import_module("pandas")
     labels = pandas.read_csv(folder / VOCABULARY_FILE, dtype={"label": str}, keep_default_na=False)
     return labels, len(labels)
 
 
 def _read_training(file: Path) -> dict[str, Any] | None:
-    """A finished training, if its best model is still there; what is damaged is made again."""
+    """Read a finished training; None, so that it is repeated, if it or its best model is missing or damaged."""
     try:
         kept: dict[str, Any] = torch.load(file, weights_only=True)
         with zipfile.ZipFile(kept["model_path"]) as archive:
@@ -274,13 +274,13 @@ def _put_back(kept: dict[str, Any], trainer: Any, model: Any) -> None:
 
 
 def _plain(state: Any) -> tuple[Any, ...]:
-    """NumPy's generator state without arrays."""
+    """Return NumPy's generator state without arrays."""
     return tuple(part.tolist() if isinstance(part, np.ndarray) else part for part in state)
 
 
 def _tensorflow_stub() -> types.ModuleType:
-    """All that both tools use of TensorFlow. It is used even where the real one is installed: heareval refuses to run
-    when torch sees a GPU and TensorFlow does not."""
+    """Return a stub of what both tools use of TensorFlow. It is used even if that is installed: heareval refuses to
+    run if torch finds a GPU and TensorFlow does not."""
     stub = types.ModuleType("tensorflow")
     stub.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)
     stub.__version__ = "2.0.0"  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What scores belong to: a model's weights, a task, and what is installed."""
+"""Identity of what scores belong to: a model's weights, a task, and the installed versions."""
 
 import functools
 import hashlib
@@ -21,14 +21,14 @@ from asda_hear.names import LOG_MEL
 IDENTITY_DIGITS = 16
 Stamp = dict[str, Any]
 SEARCH_STAMP, SOURCE_STAMP = "evaluation.json", "embedding.json"
-"""What the scores, and what the embeddings in a folder were made from."""
+"""Files that record what the scores and the embeddings in a folder were made from."""
 SEPARATOR = " "
-"""Between the identities of a task."""
+"""Separator of the identities of a task."""
 TEXT_FILES = (".json", ".csv")
 
 
 def weights_identity(model: str) -> str:
-    """What a model's embeddings depend on: its name, or the content of its files and the versions of its plugins."""
+    """Return what a model's embeddings depend on: its name, or digests of its files and the versions of its plugins."""
     if model == LOG_MEL:
         return LOG_MEL
     file = locate(find_model(model))
@@ -38,7 +38,7 @@ def weights_identity(model: str) -> str:
 
 
 def _foreign_plugins(file: Path) -> list[str]:
-    """Distribution and version here of every plugin of a model that is a stranger's: another answers otherwise."""
+    """Distribution and installed version of every third-party plugin of a model: another may give other embeddings."""
     facts = file.stat()
     names = _foreign_distributions(file, facts.st_size, facts.st_mtime_ns)
     return sorted(f"{name} {version_of(name)}" for name in names)
@@ -46,16 +46,16 @@ def _foreign_plugins(file: Path) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _foreign_distributions(file: Path, size: int, time_ns: int) -> frozenset[str]:
-    """Looked for once as long as the size and time of a file stay."""
+    """Distributions of the third-party plugins of a model; cached while the size and time of the file stay the same."""
     try:
         if file.suffix in CONFIG_SUFFIXES:
-            from asda_core.assemble import plugin_origins  # with torch, for which help need not wait
+            from asda_core.assemble import plugin_origins  # imports torch, which help does not need
             from asda_core.catalog import installed_catalog
 
             made_by = plugin_origins(installed_catalog(), load_run_config(file), with_objective=False)
         else:
             made_by = json.loads(safetensors_metadata(file).get("plugins", "{}"))
-        heard = [origin for family, origin in made_by.items() if family != "objective"]  # which only trains
+        heard = [origin for family, origin in made_by.items() if family != "objective"]  # only trains
         return frozenset(origin["distribution"] for origin in heard) - {OWN_DISTRIBUTION, GIVEN}
     except (AsdaError, ValueError, AttributeError, KeyError, TypeError, RecursionError):  # none of ours, or no config
         return frozenset()
@@ -63,24 +63,24 @@ def _foreign_distributions(file: Path, size: int, time_ns: int) -> frozenset[str
 
 @functools.lru_cache(maxsize=4096)
 def _digest(file: Path, size: int, time_ns: int) -> str:
-    """Digest of a file, taken once as long as its size and time stay."""
+    """Digest of a file; cached while its size and time stay the same."""
     return file_digest(file)
 
 
 def task_identity(task: Path) -> str:
-    """What the scores on a task may depend on: its `identity_at` every rate, the highest first.
+    """Return what the scores on a task may depend on: its `identity_at` every sample rate, the highest first.
 
-    Scores belong to one of them, so that a rate that is added changes nothing for those that are there.
+    Scores belong to one of these, so that adding a sample rate does not invalidate existing scores.
     """
     return SEPARATOR.join(identity_at(task, rate) for rate in sorted(_rates(task), reverse=True) or [0])
 
 
 def identity_at(task: Path, rate: int) -> str:
-    """What scores depend on: labels, splits and metadata by content, audio at one rate by name, size and time.
+    """Digest of what scores depend on: labels, splits, metadata by content, audio at one rate by name, size and time.
 
     Args:
-        task: its folder; hidden files are no part of it.
-        rate: in Hz, of the model; where the task has it not, its highest counts, of which it is made.
+        task: its folder; hidden files are ignored.
+        rate: sample rate of the model in Hz; if the task lacks it, its highest is used, from which it is resampled.
     """
     rates = _rates(task)
     heard = rates.get(rate) or (rates[max(rates)] if rates else None)
@@ -89,7 +89,7 @@ def identity_at(task: Path, rate: int) -> str:
 
 
 def _rates(task: Path) -> dict[int, Path]:
-    """Rate in Hz -> the folder of its audio."""
+    """Sample rate in Hz -> the folder of its audio."""
     return {int(path.name): path for path in task.iterdir() if path.name.isdigit() and path.is_dir()}
 
 
@@ -109,20 +109,20 @@ def _digest_of(task: Path, paths: Iterable[Path]) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _former_identity(task: Path, today: str) -> str:
-    """That of scores of earlier versions, for which every file counted; taken once as long as the task stays."""
+    """Identity for scores of earlier versions, which covered every file; cached while the task stays the same."""
     return _digest_of(task, task.rglob("*"))
 
 
 def kept_identity(folder: Path, task: Path, today: str) -> str:
-    """The identity under which a folder keeps what was made of a task.
+    """Return the identity under which a folder keeps what was made from a task.
 
     Args:
         folder: of embeddings and scores.
         task: the task.
-        today: its `task_identity`.
+        today: its current `task_identity`.
 
     Returns:
-        what a stamp in the folder says, where that is still true of the task; else what no stamp says.
+        the identity in a stamp of the folder if the task still matches it; otherwise `today`.
     """
     for stamp in (SEARCH_STAMP, SOURCE_STAMP):
         said = read_stamp(folder / stamp)
@@ -133,12 +133,12 @@ def kept_identity(folder: Path, task: Path, today: str) -> str:
 
 
 def versions(*distributions: str) -> dict[str, str]:
-    """Distribution -> its version here."""
+    """Distribution -> its installed version."""
     return {name: version_of(name) for name in distributions}
 
 
 def version_of(distribution: str) -> str:
-    """ "" where it is not installed: then no scores are those of this installation."""
+    """Return the installed version of a distribution; "" if it is not installed: then no scores match."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -146,7 +146,7 @@ def version_of(distribution: str) -> str:
 
 
 def read_stamp(file: Path) -> Any:
-    """What a stamp says; None if it is missing or damaged."""
+    """Read a stamp; None if it is missing or damaged."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError):
@@ -154,12 +154,12 @@ def read_stamp(file: Path) -> Any:
 
 
 def stamps(weights: str, options: Mapping[str, Any], task: str, config: EvaluationConfig) -> tuple[Stamp, Stamp]:
-    """What embeddings, and what scores, belong to.
+    """Return the stamps of embeddings and of scores: what they belong to.
 
     Args:
         weights: the `weights_identity` of the model.
         options: keyword arguments of `load_model`.
-        task: the identity that they are kept under.
+        task: identity of the task that they are kept under.
         config: the search.
     """
     source = {"weights": weights, "options": dict(options), "task": task, **versions("asda-hear", "torch")}
@@ -167,19 +167,19 @@ def stamps(weights: str, options: Mapping[str, Any], task: str, config: Evaluati
 
 
 def search_stamp(config: EvaluationConfig) -> Stamp:
-    """The part of a stamp that says how scores were searched for."""
+    """Return the part of a stamp that records the settings of the search."""
     search = asdict(config)
-    if config.seed == USUAL_SEED:  # as scores were kept before there were others
+    if config.seed == USUAL_SEED:  # as in stamps from before the seed could be set
         del search["seed"]
     return {**search, **versions("heareval")}
 
 
 def is_scored(folder: Path, search: Stamp, task: Path) -> bool:
-    """Whether a folder holds the scores that belong to this, and they can be read.
+    """Whether a folder holds readable scores that belong to this search and task.
 
     Args:
         folder: of a model and a task.
-        search: the second of its `stamps`, for the `task_identity`.
+        search: the second of its `stamps`, made with the `task_identity`.
         task: the task.
     """
     wanted = {**search, "task": kept_identity(folder, task, search["task"])}

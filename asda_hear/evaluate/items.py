@@ -1,4 +1,4 @@
-"""What a model said about every test clip: kept beside the scores, so that models can be compared clip by clip."""
+"""Predictions of a model for every test clip, kept with the scores so that models can be compared clip by clip."""
 
 import functools
 import io
@@ -26,11 +26,11 @@ Floats = Float[np.ndarray, " resamples"]
 
 ITEMS_FILE = "items.npz"
 PREDICTIONS = "{fold}.predictions.pkl"
-"""What heareval leaves for each test fold."""
+"""File that heareval writes for each test fold."""
 DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises for a file that is no archive of arrays, or one with a wrong byte."""
+"""Exceptions that numpy raises for a file that is not an archive of arrays, or a corrupted one."""
 NOTES_OF_AN_OCTAVE = 12
-"""heareval's chroma: the number of a class modulo this."""
+"""Chroma of a class in heareval: its number modulo this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ def keep_items(folder: Path) -> None:
     """Write `items.npz` from the predictions that heareval has just made in `folder`; nothing for event tasks.
 
     Raises:
-        TaskError: predictions are missing, or hold something else than tensors.
+        TaskError: predictions are missing, or hold something other than tensors.
     """
     metadata = json.loads((folder / "task_metadata.json").read_text())
     (folder / ITEMS_FILE).unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def read_items(folder: Path) -> Items | None:
-    """Read `items.npz` only; None where it is missing or damaged."""
+    """Read `items.npz` and no other file; None if it is missing or damaged."""
     try:
         with (folder / ITEMS_FILE).open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = dict(file)
@@ -89,7 +89,7 @@ def _is_fold(fold: Fold) -> bool:
 
 
 class _TensorsOnly(pickle.Unpickler):
-    """Builds tensors and nothing else: a pickle may name any function, so all but those of a tensor are refused."""
+    """Unpickler that builds only tensors: a pickle may name any function, so all but those of a tensor are rejected."""
 
     def find_class(self, module: str, name: str) -> Any:
         known: dict[tuple[str, str], Any] = {
@@ -103,7 +103,7 @@ class _TensorsOnly(pickle.Unpickler):
 
 
 def _load_storage(content: bytes) -> Any:
-    """torch's own function for this allows any pickle inside."""
+    """Load a storage with tensors only; torch's own function for this allows any pickle inside."""
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
@@ -131,15 +131,15 @@ def can_score(metric: str) -> bool:
 
 
 def scorer(items: Items) -> Callable[[Sequence[ResampleWeights]], Floats]:
-    """What gives the primary metric of many resamples, mean over folds; NaN where a fold of one cannot be scored.
+    """Return a function for the primary metric of many resamples: the mean over folds, NaN if one cannot be scored.
 
-    It takes for each fold how often each clip is in each resample, (clips, resamples); all 1 gives heareval's number.
+    It takes for each fold how often each clip is in each resample, (clips, resamples); all 1 gives heareval's value.
 
     Args:
         items: of one model.
 
-    **Differs**: a class without a positive (for aucroc: or without a negative) is left out of the mean over classes;
-    heareval gives it 0 (mAP) or the whole fold NaN (aucroc), which would only say what was drawn.
+    **Differs**: a class without a positive (for aucroc: or without a negative) is excluded from the mean over
+    classes; heareval gives it 0 (mAP) or the whole fold NaN (aucroc), which would only reflect the draw.
 
     Raises:
         TaskError: the metric is not one that `can_score` knows.
@@ -166,13 +166,13 @@ def _of_fold(metric: str, targets: NDArray[np.bool_], said: NDArray[np.float32])
 
 
 def _likeliest(values: NDArray[Any], modulus: int | None) -> NDArray[np.intp]:
-    """Numbers of the classes with the highest values; modulo an octave, for chroma."""
+    """Return the number of the class with the highest value of each clip; modulo an octave for chroma."""
     best = values.argmax(axis=1)
     return np.asarray(best % modulus if modulus else best)
 
 
 ACCURACIES = ("chroma_acc", "pitch_acc", "top1_acc")
-"""The share of clips whose likeliest class is right."""
+"""Metrics that are the share of clips whose likeliest class is right."""
 RANKINGS = ("mAP", "aucroc")
-"""Metrics of the order in which a class ranks the clips, as `macro_means` has them."""
+"""Metrics of the ranking of the clips by each class, in the order of `macro_means`."""
 KNOWN = (*ACCURACIES, *RANKINGS)

@@ -1,4 +1,4 @@
-"""Where labels and splits come from: a folder per class, or a CSV."""
+"""Labels and splits of clips, from a folder per class or a CSV."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from asda_hear.evaluate.tasks import MILLISECONDS, Clip, EmbeddingType, Event
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a CSV; `start` and `end` are seconds and used for events alone."""
+    """Names of the columns of a CSV; `start` and `end` are in seconds and used only for events."""
 
     file: str = "filename"
     label: str = "label"
@@ -27,10 +27,10 @@ class Columns:
 
 
 def split_names(names: set[str], where: str) -> dict[str, str]:
-    """Name -> train, valid or test, as of `asda_core.labelled.splits.usual_split`; empty if none is called so.
+    """Name -> train, valid or test, by `asda_core.labelled.splits.usual_split`; empty if no name is that of a split.
 
     Raises:
-        TaskError: some are called as splits and others are not, or one of the three is missing.
+        TaskError: some names are those of splits and others are not, or one of the three splits is missing.
     """
     usual = {name: split for name in names if (split := usual_split(name))}
     if usual and (len(usual) < len(names) or {*usual.values()} != {*TRAIN_VALID_TEST}):
@@ -42,7 +42,7 @@ def split_names(names: set[str], where: str) -> dict[str, str]:
 
 
 def clips_from_folders(root: Path) -> list[Clip]:
-    """A folder per class, perhaps within folders for train, valid and test: as `folder_rows` reads it.
+    """Read clips from a folder per class, optionally within folders for train, valid and test; see `folder_rows`.
 
     Raises:
         TaskError: audio lies outside a class folder, or some but not all of the folders are splits.
@@ -51,11 +51,11 @@ def clips_from_folders(root: Path) -> list[Clip]:
 
 
 def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingType) -> list[Clip]:
-    """Clips of a CSV with a header; a clip of an event task may stand in several rows, or in one without label.
+    """Read the clips of a CSV with a header; a clip of an event task may have several rows, or one without a label.
 
     Raises:
-        TaskError: a column is missing, a row has more values than columns, a number is none, an event begins before its
-            clip or ends before it begins, or a clip has two splits or none.
+        TaskError: a column is missing, a row has more values than columns, a time is no number, an event begins before
+            its clip or ends before it begins, or a clip has two splits or none.
     """
     names, rows = read_table(table)
     needed = [columns.file, columns.label, *([columns.split] if columns.split else [])]
@@ -100,17 +100,17 @@ def _event(row: Mapping[str, str], columns: Columns, label: str, where: str) -> 
 
 
 def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], folds: int, seed: int = 0) -> list[Clip]:
-    """Give every clip its split.
+    """Assign a split to every clip.
 
     Args:
-        clips: with whatever the CSV or the folders say as their split.
-        parts: train, valid and test -> values of the split column; empty if it says so itself.
-        folds: number of folds to draw where nothing is said, at least 3; 0 draws train, valid and test.
-        seed: of that draw, which keeps the shares of the labels.
+        clips: clips with the split that the CSV or the folders give.
+        parts: train, valid and test -> values of the split column; empty if the column names splits or folds itself.
+        folds: number of folds to draw if no split is given, at least 3; 0 draws train, valid and test.
+        seed: seed of that draw, which is stratified by label.
 
     Raises:
-        TaskError: a value belongs to no part or to two, a part has no clip, there is no split column, folds are too
-            few or more than the clips, or are to be drawn of clips that have splits, or there are too few clips for
+        TaskError: a value belongs to no part or to two, a part has no clip, there is no split column, `folds` is too
+            small, exceeds the number of clips or is given for clips that have splits, or there are too few clips for
             three parts.
     """
     if folds and folds < MIN_FOLDS:
@@ -153,5 +153,5 @@ def _owners(parts: Mapping[str, Sequence[str]], given: set[str]) -> dict[str, st
 
 
 def fold_names(values: Iterable[str]) -> dict[str, str]:
-    """Any names of folds -> fold00, fold01, ... in order: 2 before 10, and fold2 before fold10."""
+    """Any names of folds -> fold00, fold01, ... in natural order: 2 before 10, and fold2 before fold10."""
     return {value: f"fold{number:02d}" for number, value in enumerate(sorted(set(values), key=fold_number))}

@@ -1,4 +1,4 @@
-"""HEAR's leaderboard: its 19 columns, the row to hand in, and aggregates over tasks."""
+"""HEAR's leaderboard: its 19 columns, the row to submit, and aggregates over tasks."""
 
 import csv
 import io
@@ -16,10 +16,10 @@ class HearColumn:
 
     Attributes:
         tasks: names of the tasks, without version and size; the column is their mean.
-        mean: of the leaderboard's models that have a value.
-        deviation: of the same, population standard deviation.
-        best: of the leaderboard.
-        naive: the mel baseline; None where it is not published.
+        mean: mean over the leaderboard's models that have a value.
+        deviation: population standard deviation over the same models.
+        best: best score of the leaderboard.
+        naive: score of the mel baseline; None if not published.
         size: last part of the name of the task's folder.
     """
 
@@ -68,25 +68,25 @@ _BY_FOLDER = {(name, column.size): heading for heading, column in HEAR_COLUMNS.i
 
 
 def hear_column(task: str) -> str | None:
-    """The leaderboard's column of a task folder, as in `esc50-v2.0.0-full`; None for a task that is none of HEAR's.
+    """Return the leaderboard's column of a task folder, such as `esc50-v2.0.0-full`; None if the task is not HEAR's.
 
-    Versions do not matter; the size does.
+    The version is ignored; the size is not.
     """
     name, size = task.split("-", 1)[0], task.rsplit("-", 1)[-1]
     return _BY_FOLDER.get((name, size))
 
 
 def leaderboard_row(model: str, url: str, date: str, scores: Mapping[str, float]) -> dict[str, str]:
-    """The row to hand in.
+    """Return the row to submit.
 
     Args:
         model: its name on the leaderboard.
         url: where the model is.
         date: of the submission, year-month-day.
-        scores: task folder -> primary metric as a fraction; tasks that are none of HEAR's are not in the row.
+        scores: task folder -> primary metric as a fraction; tasks that are not HEAR's are ignored.
 
     Returns:
-        A text for every column in HEAR's order; empty where a task (for Beehive: one of its two) was not run.
+        text for every column in HEAR's order; empty if a task (for Beehive: one of its two) was not run.
     """
     row = dict.fromkeys(HEADER, "") | dict(zip(SUBMISSION, (model, url, date), strict=True))
     for heading, tasks in _columns(scores).items():
@@ -110,16 +110,16 @@ def aggregates(
     naive: Mapping[str, float] | None = None,
     best: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """One number over all tasks, in the four ways in use; the two Beehive tasks count as one.
+    """Aggregate the scores over all tasks, in the four ways in use; the two Beehive tasks count as one.
 
     Args:
         scores: task folder -> primary metric as a fraction.
-        naive: task folder -> score of the log-mel baseline; where it says nothing, HEAR's published one is taken.
-        best: task folder -> best score; where it says nothing, the leaderboard's best is taken.
+        naive: task folder -> score of the log-mel baseline; for missing tasks, HEAR's published one is used.
+        best: task folder -> best score; for missing tasks, the leaderboard's best is used.
 
     Returns:
-        "mean"; "share of the best"; "s(m)", 0 for the naive baseline and 100 for the best; "z", deviations from the
-        leaderboard's mean between -1 and 1. What cannot be computed for every task is left out.
+        "mean"; "share of the best"; "s(m)", 0 for the naive baseline and 100 for the best; "z", standard deviations
+        from the leaderboard's mean, clipped to [-1, 1]. What cannot be computed for every task is excluded.
 
     **Source**: share: EfficientAT (github.com/fschmid56/EfficientAT_HEAR). s(m): SUPERB-SG (ACL 2022), clipped at 0 as
     in GRAM and WavJEPA. z: github.com/hearbenchmark/hear-leaderboard.
@@ -141,7 +141,7 @@ def aggregates(
 
 
 def _columns(scores: Mapping[str, float]) -> dict[str, list[str]]:
-    """Column -> its tasks; a task that is none of HEAR's, or half a column, stands for itself."""
+    """Column -> its tasks; a task that is not HEAR's, or half of a column, is a column of its own."""
     columns: dict[str, list[str]] = {}
     for task in scores:
         columns.setdefault(hear_column(task) or task, []).append(task)
@@ -158,7 +158,7 @@ def _given_or_published(
     given: Mapping[str, float] | None,
     published: Callable[[HearColumn], float | None],
 ) -> dict[str, float]:
-    """For each column what the caller measured for all its tasks, else HEAR's number, else NaN."""
+    """Column -> mean of the given scores if all its tasks have one, otherwise HEAR's published value, otherwise NaN."""
     found = {}
     for heading, tasks in columns.items():
         value = published(HEAR_COLUMNS[heading]) if heading in HEAR_COLUMNS else None
@@ -173,7 +173,7 @@ def _share(score: float, best: float) -> float:
 
 
 def _between(score: float, naive: float, best: float) -> float:
-    """0 at and below the naive baseline, 1 at the best; NaN above a baseline that is itself the best."""
+    """Scale to 0 at and below the naive baseline, 1 at the best; NaN above a baseline that is itself the best."""
     if math.isnan(score + naive + best):
         return math.nan
     if score <= naive:

@@ -1,4 +1,4 @@
-"""Models x tasks, their results, and waiting for the processes that score them; `scoring` is what they do."""
+"""Pairs of models and tasks, their results, and the processes that score them, each of which runs `scoring`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ class Pair:
 
     Attributes:
         model: what `asda_hear.load_model` takes.
-        name: of the model: the folder of its results.
-        task: folder in HEAR's format.
+        name: name of the model and of the folder of its results.
+        task: task folder in HEAR's format.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Pairs:
     """What is to be evaluated, and how.
 
     Attributes:
-        pairs: all of them, those of a model together.
+        pairs: all pairs, those of a model together.
         out: folder of the results.
         config: the search.
         options: keyword arguments of `load_model`.
@@ -62,25 +62,25 @@ class Pairs:
     options: Mapping[str, Any]
 
     def folder(self, pair: Pair) -> Path:
-        """Where its scores are."""
+        """Folder of the scores of a pair."""
         return self.out / pair.name / pair.task.name
 
     def error_file(self, pair: Pair) -> Path:
-        """Where it says why a pair failed."""
+        """File that says why a pair failed."""
         return self.out / pair.name / f"{pair.task.name}.error.txt"
 
     def claim_file(self, pair: Pair) -> Path:
-        """The lock that a process holds while it does a pair; the system frees it when the process ends."""
+        """Lock file that a process holds while it scores a pair; the system releases it when the process ends."""
         return self.out / pair.name / f".{pair.task.name}.claim"
 
 
 def score_in_processes(work: Pairs, given: Sequence[str], jobs: int) -> list[tuple[str, TaskScore]]:
-    """Score all pairs in so many processes of this machine; Ctrl-C and SIGTERM stop all.
+    """Score all pairs in `jobs` processes on this machine; Ctrl-C and SIGTERM stop all.
 
     Args:
         work: the pairs.
-        given: the command line of `asda-hear`, which each process gets.
-        jobs: processes, each of `work.config.threads` threads.
+        given: command line of `asda-hear`, which each process gets.
+        jobs: number of processes, each with `work.config.threads` threads.
 
     Raises:
         EvaluationFailed: pairs failed.
@@ -106,17 +106,17 @@ def score_in_processes(work: Pairs, given: Sequence[str], jobs: int) -> list[tup
 
 
 def rows_of(work: Pairs, scores: Mapping[Pair, TaskScore]) -> list[tuple[str, TaskScore]]:
-    """Name of the model and score, in the order of the pairs."""
+    """Return name of the model and score, in the order of the pairs."""
     return [(pair.name, scores[pair]) for pair in work.pairs if pair in scores]
 
 
 def unless_failed(
     work: Pairs, scores: Mapping[Pair, TaskScore], failed: Mapping[Pair, str]
 ) -> list[tuple[str, TaskScore]]:
-    """The rows of the table.
+    """Return the rows of the table.
 
     Raises:
-        EvaluationFailed: with them, if any pair failed; `failed` says why.
+        EvaluationFailed: a pair failed, for the reason in `failed`; the exception holds the rows.
     """
     rows = rows_of(work, scores)
     if failed:

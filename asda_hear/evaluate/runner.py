@@ -1,4 +1,4 @@
-"""Runs the unmodified heareval in process: embeddings, then predictions, task by task, and goes on after a kill."""
+"""Runs the unmodified heareval in process: embeddings, then predictions, task by task; it resumes after a kill."""
 
 import contextlib
 import functools
@@ -37,14 +37,14 @@ from asda_hear.evaluate.task_checks import EvaluationConfig, check_task
 
 MODULE = "asda_hear"
 SECONDS_FILE = "seconds.json"
-"""What a task has taken: `embedding` and `prediction`."""
+"""File with the seconds that a task has taken: `embedding` and `prediction`."""
 SIZES_FILE = "embedding-files.json"
-"""How many bytes each of heareval's files of embeddings had, so that one that was cut off is made again."""
+"""File with the size in bytes of each of heareval's embedding files, so that a truncated one is made again."""
 EMBEDDING_FILES = (
     "*.embeddings.npy", "*.target-labels.pkl", "*.embedding-dimensions.json", "*.filename-timestamps.json",
 )  # fmt: skip
 COPY_STAMP = ".source"
-"""What a task at another rate was made from."""
+"""File that records what a task at another sample rate was made from."""
 
 
 def evaluate(
@@ -56,10 +56,10 @@ def evaluate(
     progress: bool = True,
     cache: Path | None = None,
 ) -> list[TaskScore]:
-    """Score one model on tasks; what is already in `out` is not done again.
+    """Score one model on tasks; results that are already in `out` are reused.
 
-    Results belong to the weights (by content), the options, the task (by its labels and splits) and the search; where
-    one of them has changed, what depends on it is done anew.
+    Results belong to the weights (by content), the options, the task (see `identity_at`), the installed versions and
+    the search; if one of them has changed, what depends on it is computed again.
 
     Args:
         model: what `asda_hear.load_model` takes.
@@ -67,15 +67,15 @@ def evaluate(
         out: folder of this model's embeddings, trainings, scores, and heareval's output in `heareval.log`.
         config: the search.
         options: keyword arguments of `load_model`.
-        progress: whether to show bars.
-        cache: where tasks at another rate are made (default: beside `out`).
+        progress: whether to show progress bars.
+        cache: folder for tasks resampled to another sample rate (default: beside `out`).
     """
     with hear_tools():
         return [*map(Evaluation(model, out, config, options or {}, progress, cache).score, tasks)]
 
 
 class Evaluation:
-    """One model, and where its scores go; see `evaluate` for the arguments. The model is loaded once it is needed."""
+    """Evaluation of one model; see `evaluate` for the arguments. The model is loaded when it is first needed."""
 
     def __init__(
         self,
@@ -93,14 +93,14 @@ class Evaluation:
         self._embedding: Any = None
 
     def is_done(self, task: Path, identity: str) -> bool:
-        """Whether the scores on a task of this `task_identity` are there."""
+        """Whether the scores on a task of this `task_identity` exist."""
         return is_scored(self.out / task.name, self._stamps(identity)[1], task)
 
     def _stamps(self, identity: str) -> tuple[Stamp, Stamp]:
         return stamps(self.weights, self.options, identity, self.config)
 
     def score(self, task: Path) -> TaskScore:
-        """Score the model on a task, within `hear_tools()`; what is there of it is not done again."""
+        """Score the model on a task, within `hear_tools()`; existing results are reused."""
         folder = self.out / task.name
         source, search = self._stamps(kept_identity(folder, task, task_identity(task)))
         if is_scored(folder, search, task):
@@ -136,7 +136,7 @@ def finished_scores(
     config: EvaluationConfig,
     options: Mapping[str, Any],
 ) -> list[TaskScore]:
-    """The scores that `evaluate` would find done; a task that is to be done is left out.
+    """Return the scores that `evaluate` would reuse; tasks without such scores are excluded.
 
     Args:
         model: what `asda_hear.load_model` takes; it must exist.
@@ -157,7 +157,7 @@ def _load(model: str, options: dict[str, Any], log: TextIO) -> Any:
 
 
 def _embed(embedding: Any, task: Path, folder: Path, log: TextIO, progress: bool) -> None:
-    """As heareval's own command does for one task, its bars shown: an unfinished one is done anew."""
+    """Embed one task as heareval's own command does, with progress bars; unfinished embeddings are made again."""
     shutil.rmtree(folder, ignore_errors=True)
     embeddings = importlib.import_module("heareval.embeddings.task_embeddings")
     bar = functools.partial(tqdm, desc=f"embedding {task.name}", disable=not progress, file=sys.stderr, leave=False)
@@ -166,12 +166,12 @@ def _embed(embedding: Any, task: Path, folder: Path, log: TextIO, progress: bool
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Name -> bytes of what heareval keeps of embeddings."""
+    """Name -> size in bytes of heareval's embedding files."""
     return {file.name: file.stat().st_size for pattern in EMBEDDING_FILES for file in sorted(folder.glob(pattern))}
 
 
 def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log: TextIO, progress: bool) -> None:
-    """heareval's own command for one task, with a bar over its trainings."""
+    """Run heareval's own prediction command for one task, with a bar over its trainings."""
     runner = importlib.import_module("heareval.predictions.runner")
     predictions = importlib.import_module("heareval.predictions.task_predictions")
     seeded = functools.partial(_seed_with, predictions.seed_everything, config.seed)
@@ -195,12 +195,12 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
 
 
 def _seed_with(seed_everything: Callable[..., Any], seed: int, _: int, **settings: Any) -> None:
-    """heareval's seeding, with another seed than its own."""
+    """Call heareval's seeding with another seed than its own."""
     seed_everything(seed, **settings)
 
 
 def _at_rate(task: Path, rate: int, cache: Path, identity: str, progress: bool) -> Path:
-    """The task with audio at the model's rate: HEAR's archives have 48 kHz alone, so it is made in `cache`."""
+    """Return the task at the model's sample rate, made in `cache` if missing: HEAR's archives have only 48 kHz."""
     if (task / str(rate)).is_dir():
         return task
     copy = cache / f"tasks-{rate}" / task.name
@@ -215,7 +215,7 @@ def _at_rate(task: Path, rate: int, cache: Path, identity: str, progress: bool) 
 
 @contextlib.contextmanager
 def _into(log: TextIO) -> Iterator[None]:
-    """heareval's prints, bars and log lines go to a file."""
+    """Redirect heareval's prints, bars and log lines to a file."""
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield
     log.flush()

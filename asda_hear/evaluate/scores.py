@@ -1,4 +1,4 @@
-"""Score files of heareval -> a table, as text, CSV, Markdown and JSON."""
+"""Score files of heareval -> a table, as Markdown, CSV and JSON."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ PREFIX = "test_"
 NOT_A_METRIC = ("loss", "score")
 METADATA_FILE = "task_metadata.json"
 DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
-"""What reading raises for a file that is cut off, or holds something else."""
+"""Exceptions from reading a file that is truncated, or holds something else."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TaskScore:
         score: its mean over folds.
         folds: its value on each test fold, in order.
         metrics: mean over folds of every metric.
-        validation: mean over folds of the primary metric on the validation part.
+        validation: mean over folds of the primary metric on the validation split.
     """
 
     task: str
@@ -93,7 +93,7 @@ def to_markdown(rows: Sequence[tuple[str, TaskScore]]) -> str:
 
 
 def to_csv(rows: Sequence[tuple[str, TaskScore]]) -> str:
-    """One row per model, task and metric; of the primary one with its deviation and every fold."""
+    """One row per model, task and metric; the primary metric also has its deviation and every fold."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "task", "metric", "primary", "value", "deviation", "folds"])
@@ -107,7 +107,7 @@ def to_csv(rows: Sequence[tuple[str, TaskScore]]) -> str:
 
 
 def to_json(rows: Sequence[tuple[str, TaskScore]]) -> str:
-    """Everything; values that are not finite become null, since JSON has none."""
+    """All scores; values that are not finite become null, since JSON cannot hold them."""
     return json.dumps(
         [
             {
@@ -126,7 +126,7 @@ def to_json(rows: Sequence[tuple[str, TaskScore]]) -> str:
 
 
 def write_tables(rows: Sequence[tuple[str, TaskScore]], folder: Path) -> None:
-    """`scores.md`, `scores.csv` and `scores.json`."""
+    """Write `scores.md`, `scores.csv` and `scores.json`."""
     for suffix, text in (("md", to_markdown(rows)), ("csv", to_csv(rows)), ("json", to_json(rows))):
         (folder / f"scores.{suffix}").write_text(text)
 

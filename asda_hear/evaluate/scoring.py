@@ -1,4 +1,4 @@
-"""Models x tasks: any number of processes each take the pair that is free, and none is done twice."""
+"""Scoring of models x tasks: any number of processes each take a free pair, and none is done twice."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,10 +13,10 @@ from asda_hear.work_queue import Failed, attempt_alone, shared_work
 
 
 def open_all(work: Pairs) -> None:
-    """Open every model.
+    """Open every model, to check it.
 
     Raises:
-        AsdaError: one of them cannot be, or its options are wrong.
+        AsdaError: a model cannot be opened, or its options are invalid.
     """
     for model in dict.fromkeys(pair.model for pair in work.pairs):
         load_model(model, **work.options)
@@ -25,14 +25,14 @@ def open_all(work: Pairs) -> None:
 def score_pairs(
     work: Pairs, progress: bool = True, on_model: Callable[[list[tuple[str, TaskScore]]], None] = lambda rows: None
 ) -> list[tuple[str, TaskScore]]:
-    """Score all pairs; other processes may do the same at the same time, and take what is free.
+    """Score all pairs; other processes may do the same concurrently, each taking free pairs.
 
-    What others are doing is waited for, and taken up where they die. A pair that fails does not end the others.
+    Pairs held by others are waited for, and taken over if those die. A pair that fails does not stop the others.
 
     Args:
         work: the pairs.
-        progress: whether to show bars.
-        on_model: is called with all scores so far when a model is done.
+        progress: whether to show progress bars.
+        on_model: called with all scores so far when a model is done.
 
     Returns:
         name of the model and score, in the order of the pairs.

@@ -1,4 +1,4 @@
-"""Where models stand on HEAR: a row of its leaderboard for each, and its aggregates."""
+"""Standing of models on HEAR: a row of its leaderboard for each, and aggregates."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,27 +15,27 @@ from asda_hear.names import LOG_MEL
 
 LEADERBOARD_FILE = "leaderboard.csv"
 NAMES = ("mean", "share of the best", "s(m)", "z")
-"""What `aggregates` may give."""
+"""Keys that `aggregates` may return."""
 PUBLISHED = "(published)"
-"""Where no log-mel of this search is there: the baseline whose scores HEAR has published."""
+"""Name of the baseline with the scores published by HEAR, used if there is no log-mel of this search."""
 
 
 class EvaluationSettings(NamedTuple):
-    """How a model was heard, and its predictors drawn: `options` of `load_model` as JSON."""
+    """Settings of an evaluation: `options` of `load_model` as JSON, and the seed of the predictors."""
 
     options: str
     seed: int
 
 
 def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
-    """Write `leaderboard.csv` and return a table of aggregates; nothing where no task is one of HEAR's.
+    """Write `leaderboard.csv` and return a table of aggregates; nothing if no task is HEAR's.
 
-    The zero of s(m) is log-mel, whatever its row is called: heard with the same options and seed where that is there,
-    else without options and with the same seed, else the published one. The table says which.
+    The zero of s(m) is log-mel, whatever its row is called: with the same options and seed if that exists, otherwise
+    without options and with the same seed, otherwise the published one. The table says which.
 
     Args:
-        rows: model and score, of any tasks; those that are none of HEAR's are left out.
-        out: folder, with what each score was made from in MODEL/TASK.
+        rows: model and score, of any tasks; those that are not HEAR's are ignored.
+        out: result folder; MODEL/TASK in it records what each score was made from.
     """
     scores: dict[str, dict[str, float]] = {}
     heard: dict[str, EvaluationSettings] = {}
@@ -72,6 +72,6 @@ def _naive(
     baselines: Mapping[EvaluationSettings, str],
     scores: Mapping[str, Mapping[str, float]],
 ) -> str | None:
-    """The row that is the zero of s(m) for a model heard so, which has scores on all its tasks."""
+    """Return the row that is the zero of s(m) for a model with these settings: one with scores on all its tasks."""
     candidates = (baselines.get(heard), baselines.get(heard._replace(options="{}")))
     return next((name for name in candidates if name and scores[name].keys() >= known.keys()), None)

@@ -1,4 +1,4 @@
-"""Audio of a task at another rate."""
+"""Audio of a task at another sample rate."""
 
 import shutil
 from pathlib import Path
@@ -12,19 +12,19 @@ from asda_hear.evaluate.tasks import LEAST_RATE
 
 
 def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bool = True) -> Path:
-    """Make audio at another rate, from the highest other one; what a stopped call had made is not made again.
+    """Resample a task from its highest other sample rate; files from an interrupted call are kept.
 
     Args:
         folder: the task.
-        rate: in Hz.
+        rate: sample rate in Hz.
         out: another task folder to write to, with everything but the audio copied; None adds to `folder` itself.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
 
     Returns:
         the task folder that has the rate.
 
     Raises:
-        TaskError: the task has no audio, or the rate is none.
+        TaskError: the task is missing or has no audio, or the rate is too low.
     """
     if rate < LEAST_RATE:
         raise TaskError(f"a rate must be {LEAST_RATE} Hz or more, not {rate}.")
@@ -42,7 +42,7 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
             if file.is_file():
                 shutil.copy(file, final)
     made = final / str(rate)
-    place = made if made.exists() else final / f".{rate}.part"  # heareval takes a folder of the rate for whole
+    place = made if made.exists() else final / f".{rate}.part"  # heareval takes a folder named by the rate as complete
     for file in tqdm(files, desc=f"{folder.name} {rate} Hz", unit="clip", disable=not progress):
         target = place / file.relative_to(source)
         if not target.exists():

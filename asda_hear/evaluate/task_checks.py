@@ -1,4 +1,4 @@
-"""What is asked of an evaluation: which tasks, whether heareval can read them, and how it searches."""
+"""Input of an evaluation: the tasks, whether heareval can read them, and the settings of its search."""
 
 import csv
 import json
@@ -15,33 +15,33 @@ from asda_hear.evaluate.scores import METADATA_FILE
 
 VOCABULARY_FILE = "labelvocabulary.csv"
 MIN_CLASSES = 2
-"""Of which one is right."""
+"""Number of classes below which a multiclass task is trivial."""
 MIN_FOLDS = 3
 """heareval trains on what is neither the test nor the validation fold."""
 KEYS = (
     "task_name", "embedding_type", "prediction_type", "split_mode", "sample_duration", "evaluation", "splits",
 )  # fmt: skip
-"""What heareval reads of a task's metadata."""
+"""Keys that heareval reads from a task's metadata."""
 KNOWN_METRICS: Mapping[str, tuple[str, ...]] = {
     "scene": ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "d_prime", "aucroc"),
     "event": (
         "event_onset_200ms_fms", "event_onset_50ms_fms", "event_onset_offset_50ms_20perc_fms", "segment_1s_er",
     ),
 }  # fmt: skip
-"""heareval's, by what is embedded."""
+"""heareval's metrics, by embedding type."""
 EVENT_KEYS = ("label", "start", "end")
 USUAL_SEED = 42
-"""heareval's own."""
+"""heareval's own seed."""
 HearGrid = Literal["default", "fast", "faster"]
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How heareval searches.
+    """Settings of heareval's search.
 
     Attributes:
         grid: heareval's own names: "default" (500 epochs at most), "fast" (50), "faster" (10, small layers).
-        grid_points: settings of the predictor that are tried on the first fold; HEAR's is 8.
+        grid_points: number of predictor settings that are tried on the first fold; HEAR uses 8.
         threads: threads of torch while heareval runs. Scores change with it, so it is part of the setting.
         seed: of the predictors, and of the draw of grid points.
     """
@@ -59,12 +59,12 @@ class EvaluationConfig:
 
 
 def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[Path]:
-    """Task folders below `tasks_dir`, or those named (by folder or by task name).
+    """Return the task folders below `tasks_dir`, or those named (by folder or by task name).
 
-    A folder beside those named whose metadata cannot be read is passed over with a warning.
+    If names are given, other folders whose metadata cannot be read are skipped with a warning.
 
     Raises:
-        TaskError: none, or a name that is not there.
+        TaskError: there is no task, or a name is unknown or ambiguous.
     """
     if not tasks_dir.is_dir():
         raise TaskError(f"no folder of HEAR tasks at {tasks_dir}.")
@@ -89,7 +89,7 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[Path]:
 
 
 def _by_task_name(folders: Sequence[Path], asked: Sequence[str]) -> dict[str, list[Path]]:
-    """Task name -> its folders; what cannot be read is told, unless it is asked for, which shows later."""
+    """Task name -> its folders; unreadable ones cause a warning, except those in `asked`, which fail later."""
     found: dict[str, list[Path]] = {}
     for path in folders:
         try:
@@ -101,7 +101,7 @@ def _by_task_name(folders: Sequence[Path], asked: Sequence[str]) -> dict[str, li
 
 
 def read_metadata(folder: Path, keys: Sequence[str] = KEYS) -> dict[str, Any]:
-    """The metadata of a task, which has these keys.
+    """Read the metadata of a task, which must have these keys.
 
     Raises:
         TaskError: it cannot be read, or a key is missing.
@@ -123,10 +123,10 @@ def check_task(folder: Path, shown: Path | None = None) -> None:
 
     Args:
         folder: of the task.
-        shown: by which a warning calls it, where it will be moved there.
+        shown: path that warnings show, if the task will be moved there.
 
     Raises:
-        TaskError: naming what is wrong and where.
+        TaskError: something is wrong; the message says what and where.
     """
     metadata = read_metadata(folder)
     labels = _read_vocabulary(folder / VOCABULARY_FILE)
@@ -153,13 +153,13 @@ def check_task(folder: Path, shown: Path | None = None) -> None:
         ]
         if len(wrong) == len(rates):
             raise TaskError(f"{wrong[0]}.")
-        for told in wrong:  # a model may hear another rate
+        for told in wrong:  # a model may use another rate
             print(f"warning: {told}.", file=sys.stderr)
 
 
 def _wrong_rate(file: Path, rate: int) -> str:
-    """What is wrong with the rate of a file, if anything; one that cannot be read is told of when it is embedded."""
-    soundfile = import_module("soundfile")  # which takes its time, and who waits for others needs it not
+    """Return what is wrong with the sample rate of a file, if anything; an unreadable file fails when embedded."""
+    soundfile = import_module("soundfile")  # slow to import, and not needed by processes that only wait
     try:
         found = soundfile.info(file).samplerate
     except soundfile.LibsndfileError:
@@ -168,7 +168,7 @@ def _wrong_rate(file: Path, rate: int) -> str:
 
 
 def check_splits(where: str, splits: Sequence[str], three: bool) -> None:
-    """Check that splits are train, valid and test, or else enough folds.
+    """Check that splits are train, valid and test (`three`), or otherwise enough folds.
 
     Raises:
         TaskError: they are not.
@@ -181,7 +181,7 @@ def check_splits(where: str, splits: Sequence[str], three: bool) -> None:
 
 
 def _read_vocabulary(file: Path) -> set[str]:
-    """The labels; a byte order mark, as spreadsheets write it, is no part of the header."""
+    """Read the labels; a byte order mark, as spreadsheets write it, is ignored."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             rows = list(csv.DictReader(opened))

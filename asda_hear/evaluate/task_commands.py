@@ -41,12 +41,12 @@ def run_build(parsed: argparse.Namespace) -> None:
 
 
 def _place(split: str) -> tuple[int, str]:
-    """Train, valid and test in this order; folds by name."""
+    """Sort key: train, valid and test in this order; folds by name."""
     return (TRAIN_VALID_TEST.index(split) if split in TRAIN_VALID_TEST else 0, split)
 
 
 def summary(clips: Sequence[Clip]) -> str:
-    """How many clips, of what, in which splits; with a warning where folds are more than a class has clips."""
+    """Return the counts of clips, classes and clips per split, with a warning if a class has fewer clips than folds."""
     labels = Counter(label for clip in clips for label in {*clip.labels, *(event.label for event in clip.events)})
     splits = Counter(clip.split for clip in clips)
     told = f"{len(clips)} clips of {len(labels)} classes, " + ", ".join(

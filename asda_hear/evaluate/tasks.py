@@ -1,4 +1,4 @@
-"""Writes task folders in HEAR's format; `search` checks them.
+"""Writes task folders in HEAR's format; `task_checks` checks them.
 
     NAME-VERSION-MODE/
         task_metadata.json   labelvocabulary.csv ("idx,label")   SPLIT.json (one per split)
@@ -31,7 +31,7 @@ EmbeddingType = Literal["scene", "event"]
 PredictionType = Literal["multiclass", "multilabel"]
 MILLISECONDS = 1000.0
 LEAST_RATE = 1000
-"""In Hz: what is below is no rate of audio, but a slip, as kHz for Hz."""
+"""Lowest sample rate in Hz: anything below is taken for a mistake, such as kHz for Hz."""
 METRICS = {
     ("scene", "multiclass"): ("top1_acc",),
     ("scene", "multilabel"): ("mAP", "d_prime", "aucroc"),
@@ -42,7 +42,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Event:
-    """A labelled stretch of a clip, in milliseconds from its beginning."""
+    """A labelled segment of a clip, in milliseconds from its beginning."""
 
     label: str
     start_ms: float
@@ -61,17 +61,17 @@ class Clip:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What a task is.
+    """Definition of a task.
 
     Attributes:
-        name, version, mode: make up the folder's name.
+        name, version, mode: parts of the folder's name.
         embedding_type: "scene" (one answer per clip) or "event" (onsets and offsets).
         prediction_type: "multiclass" (exactly one label) or "multilabel" (any number).
-        clip_seconds: all clips are cut or filled to this; None leaves them as they are (heareval then embeds one by
-            one).
-        sample_rates: in Hz, one folder each.
+        clip_seconds: length to which all clips are cropped or padded; None leaves them as they are (heareval then
+            embeds one by one).
+        sample_rates: sample rates in Hz, one folder each.
         evaluation: metrics, the primary one first; empty takes those of `METRICS`.
-        evaluation_params: heareval's `evaluation_params`, as for a grid of the task's own.
+        evaluation_params: heareval's `evaluation_params`, for example a search grid for this task.
     """
 
     name: str
@@ -102,23 +102,23 @@ class TaskConfig:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Those asked for, or the usual ones."""
+        """The given metrics, or the defaults."""
         return self.evaluation or METRICS[self.embedding_type, self.prediction_type]
 
     @property
     def folder(self) -> str:
-        """Name of the task's folder."""
+        """Name of the task folder."""
         return f"{self.name}-{self.version}-{self.mode}"
 
 
 def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: bool = True) -> Path:
-    """Write a task folder, whole or not at all.
+    """Write a task folder, completely or not at all.
 
     Returns:
         the folder; one that exists already is replaced.
 
     Raises:
-        TaskError: no clip is readable, two have one name, or labels and splits do not fit the kind of task.
+        TaskError: no clip is readable, two have the same name, or labels and splits do not fit the kind of task.
     """
     splits = sorted({clip.split for clip in clips})
     check_splits(config.folder, splits, set(splits) == set(TRAIN_VALID_TEST))
@@ -145,7 +145,7 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
 
 
 def _check_labels(config: TaskConfig, clips: Sequence[Clip]) -> None:
-    """Before any audio is written, whether every clip of a multiclass task has exactly one label."""
+    """Check, before any audio is written, that every clip of a multiclass task has exactly one label."""
     wrong = [clip for clip in clips if config.prediction_type == "multiclass" and len(clip.labels) != 1]
     if wrong:
         first = f"given {list(wrong[0].labels)} for {wrong[0].file.name} ({len(wrong)} of {len(clips)} clips)"
@@ -155,12 +155,12 @@ def _check_labels(config: TaskConfig, clips: Sequence[Clip]) -> None:
 
 
 def clip_names(clips: Sequence[Clip]) -> list[tuple[str, str]]:
-    """Split and file name of each clip: the name of its file, behind as many of its folders as make it the only one.
+    """Return split and file name of each clip: its file name, prefixed with as many folders as make it unique.
 
-    Names are told apart within a split, as HEAR keeps them; a name that any other clip has stands behind its folder.
+    Names are unique within a split, as HEAR stores them; a name that any other clip has is prefixed with its folder.
 
     Raises:
-        TaskError: two clips of a split cannot be told apart.
+        TaskError: two clips of a split cannot be distinguished.
     """
     stems = Counter(clip.file.stem for clip in clips)
     folders = [[part for part in clip.file.parent.parts if part not in (clip.file.anchor, "..")] for clip in clips]
@@ -183,7 +183,7 @@ def clip_names(clips: Sequence[Clip]) -> list[tuple[str, str]]:
 
 
 def cut_events(clips: Sequence[Clip], seconds: float) -> list[Clip]:
-    """Clips whose events end with them; those that begin at the end or later are dropped, which is said on stderr.
+    """Return the clips with events cut at `seconds`; events that begin there or later are dropped, with a message.
 
     Raises:
         TaskError: no event is left.
@@ -202,7 +202,7 @@ def cut_events(clips: Sequence[Clip], seconds: float) -> list[Clip]:
 
 
 def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part: Path, progress: bool) -> list[str]:
-    """Write everything below `part`; returns what was wrong with clips that were left out."""
+    """Write everything below `part`; return what was wrong with excluded clips."""
     written, skipped = _write_audio(config, clips, part, progress)
     splits = sorted({split for split, _ in written})
     if empty := sorted({split for split, _ in clips} - set(splits)):
@@ -237,7 +237,7 @@ def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part:
 def _write_audio(
     config: TaskConfig, clips: Mapping[tuple[str, str], Clip], folder: Path, progress: bool
 ) -> tuple[dict[tuple[str, str], Clip], list[str]]:
-    """Write every readable clip at every rate; returns these, and what was wrong with the others."""
+    """Write every readable clip at every rate; return these, and what was wrong with the others."""
     written, skipped = {}, []
     for (split, name), clip in tqdm(clips.items(), desc=config.name, unit="clip", disable=not progress):
         try:

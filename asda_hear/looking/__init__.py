@@ -1,1 +1,1 @@
-"""Looking inside: attention maps on a piece of audio, and how much attention falls on added noise or silence."""
+"""Inspect a model: attention maps on a stretch of audio, and the share of attention on added noise or silence."""

@@ -1,4 +1,4 @@
-"""A model that is looked into, and the stretch of a clip that it hears, as it heard clips in training."""
+"""The model to inspect, and the stretch of a clip given to it, prepared as the clips were in training."""
 
 import os
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ from asda_hear.names import LOG_MEL
 from asda_hear.opening import open_encoder
 
 SILENCE_DB = 60.0
-"""A patch so far below the loudest one of its stretch is silent. Ours: the dynamic range that a spectrogram is usually
-drawn with, and far above the steps of 16 bits (-96 dB)."""
+"""Level in dB below the loudest patch of its stretch from which a patch is silent. Our choice: the dynamic range with
+which a spectrogram is usually drawn, and far above the quantisation of 16 bits (-96 dB)."""
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model that can be looked into.
+    """A model opened for inspection.
 
     Attributes:
-        name: by which it is shown.
+        name: display name.
         front_end: a `FrontEnd`, on the CPU like the encoder, both in evaluation mode.
-        encoder: with mixers that show maps, or not; that shows when it is looked into.
+        encoder: its mixers may or may not expose maps; that is only checked when maps are computed.
         clip_seconds, padding: of its training clips.
     """
 
@@ -46,18 +46,18 @@ class OpenModel:
 
     @property
     def sample_rate(self) -> int:
-        """Of the audio that it hears, in Hz."""
+        """Sample rate of its input audio, in Hz."""
         return int(self.front_end.sample_rate)
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """What a model hears.
+    """The audio given to a model.
 
     Attributes:
-        audio: exactly as long as a training clip.
-        num_samples: of sound in it; silence follows.
-        start_seconds: where in the file it begins.
+        audio: waveform exactly as long as a training clip, or as one patch if that is longer.
+        num_samples: number of samples from the file; the rest is silence.
+        start_seconds: start in the file.
     """
 
     audio: Float[Tensor, " samples"]
@@ -66,7 +66,7 @@ class Stretch:
 
     @property
     def sound(self) -> Float[Tensor, " sound"]:
-        """The samples of the file, without what follows them."""
+        """The samples from the file, without the padding."""
         return self.audio[: self.num_samples]
 
 
@@ -74,13 +74,13 @@ def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "")
     """Open a checkpoint of any kind, or a config for random weights drawn from its seed.
 
     Args:
-        path: as `asda_core.official.reading.read_model` takes it, or a config, or the name of one of the package.
+        path: as for `asda_core.official.reading.read_model`, or a config, or the name of one in the package.
         catalog: plugins to use; by default those installed.
-        name: by which the model is shown; by default its file's, or its folder's.
+        name: display name; by default that of the file or its folder.
 
     Raises:
-        CheckpointError: no checkpoint there, damaged, refused, or needing a plugin that is missing.
-        ConfigError: a wrong config, or the baseline that is no model.
+        CheckpointError: the checkpoint is missing, damaged, rejected, or needs a plugin that is not installed.
+        ConfigError: the config is invalid, or the path is the baseline without a model.
     """
     if os.fspath(path) == LOG_MEL and not Path(path).exists():
         raise ConfigError(f"{LOG_MEL!r} is the baseline without a model: there is no attention to look at.")
@@ -90,11 +90,11 @@ def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "")
 
 
 def read_stretch(file: str | Path, model: OpenModel, start_seconds: float = 0.0) -> Stretch:
-    """A stretch of a file, as long as the model's training clips; a shorter rest is followed by silence.
+    """Read a stretch of a file, as long as the model's training clips; if the file ends earlier, silence is appended.
 
     Raises:
         AudioError: the file cannot be used, or ends before the stretch begins.
-        ConfigError: the start is negative or no number.
+        ConfigError: the start is negative or not finite.
     """
     if not 0 <= start_seconds < float("inf"):
         raise ConfigError(f"--at must be a time from 0 s on, not {start_seconds:g}.")
@@ -103,10 +103,10 @@ def read_stretch(file: str | Path, model: OpenModel, start_seconds: float = 0.0)
 
 
 def stretch_of(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: float = 0.0) -> Stretch:
-    """Audio, cut or filled to the length of the model's training clips.
+    """Crop or pad audio to the length of the model's training clips.
 
     Raises:
-        AudioError: no samples, NaN, or more than one channel.
+        AudioError: the audio has no samples, NaN, or more than one channel.
     """
     if audio.ndim != 1 or not len(audio):
         raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
@@ -117,7 +117,7 @@ def stretch_of(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: fl
 
 @torch.inference_mode()
 def features_of(model: OpenModel, stretch: Stretch) -> Float[Tensor, "one bins frames"]:
-    """What the encoder gets to hear, filled as in the model's training, up to the last whole patch."""
+    """Input features of the encoder, padded as in the model's training, up to the last whole patch."""
     features: Tensor = model.front_end(stretch.audio[None])
     if model.padding == "features":
         features = fill_features(features, torch.tensor([stretch.num_samples]), model.front_end)
@@ -128,10 +128,10 @@ def features_of(model: OpenModel, stretch: Stretch) -> Float[Tensor, "one bins f
 
 @torch.inference_mode()
 def mel_energies(model: OpenModel, audio: Float[Tensor, " samples"]) -> Float[Tensor, "bins frames"]:
-    """Energy in every mel band and frame, not normalised, at least the floor that the model hears silence as.
+    """Unnormalised energy in every mel band and frame, at least the floor that silence has in the model's features.
 
     Raises:
-        ConfigError: the model does not hear mel bands.
+        ConfigError: the model's features are not mel bands.
     """
     front_end = model.front_end
     if not isinstance(front_end, LogMel):
@@ -144,19 +144,19 @@ def mel_energies(model: OpenModel, audio: Float[Tensor, " samples"]) -> Float[Te
 
 
 def patch_energies(model: OpenModel, audio: Float[Tensor, " samples"]) -> Float[Tensor, " patches"]:
-    """Mean mel energy of each patch, in raster order; errors as of `mel_energies`."""
+    """Mean mel energy of each patch, in raster order; raises as `mel_energies` does."""
     return patch_values(mel_energies(model, audio)[None], model.encoder.config)[0].mean(dim=1)
 
 
 def silent_patches(model: OpenModel, stretch: Stretch) -> Bool[Tensor, " patches"]:
-    """Patches that lie `SILENCE_DB` below the loudest one of the stretch, or at the floor; errors as above."""
+    """Patches at least `SILENCE_DB` below the loudest one of the stretch, or at the floor; raises as `mel_energies`."""
     energies = patch_energies(model, stretch.audio)
     floor = patch_energies(model, torch.zeros_like(stretch.audio))
     return (energies <= energies.max() * 10 ** (-SILENCE_DB / 10)) | (energies <= floor)
 
 
 def _least_samples(model: OpenModel) -> int:
-    """Samples of one whole patch."""
+    """Number of samples in one whole patch."""
     front_end, frames = model.front_end, model.encoder.config.patch_frames
     least = (frames - 1) * int(front_end.hop_samples) + int(front_end.window_samples)
     assert num_frames(least, front_end) == frames

@@ -1,4 +1,4 @@
-"""`asda-hear look`."""
+"""The command `asda-hear look`."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from asda_hear.looking.view import AddedNoise, Choice, Query, has_second, look, 
 from asda_hear.names import MEAN
 
 WRITERS = {".html": write_page, ".png": write_picture, ".npz": write_arrays}
-"""What can be written, by the end of its name."""
+"""File suffix -> function that writes that format."""
 
 
 def run_look(parsed: argparse.Namespace) -> None:
-    """`asda-hear look`: write what is seen, and print the numbers of every layer."""
+    """Run `asda-hear look`: write the output file, and print the numbers of every layer."""
     write = WRITERS.get(parsed.out.suffix.lower())
     if write is None:
         raise ConfigError(f"--out {parsed.out}: it must end in {', '.join(WRITERS)}.")
@@ -28,7 +28,7 @@ def run_look(parsed: argparse.Namespace) -> None:
     noise = None if parsed.snr is None else AddedNoise(parsed.snr, parsed.noise or WHITE, parsed.seed)
     models = open_models(parsed.checkpoint)
     views = [look(model, read_stretch(parsed.audio, model, parsed.at), noise) for model in models]
-    for view in views:  # a wrong layer, head or query shows before anything is drawn
+    for view in views:  # an invalid layer, head or query raises before anything is drawn
         for choice in choices:
             panel(view, choice, query, "difference" if has_second(view, choice) else "map 1")
     looked = Looked(parsed.audio, views, choices, query)
@@ -38,10 +38,10 @@ def run_look(parsed: argparse.Namespace) -> None:
 
 
 def open_models(paths: Sequence[str]) -> list[OpenModel]:
-    """The models, each with a name of its own: what stands before "=", else what its path says.
+    """Open the models, each under a unique name: the part before "=", otherwise one derived from its path.
 
     Raises:
-        ConfigError: two have the same name.
+        ConfigError: two models have the same name.
     """
     given = [labelled_path("--checkpoint", text) for text in paths]
     short = [name or model_name(path) for name, path in given]
@@ -54,7 +54,7 @@ def open_models(paths: Sequence[str]) -> list[OpenModel]:
 
 
 def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[Choice]:
-    """Every chosen layer with every chosen head.
+    """Return every chosen layer combined with every chosen head.
 
     Raises:
         ConfigError: a head is neither a number nor "mean".
@@ -65,10 +65,10 @@ def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[Choice]:
 
 
 def parse_query(text: str) -> Query:
-    """What `--query` says.
+    """Parse the value of `--query`.
 
     Raises:
-        ConfigError: it says nothing that is known.
+        ConfigError: the value is invalid.
     """
     if text == "default":
         return Query()

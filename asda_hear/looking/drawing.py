@@ -1,4 +1,4 @@
-"""Attention over the spectrogram, as a figure."""
+"""Figures of attention overlaid on the spectrogram."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,29 +18,29 @@ from asda_hear.looking.view import Choice, MapKind, Panel, Query, View, has_seco
 KINDS: tuple[MapKind, ...] = ("map 1", "map 2", "difference")
 NAMES: dict[MapKind, str] = {"map 1": "map 1", "map 2": "map 2 (subtracted)", "difference": "difference"}
 RANGE_DB = 70.0
-"""What lies so far below the loudest of all spectrograms is drawn white."""
+"""Level in dB below the loudest value of all spectrograms from which values are drawn white."""
 TOP_PERCENTILE = 98.0
-"""Where the colour scale of attention ends: single patches that get all of it would leave the rest blank."""
+"""Percentile at which the colour scale of attention ends, since a few dominant patches would leave the rest blank."""
 LEAST_MEANS = 2.0
-"""A scale ends no lower than at so many times the mean: attention that is nearly even has no strong colour."""
+"""Lower bound of the scale's end, in multiples of the mean, so that nearly even attention has no strong colour."""
 LEAST_TOP = 1e-6
-"""Top of a scale where all values are 0."""
+"""Top of a scale if all values are 0."""
 STRONGEST, WEAKEST = 0.92, 0.0
-"""How much of the spectrogram the strongest and the weakest attention hide."""
+"""Opacity of the strongest and the weakest attention over the spectrogram."""
 COLOURS = 256
 WIDTH_INCHES, HEIGHT_INCHES, BAR_INCHES, TITLE_INCHES = 2.7, 1.55, 0.85, 0.75
-"""Of one panel, of the scales beside it, and of what stands above all."""
+"""Size of one panel, of the colour bar beside it, and of the title above all panels."""
 TEXT_POINTS, SMALL_POINTS = 8.0, 7.0
 QUERY_COLOUR, NOISE_COLOUR = "#00a5c8", "#1b9e3a"
 LIGHT_INK, DARK_INK = "black", "#e6e6e6"
 DARKEST_GREY = 0.45
-"""Of the loudest sound, from 0 (black) to 1: dark enough to be read, light enough for colours over it."""
+"""Grey level of the loudest value, from 0 (black) to 1: dark enough to be read, light enough for colours over it."""
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(frozen=True)
 class FigureRow:
-    """What stands in line in a figure: the spectrograms, or one kind of map of one choice."""
+    """A row of panels: the spectrograms (None, None), or one kind of map of one choice."""
 
     choice: Choice | None
     kind: MapKind | None
@@ -48,7 +48,7 @@ class FigureRow:
 
 @dataclass(frozen=True)
 class Scales:
-    """Colour scales that all models share; `loudness` says what that of the spectrograms means."""
+    """Colour scales shared by all models; `loudness` is the label of that of the spectrograms."""
 
     spectrogram: Normalize
     loudness: str
@@ -59,20 +59,20 @@ class Scales:
 def attention_figure(
     views: Sequence[View], choices: Sequence[Choice], query: Query, title: str = "", dark: bool = False
 ) -> Figure:
-    """Spectrogram, maps and their difference; models side by side, or what there is of a single one.
+    """Draw spectrogram, maps and their difference: a column per model, or one line of panels for a single model.
 
-    The colour says how many times as much attention a patch gets as even attention would give it. Drawn on a canvas
-    of its own: neither pyplot nor any other state of the program is touched.
+    Colour shows how many times as much attention a patch gets as even attention would give it. The figure has a canvas
+    of its own: neither pyplot nor any other state of the program is changed.
 
     Args:
-        views: of the models, in the order of the columns.
+        views: one per model, in the order of the columns.
         choices: layers and heads.
-        query: whose attention.
-        title: above all.
-        dark: light letters, for a dark page.
+        query: the query whose attention is drawn.
+        title: above all panels.
+        dark: draw light text, for a dark page.
 
     Raises:
-        ConfigError: a layer, head or query is not there.
+        ConfigError: a layer, head or query does not exist.
     """
     lines = _lines(views, choices)
     single = len(views) == 1
@@ -97,7 +97,7 @@ def attention_figure(
 
 
 def _lines(views: Sequence[View], choices: Sequence[Choice]) -> list[list[FigureRow]]:
-    """The spectrogram and the maps of every choice; with several models the spectrogram only once."""
+    """The panels of every choice, each with its spectrogram; with several models the spectrogram only once."""
     lines: list[list[FigureRow]] = [] if len(views) == 1 else [[FigureRow(None, None)]]
     for choice in choices:
         kinds = KINDS if any(has_second(view, choice) for view in views) else KINDS[:1]
@@ -107,7 +107,7 @@ def _lines(views: Sequence[View], choices: Sequence[Choice]) -> list[list[Figure
 
 
 def _placed(lines: list[list[FigureRow]], grid: np.ndarray, single: bool) -> list[tuple[list[FigureRow], np.ndarray]]:
-    """Each line with its axes (rows of it, models)."""
+    """Each line with its axes, of shape (rows of the line, models)."""
     placed, done = [], 0
     for number, line in enumerate(lines):
         if single:
@@ -129,7 +129,7 @@ def _draw_line(
     scales: Scales,
     side: str,
 ) -> None:
-    """Panels of a line, and its colour scales: one of the spectrograms, one of the maps, one of the difference."""
+    """Draw the panels of a line and its colour bars: for the spectrograms, the maps and the difference."""
     for row, beside in zip(line, axes, strict=True):
         for view, at in zip(views, beside, strict=True):
             _draw(at, view, row, query, scales)
@@ -161,7 +161,7 @@ def _extended(kinds: tuple[MapKind | None, ...]) -> str:
 
 
 def _draw(axes: Axes, view: View, row: FigureRow, query: Query, scales: Scales) -> None:
-    """One panel: the spectrogram in grey, and what there is over it."""
+    """Draw one panel: the spectrogram in grey, and the map over it, if any."""
     places = view.places
     end, bins = places.end_seconds, places.num_bins
     seconds = view.spectrogram.shape[1] * places.step_seconds / view.model.encoder.config.step_frames
@@ -204,7 +204,7 @@ def _caption(view: View, choice: Choice, kind: MapKind, drawn: Panel) -> str:
 
 
 def _without(axes: Axes, kind: MapKind) -> None:
-    """An empty panel that says why."""
+    """Draw an empty panel with the reason."""
     axes.cla()
     axes.set_axis_off()
     why = "no second map" if kind == "map 2" else "nothing is subtracted:\nmap 1 is what is used"
@@ -212,7 +212,7 @@ def _without(axes: Axes, kind: MapKind) -> None:
 
 
 def _frame_noise(axes: Axes, view: View) -> None:
-    """The title of a spectrogram, and frames around the patches in which the noise is louder."""
+    """Draw the title of a spectrogram, and frames around the patches in which the noise is louder."""
     if view.noisy is None:
         _title(axes, "spectrogram")
         return
@@ -230,7 +230,7 @@ def _cell(view: View, place: tuple[int, int], colour: str, width: float) -> Rect
 
 
 def _name_models(grid: np.ndarray, views: Sequence[View]) -> None:
-    """The models' names above their columns."""
+    """Write the models' names above their columns."""
     if len(views) > 1:
         for axes, view in zip(grid[0], views, strict=True):
             mixer = view.model.encoder.config.mixer.name
@@ -242,7 +242,7 @@ def _title(axes: Axes, text: str) -> None:
 
 
 def _scales(views: Sequence[View], choices: Sequence[Choice], query: Query) -> Scales:
-    """Scales over all models; of spectrograms the loudest and `RANGE_DB` below it, where they are in dB."""
+    """Scales over all models; those of spectrograms in dB span `RANGE_DB` below the loudest value."""
     high = max(float(view.spectrogram.max()) for view in views)
     decibels = all(view.places.top_hz for view in views)
     low = high - RANGE_DB if decibels else min(float(view.spectrogram.min()) for view in views)
@@ -260,7 +260,7 @@ def _top(
     views: Sequence[View], choice: Choice, query: Query, kinds: Sequence[MapKind],
     size: Callable[[np.ndarray], np.ndarray],
 ) -> float:  # fmt: skip
-    """Where a scale ends."""
+    """Upper end of a colour scale."""
     panels = [panel(view, choice, query, kind) for view in views for kind in kinds]
     values = [size(each.values).ravel() for each in panels if each is not None]
     if not values:
@@ -275,21 +275,21 @@ def _grey() -> ListedColormap:
 
 
 def _warm() -> ListedColormap:
-    """From nothing over orange to dark red; what is weak lets the spectrogram through."""
+    """From transparent through orange to dark red; weak values let the spectrogram show through."""
     share = np.linspace(0, 1, COLOURS)[:, None]
     colours = np.array([1.0, 0.62, 0.1]) * (1 - share) + np.array([0.72, 0.0, 0.06]) * share
     return ListedColormap(np.hstack([colours, WEAKEST + (STRONGEST - WEAKEST) * share**0.7]))
 
 
 def _diverging() -> ListedColormap:
-    """Blue below 0, red above, nothing at 0."""
+    """Blue below 0, red above, transparent at 0."""
     share = np.linspace(-1, 1, COLOURS)[:, None]
     colours = np.where(share < 0, np.array([0.08, 0.25, 0.75]), np.array([0.75, 0.04, 0.06]))
     return ListedColormap(np.hstack([colours, WEAKEST + (STRONGEST - WEAKEST) * np.abs(share) ** 0.7]))
 
 
 def _ink(figure: Figure, colour: str) -> None:
-    """Letters and lines in one colour; panels stay white."""
+    """Set text and lines to one colour; panels stay white."""
     for text in figure.findobj(match=lambda each: hasattr(each, "set_text")):
         text.set_color(colour)  # type: ignore[attr-defined]
     for axes in figure.axes:

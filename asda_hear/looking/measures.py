@@ -1,6 +1,6 @@
-"""Numbers that say what a map is like: entropy, distance, and the share that falls on chosen tokens.
+"""Measures of an attention map: entropy, distance, and the share that falls on chosen tokens.
 
-All take maps (B, H, N, N), of which rows are queries, and give one number per clip, head and query.
+All take maps (B, H, N, N), whose rows are queries, and return one number per clip, head and query.
 """
 
 import math
@@ -12,13 +12,13 @@ from torch import Tensor
 from asda_core.layout import TokenLayout
 
 SMALLEST_TOTAL = 1e-6
-"""Mass of a row below which no share of it is told; softmax rows have 1."""
+"""Sum of a row at or below which its share is NaN; softmax rows sum to 1."""
 
 
 def entropy(attention: Float[Tensor, "batch heads tokens tokens"]) -> Float[Tensor, "batch heads tokens"]:
-    """Shannon entropy of each row, in bits: 0 where all falls on one token, `log2 N` where it is even.
+    """Shannon entropy of each row, in bits: 0 if all mass is on one token, `log2 N` if it is even.
 
-    Only for maps whose rows are probabilities: a signed difference has no entropy.
+    Only for maps whose rows are probabilities: the entropy of a signed difference is undefined.
     """
     return -torch.xlogy(attention, attention).sum(dim=-1) / math.log(2)
 
@@ -26,10 +26,10 @@ def entropy(attention: Float[Tensor, "batch heads tokens tokens"]) -> Float[Tens
 def distance(
     attention: Float[Tensor, "batch heads tokens tokens"], layout: TokenLayout
 ) -> tuple[Float[Tensor, "batch heads tokens"], Float[Tensor, "batch heads tokens"]]:
-    """Mean distance from a query to what it attends: in time steps, and in frequency bands.
+    """Mean distance from a query to the keys it attends to: in time steps, and in frequency bands.
 
-    Class tokens sit nowhere: as keys they are left out and the rest is scaled to 1, as queries they give NaN. The mass
-    of a signed map is its absolute values.
+    Class tokens have no position: as keys they are excluded and the rest is rescaled to sum to 1, as queries they give
+    NaN. A signed map is weighted by its absolute values.
 
     **Source**: Dosovitskiy et al. 2021, figure 7, there in pixels.
     """
@@ -51,12 +51,12 @@ def share_on(
     """Share of each row that falls on chosen tokens.
 
     Args:
-        attention: a map; a signed one gives the net share, its absolute values the share of what is moved at all.
-        chosen: the tokens.
-        counted: tokens of which the share is told; None for all.
+        attention: a map; a signed one gives the net share, its absolute values the share of the total magnitude.
+        chosen: the chosen tokens.
+        counted: tokens that make up the total; None for all.
 
     Returns:
-        the sum over `chosen` (and counted) tokens over the sum over all counted ones; NaN where that is nearly 0.
+        the sum over tokens both chosen and counted, divided by the sum over all counted ones; NaN if that is nearly 0.
     """
     counted = torch.ones_like(chosen) if counted is None else counted
     part = (attention * (chosen & counted)[:, None, None, :]).sum(dim=-1)
@@ -65,11 +65,11 @@ def share_on(
 
 
 def mean_over(values: Float[Tensor, "batch heads tokens"], queries: Bool[Tensor, "batch tokens"]) -> float:
-    """Mean over clips, heads and chosen queries, without those that have no number; NaN if none has."""
+    """Mean over clips, heads and chosen queries, ignoring NaN; NaN if all values are NaN."""
     return float(values.masked_fill(~queries[:, None], torch.nan).double().nanmean())
 
 
 def on_tokens(layout: TokenLayout, patches: Bool[Tensor, " patches"], class_tokens: bool) -> Bool[Tensor, "b n"]:
-    """What is said of patches in raster order, said of tokens; class tokens get their own answer."""
+    """Map a mask over patches in raster order to a mask over tokens; class tokens get the value `class_tokens`."""
     there = patches.to(layout.index.device)[layout.index.clamp(min=0)]
     return there.masked_fill(layout.is_class, class_tokens)

@@ -1,8 +1,8 @@
-"""Noise on half of the time steps of a clip, and which patches it reaches.
+"""Noise on half of the time steps of a clip, and the patches it affects.
 
-Steps are drawn whole, so that noisy and clean patches stand side by side::
+Whole steps are drawn, so that noisy and clean patches are side by side::
 
-    steps         0     1     2     3     4          noise begins where no frame of a clean step before it looks,
+    steps         0     1     2     3     4          noise begins after the last frame of a preceding clean step,
     noise            [-----|-----]     [-----]       and ends where the next step begins
 """
 
@@ -19,9 +19,9 @@ from asda_core.inference.framing import num_frames
 from asda_hear.looking.clip import OpenModel, Stretch, patch_energies
 
 WHITE = "white"
-"""The noise that needs no file."""
+"""Name of the noise that needs no file."""
 DECIBELS = 10.0
-"""Decibels in a factor of ten of power."""
+"""Decibels per factor of ten in power."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Noise:
     """Noise for one stretch, before it is scaled.
 
     Attributes:
-        audio: over the whole stretch.
-        steps: the time steps on which it is put.
-        gate: 1 at the samples on which it is put.
+        audio: noise over the whole stretch.
+        steps: time steps to which it is added.
+        gate: 1 at the samples to which it is added.
     """
 
     audio: Float[Tensor, " samples"]
@@ -44,10 +44,10 @@ class Noisy:
     """A stretch with noise.
 
     Attributes:
-        stretch: the sum.
+        stretch: sum of clip and noise.
         noise_patches: patches, in raster order, in which the noise is louder than the clean clip.
-        counted: patches that begin within the sound; those behind it are silence that was filled in.
-        snr_db: over the clip.
+        counted: patches that begin within the file's samples; those after them are padding.
+        snr_db: signal-to-noise ratio over the clip.
     """
 
     stretch: Stretch
@@ -57,16 +57,16 @@ class Noisy:
 
 
 def draw_noise(model: OpenModel, stretch: Stretch, source: str | Path, seed: int) -> Noise:
-    """Draw the steps, half of those with sound, and the noise on them.
+    """Draw half of the time steps that are not padding, and the noise to add to them.
 
     Args:
-        model: whose patches decide where steps begin.
+        model: its patches determine where steps begin.
         stretch: the clean clip.
-        source: "white" (normal) or an audio file, of which a stretch is drawn and repeated where it is too short.
+        source: "white" (Gaussian) or an audio file, from which a stretch is drawn; too short a file is repeated.
         seed: of both draws.
 
     Raises:
-        AudioError: fewer than two steps of sound, or the file cannot be used.
+        AudioError: fewer than two steps are not padding, or the file cannot be used.
     """
     generator = torch.Generator().manual_seed(seed)
     num_steps, with_sound = _num_steps(model, stretch), _sounding(model, stretch)
@@ -85,14 +85,14 @@ def draw_noise(model: OpenModel, stretch: Stretch, source: str | Path, seed: int
 def add_noise(model: OpenModel, stretch: Stretch, noise: Noise, snr_db: float) -> Noisy:
     """Scale the noise so that `10 log10(P_sound / P_noise)` is `snr_db`, and add it at the drawn steps.
 
-    P are mean squares over the whole sound, of the noise before it is kept from half of the steps: where it is, it is
-    as loud as the ratio says. A patch is a noise patch if the mean mel energy of the noise alone exceeds that of the
-    clean clip alone; both are known, so nothing is estimated. What the model cannot hear, below the floor of its
-    log-mel, is no noise.
+    Both powers are mean squares over all samples of the file, that of the noise before gating: on the drawn steps it
+    has the level that the ratio gives. A patch is a noise patch if the mean mel energy of the noise alone exceeds that
+    of the clean clip alone; both are known, so nothing is estimated. Noise below the floor of the model's log-mel does
+    not count.
 
     Raises:
-        AudioError: the sound or the noise is silent, so that no ratio exists.
-        ConfigError: `snr_db` is no number, or the model hears no mel bands.
+        AudioError: the clip or the noise is silent, so that the ratio is undefined.
+        ConfigError: `snr_db` is not finite, or the model's features are not mel bands.
     """
     if not -float("inf") < snr_db < float("inf"):
         raise ConfigError(f"the signal-to-noise ratio must be a number of dB, not {snr_db}.")
@@ -116,19 +116,19 @@ def add_noise(model: OpenModel, stretch: Stretch, noise: Noise, snr_db: float) -
 
 
 def _num_steps(model: OpenModel, stretch: Stretch) -> int:
-    """Time steps of the stretch."""
+    """Number of time steps in the stretch."""
     front_end = model.front_end
     return model.encoder.config.grid(int(front_end.num_bins), num_frames(len(stretch.audio), front_end))[0]
 
 
 def _sounding(model: OpenModel, stretch: Stretch) -> int:
-    """Time steps that begin before the sound ends."""
+    """Number of time steps that begin before the file's samples end."""
     step_samples = model.encoder.config.step_frames * int(model.front_end.hop_samples)
     return min(_num_steps(model, stretch), -(-stretch.num_samples // step_samples))
 
 
 def _gate(model: OpenModel, stretch: Stretch, steps: Bool[Tensor, " steps"]) -> Float[Tensor, " samples"]:
-    """1 at the samples of the drawn steps that no frame of a clean step before them sees, and within the sound."""
+    """1 at samples of the drawn steps that no frame of a preceding clean step overlaps; 0 elsewhere and in padding."""
     front_end = model.front_end
     step_samples = model.encoder.config.step_frames * int(front_end.hop_samples)
     seen_before = max(0, int(front_end.window_samples) - int(front_end.hop_samples))
@@ -141,7 +141,7 @@ def _gate(model: OpenModel, stretch: Stretch, steps: Bool[Tensor, " steps"]) -> 
 
 
 def _from_file(file: Path, sample_rate: int, num_samples: int, generator: torch.Generator) -> Tensor:
-    """A drawn stretch of a file; a short one is repeated."""
+    """A randomly drawn stretch of a file; a short file is repeated."""
     audio = read_audio(file, sample_rate)
     if len(audio) > num_samples:
         first = int(torch.randint(len(audio) - num_samples + 1, (1,), generator=generator))

@@ -1,7 +1,7 @@
-"""How much attention falls on added noise, beside the same tokens of the clean clip and beside chance.
+"""Share of attention on added noise, compared with the same tokens of the clean clip and with chance.
 
-It tests what differential attention is said to do: cancel noise. A ratio of 1 is what even attention gives; a mechanism
-that cancels noise has a smaller ratio with noise than the same tokens have in the clean clip.
+It tests the claim that differential attention cancels noise. Even attention gives a ratio of 1; a mechanism that
+cancels noise has a smaller ratio with noise than the same tokens have in the clean clip.
 """
 
 import sys
@@ -27,16 +27,16 @@ from asda_hear.looking.noise import WHITE, Noisy, add_noise, draw_noise
 What = Literal["map 1", "map 2", "difference, net", "difference, absolute"]
 Queries = Literal["all", "class token"]
 CLEAN = "clean"
-"""Condition in which nothing is added."""
+"""Condition without added noise."""
 ALL_LAYERS = "mean"
-"""In the place of a layer: the mean over the layers."""
+"""Value of `layer` for the mean over the layers."""
 SEED_STRIDE = 1_000_003
-"""Between the seeds of two runs, so that their clips share no draws. A prime above any number of clips."""
+"""Distance between the seeds of two runs, so that their clips share no draws. A prime above any number of clips."""
 
 Key = tuple[str, float, What, Queries, int | str]
-"""Condition, ratio, what, queries, layer."""
+"""Condition, signal-to-noise ratio, what, queries, layer."""
 Shares = dict[Key, tuple[float, float]]
-"""Share and chance of one clip."""
+"""Share and chance for one clip."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class NoiseConfig:
     Attributes:
         snr_db: signal-to-noise ratios, in dB.
         noise: "white", or an audio file.
-        clips: so many usable files at most, drawn from all; None takes all.
-        seed: of that draw, of the noise and of the time steps on which it is put.
+        clips: maximum number of usable files, drawn from all; None for all.
+        seed: of that draw, of the noise and of the time steps to which it is added.
     """
 
     snr_db: tuple[float, ...] = (10.0, 0.0)
@@ -68,16 +68,16 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class NoiseRow:
-    """One number, and what it is of.
+    """One measurement and its conditions.
 
     Attributes:
         condition: "clean", or the ratio, as in "10 dB".
-        snr_db: at which the noise patches were found; a clean row looks at the same patches without the noise.
-        what: the map; of a signed difference the net share, or that of its absolute values.
+        snr_db: ratio at which the noise patches were found; a clean row uses the same patches without the noise.
+        what: the map; for a signed difference the net share, or that of its absolute values.
         queries: "all" or "class token".
-        layer: a number from 0, or "mean" of all layers.
-        share: of the attention that falls on the noise patches, mean over clips.
-        chance: share of the tokens that these patches are, mean over clips.
+        layer: a number from 0, or "mean" for the mean over layers.
+        share: share of the attention that falls on the noise patches, mean over clips.
+        chance: share of the tokens that are noise patches, mean over clips.
         ratio: share / chance.
         ratios: share / chance of every clip.
         clips: their file names, in the same order.
@@ -99,7 +99,7 @@ class NoiseRow:
 
 @dataclass(frozen=True)
 class NoiseResult:
-    """All rows of a model, the clips that they are of, and why others were left out."""
+    """All rows of a model, the number of clips used, and why others were skipped."""
 
     rows: list[NoiseRow]
     clips: int
@@ -109,17 +109,17 @@ class NoiseResult:
 def measure_noise(
     model: str, files: Sequence[Path], config: NoiseConfig, progress: bool = True, catalog: Catalog | None = None
 ) -> list[NoiseRow]:
-    """Open a model and measure; files that cannot be used are named on stderr.
+    """Open a model and measure it; files that cannot be used are reported on stderr.
 
     Args:
         model: checkpoint, run folder or config.
-        files: audio.
-        config: what is added, and to how many clips.
-        progress: whether a bar is shown.
+        files: audio files.
+        config: the noise, and the number of clips.
+        progress: whether to show a progress bar.
         catalog: plugins to use; by default those installed.
 
     Raises:
-        AudioError: not one file can be used.
+        AudioError: no file can be used.
         CheckpointError, ConfigError: the model cannot be used, or has no maps.
     """
     result = noise_attention(open_model(model, catalog), files, config, progress)
@@ -133,17 +133,17 @@ def measure_noise(
 def noise_attention(
     model: OpenModel, files: Sequence[Path], config: NoiseConfig, progress: bool = False
 ) -> NoiseResult:
-    """The share of attention that falls on noise, for every ratio, map, layer and kind of query.
+    """Measure the share of attention on noise, for every ratio, map, layer and kind of query.
 
     Raises:
-        AudioError: not one file can be used, or not the noise.
-        ConfigError: the mixer shows no maps, or the model hears no mel bands.
+        AudioError: no file can be used, or the noise file cannot.
+        ConfigError: the mixer exposes no maps, or the model's features are not mel bands.
 
-    **Differs**: we know of no published measure of this kind; Ye et al. 2025 (table 3) ask how much attention of a
-    language model falls on an answer and on the text around it.
+    **Differs**: no published measure of this kind is known to us; Ye et al. 2025 (table 3) measure how much attention
+    of a language model falls on an answer and on the text around it.
     """
     if config.noise != WHITE:
-        read_audio(config.noise, model.sample_rate)  # so that it fails here, and not for every clip
+        read_audio(config.noise, model.sample_rate)  # fail here rather than for every clip
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(files), generator=generator).tolist()
     limit = len(files) if config.clips is None else config.clips
@@ -171,7 +171,7 @@ def noise_attention(
 
 
 def main_rows(rows: Sequence[NoiseRow]) -> list[NoiseRow]:
-    """The rows that say what the model really uses: |difference|, or map 1 if there is no other; mean over layers."""
+    """The rows for the map that the model uses: |difference|, or map 1 if there is no second; mean over layers."""
     used = "difference, absolute" if any(row.what == "difference, absolute" for row in rows) else "map 1"
     return [row for row in rows if (row.what, row.queries, row.layer) == (used, "all", ALL_LAYERS)]
 
@@ -179,9 +179,9 @@ def main_rows(rows: Sequence[NoiseRow]) -> list[NoiseRow]:
 def shares_of(
     layer: LayerMaps, noise_patches: Bool[Tensor, " patches"], counted: Bool[Tensor, " patches"]
 ) -> Iterator[tuple[What, Queries, float, float]]:
-    """(what, queries, share, chance) of one layer; class tokens count as tokens, filled-in silence does not.
+    """Yield (what, queries, share, chance) of one layer; class tokens are counted, padding is not.
 
-    Shares are told of the counted tokens, so that even attention has a ratio of 1 in short clips too.
+    Shares are relative to the counted tokens, so that even attention has a ratio of 1 in short clips too.
     """
     maps, layout = layer.maps, layer.layout
     noise = on_tokens(layout, noise_patches & counted, class_tokens=False)
@@ -201,7 +201,7 @@ def shares_of(
 
 
 def _measure_file(model: OpenModel, file: Path, config: NoiseConfig, number: int) -> Shares:
-    """Shares and chances of a clip under every condition; those of noise that is nowhere louder are left out."""
+    """Shares and chances of a clip under every condition; ratios at which the noise is nowhere louder are excluded."""
     stretch = read_stretch(file, model)
     noise = draw_noise(model, stretch, config.noise, config.seed * SEED_STRIDE + number)
     clean = attention_maps(model.encoder, features_of(model, stretch))
@@ -218,7 +218,7 @@ def _measure_file(model: OpenModel, file: Path, config: NoiseConfig, number: int
 
 
 def _measure(condition: str, layers: Sequence[LayerMaps], noisy: Noisy) -> Shares:
-    """Shares of every layer and their mean over the layers that have such queries."""
+    """Shares of every layer, and their mean over the layers that have these queries."""
     measured: Shares = {}
     over_layers: dict[tuple[What, Queries], list[tuple[float, float]]] = {}
     for number, layer in enumerate(layers):
@@ -232,7 +232,7 @@ def _measure(condition: str, layers: Sequence[LayerMaps], noisy: Noisy) -> Share
 
 
 def _rows(measured: Mapping[str, Shares], mixer: str) -> list[NoiseRow]:
-    """Means over the clips; a row for every key that any clip has."""
+    """Means over the clips, with a row for every key that any clip has."""
     keys = list(dict.fromkeys(key for clip in measured.values() for key in clip))
     return [_row(key, {name: clip[key] for name, clip in measured.items() if key in clip}, mixer) for key in keys]
 

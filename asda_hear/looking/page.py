@@ -1,4 +1,4 @@
-"""What was looked at, as a page that needs nothing else, as one picture, or as arrays; and its numbers as text."""
+"""Output of `asda-hear look`: a self-contained HTML page, a picture or arrays; and its numbers as text."""
 
 import base64
 import io
@@ -19,22 +19,22 @@ from asda_hear.looking.view import Choice, Numbers, Query, View, layer_numbers, 
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PAGE_DOTS, PICTURE_DOTS = 160, 220
-"""Dots per inch: of pictures in a page, and of one that stands alone."""
+"""Dots per inch of pictures in a page, and of a picture file."""
 FIRST_COLUMNS = ("layer", "map", "lambda")
-"""What a row is of."""
+"""Columns that identify a row; they come first."""
 SMALL_VALUE = 0.0005
-"""Below it a number would be shown as 0.000."""
+"""Magnitude below which a number would be shown as 0.000."""
 
 
 @dataclass(frozen=True)
 class Looked:
-    """All that is shown.
+    """Everything that the output shows.
 
     Attributes:
-        audio: the file.
+        audio: the audio file.
         views: one per model.
         choices: layers and heads.
-        query: whose attention.
+        query: the query whose attention is shown.
     """
 
     audio: Path
@@ -44,7 +44,7 @@ class Looked:
 
     @property
     def title(self) -> str:
-        """What was heard, and what was added."""
+        """The file, the part of it that was used, and the added noise."""
         view = self.views[0]
         noisy = "" if view.noisy is None else f", noise at {view.noisy.snr_db:g} dB on half of the time steps"
         ends = [each.places.end_seconds for each in self.views]
@@ -54,7 +54,7 @@ class Looked:
 
 
 def write_page(looked: Looked, out: Path) -> None:
-    """Write one HTML file with everything in it."""
+    """Write one self-contained HTML file."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -78,7 +78,7 @@ def write_page(looked: Looked, out: Path) -> None:
 
 
 def write_picture(looked: Looked, out: Path) -> None:
-    """Write one PNG."""
+    """Write one PNG file."""
     figure = attention_figure(looked.views, looked.choices, looked.query, looked.title)
     write_whole(out, lambda part: figure.savefig(part, format="png", dpi=PICTURE_DOTS, facecolor="white"))
 
@@ -106,7 +106,7 @@ def write_arrays(looked: Looked, out: Path) -> None:
 
 
 def numbers_text(looked: Looked) -> str:
-    """The tables as Markdown."""
+    """Return the tables as Markdown."""
     parts = []
     for view in looked.views:
         for what, rows in (
@@ -147,7 +147,7 @@ def _caption(looked: Looked, choice: Choice) -> str:
 
 
 def _table(rows: Sequence[Numbers]) -> dict[str, list[list[str]] | list[str]]:
-    """Heads and cells of a table; a row has an empty cell where it has no such number."""
+    """Headings and cells of a table; a cell is empty if its row has no such number."""
     heads = sorted(dict.fromkeys(name for row in rows for name in row), key=lambda name: name not in FIRST_COLUMNS)
     cells = [[_shown(row.get(name, "")) for name in heads] for row in rows]
     return {"heads": heads, "rows": cells}
@@ -160,7 +160,7 @@ def _shown(value: float | str) -> str:
 
 
 def _embedded(figure: Figure) -> str:
-    """A picture as text that a page can hold, on no ground of its own."""
+    """A figure as base64-encoded PNG with a transparent background."""
     with io.BytesIO() as buffer:
         figure.savefig(buffer, format="png", dpi=PAGE_DOTS, facecolor="none")
         return base64.b64encode(buffer.getvalue()).decode("ascii")

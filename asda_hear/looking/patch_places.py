@@ -1,4 +1,4 @@
-"""Seconds and Hz on the one side, patches on the other."""
+"""Conversion between seconds and Hz and the patches of a stretch."""
 
 import math
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from asda_hear.looking.clip import OpenModel, Stretch
 MEL_FACTOR, MEL_CORNER_HZ = 1127.0, 700.0
 """`mel = 1127 ln(1 + Hz / 700)`. **Source**: Kaldi, as torchaudio's `mel_scale_scalar`."""
 TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16_000)
-"""Frequencies that are written at an axis."""
+"""Frequencies labelled on an axis."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the patches of a stretch lie.
+    """Positions of the patches of a stretch.
 
     Attributes:
         grid: (time steps, bands).
-        start_seconds: of the first step, in the file.
+        start_seconds: start of the first step, in the file.
         step_seconds: from one step to the next.
         step_bins: from one band to the next.
         num_bins: of the front end.
-        top_hz: upper edge of the highest mel bin; None where bins are no mel bands.
+        top_hz: upper edge of the highest mel bin; None if the bins are not mel bands.
     """
 
     grid: tuple[int, int]
@@ -39,13 +39,13 @@ class Places:
         return self.start_seconds + self.grid[0] * self.step_seconds
 
     def bin_of(self, hertz: float) -> float:
-        """The mel bin, as a fraction, whose centre a frequency is; bin i is centred at i."""
+        """Fractional mel bin of a frequency; bin i is centred at i."""
         assert self.top_hz is not None, "only mel bands have frequencies"
         low, high = mel(LOW_HZ), mel(self.top_hz)
         return (mel(hertz) - low) / (high - low) * (self.num_bins + 1) - 1
 
     def ticks(self) -> list[tuple[float, str]]:
-        """(bin, label) for an axis in kHz; bins themselves where they are no mel bands."""
+        """(bin, label) pairs for an axis in kHz; bin numbers if the bins are not mel bands."""
         if self.top_hz is None:
             quarter = max(1, self.num_bins // 4)
             return [(float(number), str(number)) for number in range(0, self.num_bins + 1, quarter)]
@@ -55,7 +55,7 @@ class Places:
         """Raster index of the patch at a time (of the file) and a frequency.
 
         Raises:
-            ConfigError: the stretch does not reach there, or frequencies mean nothing to the model.
+            ConfigError: the position is outside the stretch, or the model's bins are not mel bands.
         """
         if not self.start_seconds <= seconds < self.end_seconds:
             raise ConfigError(
@@ -72,7 +72,7 @@ class Places:
 
 
 def places_of(model: OpenModel, stretch: Stretch, num_frames: int) -> Places:
-    """Where the patches of features of so many frames lie."""
+    """Return the positions of the patches of features with `num_frames` frames."""
     front_end, config = model.front_end, model.encoder.config
     return Places(
         grid=config.grid(int(front_end.num_bins), num_frames),
@@ -85,5 +85,5 @@ def places_of(model: OpenModel, stretch: Stretch, num_frames: int) -> Places:
 
 
 def mel(hertz: float) -> float:
-    """Hz on the mel scale."""
+    """Convert Hz to mel."""
     return MEL_FACTOR * math.log1p(hertz / MEL_CORNER_HZ)

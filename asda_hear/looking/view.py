@@ -1,4 +1,4 @@
-"""What there is to see of one model and one stretch: spectrogram, maps, and the numbers of every layer."""
+"""What is shown of one model on one stretch: spectrogram, maps, and the numbers of every layer."""
 
 import math
 from dataclasses import dataclass, field
@@ -21,17 +21,17 @@ from asda_hear.looking.patch_places import Places, places_of
 
 MapKind = Literal["map 1", "map 2", "difference"]
 Numbers = dict[str, float | str]
-"""A row of a table, by the heads of its columns."""
+"""A row of a table: column heading -> value."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """Whose attention is looked at.
+    """The query whose attention is shown.
 
     Attributes:
-        kind: "class" the class token; "mean" of all tokens; "patch"; "default" the class token where there is one, else
-            the mean.
-        seconds, hertz: where the patch is, by the time of the file.
+        kind: "class" for the class token; "mean" over all tokens; "patch"; "default" for the class token if there is
+            one, otherwise the mean.
+        seconds, hertz: position of the patch, with times as in the file.
     """
 
     kind: Literal["default", "class", "mean", "patch"] = "default"
@@ -41,7 +41,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer and a head; None means the last layer, and the mean over the heads."""
+    """A layer and a head; None selects the last layer, and the mean over the heads."""
 
     layer: int | None = None
     head: int | None = None
@@ -49,7 +49,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class AddedNoise:
-    """Noise that is put on half of the time steps: its ratio in dB, "white" or a file, and the seed."""
+    """Noise added to half of the time steps: its signal-to-noise ratio in dB, "white" or a file, and the seed."""
 
     snr_db: float
     source: str | Path = WHITE
@@ -61,13 +61,13 @@ class View:
     """One model on one stretch.
 
     Attributes:
-        model: that listened.
-        stretch: what it heard, with the noise if there is any.
-        places: of its patches.
-        spectrogram: (bins, frames) in dB where bins are mel bands, else the features themselves.
-        layers: maps and layout of each.
-        silent: patches of silence; None where that cannot be told.
-        noisy: the noise, if there is any; `clean` are then the maps of the clip without it.
+        model: the model.
+        stretch: its input, including the noise if any.
+        places: positions of its patches.
+        spectrogram: (bins, frames) in dB if the bins are mel bands, otherwise the features themselves.
+        layers: maps and layout of each layer.
+        silent: patches of silence; None if the bins are not mel bands.
+        noisy: the noise, if any; `clean` then holds the maps of the clip without it.
     """
 
     model: OpenModel
@@ -86,10 +86,10 @@ class Panel:
 
     Attributes:
         values: (bands, time steps) attention of the query on each patch, times the number of tokens: 1 is even.
-        on_class: share of it that falls on class tokens.
-        weight: lambda of the query, where there is one.
-        query: where its patch is, as (time step, band); None for others.
-        asked: whose attention it is, in words.
+        on_class: attention that falls on class tokens.
+        weight: lambda of the query, if there is one.
+        query: position of its patch, as (time step, band); None for other queries.
+        asked: description of the query.
     """
 
     values: np.ndarray
@@ -100,11 +100,11 @@ class Panel:
 
 
 def look(model: OpenModel, stretch: Stretch, noise: AddedNoise | None = None) -> View:
-    """Listen once and keep all that can be seen.
+    """Run the model on a stretch and keep everything that can be shown.
 
     Raises:
-        ConfigError: the mixer shows no maps, or noise is asked for and the model hears no mel bands.
-        AudioError: noise is asked for on a silent or very short clip.
+        ConfigError: the mixer exposes no maps, or noise is requested and the model's features are not mel bands.
+        AudioError: noise is requested on a silent or very short clip.
     """
     noisy, clean = None, []
     if noise is not None:
@@ -127,7 +127,7 @@ def layer_of(view: View, choice: Choice) -> int:
     """The number of the chosen layer.
 
     Raises:
-        ConfigError: the model has no such layer, or no such head there.
+        ConfigError: the model has no such layer, or the layer no such head.
     """
     depth = len(view.layers)
     layer = depth - 1 if choice.layer is None else choice.layer
@@ -140,15 +140,15 @@ def layer_of(view: View, choice: Choice) -> int:
 
 
 def has_second(view: View, choice: Choice) -> bool:
-    """Whether there is a second map to subtract."""
+    """Whether the chosen layer has a second map to subtract."""
     return view.layers[layer_of(view, choice)].maps.second is not None
 
 
 def panel(view: View, choice: Choice, query: Query, kind: MapKind) -> Panel | None:
-    """A map of a layer and head, laid out on the grid; None where the mixer has no such map.
+    """A map of a layer and head, arranged on the grid; None if the mixer has no such map.
 
     Raises:
-        ConfigError: layer, head or query are not there.
+        ConfigError: the layer, head or query does not exist.
     """
     layer = view.layers[layer_of(view, choice)]
     maps, layout = layer.maps, layer.layout
@@ -171,7 +171,7 @@ def panel(view: View, choice: Choice, query: Query, kind: MapKind) -> Panel | No
 
 
 def _queries(view: View, layer: LayerMaps, query: Query) -> tuple[Bool[Tensor, " n"], tuple[int, int] | None, str]:
-    """The tokens that ask, where they are, and their name."""
+    """Mask of the query tokens, the position of a patch query, and their description."""
     layout = layer.layout
     has_class = layout.class_column is not None
     if query.kind == "patch":
@@ -189,7 +189,7 @@ def _queries(view: View, layer: LayerMaps, query: Query) -> tuple[Bool[Tensor, "
 
 
 def layer_numbers(view: View) -> list[Numbers]:
-    """A row per layer and map, means over heads and queries; the last row is what even attention would give."""
+    """One row per layer and map, with means over heads and queries; the last row is for even attention."""
     rows: list[Numbers] = []
     for number, layer in enumerate(view.layers):
         maps, start = layer.maps, Numbers(layer=str(number))
@@ -205,7 +205,7 @@ def layer_numbers(view: View) -> list[Numbers]:
 
 
 def noise_numbers(view: View) -> list[Numbers]:
-    """A row per layer and map: share on noise of all queries, with the noise and without; nothing without noise."""
+    """One row per layer and map: share on noise of all queries, with and without the noise; empty if none was added."""
     noisy, rows = view.noisy, list[Numbers]()
     if noisy is None or not noisy.noise_patches.any():
         return rows
@@ -220,11 +220,11 @@ def noise_numbers(view: View) -> list[Numbers]:
 
 
 def _of_map(view: View, attention: Tensor, layer: LayerMaps, softmax: bool = True) -> Numbers:
-    """Numbers of one map; a signed one is taken by its absolute values, and has no entropy."""
+    """Numbers of one map; a signed map is measured by its absolute values, and has no entropy."""
     layout, row = layer.layout, dict[str, float | str]()
     if softmax:
         bits = mean_over(entropy(attention), layout.valid)
-        most = math.log2(layout.index.shape[1]) or 1.0  # a single token has no choice
+        most = math.log2(layout.index.shape[1]) or 1.0  # log2 of a single token is 0
         row |= {"entropy (bits)": bits, "entropy / log2 N": bits / most}
     along_time, along_frequency = (mean_over(each, layout.valid) for each in distance(attention, layout))
     row |= {"distance (s)": along_time * view.places.step_seconds, "distance (bands)": along_frequency}

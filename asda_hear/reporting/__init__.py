@@ -1,1 +1,1 @@
-"""What a plan leaves for people: statistics, tables, charts and one page."""
+"""Reports of a plan: statistics, tables, charts and one HTML page."""

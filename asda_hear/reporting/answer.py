@@ -1,4 +1,4 @@
-"""What the numbers of a plan say, in sentences that claim no more than the numbers do."""
+"""The conclusion of a plan in sentences that claim no more than its numbers support."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from asda_hear.reporting.tables import (
 )
 
 SPELLED_TASKS = 3
-"""Up to so many tasks the answer speaks of each; beyond, it counts them."""
+"""Largest number of tasks that the answer reports one by one; with more, it counts them."""
 
 
 def answer(summary: Summary) -> list[str]:
-    """Sentences from the numbers: which line is best and whether that can be told from chance; what cannot be."""
+    """Return sentences: which line is best, whether that can be told from chance, and what the plan cannot show."""
     lines = [line for line in summary.lines if not line.baseline and line.results]
     if not lines:
         return ["No combination of this plan is done yet. Nothing can be said."]
@@ -40,14 +40,14 @@ def answer(summary: Summary) -> list[str]:
 
 
 def _best(summary: Summary, lines: Sequence[Line], task: str) -> Line | None:
-    """The line with the best mean; the first of equals."""
+    """The line with the best mean; the first one on ties."""
     sign = -1 if task in summary.lower_is_better else 1
     done = [line for line in lines if task in line.results and not math.isnan(line.results[task].estimate.mean)]
     return max(done, key=lambda line: sign * line.results[task].estimate.mean, default=None)
 
 
 def _level(lines: Sequence[Line], task: str, line: Line) -> list[Line]:
-    """Lines with the mean of this one, itself among them."""
+    """Lines whose mean equals that of `line`, including itself."""
     mean = line.results[task].estimate.mean
     done = [other for other in lines if task in other.results]
     return [other for other in done if math.isclose(other.results[task].estimate.mean, mean, abs_tol=1e-12)]
@@ -96,7 +96,7 @@ def _baselines_above(summary: Summary, task: str, result: TaskResult) -> str:
 
 
 def _on_many(summary: Summary, best: Mapping[str, Line]) -> str:
-    """One line for many tasks: the one that is best most often, the first of equals."""
+    """One sentence for many tasks: the line that is best most often, the first one on ties."""
     lines = [line for line in summary.lines if not line.baseline]
     level = [task for task, line in best.items() if len(_level(lines, task, line)) > 1]
     winners = [line for task, line in best.items() if task not in level]
@@ -118,7 +118,7 @@ def _on_many(summary: Summary, best: Mapping[str, Line]) -> str:
 
 
 def _limits(summary: Summary, lines: Sequence[Line]) -> str:
-    """What cannot be seen, with the width of the intervals that there are."""
+    """What cannot be detected, with the typical width of the available intervals."""
     seeds = max(len(line.seeds) for line in lines)
     names, widths = short_names(summary.tasks), []
     for task in list(summary.tasks)[:SPELLED_TASKS]:
@@ -137,7 +137,7 @@ def _limits(summary: Summary, lines: Sequence[Line]) -> str:
 
 
 def _called(summary: Summary, line: Line) -> str:
-    """Its labels, with the names of the axes only where there are several."""
+    """The labels of a line, with the names of the axes only if there are several axes."""
     return short_name(line) if len(summary.axes) == 1 else line.name
 
 

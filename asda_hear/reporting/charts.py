@@ -1,4 +1,4 @@
-"""Charts of a plan: effects of its axes, scores of every fold, cost against score, training curves."""
+"""Charts of a plan: effects of its axes, scores of every fold, score against cost, training curves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,31 +16,31 @@ from asda_hear.reporting.svg import FAINT, INK, PAPER, Chart, chart, drawing, fi
 from asda_hear.reporting.tables import APART, SIGNIFICANT, is_apart, short_names
 
 Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
-"""Name of a line -> seed -> {"step": updates, "loss": of each}."""
+"""Name of a line -> seed -> {"step": update numbers, "loss": loss at each}."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Colours that the colour-blind tell apart (Okabe and Ito 2008), without yellow, which white paper swallows."""
+"""Colour-blind-safe palette (Okabe and Ito 2008), without yellow, which is hardly visible on white."""
 MARKERS = "osD^vP"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
-"""Beside a colour, so that nothing is told by colour alone."""
+"""Used in addition to colour, so that no distinction depends on colour alone."""
 MOST_NAMED = 12
-"""Lines with a colour and a name of their own; the rest is grey."""
+"""Maximum number of lines with a colour and name of their own; the others are grey."""
 LONGEST_NAME = 60
 ROW_INCHES, FRAME_INCHES, PANELS = 0.27, 0.75, 3
-"""Height of a line in a chart, of its axis and title; panels side by side."""
+"""Height of one line in a chart; height of its axis and title; maximum number of panels side by side."""
 LOGARITHMIC_RATIO = 3.0
-"""Costs and losses whose largest is more than so many times the least stand on a logarithmic axis."""
+"""Ratio of the largest to the smallest cost or loss above which the axis is logarithmic."""
 TICKS = {10.0: (1, 1.5, 2, 3, 4, 5, 7), 40.0: (1, 2, 5), 400.0: (1, 3), math.inf: (1,)}
-"""Largest by least value of a logarithmic axis, up to which these digits have a tick."""
+"""Ratio of the ends of a logarithmic axis -> leading digits that get a tick up to that ratio."""
 LEAST_SHARE = 0.02
-"""A cost that differs by less between lines is no axis."""
+"""Relative difference between lines below which a cost gets no chart."""
 SEEDS_FROM, SEEDS_TO, MEAN_AT = -0.32, 0.06, 0.26
-"""Where the seeds of a line and its mean stand, in heights of a line below its middle."""
+"""Positions of the seeds of a line and of its mean, below its centre, in units of the line's height."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a line is drawn wherever it stands."""
+    """How a line is drawn in every chart."""
 
     colour: str
     marker: str
@@ -49,26 +49,26 @@ class Look:
 
 
 def effect_charts(summary: Summary) -> list[Chart]:
-    """A chart per axis: its labels, averaged over all other axes, a panel per task."""
+    """One chart per axis: its labels, averaged over all other axes, with one panel per task."""
     with drawing():
         return [_effect_chart(summary, axis) for axis in dict.fromkeys(effect.axis for effect in summary.effects)]
 
 
 def score_charts(summary: Summary) -> list[Chart]:
-    """A chart per task: every fold of every seed, mean and interval of each line."""
+    """One chart per task: every fold of every seed, and the mean and interval of each line."""
     with drawing():
         return [_score_chart(summary, task) for task in summary.tasks if _measured(summary, task)]
 
 
 def cost_charts(summary: Summary) -> list[Chart]:
-    """A chart for each cost that differs between lines: CPU time (or else time), and parameters."""
+    """One chart for each cost that differs between lines: CPU time (otherwise wall time), and parameters."""
     kinds = [name for name in ("CPU s", "training s") if _varies(summary, name)][:1]
     with drawing():
         return [_cost_chart(summary, name) for name in [*kinds, "parameters"] if _varies(summary, name)]
 
 
 def curve_charts(summary: Summary, curves: Curves) -> list[Chart]:
-    """The training loss of each line: mean over its seeds, and their range; none if nothing was trained."""
+    """Chart of the training loss of each line, mean and range over its seeds; no chart if nothing was trained."""
     drawn = [line for line in summary.lines if curves.get(line.name)]
     if not drawn:
         return []
@@ -88,9 +88,9 @@ def curve_charts(summary: Summary, curves: Curves) -> list[Chart]:
 
 
 def looks_of(summary: Summary) -> dict[str, Look]:
-    """Name of a line -> how it is drawn: the colour tells the first axis, marker and dash the rest.
+    """Return name of a line -> how it is drawn: colour encodes the first axis, marker and dash the others.
 
-    Of more lines than have a name, each named one has its own look, and the others are grey.
+    If there are more lines than can be named, each named line has a look of its own, and the others are grey.
     """
     named = _most_telling(summary)
     lines = [line for line in summary.lines if line.name in named]
@@ -108,14 +108,14 @@ def looks_of(summary: Summary) -> dict[str, Look]:
 
 
 def short_name(line: Line) -> str:
-    """A line's labels without the names of the axes; the middle of a long one is left out."""
+    """The labels of a line without the names of the axes, shortened in the middle if too long."""
     name = line.baseline or " · ".join(line.labels.values())
     half = LONGEST_NAME // 2
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half + 1 :]}"
 
 
 def _grey(summary: Summary, looks: Mapping[str, Look]) -> str:
-    """What a caption says of lines without a name."""
+    """The sentence of a caption about unnamed lines; "" if there are none."""
     rest = sum(not line.baseline and not looks[line.name].named for line in summary.lines)
     return f" Grey: the other {rest} combinations; named are the reference and the best." if rest else ""
 
@@ -207,7 +207,7 @@ def _cost_chart(summary: Summary, cost: str) -> Chart:
 
 
 def _draw_curve(axes: Axes, seeds: Mapping[str, Mapping[str, Sequence[float]]], look: Look, name: str) -> np.ndarray:
-    """Mean and range at the steps that all seeds have; gives the mean back."""
+    """Draw mean and range at the steps that all seeds have, and return the mean."""
     runs = [dict(zip(run["step"], run["loss"], strict=True)) for run in seeds.values()]
     steps = sorted(set.intersection(*(set(run) for run in runs)))
     losses = np.array([[run[step] for step in steps] for run in runs], dtype=float)
@@ -263,13 +263,13 @@ def _varies(summary: Summary, cost: str) -> bool:
 
 
 def _far_apart(values: Sequence[float] | np.ndarray) -> bool:
-    """Whether a logarithmic axis shows them better."""
+    """Whether the values call for a logarithmic axis."""
     finite = [value for value in values if math.isfinite(value)]
     return bool(finite) and min(finite) > 0 and max(finite) > LOGARITHMIC_RATIO * min(finite)
 
 
 def _plain_ticks(axis: Axis, logarithmic: bool, thousands: bool = False) -> None:
-    """Numbers without powers, which SVG text cannot raise."""
+    """Format ticks without powers of ten, since SVG text has no superscripts here."""
     if logarithmic:
         low, high = axis.get_view_interval()
         subs = next(subs for ratio, subs in TICKS.items() if high <= ratio * low)
@@ -281,7 +281,7 @@ def _plain_ticks(axis: Axis, logarithmic: bool, thousands: bool = False) -> None
 
 
 def _legend(picture: Figure) -> None:
-    """Every name of any panel once, below all of them."""
+    """One legend below all panels, with every name once."""
     found = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in picture.axes]
     named = {name: handle for pairs in found for handle, name in pairs}
     if named:

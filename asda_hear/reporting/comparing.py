@@ -1,4 +1,4 @@
-"""How far two models differ, and how sure that is: over seeds, folds, test clips, and tasks."""
+"""Differences between two models and their uncertainty over seeds, folds, test clips and tasks."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import scipy  # loads its parts as they are used; `stats` takes more than a second
+import scipy  # loads its submodules lazily; `stats` takes more than a second
 from numpy.typing import NDArray
 
 from asda_core.finetune.bootstrap import BLOCK_CELLS, affordable, draw
@@ -17,24 +17,24 @@ Key = TypeVar("Key", bound=Hashable)
 Floats = NDArray[np.float64]
 
 DRAWS = 10_000
-"""Bootstrap draws over seeds and folds; the ends of the interval move by about 1 % of its width."""
+"""Bootstrap draws over seeds and folds; Monte Carlo error moves the ends of the interval by about 1 % of its width."""
 AT_ONCE = 250
-"""Draws of the two-level bootstrap whose weights are in memory together."""
+"""Draws of the two-level bootstrap whose weights are held in memory at the same time."""
 ITEM_DRAWS = 1_000
-"""Bootstrap draws over test clips; fewer where clips and classes are very many, see `affordable`."""
+"""Bootstrap draws over test clips; fewer if there are very many clips and classes, see `affordable`."""
 USUAL_SEEDS = 5
-"""By which `affordable` counts, so that models of different numbers of seeds are drawn equally often."""
+"""Seed count assumed for `affordable`, so that models with different numbers of seeds get equally many draws."""
 BOOTSTRAP_SEED = 0
-"""Every comparison draws from a generator of its own with this seed: the same results give the same interval."""
+"""Seed of the generator that every comparison creates for itself: the same results give the same interval."""
 DIGITS = 6
-"""Decimal digits of a difference that count: heareval writes scores as 32-bit floats, which are 6e-8 apart near 1."""
+"""Significant decimals of a difference: heareval writes scores as 32-bit floats, which are 6e-8 apart near 1."""
 ANY_SEED = ""
-"""The seed of a model that is not trained, as the log-mel baseline: paired with every seed of the other side."""
+"""The seed of an untrained model such as the log-mel baseline: paired with every seed of the other model."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`; both NaN where there is too little to tell."""
+    """An interval from `low` to `high`; both are NaN if there is too little data."""
 
     low: float
     high: float
@@ -51,9 +51,9 @@ class Difference:
         mean: mean over seeds of the mean over folds.
         interval: 95 % interval of the two-level bootstrap over seeds and folds.
         p_value: paired t-test over seeds; NaN below 2 pairs.
-        pairs: seeds that both have.
+        pairs: number of seeds that both models have.
         spread: standard deviation over seeds; NaN below 2 pairs.
-        items: 95 % interval of the paired bootstrap over test clips, where the predictions were kept.
+        items: 95 % interval of the paired bootstrap over test clips, if the predictions were kept.
     """
 
     mean: float
@@ -65,14 +65,14 @@ class Difference:
 
 
 def compare(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[float, ...]]) -> Difference | None:
-    """Pair two models by seed and fold.
+    """Compare two models, paired by seed and fold.
 
     Args:
-        ours: seed -> score of each fold, in order; the one seed "" is paired with every seed of the other side.
-        theirs: the same of the model that is compared with.
+        ours: seed -> score of each fold, in order; a single seed "" is paired with every seed of the other model.
+        theirs: the same for the model to compare with.
 
     Returns:
-        None where no seed is common, or where the numbers of folds differ.
+        the difference; None if the models share no seed, or if the numbers of folds differ.
     """
     differences = _paired(ours, theirs)
     if differences is None:
@@ -85,12 +85,12 @@ def compare(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[fl
 
 
 def _or_zero(value: float) -> float:
-    """0 for what is 0 to the digits that count, so that 0 is in an interval that ends at -1e-17."""
+    """Return 0 for values that round to 0 at `DIGITS`, so that an interval that ends at -1e-17 includes 0."""
     return 0.0 if round(float(value), DIGITS) == 0 else float(value)
 
 
 def _paired(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[float, ...]]) -> Floats | None:
-    """Differences (seeds, folds)."""
+    """Differences of shape (seeds, folds)."""
     if set(ours) == {ANY_SEED}:
         ours = dict.fromkeys(theirs, ours[ANY_SEED])
     elif set(theirs) == {ANY_SEED}:
@@ -104,7 +104,7 @@ def _paired(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[fl
 
 
 def _two_level(differences: Floats) -> Interval:
-    """Percentile interval of the mean with seeds and folds drawn again, each with replacement, crossed.
+    """Percentile interval of the mean with seeds and folds resampled independently (crossed), with replacement.
 
     **Source**: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2007) 386.
     """
@@ -113,14 +113,14 @@ def _two_level(differences: Floats) -> Interval:
     generator, (seeds, folds) = np.random.default_rng(BOOTSTRAP_SEED), differences.shape
     seed_weights = generator.multinomial(seeds, [1 / seeds] * seeds, size=DRAWS) / seeds
     drawn = []
-    for rows in np.array_split(seed_weights, DRAWS // AT_ONCE):  # of a noise plan every clip is a fold
+    for rows in np.array_split(seed_weights, DRAWS // AT_ONCE):  # in a noise plan every clip is a fold
         fold_weights = generator.multinomial(folds, [1 / folds] * folds, size=len(rows)) / folds
         drawn.append(((rows @ differences) * fold_weights).sum(axis=1))
     return _percentiles(np.concatenate(drawn))
 
 
 def _percentiles(values: Floats) -> Interval:
-    """The middle 95 % of the draws that are numbers."""
+    """Central 95 % of the finite draws."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return UNKNOWN
@@ -129,7 +129,7 @@ def _percentiles(values: Floats) -> Interval:
 
 
 def _paired_t(by_seed: Floats) -> float:
-    """p of the paired t-test; without spread 1 if nothing differs, else NaN: the test has nothing to measure by."""
+    """p of the paired t-test; without any spread 1 if nothing differs, otherwise NaN, as the test is undefined."""
     if len(by_seed) < 2 or not np.isfinite(by_seed).all():
         return math.nan
     rounded = by_seed.round(DIGITS)
@@ -139,13 +139,13 @@ def _paired_t(by_seed: Floats) -> float:
 
 
 def score_draws(items: Sequence[Items], draws: int = ITEM_DRAWS) -> Floats:
-    """Scores of one model, mean over its seeds, on clips that are drawn again and again, fold by fold.
+    """Scores of one model, averaged over its seeds, on bootstrap resamples of the clips of each fold.
 
-    The draws are the same for every model of the same clips, so that two may be subtracted.
+    The resamples are the same for every model on the same clips, so that the scores of two models can be subtracted.
 
     Args:
         items: predictions of each seed.
-        draws: how often clips are drawn.
+        draws: number of resamples wanted.
     """
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     sizes = [len(targets) for targets, _ in items[0].folds]
@@ -162,15 +162,15 @@ def score_draws(items: Sequence[Items], draws: int = ITEM_DRAWS) -> Floats:
 def compare_items(
     ours: Sequence[Items], theirs: Sequence[Items], drawn: Callable[[Sequence[Items]], Floats] = score_draws
 ) -> Interval | None:
-    """Paired bootstrap over test clips: both models are scored on the same drawn clips, fold by fold.
+    """Paired bootstrap over test clips: both models are scored on the same resampled clips, fold by fold.
 
     Args:
         ours: predictions of each seed; scores are averaged over seeds.
-        theirs: of the other model.
-        drawn: `score_draws`, or one that remembers.
+        theirs: predictions of the other model.
+        drawn: `score_draws`, or a cached version of it.
 
     Returns:
-        Interval of ours minus theirs; None where a side has no predictions, or where the clips are not the same.
+        interval of ours minus theirs; None if a model has no predictions, or if the clips differ.
 
     **Source**: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 8.
     """
@@ -190,11 +190,11 @@ def _same_clips(one: Items, other: Items) -> bool:
 def wilcoxon_over_tasks(differences: Mapping[str, float]) -> float:
     """Two-sided p of the Wilcoxon signed-rank test over tasks.
 
-    Tasks without a difference are dropped (Wilcoxon's own way). Exact up to 50 tasks without ties in the size of the
-    difference and up to 13 with ties; the normal approximation beyond. NaN below 2 tasks; 1 where all are equal.
+    Tasks without a difference are dropped (Wilcoxon's own treatment). Exact up to 50 tasks without ties in the
+    absolute differences and up to 13 with ties; the normal approximation beyond. NaN below 2 tasks; 1 if all are equal.
 
     Args:
-        differences: task -> score of one model less that of the other.
+        differences: task -> score of one model minus that of the other.
 
     **Source**: Wilcoxon, Biometrics Bulletin 1 (1945) 80; over tasks after Demšar, JMLR 7 (2006) 1.
     """
@@ -207,17 +207,17 @@ def wilcoxon_over_tasks(differences: Mapping[str, float]) -> float:
 
 
 def smallest_p(tasks: int, comparisons: int = 1) -> float:
-    """The least p that the two-sided Wilcoxon test can give with so many tasks, all differences being of one sign.
+    """Smallest p that the two-sided Wilcoxon test can give, reached when all differences have the same sign.
 
     Args:
-        tasks: how many.
-        comparisons: for which Holm corrects it.
+        tasks: number of tasks.
+        comparisons: number of comparisons in Holm's correction.
     """
     return min(1.0, comparisons * 2.0 ** min(0, 1 - tasks))
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """Adjusted p of several comparisons; NaN stays NaN and does not count as a comparison.
+    """Holm-adjusted p-values of several comparisons; NaN stays NaN and does not count as a comparison.
 
     **Source**: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics 6 (1979) 65.
     """
@@ -230,12 +230,12 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
 
 
 def smallest_difference_seen(spread: float, pairs: int, power: float = 0.8, confidence: float = CONFIDENCE) -> float:
-    """The true difference that a paired t-test finds with the given power; NaN below 2 pairs.
+    """The true difference that a paired t-test detects with the given power; NaN below 2 pairs.
 
     Args:
         spread: standard deviation of the paired differences.
-        pairs: how many there are.
-        power: chance to find it.
+        pairs: number of pairs.
+        power: probability of detecting the difference.
         confidence: 1 minus the level of the two-sided test.
 
     **Source**: Cohen, "Statistical Power Analysis for the Behavioral Sciences" (1988), chapter 2: the noncentral t.
@@ -246,7 +246,7 @@ def smallest_difference_seen(spread: float, pairs: int, power: float = 0.8, conf
     limit = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
 
     def lacking(shift: float) -> float:
-        wrong_side = np.nan_to_num(scipy.stats.nct.cdf(-limit, freedom, shift))  # NaN where it vanishes
+        wrong_side = np.nan_to_num(scipy.stats.nct.cdf(-limit, freedom, shift))  # NaN where it underflows
         return float(scipy.stats.nct.sf(limit, freedom, shift) + wrong_side) - power
 
     ceiling = limit

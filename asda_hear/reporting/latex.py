@@ -1,4 +1,4 @@
-"""The table of a plan as LaTeX, narrow enough for a page."""
+"""The table of a plan in LaTeX, narrow enough for a page."""
 
 import re
 from dataclasses import replace
@@ -8,7 +8,7 @@ from asda_hear.reporting.tables import APART, BELOW_LEVEL, Column, ColumnKind, T
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "[": "{[}", "]": "{]}", "*": "{*}",  # behind a new row they would be its arguments
+    "[": "{[}", "]": "{]}", "*": "{*}",  # after `\\` they would be parsed as its arguments
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "·": r"$\cdot$",  # noqa: RUF001
     "≤": r"$\le$", "≥": r"$\ge$", "→": r"$\to$", "↓": r"$\downarrow$", "†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$",
@@ -16,20 +16,20 @@ LATEX = {
     "δ": r"$\delta$", "ε": r"$\varepsilon$", "λ": r"$\lambda$", "μ": r"$\mu$", "π": r"$\pi$", "σ": r"$\sigma$",  # noqa: RUF001
     "τ": r"$\tau$", "ω": r"$\omega$", "\n": " ",
 }  # fmt: skip
-"""Letter -> how LaTeX without further packages writes it."""
+"""Character -> its LaTeX source, without further packages."""
 DIFFERENCE_NOTE, MARKED_NOTE = "Δ: difference", "Marks at scores are about their difference"
-"""How the note on differences begins; here they have no column, and marks stand at the scores."""
+"""How the note on differences begins, and its replacement: in LaTeX they have no column, and scores carry the marks."""
 CODE = re.compile("`([^`]*)`")
 WORTH_A_COLUMN = 0.02
-"""Costs that differ by less, as a share, are left out."""
+"""Relative difference below which a cost column is omitted."""
 
 
 def to_latex(summary: Summary) -> str:
-    r"""The table as a LaTeX float that needs only `\usepackage{booktabs}`.
+    r"""Return the table as a LaTeX float that needs only `\usepackage{booktabs}`.
 
-    Differences from the reference are told by a mark at the score, where their interval excludes 0; costs that are the
-    same for all are left out. Letters beyond Latin and those of `LATEX` are left as they are, for which XeLaTeX or
-    LuaLaTeX is needed.
+    Differences from the reference are shown by a mark at the score if `is_apart` holds; costs that are the same for all
+    lines are omitted. Characters other than Latin letters and those in `LATEX` are kept as they are and need XeLaTeX or
+    LuaLaTeX.
     """
     grid = make_grid(summary)
     columns = narrow(grid.columns)
@@ -53,12 +53,12 @@ def to_latex(summary: Summary) -> str:
 
 
 def latex(text: str) -> str:
-    """Text in which LaTeX finds no command."""
+    """Escape text for LaTeX."""
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
 def narrow(columns: tuple[Column, ...]) -> list[Column]:
-    """Without differences, whose marks move to the scores before them, and without costs that hardly differ."""
+    """Drop difference columns, moving their marks to the scores before them, and cost columns that hardly differ."""
     found: list[Column] = []
     for column in columns:
         if column.kind == "difference":

@@ -1,4 +1,4 @@
-"""What stands at the foot of a table: what its numbers are, and what they cannot show."""
+"""Footnotes of a table: what its numbers are, and what they cannot show."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from asda_hear.reporting.comparing import DIGITS, smallest_difference_seen, smal
 from asda_hear.reporting.summary import Line, compared_on_all
 
 LEAST_PAIRS = 3
-"""Seeds below which a deviation tells nothing."""
+"""Number of seeds below which a standard deviation is not informative."""
 
 
 def make_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[Line], reference: Line | None) -> list[str]:
-    """Sentences for the foot."""
+    """Return the footnotes as sentences."""
     if not rows:
         return ["Nothing is done yet."]
     search, seeds = plan.config.evaluation, len(plan.config.seeds)
@@ -59,7 +59,7 @@ def make_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[Line], ref
 
 
 def _infinite_notes(rows: Sequence[ResultRow]) -> list[str]:
-    """Which scores are no numbers, and why there is no mean of them."""
+    """Which scores are not finite, and why they have no mean."""
     counts: dict[str, int] = {}
     for row in rows:
         if wrong := sum(not math.isfinite(float(value)) for value in str(row["folds"]).split()):
@@ -70,7 +70,7 @@ def _infinite_notes(rows: Sequence[ResultRow]) -> list[str]:
 
 
 def _clip_counts(rows: Sequence[ResultRow]) -> dict[str, int]:
-    """Condition -> clips, the fewest of any model."""
+    """Condition -> number of clips, the smallest of any model."""
     counts: dict[str, int] = {}
     for row in rows:
         if row["metric"] in LOWER_IS_BETTER:
@@ -80,7 +80,7 @@ def _clip_counts(rows: Sequence[ResultRow]) -> dict[str, int]:
 
 
 def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
-    """What so many seeds can see: from the typical spread of paired differences on each task."""
+    """Smallest detectable difference on each task, from the median spread of the paired differences."""
     notes = []
     for task in reference.results:
         found = [line.results[task].difference for line in lines if task in line.results and not line.baseline]
@@ -88,7 +88,7 @@ def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
         pairs = max((difference.pairs for difference in known), default=0)
         spreads = [difference.spread for difference in known if difference.pairs == pairs]
         spread = median(spreads) if spreads else 0.0
-        if round(spread, DIGITS) > 0 and pairs >= LEAST_PAIRS:  # where nothing varies, nothing is known
+        if round(spread, DIGITS) > 0 and pairs >= LEAST_PAIRS:  # without any spread the power is unknown
             least = smallest_difference_seen(spread, pairs)
             notes.append(
                 f"With {pairs} seeds a true difference under {least:.3f} on {task} is missed in more than 1 of 5 tries "

@@ -1,4 +1,4 @@
-"""The results of a plan as one HTML file that needs nothing else: it opens from disk, prints, and can be sent."""
+"""The results of a plan as one self-contained HTML file that can be opened from disk, printed and sent."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ from asda_hear.reporting.tables import (
 
 TEMPLATE = "page.html.j2"
 SEED_LINE = re.compile(r"^seed:.*$", re.MULTILINE)
-"""The line of a config in which the cells of a line differ."""
+"""The row of a YAML config in which the cells of a table line differ."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that failed: its name and labels, the error in one line, and the traceback."""
+    """A failed cell or baseline: its name and labels, the error in one line, and the traceback."""
 
     cell: str
     error: str
@@ -41,19 +41,19 @@ class Failure:
 
 @dataclass(frozen=True)
 class PageDetails:
-    """What a page shows beside the summary; what is empty is left out.
+    """What a page shows in addition to the summary; empty fields are omitted from the page.
 
     Attributes:
-        curves: name of a line -> seed -> {"step": updates, "loss": of each}.
+        curves: name of a line -> seed -> {"step": update numbers, "loss": loss at each}.
         configs: name of a cell -> its config as YAML.
-        plan: the plan file.
+        plan: text of the plan file.
         environment: fact -> value, as in {"torch": "2.11.0"}.
         commit: of the code.
-        command: makes the table.
-        cell_commands: name of a cell -> what makes it alone.
-        failures: of cells.
+        command: command that makes the table.
+        cell_commands: name of a cell -> command that makes this cell alone.
+        failures: failed cells and baselines.
         made: date and time, as text.
-        wall_seconds, cpu_seconds: of all cells together; None where it is not known.
+        wall_seconds, cpu_seconds: training time of all cells together; None if unknown.
     """
 
     curves: Curves = field(default_factory=dict)
@@ -71,7 +71,7 @@ class PageDetails:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the cells of a line are made: a config that holds for all of them, and a command for each."""
+    """How to reproduce the cells of a line: one config that holds for all of them, and a command for each."""
 
     line: str
     cells: str
@@ -81,7 +81,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A line against the reference on one task."""
+    """A line compared with the reference on one task."""
 
     line: str
     task: str
@@ -94,15 +94,15 @@ class Comparison:
 
 
 def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Args:
-        summary: what is shown; it may hold no line at all.
-        details: everything beside the numbers.
-        file: HTML to write; its folder is made.
+        summary: what is shown; it may be without lines.
+        details: everything except the numbers.
+        file: HTML file to write; its folder is created.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -134,7 +134,7 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
 
 
 def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, TableCell, TableCell]]:
-    """The numbers of a chart of effects: label, task, mean, difference from the label that it is compared with."""
+    """The numbers of an effect chart: label, task, mean, difference from the label that it is compared with."""
     names = short_names(summary.tasks)
     return [
         (effect.label, names[effect.task], score_cell(effect.estimate), difference_cell(effect.difference))
@@ -144,7 +144,7 @@ def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, TableCell
 
 
 def _comparisons(summary: Summary) -> list[Comparison]:
-    """Every line against the reference on every task; t-tests are one family."""
+    """Compare every line with the reference on every task; all t-tests form one family."""
     names, rows = short_names(summary.tasks), []
     found = {(line.key, task): r.difference for line in summary.lines for task, r in line.results.items()}
     corrected = holm({place: difference.p_value for place, difference in found.items() if difference is not None})
@@ -164,7 +164,7 @@ def _comparisons(summary: Summary) -> list[Comparison]:
 
 
 def _recipes(summary: Summary, details: PageDetails) -> list[Recipe]:
-    """One config for all cells of a line where only the seed differs; then cells in no line, as failed ones."""
+    """One recipe for all cells of a line that differ only in the seed; then cells in no line, as failed ones."""
     found, seen = [], set()
     for line in summary.lines:
         groups: dict[str, list[str]] = {}

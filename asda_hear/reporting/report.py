@@ -1,4 +1,4 @@
-"""What a plan leaves for people: tables in Markdown, LaTeX, CSV and Parquet, a row for the leaderboard, one page."""
+"""Output files of a plan: tables in Markdown, LaTeX, CSV and Parquet, rows for the leaderboard, one HTML page."""
 
 import os
 import shlex
@@ -45,13 +45,13 @@ from asda_hear.reporting.tidy import write_tidy
 from asda_hear.work_queue import read_failure
 
 NAMED = 5
-"""So many missing units are named."""
+"""Maximum number of missing units that are named."""
 TABLE_FILE, LATEX_FILE, PAGE_FILE = "table.md", "table.tex", "report.html"
 NOISE_FILE = "noise.csv"
 
 
 def write_report(work: PlanWork, rows: Sequence[ResultRow]) -> str:
-    """Write all outputs into the result folder, one process at a time, and return the table as Markdown."""
+    """Write all outputs to the result folder under a lock, and return the table as Markdown."""
     with locked(work.out / ROWS_LOCK):
         return _write(work, rows)
 
@@ -74,7 +74,7 @@ def _write(work: PlanWork, rows: Sequence[ResultRow]) -> str:
 
 
 class ItemsOf:
-    """The predictions of a plan, clip by clip, read once."""
+    """The clip-level predictions of a plan, each file read once."""
 
     def __init__(self, work: PlanWork) -> None:
         self.work, self.known = work, dict[Path, Items | None]()
@@ -82,7 +82,7 @@ class ItemsOf:
         self.cells = {(text_of(cell.labels), cell.seed): cell for cell in work.plan.cells}
 
     def difference(self, ours: Sequence[ResultRow], theirs: Sequence[ResultRow]) -> Interval | None:
-        """Interval of the difference over clips; None where predictions are missing or the metric is no clip's."""
+        """Interval of the difference over clips; None if predictions are missing or the metric is not clip-level."""
         first, second = ([self._read(row) for row in rows] for rows in (ours, theirs))
         known = [[items for items in side if items is not None and can_score(items.metric)] for side in (first, second)]
         if not all(known) or [len(side) for side in known] != [len(first), len(second)]:
@@ -90,7 +90,7 @@ class ItemsOf:
         return compare_items(known[0], known[1], self._draw)
 
     def _draw(self, items: Sequence[Items]) -> Floats:
-        """The draws of a line on a task are those of every comparison that it is part of."""
+        """`score_draws`, cached: every comparison of a line on a task uses the same draws."""
         key = tuple(map(id, items))
         if key not in self.drawn:
             self.drawn[key] = score_draws(items)
@@ -112,7 +112,7 @@ class ItemsOf:
 
 
 def _missing(work: PlanWork, failures: Sequence[Failure]) -> list[str]:
-    """Units that are not done: what failed, then the first others by name, then how many."""
+    """Units that are not done: the failed ones, then the names of the first others, then the number of the rest."""
     failed = [f"{failure.cell} failed: {failure.error.rstrip('.')}" for failure in failures]
     left = [unit.name for unit in work.units() if not is_done(work, unit) and not (unit.folder / ERROR_FILE).exists()]
     more = [f"and {len(left) - NAMED} more"] if len(left) > NAMED else []
@@ -129,9 +129,9 @@ def _failures(work: PlanWork) -> list[Failure]:
 
 
 def _write_leaderboard(summary: Summary, out: Path) -> None:
-    """A row in the columns of HEAR's leaderboard for every line, where any of its tasks was run."""
+    """Write a row in the columns of HEAR's leaderboard for every line, if any leaderboard task was run."""
     if not any(hear_column(task) for task in summary.tasks):
-        (out / LEADERBOARD_FILE).unlink(missing_ok=True)  # of an earlier form of the plan
+        (out / LEADERBOARD_FILE).unlink(missing_ok=True)  # from an earlier version of the plan
         return
     today = datetime.now(UTC).date().isoformat()
     rows = []
@@ -142,7 +142,7 @@ def _write_leaderboard(summary: Summary, out: Path) -> None:
 
 
 def _write_noise(work: PlanWork) -> None:
-    """Every number of the attention on noise: each map, each layer, all queries and the class token."""
+    """Write every number of the attention on noise: each map and layer, all queries and the class token."""
     if work.plan.noise is None:
         (work.out / NOISE_FILE).unlink(missing_ok=True)
         return
@@ -158,7 +158,7 @@ def _write_noise(work: PlanWork) -> None:
 
 
 def _details(work: PlanWork, failures: Sequence[Failure]) -> PageDetails:
-    """What the page shows beside the numbers."""
+    """What the page shows in addition to the numbers."""
     plan = work.plan
     curves: dict[str, dict[str, dict[str, list[float]]]] = {}
     configs, made, spent = {}, dict[str, str | int](), list[dict[str, float]]()
@@ -193,7 +193,7 @@ def _details(work: PlanWork, failures: Sequence[Failure]) -> PageDetails:
 
 
 def plan_command(work: PlanWork) -> str:
-    """What makes the whole of it again, or goes on with it, as one would type it here."""
+    """The command that reproduces or resumes the whole plan, as typed in the current folder."""
     words = ["asda-hear", "ablate", shown(work.plan.file)]
     if work.out.resolve() != (RESULTS / work.plan.file.stem).resolve():
         words += ["--out", shown(work.out)]
@@ -203,7 +203,7 @@ def plan_command(work: PlanWork) -> str:
 
 
 def cells_command(work: PlanWork, cells: Sequence[Cell]) -> str:
-    """What makes cells of one training alone, from the config that lies in the store: train, and score in every way."""
+    """The command for the cells of one training, from the config in the store: train, then score with all options."""
     plan, cell = work.plan, cells[0]
     folder = work.store / CELLS / cell.name
     threads = f"OMP_NUM_THREADS={plan.config.evaluation.threads}"
@@ -230,5 +230,5 @@ def _score_command(work: PlanWork, cell: Cell) -> list[Any]:
 
 
 def shown(path: Path) -> str:
-    """A path as one would type it here."""
+    """A path relative to the current folder."""
     return os.path.relpath(path)

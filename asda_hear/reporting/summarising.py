@@ -1,4 +1,4 @@
-"""Rows of a plan -> what its tables and its page say."""
+"""Turn the rows of a plan into the summary that its tables and its page show."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ COSTS = {
     "CPU s": "pretrain_cpu_seconds",
     "training MiB": "pretrain_mebibytes",
 }
-"""Heading -> column of `rows.csv`; what the table says is the median over the seeds."""
+"""Heading -> column of `rows.csv`; the table shows the median over the seeds."""
 ItemsDifference = Callable[[Sequence[ResultRow], Sequence[ResultRow]], Interval | None]
 """Rows of two lines on one task -> interval of their difference over test clips."""
 
@@ -41,10 +41,10 @@ def summarise(
     """Group the rows into lines and compare them.
 
     Args:
-        plan: what was asked.
-        rows: what is there, from `collect_rows`.
-        items: compares two lines clip by clip; None leaves that out.
-        missing: what is not there.
+        plan: the plan.
+        rows: the available results, from `collect_rows`.
+        items: compares two lines clip by clip; None skips that comparison.
+        missing: descriptions of what is not done.
     """
     tasks = {str(row["task"]): str(row["metric"]) for row in rows}
     groups = _groups(plan, rows)
@@ -99,7 +99,7 @@ def _reference_key(plan: Plan, groups: Mapping[Key, object]) -> Key | None:
 
 
 def _scores(rows: Sequence[ResultRow], task: str) -> dict[str, tuple[float, ...]]:
-    """Seed -> folds; what is infinite, as d' of an AUC of 1, is no number to compare by."""
+    """Seed -> scores of its folds; infinite scores, such as d' at an AUC of 1, become NaN."""
     return {
         str(row["seed"]): tuple(
             value if math.isfinite(value) else math.nan for value in map(float, str(row["folds"]).split())
@@ -110,7 +110,7 @@ def _scores(rows: Sequence[ResultRow], task: str) -> dict[str, tuple[float, ...]
 
 
 def _means(scores: ScoresBySeed) -> list[float]:
-    """Of each seed over its folds."""
+    """Mean of each seed over its folds."""
     return [sum(folds) / len(folds) for folds in scores.values()]
 
 
@@ -145,7 +145,7 @@ def _line(plan: Plan, key: Key, rows: Sequence[ResultRow], best: Mapping[str, fl
 def _compared(
     line: Line, reference: Line, rows: Sequence[ResultRow], theirs: Sequence[ResultRow], items: ItemsDifference | None
 ) -> Line:
-    """A line with its differences from the reference; none where they measured different clips."""
+    """Return the line with its differences from the reference; none on tasks measured on different clips."""
     results = {}
     for task, result in line.results.items():
         ours, other = ([row for row in side if row["task"] == task] for side in (rows, theirs))
@@ -159,12 +159,12 @@ def _compared(
 
 
 def _several_clips(rows: Sequence[ResultRow], task: str) -> bool:
-    """Whether models were measured on different clips, so that they cannot be paired clip by clip."""
+    """Whether the models were measured on different clips, so that they cannot be paired."""
     return len({row.get("clips") or "" for row in rows if row["task"] == task}) > 1
 
 
 def _of_common_seeds(ours: Sequence[ResultRow], theirs: Sequence[ResultRow]) -> tuple[list[ResultRow], list[ResultRow]]:
-    """Rows of the seeds that `compare` pairs: those of both, or all where one side is a baseline."""
+    """Rows of the seeds that `compare` pairs: those in both lines, or all if one line is a baseline."""
     seeds = {str(row["seed"]) for row in ours}, {str(row["seed"]) for row in theirs}
     if {""} in seeds:
         return list(ours), list(theirs)
@@ -174,9 +174,9 @@ def _of_common_seeds(ours: Sequence[ResultRow], theirs: Sequence[ResultRow]) -> 
 
 
 def _corrected(lines: list[Line], reference: Line | None, scored: frozenset[str]) -> list[Line]:
-    """Lines with their Wilcoxon p over scored tasks, corrected for how many are compared; none where tasks are few.
+    """Return lines with their Wilcoxon p over scored tasks, Holm-corrected; without p if there are too few tasks.
 
-    What is ranked are the differences of the table, paired by seed and fold.
+    The test ranks the differences shown in the table, which are paired by seed and fold.
     """
     ranked = [] if reference is None else compared_on_all(lines, scored)
     if not ranked or smallest_p(len(scored), len(ranked)) > 1 - CONFIDENCE:
@@ -190,10 +190,10 @@ def _corrected(lines: list[Line], reference: Line | None, scored: frozenset[str]
 
 
 def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], scored: frozenset[str]) -> Line:
-    """The mean over HEAR tasks; where all are on its leaderboard, its aggregates, mel being what this plan measured."""
+    """Add the mean over HEAR tasks, or all aggregates if all are on its leaderboard (log-mel as measured here)."""
     means = {task: result.estimate.mean for task, result in line.results.items() if task in scored}
     if len(means) < 2 or means.keys() < scored:
-        return line  # a mean over fewer tasks than the others would stand in one column with theirs
+        return line  # a mean over fewer tasks would share a column with means over all
     logs = [other for other in lines if plan.config.baselines.get(other.baseline) == LOG_MEL]
     naive = next((other for other in logs if other.results.keys() >= means.keys()), None)
     measured = None if naive is None else {task: naive.results[task].estimate.mean for task in means}
@@ -205,7 +205,7 @@ def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], scored: froz
 def _effects(
     axes: Mapping[str, Sequence[str]], lines: Iterable[Line], tasks: Iterable[str], reference: Line | None
 ) -> list[Effect]:
-    """Every label of every axis of which two have results, averaged over the other axes."""
+    """Effects of every label with results, for axes with at least two such labels, averaged over the other axes."""
     combinations = [line for line in lines if not line.baseline]
     found = []
     for axis, labels in axes.items():
@@ -222,7 +222,7 @@ def _effects(
 
 
 def _others(lines: Sequence[Line], axis: str, label: str, task: str) -> dict[Key, ScoresBySeed]:
-    """What stands on the other axes -> scores, of the lines with this label."""
+    """Labels of the other axes -> scores, for the lines with this label."""
     return {
         tuple(value for name, value in line.labels.items() if name != axis): line.results[task].scores
         for line in lines
@@ -238,7 +238,7 @@ def _effect(
     shared: Sequence[Key],
     other: str,
 ) -> Effect | None:
-    """A label, over the combinations of the other axes that all labels have, and the seeds that all of these have."""
+    """Effect of a label over the combinations of other axes shared by all labels, and the seeds shared by all these."""
     seeds = [set(table[key]) for table in tables.values() for key in shared]
     common = sorted(set.intersection(*seeds), key=str) if seeds else []
     folds = {len(table[key][seed]) for table in tables.values() for key in shared for seed in common}

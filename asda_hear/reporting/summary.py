@@ -1,4 +1,4 @@
-"""What a table of a plan says: lines of estimates, differences from a reference, effects of each axis."""
+"""Contents of a table of a plan: lines of estimates, differences from a reference, effects of each axis."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ from asda_hear.ablation.plan import text_of
 from asda_hear.reporting.comparing import Difference
 
 ScoresBySeed = Mapping[str, tuple[float, ...]]
-"""Seed (as text; "" where there is none) -> scores of its folds, in order."""
+"""Seed (as text; "" if there is none) -> scores of its folds, in order."""
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One line on one task.
+    """Result of one line on one task.
 
     Attributes:
-        scores: seed -> folds.
-        estimate: mean over seeds of the mean over folds, and half of Student's interval over seeds.
+        scores: seed -> scores of its folds.
+        estimate: mean over seeds of the mean over folds, and half the width of Student's interval over seeds.
         best: whether no line has a better mean.
-        difference: from the reference line; None for the reference, and where nothing can be paired.
+        difference: from the reference line; None for the reference, and if nothing can be paired.
     """
 
     scores: ScoresBySeed
@@ -34,13 +34,13 @@ class Line:
 
     Attributes:
         labels: axis -> label; empty for a baseline.
-        baseline: its label; "" for a combination.
-        results: task -> what was measured; a task that is not done yet is missing.
+        baseline: label of the baseline; "" for a combination.
+        results: task -> result; tasks that are not done yet are absent.
         costs: heading -> median over seeds, as in "CPU s".
         aggregates: heading -> HEAR's aggregate over tasks, as in "s(m)"; only those that can be computed.
         cells: names of its cells, in the order of `seeds`.
         seeds: in order.
-        p_value: Wilcoxon signed-rank over tasks against the reference, corrected after Holm; None where there is none.
+        p_value: Wilcoxon signed-rank test over tasks against the reference, Holm-corrected; None if not computed.
     """
 
     labels: Mapping[str, str]
@@ -54,23 +54,23 @@ class Line:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells it from all others: a baseline may be called as a combination is."""
+        """Unique key of the line; names are not unique, as a baseline may be called like a combination."""
         return self.baseline, *self.labels.values()
 
     @property
     def name(self) -> str:
-        """Its labels in one text."""
+        """The labels as one text, or that of the baseline."""
         return self.baseline or text_of(self.labels)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A label of an axis on a task, averaged over all other axes.
+    """Effect of a label of an axis on a task, averaged over all other axes.
 
     Attributes:
-        estimate: over seeds, each of which is first averaged over the combinations that hold the label.
-        difference: paired by seed and by everything else, from the label `other`; None for that label.
-        other: the reference's label of the axis, or the first.
+        estimate: over seeds; each seed is first averaged over the combinations that contain the label.
+        difference: from the label `other`, paired by seed, fold and the other axes; None for `other` itself.
+        other: the reference's label of the axis, or the first one.
     """
 
     axis: str
@@ -83,19 +83,19 @@ class Effect:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that the outputs show.
+    """Everything that the outputs of a plan show.
 
     Attributes:
         title, question: of the plan.
         tasks: task -> its primary metric, as in {"esc10-v1.0.0-full": "top1_acc"}.
-        lower_is_better: tasks for which less is more, as the share of attention on noise.
-        neutral: those of which neither is better: controls.
+        lower_is_better: tasks on which lower values are better, such as the share of attention on noise.
         axes: axis -> its labels.
         lines: combinations in the order of the plan, then baselines.
         reference: the line that others are compared with.
         effects: of every axis with two labels or more.
-        notes: sentences for the foot: what intervals are, the search, versions, what can be seen with so many seeds.
+        notes: footnotes: definition of the intervals, the search, versions, differences detectable with these seeds.
         missing: what of the plan is not done, and what failed.
+        neutral: control tasks, on which neither higher nor lower is better.
     """
 
     title: str
@@ -112,24 +112,24 @@ class Summary:
 
     @property
     def measured(self) -> frozenset[str]:
-        """Tasks that are no scores between 0 and 1."""
+        """Tasks whose values are not scores between 0 and 1."""
         return self.lower_is_better | self.neutral
 
     @property
     def around_means(self) -> str:
-        """What charts have around a mean, to stand behind the word."""
+        """Description of the error bars in charts, to follow the word "mean"."""
         several = any(result.estimate.count > 1 for line in self.lines for result in line.results.values())
         return " with its 95 % interval over seeds" if several else " of one seed, without an interval"
 
 
 def compared_label(axis: str, labels: Sequence[str], reference: Line | None) -> str:
-    """With which label of an axis the others are compared: that of the reference, or the first beside a baseline."""
+    """The label of an axis that others are compared with: the reference's; the first if that is missing."""
     label = labels[0] if reference is None else reference.labels.get(axis, labels[0])
     return label if label in labels else labels[0]
 
 
 def compared_on_all(lines: Iterable[Line], tasks: Collection[str]) -> list[tuple[Line, dict[str, Difference]]]:
-    """Lines that are compared with the reference on all of these tasks, with their differences."""
+    """Return the lines that are compared with the reference on all of these tasks, with their differences."""
     found = []
     for line in lines:
         differences = {task: line.results[task].difference for task in tasks if task in line.results}
@@ -140,7 +140,7 @@ def compared_on_all(lines: Iterable[Line], tasks: Collection[str]) -> list[tuple
 
 
 def effect_names(summary: Summary, axis: str, task: str) -> list[str]:
-    """The labels of an axis as a chart names them: which is compared with, and which have no results."""
+    """Labels of an axis as shown in a chart, marking the one compared with and those without results."""
     others = {effect.label: effect.other for effect in summary.effects if (effect.axis, effect.task) == (axis, task)}
     told = {label: " (compared with)" if others.get(label) == label else "" for label in summary.axes[axis]}
     return [f"{label}{told[label]}" if label in others else f"{label} (no results)" for label in told]

@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG inside a page: letters stay letters, and ink follows the colours of the page."""
+"""Matplotlib figures as inline SVG: text stays text, and colours follow those of the page."""
 
 import re
 import warnings
@@ -14,12 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 INK, FAINT, PAPER = "#010203", "#040506", "#070809"
-"""Colours that stand for those of the page: matplotlib cannot write `currentColor`."""
+"""Placeholders for the colours of the page: matplotlib cannot write `currentColor`."""
 OF_PAGE = {INK: "currentColor", FAINT: "var(--faint)", PAPER: "var(--paper)", "#0072b2": "var(--blue)"}
 WIDE_INCHES = 8.4
-"""Width of a chart before it is fitted to the page."""
+"""Width of a chart before it is scaled to the page."""
 MARGIN = 0.03
-"""Left beside 0 and 1 on an axis of scores."""
+"""Margin below 0 and above 1 on a score axis."""
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "asda", "text.parse_math": False, "axes.formatter.useoffset": False,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT,
@@ -32,7 +32,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture: an id, what it shows, how to read it, and SVG that can stand in HTML."""
+    """A chart: its id, title, a caption on how to read it, and SVG to embed in HTML."""
 
     name: str
     title: str
@@ -41,7 +41,7 @@ class Chart:
 
 
 def figure(height: float) -> Figure:
-    """A canvas of its own, `height` inches high: pyplot is not touched."""
+    """Return a figure `height` inches high with a canvas of its own, independent of pyplot."""
     made = Figure(figsize=(WIDE_INCHES, height), layout="constrained")
     FigureCanvasAgg(made)
     return made
@@ -49,14 +49,14 @@ def figure(height: float) -> Figure:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The same look whatever the user's settings are, which are put back afterwards."""
+    """Use the charts' style whatever the user's matplotlib settings, which are restored afterwards."""
     with warnings.catch_warnings(), style.context(["default", STYLE]):
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page has more fonts than matplotlib
         yield
 
 
 def scores_in_view(axes: Axes, bounded: bool, vertical: bool = False) -> None:
-    """Cut the axis where no score can be: intervals of few seeds may leave 0 to 1, and would squeeze all the rest."""
+    """Limit the axis to possible scores: intervals of few seeds may exceed 0 to 1 and would compress the rest."""
     if not bounded:
         return
     low, high = axes.get_ylim() if vertical else axes.get_xlim()
@@ -64,14 +64,14 @@ def scores_in_view(axes: Axes, bounded: bool, vertical: bool = False) -> None:
 
 
 def chart(name: str, title: str, caption: str, drawn: Figure) -> Chart:
-    """Write a figure, inside `drawing`; the same figure always gives the same text."""
+    """Render a figure as SVG, inside `drawing`; the same figure always gives the same text."""
     text = StringIO()
     drawn.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
     return Chart(name, title, caption, _for_page(text.getvalue(), name, title))
 
 
 def _for_page(svg: str, name: str, title: str) -> str:
-    """SVG for the inside of HTML: no header, no metadata, ids of its own, the page's colours, short numbers."""
+    """SVG to embed in HTML: no header or metadata, unique ids, the page's colours, short numbers."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
@@ -85,7 +85,7 @@ def _for_page(svg: str, name: str, title: str) -> str:
 
 
 def _tag(text: str) -> str:
-    """A tag with two decimals and the page's colours and fonts; what stands between tags is never touched."""
+    """Rewrite a tag with two decimals and the page's colours and fonts; text between tags is never changed."""
     for stand_in, colour in OF_PAGE.items():
         text = text.replace(stand_in, colour)
     text = re.sub(r" font-family: [^;]*;| transform=\"rotate\(-0 [^\"]*\"|(?<=\d)\n(?=[LzCMQ\"])", "", text)

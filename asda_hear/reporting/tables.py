@@ -1,4 +1,4 @@
-"""The table of a plan as one grid of cells, and written as Markdown."""
+"""The table of a plan as a grid of cells, and in Markdown."""
 
 import math
 import re
@@ -16,26 +16,26 @@ ColumnKind = Literal["label", "cost", "count", "score", "difference", "p", "aggr
 SIGNIFICANT = 0.05
 """A p-value below this is marked; the usual level (Fisher 1925)."""
 APART, BELOW_LEVEL = "†", "‡"
-"""Marks of a difference that `is_apart`, and of a corrected p-value below `SIGNIFICANT`."""
+"""Marks for a difference that `is_apart`, and for a corrected p-value below `SIGNIFICANT`."""
 VERSIONED = re.compile(r"([^-\s]+)-(?:v?\d|hear2021|fold).*")
-"""Folder of a HEAR task: its name, then its version, then its size."""
+"""Folder name of a HEAR task: task, version, size."""
 LESS_IS_MORE, SECONDS, CPU_SECONDS = "↓", "training s", "CPU s"
 LEAST_SEEDS = 3
-"""Below so many no interval over seeds is marked: two seeds have three draws."""
+"""Number of seeds below which no interval over seeds is marked: two seeds have only three distinct resamples."""
 FEW_SEEDS = 6
-"""Below so many, a bootstrap over seeds gives intervals that are narrower than they say."""
+"""Number of seeds below which bootstrap intervals over seeds are narrower than their nominal level."""
 FEW, MANY = 10, 1000
-"""Numbers below `FEW` have three decimals, those above `MANY` none, those between one."""
+"""Numbers below `FEW` have three decimals, numbers from `MANY` on none, and numbers between them one."""
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """What stands in one place of the table.
+    """One cell of the table.
 
     Attributes:
         text: a label or the number itself.
-        value: what a column is sorted by; None sorts last.
-        half: half an interval, as text; "" where there is none.
+        value: sort key within the column; None sorts last.
+        half: half the width of an interval, as text; "" if there is none.
         bounds: ends of an interval, as text.
         best: whether the number is the best of its column.
         mark: `APART`, `BELOW_LEVEL` or "".
@@ -51,7 +51,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, what it holds, and a cell per line."""
+    """A column: its heading, the kind of its contents, and a cell per line."""
 
     heading: str
     kind: ColumnKind
@@ -60,7 +60,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Grid:
-    """The table before it is written: columns, rows, whether each row is a baseline, and what stands below."""
+    """The table before formatting: columns, rows, whether each row is a baseline, and footnotes."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[TableCell, ...], ...]
@@ -69,7 +69,7 @@ class Grid:
 
 
 def make_grid(summary: Summary) -> Grid:
-    """Arrange a summary: labels, costs, seeds, tasks with their differences, p-values, aggregates."""
+    """Arrange a summary in columns: labels, seeds, tasks with their differences, p-values, aggregates, costs."""
     lines = summary.lines
     columns = [
         *_label_columns(summary),
@@ -84,41 +84,41 @@ def make_grid(summary: Summary) -> Grid:
 
 
 def count_seeds(line: Line) -> int:
-    """Seeds of a combination; how often a baseline was evaluated."""
+    """Number of seeds of a combination, or of evaluations of a baseline."""
     return len(line.seeds) or max((result.estimate.count for result in line.results.values()), default=0)
 
 
 def short_names(tasks: Iterable[str]) -> dict[str, str]:
-    """Task -> its name without version and size, where that still names one task only."""
+    """Return task -> its name without version and size, if that name is still unique."""
     names = list(tasks)
     firsts = [match[1] if (match := VERSIONED.fullmatch(name)) else name for name in names]
     return {name: first if firsts.count(first) == 1 else name for name, first in zip(names, firsts, strict=True)}
 
 
 def number_cell(value: float | None) -> TableCell:
-    """A number with few digits; an empty place where there is none."""
+    """A cell with a number in few digits; an empty cell for None."""
     return TableCell() if value is None else TableCell(number(value), None if math.isnan(value) else value)
 
 
 def number(value: float) -> str:
-    """A score or a cost with few digits; a nan says so."""
+    """Format a score or a cost with few digits; NaN gives "nan"."""
     if value == 0 or math.isnan(value):
         return "0" if value == 0 else "nan"
     return f"{value:,.{decimals(value)}f}"
 
 
 def decimals(value: float) -> int:
-    """Digits behind the point of a score or a cost of this size."""
+    """Number of decimals for a score or a cost of this size."""
     return 3 if abs(value) < FEW else 1 if abs(value) < MANY else 0
 
 
 def signed(value: float) -> str:
-    """A difference, always with its sign."""
+    """Format a difference, always with its sign."""
     return "nan" if math.isnan(value) else f"{value:+.3f}"
 
 
 def excludes_zero(difference: Difference | None) -> bool:
-    """Whether 0 is outside the interval over seeds and folds; False where there is none, or too few seeds for one."""
+    """Whether the interval over seeds and folds excludes 0; False if there is no interval, or too few seeds for one."""
     if difference is None or difference.pairs < LEAST_SEEDS:
         return False
     return difference.interval.low > 0 or difference.interval.high < 0
@@ -127,27 +127,27 @@ def excludes_zero(difference: Difference | None) -> bool:
 def is_apart(difference: Difference | None) -> bool:
     """Whether a difference is marked: its interval excludes 0, and the paired t-test agrees.
 
-    Of few seeds the bootstrap alone would mark too much: of 3 that do not differ, about a quarter.
+    With few seeds the bootstrap alone marks too much: with 3 seeds, about a quarter of models that do not differ.
     """
     return difference is not None and excludes_zero(difference) and difference.p_value < SIGNIFICANT
 
 
 def p_text(value: float | None) -> str:
-    """A p-value with two significant digits."""
+    """Format a p-value with two significant digits."""
     if value is None or math.isnan(value):
         return ""
     return "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
 def score_cell(estimate: Estimate, best: bool = False) -> TableCell:
-    """A mean with half its interval, both with as many digits as the mean has."""
+    """A cell with a mean and half the width of its interval, both with the decimals of the mean."""
     mean, half = (f"{part:,.{decimals(estimate.mean)}f}" for part in (estimate.mean, estimate.half))
     value = None if math.isnan(estimate.mean) else estimate.mean
     return TableCell(mean, value, "" if math.isnan(estimate.half) else half, best=best)
 
 
 def difference_cell(difference: Difference | None) -> TableCell:
-    """A difference with the ends of its interval, marked if it `is_apart`."""
+    """A cell with a difference and the ends of its interval, marked if it `is_apart`."""
     if difference is None:
         return TableCell()
     low, high = difference.interval.low, difference.interval.high
@@ -158,7 +158,7 @@ def difference_cell(difference: Difference | None) -> TableCell:
 
 
 def to_markdown(summary: Summary) -> str:
-    """The table as GitHub's Markdown: heading, table, notes; the best of each column in bold, baselines in italics."""
+    """Return the table in GitHub Markdown: heading, table, notes; best of each column in bold, baselines in italics."""
     grid = make_grid(summary)
     heads = [escaped(column.heading) for column in grid.columns]
     sides = ["---" if column.kind == "label" else "---:" for column in grid.columns]
@@ -166,12 +166,12 @@ def to_markdown(summary: Summary) -> str:
     for row, baseline in zip(grid.rows, grid.baselines, strict=True):
         texts = [_markdown_cell(cell) for cell in row]
         lines.append(table_row([f"*{texts[0]}*", *texts[1:]] if baseline else texts))
-    notes = [escaped(note).replace(r"\`", "`") for note in grid.footnotes]  # commands stand in backticks
+    notes = [escaped(note).replace(r"\`", "`") for note in grid.footnotes]  # commands are in backticks
     return "\n".join([*lines, "", *(f"{note}  " for note in notes), ""])
 
 
 def _label_columns(summary: Summary) -> list[Column]:
-    """A column per axis; the name of a baseline stands in the first."""
+    """One column per axis; baselines have their name in the first."""
     axes = list(summary.axes)
     if not axes:
         return [Column("line", "label", tuple(TableCell(line.name) for line in summary.lines))]
@@ -185,9 +185,9 @@ def _label_columns(summary: Summary) -> list[Column]:
 def _cost_columns(lines: Sequence[Line]) -> list[Column]:
     names = dict.fromkeys(name for line in lines for name in line.costs)
     if all(line.costs.get("trained", line.costs.get("parameters")) == line.costs.get("parameters") for line in lines):
-        names.pop("trained", None)  # only adapters leave parameters as they are
+        names.pop("trained", None)  # they differ only with adapters
     if all(CPU_SECONDS in line.costs or not line.costs.get(SECONDS) for line in lines):
-        names.pop(SECONDS, None)  # of a busy machine the seconds of the processor tell more
+        names.pop(SECONDS, None)  # on a busy machine CPU time is more meaningful
     return [Column(name, "cost", tuple(_cost_cell(line.costs.get(name)) for line in lines)) for name in names]
 
 
@@ -205,7 +205,7 @@ def _cost_cell(value: float | None) -> TableCell:
 
 
 def p_cell(value: float | None, mark: bool = True) -> TableCell:
-    """A p-value, marked where it is below the level and `mark` says so."""
+    """A cell with a p-value, marked if it is below `SIGNIFICANT` and `mark` is true."""
     below = mark and value is not None and value < SIGNIFICANT
     return TableCell(
         p_text(value), None if value is None or math.isnan(value) else value, mark=BELOW_LEVEL if below else ""
@@ -213,7 +213,7 @@ def p_cell(value: float | None, mark: bool = True) -> TableCell:
 
 
 def _task_columns(summary: Summary, task: str) -> list[Column]:
-    """What a task gave, and beside it the difference from the reference if any line has one."""
+    """The scores of a task, followed by the differences from the reference if any line has one."""
     short = short_names(summary.tasks)[task]
     arrow = f" {LESS_IS_MORE}" if task in summary.lower_is_better else ""
     results = [line.results.get(task) for line in summary.lines]
@@ -248,7 +248,7 @@ def _footnotes(summary: Summary, columns: Sequence[Column]) -> tuple[str, ...]:
 
 
 def _difference_note(summary: Summary, reference: Line) -> str:
-    """What intervals of differences are, and what their mark says where so few seeds allow one."""
+    """Footnote on the intervals of differences, and on the meaning of their mark if there are enough seeds for one."""
     seeds = max((difference.pairs for difference in _differences(summary)), default=0)
     over = "seeds and folds" if seeds > 1 else "folds"
     marked = f"{APART} it excludes 0 and a paired t-test over seeds has p < {SIGNIFICANT}, neither corrected for the "
@@ -264,8 +264,8 @@ def _differences(summary: Summary) -> list[Difference]:
 
 
 def few_seeds_warning(summary: Summary) -> str:
-    """What must be said of bootstrap intervals over few seeds, as the end of a sentence."""
-    trained = [line for line in summary.lines if not line.baseline]  # baselines have no seeds among each other
+    """Warning about bootstrap intervals over few seeds, as the end of a sentence; "" if there are enough seeds."""
+    trained = [line for line in summary.lines if not line.baseline]  # baselines have no seeds
     found = [each.difference for line in trained for each in line.results.values() if each.difference is not None]
     seeds = min((difference.pairs for difference in found), default=FEW_SEEDS)
     if seeds >= FEW_SEEDS:

@@ -1,4 +1,4 @@
-"""Scores of a plan in long form, a row per cell, task and fold, as statistics programs want them."""
+"""Scores of a plan in long (tidy) form: one row per cell, task and fold, ready for statistics software."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,23 +12,23 @@ from asda_hear.ablation.settings import BASELINE, RESERVED
 
 CSV_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
 COSTS = ("parameters", "trained", "gflops", "updates", "pretrain_seconds", "pretrain_cpu_seconds", "pretrain_mebibytes")
-"""Columns of `rows.csv` that are repeated in every row: counts, 1e9 operations per clip, seconds, MiB."""
+"""Columns of `rows.csv` that are repeated in every row: counts, GFLOPs per clip, seconds, MiB."""
 WHOLE = ("seed", "fold", "parameters", "trained", "updates")
-"""Columns of whole numbers; costs aside, what is not a score is text."""
+"""Integer columns; all others except scores and costs are text."""
 
 
 def tidy_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per cell, task and fold.
+    """Return one row per cell, task and fold.
 
     Args:
-        rows: of `rows.csv`, a row per cell and task with the scores of its folds in `folds`; numbers or their text.
+        rows: rows of `rows.csv`, one per cell and task with the scores of its folds in `folds`; numbers or text.
 
     Returns:
-        rows with `model` (a baseline's label, else empty), the axes, `seed`, `cell`, `task`, `metric`, `fold` (from 0),
-        `score` and the costs; what was not measured is None. All have the same keys.
+        rows with `model` (label of a baseline, otherwise empty), the axes, `seed`, `cell`, `task`, `metric`, `fold`
+        (from 0), `score` and the costs; values that were not measured are None. All rows have the same keys.
 
     Raises:
-        ConfigError: a number cannot be read; the message names the row.
+        ConfigError: a number cannot be parsed; the message names the row.
     """
     axes = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in RESERVED]
     tidy = []
@@ -43,11 +43,11 @@ def tidy_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_tidy(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write `scores.csv`, and `scores.parquet` where pyarrow is installed, with the same rows.
+    """Write `scores.csv` and, if pyarrow is installed, `scores.parquet` with the same rows.
 
     Args:
-        rows: as `tidy_rows` takes them.
-        folder: made if it is not there.
+        rows: as in `tidy_rows`.
+        folder: created if it does not exist.
     """
     tidy = tidy_rows(rows)
     write_rows(folder / CSV_FILE, tidy)

@@ -1,1 +1,1 @@
-"""The plugins that come with asda. Each file stands alone and imports only the public contracts."""
+"""The plugins that come with asda. Each file is self-contained and imports only the public contracts."""

@@ -1,4 +1,4 @@
-"""Bias-only tuning (BitFit): of an encoder, nothing but the biases is adapted."""
+"""Bias-only tuning (BitFit): only the biases of the encoder are adapted."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,36 +19,36 @@ class BiasOnlyConfig:
 
 
 class Shifted(nn.Module):
-    """A bias b -> `b + difference`, the difference zero at first."""
+    """Parametrization of a bias b as `b + difference`; the difference starts at zero."""
 
     def __init__(self, bias: Float[Tensor, "*shape"]) -> None:
         super().__init__()
         self.difference = nn.Parameter(torch.zeros_like(bias))
 
     def forward(self, bias: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The adapted bias."""
+        """Return the adapted bias."""
         return bias + self.difference
 
 
 class BiasOnlyAdapter:
     """Adds a learned difference to every parameter named `bias` below the encoder: linear, norm and convolution.
 
-    The biases are parametrized: the frozen one stays the object it was, as `parametrizations.bias.original`.
+    The biases are parametrized: the frozen one remains the same object, as `parametrizations.bias.original`.
     `torch.nn.utils.parametrize.remove_parametrizations(layer, "bias")` adds the difference to it after training. A copy
-    of the encoder (`copy.deepcopy`) shares the classes of such layers with it, so that merging the one breaks the
-    other; and only its state can be pickled.
+    of the encoder (`copy.deepcopy`) shares the classes of such layers with the original, so that merging one breaks the
+    other; and only the state dict can be pickled.
 
     **Source**: BitFit (Ben Zaken et al. 2021), section 3.
     **Differs**: there the biases themselves are trained. A difference gives the same outputs and, with plain gradient
-    steps, the same training; but the encoder stays bit-identical, so that one encoder serves many adapters, what is
-    trained is new by identity, as of every adapter, and weight decay pulls towards the encoder and not towards zero.
+    steps, the same training; but the encoder stays bit-identical, so that one encoder serves many adapters, the
+    trained parameters are new objects, as for every adapter, and weight decay pulls towards the encoder, not to zero.
     """
 
     def attach(self, encoder: Encoder) -> None:
         """Parametrize the biases.
 
         Raises:
-            ConfigError: it is attached already.
+            ConfigError: the adapter is already attached.
         """
         modules = list(encoder.modules())
         blocks_to_adapt(encoder, "bias_only", Shifted)
@@ -59,7 +59,7 @@ class BiasOnlyAdapter:
 
 
 def build(config: BiasOnlyConfig, context: AdapterContext) -> BiasOnlyAdapter:
-    """-> the adapter; widths are those of the biases that it finds."""
+    """Build the adapter; its widths are those of the biases that it finds."""
     return BiasOnlyAdapter()
 
 

@@ -1,4 +1,4 @@
-"""Bottleneck adapters of AAT: two small linear layers beside the MLP, or behind the mixer, or both."""
+"""Bottleneck adapters of AAT: two small linear layers parallel to the MLP, after the mixer, or both."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from asda_core.model.block import Block
 from asda_core.model.encoder import Encoder
 
 LARGEST_RATIO = 64
-"""Sixteen times the width of an MLP: more is a slip of the pen. **Source**: our own choice."""
+"""Sixteen times the hidden width of a usual MLP: more is assumed to be a mistake. **Source**: chosen here."""
 
 
 @dataclass(frozen=True)
 class BottleneckConfig:
-    """Settings of bottleneck adapters; the defaults are AAT^M, `behind_mixer` as well is AAT^MS.
+    """Settings of bottleneck adapters; the defaults are AAT^M, and with `behind_mixer` in addition AAT^MS.
 
     Attributes:
-        ratio: hidden width over D.
+        ratio: hidden width divided by D.
         beside_mlp: one in parallel with each MLP, reading the same input.
-        behind_mixer: one in series behind each mixer, with a skip around it.
+        behind_mixer: one in series after each mixer, with a skip connection around it.
     """
 
     ratio: float = 0.25
@@ -39,9 +39,9 @@ class BottleneckConfig:
 
 
 class Bottleneck(nn.Module):
-    """`W2 GELU(W1 u + b1) + b2`, with W2 and b2 zero at first.
+    """`W2 GELU(W1 u + b1) + b2`, with W2 and b2 initialised to zero.
 
-    **Source**: AAT (arXiv 2401.10544), released code: GELU exact, W1 as torch draws it, no scale, dropout or norm.
+    **Source**: AAT (arXiv 2401.10544), released code: exact GELU, torch's default for W1, no scale, dropout or norm.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Narrow, bend, widen; each token alone."""
+        """Project down, apply the GELU and project up, for each token separately."""
         widened: Tensor = self.up(self.activation(self.down(tokens)))
         return widened
 
@@ -71,18 +71,18 @@ class BehindMixer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Mix, then adapt."""
+        """Apply the mixer, then the adapter."""
         mixed: Tensor = self.inner(tokens, layout)
         adapted: Tensor = mixed + self.adapter(mixed, layout)
         return adapted
 
 
 class BottleneckAdapter:
-    """Puts a `Bottleneck` beside the MLP and behind the mixer of every block.
+    """Add a `Bottleneck` parallel to the MLP, after the mixer, or both, of every block.
 
     **Source**: AAT (arXiv 2401.10544): spatial and MLP adapter, released code.
-    **Differs**: AAT's blocks are pre-norm, so both halves read normed tokens; in a post-norm block the MLP and what
-    stands beside it read the output of the first norm. AAT's unused adapter over the batch is left out.
+    **Differs**: AAT's blocks are pre-norm, so mixer and MLP read normed tokens; in a post-norm block the MLP and the
+    adapter parallel to it read the output of the first norm. AAT's unused adapter over the batch is omitted.
     """
 
     def __init__(self, config: BottleneckConfig, dim: int) -> None:
@@ -96,7 +96,7 @@ class BottleneckAdapter:
         """Wrap mixers and MLPs of the encoder.
 
         Raises:
-            ConfigError: it is attached already, or there is no MLP to stand beside.
+            ConfigError: the adapter is already attached, or a block has no MLP.
         """
         blocks = blocks_to_adapt(encoder, "bottleneck", Bottleneck)
         if self.config.beside_mlp and any(block.mlp is None for block in blocks):
@@ -111,12 +111,12 @@ class BottleneckAdapter:
                 block.mlp = Beside(block.mlp, self._make(block))
 
     def _make(self, block: Block) -> Bottleneck:
-        """A new one, of the block's device and type."""
+        """Create an adapter with the block's device and dtype."""
         return Bottleneck(self.dim, self.hidden).to(next(block.parameters()))
 
 
 def build(config: BottleneckConfig, context: AdapterContext) -> BottleneckAdapter:
-    """Options and width -> the adapter."""
+    """Build the adapter from its options and the width of the encoder."""
     return BottleneckAdapter(config, context.dim)
 
 

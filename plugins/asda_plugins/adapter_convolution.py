@@ -15,7 +15,7 @@ from asda_core.model.block import Block
 from asda_core.model.encoder import Encoder
 
 QUICK_GELU_SLOPE = 1.702
-"""Of the sigmoid that stands in for the normal distribution. **Source**: Hendrycks & Gimpel 2016, section 2."""
+"""Slope of the sigmoid that approximates the normal CDF. **Source**: Hendrycks & Gimpel 2016, section 2."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ConvolutionConfig:
 
     Attributes:
         width: channels of the convolution.
-        dropout: share of hidden units that are dropped behind it in training.
+        dropout: share of hidden units that are dropped after it in training.
         beside_mixer: one in parallel with each mixer, reading the same input.
         beside_mlp: one in parallel with each MLP; blocks without an MLP get none.
     """
@@ -44,16 +44,16 @@ class ConvolutionConfig:
 
 
 class GridConvolution(nn.Module):
-    """`W_up Dropout(QGELU(Conv3x3(QGELU(W_down u))))`, QGELU(x) = x sigmoid(1.702 x), with W_up zero at first.
+    """`W_up Dropout(QGELU(Conv3x3(QGELU(W_down u))))`, QGELU(x) = x sigmoid(1.702 x), with W_up starting at 0.
 
-    A 3x3 neighbourhood on the grid of (time steps, bands); around it, and where tokens were dropped, there are zeros::
+    The convolution runs over the grid of (time steps, bands), with zeros around it and where tokens were dropped::
 
-        tokens ---- W_down ---- each at its place ---- convolution ---- taken from there ---- W_up
-        class tokens (and padding, which no other sees): each as a grid of its own, 1 x 1, the kernel's centre
+        tokens ---- W_down ---- scattered to the grid ---- convolution ---- gathered again ---- W_up
+        class tokens (and padding, which no other token sees): each as its own 1 x 1 grid, so only the kernel's centre
 
-    **Source**: AI-CL (arXiv 2302.14314), released code: W_down and the kernel Xavier, all biases zero.
-    **Differs**: the release takes a full grid with exactly one class token in front. Its grid has the bands first, so
-    its kernels are ours transposed. ConvPass (Jie & Deng 2022) itself starts the kernel's centre at the identity.
+    **Source**: AI-CL (arXiv 2302.14314), released code: Xavier for W_down and the kernel, all biases zero.
+    **Differs**: the release requires a full grid with exactly one class token in front. Its grid has the bands first,
+    so its kernels are transposed. ConvPass (Jie & Deng 2022) itself starts the kernel's centre at the identity.
     """
 
     def __init__(self, config: ConvolutionConfig, dim: int) -> None:
@@ -72,15 +72,15 @@ class GridConvolution(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Narrow, look at the neighbours, widen."""
+        """Project down, convolve over the grid and project up."""
         hidden = self._neighbours(quick_gelu(self.down(tokens)), layout)
         widened: Tensor = self.up(self.dropout(quick_gelu(hidden)))
         return widened
 
     def _neighbours(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
-        """The convolution (B, N, h), at the place of each token."""
+        """Return the output of the convolution (B, N, h) at the grid cell of each token."""
         times, bands = layout.grid
-        nowhere = times * bands  # a last cell for all that must not be seen
+        nowhere = times * bands  # an extra cell for tokens that must not be seen
         place = layout.index.masked_fill(layout.is_class | ~layout.valid, nowhere)
         place = place.unsqueeze(-1).expand_as(hidden)
         cells = hidden.new_zeros(len(hidden), nowhere + 1, hidden.shape[-1]).scatter(1, place, hidden)
@@ -92,7 +92,7 @@ class GridConvolution(nn.Module):
 
 
 class ConvolutionAdapter:
-    """Puts a `GridConvolution` beside the mixer and beside the MLP of every block.
+    """Add a `GridConvolution` parallel to the mixer, to the MLP, or to both, of every block.
 
     **Source**: AI-CL (arXiv 2302.14314, Interspeech 2023), released code; ConvPass (Jie & Deng 2022).
     **Differs**: both read normed tokens there; in a post-norm block they read what the mixer and the MLP read.
@@ -106,7 +106,7 @@ class ConvolutionAdapter:
         """Wrap mixers and MLPs of the encoder.
 
         Raises:
-            ConfigError: it is attached already, or there is nothing to stand beside.
+            ConfigError: the adapter is already attached, or there is nothing to attach it to.
         """
         blocks = blocks_to_adapt(encoder, "convolution", GridConvolution)
         if not self.config.beside_mixer and all(block.mlp is None for block in blocks):
@@ -121,17 +121,17 @@ class ConvolutionAdapter:
                 block.mlp = Beside(block.mlp, self._make(block))
 
     def _make(self, block: Block) -> GridConvolution:
-        """A new one, of the block's device and type; it drops nothing while the block is in evaluation."""
+        """Create an adapter with the block's device, dtype and training mode."""
         return GridConvolution(self.config, self.dim).to(next(block.parameters())).train(block.training)
 
 
 def quick_gelu(values: Tensor) -> Tensor:
-    """`x sigmoid(1.702 x)`, close to GELU."""
+    """Return `x sigmoid(1.702 x)`, an approximation of GELU."""
     return values * (QUICK_GELU_SLOPE * values).sigmoid()
 
 
 def build(config: ConvolutionConfig, context: AdapterContext) -> ConvolutionAdapter:
-    """Options and width -> the adapter."""
+    """Build the adapter from its options and the width of the encoder."""
     return ConvolutionAdapter(config, context.dim)
 
 

@@ -23,10 +23,10 @@ class LowRankConfig:
     """Settings of low-rank adaptation.
 
     Rank 8 is that of the paper's RoBERTa runs. Alpha is 16 as in the released script for RoBERTa base on SST-2
-    (`roberta_base_sst2.sh`); the paper's appendix D has 8 there. Section 4.1: it acts much like the learning rate.
+    (`roberta_base_sst2.sh`); the paper's appendix D has 8. Alpha acts much like the learning rate (section 4.1).
 
     Attributes:
-        rank: of each difference; layers that are no wider, in or out, are left alone.
+        rank: of each difference; layers whose input or output is no wider than this are not adapted.
         alpha: the difference is alpha / rank times B A.
         where: whether the linear layers of the "mixer", of the "mlp" or of "both" are adapted.
     """
@@ -43,11 +43,11 @@ class LowRankConfig:
 
 
 class LowRank(nn.Module):
-    """A weight W -> `W + (alpha / rank) B A`, with B zero at first.
+    """Parametrization of a weight W as `W + (alpha / rank) B A`, with B initialised to zero.
 
-    **Source**: Hu et al. 2021, section 4.1; released code (A as torch draws a linear weight: Kaiming-uniform).
-    **Differs**: the paper draws A from a normal distribution. There is no dropout in front of A: the difference is
-    added to the weight and not to the output, so that it also works where a mixer reads `linear.weight`.
+    **Source**: Hu et al. 2021, section 4.1; released code (A has torch's default for linear weights: Kaiming-uniform).
+    **Differs**: the paper draws A from a normal distribution. There is no dropout before A: the difference is added to
+    the weight and not to the output, so that it also works where a mixer reads `linear.weight`.
     """
 
     def __init__(self, weight: Float[Tensor, "out in"], rank: int, alpha: float) -> None:
@@ -58,24 +58,24 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        """The adapted weight."""
+        """Return the adapted weight."""
         return weight + self.scale * (self.up @ self.down)
 
 
 class LowRankAdapter:
-    """Adapts every `nn.Linear` below the mixer, or the MLP, of every block.
+    """Adapt every `nn.Linear` in the mixer, the MLP, or both, of every block.
 
-    The weights are parametrized: the frozen one stays the object it was, as `parametrizations.weight.original`. To
+    The weights are parametrized: the frozen one remains the same object, as `parametrizations.weight.original`. To
     merge after training, call for every such layer::
 
         torch.nn.utils.parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
-    A copy of the encoder (`copy.deepcopy`) shares the classes of such layers with it, so that merging the one breaks
-    the other; and only its state can be pickled.
+    A copy of the encoder (`copy.deepcopy`) shares the classes of such layers with the original, so that merging one
+    breaks the other; and only the state dict can be pickled.
 
     **Source**: Hu et al. 2021, section 4.
-    **Differs**: the paper adapts the weights of queries and values alone. Here, where mixers differ and queries, keys
-    and values are one layer, it is all linear layers, each as a whole: A is shared between the parts of a fused one.
+    **Differs**: the paper adapts only the weights of queries and values. Here mixers differ, and queries, keys and
+    values may be one layer, so all linear layers are adapted, each as a whole: parts of a fused layer share A.
     """
 
     def __init__(self, config: LowRankConfig) -> None:
@@ -85,7 +85,7 @@ class LowRankAdapter:
         """Parametrize the weights.
 
         Raises:
-            ConfigError: it is attached already, or there is no linear layer where it was told to look.
+            ConfigError: the adapter is already attached, or `where` finds no linear layer that is wide enough.
         """
         blocks = blocks_to_adapt(encoder, "low_rank", LowRank)
         halves = [half for block in blocks for half in self._halves(block)]
@@ -100,13 +100,13 @@ class LowRankAdapter:
             register_parametrization(layer, "weight", LowRank(layer.weight, self.config.rank, self.config.alpha))
 
     def _halves(self, block: Block) -> list[nn.Module]:
-        """Those of a block that are adapted."""
+        """Return the modules of a block, mixer or MLP, that are adapted."""
         halves = {"mixer": block.mixer, "mlp": block.mlp}
         return [half for name, half in halves.items() if half is not None and self.config.where in (name, "both")]
 
 
 def build(config: LowRankConfig, context: AdapterContext) -> LowRankAdapter:
-    """Options -> the adapter; widths are those of the layers that it finds."""
+    """Build the adapter from its options; its widths are those of the layers that it finds."""
     return LowRankAdapter(config)
 
 

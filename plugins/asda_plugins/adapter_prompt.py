@@ -1,4 +1,4 @@
-"""Deep visual prompts: learned tokens that every mixer sees, and that are thrown away behind it."""
+"""Deep visual prompts: learned tokens that every mixer sees and that are discarded after it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class PromptConfig:
     """Settings of prompts.
 
     Attributes:
-        count: prompts per block. The default is ours: Jia et al. choose between 1 and 200 for each task.
+        count: prompts per block. The default is chosen here: Jia et al. choose between 1 and 200 for each task.
     """
 
     count: int = 10
@@ -33,20 +33,20 @@ class PromptConfig:
 class PromptedMixer(nn.Module):
     """`plain + gate * (prompted - plain)`, with `plain = mixer(u)` and `prompted = mixer([P; u])` without the prompts.
 
-    Prompts sit nowhere in the grid. They stand beside the class token, in front of it, or first where there is none,
-    and the layout counts them as class tokens, so that mixers which look at the grid treat them as global.
+    Prompts have no place in the grid. They are inserted directly before the class token, or first if there is none, and
+    the layout counts them as class tokens, so that mixers which use the grid treat them as global.
 
     **Source**: Jia et al. 2022, section 3.2, VPT-deep.
     **Differs**:
 
-    - The gate, one number per channel and zero at first, is ours: attention gives weight even to prompts of zeros, so
-      that attaching would change the output. With a gate of one it is Jia et al.'s; it costs two passes of the mixer,
-      before and after training.
-    - Prompts join at the mixer, in a pre-norm block behind the norm, and come from N(0, 0.02); there they join in
-      front of the norm and come from a uniform distribution. That they skip the MLP changes nothing: what
-      it makes of them is thrown away there too.
+    - The gate, one number per channel and initially zero, is an addition: attention gives weight even to prompts of
+      zeros, so that attaching them would change the output. A gate of one gives Jia et al.'s method. It costs two
+      passes of the mixer, in training and afterwards.
+    - Prompts join at the mixer, in a pre-norm block after the norm, and are drawn with mean 0 and std 0.02; in the
+      paper they join before the norm and are drawn from a uniform distribution. That they skip the MLP changes
+      nothing: its output for them is discarded there too.
     - The prompts of AAT's released code overwrite the first patches from the second block on, and its first block
-      never sees any (the result of the insertion is lost). Here every patch stays, and every block has prompts.
+      never sees any (the result of the insertion is lost). Here all patches are kept, and every block has prompts.
     """
 
     def __init__(self, inner: nn.Module, prompts: Float[Tensor, "one count dim"]) -> None:
@@ -56,13 +56,13 @@ class PromptedMixer(nn.Module):
         self.gate = nn.Parameter(prompts.new_zeros(prompts.shape[2]))
 
     def no_weight_decay(self) -> list[str]:
-        """Prompts are tokens, not maps."""
+        """Exclude the prompts from weight decay: they are tokens, not weight matrices."""
         return ["prompts"]
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Mix without and with prompts, and go from the one towards the other as far as the gate says."""
+        """Mix without and with prompts, and interpolate between the two outputs by the gate."""
         plain: Tensor = self.inner(tokens, layout)
         column = 0 if layout.class_column is None else layout.class_column
         count = self.prompts.shape[1]
@@ -73,7 +73,7 @@ class PromptedMixer(nn.Module):
 
 
 class PromptAdapter:
-    """Gives the mixer of every block its own prompts: see `PromptedMixer`."""
+    """Give the mixer of every block its own prompts; see `PromptedMixer`."""
 
     def __init__(self, config: PromptConfig, dim: int) -> None:
         self.config = config
@@ -83,7 +83,7 @@ class PromptAdapter:
         """Wrap the mixers of the encoder.
 
         Raises:
-            ConfigError: it is attached already.
+            ConfigError: the adapter is already attached.
         """
         for block in blocks_to_adapt(encoder, "prompt", PromptedMixer):
             prompts = torch.randn(1, self.config.count, self.dim) * INIT_STD
@@ -91,7 +91,7 @@ class PromptAdapter:
 
 
 def build(config: PromptConfig, context: AdapterContext) -> PromptAdapter:
-    """Options and width -> the adapter."""
+    """Build the adapter from its options and the width of the encoder."""
     return PromptAdapter(config, context.dim)
 
 

@@ -1,4 +1,4 @@
-"""MFCC-grams: as many cepstral coefficients as mel bands, so that the cosine transform turns and loses nothing.
+"""MFCC-grams: as many cepstral coefficients as mel bands, so that the cosine transform is a lossless rotation.
 
     audio --> 25 ms frames --> power --> mel --> dB --> (x - mean) / (2 std) --> DCT-II --> coefficients
 
@@ -31,13 +31,13 @@ class MfccConfig:
     """Settings of the MFCC-gram; the first four are the published ones.
 
     Attributes:
-        num_coefficients: how many are kept, from the lowest on.
+        num_coefficients: number of coefficients kept, from the lowest.
         num_mels: mel bands between 0 Hz and half the sample rate.
-        window_ms, hop_ms: length of a frame and distance between two.
-        mean, std: in dB, of the mel spectrum before the cosine transform; the transform is given
+        window_ms, hop_ms: frame length and hop.
+        mean, std: in dB, of the mel spectrum before the cosine transform, which is applied to
             (x - mean) / (2 std). The defaults were measured on ESC-10 and FSDD together, resampled to 16 kHz, without
-            values at the floor (digital silence, empty bands); alone ESC-10 -19.56, 22.57; FSDD -33.90, 25.28. 0 and
-            0.5 leave dB as they are, as the release does.
+            values at the floor (digital silence, empty bands); separately ESC-10 -19.56, 22.57; FSDD -33.90, 25.28.
+            0 and 0.5 leave dB unchanged, as the release does.
     """
 
     num_coefficients: int = 128
@@ -61,15 +61,15 @@ class MfccConfig:
 class Mfcc(nn.Module):
     """Audio (B, S) in [-1, 1] -> coefficients (B, F, T).
 
-    The mel spectrum is normalised, not the coefficients: the transform keeps lengths, so both are the same but for
-    the first coefficient, and one mean and one spread serve all.
+    The mel spectrum is normalised, not the coefficients: the transform is orthonormal, so the two differ only in the
+    first coefficient, and one mean and one std suffice for all.
 
-    At 16 kHz 4 of the 128 bands (0, 3, 6 and 13) lie between two lines of the 400-point spectrum and hold nothing:
-    they are at the floor always, as in the release. torchaudio warns of them at construction; that is kept quiet.
+    At 16 kHz 4 of the 128 bands (0, 3, 6 and 13) lie between two bins of the 400-point spectrum and are empty: they
+    are always at the floor, as in the release. torchaudio's warning about them at construction is suppressed.
 
-    **Differs**: frame f begins at sample f * hop, where the release's frame f is centred there with the audio mirrored
-    at both ends (4 s: 319 frames, not 321); the release lifts what is 80 dB below the loudest value of the batch up to
-    there, so that a clip depends on those beside it; it does not normalise.
+    **Differs**: frame f begins at sample f * hop; the release's frame f is centred there, with the audio mirrored at
+    both ends (4 s: 319 frames, not 321). The release clamps values to at least 80 dB below the loudest of the batch, so
+    that a clip depends on the others in its batch; it does not normalise.
     """
 
     def __init__(self, config: MfccConfig, sample_rate: int) -> None:
@@ -99,7 +99,7 @@ class Mfcc(nn.Module):
         self.register_buffer("turn", turn, persistent=False)
 
     def forward(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch bins frames"]:
-        """Frames that fit wholly into the audio; at least one window of samples is needed.
+        """Return the coefficients of all frames that fit entirely into the audio.
 
         Raises:
             ConfigError: the audio is shorter than one window.
@@ -108,7 +108,7 @@ class Mfcc(nn.Module):
         return (normalised @ self.turn).transpose(1, 2)
 
     def decibels(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames mels"]:
-        """The mel spectrum in dB, before it is normalised and turned; arguments and errors as of `forward`."""
+        """Return the mel spectrum in dB, before normalisation and transform; arguments and errors as in `forward`."""
         if audio.shape[1] < self.window_samples:
             raise ConfigError(f"{audio.shape[1]} samples are less than one window of {self.window_samples}.")
         frames = audio.unfold(1, self.window_samples, self.hop_samples)  # (B, T, window)
@@ -119,7 +119,7 @@ class Mfcc(nn.Module):
 
 
 def mel_filters(config: MfccConfig, sample_rate: int, fft_samples: int) -> Float[Tensor, "lines mels"]:
-    """Triangles on HTK's mel scale, each with its peak at 1; those between two lines of the spectrum are empty."""
+    """Return triangular filters on the HTK mel scale with peak 1; those between two bins of the spectrum are empty."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=EMPTY_BANDS)
         filters: Tensor = melscale_fbanks(fft_samples // 2 + 1, LOW_HZ, sample_rate / 2, config.num_mels, sample_rate)
@@ -127,7 +127,7 @@ def mel_filters(config: MfccConfig, sample_rate: int, fft_samples: int) -> Float
 
 
 def build(config: MfccConfig, context: FrontEndContext) -> Mfcc:
-    """Options and the rate of the audio -> the front end."""
+    """Build the front end from its options and the sample rate."""
     return Mfcc(config, context.sample_rate)
 
 

@@ -19,12 +19,12 @@ from asda_core.model.subtraction import Way, difference, mix_twice
 
 @dataclass(frozen=True)
 class DifferentialConfig:
-    """Settings of differential attention; the defaults are those found in the released code.
+    """Settings of differential attention; the defaults are those of the released code.
 
     Attributes:
         lambda_init: weight of the second map, any number; 0 leaves only the first.
-        lambda_learned: whether it is trained from there, one number per head; the release keeps it fixed.
-        output_scale: factor behind the LayerNorm, 1 - 0.05 in the release, where it does not follow lambda.
+        lambda_learned: whether lambda is trained from there, one number per head; the release keeps it fixed.
+        output_scale: factor after the LayerNorm, 1 - 0.05 in the release, where it does not depend on lambda.
         sub_norm_eps: of that LayerNorm; the release uses 1e-5 here and 1e-6 elsewhere.
         qkv_bias: whether query, key and value have a bias.
     """
@@ -44,14 +44,14 @@ class DifferentialAttention(nn.Module):
     """`scale * LayerNorm((A1 - lambda A2) v)`, `Ai = softmax(qi ki^T / sqrt(d))`, then a linear map.
 
     Both maps have all heads at full width, so queries and keys take twice the parameters of standard attention. The
-    LayerNorm spans the full width. The rows of `qk` are, D at a time: q1, q2, k1, k2.
+    LayerNorm spans the full width. The rows of `qk` are q1, q2, k1, k2, with D rows each.
 
-    How the difference is computed depends on the machine and the number of tokens, and never changes it by more than
-    rounding (`asda_core.model.subtraction`); `by_formula` True makes the maps and subtracts them: N^2 memory.
+    How the difference is computed depends on the machine and the number of tokens, and changes it only by rounding
+    (`asda_core.model.subtraction`); `by_formula` True computes both maps and subtracts them, in N^2 memory.
 
     **Source**: ASDA (Interspeech 2025), released attention module.
     **Differs** from the Differential Transformer (Ye et al. 2025), which halves the heads, learns lambda from vectors
-    and norms each head. Learned lambda here is ours: one number per head.
+    and norms each head. The learned lambda, one number per head, is an addition.
     """
 
     def __init__(self, config: DifferentialConfig, dim: int, num_heads: int) -> None:
@@ -76,7 +76,7 @@ class DifferentialAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Let every token attend all tokens that are not padding, twice, and take the difference."""
+        """Attend to all tokens that are not padding, with both maps, and take the difference."""
         query1, query2, key1, key2 = self._queries_and_keys(tokens)
         value = self.v(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D/H)
         way: Way | None = "formula" if self.by_formula else None
@@ -86,7 +86,7 @@ class DifferentialAttention(nn.Module):
         return remade(self._projected, *mixed, self.weight, calls=(self.norm, self.proj))
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
-        """The two softmax maps A1 and A2 (each row sums to 1), and lambda per head."""
+        """Return the softmax maps A1 and A2 (each row sums to 1), and lambda per head."""
         query1, query2, key1, key2 = self._queries_and_keys(tokens)
         return AttentionMaps(softmax_map(query1, key1, layout), softmax_map(query2, key2, layout), self.weight.detach())
 
@@ -96,13 +96,13 @@ class DifferentialAttention(nn.Module):
         return projected
 
     def _queries_and_keys(self, tokens: Tensor) -> Tensor:
-        """(4, B, H, N, D/H): q1, q2, k1, k2."""
+        """Return q1, q2, k1, k2, stacked as (4, B, H, N, D/H)."""
         split: Tensor = self.qk(tokens).unflatten(2, (4, self.num_heads, -1))
         return split.permute(2, 0, 3, 1, 4)
 
 
 def build(config: DifferentialConfig, context: MixerContext) -> DifferentialAttention:
-    """Options and widths -> the mixer."""
+    """Build the mixer from its options and the widths of the encoder."""
     return DifferentialAttention(config, context.dim, context.num_heads)
 
 

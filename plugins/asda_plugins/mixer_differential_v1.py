@@ -7,10 +7,10 @@ from asda_core.model.attention import SubtractionConfig, SubtractiveAttention, s
 
 
 def build(config: SubtractionConfig, context: MixerContext) -> SubtractiveAttention:
-    """`(A1 - lambda A2) v` with half the heads; as many parameters as standard attention.
+    """`(A1 - lambda A2) v` with half the heads and as many parameters as standard attention.
 
     **Source**: Ye et al. 2025 (Differential Transformer), equations 1 to 4, released code.
-    **Differs**: bidirectional and without rotary positions, as an audio encoder is; `proj` has a bias.
+    **Differs**: bidirectional and without rotary positions, as usual in audio encoders; `proj` has a bias.
     """
     return subtract_in_pairs(config, context.dim, context.num_heads, context.layer)
 

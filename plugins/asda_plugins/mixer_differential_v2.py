@@ -13,7 +13,7 @@ class DifferentialV2Config:
 
     Attributes:
         lambda_mode: "token" (published), "vectors", "scalars" or "fixed".
-        lambda_init: what lambda starts from in the other modes; null takes `0.8 - 0.6 exp(-0.3 layer)`.
+        lambda_init: initial lambda in the other modes; null takes `0.8 - 0.6 exp(-0.3 layer)`.
         qkv_bias: whether query, key and value have a bias.
     """
 
@@ -23,7 +23,7 @@ class DifferentialV2Config:
 
 
 def build(config: DifferentialV2Config, context: MixerContext) -> SubtractiveAttention:
-    """`O(2i) - sigmoid(lambda_i(token)) O(2i + 1)`: 2 H query heads, two neighbours on one key and value head.
+    """`O(2i) - sigmoid(lambda_i(token)) O(2i + 1)`: 2 H query heads, two neighbours per key and value head.
 
     **Source**: Microsoft, "Differential Transformer V2" (January 2026), note and released code.
     **Differs**: in `qkv` the even query heads come first, then the odd ones.

@@ -1,4 +1,4 @@
-"""DINT: differential attention whose rows sum to 1 again, by adding what all tokens attend on average."""
+"""DINT: differential attention whose rows sum to 1 again, since the mean attention of all tokens is added."""
 
 from collections.abc import Iterable
 
@@ -10,8 +10,8 @@ def build(config: SubtractionConfig, context: MixerContext) -> SubtractiveAttent
     """`(A1 - lambda A2 + lambda G) v`; every row of G is the mean row of A1, so that rows sum to 1.
 
     **Source**: DINT Transformer (arXiv 2501.17486); the rest as in the Differential Transformer.
-    **Differs**: bidirectional, so the mean is over all tokens that are not padding; G is never made, since `G v` is
-    the mean over tokens of `A1 v`.
+    **Differs**: bidirectional, so the mean is over all tokens that are not padding; G is never computed, since `G v`
+    is the mean over tokens of `A1 v`.
     """
     return subtract_in_pairs(config, context.dim, context.num_heads, context.layer, add_mean=True)
 

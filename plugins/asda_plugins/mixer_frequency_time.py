@@ -1,4 +1,4 @@
-"""Frequency-time factorised attention: each token attends its own band and its own time step, in one softmax."""
+"""Frequency-time factorised attention: each token attends to its own band and time step, in one softmax."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from asda_core.model.block import init_linear_layers
 from asda_core.model.lines import Lines, lines_of, whole_grid
 
 PAIRS_WORTH_LINES, PAIRS_WORTH_KERNEL = 8, 6
-"""The dense map is made where it has fewer than so many times the pairs of all lines, since scores of lines cost more
-each: by PyTorch, and by the fused kernel. Measured on a CPU: `benchmarks/frequency_time.py`."""
+"""The dense map is used if it has fewer than this many times the pairs of all lines, since each score of a line costs
+more: lines by PyTorch, and by the fused kernel. Measured on a CPU: `benchmarks/frequency_time.py`."""
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,25 @@ class FrequencyTimeConfig:
 
 
 class FrequencyTimeAttention(nn.Module):
-    """Softmax over the union of a token's row and column; class tokens attend and are attended by all.
+    """Softmax over the union of a token's row and column; class tokens attend to, and are attended to by, all tokens.
 
     ::
 
-        . . k .        q attends its band (along time), its time step (along frequency), itself once,
+        . . k .        q attends to its band (along time), its time step (along frequency), itself once,
         k k q k        and the class tokens: T + M - 1 of T x M patches
         . . k .
 
-    Scores are made line by line, so the cost is O(N (T + M)) and no N x N map exists; where tokens were dropped, lines
-    are as long as the fullest. Few tokens, and tokens thinned out so much that lines save little, take the dense map
-    with a mask: the same function, and faster there (`PAIRS_WORTH_LINES`). On a CPU and without gradients, the lines of
-    a whole grid go through the fused kernel. Weights have the names and shapes of standard attention, so that one can
-    take over from the other.
+    Scores are computed line by line, so the cost is O(N (T + M)) and no N x N map exists; where tokens were dropped,
+    lines are as long as the fullest. For few tokens, or tokens so sparse that lines save little, the dense map with a
+    mask is used: the same function, and faster there (`PAIRS_WORTH_LINES`). On a CPU without gradients, the lines of a
+    whole grid use the fused kernel. Weights have the names and shapes of standard attention, so that this mixer can
+    take over those of a standard one.
 
-    `by_formula` True goes by lines always: `asda show` counts the pairs that are allowed.
+    `by_formula` True always uses lines by PyTorch: `asda show` counts the allowed pairs.
 
     **Source**: AI-CL (arXiv 2302.14314), frequency-time factorised attention.
-    **Differs**: the released mask multiplies logits by 0 or 1, so that forbidden tokens keep weight; its full map
-    saves nothing; and it splits 12 pre-trained heads into 8. Here forbidden tokens get nothing, and are not computed.
+    **Differs**: the released mask multiplies logits by 0 or 1, so that masked tokens keep weight; its full map saves
+    nothing; and it splits 12 pre-trained heads into 8. Here masked tokens get no weight, and are not computed.
     """
 
     def __init__(self, config: FrequencyTimeConfig, dim: int, num_heads: int) -> None:
@@ -59,7 +59,7 @@ class FrequencyTimeAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Let every token attend its row, its column and the class tokens."""
+        """Attend to the row and column of each token and to the class tokens."""
         split = self._split(tokens)
         query, key, value = split
         inside = layout.without_class_token()
@@ -78,9 +78,9 @@ class FrequencyTimeAttention(nn.Module):
         return self._joined(mixed)
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
-        """The map as a full matrix, which lines never make; 0 outside row, column and class tokens.
+        """Return the map as a full matrix, which lines never build; 0 outside row, column and class tokens.
 
-        Rows of padding mean nothing.
+        Rows of padding are meaningless.
         """
         query, key, _ = self._split(tokens)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
@@ -88,7 +88,7 @@ class FrequencyTimeAttention(nn.Module):
         return AttentionMaps(scores.masked_fill(~self._allowed(layout), lowest).softmax(dim=-1))
 
     def _allowed(self, layout: TokenLayout) -> Tensor:
-        """(B, 1, N, N) True where a token may look; padding at itself alone, so that nothing is without a sum."""
+        """Return a mask (B, 1, N, N), True where attention is allowed; padding sees only itself, so no row is empty."""
         band, time, is_class = layout.band, layout.time, layout.is_class
         near = (band[:, :, None] == band[:, None]) | (time[:, :, None] == time[:, None])
         near = near | is_class[:, :, None] | is_class[:, None]
@@ -96,25 +96,25 @@ class FrequencyTimeAttention(nn.Module):
         return (near & layout.valid[:, None] | itself & ~layout.valid[:, None]).unsqueeze(1)
 
     def _joined(self, mixed: Tensor) -> Tensor:
-        """(B, H, N, D/H) -> (B, N, D), through the last map."""
+        """Join heads (B, H, N, D/H) to (B, N, D) and apply the output projection."""
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return projected
 
     def _split(self, tokens: Tensor) -> Tensor:
-        """(3, B, H, N, D/H): queries, keys, values."""
+        """Return queries, keys and values, stacked as (3, B, H, N, D/H)."""
         split: Tensor = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
         return split.permute(2, 0, 3, 1, 4)
 
 
 def num_pairs(lines: Lines) -> int:
-    """Scores that are made along one axis of a clip."""
+    """Return the number of scores along one axis of a clip."""
     return lines.shape[0] * lines.shape[1] ** 2
 
 
 def _patches(patches: Tensor, class_tokens: Tensor, both: tuple[Lines, Lines]) -> Tensor:
-    """What patches hear (B, H, N, D/H); given their queries, keys and values, and keys and values of class tokens.
+    """Return the output of patches (B, H, N, D/H) from their queries, keys and values, and the class tokens' k and v.
 
-    A softmax over a union is that of its parts, weighted by a softmax over their log-sums.
+    A softmax over a union equals those over its parts, weighted by a softmax over their log-sum-exps.
     """
     (query, key, value), (class_key, class_value) = patches, class_tokens
     query = query * query.shape[-1] ** -0.5
@@ -123,7 +123,7 @@ def _patches(patches: Tensor, class_tokens: Tensor, both: tuple[Lines, Lines]) -
         scores = _scores(query, key, lines, itself=lines.axis == "bands")
         softmax = scores.softmax(dim=-1)
         heard.append(lines.collect(softmax @ lines.spread(value)))
-        # the highest score is `exp(score - log sum)` of the whole, which never underflows
+        # the weight of the highest score is `exp(score - log_sum)`, which never underflows
         log_sum = scores.amax(dim=-1, keepdim=True) - softmax.amax(dim=-1, keepdim=True).log()
         log_sums.append(lines.collect(log_sum))
     if class_key.shape[2]:
@@ -138,15 +138,15 @@ def _patches(patches: Tensor, class_tokens: Tensor, both: tuple[Lines, Lines]) -
 
 
 def _fused_kernel_serves(split: Tensor) -> bool:
-    """Whether the kernel that tells its log-sums takes these: its gradient knows nothing of them."""
+    """Return whether the kernel that returns its log-sum-exps is usable; its gradient ignores them."""
     return split.device.type == "cpu" and not (torch.is_grad_enabled() and split.requires_grad)
 
 
 def _whole_lines(patches: Tensor, class_tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """`_patches` of a whole grid by the fused kernel: no scores are kept, and lines are views.
+    """Compute `_patches` for a whole grid with the fused kernel: no scores are kept, and lines are views.
 
-    A token is in its row and in its column, and so twice in their sum; once is taken off. What is left is at least the
-    sum of its row, so nothing cancels; its own score is held below both sums, since rounding may put it above.
+    A token is in its row and in its column, and so counts twice in their sum; it is subtracted once. The remainder is
+    at least the sum of its row, so nothing cancels; its own score is clamped to both sums against rounding.
     """
     scale, exact = patches.shape[-1] ** -0.5, torch.promote_types(patches.dtype, torch.float32)
     query, key, value = (each.unflatten(2, grid).flatten(0, 1) for each in patches)  # (B H, times, bands, D/H)
@@ -173,30 +173,30 @@ def _whole_lines(patches: Tensor, class_tokens: Tensor, grid: tuple[int, int]) -
 
 
 def _by_kernel(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax attention (..., L, D/H) and the logarithms (..., L) of its sums.
+    """Return softmax attention (..., L, D/H) and the log-sum-exps (..., L) of its scores.
 
-    `scaled_dot_product_attention` calls it too, and throws the sums away; torch's versions are pinned.
+    `scaled_dot_product_attention` calls the same kernel and discards the sums; torch's versions are pinned.
     """
     heard, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
     return heard, log_sums
 
 
 def _scores(query: Tensor, key: Tensor, lines: Lines, itself: bool) -> Tensor:
-    """Scores (B, H, lines, slots, slots) within each line, the lowest number at what is not there.
+    """Return scores (B, H, lines, slots, slots) within each line, the lowest finite number at invalid slots.
 
-    Not -inf: padding may see nothing at all, and must stay finite.
+    Not -inf: padding may have nothing to attend to, and must stay finite.
     """
     scores = lines.spread(query) @ lines.spread(key).transpose(-2, -1)
     lowest = torch.finfo(scores.dtype).min
     if not lines.full:
         scores = scores.masked_fill(~(lines.valid.unsqueeze(3) & lines.valid.unsqueeze(2)).unsqueeze(1), lowest)
-    if not itself:  # counted in the row already
+    if not itself:  # already counted in the row
         scores = scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device), lowest)
     return scores
 
 
 def build(config: FrequencyTimeConfig, context: MixerContext) -> FrequencyTimeAttention:
-    """Options and widths -> the mixer."""
+    """Build the mixer from its options and the widths of the encoder."""
     return FrequencyTimeAttention(config, context.dim, context.num_heads)
 
 

@@ -10,7 +10,7 @@ from asda_core.model.attention import Heads, Lambda, SubtractionConfig, Subtract
 
 @dataclass(frozen=True)
 class GroupedDifferentialConfig(SubtractionConfig):
-    """Settings of grouped differential attention: those of the family, and the signal heads per noise head.
+    """Settings of grouped differential attention: those of the family, and the number of signal heads per noise head.
 
     The paper finds a `ratio` of 3 to 4 best; `num_heads` must be a multiple of it.
     """
@@ -22,8 +22,8 @@ def build(config: GroupedDifferentialConfig, context: MixerContext) -> Subtracti
     """`(A_i - lambda A'_(i // ratio)) v_i`: `num_heads` signal heads, `num_heads / ratio` noise heads.
 
     **Source**: Grouped Differential Attention (arXiv 2510.06949).
-    **Differs**: the paper divides a fixed number of heads; here `num_heads` are signal and the noise heads come on top,
-    so that widths stay whole.
+    **Differs**: the paper divides a fixed number of heads; here there are `num_heads` signal heads and the noise heads
+    are added, so that widths stay integers.
     """
     if config.ratio < 1 or context.num_heads % config.ratio:
         raise ConfigError(

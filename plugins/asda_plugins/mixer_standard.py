@@ -36,7 +36,7 @@ class StandardAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Let every token attend all tokens that are not padding."""
+        """Attend to all tokens that are not padding."""
         query, key, value = self._split(tokens)
         allowed = None if layout.padding is None else layout.valid[:, None, None, :]
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=allowed)
@@ -44,18 +44,18 @@ class StandardAttention(nn.Module):
         return projected
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
-        """The one softmax map; its rows sum to 1, and it is 0 on padding."""
+        """Return the softmax map; its rows sum to 1, and it is 0 on padding."""
         query, key, _ = self._split(tokens)
         return AttentionMaps(softmax_map(query, key, layout))
 
     def _split(self, tokens: Tensor) -> Tensor:
-        """(3, B, H, N, D/H): queries, keys, values."""
+        """Return queries, keys and values, stacked as (3, B, H, N, D/H)."""
         split: Tensor = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
         return split.permute(2, 0, 3, 1, 4)
 
 
 def build(config: StandardConfig, context: MixerContext) -> StandardAttention:
-    """Options and widths -> the mixer."""
+    """Build the mixer from its options and the widths of the encoder."""
     return StandardAttention(config, context.dim, context.num_heads)
 
 

@@ -1,4 +1,4 @@
-"""Two-simplicial attention on a spectrogram: each token attends pairs of one token of its column and one of its row.
+"""Two-simplicial attention on a spectrogram: each token attends to pairs of a token of its column and one of its row.
 
 Experimental: no published result on audio is known.
 """
@@ -20,7 +20,7 @@ from asda_core.model.norms import RmsNorm
 
 @dataclass(frozen=True)
 class TwoSimplicialConfig:
-    """Settings of two-simplicial attention: whether the five linear maps have a bias, and the epsilon of the norms."""
+    """Settings of two-simplicial attention: whether the five input maps have a bias, and the epsilon of the norms."""
 
     qkv_bias: bool = True
     norm_eps: float = 1e-5
@@ -33,12 +33,12 @@ class TwoSimplicialConfig:
 class TwoSimplicialAttention(nn.Module):
     """`softmax over (j, k) of sum_c q_c k_jc k'_kc / sqrt(d)`, applied to `v_j * v'_k`.
 
-    j runs through the token's time step (M bands), k through its band (T steps), so there are N^2 triples. Class tokens
+    j runs over the token's time step (M bands), k over its band (T steps), so there are N^2 triples. Class tokens
     belong to every row and column; a class token itself takes j from all tokens and k from the class tokens.
-    k' and v' are normed per head, since products of three unbounded factors are unstable.
+    k' and v' are normalised per head, since products of three unbounded factors are unstable.
 
     **Source**: 2-simplicial attention (arXiv 2507.02754), equations of the trilinear form.
-    **Differs**: the paper lets j and k run through windows of a text; row and column are ours.
+    **Differs**: in the paper j and k run over windows of a text; row and column are new here.
     """
 
     def __init__(self, config: TwoSimplicialConfig, dim: int, num_heads: int) -> None:
@@ -53,7 +53,7 @@ class TwoSimplicialAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Let every token attend the pairs of its column and row."""
+        """Attend to the pairs of the column and row of each token."""
         split = self.maps_in(tokens).unflatten(2, (5, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, key2, value, value2 = split
         query = query * query.shape[-1] ** -0.5
@@ -79,7 +79,7 @@ def _patches(
     pairs: list[tuple[Tensor, Tensor]],
     layout: TokenLayout,
 ) -> Tensor:
-    """What patches hear (B, H, N, d); of both keys and both values, those of patches and those of class tokens."""
+    """Return the output of patches (B, H, N, d); `pairs` are k, k', v, v', each of patches and of class tokens."""
     key, key2, value, value2 = pairs
     rows, columns = lines_of(layout, "bands"), lines_of(layout, "times")
     slots = columns.shape[1]
@@ -94,26 +94,26 @@ def _patches(
 
 
 def _with_class(lines: Lines, patches: Tensor, class_tokens: Tensor) -> Tensor:
-    """Each line with the class tokens at its end: (B, H, lines, slots + c, d)."""
+    """Append the class tokens to each line: (B, H, lines, slots + c, d)."""
     table = lines.spread(patches)
     return torch.cat([table, class_tokens[:, :, None].expand(-1, -1, table.shape[2], -1, -1)], dim=3)
 
 
 def _seen(lines: Lines, class_tokens: Tensor) -> Tensor:
-    """True where a line has something to attend: (B, lines, slots + c)."""
+    """Return a mask (B, lines, slots + c), True at slots that can be attended to."""
     valid = lines.valid
     return torch.cat([valid, valid.new_ones(*valid.shape[:2], class_tokens.shape[2])], dim=2)
 
 
 def _softmax(scores: Tensor, seen: Tensor) -> Tensor:
-    """Over the last two axes together, of what is seen; padding, which may see nothing, stays finite."""
+    """Softmax over the last two axes jointly, where `seen`; rows of padding, which may see nothing, stay finite."""
     flat = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).flatten(-2)
     softmax: Tensor = flat.softmax(dim=-1)
     return softmax.view_as(scores)
 
 
 def build(config: TwoSimplicialConfig, context: MixerContext) -> TwoSimplicialAttention:
-    """Options and widths -> the mixer."""
+    """Build the mixer from its options and the widths of the encoder."""
     return TwoSimplicialAttention(config, context.dim, context.num_heads)
 
 

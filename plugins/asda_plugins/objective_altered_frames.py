@@ -1,4 +1,4 @@
-"""Altered frames: the encoder sees a damaged spectrogram and tells, token by token, what stood there.
+"""Altered frames: the encoder sees a corrupted spectrogram and reconstructs the original, token by token.
 
     features --> altered --> embed, encode (all tokens) --> linear --> patches
         |                                                                | L1, all tokens
@@ -6,12 +6,12 @@
 
 Three alterations, in this order::
 
-    time       . . . 0 0 0 0 0 0 0 . . .    spans of frames, with one fate per clip: 80 % zero, 10 % other frames
+    time       . . . 0 0 0 0 0 0 0 . . .    spans of frames, treated alike in a clip: 80 % zero, 10 % other frames
     channel    a band of neighbouring bins is zero in every frame of a clip
-    magnitude  with some probability, noise on the whole batch
+    magnitude  with some probability, noise is added to the whole batch
 
 **Source**: Gauy and Finger, Audio MFCC-gram Transformers (STIL 2021, arXiv 2210.14085), released code, which follows
-TERA (Liu et al. 2021) and Mockingjay (Liu et al. 2020) as s3prl has them.
+TERA (Liu et al. 2021) and Mockingjay (Liu et al. 2020) as implemented in s3prl.
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
 
 ZEROED, REPLACED = 0.8, 0.1
-"""Shares of the clips whose spans become zero, and other frames; the rest stay. **Source**: released code, s3prl."""
+"""Shares of clips whose spans are zeroed, and replaced; the rest are unchanged. **Source**: released code, s3prl."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class AlteredFramesConfig:
     """Settings of altered frames.
 
     The defaults are TERA's time and channel alteration, its model `T_F`. Confirmed in s3prl's settings of `T-F-M`:
-    0.15, 7, 0.2, and 0.15 for noise. Not confirmed is what the MFCC-gram paper chose: all shares default to 0 in its
-    released code, and the main script runs noise alone, (0, 0, 0.1), which is `released`.
+    0.15, 7, 0.2, and 0.15 for noise. Not confirmed are the settings of the MFCC-gram paper: all shares default to 0 in
+    its released code, and the main script uses noise only, (0, 0, 0.1), which is `released`.
 
     Attributes:
-        time_share: about this share of the frames is altered; spans may overlap, so 0.15 alters 0.145.
+        time_share: approximate share of frames altered; spans may overlap, so 0.15 alters 0.145.
         span_frames: length of a span; a shorter clip is one span.
-        channel_share: the altered band is up to this share of the bins wide, every width from 0 on being as likely.
-        noise_probability: how often a batch is given noise.
-        noise_std: of the noise, in units of the features. 0.2 is much for normalised features and nothing for MFCCs in
-            dB, on which the release adds it.
+        channel_share: largest width of the altered band as a share of the bins; widths from 0 are equally likely.
+        noise_probability: probability that noise is added to a batch.
+        noise_std: of the noise, in units of the features. 0.2 is large for normalised features and negligible for MFCCs
+            in dB, to which the release adds it.
     """
 
     time_share: float = 0.15
@@ -69,13 +69,13 @@ class AlteredFramesConfig:
 
 @dataclass(frozen=True)
 class Alteration:
-    """What is done to a batch; the steps follow in the order of the attributes.
+    """Alterations of a batch, applied in the order of the attributes.
 
     Attributes:
-        source: (B, T) the frame that stands at each place; its own number where nothing is replaced.
-        zero_frames: (B, T) True where a frame becomes zero.
-        zero_bins: (B, F) True where a bin becomes zero in all frames.
-        noise: (B, F, T) what is added; None for none.
+        source: (B, T) index of the frame that is put at each position; its own index where nothing is replaced.
+        zero_frames: (B, T) True where a frame is zeroed.
+        zero_bins: (B, F) True where a bin is zeroed in all frames.
+        noise: (B, F, T) added noise; None for none.
     """
 
     source: Int[Tensor, "batch frames"]
@@ -84,7 +84,7 @@ class Alteration:
     noise: Float[Tensor, "batch bins frames"] | None
 
     def apply(self, features: Float[Tensor, "batch bins frames"]) -> Float[Tensor, "batch bins frames"]:
-        """The altered features, on their device."""
+        """Return the altered features, on the device of `features`."""
         device = features.device
         altered = features.gather(2, sent(self.source, device).unsqueeze(1).expand_as(features))
         altered = altered.masked_fill(sent(self.zero_frames, device).unsqueeze(1), 0.0)
@@ -93,9 +93,9 @@ class Alteration:
 
 
 class AlteredFrames(nn.Module):
-    """The head, and the loss on all tokens.
+    """Prediction head, and the loss on all tokens.
 
-    **Differs** from the release, where no span reaches the last frame and no band the last bin.
+    **Differs** from the release, where no span includes the last frame and no band the last bin.
     """
 
     def __init__(self, config: AlteredFramesConfig, encoder: Encoder) -> None:
@@ -108,7 +108,7 @@ class AlteredFrames(nn.Module):
     def loss(
         self, encoder: Encoder, features: Float[Tensor, "batch bins frames"], generator: torch.Generator
     ) -> Losses:
-        """Draw an alteration, then `loss_for`."""
+        """Draw an alteration and compute `loss_for`."""
         batch, bins, frames = features.shape
         if not (num_spans(frames, self.config) or widest(bins, self.config.channel_share) or self._adds_noise()):
             raise ConfigError(
@@ -128,17 +128,17 @@ class AlteredFrames(nn.Module):
         features: Float[Tensor, "batch bins frames"],
         altered: Float[Tensor, "batch bins frames"],
     ) -> Losses:
-        """The loss for given altered features.
+        """Compute the loss for given altered features.
 
         Args:
-            encoder: sees the altered features.
-            features: what it has to tell.
-            altered: what it sees.
+            encoder: gets the altered features.
+            features: the targets.
+            altered: the input.
 
         Returns:
-            L1 over all values of all patches. Of its parts, `altered` and `unaltered` are the same over the values
-            that differ in what the encoder saw and over those that do not (0 where there are none), and
-            `altered_share` is the share of the former.
+            L1 over all values of all patches. Of its parts, `altered` and `unaltered` are the L1 over the values that
+            were changed in the input and over those that were not (0 if there are none), and `altered_share` is the
+            share of the former.
         """
         encoded = encoder.encode(*encoder.embed(altered), layers=False)
         error = (self.head(encoded.tokens) - patch_values(features, encoder.config)).float().abs()
@@ -149,11 +149,11 @@ class AlteredFrames(nn.Module):
         return Losses(error.mean(), parts)
 
     def after_step(self, encoder: Encoder, step: int) -> None:
-        """Nothing follows the encoder here."""
+        """Do nothing: there is no teacher to update."""
 
 
 def draw_alteration(shape: tuple[int, int, int], config: AlteredFramesConfig, generator: torch.Generator) -> Alteration:
-    """Draw what is done to a batch of (clips, bins, frames), on the CPU."""
+    """Draw the alterations of a batch of (clips, bins, frames), on the CPU."""
     batch, bins, frames = shape
     source, zero_frames = draw_spans(batch, frames, config, generator)
     zero_bins = draw_bands(batch, bins, config.channel_share, generator)
@@ -164,23 +164,23 @@ def draw_alteration(shape: tuple[int, int, int], config: AlteredFramesConfig, ge
 
 
 def num_spans(frames: int, config: AlteredFramesConfig) -> int:
-    """How many spans of a clip are altered, before some of them overlap."""
+    """Return the number of altered spans per clip, which may overlap."""
     span = min(config.span_frames, frames)
     return min(round(frames * config.time_share / span), frames - span + 1)
 
 
 def widest(bins: int, share: float) -> int:
-    """The widest band that is altered."""
+    """Return the largest width of the altered band, in bins."""
     return round(bins * share)
 
 
 def draw_spans(
     batch: int, frames: int, config: AlteredFramesConfig, generator: torch.Generator
 ) -> tuple[Int[Tensor, "batch frames"], Bool[Tensor, "batch frames"]]:
-    """`source` and `zero_frames` of an `Alteration`: spans at different places, with one fate per clip.
+    """Draw `source` and `zero_frames` of an `Alteration`: spans at distinct positions, treated alike within a clip.
 
-    The share is rounded to whole spans: 7 for 319 frames, none for clips of 23 and fewer by default. Replaced spans
-    are copies of spans drawn anywhere in the clip.
+    The share is rounded to whole spans: by default 7 for 319 frames, none for clips of 23 or fewer. Replaced spans are
+    copies of spans drawn anywhere in the clip.
     """
     span, count = min(config.span_frames, frames), num_spans(frames, config)
     num_starts = frames - span + 1
@@ -192,14 +192,14 @@ def draw_spans(
     behind = own - starts.unsqueeze(2)  # (B, spans, T)
     covers = (behind >= 0) & (behind < span)
     chosen = covers.any(dim=1)
-    # Where spans overlap, the first drawn counts.
+    # Where spans overlap, the first one drawn is used.
     origin = (origins - starts).gather(1, covers.to(torch.uint8).argmax(dim=1)) + own
     replaced = chosen & (fate >= ZEROED) & (fate < ZEROED + REPLACED)
     return torch.where(replaced, origin, own), chosen & (fate < ZEROED)
 
 
 def draw_bands(batch: int, bins: int, share: float, generator: torch.Generator) -> Bool[Tensor, "batch bins"]:
-    """`zero_bins` of an `Alteration`: one band per clip, 0 to `round(bins * share)` wide, anywhere it fits."""
+    """Draw `zero_bins` of an `Alteration`: one band per clip, 0 to `round(bins * share)` wide, anywhere it fits."""
     width = torch.randint(widest(bins, share) + 1, (batch, 1), generator=generator)
     place = torch.rand(batch, 1, generator=generator, dtype=torch.float64)
     first = (place * (bins - width + 1)).long()
@@ -208,12 +208,12 @@ def draw_bands(batch: int, bins: int, share: float, generator: torch.Generator) 
 
 
 def mean_at(error: Tensor, places: Tensor) -> Tensor:
-    """Mean of the errors at given places; 0 if there are none."""
+    """Return the mean of the errors at given places, 0 if there are none."""
     return (error * places).sum() / places.sum().clamp(min=1)
 
 
 def build(config: AlteredFramesConfig, context: ObjectiveContext) -> AlteredFrames:
-    """Options and encoder -> the objective."""
+    """Build the objective from its options and the encoder."""
     return AlteredFrames(config, context.encoder)
 
 

@@ -1,4 +1,4 @@
-"""Masked patches: tell the patches of a clip apart, and paint them, from what the encoder makes of their places.
+"""Masked patches: identify and reconstruct the hidden patches of a clip from the encoder's outputs at their places.
 
     features --> patches --> some replaced by a mask token --> encoder --+--> predict --> which patch is it?   (InfoNCE)
                     |                                                    +--> paint ----> its values           (MSE)
@@ -23,13 +23,13 @@ from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
 
 DRAWS_PER_PATCH = 6
-"""Clusters are drawn until they would cover everything about six times: some 1 % is never reached, and comes last."""
+"""Clusters are drawn until they would cover the grid about six times; about 1 % is never covered, and hidden last."""
 LEAST_MASKED = 2
-"""Hidden patches of a clip below which there is nothing to tell apart."""
+"""Fewest hidden patches per clip; with fewer there is nothing to discriminate."""
 CLUSTER_SIDES = (3, 5)
 """Smallest and largest side of a cluster in patches. **Source**: SSAST, released code."""
 PUBLISHED_SHARE = 400 / 512
-"""Patches that are hidden: 400 of the 512 of 10 s (SSAMBA: 250, 300 or 400)."""
+"""Share of patches hidden: 400 of the 512 in 10 s (SSAMBA: 250, 300 or 400)."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class MaskedPatchConfig:
     Attributes:
         masked_share: share of the patches that are hidden.
         pattern: "clusters" of neighbouring patches (the patch models), or "uniform" (the frame models).
-        cluster_sides: smallest and largest side of a cluster, drawn once per clip; of no effect with "uniform".
-        biased_clusters: draws clusters as the release does: the first patch is never hidden, hardly ever the last,
-            clusters grow upwards and later only and wrap around the end into the next band, so that the lowest band
-            is hidden half as often as the middle.
+        cluster_sides: smallest and largest side of a cluster, drawn once per clip; no effect with "uniform".
+        biased_clusters: draws clusters as the release does: the first patch is never hidden, the last hardly ever;
+            clusters only extend to higher bands and later times and wrap around the end into the next band, so that the
+            lowest band is hidden half as often as the middle.
         normalise_over: "predictions" asks, for each target, which prediction is its own, as released; "targets" asks,
-            for each prediction, which target is its own, as equation 1 of the paper has it.
+            for each prediction, which target is its own, as in equation 1 of the paper.
         discriminative_weight, generative_weight: of the two losses; a loss of weight 0 is not computed.
-        one_mask: whether both losses share one mask and one pass; the release draws a mask and runs the encoder for
-            each, which costs twice as much.
+        one_mask: whether both losses share one mask and one forward pass; the release uses a mask and a pass for each,
+            which costs twice as much.
     """
 
     masked_share: float = PUBLISHED_SHARE
@@ -94,7 +94,7 @@ class MaskedPatch(nn.Module):
         features: Float[Tensor, "batch bins frames"],
         generator: torch.Generator,
     ) -> Losses:
-        """Draw the masks, then `loss_for`."""
+        """Draw the masks and compute `loss_for`."""
         grid = encoder.config.grid(*features.shape[1:])
         if grid[0] * grid[1] <= LEAST_MASKED:
             raise ConfigError(f"clips of {features.shape[2]} frames hold fewer than {LEAST_MASKED + 1} patches.")
@@ -109,13 +109,13 @@ class MaskedPatch(nn.Module):
         to_tell: Int[Tensor, "batch masked"],
         to_paint: Int[Tensor, "batch masked2"],
     ) -> Losses:
-        """The losses for given masks.
+        """Compute the losses for given masks.
 
         Args:
-            encoder: the model that learns.
+            encoder: the model that is trained.
             features: a batch of clips.
             to_tell: columns of the patches that are hidden in the discriminative pass, in any order.
-            to_paint: likewise in the generative pass; the same tensor shares the pass.
+            to_paint: likewise in the generative pass; passing the same tensor shares the pass.
         """
         values = patch_values(features, encoder.config)
         total = values.new_zeros(())
@@ -134,10 +134,10 @@ class MaskedPatch(nn.Module):
         return Losses(total, parts)
 
     def after_step(self, encoder: Encoder, step: int) -> None:
-        """Nothing follows the encoder."""
+        """Do nothing: there is no teacher to update."""
 
     def _encoded(self, encoder: Encoder, features: Tensor, masked: Tensor) -> Tensor:
-        """What the encoder makes of the places (B, M) whose patches it does not see."""
+        """Return the encoder's outputs at the columns (B, M) whose patches are hidden."""
         tokens, layout = encoder.embed(features)
         hidden = torch.zeros_like(layout.index, dtype=torch.bool).scatter(1, masked, True)
         blank = (self.mask_token + encoder.patches.positions(layout.grid)).to(tokens)
@@ -150,10 +150,10 @@ def contrast(
     predictions: Float[Tensor, "batch masked values"],
     normalise_over: Literal["predictions", "targets"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """InfoNCE over the hidden patches of each clip, by plain products without a temperature; and the accuracy.
+    """InfoNCE over the hidden patches of each clip, with dot products and no temperature; and the accuracy.
 
-    The accuracy is the share of predictions whose own target has the highest (normalised) score among the targets:
-    what the release logs, which over "predictions" is no top-1 of what it trains.
+    The accuracy is the share of predictions whose own target has the highest (normalised) score among the targets, as
+    the release logs it; with "predictions" this is not the top-1 accuracy of the trained task.
 
     **Source**: SSAST, equation 1 ("targets"); released code ("predictions").
     """
@@ -167,10 +167,10 @@ def contrast(
 def draw_masked(
     grid: tuple[int, int], num_clips: int, config: MaskedPatchConfig, generator: torch.Generator
 ) -> Int[Tensor, "clips masked"]:
-    """Columns of the hidden patches, in raster order; as many in every clip.
+    """Draw the columns of the hidden patches, in raster order; equally many in every clip.
 
-    Clusters are put down at random until enough is covered; the surplus of the last one is left out at random. They
-    may reach over the edge of the grid, so that every patch is hidden equally often.
+    Clusters are placed at random until enough is covered; the surplus of the last one is dropped at random. They may
+    extend beyond the grid, so that every patch is hidden equally often. `biased_clusters` differs in both.
     """
     times, bands = grid
     size = times * bands
@@ -181,16 +181,16 @@ def draw_masked(
     covered = _covered(grid, num_clips, config, generator)
     if not config.biased_clusters:
         return (covered + luck).topk(masked, dim=1, largest=False).indices.sort(dim=1).values
-    counts = covered.sort(dim=1).values[:, masked : masked + 1]  # the draw that makes them more than enough
+    counts = covered.sort(dim=1).values[:, masked : masked + 1]  # the draw at which enough is covered
     columns = torch.arange(size)
-    by_release = columns % bands * times + columns // bands  # its number, band by band: the highest are left out
+    by_release = columns % bands * times + columns // bands  # the release's index, band by band: highest are dropped
     return ((covered > counts) * size + by_release).argsort(dim=1)[:, :masked].sort(dim=1).values
 
 
 def _covered(
     grid: tuple[int, int], num_clips: int, config: MaskedPatchConfig, generator: torch.Generator
 ) -> Int[Tensor, "clips patches"]:
-    """The draw at which each patch is first covered by a cluster; the number of draws where it never is."""
+    """Return the draw at which a cluster first covers each patch; the number of draws if none does."""
     times, bands = grid
     low, high = config.cluster_sides
     draws = -(-DRAWS_PER_PATCH * times * bands // low**2)
@@ -209,7 +209,7 @@ def _covered(
         )
         inside = inside & (time >= 0) & (time < times) & (band >= 0) & (band < bands)
         column = time * bands + band
-    nowhere = times * bands  # a last cell for what is outside
+    nowhere = times * bands  # an extra cell for what is outside
     column = torch.where(inside, column, nowhere).flatten(1)
     draw = torch.arange(draws).repeat_interleave(high**2).expand_as(column)
     covered = torch.full((num_clips, nowhere + 1), draws).scatter_reduce(1, column, draw, "amin")
@@ -221,7 +221,7 @@ def _head(dim: int, values: int) -> nn.Sequential:
 
 
 def build(config: MaskedPatchConfig, context: ObjectiveContext) -> MaskedPatch:
-    """Options and encoder -> the objective."""
+    """Build the objective from its options and the encoder."""
     return MaskedPatch(config, context)
 
 

@@ -1,4 +1,4 @@
-"""Bidirectional selective state spaces: Mamba's mixer read from both ends, as in Vision Mamba and SSAMBA."""
+"""Bidirectional selective state spaces: Mamba's mixer run from both ends, as in Vision Mamba and SSAMBA."""
 
 import importlib
 import importlib.util
@@ -20,15 +20,15 @@ from asda_core.layout import TokenLayout
 from asda_plugins.mixer_mamba.scan import FLOATS_PER_STEP, Scan, chunked_scan, sequential_scan
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Of a scan: input u (N, R, E), steps (N, R, E), and how states are entered and read (N, R, n)."""
+"""Arguments of a scan: input u (N, R, E), steps (N, R, E), and b and c (N, R, n), see `chunked_scan`."""
 Version = Literal["v1", "v2", "forward"]
 ScanChoice = Literal["auto", "chunked", "sequential"]
 
 DIMS_PER_RANK = 16
-"""Width over the rank of the steps. **Source**: Gu and Dao 2023, released code (`dt_rank` "auto")."""
+"""Width divided by the rank of the steps. **Source**: Gu and Dao 2023, released code (`dt_rank` "auto")."""
 KERNEL_MODULE = "mamba_ssm.ops.selective_scan_interface"
 BLOCK = 1024
-"""Tokens that are done at once where no gradient comes. On a CPU 256 were slower, and more than 1,024 no faster."""
+"""Tokens processed at once without gradients. On a CPU 256 were slower, and more than 1,024 no faster."""
 STEP_RANGE, STEP_FLOOR = (1e-3, 0.1), 1e-4
 """Steps are drawn log-uniformly from this range, not below the floor. **Source**: Gu and Dao 2023, section 3.6."""
 
@@ -38,17 +38,17 @@ class MambaConfig:
     """Settings of the bidirectional mixer; the defaults are SSAMBA's.
 
     Attributes:
-        version: "v2" gives the backward direction weights of its own; "v1" shares all but the decay; "forward" is
-            Mamba itself, which reads one way.
-        states: per channel.
-        expand: channels over width.
-        conv_width: tokens that the convolution before the scan sees.
-        step_rank: rank of the map that makes the steps; null takes a sixteenth of the width.
+        version: "v2" gives the backward direction its own weights; "v1" shares all but the decay; "forward" is
+            Mamba itself, which runs in one direction.
+        states: number of states per channel.
+        expand: channels divided by width.
+        conv_width: kernel size, in tokens, of the convolution before the scan.
+        step_rank: rank of the map that computes the steps; null takes a sixteenth of the width.
         halve: whether v2 takes the mean of both directions instead of their sum.
-        init_backward_steps: whether the steps of the backward branch of v2 begin like those of the forward branch.
-            The release forgets it: they begin at 0.69, up to 700 times larger.
-        scan: "chunked" and "sequential" are plain PyTorch; "auto" takes the fused kernel of `mamba_ssm` where it is
-            installed and the tokens are on a GPU, else the chunked one.
+        init_backward_steps: whether the steps of the backward branch of v2 are initialised like those of the forward
+            branch. The release omits this: they start at 0.69, up to 700 times larger.
+        scan: "chunked" and "sequential" are plain PyTorch; "auto" uses the fused kernel of `mamba_ssm` if it is
+            installed and the tokens are on a GPU, otherwise the chunked one.
     """
 
     version: Version = "v2"
@@ -68,7 +68,7 @@ class MambaConfig:
 
 
 class Branch(nn.Module):
-    """What one direction owns: convolution, the maps to steps and states, decays, and the skip."""
+    """Weights of one direction: convolution, the maps to steps and states, decays, and the skip."""
 
     def __init__(self, config: MambaConfig, dim: int, init_steps: bool) -> None:
         super().__init__()
@@ -86,15 +86,15 @@ class Branch(nn.Module):
             low, high = map(math.log, STEP_RANGE)
             steps = torch.empty(channels).uniform_(low, high).exp().clamp(min=STEP_FLOOR)
             with torch.no_grad():
-                self.to_steps.bias.copy_(steps + (-(-steps).expm1()).log())  # softplus of it gives the steps
+                self.to_steps.bias.copy_(steps + (-(-steps).expm1()).log())  # inverse softplus of the steps
 
     def no_weight_decay(self) -> list[str]:
-        """Rates of decay, which a decay of weights would draw together. **Source**: Gu and Dao 2023, released code."""
+        """Exclude decay rates, which weight decay would pull together. **Source**: Gu and Dao 2023, released code."""
         return ["log_decay"]
 
     def forward(self, x: Tensor) -> Inputs:
-        """Channels (N, R, E) behind those that the convolution sees before -> what the scan takes of N tokens."""
-        taps = self.conv.weight.squeeze(1).t().contiguous()  # the last one multiplies the token itself
+        """Compute the scan's arguments for N tokens from their channels, preceded by those the convolution needs."""
+        taps = self.conv.weight.squeeze(1).t().contiguous()  # the last tap multiplies the token itself
         number = len(x) - len(taps) + 1
         assert self.conv.bias is not None
         u = torch.addcmul(self.conv.bias, taps[0], x[:number])
@@ -108,7 +108,7 @@ class Branch(nn.Module):
 class Mamba(nn.Module):
     """`out((scan(tokens) + reversed scan(reversed tokens)) * SiLU(z))`; channels and z are two halves of `in_proj`.
 
-    Tokens are read in the order in which they stand; `encoder.token_order` chooses it. Padding moves no state.
+    Tokens are scanned in their given order, set by `encoder.token_order`. Padding does not change the state.
 
     **Source**: Gu and Dao 2023; Zhu et al. 2024 (Vision Mamba) for the directions; SSAMBA (Shams et al. 2024).
     **Differs**: see `init_backward_steps`.
@@ -131,13 +131,13 @@ class Mamba(nn.Module):
             self.out_proj.weight /= math.sqrt(num_layers)
 
     def no_weight_decay(self) -> list[str]:
-        """As of a `Branch`."""
+        """Exclude the backward decay rates, as in `Branch`."""
         return ["backward_log_decay"]
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Carry states through the tokens, once from each end."""
+        """Scan the tokens, once from each end."""
         if not tokens.numel():
             return tokens
         if layout.padding is None:
@@ -149,7 +149,7 @@ class Mamba(nn.Module):
         return torch.empty_like(mixed).scatter(1, index, mixed)
 
     def _mix(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        """`valid` is (N, B, 1), 1 at tokens that are not padding."""
+        """Mix the tokens; `valid` is (N, B, 1), 1 at tokens that are not padding."""
         x, z = self.in_proj(tokens.transpose(0, 1)).chunk(2, dim=2)  # (N, B, E)
         if valid is not None:
             x = x * valid
@@ -163,12 +163,12 @@ class Mamba(nn.Module):
         return projected.div_(2) if self.config.version == "v2" and self.config.halve else projected
 
     def _keeps_nothing(self, x: Tensor) -> bool:
-        """Whether no gradient wants what lies between, and no kernel all of it at once."""
+        """Whether blocks suffice: no gradient needs intermediate values, and no scan needs all tokens at once."""
         wanted = torch.is_grad_enabled() and (x.requires_grad or any(each.requires_grad for each in self.parameters()))
         return self.config.scan != "sequential" and x.device.type == "cpu" and not wanted
 
     def _at_once(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """The sum (N, B, E) of the outputs of all directions, in float32 at least, as the release has it."""
+        """Return the sum (N, B, E) of the outputs of all directions, in at least float32, as in the release."""
         ways = self._ways(x, valid, 0, len(x))
         kernel = fused_kernel() if self.config.scan == "auto" and x.is_cuda else None
         if kernel is not None:
@@ -179,7 +179,7 @@ class Mamba(nn.Module):
         return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1].flip(0)
 
     def _by_blocks(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """The same a block of tokens at a time, from both ends, so that memory does not grow with what lies between."""
+        """Compute `_at_once` a block of tokens at a time, from both ends, so that intermediate values stay small."""
         mixed = x.new_zeros(x.shape, dtype=at_least_float32(x.dtype))
         together = max(1, FLOATS_PER_STEP // self._rates(1).numel())
         for begin in range(0, x.shape[1], together):
@@ -196,24 +196,24 @@ class Mamba(nn.Module):
         return mixed
 
     def _ways(self, x: Tensor, valid: Tensor | None, first: int, last: int) -> list[Inputs]:
-        """What is scanned in each direction, of the tokens `first` to `last` as that direction counts them."""
+        """Return the scan's arguments in each direction, for tokens `first` to `last` as that direction counts them."""
         branch, before = self.branches[0], self.config.conv_width - 1
         ways: list[Inputs] = [branch(stretch(x, first, last, before))]
         begin, end = len(x) - last, len(x) - first
         if self.config.version == "v2":
             ways.append(self.branches[1](stretch(x, first, last, before, backwards=True)))
-        elif self.config.version == "v1":  # the convolution looks ahead in both
+        elif self.config.version == "v1":  # both use the forward convolution
             same = ways[0] if (begin, end) == (first, last) else branch(stretch(x, begin, end, before))
             u, step, enter, read = (each.flip(0) for each in same)
             ways.append((u, step, enter, read))
-        if valid is not None:  # a step of 0 leaves the state as it is
+        if valid is not None:  # a step of 0 leaves the state unchanged
             moves = (valid[first:last], valid[begin:end].flip(0))
             ways = [(u, step * move, enter, read) for (u, step, enter, read), move in zip(ways, moves, strict=False)]
         exact = at_least_float32(ways[0][0].dtype)
         return [(u.to(exact), step.to(exact), enter.to(exact), read.to(exact)) for u, step, enter, read in ways]
 
     def _owned(self) -> list[tuple[Tensor, Tensor]]:
-        """Log decay (E, n) and skip (E,) of each direction."""
+        """Return log decay (E, n) and skip (E,) of each direction."""
         owned: list[tuple[Tensor, Tensor]] = [
             (each.get_parameter("log_decay"), each.get_parameter("skip")) for each in self.branches
         ]
@@ -222,12 +222,12 @@ class Mamba(nn.Module):
         return owned
 
     def _rates(self, rows: int) -> Tensor:
-        """(R, n, E): rates of so many clips in one direction after the other."""
+        """Return decay rates (R, n, E) for `rows` clips, one direction after the other."""
         decays = [decay.to(at_least_float32(decay.dtype)) for decay, _ in self._owned()]
         return torch.cat([-decay.exp().t().expand(rows, -1, -1) for decay in decays])
 
     def _scanned(self, scan: Callable[..., Tensor], ways: list[Inputs]) -> list[Tensor]:
-        """The outputs (N, B, E) of each direction, skips added; all are scanned side by side."""
+        """Return the outputs (N, B, E) of each direction with skips added; all directions are scanned together."""
         u, step, enter, read = (torch.cat(each, dim=1) for each in zip(*ways, strict=True))
         outputs = torch.split(scan(u=u, step=step, b=enter, c=read), ways[0][0].shape[1], dim=1)
         return [
@@ -237,12 +237,12 @@ class Mamba(nn.Module):
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """In which states are kept."""
+    """Return the dtype in which states are kept."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def stretch(x: Tensor, first: int, last: int, before: int, backwards: bool = False) -> Tensor:
-    """Tokens `first` to `last` behind so many before them, zeros where there are none; or counted from the end."""
+    """Return tokens `first` to `last`, preceded by `before` more or zeros; `backwards` counts from the end."""
     start = max(0, first - before)
     part = x[len(x) - last : len(x) - start].flip(0) if backwards else x[start:last]
     missing = before - (first - start)
@@ -251,12 +251,12 @@ def stretch(x: Tensor, first: int, last: int, before: int, backwards: bool = Fal
 
 @cache
 def fused_kernel() -> Callable[..., Tensor] | None:
-    """The scan of `mamba_ssm`, if it is installed and works here; looked for once, when it is first wanted."""
+    """Return the scan of `mamba_ssm` if it is installed and works here; looked up once, on first use."""
     if importlib.util.find_spec("mamba_ssm") is None:
         return None
     try:
         kernel: Callable[..., Tensor] = importlib.import_module(KERNEL_MODULE).selective_scan_fn
-    except Exception as error:  # built for another driver, or without this kernel: whatever an extension raises
+    except Exception as error:  # built for another driver, or without this kernel: an extension may raise anything
         warnings.warn(
             f"mamba_ssm is installed, but has no selective scan here ({error}); going on without.", stacklevel=2
         )
@@ -265,13 +265,13 @@ def fused_kernel() -> Callable[..., Tensor] | None:
 
 
 def by_kernel(kernel: Callable[..., Tensor], way: Inputs, log_decay: Tensor, skip: Tensor) -> Tensor:
-    """One direction through `mamba_ssm`, which wants tokens last."""
+    """Run one direction through `mamba_ssm`, which expects tokens last."""
     u, step, enter, read = (each.permute(1, 2, 0).contiguous() for each in way)  # (B, E or n, N)
     return kernel(u, step, -log_decay.exp(), enter, read, skip).permute(2, 0, 1)
 
 
 def build(config: MambaConfig, context: MixerContext) -> Mamba:
-    """Options and widths -> the mixer; the number of heads does not matter."""
+    """Build the mixer from its options and the widths of the encoder; the number of heads is ignored."""
     return Mamba(config, context.dim, context.num_layers)
 
 

@@ -3,13 +3,13 @@
     h_t = exp(step_t a) h_(t-1) + step_t u_t b_t        for each channel (E) and state (n)
     y_t = sum over states of c_t h_t
 
-`chunked_scan` and `sequential_scan` are equal to rounding. The chunked one builds decays and inputs of 64 steps at a
-time, walks through them with one in-place operation per step, and reads them out with one product; for the gradient it
-keeps the state at the start of each chunk and computes the others again. It only ever multiplies by decays of at most
-1, so steps of any size are safe, which forms that divide by cumulated decays are not.
+`chunked_scan` and `sequential_scan` are equal up to rounding. The chunked one computes decays and inputs of 64 steps at
+a time, runs through them with one in-place operation per step, and reads them out with one product; for the gradient it
+keeps the state at the start of each chunk and recomputes the others. It only multiplies by decays of at most 1, so
+steps of any size are safe, unlike in forms that divide by cumulative decays.
 
-Everything is time first, since one step is then one stretch of memory; both directions of a mixer lie side by side in
-the batch.
+Tensors are time first, so that one step is contiguous in memory; both directions of a mixer are stacked along the
+batch axis.
 
 **Source**: Gu and Dao 2023 (Mamba), equation 2 and section 3.3.2: exact for the decay, Euler for the input.
 """
@@ -36,7 +36,7 @@ Matrix = Float[Tensor, "rows states channels"]
 
 
 def sequential_scan(u: Steps, step: Steps, a: Matrix, b: States, c: States) -> Steps:
-    """The recurrence as it is written; arguments as of `chunked_scan`. Slow: for tests and to read."""
+    """Compute the recurrence as written; arguments as in `chunked_scan`. Slow: for tests and as a reference."""
     state = torch.zeros_like(a)
     outputs = []
     for now in range(len(u)):
@@ -47,16 +47,16 @@ def sequential_scan(u: Steps, step: Steps, a: Matrix, b: States, c: States) -> S
 
 
 def chunked_scan(u: Steps, step: Steps, a: Matrix, b: States, c: States) -> Steps:
-    """The same, a chunk at a time.
+    """Compute the recurrence one chunk at a time.
 
     Args:
         u: input (N, R, E) of each channel; R rows are clips times directions.
-        step: how far the state moves at each token, not negative.
-        a: (R, n, E) rates of decay, negative.
+        step: (N, R, E) step size at each token, not negative.
+        a: (R, n, E) decay rates, negative.
         b, c: (N, R, n) how the input enters the states, and how they are read.
 
     Returns:
-        (N, R, E)
+        output (N, R, E).
     """
     with torch.autocast(u.device.type, enabled=False):
         output: Tensor = _ChunkedScan.apply(u, step, a, b, c)  # type: ignore[no-untyped-call]
@@ -81,7 +81,7 @@ class _ChunkedScan(torch.autograd.Function):
 def _gradients(
     grad: Tensor, u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, starts: Tensor
 ) -> tuple[Tensor, ...]:
-    """Of u, step, a, b and c."""
+    """Return the gradients of u, step, a, b and c."""
     grads = [torch.empty_like(each) for each in (u, step, b, c)]
     grad_a = torch.zeros_like(a)
     for rows in _groups(a):
@@ -93,7 +93,7 @@ def _gradients(
 
 
 def _groups(a: Tensor) -> list[slice]:
-    """Rows that are walked together: on a CPU few enough that what they hold stays in the cache."""
+    """Return the rows that are processed together: on a CPU few enough that their states stay in the cache."""
     together = len(a) if a.is_cuda else max(1, FLOATS_PER_STEP // a[0].numel())
     return [slice(first, first + together) for first in range(0, len(a), together)]
 
@@ -103,14 +103,14 @@ def _chunks(steps: int) -> list[slice]:
 
 
 class Scan:
-    """`chunked_scan` of a sequence that comes in parts, without gradients: the states stay between them."""
+    """`chunked_scan` of a sequence given in parts, without gradients; the states are kept between parts."""
 
     def __init__(self, a: Matrix) -> None:
         self.groups = [(rows, _Buffer(a[rows], CHUNK), torch.zeros_like(a[rows])) for rows in _groups(a)]
 
     @torch.no_grad()
     def __call__(self, u: Steps, step: Steps, b: States, c: States, starts: Tensor | None = None) -> Steps:
-        """The outputs of the next steps; `starts` is filled with the state before each chunk."""
+        """Return the outputs of the next steps; `starts` is filled with the state before each chunk."""
         output = torch.empty_like(u)
         with torch.autocast(u.device.type, enabled=False):
             for rows, buffer, state in self.groups:
@@ -138,7 +138,7 @@ def _backward(
 
 
 class _Buffer:
-    """Room for the decays and states (Q, R, n, E) of a chunk, used again by the next."""
+    """Buffers for the decays and states (Q, R, n, E) of a chunk, reused by the next."""
 
     def __init__(self, a: Tensor, size: int) -> None:
         self.rate = a * LOG2_E
@@ -146,7 +146,7 @@ class _Buffer:
         self.steps = self.states.unbind(), self.decay.unbind()
 
     def walk(self, u: Tensor, step: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(states, decays) of a chunk behind `state`; they are overwritten by the next."""
+        """Return (states, decays) of a chunk that starts from `state`; the next call overwrites them."""
         decay, states = self.decay[: len(u)], self.states[: len(u)]
         torch.mul(step.unsqueeze(2), self.rate, out=decay)
         torch.exp2(decay, out=decay)
@@ -157,10 +157,10 @@ class _Buffer:
 
 
 def _carry(state: Tensor, entered: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
-    """`state = entered + kept * state` for one after the other, into `entered`.
+    """Compute `state = entered + kept * state` for one step after another, in place in `entered`.
 
-    On a CPU one call does it: `_foreach_addcmul_` goes through its lists in their order there, which the tests hold it
-    to (torch's versions are pinned), and calls of one step each took a third longer.
+    On a CPU one call suffices: `_foreach_addcmul_` processes its lists in order there, which the tests verify (torch's
+    versions are pinned), and separate calls for each step took a third longer.
     """
     if entered and state.device.type == "cpu":
         torch._foreach_addcmul_(list(entered), list(kept), [state, *entered[:-1]])
@@ -180,9 +180,9 @@ def _chunk_backward(
     out: list[Tensor],
     grad_a: Tensor,
 ) -> Tensor:
-    """Gradients of one chunk into `out` (of u, step, b, c) and onto `grad_a`; returns the gradient of `start`.
+    """Write gradients of a chunk to `out` (u, step, b, c), add to `grad_a`, and return the gradient of `start`.
 
-    `back` is room for the gradients of the states.
+    `back` is a buffer for the gradients of the states.
     """
     u, step, b, c = chunk
     states, decay = buffer.walk(u, step, b, start)
