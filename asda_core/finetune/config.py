@@ -178,7 +178,7 @@ class FinetuneConfig:
     """Recipe for fine-tuning a checkpoint into a classifier.
 
     Attributes:
-        compat: "released" sets the keys of `compat.FINETUNING` that the recipe does not state.
+        compat: "released" sets the keys of `settings.released.FINETUNING` that the recipe does not state.
         mode: what is trained: "full", "linear" (head alone), "attentive" (head with attentive pooling), "last_blocks",
             or "adapter"; the head is always trained.
         blocks: number of trained blocks, for mode "last_blocks".

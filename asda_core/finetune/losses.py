@@ -1,4 +1,4 @@
-"""Losses of classifiers, as sums over a batch and a divisor, whose choice sets the weight of the batch."""
+"""Losses of classifiers; the divisor of the sum over a batch decides how much each batch counts."""
 
 import torch
 from jaxtyping import Float
