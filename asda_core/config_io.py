@@ -12,7 +12,7 @@ import yaml
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from asda_core.config import PluginChoice, RunConfig
-from asda_core.errors import ConfigError, unknown
+from asda_core.errors import ConfigError, prefixed, unknown
 from asda_core.settings.checks import check_numbers, check_stated, is_misread, usual_of
 from asda_core.settings.strict_yaml import parse_value, read_yaml
 from asda_core.system.files import text_digest
@@ -83,10 +83,8 @@ def load_run_config(file: str | Path) -> RunConfig:
     if not found.suffix and not found.exists():
         raise ConfigError(f"no file at {file}: {unknown('config', str(file), shipped_configs())}")
     plain = read_yaml(found)
-    try:
+    with prefixed(file):
         return parse(RunConfig, plain)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
 
 
 def parsed_changes(changes: Sequence[str], option: str = "--set") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The exception hierarchy. Messages say what was given, what was expected, where, and the nearest valid choice."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 SIMILARITY_CUTOFF = 0.5
@@ -37,6 +38,22 @@ class TaskError(AsdaError, ValueError):
 
 class TrainingStopped(AsdaError):
     """The run was asked to stop; its progress is saved."""
+
+
+@contextmanager
+def prefixed(where: object) -> Iterator[None]:
+    """Prefix the message of any configuration error raised in the block with where it occurred.
+
+    Args:
+        where: a file or key, as in "plan.yaml, cell lambda 0.1".
+
+    Raises:
+        ConfigError: "WHERE: MESSAGE".
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def why(error: Exception) -> str:

@@ -14,7 +14,7 @@ from asda_core.assemble import build_front_end
 from asda_core.audio import opened, read_sound
 from asda_core.catalog import Catalog
 from asda_core.config import Compat, PluginChoice
-from asda_core.errors import AudioError, ConfigError, NoSamplesError
+from asda_core.errors import AudioError, ConfigError, NoSamplesError, prefixed
 from asda_core.system.thread_map import in_order
 
 BLOCK_SECONDS = 60.0
@@ -136,13 +136,11 @@ def neutral(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") 
         ConfigError: its normalisation is not of the form `(x - mean) / (2 std)`.
     """
     wrong = f"the front end {choice.name!r} does not normalise features by (x - mean) / (2 std)"
-    try:
+    with prefixed(wrong):
         plain, shifted = (
             build_front_end(catalog, PluginChoice(choice.name, {**choice.options, **options}), compat)
             for options in (NEUTRAL, SHIFTED)
         )
-    except ConfigError as error:
-        raise ConfigError(f"{wrong}: {error}") from None
     sound = torch.randn(1, plain.sample_rate, generator=torch.Generator().manual_seed(0)) / 10
     with torch.inference_mode():
         if not torch.allclose(shifted(sound), (plain(sound) - 1) / 2, atol=1e-4):

@@ -11,7 +11,7 @@ from typing import Any
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import find_config, parsed_changes, signature
 from asda_core.data.content import sampled_content
-from asda_core.errors import ConfigError
+from asda_core.errors import ConfigError, prefixed
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
@@ -131,10 +131,8 @@ def check_task(changes: Mapping[str, Any], recipe: FinetuneConfig, place: Path) 
     Raises:
         ConfigError: a wrong key or value.
     """
-    try:
+    with prefixed(f"{place}, set"):
         with_changes(recipe, {key: value for key, value in changes.items() if not key.startswith("adapter")})
-    except ConfigError as error:
-        raise ConfigError(f"{place}, set: {error}") from None
 
 
 def data_digest(data: Labelled) -> str:

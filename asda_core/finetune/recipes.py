@@ -17,7 +17,7 @@ from asda_core.config_io import (
     to_plain,
     with_change,
 )
-from asda_core.errors import ConfigError, unknown
+from asda_core.errors import ConfigError, prefixed, unknown
 from asda_core.finetune.config import MODES, FinetuneConfig
 from asda_core.settings.strict_yaml import read_yaml
 
@@ -47,10 +47,8 @@ def load_recipe(file: str | Path) -> FinetuneConfig:
     if not found.exists():
         raise ConfigError(unknown("recipe", str(file), shipped_configs(FOLDER)))
     plain = read_yaml(found)
-    try:
+    with prefixed(file):
         return parse(FinetuneConfig, plain)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
 
 
 def is_recipe(file: str | Path) -> bool:

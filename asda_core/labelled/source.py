@@ -8,7 +8,7 @@ from typing import Any, Literal
 from asda_core.config import require
 from asda_core.config_io import CONFIG_SUFFIXES, parse
 from asda_core.data.sources import NUMBERS
-from asda_core.errors import ConfigError, unknown
+from asda_core.errors import ConfigError, prefixed, unknown
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.settings.strict_yaml import read_yaml
 
@@ -89,10 +89,8 @@ def load_source(path: Path) -> tuple[SourceConfig, Path]:
     plain = read_yaml(path)
     if isinstance(plain, dict) and isinstance(plain.get("split"), dict):
         plain["split"] = {part: _words(values) for part, values in plain["split"].items()}
-    try:
+    with prefixed(path):
         return parse(SourceConfig, plain), path.parent
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def _words(values: Any) -> Any:

@@ -15,8 +15,7 @@ budget: {hours: 8}
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from asda_core.config_io import (
     with_value,
 )
 from asda_core.data.content import sampled_content
-from asda_core.errors import ConfigError, unknown
+from asda_core.errors import ConfigError, prefixed, unknown
 from asda_core.settings.strict_yaml import read_yaml
 from asda_core.system.files import model_digest
 from asda_core.weights.paths import locate
@@ -117,7 +116,7 @@ def load_plan(file: Path) -> Plan:
     base = load_run_config(beside if beside.suffix or beside.exists() else config.base)  # else a name of the package
     start = _Start(file, config, to_plain(base), audio_there)
     cells, made = [], {}
-    with _named(file):
+    with prefixed(file):
         check_apart(axes)
     for combination in itertools.product(*axes.values()):
         labels = dict(zip(axes, combination, strict=True))
@@ -125,7 +124,7 @@ def load_plan(file: Path) -> Plan:
         found = start.cells(labels, changes)
         made[combination] = repr((found[0].name, _as_heard(found[0].options)))
         cells += found
-    with _named(file):
+    with prefixed(file):
         check_effect(axes, made)
     return Plan(file, config, tuple(cells), audio, reference, _noise(config, here))
 
@@ -136,15 +135,6 @@ def _as_heard(options: Mapping[str, Any]) -> object:
         return parse(HearOptions, options)
     except ConfigError:
         return options
-
-
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Prefix the message of an error with the file."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
 
 
 def _noise(config: PlanConfig, here: Path) -> NoiseMeasure | None:
@@ -193,10 +183,8 @@ class _Start:
         usual = {**to_plain(HearOptions()), **pooling}
         found = []
         for seed in self.config.seeds:
-            try:
+            with prefixed(f"{self.file}, cell {text_of(labels)}"):
                 run = parse(RunConfig, with_value(plain, "seed", seed))
-            except ConfigError as error:
-                raise ConfigError(f"{self.file}, cell {text_of(labels)}: {error}") from None
             name = signature(run, data=self.data if run.steps else [], **more)
             found.append(Cell(labels, seed, run, name, _stated(options, usual), begins))
         return found
