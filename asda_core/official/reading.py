@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from asda_core.checkpoint import OWN_FORMATS, PARTS, Checkpoint, Weights, read_checkpoint
+from asda_core.config_io import CONFIG_SUFFIXES, find_config
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.official.eat import (
     NUM_BINS,
@@ -25,7 +26,7 @@ from asda_core.official.pickles import is_pickled, plain, read_pickled
 from asda_core.official.ssast import is_masked_patch, read_masked_patch
 from asda_core.official.stored_config import classifier_config, not_reproduced, pretraining, run_config, told
 from asda_core.system.files import beside_model
-from asda_core.weights.paths import locate
+from asda_core.weights.paths import is_package_model, locate
 from asda_core.weights.tensor_files import read_tensors
 
 TEACHER = "_ema"
@@ -73,6 +74,11 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
     Raises:
         CheckpointError: no file is found, it is damaged or rejected, or tensors are missing, unexpected or misshapen.
     """
+    config = find_config(path)
+    if config.suffix in CONFIG_SUFFIXES and config.is_file() and not is_package_model(path):
+        raise CheckpointError(
+            f"{path} is a config and has no weights; give a checkpoint or a run folder."
+        )
     file = locate(Path(path), in_training=weights == "teacher")
     if is_pickled(file):
         contents = _fairseq(file)

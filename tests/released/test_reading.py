@@ -327,3 +327,11 @@ def test_names_and_shapes_of_the_published_models(name: str) -> None:
     assert shapes["modality_encoders.IMAGE.extra_tokens"] == (1, 1, 768)
     assert shapes["blocks.11.mlp.fc1.weight"] == ((2688, 768) if name == "asda_base" else (3072, 768))
     assert dict(classifier_names(tuned).values())["head.weight"] == (527, 768)
+
+
+@pytest.mark.parametrize("name", ["asda_base", "own.yaml"])
+def test_a_config_is_no_checkpoint(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("steps: 1\n")
+    with pytest.raises(CheckpointError, match=f"{name} is a config and has no weights; give a checkpoint"):
+        read_model(name)
