@@ -17,7 +17,7 @@ TimestampPooling = Literal["mean", "concat"]
 
 
 @dataclass(frozen=True)
-class StepEmbeddings:
+class Steps:
     """Output of a backbone for a window.
 
     Attributes:
@@ -56,7 +56,7 @@ class Averaging:
         self._exact, self._squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         self._changes, self._last = torch.zeros((), dtype=torch.float64), torch.zeros(())
 
-    def add(self, steps: StepEmbeddings, keep_from: int, keep_to: int) -> None:
+    def add(self, steps: Steps, keep_from: int, keep_to: int) -> None:
         """Add the steps `keep_from` to `keep_to` of a window."""
         kept = steps.scene[:, keep_from:keep_to]
         if not kept.shape[1]:
@@ -123,7 +123,7 @@ class EncoderBackbone(nn.Module):
         self.scene_size = widths[scene_pooling]
         self.step_size = self.num_bands * dim if timestamp_pooling == "concat" else dim
 
-    def forward(self, features: Float[Tensor, "batch bins frames"]) -> StepEmbeddings:
+    def forward(self, features: Float[Tensor, "batch bins frames"]) -> Steps:
         """Return the summary and the steps of a window."""
         encoded: Encoded = self.encoder(features, self.layers, layers=False)
         last = self.encoder.config.depth
@@ -131,7 +131,7 @@ class EncoderBackbone(nn.Module):
         tokens = torch.cat(side_by_side, dim=-1).float()
         steps = tokens.reshape(len(features), *encoded.layout.grid, -1)  # (B, T', bands, D)
         mean, apart = steps.mean(dim=2), steps.flatten(2)
-        return StepEmbeddings(
+        return Steps(
             encoded.summary.float(),
             apart if self.scene_pooling in BAND_BY_BAND else mean,
             apart if self.timestamp_pooling == "concat" else mean,
@@ -182,10 +182,10 @@ class LogMelBackbone(nn.Module):
         self.scene_size = num_bins * {"statistics": 2, "dynamics": 3}.get(scene_pooling, 1)
         self.step_size = num_bins
 
-    def forward(self, features: Float[Tensor, "batch bins frames"]) -> StepEmbeddings:
+    def forward(self, features: Float[Tensor, "batch bins frames"]) -> Steps:
         """Mean spectrum of the window, and that of each patch."""
         steps = features.reshape(*features.shape[:2], -1, self.patch_frames).mean(dim=3).transpose(1, 2)
-        return StepEmbeddings(steps.mean(dim=1), steps, steps)
+        return Steps(steps.mean(dim=1), steps, steps)
 
     def pool_scene(self, average: Average) -> Float[Tensor, "batch size"]:
         """The mean spectrum of the clip, and its deviation and change if asked for."""

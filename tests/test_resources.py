@@ -69,7 +69,7 @@ def test_memory_that_the_heap_has_kept_counts(monkeypatch: pytest.MonkeyPatch) -
     del held, above
 
 
-@pytest.mark.parametrize("system", ["cost._heap = lambda: None", "cost.ctypes.CDLL = lambda name: None"])
+@pytest.mark.parametrize("system", ["resources._heap = lambda: None", "resources.ctypes.CDLL = lambda name: None"])
 def test_where_the_c_library_does_not_tell(system: str) -> None:
     script = f"""
 import numpy as np

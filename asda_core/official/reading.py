@@ -76,9 +76,7 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
     """
     config = find_config(path)
     if config.suffix in CONFIG_SUFFIXES and config.is_file() and not is_package_model(path):
-        raise CheckpointError(
-            f"{path} is a config and has no weights; give a checkpoint or a run folder."
-        )
+        raise CheckpointError(f"{path} is a config and has no weights; give a checkpoint or a run folder.")
     file = locate(Path(path), in_training=weights == "teacher")
     if is_pickled(file):
         contents = _fairseq(file)

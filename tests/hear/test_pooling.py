@@ -13,7 +13,7 @@ from asda_core.checkpoint import metadata_of, model_tensors, write_model
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError, ConfigError
 from asda_hear import get_scene_embeddings, get_timestamp_embeddings, load_model
-from asda_hear.pooling import Averaging, StepEmbeddings
+from asda_hear.pooling import Averaging, Steps
 
 
 def audio_of(seconds: float, clips: int = 2) -> Tensor:
@@ -31,7 +31,7 @@ def test_averages_over_windows_are_those_of_all_steps() -> None:
     steps = torch.randn(3, 11, 5, generator=torch.Generator().manual_seed(0)) + 1000  # a spread beside a large mean
     averaging = Averaging()
     for first, last in ((0, 4), (4, 5), (5, 5), (5, 11)):
-        window = StepEmbeddings(torch.full((3, 2), float(first)), steps[:, max(0, first - 1) : last + 1], steps)
+        window = Steps(torch.full((3, 2), float(first)), steps[:, max(0, first - 1) : last + 1], steps)
         keep_from = first - max(0, first - 1)
         averaging.add(window, keep_from, keep_from + last - first)
     found = averaging.average()
@@ -44,7 +44,7 @@ def test_averages_over_windows_are_those_of_all_steps() -> None:
 
 def test_one_step_has_no_spread() -> None:
     averaging = Averaging()
-    averaging.add(StepEmbeddings(torch.ones(1, 2), torch.ones(1, 1, 3), torch.ones(1, 1, 3)), 0, 1)
+    averaging.add(Steps(torch.ones(1, 2), torch.ones(1, 1, 3), torch.ones(1, 1, 3)), 0, 1)
     assert torch.equal(averaging.average().std, torch.zeros(1, 3))
     assert torch.equal(averaging.average().change, torch.zeros(1, 3))
 
