@@ -36,6 +36,22 @@ def attach(adapter: Adapter, encoder: Encoder) -> list[nn.Parameter]:
     return new
 
 
+def train_beside_frozen(encoder: nn.Module) -> None:
+    """Put an encoder with an adapter into training mode, except frozen modules with buffers.
+
+    Such modules, for example batch norms, would otherwise update their statistics although nothing of theirs trains.
+    """
+    encoder.train()
+    for module in encoder.modules():
+        own = (
+            parameter
+            for name, parameter in module.named_parameters()
+            if not name.startswith("parametrizations.") or name.endswith(".original")  # what an adapter adds to it
+        )
+        if any(True for _ in module.buffers(recurse=False)) and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
 def blocks_to_adapt(encoder: Encoder, name: str, wrapper: type[nn.Module]) -> list[Block]:
     """Return the blocks of an encoder, which must not have this adapter yet.
 

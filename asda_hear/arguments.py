@@ -30,9 +30,15 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--out", type=output_folder, required=True, help="folder of tasks")
     build.add_argument("--csv", type=Path, help="table with a header: a row per clip, or per event")
     build.add_argument("--file-column", default="filename", help="of --csv (default: filename)")
-    build.add_argument("--label-column", default="label", help="several labels are separated by ; (default: label)")
+    build.add_argument("--label-column", default="label", help="of --csv (default: label)")
     build.add_argument(
-        "--split-column", default="", help="column with the fold, or train/valid/test (default: draw a split)"
+        "--label-separator", default="", metavar="TEXT",
+        help="between labels (default: ; or with --multilabel a comma, in a column called by a plural, as labels)",
+    )  # fmt: skip
+    build.add_argument(
+        "--split-column",
+        default="",
+        help="column with the fold, or train/valid/test by their usual names (default: draw a split)",
     )
     build.add_argument("--start-column", default="start", help="of events, in seconds (default: start)")
     build.add_argument("--end-column", default="end", help="of events, in seconds (default: end)")

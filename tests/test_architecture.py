@@ -35,12 +35,12 @@ CORE_ORDER = (
     "labelled.splits", "labelled.tables", "labelled.folders", "labelled.shards", "labelled.datasets",
     "labelled.audioset", "labelled.reading", "finetune.augment", "finetune.bootstrap", "finetune.scoring",
     "finetune.pictures", "finetune.evaluation", "finetune.tuned", "finetune.optimizing", "finetune.sampling",
-    "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.leakage", "finetune.jobs", "finetune.loop",
-    "finetune.running", "finetune.recipes", "finetune.sweep", "finetune.table", "finetune.continual",
-    "finetune.continual_table", "finetune.commands", "finetune.on_checkpoint", "inference.commands",
-    "plugin.new_plugin", "data.shard_writer", "data.packing", "data.statistics", "data.commands", "contract.modules",
-    "contract.mixers", "contract.front_ends", "contract.training", "testing", "plugin.matrix", "plugin.commands",
-    "arguments", "cli",
+    "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.leakage", "finetune.jobs",
+    "finetune.best_weights", "finetune.loop", "finetune.running", "finetune.recipes", "finetune.sweep",
+    "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands", "finetune.on_checkpoint",
+    "inference.commands", "plugin.new_plugin", "data.shard_writer", "data.packing", "data.statistics", "data.commands",
+    "contract.modules", "contract.mixers", "contract.front_ends", "contract.training", "testing", "plugin.matrix",
+    "plugin.commands", "arguments", "cli",
 )  # fmt: skip
 """Files of asda_core, lowest first: a file imports only from files above it."""
 

@@ -211,6 +211,10 @@ def test_what_a_model_is_called(tmp_path: Path) -> None:
         "run/model.pt": "run",
         "eat.v2": "eat",
         "model": "model",
+        "hub/pytorch_model.bin": "hub",
+        "plans/model.yaml": "model",
+        "latest": "latest",  # a link
     }
+    (tmp_path / "latest").symlink_to("lr0.001")
     assert {path: model_name(tmp_path / path) for path in expected} == expected
     assert model_name("asda_base") == "asda_base"

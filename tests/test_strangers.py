@@ -603,3 +603,24 @@ def test_a_plugin_that_prints_and_changes_torch(
     told = capsys.readouterr()
     json.loads(told.out)
     assert "hello" in told.err
+
+
+def test_adapters_pass_their_contract_beside_a_batch_norm() -> None:
+    """Whose figures are of the frozen encoder, also where the adapter learns a difference on its bias."""
+    check_mixer(mixer(Normed))
+    for offer in load_catalog(*BUILT_IN, installed=False).family("adapter"):
+        check_adapter(offer.spec, mixer(Normed))
+
+
+@pytest.mark.parametrize("name", ["low_rank", "bias_only"])
+def test_batch_norms_beside_an_adapter_in_pre_training(name: str, audio_folder: Path, tmp_path: Path) -> None:
+    catalog = load_catalog(*BUILT_IN, SimpleNamespace(asda_mixers=hookimpl(lambda: mixer(Normed))), installed=False)
+    config = parse(RunConfig, {**TINY, **STRANGE, "steps": 2})
+    first = pretrain(config, find_audio(audio_folder), tmp_path / "first", catalog, progress=False)
+    adapted = parse(RunConfig, {**TINY, **STRANGE, "steps": 2, "adapter": name})
+    start = read_checkpoint(first)
+    second = pretrain(adapted, find_audio(audio_folder), tmp_path / "second", catalog, progress=False, init=start)
+    after = read_checkpoint(second).tensors
+    moved = [key for key, value in start.tensors.items() if "running" in key and not torch.equal(after[key], value)]
+    assert any("running" in key for key in start.tensors)
+    assert moved == []

@@ -38,7 +38,7 @@ def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
         _check_order_is_free(mixer, spec.name)
     layout = _layouts()[0]
     tokens = torch.randn(*layout.index.shape, DIM)
-    check_state(mixer, other.eval(), lambda module: module(tokens, layout))
+    check_state(mixer, other.eval(), tokens, layout)
     weight = torch.randn_like(tokens)
     for each in of_layers:
         check_all_parameters_move(each.train(), lambda each=each: (each(tokens, layout) * weight).sum())

@@ -27,7 +27,7 @@ def seeded(check: CheckT) -> CheckT:
     return cast(CheckT, run)
 
 
-def check_state(module: nn.Module, other: nn.Module, answer: Callable[[Any], Tensor]) -> None:
+def check_saved(module: nn.Module, other: nn.Module, answer: Callable[[Any], Tensor]) -> None:
     """Check that the state holds only tensors, and that a second module gives the same output after loading it.
 
     Args:
@@ -45,6 +45,11 @@ def check_state(module: nn.Module, other: nn.Module, answer: Callable[[Any], Ten
         assert torch.equal(answer(module), answer(other)), (
             "state_dict does not hold all that matters: make what was drawn a parameter, or a buffer that is saved"
         )
+
+
+def check_state(module: nn.Module, other: nn.Module, *arguments: Any) -> None:
+    """`check_saved` for modules that return a tensor for these arguments."""
+    check_saved(module, other, lambda each: each(*arguments))
 
 
 def check_made(module: nn.Module) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asda_core.adapting import attach
+from asda_core.adapting import attach, train_beside_frozen
 from asda_core.config import EncoderConfig
 from asda_core.config_io import parse
 from asda_core.contract.mixers import DIM, HEADS, LAYERS
-from asda_core.contract.modules import TOLERANCE, check_all_parameters_move, check_state, seeded
+from asda_core.contract.modules import TOLERANCE, check_all_parameters_move, check_saved, seeded
 from asda_core.contracts import AdapterContext, AdapterSpec, MixerContext, MixerSpec, ObjectiveContext, ObjectiveSpec
 from asda_core.errors import PluginError
 from asda_core.layout import TokenLayout
@@ -71,7 +71,7 @@ def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = Non
 def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, **options: Any) -> None:
     """Check that attaching does not change the output; all new parameters train, and only they; the base stays
     bit-identical; state round trip."""
-    encoder, other = small_encoder(mixer), small_encoder(mixer)
+    encoder, other = small_encoder(mixer).eval(), small_encoder(mixer).eval()
     features = torch.randn(2, 128, 64)
     before = encoder(features)
     buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
@@ -91,6 +91,7 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
         f"{spec.name}: the base trains"
     )
     weight = torch.randn_like(before.tokens)
+    train_beside_frozen(encoder)
     check_all_parameters_move(encoder, lambda: (encoder(features).tokens * weight).sum())
     for parameter in encoder.parameters():
         if id(parameter) in old:
@@ -98,7 +99,7 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
     for name, buffer in encoder.named_buffers():
         if name in buffers:
             assert torch.equal(buffer, buffers[name]), f"{spec.name}: the buffer {name} has changed"
-    check_state(encoder.eval(), other.eval(), lambda module: module(features).tokens)
+    check_saved(encoder.eval(), other.eval(), lambda module: module(features).tokens)
 
 
 @seeded

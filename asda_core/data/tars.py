@@ -29,6 +29,8 @@ INDEX_SUFFIX = ".index.json"
 LAST = "last"
 """Key in the index of a pack: the last piece that is in the shard or was skipped."""
 INDEX_DIGITS = 16
+READER = 2
+"""Version of `read_headers` in an index made by it: version 1 took sparse members for whole ones."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _index(shard: Path, size: int, changed: int) -> ShardIndex:
         members, trouble = read_headers(shard)
         if LAST not in read_facts(shard):  # a pack's has more, and fits again once the shard is restored
             with contextlib.suppress(OSError):  # a read-only folder
-                write_index(shard, shard, members, trouble=trouble)
+                write_index(shard, shard, members, trouble=trouble, reader=READER)
     else:
         members, trouble = known
     for line in trouble:
@@ -178,7 +180,8 @@ def _read_index(shard: Path, size: int) -> tuple[list[Member], list[str]] | None
     plain = read_facts(shard)
     try:
         members = [Member(*row) for row in plain["members"]]
-        fits = plain["bytes"] == size and plain["last_header"] == _last_header(shard, members)
+        current = LAST in plain or plain.get("reader") == READER
+        fits = current and plain["bytes"] == size and plain["last_header"] == _last_header(shard, members)
         return (members, list(plain.get("trouble", []))) if fits else None
     except (KeyError, TypeError):
         return None

@@ -73,24 +73,24 @@ def shared_sounds(split: Round) -> str:
     Parts with more than `MOST_MARKED` clips are not compared.
 
     Raises:
-        TaskError: a test clip is the same file as a training or validation clip, for example by a link.
+        TaskError: a test clip is the same file as a training clip, for example by a link.
     """
-    pairs = (("test", split.test, "training", split.train), ("test", split.test, "validation", split.valid),
-             ("validation", split.valid, "training", split.train))  # fmt: skip
+    named = {"test": split.test, "validation": split.valid, "training": split.train}
+    marks = {
+        part: {mark: clip for clip in clips if (mark := ends(clip.file))} if len(clips) <= MOST_MARKED else {}
+        for part, clips in named.items()
+    }
     told = []
-    for part, clips, other, others in pairs:
-        if not clips or not others or max(len(clips), len(others)) > MOST_MARKED:
-            continue
-        marked = {mark: clip for clip in others if (mark := ends(clip.file))}
-        shared = [(clip, marked[mark]) for clip in clips if (mark := ends(clip.file)) in marked]
-        for ours, theirs in shared if part == "test" else ():
+    for part, other in (("test", "training"), ("test", "validation"), ("validation", "training")):
+        shared = [(clip, marks[other][mark]) for mark, clip in marks[part].items() if mark in marks[other]]
+        for ours, theirs in shared if (part, other) == ("test", "training") else ():
             if ours.file.resolve() == theirs.file.resolve():
                 raise TaskError(f"{ours.file} is in the test split, and is the file of {theirs.file}, in the {other}.")
         if shared:
             ours, theirs = shared[0]
             told.append(
-                f"warning: {len(shared)} of {len(clips)} {part} clips have the first and last bytes of a {other} clip, "
-                f"and may be the same sound: {ours.file} those of {theirs.file}."
+                f"warning: {len(shared)} of {len(named[part])} {part} clips have the first and last bytes of a {other} "
+                f"clip, and may be the same sound: {ours.file} those of {theirs.file}."
             )
     return "\n".join(told)
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from asda_core.checkpoint import (
 )
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
+from asda_core.finetune.best_weights import best_file, has_best, keep_best
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.frozen import EncodedClips, encode_once
 from asda_core.finetune.losses import batch_loss
@@ -47,8 +48,6 @@ from asda_core.pretrain.schedule import optimizer_of
 from asda_core.weights.paths import MODEL_FILE, newest_step
 from asda_core.weights.tensor_files import read_tensors
 
-BEST_FILES = "best-*.safetensors"
-"""Files, named by step, of the best weights so far and of those that were best when the newest step was saved."""
 STATE = "finetuning"
 """Key in the metadata of a step for the state of the loop other than tensors."""
 AVERAGE = "average|"
@@ -96,6 +95,7 @@ class Training:
     average: dict[str, Tensor] = field(default_factory=dict)
     trained_on: Mapping[str, str] = field(default_factory=dict)
     stop: bool = False
+    saved_best_step: int = 0
 
     def ask_to_stop(self) -> None:
         """Request a stop after the step in progress."""
@@ -161,7 +161,9 @@ def _resume(training: Training, latest: Path) -> None:
     kept = {name.removeprefix(AVERAGE): t.to(device) for name, t in states.items() if name.startswith(AVERAGE)}
     training.average = kept
     training.memory = Memory(**json.loads(metadata[STATE]))
-    training.step = checkpoint.step
+    training.step, training.saved_best_step = checkpoint.step, training.memory.best_step
+    if training.memory.best_step and not has_best(training.folder, training.memory.best_step):
+        training.memory = replace(training.memory, best=-math.inf, best_step=0)  # its weights are lost
 
 
 def train(training: Training, progress: bool) -> None:
@@ -267,15 +269,11 @@ def _evaluate(training: Training) -> dict[str, float]:
     if value is not None and value > memory.best:
         memory.best, memory.best_step, memory.waited = value, training.step, 0
         write_model(best_file(training.folder, training.step), training.tuned.tensors(), training.metadata())
+        keep_best(training.folder, (memory.best_step, training.saved_best_step))
     else:
         memory.waited += 1
         memory.ended = recipe.patience is not None and memory.waited >= recipe.patience
     return {f"{recipe.select}_{name}": value for value in [value] if value is not None}
-
-
-def best_file(folder: Path, step: int) -> Path:
-    """Return the file for the weights that were the best of a run after `step` updates."""
-    return folder / BEST_FILES.replace("*", f"{step:08d}")
 
 
 def _save(training: Training) -> None:
@@ -285,15 +283,14 @@ def _save(training: Training) -> None:
     metadata = training.metadata()
     files = {MODEL_FILE: (training.tuned.tensors(), metadata), TRAINING_FILE: (states, metadata)}
     write_step(training.folder, training.step, files, keep=1)
-    for file in training.folder.glob(BEST_FILES):
-        if file != best_file(training.folder, training.memory.best_step):
-            file.unlink()
+    training.saved_best_step = training.memory.best_step
+    keep_best(training.folder, [training.memory.best_step])
 
 
 def _check_finite(values: Mapping[str, float], training: Training) -> None:
     if wrong := {name: value for name, value in values.items() if not math.isfinite(value)}:
         name, value = next(iter(wrong.items()))
         raise AsdaError(
-            f"the training is no longer finite at step {training.step} ({name} is {value}); the last saved step is "
-            f"{newest_step(training.folder)}. A lower optimizer.peak_lr or a longer warm-up may help."
+            f"the training is no longer finite at step {training.step} ({name} is {value}); the last saved step: "
+            f"{newest_step(training.folder) or 'none'}. A lower optimizer.peak_lr or a longer warm-up may help."
         )

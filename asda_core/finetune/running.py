@@ -17,10 +17,11 @@ from asda_core.checkpoint import Checkpoint, read_checkpoint, write_model
 from asda_core.config_io import to_yaml
 from asda_core.devices import usable_device
 from asda_core.errors import TaskError
+from asda_core.finetune.best_weights import best_file, drop_best
 from asda_core.finetune.evaluation import PREDICTIONS, SCORES, load_predictions, write_evaluation
 from asda_core.finetune.jobs import Job, prepared
 from asda_core.finetune.leakage import heard_before, note_clips, shared_sounds
-from asda_core.finetune.loop import BEST_FILES, Training, best_file, start_training, train
+from asda_core.finetune.loop import Training, start_training, train
 from asda_core.finetune.predicting import predict
 from asda_core.finetune.tuned import Tuned, make_tuned
 from asda_core.labelled.examples import TEST, Example
@@ -125,8 +126,7 @@ def _tidy(folder: Path) -> None:
     """Remove the files that only resuming the training needs."""
     for step in step_folders(folder):
         shutil.rmtree(step, ignore_errors=True)  # another process may do the same
-    for file in folder.glob(BEST_FILES):
-        file.unlink(missing_ok=True)
+    drop_best(folder)
 
 
 def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str, Any]:

@@ -97,24 +97,25 @@ def balanced_weights(examples: Sequence[Example]) -> np.ndarray:
 
 
 def _read_weights(file: Path, examples: Sequence[Example]) -> np.ndarray:
-    """Read one weight per line, in the order of the clips; or names and weights, of more clips than these.
+    """Read one weight per line, in the order of the clips; or, if lines begin with the names of all clips, by name.
 
-    **Source**: released fine-tuning on AudioSet-2M, for the weights by order.
+    **Source**: released fine-tuning on AudioSet-2M, for the weights in order.
     """
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         weights = np.array([float(fields[-1]) for fields in lines])
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read sampling.weights {file}: {error}") from None
-    if len(weights) != len(examples):
-        named = {Path(" ".join(fields[:-1])).stem: weight for fields, weight in zip(lines, weights, strict=True)}
-        stems = [example.file.stem for example in examples]
-        if len({*stems}) < len(stems) or len(named) < len(weights) or not named.keys() >= {*stems}:
-            raise ConfigError(
-                f"{file} has {len(weights)} weights for {len(examples)} training clips. Give each clip one, in order; "
-                "or, of more clips than there are, lines of NAME WEIGHT."
-            )
+    stems = [example.file.stem for example in examples]
+    names = [Path(" ".join(fields[:-1])).stem for fields in lines]
+    if len({*stems}) == len(stems) and len({*names}) == len(names) and {*stems} <= {*names}:
+        named = dict(zip(names, weights, strict=True))
         weights = np.array([named[stem] for stem in stems])
+    if len(weights) != len(examples):
+        raise ConfigError(
+            f"{file} has {len(weights)} weights for {len(examples)} training clips. Give each clip one, in order; "
+            "or, of more clips than there are, lines of NAME WEIGHT."
+        )
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise ConfigError(f"{file}: weights must be numbers from 0 on, not all 0.")
     return weights

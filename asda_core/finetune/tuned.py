@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asda_core.adapting import train_beside_frozen
 from asda_core.assemble import build_front_end, build_model
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, load_strict
@@ -75,12 +76,10 @@ class Tuned:
         """
         self.front_end.eval()
         self.classifier.train(training)
-        self.encoder.train(training and not self.frozen)
-        if training and any(not parameter.requires_grad for parameter in self.encoder.parameters()):
-            for module in self.encoder.modules():
-                trains = any(parameter.requires_grad for parameter in module.parameters())
-                if not trains and any(True for _ in module.buffers(recurse=False)):
-                    module.eval()
+        if training and not self.frozen and any(not each.requires_grad for each in self.encoder.parameters()):
+            train_beside_frozen(self.encoder)
+        else:
+            self.encoder.train(training and not self.frozen)
 
     @property
     def frozen(self) -> bool:

@@ -17,7 +17,7 @@ from asda_core.system.files import files_below
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "file": FILE_COLUMNS,
+    "file": ("filename", "file_name", "file", "filepath", "path", "fname", "slice_file_name", "audio"),
     "label": ("label", "labels", "category", "class", "target", "word", "tag", "tags"),
     "split": ("split", "fold", "set", "subset"),
 }
@@ -86,7 +86,7 @@ def _delimiter(header: str) -> str:
 
     def usual(delimiter: str) -> int:
         names = {name.strip(' "').lower() for name in header.split(delimiter)}
-        return sum(not names.isdisjoint(columns) for columns in USUAL_COLUMNS.values())
+        return sum(not names.isdisjoint(columns) for columns in (*USUAL_COLUMNS.values(), FILE_COLUMNS))
 
     return max(",\t;", key=lambda delimiter: (usual(delimiter), header.count(delimiter)))
 
@@ -104,6 +104,8 @@ def usual_column(role: str, columns: Sequence[str], where: Path) -> str | None:
         TaskError: several columns have usual names.
     """
     fitting = [column for column in columns if column.lower() in USUAL_COLUMNS[role]]
+    if role == "file" and not fitting:
+        fitting = [column for column in columns if column.lower() in FILE_COLUMNS]
     if len(fitting) > 1:
         raise TaskError(f"{where}: {' and '.join(fitting)} could each be the {role} column; set {role}_column to one.")
     return fitting[0] if fitting else None

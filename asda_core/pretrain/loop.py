@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from asda_core.adapting import train_beside_frozen
 from asda_core.assemble import Parts, decisive, in_full, plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
@@ -201,6 +202,8 @@ def _start(
     parts.front_end.to(device).eval()  # its features must not be random
     for module in (parts.encoder, parts.objective):
         module.train()
+    if config.adapter is not None:
+        train_beside_frozen(parts.encoder)
     alone = Step(parts.encoder, parts.objective, config.compute.precision)
     wrapped = prepare(alone, config.compute, processes, device)
     named = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]

@@ -96,7 +96,7 @@ def check_finite(values: Mapping[str, float], step: int, folder: Path) -> None:
     hint = "A lower optimizer.peak_lr or a longer warm-up may help."
     if step == 1:  # no update before it
         hint = "No update was done before it: the model, or what it is given, makes it so."
-    where = f"at step {step} ({dict(values)}); the last saved step is {newest_step(folder)}"
+    where = f"at step {step} ({dict(values)}); the last saved step: {newest_step(folder) or 'none'}"
     raise AsdaError(f"the loss is no longer finite {where}. {hint}")
 
 

@@ -1,5 +1,6 @@
 """Find the model file that a command-line argument or a run folder refers to."""
 
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 from asda_core.errors import CheckpointError, ConfigError
 
 MODEL_FILE = "model.safetensors"
-MODEL_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".yaml", ".yml")
-"""Suffixes of model and config files; in a path that does not exist (yet), any other dot is part of the name."""
+WEIGHT_SUFFIXES, CONFIGS = (".safetensors", ".pt", ".pth", ".bin"), (".yaml", ".yml")
+"""Suffixes of files of weights and of configs; of a path that does not exist (yet), another dot is part of its name."""
 PACKAGE_MODEL = "asda_small"
 """Name of the trained model that comes with the package; see MODEL_CARD.md. As a config it means its architecture."""
 OWN_DISTRIBUTION = "asda-hear"
@@ -48,10 +49,11 @@ def labelled_path(option: str, text: str) -> tuple[str, str]:
 
 def model_name(path: str | Path) -> str:
     """Name of a model by its path: the file, the folder of a `model.safetensors`, or run and step of a step folder."""
-    file = Path(path).resolve()
-    if file.stem == Path(MODEL_FILE).stem and not file.is_dir():
+    file = Path(os.path.abspath(path))  # links are called as the user calls them
+    weights = file.suffix.lower() in WEIGHT_SUFFIXES and not file.is_dir()
+    if weights and file.stem in (Path(MODEL_FILE).stem, Path(BARE_STATE_FILE).stem):
         file = file.parent
-    elif file.is_file() or file.suffix.lower() in MODEL_SUFFIXES:
+    elif file.is_file() or file.suffix.lower() in (*WEIGHT_SUFFIXES, *CONFIGS):
         file = file.with_suffix("")
     return f"{file.parent.name}-{file.name}" if file.match(STEP_FOLDERS) else file.name
 

@@ -83,7 +83,7 @@ def _score(score: TaskScore) -> ResultRow:
         "task": score.task,
         "metric": score.metric,
         "score": score.score,
-        "folds": " ".join(f"{value:.6f}" for value in score.folds),
+        "folds": " ".join(f"{value:.9f}" for value in score.folds),
         "validation": score.validation,
         "asda": version("asda-hear"),
         "torch": torch.__version__,

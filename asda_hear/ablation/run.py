@@ -1,9 +1,9 @@
 """Execution of a plan: any number of processes, on machines that share the store, each take what is free."""
 
 import math
+import os
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from asda_hear.work_queue import Failed, attempt_alone, shared_work
 
 ROWS_FILE = "rows.csv"
 PLAN_NOTE = ".plan"
-"""File in the folder of the tables with the path of their plan."""
+"""File in the folder of the tables with the plan that they belong to, relative to it, so that both may be moved."""
 CLAIM_FILE, ROWS_LOCK = ".claim", ".rows.lock"
 """Lock files: of a unit while a process does it, and of the table while it is written."""
 SECONDS_PER_HOUR = 3600
@@ -67,6 +67,7 @@ def prepare(
     """
     plugins = catalog or installed_catalog()
     check_plan(plan, plugins)
+    check_claim(out, plan.file)
     plan = replace(plan, cells=tuple(_named_by_plugins(cell, plugins) for cell in plan.cells))
     if not plan.audio and (cell := next((cell for cell in plan.cells if cell.config.steps), None)):
         raise ConfigError(f"{plan.file}, cell {text_of(cell.labels)}: its training needs audio; give data.")
@@ -123,28 +124,28 @@ def make_ready(work: PlanWork) -> None:
     if work.tasks:
         with hear_tools():
             pass
-    _claim(work.out, work.plan.file.resolve())
     for option, folder in (("--out", work.out), ("--store", work.store)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ROWS_LOCK).touch()
         except OSError as error:
             raise ConfigError(f"{option} {folder} cannot be written: {error.strerror}.") from None
+    write_text(work.out / PLAN_NOTE, f"{os.path.relpath(work.plan.file, work.out)}\n")
 
 
-def _claim(out: Path, plan: Path) -> None:
-    """Record which plan the tables of a folder belong to.
+def check_claim(out: Path, plan: Path) -> None:
+    """Check that the tables of a folder belong to this plan.
 
     Raises:
-        ConfigError: they belong to another plan that still exists, and would be lost.
+        ConfigError: they belong to another one, which still exists, and would be lost.
     """
     note = out / PLAN_NOTE
-    noted = Path(note.read_text(encoding="utf-8").strip()) if note.is_file() else plan
-    if noted != plan and noted.is_file():
-        raise ConfigError(f"{out} holds the tables of {noted}, whose place those of {plan} would take; give --out.")
-    with suppress(OSError):  # the caller reports what cannot be written
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(note, f"{plan}\n")
+    other = out / note.read_text(encoding="utf-8").strip() if note.is_file() else plan
+    if other.is_file() and not other.samefile(plan):
+        raise ConfigError(
+            f"{out} holds the tables of {other.resolve()}, and those of {plan} would replace them; give another --out "
+            f"(with --store {out} the trainings in it are used again)."
+        )
 
 
 def write_all_rows(work: PlanWork) -> list[ResultRow]:

@@ -17,13 +17,17 @@ from asda_hear.evaluate.tasks import MILLISECONDS, Clip, EmbeddingType, Event
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a CSV; `start` and `end` are in seconds and used only for events."""
+    """Names of the columns of a CSV; `start` and `end` are in seconds and used only for events.
+
+    `separator` stands between several labels; empty selects the usual one.
+    """
 
     file: str = "filename"
     label: str = "label"
     split: str = ""
     start: str = "start"
     end: str = "end"
+    separator: str = ""
 
 
 def split_names(names: set[str], where: str) -> dict[str, str]:
@@ -50,7 +54,9 @@ def clips_from_folders(root: Path) -> list[Clip]:
     return [Clip(row.file, row.split, labels=row.labels) for row in folder_rows(root)]
 
 
-def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingType) -> list[Clip]:
+def clips_from_csv(
+    table: Path, audio: Path, columns: Columns, kind: EmbeddingType, multilabel: bool = True
+) -> list[Clip]:
     """Read the clips of a CSV with a header; a clip of an event task may have several rows, or one without a label.
 
     Raises:
@@ -63,7 +69,8 @@ def clips_from_csv(table: Path, audio: Path, columns: Columns, kind: EmbeddingTy
     for name in needed:
         if name not in names:
             raise TaskError(f"{table}: {unknown('column', name, names)}")
-    separator = usual_separator(columns.label, [row.values[columns.label] for row in rows])
+    usual = usual_separator(columns.label, [row.values[columns.label] for row in rows]) if multilabel else ";"
+    separator = columns.separator or usual
     clips: dict[str, Clip] = {}
     for number, row, surplus in rows:
         if any(surplus):
@@ -99,7 +106,13 @@ def _event(row: Mapping[str, str], columns: Columns, label: str, where: str) -> 
     return Event(label, start * MILLISECONDS, end * MILLISECONDS)
 
 
-def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], folds: int, seed: int = 0) -> list[Clip]:
+def assign_splits(
+    clips: Sequence[Clip],
+    parts: Mapping[str, Sequence[str]],
+    folds: int,
+    seed: int = 0,
+    where: str = "the split column",
+) -> list[Clip]:
     """Assign a split to every clip.
 
     Args:
@@ -107,6 +120,7 @@ def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], fol
         parts: train, valid and test -> values of the split column; empty if the column names splits or folds itself.
         folds: number of folds to draw if no split is given, at least 3; 0 draws train, valid and test.
         seed: seed of that draw, which is stratified by label.
+        where: what gives the splits, for error messages.
 
     Raises:
         TaskError: a value belongs to no part or to two, a part has no clip, there is no split column, `folds` is too
@@ -129,7 +143,7 @@ def assign_splits(clips: Sequence[Clip], parts: Mapping[str, Sequence[str]], fol
         if not folds and set(dealt) != set(TRAIN_VALID_TEST):
             raise TaskError(f"{len(clips)} clips are too few to draw train, valid and test from.")
         return [replace(clip, split=split) for clip, split in zip(clips, dealt, strict=True)]
-    if usual := split_names(given, "the split column"):
+    if usual := split_names(given, where):
         return [replace(clip, split=usual[clip.split]) for clip in clips]
     names = fold_names(given)
     return [replace(clip, split=names[clip.split]) for clip in clips]

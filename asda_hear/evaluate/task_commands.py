@@ -17,17 +17,23 @@ from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
 def run_build(parsed: argparse.Namespace) -> None:
     """`asda-hear tasks build`."""
     columns = Columns(
-        parsed.file_column, parsed.label_column, parsed.split_column, parsed.start_column, parsed.end_column
+        parsed.file_column,
+        parsed.label_column,
+        parsed.split_column,
+        parsed.start_column,
+        parsed.end_column,
+        parsed.label_separator,
     )
+    multilabel = parsed.multilabel or parsed.kind == "event"
     if parsed.csv:
-        clips = clips_from_csv(parsed.csv, parsed.audio, columns, parsed.kind)
+        clips = clips_from_csv(parsed.csv, parsed.audio, columns, parsed.kind, multilabel)
     elif parsed.kind == "event":
         raise TaskError("events need a --csv with their start and end.")
     else:
         clips = clips_from_folders(parsed.audio)
     parts = {part: getattr(parsed, part).split(",") for part in TRAIN_VALID_TEST if getattr(parsed, part)}
-    clips = assign_splits(clips, parts, parsed.folds)
-    multilabel = parsed.multilabel or parsed.kind == "event"
+    where = "the split column" if parsed.csv else str(parsed.audio)
+    clips = assign_splits(clips, parts, parsed.folds, where=where)
     config = TaskConfig(
         name=parsed.name,
         embedding_type=parsed.kind,

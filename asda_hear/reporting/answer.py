@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from asda_hear.reporting.charts import short_name
 from asda_hear.reporting.summary import Line, Summary, TaskResult
 from asda_hear.reporting.tables import (
     LEAST_SEEDS,
@@ -15,6 +14,7 @@ from asda_hear.reporting.tables import (
     number,
     p_text,
     score_cell,
+    short_name,
     short_names,
     signed,
 )

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from asda_core.statistics import Estimate
 from asda_hear.reporting.summary import Line, Summary, TaskResult, effect_names
 from asda_hear.reporting.svg import FAINT, INK, PAPER, Chart, chart, drawing, figure, scores_in_view
-from asda_hear.reporting.tables import APART, SIGNIFICANT, is_apart, short_names
+from asda_hear.reporting.tables import APART, SIGNIFICANT, is_apart, short_name, short_names
 
 Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Name of a line -> seed -> {"step": update numbers, "loss": loss at each}."""
@@ -25,9 +25,10 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 """Used in addition to colour, so that no distinction depends on colour alone."""
 MOST_NAMED = 12
 """Maximum number of lines with a colour and name of their own; the others are grey."""
-LONGEST_NAME = 60
 ROW_INCHES, FRAME_INCHES, PANELS = 0.27, 0.75, 3
 """Height of one line in a chart; height of its axis and title; maximum number of panels side by side."""
+TICKS_OF_PANELS = {1: 5, 2: 4, 3: 3}
+"""Number of panels side by side -> maximum number of tick intervals, so that their numbers do not overlap."""
 LOGARITHMIC_RATIO = 3.0
 """Ratio of the largest to the smallest cost or loss above which the axis is logarithmic."""
 TICKS = {10.0: (1, 1.5, 2, 3, 4, 5, 7), 40.0: (1, 2, 5), 400.0: (1, 3), math.inf: (1,)}
@@ -99,19 +100,13 @@ def looks_of(summary: Summary) -> dict[str, Look]:
     looks = {line.name: Look(FAINT, MARKERS[0], DASHES[0], named=False) for line in summary.lines}
     for line in lines:
         first, rest = firsts.index(next(iter(line.labels.values()), "")), rests.index(tuple(line.labels.values())[1:])
-        if len(lines) < sum(not each.baseline for each in summary.lines):
+        cut = len(lines) < sum(not each.baseline for each in summary.lines)
+        if cut:
             first, rest = named.index(line.name), 0
-        other = rest + first // len(COLOURS) if len(rests) > 1 else first + first // len(COLOURS)
+        other = first // len(COLOURS) + (first if cut or len(rests) == 1 else rest)
         colour, marker, dash = COLOURS[first % len(COLOURS)], MARKERS[other % len(MARKERS)], DASHES[other % len(DASHES)]
         looks[line.name] = Look(colour, marker, dash, named=True)
     return looks
-
-
-def short_name(line: Line) -> str:
-    """The labels of a line without the names of the axes, shortened in the middle if too long."""
-    name = line.baseline or " · ".join(line.labels.values())
-    half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half + 1 :]}"
 
 
 def _grey(summary: Summary, looks: Mapping[str, Look]) -> str:
@@ -141,9 +136,10 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
     columns = min(PANELS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     picture = figure(rows * (FRAME_INCHES + ROW_INCHES * len(labels)))
-    panels = picture.subplots(rows, columns, squeeze=False, sharey=True).flat
+    panels = list(picture.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for panel, task in zip(panels, tasks, strict=False):
-        for effect in (e for e in summary.effects if (e.axis, e.task) == (axis, task)):
+        found = [each for each in summary.effects if (each.axis, each.task) == (axis, task)]
+        for effect in found:
             place = labels.index(effect.label)
             _draw_estimate(panel, effect.estimate, place, COLOURS[0], hollow=effect.difference is None)
             if effect.difference is None and math.isfinite(effect.estimate.mean):
@@ -151,10 +147,12 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
             if is_apart(effect.difference):
                 panel.annotate(APART, (effect.estimate.mean, place), (0, 3), textcoords="offset points",
                                ha="center", va="bottom")  # fmt: skip
-        _name_rows(panel, effect_names(summary, axis, task))
+        for place in set(range(len(labels))) - {labels.index(e.label) for e in found}:
+            panel.text(0.5, place, "no result", transform=panel.get_yaxis_transform(), ha="center", va="center")
+        _name_rows(panel, effect_names(summary, axis), ticks=TICKS_OF_PANELS[columns])
         panel.set(title=names[task], xlabel=_scale_name(summary, task))
         scores_in_view(panel, task not in summary.measured)
-    for panel in list(panels)[len(tasks) :]:
+    for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     caption = f"Each label averaged over all other axes: the mean{summary.around_means}. Hollow, with the dashed line: "
     caption += f"what others are compared with; {APART} the interval of their difference excludes 0, p < {SIGNIFICANT}."
@@ -236,10 +234,10 @@ def _draw_folds(axes: Axes, result: TaskResult, place: int) -> None:
                   markeredgecolor=COLOURS[0], markerfacecolor="none", markeredgewidth=0.8)  # fmt: skip
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+def _name_rows(axes: Axes, names: Sequence[str], ticks: int = 5) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")

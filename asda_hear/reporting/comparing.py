@@ -26,8 +26,8 @@ USUAL_SEEDS = 5
 """Seed count assumed for `affordable`, so that models with different numbers of seeds get equally many draws."""
 BOOTSTRAP_SEED = 0
 """Seed of the generator that every comparison creates for itself: the same results give the same interval."""
-DIGITS = 6
-"""Significant decimals of a difference: heareval writes scores as 32-bit floats, which are 6e-8 apart near 1."""
+EQUAL = 1e-6
+"""Differences closer than this are equal: heareval writes scores as 32-bit floats, which are 6e-8 apart near 1."""
 ANY_SEED = ""
 """The seed of an untrained model such as the log-mel baseline: paired with every seed of the other model."""
 
@@ -85,8 +85,8 @@ def compare(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[fl
 
 
 def _or_zero(value: float) -> float:
-    """Return 0 for values that round to 0 at `DIGITS`, so that an interval that ends at -1e-17 includes 0."""
-    return 0.0 if round(float(value), DIGITS) == 0 else float(value)
+    """Return 0 for values within `EQUAL` of it, so that an interval that ends at -1e-17 includes 0."""
+    return 0.0 if abs(value) < EQUAL else float(value)
 
 
 def _paired(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[float, ...]]) -> Floats | None:
@@ -132,9 +132,8 @@ def _paired_t(by_seed: Floats) -> float:
     """p of the paired t-test; without any spread 1 if nothing differs, otherwise NaN, as the test is undefined."""
     if len(by_seed) < 2 or not np.isfinite(by_seed).all():
         return math.nan
-    rounded = by_seed.round(DIGITS)
-    if np.ptp(rounded) == 0:
-        return math.nan if rounded.any() else 1.0
+    if np.ptp(by_seed) < EQUAL:
+        return 1.0 if abs(by_seed.mean()) < EQUAL else math.nan
     return float(scipy.stats.ttest_1samp(by_seed, 0).pvalue)
 
 
@@ -199,11 +198,20 @@ def wilcoxon_over_tasks(differences: Mapping[str, float]) -> float:
     **Source**: Wilcoxon, Biometrics Bulletin 1 (1945) 80; over tasks after Demšar, JMLR 7 (2006) 1.
     """
     found = np.array(list(differences.values()), float)
-    known = found[np.isfinite(found)].round(DIGITS)
+    known = found[np.isfinite(found)]
     if known.size < 2:
         return math.nan
-    moved = known[known != 0]
-    return float(scipy.stats.wilcoxon(moved).pvalue) if moved.size else 1.0
+    moved = known[abs(known) >= EQUAL]
+    return float(scipy.stats.wilcoxon(_levels(moved)).pvalue) if moved.size else 1.0
+
+
+def _levels(differences: Floats) -> Floats:
+    """Differences by the rank of their size, which is all that the test uses; sizes within `EQUAL` are tied."""
+    sizes = np.abs(differences)
+    order = sizes.argsort()
+    levels = np.empty_like(sizes)
+    levels[order] = 1 + np.concatenate([[0], np.cumsum(np.diff(sizes[order]) > EQUAL)])
+    return np.asarray(np.sign(differences) * levels)
 
 
 def smallest_p(tasks: int, comparisons: int = 1) -> float:

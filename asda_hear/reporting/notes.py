@@ -8,7 +8,7 @@ from asda_core.statistics import CONFIDENCE
 from asda_hear.ablation.noise_metric import LOWER_IS_BETTER, MEASURED
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import ResultRow
-from asda_hear.reporting.comparing import DIGITS, smallest_difference_seen, smallest_p
+from asda_hear.reporting.comparing import EQUAL, smallest_difference_seen, smallest_p
 from asda_hear.reporting.summary import Line, compared_on_all
 
 LEAST_PAIRS = 3
@@ -88,7 +88,7 @@ def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
         pairs = max((difference.pairs for difference in known), default=0)
         spreads = [difference.spread for difference in known if difference.pairs == pairs]
         spread = median(spreads) if spreads else 0.0
-        if round(spread, DIGITS) > 0 and pairs >= LEAST_PAIRS:  # without any spread the power is unknown
+        if spread >= EQUAL and pairs >= LEAST_PAIRS:  # without any spread the power is unknown
             least = smallest_difference_seen(spread, pairs)
             notes.append(
                 f"With {pairs} seeds a true difference under {least:.3f} on {task} is missed in more than 1 of 5 tries "

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from asda_core.system.files import write_text
 from asda_core.system.resources import in_words
 from asda_hear.reporting.answer import answer
-from asda_hear.reporting.charts import Curves, cost_charts, curve_charts, effect_charts, score_charts, short_name
+from asda_hear.reporting.charts import Curves, cost_charts, curve_charts, effect_charts, score_charts
 from asda_hear.reporting.comparing import holm
 from asda_hear.reporting.summary import Summary
 from asda_hear.reporting.tables import (
@@ -21,6 +21,7 @@ from asda_hear.reporting.tables import (
     number_cell,
     p_cell,
     score_cell,
+    short_name,
     short_names,
     signed,
 )
@@ -111,7 +112,7 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"svg": Markup, "minus": lambda text: text.replace("-", "−")}  # noqa: RUF001
+    environment.filters |= {"svg": Markup, "code": _with_code, "minus": lambda text: text.replace("-", "−")}  # noqa: RUF001
     text = environment.get_template(TEMPLATE).render(
         summary=summary,
         details=details,
@@ -131,6 +132,11 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
+
+
+def _with_code(text: str) -> Markup:
+    """Text with what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, TableCell, TableCell]]:

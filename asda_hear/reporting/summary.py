@@ -139,8 +139,12 @@ def compared_on_all(lines: Iterable[Line], tasks: Collection[str]) -> list[tuple
     return found
 
 
-def effect_names(summary: Summary, axis: str, task: str) -> list[str]:
-    """Labels of an axis as shown in a chart, marking the one compared with and those without results."""
-    others = {effect.label: effect.other for effect in summary.effects if (effect.axis, effect.task) == (axis, task)}
-    told = {label: " (compared with)" if others.get(label) == label else "" for label in summary.axes[axis]}
-    return [f"{label}{told[label]}" if label in others else f"{label} (no results)" for label in told]
+def effect_names(summary: Summary, axis: str) -> list[str]:
+    """Return the labels of an axis as charts show them, with marks for the compared label and those without results."""
+    effects = [effect for effect in summary.effects if effect.axis == axis]
+    with_results, compared = {effect.label for effect in effects}, {effect.other for effect in effects}
+    names = []
+    for label in summary.axes[axis]:
+        mark = "" if label in with_results else " (no results)"
+        names.append(f"{label} (compared with)" if compared == {label} else f"{label}{mark}")
+    return names

@@ -24,6 +24,8 @@ LEAST_SEEDS = 3
 """Number of seeds below which no interval over seeds is marked: two seeds have only three distinct resamples."""
 FEW_SEEDS = 6
 """Number of seeds below which bootstrap intervals over seeds are narrower than their nominal level."""
+LONGEST_NAME = 60
+"""Maximum number of characters of a `short_name`."""
 FEW, MANY = 10, 1000
 """Numbers below `FEW` have three decimals, numbers from `MANY` on none, and numbers between them one."""
 
@@ -93,6 +95,13 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
     names = list(tasks)
     firsts = [match[1] if (match := VERSIONED.fullmatch(name)) else name for name in names]
     return {name: first if firsts.count(first) == 1 else name for name, first in zip(names, firsts, strict=True)}
+
+
+def short_name(line: Line) -> str:
+    """The labels of a line without the names of the axes, shortened in the middle if too long."""
+    name = line.baseline or " · ".join(line.labels.values())
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half + 1 :]}"
 
 
 def number_cell(value: float | None) -> TableCell:

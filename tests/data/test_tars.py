@@ -16,7 +16,7 @@ from asda_core.audio import find_audio, read_audio
 from asda_core.data.shard_streams import Commands, read_stream
 from asda_core.data.sources import ShardStream
 from asda_core.data.tar_headers import MORE_BEHIND, read_headers
-from asda_core.data.tars import index_file, index_of, member_bytes, num_bytes, split_member
+from asda_core.data.tars import READER, _index, index_file, index_of, member_bytes, num_bytes, split_member
 from asda_core.errors import AudioError
 from tests.data.shards import sound_bytes, write_shards, write_tar
 
@@ -195,3 +195,10 @@ def test_members_whose_bytes_are_elsewhere_are_told(tmp_path: Path, capsys: pyte
     trouble: list[tuple[Path, str]] = []
     assert [sound.file.name for sound in read_stream(ShardStream(f"stream:{shard}"), trouble, Commands())] == ["0.wav"]
     assert told in trouble[0][1]
+    facts = json.loads(index_file(shard).read_text())
+    facts.pop("reader")
+    facts["members"].append([*facts["members"][0][:1], 0, 1, 0, 0])
+    index_file(shard).write_text(json.dumps(facts))  # of a version that took them for sounds
+    _index.cache_clear()
+    assert [file.name for file in find_audio(shard)] == ["0.wav"]
+    assert json.loads(index_file(shard).read_text())["reader"] == READER

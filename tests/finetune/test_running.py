@@ -24,6 +24,7 @@ from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import Round, rounds
 from asda_core.system.files import file_digest
+from asda_core.weights.tensor_files import read_tensors
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_tones
 
 
@@ -431,3 +432,40 @@ def test_what_another_process_has_just_finished_is_not_done_again(
 
     monkeypatch.setattr(running, "make_tuned", meanwhile)
     assert finetune(job, tmp_path / "run", catalog, progress=False)["steps"] == 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_best_weights_of_an_earlier_version(
+    known: bool, tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """They had one name, and may be of an evaluation that a kill left: then the weights are chosen anew."""
+    real, values = loop.score, [0.9, 0.1, 0.5]
+
+    def told(*arguments: object, **named: object) -> object:
+        scores = real(*arguments, **named)  # type: ignore[arg-type]
+        return replace(scores, values={**scores.values, "accuracy": values.pop(0)})
+
+    monkeypatch.setattr(loop, "score", told)
+    job, folder = job_of(tones, start, small_recipe(steps=9, evaluations=3, checkpoint_every=5)), tmp_path / "run"
+    log = loop.Reporter.log
+
+    def dying(reporter: loop.Reporter, step: int, record: dict[str, float]) -> None:
+        log(reporter, step, record)
+        if step == 6 and values:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Reporter, "log", dying)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(job, folder, catalog, progress=False)
+    best = folder / "best-00000003.safetensors"
+    wanted = weights(folder, best.name)
+    best.rename(folder / "best.safetensors")
+    if not known:
+        tensors, metadata = read_tensors(folder / "best.safetensors")
+        loop.write_model(folder / "best.safetensors", tensors, {**metadata, "step": "6"})
+    monkeypatch.setattr(loop.Reporter, "log", log)
+    values[:] = [0.1, 0.5]
+    assert finetune(job, folder, catalog, progress=False)["step"] == (3 if known else 9)
+    assert equal(weights(folder), wanted) == known
+    assert not list(folder.glob("best*"))

@@ -129,6 +129,9 @@ def test_weights_by_name(tmp_path: Path) -> None:
     sampling = SamplingConfig(weights="weights.txt", clips_per_epoch=1)
     order = epoch_order(sampling, clips, 1, tmp_path)
     assert {int(order(epoch)[0]) for epoch in range(50)} == {1}
+    (tmp_path / "weights.txt").write_text("z\t0\nx\t1\n")  # as many lines as clips, in another order
+    order = epoch_order(sampling, clips, 1, tmp_path)
+    assert {int(order(epoch)[0]) for epoch in range(50)} == {0}
     (tmp_path / "weights.txt").write_text("x\t1\ny\t5\nw\t2\n")
     with pytest.raises(ConfigError, match="has 3 weights for 2 training clips.*lines of NAME WEIGHT"):
         epoch_order(sampling, clips, 1, tmp_path)

@@ -21,6 +21,7 @@ from asda_hear.reporting.comparing import (
     smallest_p,
     wilcoxon_over_tasks,
 )
+from asda_hear.reporting.tables import is_apart
 
 OURS = {"0": (0.70, 0.80), "1": (0.74, 0.82), "2": (0.69, 0.85)}
 THEIRS = {"0": (0.68, 0.75), "1": (0.75, 0.79), "2": (0.66, 0.80), "3": (0.1, 0.1)}
@@ -214,3 +215,29 @@ def test_many_folds_take_little_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6  # all draws at once: 500 MB
+
+
+def test_equal_differences_of_every_seed_have_no_p() -> None:
+    """Scores are 32-bit floats: -1/18 of every seed differs in its eighth digit, which is no spread to test against."""
+    theirs = {str(seed): tuple(np.float32(np.array(folds) / 30)) for seed, folds in enumerate(BASE)}
+    ours = {seed: tuple(np.float32(np.array(folds) + np.array(MORE[int(seed)]) / 30)) for seed, folds in theirs.items()}
+    found = compare(ours, theirs)
+    assert found is not None
+    assert found.mean == pytest.approx(7 / 90, abs=1e-6)
+    assert math.isnan(found.p_value)
+    assert not is_apart(found)
+    same = compare(theirs, {seed: tuple(value + 1e-8 for value in folds) for seed, folds in theirs.items()})
+    assert same is not None
+    assert (same.mean, same.p_value) == (0.0, 1.0)
+
+
+BASE = ((10, 18, 10), (15, 10, 12), (14, 14, 14))
+MORE = ((4, 1, 2), (2, 4, 1), (1, 4, 2))
+"""Clips of 30 that are told right: seven more in each seed."""
+
+
+def test_sizes_that_differ_by_rounding_are_tied() -> None:
+    """At the edge of rounding, 0.0555555 and 0.0555556 are the same twentieth."""
+    exact = {str(number): value for number, value in enumerate([1 / 18, 1 / 18, -1 / 18, 0.2, 0.3, 0.4])}
+    noisy = {task: value + 6e-8 * (-1) ** int(task) for task, value in exact.items()}
+    assert wilcoxon_over_tasks(noisy) == wilcoxon_over_tasks(exact)

@@ -281,3 +281,35 @@ def test_lines_differ_by_more_than_colour() -> None:
 def test_charts_leave_formulas_alone() -> None:
     charts = effect_charts(summary("$x^2$"))
     assert ">$x^2$<" in charts[0].svg
+
+
+def test_lines_differ_by_more_than_colour_where_some_are_grey() -> None:
+    """Seven labels on one axis, two on the other: two of them have no name."""
+    one = one_axis(1).lines[0]
+    lines = tuple(
+        dataclasses.replace(one, labels={"axis": str(first), "other": other}) for first in range(7) for other in "ab"
+    )
+    axes = {"axis": tuple(map(str, range(7))), "other": ("a", "b")}
+    looks = [look for look in looks_of(dataclasses.replace(one_axis(1), axes=axes, lines=lines)).values() if look.named]
+    assert len(looks) == MOST_NAMED
+    assert len({(look.colour, look.marker) for look in looks}) == MOST_NAMED
+    assert len({look.marker for look in looks}) == 6
+
+
+def test_charts_of_effects_have_no_empty_frames_and_one_set_of_names() -> None:
+    """Of four tasks two panels stay empty in the second line; a label without a result on one task has some on others."""
+    tasks = {f"t{number}": "mAP" for number in range(4)}
+    labels = ("p", "q", "r")
+    effects = [Effect("mixer", label, task, mean_interval([0.5, 0.6]), None, "p") for task in tasks for label in labels]
+    effects = [effect for effect in effects if (effect.label, effect.task) != ("q", "t3") and effect.label != "r"]
+    found = Summary("t", "q", tasks, frozenset(), {"mixer": labels}, (), None, tuple(effects), ())
+    (drawn,) = effect_charts(found)
+    assert drawn.svg.count(">no result<") == 4 + 1  # "r" on every task, "q" on the last
+    for name in ("p (compared with)", "q", "r (no results)"):
+        assert f">{name}<" in drawn.svg
+    assert len(re.findall(r">0\.0<|>1\.0<", drawn.svg)) <= 2 * 4  # axes of four panels at most
+
+
+def test_commands_in_notes_are_code(tmp_path: Path) -> None:
+    text = written(dataclasses.replace(summary(), notes=("Made by `asda-hear ablate <plan>`.",)), tmp_path)
+    assert "<li>Made by <code>asda-hear ablate &lt;plan&gt;</code>.</li>" in text

@@ -1,5 +1,6 @@
 """HEAR-format tasks from folders and tables, checked against what heareval reads."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -94,8 +95,14 @@ def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
 def test_a_column_of_labels_by_commas(tmp_path: Path) -> None:
     """As FSD50K has them, and as `asda finetune` reads them."""
     rows = table(tmp_path, 'filename,labels\na.wav,"animal,dog"\nb.wav,rain\n')
-    clips = clips_from_csv(rows, tmp_path, Columns(label="labels"), "scene")
+    columns = Columns(label="labels")
+    clips = clips_from_csv(rows, tmp_path, columns, "scene")
     assert [clip.labels for clip in clips] == [("animal", "dog"), ("rain",)]
+    for single in (
+        clips_from_csv(rows, tmp_path, columns, "scene", multilabel=False),
+        clips_from_csv(rows, tmp_path, dataclasses.replace(columns, separator="|"), "scene"),
+    ):
+        assert [clip.labels for clip in single] == [("animal,dog",), ("rain",)]
 
 
 def test_a_class_called_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,8 +133,10 @@ def test_splits_by_their_usual_names(tmp_path: Path, names: tuple[str, ...]) -> 
 def test_splits_that_are_not_all_are_no_classes_and_no_folds(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         write(tmp_path / "data" / name / "cat" / f"{name}.wav")
-    with pytest.raises(TaskError, match="needs train, valid and test|is called as a split, but extra is not"):
-        assign_splits(clips_from_folders(tmp_path / "data"), {}, folds=0)
+    with pytest.raises(
+        TaskError, match="the folder has .*needs train, valid and test|is called as a split, but extra is not"
+    ):
+        assign_splits(clips_from_folders(tmp_path / "data"), {}, folds=0, where="the folder")
     clips = [Clip(tmp_path / f"{name}.wav", name, ("cat",)) for name in names]
     with pytest.raises(TaskError, match="the split column has .* --train A --valid B"):
         assign_splits(clips, {}, folds=0)

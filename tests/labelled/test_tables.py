@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from asda_core.errors import TaskError
+from asda_core.labelled.tables import read_header, usual_column
 from tests.labelled.making import found, read, sound, text
 
 
@@ -142,3 +143,16 @@ def test_names_without_suffix_in_folders(tmp_path: Path) -> None:
     assert names == [("audio/cat/0.wav", ("cat",)), ("audio/dog/0.wav", ("dog",)), ("audio/dog/1.wav", ("dog",))]
     with pytest.raises(TaskError, match=r"line 2: 0 may be .*cat/0.wav or .*dog/0.wav; give names with their suffix"):
         read(text(tmp_path / "t.csv", "filename,label\n0,cat\n"))
+
+
+def test_a_file_column_with_another_that_might_be_one(tmp_path: Path) -> None:
+    """The usual names of data sets go before those that only lists for pre-training have."""
+    assert usual_column("file", ["filename", "file_path", "wav"], tmp_path) == "filename"
+    assert usual_column("file", ["wav", "label"], tmp_path) == "wav"
+    with pytest.raises(TaskError, match="filename and path could each be the file column"):
+        usual_column("file", ["filename", "path"], tmp_path)
+
+
+def test_a_header_with_commas_within_a_name(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file;a,b,c;label\nx.wav;1;cat\n")
+    assert read_header(tmp_path / "t.csv") == ["file", "a,b,c", "label"]
