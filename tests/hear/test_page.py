@@ -297,7 +297,7 @@ def test_lines_differ_by_more_than_colour_where_some_are_grey() -> None:
 
 
 def test_charts_of_effects_have_no_empty_frames_and_one_set_of_names() -> None:
-    """Of four tasks two panels stay empty in the second line; a label without a result on one task has some on others."""
+    """Of four tasks two panels stay empty in the second line; a label may lack a result on one task alone."""
     tasks = {f"t{number}": "mAP" for number in range(4)}
     labels = ("p", "q", "r")
     effects = [Effect("mixer", label, task, mean_interval([0.5, 0.6]), None, "p") for task in tasks for label in labels]
