@@ -155,7 +155,7 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     caption = f"Each label averaged over all other axes: the mean{summary.around_means}. Hollow, with the dashed line: "
-    caption += f"what others are compared with; {APART} the interval of their difference excludes 0, p < {SIGNIFICANT}."
+    caption += f"the reference label; {APART} the interval of the difference from it excludes 0, and p < {SIGNIFICANT}."
     return chart(f"effect-{list(summary.axes).index(axis)}", f"Effect of {axis}", caption, picture)
 
 

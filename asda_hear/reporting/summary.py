@@ -146,5 +146,5 @@ def effect_names(summary: Summary, axis: str) -> list[str]:
     names = []
     for label in summary.axes[axis]:
         mark = "" if label in with_results else " (no results)"
-        names.append(f"{label} (compared with)" if compared == {label} else f"{label}{mark}")
+        names.append(f"{label} (reference)" if compared == {label} else f"{label}{mark}")
     return names

@@ -305,7 +305,7 @@ def test_charts_of_effects_have_no_empty_frames_and_one_set_of_names() -> None:
     found = Summary("t", "q", tasks, frozenset(), {"mixer": labels}, (), None, tuple(effects), ())
     (drawn,) = effect_charts(found)
     assert drawn.svg.count(">no result<") == 4 + 1  # "r" on every task, "q" on the last
-    for name in ("p (compared with)", "q", "r (no results)"):
+    for name in ("p (reference)", "q", "r (no results)"):
         assert f">{name}<" in drawn.svg
     assert len(re.findall(r">0\.0<|>1\.0<", drawn.svg)) <= 2 * 4  # axes of four panels at most
 

@@ -135,7 +135,7 @@ def test_a_label_without_results_leaves_the_effects_of_the_others(tmp_path: Path
     plan = load_plan(plan_file(tmp_path, baselines={"log-mel": "log_mel"}, axes=axes))
     summary = summarise(plan, rows)
     assert {effect.label for effect in summary.effects if effect.axis == "lambda"} == {"0.1", "0.3"}
-    assert effect_names(summary, "lambda") == ["0.1 (compared with)", "0.3", "0.5 (no results)"]
+    assert effect_names(summary, "lambda") == ["0.1 (reference)", "0.3", "0.5 (no results)"]
 
 
 def test_a_baseline_as_the_reference(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
