@@ -86,7 +86,7 @@ class Encoder(nn.Module):
 
         Args:
             tokens, layout: as returned by `embed`, or a subset of these.
-            outputs: numbers of the blocks whose outputs are kept.
+            outputs: numbers of the blocks whose outputs are kept; even ones if blocks are wired in pairs.
             layers: whether the outputs of the MLPs are kept; they take L times the memory of the tokens.
         """
         if self.config.token_order == "time":
