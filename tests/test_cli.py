@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -385,3 +386,17 @@ def test_closed_streams_break_nothing(audio_folder: Path, tmp_path: Path, closed
     if closed == "2>&-":
         assert run.stderr == ""
         assert json.loads(run.stdout)["files"] > 0
+
+
+def test_a_run_that_resumes_or_is_complete_says_so(
+    config: Path, audio_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    command = ["pretrain", str(config), "--data", str(audio_folder), "--out", str(tmp_path / "run")]
+    command += ["--set", "steps=2", "checkpoint_every=1", "keep_checkpoints=2"]
+    assert main(command) == 0
+    assert "of 2 steps" not in capsys.readouterr().err
+    assert main(command) == 0
+    assert f"{tmp_path / 'run'} is complete: 2 steps." in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run" / "step-00000002")
+    assert main(command) == 0
+    assert f"{tmp_path / 'run'} resumes after step 1 of 2 steps." in capsys.readouterr().err

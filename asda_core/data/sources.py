@@ -129,7 +129,7 @@ def find_audio(source: str | Path) -> list[Path]:
     elif path.is_file():
         found = in_manifest(path)
     else:
-        raise AudioError(f"no folder, manifest or audio file at {path}.")
+        raise AudioError(f"no folder, manifest or audio file at {os.path.normpath(path)}.")
     if not found:
         raise AudioError(f"no audio files in {path} (looked for {' '.join(AUDIO_SUFFIXES)}).")
     return found

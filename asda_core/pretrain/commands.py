@@ -18,6 +18,7 @@ from asda_core.pretrain.processes import launched
 from asda_core.settings.changes import changed, config_of
 from asda_core.system.files import model_digest
 from asda_core.weights.initial import holds_objective
+from asda_core.weights.paths import newest_step
 
 
 def run_pretrain(parsed: argparse.Namespace) -> None:
@@ -51,6 +52,9 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     if processes.first:
         kind = "streamed shards" if streamed else "audio files"
         print(f"{len(files)} {kind} -> {folder}", file=sys.stderr)
+        if (step := newest_step(folder)) is not None and (done := int(step.name.removeprefix("step-"))):
+            told = f"resumes after step {done} of" if done < config.steps else "is complete:"
+            print(f"{folder} {told} {config.steps} steps.", file=sys.stderr)
     final = pretrain(config, files, folder, catalog, parsed.device, processes.first, init, processes)
     if processes.first:
         print(final)

@@ -89,7 +89,8 @@ def print_estimate(work: PlanWork, shard: Shard, jobs: int, option: str = "--job
     if estimate.noise:
         print(f"attention on noise: {in_words(estimate.noise)}")
     total = estimate.training + (estimate.evaluation or 0.0) + estimate.noise
-    print(f"together: about {in_words(total)} of one process, {in_words(total / jobs)} with {option} {jobs}.")
+    shared = f", {in_words(total / jobs)} with {option} {jobs}" if jobs > 1 else ""
+    print(f"together: about {in_words(total)} of one process{shared}.")
     hours = work.plan.config.budget.hours
     if hours is not None and total / jobs > hours * HOUR:
         print(f"that is more than the budget of {hours} hours.")
@@ -141,7 +142,10 @@ def _step_seconds(work: PlanWork, cell: Cell, folder: Path) -> float:
         started = time.monotonic()
         pretrain(config, list(work.plan.audio), folder / str(steps), work.catalog, device(), False, init)
         spent.append(time.monotonic() - started)
-    return max(0.0, spent[1] - spent[0]) / MEASURED_STEPS
+    alone, more = spent
+    if more <= alone:  # the first paid for what is made once, or the machine was busy
+        return more / (1 + MEASURED_STEPS)
+    return (more - alone) / MEASURED_STEPS
 
 
 def _steps_left(cell: Cell, folder: Path) -> int:

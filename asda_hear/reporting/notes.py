@@ -27,7 +27,8 @@ def make_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[Line], ref
         pairs = [each.difference.pairs for line in lines for each in line.results.values() if each.difference]
         paired = max(pairs, default=seeds)
         both = "by seed and fold; their intervals are bootstraps over both"
-        alone = "by fold; their intervals are bootstraps over the folds of a task (none with a single fold)"
+        unit = "fold" if any(row["metric"] not in MEASURED for row in rows) else "clip"
+        alone = f"by {unit}; their intervals are bootstraps over the {unit}s of a task (none with a single {unit})"
         notes.append(f"Differences are from {reference.name}, paired {both if paired > 1 else alone}.")
         notes += _power_notes(lines, reference)
         scored = {row["task"] for row in rows if row["metric"] not in MEASURED}

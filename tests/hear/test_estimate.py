@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,3 +75,15 @@ def test_only_what_is_missing_is_estimated(tmp_path: Path, catalog: Catalog) -> 
     assert found.training == 0
     assert found.evaluation is not None
     assert found.evaluation > 2 * scored
+
+
+def test_a_first_step_that_took_longest_does_not_make_steps_free(
+    tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first training of a process also pays for what is made once."""
+    clock = iter([0.0, 5.0, 5.0, 8.0])
+    monkeypatch.setattr(estimate, "pretrain", lambda *_: None)
+    monkeypatch.setattr(estimate, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    work = work_on(tone_plan(tmp_path), tmp_path / "out", catalog)
+    seconds = estimate._step_seconds(work, work.plan.cells[0], tmp_path)
+    assert seconds == pytest.approx(3.0 / (1 + estimate.MEASURED_STEPS))
