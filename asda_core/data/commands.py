@@ -26,10 +26,10 @@ from asda_core.labelled.shards import PACKED_CLASSES
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import with_splits
 from asda_core.settings.changes import changed
+from asda_core.system.resources import SECONDS_PER_HOUR
 
 FEW = 5
 """Maximum number of file names listed on a line, and of reasons listed below."""
-SECONDS_PER_HOUR = 3600
 DIGITS = 3
 """Decimal places of a mean and a standard deviation, as in published ones."""
 

@@ -27,6 +27,7 @@ from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.system.files import text_digest, write_text
 from asda_core.system.locks import alone_in
+from asda_core.system.resources import SECONDS_PER_HOUR
 from asda_core.system.thread_map import in_order
 
 LOCK_FILE = ".pack.lock"
@@ -37,7 +38,6 @@ FULL_SCALE = 1 << 15
 MOST_OVERSHOOT = 1.5
 """Peak above which clipping to 1 is reported: resampling and lossy codecs exceed 1 slightly."""
 CLIPPED = "warning: {}: its samples reach {:g}, and what is beyond 1 is cut off in the pack; --keep leaves it as it is."
-SECONDS_PER_HOUR = 3600
 Facts = Mapping[str, Any]
 USUAL = PackOptions()
 

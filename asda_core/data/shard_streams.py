@@ -37,15 +37,7 @@ class CommandFailedError(Exception):
 
 
 class CutOffError(CommandFailedError):
-    """The command succeeded but gave a truncated tar or none: the first of two joined by `|` may have failed.
-
-    Attributes:
-        sounds: number of audio files read before.
-    """
-
-    def __init__(self, problem: str, sounds: int) -> None:
-        super().__init__(f"the command gave a tar that {problem}")
-        self.sounds = sounds
+    """The command succeeded but gave a truncated tar or none: the first of two joined by `|` may have failed."""
 
 
 class Commands:
@@ -145,7 +137,7 @@ def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Command
             if not problem and block.strip(ZERO):
                 problem = MORE_BEHIND
     if problem and shard.file is None:
-        raise CutOffError(problem, len(seen))
+        raise CutOffError(f"the command gave a tar that {problem}")
     if problem:
         trouble.append((where, f"{shard.address} {problem}; the {len(seen)} sounds before count."))
     if strange:

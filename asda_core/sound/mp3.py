@@ -20,7 +20,7 @@ SAMPLES_PER_FRAME = 1152
 LEAD_SAMPLES = 20 * SAMPLES_PER_FRAME
 """Samples that are decoded before the target of a seek and discarded. A frame takes bits from those before it (at most
 511 bytes, ten of the smallest frames) and overlaps with the last one; without them the first samples after a seek are
-wrong. Measured: with 20 frames none of 360 segments of six files differed."""
+wrong. Measured: LAB.md."""
 SLACK_SAMPLES = 4 * SAMPLES_PER_FRAME
 """Tolerance between two ways of counting: samples that an encoder adds before and after the audio."""
 TAGS = (b"Xing", b"Info", b"VBRI")

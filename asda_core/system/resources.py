@@ -22,6 +22,7 @@ SAMPLED_EVERY_SECONDS = 0.02
 NOTED_EVERY_SECONDS = 5.0
 """Up to this much of a killed session may be missing from the cost of its run."""
 MEBIBYTE = 2**20
+SECONDS_PER_HOUR = 3600
 MINUTE = 60
 """Seconds in a minute, and minutes in an hour."""
 LOOKING_SHARE = 0.02

@@ -13,7 +13,7 @@ from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
-from asda_core.system.resources import in_words
+from asda_core.system.resources import SECONDS_PER_HOUR, in_words
 from asda_core.system.workers import Shard
 from asda_core.weights.paths import MODEL_FILE, newest_step
 from asda_hear.ablation.cells import (
@@ -44,7 +44,6 @@ PILOT_NOISE_CLIPS = 4
 """Clips on which the time to measure attention on noise is taken."""
 UNTRAINED = "untrained"
 """Folder of a model that is made if no step has to be measured."""
-HOUR = 3600
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def print_estimate(work: PlanWork, shard: Shard, jobs: int, option: str = "--job
     shared = f", {in_words(total / jobs)} with {option} {jobs}" if jobs > 1 else ""
     print(f"together: about {in_words(total)} of one process{shared}.")
     hours = work.plan.config.budget.hours
-    if hours is not None and total / jobs > hours * HOUR:
+    if hours is not None and total / jobs > hours * SECONDS_PER_HOUR:
         print(f"that is more than the budget of {hours} hours.")
 
 

@@ -18,6 +18,7 @@ from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
 from asda_core.system.files import disk_time, text_digest, write_rows, write_text
 from asda_core.system.locks import locked
+from asda_core.system.resources import SECONDS_PER_HOUR
 from asda_core.system.workers import Shard
 from asda_core.weights.initial import check_fits
 from asda_hear.ablation.cells import (
@@ -44,7 +45,6 @@ PLAN_NOTE = ".plan"
 """File in the folder of the tables with the plan that they belong to, relative to it, so that both may be moved."""
 CLAIM_FILE, ROWS_LOCK = ".claim", ".rows.lock"
 """Lock files: of a unit while a process does it, and of the table while it is written."""
-SECONDS_PER_HOUR = 3600
 RESULTS = Path("results")
 """Default folder for tables, in a subfolder with the name of the plan."""
 
