@@ -8,6 +8,7 @@ from asda_hear.reporting.summary import Line, Summary, TaskResult
 from asda_hear.reporting.tables import (
     LEAST_SEEDS,
     SIGNIFICANT,
+    doubted_by,
     excludes_zero,
     few_seeds_warning,
     is_apart,
@@ -78,10 +79,12 @@ def _against_reference(summary: Summary, line: Line, result: TaskResult) -> str:
         return f"{signed(difference.mean)} from the reference (too few seeds for an interval)"
     excludes = excludes_zero(difference)
     ends = f"[{signed(difference.interval.low)}, {signed(difference.interval.high)}]"
-    doubt = f", though a paired t-test over seeds gives p = {p_text(difference.p_value)}"
+    doubter = doubted_by(difference)
+    p_value = difference.p_value if doubter == "seeds" else difference.p_folds
+    doubt = f", though a paired t-test over {doubter} gives p = {p_text(p_value)}"
     return (
         f"{signed(difference.mean)} {ends} from the reference, which {'excludes' if excludes else 'includes'} 0"
-        f"{doubt if excludes and difference.p_value >= SIGNIFICANT else ''}"
+        f"{doubt if excludes and doubter else ''}"
     )
 
 

@@ -53,6 +53,7 @@ class Difference:
         p_value: paired t-test over seeds; NaN below 2 pairs.
         pairs: number of seeds that both models have.
         spread: standard deviation over seeds; NaN below 2 pairs.
+        p_folds: paired t-test over folds, each the mean of its seeds; NaN below 2 folds.
         items: 95 % interval of the paired bootstrap over test clips, if the predictions were kept.
     """
 
@@ -62,6 +63,7 @@ class Difference:
     pairs: int
     items: Interval | None = None
     spread: float = math.nan
+    p_folds: float = math.nan
 
 
 def compare(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[float, ...]]) -> Difference | None:
@@ -81,7 +83,8 @@ def compare(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[fl
     spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else math.nan
     found = _two_level(differences)
     interval = Interval(_or_zero(found.low), _or_zero(found.high))
-    return Difference(_or_zero(by_seed.mean()), interval, _paired_t(by_seed), len(by_seed), None, spread)
+    p_seeds, p_folds = _paired_t(by_seed), _paired_t(differences.mean(axis=0))
+    return Difference(_or_zero(by_seed.mean()), interval, p_seeds, len(by_seed), None, spread, p_folds)
 
 
 def _or_zero(value: float) -> float:
@@ -128,13 +131,13 @@ def _percentiles(values: Floats) -> Interval:
     return Interval(float(low), float(high))
 
 
-def _paired_t(by_seed: Floats) -> float:
+def _paired_t(differences: Floats) -> float:
     """p of the paired t-test; without any spread 1 if nothing differs, otherwise NaN, as the test is undefined."""
-    if len(by_seed) < 2 or not np.isfinite(by_seed).all():
+    if len(differences) < 2 or not np.isfinite(differences).all():
         return math.nan
-    if np.ptp(by_seed) < EQUAL:
-        return 1.0 if abs(by_seed.mean()) < EQUAL else math.nan
-    return float(scipy.stats.ttest_1samp(by_seed, 0).pvalue)
+    if np.ptp(differences) < EQUAL:
+        return 1.0 if abs(differences.mean()) < EQUAL else math.nan
+    return float(scipy.stats.ttest_1samp(differences, 0).pvalue)
 
 
 def score_draws(items: Sequence[Items], draws: int = ITEM_DRAWS) -> Floats:

@@ -90,6 +90,7 @@ class Comparison:
     clips: TableCell
     pairs: TableCell
     p_value: TableCell
+    p_folds: TableCell
     corrected: TableCell
     over_tasks: TableCell
 
@@ -113,6 +114,7 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
         undefined=StrictUndefined,
     )
     environment.filters |= {"svg": Markup, "code": _with_code, "minus": lambda text: text.replace("-", "−")}  # noqa: RUF001
+    comparisons = _comparisons(summary)
     text = environment.get_template(TEMPLATE).render(
         summary=summary,
         details=details,
@@ -122,7 +124,8 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
         scores=score_charts(summary),
         costs=cost_charts(summary),
         curves=curve_charts(summary, details.curves),
-        comparisons=_comparisons(summary),
+        comparisons=comparisons,
+        over_folds=any(comparison.p_folds.text for comparison in comparisons),
         over_tasks=any(line.p_value is not None for line in summary.lines),
         aggregates=list(dict.fromkeys(name for line in summary.lines for name in line.aggregates)),
         recipes=_recipes(summary, details),
@@ -150,7 +153,7 @@ def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, TableCell
 
 
 def _comparisons(summary: Summary) -> list[Comparison]:
-    """Compare every line with the reference on every task; all t-tests form one family."""
+    """Compare every line with the reference on every task; all t-tests over seeds form one family."""
     names, rows = short_names(summary.tasks), []
     found = {(line.key, task): r.difference for line in summary.lines for task, r in line.results.items()}
     corrected = holm({place: difference.p_value for place, difference in found.items() if difference is not None})
@@ -163,7 +166,8 @@ def _comparisons(summary: Summary) -> list[Comparison]:
                     if items is None
                     else TableCell(f"[{signed(items.low)}, {signed(items.high)}]", items.low)
                 )
-                p_values = (p_cell(p, mark=False) for p in (difference.p_value, corrected[place], line.p_value))
+                known = (difference.p_value, difference.p_folds, corrected[place], line.p_value)
+                p_values = (p_cell(p, mark=False) for p in known)
                 cell, pairs = difference_cell(difference), TableCell(str(difference.pairs), difference.pairs)
                 rows.append(Comparison(short_name(line), names[task], cell, clips, pairs, *p_values))
     return rows

@@ -35,6 +35,9 @@ def test_the_difference_and_its_paired_t_by_formula() -> None:
     assert found.mean == pytest.approx(by_seed.mean())
     t = by_seed.mean() / (by_seed.std(ddof=1) / math.sqrt(3))
     assert found.p_value == pytest.approx(2 * stats.t.sf(t, 2))
+    by_fold = np.array([0.04 / 3, 0.13 / 3])
+    t = by_fold.mean() / (by_fold.std(ddof=1) / math.sqrt(2))
+    assert found.p_folds == pytest.approx(2 * stats.t.sf(t, 1))
     assert found.items is None
 
 
@@ -61,6 +64,7 @@ def test_one_seed_or_one_fold_leaves_the_other_level(shape: tuple[int, int]) -> 
     assert found is not None
     assert found.interval == Interval(0.0, 1.0)
     assert math.isnan(found.p_value) == (shape[0] == 1)
+    assert math.isnan(found.p_folds) == (shape[1] == 1)
 
 
 def test_one_seed_with_one_fold_says_nothing_of_spread() -> None:

@@ -197,6 +197,21 @@ def test_the_answer_says_no_more_than_the_numbers() -> None:
     lines[1] = dataclasses.replace(lines[1], results={"esc10-v1.0.0-full": result(0.6, difference=doubtful)})
     doubted = dataclasses.replace(summary(), lines=tuple(lines))
     assert "though a paired t-test over seeds gives p = 0.3" in " ".join(answer(doubted))
+    by_folds = dataclasses.replace(APART, p_folds=0.2)
+    lines[1] = dataclasses.replace(lines[1], results={"esc10-v1.0.0-full": result(0.6, difference=by_folds)})
+    doubted = dataclasses.replace(summary(), lines=tuple(lines))
+    assert "though a paired t-test over folds gives p = 0.2" in " ".join(answer(doubted))
+
+
+def test_the_test_over_folds_has_a_column_where_there_are_folds(tmp_path: Path) -> None:
+    assert "t-test over folds" not in written(summary(), tmp_path)
+    lines = list(summary().lines)
+    by_folds = dataclasses.replace(APART, p_folds=0.21)
+    lines[1] = dataclasses.replace(lines[1], results={"esc10-v1.0.0-full": result(0.6, difference=by_folds)})
+    text = written(dataclasses.replace(summary(), lines=tuple(lines)), tmp_path)
+    assert "p, t-test over folds" in text
+    assert ">0.21<" in text
+    assert "p of both t-tests is below 0.05" in text
 
 
 def test_the_answer_counts_many_tasks() -> None:

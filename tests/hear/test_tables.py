@@ -135,6 +135,24 @@ def test_a_mark_needs_the_test_too(p_value: float, marked: bool) -> None:
     assert not is_apart(None)
 
 
+@pytest.mark.parametrize(("p_folds", "marked"), [(0.049, True), (0.05, False), (math.nan, True)])
+def test_a_mark_needs_the_folds_too(p_folds: float, marked: bool) -> None:
+    """Where there are several; with one fold there is no test over them."""
+    assert is_apart(dataclasses.replace(APART, p_folds=p_folds)) == marked
+    assert not is_apart(dataclasses.replace(APART, p_value=0.3, p_folds=p_folds))
+
+
+def test_marks_are_rarely_wrong_of_folds() -> None:
+    """Of models that differ by fold alone, with 5 seeds and 5 folds; the bootstrap and seeds mark one in seven."""
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(100):
+        scores = generator.normal(size=5) + 0.3 * generator.normal(size=(5, 1)) + 0.3 * generator.normal(size=(5, 5))
+        found.append(compare({str(seed): tuple(row) for seed, row in enumerate(scores)}, {"": (0.0,) * 5}))
+    assert sum(excludes_zero(each) and each is not None and each.p_value < 0.05 for each in found) > 10
+    assert sum(map(is_apart, found)) < 10
+
+
 def test_marks_are_rarely_wrong() -> None:
     """Of models that do not differ, with 3 seeds and one fold."""
     generator = np.random.default_rng(0)
