@@ -21,25 +21,25 @@ def attach(adapter: Adapter, encoder: Encoder) -> list[nn.Parameter]:
     Raises:
         PluginError: the adapter adds no parameters, or removes parameters of the encoder.
     """
-    before = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    names = {id(parameter): name for name, parameter in encoder.named_parameters()}
     encoder.requires_grad_(False)
     adapter.attach(encoder)
-    new = [parameter for parameter in encoder.parameters() if id(parameter) not in before]
+    new = [parameter for parameter in encoder.parameters() if id(parameter) not in names]
     if not new:
-        raise PluginError("the adapter brings no parameters: nothing of the encoder would train.")
-    if gone := before.keys() - {id(parameter) for parameter in encoder.parameters()}:
+        raise PluginError("the adapter adds no parameters, so there is nothing to train.")
+    if removed := names.keys() - {id(parameter) for parameter in encoder.parameters()}:
         raise PluginError(
-            f"the adapter puts others in the place of {', '.join(sorted(before[each] for each in gone))}."
+            f"the adapter replaces or removes encoder parameters: {', '.join(sorted(names[key] for key in removed))}."
         )
     for parameter in encoder.parameters():
-        parameter.requires_grad_(id(parameter) not in before)
+        parameter.requires_grad_(id(parameter) not in names)
     return new
 
 
 def train_beside_frozen(encoder: nn.Module) -> None:
     """Put an encoder with an adapter into training mode, except frozen modules with buffers.
 
-    Such modules, for example batch norms, would otherwise update their statistics although nothing of theirs trains.
+    Such modules, for example batch norms, would otherwise update their statistics although they are not trained.
     """
     encoder.train()
     for module in encoder.modules():
@@ -61,10 +61,10 @@ def blocks_to_adapt(encoder: Encoder, name: str, wrapper: type[nn.Module]) -> li
         wrapper: a module class that only this adapter puts into an encoder.
 
     Raises:
-        ConfigError: the adapter is attached already.
+        ConfigError: the adapter is already attached.
     """
     if any(isinstance(module, wrapper) for module in encoder.modules()):
-        raise ConfigError(f"{name}: it is attached already.")
+        raise ConfigError(f"{name} is already attached.")
     return list(cast(Iterable[Block], encoder.blocks))
 
 

@@ -53,7 +53,7 @@ def add_pretrain(parser: argparse.ArgumentParser) -> None:
         "unless steps is 0",
     )
     parser.add_argument("--out", type=output_folder, help="run folder (default: runs/CONFIG-SIGNATURE)")
-    parser.add_argument("--init", type=Path, help="checkpoint whose weights to begin with (default: random weights)")
+    parser.add_argument("--init", type=Path, help="checkpoint to initialise the weights from (default: random weights)")
     parser.add_argument("--device", default=AUTO, help=DEVICE_HELP)
     add_changes(parser)
     parser.set_defaults(run="asda_core.pretrain.commands:run_pretrain")
@@ -73,12 +73,12 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
-    usual = PackOptions()
+    defaults = PackOptions()
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
     parser.add_argument("--out", required=True, type=output_folder, metavar="FOLDER", help="where the shards go")
     parser.add_argument("--labelled", action="store_true", help=LABELLED_HELP)
-    parser.add_argument("--rate", type=int, default=usual.rate, help="sampling rate in Hz (default: 16000)")
-    parser.add_argument("--format", choices=get_args(PackFormat), default=usual.format, help=FORMAT_HELP)
+    parser.add_argument("--rate", type=int, default=defaults.rate, help="sampling rate in Hz (default: 16000)")
+    parser.add_argument("--format", choices=get_args(PackFormat), default=defaults.format, help=FORMAT_HELP)
     parser.add_argument(
         "--keep", action="store_true", help="keep files as they are instead of converting them to 16-bit mono"
     )
@@ -86,14 +86,14 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-mebibytes",
         type=int,
-        default=usual.shard_mebibytes,
-        help=f"size of a shard in MiB (default: {usual.shard_mebibytes})",
+        default=defaults.shard_mebibytes,
+        help=f"size of a shard in MiB (default: {defaults.shard_mebibytes})",
     )
     parser.add_argument(
-        "--seed", type=int, default=usual.seed, help=f"seed of the shuffle of files (default: {usual.seed})"
+        "--seed", type=int, default=defaults.seed, help=f"seed of the shuffle of files (default: {defaults.seed})"
     )
     parser.add_argument(
-        "--name", default=usual.name, help=f"name of the shards, before their number (default: {usual.name})"
+        "--name", default=defaults.name, help=f"name of the shards, before their number (default: {defaults.name})"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
     parser.set_defaults(run="asda_core.data.commands:run_pack")
@@ -103,7 +103,7 @@ def _add_stats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help=SOURCES_HELP)
     parser.add_argument("--config", type=Path, help="config whose front end is used (default: log_mel as published)")
     add_changes(parser, "override keys of the config, as in --set front_end.options.num_bins=64")
-    parser.add_argument("--sample", type=int, metavar="N", help="look at N files drawn at random (default: all)")
+    parser.add_argument("--sample", type=int, metavar="N", help="use a random sample of N files (default: all)")
     parser.add_argument("--seed", type=int, default=1, help="seed of --sample (default: 1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -123,7 +123,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        help="labelled audio: folder per class, table, shards, AudioSet manifests, or a YAML that says more",
+        help="labelled audio: folder per class, table, shards, AudioSet manifests, or a YAML description of the data",
     )
     parser.add_argument(
         "--tasks", nargs="+", type=Path, default=[], help="with --continual: labelled audio of each task, in order"
@@ -188,10 +188,14 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=["npy", "safetensors"], help="file format in a folder (default: npy)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument(
-        "--shard", type=read_shard, default=Shard(), metavar="I/N", help="do only part I of N, counted from 1"
+        "--shard",
+        type=read_shard,
+        default=Shard(),
+        metavar="I/N",
+        help="process only part I of N of the files, counted from 1",
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    _add_listening(
+    _add_inference(
         parser, "each clip as it is", "one pass up to 768 time steps, then as long as the training clips", PACKAGE_MODEL
     )
     parser.set_defaults(run="asda_core.inference.commands:run_embed")
@@ -207,7 +211,7 @@ def add_classify(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, default=12, help="number of classes printed (default: 12)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per file")
-    _add_listening(parser, "pad to, or window by, the length of the training clips", "length of the training clips")
+    _add_inference(parser, "pad to, or window by, the length of the training clips", "length of the training clips")
     parser.set_defaults(run="asda_core.inference.commands:run_classify")
 
 
@@ -219,22 +223,29 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run="asda_core.inference.commands:run_convert")
 
 
-def _add_listening(parser: argparse.ArgumentParser, default: str, windows: str, usual: str | None = None) -> None:
-    needed = {"required": True} if usual is None else {"default": Path(usual)}
-    shown = "" if usual is None else f" (default: {usual}, the model of the package)"
-    parser.add_argument("--checkpoint", type=Path, help=CHECKPOINT_HELP + shown, **needed)
+def _add_inference(
+    parser: argparse.ArgumentParser, length_default: str, window_default: str, default_checkpoint: str | None = None
+) -> None:
+    requirement = {"required": True} if default_checkpoint is None else {"default": Path(default_checkpoint)}
+    default_note = "" if default_checkpoint is None else f" (default: {default_checkpoint}, the model of the package)"
+    parser.add_argument("--checkpoint", type=Path, help=CHECKPOINT_HELP + default_note, **requirement)
     parser.add_argument("--weights", choices=["student", "teacher"], default="student", help=WEIGHTS_HELP)
     parser.add_argument(
         "--target-length",
         type=int,
         metavar="FRAMES",
-        help=f"crop or pad every clip to so many spectrogram frames, as in 1024 (10.24 s) (default: {default})",
+        help=f"crop or pad every clip to this many spectrogram frames, e.g. 1024 (10.24 s) (default: {length_default})",
     )
     parser.add_argument(
-        "--window-seconds", type=float, help=f"encode longer clips in windows of this length (default: {windows})"
+        "--window-seconds",
+        type=float,
+        help=f"encode longer clips in windows of this length (default: {window_default})",
     )
     parser.add_argument(
-        "--precision", choices=get_args(Precision), default="float32", help="of matrix products (default: float32)"
+        "--precision",
+        choices=get_args(Precision),
+        default="float32",
+        help="precision of matrix products (default: float32)",
     )
     parser.add_argument(
         "--compat",
@@ -248,7 +259,7 @@ def _add_listening(parser: argparse.ArgumentParser, default: str, windows: str, 
 def add_new_plugin(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda new-plugin`."""
     parser.add_argument("name", metavar="NAME", help="name of the plugin in configs, as in linear or my-linear")
-    parser.add_argument("--family", choices=FAMILIES, default="mixer", help="kind of plugin (default: mixer)")
+    parser.add_argument("--family", choices=FAMILIES, default="mixer", help="family of the plugin (default: mixer)")
     parser.add_argument(
         "--into", type=output_folder, default=Path(), metavar="FOLDER", help="(default: the current folder)"
     )

@@ -38,10 +38,10 @@ def in_memory(what: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        told = NO_MEMORY.search(str(error))
-        if told is None and not isinstance(error, MemoryError):
+        match = NO_MEMORY.search(str(error))
+        if match is None and not isinstance(error, MemoryError):
             raise
-        size = f": {told.group('size')}" if told and told.group("size") else ""
+        size = f": {match.group('size')}" if match and match.group("size") else ""
         raise ConfigError(f"{what} does not fit into memory{size}.") from None
 
 
@@ -72,46 +72,46 @@ def build(
         ConfigError: its options are wrong.
     """
     offer, options = catalog.find(family, choice.name), resolved(catalog, family, choice, path, compat)
-    with _blamed(offer), in_memory(f"{family} {choice.name!r} of these sizes"):
+    with _attributed(offer), in_memory(f"{family} {choice.name!r} of these sizes"):
         product = offer.spec.build(options, context)
-        wanted = Adapter if family == "adapter" else nn.Module
-        if not isinstance(product, wanted):
-            raise TypeError(f"its build gives {product!r}, which is no {wanted.__name__}")
+        expected = Adapter if family == "adapter" else nn.Module
+        if not isinstance(product, expected):
+            raise TypeError(f"its build returned {product!r}, expected {expected.__name__}")
     return product
 
 
 @contextmanager
-def _blamed(offer: Offer) -> Iterator[None]:
+def _attributed(offer: Offer) -> Iterator[None]:
     """State in errors from the block which plugin failed, its distribution, and where."""
     try:
         yield
     except AsdaError:
         raise
     except (Exception, SystemExit) as error:  # third-party code may raise anything
-        told = f"{type(error).__name__}: {error}{_place(offer, error)}"
+        details = f"{type(error).__name__}: {error}{_error_place(offer, error)}"
         raise PluginError(
             f"{offer.family} {offer.spec.name!r} of {offer.distribution} {offer.version} cannot be built: "
-            f"{error if isinstance(error, ImportError) else told}"
+            f"{error if isinstance(error, ImportError) else details}"
         ) from error
 
 
-def _place(offer: Offer, error: BaseException) -> str:
+def _error_place(offer: Offer, error: BaseException) -> str:
     """The last line in the plugin's own files that an error passed through, or that of its `build` if none did."""
     code = getattr(offer.spec.build, "__code__", None)
     if code is None:
         return ""
-    own = Path(code.co_filename)
-    lines = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename).parent == own.parent]
-    name, line = (Path(lines[-1].filename).name, lines[-1].lineno) if lines else (own.name, code.co_firstlineno)
+    file = Path(code.co_filename)
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == file.parent]
+    name, line = (Path(lines[-1].filename).name, lines[-1].lineno) if lines else (file.name, code.co_firstlineno)
     return f" ({name}, line {line})"
 
 
 def resolved(catalog: Catalog, family: str, choice: PluginChoice, path: str, compat: Compat = "default") -> Any:
     """Return all options of a plugin as its own dataclass; arguments and errors as in `build`."""
     offer = catalog.find(family, choice.name)
-    usual = offer.spec.released if compat == "released" else {}
-    with _blamed(offer):
-        return parse(offer.spec.config, {**usual, **choice.options}, f"{path}.options")
+    released = offer.spec.released if compat == "released" else {}
+    with _attributed(offer):
+        return parse(offer.spec.config, {**released, **choice.options}, f"{path}.options")
 
 
 def in_full(catalog: Catalog, config: RunConfig) -> RunConfig:
@@ -126,11 +126,11 @@ def in_full(catalog: Catalog, config: RunConfig) -> RunConfig:
 def decisive(catalog: Catalog, config: RunConfig) -> RunConfig:
     """The config without the plugin options that change only the speed, not the result."""
 
-    def less(family: str, choice: PluginChoice, path: str) -> PluginChoice:
-        silent = catalog.find(family, choice.name).spec.without_influence
-        return PluginChoice(choice.name, {key: each for key, each in choice.options.items() if key not in silent})
+    def reduced(family: str, choice: PluginChoice, path: str) -> PluginChoice:
+        speed_only = catalog.find(family, choice.name).spec.without_influence
+        return PluginChoice(choice.name, {key: value for key, value in choice.options.items() if key not in speed_only})
 
-    return _with_choices(catalog, config, less)
+    return _with_choices(catalog, config, reduced)
 
 
 def _with_choices(
@@ -168,7 +168,7 @@ def adapt(catalog: Catalog, config: RunConfig, encoder: Encoder) -> None:
     if config.adapter is not None:
         context = AdapterContext(config.encoder.dim, config.encoder.depth)
         adapter = build(catalog, "adapter", config.adapter, context, "adapter", config.compat)
-        with _blamed(catalog.find("adapter", config.adapter.name)):
+        with _attributed(catalog.find("adapter", config.adapter.name)):
             attach(adapter, encoder)
 
 
@@ -236,7 +236,7 @@ def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:
     """
     sizes = encoder.config
     try:
-        with torch.inference_mode(), in_memory("a clip of so many seconds"):
+        with torch.inference_mode(), in_memory("a clip of this length"):
             num_bins, num_frames = front_end(torch.zeros(1, round(seconds * front_end.sample_rate))).shape[1:]
     except ConfigError as error:  # less than one window
         raise ConfigError(f"data.clip_seconds {seconds:g}: {error}") from None
@@ -263,8 +263,8 @@ def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = T
 def foreign_plugins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> list[str]:
     """Distribution and version, as in "their-package 1.0", of all plugins of a run but asda's own and `GIVEN` ones."""
     origins = plugin_origins(catalog, config, with_objective).values()
-    strange = [each for each in origins if each["distribution"] not in (OWN_DISTRIBUTION, GIVEN)]
-    return sorted({f"{each['distribution']} {each['version']}" for each in strange})
+    foreign = [origin for origin in origins if origin["distribution"] not in (OWN_DISTRIBUTION, GIVEN)]
+    return sorted({f"{origin['distribution']} {origin['version']}" for origin in foreign})
 
 
 def check_class_token_axis(catalog: Catalog, configs: Sequence[RunConfig]) -> None:
@@ -276,23 +276,24 @@ def check_class_token_axis(catalog: Catalog, configs: Sequence[RunConfig]) -> No
     Raises:
         ConfigError: two configs differ only in the class token, and not in a way that affects the mixer.
     """
-    seen: dict[str, ClassTokenConfig] = {}
+    tokens: dict[str, ClassTokenConfig] = {}
     for config in configs:
         token = config.encoder.class_token
         mixer = catalog.find("mixer", config.encoder.mixer.name).spec
-        same = token
+        reduced = token
         if token.position == "none":
-            same = ClassTokenConfig(position="none")
+            reduced = ClassTokenConfig(position="none")
         elif not (isinstance(mixer, MixerSpec) and mixer.knows_order):
-            same = replace(token, position="first")
-        other = seen.setdefault(repr(replace(config, encoder=replace(config.encoder, class_token=same))), token)
-        if other != token:
+            reduced = replace(token, position="first")
+        earlier = tokens.setdefault(repr(replace(config, encoder=replace(config.encoder, class_token=reduced))), token)
+        if earlier != token:
             raise ConfigError(
-                f"encoder.class_token {_text(other)} and {_text(token)} are the same model for the mixer "
-                f"{config.encoder.mixer.name!r}: it knows no order of tokens, the class token has no position, "
-                "and where there is none it joins nowhere. Compare join_layer or 'none', or a mixer that scans."
+                f"encoder.class_token {_token_text(earlier)} and {_token_text(token)} are the same model for the mixer "
+                f"{config.encoder.mixer.name!r}: it ignores the order of tokens, the class token has no positional "
+                "embedding, and without a class token join_layer has no effect. Compare join_layer or 'none', or use "
+                "a mixer that scans."
             )
 
 
-def _text(token: ClassTokenConfig) -> str:
+def _token_text(token: ClassTokenConfig) -> str:
     return f"{token.position!r} at layer {token.join_layer}"

@@ -81,18 +81,18 @@ def opened(file: str | Path, content: bytes | None = None) -> Iterator[soundfile
     Raises:
         AudioError: the file is missing, empty, not audio or damaged, also if this is found only while reading.
     """
-    inside = split_member(Path(file)) if content is None else None
-    if inside is not None:
-        content = member_bytes(*inside)
+    member = split_member(Path(file)) if content is None else None
+    if member is not None:
+        content = member_bytes(*member)
     if content is None and not Path(file).is_file() and Path(file).exists() and not Path(file).is_dir():
-        raise AudioError(f"cannot read {file}: it is no file, but a pipe or a device.")
+        raise AudioError(f"cannot read {file}: it is not a regular file, but a pipe or a device.")
     try:
         with soundfile.SoundFile(os.fsencode(file) if content is None else io.BytesIO(content)) as sound:
             _check_length(Path(file), len(sound))
             if lost := lost_samples(sound, Path(file), content):
                 raise AudioError(
-                    f"cannot use {file}: it does not tell its length, and {lost} of its {len(sound) + lost} samples "
-                    "would not be read; write it anew, as `ffmpeg -i OLD -codec copy NEW` does."
+                    f"cannot use {file}: it does not state its length, and {lost} of its {len(sound) + lost} samples "
+                    "would not be read; rewrite it, as with `ffmpeg -i OLD -codec copy NEW`."
                 )
             yield sound
     except (OSError, soundfile.SoundFileError) as error:
@@ -116,12 +116,12 @@ def read_sound(
     first = min(int(start_seconds * rate), len(sound))
     if first:  # it starts at 0, and libsndfile decodes a block of FLAC for every seek
         sound.seek(first)
-    left = len(sound) - first
-    num_frames = left if seconds is None else min(left, math.ceil(seconds * rate))
+    remaining = len(sound) - first
+    num_frames = remaining if seconds is None else min(remaining, math.ceil(seconds * rate))
     wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
     mono = _read_mono(sound, name, num_frames, sample_rate if wrong_axis else rate)
     if len(mono) == 0:
-        raise NoSamplesError(f"cannot use {name}: it holds no samples from {start_seconds:g} s on.")
+        raise NoSamplesError(f"cannot use {name}: it holds no samples from {start_seconds:g} s onwards.")
     if not sound.subtype.startswith("PCM"):  # integers are finite
         check_samples(mono, name)
     return mono if wrong_axis else resample(mono, rate, sample_rate)
@@ -132,7 +132,7 @@ def _read_mono(sound: soundfile.SoundFile, name: str, num_frames: int, row_rate:
     try:
         mono = torch.empty(num_frames)
     except RuntimeError:  # damaged header
-        raise AudioError(f"cannot use {name}: its header tells of {num_frames} samples.") from None
+        raise AudioError(f"cannot use {name}: its header states {num_frames} samples, too many for memory.") from None
     if sound.channels == 1 and sound.format != MP3:  # samples are decoded directly into `mono`
         return mono[: len(sound.read(out=mono.numpy()))]
     done = 0
@@ -149,10 +149,10 @@ def mono_blocks(sound: soundfile.SoundFile, num_frames: int, row_rate: int, size
     """
     done, first = 0, sound.tell() if sound.format == MP3 else 0
     while done < num_frames:
-        if before := lead(sound, first + done):
-            sound.seek(first + done - before)
-        rows = sound.read(before + min(size, num_frames - done), dtype="float32", always_2d=True)
-        block = torch.from_numpy(rows[before:])
+        if num_lead := lead(sound, first + done):
+            sound.seek(first + done - num_lead)
+        rows = sound.read(num_lead + min(size, num_frames - done), dtype="float32", always_2d=True)
+        block = torch.from_numpy(rows[num_lead:])
         if not len(block):
             break
         yield resample(block, sound.samplerate, row_rate).mean(dim=1)
@@ -176,11 +176,11 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
     resampled = audio.new_empty(*audio.shape[:-1], num_resampled)
     for first in range(0, num_samples, block):
         context = min(first, OVERLAP_PERIODS * old)
-        stretch = audio[..., first - context : first + block + OVERLAP_PERIODS * old]
-        made = resampler(stretch)[..., context // old * new :]
+        segment = audio[..., first - context : first + block + OVERLAP_PERIODS * old]
+        new_samples = resampler(segment)[..., context // old * new :]
         start = first // old * new
         stop = min(start + block // old * new, num_resampled)
-        resampled[..., start:stop] = made[..., : stop - start]
+        resampled[..., start:stop] = new_samples[..., : stop - start]
     return resampled
 
 
@@ -210,7 +210,7 @@ def _check_length(file: Path, num_frames: int) -> None:
     if num_frames <= 0:
         raise AudioError(f"cannot use {file}: it holds no samples.")
     if num_frames >= UNKNOWN_FRAMES:
-        raise AudioError(f"cannot use {file}: its header does not tell its length, as of a stream; write it anew.")
+        raise AudioError(f"cannot use {file}: its header does not state its length, as in a stream; rewrite it.")
 
 
 def check_samples(audio: Tensor, name: str) -> None:
@@ -221,7 +221,7 @@ def check_samples(audio: Tensor, name: str) -> None:
     """
     if not audio.numel():
         return
-    low, high = (float(edge) for edge in torch.aminmax(audio))  # NaN if any sample is; does not copy hours of audio
+    low, high = (float(value) for value in torch.aminmax(audio))  # NaN if any sample is; does not copy hours of audio
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = ~torch.isfinite(audio)
         raise not_finite(name, int(bad.sum()), bad.nonzero()[0].tolist())
@@ -236,7 +236,7 @@ def not_finite(name: str, count: int, first: list[int]) -> AudioError:
 
 def absurd(name: str, largest: float) -> AudioError:
     """The error for samples above `MAX_AMPLITUDE`."""
-    return AudioError(f"cannot use {name}: samples reach {largest:.3g}, where [-1, 1] is expected.")
+    return AudioError(f"cannot use {name}: samples reach {largest:.3g}, expected [-1, 1].")
 
 
 def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int = 0) -> Float[Tensor, " num_samples"]:
@@ -245,15 +245,15 @@ def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int 
     **Differs** from the released code, which pads the spectrogram with 0 before normalisation: the padding is then
     +0.467, louder than most audio, while silence is -1.278. `fill_features` does the same.
     """
-    stretch = audio[offset : offset + num_samples]
-    return torch.nn.functional.pad(stretch, (0, num_samples - len(stretch)))
+    segment = audio[offset : offset + num_samples]
+    return torch.nn.functional.pad(segment, (0, num_samples - len(segment)))
 
 
 def _reason(file: Path, content: bytes | None, error: Exception) -> str:
     if content is None and not file.exists():
-        return "there is no such file."
+        return "it does not exist."
     if content is None and file.is_dir():
         return "it is a folder."
     if (num_bytes(file) if content is None else len(content)) == 0:
         return "it is empty (0 bytes)."
-    return f"it is no audio that libsndfile knows, or it is damaged ({error})."
+    return f"it is damaged, or not an audio format that libsndfile supports ({error})."

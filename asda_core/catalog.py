@@ -95,20 +95,20 @@ def load_catalog(
         strict: raise the problems instead of keeping them.
         allow: names of the distributions to load; None loads all. asda's own is always loaded.
     """
-    gathered: list[Offer] = []
+    candidates: list[Offer] = []
     problems: list[Problem] = []
     allow = None if allow is None else list(allow)
     for entry, distribution, version in _entries(allow) if installed else []:
         try:
-            gathered += _offers_of(entry.load, distribution, version)
+            candidates += _offers_of(entry.load, distribution, version)
         except (Exception, SystemExit) as error:  # third-party code: whatever it raises is kept and shown
             problems.append(Problem(entry.name, distribution, f"{type(error).__name__}: {error}"))
     problems += _not_installed(allow) if installed and allow is not None else []
     for plugin in extra:
-        gathered += _offers_of(lambda plugin=plugin: plugin, GIVEN, "0")  # type: ignore[misc]
-    offers, clashes = _without_clashes(gathered)
-    if given := [clash.message for clash in clashes if clash.distribution == GIVEN]:
-        raise PluginError("; ".join(given))
+        candidates += _offers_of(lambda plugin=plugin: plugin, GIVEN, "0")  # type: ignore[misc]
+    offers, clashes = _without_clashes(candidates)
+    if messages := [clash.message for clash in clashes if clash.distribution == GIVEN]:
+        raise PluginError("; ".join(messages))
     problems += clashes
     if strict and problems:
         raise PluginError("; ".join(f"{p.name} of {p.distribution}: {p.message}" for p in problems))
@@ -132,20 +132,20 @@ def options_from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _entries(allow: Iterable[str] | None) -> list[tuple[EntryPoint, str, str]]:
     """Entry points with their distribution and its version, in an order that does not depend on the file system."""
     allowed = None if allow is None else {_canonical(name) for name in (*allow, OWN_DISTRIBUTION)}
-    found = set()
+    selected = set()
     for entry in entry_points(group=PROJECT):
         distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
         distribution, version = distribution or "(unknown)", version or "0"  # an interrupted uninstall leaves no name
         if allowed is None or _canonical(distribution) in allowed:
-            found.add((entry, distribution, version))
-    return sorted(found, key=lambda item: (item[1] != OWN_DISTRIBUTION, item[1], item[0].name))
+            selected.add((entry, distribution, version))
+    return sorted(selected, key=lambda item: (item[1] != OWN_DISTRIBUTION, item[1], item[0].name))
 
 
 def _not_installed(allow: Iterable[str]) -> list[Problem]:
     """Problems of distributions to load that have no installed plugin: a misspelt name would load nothing."""
-    there = {_canonical(entry.dist.name or "") for entry in entry_points(group=PROJECT) if entry.dist}
-    message = "it is to be loaded, and no distribution of this name with plugins is installed"
-    return [Problem(name, name, message) for name in allow if _canonical(name) not in there]
+    installed = {_canonical(entry.dist.name or "") for entry in entry_points(group=PROJECT) if entry.dist}
+    message = "it is on the list of distributions to load, but no distribution of this name with plugins is installed"
+    return [Problem(name, name, message) for name in allow if _canonical(name) not in installed]
 
 
 def _canonical(name: str) -> str:
@@ -155,34 +155,34 @@ def _canonical(name: str) -> str:
 
 def _offers_of(load: Callable[[], object], distribution: str, version: str) -> list[Offer]:
     """Load one plugin and call each of its hooks once. What it prints goes to stderr."""
-    with redirect_stdout(sys.stderr), _kept_dtype():
+    with redirect_stdout(sys.stderr), _default_dtype_restored():
         plugin = load()
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(plugin)
-    asked = [caller.name for caller in manager.get_hookcallers(plugin) or []]
+    hooks = [caller.name for caller in manager.get_hookcallers(plugin) or []]
     valid = [hook for hook, _ in hookspecs.FAMILIES.values()]
-    if unmarked := [hook for hook in valid if hook not in asked and hasattr(plugin, hook)]:
-        raise PluginError(f"{', '.join(unmarked)} must be marked by @hookimpl of asda_core.contracts.")
-    if not asked:
-        raise PluginError(f"it has no hook; valid hooks: {', '.join(valid)}.")
+    if unmarked := [hook for hook in valid if hook not in hooks and hasattr(plugin, hook)]:
+        raise PluginError(f"{', '.join(unmarked)} must be decorated with @hookimpl of asda_core.contracts.")
+    if not hooks:
+        raise PluginError(f"it implements no hook; valid hooks: {', '.join(valid)}.")
     manager.check_pending()
-    offers, answered = [], False
-    for family, (hook, kind) in hookspecs.FAMILIES.items():
-        for answer in getattr(manager.hook, hook)():  # pluggy omits None
-            answered = True
-            for spec in [answer] if isinstance(answer, Spec) else answer:
-                if not isinstance(spec, kind):
-                    raise PluginError(f"{hook} must give {kind.__name__} objects, not {spec!r}.")
+    offers, any_returned = [], False
+    for family, (hook, spec_class) in hookspecs.FAMILIES.items():
+        for returned in getattr(manager.hook, hook)():  # pluggy omits None
+            any_returned = True
+            for spec in [returned] if isinstance(returned, Spec) else returned:
+                if not isinstance(spec, spec_class):
+                    raise PluginError(f"{hook} must return {spec_class.__name__} objects, not {spec!r}.")
                 _check_spec(spec, hook)
                 offers.append(Offer(family, spec, distribution, version))
-    if not answered:
-        raise PluginError(f"{', '.join(asked)} gave None; is a `return` missing?")
+    if not any_returned:
+        raise PluginError(f"{', '.join(hooks)} returned None; is a `return` missing?")
     return offers
 
 
 @contextmanager
-def _kept_dtype() -> Iterator[None]:
+def _default_dtype_restored() -> Iterator[None]:
     """Restore torch's default dtype after the block, whatever is imported in it."""
     before = torch.get_default_dtype()
     try:
@@ -198,33 +198,33 @@ def _check_spec(spec: Spec[Any, Any, Any], hook: str) -> None:
         PluginError: a field has the wrong type.
     """
     if not (isinstance(spec.name, str) and spec.name) or not is_dataclass(spec.config):
-        raise PluginError(f"{hook}: the name must be text and the config a dataclass in {spec!r}.")
+        raise PluginError(f"{hook}: the name must be a string and the config a dataclass in {spec!r}.")
     for field in ("summary", "source"):
         if not isinstance(getattr(spec, field), str):
-            raise PluginError(f"{hook}: {field} of {spec.name!r} must be text, not {getattr(spec, field)!r}.")
+            raise PluginError(f"{hook}: {field} of {spec.name!r} must be a string, not {getattr(spec, field)!r}.")
     for field in ("without_influence", "takes_over"):
         names = getattr(spec, field, ())
         if isinstance(names, str) or not (isinstance(names, Iterable) and all(isinstance(name, str) for name in names)):
             raise PluginError(f"{hook}: {field} of {spec.name!r} must be a tuple of names, not {names!r}.")
 
 
-def _without_clashes(gathered: list[Offer]) -> tuple[dict[tuple[str, str], Offer], list[Problem]]:
+def _without_clashes(candidates: list[Offer]) -> tuple[dict[tuple[str, str], Offer], list[Problem]]:
     """Reject names that are offered twice; asda's own are kept, of two third-party offers neither is."""
     by_name: dict[tuple[str, str], list[Offer]] = {}
-    for offer in gathered:
+    for offer in candidates:
         by_name.setdefault((offer.family, offer.spec.name), []).append(offer)
-    kept: dict[tuple[str, str], Offer] = {}
+    accepted: dict[tuple[str, str], Offer] = {}
     problems = []
     for key, rivals in sorted(by_name.items()):
         own = [offer for offer in rivals if offer.distribution == OWN_DISTRIBUTION]
         if len(rivals) == 1 or own:
-            kept[key] = (own or rivals)[0]
+            accepted[key] = (own or rivals)[0]
         if len(rivals) > 1:
-            who = " and ".join(f"{offer.distribution} {offer.version}" for offer in rivals)
-            message = f"the {key[0]} name {key[1]!r} is offered by {who}; " + (
-                f"that of {OWN_DISTRIBUTION} stays."
+            distributions = " and ".join(f"{offer.distribution} {offer.version}" for offer in rivals)
+            message = f"the {key[0]} name {key[1]!r} is offered by {distributions}; " + (
+                f"that of {OWN_DISTRIBUTION} is used."
                 if own
-                else "none of them is used. ASDA_LOAD_PLUGINS may name the distributions to load."
+                else "none of them is used. Set ASDA_LOAD_PLUGINS to the distributions to load."
             )
             problems += [Problem(key[1], o.distribution, message) for o in rivals if o not in own[:1]]
-    return kept, problems
+    return accepted, problems

@@ -91,48 +91,50 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
     """
     file = locate(Path(path), in_training=weights == "teacher")
     tensors, metadata = read_tensors(file)
-    if (stated := metadata.get("format")) != FORMAT:
-        other = stated is not None and stated.startswith(OWN_FORMATS)
-        what = f"of another version of asda (format {stated!r})" if other else "no checkpoint of asda"
-        raise CheckpointError(f"{file} is a safetensors file, but {what}: no format {FORMAT!r} is in it.")
-    noted = partial(_noted, file, metadata)
-    config = noted("config", lambda value: parse(RunConfig, value))
-    step = noted("step", _count)
-    origins = noted(
-        "plugins", lambda value: {part: {key: str(of[key]) for key in ORIGIN} for part, of in value.items()}
+    if (format_name := metadata.get("format")) != FORMAT:
+        other = format_name is not None and format_name.startswith(OWN_FORMATS)
+        what = f"of another version of asda (format {format_name!r})" if other else "not an asda checkpoint"
+        raise CheckpointError(f"{file} is a safetensors file, but {what}: expected format {FORMAT!r} in its metadata.")
+    read_value = partial(_metadata_value, file, metadata)
+    config = read_value("config", lambda value: parse(RunConfig, value))
+    step = read_value("step", _count)
+    origins = read_value(
+        "plugins", lambda value: {part: {key: str(origin[key]) for key in ORIGIN} for part, origin in value.items()}
     )
-    head = noted("classifier", lambda value: None if value is None else parse(ClassifierConfig, value), "null")
-    embedding = noted("embedding", dict, "{}")
-    trained_on = noted(TRAINED_ON, lambda value: {key: str(each) for key, each in value.items()}, "{}")
+    head = read_value("classifier", lambda value: None if value is None else parse(ClassifierConfig, value), "null")
+    embedding = read_value("embedding", dict, "{}")
+    trained_on = read_value(TRAINED_ON, lambda value: {key: str(text) for key, text in value.items()}, "{}")
     blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
     if config.encoder.depth > len(blocks):  # before a million blocks are built
         raise CheckpointError(
-            f"{file}: its config says encoder.depth {config.encoder.depth}; it has {len(blocks)} blocks."
+            f"{file}: its config has encoder.depth {config.encoder.depth}, but the file holds {len(blocks)} blocks."
         )
     if stray := [name for name in tensors if not name.startswith(PARTS)]:
         raise CheckpointError(f"{file} holds tensors that belong to no part of a model: {', '.join(stray)}.")
     if weights == "teacher":
         tensors = {name.removeprefix(ABOVE_TEACHER): value for name, value in tensors.items() if TEACHER in name}
         if not tensors:
-            raise CheckpointError(f"{file} holds no teacher; the steps of a run of latent_regression do.")
-    told = metadata.get("data", ""), tensors, head
-    return Checkpoint(file, config, origins, step, *told, embedding=embedding, trained_on=trained_on)
+            raise CheckpointError(f"{file} holds no teacher; the step checkpoints of a latent_regression run do.")
+    contents = metadata.get("data", ""), tensors, head
+    return Checkpoint(file, config, origins, step, *contents, embedding=embedding, trained_on=trained_on)
 
 
-def _noted(file: Path, metadata: Mapping[str, str], key: str, read: Callable[[Any], Any], usual: str = "") -> Any:
-    """Read the JSON value of a key of the metadata; `usual` if the key is missing."""
+def _metadata_value(
+    file: Path, metadata: Mapping[str, str], key: str, read: Callable[[Any], Any], default: str = ""
+) -> Any:
+    """Read the JSON value of a key of the metadata; `default` if the key is missing."""
     try:
-        return read(json.loads(metadata[key] if not usual else metadata.get(key, usual)))
+        return read(json.loads(metadata[key] if not default else metadata.get(key, default)))
     except KeyError as error:
-        why = "it is missing" if key not in metadata else f"no {error} in it"
+        why = "it is missing" if key not in metadata else f"key {error} is missing"
     except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
         why = str(error)
-    raise CheckpointError(f"{file}: {key!r}, which is written beside the tensors, cannot be used: {why}")
+    raise CheckpointError(f"{file}: cannot read {key!r} in its metadata: {why}")
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no number of steps")
+        raise ValueError(f"{value!r} is not a number of steps")
     return value
 
 
@@ -149,7 +151,7 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
             encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
             adapt(catalog, checkpoint.config, encoder)
     except (RuntimeError, MemoryError, ConfigError) as error:
-        why = f"a model of its config cannot be made here ({error!s:.200})."
+        why = f"cannot build a model from its config ({error!s:.200})."
         raise CheckpointError(" ".join([f"{checkpoint.file}: {why}", *changed])) from None
     except PluginError as error:
         needs = ", ".join(f"{o['name']} of {o['distribution']} {o['version']}" for o in checkpoint.plugins.values())
@@ -175,29 +177,29 @@ def load_classifier(checkpoint: Checkpoint) -> Classifier:
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, file: Path) -> None:
-    """Load the tensors whose names begin with `prefix`; every name, shape and kind of dtype must match.
+    """Load the tensors whose names begin with `prefix`; every name, shape and type (floating-point or not) must match.
 
     Raises:
-        CheckpointError: naming what is missing, unexpected, of another shape or kind, or not finite.
+        CheckpointError: naming what is missing, unexpected, of another shape or dtype, or not finite.
     """
-    given = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    wanted = module.state_dict()
-    wrong = [f"missing {name}" for name in sorted(wanted.keys() - given.keys())]
-    wrong += [f"unexpected {name}" for name in sorted(given.keys() - wanted.keys())]
-    wrong += [
-        f"{name} has shape {tuple(given[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & given.keys())
-        if given[name].shape != wanted[name].shape
+    loaded = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    expected = module.state_dict()
+    problems = [f"missing {name}" for name in sorted(expected.keys() - loaded.keys())]
+    problems += [f"unexpected {name}" for name in sorted(loaded.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {tuple(loaded[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & loaded.keys())
+        if loaded[name].shape != expected[name].shape
     ]
-    wrong += [
-        f"{name} holds {given[name].dtype}, not {wanted[name].dtype}"
-        for name in sorted(wanted.keys() & given.keys())
-        if given[name].is_floating_point() != wanted[name].is_floating_point()
+    problems += [
+        f"{name} has dtype {loaded[name].dtype}, not {expected[name].dtype}"
+        for name in sorted(expected.keys() & loaded.keys())
+        if loaded[name].is_floating_point() != expected[name].is_floating_point()
     ]
-    wrong += [f"{name} holds NaN or infinite values" for name, tensor in given.items() if not is_finite(tensor)]
-    if wrong:
-        raise CheckpointError(f"{file} does not fit its config ({prefix}*): {'; '.join(wrong)}.")
-    module.load_state_dict(given)
+    problems += [f"{name} holds NaN or infinite values" for name, tensor in loaded.items() if not is_finite(tensor)]
+    if problems:
+        raise CheckpointError(f"{file} does not match its config ({prefix}*): {'; '.join(problems)}.")
+    module.load_state_dict(loaded)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -214,9 +216,9 @@ def model_tensors(parts: Parts, with_objective: bool) -> dict[str, Tensor]:
     modules: dict[str, nn.Module] = {"front_end": parts.front_end, "encoder": parts.encoder}
     if with_objective:
         modules["objective"] = parts.objective
-    state = {f"{prefix}.{name}": each for prefix, part in modules.items() for name, each in part.state_dict().items()}
-    if other := [name for name, each in state.items() if not isinstance(each, Tensor)]:
-        raise PluginError(f"{other[0]} is no tensor: checkpoints hold tensors alone, and no code (get_extra_state).")
+    state = {f"{prefix}.{name}": value for prefix, part in modules.items() for name, value in part.state_dict().items()}
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise PluginError(f"{other[0]} is not a tensor: checkpoints store only tensors, and no code (get_extra_state).")
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 
@@ -241,15 +243,15 @@ def metadata_of(
         embedding, trained_on: as in `Checkpoint`.
         plugins: the plugins that made them, if not those of the catalog.
     """
-    made_by = plugins or plugin_origins(catalog, config, with_objective=classifier is None)
+    origins = plugins or plugin_origins(catalog, config, with_objective=classifier is None)
     head = {} if classifier is None else {"classifier": json.dumps(to_plain(classifier))}
-    more = {"embedding": embedding, TRAINED_ON: trained_on}
+    optional = {"embedding": embedding, TRAINED_ON: trained_on}
     return {
         **head,
-        **{key: json.dumps(value) for key, value in more.items() if value},
+        **{key: json.dumps(value) for key, value in optional.items() if value},
         "format": FORMAT,
         "config": json.dumps(to_plain(config)),
-        "plugins": json.dumps(made_by),
+        "plugins": json.dumps(origins),
         "step": str(step),
         "data": data,
     }
@@ -265,8 +267,8 @@ def write_step(
 ) -> Path:
     """Write the files of one step into `folder` atomically, and remove all but the newest `keep` steps."""
     part = folder / f".step-{step:08d}.part"
-    for killed in folder.glob(".step-*.part"):  # left by a kill during writing; no other run uses the folder
-        shutil.rmtree(killed, ignore_errors=True)
+    for leftover in folder.glob(".step-*.part"):  # left by a kill during writing; no other run uses the folder
+        shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         for name, (tensors, metadata) in files.items():

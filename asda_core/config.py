@@ -57,7 +57,7 @@ class ClassTokenConfig:
 
     def __post_init__(self) -> None:
         require(self.count >= 1, f"encoder.class_token.count must be at least 1, not {self.count}.")
-        require(self.position != "none" or self.count == 1, "encoder.class_token.count has no effect without one.")
+        require(self.position != "none" or self.count == 1, f"encoder.class_token.count {self.count} needs a position.")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class PositionConfig:
         require(min(self.grid) > 0, f"encoder.positions.grid must be positive, not {self.grid}.")
         require((self.through_bands or 1) > 0, "encoder.positions.through_bands must be positive.")
         if self.type == "sine_cosine" and (self.grid, self.adapt_own_grid) != ((64, 8), False):
-            raise ConfigError("encoder.positions.grid and adapt_own_grid are of a learned table; set type: learned.")
+            raise ConfigError("encoder.positions.grid and adapt_own_grid are for a learned table; set type: learned.")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class EncoderConfig:
         for name in ("step_frames", "step_bins"):
             require(getattr(self, name) > 0, f"encoder.{name.replace('step', 'stride')} must be positive.")
         require(0 <= self.mlp_ratio < math.inf, f"encoder.mlp_ratio must not be negative, not {self.mlp_ratio}.")
-        require(not 0 < self.dim * self.mlp_ratio < 1, f"encoder.mlp_ratio {self.mlp_ratio} leaves no hidden unit.")
+        require(not 0 < self.dim * self.mlp_ratio < 1, f"encoder.mlp_ratio {self.mlp_ratio} gives no hidden units.")
         if self.wiring != "sequential" and self.depth % 2:
             raise ConfigError(f"encoder.wiring {self.wiring!r} pairs blocks; encoder.depth {self.depth} is odd.")
         if self.wiring == "released" and not self.final_norm:
@@ -222,8 +222,8 @@ class DataConfig:
         for name in ("min_samples", "cache_mebibytes"):
             require(getattr(self, name) >= 0, f"data.{name} must not be negative, not {getattr(self, name)}.")
         if self.micro_batch is not None and not (self.micro_batch > 0 and self.batch_size % self.micro_batch == 0):
-            fitting = divisors(self.batch_size)
-            raise ConfigError(f"data.micro_batch {self.micro_batch} does not divide batch_size; fitting: {fitting}.")
+            valid = divisors(self.batch_size)
+            raise ConfigError(f"data.micro_batch {self.micro_batch} does not divide batch_size; valid: {valid}.")
         for name in ("workers", "prefetch", "shuffle_clips"):
             require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")
 

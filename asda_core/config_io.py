@@ -24,7 +24,7 @@ SIGNATURE_DIGITS = 8
 SECTIONS_ADDED = ("compute",)
 """Sections added later: one without remaining keys is excluded from the signature, so that older runs keep theirs."""
 CONFIG_SUFFIXES = (".yaml", ".yml")
-YAML_TRUTH = "YAML 1.1 reads yes, no, on and off as truth values: quote them if you mean the words."
+YAML_TRUTH = "YAML 1.1 reads yes, no, on and off as booleans; quote them to get strings."
 CONFIG_FOLDERS = (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
 """Folders of the configs that are shipped with the package: in an installed package, and in a checkout."""
 
@@ -43,12 +43,12 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
     prepared = _check_keys(cls, {} if data is None else data, path)
     released = getattr(cls, "released_keys", None)
     if released is not None and isinstance(prepared, dict) and prepared.get("compat") == "released":
-        prepared = _check_keys(cls, _over(_nested(released(prepared)), prepared), path)
+        prepared = _check_keys(cls, _merged(_nested(released(prepared)), prepared), path)
     try:
         built = TypeAdapter(cls).validate_python(prepared)
     except PydanticUserError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path or cls.__name__}: a key has a type that no config can hold: {reason}") from None
+        raise ConfigError(f"{path or cls.__name__}: a field has a type that configs do not support: {reason}") from None
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(item, path) for item in error.errors())) from None
     check_numbers(built, prepared, path)
@@ -66,8 +66,8 @@ def find_config(name: str | Path) -> Path:
 
 def shipped_configs(folder: str = "") -> list[str]:
     """Names that `find_config` knows: of runs, or of those in the folder "ablations", "finetune" or "tasks"."""
-    above = f"{folder}/" if folder else ""
-    return sorted({above + file.stem for place in CONFIG_FOLDERS for file in (place / folder).glob("*.yaml")})
+    prefix = f"{folder}/" if folder else ""
+    return sorted({prefix + file.stem for root in CONFIG_FOLDERS for file in (root / folder).glob("*.yaml")})
 
 
 def load_run_config(file: str | Path) -> RunConfig:
@@ -79,10 +79,10 @@ def load_run_config(file: str | Path) -> RunConfig:
     Raises:
         ConfigError: with the name of the file before the message.
     """
-    found = find_config(file)
-    if not found.suffix and not found.exists():
+    path = find_config(file)
+    if not path.suffix and not path.exists():
         raise ConfigError(f"no file at {file}: {unknown('config', str(file), shipped_configs())}")
-    plain = read_yaml(found)
+    plain = read_yaml(path)
     with prefixed(file):
         return parse(RunConfig, plain)
 
@@ -93,25 +93,25 @@ def parsed_changes(changes: Sequence[str], option: str = "--set") -> dict[str, A
     Raises:
         ConfigError: a change has no `=`, or is not YAML.
     """
-    given = {}
+    values = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
-            raise ConfigError(f"{option} {change!r} must look like key=value.")
-        given[key] = parse_value(value)
-    return given
+            raise ConfigError(f"{option} {change!r} must have the form key=value.")
+        values[key] = parse_value(value)
+    return values
 
 
 def to_plain(config: Any) -> dict[str, Any]:
     """The dataclass as nested dicts and lists, the inverse of `parse`.
 
     Raises:
-        ConfigError: an option of a plugin has a type that no config can hold.
+        ConfigError: an option of a plugin has a type that configs do not support.
     """
     try:
         return dict(json.loads(json.dumps(asdict(config), default=_plain_value)))
     except TypeError as error:
-        raise ConfigError(f"an option cannot be written into a config: {error}") from None
+        raise ConfigError(f"an option cannot be written to a config: {error}") from None
 
 
 def _plain_value(value: Any) -> Any:
@@ -122,7 +122,7 @@ def _plain_value(value: Any) -> Any:
         return str(value)
     if isinstance(value, set | frozenset):
         return sorted(value)
-    raise ConfigError(f"{value!r} cannot be written into a config: options are numbers, text, truth values and paths.")
+    raise ConfigError(f"{value!r} cannot be written to a config; options must be numbers, strings, booleans or paths.")
 
 
 def to_yaml(config: Any) -> str:
@@ -141,12 +141,12 @@ def with_value(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, An
     key, _, rest = dotted.partition(".")
     copy = dict(data)
     if rest:
-        below = copy.get(key)
-        if isinstance(below, str):  # a plugin given by its name alone
-            below = {"name": below}
-        if not isinstance(below, Mapping | None):
-            raise ConfigError(f"{key} is the value {below!r} and has no key {rest!r}.")
-        value = with_value(below or {}, rest, value)
+        section = copy.get(key)
+        if isinstance(section, str):  # a plugin given by its name alone
+            section = {"name": section}
+        if not isinstance(section, Mapping | None):
+            raise ConfigError(f"{key} has the value {section!r}, which has no key {rest!r}.")
+        value = with_value(section or {}, rest, value)
     copy[key] = value
     return copy
 
@@ -159,8 +159,8 @@ def with_change(plain: Mapping[str, Any], dotted: str, value: Any, usual: Any = 
     group of keys changes only those that it names: `optimizer: {peak_lr: 0.1}`.
     """
     if isinstance(value, Mapping) and _is_group(usual, dotted):
-        for key, each in value.items():
-            plain = with_change(plain, f"{dotted}.{key}", each, usual)
+        for key, nested in value.items():
+            plain = with_change(plain, f"{dotted}.{key}", nested, usual)
         return dict(plain)
     changed = with_value(plain, dotted, value)
     before = plain.get("compat", "default")
@@ -179,9 +179,9 @@ def parents_first(changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(changes.items(), key=lambda change: str(change[0]).count("."))
 
 
-def _is_group(usual: Any, dotted: str) -> bool:
+def _is_group(defaults: Any, dotted: str) -> bool:
     """Whether a key stands for a group of keys; a plugin, whose options depend on its name, does not."""
-    level = usual
+    level = defaults
     for key in dotted.split("."):
         level = getattr(level, str(key), None)
     return is_dataclass(level) and not isinstance(level, PluginChoice)
@@ -202,13 +202,13 @@ def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two nested mappings level by level; values of `above` take precedence."""
-    both = dict(below)
-    for key, value in above.items():
-        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
-        both[key] = _over(both[key], value) if nested else value
-    return both
+def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings level by level; values of `overrides` take precedence."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if nested else value
+    return merged
 
 
 def signature(config: Any, **more: Any) -> str:
@@ -219,10 +219,10 @@ def signature(config: Any, **more: Any) -> str:
         more: further facts that the results depend on, such as the identity of the data.
     """
     plain = to_plain(config)
-    silent = [dotted for dotted, usual in config.added.items() if value_at(plain, dotted) == usual]
-    for dotted in (*config.without_influence, *silent):
-        above, _, key = dotted.rpartition(".")
-        del (value_at(plain, above) if above else plain)[key]
+    at_default = [dotted for dotted, default in config.added.items() if value_at(plain, dotted) == default]
+    for dotted in (*config.without_influence, *at_default):
+        parent, _, key = dotted.rpartition(".")
+        del (value_at(plain, parent) if parent else plain)[key]
     plain = {key: value for key, value in plain.items() if value != {} or key not in SECTIONS_ADDED}
     canonical = json.dumps([plain, more], sort_keys=True, separators=(",", ":"), default=str)
     return text_digest(canonical, SIGNATURE_DIGITS)
@@ -230,17 +230,17 @@ def signature(config: Any, **more: Any) -> str:
 
 def differences(before: Any, now: Any) -> list[str]:
     """The keys that affect results and differ between two configs, with both values, as in "steps: 20, now 40"."""
-    old, new = dict(_values(to_plain(before))), dict(_values(to_plain(now)))
+    old, new = dict(_flattened(to_plain(before))), dict(_flattened(to_plain(now)))
     keys = [key for key in dict.fromkeys([*old, *new]) if key not in now.without_influence]
     return [f"{key}: {old.get(key)!r}, now {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
 
 
-def _values(plain: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _flattened(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in plain.items():
         if isinstance(value, Mapping) and value:
-            yield from _values(value, f"{above}{key}.")
+            yield from _flattened(value, f"{prefix}{key}.")
         else:
-            yield f"{above}{key}", value
+            yield f"{prefix}{key}", value
 
 
 def _check_keys(cls: type, data: Any, path: str, owner: Any = None) -> Any:
@@ -261,27 +261,27 @@ def _check_keys(cls: type, data: Any, path: str, owner: Any = None) -> Any:
         dotted = f"{path}.{key}" if path else str(key)
         if key not in items:
             raise ConfigError(f"{unknown('config key', str(key), items)} (at {dotted})")
-        usual = usual_of(items[key], owner)
-        check_stated(hints[key], value, usual, dotted)
-        checked[key] = _checked_value(hints[key], value, dotted, usual)
+        default = usual_of(items[key], owner)
+        check_stated(hints[key], value, default, dotted)
+        checked[key] = _checked_value(hints[key], value, dotted, default)
     return checked
 
 
-def _checked_value(hint: Any, value: Any, dotted: str, usual: Any = None) -> Any:
+def _checked_value(hint: Any, value: Any, dotted: str, default: Any = None) -> Any:
     """Check the keys of the dataclasses in a value; between several possible types, the validator decides."""
-    origin, inside = get_origin(hint), [each for each in get_args(hint) if each is not type(None)]
+    origin, args = get_origin(hint), [inner for inner in get_args(hint) if inner is not type(None)]
     if is_misread(hint, value):
-        raise ConfigError(f"{dotted}: a truth value where {_words(hint)} is expected, given {value}. {YAML_TRUTH}")
+        raise ConfigError(f"{dotted}: expected {_type_name(hint)}, got the boolean {value}. {YAML_TRUTH}")
     if isinstance(hint, type) and is_dataclass(hint):
-        return _check_keys(hint, value, dotted, usual if isinstance(usual, hint) else None)
-    if origin in (Union, UnionType) and len(inside) == 1 and value is not None:
-        return _checked_value(inside[0], value, dotted, usual)
+        return _check_keys(hint, value, dotted, default if isinstance(default, hint) else None)
+    if origin in (Union, UnionType) and len(args) == 1 and value is not None:
+        return _checked_value(args[0], value, dotted, default)
     if origin in (tuple, list) and isinstance(value, tuple | list):
-        hints = inside[:1] * len(value) if origin is list or Ellipsis in inside else inside
+        hints = args[:1] * len(value) if origin is list or Ellipsis in args else args
         pairs = enumerate(zip(hints, value, strict=False))
         return [*(_checked_value(*pair, f"{dotted}.{number}") for number, pair in pairs), *value[len(hints) :]]
     if origin in (dict, Mapping) and isinstance(value, Mapping):
-        return {key: _checked_value(get_args(hint)[1], each, f"{dotted}.{key}") for key, each in value.items()}
+        return {key: _checked_value(get_args(hint)[1], inner, f"{dotted}.{key}") for key, inner in value.items()}
     return value
 
 
@@ -289,10 +289,10 @@ def _describe(item: Any, path: str) -> str:
     """Describe one error of the validator in one line."""
     dotted = ".".join([path, *map(str, item["loc"])] if path else map(str, item["loc"]))
     whole = isinstance(item["input"], Mapping)  # fields that do not fit together: the message names them
-    given = "" if whole or not item["loc"] or item["type"] == "missing" else f", given {item['input']!r}"
-    told = item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as [1, 2]")  # in terms of YAML
-    return f"{dotted or 'the config'}: {told}{given}"
+    got = "" if whole or not item["loc"] or item["type"] == "missing" else f", got {item['input']!r}"
+    text = item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list such as [1, 2]")  # in YAML terms
+    return f"{dotted or 'the config'}: {text}{got}"
 
 
-def _words(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

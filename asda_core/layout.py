@@ -76,14 +76,14 @@ class TokenLayout:
 
     def with_class_token(self, column: int, count: int = 1) -> "TokenLayout":
         """The layout with `count` class tokens inserted at `column`, adjacent to any existing ones."""
-        there = 0 if self.class_column is None else self.class_count
+        num_existing = 0 if self.class_column is None else self.class_count
         first = column if self.class_column is None else min(column, self.class_column)
-        assert self.class_column is None or column in (first, first + there), "class tokens stand side by side"
+        assert self.class_column is None or column in (first, first + num_existing), "class tokens must be adjacent"
         index = insert_column(self.index, self.index.new_full((len(self.index), count), CLASS_TOKEN), column)
         padding = self.padding
         if padding is not None:
             padding = insert_column(padding, padding.new_zeros(len(index), count), column)
-        return replace(self, index=index, padding=padding, class_column=first, class_count=there + count)
+        return replace(self, index=index, padding=padding, class_column=first, class_count=num_existing + count)
 
     def without_class_token(self) -> "TokenLayout":
         """The layout without the class tokens; itself if there are none."""
@@ -98,8 +98,8 @@ class TokenLayout:
         if self.class_column is None:
             return values
         after = self.class_column + self.class_count
-        behind = values.narrow(axis, after, values.shape[axis] - after)
-        return torch.cat([values.narrow(axis, 0, self.class_column), behind], dim=axis)
+        rest = values.narrow(axis, after, values.shape[axis] - after)
+        return torch.cat([values.narrow(axis, 0, self.class_column), rest], dim=axis)
 
     def only_class(self, values: Tensor, axis: int = 1) -> Tensor:
         """`values` of the class tokens alone; empty along `axis` if there are none."""
@@ -110,8 +110,8 @@ class TokenLayout:
     def with_class(self, patches: Tensor, class_tokens: Tensor, axis: int = 1) -> Tensor:
         """Recombine the values of the patches and of the class tokens."""
         column = self.class_column or 0
-        behind = patches.narrow(axis, column, patches.shape[axis] - column)
-        return torch.cat([patches.narrow(axis, 0, column), class_tokens, behind], dim=axis)
+        rest = patches.narrow(axis, column, patches.shape[axis] - column)
+        return torch.cat([patches.narrow(axis, 0, column), class_tokens, rest], dim=axis)
 
     def reversed(self) -> "TokenLayout":
         """The layout of the reversed sequence."""
@@ -123,8 +123,8 @@ class TokenLayout:
 
     def frequency_order(self) -> Int[Tensor, "batch tokens"]:
         """Columns of the patches, sorted by band and within a band by time step."""
-        place: Tensor = self.band * self.grid[0] + self.time
-        return place.argsort(dim=1, stable=True)
+        rank: Tensor = self.band * self.grid[0] + self.time
+        return rank.argsort(dim=1, stable=True)
 
 
 def mean_over_valid(values: Float[Tensor, "batch *heads tokens width"], layout: TokenLayout) -> Tensor:

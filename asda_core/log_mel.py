@@ -73,8 +73,8 @@ class LogMel(nn.Module):
         self.hop_samples = int(sample_rate * config.hop_ms / 1000)
         if self.window_samples < LEAST_WINDOW or self.hop_samples < 1:
             raise ConfigError(
-                f"front_end.options.window_ms and hop_ms must hold {LEAST_WINDOW} samples and one at {sample_rate} Hz, "
-                f"not {config.window_ms} and {config.hop_ms}."
+                f"front_end.options.window_ms and hop_ms must span at least {LEAST_WINDOW} samples and 1 sample at "
+                f"{sample_rate} Hz, not {config.window_ms} ms and {config.hop_ms} ms."
             )
         self.fft_samples = 1 << (self.window_samples - 1).bit_length()  # next power of two
         self.mean, self.std = config.mean, config.std
@@ -95,8 +95,8 @@ class LogMel(nn.Module):
             raise ConfigError(f"{audio.shape[1]} samples are less than one window of {self.window_samples}.")
         frames = audio.unfold(1, self.window_samples, self.hop_samples)  # (B, T, window)
         frames = frames - frames.mean(dim=2, keepdim=True)
-        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
-        spectrum = torch.fft.rfft((frames - PREEMPHASIS * before) * self.window, n=self.fft_samples)
+        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+        spectrum = torch.fft.rfft((frames - PREEMPHASIS * previous) * self.window, n=self.fft_samples)
         power = spectrum.real.square() + spectrum.imag.square()  # (B, T, fft/2 + 1)
         log_mel = (power @ self.mel).clamp(min=LOG_FLOOR).log()
         normalised: Tensor = (log_mel - self.mean) / (2 * self.std)

@@ -21,9 +21,9 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module("asda_hear.api"), name)
-    globals()[name] = found  # later accesses skip this function
-    return found
+    function = getattr(import_module("asda_hear.api"), name)
+    globals()[name] = function  # later accesses skip this function
+    return function
 
 
 def __dir__() -> list[str]:

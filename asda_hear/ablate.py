@@ -20,9 +20,9 @@ def run_ablate(parsed: argparse.Namespace) -> None:
     if parsed.jobs < 1 or (parsed.submit is not None and parsed.submit < 1):
         raise ConfigError("--jobs and --submit must be at least 1.")
     if parsed.submit is None and (parsed.detach or parsed.cluster_set):
-        raise ConfigError("--detach and --cluster-set belong to --submit.")
+        raise ConfigError("--detach and --cluster-set require --submit.")
     if parsed.submit is not None and (parsed.shard != Shard() or parsed.jobs > 1):
-        raise ConfigError("--submit makes jobs that share the plan; it goes without --shard and --jobs.")
+        raise ConfigError("--submit cannot be combined with --shard or --jobs: its jobs share the plan.")
     plan = load_plan(parsed.plan)
     out = parsed.out or RESULTS / parsed.plan.stem
     work = prepare(plan, out, progress=not parsed.worker, store=parsed.store)
@@ -38,7 +38,7 @@ def run_ablate(parsed: argparse.Namespace) -> None:
         raise
     if not parsed.worker:
         print(write_report(work, rows), end="")
-        print(f"written to {out}: {PAGE_FILE}, and tables beside it", file=sys.stderr)
+        print(f"wrote {PAGE_FILE} and tables to {out}", file=sys.stderr)
 
 
 def _rows(work: PlanWork, parsed: argparse.Namespace) -> list[ResultRow]:

@@ -51,12 +51,12 @@ def load_model(
     plugins = catalog or installed_catalog()
     if str(model_file_path) == LOG_MEL:
         if parsed.weights == "teacher":
-            raise ConfigError(f"weights teacher: {LOG_MEL} is no trained model, and has none.")
+            raise ConfigError(f"weights teacher: {LOG_MEL} is not a trained model and has no teacher.")
         with torch.device("cpu"):
             return _baseline(plugins, parsed)
     opened = open_encoder(model_file_path, plugins, parsed.weights)
     if opened.checkpoint is not None:
-        parsed = _suited(parsed, opened.checkpoint)
+        parsed = _with_recommended(parsed, opened.checkpoint)
     return model_from(opened.front_end, opened.encoder, opened.config.data.clip_seconds, parsed)
 
 
@@ -89,22 +89,22 @@ def _baseline(plugins: Catalog, options: HearOptions) -> HearModel:
         ConfigError: `layers` is given.
     """
     if options.layers is not None:
-        raise ConfigError(f"layers: {LOG_MEL} is no model and has none.")
-    front_end, usual = build_front_end(plugins, PluginChoice(LOG_MEL)), RunConfig()
+        raise ConfigError(f"layers: {LOG_MEL} has no encoder and therefore no layers.")
+    front_end, defaults = build_front_end(plugins, PluginChoice(LOG_MEL)), RunConfig()
     pooling = options.scene_pooling or USUAL_POOLING
-    backbone = LogMelBackbone(front_end.num_bins, usual.encoder.patch_frames, pooling)
-    return HearModel(front_end, backbone, usual.data.clip_seconds, options)
+    backbone = LogMelBackbone(front_end.num_bins, defaults.encoder.patch_frames, pooling)
+    return HearModel(front_end, backbone, defaults.data.clip_seconds, options)
 
 
-def _suited(options: HearOptions, checkpoint: Checkpoint) -> HearOptions:
+def _with_recommended(options: HearOptions, checkpoint: Checkpoint) -> HearOptions:
     """Fill in unset options with those that the checkpoint recommends.
 
     Raises:
         ConfigError: the checkpoint recommends something that is not a valid option.
     """
-    suited = parse(HearOptions, checkpoint.embedding, f"{checkpoint.file}: embedding")
-    stated = {name: value for name, value in asdict(options).items() if value is not None}
-    return replace(suited, **stated)
+    recommended = parse(HearOptions, checkpoint.embedding, f"{checkpoint.file}: embedding")
+    explicit = {name: value for name, value in asdict(options).items() if value is not None}
+    return replace(recommended, **explicit)
 
 
 def get_scene_embeddings(

@@ -26,22 +26,22 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     build = commands.add_parser("build", help="from a folder per class, or from a CSV and a folder of audio")
     build.add_argument("name", help="name of the task, as in esc10")
-    build.add_argument("audio", type=Path, help="folder per class, or with --csv the folder of the files it names")
+    build.add_argument("audio", type=Path, help="folder of class folders, or with --csv the folder of its audio files")
     build.add_argument("--out", type=output_folder, required=True, help="folder of tasks")
     build.add_argument("--csv", type=Path, help="table with a header: a row per clip, or per event")
-    build.add_argument("--file-column", default="filename", help="of --csv (default: filename)")
-    build.add_argument("--label-column", default="label", help="of --csv (default: label)")
+    build.add_argument("--file-column", default="filename", help="column of --csv with file names (default: filename)")
+    build.add_argument("--label-column", default="label", help="column of --csv with labels (default: label)")
     build.add_argument(
         "--label-separator", default="", metavar="TEXT",
-        help="between labels (default: ; or with --multilabel a comma, in a column called by a plural, as labels)",
+        help="separator of labels (default: ; or with --multilabel a comma if the column name is a plural, as labels)",
     )  # fmt: skip
     build.add_argument(
         "--split-column",
         default="",
         help="column with the fold, or train/valid/test by their usual names (default: draw a split)",
     )
-    build.add_argument("--start-column", default="start", help="of events, in seconds (default: start)")
-    build.add_argument("--end-column", default="end", help="of events, in seconds (default: end)")
+    build.add_argument("--start-column", default="start", help="column of event starts, in seconds (default: start)")
+    build.add_argument("--end-column", default="end", help="column of event ends, in seconds (default: end)")
     for part in TRAIN_VALID_TEST:
         build.add_argument(
             f"--{part}", default="", metavar="A,B", help=f"values of the split column that count as {part}"
@@ -61,10 +61,10 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         help="heareval's metrics, the primary one first: top1_acc, mAP, aucroc, d_prime, pitch_acc, chroma_acc, "
-        "event_onset_200ms_fms, segment_1s_er (default: by the kind of labels)",
+        "event_onset_200ms_fms, segment_1s_er (default: depends on the kind of labels)",
     )
     build.set_defaults(run="asda_hear.evaluate.task_commands:run_build")
-    check = commands.add_parser("check", help="check all that heareval will read, of tasks or folders of tasks")
+    check = commands.add_parser("check", help="check everything that heareval reads from tasks or folders of tasks")
     check.add_argument("folders", type=Path, nargs="+", help="task folders, or folders of tasks")
     check.set_defaults(run="asda_hear.evaluate.task_commands:run_check")
     resample = commands.add_parser("resample", help="add audio at another sampling rate")
@@ -90,12 +90,10 @@ def add_ablate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument(
-        "--shard", type=read_shard, default=Shard(), metavar="I/N", help="do only part I of N, counted from 1"
+        "--shard", type=read_shard, default=Shard(), metavar="I/N", help="run only shard I of N, counted from 1"
     )
-    parser.add_argument("--submit", type=int, metavar="N", help="hand the plan to a cluster as N jobs (extra: slurm)")
-    parser.add_argument(
-        "--cluster", default="slurm", choices=["slurm", "local"], help="kind of cluster (default: slurm)"
-    )
+    parser.add_argument("--submit", type=int, metavar="N", help="submit the plan to a cluster as N jobs (extra: slurm)")
+    parser.add_argument("--cluster", default="slurm", choices=["slurm", "local"], help="cluster type (default: slurm)")
     parser.add_argument("--detach", action="store_true", help="with --submit: do not wait for the jobs")
     parser.add_argument(
         "--cluster-set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
@@ -130,11 +128,11 @@ def add_look(parser: argparse.ArgumentParser) -> None:
         "--query",
         default="default",
         metavar="class|mean|SECONDS,HZ",
-        help="whose attention: the class token, the mean of all tokens, or the patch at a time of the file and a "
-        "frequency (default: class, or mean where there is no class token)",
+        help="query whose attention is shown: the class token, the mean over all tokens, or the patch at a time in the "
+        "file and a frequency (default: class, or mean if there is no class token)",
     )
     parser.add_argument(
-        "--at", type=float, default=0.0, metavar="SECONDS", help="where in the file the excerpt begins (default: 0)"
+        "--at", type=float, default=0.0, metavar="SECONDS", help="start of the excerpt in the file (default: 0)"
     )
     parser.add_argument(
         "--snr",

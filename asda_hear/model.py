@@ -103,9 +103,9 @@ class HearModel(nn.Module):
                     steps = self.backbone(features)
                 averaging.add(steps, window.keep_from, window.keep_to)
             scenes.append(self.backbone.pool_scene(averaging.average()))
-        found = torch.cat(scenes).float()
-        check_answer(found)
-        return found
+        embeddings = torch.cat(scenes).float()
+        check_answer(embeddings)
+        return embeddings
 
     @torch.no_grad()
     def timestamps(
@@ -169,18 +169,18 @@ class HearModel(nn.Module):
             ConfigError: the model was cast, as by `model.half()`.
         """
         if not isinstance(audio, Tensor):
-            raise AudioError(f"audio must be a torch tensor, not {type(audio).__name__}; torch.from_numpy makes one.")
-        if audio.ndim != 2 or 0 in audio.shape:
             raise AudioError(
-                f"audio must have the shape (n_sounds, n_samples), none of them 0, not {tuple(audio.shape)}."
+                f"audio must be a torch tensor, not {type(audio).__name__}; convert it with torch.from_numpy."
             )
+        if audio.ndim != 2 or 0 in audio.shape:
+            raise AudioError(f"audio must have shape (n_sounds, n_samples), both at least 1, not {tuple(audio.shape)}.")
         if not audio.is_floating_point():
             raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
         check_samples(audio, "the audio")
         first = next(chain(self.parameters(), self.buffers()))
         if first.dtype != torch.float32:
-            cast = f"the model was cast to {first.dtype}, or loaded with that as torch's default type"
-            raise ConfigError(f"{cast}; load_model takes precision='bfloat16' instead.")
+            cast = f"the model was cast to {first.dtype}, or loaded with it as torch's default dtype"
+            raise ConfigError(f"{cast}; use load_model(precision='bfloat16') instead.")
         return audio.to(first.device, torch.float32)
 
 

@@ -19,10 +19,10 @@ def find_model(model: str | os.PathLike[str]) -> Path:
         CheckpointError: nothing is found.
     """
     name = os.fspath(model)
-    found = DEFAULT_WEIGHTS if not name or is_package_model(name) else find_config(Path(model))
-    if not found.exists() and found.suffix not in CONFIG_SUFFIXES:
-        named = unknown("model", os.fspath(model), [LOG_MEL, *shipped_configs()])
+    file = DEFAULT_WEIGHTS if not name or is_package_model(name) else find_config(Path(model))
+    if not file.exists() and file.suffix not in CONFIG_SUFFIXES:
+        unknown_name = unknown("model", os.fspath(model), [LOG_MEL, *shipped_configs()])
         raise CheckpointError(
-            f"no checkpoint at {model}: expected {CHECKPOINTS}, or a config (.yaml); by name: {named}"
+            f"no checkpoint at {model}: expected {CHECKPOINTS}, or a config (.yaml); by name: {unknown_name}"
         )
-    return found
+    return file

@@ -55,7 +55,7 @@ def open_encoder(model: str | os.PathLike[str], catalog: Catalog, weights: Weigh
     with torch.device("cpu"):  # whatever the caller's default device is
         if file.suffix in CONFIG_SUFFIXES:
             if weights == "teacher":
-                raise ConfigError(f"weights teacher: {model} is no trained model, and has none.")
+                raise ConfigError(f"weights teacher: {model} is not a trained model and has no teacher.")
             config = load_run_config(file)
             parts = build_parts(catalog, config)
             return OpenedEncoder(file, config, parts.front_end.eval(), parts.encoder.eval(), None)

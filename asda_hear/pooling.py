@@ -127,14 +127,14 @@ class EncoderBackbone(nn.Module):
         """Return the summary and the steps of a window."""
         encoded: Encoded = self.encoder(features, self.layers, layers=False)
         last = self.encoder.config.depth
-        side_by_side = [encoded.tokens if layer == last else encoded.outputs[layer] for layer in self.layers]
-        tokens = torch.cat(side_by_side, dim=-1).float()
+        outputs = [encoded.tokens if layer == last else encoded.outputs[layer] for layer in self.layers]
+        tokens = torch.cat(outputs, dim=-1).float()
         steps = tokens.reshape(len(features), *encoded.layout.grid, -1)  # (B, T', bands, D)
-        mean, apart = steps.mean(dim=2), steps.flatten(2)
+        mean, concatenated = steps.mean(dim=2), steps.flatten(2)
         return Steps(
             encoded.summary.float(),
-            apart if self.scene_pooling in BAND_BY_BAND else mean,
-            apart if self.timestamp_pooling == "concat" else mean,
+            concatenated if self.scene_pooling in BAND_BY_BAND else mean,
+            concatenated if self.timestamp_pooling == "concat" else mean,
         )
 
     def pool_scene(self, average: Average) -> Float[Tensor, "batch size"]:
@@ -163,8 +163,8 @@ def layers_of(encoder: Encoder, layers: Sequence[int] | None) -> Sequence[int]:
     valid = range(0, depth + 1, 1 if encoder.config.wiring == "sequential" else 2)
     if not layers or len(set(layers)) < len(layers) or any(layer not in valid for layer in layers):
         raise ConfigError(
-            f"layers must be different numbers among {', '.join(map(str, valid))}, not {list(layers)}: "
-            f"0 is what enters the first block, {depth} the output of the last."
+            f"layers must be one or more different ones of {', '.join(map(str, valid))}, not {list(layers)}: "
+            f"0 is the input of the first block, {depth} the output of the last."
         )
     return layers
 

@@ -49,17 +49,17 @@ def shared_work(
     Yields:
         each item as it ends, and its result or failure.
     """
-    left = list(items)
-    while left:
-        before = len(left)
-        for item in list(left):
+    remaining = list(items)
+    while remaining:
+        num_before = len(remaining)
+        for item in list(remaining):
             if time.monotonic() > until:
                 return
             outcome = attempt(item)
             if outcome is not None:
-                left.remove(item)
+                remaining.remove(item)
                 yield item, outcome
-        if len(left) == before:
+        if len(remaining) == num_before:
             time.sleep(POLL_SECONDS)
 
 
@@ -102,11 +102,11 @@ def attempt_alone(
 
 def write_failure(file: Path, error: Exception) -> str:
     """Write an error to a file; return the first line of it, which has the type and message."""
-    told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    first = f"{type(error).__name__}: {told}"
-    text = f"{first}\n\n{''.join(traceback.format_exception(error))}"
+    message = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    first_line = f"{type(error).__name__}: {message}"
+    text = f"{first_line}\n\n{''.join(traceback.format_exception(error))}"
     write_text(file, text.encode(errors="backslashreplace").decode())  # file names may hold any bytes
-    return first
+    return first_line
 
 
 def read_failure(file: Path, since: float = 0.0) -> str:

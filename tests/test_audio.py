@@ -73,12 +73,12 @@ def bad_file(folder: Path, kind: str) -> Path:
     ("kind", "message"),
     [
         ("empty", r"cannot read .*empty.wav: it is empty \(0 bytes\)"),
-        ("text", r"cannot read .*text.wav: it is no audio that libsndfile knows"),
+        ("text", r"cannot read .*text.wav: it is damaged, or not an audio format that libsndfile supports"),
         ("nan", r"cannot use .*nan.wav: 1 samples are NaN or infinite, the first at index \[1\]"),
         ("silent_header", "no samples"),
         ("folder", "it is a folder"),
         ("truncated", "damaged"),
-        ("missing", "no such file"),
+        ("missing", "it does not exist"),
     ],
 )
 def test_bad_files(tmp_path: Path, kind: str, message: str) -> None:
@@ -88,7 +88,7 @@ def test_bad_files(tmp_path: Path, kind: str, message: str) -> None:
 
 def test_absurd_samples(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "wild.wav", np.array([0.0, 1e25]), 16_000, subtype="FLOAT")
-    with pytest.raises(AudioError, match=r"samples reach 1e\+25, where \[-1, 1\] is expected"):
+    with pytest.raises(AudioError, match=r"samples reach 1e\+25, expected \[-1, 1\]"):
         read_audio(tmp_path / "wild.wav", 16_000)
 
 
@@ -109,7 +109,7 @@ def test_a_streamed_file_does_not_tell_its_length(tmp_path: Path) -> None:
     content[22:26] = bytes(4)
     file.write_bytes(content)
     for ask in (length_and_rate, lambda name: read_audio(name, 16_000)):
-        with pytest.raises(AudioError, match="its header does not tell its length"):
+        with pytest.raises(AudioError, match="its header does not state its length"):
             ask(file)
 
 
@@ -158,7 +158,7 @@ def test_a_header_that_tells_too_much(tmp_path: Path) -> None:
     damaged[21] |= 0x0F  # the upper four of the 36 bits of STREAMINFO's number of samples
     file.write_bytes(bytes(damaged))
     assert length_and_rate(file)[0] >= 1 << 35
-    with pytest.raises(AudioError, match="its header tells of|damaged"):
+    with pytest.raises(AudioError, match="its header states .* samples, too many for memory|damaged"):
         read_audio(file, 16_000)
 
 
@@ -183,6 +183,6 @@ def test_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "a.wav"
     os.mkfifo(pipe)
-    with pytest.raises(AudioError, match="it is no file, but a pipe or a device"):
+    with pytest.raises(AudioError, match="it is not a regular file, but a pipe or a device"):
         read_audio(pipe, 16_000)
     assert ends(pipe) == ""

@@ -64,7 +64,7 @@ def test_the_same_content_is_the_same_bytes(file: Path, catalog: Catalog, tiny: 
 def test_whole_numbers_are_no_weights(file: Path, catalog: Catalog) -> None:
     tensors = load_file(file)
     tensors["encoder.input_norm.weight"] = tensors["encoder.input_norm.weight"].long()
-    with pytest.raises(CheckpointError, match=r"input_norm\.weight holds torch\.int64, not torch\.float32"):
+    with pytest.raises(CheckpointError, match=r"input_norm\.weight has dtype torch\.int64, not torch\.float32"):
         load_encoder(read_checkpoint(change(file, tensors)), catalog)
     tensors["encoder.input_norm.weight"] = tensors["encoder.input_norm.weight"].half()  # as a smaller file holds them
     load_encoder(read_checkpoint(change(file, tensors)), catalog)
@@ -103,7 +103,7 @@ def test_truncated(file: Path) -> None:
 
 def test_a_strangers_safetensors(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="no checkpoint of asda"):
+    with pytest.raises(CheckpointError, match="not an asda checkpoint"):
         read_checkpoint(tmp_path / "other.safetensors")
 
 
@@ -132,7 +132,7 @@ def test_missing_plugin_names_the_package(file: Path) -> None:
 
 @pytest.mark.parametrize("metadata", [{"config": '{"newkey": 1}'}, {"config": "no json"}, {"step": "many"}])
 def test_strange_metadata_names_the_file(file: Path, metadata: dict[str, str]) -> None:
-    with pytest.raises(CheckpointError, match="changed.safetensors: .*, which is written beside the tensors"):
+    with pytest.raises(CheckpointError, match="changed.safetensors: cannot read .* in its metadata"):
         read_checkpoint(change(file, load_file(file), **metadata))
 
 
@@ -192,7 +192,7 @@ def test_labels_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert labelled_path("--model", "mine=runs/x=y") == ("mine", "runs/x=y")
     assert labelled_path("--model", "a=b") == ("", "a=b")  # a folder that is there
     assert labelled_path("--model", "runs/x") == ("", "runs/x")
-    for text, message in (("mine=", "behind 'mine' there is no path"), ("=runs/x", "cannot be a label")):
+    for text, message in (("mine=", "no path after 'mine'"), ("=runs/x", "cannot be a label")):
         with pytest.raises(ConfigError, match=f"--model '{text}'.*{message}"):
             labelled_path("--model", text)
 

@@ -82,7 +82,7 @@ def test_show(config: Path, capsys: Capture) -> None:
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed)["encoder"]["dim"] == 32
     assert "# signature" in printed
-    assert "parameters that train" in printed
+    assert "trainable parameters" in printed
 
 
 def test_show_of_a_model_whose_objective_is_gone(
@@ -108,11 +108,11 @@ def test_show_of_a_model_whose_objective_is_gone(
     [
         ("encoder: {lamda: 1}", "steps=1", "unknown config key 'lamda'"),
         ("", "stepz=1", "unknown config key 'stepz'. Did you mean 'steps'?"),
-        ("", "steps", "must look like key=value"),
+        ("", "steps", "must have the form key=value"),
         ("", "seed=[1", "is not YAML"),
-        ("", "seed.x=1", "seed is the value 1 and has no key 'x'"),
+        ("", "seed.x=1", "seed has the value 1, which has no key 'x'"),
         ("", "seed=-1", "seed must not be negative"),
-        ("", "steps=yes", "a truth value where int is expected, given True. YAML 1.1 reads yes"),
+        ("", "steps=yes", "expected int, got the boolean True. YAML 1.1 reads yes"),
         ("", "data.clip_seconds=.nan", "data.clip_seconds must be a finite number"),
         ("", "optimizer.betas=[2, 3]", r"betas must lie in [0, 1)"),
         ("", "encoder.num_heads=0", "encoder.num_heads must be positive"),
@@ -141,13 +141,13 @@ def test_a_device_or_folder_that_is_none(config: Path, audio_folder: Path, tmp_p
     assert main([*command, str(tmp_path / "run"), "--device", "bla"]) == EXIT_ERROR
     assert "the device 'bla' cannot be used here" in capsys.readouterr().err
     assert main([*command, str(config), "--device", "cpu"]) == EXIT_ERROR
-    assert capsys.readouterr().err == f"error: {config} is a file, and a folder to write to is wanted.\n"
+    assert capsys.readouterr().err == f"error: {config} is a file; expected an output folder.\n"
 
 
 def test_a_folder_without_a_name(config: Path, audio_folder: Path, capsys: Capture) -> None:
     """As of a variable of the shell that is not set."""
     assert main(["pretrain", str(config), "--data", str(audio_folder), "--out", ""]) == EXIT_ERROR
-    assert "the name of the folder to write to is empty" in capsys.readouterr().err
+    assert "the name of the output folder is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_folder_without_a_name(config: Path, audio_folder: Path, capsys: Captu
 def test_what_is_empty_is_no_folder(arguments: list[str], option: str, capsys: Capture) -> None:
     """As of a variable of the shell that is not set: it would be the current folder, or the package's model."""
     assert main([*arguments]) == EXIT_ERROR
-    assert f"what is given to {option} is empty" in capsys.readouterr().err
+    assert f"an argument of {option} is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["show", "pretrain"])
@@ -178,8 +178,8 @@ def test_what_has_no_effect_is_told(config: Path, audio_folder: Path, tmp_path: 
     command += ["--out", str(tmp_path / "run"), "--device", "cpu", "--set", "steps=0", "data.shuffle_clips=5"]
     assert main(command) == 0
     told = capsys.readouterr().err
-    assert "warning: data.shuffle_clips is of streamed shards" in told
-    assert "warning: 1 of 6 files are named more than once" in told
+    assert "warning: data.shuffle_clips applies to streamed shards only" in told
+    assert "warning: 1 of 6 files are listed more than once" in told
 
 
 @pytest.mark.parametrize("words", [
@@ -190,7 +190,7 @@ def test_what_has_no_effect_is_told(config: Path, audio_folder: Path, tmp_path: 
 def test_a_file_where_a_folder_is_wanted(words: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").write_text("")
     assert main(words.format(tmp_path / "file").split()) == EXIT_ERROR
-    assert capsys.readouterr().err == f"error: {tmp_path / 'file'} is a file, and a folder to write to is wanted.\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'} is a file; expected an output folder.\n"
 
 
 def test_a_disk_that_says_no(config: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -205,12 +205,12 @@ def test_other_audio_in_the_folder_of_a_run(config: Path, audio_folder: Path, tm
     command = ["pretrain", str(config), "--out", str(tmp_path / "run"), "--device", "cpu", "--data"]
     assert main([*command, str(audio_folder)]) == 0
     assert main([*command, str(audio_folder / "sound0.wav")]) == EXIT_ERROR
-    assert "holds a run on other audio files" in capsys.readouterr().err
+    assert "contains a run with other audio files" in capsys.readouterr().err
     for file in audio_folder.glob("*.wav"):  # of the same names and sizes
         audio, rate = soundfile.read(file)
         soundfile.write(file, audio[::-1], rate)
     assert main([*command, str(audio_folder)]) == EXIT_ERROR
-    assert "holds a run on other audio files" in capsys.readouterr().err
+    assert "contains a run with other audio files" in capsys.readouterr().err
 
 
 def test_no_audio(config: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -246,7 +246,7 @@ def test_going_on_with_a_released_model(audio_folder: Path, tmp_path: Path, cata
     for number, config in enumerate((file, tmp_path / "run.yaml")):
         assert main(["pretrain", str(config), "--out", str(tmp_path / f"r{number}"), *more]) == 0
         errors = capsys.readouterr().err
-        assert "begins with the encoder of" in errors
+        assert "initialised with the encoder of" in errors
         assert "with its objective" in errors
         assert "is not less than steps 1" in errors
     tuned = write_fairseq(tmp_path / "tuned.pt", catalog, classes=3).path
@@ -258,7 +258,7 @@ def test_going_on_with_a_released_model(audio_folder: Path, tmp_path: Path, cata
     assert "prints a config that fits" in errors
     wide = ["pretrain", str(file), "--init", str(file), "--out", str(tmp_path / "w"), *more[2:]]
     assert main([*wide, "objective.options.decoder.layers=1"]) == EXIT_ERROR
-    assert "the objective of the run is another one" in capsys.readouterr().err
+    assert "the objective of the run differs from that of the checkpoint" in capsys.readouterr().err
 
 
 def test_devices_are_refused_in_a_line(config: Path, audio_folder: Path, capsys: Capture) -> None:
@@ -333,7 +333,7 @@ def test_the_package_gives_what_it_has_always_given(name: str) -> None:
 def test_what_does_not_train_needs_no_audio(config: Path, tmp_path: Path, capsys: Capture) -> None:
     command = ["pretrain", str(config), "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main(command) == EXIT_ERROR
-    assert "error: --data is missing: say what to train on" in capsys.readouterr().err
+    assert "error: --data is required for training" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main([*command, "--set", "steps=0"]) == 0
     assert (tmp_path / "run" / "model.safetensors").is_file()
@@ -358,7 +358,7 @@ sys.exit(main(["embed", "sound", "--out", "out"]))
 """
     run = subprocess.run([sys.executable, "-c", hook], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == EXIT_STOPPED
-    assert run.stderr == "stopped; the same command resumes after what was finished.\n"
+    assert run.stderr == "stopped; run the same command again to resume.\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -37,7 +37,7 @@ def test_round_trip(tiny: RunConfig, tmp_path: Path) -> None:
         ("stepz: 3", ["unknown config key 'stepz'", "Did you mean 'steps'?"]),
         ("encoder: {dimm: 3}", ["unknown config key 'dimm'", "Did you mean 'dim'?", "at encoder.dimm"]),
         ("encoder: 3", ["encoder must be a mapping", "3"]),
-        ("optimizer: {betas: 3}", ["optimizer.betas: Input should be a list, as [1, 2], given 3"]),
+        ("optimizer: {betas: 3}", ["optimizer.betas: Input should be a list such as [1, 2], got 3"]),
         ("steps: many", ["steps: Input should be a valid integer", "'many'"]),
         ("encoder: {norm: no}", ["encoder.norm", "False", "YAML 1.1", "quote"]),
         ("encoder: {dim: 30}", ["encoder.dim 30 is not a multiple of encoder.num_heads 12"]),
@@ -138,7 +138,7 @@ def test_options_of_a_stranger_come_back_as_they_were() -> None:
         ({"pair": [{"wide": 1}, 1]}, r"at pair.0.wide"),
         ({"scale": math.nan}, "scale must be a finite number, not nan"),
         ({"scale": -math.inf}, "scale must be a finite number, not -inf"),
-        ({"scale": True}, "a truth value where float is expected"),
+        ({"scale": True}, "expected float, got the boolean True"),
         ({"scale": "inf"}, "scale must be a finite number, not inf"),
         ({"numbers": [1.0, "nan"]}, "numbers must be a finite number, not nan"),
         ({"weights": {"a": "inf"}}, "weights must be a finite number, not inf"),
@@ -147,7 +147,7 @@ def test_options_of_a_stranger_come_back_as_they_were() -> None:
         ({"band": [0, -math.inf]}, "band must be a finite number, not -inf"),
         ({"inner": {"limit": -math.inf}}, "inner.limit must be a finite number, not -inf"),
         ({"stages": [{}, {"limit": math.inf}]}, "stages.1.limit must be a finite number, not inf"),
-        ({"numbers": [1.0, True]}, "a truth value where float is expected"),
+        ({"numbers": [1.0, True]}, "expected float, got the boolean True"),
     ],
 )
 def test_wrong_options_of_a_stranger(given: dict[str, object], message: str) -> None:
@@ -188,19 +188,19 @@ def test_changes_do_not_undo_each_other(tiny: RunConfig) -> None:
         ("seed=20240101123456", "seed must be at most 4294967295"),
         ("objective.options.decoder.groups=0", "decoder.groups must be at least 1"),
         ("objective.options.decoder.kernel=2", "decoder.kernel must be odd"),
-        ("objective.options.mask.adjust=-0.5", "mask.adjust -0.5 takes the kept share"),
+        ("objective.options.mask.adjust=-0.5", "mask.adjust -0.5 moves the kept share"),
         ("objective.options.teacher.decay_start=1.5", r"teacher.decay_start must lie in 0\.\.1"),
         ("objective.options.teacher.anneal_steps=-1", "teacher.anneal_steps must be 0 or more"),
-        ("front_end.options.hop_ms=0.01", "must hold 2 samples and one at 16000 Hz"),
+        ("front_end.options.hop_ms=0.01", "must span at least 2 samples and 1 sample at 16000 Hz"),
         ("front_end.options.num_bins=2", "num_bins must be at least 4"),
         ("front_end.options.std=inf", "front_end.options.std must be a finite number, not inf"),
         ("front_end.options.mean=nan", "front_end.options.mean must be a finite number, not nan"),
         ("encoder.mixer.options.output_scale=-Infinity", "output_scale must be a finite number, not -inf"),
         ("objective.options.frame_weight=nan", "frame_weight must be a finite number"),
         ("front_end={name: mfcc, options: {hop_ms: inf}}", "hop_ms must be a finite number"),
-        ("front_end={name: mfcc, options: {window_ms: 0.13}}", "2 samples at 16000 Hz, whose spectrum has no line"),
+        ("front_end={name: mfcc, options: {window_ms: 0.13}}", "2 samples at 16000 Hz: too short for any FFT bin"),
         ("encoder.dim=4000000", "'differential' of these sizes does not fit into memory: 256000000000000 bytes"),
-        ("data.micro_batch=3", r"does not divide batch_size; fitting: \[1, 2\]"),
+        ("data.micro_batch=3", r"does not divide batch_size; valid: \[1, 2\]"),
         ("data.micro_batch=0", "does not divide batch_size"),
     ],
 )
@@ -247,5 +247,5 @@ def test_options_that_no_config_can_hold() -> None:
         value: Any
 
     for value in ({Colour.RED: 1}, {"b", 1}):
-        with pytest.raises(ConfigError, match="an option cannot be written into a config"):
+        with pytest.raises(ConfigError, match="an option cannot be written to a config"):
             to_plain(Options(value))

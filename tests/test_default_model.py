@@ -151,7 +151,7 @@ def test_a_clip_that_is_among_the_recordings_is_found(
     monkeypatch.setattr(sys, "argv", ["overlap.py", str(recordings_folder), str(tmp_path / "clips")])
     recipe["overlap"].main()
     first, _, found, other = capsys.readouterr().out.splitlines()
-    assert first.startswith("2 of 4 clips sought in 0.0 hours of 5 files")
+    assert first.startswith("searched for 2 of 4 clips in 0.0 hours of 5 files")
     likeness, waveform, name, where = found.split(maxsplit=3)
     assert name == "heard.wav,"
     assert where.split(" at ")[0].endswith("rain.wav")
@@ -161,7 +161,7 @@ def test_a_clip_that_is_among_the_recordings_is_found(
     monkeypatch.setattr(sys, "argv", ["overlap.py", str(recordings_folder), str(recordings_folder / "kits")])
     with pytest.raises(SystemExit):
         recipe["overlap"].main()
-    assert "holds no audio of 1.1 s or more" in capsys.readouterr().err
+    assert "contains no audio file of 1.1 s or more" in capsys.readouterr().err
 
 
 def test_what_cannot_be_used_of_the_recordings(recipe: dict[str, ModuleType], recordings_folder: Path) -> None:
@@ -216,10 +216,13 @@ def test_training_stops_and_goes_on_to_the_same_weights(
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not (tmp_path / "parts.safetensors.training").exists()
+    heads = ("--steps", "1", "--start", str(tmp_path / "parts.safetensors"), "--heads-first", "1")
+    frozen = run("heads.safetensors", *heads)
+    assert all(torch.equal(whole[name], frozen[name]) for name in whole)
     begun = run("more.safetensors", "--steps", "0", "--start", str(tmp_path / "parts.safetensors"), "--parts", "words")
     assert all(torch.equal(whole[name], begun[name]) for name in whole)
     (tmp_path / "corpus" / "sounds" / "valid" / "2").mkdir()
-    with pytest.raises(SystemExit, match="sounds is empty or half made"):
+    with pytest.raises(SystemExit, match="sounds is empty or incomplete"):
         run("half.safetensors")
     model = load_model(tmp_path / "parts.safetensors")
     assert model.scene_embedding_size == load_model().scene_embedding_size

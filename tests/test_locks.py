@@ -44,7 +44,7 @@ def test_a_disk_without_locks(
 
     monkeypatch.setattr("filelock.FileLock.acquire", fail)
     with alone_in(tmp_path, LOCK_FILE, "trains in"):
-        assert "knows no locks" in capsys.readouterr().err
+        assert "does not support locks" in capsys.readouterr().err
 
 
 def test_where_processes_share_a_folder_its_disk_must_know_locks(
@@ -54,7 +54,7 @@ def test_where_processes_share_a_folder_its_disk_must_know_locks(
         raise NotImplementedError
 
     monkeypatch.setattr("filelock.FileLock.acquire", fail)
-    with pytest.raises(ConfigError, match="knows no locks .flock., which keep"), locked(tmp_path / "lock"):
+    with pytest.raises(ConfigError, match="does not support locks .flock., which keep"), locked(tmp_path / "lock"):
         pytest.fail("it is not held")
 
 

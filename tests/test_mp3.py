@@ -51,9 +51,9 @@ def test_a_file_that_does_not_tell_its_length(tmp_path: Path, sound: np.ndarray,
     if place == "in a shard":
         file = write_tar(tmp_path / "a.tar", [("no.mp3", content)]) / "no.mp3"
     for _ in range(2):
-        with pytest.raises(AudioError, match="it does not tell its length, and .* would not be read; write it anew"):
+        with pytest.raises(AudioError, match="it does not state its length, and .* would not be read; rewrite it"):
             read_audio(file, 16_000)
-    with pytest.raises(AudioError, match="it does not tell its length"):
+    with pytest.raises(AudioError, match="it does not state its length"):
         StreamedSound(file, 16_000)
 
 

@@ -87,13 +87,13 @@ def test_the_metadata(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Big", "small letters and digits"),
-        ("2x", "small letters and digits"),
-        ("a--b", "small letters and digits"),
-        ("élan", "small letters and digits"),
-        ("class", "a word of Python"),
+        ("Big", "lower-case letters and digits"),
+        ("2x", "lower-case letters and digits"),
+        ("a--b", "lower-case letters and digits"),
+        ("élan", "lower-case letters and digits"),
+        ("class", "a Python keyword"),
         ("null", "YAML reads it as None"),
-        ("standard", "the mixer name 'standard' is taken: asda-hear "),
+        ("standard", "the mixer name 'standard' is taken by asda-hear "),
         ("core", "a module asda_core is installed already"),
     ],
 )
@@ -111,7 +111,7 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert main(["new-plugin", "mine"]) == 0, "an empty folder is filled"
     (folder / "asda_mine.py").write_text("work")
     assert main(["new-plugin", "mine"]) == EXIT_ERROR
-    assert "is there and not empty; nothing was written" in capsys.readouterr().err
+    assert "exists and is not empty; nothing was written" in capsys.readouterr().err
     assert (folder / "asda_mine.py").read_text() == "work"
 
 

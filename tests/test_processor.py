@@ -35,7 +35,7 @@ def test_float32_stays_float32_and_bfloat16_is_asked_for(with_bfloat16: None) ->
 
 def test_a_processor_that_is_slow_in_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "processor", lambda: Processor(wide=False, bfloat16=False))
-    with pytest.warns(UserWarning, match="slower here"), products("cpu", "bfloat16"):
+    with pytest.warns(UserWarning, match="slower than float32"), products("cpu", "bfloat16"):
         pass
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -122,7 +122,7 @@ def test_filling() -> None:
     for clip, frames in ((1, 1), (2, 0), (3, 2)):
         assert torch.equal(filled[clip, :, :frames], features[clip, :, :frames])
         assert torch.allclose(filled[clip, :, frames:], torch.tensor(0.467), atol=1e-3)
-    with pytest.raises(ConfigError, match="does not say what to fill with"):
+    with pytest.raises(ConfigError, match="defines no value to pad with"):
         fill_features(features, torch.tensor([1, 1, 1, 1]), torch.nn.Identity())
 
 
@@ -132,7 +132,7 @@ def test_short_files_are_left_out_and_stereo_is_slowed_down(audio_folder: Path) 
     batch = clips.batch(0)
     assert batch.audio.shape == (5, 32_000)
     assert [path.name for path in clips.skipped] == ["sound3.wav"]  # 2,400 samples
-    assert "2400 samples are fewer than 10000" in clips.skipped[audio_folder / "sound3.wav"]
+    assert "2400 samples are fewer than data.min_samples 10000" in clips.skipped[audio_folder / "sound3.wav"]
     usual = ClipBatches([audio_folder / "sound1.flac"], replace(released, resample_along="time"), 16_000, 1).batch(0)
     slow = ClipBatches([audio_folder / "sound1.flac"], released, 16_000, 1).batch(0)
     assert usual.num_samples.tolist() == [11_200] * 5  # 0.7 s

@@ -117,9 +117,9 @@ def test_tied_weights_are_saved_and_gone_on_with(audio_folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Stateful, "a checkpoint holds tensors alone, and _extra_state is none"),
+        (Stateful, "state_dict may hold only tensors; not a tensor: _extra_state"),
         (Whole, "parameters must be floating point; make order a buffer"),
-        (OneToken, r"strange on \(3, 9\) tokens .*: not finite"),
+        (OneToken, r"strange on \(3, 9\) tokens .*: output is not finite"),
     ],
 )
 def test_mixers(kind: type[Mean], message: str) -> None:
@@ -128,7 +128,7 @@ def test_mixers(kind: type[Mean], message: str) -> None:
 
 
 def test_what_no_checkpoint_can_hold_shows_before_the_training(audio_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match="_extra_state is no tensor: checkpoints hold tensors alone"):
+    with pytest.raises(PluginError, match="_extra_state is not a tensor: checkpoints store only tensors"):
         run_with(tmp_path / "run", audio_folder, STRANGE, asda_mixers=lambda: mixer(Stateful))
     assert not (tmp_path / "run").exists()
 
@@ -160,11 +160,11 @@ class Energies(nn.Module):
     ("fault", "message"),
     [
         ("", ""),
-        ("clip", "frame 3 hears what is outside of its window"),
-        ("next", "a delay of a hop is not one frame|hears what is outside of its window"),
+        ("clip", "frame 3 depends on audio outside its window"),
+        ("next", "a delay of one hop is not one frame|depends on audio outside its window"),
         ("batch", "a clip alone differs"),
         ("double", "torch.float64, not torch.float32"),
-        ("trains", "gain would never train; make it a buffer"),
+        ("trains", "no gradient reaches gain; register as buffers"),
     ],
 )
 def test_front_ends(fault: str, message: str) -> None:
@@ -192,11 +192,11 @@ class Squares(nn.Module):
 
 
 OBJECTIVES: list[tuple[Callable[[Tensor], Any], str]] = [
-    (lambda total: total, "gives Tensor, not Losses"),
-    (lambda total: Losses(total.expand(2), {}), "a total that is a scalar tensor"),
-    (lambda total: Losses(total, {"v": total.expand(3)}), "the objective's part 'v' must be one number"),
-    (lambda total: Losses(total, {"loss": total}), "calls a part of its loss 'loss', which the log has already"),
-    (lambda total: Losses(total, {"step": total}), "calls a part of its loss 'step', which the log has already"),
+    (lambda total: total, "must return Losses, not Tensor"),
+    (lambda total: Losses(total.expand(2), {}), "a scalar tensor as total"),
+    (lambda total: Losses(total, {"v": total.expand(3)}), "part 'v' of the objective's loss must be a single number"),
+    (lambda total: Losses(total, {"loss": total}), "names a part of its loss 'loss', which is a reserved log key"),
+    (lambda total: Losses(total, {"step": total}), "names a part of its loss 'step', which is a reserved log key"),
 ]
 
 
@@ -252,8 +252,8 @@ def begun(folder: Path, audio: Path, what: Callable[[Encoder], None]) -> Path:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (lambda encoder: None, "the adapter brings no parameters"),
-        (replace_token, "puts others in the place of class_token"),
+        (lambda encoder: None, "the adapter adds no parameters, so there is nothing to train"),
+        (replace_token, "replaces or removes encoder parameters: class_token"),
         (fail, r"adapter 'strange' of \(given\) 0 cannot be built: ValueError: boo"),
     ],
 )
@@ -352,7 +352,7 @@ def test_another_version_of_a_plugin_is_another_model(
     assert "visitor" not in weights_identity(str(tmp_path / "other.safetensors"))  # it only trained it
     capsys.readouterr()
     assert main(embedding) == EXIT_ERROR
-    assert "holds embeddings made otherwise" in capsys.readouterr().err
+    assert "holds embeddings with other settings" in capsys.readouterr().err
     assert main([*pretraining, "--out", str(tmp_path / "next"), "--init", str(run)]) == 0
     assert "was made with the mixer 'visiting' of visitor 1.0, and visitor 2.0 is installed" in capsys.readouterr().err
     assert made_by(tmp_path / "next") == "2.0"
@@ -423,7 +423,7 @@ def test_errors_of_another_version_tell_it(
     tune = ["finetune", str(tmp_path / "recipe.yaml"), "--checkpoint", str(start.file), "--data", str(tones)]
     changes = {
         "unknown config key 'factor'": whole.replace("factor: float", "weight: float").replace("o.factor", "o.weight"),
-        "does not fit its config": whole.replace("nn.Linear(dim, dim)", "nn.Sequential(nn.Linear(dim, dim))"),
+        "does not match its config": whole.replace("nn.Linear(dim, dim)", "nn.Sequential(nn.Linear(dim, dim))"),
     }
     for message, text in changes.items():
         module.write_text(text)
@@ -467,10 +467,10 @@ class Lazy(Mean):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Drawn, "state_dict does not hold all that matters"),
+        (Drawn, "state_dict is incomplete"),
         (WildGradient, "gradients are not finite: linear.weight"),
-        (Double, "torch.float64, not torch.float32 as the tokens"),
-        (Lazy, "linear.weight, linear.bias has no size yet"),
+        (Double, "torch.float64, not torch.float32 like the tokens"),
+        (Lazy, "no shape yet: linear.weight, linear.bias"),
     ],
 )
 def test_mixers_that_train_badly(kind: type[Mean], message: str) -> None:
@@ -485,7 +485,7 @@ def test_a_parameter_that_one_layer_does_not_use() -> None:
             made.unused = nn.Parameter(torch.zeros(3))
         return made
 
-    with pytest.raises(AssertionError, match="these parameters never move: unused"):
+    with pytest.raises(AssertionError, match="these parameters do not change in training: unused"):
         check_mixer(MixerSpec("strange", Nothing, build, "for tests", "here"))
 
 
@@ -498,7 +498,7 @@ def test_a_front_end_that_draws_what_it_does_not_save() -> None:
         def forward(self, audio: Tensor) -> Tensor:
             return super().forward(audio) * self.drawn
 
-    with pytest.raises(AssertionError, match="state_dict does not hold all that matters"):
+    with pytest.raises(AssertionError, match="state_dict is incomplete"):
         check_front_end(FrontEndSpec("strange", Nothing, lambda config, context: Random(), "for tests", "here"))
 
 
@@ -528,7 +528,7 @@ def louder_summary(encoder: Encoder) -> None:
 
 @pytest.mark.parametrize(
     ("what", "message"),
-    [(shift, "state_dict does not hold all that matters"), (louder_summary, "attaching changes the output")],
+    [(shift, "state_dict is incomplete"), (louder_summary, "attaching changes the output")],
 )
 def test_adapters_that_are_another_model(what: Callable[[Encoder], None], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
@@ -540,7 +540,7 @@ def test_a_mixer_whose_output_would_be_broadcast(audio_folder: Path, tmp_path: P
         def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
             return super().forward(tokens, layout).mean(1, keepdim=True)
 
-    with pytest.raises(PluginError, match=r"the mixer OneRow made \(\d+, 1, 32\) of tokens of"):
+    with pytest.raises(PluginError, match=r"the mixer OneRow returned shape \(\d+, 1, 32\) for tokens of"):
         run_with(tmp_path / "run", audio_folder, STRANGE, asda_mixers=lambda: mixer(OneRow))
 
 

@@ -12,10 +12,10 @@ from asda_core.settings.strict_yaml import load, parse_value, read_yaml
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: 1\nsteps: 2\n", r"the key 'steps' stands twice \(line 2\)"),
-        ("axes:\n  a: {x: 1}\n  b: 2\n  a: {y: 1}\n", r"the key 'a' stands twice \(line 4\)"),
-        ("axes: {true: 1, on: 2}\n", "the key True stands twice"),
-        ("{? [1]: 2, x: {y: 1, y: 2}}\n", "the key 'y' stands twice"),
+        ("steps: 1\nsteps: 2\n", r"duplicate key 'steps' \(line 2\)"),
+        ("axes:\n  a: {x: 1}\n  b: 2\n  a: {y: 1}\n", r"duplicate key 'a' \(line 4\)"),
+        ("axes: {true: 1, on: 2}\n", "duplicate key True"),
+        ("{? [1]: 2, x: {y: 1, y: 2}}\n", "duplicate key 'y'"),
         ("? [1]\n: 2\n", "unhashable key"),
         ("a: [1\n", "is not YAML"),
         ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
@@ -30,7 +30,7 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_change_of_the_command_line() -> None:
-    with pytest.raises(ConfigError, match="stands twice"):
+    with pytest.raises(ConfigError, match="duplicate key"):
         parse_value("{peak_lr: 1, peak_lr: 2}")
 
 

@@ -122,7 +122,7 @@ def test_adapted_training(adapter: str, catalog: Catalog, audio_folder: Path, tm
     assert all(torch.equal(value, again.tensors[name]) for name, value in adapted.tensors.items())
     following = pretrain(run_of({}, adapter=adapter), files, tmp_path / "on", catalog, progress=False, init=adapted)
     assert read_checkpoint(following).plugins["adapter"]["name"] == adapter
-    with pytest.raises(ConfigError, match="another model"):
+    with pytest.raises(ConfigError, match="the model of the run differs from"):
         pretrain(run_of({}), files, tmp_path / "other", catalog, progress=False, init=adapted)
     assert asda_hear.load_model(str(file), catalog=catalog).scene_embedding_size == 32
 

@@ -23,24 +23,26 @@ def check_front_end(spec: FrontEndSpec[Any], **options: Any) -> None:
     check_state(front_end.eval(), other.eval(), audio)
 
 
-def _check_front_end(called: str, front_end: Any) -> None:
+def _check_front_end(plugin: str, front_end: Any) -> None:
     for name in ("sample_rate", "num_bins", "hop_samples", "window_samples"):
-        assert isinstance(getattr(front_end, name, None), int), f"{called}: attribute {name} must be an int"
+        assert isinstance(getattr(front_end, name, None), int), f"{plugin}: attribute {name} must be an int"
     hop, window = front_end.hop_samples, front_end.window_samples
     audio = 0.1 * torch.randn(2, window + 20 * hop + hop // 2)
     features = front_end(audio)
-    assert features.shape == (2, front_end.num_bins, 21), f"{called}: shape {tuple(features.shape)}"
-    assert features.dtype == torch.float32, f"{called}: {features.dtype}, not torch.float32"
-    learned = [name for name, parameter in front_end.named_parameters() if parameter.requires_grad]
-    assert not learned, f"{called}: {', '.join(learned)} would never train; make it a buffer"
-    assert front_end(torch.zeros(1, window)).isfinite().all(), f"{called}: silence is not finite"
+    assert features.shape == (2, front_end.num_bins, 21), f"{plugin}: shape {tuple(features.shape)}"
+    assert features.dtype == torch.float32, f"{plugin}: {features.dtype}, not torch.float32"
+    trainable = [name for name, parameter in front_end.named_parameters() if parameter.requires_grad]
+    assert not trainable, f"{plugin}: no gradient reaches {', '.join(trainable)}; register as buffers"
+    assert front_end(torch.zeros(1, window)).isfinite().all(), f"{plugin}: the features of silence are not finite"
     delayed = front_end(torch.nn.functional.pad(audio, (hop, 0)))
-    assert torch.allclose(delayed[:, :, 1:], features, atol=1e-4), f"{called}: a delay of a hop is not one frame"
+    assert torch.allclose(delayed[:, :, 1:], features, atol=1e-4), f"{plugin}: a delay of one hop is not one frame"
     for clip in range(len(audio)):
         alone = front_end(audio[clip : clip + 1])
-        assert torch.allclose(alone, features[clip : clip + 1], atol=1e-4), f"{called}: a clip alone differs"
+        assert torch.allclose(alone, features[clip : clip + 1], atol=1e-4), (
+            f"{plugin}: a clip alone differs from it in a batch"
+        )
     for frame in (3, 12):
         changed = 3 * torch.randn_like(audio)  # louder outside the window, so that a dependence on it shows
         changed[:, frame * hop : frame * hop + window] = audio[:, frame * hop : frame * hop + window]
-        moved = (front_end(changed) - features)[:, :, frame].abs().max()
-        assert moved <= 1e-3, f"{called}: frame {frame} hears what is outside of its window (by {moved:.1e})"
+        change = (front_end(changed) - features)[:, :, frame].abs().max()
+        assert change <= 1e-3, f"{plugin}: frame {frame} depends on audio outside its window (by {change:.1e})"

@@ -30,8 +30,8 @@ def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
         mixed = mixer(tokens, layout)
         where = f"{spec.name} on {tuple(layout.index.shape)} tokens of {layout.grid}"
         assert mixed.shape == tokens.shape, f"{where}: shape {tuple(mixed.shape)}, not {tuple(tokens.shape)}"
-        assert mixed.dtype == tokens.dtype, f"{where}: {mixed.dtype}, not {tokens.dtype} as the tokens"
-        assert mixed.isfinite().all(), f"{where}: not finite"
+        assert mixed.dtype == tokens.dtype, f"{where}: {mixed.dtype}, not {tokens.dtype} like the tokens"
+        assert mixed.isfinite().all(), f"{where}: output is not finite"
         _check_independence(mixer, tokens, layout, where)
     _check_padding(mixer, spec.name)
     if not spec.knows_order:
@@ -58,15 +58,15 @@ def _check_independence(mixer: nn.Module, tokens: Tensor, layout: TokenLayout, w
         mixed = mixer(tokens, layout)
         alone = mixer(tokens[:1], replace(layout, index=layout.index[:1]))
         assert torch.allclose(alone, mixed[:1], atol=TOLERANCE), f"{where}: a clip alone differs from it in a batch"
-        heard = 0.0
+        influence = 0.0
         for place in (0, tokens.shape[1] - 1):  # a scan may run in one direction only
             changed = tokens.clone()
             changed[0, place] += torch.randn(DIM)
-            moved = (mixer(changed, layout) - mixed).abs()
-            assert moved[1:].max() <= TOLERANCE, f"{where}: clips influence each other"
-            moved[0, place] = 0
-            heard += float(moved[0].max())
-        assert heard > 0 or tokens.shape[1] == 1, f"{where}: a token hears nothing of the others"
+            change = (mixer(changed, layout) - mixed).abs()
+            assert change[1:].max() <= TOLERANCE, f"{where}: clips influence each other"
+            change[0, place] = 0
+            influence += float(change[0].max())
+        assert influence > 0 or tokens.shape[1] == 1, f"{where}: tokens do not influence each other"
 
 
 def _check_padding(mixer: nn.Module, name: str) -> None:
@@ -87,7 +87,9 @@ def _check_order_is_free(mixer: nn.Module, name: str) -> None:
     tokens = torch.randn(*layout.index.shape, DIM)
     order = torch.randperm(tokens.shape[1])
     with torch.no_grad():
-        there = mixer(tokens, layout)[:, order]
+        expected = mixer(tokens, layout)[:, order]
         column = order.tolist().index(0)
-        here = mixer(tokens[:, order], replace(layout, index=layout.index[:, order], class_column=column))
-    assert torch.allclose(there, here, atol=TOLERANCE), f"{name}: the order of tokens matters; set knows_order=True"
+        permuted = mixer(tokens[:, order], replace(layout, index=layout.index[:, order], class_column=column))
+    assert torch.allclose(expected, permuted, atol=TOLERANCE), (
+        f"{name}: the order of tokens matters; set knows_order=True"
+    )

@@ -36,26 +36,27 @@ def check_saved(module: nn.Module, other: nn.Module, answer: Callable[[Any], Ten
         answer: output of a module that is compared.
     """
     state = module.state_dict()
-    strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    assert not strange, f"a checkpoint holds tensors alone, and {', '.join(strange)} is none"
-    whole = [name for name, parameter in module.named_parameters() if not parameter.is_floating_point()]
-    assert not whole, f"parameters must be floating point; make {', '.join(whole)} a buffer"
+    other_types = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    assert not other_types, f"state_dict may hold only tensors; not a tensor: {', '.join(other_types)}"
+    integral = [name for name, parameter in module.named_parameters() if not parameter.is_floating_point()]
+    assert not integral, f"parameters must be floating point; make {', '.join(integral)} a buffer"
     other.load_state_dict(state)
     with torch.no_grad():
         assert torch.equal(answer(module), answer(other)), (
-            "state_dict does not hold all that matters: make what was drawn a parameter, or a buffer that is saved"
+            "state_dict is incomplete, as a copy loaded from it gives another output: make random tensors parameters "
+            "or persistent buffers"
         )
 
 
 def check_state(module: nn.Module, other: nn.Module, *arguments: Any) -> None:
     """`check_saved` for modules that return a tensor for these arguments."""
-    check_saved(module, other, lambda each: each(*arguments))
+    check_saved(module, other, lambda instance: instance(*arguments))
 
 
 def check_made(module: nn.Module) -> None:
     """Check that all parameters have a shape before the first call: optimisers and checkpoints need it."""
     lazy = [name for name, parameter in module.named_parameters() if is_lazy(parameter)]
-    assert not lazy, f"{', '.join(lazy)} has no size yet; take the sizes from the context"
+    assert not lazy, f"no shape yet: {', '.join(lazy)}; take the sizes from the context"
 
 
 def check_all_parameters_move(module: nn.Module, loss: Any) -> None:
@@ -68,8 +69,8 @@ def check_all_parameters_move(module: nn.Module, loss: Any) -> None:
         value = loss()
         if value.requires_grad:
             value.backward()
-        wild = [name for name, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
-        assert not wild, f"gradients are not finite: {', '.join(wild)}"
+        non_finite = [name for name, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
+        assert not non_finite, f"gradients are not finite: {', '.join(non_finite)}"
         optimizer.step()
-    still = [name for name, parameter in parameters.items() if torch.equal(parameter, before[name])]
-    assert not still, f"these parameters never move: {', '.join(still)}"
+    unchanged = [name for name, parameter in parameters.items() if torch.equal(parameter, before[name])]
+    assert not unchanged, f"these parameters do not change in training: {', '.join(unchanged)}"

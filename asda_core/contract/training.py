@@ -27,8 +27,8 @@ def small_encoder(mixer: MixerSpec[Any] | None = None) -> Encoder:
     config = EncoderConfig(dim=DIM, depth=LAYERS, num_heads=HEADS)
     if mixer is None:
         return Encoder(config, [_Mean() for _ in range(LAYERS)])
-    context = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
-    return Encoder(config, [mixer.build(mixer.config(), one) for one in context])
+    contexts = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
+    return Encoder(config, [mixer.build(mixer.config(), context) for context in contexts])
 
 
 @seeded
@@ -47,14 +47,14 @@ def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = Non
         check_losses(first)
     except PluginError as error:
         raise AssertionError(f"{spec.name}: {error}") from None
-    assert callable(getattr(objective, "after_step", None)), f"{spec.name}: it has no after_step"
-    assert first.total.requires_grad, f"{spec.name}: the total has no gradient"
-    assert torch.equal(first.total, again.total), f"{spec.name}: the same seed gives another loss"
+    assert callable(getattr(objective, "after_step", None)), f"{spec.name}: the method after_step is missing"
+    assert first.total.requires_grad, f"{spec.name}: the total loss does not require a gradient"
+    assert torch.equal(first.total, again.total), f"{spec.name}: the same seed gives different losses"
     for name, value in first.parts.items():
         assert math.isfinite(value), f"{spec.name}: {name} is not finite"
     first.total.backward()
-    deaf = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
-    assert not deaf, f"{spec.name}: no gradient reaches {', '.join(deaf)}"
+    without_gradient = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
+    assert not without_gradient, f"{spec.name}: no gradient reaches {', '.join(without_gradient)}"
     frozen = [p for p in objective.parameters() if not p.requires_grad]
     assert all(p.grad is None for p in frozen), f"{spec.name}: gradients reach a frozen part"
     trained = [*encoder.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
@@ -79,8 +79,8 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
     old = {id(parameter): name for name, parameter in encoder.named_parameters()}
     try:
         new, _ = (
-            attach(spec.build(parse(spec.config, options), AdapterContext(DIM, LAYERS)), each)
-            for each in (encoder, other)
+            attach(spec.build(parse(spec.config, options), AdapterContext(DIM, LAYERS)), base_encoder)
+            for base_encoder in (encoder, other)
         )
     except PluginError as error:
         raise AssertionError(f"{spec.name}: {error}") from None
@@ -88,14 +88,16 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
     for was, now in ((before.tokens, after.tokens), (before.summary, after.summary)):
         assert torch.allclose(now, was, atol=TOLERANCE), f"{spec.name}: attaching changes the output"
     assert {id(p) for p in encoder.parameters() if p.requires_grad} == {id(p) for p in new}, (
-        f"{spec.name}: the base trains"
+        f"{spec.name}: the trainable parameters are not exactly the new ones"
     )
     weight = torch.randn_like(before.tokens)
     train_beside_frozen(encoder)
     check_all_parameters_move(encoder, lambda: (encoder(features).tokens * weight).sum())
     for parameter in encoder.parameters():
         if id(parameter) in old:
-            assert torch.equal(parameter, base[old[id(parameter)]]), f"{spec.name}: {old[id(parameter)]} has changed"
+            assert torch.equal(parameter, base[old[id(parameter)]]), (
+                f"{spec.name}: the base parameter {old[id(parameter)]} has changed"
+            )
     for name, buffer in encoder.named_buffers():
         if name in buffers:
             assert torch.equal(buffer, buffers[name]), f"{spec.name}: the buffer {name} has changed"
@@ -128,8 +130,8 @@ def check_combination(
         losses.total.backward()
         optimizer.step()
         product.after_step(encoder, step + 1)
-    deaf = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
-    assert not deaf, f"{where}: no gradient reaches {', '.join(deaf)}"
+    without_gradient = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without_gradient, f"{where}: no gradient reaches {', '.join(without_gradient)}"
     if adapter is not None:
         changed = [p for p in encoder.parameters() if id(p) in base and not torch.equal(p, base[id(p)])]
         assert not changed, f"{where}: the base has changed"

@@ -40,28 +40,28 @@ def run_pack(parsed: argparse.Namespace) -> None:
     names = ("rate", "format", "keep", "seconds", "shard_mebibytes", "seed", "name")
     options = PackOptions(**{name: getattr(parsed, name) for name in names})
     data = _labelled(parsed.sources, options) if parsed.labelled else None
-    files = _found(parsed.sources) if data is None else [example.file for example in data.examples]
+    files = _find_files(parsed.sources) if data is None else [example.file for example in data.examples]
     about = None if data is None else labels_of(data)
     beside = None if data is None else {PACKED_CLASSES: as_label_file(data)}
     print(f"{len(files)} audio files -> {parsed.out}", file=sys.stderr)
     packed = pack(files, parsed.out, options, parsed.jobs, about=about, beside=beside)
     if packed.skipped:
         where = parsed.out / SKIPPED_FILE
-        parts = ", or parts of them," if parsed.seconds else ""
-        print(f"{len(packed.skipped)} files{parts} were skipped; {where} names them.", file=sys.stderr)
-    use = "asda pretrain CONFIG" if data is None else "asda finetune RECIPE --checkpoint CHECKPOINT"
+        pieces = ", or parts of them," if parsed.seconds else ""
+        print(f"{len(packed.skipped)} files{pieces} were skipped; see {where}.", file=sys.stderr)
+    next_command = "asda pretrain CONFIG" if data is None else "asda finetune RECIPE --checkpoint CHECKPOINT"
     print(
         f"{packed.shards} shards, {packed.clips} clips, {packed.hours:.2f} h, {packed.gibibytes:.3f} GiB "
-        f"({parsed.out / PACK_FILE}): {use} --data {parsed.out}"
+        f"({parsed.out / PACK_FILE}): {next_command} --data {parsed.out}"
     )
 
 
 def _labelled(sources: Sequence[Path], options: PackOptions) -> Labelled:
     require(len(sources) == 1, f"--labelled takes one SOURCE, as `asda finetune --data` does, not {len(sources)}.")
-    pieces = "--seconds would part a clip's pieces between training and test, and repeat its labels; leave it out"
-    require(options.seconds is None, f"{pieces} with --labelled.")
-    source, here = load_source(sources[0])
-    return with_splits(read_labelled(source, here), source)
+    message = "--seconds could split a clip between training and test, and repeats its labels on each piece; omit it"
+    require(options.seconds is None, f"{message} with --labelled.")
+    source, folder = load_source(sources[0])
+    return with_splits(read_labelled(source, folder), source)
 
 
 def labels_of(data: Labelled) -> Mapping[Path, Mapping[str, object]]:
@@ -72,7 +72,10 @@ def labels_of(data: Labelled) -> Mapping[Path, Mapping[str, object]]:
 def as_label_file(data: Labelled) -> str:
     """CSV of index, identifier (if any differs from its name) and name of each class, in the layout of AudioSet's."""
     for name in (*data.classes, *data.names):
-        require(name.isprintable(), f"the class {name!r} has a tab, a line break or the like, which no label file can.")
+        require(
+            name.isprintable(),
+            f"the class {name!r} has unprintable characters (tab, line break, ...); a label file cannot store them.",
+        )
     text = io.StringIO()
     same = data.classes == data.names
     writer = csv.writer(text, lineterminator="\n")
@@ -87,19 +90,19 @@ def run_stats(parsed: argparse.Namespace) -> None:
     require(parsed.jobs > 0, f"--jobs must be at least 1, not {parsed.jobs}.")
     require(parsed.sample is None or parsed.sample > 0, f"--sample must be at least 1, not {parsed.sample}.")
     config = changed(load_run_config(parsed.config) if parsed.config else RunConfig(), parsed.changes)
-    files = _found(parsed.sources)
-    of = len(files)
-    if parsed.sample is not None and parsed.sample < of:
-        drawn = np.random.default_rng(parsed.seed).choice(of, parsed.sample, replace=False)
-        files = [files[number] for number in sorted(drawn.tolist())]
-    found = measure(files, installed_catalog(), config.front_end, config.compat, parsed.jobs)
-    print(json.dumps(as_plain(found, of), indent=2) if parsed.json else as_text(found, of))
+    files = _find_files(parsed.sources)
+    total = len(files)
+    if parsed.sample is not None and parsed.sample < total:
+        sample = np.random.default_rng(parsed.seed).choice(total, parsed.sample, replace=False)
+        files = [files[number] for number in sorted(sample.tolist())]
+    measured = measure(files, installed_catalog(), config.front_end, config.compat, parsed.jobs)
+    print(json.dumps(as_plain(measured, total), indent=2) if parsed.json else as_text(measured, total))
 
 
-def _found(sources: Sequence[Path]) -> list[Path]:
-    found = [file for source in sources for file in find_audio(source)]
-    tell_doubles(found)
-    return found
+def _find_files(sources: Sequence[Path]) -> list[Path]:
+    files = [file for source in sources for file in find_audio(source)]
+    tell_doubles(files)
+    return files
 
 
 def yaml_line(found: Statistics) -> str | None:
@@ -107,8 +110,8 @@ def yaml_line(found: Statistics) -> str | None:
     if not round(found.std, DIGITS):
         return None
     options = {**found.front_end.options, "mean": round(found.mean, DIGITS), "std": round(found.std, DIGITS)}
-    inner = ", ".join(f"{key}: {value}" for key, value in options.items())
-    return f"front_end: {{name: {found.front_end.name}, options: {{{inner}}}}}"
+    pairs = ", ".join(f"{key}: {value}" for key, value in options.items())
+    return f"front_end: {{name: {found.front_end.name}, options: {{{pairs}}}}}"
 
 
 def as_plain(found: Statistics, of: int) -> dict[str, Any]:
@@ -152,7 +155,8 @@ def as_text(found: Statistics, of: int) -> str:
         *(f"          {reason}" for reason in list(found.broken.values())[:FEW]),
         f"features  mean {found.mean:.4f}, std {found.std:.4f} over {found.count:,} values",
         "",
-        plain["yaml"] or "All values are the same: there is no spread to divide by, and nothing for a config.",
+        plain["yaml"]
+        or "All values are the same: the standard deviation is 0, so there is nothing to set in a config.",
     ]
     return "\n".join(lines)
 

@@ -20,16 +20,16 @@ SAMPLED = 256
 
 def ends(file: Path) -> str:
     """Digest of the first and last bytes of an audio file; empty if it cannot be read."""
-    inside = split_member(file)
-    if inside is None and not file.is_file():  # reading a pipe would block
+    member = split_member(file)
+    if member is None and not file.is_file():  # reading a pipe would block
         return ""
     try:
-        place, size = (0, file.stat().st_size) if inside is None else index_of(inside[0]).place(inside[1])
-        with (file if inside is None else inside[0]).open("rb") as opened:
-            opened.seek(place)
-            first = opened.read(min(END_BYTES, size))
-            opened.seek(place + max(0, size - END_BYTES))
-            return hashlib.sha256(first + opened.read(min(END_BYTES, size))).hexdigest()[:DIGEST_DIGITS]
+        offset, size = (0, file.stat().st_size) if member is None else index_of(member[0]).place(member[1])
+        with (file if member is None else member[0]).open("rb") as stream:
+            stream.seek(offset)
+            first = stream.read(min(END_BYTES, size))
+            stream.seek(offset + max(0, size - END_BYTES))
+            return hashlib.sha256(first + stream.read(min(END_BYTES, size))).hexdigest()[:DIGEST_DIGITS]
     except (OSError, AudioError):
         return ""
 
@@ -37,8 +37,8 @@ def ends(file: Path) -> str:
 def sampled_content(files: Sequence[Path]) -> str:
     """Digest of the ends of at most `SAMPLED` files, evenly spaced over a list."""
     count = min(len(files), SAMPLED)
-    told = " ".join(ends(files[number * len(files) // count]) for number in range(count))
-    return text_digest(told)
+    digests = " ".join(ends(files[number * len(files) // count]) for number in range(count))
+    return text_digest(digests)
 
 
 def audio_digest(files: AudioList, begins: str | None = None) -> str:
@@ -49,8 +49,8 @@ def audio_digest(files: AudioList, begins: str | None = None) -> str:
         begins: digest of the weights that the run starts from.
     """
     listed = text_digest(json.dumps(list_identity(files)))
-    held = sampled_content([file for file in files if isinstance(file, Path)])
-    return f"{listed}{'' if begins is None else f' from {begins}'}{CONTENT}{held}"
+    content = sampled_content([file for file in files if isinstance(file, Path)])
+    return f"{listed}{'' if begins is None else f' from {begins}'}{CONTENT}{content}"
 
 
 def same_audio(noted: str, today: str) -> bool:

@@ -32,7 +32,7 @@ class Counts:
         known = self.known.setdefault(shard.address, count)
         if known != count:
             raise AudioError(
-                f"{shard.address} holds {count} clips and held {known}; a run resumes with the same shards only."
+                f"{shard.address} has {count} clips but had {known} before; a run can resume only with the same shards."
             )
         if self.file is not None and new:
             append_line(self.file, json.dumps({"shard": shard.address, "clips": count}))

@@ -35,39 +35,39 @@ def in_manifest(path: Path) -> list[Path]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise AudioError(f"{path} is neither audio by its name nor a text manifest.") from None
+        raise AudioError(f"cannot read {path}: it has no audio suffix and is not a text manifest.") from None
     try:
-        named = _in_table(text)
+        names = _in_table(text)
     except csv.Error as error:
-        raise AudioError(f"cannot read {path}: it is no table or manifest ({error}).") from None
-    if named is not None:
-        return [_as_named(path.parent, name) for name in named]
+        raise AudioError(f"cannot read {path}: it is not a table or manifest ({error}).") from None
+    if names is not None:
+        return [_path_of(path.parent, name) for name in names]
     return list(_line_by_line(path.parent, [line for line in text.splitlines() if line.strip()]))
 
 
 def _line_by_line(root: Path, lines: Sequence[str]) -> Iterator[Path]:
-    beside = root
+    folder = root
     for number, line in enumerate(lines):
         fields = [line.strip(), line.split("\t")[0].strip(), *next(csv.reader([line]))[:1], line.split()[0]]
         name = next((field for field in fields if is_audio(field)), "")
         if fields[0].endswith(TAR_SUFFIX):
             yield from index_of(root / fields[0]).paths()
         elif not name and number == 0:  # a root, or the header of a table
-            named = beside / fields[0]
-            is_header = fields[0].lower() in FILE_COLUMNS and _first_is_there(beside, lines[1:])
-            root = named if named.is_dir() and not is_header else root
+            path = folder / fields[0]
+            is_header = fields[0].lower() in FILE_COLUMNS and _first_exists(folder, lines[1:])
+            root = path if path.is_dir() and not is_header else root
         else:
             yield root / (name or fields[1])  # what is not audio is reported when it is read
 
 
-def _first_is_there(folder: Path, lines: Sequence[str]) -> bool:
+def _first_exists(folder: Path, lines: Sequence[str]) -> bool:
     return bool(lines) and (folder / lines[0].strip()).is_file()
 
 
-def _as_named(root: Path, name: str) -> Path:
+def _path_of(root: Path, name: str) -> Path:
     """Path of a file named in a table: stripped of surrounding spaces, unless a file with these spaces exists."""
-    bare = name.strip()
-    return root / (name if bare != name and os.path.exists(root / name) else bare)
+    stripped = name.strip()
+    return root / (name if stripped != name and os.path.exists(root / name) else stripped)
 
 
 def _in_table(text: str) -> list[str] | None:
@@ -75,9 +75,9 @@ def _in_table(text: str) -> list[str] | None:
     column = _column_of_files(list(itertools.islice(io.StringIO(text, newline=""), LINES_LOOKED_AT)))
     if column is None:
         return None
-    place, delimiter = column
+    index, delimiter = column
     rows = itertools.islice(_rows(io.StringIO(text, newline=""), delimiter), 1, None)
-    return [row[place] for row in rows if len(row) > place and row[place].strip()]
+    return [row[index] for row in rows if len(row) > index and row[index].strip()]
 
 
 def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
@@ -92,13 +92,13 @@ def _column_of_files(lines: Sequence[str]) -> tuple[int, str] | None:
         header, *rows = [*itertools.islice(_rows(lines, delimiter), ROWS_LOOKED_AT + 1)] or [[]]
         if len(header) < 2 or any(is_audio(name.strip()) for name in header):
             continue
-        for place, name in enumerate(header):
-            values = [row[place].strip() for row in rows if len(row) > place]
-            enough = any if place else all  # the first may be part of a path that has a comma
-            if values and name.strip().lower() in FILE_COLUMNS and enough(map(is_audio, values)):
-                return place, delimiter
+        for index, name in enumerate(header):
+            values = [row[index].strip() for row in rows if len(row) > index]
+            quantifier = any if index else all  # the first may be part of a path that has a comma
+            if values and name.strip().lower() in FILE_COLUMNS and quantifier(map(is_audio, values)):
+                return index, delimiter
             if other is None and values and all(map(is_audio, values)) and {len(row) for row in rows} == {len(header)}:
-                other = place, delimiter
+                other = index, delimiter
     return other
 
 
@@ -118,17 +118,17 @@ def in_parquet(path: Path) -> list[Path]:
         names = list(table.schema_arrow.names)
         first = next(table.iter_batches(ROWS_LOOKED_AT), None)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise AudioError(f"cannot read {path}: it is no parquet table, or it is damaged ({error}).") from None
-    looked_at = {} if first is None else first.to_pydict()
-    fitting = [name for name in names if any(_names_audio(value) for value in looked_at.get(name, []))]
-    if not fitting:  # its first cells may be empty
-        fitting = [name for name in names if name.lower() in FILE_COLUMNS and not any(looked_at.get(name, []))]
-    usual = [name for name in fitting if name.lower() in FILE_COLUMNS]
-    if not fitting:
+        raise AudioError(f"cannot read {path}: it is not a parquet table or is damaged ({error}).") from None
+    cells = {} if first is None else first.to_pydict()
+    candidates = [name for name in names if any(_is_audio_name(value) for value in cells.get(name, []))]
+    if not candidates:  # its first cells may be empty
+        candidates = [name for name in names if name.lower() in FILE_COLUMNS and not any(cells.get(name, []))]
+    usual = [name for name in candidates if name.lower() in FILE_COLUMNS]
+    if not candidates:
         raise AudioError(
-            f"{path}: none of its columns {', '.join(names)} names audio files (sound in cells is not read)."
+            f"{path}: no column names audio files (columns: {', '.join(names)}; audio stored in cells is not read)."
         )
-    return list(_in_column(path, parquet, (usual or fitting)[0]))
+    return list(_in_column(path, parquet, (usual or candidates)[0]))
 
 
 def _in_column(path: Path, parquet: object, column: str) -> Iterator[Path]:
@@ -136,5 +136,5 @@ def _in_column(path: Path, parquet: object, column: str) -> Iterator[Path]:
         yield from (path.parent / value for value in batch.column(0).to_pylist() if value)
 
 
-def _names_audio(value: object) -> bool:
+def _is_audio_name(value: object) -> bool:
     return isinstance(value, str) and is_audio(value)

@@ -23,7 +23,7 @@ LEAST_SECONDS = 0.01
 def unfinished(folder: Path) -> str:
     """Message for a folder with an unfinished pack; empty for any other folder."""
     if (folder / PACK_FILE).is_file() and not (folder / SKIPPED_FILE).is_file():
-        return f"the pack {folder} is not finished; the command that began it resumes it."
+        return f"the pack {folder} is not finished; run its `asda data pack` command again to resume it."
     return ""
 
 
@@ -50,18 +50,24 @@ class PackOptions:
     name: str = "train"
 
     def __post_init__(self) -> None:
-        allowed = LEAST_RATE <= self.rate <= MOST_RATE
-        require(allowed, f"--rate must lie in {LEAST_RATE}..{MOST_RATE}, not {self.rate}.")
-        flac = self.format != "flac" or self.rate <= FLAC_RATE or self.rate % FLAC_STEP == 0
-        require(flac, f"--rate {self.rate}: above {FLAC_RATE} FLAC knows multiples of {FLAC_STEP}; or --format wav.")
+        rate_allowed = LEAST_RATE <= self.rate <= MOST_RATE
+        require(rate_allowed, f"--rate must lie in {LEAST_RATE}..{MOST_RATE}, not {self.rate}.")
+        flac_allowed = self.format != "flac" or self.rate <= FLAC_RATE or self.rate % FLAC_STEP == 0
+        require(
+            flac_allowed,
+            f"--rate {self.rate}: above {FLAC_RATE}, FLAC needs a multiple of {FLAC_STEP}; or use --format wav.",
+        )
         formats = get_args(PackFormat)
         require(self.format in formats, f"--format must be {' or '.join(formats)}, not {self.format!r}.")
-        pieces = self.seconds is None or LEAST_SECONDS <= self.seconds < math.inf
-        require(pieces, f"--seconds must be positive and at least {LEAST_SECONDS}, not {self.seconds}.")
+        seconds_allowed = self.seconds is None or LEAST_SECONDS <= self.seconds < math.inf
+        require(seconds_allowed, f"--seconds must be finite and at least {LEAST_SECONDS}, not {self.seconds}.")
         require(not (self.keep and self.seconds), "--keep leaves files as they are and --seconds cuts them; give one.")
-        same = (self.rate, self.format) == (PackOptions.rate, PackOptions.format)
-        require(not self.keep or same, "--keep leaves files as they are; --rate and --format are of files made anew.")
+        default_encoding = (self.rate, self.format) == (PackOptions.rate, PackOptions.format)
+        require(
+            not self.keep or default_encoding,
+            "--keep leaves files as they are; --rate and --format apply to re-encoded files only.",
+        )
         require(self.shard_mebibytes > 0, f"--shard-mebibytes must be positive, not {self.shard_mebibytes}.")
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}.")
-        wrong = not self.name or set(self.name) & set("/.{}")
-        require(not wrong, f"--name must be a plain word without / . {{ }}, not {self.name!r}.")
+        wrong_name = not self.name or set(self.name) & set("/.{}")
+        require(not wrong_name, f"--name must be a plain word without / . {{ }}, not {self.name!r}.")

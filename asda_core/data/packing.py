@@ -31,13 +31,13 @@ from asda_core.system.resources import SECONDS_PER_HOUR
 from asda_core.system.thread_map import in_order
 
 LOCK_FILE = ".pack.lock"
-OF_OTHER = {"data": "other audio files", "content": "audio of other content", "about": "other labels or splits"}
+OF_OTHER = {"data": "other audio files", "content": "other audio content", "about": "other labels or splits"}
 """Meaning of a difference between the recorded digest of a pack and the requested one."""
 FULL_SCALE = 1 << 15
 """16-bit steps per amplitude of 1; libsndfile divides by this when it reads."""
 MOST_OVERSHOOT = 1.5
 """Peak above which clipping to 1 is reported: resampling and lossy codecs exceed 1 slightly."""
-CLIPPED = "warning: {}: its samples reach {:g}, and what is beyond 1 is cut off in the pack; --keep leaves it as it is."
+CLIPPED = "warning: {}: its peak of {:g} is clipped to 1 in the pack; --keep stores the file unchanged."
 Facts = Mapping[str, Any]
 USUAL = PackOptions()
 
@@ -97,8 +97,12 @@ def pack(
         OSError: for example, the disk is full.
     """
     with alone_in(folder, LOCK_FILE, "packs into"):
-        told = {"files": len(files), "data": _digest(list_identity(files)), "content": _content(files, jobs, progress)}
-        _claim(files, folder, {**told, **asdict(options)}, options.name, about or {}, beside or {})
+        identity = {
+            "files": len(files),
+            "data": _digest(list_identity(files)),
+            "content": _content(files, jobs, progress),
+        }
+        _claim(files, folder, {**identity, **asdict(options)}, options.name, about or {}, beside or {})
         _write_shards(files, folder, options, jobs, progress, about or {})
         return _report(folder, options)
 
@@ -106,46 +110,46 @@ def pack(
 def _claim(
     files: Sequence[Path],
     folder: Path,
-    wanted: dict[str, Any],
+    requested: dict[str, Any],
     name: str,
     about: Mapping[Path, Facts],
     beside: Mapping[str, str],
 ) -> None:
     """Record what the folder is to hold; raise a `ConfigError` if it holds something else."""
     if about or beside:
-        wanted["about"] = _digest([[about.get(file) for file in files], dict(beside)])
+        requested["about"] = _digest([[about.get(file) for file in files], dict(beside)])
     file = folder / PACK_FILE
     if not file.exists() or not any(folder.glob(f"*{TAR_SUFFIX}")):  # an empty pack does not occupy the folder
         if (folder / shard_name(name, 0)).exists():
-            raise ConfigError(f"{folder} holds shards but no {PACK_FILE}; give another folder or --name.")
+            raise ConfigError(f"{folder} contains shards but no {PACK_FILE}; use another folder or --name.")
         (folder / SKIPPED_FILE).unlink(missing_ok=True)  # of an empty pack; it marks a pack as finished
         for name, text in beside.items():
             write_text(folder / name, text)
-        write_text(file, json.dumps(wanted, indent=2) + "\n")
+        write_text(file, json.dumps(requested, indent=2) + "\n")
         return
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        recorded = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        raise ConfigError(f"{file} is damaged; give another folder.") from None
-    known.setdefault("content", wanted["content"])  # of a pack of an earlier version, which did not record it
-    keys = dict.fromkeys([*wanted, *known])
-    other = [
-        OF_OTHER.get(key, f"{key}: {known.get(key)!r}, now {wanted.get(key)!r}")
+        raise ConfigError(f"{file} is damaged; use another folder.") from None
+    recorded.setdefault("content", requested["content"])  # of a pack of an earlier version, which did not record it
+    keys = dict.fromkeys([*requested, *recorded])
+    differences = [
+        OF_OTHER.get(key, f"{key}: {recorded.get(key)!r}, now {requested.get(key)!r}")
         for key in keys
-        if known.get(key) != wanted.get(key)
+        if recorded.get(key) != requested.get(key)
     ]
-    if other:
-        raise ConfigError(f"{folder} holds another pack ({'; '.join(other)}); give another folder.")
+    if differences:
+        raise ConfigError(f"{folder} contains a different pack ({'; '.join(differences)}); use another folder.")
 
 
 def _content(files: Sequence[Path], jobs: int, progress: bool) -> str:
     """Digest of the first and last bytes of all files, without decoding them."""
-    with tqdm(total=len(files), unit="file", disable=not progress, desc="looking", leave=False) as bar:
-        found = []
-        for _, told in in_order(ends, files, jobs):
-            found.append(told)
+    with tqdm(total=len(files), unit="file", disable=not progress, desc="hashing", leave=False) as bar:
+        digests = []
+        for _, digest in in_order(ends, files, jobs):
+            digests.append(digest)
             bar.update()
-    return _digest(found)
+    return _digest(digests)
 
 
 def _digest(plain: Any) -> str:
@@ -155,62 +159,62 @@ def _digest(plain: Any) -> str:
 def _write_shards(
     files: Sequence[Path], folder: Path, options: PackOptions, jobs: int, progress: bool, about: Mapping[Path, Facts]
 ) -> None:
-    done = finished_shards(folder, options.name)
-    last = tuple(done[-1]["last"]) if done else (-1, -1)
-    writer = ShardWriter(folder, options.name, len(done), options.shard_mebibytes)
+    finished = finished_shards(folder, options.name)
+    last = tuple(finished[-1]["last"]) if finished else (-1, -1)
+    writer = ShardWriter(folder, options.name, len(finished), options.shard_mebibytes)
     bar = tqdm(total=len(files), initial=max(0, last[0]), unit="file", disable=not progress, desc=folder.name)
     pieces = _pieces(files, options, *last)
-    at = last
+    position = last
     try:
         with bar:
-            for piece, made in in_order(lambda piece: encoded(piece, options), pieces, jobs):
+            for piece, sound in in_order(lambda piece: encoded(piece, options), pieces, jobs):
                 bar.update(piece.place - bar.n)
-                at = piece.place, piece.number
-                if made.problem:
-                    which = f"piece {piece.number + 1} of {piece.parts}: " if piece.parts > 1 else ""
-                    writer.skipped.append((str(piece.file), f"{which}{made.problem}"))
+                position = piece.place, piece.number
+                if sound.problem:
+                    prefix = f"piece {piece.number + 1} of {piece.parts}: " if piece.parts > 1 else ""
+                    writer.skipped.append((str(piece.file), f"{prefix}{sound.problem}"))
                     continue
-                if (peak := made.facts.get("clipped_from")) is not None:
+                if (peak := sound.facts.get("clipped_from")) is not None:
                     print(CLIPPED.format(piece.file, peak), file=sys.stderr)
                 key = f"{piece.place:09d}" + (f"-{piece.number:05d}" if piece.parts > 1 else "")
-                writer.add(key, made.suffix, made.content, {**made.facts, **about.get(piece.file, {})})
+                writer.add(key, sound.suffix, sound.content, {**sound.facts, **about.get(piece.file, {})})
                 if writer.is_full:
-                    writer.finish(at)
+                    writer.finish(position)
             bar.update(len(files) - bar.n)
-        _finish(folder, options, writer, at)
+        _finish(folder, options, writer, position)
     finally:
         writer.drop()
 
 
 def _finish(folder: Path, options: PackOptions, writer: ShardWriter, last: tuple[int, int]) -> None:
     """Close the last shard and list all skipped files, including those after the last shard."""
-    behind = [] if writer.is_open else list(writer.skipped)
+    remaining = [] if writer.is_open else list(writer.skipped)
     if writer.is_open:
         writer.finish(last)
-    skipped = [entry for facts in finished_shards(folder, options.name) for entry in facts["skipped"]] + behind
+    skipped = [entry for facts in finished_shards(folder, options.name) for entry in facts["skipped"]] + remaining
     lines = [json.dumps({"file": file, "reason": reason}) + "\n" for file, reason in skipped]
     write_text(folder / SKIPPED_FILE, "".join(lines))
 
 
 def _report(folder: Path, options: PackOptions) -> Packed:
-    done = finished_shards(folder, options.name)
+    finished = finished_shards(folder, options.name)
     lines = (folder / SKIPPED_FILE).read_text(encoding="utf-8").splitlines()
     skipped = {entry["file"]: entry["reason"] for entry in map(json.loads, lines)}
-    if not done:
+    if not finished:
         reasons = "; ".join(list(skipped.values())[:3])
-        raise AudioError(f"none of the {len(skipped)} audio files can be packed. The first ones: {reasons}")
-    members = [member for facts in done for member in facts["members"]]
+        raise AudioError(f"none of the {len(skipped)} audio files can be packed. First reasons: {reasons}")
+    members = [member for facts in finished for member in facts["members"]]
     hours = sum(samples / rate for *_, samples, rate in members) / SECONDS_PER_HOUR
-    return Packed(len(done), len(members), hours, sum(facts["bytes"] for facts in done) / (1 << 30), skipped)
+    return Packed(len(finished), len(members), hours, sum(facts["bytes"] for facts in finished) / (1 << 30), skipped)
 
 
 def _pieces(files: Sequence[Path], options: PackOptions, place: int, number: int) -> Iterator[Piece]:
     """All pieces after (place, number), in the order of the pack."""
     order = np.random.default_rng(options.seed).permutation(len(files))
-    for at in range(max(0, place), len(files)):
-        file = files[int(order[at])]
+    for index in range(max(0, place), len(files)):
+        file = files[int(order[index])]
         count = _count(file, options)
-        yield from (Piece(at, file, each, count) for each in range(count) if (at, each) > (place, number))
+        yield from (Piece(index, file, part, count) for part in range(count) if (index, part) > (place, number))
 
 
 def _count(file: Path, options: PackOptions) -> int:

@@ -98,50 +98,54 @@ def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: C
     passed = 0
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            for number, sound in enumerate(_once(shard, trouble, commands)):
+            for number, member in enumerate(_read_once(shard, trouble, commands)):
                 if number >= passed:
                     passed += 1
-                    yield sound
+                    yield member
             return
         except CommandFailedError as error:
             if commands.ended or (attempt < ATTEMPTS and commands.pause(FIRST_PAUSE * LONGER ** (attempt - 1))):
                 raise AudioError("the stream was closed.") from None
             if attempt == ATTEMPTS and isinstance(error, CutOffError) and passed:
-                where = Path(shard.address)  # the same each time: complete members count, as in a file
-                trouble.append((where, f"{shard.address}: {error}; the {passed} sounds before count."))
+                where = Path(shard.address)  # every attempt gave the same: use the complete members, as of a file
+                trouble.append(
+                    (where, f"{shard.address}: {error}; only the files before that point are used ({passed}).")
+                )
             elif attempt == ATTEMPTS:
-                raise AudioError(f"{shard.address}: {error} {ATTEMPTS} times; stopped after {passed} clips.") from None
+                raise AudioError(
+                    f"{shard.address}: {error} ({ATTEMPTS} attempts); stopped after {passed} clips."
+                ) from None
 
 
-def _once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[StreamMember]:
+def _read_once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[StreamMember]:
     where = Path(shard.address if shard.file is None else shard.file)
-    seen: set[str] = set()
-    strange = 0
+    names: set[str] = set()
+    unsupported = 0
     with _bytes_of(shard, commands) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictHeader) as tar:
                 while (info := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # otherwise it grows with the shard
                     name = plain_name(info.name)
-                    strange += is_audio(name) and (info.islnk() or info.issparse())
-                    usable = info.isfile() and not info.issparse() and is_audio(name) and name not in seen
-                    data = tar.extractfile(info) if usable else None
-                    if data is not None:
-                        sound = StreamMember(where / name, data.read())
-                        seen.add(name)
-                        yield sound
+                    unsupported += is_audio(name) and (info.islnk() or info.issparse())
+                    usable = info.isfile() and not info.issparse() and is_audio(name) and name not in names
+                    content = tar.extractfile(info) if usable else None
+                    if content is not None:
+                        member = StreamMember(where / name, content.read())
+                        names.add(name)
+                        yield member
             problem = ""
         except tarfile.ReadError as error:
-            problem = f"is cut off or no tar ({error})"
+            problem = f"is truncated or not a tar ({error})"
         while block := stream.read(DRAIN_BYTES):  # so that a command can finish
             if not problem and block.strip(ZERO):
                 problem = MORE_BEHIND
     if problem and shard.file is None:
-        raise CutOffError(f"the command gave a tar that {problem}")
+        raise CutOffError(f"the output of the command {problem}")
     if problem:
-        trouble.append((where, f"{shard.address} {problem}; the {len(seen)} sounds before count."))
-    if strange:
-        trouble.append((where, f"{shard.address} has {strange} {LINKED_OR_SPARSE}"))
+        trouble.append((where, f"{shard.address} {problem}; only the files before that point are used ({len(names)})."))
+    if unsupported:
+        trouble.append((where, f"{shard.address} has {unsupported} {LINKED_OR_SPARSE}"))
 
 
 @contextmanager
@@ -153,11 +157,11 @@ def _bytes_of(shard: ShardStream, commands: Commands) -> Iterator[IO[bytes]]:
     """
     if shard.file is not None:
         try:
-            opened = shard.file.open("rb")
+            file = shard.file.open("rb")
         except OSError as error:
             raise AudioError(f"cannot read the shard {shard.file}: {error.strerror}.") from None
-        with opened:
-            yield opened
+        with file:
+            yield file
         return
     with commands.running(shard.address.removeprefix(PIPE)) as process:
         assert process.stdout is not None

@@ -28,13 +28,13 @@ def shard_name(name: str, number: int) -> str:
 
 def finished_shards(folder: Path, name: str) -> list[dict[str, Any]]:
     """Contents of the index files of the complete shards, up to the first that is missing or incomplete."""
-    found: list[dict[str, Any]] = []
-    while (shard := folder / shard_name(name, len(found))).exists():
+    finished: list[dict[str, Any]] = []
+    while (shard := folder / shard_name(name, len(finished))).exists():
         facts = read_facts(shard)
         if facts.get("bytes") != shard.stat().st_size or "last" not in facts:
             break
-        found.append(facts)
-    return found
+        finished.append(facts)
+    return finished
 
 
 class ShardWriter:
@@ -80,10 +80,10 @@ class ShardWriter:
         offset = self._tar.offset + HEADER_BYTES
         self._members.append(Member(key + suffix, offset, len(content), facts["samples"], facts["rate"]))
         with self._naming():
-            for name, each in ((key + suffix, content), (f"{key}.json", json.dumps(facts).encode())):
+            for name, data in ((key + suffix, content), (f"{key}.json", json.dumps(facts).encode())):
                 info = tarfile.TarInfo(name)
-                info.size = len(each)
-                self._tar.addfile(info, io.BytesIO(each))
+                info.size = len(data)
+                self._tar.addfile(info, io.BytesIO(data))
 
     def finish(self, last: tuple[int, int]) -> None:
         """Close the shard that is being filled, and rename it to its final name.

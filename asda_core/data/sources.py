@@ -53,26 +53,26 @@ def find_training(sources: Iterable[str | Path]) -> AudioList:
         AudioError: a source holds no audio, or a streamed file does not exist.
         ConfigError: some sources are streamed and some are not.
     """
-    given = [str(source) for source in sources]
-    streamed = [source for source in given if is_stream(source)]
+    names = [str(source) for source in sources]
+    streamed = [source for source in names if is_stream(source)]
     if not streamed:
-        return [file for source in given for file in find_audio(source)]
-    if len(streamed) < len(given):
-        other = next(source for source in given if not is_stream(source))
-        raise ConfigError(f"{streamed[0]} is streamed and {other} is not; give streams alone, or none.")
-    found = [ShardStream(address) for source in streamed for address in expanded(source)]
-    missing = [stream.address for stream in found if stream.file and not stream.file.is_file()]
+        return [file for source in names for file in find_audio(source)]
+    if len(streamed) < len(names):
+        other = next(source for source in names if not is_stream(source))
+        raise ConfigError(f"streams cannot be mixed with other sources: {streamed[0]} is a stream, {other} is not.")
+    streams = [ShardStream(address) for source in streamed for address in expanded(source)]
+    missing = [stream.address for stream in streams if stream.file and not stream.file.is_file()]
     if missing:
-        raise AudioError(f"{len(missing)} of {len(found)} shards are not there: {', '.join(missing[:FEW])}.")
-    return found
+        raise AudioError(f"{len(missing)} of {len(streams)} shards do not exist: {', '.join(missing[:FEW])}.")
+    return streams
 
 
 def tell_doubles(files: Sequence[Path]) -> None:
     """Warn of files that are named more than once, and are therefore used more than once."""
     real = {folder: os.path.realpath(folder) for folder in {file.parent for file in files}}
-    if doubles := len(files) - len({(real[file.parent], file.name) for file in files}):
-        told = f"{doubles} of {len(files)} files are named more than once, as by a link to a folder, and count as often"
-        print(f"warning: {told}.", file=sys.stderr)
+    if repeated := len(files) - len({(real[file.parent], file.name) for file in files}):
+        message = f"{repeated} of {len(files)} files are listed more than once (linked folders?)"
+        print(f"warning: {message}; each is used as often as it is listed.", file=sys.stderr)
 
 
 def is_stream(source: str) -> bool:
@@ -90,10 +90,11 @@ def expanded(pattern: str) -> list[str]:
     ranges = []
     for first, last in zip(parts[1::3], parts[2::3], strict=True):
         if int(last) < int(first):
-            raise ConfigError(f"{pattern}: the numbers {first}..{last} go backwards; write {{{last}..{first}}}.")
+            raise ConfigError(f"{pattern}: the range {first}..{last} is descending; write {{{last}..{first}}}.")
         ranges.append([str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)])
     return [
-        "".join(itertools.chain(*zip(parts[::3], (*chosen, ""), strict=True))) for chosen in itertools.product(*ranges)
+        "".join(itertools.chain(*zip(parts[::3], (*numbers, ""), strict=True)))
+        for numbers in itertools.product(*ranges)
     ]
 
 
@@ -114,25 +115,25 @@ def find_audio(source: str | Path) -> list[Path]:
         ConfigError: the source is a stream, which cannot be listed.
     """
     if is_stream(str(source)):
-        raise ConfigError(f"{source}: streams of shards serve `asda pretrain` alone; give the tar files themselves.")
+        raise ConfigError(f"{source}: only `asda pretrain` reads streamed shards; give the tar files instead.")
     path = Path(source)
     if path.is_dir():
-        found = _in_folder(path)
+        files = _in_folder(path)
     elif not path.is_file() and NUMBERS.search(str(path)):
-        found = list(itertools.chain(*(find_audio(name) for name in expanded(str(path)))))
+        files = list(itertools.chain(*(find_audio(name) for name in expanded(str(path)))))
     elif path.suffix == TAR_SUFFIX and path.is_file():
-        found = index_of(path).paths()
+        files = index_of(path).paths()
     elif is_audio(path.name) and (path.is_file() or num_bytes(path)):
-        found = [path]
+        files = [path]
     elif path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
-        found = in_parquet(path)
+        files = in_parquet(path)
     elif path.is_file():
-        found = in_manifest(path)
+        files = in_manifest(path)
     else:
         raise AudioError(f"no folder, manifest or audio file at {os.path.normpath(path)}.")
-    if not found:
+    if not files:
         raise AudioError(f"no audio files in {path} (looked for {' '.join(AUDIO_SUFFIXES)}).")
-    return found
+    return files
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -140,41 +141,41 @@ def _in_folder(folder: Path) -> list[Path]:
 
     A tar beside loose files is usually the archive that they were unpacked from.
     """
-    every = list(files_below(folder))
-    names = sorted(each for each in every if is_audio(each.name) or each.suffix == TAR_SUFFIX)
-    if unread := [each.suffix.lower() for each in every if each.suffix.lower() in UNREAD_SUFFIXES]:
-        what = f"{len(unread)} files in {folder} that libsndfile does not read ({', '.join(sorted(set(unread)))})"
-        print(f"warning: left out {what}; convert them to use them.", file=sys.stderr)
+    entries = list(files_below(folder))
+    names = sorted(entry for entry in entries if is_audio(entry.name) or entry.suffix == TAR_SUFFIX)
+    if unread := [entry.suffix.lower() for entry in entries if entry.suffix.lower() in UNREAD_SUFFIXES]:
+        skipped = f"{len(unread)} files in {folder} that libsndfile cannot read ({', '.join(sorted(set(unread)))})"
+        print(f"warning: skipped {skipped}; convert them to use them.", file=sys.stderr)
     files = [file for file in names if file.is_file()]
-    if len(files) < len(names) and (gone := [each for each in names if each.is_symlink() and not each.exists()]):
-        print(f"warning: left out {len(gone)} links in {folder} that lead nowhere, as {gone[0]}.", file=sys.stderr)
+    if len(files) < len(names) and (broken := [entry for entry in names if entry.is_symlink() and not entry.exists()]):
+        print(f"warning: skipped {len(broken)} broken links in {folder}, such as {broken[0]}.", file=sys.stderr)
     shards = [file for file in files if file.suffix == TAR_SUFFIX]
     loose = [file for file in files if file.suffix != TAR_SUFFIX]
     if loose and shards:
-        what = f"{len(shards)} tar files beside {len(loose)} audio files in {folder}"
-        print(f"warning: left out {what}; name them to use them.", file=sys.stderr)
+        skipped = f"{len(shards)} tar files beside {len(loose)} audio files in {folder}"
+        print(f"warning: skipped {skipped}; name the tar files to use them.", file=sys.stderr)
     if loose:
         return loose
     for pack in sorted({file.parent for file in shards}):
-        _tell_what_is_missing(pack)
-    found = []
+        _warn_of_missing(pack)
+    members = []
     for file in shards:
         try:
-            found += index_of(file).paths()
+            members += index_of(file).paths()
         except AudioError as error:
-            print(f"warning: left out: {error}", file=sys.stderr)
-    return found
+            print(f"warning: skipped: {error}", file=sys.stderr)
+    return members
 
 
-def _tell_what_is_missing(pack: Path) -> None:
+def _warn_of_missing(pack: Path) -> None:
     """Warn of an unfinished pack, and of shards of which only the index exists."""
-    if trouble := unfinished(pack):
-        print(f"warning: {trouble}", file=sys.stderr)
+    if problem := unfinished(pack):
+        print(f"warning: {problem}", file=sys.stderr)
     indices = sorted(pack.glob(f"*{INDEX_SUFFIX}"))
-    gone = [each.name for each in indices if not each.with_name(shard_of(each.name)).exists()]
-    if gone:
-        told = f"{len(gone)} of {len(indices)} shards of {pack} are gone, of which the index is there"
-        print(f"warning: {told}: {', '.join(map(shard_of, gone[:FEW]))}.", file=sys.stderr)
+    missing = [index.name for index in indices if not index.with_name(shard_of(index.name)).exists()]
+    if missing:
+        message = f"{len(missing)} of {len(indices)} shards of {pack} are missing, although their index files exist"
+        print(f"warning: {message}: {', '.join(map(shard_of, missing[:FEW]))}.", file=sys.stderr)
 
 
 def list_identity(files: Iterable[Path] | Iterable[ShardStream]) -> list[tuple[str, int]]:

@@ -117,16 +117,16 @@ def measure(
         AudioError: no file gives a feature.
     """
     module = neutral(catalog, front_end, compat)
-    found = Statistics(front_end)
+    overall = Statistics(front_end)
     with tqdm(total=len(files), unit="file", disable=not progress) as bar:
-        for file, heard in in_order(lambda file: hear(file, module), files, jobs):
-            found.add(file, heard)
+        for file, measured in in_order(lambda file: hear(file, module), files, jobs):
+            overall.add(file, measured)
             bar.update()
-    if not found.count:
-        short = [f"{file} is shorter than one window" for file in found.short]
-        reasons = "; ".join([*found.broken.values(), *short][:3])
-        raise AudioError(f"none of the {len(files)} audio files gives a feature. The first ones: {reasons}")
-    return found
+    if not overall.count:
+        short = [f"{file} is shorter than one window" for file in overall.short]
+        reasons = "; ".join([*overall.broken.values(), *short][:3])
+        raise AudioError(f"none of the {len(files)} audio files gives features. First reasons: {reasons}")
+    return overall
 
 
 def neutral(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") -> Any:
@@ -135,16 +135,16 @@ def neutral(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") 
     Raises:
         ConfigError: its normalisation is not of the form `(x - mean) / (2 std)`.
     """
-    wrong = f"the front end {choice.name!r} does not normalise features by (x - mean) / (2 std)"
-    with prefixed(wrong):
+    message = f"the front end {choice.name!r} does not normalise features by (x - mean) / (2 std)"
+    with prefixed(message):
         plain, shifted = (
             build_front_end(catalog, PluginChoice(choice.name, {**choice.options, **options}), compat)
             for options in (NEUTRAL, SHIFTED)
         )
-    sound = torch.randn(1, plain.sample_rate, generator=torch.Generator().manual_seed(0)) / 10
+    audio = torch.randn(1, plain.sample_rate, generator=torch.Generator().manual_seed(0)) / 10
     with torch.inference_mode():
-        if not torch.allclose(shifted(sound), (plain(sound) - 1) / 2, atol=1e-4):
-            raise ConfigError(f"{wrong}; log_mel does.")
+        if not torch.allclose(shifted(audio), (plain(audio) - 1) / 2, atol=1e-4):
+            raise ConfigError(f"{message}; log_mel does.")
     return plain.eval()
 
 
@@ -152,11 +152,11 @@ def hear(file: Path, front_end: Any) -> FileStatistics:
     """Measure one file with a front end."""
     count, total, squares, peak, end = 0, 0.0, 0.0, 0.0, 0.0
     try:
-        with opened(file) as sound, torch.inference_mode():
-            seconds, rate, channels = len(sound) / sound.samplerate, int(sound.samplerate), int(sound.channels)
+        with opened(file) as source, torch.inference_mode():
+            seconds, rate, channels = len(source) / source.samplerate, int(source.samplerate), int(source.channels)
             for start in _starts(seconds):
                 try:
-                    audio = read_sound(sound, str(file), front_end.sample_rate, start, BLOCK_SECONDS)
+                    audio = read_sound(source, str(file), front_end.sample_rate, start, BLOCK_SECONDS)
                 except NoSamplesError:  # the file is shorter than its header says
                     if not count:
                         raise

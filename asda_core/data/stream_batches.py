@@ -80,8 +80,10 @@ class StreamBatches(Batches):
         """
         super().__init__(config, sample_rate, seed, None, rank, world)
         parts = parts or world
-        require(config.batch_size % parts == 0, f"data.batch_size {config.batch_size} is no multiple of {parts} parts.")
-        require(len(shards) >= parts, f"{len(shards)} streamed shards are too few for {parts} parts; one for each.")
+        require(
+            config.batch_size % parts == 0, f"data.batch_size {config.batch_size} is not a multiple of {parts} parts."
+        )
+        require(len(shards) >= parts, f"{len(shards)} streamed shards are too few for {parts} parts; each needs one.")
         self.of_part = config.batch_size // parts
         counts, self._size = Counts(folder), 0
         self.parts = [StreamPart(shards, config.shuffle_clips, seed, part, parts, counts) for part in range(parts)]
@@ -98,23 +100,23 @@ class StreamBatches(Batches):
 
     def _candidates(self, number: int) -> Iterator[Candidate]:
         """The clip due in its block, followed by the others of the block as replacements."""
-        step, place = divmod(number, self.config.batch_size)
-        number, place = divmod(place, self.of_part)
+        step, index = divmod(number, self.config.batch_size)
+        number, index = divmod(index, self.of_part)
         part = self.parts[number]
-        block = part.block_of(step * self.of_part + place)
+        block = part.block_of(step * self.of_part + index)
         self._note_trouble(part.trouble)
         part.trouble.clear()
         self._size = len(block.sounds)
-        return self._from(block.sounds, step * self.of_part + place - block.first)
+        return self._from(block.sounds, step * self.of_part + index - block.first)
 
     @staticmethod
-    def _from(sounds: Sequence[tuple[StreamMember, int]], place: int) -> Iterator[Candidate]:
+    def _from(sounds: Sequence[tuple[StreamMember, int]], index: int) -> Iterator[Candidate]:
         for step in range(len(sounds)):
-            sound, shard = sounds[(place + step) % len(sounds)]
-            yield Candidate(sound.file, sound.content, shard)
+            member, shard = sounds[(index + step) % len(sounds)]
+            yield Candidate(member.file, member.content, shard)
 
     def _whole(self) -> str:
-        return f"{self._size} clips of a block of the stream"
+        return f"{self._size} clips of a shuffle block of the stream"
 
 
 class StreamPart:
@@ -160,10 +162,10 @@ class StreamPart:
 
     def _advance(self, blocks: Iterator[ShuffleBlock]) -> None:
         """Move on to the next block, and start reading the one after it."""
-        waiting = self._next or self._reading.submit(next, blocks)
+        pending = self._next or self._reading.submit(next, blocks)
         self._next = None
         try:
-            self._current = waiting.result()
+            self._current = pending.result()
         except BaseException:
             self.close()
             raise
@@ -194,29 +196,29 @@ class StreamPart:
             if known is not None and passed + known <= skip:
                 passed += known
                 continue
-            before = passed
-            for sound in read_stream(shard, trouble, self._commands):
+            shard_start = passed
+            for member in read_stream(shard, trouble, self._commands):
                 if self._closed:
                     raise AudioError("the stream was closed.")
                 passed += 1
                 if passed > skip:
-                    block.sounds.append((sound, int(number)))
+                    block.sounds.append((member, int(number)))
                 if len(block.sounds) == 2 * size:
-                    rest = ShuffleBlock(block.first + size, block.sounds[size:], trouble)
+                    remaining = ShuffleBlock(block.first + size, block.sounds[size:], trouble)
                     del block.sounds[size:]
                     yield self._shuffled(block, epoch, (block.first - first) // size)
-                    block = rest
-            self.counts.note(shard, passed - before)
+                    block = remaining
+            self.counts.note(shard, passed - shard_start)
         if block.sounds or block.trouble:
             yield self._shuffled(block, epoch, (block.first - first) // size)
         return passed
 
     def _shuffled(self, block: ShuffleBlock, epoch: int, number: int) -> ShuffleBlock:
-        words = [self.seed, epoch, 1 + self.part, 1 + number]  # numpy ignores trailing zeros
-        order = np.random.default_rng(words).permutation(len(block.sounds))
-        made = ShuffleBlock(block.first, [block.sounds[place] for place in order], list(block.trouble))
+        seeds = [self.seed, epoch, 1 + self.part, 1 + number]  # numpy ignores trailing zeros
+        order = np.random.default_rng(seeds).permutation(len(block.sounds))
+        shuffled = ShuffleBlock(block.first, [block.sounds[place] for place in order], list(block.trouble))
         block.trouble.clear()
-        return made
+        return shuffled
 
 
 def open_clips(

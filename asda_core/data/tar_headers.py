@@ -18,11 +18,11 @@ HEADER_BYTES = 512
 ZERO = b"\0"
 LOOKED_AT_BYTES = 1 << 20
 """Block size for reading what follows the end of a tar."""
-MORE_BEHIND = "has more behind what looks like its end: a header is lost, or tars were joined"
+MORE_BEHIND = "has data after what looks like its end: a header is damaged or tars were concatenated"
 """Message for a tar that was not read completely."""
 TAR_END = "EOFHeaderError"
 """Name of the exception that tarfile raises at the end mark; the class is not public."""
-LINKED_OR_SPARSE = "sounds that are left out: hard links to others, or stored without their silence (tar --sparse)."
+LINKED_OR_SPARSE = "audio files that are skipped: hard links or sparse members (tar --sparse)."
 """Message, after a count, for members whose bytes do not follow their header."""
 
 
@@ -67,14 +67,14 @@ def plain_name(name: str) -> str:
 def read_headers(shard: Path) -> tuple[list[Member], list[str]]:
     """List the audio files of a tar from its headers alone, and messages on what is wrong with it.
 
-    Of several members with the same name the first counts. Of a truncated tar, the complete members count.
+    Of several members with the same name, the first is used; of a truncated tar, the complete members.
 
     Raises:
         AudioError: the file is not a tar.
     """
-    found: dict[str, Member] = {}
+    members: dict[str, Member] = {}
     trouble: list[str] = []
-    repeated, strange = 0, 0
+    repeated, unsupported = 0, 0
     end = shard.stat().st_size
     try:
         with tarfile.open(shard, "r:", tarinfo=StrictHeader) as tar:
@@ -83,40 +83,42 @@ def read_headers(shard: Path) -> tuple[list[Member], list[str]]:
                 if not is_audio(name):
                     continue
                 if info.islnk() or info.issparse():
-                    strange += 1
+                    unsupported += 1
                 elif not info.isfile():
                     continue
-                elif name in found:
+                elif name in members:
                     repeated += 1
-                elif info.offset_data + info.size <= end:  # otherwise it is truncated, which the next header shows
-                    found[name] = Member(name, info.offset_data, info.size)
-            if not trouble and _holds_more(shard, tar.offset):
-                trouble.append(f"{shard} {MORE_BEHIND}; the {len(found)} sounds before count.")
-            elif not trouble and not found:
-                trouble.append(f"{shard} holds no sound.")
+                elif info.offset_data + info.size <= end:  # otherwise it is truncated, as the next header shows
+                    members[name] = Member(name, info.offset_data, info.size)
+            if not trouble and _has_data_after(shard, tar.offset):
+                trouble.append(f"{shard} {MORE_BEHIND}; only the files before that point are used ({len(members)}).")
+            elif not trouble and not members:
+                trouble.append(f"{shard} contains no audio files.")
     except tarfile.ReadError as error:
-        what = "it is empty (0 bytes)" if end == 0 else f"it is no tar ({error}); a compressed one is streamed: pipe:"
-        raise AudioError(f"cannot read the shard {shard}: {what}.") from None
+        problem = (
+            "it is empty (0 bytes)" if end == 0 else f"it is not a tar ({error}); stream a compressed one with pipe:"
+        )
+        raise AudioError(f"cannot read the shard {shard}: {problem}.") from None
     if repeated:
-        trouble.append(f"{shard} has {repeated} members of a name that it has already; the first of each counts.")
-    if strange:
-        trouble.append(f"{shard} has {strange} {LINKED_OR_SPARSE}")
-    return list(found.values()), trouble
+        trouble.append(f"{shard} has {repeated} members with a repeated name; the first of each name is used.")
+    if unsupported:
+        trouble.append(f"{shard} has {unsupported} {LINKED_OR_SPARSE}")
+    return list(members.values()), trouble
 
 
-def _holds_more(shard: Path, offset: int) -> bool:
+def _has_data_after(shard: Path, offset: int) -> bool:
     """Whether anything but zeros follows the end of a tar: a lost header looks like the end."""
-    with shard.open("rb") as opened:
-        opened.seek(offset)
-        return any(block.strip(ZERO) for block in iter(lambda: opened.read(LOOKED_AT_BYTES), b""))
+    with shard.open("rb") as file:
+        file.seek(offset)
+        return any(block.strip(ZERO) for block in iter(lambda: file.read(LOOKED_AT_BYTES), b""))
 
 
 def _until_damage(tar: tarfile.TarFile, shard: Path, trouble: list[str]) -> Iterator[tarfile.TarInfo]:
     """Yield the members, up to where the tar is truncated, if it is."""
-    seen = 0
+    count = 0
     try:
         for info in tar:
-            seen += 1
+            count += 1
             yield info
     except tarfile.ReadError as error:
-        trouble.append(f"{shard} is cut off behind {seen} members ({error}).")
+        trouble.append(f"{shard} is truncated after {count} members ({error}).")

@@ -61,20 +61,22 @@ class ShardIndex:
             AudioError: the shard has no such file.
         """
         if name not in self.rows:
-            raise AudioError(f"cannot read {self.shard / name}: the shard has no such sound ({len(self.rows)} others).")
+            raise AudioError(
+                f"cannot read {self.shard / name}: the shard has no such audio file (it has {len(self.rows)} others)."
+            )
         row = self.rows[name]
         return int(self.offsets[row]), int(self.sizes[row])
 
 
 def split_member(file: Path) -> tuple[Path, str] | None:
     """Split a path into a tar into (shard, name in it); None for any other path."""
-    text, seam = str(file), f"{TAR_SUFFIX}/"
-    end = text.find(seam)
+    text, separator = str(file), f"{TAR_SUFFIX}/"
+    end = text.find(separator)
     while end >= 0:
         shard = Path(text[: end + len(TAR_SUFFIX)])
         if shard.is_file():
-            return shard, text[end + len(seam) :]
-        end = text.find(seam, end + 1)
+            return shard, text[end + len(separator) :]
+        end = text.find(separator, end + 1)
     return None
 
 
@@ -86,13 +88,15 @@ def member_bytes(shard: Path, name: str) -> bytes:
     """
     offset, size = index_of(shard).place(name)
     try:
-        with shard.open("rb") as opened:  # buffered: one system call does not read several GiB
-            opened.seek(offset)
-            content = opened.read(size)
+        with shard.open("rb") as file:  # buffered: one system call does not read several GiB
+            file.seek(offset)
+            content = file.read(size)
     except OSError as error:
         raise AudioError(f"cannot read {shard / name}: {error.strerror or error}.") from None
     if len(content) < size:
-        raise AudioError(f"cannot read {shard / name}: the shard ends {size - len(content)} bytes before it does.")
+        raise AudioError(
+            f"cannot read {shard / name}: the shard is truncated, {size - len(content)} bytes are missing."
+        )
     return content
 
 
@@ -121,20 +125,20 @@ def index_of(shard: Path) -> ShardIndex:
 
 
 @functools.cache
-def _index(shard: Path, size: int, changed: int) -> ShardIndex:
-    known = _read_index(shard, size)
-    if known is None:
+def _index(shard: Path, size: int, modified: int) -> ShardIndex:
+    stored = _read_index(shard, size)
+    if stored is None:
         members, trouble = read_headers(shard)
         if LAST not in read_facts(shard):  # a pack's has more, and fits again once the shard is restored
             with contextlib.suppress(OSError):  # a read-only folder
                 write_index(shard, shard, members, trouble=trouble, reader=READER)
     else:
-        members, trouble = known
+        members, trouble = stored
     for line in trouble:
         print(f"warning: {line}", file=sys.stderr)
-    places = np.array([(member.offset, member.size) for member in members], dtype=np.int64).reshape(-1, 2)
+    ranges = np.array([(member.offset, member.size) for member in members], dtype=np.int64).reshape(-1, 2)
     rows = {member.name: row for row, member in enumerate(members)}
-    return ShardIndex(shard, rows, places[:, 0].copy(), places[:, 1].copy(), tuple(trouble))
+    return ShardIndex(shard, rows, ranges[:, 0].copy(), ranges[:, 1].copy(), tuple(trouble))
 
 
 def index_file(shard: Path) -> Path:
@@ -160,29 +164,29 @@ def write_index(shard: Path, content: Path, members: Sequence[Member], **more: A
         OSError: the index cannot be written.
     """
     size = content.stat().st_size
-    plain = {"shard": shard.name, "bytes": size, "last_header": _last_header(content, members), **more}
+    facts = {"shard": shard.name, "bytes": size, "last_header": _last_header(content, members), **more}
     rows = [json.dumps(member) for member in members]
-    head = json.dumps({**plain, "columns": Member._fields})
+    head = json.dumps({**facts, "columns": Member._fields})
     write_text(index_file(shard), f'{head[:-1]}, "members": [\n' + ",\n".join(rows) + "\n]}\n")
 
 
 def read_facts(shard: Path) -> dict[str, Any]:
     """Read the whole index beside a shard; empty if it is missing or damaged."""
     try:
-        plain = json.loads(index_file(shard).read_text(encoding="utf-8"))
+        facts = json.loads(index_file(shard).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return plain if isinstance(plain, dict) else {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _read_index(shard: Path, size: int) -> tuple[list[Member], list[str]] | None:
     """Members and messages from the index beside the shard; None if it does not belong to this shard."""
-    plain = read_facts(shard)
+    facts = read_facts(shard)
     try:
-        members = [Member(*row) for row in plain["members"]]
-        current = LAST in plain or plain.get("reader") == READER
-        fits = current and plain["bytes"] == size and plain["last_header"] == _last_header(shard, members)
-        return (members, list(plain.get("trouble", []))) if fits else None
+        members = [Member(*row) for row in facts["members"]]
+        current = LAST in facts or facts.get("reader") == READER
+        fits = current and facts["bytes"] == size and facts["last_header"] == _last_header(shard, members)
+        return (members, list(facts.get("trouble", []))) if fits else None
     except (KeyError, TypeError):
         return None
 
@@ -191,6 +195,6 @@ def _last_header(shard: Path, members: Sequence[Member]) -> str:
     """Digest of the header of the last audio file, which differs between shards of the same size."""
     if not members:
         return ""
-    with shard.open("rb") as opened:
-        opened.seek(members[-1].offset - HEADER_BYTES)
-        return hashlib.sha256(opened.read(HEADER_BYTES)).hexdigest()[:INDEX_DIGITS]
+    with shard.open("rb") as file:
+        file.seek(members[-1].offset - HEADER_BYTES)
+        return hashlib.sha256(file.read(HEADER_BYTES)).hexdigest()[:INDEX_DIGITS]

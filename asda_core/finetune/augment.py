@@ -14,7 +14,7 @@ from asda_core.finetune.config import MixupConfig, SpecAugmentConfig
 GAIN_BETA = 10.0
 """Both parameters of the Beta distribution of the gain. **Source**: released data path."""
 GAIN_SHIFT = 0.5
-"""Offset added to that draw: the gain lies in 0.5 to 1.5. **Source**: released data path."""
+"""Offset added to that sample: the gain lies in 0.5 to 1.5. **Source**: released data path."""
 BIN_AXIS, FRAME_AXIS = 2, 3
 """Axes for torchaudio's masks, which expect (B, 1, F, T)."""
 
@@ -45,8 +45,8 @@ def noise_and_shift(
         amplitude = torch.rand(len(features), 1, 1, device=features.device) * noise
         features = features + torch.rand_like(features) * amplitude
     if shift:
-        by = torch.randint(-shift, shift, (len(features),)).tolist()
-        features = torch.stack([clip.roll(places, dims=1) for clip, places in zip(features, by, strict=True)])
+        shifts = torch.randint(-shift, shift, (len(features),)).tolist()
+        features = torch.stack([clip.roll(frames, dims=1) for clip, frames in zip(features, shifts, strict=True)])
     return features
 
 

@@ -52,8 +52,8 @@ def training_clips(recipe: FinetuneConfig, examples: Sequence[Example], sample_r
 
     order = epoch_order(recipe.sampling, examples, recipe.seed, here)
     files = [example.file for example in examples]
-    change: Callable[[Tensor, int], Tensor] | None = rolled if recipe.augment.roll else None
-    return ClipBatches(files, recipe.data, sample_rate, recipe.seed, order, change)
+    transform: Callable[[Tensor, int], Tensor] | None = rolled if recipe.augment.roll else None
+    return ClipBatches(files, recipe.data, sample_rate, recipe.seed, order, transform)
 
 
 def training_batch(

@@ -34,7 +34,7 @@ def drop_best(folder: Path) -> None:
 
 
 def has_best(folder: Path, step: int) -> bool:
-    """Whether the best weights of a step are there; those of an earlier version get their new name."""
+    """Whether the best weights of a step exist; the file of an earlier version is renamed."""
     former = folder / FORMER_BEST_FILE
     if former.is_file() and read_checkpoint(former).step == step:
         former.rename(best_file(folder, step))

@@ -56,8 +56,8 @@ def resample(
 
 def draw(generator: np.random.Generator, num_clips: int, resamples: int) -> Float[np.ndarray, "clips resamples"]:
     """Return how often each clip occurs in each resample."""
-    drawn = generator.integers(num_clips, size=(num_clips, resamples)) * resamples + np.arange(resamples)
-    counts = np.bincount(drawn.ravel(), minlength=num_clips * resamples)
+    cells = generator.integers(num_clips, size=(num_clips, resamples)) * resamples + np.arange(resamples)
+    counts = np.bincount(cells.ravel(), minlength=num_clips * resamples)
     return counts.reshape(num_clips, resamples).astype(np.float32)  # exact up to 2**24 clips
 
 
@@ -77,11 +77,11 @@ class Ranking:
         ranked = truth[order]
         starts = np.flatnonzero(np.diff(scores[order], prepend=math.inf))
         counts = np.add.reduceat(ranked, starts, dtype=np.int64)
-        held = counts > 0  # only ties that hold a positive clip enter the sums of average precision and area
-        edges = np.stack([starts[held], np.append(starts[1:], len(order))[held]], axis=1).ravel()
+        has_positive = counts > 0  # only ties with a positive clip enter the sums of average precision and area
+        edges = np.stack([starts[has_positive], np.append(starts[1:], len(order))[has_positive]], axis=1).ravel()
         self.stretches = _sums(order, np.r_[0, edges, len(order)], len(order))
         """Matrix of sums over a gap, the ties with the best positive clip, a gap, the next such ties, ..., a gap."""
-        self.positives = _sums(order[ranked], np.r_[0, np.cumsum(counts[held])], len(order))
+        self.positives = _sums(order[ranked], np.r_[0, np.cumsum(counts[has_positive])], len(order))
         """Matrix of sums over the positive clips in each of these groups of ties."""
 
     def areas(
@@ -90,13 +90,13 @@ class Ranking:
         """Average precision and AUC under integer weights; NaN if the positives (for AUC, or the negatives) weigh 0."""
         stretches = (self.stretches @ weights).astype(np.float64)
         hits = (self.positives @ weights).astype(np.float64)
-        tied, seen, hits_seen = stretches[1::2], stretches.cumsum(axis=0), hits.cumsum(axis=0)
-        positive = hits_seen[-1]
-        negative = seen[-1] - positive
-        precision = hits_seen / np.maximum(seen[1::2], 1)
-        beaten = negative - (seen[1::2] - hits_seen) + (tied - hits) / 2  # a tie is half a win
+        tied, ranked, hits_ranked = stretches[1::2], stretches.cumsum(axis=0), hits.cumsum(axis=0)
+        positive = hits_ranked[-1]
+        negative = ranked[-1] - positive
+        precision = hits_ranked / np.maximum(ranked[1::2], 1)
+        wins = negative - (ranked[1::2] - hits_ranked) + (tied - hits) / 2  # a tie is half a win
         with np.errstate(invalid="ignore"):
-            return (hits * precision).sum(axis=0) / positive, (hits * beaten).sum(axis=0) / (positive * negative)
+            return (hits * precision).sum(axis=0) / positive, (hits * wins).sum(axis=0) / (positive * negative)
 
 
 def _sums(order: Int[np.ndarray, " chosen"], edges: Int[np.ndarray, " edges"], num_clips: int) -> csr_array:

@@ -43,14 +43,14 @@ def run_finetune(parsed: argparse.Namespace) -> None:
     if parsed.continual != bool(parsed.tasks) or bool(parsed.data) == bool(parsed.tasks):
         raise ConfigError("give either --data, or --tasks A B ... together with --continual.")
     if launched(os.environ).world > 1:
-        raise ConfigError("a fine-tuning is one process: start it without torchrun.")
-    _refuse_twice(parsed.modes, "--modes")
-    _refuse_twice(parsed.seeds, "--seeds")
+        raise ConfigError("fine-tuning runs in one process: start it without torchrun.")
+    _check_unique(parsed.modes, "--modes")
+    _check_unique(parsed.seeds, "--seeds")
     catalog = installed_catalog()
     recipe, over = load_recipe(parsed.recipe), parsed_changes(parsed.changes)
     check_by_mode(recipe, catalog)
     if parsed.modes and (of_mode := _mode_keys(over)):
-        raise ConfigError(f"--set {of_mode[0]} is what --modes says; give one of the two.")
+        raise ConfigError(f"--set {of_mode[0]} conflicts with --modes; give one of the two.")
     if not parsed.modes:
         recipe = with_changes(recipe, over)
     for mode in parsed.modes:
@@ -68,12 +68,12 @@ def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[s
     over = over_both(source.set, said)
     if of_mode := _mode_keys(source.set):
         if parsed.modes:
-            raise ConfigError(f"{parsed.data}, set: {of_mode[0]} is what --modes says; give one of the two.")
+            raise ConfigError(f"{parsed.data}, set: {of_mode[0]} conflicts with --modes; give one of the two.")
         recipe = with_changes(with_changes(recipe, source.set), said)
     modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [over.get("seed", recipe.seed)]
-    beside = find_config(parsed.recipe).parent
+    recipe_folder = find_config(parsed.recipe).parent
     digest = data_digest(with_splits(data, source))
-    sweep = Sweep(recipe, named_starts(parsed.checkpoint), modes, seeds, data, folds, beside, over, digest)
+    sweep = Sweep(recipe, named_starts(parsed.checkpoint), modes, seeds, data, folds, recipe_folder, over, digest)
     out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-{data.name}-{recipe_signature(recipe, over)}"
     tell(data, len(folds), out)
     failure: RunsFailed | None = None
@@ -93,11 +93,13 @@ def run_continual(
 ) -> None:
     """Learn one task after the other; a task with folds uses the first one, or the first of `--folds`."""
     tasks = []
-    for place in parsed.tasks:
-        source, here = load_source(place)
-        check_task(source.set, recipe, place)
-        if common := [*_mode_keys(source.set), *(key for key in source.set if key == "seed")]:
-            raise ConfigError(f"{place}, set: {common[0]} is that of all tasks; give it to the command.")
+    for file in parsed.tasks:
+        source, here = load_source(file)
+        check_task(source.set, recipe, file)
+        if global_keys := [*_mode_keys(source.set), *(key for key in source.set if key == "seed")]:
+            raise ConfigError(
+                f"{file}, set: {global_keys[0]} must be the same for all tasks; give it on the command line."
+            )
         data = read_labelled(source, here)
         folds = rounds(data, source)
         if len(folds) > 1 and parsed.folds:
@@ -105,13 +107,13 @@ def run_continual(
         digest = data_digest(with_splits(data, source))
         tasks.append(Task(recipe, data, folds[0], over_both(source.set, said), digest))
     modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [said.get("seed", recipe.seed)]
-    tested = {"folds": [task.split.name for task in tasks]} if any(task.split.name for task in tasks) else {}
-    known = signature(recipe, over=said, tasks=[task.data.name for task in tasks], **tested)
-    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-continual-{known}"
+    test_folds = {"folds": [task.split.name for task in tasks]} if any(task.split.name for task in tasks) else {}
+    stream_digest = signature(recipe, over=said, tasks=[task.data.name for task in tasks], **test_folds)
+    out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-continual-{stream_digest}"
     for task in tasks:
         tell(task.data, 1, out)
         if task.split.name:
-            print(f"{task.data.name}: of its folds {task.split.name} is the test split.", file=sys.stderr)
+            print(f"{task.data.name}: the test fold is {task.split.name}.", file=sys.stderr)
     stream = Stream(tasks, named_starts(parsed.checkpoint), modes, seeds, find_config(parsed.recipe).parent)
     failure: StreamsFailed | None = None
     try:
@@ -137,24 +139,24 @@ def check_task(changes: Mapping[str, Any], recipe: FinetuneConfig, place: Path) 
 
 def data_digest(data: Labelled) -> str:
     """Digest of all clips (name, size, labels, split) and of the content of a sample of them."""
-    splits, held = [each.split for each in data.examples], sampled_content([each.file for each in data.examples])
-    told = json.dumps([clip_facts(data.examples), splits, held])
-    return text_digest(told)
+    splits, content = [clip.split for clip in data.examples], sampled_content([clip.file for clip in data.examples])
+    facts = json.dumps([clip_facts(data.examples), splits, content])
+    return text_digest(facts)
 
 
 def _mode_keys(changes: Mapping[str, Any]) -> list[str]:
     """Return the keys that set a mode, as --modes does; adapter options do not."""
-    flat = [key for key in flattened(changes) if not key.startswith(OPTIONS)]
-    return [key for key in flat if key.startswith(OF_MODE)]
+    keys = [key for key in flattened(changes) if not key.startswith(OPTIONS)]
+    return [key for key in keys if key.startswith(OF_MODE)]
 
 
 def tell(data: Labelled, folds: int, out: Path) -> None:
     """Print one line that summarises the data."""
     labels = "one label each"
     if not data.single:
-        several = [each for each in data.examples if len(each.labels) != 1]
-        first = f"{several[0].file.name}: {', '.join(several[0].labels) or 'none'}"
-        labels = f"{len(several):,} with another number of labels than one ({first})"
+        others = [example for example in data.examples if len(example.labels) != 1]
+        first = f"{others[0].file.name}: {', '.join(others[0].labels) or 'none'}"
+        labels = f"{len(others):,} without exactly one label ({first})"
     splits = f", {folds} folds" if folds > 1 else ""
     print(
         f"{data.name}: {len(data.examples):,} clips of {len(data.classes)} classes, {labels}{splits} -> {out}",
@@ -162,6 +164,6 @@ def tell(data: Labelled, folds: int, out: Path) -> None:
     )
 
 
-def _refuse_twice(given: list[Any], option: str) -> None:
-    if twice := sorted({str(value) for value in given if given.count(value) > 1}):
-        raise ConfigError(f"{option} has {twice[0]!r} twice.")
+def _check_unique(values: list[Any], option: str) -> None:
+    if duplicates := sorted({str(value) for value in values if values.count(value) > 1}):
+        raise ConfigError(f"{option} contains {duplicates[0]!r} more than once.")

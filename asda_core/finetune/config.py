@@ -265,9 +265,15 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         require((self.steps > 0) != (self.epochs > 0), "give either steps or epochs, as a positive number.")
         require(self.epochs < math.inf, f"epochs must be a finite number, not {self.epochs}.")
-        require(self.data.micro_batch is None, "data.micro_batch is of pre-training alone; leave it out.")
-        require((self.mode == "last_blocks") == (self.blocks > 0), "blocks is of mode last_blocks, and must be > 0.")
-        require((self.mode == "adapter") == (self.adapter is not None), "adapter is of mode adapter, which needs one.")
+        require(self.data.micro_batch is None, "data.micro_batch is only for pre-training; remove it.")
+        require(
+            (self.mode == "last_blocks") == (self.blocks > 0),
+            "blocks must be > 0 in mode last_blocks, and 0 otherwise.",
+        )
+        require(
+            (self.mode == "adapter") == (self.adapter is not None),
+            "mode adapter needs an adapter; other modes take none.",
+        )
         require(self.mode != "attentive" or self.pooling == "attentive", "mode attentive needs pooling: attentive.")
         for name in ("layer_decay", "head_rate"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
@@ -280,4 +286,4 @@ class FinetuneConfig:
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
         require(self.patience is None or self.patience > 0, f"patience must be positive, not {self.patience}.")
         smooth = self.label_smoothing == 0 or self.loss == "cross_entropy"
-        require(smooth, "label_smoothing has no effect on binary_cross_entropy, nor in the release; leave it out.")
+        require(smooth, "label_smoothing has no effect with binary_cross_entropy (nor in the release); remove it.")

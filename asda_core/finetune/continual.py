@@ -67,7 +67,7 @@ class Outcome:
         matrix: a[t][k] for k <= t: accuracy (or mAP) on task k after task t.
         trained: number of parameters trained for each task.
         stored: number of parameters kept in the end.
-        start: digest of the checkpoint or config that it began with.
+        start: digest of the checkpoint or config that it started from.
         recipes: signatures of the recipes of its tasks, independent of the seed.
         heard: tasks whose test clips were in the training of the start or of another task.
     """
@@ -84,13 +84,13 @@ class Outcome:
         return sum(self.matrix[-1]) / len(self.matrix)
 
     def forgetting(self) -> float:
-        """Mean over all but the last task of the drop from its best value: `max_{t<T} a[t, k] - a[T, k]`.
+        """Mean over all but the last task of the drop from the best value: `max_{t<T} a[t, k] - a[T, k]`.
 
         **Source**: Chaudhry et al. 2018.
         """
         last = len(self.matrix) - 1
-        lost = [max(self.matrix[t][k] for t in range(k, last)) - self.matrix[last][k] for k in range(last)]
-        return sum(lost) / len(lost)
+        drops = [max(self.matrix[t][k] for t in range(k, last)) - self.matrix[last][k] for k in range(last)]
+        return sum(drops) / len(drops)
 
     def backward_transfer(self) -> float:
         """Mean over all but the last task of `a[T, k] - a[k, k]`. **Source**: Lopez-Paz and Ranzato 2017."""
@@ -125,76 +125,78 @@ def learn_in_turn(
     """
     names = [task.data.name for task in tasks]
     if len(tasks) < MIN_TASKS or len(set(names)) < len(names):
-        raise ConfigError(f"learning task after task needs two tasks or more of different names, given {names}.")
-    changing = tasks[0].recipe.mode in SEQUENTIAL
+        raise ConfigError(f"continual learning needs at least two tasks, each with a unique name; got {names}.")
+    sequential = tasks[0].recipe.mode in SEQUENTIAL
     matrix: list[tuple[float, ...]] = []
     files: list[Path] = []
     results: list[Mapping[str, Any]] = []
     for task in tasks:
-        begins, known = (start, digest) if not (changing and files) else _left_by(files[-1], start)
-        job = Job(task.recipe, begins, task.data, task.split, known, here)
-        place = folder / f"{len(files) + 1}-{task.data.name}-{prepared(job).identity(catalog)}"
-        results.append(finetune(job, place, catalog, device, progress))
-        files.append(place / MODEL_FILE)
-        encoders = [files[-1] if changing else file for file in files]
+        initial, initial_digest = (start, digest) if not (sequential and files) else _left_by(files[-1], start)
+        job = Job(task.recipe, initial, task.data, task.split, initial_digest, here)
+        run_folder = folder / f"{len(files) + 1}-{task.data.name}-{prepared(job).identity(catalog)}"
+        results.append(finetune(job, run_folder, catalog, device, progress))
+        files.append(run_folder / MODEL_FILE)
+        encoders = [files[-1] if sequential else file for file in files]
         so_far = zip(tasks, encoders, files, strict=False)
-        matrix.append(tuple(_value(old, encoder, head, catalog, device, progress) for old, encoder, head in so_far))
-    heard = [name for name, result in zip(names, results, strict=True) if result.get("start_heard_test")]
+        matrix.append(tuple(_score_of(old, encoder, head, catalog, device, progress) for old, encoder, head in so_far))
+    leaked = [name for name, result in zip(names, results, strict=True) if result.get("start_heard_test")]
     return Outcome(
         tuple(matrix),
         tuple(int(result["trained"]) for result in results),
-        _stored(results, changing),
+        _num_stored(results, sequential),
         digest or signature(start),
         recipes=tuple(mode_signature(task.recipe, here) for task in tasks),
-        heard=tuple(dict.fromkeys([*heard, *(_heard_later(tasks, files[-1]) if changing else ())])),
+        heard=tuple(dict.fromkeys([*leaked, *(_leaked_later(tasks, files[-1]) if sequential else ())])),
     )
 
 
-def _heard_later(tasks: Sequence[Task], file: Path) -> list[str]:
+def _leaked_later(tasks: Sequence[Task], file: Path) -> list[str]:
     """Return tasks before the last whose test clips the final model was trained on, and print a warning for each."""
-    left, names = read_checkpoint(file), []
+    final, names = read_checkpoint(file), []
     for task in tasks[:-1]:
-        tested = replace(task.data, examples=task.split.test)
-        if told := heard_before(left, tested, TEST, task.split.name):
-            print(f"{told} They are test clips of {task.data.name}.", file=sys.stderr)
+        test_clips = replace(task.data, examples=task.split.test)
+        if warning := heard_before(final, test_clips, TEST, task.split.name):
+            print(f"{warning} They are test clips of {task.data.name}.", file=sys.stderr)
             names.append(task.data.name)
     return names
 
 
 def _left_by(file: Path, start: Start) -> tuple[Checkpoint, str]:
     """Return the model that a task left, with front end and strides of the start: a task's changes are its own."""
-    left, first = read_checkpoint(file), start.config if isinstance(start, Checkpoint) else start
+    final, first = read_checkpoint(file), start.config if isinstance(start, Checkpoint) else start
     strides = {name: getattr(first.encoder, name) for name in ("stride_frames", "stride_bins")}
-    encoder = replace(left.config.encoder, **strides)
-    return replace(left, config=replace(left.config, front_end=first.front_end, encoder=encoder)), file_digest(file)
+    encoder = replace(final.config.encoder, **strides)
+    return replace(final, config=replace(final.config, front_end=first.front_end, encoder=encoder)), file_digest(file)
 
 
-def _value(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str, progress: bool) -> float:
+def _score_of(task: Task, encoder: Path, head: Path, catalog: Catalog, device: str, progress: bool) -> float:
     """Accuracy (mAP if clips have several labels) on the test clips with an encoder and a head read from disk.
 
-    A value measured before with the same files is read from `heard.json` next to the head.
+    A value computed before with the same files is read from `heard.json` next to the head.
     """
-    known = head.with_name(HEARD_FILE)
-    heard: dict[str, float] = json.loads(known.read_text()) if known.exists() else {}
-    which = f"{file_digest(encoder)} {file_digest(head)}"
-    if which in heard:
-        return heard[which]
-    stored = read_checkpoint(head)
+    cache_file = head.with_name(HEARD_FILE)
+    cache: dict[str, float] = json.loads(cache_file.read_text()) if cache_file.exists() else {}
+    key = f"{file_digest(encoder)} {file_digest(head)}"
+    if key in cache:
+        return cache[key]
+    checkpoint = read_checkpoint(head)
     if encoder != head:
-        changed = {name: t for name, t in read_checkpoint(encoder).tensors.items() if name.startswith("encoder.")}
-        stored = replace(stored, tensors={**stored.tensors, **changed})
-    tuned = load_tuned(stored, catalog, device)
+        encoder_tensors = {
+            name: tensor for name, tensor in read_checkpoint(encoder).tensors.items() if name.startswith("encoder.")
+        }
+        checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **encoder_tensors})
+    tuned = load_tuned(checkpoint, catalog, device)
     reader = ClipReader(task.recipe.data, int(tuned.front_end.sample_rate))
-    made = predict(Predictor(tuned, task.recipe, reader), task.data, task.split.test, progress)
-    value = score(made.targets, made.given, made.classes, made.single, resamples=0).values[
-        "accuracy" if made.single else "mAP"
+    predictions = predict(Predictor(tuned, task.recipe, reader), task.data, task.split.test, progress)
+    value = score(predictions.targets, predictions.given, predictions.classes, predictions.single, resamples=0).values[
+        "accuracy" if predictions.single else "mAP"
     ]
     assert value is not None, "a test split has clips, and clips have labels"
-    write_text(known, json.dumps({**heard, which: value}))
+    write_text(cache_file, json.dumps({**cache, key: value}))
     return value
 
 
-def _stored(sizes: Sequence[Mapping[str, Any]], changing: bool) -> int:
+def _num_stored(sizes: Sequence[Mapping[str, Any]], sequential: bool) -> int:
     """Number of parameters to keep for all tasks: one encoder, and the own parameters of every task."""
-    own = "head" if changing else "trained"
+    own = "head" if sequential else "trained"
     return int(sizes[0]["parameters"] - sizes[0][own] + sum(size[own] for size in sizes))

@@ -83,21 +83,21 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                 folder = out / f"{label}-{mode.replace('=', '')}-seed{seed}"
                 try:
                     start, digest = read_start(path.replace(SEED_FIELD, str(seed)))
-                    found = learn_in_turn(tasks, start, digest, folder, catalog, device, progress, stream.here)
+                    outcome = learn_in_turn(tasks, start, digest, folder, catalog, device, progress, stream.here)
                 except TrainingStopped:
                     raise
                 except AsdaError as error:  # a failing mode must not stop the others
                     failed.append(f"{label}, {mode}, seed {seed}: {error}")
                     print(f"failed: {failed[-1]}", file=sys.stderr)
                     continue
-                outcomes.setdefault((label, mode), {})[seed] = found
-                of = {"of": [label, mode, seed], "tasks": stream.identity, "per_seed": SEED_FIELD in path}
-                facts = {**of, **asdict(found)}
-                known = text_digest(json.dumps([stream.identity, found.start, found.recipes]), NAME_DIGITS)
-                write_text(out / f"{folder.name}-{known}{OUTCOME_SUFFIX}", json.dumps(facts, indent=1) + "\n")
+                outcomes.setdefault((label, mode), {})[seed] = outcome
+                run = {"of": [label, mode, seed], "tasks": stream.identity, "per_seed": SEED_FIELD in path}
+                facts = {**run, **asdict(outcome)}
+                identity = text_digest(json.dumps([stream.identity, outcome.start, outcome.recipes]), NAME_DIGITS)
+                write_text(out / f"{folder.name}-{identity}{OUTCOME_SUFFIX}", json.dumps(facts, indent=1) + "\n")
                 write_stream(stream, outcomes, out)
     if failed:
-        raise StreamsFailed(outcomes, f"{len(failed)} of the streams failed: " + "; ".join(failed))
+        raise StreamsFailed(outcomes, f"{len(failed)} of the runs failed: " + "; ".join(failed))
     return outcomes
 
 
@@ -110,90 +110,94 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     names = [task.data.name for task in stream.tasks]
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / ROWS_FILE, _csv(outcomes, names))
-    heads = ["checkpoint", "mode", "after", *map(escaped, names)]
-    heads += ["average", "forgetting", "backward transfer", "trained", "stored"]
-    lines = [table_row(heads), "|" + "---|" * len(heads)]
+    header = ["checkpoint", "mode", "after", *map(escaped, names)]
+    header += ["average", "forgetting", "backward transfer", "trained", "stored"]
+    lines = [table_row(header), "|" + "---|" * len(header)]
     for (label, mode), by_seed in outcomes.items():
-        found = list(by_seed.values())
+        runs = list(by_seed.values())
         for t, name in enumerate(names):
-            cells = [str(mean_interval([o.matrix[t][k] for o in found])) if k <= t else "" for k in range(len(names))]
+            cells = [
+                str(mean_interval([run.matrix[t][k] for run in runs])) if k <= t else "" for k in range(len(names))
+            ]
             last = t == len(names) - 1
-            ends = [str(mean_interval([getattr(o, what)() for o in found])) if last else "" for what in ENDS]
-            trained, stored = f"{found[0].trained[t]:,}", f"{found[0].stored:,}" if last else ""
-            lines.append(table_row([escaped(label), mode, escaped(name), *cells, *ends, trained, stored]))
-    most = max(map(len, outcomes.values()))
-    seeds = f"Mean ± half the 95 % interval over {most} seeds" if most > 1 else "One seed"
-    metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP of several labels"
-    of_others = f" Outcomes of other tasks, clips, recipes or checkpoints here, not in the table: {others}."
-    left = of_others if others else ""
-    heard = dict.fromkeys(task for by_seed in outcomes.values() for each in by_seed.values() for task in each.heard)
-    of_heard = (
-        f" **Test clips of {escaped(', '.join(heard))} were trained on before, or for another task**: what is said of "
-        "them, forgetting and transfer too, is not of new clips."
+            summary = [str(mean_interval([getattr(run, metric)() for run in runs])) if last else "" for metric in ENDS]
+            trained, stored = f"{runs[0].trained[t]:,}", f"{runs[0].stored:,}" if last else ""
+            lines.append(table_row([escaped(label), mode, escaped(name), *cells, *summary, trained, stored]))
+    num_seeds = max(map(len, outcomes.values()))
+    seeds = f"Mean ± half the 95 % interval over {num_seeds} seeds" if num_seeds > 1 else "One seed"
+    metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP with several labels"
+    others_note = f" Outcomes of other tasks, clips, recipes or checkpoints in this folder, not in the table: {others}."
+    notes = others_note if others else ""
+    leaked = dict.fromkeys(
+        task for by_seed in outcomes.values() for outcome in by_seed.values() for task in outcome.heard
     )
-    left += of_heard if heard else ""
-    lines += ["", f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}{left}", ""]
+    leak_note = (
+        f" **Test clips of {escaped(', '.join(leaked))} were in the training data of the start or of another task**: "
+        "their values, and so forgetting and backward transfer, are not on unseen clips."
+    )
+    notes += leak_note if leaked else ""
+    lines += ["", f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}{notes}", ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)
     return text
 
 
 def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> tuple[Outcomes, int]:
-    """Merge these outcomes with those that other commands left; also return how many of the latter do not fit.
+    """Merge these outcomes with those that other commands left; also return how many of the latter do not match.
 
     For a checkpoint that this command does not use, those with the same start as its newest outcome are kept.
     """
-    every = {of: dict(by_seed) for of, by_seed in outcomes.items()}
+    merged = {key: dict(by_seed) for key, by_seed in outcomes.items()}
     newest: dict[tuple[str, int | None], str] = {}
     others: list[tuple[tuple[str, str], int, bool]] = []
-    for file in sorted(out.glob(f"*{OUTCOME_SUFFIX}"), key=lambda each: (-each.stat().st_mtime_ns, each.name)):
+    for file in sorted(out.glob(f"*{OUTCOME_SUFFIX}"), key=lambda path: (-path.stat().st_mtime_ns, path.name)):
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            label, mode, seed = found["of"]
-            outcome = _read_outcome(found)
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            label, mode, seed = stored["of"]
+            outcome = _read_outcome(stored)
         except (ValueError, TypeError, KeyError):
-            print(f"warning: {file} is damaged and left out of the table.", file=sys.stderr)
+            print(f"warning: {file} is damaged and not in the table.", file=sys.stderr)
             continue
-        here = {made.recipes for (_, name), by_seed in outcomes.items() if name == mode for made in by_seed.values()}
-        alike = not here or not outcome.recipes or outcome.recipes in here  # earlier versions did not record them
-        if found.get("tasks") == stream.identity and alike:
-            usual = newest.setdefault((label, seed if found.get("per_seed") else None), outcome.start)
-            if outcome.start in (_starts_of(stream, outcomes, label, seed) or {usual}):
-                every.setdefault((label, mode), {}).setdefault(seed, outcome)
+        used = {own.recipes for (_, name), by_seed in outcomes.items() if name == mode for own in by_seed.values()}
+        same_recipe = not used or not outcome.recipes or outcome.recipes in used  # earlier versions did not record them
+        if stored.get("tasks") == stream.identity and same_recipe:
+            newest_start = newest.setdefault((label, seed if stored.get("per_seed") else None), outcome.start)
+            if outcome.start in (_starts_of(stream, outcomes, label, seed) or {newest_start}):
+                merged.setdefault((label, mode), {}).setdefault(seed, outcome)
                 continue
-        others.append(((label, mode), seed, "start" in found))
-    # Outcomes of earlier versions, which recorded no start, are not counted if they were computed anew.
-    return every, sum(noted or seed not in every.get(of, {}) for of, seed, noted in others)
+        others.append(((label, mode), seed, "start" in stored))
+    # Outcomes of earlier versions, which recorded no start, are not counted if they were recomputed.
+    return merged, sum(has_start or seed not in merged.get(key, {}) for key, seed, has_start in others)
 
 
-def _read_outcome(found: Mapping[str, Any]) -> Outcome:
+def _read_outcome(stored: Mapping[str, Any]) -> Outcome:
     """Parse what `run_stream` wrote; raises built-in exceptions if it is damaged."""
     return Outcome(
-        tuple(map(tuple, found["matrix"])),
-        tuple(found["trained"]),
-        int(found["stored"]),
-        str(found.get("start", "")),
-        tuple(found.get("recipes", ())),
-        tuple(found.get("heard", ())),
+        tuple(map(tuple, stored["matrix"])),
+        tuple(stored["trained"]),
+        int(stored["stored"]),
+        str(stored.get("start", "")),
+        tuple(stored.get("recipes", ())),
+        tuple(stored.get("heard", ())),
     )
 
 
 def _starts_of(stream: Stream, outcomes: Outcomes, label: str, seed: int) -> set[str]:
     """Starts of this command's outcomes for a checkpoint: of one seed if each has its own start, otherwise of all."""
-    one_for_each_seed = SEED_FIELD in stream.starts.get(label, "")
+    start_per_seed = SEED_FIELD in stream.starts.get(label, "")
     of_label = (by_seed for (name, _), by_seed in outcomes.items() if name == label)
     return {
         outcome.start
         for by_seed in of_label
         for number, outcome in by_seed.items()
-        if number == seed or not one_for_each_seed
+        if number == seed or not start_per_seed
     }
 
 
 ENDS = ("average", "forgetting", "backward_transfer")
 NOTE = (
-    "Forgetting: mean of what was lost since the best; backward transfer: mean change since the task was learned. "
-    "Trained: parameters for each task; stored: those that are kept in the end to do all."
+    "Forgetting: mean drop from the best value; backward transfer: mean change since the task was learned. "
+    "Trained: parameters trained for each task; stored: parameters kept in the end for all tasks."
 )
 
 
@@ -201,8 +205,8 @@ def _csv(outcomes: Outcomes, names: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["checkpoint", "mode", "seed", "after", "on", "value"])
-    for (label, mode), found in outcomes.items():
-        for seed, outcome in found.items():
+    for (label, mode), by_seed in outcomes.items():
+        for seed, outcome in by_seed.items():
             for after, values in zip(names, outcome.matrix, strict=True):
                 writer.writerows(
                     [label, mode, seed, after, on, f"{value:.6f}"] for on, value in zip(names, values, strict=False)

@@ -51,7 +51,7 @@ class Predictions:
         single: whether every clip has exactly one label.
 
     Raises:
-        TaskError: the shapes or types do not fit together.
+        TaskError: shapes or types do not match.
     """
 
     files: tuple[str, ...]
@@ -63,10 +63,10 @@ class Predictions:
 
     def __post_init__(self) -> None:
         shape = len(self.files), len(self.classes)
-        for what, array, kind in (("targets", self.targets, np.uint8), ("probabilities", self.given, np.float32)):
-            if array.shape != shape or array.dtype != kind:
-                expected = f"{kind.__name__} {shape}, as there are {shape[0]} files and {shape[1]} classes"
-                raise TaskError(f"{what} are {array.dtype} {array.shape}; expected {expected}")
+        for name, array, dtype in (("targets", self.targets, np.uint8), ("probabilities", self.given, np.float32)):
+            if array.shape != shape or array.dtype != dtype:
+                expected = f"{dtype.__name__} {shape}, as there are {shape[0]} files and {shape[1]} classes"
+                raise TaskError(f"{name} are {array.dtype} {array.shape}; expected {expected}")
         if len(self.names) != len(self.classes):
             raise TaskError(f"{len(self.names)} names for {len(self.classes)} classes; expected one for each")
 
@@ -103,16 +103,16 @@ def load_predictions(file: str | Path) -> Predictions:
     file = Path(file)
     try:
         with file.open("rb") as opened:
-            found = _read(opened)
+            predictions = _read(opened)
     except OSError as error:
         raise TaskError(f"{file}: cannot be read ({error.strerror or error})") from None
     except DAMAGE as error:
         raise TaskError(
-            f"{file}: damaged, or not a file of predictions ({error}); delete it, and what made it makes it again"
+            f"{file}: damaged, or not a predictions file ({error}); delete it and run again the command that wrote it"
         ) from None
-    if found is None:
-        raise TaskError(f"{file}: not a file of predictions, or a piece of one; expected what an evaluation writes")
-    return found
+    if predictions is None:
+        raise TaskError(f"{file}: not a predictions file, or a truncated one; expected {PREDICTIONS} of an evaluation")
+    return predictions
 
 
 def _read(opened: io.BufferedReader) -> Predictions | None:
@@ -138,17 +138,17 @@ def pooled(parts: Sequence[Predictions]) -> Predictions:
     first = parts[0]
     for number, part in enumerate(parts):
         if (part.classes, part.names, part.single) != (first.classes, first.names, first.single):
-            raise TaskError(f"predictions {number} do not fit predictions 0: {_difference(first, part)}")
+            raise TaskError(f"predictions {number} do not match predictions 0: {_difference(first, part)}")
     files = tuple(file for part in parts for file in part.files)
     seen: set[str] = set()
     for file in files:
         if file in seen:
-            raise TaskError(f"{file} is twice among the predictions; expected every clip in one fold only")
+            raise TaskError(f"{file} occurs twice in the predictions; expected each clip in one fold only")
         seen.add(file)
-    targets, given = (
+    targets, probabilities = (
         np.concatenate(arrays) for arrays in zip(*((part.targets, part.given) for part in parts), strict=True)
     )
-    return Predictions(files, targets, given, first.classes, first.names, first.single)
+    return Predictions(files, targets, probabilities, first.classes, first.names, first.single)
 
 
 RESAMPLED = (ACCURACY, MEAN_AVERAGE_PRECISION, AREA)
@@ -160,22 +160,22 @@ def interval_over_folds(parts: Sequence[Predictions], resamples: int, seed: int 
 
     Scores of different folds come from different models and are not compared with each other.
     """
-    points, drawn = [], []
+    points, resampled = [], []
     for number, part in enumerate(parts):
         truth = part.targets.astype(bool)
-        found = score(part.targets, part.given, part.names, part.single, resamples=0).values
-        taken = affordable(len(truth), len(part.classes), resamples)
-        points.append([found[name] for name in RESAMPLED])
-        drawn.append(resample(truth, part.given.astype(np.float64), taken, seed + number) if taken else None)
-    if any(each is None for each in drawn):
+        values = score(part.targets, part.given, part.names, part.single, resamples=0).values
+        count = affordable(len(truth), len(part.classes), resamples)
+        points.append([values[name] for name in RESAMPLED])
+        resampled.append(resample(truth, part.given.astype(np.float64), count, seed + number) if count else None)
+    if any(scores is None for scores in resampled):
         return {}
-    width = min(each.shape[1] for each in drawn if each is not None)
-    together = np.mean([each[:, :width] for each in drawn if each is not None], axis=0)
+    width = min(scores.shape[1] for scores in resampled if scores is not None)
+    fold_means = np.mean([scores[:, :width] for scores in resampled if scores is not None], axis=0)
     means = {
-        name: None if any(row[place] is None for row in points) else float(np.mean([row[place] for row in points]))
-        for place, name in enumerate(RESAMPLED)
+        name: None if any(row[index] is None for row in points) else float(np.mean([row[index] for row in points]))
+        for index, name in enumerate(RESAMPLED)
     }
-    return {name: value for name, value in intervals(means, together).items() if name != D_PRIME}
+    return {name: value for name, value in intervals(means, fold_means).items() if name != D_PRIME}
 
 
 def _difference(first: Predictions, other: Predictions) -> str:
@@ -185,8 +185,8 @@ def _difference(first: Predictions, other: Predictions) -> str:
     if len(first.classes) != len(other.classes):
         return f"{len(other.classes)} classes, expected {len(first.classes)}"
     pairs = [*zip(first.classes, other.classes, strict=True), *zip(first.names, other.names, strict=True)]
-    index, (expected, given) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
-    return f"class {index % len(first.classes)} is {given!r}, expected {expected!r}"
+    index, (expected, actual) = next((position, pair) for position, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f"class {index % len(first.classes)} is {actual!r}, expected {expected!r}"
 
 
 def write_evaluation(folder: Path, predictions: Predictions, title: str, resamples: int = 1000) -> Scores:

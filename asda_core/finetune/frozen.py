@@ -44,7 +44,7 @@ class EncodedClips:
         """
         rows = self.row[numbers]
         if bool((rows < 0).any()):
-            raise AudioError("a clip that could not be read when clips were encoded is read now: did files change?")
+            raise AudioError("a clip that could not be read during encoding can be read now: were files changed?")
         layout = TokenLayout(self.layout.index.expand(len(rows), -1), self.layout.grid)
         return Encoded(self.summary[rows], self.tokens[rows], layout, ())
 
@@ -61,36 +61,36 @@ def encode_once(
     if not tuned.frozen or is_augmented(recipe):
         return None
     tuned.set_training(False)
-    found: list[Encoded] = []
+    encoded: list[Encoded] = []
     row = torch.full((len(examples),), -1)
-    room = recipe.data.cache_mebibytes * BYTES_PER_MEBIBYTE
-    waiting: list[Tensor] = []
+    limit = recipe.data.cache_mebibytes * BYTES_PER_MEBIBYTE
+    pending: list[Tensor] = []
     with torch.no_grad(), tqdm(examples, desc="encode", unit="clip", disable=not progress, leave=False) as bar:
         for number, example in enumerate(bar):
-            audio = _heard(reader, example)
-            if audio is None and _heard_in_part(reader, example):
+            audio = _read_clip(reader, example)
+            if audio is None and _partly_readable(reader, example):
                 return None  # training uses the readable part of it
             if audio is None:
                 continue
             if len(audio) > reader.num_samples:
                 return None  # every epoch takes another crop of it
             row[number] = int((row >= 0).sum())
-            waiting.append(audio)
-            if len(waiting) == CLIPS_PER_PASS or number + 1 == len(examples):
-                found.append(tuned.encoder(plain_features(tuned, recipe, waiting), layers=False))
-                waiting = []
-                if found[0].tokens[0].numel() * FLOAT_BYTES * len(examples) > room:
+            pending.append(audio)
+            if len(pending) == CLIPS_PER_PASS or number + 1 == len(examples):
+                encoded.append(tuned.encoder(plain_features(tuned, recipe, pending), layers=False))
+                pending = []
+                if encoded[0].tokens[0].numel() * FLOAT_BYTES * len(examples) > limit:
                     return None
-        if waiting:
-            found.append(tuned.encoder(plain_features(tuned, recipe, waiting), layers=False))
-    if not found:
+        if pending:
+            encoded.append(tuned.encoder(plain_features(tuned, recipe, pending), layers=False))
+    if not encoded:
         return None
-    layout = TokenLayout(found[0].layout.index[:1], found[0].layout.grid)
-    tokens = torch.cat([each.tokens for each in found])
-    return EncodedClips(torch.cat([each.summary for each in found]), tokens, layout, row)
+    layout = TokenLayout(encoded[0].layout.index[:1], encoded[0].layout.grid)
+    tokens = torch.cat([batch.tokens for batch in encoded])
+    return EncodedClips(torch.cat([batch.summary for batch in encoded]), tokens, layout, row)
 
 
-def _heard_in_part(reader: ClipReader, example: Example) -> bool:
+def _partly_readable(reader: ClipReader, example: Example) -> bool:
     """Whether part of a clip that cannot be read as a whole is readable."""
     try:
         reader.stretch(example.file, 0.0)
@@ -99,7 +99,7 @@ def _heard_in_part(reader: ClipReader, example: Example) -> bool:
     return True
 
 
-def _heard(reader: ClipReader, example: Example) -> Tensor | None:
+def _read_clip(reader: ClipReader, example: Example) -> Tensor | None:
     """Return the audio of a clip that training would use; None if it cannot be read."""
     try:
         return reader.heard(example.file)

@@ -39,8 +39,8 @@ class Classifier(nn.Module):
 
     def logits(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
         """Logits of pooled clips."""
-        given: Tensor = self.head(self.norm(pooled))
-        return given
+        logits: Tensor = self.head(self.norm(pooled))
+        return logits
 
     def probabilities(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
         """Sigmoids if a clip can have several labels, otherwise a softmax."""
@@ -63,9 +63,9 @@ class AttentivePooling(nn.Module):
         """One vector per clip."""
         tokens = self.norm(torch.cat([encoded.summary[:, None], encoded.tokens], dim=1))
         padding = encoded.layout.padding
-        hidden = None if padding is None else torch.nn.functional.pad(padding, (1, 0))
+        mask = None if padding is None else torch.nn.functional.pad(padding, (1, 0))
         query = self.query.expand(len(tokens), -1, -1)
-        pooled: Tensor = self.attention(query, tokens, tokens, key_padding_mask=hidden, need_weights=False)[0]
+        pooled: Tensor = self.attention(query, tokens, tokens, key_padding_mask=mask, need_weights=False)[0]
         return pooled[:, 0]
 
 

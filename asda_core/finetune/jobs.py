@@ -49,18 +49,18 @@ class Job:
         config = self.start.config if isinstance(self.start, Checkpoint) else self.start
         start = {"digest": self.start_digest, "config": to_plain(config)}
         parts = {part: clip_facts(examples) for part, examples in vars(self.split).items() if part != "name"}
-        drawn = weights_digest(self.recipe.sampling, self.here)
+        extra = weights_digest(self.recipe.sampling, self.here)
         clips = [example.file for part in (self.split.train, self.split.valid, self.split.test) for example in part]
-        strange = foreign_plugins(catalog, tuned_config(self.recipe, config), with_objective=False)
-        drawn |= {"plugins": " ".join(strange)} if strange else {}
-        facts = {"data": parts, "content": sampled_content(clips), "classes": self.data.classes, **drawn}
+        third_party = foreign_plugins(catalog, tuned_config(self.recipe, config), with_objective=False)
+        extra |= {"plugins": " ".join(third_party)} if third_party else {}
+        facts = {"data": parts, "content": sampled_content(clips), "classes": self.data.classes, **extra}
         return signature(self.recipe, start=start, **facts)
 
 
 def clip_facts(examples: Sequence[Example]) -> list[list[object]]:
     """Return the name, the size and the labels of each clip."""
-    told = list_identity(example.file for example in examples)
-    return [[*found, *example.labels] for found, example in zip(told, examples, strict=True)]
+    identities = list_identity(example.file for example in examples)
+    return [[*identity, *example.labels] for identity, example in zip(identities, examples, strict=True)]
 
 
 def prepared(job: Job) -> Job:
@@ -74,19 +74,19 @@ def prepared(job: Job) -> Job:
     check_loss(recipe, job.data.single)
     if recipe.valid_share and (recipe.select == "last" or recipe.average_from_epoch):
         raise ConfigError(
-            "valid_share holds clips out of the training, and the last weights, or their average, are kept without a "
-            "look at them: leave it out, or let them choose (select: valid)."
+            "valid_share holds clips out of the training, but the last weights, or their average, are kept regardless: "
+            "remove valid_share, or set select: valid, without average_from_epoch."
         )
     if recipe.valid_share and not split.valid:
-        kept, held = hold_out(split.train, recipe.valid_share, recipe.seed)
-        split = replace(split, train=tuple(kept), valid=tuple(held))
+        train, valid = hold_out(split.train, recipe.valid_share, recipe.seed)
+        split = replace(split, train=tuple(train), valid=tuple(valid))
     select = recipe.select
     if select == "auto":
         select = "valid" if split.valid and not recipe.average_from_epoch else "last"
     if select == "valid" and not split.valid:
-        raise ConfigError("select: valid needs validation clips: set valid_share, or a split of the data.")
+        raise ConfigError("select: valid needs validation clips: set valid_share, or a validation split in the data.")
     if recipe.average_from_epoch and select != "last":
-        raise ConfigError(f"average_from_epoch averages the last weights; select: {select} takes others.")
+        raise ConfigError(f"average_from_epoch averages the last weights; it cannot be used with select: {select}.")
     if recipe.patience is not None and select == "last":
-        raise ConfigError("patience needs validation clips: set valid_share, or a split of the data.")
+        raise ConfigError("patience needs validation clips: set valid_share, or a validation split in the data.")
     return replace(job, recipe=replace(recipe, select=select), split=split)

@@ -37,16 +37,16 @@ def note_clips(data: str, split: Round, earlier: Mapping[str, str]) -> dict[str,
     Args:
         data: name of the data set.
         split: split that is trained on.
-        earlier: the same for the weights that the training begins with.
+        earlier: the same for the initial weights of the training.
     """
-    own = _marks(split.train) if len(split.train) <= MOST_MARKED else []
-    marks = dict.fromkeys(filter(None, [*own, *_split_marks(earlier.get("clips", ""))]))
+    own_marks = _marks(split.train) if len(split.train) <= MOST_MARKED else []
+    marks = dict.fromkeys(filter(None, [*own_marks, *_split_marks(earlier.get("clips", ""))]))
     fits = len(marks) <= MOST_MARKED
-    before = [each._replace(marked=each.marked and fits) for each in _sets(earlier)]
-    told = {"data": data, "tested": split.name, "clips": "".join(marks if fits else own)}
+    before = [item._replace(marked=item.marked and fits) for item in _sets(earlier)]
+    record = {"data": data, "tested": split.name, "clips": "".join(marks if fits else own_marks)}
     if len(split.train) > MOST_MARKED:
-        told["marked"] = "no"
-    return {**told, "before": json.dumps(before)} if before else told
+        record["marked"] = "no"
+    return {**record, "before": json.dumps(before)} if before else record
 
 
 def _sets(trained: Mapping[str, str]) -> list[Set]:
@@ -60,10 +60,10 @@ def _sets(trained: Mapping[str, str]) -> list[Set]:
     marked = bool(trained.get("clips")) and trained.get("marked") != "no"
     last = Set(trained["data"], trained.get("tested", ""), marked)
     try:
-        return [last, *(Set(*each) for each in json.loads(trained.get("before", "[]")))]
+        return [last, *(Set(*item) for item in json.loads(trained.get("before", "[]")))]
     except (ValueError, TypeError):  # written by hand
         raise CheckpointError(
-            f"what a checkpoint was trained on before cannot be read: {trained['before']!r}."
+            f"cannot read the earlier training sets of a checkpoint: {trained['before']!r}."
         ) from None
 
 
@@ -80,19 +80,21 @@ def shared_sounds(split: Round) -> str:
         part: {mark: clip for clip in clips if (mark := ends(clip.file))} if len(clips) <= MOST_MARKED else {}
         for part, clips in named.items()
     }
-    told = []
+    warnings = []
     for part, other in (("test", "training"), ("test", "validation"), ("validation", "training")):
         shared = [(clip, marks[other][mark]) for mark, clip in marks[part].items() if mark in marks[other]]
         for ours, theirs in shared if (part, other) == ("test", "training") else ():
             if ours.file.resolve() == theirs.file.resolve():
-                raise TaskError(f"{ours.file} is in the test split, and is the file of {theirs.file}, in the {other}.")
+                raise TaskError(
+                    f"{ours.file} in the test split is the same file as {theirs.file} in the {other} split."
+                )
         if shared:
             ours, theirs = shared[0]
-            told.append(
-                f"warning: {len(shared)} of {len(named[part])} {part} clips have the first and last bytes of a {other} "
-                f"clip, and may be the same sound: {ours.file} those of {theirs.file}."
+            warnings.append(
+                f"warning: {len(shared)} of {len(named[part])} {part} clips have the same first and last bytes as a "
+                f"{other} clip, and may be the same recording: for example {ours.file} and {theirs.file}."
             )
-    return "\n".join(told)
+    return "\n".join(warnings)
 
 
 def _split_marks(marks: str) -> list[str]:
@@ -115,11 +117,16 @@ def heard_before(checkpoint: Checkpoint, data: Labelled, part: str, tested: str)
     """
     sets = _sets(checkpoint.trained_on)
     start = f"warning: {checkpoint.file} was trained on {', and before on '.join(map(str, sets))}: "
-    known = set(_split_marks(checkpoint.trained_on.get("clips", "")))
-    heard = sum(mark in known for mark in _marks(data.examples)) if known else 0
-    if heard > 1 or (heard and len(known) * len(data.examples) < CHANCE * 16**MARK_DIGITS):
-        return f"{start}{heard} of the {len(data.examples)} clips (by their first and last bytes) are not new to it."
-    if any(each.has(data.name, part, tested) for each in sets if not each.marked):
-        given = "all clips" if part == "all" else f"the {part} clips{f' of {tested}' if tested else ''}"
-        return f"{start}{given} are not new to it."
+    marks = set(_split_marks(checkpoint.trained_on.get("clips", "")))
+    matches = sum(mark in marks for mark in _marks(data.examples)) if marks else 0
+    if matches > 1 or (matches and len(marks) * len(data.examples) < CHANCE * 16**MARK_DIGITS):
+        return (
+            f"{start}{matches} of the {len(data.examples)} clips (by their first and last bytes) are in its training "
+            "data."
+        )
+    if any(item.has(data.name, part, tested) for item in sets if not item.marked):
+        tested_clips = (
+            "clips of this data set" if part == "all" else f"the {part} clips{f' of {tested}' if tested else ''}"
+        )
+        return f"{start}{tested_clips} are in its training data."
     return ""

@@ -109,8 +109,10 @@ class Training:
     def metadata(self) -> dict[str, str]:
         """Return the metadata that is written with the tensors."""
         head = self.tuned.classifier.config
-        given = metadata_of(self.tuned.config, self.catalog, self.step, self.identity, head, trained_on=self.trained_on)
-        return {**given, STATE: json.dumps(vars(self.memory))}
+        metadata = metadata_of(
+            self.tuned.config, self.catalog, self.step, self.identity, head, trained_on=self.trained_on
+        )
+        return {**metadata, STATE: json.dumps(vars(self.memory))}
 
 
 def start_training(
@@ -130,13 +132,15 @@ def start_training(
         here: folder that paths in the recipe are relative to.
 
     Raises:
-        ConfigError: the folder holds another run.
+        ConfigError: the folder contains another run.
     """
     clips = training_clips(recipe, split.train, int(tuned.front_end.sample_rate), here)
     per_epoch = Fraction(clips.clips_per_epoch, recipe.data.batch_size)
     steps = recipe.steps or max(1, math.ceil(Fraction(str(recipe.epochs)) * per_epoch))
     if recipe.average_from_epoch > steps / per_epoch:
-        raise ConfigError(f"average_from_epoch {recipe.average_from_epoch} is behind the last of {steps} updates.")
+        raise ConfigError(
+            f"average_from_epoch {recipe.average_from_epoch} is after the end of the training ({steps} updates)."
+        )
     optimizer = optimizer_of(parameter_groups(tuned, recipe), recipe.optimizer)
     labels = label_matrix(split.train, data.classes)
     predictor = Predictor(tuned, recipe, clips.reader)
@@ -153,13 +157,13 @@ def start_training(
 def _resume(training: Training, latest: Path) -> None:
     checkpoint = read_checkpoint(latest)
     if checkpoint.data != training.identity:
-        raise ConfigError(f"{training.folder} holds a run of another recipe, data or start; give another folder.")
+        raise ConfigError(f"{training.folder} contains a run with another recipe, data or start; give another folder.")
     training.tuned.load(checkpoint)
     states, metadata = read_tensors(latest / TRAINING_FILE)
     device = next(training.tuned.encoder.parameters()).device
     put_states_back(states, training.tuned.trained(), training.optimizer, device)
-    kept = {name.removeprefix(AVERAGE): t.to(device) for name, t in states.items() if name.startswith(AVERAGE)}
-    training.average = kept
+    average = {name.removeprefix(AVERAGE): t.to(device) for name, t in states.items() if name.startswith(AVERAGE)}
+    training.average = average
     training.memory = Memory(**json.loads(metadata[STATE]))
     training.step, training.saved_best_step = checkpoint.step, training.memory.best_step
     if training.memory.best_step and not has_best(training.folder, training.memory.best_step):
@@ -176,17 +180,17 @@ def train(training: Training, progress: bool) -> None:
     recipe = training.recipe
     if training.step >= training.steps or training.memory.ended:
         return
-    known = encode_once(training.tuned, recipe, training.clips.reader, training.split.train, progress)
+    encoded_clips = encode_once(training.tuned, recipe, training.clips.reader, training.split.train, progress)
     name = training.folder.name
     bar = tqdm(total=training.steps, initial=training.step, unit="step", disable=not progress, desc=name, leave=False)
     writer = SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.step + 1)
     log = (training.folder / LOG_FILE).open("a")
     exact = exact_products(next(training.tuned.encoder.parameters()).device)
     batches = closing(prefetched(training.clips, training.step, training.steps))
-    with closing(writer), log, bar, exact, stop_on_signal(training.ask_to_stop), batches as ahead:
+    with closing(writer), log, bar, exact, stop_on_signal(training.ask_to_stop), batches as batch_iterator:
         reporter = Reporter(bar, log, writer)
-        for clips in ahead:
-            values = _train_step(training, clips, known)
+        for clips in batch_iterator:
+            values = _train_step(training, clips, encoded_clips)
             bar.update()
             reporter.name_skipped(training.folder, training.clips)
             _after_step(training, values, reporter)
@@ -194,7 +198,7 @@ def train(training: Training, progress: bool) -> None:
                 break
 
 
-def _train_step(training: Training, clips: Clips, known: EncodedClips | None) -> dict[str, Any]:
+def _train_step(training: Training, clips: Clips, encoded_clips: EncodedClips | None) -> dict[str, Any]:
     """Run one update and return the values to log."""
     tuned, recipe, step = training.tuned, training.recipe, training.step
     tuned.set_training(True)
@@ -203,11 +207,11 @@ def _train_step(training: Training, clips: Clips, known: EncodedClips | None) ->
     device = next(tuned.encoder.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_step(recipe, step)
-        if known is None:
+        if encoded_clips is None:
             batch = training_batch(tuned, recipe, clips, labels, step)
             encoded, labels = tuned.encoder(batch.features, layers=False), batch.labels
         else:
-            encoded, labels = known.batch(clips.numbers), labels.to(device)
+            encoded, labels = encoded_clips.batch(clips.numbers), labels.to(device)
         loss = batch_loss(recipe, tuned.classifier(encoded), labels)
     training.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -221,19 +225,19 @@ def _train_step(training: Training, clips: Clips, known: EncodedClips | None) ->
 def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporter) -> None:
     """Average, evaluate, log, save, stop."""
     recipe, step, last = training.recipe, training.step, training.step == training.steps
-    looks = bool(training.watched) and (
+    evaluates = bool(training.watched) and (
         step * recipe.evaluations // training.steps > (step - 1) * recipe.evaluations // training.steps
     )
     saves = last or step % recipe.checkpoint_every == 0
     record: dict[str, float] = {}
-    if looks or saves or training.stop or step % recipe.log_every == 0 or step == 1:
+    if evaluates or saves or training.stop or step % recipe.log_every == 0 or step == 1:
         record = {name: float(value) for name, value in values.items()}
         _check_finite(record, training)
-    if looks or saves or training.stop:
+    if evaluates or saves or training.stop:
         weights = {name: float(parameter.detach().sum()) for name, parameter in training.tuned.trained()}
         _check_finite(weights, training)
     _average(training)
-    if looks:
+    if evaluates:
         record |= _evaluate(training)
     if record:
         reporter.log(step, record)
@@ -252,20 +256,20 @@ def _average(training: Training) -> None:
         return
     training.memory.averaged += 1
     for name, parameter in training.tuned.trained():
-        now = parameter.detach()
+        value = parameter.detach()
         if name in training.average:
-            training.average[name] += (now - training.average[name]) / training.memory.averaged
+            training.average[name] += (value - training.average[name]) / training.memory.averaged
         else:
-            training.average[name] = now.clone()
+            training.average[name] = value.clone()
 
 
 def _evaluate(training: Training) -> dict[str, float]:
     """Return the value by which weights are selected; the best weights are saved in a separate file."""
     memory, recipe = training.memory, training.recipe
-    made = predict(training.predictor, training.data, training.watched)
-    found = score(made.targets, made.given, made.classes, made.single, resamples=0).values
-    name = "accuracy" if made.single else "mAP"
-    value = found[name]
+    predictions = predict(training.predictor, training.data, training.watched)
+    values = score(predictions.targets, predictions.given, predictions.classes, predictions.single, resamples=0).values
+    name = "accuracy" if predictions.single else "mAP"
+    value = values[name]
     if value is not None and value > memory.best:
         memory.best, memory.best_step, memory.waited = value, training.step, 0
         write_model(best_file(training.folder, training.step), training.tuned.tensors(), training.metadata())
@@ -288,9 +292,9 @@ def _save(training: Training) -> None:
 
 
 def _check_finite(values: Mapping[str, float], training: Training) -> None:
-    if wrong := {name: value for name, value in values.items() if not math.isfinite(value)}:
-        name, value = next(iter(wrong.items()))
+    if bad := {name: value for name, value in values.items() if not math.isfinite(value)}:
+        name, value = next(iter(bad.items()))
         raise AsdaError(
-            f"the training is no longer finite at step {training.step} ({name} is {value}); the last saved step: "
+            f"{name} is no longer finite at step {training.step} ({value}); the last saved step: "
             f"{newest_step(training.folder) or 'none'}. A lower optimizer.peak_lr or a longer warm-up may help."
         )

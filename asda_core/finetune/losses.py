@@ -64,6 +64,6 @@ def check_loss(recipe: FinetuneConfig, single: bool) -> None:
     """
     if recipe.loss == "cross_entropy" and not single:
         raise ConfigError(
-            "not every clip has one label; if that is no mistake, set loss: binary_cross_entropy "
+            "not every clip has exactly one label; if this is intended, set loss: binary_cross_entropy "
             "(--set loss=binary_cross_entropy)."
         )

@@ -33,17 +33,17 @@ def run_test(parsed: argparse.Namespace) -> None:
     """Run `asda test`."""
     source, here = load_source(parsed.data)
     data = read_labelled(source, here)
-    examples, tested = _chosen(parsed.part, parsed.fold, data, source)
+    examples, tested = _clips_to_test(parsed.part, parsed.fold, data, source)
     if not examples:
         raise TaskError(f"{data.name} has no clips in its {parsed.part} split.")
     checkpoint = read_model(parsed.checkpoint)
     if checkpoint.report:
         print(checkpoint.report, file=sys.stderr)
-    which = model_name(parsed.checkpoint)
+    model = model_name(parsed.checkpoint)
     part = parsed.part + (f"-{parsed.fold}" if parsed.fold else "")
     chosen = replace(data, examples=tuple(examples))
-    known = text_digest(f"{model_digest(checkpoint.file)} {clip_facts(examples)}", NAME_DIGITS)
-    out = parsed.out or Path("runs") / f"test-{which}-{data.name}-{part}-{known}"
+    digest = text_digest(f"{model_digest(checkpoint.file)} {clip_facts(examples)}", NAME_DIGITS)
+    out = parsed.out or Path("runs") / f"test-{model}-{data.name}-{part}-{digest}"
     if warning := heard_before(checkpoint, chosen, parsed.part, tested):
         print(warning, file=sys.stderr)
     scores = measure(checkpoint, chosen, out, parsed.device, parsed.compat == "released")
@@ -53,7 +53,7 @@ def run_test(parsed: argparse.Namespace) -> None:
     print(out, file=sys.stderr)
 
 
-def _chosen(part: str, fold: str | None, data: Labelled, source: SourceConfig) -> tuple[Sequence[Example], str]:
+def _clips_to_test(part: str, fold: str | None, data: Labelled, source: SourceConfig) -> tuple[Sequence[Example], str]:
     """Return the clips to test, and the name of the fold that they belong to.
 
     Raises:
@@ -61,16 +61,16 @@ def _chosen(part: str, fold: str | None, data: Labelled, source: SourceConfig) -
     """
     if part == "all":
         if fold:
-            raise TaskError(f"--part all takes every clip, and --fold {fold} some; give one of the two.")
+            raise TaskError(f"--part all uses all clips, but --fold {fold} only some; give one of the two.")
         return data.examples, ""
-    usual = [example for example in data.examples if usual_split(example.split) == part]
-    if usual and not (fold or source.split):  # a set may have nothing but test clips
-        return usual, ""
+    in_split = [example for example in data.examples if usual_split(example.split) == part]
+    if in_split and not (fold or source.split):  # a set may have nothing but test clips
+        return in_split, ""
     folds = rounds(data, source, [fold] if fold else [])
     if len(folds) > 1:
-        raise TaskError(f"{data.name} has {len(folds)} folds: name one by --fold, or take --part all.")
-    found: Sequence[Example] = getattr(folds[0], part)
-    return found, folds[0].name
+        raise TaskError(f"{data.name} has {len(folds)} folds: choose one with --fold, or use --part all.")
+    clips: Sequence[Example] = getattr(folds[0], part)
+    return clips, folds[0].name
 
 
 def measure(
@@ -99,14 +99,14 @@ def measure(
     tuned = load_tuned(checkpoint, installed_catalog(), device)
     config = tuned.classifier.config
     matched = with_classes_of(data, config.labels, config.num_classes)
-    usual = FinetuneDataConfig(**{**vars(checkpoint.config.data), "micro_batch": None})
-    cut = usual if released else replace(usual, crop="random", min_samples=0, resample_along="time")
-    recipe = FinetuneConfig(epochs=1, data=cut)
+    base = FinetuneDataConfig(**{**vars(checkpoint.config.data), "micro_batch": None})
+    data_config = base if released else replace(base, crop="random", min_samples=0, resample_along="time")
+    recipe = FinetuneConfig(epochs=1, data=data_config)
     predictor = Predictor(tuned, recipe, ClipReader(recipe.data, int(tuned.front_end.sample_rate)))
-    made = predict(predictor, matched, matched.examples, progress)
+    predictions = predict(predictor, matched, matched.examples, progress)
     for reason in predictor.skipped.values():
         print(f"skipped: {reason}", file=sys.stderr)
-    return write_evaluation(out, made, data.name, BOOTSTRAP)
+    return write_evaluation(out, predictions, data.name, BOOTSTRAP)
 
 
 def with_classes_of(data: Labelled, labels: tuple[str, ...], num_classes: int) -> Labelled:
@@ -117,15 +117,15 @@ def with_classes_of(data: Labelled, labels: tuple[str, ...], num_classes: int) -
     """
     if not labels:
         if len(data.classes) != num_classes:
-            raise TaskError(f"the model has {num_classes} classes without names, and the data {len(data.classes)}.")
+            raise TaskError(f"the model has {num_classes} unnamed classes, but the data has {len(data.classes)}.")
         return data
-    own = dict(zip(data.classes, data.names, strict=True))
-    meant = {name: name if name in labels else own[name] for name in data.classes}
-    if strange := sorted(name for name in meant.values() if name not in labels):
-        raise TaskError(f"{unknown('class', strange[0], labels)} (of {data.name}, for the classes of the model)")
-    back = {identifier: own[name] for name, identifier in meant.items()}
+    name_of = dict(zip(data.classes, data.names, strict=True))
+    class_of = {name: name if name in labels else name_of[name] for name in data.classes}
+    if missing := sorted(name for name in class_of.values() if name not in labels):
+        raise TaskError(f"{unknown('class', missing[0], labels)} (in {data.name}, which must use classes of the model)")
+    own_name = {identifier: name_of[name] for name, identifier in class_of.items()}
     examples = tuple(
-        Example(example.file, tuple(meant[label] for label in example.labels), example.split)
+        Example(example.file, tuple(class_of[label] for label in example.labels), example.split)
         for example in data.examples
     )
-    return replace(data, examples=examples, classes=labels, names=tuple(back.get(label, label) for label in labels))
+    return replace(data, examples=examples, classes=labels, names=tuple(own_name.get(label, label) for label in labels))

@@ -18,11 +18,11 @@ def parameter_groups(tuned: Tuned, recipe: FinetuneConfig) -> list[dict[str, Any
     by_scale: dict[float, list[nn.Parameter]] = {}
     for name, parameter in tuned.trained():
         by_scale.setdefault(_scale(name, tuned, recipe), []).append(parameter)
-    spared = without_decay(*tuned.modules().values())
+    undecayed = without_decay(*tuned.modules().values())
     return [
         {**group, "scale": scale}
         for scale, parameters in sorted(by_scale.items())
-        for group in decay_groups(parameters, recipe.optimizer, spared)
+        for group in decay_groups(parameters, recipe.optimizer, undecayed)
     ]
 
 
@@ -43,14 +43,14 @@ def set_rates(
     **Source**: released fine-tuning for "fairseq_cosine", where the floor is the same for all layers, so that a layer
     whose peak is below it keeps a constant rate. **Differs**: otherwise each layer has the schedule times its factor.
     """
-    left = decay_left(recipe.step_decay, int(step / steps_per_epoch))
+    decay = decay_left(recipe.step_decay, int(step / steps_per_epoch))
     for group in optimizer.param_groups:
         if recipe.optimizer.schedule == "fairseq_cosine":
             peak = recipe.optimizer.peak_lr * group["scale"]
             rate = fairseq_cosine(step, steps, replace(recipe.optimizer, peak_lr=peak))
         else:
             rate = group["scale"] * learning_rate(step, steps, recipe.optimizer)
-        group["lr"] = rate * left
+        group["lr"] = rate * decay
     return [group["lr"] for group in optimizer.param_groups]
 
 

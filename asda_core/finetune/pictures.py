@@ -68,7 +68,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(SHADE, 0, 1), interpolation="nearest")
     points = NAME_POINTS if numbered else min(SMALL_POINTS, POINTS_PER_INCH * inches / len(matrix))
     _name_classes(axes, [without_formulas(shortened(name)) for name in names], points, slanted=numbered)
-    _rule(axes, len(matrix))
+    _draw_grid(axes, len(matrix))
     if numbered:
         _write_counts(axes, matrix, shares)
     axes.set_title(without_formulas(title), fontsize=11, pad=10)
@@ -102,7 +102,7 @@ def _name_classes(axes: Axes, names: Sequence[str], points: float, slanted: bool
     axes.set_ylabel("true")
 
 
-def _rule(axes: Axes, num_classes: int) -> None:
+def _draw_grid(axes: Axes, num_classes: int) -> None:
     """Draw thin lines between the cells."""
     axes.tick_params(which="major", length=2)
     if num_classes <= RULED_CLASSES:

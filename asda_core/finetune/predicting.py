@@ -66,24 +66,24 @@ def predict(
     """
     tuned = predictor.tuned
     tuned.set_training(False)
-    kept: list[Example] = []
-    given: list[Tensor] = []
+    readable: list[Example] = []
+    outputs: list[Tensor] = []
     with tqdm(total=len(examples), desc=what, unit="clip", disable=not progress, leave=False) as bar, torch.no_grad():
-        for found, values in _probabilities(predictor, examples):
-            kept += found
-            given.append(values.float().cpu())
-            bar.update(len(found))
-    if not kept:
+        for clips, values in _probabilities(predictor, examples):
+            readable += clips
+            outputs.append(values.float().cpu())
+            bar.update(len(clips))
+    if not readable:
         reasons = "; ".join(list(predictor.skipped.values())[:3])
-        raise TaskError(f"none of the {len(examples)} clips can be read. The first ones: {reasons}")
-    values = torch.cat(given)
+        raise TaskError(f"none of the {len(examples)} clips can be read. First reasons: {reasons}")
+    values = torch.cat(outputs)
     if not bool(torch.isfinite(values).all()):
         raise AsdaError(
-            "the model is no longer finite: it gives NaN as a probability. Its training went astray; a lower "
+            "the model outputs probabilities that are not finite (NaN): its training diverged. A lower "
             "optimizer.peak_lr or a longer warm-up may help."
         )
-    targets = label_matrix(kept, data.classes).numpy().astype(np.uint8)
-    files = tuple(str(example.file) for example in kept)
+    targets = label_matrix(readable, data.classes).numpy().astype(np.uint8)
+    files = tuple(str(example.file) for example in readable)
     return Predictions(files, targets, values.numpy(), data.classes, data.names, data.single)
 
 
@@ -92,7 +92,7 @@ def _probabilities(predictor: Predictor, examples: Sequence[Example]) -> Iterato
     tuned = predictor.tuned
     options = ListenOptions(clip_seconds=predictor.recipe.data.clip_seconds, padding=predictor.recipe.data.padding)
     listener = Listener(tuned.front_end, tuned.encoder, as_trained(options, tuned.front_end, tuned.encoder))
-    waiting: list[tuple[Example, Tensor]] = []
+    pending: list[tuple[Example, Tensor]] = []
     for example in examples:
         audio = predictor.whole(example.file)
         if audio is None:
@@ -100,12 +100,12 @@ def _probabilities(predictor: Predictor, examples: Sequence[Example]) -> Iterato
         if not predictor.is_short(audio):
             yield [example], probabilities(listener, tuned.classifier, audio)[None]
             continue
-        waiting.append((example, audio))
-        if len(waiting) == CLIPS_PER_PASS:
-            yield _batch(predictor, waiting)
-            waiting = []
-    if waiting:
-        yield _batch(predictor, waiting)
+        pending.append((example, audio))
+        if len(pending) == CLIPS_PER_PASS:
+            yield _batch(predictor, pending)
+            pending = []
+    if pending:
+        yield _batch(predictor, pending)
 
 
 def _batch(predictor: Predictor, clips: Sequence[tuple[Example, Tensor]]) -> tuple[list[Example], Tensor]:

@@ -21,10 +21,10 @@ def rate_scale(name: str, depth: int, decay: float, embeddings: bool = False) ->
     **Source**: BEiT (Bao et al. 2022), appendix; released fine-tuning, where patches, class token and input norm learn
     at the full rate (`embeddings` False).
     """
-    found = BLOCK.search(name)
+    match = BLOCK.search(name)
     if embeddings and name.startswith(EMBEDDINGS):
         return float(decay ** (depth + 1))
-    return decay ** (depth - int(found.group(1))) if found else 1.0
+    return decay ** (depth - int(match.group(1))) if match else 1.0
 
 
 def drop_path_rates(depth: int, last: float) -> list[float]:

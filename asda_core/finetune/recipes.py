@@ -43,22 +43,22 @@ def load_recipe(file: str | Path) -> FinetuneConfig:
     Raises:
         ConfigError: with the file's name before each message.
     """
-    found = find_config(file)
-    if not found.exists():
+    path = find_config(file)
+    if not path.exists():
         raise ConfigError(unknown("recipe", str(file), shipped_configs(FOLDER)))
-    plain = read_yaml(found)
+    plain = read_yaml(path)
     with prefixed(file):
         return parse(FinetuneConfig, plain)
 
 
 def is_recipe(file: str | Path) -> bool:
     """Whether a YAML file has keys of a recipe that a run config does not have."""
-    found = find_config(file)
-    if found.suffix not in CONFIG_SUFFIXES or not found.is_file():
+    path = find_config(file)
+    if path.suffix not in CONFIG_SUFFIXES or not path.is_file():
         return False
-    plain = read_yaml(found)
-    own = {item.name for item in fields(FinetuneConfig)} - {item.name for item in fields(RunConfig)}
-    return isinstance(plain, dict) and bool(own & plain.keys())
+    plain = read_yaml(path)
+    recipe_keys = {item.name for item in fields(FinetuneConfig)} - {item.name for item in fields(RunConfig)}
+    return isinstance(plain, dict) and bool(recipe_keys & plain.keys())
 
 
 def changed_recipe(recipe: FinetuneConfig, changes: Sequence[str]) -> FinetuneConfig:
@@ -84,8 +84,8 @@ def with_changes(recipe: FinetuneConfig, changes: Mapping[str, Any]) -> Finetune
 def over_both(of_task: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     """Changes of a task file, overridden by those of a command line, whose `steps` or `epochs` replaces either."""
     lengths = {"steps", "epochs"}
-    kept = {key: value for key, value in of_task.items() if key not in lengths or not lengths & said.keys()}
-    return {**kept, **said}
+    task_changes = {key: value for key, value in of_task.items() if key not in lengths or not lengths & said.keys()}
+    return {**task_changes, **said}
 
 
 def flattened(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def flattened(changes: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_flat(changes))
 
 
-def _flat(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in changes.items():
-        dotted = f"{above}{key}"
+        dotted = f"{prefix}{key}"
         if isinstance(value, Mapping) and dotted in GROUPS:
             yield from _flat(value, f"{dotted}.")
         else:
@@ -116,18 +116,18 @@ def recipe_for(
     Raises:
         ConfigError: no such mode, or a wrong key or value.
     """
-    said = flattened(over or {})
-    said_of_all = {key: value for key, value in said.items() if not key.startswith(OF_MODE)}
-    pooled = ("pooling",) if recipe.mode == "attentive" else ()
-    recipe = with_changes(recipe, {key: value for key, value in said_of_all.items() if key not in pooled})
+    user_changes = flattened(over or {})
+    for_all_modes = {key: value for key, value in user_changes.items() if not key.startswith(OF_MODE)}
+    mode_keys = ("pooling",) if recipe.mode == "attentive" else ()
+    recipe = with_changes(recipe, {key: value for key, value in for_all_modes.items() if key not in mode_keys})
     changes = _mode_changes(recipe, mode, [offer.spec.name for offer in catalog.family(ANY_ADAPTER)])
-    if "mode" in (found := _by_mode(recipe, mode)):
+    if "mode" in (by_mode := _by_mode(recipe, mode)):
         raise ConfigError(f"by_mode.{mode} cannot change the mode.")
-    of_mode = ("by_mode", "pooling") if mode == "attentive" else ("by_mode",)
-    last = {key: value for key, value in said_of_all.items() if not key.startswith(of_mode)}
+    excluded = ("by_mode", "pooling") if mode == "attentive" else ("by_mode",)
+    final = {key: value for key, value in for_all_modes.items() if not key.startswith(excluded)}
     if changes["mode"] == ANY_ADAPTER:
-        last |= {key: value for key, value in said.items() if key.startswith(OPTIONS)}
-    return with_changes(with_changes(replace(recipe, by_mode={}), changes | found), last)
+        final |= {key: value for key, value in user_changes.items() if key.startswith(OPTIONS)}
+    return with_changes(with_changes(replace(recipe, by_mode={}), changes | by_mode), final)
 
 
 def _mode_changes(recipe: FinetuneConfig, mode: str, adapters: Sequence[str]) -> dict[str, Any]:
@@ -136,11 +136,11 @@ def _mode_changes(recipe: FinetuneConfig, mode: str, adapters: Sequence[str]) ->
     changes: dict[str, Any] = {"mode": name, "blocks": 0, "adapter": None}
     if name == LAST_BLOCKS:
         if not number.isdigit():
-            raise ConfigError(f"mode {mode!r}: say how many blocks, as in last_blocks=2.")
+            raise ConfigError(f"mode {mode!r} needs a number of blocks, as in last_blocks=2.")
         changes["blocks"] = int(number)
     elif name in adapters and not number:
-        given = recipe.adapter if recipe.adapter is not None and recipe.adapter.name == name else None
-        changes |= {"mode": ANY_ADAPTER, "adapter": name if given is None else to_plain(given)}
+        adapter = recipe.adapter if recipe.adapter is not None and recipe.adapter.name == name else None
+        changes |= {"mode": ANY_ADAPTER, "adapter": name if adapter is None else to_plain(adapter)}
     elif name not in MODES or name == ANY_ADAPTER or number:
         raise ConfigError(unknown("mode", mode, [*(m for m in MODES if m != ANY_ADAPTER), *adapters]))
     if name == "attentive":

@@ -62,28 +62,28 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
         return done
     for line in check_round(job.split, job.data.classes, job.data.single):
         print(f"warning: {line}", file=sys.stderr)
-    told = Told(shared_sounds(job.split), _known_clips(job))
-    for warning in filter(None, told):
+    warnings = Told(shared_sounds(job.split), _known_clips(job))
+    for warning in filter(None, warnings):
         print(warning, file=sys.stderr)
     tuned = make_tuned(catalog, job.recipe, job.start, job.data.classes)
     check_clip(tuned.front_end, tuned.encoder, job.recipe.data.clip_seconds)
-    where = usable_device(device)
+    torch_device = usable_device(device)
     for module in tuned.modules().values():
-        module.to(where)
+        module.to(torch_device)
     with alone_in(folder, LOCK_FILE, "trains in"):
         if (done := _finished(job, folder, identity)) is not None:  # by another process, just now
             return done
-        return _run(job, tuned, folder, identity, told, catalog, progress)
+        return _run(job, tuned, folder, identity, warnings, catalog, progress)
 
 
 def _finished(job: Job, folder: Path, identity: str) -> dict[str, Any] | None:
     """Return the result if the job is finished in the folder, otherwise None."""
     done = read_result(folder)
-    whole = (folder / MODEL_FILE).is_file() and (folder / PREDICTIONS).is_file()
-    if done is None or done.get("identity") != identity or not whole:
+    complete = (folder / MODEL_FILE).is_file() and (folder / PREDICTIONS).is_file()
+    if done is None or done.get("identity") != identity or not complete:
         return None
-    _tidy(folder)
-    return _intervals_again(job, folder, done)
+    _remove_resume_files(folder)
+    return _with_intervals(job, folder, done)
 
 
 class Told(NamedTuple):
@@ -94,24 +94,24 @@ class Told(NamedTuple):
 
 
 def _run(
-    job: Job, tuned: Tuned, folder: Path, identity: str, told: Told, catalog: Catalog, progress: bool
+    job: Job, tuned: Tuned, folder: Path, identity: str, warnings: Told, catalog: Catalog, progress: bool
 ) -> dict[str, Any]:
     """Run the unfinished part of `finetune`."""
     training = start_training(job.recipe, job.data, job.split, tuned, catalog, folder, identity, job.here)
     earlier = job.start.trained_on if isinstance(job.start, Checkpoint) else {}
     training.trained_on = note_clips(job.data.name, job.split, earlier)
-    if (warm := job.recipe.optimizer.warmup_steps) >= training.steps:
+    if (warmup := job.recipe.optimizer.warmup_steps) >= training.steps:
         print(
-            f"warning: optimizer.warmup_steps {warm} is not less than the {training.steps} updates: the rate will not "
-            "reach its peak. Set more epochs or steps, or a shorter warm-up.",
+            f"warning: optimizer.warmup_steps {warmup} is not less than the {training.steps} updates: the "
+            "learning rate will not reach its peak. Set more epochs or steps, or a shorter warm-up.",
             file=sys.stderr,
         )
     write_text(folder / "recipe.yaml", to_yaml(job.recipe))
-    spent = _train_and_count(training, folder, progress)
-    chosen_step = _choose(training)
-    result = {"identity": identity, **_test(job, training, told, progress), "step": chosen_step, **spent}
+    cost = _train_and_count(training, folder, progress)
+    step = _select_weights(training)
+    result = {"identity": identity, **_test(job, training, warnings, progress), "step": step, **cost}
     write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
-    _tidy(folder)
+    _remove_resume_files(folder)
     return result
 
 
@@ -122,30 +122,30 @@ def _known_clips(job: Job) -> str:
     return heard_before(job.start, replace(job.data, examples=job.split.test), TEST, job.split.name)
 
 
-def _tidy(folder: Path) -> None:
+def _remove_resume_files(folder: Path) -> None:
     """Remove the files that only resuming the training needs."""
     for step in step_folders(folder):
         shutil.rmtree(step, ignore_errors=True)  # another process may do the same
     drop_best(folder)
 
 
-def _test(job: Job, training: Training, told: Told, progress: bool) -> dict[str, Any]:
+def _test(job: Job, training: Training, warnings: Told, progress: bool) -> dict[str, Any]:
     """Evaluate the current model on the test clips, and write the results."""
     folder = training.folder
-    made = predict(training.predictor, job.data, job.split.test, progress)
-    scores = write_evaluation(folder, made, _title(job), job.recipe.bootstrap)
+    predictions = predict(training.predictor, job.data, job.split.test, progress)
+    scores = write_evaluation(folder, predictions, _title(job), job.recipe.bootstrap)
     skipped = {**named_skipped(folder), **{str(file): reason for file, reason in training.predictor.skipped.items()}}
-    heard = tuple(example for example in job.split.train if str(example.file) not in skipped)
-    unheard = _unheard(job, heard)
-    for line in unheard:
+    readable = tuple(example for example in job.split.train if str(example.file) not in skipped)
+    unread_warnings = _unread_warnings(job, readable)
+    for line in unread_warnings:
         print(f"warning: {line}", file=sys.stderr)
     return {
         "scores": scores.values,
         "intervals": scores.intervals,
         "bootstrap": job.recipe.bootstrap,
-        "notes": [*scores.notes, *unheard, *filter(None, told)],
-        "start_heard_test": bool(told.known),
-        "clips": {"train": len(heard), "valid": len(job.split.valid), "test": scores.num_clips},
+        "notes": [*scores.notes, *unread_warnings, *filter(None, warnings)],
+        "start_heard_test": bool(warnings.known),
+        "clips": {"train": len(readable), "valid": len(job.split.valid), "test": scores.num_clips},
         "skipped": skipped,
         "select": job.recipe.select,
         "steps": training.step,
@@ -157,37 +157,37 @@ def _title(job: Job) -> str:
     return f"{job.data.name} {job.split.name}".strip()
 
 
-def _intervals_again(job: Job, folder: Path, done: dict[str, Any]) -> dict[str, Any]:
+def _with_intervals(job: Job, folder: Path, done: dict[str, Any]) -> dict[str, Any]:
     """Return a finished result, its intervals recomputed from the predictions if the number of resamples changed."""
     if done.get("bootstrap") == job.recipe.bootstrap:  # not recorded by earlier versions
         return done
-    before = (_read(folder / SCORES) or {}).get("notes", [])
+    old_notes = (_read(folder / SCORES) or {}).get("notes", [])
     scores = write_evaluation(folder, load_predictions(folder / PREDICTIONS), _title(job), job.recipe.bootstrap)
-    notes = [*scores.notes, *(note for note in done.get("notes", []) if note not in before)]
+    notes = [*scores.notes, *(note for note in done.get("notes", []) if note not in old_notes)]
     result = {**done, "intervals": scores.intervals, "notes": notes, "bootstrap": job.recipe.bootstrap}
     write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
     return result
 
 
-def _unheard(job: Job, heard: tuple[Example, ...]) -> list[str]:
+def _unread_warnings(job: Job, readable: tuple[Example, ...]) -> list[str]:
     """Return warnings about a round with unreadable clips; no error, since a finished run is not discarded."""
     classes, single = job.data.classes, job.data.single
     try:
-        now = check_round(replace(job.split, train=heard), classes, single)
+        after = check_round(replace(job.split, train=readable), classes, single)
     except TaskError as error:
-        now = [f"{error}."]
+        after = [f"{error}."]
     before = check_round(job.split, classes, single)
-    return [f"{line} The other clips could not be read." for line in now if line not in before]
+    return [f"{line} The other clips could not be read." for line in after if line not in before]
 
 
 def _train_and_count(training: Training, folder: Path, progress: bool) -> dict[str, float]:
     """Train, and return seconds, CPU seconds and memory over all sessions of the run."""
-    with counted(folder / COST_FILE, "train") as spent:
+    with counted(folder / COST_FILE, "train") as cost:
         train(training, progress)
-    return spent
+    return cost
 
 
-def _choose(training: Training) -> int:
+def _select_weights(training: Training) -> int:
     """Load the selected weights into the model, write them, and return the number of the update they are from."""
     folder, memory = training.folder, training.memory
     step = training.step
@@ -205,8 +205,8 @@ def _choose(training: Training) -> int:
 
 
 def _write(training: Training, file: Path, step: int | None = None) -> None:
-    told = {} if step is None else {"step": str(step)}
-    write_model(file, training.tuned.tensors(), {**training.metadata(), **told})
+    step_entry = {} if step is None else {"step": str(step)}
+    write_model(file, training.tuned.tensors(), {**training.metadata(), **step_entry})
 
 
 @torch.no_grad()
@@ -223,7 +223,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def _read(file: Path) -> dict[str, Any] | None:
     """Read a JSON file; None if it is missing or damaged."""
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        content: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return found
+    return content

@@ -32,7 +32,7 @@ def epoch_order(
     """
     count = config.clips_per_epoch or len(examples)
     if count > len(examples) and not config.replacement:
-        raise ConfigError(f"sampling.clips_per_epoch {count} is more than there are ({len(examples)}).")
+        raise ConfigError(f"sampling.clips_per_epoch {count} is more than the {len(examples)} training clips.")
     if config.weights == "uniform":
         weights = np.ones(len(examples))
     elif config.weights == "balanced":
@@ -42,11 +42,11 @@ def epoch_order(
     if not config.replacement and np.count_nonzero(weights) < count:
         raise ConfigError(
             f"{np.count_nonzero(weights)} clips have a weight above 0 (balanced: those with a label), but an "
-            f"epoch has {count}; set sampling.clips_per_epoch or replacement."
+            f"epoch has {count}; set a lower sampling.clips_per_epoch, or sampling.replacement: true."
         )
     if not config.replacement and len(set(weights[weights > 0])) > 1 and np.count_nonzero(weights) == count:
         raise ConfigError(
-            f"sampling.weights change nothing: each of the {count} clips is drawn once in an epoch. Set "
+            f"sampling.weights have no effect: each of the {count} clips is drawn once per epoch. Set "
             f"sampling.clips_per_epoch below {count}, or replacement: true."
         )
 
@@ -61,8 +61,8 @@ def epoch_order(
 
 def weights_file(config: SamplingConfig, here: Path) -> Path:
     """Path of the weights file: relative to the working directory, otherwise to the folder of the recipe."""
-    given = Path(config.weights).expanduser()
-    return given if given.is_file() else here / given
+    path = Path(config.weights).expanduser()
+    return path if path.is_file() else here / path
 
 
 def weights_digest(config: SamplingConfig, here: Path) -> dict[str, str]:
@@ -113,9 +113,9 @@ def _read_weights(file: Path, examples: Sequence[Example]) -> np.ndarray:
         weights = np.array([named[stem] for stem in stems])
     if len(weights) != len(examples):
         raise ConfigError(
-            f"{file} has {len(weights)} weights for {len(examples)} training clips. Give each clip one, in order; "
-            "or, of more clips than there are, lines of NAME WEIGHT."
+            f"{file} has {len(weights)} weights for {len(examples)} training clips. Give one weight per clip, in "
+            "order, or lines of NAME WEIGHT, which may include other clips."
         )
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
-        raise ConfigError(f"{file}: weights must be numbers from 0 on, not all 0.")
+        raise ConfigError(f"{file}: weights must be finite and non-negative, and not all 0.")
     return weights

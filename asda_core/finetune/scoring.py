@@ -80,13 +80,13 @@ def score(
         MEAN_AVERAGE_PRECISION: _mean(average_precision),
         AREA: _mean(area),
     }
-    taken = affordable(len(truth), len(classes), resamples)
-    found = intervals(points, resample(truth, scores, taken, seed)) if taken else {}
+    count = affordable(len(truth), len(classes), resamples)
+    bounds = intervals(points, resample(truth, scores, count, seed)) if count else {}
     values = {**points, D_PRIME: d_prime(points[AREA])}
-    notes = [*_left_out(truth, classes, values)]
+    notes = [*_exclusion_notes(truth, classes, values)]
     if resamples:
-        notes += _doubts(values, found, len(truth), resamples, taken)
-    return Scores(values, found, taken, len(truth), int(truth.any(axis=0).sum()), tuple(notes))
+        notes += _interval_notes(values, bounds, len(truth), resamples, count)
+    return Scores(values, bounds, count, len(truth), int(truth.any(axis=0).sum()), tuple(notes))
 
 
 def per_class(targets: np.ndarray, given: np.ndarray, classes: Sequence[str], single: bool) -> list[dict[str, Any]]:
@@ -148,17 +148,17 @@ def intervals(
         points: accuracy, mAP and AUC of the set.
         drawn: the same of its resamples, NaN if undefined.
     """
-    found: dict[str, tuple[float, float]] = {}
+    bounds: dict[str, tuple[float, float]] = {}
     for (name, point), row in zip(points.items(), drawn, strict=True):
-        kept = row[~np.isnan(row)]
-        if point is not None and len(kept):
-            bias = kept.mean() - point if name == MEAN_AVERAGE_PRECISION else 0.0
-            low, high = np.clip(np.percentile(kept, TAILS) - bias, 0, 1)
-            found[name] = (float(low), float(high))
-    low_end, high_end = (d_prime(end) for end in found.get(AREA, (None, None)))
+        defined = row[~np.isnan(row)]
+        if point is not None and len(defined):
+            bias = defined.mean() - point if name == MEAN_AVERAGE_PRECISION else 0.0
+            low, high = np.clip(np.percentile(defined, TAILS) - bias, 0, 1)
+            bounds[name] = (float(low), float(high))
+    low_end, high_end = (d_prime(end) for end in bounds.get(AREA, (None, None)))
     if d_prime(points[AREA]) is not None and low_end is not None and high_end is not None:
-        found[D_PRIME] = (low_end, high_end)
-    return found
+        bounds[D_PRIME] = (low_end, high_end)
+    return bounds
 
 
 def d_prime(area: float | None) -> float | None:
@@ -172,11 +172,11 @@ def _checked(
     """Check the arguments; return targets as booleans, and scores in float64, which preserves their ties."""
     if targets.ndim != 2 or targets.shape != given.shape or targets.shape[1] != len(classes):
         shapes = f"targets have the shape {targets.shape} and scores {given.shape}"
-        raise TaskError(f"{shapes}; expected (clips, {len(classes)}) of both, as there are {len(classes)} classes")
+        raise TaskError(f"{shapes}; expected (clips, {len(classes)}) for both, as there are {len(classes)} classes")
     if not targets.size:
         raise TaskError(f"nothing to score: {len(targets)} clips and {len(classes)} classes; expected at least one")
-    _refuse(~np.isin(targets, (0, 1)), "target", targets, classes, "0 or 1")
-    _refuse(~np.isfinite(given), "score", given, classes, "a finite number")
+    _raise_for(~np.isin(targets, (0, 1)), "target", targets, classes, "0 or 1")
+    _raise_for(~np.isfinite(given), "score", given, classes, "a finite number")
     truth = targets != 0
     labels = truth.sum(axis=1)
     if single and (labels != 1).any():
@@ -185,12 +185,12 @@ def _checked(
     return truth, given.astype(np.float64)
 
 
-def _refuse(bad: np.ndarray, kind: str, values: np.ndarray, classes: Sequence[str], expected: str) -> None:
+def _raise_for(bad: np.ndarray, what: str, values: np.ndarray, classes: Sequence[str], expected: str) -> None:
     """Raise an error that names the first bad value, if there is one."""
     if bad.any():
-        clip, index = (int(each[0]) for each in np.nonzero(bad))
-        where = f"the {kind} of clip {clip}, class {classes[index]}"
-        raise TaskError(f"{where}, is {values[clip, index]}; expected {expected} ({bad.sum()} such in all)")
+        clip, index = (int(axis[0]) for axis in np.nonzero(bad))
+        where = f"the {what} of clip {clip}, class {classes[index]}"
+        raise TaskError(f"{where}, is {values[clip, index]}; expected {expected} ({bad.sum()} in total)")
 
 
 def _number(value: float) -> float | None:
@@ -199,23 +199,23 @@ def _number(value: float) -> float | None:
 
 def _mean(values: np.ndarray) -> float | None:
     """Mean of the values that are not NaN; None if there are none."""
-    kept = values[~np.isnan(values)]
-    return float(kept.mean()) if len(kept) else None
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else None
 
 
 def _decisions(matrix: np.ndarray, index: int, classes: Sequence[str]) -> dict[str, Any]:
     """Recall, precision and F1 of one class, and the class that most of its misclassified clips were assigned to."""
     hits, clips, predicted = int(matrix[index, index]), int(matrix[index].sum()), int(matrix[:, index].sum())
-    lost = np.where(np.arange(len(matrix)) == index, 0, matrix[index])
+    errors = np.where(np.arange(len(matrix)) == index, 0, matrix[index])
     return {
         "recall": hits / clips if clips else None,
         "precision": hits / predicted if predicted else None,
         "F1": 2 * hits / (clips + predicted) if clips + predicted else None,
-        "confused_with": classes[int(lost.argmax())] if lost.any() else None,
+        "confused_with": classes[int(errors.argmax())] if errors.any() else None,
     }
 
 
-def _left_out(truth: np.ndarray, classes: Sequence[str], values: Mapping[str, float | None]) -> Iterator[str]:
+def _exclusion_notes(truth: np.ndarray, classes: Sequence[str], values: Mapping[str, float | None]) -> Iterator[str]:
     """Yield notes on classes excluded from the means and on missing values."""
     absent, everywhere = np.flatnonzero(~truth.any(axis=0)), np.flatnonzero(truth.all(axis=0))
     if len(absent):
@@ -243,21 +243,24 @@ def _named(indices: np.ndarray, classes: Sequence[str]) -> str:
     return names if len(indices) <= MOST_NAMES else f"{names} and {len(indices) - MOST_NAMES} more"
 
 
-def _doubts(
+def _interval_notes(
     values: Mapping[str, float | None],
     intervals: Mapping[str, tuple[float, float]],
     num_clips: int,
-    wanted: int,
-    taken: int,
+    requested: int,
+    count: int,
 ) -> Iterator[str]:
     """Yield notes on the reliability of the intervals."""
-    if not taken:
+    if not count:
         yield "intervals are left out: they need at least 2 clips"
         return
-    if taken < wanted:
-        yield f"intervals rest on {taken} resamples instead of {wanted}, as there are many clips and classes"
+    if count < requested:
+        yield f"intervals use {count} resamples instead of {requested}, because there are many clips and classes"
     for name in (name for name, value in values.items() if value is not None):
         if name not in intervals:
             yield f"{name} has no interval: in too many resamples it is infinite or cannot be computed"
         elif intervals[name][0] == intervals[name][1]:
-            yield f"the interval of {name} has no width: {num_clips} clips show no spread, which proves nothing"
+            yield (
+                f"the interval of {name} has zero width: {num_clips} clips show no spread, "
+                "which is no evidence of precision"
+            )

@@ -93,7 +93,7 @@ def named_starts(given: Sequence[str]) -> dict[str, str]:
         label, path = labelled_path("--checkpoint", text)
         label = label or model_name(path)
         if label in starts or not label or "/" in label:
-            raise ConfigError(f"--checkpoint {text!r}: give every checkpoint a label of its own, as in mine={text}.")
+            raise ConfigError(f"--checkpoint {text!r}: give each checkpoint a unique label, as in mine={text}.")
         starts[label] = path
     return starts
 
@@ -105,15 +105,15 @@ def check_starts(starts: Mapping[str, str], seeds: Sequence[int]) -> None:
         CheckpointError: naming the first that is missing.
     """
     for path in starts.values():
-        for each in {path.replace(SEED_FIELD, str(seed)): None for seed in seeds}:
-            if not find_config(each).exists():
-                raise CheckpointError(f"no checkpoint or config at {each}.")
+        for file in {path.replace(SEED_FIELD, str(seed)): None for seed in seeds}:
+            if not find_config(file).exists():
+                raise CheckpointError(f"no checkpoint or config at {file}.")
 
 
 def recipe_signature(recipe: FinetuneConfig, over: Mapping[str, Any]) -> str:
     """Signature of a recipe and the changes to it, excluding keys without influence on results."""
-    said = {key: value for key, value in flattened(over).items() if key not in recipe.without_influence}
-    return signature(recipe, over=said)
+    changes = {key: value for key, value in flattened(over).items() if key not in recipe.without_influence}
+    return signature(recipe, over=changes)
 
 
 def mode_signature(recipe: FinetuneConfig, here: Path) -> str:
@@ -151,7 +151,7 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
         try:
             if path not in starts:
                 starts = {path: read_start(path)}  # one at a time in memory
-                _tell(starts[path][0])
+                _print_report(starts[path][0])
             start, digest = starts[path]
             job = Job(replace(recipes[mode], seed=seed), start, sweep.data, split, digest, sweep.here)
             facts["start"] = digest or signature(start)
@@ -160,8 +160,8 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
         except TrainingStopped:
             raise
         except AsdaError as error:
-            which = [label, mode, *([split.name] if split.name else []), f"seed {seed}"]
-            failed.append(f"{', '.join(which)}: {error}")
+            run = [label, mode, *([split.name] if split.name else []), f"seed {seed}"]
+            failed.append(f"{', '.join(run)}: {error}")
             if len(plan) == 1:
                 raise
             print(f"failed: {failed[-1]}", file=sys.stderr)
@@ -177,7 +177,7 @@ def _folder_name(*parts: str) -> str:
     return "-".join(part for part in parts if part).replace("=", "").replace("/", "_")
 
 
-def _tell(start: Start) -> None:
+def _print_report(start: Start) -> None:
     if isinstance(start, Checkpoint) and start.report:
         print(start.report, file=sys.stderr)
 

@@ -32,57 +32,57 @@ def write_tables(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> str:
     spread is the standard deviation over the folds of a seed, averaged over seeds.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows = [*_others(sweep, rows, out), *rows]
+    rows = [*_earlier_rows(sweep, rows, out), *rows]
     write_rows(out / ROWS_FILE, rows)
     metrics = ["accuracy", "mAP"] if sweep.data.single else ["mAP", "AUC", "d_prime"]
-    many = len({row["split"] for row in rows}) > 1
-    heads = ["checkpoint", "mode", "trained", "share", *(COLUMNS[metric] for metric in metrics)]
-    heads += [f"spread of {COLUMNS[metrics[0]]} over folds"] if many else []
-    heads += ["training, CPU s", "MiB", "runs"]
+    has_folds = len({row["split"] for row in rows}) > 1
+    header = ["checkpoint", "mode", "trained", "share", *(COLUMNS[metric] for metric in metrics)]
+    header += [f"spread of {COLUMNS[metrics[0]]} over folds"] if has_folds else []
+    header += ["training, CPU s", "MiB", "runs"]
     splits = ", ".join(dict.fromkeys(str(row["split"]) for row in rows if row["split"]))
     lines = [
         f"## {escaped(sweep.data.name)}{f': {escaped(splits)}' if splits else ''}",
         "",
-        table_row(heads),
-        "|" + "---|" * len(heads),
+        table_row(header),
+        "|" + "---|" * len(header),
     ]
     groups: dict[tuple[str, str], list[RunRow]] = {}
     for row in rows:
         groups.setdefault((row["checkpoint"], row["mode"]), []).append(row)
-    lines += [table_row(_line(sweep, members, metrics, many, out)) for members in groups.values()]
+    lines += [table_row(_line(sweep, members, metrics, has_folds, out)) for members in groups.values()]
     lines += ["", _footnote(rows, metrics, out), ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)
     return text
 
 
-def _others(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> list[RunRow]:
+def _earlier_rows(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> list[RunRow]:
     """Read the other rows in the folder that have the same recipe (also of their mode), data and checkpoints."""
     if not rows or not (out / ROWS_FILE).is_file():
         return []
     with (out / ROWS_FILE).open(newline="", encoding="utf-8") as opened:
-        found = [
+        stored = [
             {name: value if name in TEXT_COLUMNS else _number(value) for name, value in row.items()}
             for row in csv.DictReader(opened)
         ]
-    taken = {_key(row) for row in rows}
-    of = [rows[0][name] for name in ("recipe", "data")]
-    same = [row for row in found if [row.get("recipe"), row.get("data")] == of and _key(row) not in taken]
+    own_keys = {_key(row) for row in rows}
+    identity = [rows[0][name] for name in ("recipe", "data")]
+    same = [row for row in stored if [row.get("recipe"), row.get("data")] == identity and _key(row) not in own_keys]
     of_mode = {row["mode"]: row["of_mode"] for row in rows}  # earlier versions did not record it
-    same = [row for row in same if not (told := row.get("of_mode")) or of_mode.get(row["mode"], told) == told]
+    same = [row for row in same if not (digest := row.get("of_mode")) or of_mode.get(row["mode"], digest) == digest]
     same = [row for row in same if row.get("start") in _starts_of(sweep, rows, row)]
     return [row for row in same if (out / str(row["folder"]) / RESULT_FILE).is_file()]
 
 
 def _starts_of(sweep: Sweep, rows: Sequence[RunRow], row: RunRow) -> set[object]:
     """Starts accepted for a row: those that this command used for its checkpoint, or its own if there are none."""
-    one_for_each_seed = SEED_FIELD in sweep.starts.get(row["checkpoint"], "")
-    said = {
-        each["start"]
-        for each in rows
-        if each["checkpoint"] == row["checkpoint"] and (each["seed"] == row["seed"] or not one_for_each_seed)
+    start_per_seed = SEED_FIELD in sweep.starts.get(row["checkpoint"], "")
+    starts = {
+        own["start"]
+        for own in rows
+        if own["checkpoint"] == row["checkpoint"] and (own["seed"] == row["seed"] or not start_per_seed)
     }
-    return said or {row.get("start")}
+    return starts or {row.get("start")}
 
 
 def _key(row: RunRow) -> tuple[str, ...]:
@@ -91,30 +91,30 @@ def _key(row: RunRow) -> tuple[str, ...]:
 
 def _number(text: str) -> Any:
     """Convert text to a number if it is one."""
-    for kind in (int, float):
+    for convert in (int, float):
         try:
-            return kind(text)
+            return convert(text)
         except ValueError:
             continue
     return text
 
 
-def _line(sweep: Sweep, members: Sequence[RunRow], metrics: Sequence[str], many: bool, out: Path) -> list[str]:
+def _line(sweep: Sweep, members: Sequence[RunRow], metrics: Sequence[str], has_folds: bool, out: Path) -> list[str]:
     first = members[0]
     seeds = list(dict.fromkeys(row["seed"] for row in members))
     share = f"{PERCENT * first['trained'] / first['parameters']:.1f} %"
     cells = [escaped(str(first["checkpoint"])), str(first["mode"]), f"{first['trained']:,}", share]
     intervals: Mapping[str, Any] = (read_result(out / first["folder"]) or {}).get("intervals", {})
     by_seed = [[row for row in members if row["seed"] == seed] for seed in seeds]
-    together = max(by_seed, key=len)  # an earlier command may have run only some folds of a seed
-    if len(together) > 1:
+    largest = max(by_seed, key=len)  # an earlier command may have run only some folds of a seed
+    if len(largest) > 1:
         title = f"{sweep.data.name}, {first['checkpoint']}, {first['mode']}"
-        intervals = evaluate_folds(together, out, title, sweep.recipe.bootstrap)
+        intervals = evaluate_folds(largest, out, title, sweep.recipe.bootstrap)
     for metric in metrics:
-        found = [[row[metric] for row in members if row["seed"] == seed] for seed in seeds]
-        whole = [] if any("" in values for values in found) else [sum(values) / len(values) for values in found]
-        cells.append(_estimate(whole, intervals.get(metric) if len(seeds) == 1 else None))
-    if many:
+        per_seed = [[row[metric] for row in members if row["seed"] == seed] for seed in seeds]
+        means = [] if any("" in values for values in per_seed) else [sum(values) / len(values) for values in per_seed]
+        cells.append(_estimate(means, intervals.get(metric) if len(seeds) == 1 else None))
+    if has_folds:
         by_fold = [[row[metrics[0]] for row in rows if row[metrics[0]] != ""] for rows in by_seed]
         spreads = [stdev(values) for values in by_fold if len(values) > 1]
         cells.append(f"{fmean(spreads):.3f}" if spreads else "")
@@ -138,23 +138,25 @@ def _footnote(rows: Sequence[RunRow], metrics: Sequence[str], out: Path) -> str:
         parts.append("One seed; in brackets the 95 % interval of a bootstrap over the clips of each fold.")
     if any(row["select"] == "test" for row in rows):
         parts.append(
-            "**The weights were chosen by the test clips**, as papers of the field report: higher than on new ones."
+            "**Weights were selected on the test clips**, as papers of the field do: values are optimistically biased."
         )
     if any(row[metric] == "" for row in rows for metric in metrics):
-        parts.append("An empty place: a run has no such value, as d' of an AUC of 1, so there is no mean.")
+        parts.append("Empty cell: the value is undefined in a run, such as d' at an AUC of 1, so there is no mean.")
     if len({frozenset(row["split"] for row in rows if row["seed"] == seed) for seed in {r["seed"] for r in rows}}) > 1:
-        parts.append("Not every seed has every fold: means of seeds are over different clips.")
+        parts.append("Not every seed has every fold: the means of seeds are over different clips.")
     if any(row.get("start_heard_test") for row in rows):
-        parts.append("**Some began with weights that were trained on clips of their test** (result.json says which).")
+        parts.append(
+            "**Some runs started from weights that were trained on their test clips** (result.json says which)."
+        )
     skipped = {file for row in rows for file in (read_result(out / str(row["folder"])) or {}).get("skipped", {})}
     if skipped:
-        parts.append(f"Clips that could not be read: {len(skipped)} (result.json names them).")
-    shown = {row["folder"] for row in rows}
-    if others := [file for file in out.glob(f"*/{RESULT_FILE}") if file.parent.name not in shown]:
+        parts.append(f"Clips that could not be read: {len(skipped)} (listed in result.json).")
+    folders = {row["folder"] for row in rows}
+    if others := [file for file in out.glob(f"*/{RESULT_FILE}") if file.parent.name not in folders]:
         parts.append(f"Runs of other recipes, data or checkpoints in this folder, not in the table: {len(others)}.")
     parts.append(
-        "Trained: parameters of encoder and head, and their share. CPU seconds and memory given out are medians of "
-        "trainings; the first of a process also pays for what is made once. "
+        "Trained: parameters of encoder and head, and their share. CPU seconds and allocated memory are medians over "
+        "runs; the first run of a process includes one-time setup. "
         f"torch {torch.__version__}, asda {__version__}, {platform.machine()}, {os.cpu_count()} CPUs."
     )
     return " ".join(parts)

@@ -76,7 +76,7 @@ class Tuned:
         """
         self.front_end.eval()
         self.classifier.train(training)
-        if training and not self.frozen and any(not each.requires_grad for each in self.encoder.parameters()):
+        if training and not self.frozen and any(not parameter.requires_grad for parameter in self.encoder.parameters()):
             train_beside_frozen(self.encoder)
         else:
             self.encoder.train(training and not self.frozen)
@@ -88,10 +88,10 @@ class Tuned:
 
     def sizes(self) -> dict[str, int]:
         """Return the numbers of parameters: of encoder and head, those trained, and those of the head."""
-        every = [*self.encoder.parameters(), *self.classifier.parameters()]
-        trained = sum(parameter.numel() for parameter in every if parameter.requires_grad)
+        parameters = [*self.encoder.parameters(), *self.classifier.parameters()]
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         head = sum(parameter.numel() for parameter in self.classifier.parameters())
-        return {"parameters": sum(parameter.numel() for parameter in every), "trained": trained, "head": head}
+        return {"parameters": sum(parameter.numel() for parameter in parameters), "trained": trained, "head": head}
 
 
 def tuned_config(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
@@ -102,14 +102,14 @@ def tuned_config(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
     """
     if before.adapter is not None and recipe.adapter is not None and recipe.adapter.name != before.adapter.name:
         raise ConfigError(
-            f"the checkpoint has the adapter {before.adapter.name!r}, and adapters do not stack: the recipe asks for "
-            f"{recipe.adapter.name!r}."
+            f"the checkpoint already has the adapter {before.adapter.name!r}, and adapters cannot be stacked: the "
+            f"recipe sets {recipe.adapter.name!r}."
         )
     options = {key: value for key, value in recipe.front_end.items() if key != "name"}
     named = recipe.front_end.get("name", LOG_MEL)
     if recipe.front_end and named != before.front_end.name:
         raise ConfigError(
-            f"the recipe is for the front end {named!r}, and the model has {before.front_end.name!r}: set "
+            f"the recipe is for the front end {named!r}, but the model has {before.front_end.name!r}: set "
             f"front_end={{}}, or front_end={{name: {before.front_end.name}, ...}}."
         )
     front_end = PluginChoice(before.front_end.name, {**before.front_end.options, **options})
@@ -134,7 +134,7 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
 
     Raises:
         ConfigError: the recipe does not fit the model.
-        CheckpointError: the tensors do not fit the config in the file.
+        CheckpointError: the tensors do not match the config in the file.
     """
     before = start if isinstance(start, RunConfig) else start.config
     config = tuned_config(recipe, before)
@@ -145,14 +145,14 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
             load_strict(encoder, start.tensors, "encoder.", start.file)
 
     if isinstance(start, Checkpoint):
-        moved = replace(
+        strided = replace(
             before.encoder, stride_frames=config.encoder.stride_frames, stride_bins=config.encoder.stride_bins
         )
-        wanted = replace(before, front_end=config.front_end, encoder=moved)
-        check_fits(replace(start, config=wanted), catalog, config)
+        adjusted = replace(before, front_end=config.front_end, encoder=strided)
+        check_fits(replace(start, config=adjusted), catalog, config)
         _check_frames(catalog, before, config)
         warn_of_other_versions(start.plugins, start.file, catalog)
-    bare = before.adapter is None
+    no_adapter = before.adapter is None
     head = ClassifierConfig(
         num_classes=len(classes),
         pooling=recipe.pooling,
@@ -162,7 +162,7 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        front_end, encoder = build_model(catalog, config, load if bare else None, None if bare else load)
+        front_end, encoder = build_model(catalog, config, load if no_adapter else None, None if no_adapter else load)
         tuned = Tuned(config, front_end, encoder, Classifier(head, config.encoder.dim))
     _freeze(tuned, recipe)
     if recipe.mode in ("full", "last_blocks", "adapter"):
@@ -177,12 +177,12 @@ def _check_frames(catalog: Catalog, before: RunConfig, config: RunConfig) -> Non
     Raises:
         ConfigError: naming what differs.
     """
-    old, new = (build_front_end(catalog, each.front_end, each.compat) for each in (before, config))
+    old, new = (build_front_end(catalog, item.front_end, item.compat) for item in (before, config))
     for name in ("num_bins", "hop_samples", "window_samples"):
         if getattr(old, name) != getattr(new, name):
             raise ConfigError(
-                f"front_end changes {name} from {getattr(old, name)} to {getattr(new, name)}, for which the weights of "
-                "the checkpoint were not made."
+                f"front_end changes {name} from {getattr(old, name)} to {getattr(new, name)}, which does not match the "
+                "weights of the checkpoint."
             )
 
 
@@ -190,14 +190,14 @@ def load_tuned(checkpoint: Checkpoint, catalog: Catalog, device: str = "cpu") ->
     """Load a fine-tuned checkpoint, of this package or released, in evaluation mode.
 
     Raises:
-        CheckpointError: it has no head, a plugin is missing, or the tensors do not fit.
+        CheckpointError: it has no head, a plugin is missing, or the tensors do not match.
     """
     classifier = load_classifier(checkpoint)
     front_end, encoder = load_encoder(checkpoint, catalog)
     tuned = Tuned(checkpoint.config, front_end, encoder, classifier)
-    where = usable_device(device)
+    torch_device = usable_device(device)
     for module in tuned.modules().values():
-        module.to(where)
+        module.to(torch_device)
     return tuned
 
 
@@ -210,7 +210,7 @@ def _freeze(tuned: Tuned, recipe: FinetuneConfig) -> None:
     if recipe.mode == "last_blocks":
         depth = len(encoder.blocks)
         if recipe.blocks > depth:
-            raise ConfigError(f"blocks {recipe.blocks} is more than the encoder has ({depth}).")
+            raise ConfigError(f"blocks {recipe.blocks} is more than the {depth} blocks of the encoder.")
         encoder.final_norm.requires_grad_(True)
         for block in list(encoder.blocks)[depth - recipe.blocks :]:
             block.requires_grad_(True)

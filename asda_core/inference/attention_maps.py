@@ -61,15 +61,15 @@ def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"
         ConfigError: a mixer shows no maps, or an adapter mixes tokens in a way that no single map describes.
     """
     mixers = [mixer_with_maps(encoder, number) for number in range(len(encoder.blocks))]
-    seen = [Seen() for _ in mixers]
+    records = [Seen() for _ in mixers]
     with contextlib.ExitStack() as stack:
         for number, mixer in enumerate(mixers):
-            _watch(stack, _block(encoder, number).mixer, mixer, seen[number])
+            _watch(stack, _block(encoder, number).mixer, mixer, records[number])
         stack.enter_context(_evaluating(encoder))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(features.device.type, enabled=False))
         encoder(features.float())
-    return [_only(encoder, number, mixers[number], layer) for number, layer in enumerate(seen)]
+    return [_only(encoder, number, mixers[number], record) for number, record in enumerate(records)]
 
 
 def mixer_with_maps(encoder: Encoder, layer: int) -> ShowsMaps:
@@ -79,65 +79,65 @@ def mixer_with_maps(encoder: Encoder, layer: int) -> ShowsMaps:
         ConfigError: there is none, in which case the message names the mixers that show maps, or there are several.
     """
     outer = _block(encoder, layer).mixer
-    found = [module for module in outer.modules() if isinstance(module, ShowsMaps)]
-    if found and (found[0] is outer or len(found) == 1):
-        return found[0]
-    if found:
+    candidates = [module for module in outer.modules() if isinstance(module, ShowsMaps)]
+    if candidates and (candidates[0] is outer or len(candidates) == 1):
+        return candidates[0]
+    if candidates:
         raise ConfigError(
-            f"layer {layer}: {type(outer).__name__} holds {len(found)} mixers that show attention maps, and does not "
-            "show by a method `maps` how they come together."
+            f"layer {layer}: {type(outer).__name__} contains {len(candidates)} mixers with attention maps, and has "
+            "no method `maps` that combines them."
         )
     raise ConfigError(
-        f"the mixer {encoder.config.mixer.name!r} (layer {layer}, {type(outer).__name__}) has no attention maps to "
-        f"show. These have: {', '.join(mixers_with_maps(installed_catalog())) or 'none'}."
+        f"the mixer {encoder.config.mixer.name!r} (layer {layer}, {type(outer).__name__}) has no attention "
+        f"maps. Mixers with maps: {', '.join(mixers_with_maps(installed_catalog())) or 'none'}."
     )
 
 
 def mixers_with_maps(catalog: Catalog) -> list[str]:
     """Return the names of the mixers of a catalog that show maps, among those that can be built here."""
-    found = []
+    names = []
     with torch.random.fork_rng(devices=[]):
         for offer in catalog.family("mixer"):
             with contextlib.suppress(AsdaError, ImportError, RuntimeError):
                 mixer: Any = offer.spec.build(offer.spec.config(), MixerContext(TRIAL_DIM, TRIAL_HEADS, 0, 1))
                 if isinstance(mixer, ShowsMaps):
-                    found.append(offer.spec.name)
-    return sorted(found)
+                    names.append(offer.spec.name)
+    return sorted(names)
 
 
-def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, seen: Seen) -> None:
+def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, record: Seen) -> None:
     """Register hooks that record the layout passed to `outer`, and the maps of `mixer` inside it for its input."""
 
-    def note_given(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen.given.append(_arguments(args, named)[1])
+    def record_layout(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        record.given.append(_arguments(args, kwargs)[1])
 
-    def note_maps(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        tokens, layout = _arguments(args, named)
+    def record_maps(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens, layout = _arguments(args, kwargs)
         maps: Any = mixer.maps(tokens, layout)
         if not isinstance(maps, AttentionMaps):
             raise ConfigError(f"{type(mixer).__name__}.maps must return AttentionMaps, not {type(maps).__name__}.")
-        seen.found.append(LayerMaps(maps, layout))
+        record.found.append(LayerMaps(maps, layout))
 
-    for module, hook in ((outer, note_given), (cast(nn.Module, mixer), note_maps)):
+    for module, hook in ((outer, record_layout), (cast(nn.Module, mixer), record_maps)):
         stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
 
-def _arguments(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, TokenLayout]:
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, TokenLayout]:
     """Return tokens and layout from positional or keyword arguments of a mixer."""
-    given = [*args, *named.values()]
-    layout = next(each for each in given if isinstance(each, TokenLayout))
-    return next(each for each in given if isinstance(each, Tensor)), layout
+    values = [*args, *kwargs.values()]
+    layout = next(value for value in values if isinstance(value, TokenLayout))
+    return next(value for value in values if isinstance(value, Tensor)), layout
 
 
-def _only(encoder: Encoder, layer: int, mixer: ShowsMaps, seen: Seen) -> LayerMaps:
+def _only(encoder: Encoder, layer: int, mixer: ShowsMaps, record: Seen) -> LayerMaps:
     """Return the maps of a layer if its mixer was called once, on exactly the tokens of its block."""
-    if len(seen.found) == len(seen.given) == 1 and seen.found[0].layout is seen.given[0]:
-        return seen.found[0]
+    if len(record.found) == len(record.given) == 1 and record.found[0].layout is record.given[0]:
+        return record.found[0]
     outer = type(_block(encoder, layer).mixer).__name__
     raise ConfigError(
-        f"layer {layer}: {outer} runs {type(mixer).__name__} {len(seen.found)} times or on tokens of its own, as the "
-        "adapter 'prompt' does, and blends what comes back: no single map tells what the layer attends. Look at the "
-        "checkpoint before it was adapted, or at one with another adapter."
+        f"layer {layer}: {outer} runs {type(mixer).__name__} {len(record.found)} times or on tokens of its own, as the "
+        "adapter 'prompt' does, and combines the outputs: no single map describes the attention of the layer. Use the "
+        "checkpoint before adaptation, or one with another adapter."
     )
 
 

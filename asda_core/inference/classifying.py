@@ -41,9 +41,9 @@ def probabilities(
     """
     total, steps = torch.zeros(()), 0
     for piece in listener.pieces(audio):
-        kept = piece.keep_to - piece.keep_from
-        given = classifier.probabilities(classifier(piece.encoded))[0]
-        total, steps = total.to(given) + given * kept, steps + kept
+        kept_steps = piece.keep_to - piece.keep_from
+        in_window = classifier.probabilities(classifier(piece.encoded))[0]
+        total, steps = total.to(in_window) + in_window * kept_steps, steps + kept_steps
     check_answer(total.cpu())
     return total / steps
 
@@ -63,7 +63,7 @@ def read_labels(file: Path) -> list[Label]:
         tab = any("\t" in line for line in lines)
         rows = [row for row in csv.reader(lines, delimiter="\t" if tab else ",") if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"cannot read the labels {file}: {error}") from None
+        raise ConfigError(f"cannot read the label file {file}: {error}") from None
     indexed = [len(row) > 1 and INDEX.fullmatch(row[0].strip()) is not None for row in rows]
     if len(rows) > 1 and len(rows[0]) > 1 and not indexed[0] and indexed[1]:  # a header
         rows, indexed = rows[1:], indexed[1:]
@@ -99,6 +99,6 @@ def class_names(config: ClassifierConfig, labels: Sequence[Label] | None) -> lis
     if len(labels) != config.num_classes:
         raise ConfigError(f"the model has {config.num_classes} classes, but the label file names {len(labels)}.")
     if config.labels and by_identifier:
-        known = f"{config.labels[0]!r} and others"
-        print(f"warning: the label file has no {known} of the checkpoint; names go by their order.", file=sys.stderr)
+        labels_text = f"the labels of the checkpoint ({config.labels[0]!r}, ...)"
+        print(f"warning: {labels_text} are not all in the label file; names are assigned in order.", file=sys.stderr)
     return [label.name for label in labels]

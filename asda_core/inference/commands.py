@@ -34,28 +34,28 @@ def run_embed(parsed: argparse.Namespace) -> None:
     if suffix not in ("npy", "safetensors"):
         suffix = parsed.format or "npy"
     elif parsed.format not in (None, suffix):
-        raise ConfigError(f"--out {parsed.out} and --format {parsed.format} ask for two formats.")
+        raise ConfigError(f"--out {parsed.out} and --format {parsed.format} name different formats.")
     names = output_names(parsed.sources, suffix)  # report a wrong path before reading a large checkpoint
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {parsed.jobs}.")
     if is_one_file(parsed.out) and max(parsed.jobs, parsed.shard.count) > 1:
-        raise ConfigError(f"{parsed.out} is one file, which one process writes; --jobs and --shard go with a folder.")
+        raise ConfigError(f"{parsed.out} is a single file, written by one process; --jobs and --shard need a folder.")
     if parsed.jobs > 1:
         print(embed_in_processes(parsed.given, names, parsed.out, parsed.jobs, parsed.shard))
         return
     checkpoint, options = _read(parsed)
     listener = _listener(checkpoint, options, parsed.device)
-    strangers = foreign_plugins(installed_catalog(), checkpoint.config, with_objective=False)
+    third_party = foreign_plugins(installed_catalog(), checkpoint.config, with_objective=False)
     job = EmbedJob(
-        checkpoint=" ".join([checkpoint.file.name, model_digest(checkpoint.file), parsed.weights, *strangers]),
+        checkpoint=" ".join([checkpoint.file.name, model_digest(checkpoint.file), parsed.weights, *third_party]),
         granularity=parsed.granularity or ("frame" if listener.encoder.class_token is None else "all"),
         format=suffix,
         listening=asdict(options),
     )
     if checkpoint.embedding and not parsed.worker:
-        suited = ", ".join(f"{key}={value}" for key, value in checkpoint.embedding.items())
-        told = f"the scenes of this model ({suited}) are those of asda_hear.get_scene_embeddings"
-        print(f"note: the tokens of the last block are written; {told}.", file=sys.stderr)
+        settings = ", ".join(f"{key}={value}" for key, value in checkpoint.embedding.items())
+        hint = f"asda_hear.get_scene_embeddings gives the scene embeddings of this model ({settings})"
+        print(f"note: the tokens of the last block are written; {hint}.", file=sys.stderr)
     print(embed_files(listener, names, parsed.out, job, not parsed.worker, parsed.shard))
 
 
@@ -75,22 +75,22 @@ def run_classify(parsed: argparse.Namespace) -> None:
     for file in files:
         try:
             sound = open_sound(file, listener)
-            likely, numbers = probabilities(listener, classifier, sound).topk(min(parsed.top, len(names)))
+            highest, classes = probabilities(listener, classifier, sound).topk(min(parsed.top, len(names)))
         except AudioError as error:
             failed.append(file)
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        found = [(names[number], value) for number, value in zip(numbers.tolist(), likely.tolist(), strict=True)]
+        top = [(names[number], value) for number, value in zip(classes.tolist(), highest.tolist(), strict=True)]
         if parsed.json:
-            print(json.dumps({"file": str(file), "labels": [{"label": n, "probability": p} for n, p in found]}))
+            print(json.dumps({"file": str(file), "labels": [{"label": n, "probability": p} for n, p in top]}))
             continue
-        width = max(len("LABEL"), *(len(name) for name, _ in found))
+        width = max(len("LABEL"), *(len(name) for name, _ in top))
         print(f"{file}\n{'LABEL':<{width}}  PROBABILITY")
-        print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in found))
+        print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in top))
     if len(failed) == len(files):
         raise AudioError("none of the audio files is readable.")
-    if named := [str(file) for file in failed if file in parsed.files]:
-        raise AudioError(f"not classified: {', '.join(named)}; the others were.")
+    if unreadable := [str(file) for file in failed if file in parsed.files]:
+        raise AudioError(f"not classified: {', '.join(unreadable)}; the others were.")
 
 
 def run_convert(parsed: argparse.Namespace) -> None:
@@ -98,13 +98,13 @@ def run_convert(parsed: argparse.Namespace) -> None:
     if parsed.out.suffix != ".safetensors":
         raise ConfigError(f"{parsed.out} must end in .safetensors.")
     checkpoint = read_model(parsed.checkpoint, parsed.weights)
-    print(checkpoint.report or f"{checkpoint.file}: {len(checkpoint.tensors)} tensors, of asda", file=sys.stderr)
+    print(checkpoint.report or f"{checkpoint.file}: {len(checkpoint.tensors)} tensors, asda format", file=sys.stderr)
     catalog = installed_catalog()
     load_encoder(checkpoint, catalog)  # ensures that what is written can be loaded
     if checkpoint.classifier:
         load_classifier(checkpoint)
     if parsed.out.exists() and parsed.out.samefile(checkpoint.file):
-        raise CheckpointError(f"{parsed.out} is the file that is read; give another name.")
+        raise CheckpointError(f"{parsed.out} is the input file; give another name.")
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
     facts = (checkpoint.step, checkpoint.data, checkpoint.classifier, checkpoint.embedding, checkpoint.trained_on)
     metadata = metadata_of(checkpoint.config, catalog, *facts, plugins=checkpoint.plugins)

@@ -94,7 +94,7 @@ def embed_files(
     embedder.run(mine)
     made = embedder.made
     if index:
-        index.tidy([work.file for work in mine], embedder.skipped)
+        index.tidy([item.file for item in mine], embedder.skipped)
     if len(embedder.skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
     return summary(out, made, len(mine) - len(embedder.skipped) - made, len(embedder.skipped))
@@ -143,63 +143,63 @@ class Embedder:
             tqdm(total=len(mine), unit="file", disable=not self.progress, desc="embed") as bar,
             InBackground(WRITES_WAITING) as writer,
         ):
-            for number, (work, read) in enumerate(read_ahead(mine, self._read)):
-                if isinstance(read, Unusable):
-                    self._skip(work, read.reason)
-                elif isinstance(read, Ready) and read.cut.in_one_piece and isinstance(read.sound, Tensor):
-                    full = self.listener.per_pass(read.cut)
-                    self._hear(together.add((work, read), read.cut.steps, len(read.sound), full), writer)
-                elif isinstance(read, Ready):
-                    self._stream(work, read)
+            for number, (item, outcome) in enumerate(read_ahead(mine, self._read)):
+                if isinstance(outcome, Unusable):
+                    self._skip(item, outcome.reason)
+                elif isinstance(outcome, Ready) and outcome.cut.in_one_piece and isinstance(outcome.sound, Tensor):
+                    full = self.listener.per_pass(outcome.cut)
+                    self._encode(together.add((item, outcome), outcome.cut.steps, len(outcome.sound), full), writer)
+                elif isinstance(outcome, Ready):
+                    self._stream(item, outcome)
                 bar.update(number + 1 - together.waiting - bar.n)
             for clips in together.rest():
-                self._hear(clips, writer)
+                self._encode(clips, writer)
                 bar.update(len(clips))
 
-    def _read(self, work: EmbedItem) -> Ready | Unusable | None:
+    def _read(self, item: EmbedItem) -> Ready | Unusable | None:
         """Read one file; None if its embedding exists. Runs in the background."""
         try:
-            entry = entry_of(work.name, work.file)
+            entry = entry_of(item.name, item.file)
             if self.index and self.index.holds(entry):
                 return None
-            sound = open_sound(work.file, self.listener)
+            sound = open_sound(item.file, self.listener)
             num_samples = len(sound) if isinstance(sound, Tensor) else sound.num_samples
             return Ready(sound, self.listener.cut(num_samples), entry)
         except AudioError as error:
             return Unusable(str(error))
 
-    def _hear(self, clips: Sequence[tuple[EmbedItem, Ready]], writer: InBackground) -> None:
+    def _encode(self, clips: Sequence[tuple[EmbedItem, Ready]], writer: InBackground) -> None:
         """Embed short files of equal length in one pass; they are written in the background."""
         if not clips:
             return
-        heard = self.listener.listen_together([ready.sound for _, ready in clips if isinstance(ready.sound, Tensor)])
-        for (work, ready), each in zip(clips, heard, strict=True):
-            writer.do(partial(self._write, work, ready.entry, each))
+        encoded = self.listener.listen_together([ready.sound for _, ready in clips if isinstance(ready.sound, Tensor)])
+        for (item, ready), clip in zip(clips, encoded, strict=True):
+            writer.do(partial(self._write, item, ready.entry, clip))
         self.made += len(clips)
 
-    def _write(self, work: EmbedItem, entry: Entry, heard: EncodedClip) -> None:
-        work.target.parent.mkdir(parents=True, exist_ok=True)
-        write_embedding(work.target, embedding(heard, self.job.granularity), heard.grid, self.job.kind)
+    def _write(self, item: EmbedItem, entry: Entry, clip: EncodedClip) -> None:
+        item.target.parent.mkdir(parents=True, exist_ok=True)
+        write_embedding(item.target, embedding(clip, self.job.granularity), clip.grid, self.job.kind)
         self._note(entry)
 
-    def _stream(self, work: EmbedItem, read: Ready) -> None:
+    def _stream(self, item: EmbedItem, ready: Ready) -> None:
         """Embed a file that is long or takes several windows; it is written window by window."""
-        work.target.parent.mkdir(parents=True, exist_ok=True)
+        item.target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            pieces = self.listener.pieces(read.sound)
-            write_pieces(work.target, pieces, read.cut.steps, self.job.kind)
+            pieces = self.listener.pieces(ready.sound)
+            write_pieces(item.target, pieces, ready.cut.steps, self.job.kind)
         except AudioError as error:
-            self._skip(work, str(error))
+            self._skip(item, str(error))
             return
         self.made += 1
-        self._note(read.entry)
+        self._note(ready.entry)
 
     def _note(self, entry: Entry) -> None:
         if self.index:
             self.index.note(entry)
 
-    def _skip(self, work: EmbedItem, reason: str) -> None:
-        self.skipped[work.file] = reason
+    def _skip(self, item: EmbedItem, reason: str) -> None:
+        self.skipped[item.file] = reason
         tqdm.write(f"skipped: {reason}", file=sys.stderr)
 
 
@@ -214,15 +214,15 @@ def output_names(sources: Iterable[Path], suffix: str) -> dict[Path, Path]:
     """
     places = {file: place for source in sources for file, place in _places(Path(source))}
     short = {file: place.with_suffix(f".{suffix}") for file, place in places.items()}
-    taken = Counter(short.values())
+    counts = Counter(short.values())
     names = {
-        file: name if taken[name] == 1 else places[file].with_name(f"{places[file].name}.{suffix}")
+        file: name if counts[name] == 1 else places[file].with_name(f"{places[file].name}.{suffix}")
         for file, name in short.items()
     }
     owner: dict[Path, Path] = {}
     for file, name in names.items():
         if name in owner:
-            raise AudioError(f"{owner[name]} and {file} would both be embedded as {name}; embed them apart.")
+            raise AudioError(f"{owner[name]} and {file} would both be written to {name}; embed them separately.")
         owner[name] = file
     return names
 
@@ -236,5 +236,5 @@ def _places(source: Path) -> list[tuple[Path, Path]]:
 
 def summary(out: Path, made: int, there: int, skipped: int) -> str:
     """Summarise what was done in one line."""
-    line = f"{made} embedded in {out}" + (f", {there} were there" if there else "")
+    line = f"{made} embedded in {out}" + (f", {there} already embedded" if there else "")
     return f"{line}; {skipped} skipped, see {out / SKIPPED_FILE}" if skipped else line

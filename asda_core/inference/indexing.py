@@ -83,13 +83,13 @@ class Index:
             if settings.exists() and (index or shared):
                 _check_same(settings, now)
             for file, name in self.names.items():
-                known = index.get(str(name), {}).get("file", str(file))
-                if known != str(file):
+                source = index.get(str(name), {}).get("file", str(file))
+                if source != str(file):
                     raise ConfigError(
-                        f"{self.folder / name} is the embedding of {known}, not of {file}; give another folder."
+                        f"{self.folder / name} is the embedding of {source}, not of {file}; give another folder."
                     )
-            told = now if grid is None else {**now, GRID: dict(grid)}
-            write_text(settings, json.dumps(told, indent=2) + "\n")
+            content = now if grid is None else {**now, GRID: dict(grid)}
+            write_text(settings, json.dumps(content, indent=2) + "\n")
             self.entries = index
 
     def read(self) -> None:
@@ -116,10 +116,10 @@ class Index:
         others = now.keys() - {str(file) for file in mine}
         with self._locked():
             bad = {str(file): file for file in skipped}
-            told = [line for line in _lines(self.folder / SKIPPED_FILE) if line["file"] in others]
-            told += [{"file": str(file), "reason": reason} for file, reason in skipped.items()]
-            write_text(self.folder / SKIPPED_FILE, _text(told))
-            kept = []
+            lines = [line for line in _lines(self.folder / SKIPPED_FILE) if line["file"] in others]
+            lines += [{"file": str(file), "reason": reason} for file, reason in skipped.items()]
+            write_text(self.folder / SKIPPED_FILE, _text(lines))
+            entries = []
             for place, entry in sorted(self._read().items()):
                 name = now.get(entry["file"], place)
                 moved = name != place and Path(name).parent == Path(place).parent  # another file of its name was added
@@ -127,8 +127,8 @@ class Index:
                 if moved or (file is not None and _changed(entry, file)):
                     (self.folder / place).unlink(missing_ok=True)
                 elif entry["file"] in others or (self.folder / place).exists():
-                    kept.append(entry)
-            write_text(self.folder / INDEX_FILE, _text(kept))
+                    entries.append(entry)
+            write_text(self.folder / INDEX_FILE, _text(entries))
 
     def _read(self) -> dict[str, Entry]:
         return {entry["embedding"]: entry for entry in _lines(self.folder / INDEX_FILE) if "embedding" in entry}
@@ -147,10 +147,10 @@ def entry_of(name: Path, file: Path) -> Entry:
     """
     try:
         inside = split_member(file)
-        facts = (file if inside is None else inside[0]).stat()  # a file in a tar shard changes with its shard
+        status = (file if inside is None else inside[0]).stat()  # a file in a tar shard changes with its shard
     except OSError:
-        raise AudioError(f"cannot read {file}: there is no such file.") from None
-    return {"embedding": str(name), "file": str(file), "size": facts.st_size, "time": facts.st_mtime_ns}
+        raise AudioError(f"cannot read {file}: it does not exist.") from None
+    return {"embedding": str(name), "file": str(file), "size": status.st_size, "time": status.st_mtime_ns}
 
 
 def _changed(entry: Entry, file: Path) -> bool:
@@ -166,24 +166,24 @@ def _check_same(settings: Path, now: Mapping[str, Any]) -> None:
         before = dict(json.loads(settings.read_text()))
     except (TypeError, ValueError):
         raise ConfigError(f"{settings} is damaged; give another folder.") from None
-    other = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
-    if other:
+    changes = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
+    if changes:
         raise ConfigError(
-            f"{settings.parent} holds embeddings made otherwise ({'; '.join(other)}); give another folder."
+            f"{settings.parent} holds embeddings with other settings ({'; '.join(changes)}); give another folder."
         )
 
 
 def _lines(file: Path) -> list[Entry]:
     """Read the lines of a file, ignoring one that was cut off when a process was killed."""
-    found = []
+    entries = []
     for line in file.read_text().splitlines() if file.exists() else []:
         try:
             entry = json.loads(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and "file" in entry:
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries
 
 
 def _text(lines: Sequence[Entry]) -> str:

@@ -33,14 +33,14 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
         AudioError: no file is readable.
     """
     files = shard.of(list(names))
-    there = len(files) - len(_missing(out, names, files))
+    embedded = len(files) - len(_missing(out, names, files))
     commands = []
     for part in shard.split(jobs):
         rest = ["--jobs", "1", "--shard", f"{part.index}/{part.count}", "--worker"]
         commands.append(["asda_core.cli", *with_options(given, rest)])
-    index, to_do = out / INDEX_FILE, len(files) - there
+    index, to_do = out / INDEX_FILE, len(files) - embedded
     before = _count(index)
-    ended = run_workers(
+    workers = run_workers(
         commands,
         out / JOBS_FOLDER,
         share_of_processors(jobs),
@@ -48,14 +48,14 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
         lambda: max(0, min(to_do, _count(index) - before)),  # new lines of the index
     )
     skipped = _skipped(out) & {str(file) for file in files}
-    left = [file for file in _missing(out, names, files) if str(file) not in skipped]
-    if left:
-        raise AsdaError(f"{len(left)} files are left, and {ended.left_work()}")
+    remaining = [file for file in _missing(out, names, files) if str(file) not in skipped]
+    if remaining:
+        raise AsdaError(f"{len(remaining)} files are not embedded, and {workers.left_work()}")
     if len(skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
-    if any(ended.codes):
-        raise AsdaError(f"all files are there, but processes have failed ({ended.codes}). {tails(ended.logs)}")
-    return summary(out, len(files) - there - len(skipped), there, len(skipped))
+    if any(workers.codes):
+        raise AsdaError(f"all files are done, but processes failed (exit codes {workers.codes}). {tails(workers.logs)}")
+    return summary(out, len(files) - embedded - len(skipped), embedded, len(skipped))
 
 
 def _count(index: Path) -> int:
@@ -66,10 +66,10 @@ def _missing(out: Path, names: Mapping[Path, Path], files: Sequence[Path]) -> li
     """Return the files that have no embedding."""
     index = Index(out, names)
     index.read()
-    return [file for file in files if not _there(index, names[file], file)]
+    return [file for file in files if not _has_embedding(index, names[file], file)]
 
 
-def _there(index: Index, name: Path, file: Path) -> bool:
+def _has_embedding(index: Index, name: Path, file: Path) -> bool:
     try:
         return index.holds(entry_of(name, file))
     except (AudioError, OSError):  # the file no longer exists

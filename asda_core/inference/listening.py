@@ -151,7 +151,7 @@ def check_answer(values: Tensor) -> None:
     """
     if values.device.type == "cpu" and not bool(torch.isfinite(values).all()):
         raise CheckpointError(
-            "the model gives values that are NaN or infinite: its weights are too large, or its training went astray."
+            "the model outputs NaN or infinite values: its weights are too large, or its training diverged."
         )
 
 
@@ -180,7 +180,7 @@ class Listener:
             kept.append(piece.tokens())
             summary = summary.to(piece.encoded.summary) + piece.encoded.summary[0] * len(kept[-1])
         tokens = torch.cat(kept)
-        return self._heard(summary / len(tokens), tokens, bands)
+        return self._clip(summary / len(tokens), tokens, bands)
 
     @torch.no_grad()
     def listen_together(self, clips: Sequence[Float[Tensor, " samples"]]) -> list[EncodedClip]:
@@ -194,14 +194,14 @@ class Listener:
         """
         cuts = [self.cut(len(audio)) for audio in clips]
         if not all(cut.in_one_piece and cut.steps == cuts[0].steps for cut in cuts):
-            raise ValueError("clips of different lengths do not go through together.")
+            raise ValueError("clips of different lengths cannot be encoded in one batch.")
         whole = Window(0, cuts[0].steps, 0, cuts[0].steps)
         encoded = self._encode(
             [self._stretch(LoadedSound(audio), self._mean(LoadedSound(audio)), whole) for audio in clips]
         )
         bands = encoded.layout.grid[1]
         rows = zip(encoded.summary, encoded.tokens, strict=True)
-        return [self._heard(summary, tokens, bands) for summary, tokens in rows]
+        return [self._clip(summary, tokens, bands) for summary, tokens in rows]
 
     @torch.no_grad()
     def pieces(self, audio: Float[Tensor, " samples"] | Sound) -> Iterator[EncodedWindow]:
@@ -214,11 +214,11 @@ class Listener:
             check_audio(audio)
             audio = LoadedSound(audio)
         cut, mean = self.cut(audio.num_samples), self._mean(audio)
-        heard_from, per_pass = cut.windows(), self.per_pass(cut)
-        for first in range(0, len(heard_from), per_pass):
-            together = heard_from[first : first + per_pass]
-            encoded = self._encode([self._stretch(audio, mean, window) for window in together])
-            for row, window in enumerate(together):
+        all_windows, per_pass = cut.windows(), self.per_pass(cut)
+        for first in range(0, len(all_windows), per_pass):
+            batch = all_windows[first : first + per_pass]
+            encoded = self._encode([self._stretch(audio, mean, window) for window in batch])
+            for row, window in enumerate(batch):
                 yield EncodedWindow(_row(encoded, row), window.keep_from, window.keep_to)
 
     def cut(self, num_samples: int) -> Cut:
@@ -238,7 +238,7 @@ class Listener:
         return next(self.encoder.parameters()).device
 
     def _stretch(self, sound: Sound, mean: float, window: Window) -> tuple[Tensor, int]:
-        """Return the audio of a window, zero-padded at its end, and the number of samples left from its start on."""
+        """Return the audio of a window, zero-padded at its end, and the samples from its start to the clip's end."""
         first, last = self.framing.samples_of(window.first, window.size)
         audio = sound.between(first, last) - mean
         return torch.nn.functional.pad(audio, (0, last - first - len(audio))), sound.num_samples - first
@@ -251,12 +251,12 @@ class Listener:
         with torch.autocast(self.device.type, enabled=False):
             features = self.front_end(torch.stack([audio for audio, _ in stretches]).to(self.device))
             if self.options.padding == "features":
-                features = fill_features(features, torch.tensor([left for _, left in stretches]), self.front_end)
+                features = fill_features(features, torch.tensor([length for _, length in stretches]), self.front_end)
         with products(features.device, self.options.precision):
             encoded: Encoded = self.encoder(features, layers=False)
         return replace(encoded, summary=encoded.summary.float(), tokens=encoded.tokens.float())
 
-    def _heard(self, summary: Tensor, tokens: Tensor, bands: int) -> EncodedClip:
+    def _clip(self, summary: Tensor, tokens: Tensor, bands: int) -> EncodedClip:
         return EncodedClip(summary, tokens, (len(tokens) // bands, bands), self.encoder.class_token is not None)
 
     def _num_frames(self, num_samples: int) -> int:

@@ -19,7 +19,7 @@ from asda_core.system.files import write_whole
 Granularity = Literal["all", "frame", "utterance"]
 ArrayFormat = Literal["npy", "safetensors"]
 
-NO_CLASS_TOKEN = "granularity 'all' puts the class token first, but this model has none; take 'frame'."
+NO_CLASS_TOKEN = "granularity 'all' includes the class token, but this model has none; use 'frame'."
 TENSOR_NAME = "embedding"
 """Name of the only tensor in a safetensors file of an embedding."""
 LITTLE_FLOAT = "<f4"
@@ -99,14 +99,14 @@ def write_pieces(target: Path, pieces: Iterable[EncodedWindow], steps: int, kind
 def header(kind: OutputKind, shape: tuple[int, ...], grid: tuple[int, int]) -> bytes:
     """Return the bytes of a file that precede the values."""
     if kind.format == "npy":
-        made = io.BytesIO()
-        facts = {"descr": LITTLE_FLOAT, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(made, facts)
-        return made.getvalue()
-    told = {"granularity": kind.granularity, "time_steps": str(grid[0]), "bands": str(grid[1])}
+        buffer = io.BytesIO()
+        fields = {"descr": LITTLE_FLOAT, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(buffer, fields)
+        return buffer.getvalue()
+    metadata = {"granularity": kind.granularity, "time_steps": str(grid[0]), "bands": str(grid[1])}
     size = 4 * int(np.prod(shape))
     text = json.dumps(
-        {"__metadata__": told, TENSOR_NAME: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}
+        {"__metadata__": metadata, TENSOR_NAME: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}
     ).encode()
     text += b" " * (-len(text) % HEADER_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
@@ -136,6 +136,6 @@ def _stream(opened: BinaryIO, pieces: Iterator[EncodedWindow], steps: int, kind:
 
 
 def _append(opened: BinaryIO, values: Tensor) -> None:
-    ready = values.float().cpu().contiguous()
-    check_answer(ready)
-    opened.write(ready.numpy().astype(LITTLE_FLOAT, copy=False).tobytes())
+    rows = values.float().cpu().contiguous()
+    check_answer(rows)
+    opened.write(rows.numpy().astype(LITTLE_FLOAT, copy=False).tobytes())

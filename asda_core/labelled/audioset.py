@@ -40,8 +40,8 @@ def _has_segments(file: Path) -> bool:
     if file.name.endswith(SEGMENTS):
         return True
     try:
-        with file.open(encoding="utf-8", errors="replace") as opened:
-            return any(line.startswith("#") and "YTID" in line for line in islice(opened, HEAD_LINES))
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            return any(line.startswith("#") and "YTID" in line for line in islice(lines, HEAD_LINES))
     except OSError:  # a folder with such a name
         return False
 
@@ -68,7 +68,7 @@ def audioset_rows(place: Path, audio: str | None) -> list[Row]:
     """
     lists = audioset_lists(place) or [file for file in [place] if file.is_file() and file.suffix == ".csv"]
     if not lists:
-        raise TaskError(f"{place} is no AudioSet: expected X.tsv with X.lbl beside it, or X{SEGMENTS}.")
+        raise TaskError(f"{place} is not AudioSet: expected X.tsv with X.lbl beside it, or X{SEGMENTS}.")
     splits = {file: _split(file, alone=len(lists) == 1) for file in lists}
     trained = [file for file, split in splits.items() if split == TRAIN and file.name.endswith(SEGMENTS)]
     if len(trained) > 1:  # balanced and unbalanced: both train, unless the key split excludes one
@@ -78,14 +78,14 @@ def audioset_rows(place: Path, audio: str | None) -> list[Row]:
     folder = Path(audio) if audio is not None else lists[0].parent
     if not folder.is_dir():
         raise TaskError(f"no folder {folder} (key audio).")
-    files = {stem: alike[0] for stem, alike in files_by_stem(folder).items()}
+    files = {stem: matches[0] for stem, matches in files_by_stem(folder).items()}
     return _with_audio([row for file, split in splits.items() for row in _segment_rows(file, split, files)], folder)
 
 
 def _split(file: Path, alone: bool) -> str:
     """Split by the words of the file name: balanced_train_segments is for training."""
-    usual = [usual_split(word) for word in re.split("[_-]", file.stem)]
-    return next(filter(None, usual), NO_SPLIT if alone else file.stem)
+    candidates = [usual_split(word) for word in re.split("[_-]", file.stem)]
+    return next(filter(None, candidates), NO_SPLIT if alone else file.stem)
 
 
 def _manifest_rows(manifest: Path, split: str, audio: str | None) -> Iterator[Row]:
@@ -97,26 +97,26 @@ def _manifest_rows(manifest: Path, split: str, audio: str | None) -> Iterator[Ro
     root, *files = _lines(manifest) or [(1, "")]
     labelled = _lines(file_of_labels)
     if len(files) != len(labelled):
-        raise TaskError(f"{manifest} names {len(files):,} files, but {file_of_labels} has {len(labelled):,} lines.")
+        raise TaskError(f"{manifest} lists {len(files):,} files, but {file_of_labels} has {len(labelled):,} lines.")
     folder = manifest.parent / root[1].strip() if audio is None else Path(audio)
     if not folder.is_dir():
         raise TaskError(f"{manifest}: its root folder {folder} does not exist; correct line 1, or set the key audio.")
-    known: dict[str, tuple[str, ...]] = {}
+    cache: dict[str, tuple[str, ...]] = {}
     for (line, text), (line_of_labels, text_of_labels) in zip(files, labelled, strict=True):
         name, count = _last_field(text)
         if HDF5.search(name):
-            raise TaskError(f"{manifest} line {line}: {name} is within an HDF5 file, which is not read; unpack it.")
+            raise TaskError(f"{manifest} line {line}: {name} is in an HDF5 file, which is not supported; unpack it.")
         if not count.strip().isdecimal():
-            raise TaskError(f"{manifest} line {line}: expected NAME<tab>SAMPLES, given {text!r}.")
+            raise TaskError(f"{manifest} line {line}: expected NAME<tab>SAMPLES, got {text!r}.")
         identifier, labels = _last_field(text_of_labels)
         if not _fits(identifier.strip(), name):
             raise TaskError(
-                f"{file_of_labels} line {line_of_labels}: labels of {identifier!r}, "
+                f"{file_of_labels} line {line_of_labels}: labels for {identifier!r}, "
                 f"but {manifest.name} line {line} has {name!r}."
             )
-        if labels not in known:
-            known[labels] = _parts(labels)
-        yield Row(folder / name, known[labels], split, file_of_labels, line_of_labels)
+        if labels not in cache:
+            cache[labels] = _parts(labels)
+        yield Row(folder / name, cache[labels], split, file_of_labels, line_of_labels)
 
 
 def _lines(file: Path) -> list[tuple[int, str]]:
@@ -153,20 +153,20 @@ def _segment_rows(file: Path, split: str, files: dict[str, Path]) -> Iterator[Ro
             stem = next((stem for stem in _stems(name, start, end) if stem in files), None)
         except (ValueError, OverflowError):
             raise TaskError(
-                f'{file} line {reader.line_num}: expected YTID, START, END, "LABEL,LABEL", given {", ".join(row)!r}.'
+                f'{file} line {reader.line_num}: expected YTID, START, END, "LABEL,LABEL", got {", ".join(row)!r}.'
             ) from None
         yield None if stem is None else Row(files[stem], _parts(labels), split, file, reader.line_num)
 
 
 def _with_audio(rows: list[Row | None], folder: Path) -> list[Row]:
     """Rows whose audio exists; warns how many are missing, because videos get deleted."""
-    kept = [row for row in rows if row is not None]
-    if missing := len(rows) - len(kept):
+    existing = [row for row in rows if row is not None]
+    if missing := len(rows) - len(existing):
         message = f"{missing:,} of {len(rows):,} segments have no audio file below {folder}"
-        if not kept:
-            raise TaskError(f"{message}; looked for names as {', '.join(_stems('YTID', '30.000', '40.000'))}.")
+        if not existing:
+            raise TaskError(f"{message}; looked for names such as {', '.join(_stems('YTID', '30.000', '40.000'))}.")
         print(f"warning: {message}.", file=sys.stderr)
-    return kept
+    return existing
 
 
 def _stems(name: str, start: str, end: str) -> Iterator[str]:

@@ -39,7 +39,7 @@ def esc50_rows(root: Path, source: SourceConfig) -> list[Row]:
     """
     table = esc50_table(root)
     if table is None:
-        raise TaskError(f"{root} is no ESC-50: expected the folder audio and {ESC50_TABLE}.")
+        raise TaskError(f"{root} is not ESC-50: expected the folder audio and {ESC50_TABLE}.")
     audio = source.audio or str(root / "audio")
     return table_rows(table, replace(source, audio=audio), label_column="category")
 
@@ -89,12 +89,12 @@ def speech_commands_rows(root: Path) -> list[Row]:
     **Source**: https://arxiv.org/abs/1804.03209.
     """
     files = {file.relative_to(root).as_posix(): file for file in audio_below(root)}
-    split: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for name, part in SPEECH_COMMANDS_LISTS.items():
         listed = [line.strip() for line in read_text(root / name).split("\n") if line.strip()]
-        if listed and not any(each in files for each in listed):
-            raise TaskError(f"{root / name}: none of its {len(listed)} files is below {root}, as {listed[0]!r}.")
-        split.update(dict.fromkeys(listed, part))
+        if listed and not any(entry in files for entry in listed):
+            raise TaskError(f"{root / name}: none of its {len(listed)} files exists below {root}, e.g. {listed[0]!r}.")
+        split_of.update(dict.fromkeys(listed, part))
     rows = []
     for name, file in files.items():
         word, _, rest = name.partition("/")
@@ -102,5 +102,5 @@ def speech_commands_rows(root: Path) -> list[Row]:
             continue
         if not rest or "/" in rest:
             raise TaskError(f"{file} is not in a folder of its word (expected WORD/FILE below {root}).")
-        rows.append(Row(file, (word,), split.get(name, TRAIN), root, 0))
+        rows.append(Row(file, (word,), split_of.get(name, TRAIN), root, 0))
     return rows

@@ -33,29 +33,29 @@ def tell_empty_folders(root: Path, depth: int) -> None:
     )
     for folder in folders:
         if not any(path.is_file() for path in folder.rglob("*")):
-            print(f"warning: {folder} is empty, and no class.", file=sys.stderr)
+            print(f"warning: {folder} is empty and not used as a class.", file=sys.stderr)
 
 
 def folder_rows(root: Path) -> list[Row]:
     """Rows of CLASS/FILE, or SPLIT/CLASS/FILE if all folders have usual split names; hidden files are excluded.
 
-    A single folder with a split's name among others is taken for a class if all files are directly in these folders.
+    A single folder with a split's name among others is treated as a class if all files are directly in these folders.
 
     Raises:
         TaskError: there is no audio, audio is outside a class folder, or only some of the folders are splits.
     """
-    below = ((file, file.relative_to(root).parts) for file in audio_below(root))
-    files = {file: parts for file, parts in below if not any(part.startswith(".") for part in parts)}
+    paths = ((file, file.relative_to(root).parts) for file in audio_below(root))
+    files = {file: parts for file, parts in paths if not any(part.startswith(".") for part in parts)}
     if shard := next((file for file, parts in files.items() if any(part.endswith(TAR_SUFFIX) for part in parts)), None):
-        raise TaskError(f"{shard} is in a shard, which is no folder of a class; set format to shards.")
+        raise TaskError(f"{shard} is in a shard, not in a class folder; set format to shards.")
     tops = sorted({parts[0] for parts in files.values() if len(parts) > 1})
     splits = [top for top in tops if usual_split(top)]
     if len(splits) == 1 < len(tops) and all(len(parts) == CLASS_FILE for parts in files.values()):
-        print(f"{root / splits.pop()} is taken for a class, as the folders beside it are.", file=sys.stderr)
+        print(f"{root / splits.pop()} is treated as a class, like the folders beside it.", file=sys.stderr)
     tell_empty_folders(root, 2 if splits else 1)
     if splits and len(splits) < len(tops):
-        strange = next(top for top in tops if top not in splits)
-        raise TaskError(f"{root}: the folder {splits[0]} is called as a split, but {strange} is not; move one away.")
+        other = next(top for top in tops if top not in splits)
+        raise TaskError(f"{root}: the folder {splits[0]} is named like a split, but {other} is not; move one of them.")
     rows = []
     for file, parts in files.items():
         if len(parts) != CLASS_FILE + bool(splits):

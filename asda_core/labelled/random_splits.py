@@ -23,13 +23,13 @@ def deal(labels: Sequence[tuple[str, ...]], turns: Sequence[str], seed: int) -> 
     Returns:
         value of each clip; the count of a combination differs from its share by less than one cycle of `turns`.
     """
-    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    by_combination: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, combination in enumerate(labels):
-        alike[combination].append(number)
+        by_combination[combination].append(number)
     generator = np.random.default_rng(seed)
-    order = [number for _, members in sorted(alike.items()) for number in generator.permutation(members)]
-    given = {number: turns[place % len(turns)] for place, number in enumerate(order)}
-    return [given[number] for number in range(len(labels))]
+    order = [number for _, members in sorted(by_combination.items()) for number in generator.permutation(members)]
+    assigned = {number: turns[place % len(turns)] for place, number in enumerate(order)}
+    return [assigned[number] for number in range(len(labels))]
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
@@ -44,7 +44,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[tupl
         seed: of the selection.
 
     Returns:
-        (kept, held), each in the order of `examples`.
+        (kept, held out), each in the order of `examples`.
 
     Raises:
         ConfigError: the share is not in [0, 1).
@@ -54,25 +54,25 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[tupl
     for number in _shuffled(examples, seed):
         for label in _labels(examples[number]):
             members[label].append(number)
-    left = Counter({label: len(numbers) for label, numbers in members.items()})
-    held: set[int] = set()
+    remaining = Counter({label: len(numbers) for label, numbers in members.items()})
+    held_out: set[int] = set()
     for label in sorted(members, key=lambda label: (len(members[label]), label)):
         total = len(members[label])
-        wanted = max(1, round(share * total)) if share else 0
+        target = max(1, round(share * total)) if share else 0
         for number in members[label]:
-            if total - left[label] >= wanted:
+            if total - remaining[label] >= target:
                 break
-            if number not in held and all(left[other] > 1 for other in _labels(examples[number])):
-                held.add(number)
-                left.subtract(_labels(examples[number]))
-    kept = tuple(example for number, example in enumerate(examples) if number not in held)
-    return kept, tuple(example for number, example in enumerate(examples) if number in held)
+            if number not in held_out and all(remaining[other] > 1 for other in _labels(examples[number])):
+                held_out.add(number)
+                remaining.subtract(_labels(examples[number]))
+    kept = tuple(example for number, example in enumerate(examples) if number not in held_out)
+    return kept, tuple(example for number, example in enumerate(examples) if number in held_out)
 
 
 def _shuffled(examples: Sequence[Example], seed: int) -> list[int]:
     """All indices, in an order that depends only on the files and the seed."""
     ordered = sorted(range(len(examples)), key=lambda number: str(examples[number].file))
-    return [ordered[place] for place in np.random.default_rng(seed).permutation(len(ordered))]
+    return [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]
 
 
 def _labels(example: Example) -> tuple[str, ...]:

@@ -44,27 +44,27 @@ def read_labelled(source: SourceConfig, here: Path) -> Labelled:
     source = located(source, here)
     place = Path(source.data)
     if not (place.exists() or is_pattern(place)):
-        raise TaskError(f"nothing at {place}; expected a folder, a table or a shard (key data).")
-    kind = detect(source) if source.format == "auto" else source.format
-    if place.is_file() and kind not in READ_FILES:
-        raise TaskError(f"{place} is a file, but the format {kind} is a folder.")
-    _check_keys(source, kind)
+        raise TaskError(f"{place} does not exist; expected a folder, a table or a shard (key data).")
+    source_format = detect(source) if source.format == "auto" else source.format
+    if place.is_file() and source_format not in READ_FILES:
+        raise TaskError(f"{place} is a file, but the format {source_format} needs a folder.")
+    _check_keys(source, source_format)
     vocabulary = read_vocabulary(Path(source.vocabulary)) if source.vocabulary is not None else []
-    match kind:
+    match source_format:
         case "esc50":
             rows = esc50_rows(place, source)
         case "urbansound8k":
-            rows, own = urbansound8k_rows(place)
-            vocabulary = vocabulary or own
+            rows, classes = urbansound8k_rows(place)
+            vocabulary = vocabulary or classes
         case "speech_commands":
             rows = speech_commands_rows(place)
         case "audioset":
-            beside = audioset_vocabulary(place)
-            vocabulary = vocabulary or (read_vocabulary(beside) if beside is not None else [])
+            file = audioset_vocabulary(place)
+            vocabulary = vocabulary or (read_vocabulary(file) if file is not None else [])
             rows = audioset_rows(place, source.audio)
         case "shards":
-            beside = audioset_vocabulary(place)
-            vocabulary = vocabulary or (read_vocabulary(beside) if beside is not None else [])
+            file = audioset_vocabulary(place)
+            vocabulary = vocabulary or (read_vocabulary(file) if file is not None else [])
             rows = shard_rows(place, source, vocabulary)
         case "csv":
             rows = table_rows(_table(source), source)
@@ -112,13 +112,15 @@ def _table(source: SourceConfig) -> Path:
         return place
     tables = _tables(source)
     if len(tables) != 1:
-        named = ", ".join(table.name for table in tables) or "none"
-        raise TaskError(f"{place}: expected one table that names files, found {named}; give the table itself as data.")
+        names = ", ".join(table.name for table in tables) or "none"
+        raise TaskError(f"{place}: expected one table with a file column, found {names}; set data to the table.")
     return tables[0]
 
 
-def _check_keys(source: SourceConfig, kind: str) -> None:
+def _check_keys(source: SourceConfig, source_format: str) -> None:
     """Raise a `TaskError` for keys that this format does not read, rather than ignore them silently."""
     for key in ("audio", *COLUMN_KEYS):
-        if getattr(source, key) and key not in KEYS_OF.get(kind, ()):
-            raise TaskError(f"{source.data} is read as {kind}, which has no {key}; remove the key or set format.")
+        if getattr(source, key) and key not in KEYS_OF.get(source_format, ()):
+            raise TaskError(
+                f"{source.data} is read as {source_format}, which does not use the key {key}; remove it or set format."
+            )

@@ -45,11 +45,11 @@ def read_vocabulary(file: Path) -> list[Label]:
         vocabulary = read_labels(file)
     except ConfigError as error:
         raise TaskError(str(error)) from None
-    seen: set[str] = set()
+    keys: set[str] = set()
     for label in vocabulary:
-        if _key(label) in seen:
-            raise TaskError(f"{file} names the class {_key(label)!r} twice.")
-        seen.add(_key(label))
+        if _key(label) in keys:
+            raise TaskError(f"{file} lists the class {_key(label)!r} twice.")
+        keys.add(_key(label))
     return vocabulary
 
 
@@ -68,15 +68,18 @@ def gather(name: str, rows: Iterable[Row], vocabulary: Sequence[Label] = ()) -> 
     """
     merged = _one_per_file(rows)
     if not merged:
-        raise TaskError(f"{name} holds no clips: its list is empty.")
+        raise TaskError(f"{name} has no clips: its list is empty.")
     if not vocabulary:
-        found = {label for row in merged for label in row.labels}
-        vocabulary = [Label("", label) for label in sorted(found, key=by_number)]
+        labels = {label for row in merged for label in row.labels}
+        vocabulary = [Label("", label) for label in sorted(labels, key=by_number)]
     examples = _examples(merged, vocabulary)
     single = all(len(example.labels) == 1 for example in examples)
     if not single and not any(len(example.labels) > 1 for example in examples):
-        without = next(row for row in merged if not row.labels)
-        raise TaskError(f"{without.where}: {without.file.name} has no label, and no clip of {name} has several.")
+        unlabelled = next(row for row in merged if not row.labels)
+        raise TaskError(
+            f"{unlabelled.where}: {unlabelled.file.name} has no label, but {name} is not multi-label (no clip has "
+            "several)."
+        )
     return Labelled(
         name=name,
         examples=examples,
@@ -92,30 +95,30 @@ def _key(label: Label) -> str:
 
 def _one_per_file(rows: Iterable[Row]) -> list[Row]:
     merged: list[Row] = []
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
     for row in rows:
-        place = places.setdefault(os.path.normpath(row.file), len(merged))  # a/../b.wav is b.wav
-        if place == len(merged):
+        index = indices.setdefault(os.path.normpath(row.file), len(merged))  # a/../b.wav is b.wav
+        if index == len(merged):
             merged.append(row)
             continue
-        first = merged[place]
+        first = merged[index]
         if first.split != row.split:
             raise TaskError(
-                f"{row.where}: {row.file.name} is in the split {row.split!r}, but {first.where} says {first.split!r}."
+                f"{row.where}: {row.file.name} is in the split {row.split!r}, but in {first.split!r} at {first.where}."
             )
-        merged[place] = first._replace(labels=(*first.labels, *row.labels))
+        merged[index] = first._replace(labels=(*first.labels, *row.labels))
     return merged
 
 
 def _examples(rows: Iterable[Row], vocabulary: Sequence[Label]) -> tuple[Example, ...]:
     """Examples of the rows, with their labels (names or identifiers) mapped to classes, without duplicates."""
     classes = {label.name: _key(label) for label in vocabulary} | {_key(label): _key(label) for label in vocabulary}
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    cache: dict[tuple[str, ...], tuple[str, ...]] = {}
     examples = []
     for row in rows:
-        if row.labels not in known:
-            if strange := [label for label in row.labels if label not in classes]:
-                raise TaskError(f"{row.where}: {unknown('label', strange[0], classes)}")
-            known[row.labels] = tuple(dict.fromkeys(classes[label] for label in row.labels))
-        examples.append(Example(row.file, known[row.labels], row.split))
+        if row.labels not in cache:
+            if undefined := [label for label in row.labels if label not in classes]:
+                raise TaskError(f"{row.where}: {unknown('label', undefined[0], classes)}")
+            cache[row.labels] = tuple(dict.fromkeys(classes[label] for label in row.labels))
+        examples.append(Example(row.file, cache[row.labels], row.split))
     return tuple(examples)

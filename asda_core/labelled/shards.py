@@ -91,18 +91,18 @@ def shard_rows(place: Path, source: SourceConfig, vocabulary: Sequence[Label] = 
     if not shards:
         raise TaskError(f"no shards (*{TAR_SUFFIX}) at {place}.")
     _check_folder(place)
-    kept = {*USUAL_COLUMNS["label"], *USUAL_COLUMNS["split"], source.label_column, source.split_column}
-    found = [described for shard in shards for described in _described(shard, place, kept)]
+    keys = {*USUAL_COLUMNS["label"], *USUAL_COLUMNS["split"], source.label_column, source.split_column}
+    clips = [described for shard in shards for described in _describe(shard, place, keys)]
     if source.label_column:
-        found = [described._replace(label="") for described in found]
-    label_key = _key("label", source.label_column, [each.facts for each in found if not each.label], place)
-    split_key = _key("split", source.split_column, [each.facts for each in found], place)
-    texts = [value for each in found if isinstance(value := each.facts.get(label_key or ""), str)]
+        clips = [described._replace(label="") for described in clips]
+    label_key = _key("label", source.label_column, [clip.facts for clip in clips if not clip.label], place)
+    split_key = _key("split", source.split_column, [clip.facts for clip in clips], place)
+    texts = [value for clip in clips if isinstance(value := clip.facts.get(label_key or ""), str)]
     separator = source.label_separator or usual_separator(label_key or "", texts)
     names = {name for label in vocabulary for name in (label.identifier, label.name)}
     return [
-        Row(each.file, _labels(each, label_key, separator, vocabulary, names), _split(each, split_key), each.file, 0)
-        for each in found
+        Row(clip.file, _labels(clip, label_key, separator, vocabulary, names), _split(clip, split_key), clip.file, 0)
+        for clip in clips
     ]
 
 
@@ -110,39 +110,42 @@ def _check_folder(place: Path) -> None:
     """Raise a `TaskError` for an unfinished pack, and warn of compressed shards, which are excluded."""
     if not place.is_dir():
         return
-    if trouble := unfinished(place):
-        raise TaskError(trouble)
+    if message := unfinished(place):
+        raise TaskError(message)
     if compressed := [file.name for file in files_below(place) if file.name.endswith(COMPRESSED)]:
-        print(f"warning: left out of {place}, unpack to use: {', '.join(compressed[:FEW])}.", file=sys.stderr)
+        print(
+            f"warning: skipped compressed shards in {place} (unpack to use): {', '.join(compressed[:FEW])}.",
+            file=sys.stderr,
+        )
 
 
-def _key(role: str, given: str, facts: Iterable[dict[str, Any]], place: Path) -> str | None:
-    keys = list(dict.fromkeys(key for each in facts for key in each))
-    if given and given not in keys:
-        raise TaskError(f"{place}: no description has the key {given!r} (key {role}_column).")
-    return given or usual_column(role, keys, place)
+def _key(role: str, requested: str, facts: Iterable[dict[str, Any]], place: Path) -> str | None:
+    keys = list(dict.fromkeys(key for description in facts for key in description))
+    if requested and requested not in keys:
+        raise TaskError(f"{place}: no JSON description has the key {requested!r} (key {role}_column).")
+    return requested or usual_column(role, keys, place)
 
 
-def _described(shard: Path, place: Path, kept: Collection[str]) -> Iterator[Described]:
-    """Yield the complete clips of a shard in order, with label and facts; only facts with keys in `kept` remain."""
+def _describe(shard: Path, place: Path, keys: Collection[str]) -> Iterator[Described]:
+    """Yield the complete clips of a shard in order, with label and facts; only facts with these keys remain."""
     try:
         index = index_of(shard)
     except AudioError as error:
         raise TaskError(str(error)) from None
     except OSError as error:
         raise TaskError(f"cannot read the shard {shard}: {error.strerror or error}.") from None
-    beside, whole = _beside(shard)
+    descriptions, complete = _descriptions(shard)
     folders = shard.relative_to(place).parts if place.is_dir() else (shard.name,)
     for name in index.rows:
         key = _split_name(name)[0]
-        said = [beside[key, suffix] for suffix in (LABEL_SUFFIX, FACTS_SUFFIX) if (key, suffix) in beside]
-        if not (said or whole) and name == list(index.rows)[-1]:
-            print(f"warning: left out {shard / name}: the shard is cut off where its label stood.", file=sys.stderr)
+        own = [descriptions[key, suffix] for suffix in (LABEL_SUFFIX, FACTS_SUFFIX) if (key, suffix) in descriptions]
+        if not (own or complete) and name == list(index.rows)[-1]:
+            print(f"warning: skipped {shard / name}: the shard is truncated before its label.", file=sys.stderr)
             continue
-        label = beside.get((key, LABEL_SUFFIX), b"").decode("utf-8", errors="replace").strip()
-        facts = _facts(shard / f"{key}.{FACTS_SUFFIX}", beside.get((key, FACTS_SUFFIX), b"{}"))
-        few = {each: value for each, value in facts.items() if each in kept or each.lower() in kept}
-        yield Described(shard, name, folders, label, few)
+        label = descriptions.get((key, LABEL_SUFFIX), b"").decode("utf-8", errors="replace").strip()
+        facts = _facts(shard / f"{key}.{FACTS_SUFFIX}", descriptions.get((key, FACTS_SUFFIX), b"{}"))
+        selected = {field: value for field, value in facts.items() if field in keys or field.lower() in keys}
+        yield Described(shard, name, folders, label, selected)
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -152,28 +155,28 @@ def _split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, suffix.lower()
 
 
-def _beside(shard: Path) -> tuple[dict[tuple[str, str], bytes], bool]:
+def _descriptions(shard: Path) -> tuple[dict[tuple[str, str], bytes], bool]:
     """(key, suffix) -> content of the members that describe clips, and whether the shard is complete."""
-    found: dict[tuple[str, str], bytes] = {}
+    contents: dict[tuple[str, str], bytes] = {}
     with tarfile.open(shard, "r:", tarinfo=StrictHeader) as tar:
         try:
             for info in tar:
                 key, suffix = _split_name(plain_name(info.name))
                 if info.isfile() and suffix in (LABEL_SUFFIX, FACTS_SUFFIX):
                     content = tar.extractfile(info)
-                    found.setdefault((key, suffix), content.read() if content else b"")
+                    contents.setdefault((key, suffix), content.read() if content else b"")
         except tarfile.ReadError:
-            return found, False
-    return found, True
+            return contents, False
+    return contents, True
 
 
 def _facts(where: Path, content: bytes) -> dict[str, Any]:
     try:
         facts = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"cannot read {where}: it is no JSON ({error}).") from None
+        raise TaskError(f"cannot read {where}: it is not valid JSON ({error}).") from None
     if not isinstance(facts, dict):
-        raise TaskError(f"{where} is a {type(facts).__name__}; expected keys and values.")
+        raise TaskError(f"{where}: expected a JSON object, got {type(facts).__name__}.")
     return facts
 
 
@@ -184,31 +187,31 @@ def _labels(
     where, label = described.file, described.label
     if label:
         if label.isdecimal() and label not in names and int(label) < len(vocabulary):
-            numbered = vocabulary[int(label)]
-            label = numbered.identifier or numbered.name
+            indexed = vocabulary[int(label)]
+            label = indexed.identifier or indexed.name
         return (label,)
     if key is None or key not in described.facts:
-        what = f"the key {key}" if key else "a usual key for labels"
+        expected = f"the key {key}" if key else "a usual key for labels"
         raise TaskError(
-            f"{where} has no label: expected a .{LABEL_SUFFIX}, or a .{FACTS_SUFFIX} with {what}, beside it."
+            f"{where} has no label: expected a .{LABEL_SUFFIX} beside it, or a .{FACTS_SUFFIX} with {expected}."
         )
     value = described.facts[key]
     if isinstance(value, str) and separator in value:
         value = [part.strip() for part in value.split(separator) if part.strip()]
-    return tuple(_word(each, where, key) for each in (value if isinstance(value, list) else [value]))
+    return tuple(_as_text(item, where, key) for item in (value if isinstance(value, list) else [value]))
 
 
 def _split(described: Described, key: str | None) -> str:
     """Split from the JSON, otherwise from the first usual split name in the shard's folders or name."""
     if key is not None and key in described.facts:
         value = described.facts[key]
-        return _word(value, described.file, key) if value not in ("", None) else NO_SPLIT
+        return _as_text(value, described.file, key) if value not in ("", None) else NO_SPLIT
     words = re.split(r"[^A-Za-z]+", " ".join(described.folders))
     return next(filter(None, map(usual_split, words)), NO_SPLIT)
 
 
-def _word(value: object, where: Path, key: str) -> str:
+def _as_text(value: object, where: Path, key: str) -> str:
     """A label or a split as text; whole numbers are converted."""
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise TaskError(f"{where}: {key} is {value!r}; expected a word or a whole number, or a list of them.")
+        raise TaskError(f"{where}: {key} is {value!r}; expected text or an integer, or a list of them.")
     return str(value).strip()

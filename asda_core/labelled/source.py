@@ -68,7 +68,7 @@ def _check_split(split: Mapping[str, tuple[str, ...]]) -> None:
             other = owner.setdefault(value, part)
             require(other == part, f"split: the value {value!r} is in both {other} and {part}.")
     if parts := sorted(set(split) - {LEAVE_OUT}):
-        require({"train", "test"} <= set(parts), f"split needs train and test (valid is optional), given {parts}.")
+        require({"train", "test"} <= set(parts), f"split needs train and test (valid is optional), got {parts}.")
 
 
 def load_source(path: Path) -> tuple[SourceConfig, Path]:
@@ -86,31 +86,31 @@ def load_source(path: Path) -> tuple[SourceConfig, Path]:
     path = path.expanduser()
     if path.suffix.lower() not in CONFIG_SUFFIXES:
         return SourceConfig(data=str(path)), Path()
-    plain = read_yaml(path)
-    if isinstance(plain, dict) and isinstance(plain.get("split"), dict):
-        plain["split"] = {part: _words(values) for part, values in plain["split"].items()}
+    content = read_yaml(path)
+    if isinstance(content, dict) and isinstance(content.get("split"), dict):
+        content["split"] = {part: _as_list(values) for part, values in content["split"].items()}
     with prefixed(path):
-        return parse(SourceConfig, plain), path.parent
+        return parse(SourceConfig, content), path.parent
 
 
-def _words(values: Any) -> Any:
+def _as_list(values: Any) -> Any:
     """Wrap a single value in a list, and convert integers to text as in a table: `test: 5` becomes ["5"]."""
-    listed = values if isinstance(values, list) else [values]
-    return [str(value) if type(value) is int else value for value in listed]
+    items = values if isinstance(values, list) else [values]
+    return [str(value) if type(value) is int else value for value in items]
 
 
 def located(source: SourceConfig, here: Path) -> SourceConfig:
     """Return the source with its name set and its paths resolved against `here`; `~` is the user's home."""
     data = here / Path(source.data).expanduser()
-    named = data.resolve() if data.name in ("", "..") else data
+    place = data.resolve() if data.name in ("", "..") else data
     return replace(
         source,
         data=str(data),
-        name=source.name or (named.name if named.is_dir() else NUMBERS.sub("", named.stem).rstrip("-_.")),
-        audio=_from(here, source.audio),
-        vocabulary=_from(here, source.vocabulary),
+        name=source.name or (place.name if place.is_dir() else NUMBERS.sub("", place.stem).rstrip("-_.")),
+        audio=_resolve(here, source.audio),
+        vocabulary=_resolve(here, source.vocabulary),
     )
 
 
-def _from(here: Path, given: str | None) -> str | None:
-    return None if given is None else str(here / Path(given).expanduser())
+def _resolve(folder: Path, path: str | None) -> str | None:
+    return None if path is None else str(folder / Path(path).expanduser())

@@ -62,11 +62,11 @@ def rounds(data: Labelled, source: SourceConfig, only: Sequence[str] = ()) -> li
     Raises:
         TaskError: a value has no split, train or test is missing, there is only one fold, or `only` has an unknown one.
     """
-    examples, part_of = _settled(data, source)
+    examples, part_of = _assigned(data, source)
     if not part_of:
         return _folds(examples, only, data.name)
     if only:
-        raise TaskError(f"{data.name} has train and test and no folds, but the fold {only[0]!r} was asked for.")
+        raise TaskError(f"{data.name} has train and test splits, not folds, but the fold {only[0]!r} was requested.")
     parts = {
         part: tuple(example for example in examples if part_of[example.split] == part) for part in TRAIN_VALID_TEST
     }
@@ -79,76 +79,78 @@ def with_splits(data: Labelled, source: SourceConfig) -> Labelled:
     Raises:
         TaskError: as `rounds`; but data that have splits, on which the source states nothing, are returned unchanged.
     """
-    if not source.split and not _to_be_drawn(data.examples, source):
+    if not source.split and not _needs_draw(data.examples, source):
         return data
-    examples, part_of = _settled(data, source)
-    named = tuple(replace(example, split=part_of.get(example.split, example.split)) for example in examples)
-    return replace(data, examples=named)
+    examples, part_of = _assigned(data, source)
+    assigned = tuple(replace(example, split=part_of.get(example.split, example.split)) for example in examples)
+    return replace(data, examples=assigned)
 
 
-def _settled(data: Labelled, source: SourceConfig) -> tuple[list[Example], dict[str, str]]:
+def _assigned(data: Labelled, source: SourceConfig) -> tuple[list[Example], dict[str, str]]:
     """Examples that are used, each with a split, and value -> train, valid or test; empty if the values are folds."""
     examples = list(data.examples)
-    if _to_be_drawn(examples, source):
-        examples = _drawn(examples, source)
+    if _needs_draw(examples, source):
+        examples = _draw(examples, source)
         if missing := sorted((set() if source.folds else {TRAIN, TEST}) - {example.split for example in examples}):
-            few = f"{data.name}: of {len(examples)} clips without splits none is drawn for {missing[0]}"
-            raise TaskError(f"{few}; give them splits, or more clips.")
-    if bare := next((example for example in examples if example.split == NO_SPLIT), None):
-        raise TaskError(f"{data.name}: {bare.file} has no split; give it one, or take the key split away.")
+            message = f"{data.name}: a random split of {len(examples)} clips leaves {missing[0]} empty"
+            raise TaskError(f"{message}; set their splits or add clips.")
+    if unassigned := next((example for example in examples if example.split == NO_SPLIT), None):
+        raise TaskError(f"{data.name}: {unassigned.file} has no split; give it one, or remove the key split.")
     values = {example.split for example in examples}
-    stated = _stated(values, source)
-    left_out = {value for value, part in stated.items() if part == LEAVE_OUT}
+    assignments = _assignments(values, source)
+    left_out = {value for value, part in assignments.items() if part == LEAVE_OUT}
     examples = [example for example in examples if example.split not in left_out]
-    return examples, _parts(values - left_out, stated, data.name)
+    return examples, _parts(values - left_out, assignments, data.name)
 
 
-def _to_be_drawn(examples: Sequence[Example], source: SourceConfig) -> bool:
+def _needs_draw(examples: Sequence[Example], source: SourceConfig) -> bool:
     """Whether no split is given; or all clips are train, as in shards named so, and folds are requested."""
-    said = {example.split for example in examples}
-    all_train = source.folds > 0 and {*map(usual_split, said)} == {TRAIN}
-    return not source.split and (said == {NO_SPLIT} or all_train)
+    values = {example.split for example in examples}
+    all_train = source.folds > 0 and {*map(usual_split, values)} == {TRAIN}
+    return not source.split and (values == {NO_SPLIT} or all_train)
 
 
-def _drawn(examples: Sequence[Example], source: SourceConfig) -> list[Example]:
+def _draw(examples: Sequence[Example], source: SourceConfig) -> list[Example]:
     """Draw random splits, independent of the order of the examples."""
     ordered = sorted(examples, key=lambda example: str(example.file))
     turns = [str(fold + 1) for fold in range(source.folds)] or TURNS
-    dealt = deal([example.labels for example in ordered], turns, source.seed)
-    split = {example.file: turn for example, turn in zip(ordered, dealt, strict=True)}
-    return [replace(example, split=split[example.file]) for example in examples]
+    assigned = deal([example.labels for example in ordered], turns, source.seed)
+    split_of = {example.file: turn for example, turn in zip(ordered, assigned, strict=True)}
+    return [replace(example, split=split_of[example.file]) for example in examples]
 
 
-def _stated(values: set[str], source: SourceConfig) -> dict[str, str]:
+def _assignments(values: set[str], source: SourceConfig) -> dict[str, str]:
     """Value -> part, from `source.split`; a folder `validation` was read as valid, and either name is accepted."""
-    stated: dict[str, str] = {}
-    for part, named in source.split.items():
-        for value in named:
-            meant = value if value in values else usual_split(value)
-            if meant not in values:
-                raise TaskError(f"{unknown('value of the splits', value, values)} (at split.{part})")
-            stated[meant] = part
-    return stated
+    assignments: dict[str, str] = {}
+    for part, listed in source.split.items():
+        for value in listed:
+            actual = value if value in values else usual_split(value)
+            if actual not in values:
+                raise TaskError(f"{unknown('split value', value, values)} (at split.{part})")
+            assignments[actual] = part
+    return assignments
 
 
-def _parts(values: set[str], stated: Mapping[str, str], name: str) -> dict[str, str]:
+def _parts(values: set[str], assignments: Mapping[str, str], name: str) -> dict[str, str]:
     """Value -> train, valid or test, as stated or by usual names; empty if the values are folds."""
-    found = ", ".join(sorted(values))
-    by_statement = set(stated.values()) - {LEAVE_OUT}
-    part_of = {value: part for value in values if (part := stated.get(value, "") or usual_split(value))}
-    if by_statement:
-        if unstated := sorted(values - stated.keys()):
-            raise TaskError(f"{name}: split says nothing of {', '.join(unstated)}; name them in it, or as {LEAVE_OUT}.")
-    elif part_of and (strange := sorted(values - part_of.keys())):
+    splits = ", ".join(sorted(values))
+    assigned_parts = set(assignments.values()) - {LEAVE_OUT}
+    part_of = {value: part for value in values if (part := assignments.get(value, "") or usual_split(value))}
+    if assigned_parts:
+        if unassigned := sorted(values - assignments.keys()):
+            raise TaskError(
+                f"{name}: split does not assign {', '.join(unassigned)}; list them in it, or as {LEAVE_OUT}."
+            )
+    elif part_of and (unknown_values := sorted(values - part_of.keys())):
         raise TaskError(
-            f"{name}: the splits are {found}: {strange[0]} is neither train, valid nor test, and the others are no "
-            "folds; set split."
+            f"{name}: the splits are {splits}: {unknown_values[0]} is not train, valid or test, and the others are not "
+            "folds; set the key split."
         )
     for part in (TRAIN, TEST):
         if part_of and part not in part_of.values():
             raise TaskError(
-                f"{name} has no {part} split, only {found}; add one, say by split which values are it, or where all is "
-                "train, have folds drawn by folds."
+                f"{name} has no {part} split, only {splits}; add one, assign values to it with the key split, or, if "
+                "all clips are train, draw folds with the key folds."
             )
     return part_of
 
@@ -158,12 +160,12 @@ def _folds(examples: Sequence[Example], only: Sequence[str], name: str) -> list[
     values = sorted({example.split for example in examples}, key=fold_number)
     if len(values) < MIN_FOLDS:
         raise TaskError(
-            f"{name}: {MIN_FOLDS} folds or more are needed, one to test and others to train; given {values}."
+            f"{name}: expected at least {MIN_FOLDS} folds, one to test and the others to train; got {values}."
         )
     names = {value: value if value.lower().startswith(FOLD) else f"{FOLD}{value}" for value in values}
-    for wanted in only:
-        if wanted not in names and wanted not in names.values():
-            raise TaskError(unknown("fold", wanted, names.values()))
+    for fold in only:
+        if fold not in names and fold not in names.values():
+            raise TaskError(unknown("fold", fold, names.values()))
     return [
         Round(
             names[value],
@@ -199,27 +201,27 @@ def check_round(checked: Round, classes: Sequence[str], single: bool) -> list[st
     for part, examples in ((TRAIN, checked.train), (TEST, checked.test)):
         if not examples:
             raise TaskError(f"{name}: the {part} split is empty.")
-    trained, tested = _occurring(checked.train), _occurring(checked.test)
+    trained, tested = _labels_of(checked.train), _labels_of(checked.test)
     if len(trained) < 2:
-        found = ", ".join(trained) or "none"
-        raise TaskError(f"{name}: a classifier needs clips of two classes to train on; the train split has {found}.")
-    if both := {example.file for example in checked.train} & {example.file for example in checked.test}:
-        raise TaskError(f"{name}: {len(both)} files are in both train and test, the first is {min(both)}.")
+        present = ", ".join(trained) or "none"
+        raise TaskError(f"{name}: training needs clips of at least two classes; the train split has {present}.")
+    if shared := {example.file for example in checked.train} & {example.file for example in checked.test}:
+        raise TaskError(f"{name}: {len(shared)} files are in both train and test; the first is {min(shared)}.")
     warnings = []
-    if unseen := [label for label in classes if label not in trained]:
-        warnings.append(f"{name}: {_named(unseen)} without a clip to train on.")
+    if untrained := [label for label in classes if label not in trained]:
+        warnings.append(f"{name}: {_listed(untrained)} without training clips.")
     if untested := [label for label in classes if label not in tested]:
-        effect = "the accuracy does not cover them" if single else "the mean over classes leaves them out"
-        warnings.append(f"{name}: {_named(untested)} without a clip in the test split; {effect}.")
+        effect = "the accuracy does not cover them" if single else "the mean over classes excludes them"
+        warnings.append(f"{name}: {_listed(untested)} without test clips; {effect}.")
     if len(tested) == 1:
-        warnings.append(f"{name}: the test split has the one class {next(iter(tested))}; no AUC can be computed.")
+        warnings.append(f"{name}: the test split has only the class {next(iter(tested))}; AUC is undefined.")
     return warnings
 
 
-def _occurring(examples: Iterable[Example]) -> dict[str, None]:
+def _labels_of(examples: Iterable[Example]) -> dict[str, None]:
     return dict.fromkeys(label for example in examples for label in example.labels)
 
 
-def _named(classes: Sequence[str]) -> str:
-    named = ", ".join(classes[:MANY]) + (", ..." if len(classes) > MANY else "")
-    return f"{len(classes)} {'class' if len(classes) == 1 else 'classes'} ({named})"
+def _listed(classes: Sequence[str]) -> str:
+    names = ", ".join(classes[:MANY]) + (", ..." if len(classes) > MANY else "")
+    return f"{len(classes)} {'class' if len(classes) == 1 else 'classes'} ({names})"

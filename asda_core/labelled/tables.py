@@ -103,12 +103,14 @@ def usual_column(role: str, columns: Sequence[str], where: Path) -> str | None:
     Raises:
         TaskError: several columns have usual names.
     """
-    fitting = [column for column in columns if column.lower() in USUAL_COLUMNS[role]]
-    if role == "file" and not fitting:
-        fitting = [column for column in columns if column.lower() in FILE_COLUMNS]
-    if len(fitting) > 1:
-        raise TaskError(f"{where}: {' and '.join(fitting)} could each be the {role} column; set {role}_column to one.")
-    return fitting[0] if fitting else None
+    candidates = [column for column in columns if column.lower() in USUAL_COLUMNS[role]]
+    if role == "file" and not candidates:
+        candidates = [column for column in columns if column.lower() in FILE_COLUMNS]
+    if len(candidates) > 1:
+        raise TaskError(
+            f"{where}: {' and '.join(candidates)} could each be the {role} column; set {role}_column to one."
+        )
+    return candidates[0] if candidates else None
 
 
 def choose_column(role: str, given: str, columns: Sequence[str], table: Path) -> str | None:
@@ -124,7 +126,7 @@ def choose_column(role: str, given: str, columns: Sequence[str], table: Path) ->
     column = usual_column(role, columns, table)
     if column is None and role != "split":
         raise TaskError(
-            f"{table}: none of the columns {', '.join(columns)} is called as a {role} column usually is "
+            f"{table}: none of the columns {', '.join(columns)} has a usual name of a {role} column "
             f"({', '.join(USUAL_COLUMNS[role])}); set {role}_column."
         )
     return column
@@ -132,9 +134,9 @@ def choose_column(role: str, given: str, columns: Sequence[str], table: Path) ->
 
 def usual_separator(column: str, values: Iterable[str]) -> str:
     """Comma if values have commas, no semicolons and a plural column name (FSD50K's `labels`); otherwise semicolon."""
-    found = set("".join(values)) & {";", ","}
+    separators = set("".join(values)) & {";", ","}
     plural = column.lower().endswith("s") and not column.lower().endswith("ss")
-    return "," if found == {","} and plural else ";"
+    return "," if separators == {","} and plural else ";"
 
 
 def table_rows(table: Path, source: SourceConfig, label_column: str = "") -> list[Row]:
@@ -151,7 +153,7 @@ def table_rows(table: Path, source: SourceConfig, label_column: str = "") -> lis
     """
     columns, lines = read_table(table)
     if not columns:
-        raise TaskError(f"{table} is empty; expected a line with the names of the columns.")
+        raise TaskError(f"{table} is empty; expected a header line with the column names.")
     file_column = choose_column("file", source.file_column, columns, table) or ""
     label_column = choose_column("label", source.label_column or label_column, columns, table) or ""
     split_column = choose_column("split", source.split_column, columns, table)
@@ -160,7 +162,10 @@ def table_rows(table: Path, source: SourceConfig, label_column: str = "") -> lis
     for line, values, surplus in lines:
         if any(surplus):
             count = len(columns) + len(surplus)
-            raise TaskError(f"{table} line {line}: {count} values, but {len(columns)} columns; quote what has commas.")
+            raise TaskError(
+                f"{table} line {line}: {count} values, but {len(columns)} columns; quote values that contain the "
+                "delimiter."
+            )
         for column in (file_column, split_column):
             if column and not values[column].strip():
                 raise TaskError(f"{table} line {line}: the column {column} is empty.")
@@ -179,36 +184,36 @@ def _below(rows: Sequence[Row], table: Path, audio: str | None) -> Iterator[Row]
             raise TaskError(f"no folder {folder} (key audio).")
     elif rows and (folder / "audio").is_dir() and not (folder / rows[0].file).is_file():
         folder = folder / "audio"
-    bare = any(row.file.suffix.lower() not in AUDIO_SUFFIXES for row in rows)
-    stems = files_by_stem(folder) if bare else {}
+    without_suffix = any(row.file.suffix.lower() not in AUDIO_SUFFIXES for row in rows)
+    stems = files_by_stem(folder) if without_suffix else {}
     for row in rows:
-        yield row._replace(file=_meant(row, folder, stems.get(row.file.name, [])))
+        yield row._replace(file=_resolve(row, folder, stems.get(row.file.name, [])))
 
 
 def files_by_stem(folder: Path) -> dict[str, list[Path]]:
     """Audio files anywhere below a folder, by name without suffix; the files themselves are not accessed."""
-    found: dict[str, list[Path]] = {}
+    by_stem: dict[str, list[Path]] = {}
     for file in files_below(folder):
         if file.suffix.lower() in AUDIO_SUFFIXES:
-            found.setdefault(file.stem, []).append(file)
-    return found
+            by_stem.setdefault(file.stem, []).append(file)
+    return by_stem
 
 
-def _meant(row: Row, folder: Path, alike: Sequence[Path]) -> Path:
+def _resolve(row: Row, folder: Path, same_stem: Sequence[Path]) -> Path:
     """Resolve the file of a row among those with the same name without suffix.
 
     Raises:
         TaskError: several files match.
     """
-    whole = folder / row.file
-    named = [file for file in alike if file.with_suffix("").parts[-len(row.file.parts) :] == row.file.parts]
-    at_place = [file for file in named if file.parent == whole.parent]
-    found = at_place or named or alike
-    if len(found) > 1:
+    path = folder / row.file
+    same_path = [file for file in same_stem if file.with_suffix("").parts[-len(row.file.parts) :] == row.file.parts]
+    same_folder = [file for file in same_path if file.parent == path.parent]
+    matches = same_folder or same_path or same_stem
+    if len(matches) > 1:
         raise TaskError(
-            f"{row.where}: {row.file} may be {found[0]} or {found[1]}; give names with their suffix and folder."
+            f"{row.where}: {row.file} matches {matches[0]} and {matches[1]}; give names with suffix and folder."
         )
-    return found[0] if found else whole
+    return matches[0] if matches else path
 
 
 def present(rows: Iterator[Row], where: Path) -> list[Row]:
@@ -217,18 +222,18 @@ def present(rows: Iterator[Row], where: Path) -> list[Row]:
     Raises:
         TaskError: some files are missing.
     """
-    kept: list[Row] = []
+    existing: list[Row] = []
     missing: list[Row] = []
     names: dict[Path, set[str]] = {}
     for row in rows:
         parent = row.file.parent
         if parent not in names:
             names[parent] = set(os.listdir(parent)) if parent.is_dir() else set()
-        (kept if row.file.name in names[parent] else missing).append(row)
+        (existing if row.file.name in names[parent] else missing).append(row)
     if missing:
-        named = ", ".join(f"{row.file} (line {row.line})" for row in missing[:MANY_MISSING])
+        examples = ", ".join(f"{row.file} (line {row.line})" for row in missing[:MANY_MISSING])
         raise TaskError(
-            f"{where}: {len(missing):,} of {len(missing) + len(kept):,} files are not there: "
-            f"{named}{', ...' if len(missing) > MANY_MISSING else ''}. Is the key audio right?"
+            f"{where}: {len(missing):,} of {len(missing) + len(existing):,} files are missing: "
+            f"{examples}{', ...' if len(missing) > MANY_MISSING else ''}; check the key audio."
         )
-    return kept
+    return existing

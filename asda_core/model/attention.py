@@ -123,7 +123,7 @@ class Lambda(nn.Module):
     def __init__(self, mode: LambdaMode, start: float, width: int, num_heads: int, dim: int) -> None:
         super().__init__()
         if not math.isfinite(start):
-            raise ConfigError(f"encoder.mixer.options.lambda_init must be a number, not {start}.")
+            raise ConfigError(f"encoder.mixer.options.lambda_init must be finite, not {start}.")
         self.mode, self.start = mode, start
         if mode == "vectors":
             self.vectors = nn.Parameter(torch.randn(4, width) * VECTOR_STD)  # q1, k1, q2, k2
@@ -192,7 +192,9 @@ class SubtractiveAttention(nn.Module):
     ) -> None:
         super().__init__()
         if heads.signal % heads.noise:
-            raise ConfigError(f"{heads.signal} signal heads cannot share {heads.noise} noise heads evenly.")
+            raise ConfigError(
+                f"the {heads.signal} signal heads cannot be divided evenly among {heads.noise} noise heads."
+            )
         self.heads, self.weight, self.add_mean = heads, weight, add_mean
         self.by_formula = False
         keys = heads.signal + (0 if heads.shared_keys else heads.noise)
@@ -202,7 +204,7 @@ class SubtractiveAttention(nn.Module):
         self.gain = 1 - weight.start if norm else 1.0
         if not self.gain:
             raise ConfigError(
-                "encoder.mixer.options.lambda_init 1 silences normed heads, which are scaled by 1 - lambda_init."
+                "encoder.mixer.options.lambda_init 1 zeroes normalised heads, which are scaled by 1 - lambda_init."
             )
         self.proj = nn.Linear(dim, dim)
         init_linear_layers(self)
@@ -216,19 +218,19 @@ class SubtractiveAttention(nn.Module):
         shared = self.heads.signal // self.heads.noise
         if self.by_formula:
             return self._projected(self._maps(query1, query2, key1, key2, weight, layout).difference @ value)
-        wanted = attend(query1, key1, value, layout)
-        batch, _, tokens_there, width = value.shape
-        grouped = value.reshape(batch, self.heads.noise, shared, tokens_there, width).transpose(2, 3).flatten(3)
+        signal = attend(query1, key1, value, layout)
+        batch, _, num_tokens, width = value.shape
+        grouped = value.reshape(batch, self.heads.noise, shared, num_tokens, width).transpose(2, 3).flatten(3)
         noise = attend(query2, key2, grouped, layout)  # (B, noise, N, shared * width)
         project = partial(self._difference_projected, layout)
-        return remade(project, wanted, noise, weight, calls=(self.norm, self.proj))
+        return remade(project, signal, noise, weight, calls=(self.norm, self.proj))
 
-    def _difference_projected(self, layout: TokenLayout, wanted: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
+    def _difference_projected(self, layout: TokenLayout, signal: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
         shared = self.heads.signal // self.heads.noise
         noise = noise.reshape(*noise.shape[:3], shared, self.heads.value_width).transpose(2, 3).flatten(1, 2)
-        mixed = wanted - weight * noise
+        mixed = signal - weight * noise
         if self.add_mean:  # every row of G is the mean row of A1, so G v is the mean of A1 v
-            mixed = mixed + weight * mean_over_valid(wanted, layout).unsqueeze(2)
+            mixed = mixed + weight * mean_over_valid(signal, layout).unsqueeze(2)
         return self._projected(mixed)
 
     def _projected(self, mixed: Tensor) -> Tensor:
@@ -289,7 +291,7 @@ def subtract_in_pairs(
     **Source**: Ye et al. 2025, section 2.1.
     """
     if num_heads % 2:
-        raise ConfigError(f"this mixer takes heads in pairs; encoder.num_heads {num_heads} is odd.")
+        raise ConfigError(f"this mixer pairs its heads: encoder.num_heads must be even, not {num_heads}.")
     heads, width = num_heads // 2, dim // num_heads
     start = lambda_start(config.lambda_mode, config.lambda_init, layer)
     weight = Lambda(config.lambda_mode, start, width, heads, dim)

@@ -29,24 +29,24 @@ class Mlp(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Expand, apply the GELU, contract."""
-        return self._narrowed(self.expand(tokens))
+        return self._contracted(self.expand(tokens))
 
     def behind(
         self, norm: nn.Module, tokens: Float[Tensor, "batch tokens dim"]
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
         """Return `norm(tokens)` and `forward` of it; the backward pass keeps `tokens` instead of `norm(tokens)`."""
-        normed, wide = remade(partial(self._widened, norm), tokens, calls=(norm, self.expand))
-        return normed, self._narrowed(wide)
+        normed, hidden = remade(partial(self._normed_and_expanded, norm), tokens, calls=(norm, self.expand))
+        return normed, self._contracted(hidden)
 
-    def _widened(self, norm: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _normed_and_expanded(self, norm: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
         normed = norm(tokens)
         return normed, self.expand(normed)
 
-    def _narrowed(self, wide: Tensor) -> Tensor:
-        return remade(self._bent_and_narrowed, wide, calls=(self.activation, self.contract))
+    def _contracted(self, hidden: Tensor) -> Tensor:
+        return remade(self._activated_and_contracted, hidden, calls=(self.activation, self.contract))
 
-    def _bent_and_narrowed(self, wide: Tensor) -> Tensor:
-        contracted: Tensor = self.contract(self.activation(wide))
+    def _activated_and_contracted(self, hidden: Tensor) -> Tensor:
+        contracted: Tensor = self.contract(self.activation(hidden))
         return contracted
 
 
@@ -85,22 +85,22 @@ class Block(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
         """Return (block output, output of the MLP or, without one, of the mixer)."""
-        bent = self.mixer(self.norm1(tokens) if self.pre_norm else tokens, layout)
-        if bent.shape != tokens.shape:
+        branch = self.mixer(self.norm1(tokens) if self.pre_norm else tokens, layout)
+        if branch.shape != tokens.shape:
             raise PluginError(
-                f"the mixer {type(self.mixer).__name__} made {tuple(bent.shape)} of tokens of {tuple(tokens.shape)}; "
-                "these must be the same."
+                f"the mixer {type(self.mixer).__name__} returned shape {tuple(branch.shape)} for tokens of shape "
+                f"{tuple(tokens.shape)}; they must be equal."
             )
-        mixed = tokens + self._dropped(bent)
+        mixed = tokens + self._dropped(branch)
         if self.mlp is None or self.norm2 is None:
-            return (mixed if self.pre_norm else self.norm1(mixed)), bent
+            return (mixed if self.pre_norm else self.norm1(mixed)), branch
         if self.pre_norm:
-            _, bent = self._normed_and_bent(self.norm2, self.mlp, mixed, layout)
-            return (mixed if self.pre_norm_residual else bent) + self._dropped(bent), bent
-        mixed, bent = self._normed_and_bent(self.norm1, self.mlp, mixed, layout)
-        return self.norm2(mixed + self._dropped(bent)), bent
+            _, branch = self._norm_and_mlp(self.norm2, self.mlp, mixed, layout)
+            return (mixed if self.pre_norm_residual else branch) + self._dropped(branch), branch
+        mixed, branch = self._norm_and_mlp(self.norm1, self.mlp, mixed, layout)
+        return self.norm2(mixed + self._dropped(branch)), branch
 
-    def _normed_and_bent(
+    def _norm_and_mlp(
         self, norm: nn.Module, mlp: nn.Module, tokens: Tensor, layout: TokenLayout
     ) -> tuple[Tensor, Tensor]:
         if isinstance(mlp, Mlp) and is_plain(mlp, (Mlp,)):
@@ -113,8 +113,8 @@ class Block(nn.Module):
         if not (self.training and self.drop_path):
             return branch
         keep = 1 - self.drop_path
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
-        return branch * kept / keep
+        mask = torch.rand(len(branch), 1, 1, device=branch.device) < keep
+        return branch * mask / keep
 
 
 def init_linear_layers(module: nn.Module) -> None:

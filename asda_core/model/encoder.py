@@ -96,23 +96,23 @@ class Encoder(nn.Module):
         encoded = self._encode(take(tokens, order), ordered, outputs, layers)
         back = order.argsort(dim=1)
         placed = tuple(take(layer, back) for layer in encoded.layers)
-        kept = {number: take(output, back) for number, output in encoded.outputs.items()}
-        return Encoded(encoded.summary, take(encoded.tokens, back), layout, placed, kept)
+        block_outputs = {number: take(output, back) for number, output in encoded.outputs.items()}
+        return Encoded(encoded.summary, take(encoded.tokens, back), layout, placed, block_outputs)
 
     def _encode(self, tokens: Tensor, layout: TokenLayout, outputs: Collection[int], layers: bool) -> Encoded:
         """`encode` with the tokens in the given order."""
         tokens = self.input_norm(tokens)
-        of_layers: list[Tensor] = []
-        kept = {0: tokens} if 0 in outputs else {}
+        mlp_outputs: list[Tensor] = []
+        block_outputs = {0: tokens} if 0 in outputs else {}
         step = 1 if self.config.wiring == "sequential" else 2
         for number in range(0, len(self.blocks), step):
             if self.class_token is not None and 0 <= self.config.class_token.join_layer - number < step:
                 tokens, layout = self._join(self.class_token, tokens, layout)
-            tokens, *found = self._run(number, tokens, layout)
+            tokens, *branches = self._run(number, tokens, layout)
             if layers:
-                of_layers += [layout.without_class(layer) for layer in found]
+                mlp_outputs += [layout.without_class(branch) for branch in branches]
             if number + step in outputs:
-                kept[number + step] = layout.without_class(tokens)
+                block_outputs[number + step] = layout.without_class(tokens)
         for _ in range(2 if self.config.wiring == "released" else 1):
             tokens = self.final_norm(tokens)
         patches = layout.without_class(tokens)
@@ -122,16 +122,16 @@ class Encoder(nn.Module):
             summary = mean_over_valid(patches, patch_layout)
         else:
             summary = tokens[:, column : column + layout.class_count].mean(dim=1)
-        return Encoded(summary, patches, patch_layout, tuple(of_layers), kept)
+        return Encoded(summary, patches, patch_layout, tuple(mlp_outputs), block_outputs)
 
     def _run(self, number: int, tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
         """Run a block, or a pair whose second block reads the reversed sequence; return tokens and each MLP output."""
-        forward, layer = self.blocks[number](tokens, layout)
+        forward, first = self.blocks[number](tokens, layout)
         if self.config.wiring == "sequential":
-            return forward, layer
+            return forward, first
         backward, second = self.blocks[number + 1](tokens.flip(1), layout.reversed())
         both = forward + backward.flip(1)
-        return both / 2 if self.config.wiring == "paired" else both, layer, second.flip(1)
+        return both / 2 if self.config.wiring == "paired" else both, first, second.flip(1)
 
     def _join(self, class_token: Tensor, tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout]:
         """Insert the class token, normalised like every input token, at its position."""

@@ -50,8 +50,8 @@ class Lines:
         if not values.shape[2]:
             return values.new_zeros(*values.shape[:2], *self.shape, *values.shape[3:])
         rows = torch.arange(len(values), device=values.device)[:, None]
-        taken = values.transpose(1, 2)[rows, self.token.clamp(max=values.shape[2] - 1)]  # (B, places, H, ...)
-        packed = taken.transpose(1, 2)
+        gathered = values.transpose(1, 2)[rows, self.token.clamp(max=values.shape[2] - 1)]  # (B, places, H, ...)
+        packed = gathered.transpose(1, 2)
         return packed.reshape(*packed.shape[:2], *self.shape, *packed.shape[3:])
 
     def collect(self, table: Tensor) -> Tensor:

@@ -105,14 +105,16 @@ def products(device: torch.device | str, precision: Precision) -> Iterator[None]
         precision: "bfloat16" uses autocast: an error of about 1 % in the output of ASDA base, see
             `benchmarks/encoder.py`.
     """
-    kind = torch.device(device).type
+    device_type = torch.device(device).type
     if precision == "float32":
-        with torch.autocast(kind, enabled=False), exact_products(device):  # also inside the caller's autocast
+        with torch.autocast(device_type, enabled=False), exact_products(device):  # also inside the caller's autocast
             yield
         return
-    if kind == "cpu" and not processor().bfloat16:
-        warnings.warn("this processor has no bfloat16 products: precision bfloat16 is slower here.", stacklevel=3)
-    with torch.autocast(kind, torch.bfloat16):
+    if device_type == "cpu" and not processor().bfloat16:
+        warnings.warn(
+            "this processor has no bfloat16 instructions: precision bfloat16 is slower than float32.", stacklevel=3
+        )
+    with torch.autocast(device_type, torch.bfloat16):
         yield
 
 
@@ -128,5 +130,5 @@ def _stays_exact() -> bool:
         torch.set_float32_matmul_precision(before)
     except RuntimeError:
         return False
-    true = left.double() @ right.double()
-    return cast(bool, ((product - true).abs().max() / true.abs().max() < EXACT_ERROR).item())
+    exact = left.double() @ right.double()
+    return cast(bool, ((product - exact).abs().max() / exact.abs().max() < EXACT_ERROR).item())

@@ -48,21 +48,21 @@ def remade(step: Callable[[*Given], Made], *given: *Given, calls: tuple[nn.Modul
         RuntimeError: in the backward pass, if a tensor or weight was changed in place after the forward pass; autograd
             raises the same for the tensors that it keeps.
     """
-    tensors = [each for each in given if isinstance(each, Tensor)]
-    wanted = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+    tensors = [tensor for tensor in given if isinstance(tensor, Tensor)]
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     large = bool(tensors) and tensors[0].numel() >= LEAST_VALUES
-    if not (wanted and large) or torch.compiler.is_compiling() or not all(map(is_plain, calls)):
+    if not (needs_gradient and large) or torch.compiler.is_compiling() or not all(map(is_plain, calls)):
         return step(*given)
     weights = CurrentWeights(calls)
-    before = [(each, each._version) for each in (*tensors, *weights)]
+    versions = [(tensor, tensor._version) for tensor in (*tensors, *weights)]
 
-    def again(*given: *Given) -> Made:
-        if any(each._version != version for each, version in before):
+    def recompute(*given: *Given) -> Made:
+        if any(tensor._version != version for tensor, version in versions):
             raise RuntimeError("A tensor that the gradient needs was modified by an inplace operation.")
         with weights.in_place():
             return step(*given)
 
-    return cast(Made, checkpoint(again, *given, use_reentrant=False, preserve_rng_state=False))
+    return cast(Made, checkpoint(recompute, *given, use_reentrant=False, preserve_rng_state=False))
 
 
 class CurrentWeights:

@@ -64,16 +64,16 @@ def mix_twice(
     """
     way = way or choose_way(query1, layout)
     if way == "formula":
-        kept, subtracted = softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
-        return (kept - weight * subtracted) @ value, None
+        first, second = softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
+        return (first - weight * second) @ value, None
     if way == "blocks":
         return _in_blocks(query1, query2, key1, key2, value, weight), None
     if way == "kept":
         return _Kept.apply(query1, query2, key1, key2, value, weight), None  # type: ignore[no-untyped-call]
     allowed = None if layout.padding is None else layout.valid[:, None, None, :]
-    wanted: Tensor = scaled_dot_product_attention(query1, key1, value, attn_mask=allowed)
+    signal: Tensor = scaled_dot_product_attention(query1, key1, value, attn_mask=allowed)
     noise: Tensor = scaled_dot_product_attention(query2, key2, value, attn_mask=allowed)
-    return wanted, noise
+    return signal, noise
 
 
 def difference(wanted: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:

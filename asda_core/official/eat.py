@@ -94,7 +94,7 @@ def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Pa
     mixer = "differential" if any(name.startswith("attn.qk.") for name in inside) else "standard"
     dim = _usual(inside, ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"), 0)
     if dim < 1:
-        raise CheckpointError(f"{file}: no norm of a block tells the width of the model.")
+        raise CheckpointError(f"{file}: cannot infer the width of the model: its blocks have no norm weights.")
     hidden = _usual(inside, ("mlp.fc1.weight", "mlp.fc1.bias"), 4 * dim)
     patch: Shape = tuple(getattr(tensors.get(f"{roots['patches.projection']}.weight"), "shape", ()))
     before_norm = stated.get("layer_norm_first") is True
@@ -124,24 +124,24 @@ def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Pa
 
 def _blocks(tensors: Mapping[str, Tensor], file: Path) -> tuple[str, int, dict[str, list[Shape]]]:
     """Return the prefix of the blocks' names, the number of blocks, and the shapes by name within a block."""
-    blocks = [found for found in map(BLOCK.fullmatch, tensors) if found]
+    blocks = [block for block in map(BLOCK.fullmatch, tensors) if block]
     if not blocks:
         few = ", ".join(map(shown, list(tensors)[:3])) or "nothing"
         raise CheckpointError(
-            f"{file} is no checkpoint of EAT or ASDA: no tensor is called like {BLOCK_EXAMPLE!r}; it has {few}."
+            f"{file} is not a checkpoint of EAT or ASDA: no tensor has a name like {BLOCK_EXAMPLE!r}; found {few}."
         )
-    prefix = Counter(found.group(1) for found in blocks).most_common(1)[0][0]
+    prefix = Counter(block.group(1) for block in blocks).most_common(1)[0][0]
     inside: dict[str, list[Shape]] = {}
     for match in blocks:
         if match.group(1) == prefix:
             inside.setdefault(match.group(3), []).append(tuple(tensors[match.group(0)].shape))
-    return prefix, len({found.group(2) for found in blocks if found.group(1) == prefix}), inside
+    return prefix, len({block.group(2) for block in blocks if block.group(1) == prefix}), inside
 
 
 def _convolutions(tensors: Mapping[str, Tensor], root: str) -> tuple[Shape, ...]:
     """Return the shapes of the decoder's convolutions, in order."""
     name = re.compile(re.escape(root) + r"\.blocks\.(\d{1,3})\.0\.weight")
-    layers = sorted((int(found.group(1)), found.group(0)) for found in map(name.fullmatch, tensors) if found)
+    layers = sorted((int(match.group(1)), match.group(0)) for match in map(name.fullmatch, tensors) if match)
     return tuple(tuple(tensors[layer].shape) for _, layer in layers if tensors[layer].ndim == 4)
 
 
@@ -226,12 +226,12 @@ def check_positions(table: Tensor, found: Architecture, file: Path, num_bins: in
     bands = num_bins // config.patch_bins
     rows = table.shape[1] if table.ndim == 3 else 0
     if tuple(table.shape) != (1, rows, config.dim) or bands < 1 or not rows or rows % bands:
-        raise CheckpointError(f"{file}: positions of shape {tuple(table.shape)} are no table of {bands} bands.")
+        raise CheckpointError(f"{file}: positions of shape {tuple(table.shape)} are not a table of {bands} bands.")
     steps = min(rows // bands, STEPS_COMPARED)
-    wanted = sine_cosine_positions((steps, bands), config.dim)
-    error = float((table[0, : steps * bands].float() - wanted).abs().max())
+    expected = sine_cosine_positions((steps, bands), config.dim)
+    error = float((table[0, : steps * bands].float() - expected).abs().max())
     if not error < max(POSITION_TOLERANCE, 2 * torch.finfo(table.dtype).eps):
-        raise CheckpointError(f"{file}: its positions are not the fixed sine-cosine table (off by {error:.2g}).")
+        raise CheckpointError(f"{file}: its positions differ from the fixed sine-cosine table (by {error:.2g}).")
 
 
 def _usual(inside: Mapping[str, list[Shape]], names: tuple[str, ...], otherwise: int) -> int:
@@ -250,7 +250,7 @@ def _norm_eps(stated: Mapping[str, Any], file: Path) -> float:
     if eps is None:
         return EncoderConfig.norm_eps
     if not isinstance(eps, float | int) or not 0 < eps < 1:
-        raise CheckpointError(f"{file}: its config states norm_eps {eps!r:.40}, which is no epsilon.")
+        raise CheckpointError(f"{file}: norm_eps in its config must be a number between 0 and 1, not {eps!r:.40}.")
     return float(eps)
 
 
@@ -259,7 +259,10 @@ def _num_heads(dim: int, stated: Mapping[str, Any], file: Path) -> int:
     if heads is None and dim % HEAD_WIDTH == 0:
         return dim // HEAD_WIDTH
     if heads is None:
-        raise CheckpointError(f"{file}: no config in or beside it states num_heads, and its width is {dim}.")
+        raise CheckpointError(
+            f"{file}: no config in or beside it states num_heads, and its width {dim} is not a multiple of "
+            f"{HEAD_WIDTH}."
+        )
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or dim % heads:
         raise CheckpointError(
             f"{file}: its config states num_heads {heads!r:.40}, which does not divide its width {dim}."

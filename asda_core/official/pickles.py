@@ -71,9 +71,9 @@ class StandIn:
     """Inert replacement of an object whose class is not imported; only stores its arguments and state."""
 
     def __new__(cls, *arguments: Any) -> "StandIn":  # noqa: D102
-        made = super().__new__(cls)
-        made.arguments, made.state = arguments, None
-        return made
+        instance = super().__new__(cls)
+        instance.arguments, instance.state = arguments, None
+        return instance
 
     arguments: tuple[Any, ...]
     state: Any
@@ -100,29 +100,31 @@ def read_pickled(file: Path) -> Any:
         if is_zip:
             _check_stored(file)
         names = get_unsafe_globals_in_checkpoint(str(file)) if is_zip else []
-        refused = [name for name in sorted(names) if not any(re.fullmatch(known, name) for known in STOOD_IN_FOR)]
-        if refused:
+        rejected = [name for name in sorted(names) if not any(re.fullmatch(known, name) for known in STOOD_IN_FOR)]
+        if rejected:
             raise CheckpointError(
-                f"cannot read {file}: it is refused, since it would call {', '.join(refused)} when opened. "
+                f"cannot read {file}: rejected, because it would call {', '.join(rejected)} when loaded. "
                 "Nothing in it was run."
             )
         if is_zip and (damaged := damaged_members(file)):
-            raise CheckpointError(f"cannot read {file}: it is damaged ({damaged[0]} has another checksum than noted).")
+            raise CheckpointError(f"cannot read {file}: it is damaged (the checksum of {damaged[0]} does not match).")
         stand_ins: list[Any] = [(_stand_in(name), name) for name in names]
         with safe_globals(stand_ins), catch_warnings():
             simplefilter("ignore")  # about a protocol that torch does not write; unreadable files are rejected anyway
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except UnpicklingError as error:
-        named = NAME_IN_MESSAGE.findall(str(error)) or names_called(file)
-        why = f"it would call {', '.join(named)} when opened" if named else "it holds more than tensors and plain data"
-        if not named and (protocol := _protocol(file)) > DEFAULT_PROTOCOL:
-            why = f"its pickle has protocol {protocol}; what torch.save writes by default ({DEFAULT_PROTOCOL}) is read"
-        raise CheckpointError(f"cannot read {file}: it is refused, since {why}. Nothing in it was run.") from None
+        called = NAME_IN_MESSAGE.findall(str(error)) or names_called(file)
+        cause = (
+            f"it would call {', '.join(called)} when loaded" if called else "it holds more than tensors and plain data"
+        )
+        if not called and (protocol := _protocol(file)) > DEFAULT_PROTOCOL:
+            cause = f"its pickle protocol is {protocol}, not {DEFAULT_PROTOCOL} as torch.save writes by default"
+        raise CheckpointError(f"cannot read {file}: rejected, because {cause}. Nothing in it was run.") from None
     except RecursionError:
-        raise CheckpointError(f"cannot read {file}: it is nested without end.") from None
+        raise CheckpointError(f"cannot read {file}: it is nested too deeply.") from None
     except DAMAGE as error:
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        what = "it is truncated, damaged or no file of torch.save"
+        what = "it is truncated, damaged or not a file of torch.save"
         raise CheckpointError(f"cannot read {file}: {what} ({reason}).") from None
 
 
@@ -135,10 +137,10 @@ def plain(value: Any, seen: dict[int, Any] | None = None) -> Any:
     if id(value) in seen:
         return seen[id(value)]
     if isinstance(value, Mapping):
-        made: dict[Any, Any] = {}
-        seen[id(value)] = made
-        made.update({key: plain(below, seen) for key, below in value.items()})
-        return made
+        mapping: dict[Any, Any] = {}
+        seen[id(value)] = mapping
+        mapping.update({key: plain(nested, seen) for key, nested in value.items()})
+        return mapping
     if isinstance(value, list | tuple):
         items: list[Any] = []
         seen[id(value)] = items
@@ -148,8 +150,8 @@ def plain(value: Any, seen: dict[int, Any] | None = None) -> Any:
         return value
     seen[id(value)] = None
     if isinstance(value.state, Mapping):
-        held = next((value.state[key] for key in OMEGACONF_CONTENT if key in value.state), value.state)
-        seen[id(value)] = plain(held, seen)
+        content = next((value.state[key] for key in OMEGACONF_CONTENT if key in value.state), value.state)
+        seen[id(value)] = plain(content, seen)
     elif len(value.arguments) == 1:  # an enum becomes its value
         seen[id(value)] = plain(value.arguments[0], seen)
     return seen[id(value)]
@@ -160,12 +162,12 @@ def _check_stored(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     if any(info.filename.endswith(SCRIPTED) for info in members):
-        raise CheckpointError(f"cannot read {file}: it is a TorchScript archive, and no checkpoint of torch.save.")
+        raise CheckpointError(f"cannot read {file}: it is a TorchScript archive, not a checkpoint of torch.save.")
     packed = next((info.filename for info in members if info.compress_type != zipfile.ZIP_STORED), None)
     if packed is not None or sum(info.file_size for info in members) > file.stat().st_size:
         raise CheckpointError(
-            f"cannot read {file}: it is refused, since {packed or 'what it holds'} is compressed, which torch.save "
-            "never does. If you trust it, unpack it and store it without compression (zip -0)."
+            f"cannot read {file}: rejected, because {packed or 'its content'} is compressed, which torch.save never "
+            "does. If you trust it, unpack it and store it without compression (zip -0)."
         )
 
 
@@ -193,17 +195,17 @@ def _stand_in(name: str) -> type:
 def names_called(file: Path) -> list[str]:
     """Return the globals that a pickle would call, found by reading its opcodes without executing them."""
     try:
-        found, words = [], [""]
+        names, words = [], [""]
         for code, argument, _ in pickletools.genops(_pickle(file)):
             if code.name in ("GLOBAL", "INST"):
-                found.append(str(argument).replace(" ", "."))
+                names.append(str(argument).replace(" ", "."))
             elif code.name == "STACK_GLOBAL":
-                found.append(".".join(words[-2:]))
+                names.append(".".join(words[-2:]))
             elif isinstance(argument, str):
                 words.append(argument)
     except (*DAMAGE, StopIteration):
         return []
-    return sorted({name for name in found if not name.startswith(("torch.", "collections.OrderedDict"))})
+    return sorted({name for name in names if not name.startswith(("torch.", "collections.OrderedDict"))})
 
 
 def damaged_members(file: Path) -> list[str]:

@@ -104,13 +104,13 @@ def convert(contents: Contents, weights: Weights) -> Checkpoint:
         raise
     except STRANGE as error:  # sparse or meta tensors, text in place of numbers, and so on
         raise CheckpointError(
-            f"{contents.file}: its tensors or its config make no sense ({type(error).__name__}: {error!s:.200})."
+            f"{contents.file}: its tensors or its config are invalid ({type(error).__name__}: {error!s:.200})."
         ) from None
 
 
 def _converted(contents: Contents, weights: Weights) -> Checkpoint:
-    before = told(pretraining(contents.stored), "model") or contents.beside
-    found = recognise(contents.student, before if isinstance(before, Mapping) else {}, contents.file)
+    stated = told(pretraining(contents.stored), "model") or contents.beside
+    found = recognise(contents.student, stated if isinstance(stated, Mapping) else {}, contents.file)
     parts = {
         "encoder": encoder_names(found),
         "objective.decoder": decoder_names(found),
@@ -128,7 +128,7 @@ def _converted(contents: Contents, weights: Weights) -> Checkpoint:
     else:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
     check_finite_tensors(tensors, contents.file)
-    config, refused = run_config(found, contents.stored, contents.beside)
+    config, rejected = run_config(found, contents.stored, contents.beside)
     return Checkpoint(
         file=contents.file,
         config=config,
@@ -137,26 +137,26 @@ def _converted(contents: Contents, weights: Weights) -> Checkpoint:
         data="",
         tensors=tensors,
         classifier=classifier_config(found, contents.stored, contents.labels or _id2label(contents.beside)),
-        report=_report(contents, found, parts, weights) + _notes(contents, refused),
+        report=_report(contents, found, parts, weights) + _notes(contents, rejected),
     )
 
 
 def _match(
-    given: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     parts: Mapping[str, Mapping[str, tuple[str, Shape]]],
     found: Architecture,
     contents: Contents,
     whose: str,
 ) -> dict[str, Tensor]:
     """Return the tensors as float32 under asda's names, after checking that they are exactly the expected ones."""
-    wanted = {released: shape for names in parts.values() for released, shape in names.values()}
+    expected = {released: shape for names in parts.values() for released, shape in names.values()}
     table = positions_name(found)
-    check_all(given, wanted, {table}, contents.file, whose)
-    if table in given:
+    check_all(tensors, expected, {table}, contents.file, whose)
+    if table in tensors:
         bins = contents.beside.get("mel_bins")
-        check_positions(given[table], found, contents.file, bins if isinstance(bins, int) else NUM_BINS)
+        check_positions(tensors[table], found, contents.file, bins if isinstance(bins, int) else NUM_BINS)
     return {
-        f"{part}.{ours}": given[released].float().contiguous().clone()
+        f"{part}.{ours}": tensors[released].float().contiguous().clone()
         for part, names in parts.items()
         for ours, (released, _) in names.items()
     }
@@ -164,17 +164,17 @@ def _match(
 
 def _fairseq(file: Path) -> Contents:
     """Read a file of `torch.save` that holds fairseq's dictionary or a bare state dict."""
-    whole = read_pickled(file)
-    if not isinstance(whole, Mapping):
-        raise CheckpointError(f"{file} holds no checkpoint, but {type(whole).__name__}.")
-    state = whole.get("model", whole)
+    loaded = read_pickled(file)
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{file} is not a checkpoint: it contains {type(loaded).__name__}.")
+    state = loaded.get("model", loaded)
     student = _tensors(state, file, {TEACHER})
     teacher = _tensors(told(state, TEACHER) or {}, file, set())
-    labels = plain(told(whole, "task_state", "labels"))
-    stored = plain(whole.get("cfg")) or {"model": plain(whole.get("args")) or {}}
+    labels = plain(told(loaded, "task_state", "labels"))
+    stored = plain(loaded.get("cfg")) or {"model": plain(loaded.get("args")) or {}}
     beside = beside_model(file)
-    config = {} if "model" in whole or beside is None else _json(beside)
-    history = whole.get("optimizer_history")
+    config = {} if "model" in loaded or beside is None else _json(beside)
+    history = loaded.get("optimizer_history")
     updates = told(history[-1], "num_updates") if isinstance(history, list) and history else None
     return Contents(
         file=file,
@@ -190,11 +190,13 @@ def _fairseq(file: Path) -> Contents:
 def _tensors(state: Any, file: Path, beside: set[str]) -> dict[str, Tensor]:
     """Return the tensors of a state dict, which may hold nothing else except under the names in `beside`."""
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{file} is no checkpoint of EAT or ASDA: where its tensors should be is {state!r:.40}.")
+        raise CheckpointError(
+            f"{file} is not a checkpoint of EAT or ASDA: expected a dict of tensors, got {state!r:.40}."
+        )
     other = [name for name, value in state.items() if not isinstance(value, Tensor) and name not in beside]
     if other or not all(isinstance(name, str) for name in state):
         names = other or [name for name in state if not isinstance(name, str)]
-        raise CheckpointError(f"{file}: unexpected among its tensors: {', '.join(map(shown, names))}.")
+        raise CheckpointError(f"{file}: unexpected entries among its tensors: {', '.join(map(shown, names))}.")
     return {name: value for name, value in state.items() if name not in beside}
 
 
@@ -206,12 +208,12 @@ def _id2label(beside: Mapping[str, Any]) -> Mapping[Any, Any]:
 
 def _json(file: Path) -> Mapping[str, Any]:
     try:
-        read = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from None
-    if not isinstance(read, Mapping):
-        raise CheckpointError(f"{file} holds no mapping of keys to values.")
-    return read
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file} must contain a mapping of keys to values.")
+    return content
 
 
 def _report(contents: Contents, found: Architecture, parts: Mapping[str, Mapping[str, Any]], weights: Weights) -> str:
@@ -229,9 +231,9 @@ def _report(contents: Contents, found: Architecture, parts: Mapping[str, Mapping
     return f"{line}; using the {weights}'s weights."
 
 
-def _notes(contents: Contents, refused: list[str]) -> str:
+def _notes(contents: Contents, rejected: list[str]) -> str:
     """Describe what of the stored config is not applied; none of it affects the features."""
-    notes = f" Not used of its config: {', '.join(refused)}." if refused else ""
+    notes = f" Ignored invalid settings of its config: {', '.join(rejected)}." if rejected else ""
     if other := not_reproduced(contents.stored):
-        notes += f" Training on from it would differ, since it was trained with {', '.join(other)}."
+        notes += f" Further training would differ, because it was trained with {', '.join(other)}."
     return notes

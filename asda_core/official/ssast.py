@@ -99,14 +99,14 @@ def read_masked_patch(
         raise CheckpointError(f"{file} holds no teacher; its weights are those of the student.")
     tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in stored.items()}
     if len(tensors) < len(stored):
-        raise CheckpointError(f"{file} has tensors twice, with {PARALLEL!r} before the name and without.")
+        raise CheckpointError(f"{file} contains tensors twice, with and without the prefix {PARALLEL!r}.")
     try:
         settings = parse(Settings, dict(beside), str(file.with_name("config.json")))
         found = recognise_masked_patch(tensors, settings, file)
     except KeyError as error:
-        raise CheckpointError(f"{file} lacks {error}, without which no model of SSAST or SSAMBA is known.") from None
+        raise CheckpointError(f"{file} is not a complete model of SSAST or SSAMBA: it lacks {error}.") from None
     except ConfigError as error:
-        raise CheckpointError(f"{file}: its tensors make no model of SSAST or SSAMBA: {error}") from None
+        raise CheckpointError(f"{file} cannot be read as a model of SSAST or SSAMBA: {error}") from None
     names, folded = released_names(found), folded_shapes(found)
     also = (*UNUSED, MASK_TOKEN) if found.num_classes else UNUSED
     check_all(tensors, dict(names.values()) | folded, also, file)
@@ -117,9 +117,9 @@ def read_masked_patch(
     state = f"fine-tuned to {found.num_classes} classes" if found.num_classes else "pre-trained"
     unused = len([name for name in also if name in tensors])
     report = f"{file}: {found.family}, {state}: {len(tensors) - unused} of {len(tensors) - unused} tensors matched"
-    report += f" ({len(folded)} of positions and class tokens, {unused} more that nothing uses)."
+    report += f" ({len(folded)} of positions and class tokens, {unused} more unused)."
     if found.family == "SSAMBA":
-        report += f" Wiring: {found.encoder.wiring}, which no tensor shows."
+        report += f" Wiring: {found.encoder.wiring}, not inferable from the tensors."
     classifier = None
     if found.num_classes:
         classifier = ClassifierConfig(found.num_classes, pooling=settings.pooling, norm_eps=HEAD_NORM_EPS)
@@ -134,8 +134,8 @@ def recognise_masked_patch(tensors: Mapping[str, Tensor], settings: Settings, fi
     head = tensors.get("mlp_head.1.weight")
     if head is not None and None in (settings.stride_frames, settings.stride_bins):
         raise CheckpointError(
-            f"{file} is fine-tuned, and no tensor shows how far its patches are apart: a config.json beside it must "
-            'say so, as {"stride_frames": 10, "stride_bins": 10} (frame models: 1 and 128).'
+            f"{file} is fine-tuned, and its patch stride cannot be inferred from the tensors: state it in a "
+            'config.json beside it, as in {"stride_frames": 10, "stride_bins": 10} (frame models: 1 and 128).'
         )
     bins = settings.bins if head is not None else int(tensors["p_input_fdim"])
     shape: dict[str, Any] = {
@@ -152,7 +152,10 @@ def recognise_masked_patch(tensors: Mapping[str, Tensor], settings: Settings, fi
     common: dict[str, Any] = {"bins": bins, "frames": frames, "num_classes": 0 if head is None else int(head.shape[0])}
     if ssast:
         if settings.num_heads is None and dim % HEAD_WIDTH:
-            raise CheckpointError(f"{file}: no config.json beside it states num_heads, and its width is {dim}.")
+            raise CheckpointError(
+                f"{file}: no config.json beside it states num_heads, and its width {dim} is not a multiple of "
+                f"{HEAD_WIDTH}."
+            )
         heads = settings.num_heads or dim // HEAD_WIDTH
         ratio = tensors["v.blocks.0.mlp.fc1.weight"].shape[0] / dim
         encoder = replace(load_run_config("ssast_base").encoder, num_heads=heads, mlp_ratio=ratio, **shape)
@@ -191,14 +194,15 @@ def _grid(
     bands = config.grid(bins, config.patch_frames)[1]
     if bands < 1 or rows < 1 or rows % bands:
         raise CheckpointError(
-            f"{file}: its {rows} positions make no grid of {bands} bands ({bins} bins, patches of {config.patch_bins} "
-            f"every {config.step_bins}); a config.json beside it can state stride_frames, stride_bins and bins."
+            f"{file}: its {rows} positions do not fit a grid of {bands} bands ({bins} bins, patches of "
+            f"{config.patch_bins} every {config.step_bins}); a config.json beside it can state stride_frames, "
+            "stride_bins and bins."
         )
     times = rows // bands
     if "p_input_tdim" in tensors and "mlp_head.1.weight" not in tensors:
         frames = int(tensors["p_input_tdim"])
         if config.grid(bins, frames)[0] != times:
-            raise CheckpointError(f"{file}: its {rows} positions are not those of {frames} frames and {bins} bins.")
+            raise CheckpointError(f"{file}: its {rows} positions do not match {frames} frames and {bins} bins.")
     return (times, bands), (times - 1) * config.step_frames + config.patch_frames
 
 

@@ -114,7 +114,7 @@ def run_config(found: Architecture, stored: Any, beside: Mapping[str, Any]) -> t
 
 def _accepted(plain: dict[str, Any], values: Mapping[str, Any], found: Architecture) -> tuple[RunConfig, list[str]]:
     """Return the config with every value that it accepts, and a description of each of the others."""
-    refused = []
+    rejected = []
     for key, value in values.items():
         if key == "optimizer.betas" and isinstance(value, str):
             value = _pair(value)
@@ -124,23 +124,23 @@ def _accepted(plain: dict[str, Any], values: Mapping[str, Any], found: Architect
             options = parse(LatentRegressionConfig, run.objective.options)
             parse(LogMelConfig, run.front_end.options)
         except ConfigError:
-            refused.append(f"{key.rpartition('.')[2]} {value!r:.40}")
+            rejected.append(f"{key.rpartition('.')[2]} {value!r:.40}")
             continue
         if (options.top_layers or 0) > found.encoder.depth:
-            refused.append(f"top_layers {options.top_layers}")
+            rejected.append(f"top_layers {options.top_layers}")
             continue
         plain = candidate
-    return parse(RunConfig, plain), refused
+    return parse(RunConfig, plain), rejected
 
 
 def not_reproduced(stored: Any) -> list[str]:
     """List stored training settings that asda does not reproduce; they affect further training, not the features."""
     model = told(pretraining(stored), "model")
-    given = {path: told(model, *path) for path in REPRODUCED}
+    values = {path: told(model, *path) for path in REPRODUCED}
     return [
-        f"{path[-1]} {given[path]!r:.40}"
-        for path, usual in REPRODUCED.items()
-        if given[path] is not None and given[path] != usual
+        f"{path[-1]} {values[path]!r:.40}"
+        for path, expected in REPRODUCED.items()
+        if values[path] is not None and values[path] != expected
     ]
 
 
@@ -154,15 +154,15 @@ def classifier_config(found: Architecture, stored: Any, labels: Mapping[Any, Any
     """
     if not found.num_classes:
         return None
-    wanted = {str(number): number for number in range(found.num_classes)}
-    names = {wanted[str(number)]: str(name) for name, number in labels.items() if str(number) in wanted}
+    numbers = {str(number): number for number in range(found.num_classes)}
+    names = {numbers[str(number)]: str(name) for name, number in labels.items() if str(number) in numbers}
     mode = told(stored, "model", "prediction_mode")
     return ClassifierConfig(
         num_classes=found.num_classes,
         pooling=PREDICTION_MODES.get(str(mode), "summary"),
         norm_eps=ClassifierConfig.norm_eps if found.layout == "fairseq" else HUGGING_FACE_HEAD_EPS,
         multi_label=told(stored, "model", "esc50_eval") is not True,
-        labels=tuple(names[number] for number in wanted.values()) if len(names) == found.num_classes else (),
+        labels=tuple(names[number] for number in numbers.values()) if len(names) == found.num_classes else (),
     )
 
 

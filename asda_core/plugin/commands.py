@@ -67,7 +67,7 @@ def run_show(parsed: argparse.Namespace) -> None:
             objective = build(catalog, "objective", config.objective, context, "objective", config.compat)
             modules.append(("objective", objective))
         else:  # of a checkpoint, which does not need it
-            message = f"no installed plugin offers its objective {config.objective.name!r}, which only training needs"
+            message = f"no installed plugin offers its objective {config.objective.name!r}, needed only for training"
             print(f"warning: {message}.", file=sys.stderr)
     print(to_yaml(config))
     full = in_full(catalog, config)
@@ -79,10 +79,10 @@ def run_show(parsed: argparse.Namespace) -> None:
     print(f"# signature  {signature(config)} (without data)")
     for name, module in modules:
         counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
-        print(f"# {name:<10} {sum(counts):>12,} parameters that train")
+        print(f"# {name:<10} {sum(counts):>12,} trainable parameters")
     samples = round(config.data.clip_seconds * front_end.sample_rate)
     frames = num_frames(samples, front_end)
     clip = f"clip of {config.data.clip_seconds:g} s ({frames:,} frames)"
     operations = encoder_flops(encoder, front_end.num_bins, frames) / GIGA
-    shown = f"{operations:,.2f}" if operations >= 1 else f"{operations:.2g}"
-    print(f"# {'encoder':<10} {shown:>12} GFLOPs per {clip}")
+    gflops = f"{operations:,.2f}" if operations >= 1 else f"{operations:.2g}"
+    print(f"# {'encoder':<10} {gflops:>12} GFLOPs per {clip}")

@@ -27,15 +27,15 @@ def check_catalog(catalog: Catalog, progress: bool = True) -> tuple[str, list[st
     """
     single, combined = list(_single(catalog)), list(_combined(catalog))
     failures: list[str] = []
-    found: dict[tuple[str, str], str] = {}
+    outcomes: dict[tuple[str, str], str] = {}
     for row, column, check in tqdm([*single, *combined], desc="checks", disable=not progress):
         try:
             check()
-            found[row, column] = "ok"
+            outcomes[row, column] = "ok"
         except Exception as error:  # a third-party plugin may raise anything
-            found[row, column] = "-"
+            outcomes[row, column] = "-"
             failures.append(f"{row}, {column}: {type(error).__name__}: {error}")
-    tables = [_table("plugin", single, found), _table("mixer", combined, found)]
+    tables = [_table("plugin", single, outcomes), _table("mixer", combined, outcomes)]
     return "\n\n".join(tables), failures
 
 
@@ -71,15 +71,15 @@ def _combined(catalog: Catalog) -> Iterator[Check]:
                 yield mixer.spec.name, name, partial(check_combination, *specs)
 
 
-def _table(corner: str, checks: list[Check], found: dict[tuple[str, str], str]) -> str:
+def _table(corner: str, checks: list[Check], outcomes: dict[tuple[str, str], str]) -> str:
     """Format rows and columns as text, transposed if there are more columns than rows."""
     rows = list(dict.fromkeys(row for row, _, _ in checks))
     columns = list(dict.fromkeys(column for _, column, _ in checks))
     if len(columns) > len(rows):
-        cells = {(column, row): value for (row, column), value in found.items()}
+        cells = {(column, row): value for (row, column), value in outcomes.items()}
         corner, rows, columns = "objective + adapter", columns, rows
     else:
-        cells = found
+        cells = outcomes
     lines = [[corner, *columns], *([row, *(cells[row, column] for column in columns)] for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns) + 1)]
     return "\n".join(

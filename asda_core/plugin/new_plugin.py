@@ -38,7 +38,7 @@ class FamilyTemplate:
     use: str
 
 
-PRETRAIN = "Use it: `asda pretrain asda_tiny --data AUDIO --set {}=$name`, where AUDIO is a folder of sounds."
+PRETRAIN = "Use it: `asda pretrain asda_tiny --data AUDIO --set {}=$name`, where AUDIO is a folder of audio files."
 KINDS = {
     "mixer": FamilyTemplate("check_mixer", "temperature=0.1", PRETRAIN.format("encoder.mixer")),
     "front end": FamilyTemplate("check_front_end", "num_bins=64", PRETRAIN.format("front_end")),
@@ -61,7 +61,7 @@ def run_new_plugin(parsed: argparse.Namespace) -> None:
     print(f"{folder} offers the {family} {name!r}:")
     for file in written:
         print(f"  {file}")
-    print("Next, where pip is that of this environment:")
+    print("Next, with the pip of this environment:")
     print(f"  cd {shlex.quote(str(folder))} && pip install -e '.[test]'")
     print("  pytest && asda plugins")
 
@@ -75,13 +75,13 @@ def plugin_name(given: str) -> str:
     name = given.replace("-", "_")
     if not NAME.fullmatch(name):
         raise PluginError(
-            f"{given!r} cannot be the name of a plugin: small letters and digits, a letter first, "
+            f"{given!r} is not a valid plugin name: use lower-case letters and digits, starting with a letter, "
             "words joined by single - or _, as in my-linear."
         )
     if keyword.iskeyword(name):
-        raise PluginError(f"{given!r} cannot be the name of a plugin: it is a word of Python.")
+        raise PluginError(f"{given!r} is not a valid plugin name: it is a Python keyword.")
     if parse_value(name) != name:
-        raise PluginError(f"{given!r} cannot be the name of a plugin: YAML reads it as {parse_value(name)!r}.")
+        raise PluginError(f"{given!r} is not a valid plugin name: YAML reads it as {parse_value(name)!r}.")
     return name
 
 
@@ -101,26 +101,26 @@ def write_plugin(family: str, name: str, into: Path, catalog: Catalog) -> tuple[
     """
     module = f"asda_{name}"
     distribution = module.replace("_", "-")
-    if taken := catalog.offers.get((family, name)):
-        who = f"{taken.distribution} {taken.version}"
-        raise PluginError(f"the {family} name {name!r} is taken: {who} offers it. Choose another one.")
+    if existing := catalog.offers.get((family, name)):
+        owner = f"{existing.distribution} {existing.version}"
+        raise PluginError(f"the {family} name {name!r} is taken by {owner}. Choose another name.")
     if find_spec(module) is not None:
         raise PluginError(f"a module {module} is installed already, so {name!r} cannot be used. Choose another name.")
     folder = into / distribution
     if folder.is_dir() and any(folder.iterdir()):
-        raise AsdaError(f"{folder} is there and not empty; nothing was written.")
+        raise AsdaError(f"{folder} exists and is not empty; nothing was written.")
     folder.mkdir(parents=True, exist_ok=True)
-    kind = KINDS[family]
-    words = {
+    texts = KINDS[family]
+    fields = {
         "name": name,
         "Name": "".join(word.capitalize() for word in name.split("_")),
         "module": module,
         "distribution": distribution,
         "family": family,
         "hook": FAMILIES[family][0],
-        "check": kind.check,
-        "options": kind.options,
-        "use": Template(kind.use).substitute(name=name),
+        "check": texts.check,
+        "options": texts.options,
+        "use": Template(texts.use).substitute(name=name),
     }
     sources = {
         "pyproject.toml": "pyproject.toml",
@@ -131,6 +131,6 @@ def write_plugin(family: str, name: str, into: Path, catalog: Catalog) -> tuple[
     written = []
     for target, source in sources.items():
         template = files("asda_core").joinpath("templates", f"{source}.template").read_text(encoding="utf-8")
-        write_text(folder / target, Template(template).substitute(words))
+        write_text(folder / target, Template(template).substitute(fields))
         written.append(folder / target)
     return folder, written

@@ -27,7 +27,7 @@ class ClipReader:
         self.num_samples = round(config.clip_seconds * sample_rate)
         self.long_files: set[Path] = set()
         self._cache: dict[Path, Tensor] = {}
-        self._room = config.cache_mebibytes * BYTES_PER_MEBIBYTE
+        self._free_bytes = config.cache_mebibytes * BYTES_PER_MEBIBYTE
         self._lock = threading.Lock()
 
     def stretch(self, file: Path, share: float, content: bytes | None = None) -> Float[Tensor, " samples"]:
@@ -43,16 +43,16 @@ class ClipReader:
         """
         audio = self._cache.get(file) if content is None else None
         if audio is None:
-            inside = _content_of(file) if content is None else content
-            with opened(file, inside) as sound:
+            encoded = _content_of(file) if content is None else content
+            with opened(file, encoded) as sound:
                 seconds = self._seconds(sound, file)
                 if seconds > WHOLE_FILE_SECONDS:
                     self.long_files.add(file)
                     start = share * max(0.0, seconds - self.config.clip_seconds)
                     return self._read(sound, file, start, self.config.clip_seconds)[: self.num_samples]
-                audio = self._all_of(sound, file, inside)
+                audio = self._decode_whole(sound, file, encoded)
             if content is None:
-                self._keep(file, audio)
+                self._cache_audio(file, audio)
         first = int(share * max(0, len(audio) - self.num_samples + 1))
         return audio[first : first + self.num_samples]
 
@@ -64,7 +64,7 @@ class ClipReader:
         """
         return self.stretch(file, 0.0) if self.config.crop == "first" else self.whole(file)
 
-    def _all_of(self, sound: SoundFile, file: Path, content: bytes | None) -> Tensor:
+    def _decode_whole(self, sound: SoundFile, file: Path, content: bytes | None) -> Tensor:
         """Decode a whole file that fits into memory."""
         samples = whole_flac(sound, file, content)
         return self._read(sound, file) if samples is None else resample(samples, sound.samplerate, self.sample_rate)
@@ -72,7 +72,8 @@ class ClipReader:
     def _seconds(self, sound: SoundFile, file: Path) -> float:
         """Return the length of a file in seconds; raise AudioError if it is too short."""
         if len(sound) < self.config.min_samples:
-            raise AudioError(f"left out {file}: {len(sound)} samples are fewer than {self.config.min_samples}.")
+            least = self.config.min_samples
+            raise AudioError(f"{file} is too short: {len(sound)} samples are fewer than data.min_samples {least}.")
         return float(len(sound) / sound.samplerate)
 
     def _read(self, sound: SoundFile, file: Path, start_seconds: float = 0.0, seconds: float | None = None) -> Tensor:
@@ -85,24 +86,24 @@ class ClipReader:
         Raises:
             AudioError: the file cannot be read, or has fewer samples than `min_samples` of the config.
         """
-        if (known := self._cache.get(file)) is not None:
-            return known
+        if (cached := self._cache.get(file)) is not None:
+            return cached
         content = _content_of(file)
         with opened(file, content) as sound:
             fits = self._seconds(sound, file) <= WHOLE_FILE_SECONDS
-            audio = self._all_of(sound, file, content) if fits else self._read(sound, file)
-        self._keep(file, audio)
+            audio = self._decode_whole(sound, file, content) if fits else self._read(sound, file)
+        self._cache_audio(file, audio)
         return audio
 
-    def _keep(self, file: Path, audio: Tensor) -> None:
+    def _cache_audio(self, file: Path, audio: Tensor) -> None:
         size = audio.numel() * audio.element_size()
         with self._lock:
-            if size <= self._room and file not in self._cache:
-                self._room -= size
+            if size <= self._free_bytes and file not in self._cache:
+                self._free_bytes -= size
                 self._cache[file] = audio
 
 
 def _content_of(file: Path) -> bytes | None:
     """Return the bytes of an audio file in a shard; None for a file outside a shard."""
-    inside = split_member(file)
-    return None if inside is None else member_bytes(*inside)
+    member = split_member(file)
+    return None if member is None else member_bytes(*member)

@@ -28,33 +28,33 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     catalog = installed_catalog()
     plugin_origins(catalog, config)  # a missing plugin raises before anything is built
     if config.steps and not parsed.data:
-        raise ConfigError("--data is missing: say what to train on (steps=0 writes the model as it begins).")
+        raise ConfigError("--data is required for training (steps=0 only writes the initial model).")
     files = find_training(parsed.data)
     init = read_model(parsed.init) if parsed.init else None
     identity: dict[str, Any] = {"data": list_identity(files)}
     if init is not None:
         identity["init"] = model_digest(init.file)
-        takes = "with its objective" if holds_objective(init) else "with a new objective"
+        objective = "with its objective" if holds_objective(init) else "with a new objective"
         if processes.first:
-            print(f"{init.report}\nbegins with the encoder of {init.file}, {takes}.".lstrip(), file=sys.stderr)
+            print(f"{init.report}\ninitialised with the encoder of {init.file}, {objective}.".lstrip(), file=sys.stderr)
     if processes.first and config.optimizer.warmup_steps >= config.steps > 0:
         print(
             f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "
-            "the rate will not reach its peak.",
+            "the learning rate will not reach its peak.",
             file=sys.stderr,
         )
     streamed = any(map(is_stream, parsed.data))
     if processes.first and not streamed:
         tell_doubles([file for file in files if isinstance(file, Path)])
     if processes.first and files and not streamed and config.data.shuffle_clips != DataConfig().shuffle_clips:
-        print("warning: data.shuffle_clips is of streamed shards; files are shuffled all together.", file=sys.stderr)
+        print("warning: data.shuffle_clips applies to streamed shards only; files are fully shuffled.", file=sys.stderr)
     folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"
     if processes.first:
-        kind = "streamed shards" if streamed else "audio files"
-        print(f"{len(files)} {kind} -> {folder}", file=sys.stderr)
-        if (step := newest_step(folder)) is not None and (done := int(step.name.removeprefix("step-"))):
-            told = f"resumes after step {done} of" if done < config.steps else "is complete:"
-            print(f"{folder} {told} {config.steps} steps.", file=sys.stderr)
+        sources = "streamed shards" if streamed else "audio files"
+        print(f"{len(files)} {sources} -> {folder}", file=sys.stderr)
+        if (step := newest_step(folder)) is not None and (completed := int(step.name.removeprefix("step-"))):
+            status = f"resumes after step {completed} of" if completed < config.steps else "is complete:"
+            print(f"{folder} {status} {config.steps} steps.", file=sys.stderr)
     final = pretrain(config, files, folder, catalog, parsed.device, processes.first, init, processes)
     if processes.first:
         print(final)

@@ -101,12 +101,12 @@ def whole(tensor: Any) -> Tensor:
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Apply `whole` to each, one at a time, moving sharded ones to the CPU; all processes must call this, and those
     without `keep` get an empty dict."""
-    found = {}
+    full_tensors = {}
     for name, tensor in tensors.items():
         full = whole(tensor).cpu() if is_sharded(tensor) else tensor
         if keep:
-            found[name] = full
-    return found
+            full_tensors[name] = full
+    return full_tensors
 
 
 def placed_like(value: Tensor, parameter: Any) -> Tensor:

@@ -79,7 +79,9 @@ class Batches(ABC):
     ) -> None:
         require(0 <= rank < world, f"the rank must lie in 0..{world - 1}, not {rank}.")
         size = config.batch_size
-        require(size % world == 0, f"data.batch_size {size} is that of all {world} processes, and no multiple of them.")
+        require(
+            size % world == 0, f"data.batch_size {size}, of all processes, must be a multiple of their number, {world}."
+        )
         self.config = config
         self.reader = ClipReader(config, sample_rate)
         self.num_samples = self.reader.num_samples
@@ -103,10 +105,10 @@ class Batches(ABC):
             candidates = [self._candidates(number) for number in numbers]
             apply = map if self._pool is None else self._pool.map
             audio = torch.empty(self.share, self.num_samples)
-            found = list(apply(self._clip, numbers, candidates, audio))
-            self._note(found)
-        lengths = torch.tensor([clip.num_samples for clip in found])
-        return Clips(audio, lengths, torch.tensor([clip.number for clip in found]))
+            clips = list(apply(self._clip, numbers, candidates, audio))
+            self._record_failures(clips)
+        lengths = torch.tensor([clip.num_samples for clip in clips])
+        return Clips(audio, lengths, torch.tensor([clip.number for clip in clips]))
 
     def end(self) -> None:  # noqa: B027
         """Abort reads that may never finish; `close` is called next."""
@@ -120,35 +122,35 @@ class Batches(ABC):
 
     def _clip(self, number: int, candidates: Iterator[Candidate], row: Tensor) -> FoundClip:
         """Fill a row of a batch; independent of the other clips, so the order of the threads does not matter."""
-        share = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
+        fraction = float(np.random.default_rng([self.seed, number]).random()) if self.config.crop == "random" else 0.0
         failures: list[tuple[Path, str, bool]] = []
-        for file, content, chosen in candidates:
+        for file, content, source in candidates:
             if file in self._unreadable:
                 continue
             try:
-                stretch = self.reader.stretch(file, share, content)
-                row[: len(stretch)] = stretch if self._change is None else self._change(stretch, number)
-                row[len(stretch) :] = 0.0
-                return FoundClip(len(stretch), chosen, failures)
+                crop = self.reader.stretch(file, fraction, content)
+                row[: len(crop)] = crop if self._change is None else self._change(crop, number)
+                row[len(crop) :] = 0.0
+                return FoundClip(len(crop), source, failures)
             except AudioError as error:  # a long file stays: another crop may be good, in any order of reading
                 failures.append((file, str(error), file not in self.reader.long_files))
         reasons = "; ".join([*self.skipped.values(), *(reason for _, reason, _ in failures)][:FEW])
-        raise AudioError(f"none of the {self._whole()} is readable. The first ones: {reasons}")
+        raise AudioError(f"none of the {self._whole()} is readable. First reasons: {reasons}")
 
     @abstractmethod
     def _whole(self) -> str:
         """Number and kind of the sources, for the message that none of them is readable."""
 
-    def _note(self, found: Sequence[FoundClip]) -> None:
+    def _record_failures(self, clips: Sequence[FoundClip]) -> None:
         """Record what could not be read, in the order of the clips."""
-        failures = [failure for clip in found for failure in clip.failures]
+        failures = [failure for clip in clips for failure in clip.failures]
         self._note_trouble([(file, reason) for file, reason, _ in failures])
-        self._unreadable |= {file for file, _, for_good in failures if for_good}
+        self._unreadable |= {file for file, _, permanent in failures if permanent}
 
-    def _note_trouble(self, trouble: Sequence[tuple[Path, str]]) -> None:
-        if trouble:  # a new dict, since another thread may be iterating over the old one
+    def _note_trouble(self, problems: Sequence[tuple[Path, str]]) -> None:
+        if problems:  # a new dict, since another thread may be iterating over the old one
             skipped = dict(self.skipped)
-            for file, reason in trouble:
+            for file, reason in problems:
                 skipped.setdefault(file, reason)
             self.skipped = skipped
 
@@ -191,13 +193,13 @@ class ClipBatches(Batches):
         """Iterate over the scheduled file of the epoch and those after it."""
         if not self.files:
             raise AudioError("no audio files to train on.")
-        epoch, place = divmod(number, self.clips_per_epoch)
-        return self._from(place, self._epoch_order(epoch))
+        epoch, position = divmod(number, self.clips_per_epoch)
+        return self._from(position, self._epoch_order(epoch))
 
-    def _from(self, place: int, order: np.ndarray) -> Iterator[Candidate]:
-        for step in range(len(order)):
-            chosen = int(order[(place + step) % len(order)])
-            yield Candidate(self.files[chosen], None, chosen)
+    def _from(self, position: int, order: np.ndarray) -> Iterator[Candidate]:
+        for offset in range(len(order)):
+            number = int(order[(position + offset) % len(order)])
+            yield Candidate(self.files[number], None, number)
 
     def _whole(self) -> str:
         return f"{len(self.files)} audio files"

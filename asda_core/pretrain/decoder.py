@@ -74,16 +74,16 @@ class ConvolutionalDecoder(nn.Module):
         for number, convolution in enumerate(self.convolutions, 1):
             new = convolution(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             if number == len(self.convolutions):  # other patches are not needed from here on
-                tokens, new = (each.flatten(1, 2) for each in (tokens, new))
+                tokens, new = (tensor.flatten(1, 2) for tensor in (tokens, new))
                 if wanted is not None:
                     tokens, new = rows_at(tokens, wanted), rows_at(new, wanted)
-            new = remade(_bent, new)
+            new = remade(_normalised_gelu, new)
             tokens = new + tokens if new.shape == tokens.shape else new
         predicted: Tensor = self.proj(tokens)
         return predicted
 
 
-def _bent(new: Tensor) -> Tensor:
+def _normalised_gelu(new: Tensor) -> Tensor:
     return gelu(layer_norm(new, new.shape[-1:], eps=NORM_EPS))
 
 
@@ -99,5 +99,5 @@ def rows_at(
     """
     if owner is None:
         owner = torch.arange(len(tokens), device=tokens.device)
-    chosen = (owner.unsqueeze(1) * tokens.shape[1] + columns).flatten()
-    return tokens.flatten(0, 1).index_select(0, chosen).view(*columns.shape, tokens.shape[-1])
+    rows = (owner.unsqueeze(1) * tokens.shape[1] + columns).flatten()
+    return tokens.flatten(0, 1).index_select(0, rows).view(*columns.shape, tokens.shape[-1])

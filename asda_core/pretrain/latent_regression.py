@@ -63,8 +63,8 @@ class LatentRegressionConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"objective.options.{name} must be at least 1, not {value}.")
         for name in ("frame_weight", "utterance_weight", "noise_std"):
-            if (number := getattr(self, name)) < 0:
-                raise ConfigError(f"objective.options.{name} must not be negative, not {number}.")
+            if (weight := getattr(self, name)) < 0:
+                raise ConfigError(f"objective.options.{name} must not be negative, not {weight}.")
         if not (self.frame_weight or self.utterance_weight):
             raise ConfigError("objective.options: frame_weight and utterance_weight are both 0: nothing to learn.")
 
@@ -75,7 +75,9 @@ class LatentRegression(nn.Module):
     def __init__(self, config: LatentRegressionConfig, encoder: Encoder) -> None:
         super().__init__()
         if (config.top_layers or 0) > encoder.config.depth:
-            raise ConfigError(f"objective.options.top_layers {config.top_layers} is more than encoder.depth has.")
+            raise ConfigError(
+                f"objective.options.top_layers {config.top_layers} is more than encoder.depth {encoder.config.depth}."
+            )
         self.config = config
         self.decoder = ConvolutionalDecoder(config.decoder, encoder.config.dim)
         self.teacher = Teacher(encoder, config.teacher)
@@ -88,7 +90,7 @@ class LatentRegression(nn.Module):
         if not times * bands:
             raise ConfigError(f"clips of {features.shape[2]} frames hold no patch; data.clip_seconds is too short.")
         if times * bands == num_kept(times * bands, self.config.mask):
-            raise ConfigError(f"{times * bands} patch in a clip, and none to hide; data.clip_seconds is too short.")
+            raise ConfigError(f"clips of {times * bands} patch leave none to hide; data.clip_seconds is too short.")
         rows = len(features) * self.config.clones
         hidden = block_masks((times, bands), rows, self.config.mask, generator)
         device, shape = features.device, (rows, times * bands, encoder.config.dim)  # 75 million numbers as published
@@ -111,23 +113,28 @@ class LatentRegression(nn.Module):
                 reading it needs no synchronisation.
             noise: values at the hidden positions of the decoder's input.
         """
-        kept, gone = (sent(columns, features.device) for columns in split_columns(hidden))
+        visible, masked = (sent(columns, features.device) for columns in split_columns(hidden))
         tokens, layout = encoder.embed(features)
         owner = torch.arange(len(features), device=tokens.device).repeat_interleave(self.config.clones)
-        student = encoder.encode(rows_at(tokens, kept, owner), layout.select(owner, kept), layers=False)
-        seen = student.tokens
-        places = torch.arange(len(kept), device=kept.device).unsqueeze(1) * noise.shape[1] + kept
-        filled = noise.to(seen.dtype).flatten(0, 1).index_copy(0, places.flatten(), seen.flatten(0, 1)).view_as(noise)
-        predicted = self.decoder(filled, layout.grid, gone)
+        student = encoder.encode(rows_at(tokens, visible, owner), layout.select(owner, visible), layers=False)
+        encoded = student.tokens
+        positions = torch.arange(len(visible), device=visible.device).unsqueeze(1) * noise.shape[1] + visible
+        filled = (
+            noise.to(encoded.dtype)
+            .flatten(0, 1)
+            .index_copy(0, positions.flatten(), encoded.flatten(0, 1))
+            .view_as(noise)
+        )
+        predicted = self.decoder(filled, layout.grid, masked)
         target = make_targets(self.teacher.layers(features), self.config.top_layers)
-        wanted = rows_at(target, gone, owner)
-        frame = squared_error(predicted, wanted).mean()
+        masked_target = rows_at(target, masked, owner)
+        frame = squared_error(predicted, masked_target).mean()
         utterance = squared_error(student.summary, target.mean(dim=1)[owner]).mean()
         rows = len(owner) if self.config.utterance_rows is None else self.config.utterance_rows
         weight = self.config.utterance_weight * rows
         total = self.config.frame_weight * frame + weight * utterance
         with torch.no_grad():
-            statistics = {"target_std": channel_std(wanted), "prediction_std": channel_std(predicted)}
+            statistics = {"target_std": channel_std(masked_target), "prediction_std": channel_std(predicted)}
         return Losses(total, {"frame": frame.detach(), "utterance": utterance.detach(), **statistics})
 
     def after_step(self, encoder: Encoder, step: int) -> None:

@@ -109,28 +109,28 @@ def pretrain(
         path of the exported encoder, `folder/model.safetensors`.
 
     Raises:
-        ConfigError: the folder holds another run, or another process trains in it; a clip holds no patch; there is an
-            adapter but no `init`; or the processes cannot share the batch.
+        ConfigError: the folder contains a different run, or another process trains in it; a clip holds no patch; there
+            is an adapter but no `init`; or the processes cannot share the batch.
         AudioError: no file is readable.
         TrainingStopped: after Ctrl-C or SIGTERM, once the state is saved.
-        AsdaError: the loss is no longer finite, or another process has ended.
+        AsdaError: the loss or the gradient norm is no longer finite, or another process has ended.
     """
     parts = parts_to_train(config, catalog, init)  # an invalid config raises before a folder is created
     data = audio_digest(files, None if init is None else model_digest(init.file))
-    place, final = own_device(device, processes), folder / MODEL_FILE
-    held = alone_in(folder, LOCK_FILE, "trains in") if processes.first else nullcontext()
-    with joined(processes, place), held:
-        run = _start(config, catalog, folder, place, data, parts, processes)
+    own, final = own_device(device, processes), folder / MODEL_FILE
+    lock = alone_in(folder, LOCK_FILE, "trains in") if processes.first else nullcontext()
+    with joined(processes, own), lock:
+        run = _start(config, catalog, folder, own, data, parts, processes)
         clips = _clips(run, files)
         reports = reporting(folder, run.step, config.steps, progress) if processes.first else nullcontext()
-        with reports as reporter, exact_products(place), stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
+        with reports as reporter, exact_products(own), stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
             _train(run, clips, reporter)
         if reporter is not None and (skipped := named_skipped(folder)):
             print(f"{len(skipped)} of {len(files)} files were skipped: {folder / SKIPPED_FILE}", file=sys.stderr)
         tensors = gathered(model_tensors(run.parts, with_objective=False), processes.first)
         if processes.first:
-            made_by = stored_plugins(newest_step(folder))
-            write_model(final, tensors, metadata_of(config, catalog, run.step, run.data, plugins=made_by))
+            plugins = stored_plugins(newest_step(folder))
+            write_model(final, tensors, metadata_of(config, catalog, run.step, run.data, plugins=plugins))
         processes.wait()
     return final
 
@@ -193,25 +193,25 @@ def _start(
 ) -> Run:
     """Set up a new run, or resume one from its newest step."""
     latest = newest_step(folder)
-    processes.check_same("their config", to_yaml(config))
-    processes.check_same("their audio files, and weights to begin with", data)
-    processes.check_same("the newest step of the run's folder", str(latest))
-    step, states, begun = (0, {}, {}) if latest is None else _read_step(latest, config, catalog, data, parts)
-    passes = passes_of(config.data, processes, begun.get(PASS_KEY))
-    stream_parts = begun.get(STREAM_KEY, processes.world)
+    processes.check_same("the config", to_yaml(config))
+    processes.check_same("the audio files and initial weights", data)
+    processes.check_same("the newest step in the run's folder", str(latest))
+    step, states, split = (0, {}, {}) if latest is None else _read_step(latest, config, catalog, data, parts)
+    passes = passes_of(config.data, processes, split.get(PASS_KEY))
+    stream_parts = split.get(STREAM_KEY, processes.world)
     parts.front_end.to(device).eval()  # its features must not be random
     for module in (parts.encoder, parts.objective):
         module.train()
     if config.adapter is not None:
         train_beside_frozen(parts.encoder)
-    alone = Step(parts.encoder, parts.objective, config.compute.precision)
-    wrapped = prepare(alone, config.compute, processes, device)
-    named = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
-    named += [(f"objective.{n}", p) for n, p in parts.objective.named_parameters() if p.requires_grad]
-    spared = without_decay(parts.encoder, parts.objective)
-    optimizer = make_optimizer((parameter for _, parameter in named), config.optimizer, spared)
+    step_module = Step(parts.encoder, parts.objective, config.compute.precision)
+    wrapped = prepare(step_module, config.compute, processes, device)
+    trainable = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
+    trainable += [(f"objective.{n}", p) for n, p in parts.objective.named_parameters() if p.requires_grad]
+    exempt = without_decay(parts.encoder, parts.objective)
+    optimizer = make_optimizer((parameter for _, parameter in trainable), config.optimizer, exempt)
     if states:
-        put_states_back(states, named, optimizer, device, placed_like)
+        put_states_back(states, trainable, optimizer, device, placed_like)
     if processes.first:
         tell_left_out(config.encoder, int(parts.front_end.num_bins))
         write_text(folder / "config.yaml", to_yaml(config))
@@ -224,22 +224,25 @@ def _read_step(
 ) -> tuple[int, dict[str, Tensor], dict[str, int]]:
     """Load the weights of a step; return its number, the optimiser's state, and how the run shares its clips."""
     with older_steps_told(latest):
-        checkpoint, (states, told) = read_checkpoint(latest), read_tensors(latest / TRAINING_FILE)
+        checkpoint, (states, stored) = read_checkpoint(latest), read_tensors(latest / TRAINING_FILE)
     folder = latest.parent
-    held, wanted = (decisive(catalog, each) for each in (checkpoint.config, config))
+    saved, current = (decisive(catalog, run_config) for run_config in (checkpoint.config, config))
     with suppress(ConfigError):  # an option that no longer exists
-        held, wanted = in_full(catalog, held), in_full(catalog, wanted)
-    if signature(held) != signature(wanted):
-        other = "; ".join(differences(held, wanted))
-        raise ConfigError(f"{folder} holds another run ({other}); give another folder (--init begins with this one).")
+        saved, current = in_full(catalog, saved), in_full(catalog, current)
+    if signature(saved) != signature(current):
+        changes = "; ".join(differences(saved, current))
+        raise ConfigError(
+            f"{folder} contains a different run ({changes}); use another folder. To start from its weights, give "
+            "its checkpoint to --init."
+        )
     if checkpoint.data and not same_audio(checkpoint.data, data):
-        raise ConfigError(f"{folder} holds a run on other audio files or from other weights; give another folder.")
-    if checkpoint.plugins != (now := plugin_origins(catalog, config)):  # printed by each process: plugins may differ
-        print(f"warning: {folder} was trained with {checkpoint.plugins}, and continues with {now}.", file=sys.stderr)
+        raise ConfigError(f"{folder} contains a run with other audio files or initial weights; use another folder.")
+    if checkpoint.plugins != (plugins := plugin_origins(catalog, config)):  # printed by each process, may differ
+        print(f"warning: {folder} was trained with {checkpoint.plugins} and continues with {plugins}.", file=sys.stderr)
     for prefix in ("front_end", "encoder", "objective"):
         load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
-    begun = {PASS_KEY: config.data.batch_size} | {key: int(told[key]) for key in (PASS_KEY, STREAM_KEY) if key in told}
-    return checkpoint.step, states, begun
+    split = {PASS_KEY: config.data.batch_size} | {k: int(stored[k]) for k in (PASS_KEY, STREAM_KEY) if k in stored}
+    return checkpoint.step, states, split
 
 
 def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
@@ -257,8 +260,8 @@ def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
             (loss / passes.count).backward()
         for name, value in {"loss": loss.detach(), **parts}.items():
             record[name] = record.get(name, 0) + value / passes.count
-    trained = [p for group in run.optimizer.param_groups for p in group["params"]]
-    norm = whole(torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm or math.inf))
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm or math.inf))
     run.optimizer.step()
     run.step += 1
     run.parts.objective.after_step(run.parts.encoder, run.step)

@@ -39,7 +39,7 @@ class MaskConfig:
         if self.block < 1:
             raise ConfigError(f"mask.block must be at least 1, not {self.block}.")
         if not 0 <= 1 - self.hidden_share + self.adjust <= 1:
-            raise ConfigError(f"mask.adjust {self.adjust} takes the kept share {1 - self.hidden_share:g} out of 0..1.")
+            raise ConfigError(f"mask.adjust {self.adjust} moves the kept share {1 - self.hidden_share:g} outside 0..1.")
 
 
 def num_kept(num_patches: int, config: MaskConfig) -> int:

@@ -26,17 +26,17 @@ def prefetched(
     Raises:
         AudioError: no file is readable; raised at the step that would have received the batch.
     """
-    with ThreadPoolExecutor(1, "batches") as ahead:
-        waiting: deque[Future[Clips]] = deque()
+    with ThreadPoolExecutor(1, "batches") as executor:
+        pending: deque[Future[Clips]] = deque()
         try:
             for step in range(first_step, last_step):
-                while len(waiting) <= clips.config.prefetch and step + len(waiting) < last_step:
-                    waiting.append(ahead.submit(clips.batch, step + len(waiting)))
-                while not wait([waiting[0]], ASKED_EVERY_SECONDS).done:
+                while len(pending) <= clips.config.prefetch and step + len(pending) < last_step:
+                    pending.append(executor.submit(clips.batch, step + len(pending)))
+                while not wait([pending[0]], ASKED_EVERY_SECONDS).done:
                     if stop():
                         return
-                yield waiting.popleft().result()
+                yield pending.popleft().result()
         finally:
             clips.end()
-            ahead.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
             clips.close()

@@ -60,9 +60,9 @@ class Processes:
         """Return the values of all processes, in order of rank; all must call this."""
         if self.world == 1:
             return [mine]
-        found: list[ValueT] = [mine] * self.world
-        dist.all_gather_object(found, mine)
-        return found
+        values: list[ValueT] = [mine] * self.world
+        dist.all_gather_object(values, mine)
+        return values
 
     def any(self, mine: bool) -> bool:
         """Return whether `mine` is True in any process; all must call this."""
@@ -74,8 +74,8 @@ class Processes:
 
     def mean(self, mine: Mapping[str, float]) -> dict[str, float]:
         """Return the mean of each value over the processes, the same number in all; all must call this."""
-        found = self.gather(dict(mine))
-        return {name: sum(each[name] for each in found) / self.world for name in mine}
+        by_rank = self.gather(dict(mine))
+        return {name: sum(values[name] for values in by_rank) / self.world for name in mine}
 
     def check_same(self, what: str, mine: str) -> None:
         """Raise unless all processes have the same value; all must call this.
@@ -83,10 +83,10 @@ class Processes:
         Raises:
             ConfigError: the values differ; the message names each.
         """
-        found = self.gather(mine)
-        if len(set(found)) > 1:
-            each = "; ".join(f"process {rank}: {value}" for rank, value in enumerate(found))
-            raise ConfigError(f"the {self.world} processes must have {what} in common. {each}.")
+        values = self.gather(mine)
+        if len(set(values)) > 1:
+            listing = "; ".join(f"process {rank}: {value}" for rank, value in enumerate(values))
+            raise ConfigError(f"{what} must be the same in all {self.world} processes. {listing}.")
 
     def wait(self) -> None:
         """Wait until all processes have called this."""
@@ -109,8 +109,8 @@ def launched(environment: Mapping[str, str]) -> Processes:
         rank, world, local = (int(environment[name]) for name in TOLD_BY_LAUNCHER[:3])
         attempt = int(environment.get(ATTEMPT, 0))
     except ValueError:
-        told = ", ".join(f"{name}={environment[name]!r}" for name in TOLD_BY_LAUNCHER[:3])
-        raise ConfigError(f"the launcher's environment must hold whole numbers, not {told}.") from None
+        variables = ", ".join(f"{name}={environment[name]!r}" for name in TOLD_BY_LAUNCHER[:3])
+        raise ConfigError(f"the launcher's environment variables must be integers, not {variables}.") from None
     return Processes(rank, world, local, by_launcher=True, attempt=attempt)
 
 
@@ -124,13 +124,13 @@ def own_device(name: str, processes: Processes) -> torch.device:
     if processes.world == 1 or name == "cpu":
         return usable_device(name)
     if not name.startswith("cuda"):
-        raise ConfigError(f"device {name!r}: several processes train on 'cpu' or 'cuda'.")
+        raise ConfigError(f"device {name!r} does not support several processes; use 'cpu' or 'cuda'.")
     if name != "cuda":
-        raise ConfigError(f"device {name!r}: each of {processes.world} processes takes a GPU of its own; give 'cuda'.")
+        raise ConfigError(f"device {name!r}: each of {processes.world} processes uses its own GPU; use 'cuda'.")
     if 0 < torch.cuda.device_count() <= processes.local:
         raise ConfigError(
-            f"process {processes.rank} is number {processes.local} (from 0) on its machine, which has "
-            f"{torch.cuda.device_count()} GPUs: torchrun --nproc-per-node {torch.cuda.device_count()}."
+            f"process {processes.rank} has local rank {processes.local} on a machine with "
+            f"{torch.cuda.device_count()} GPUs; use torchrun --nproc-per-node {torch.cuda.device_count()}."
         )
     return usable_device(f"cuda:{processes.local}")
 
@@ -148,7 +148,7 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        _meet(processes, BACKENDS[device.type])
+        _init_group(processes, BACKENDS[device.type])
         yield
     except TrainingStopped:  # raised in all processes
         dist.destroy_process_group()
@@ -160,18 +160,18 @@ def joined(processes: Processes, device: torch.device) -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others with it: report this first
         time.sleep(FAREWELL_SECONDS)
         raise AsdaError(
-            f"process {processes.rank} of {processes.world} lost another one ({str(error).splitlines()[0]:.160}). "
-            "torchrun tells below which one ended first, and how. The same command, with this or another number of "
+            f"process {processes.rank} of {processes.world} lost another process ({str(error).splitlines()[0]:.160}). "
+            "torchrun reports below which one ended first, and how. The same command, with this or another number of "
             "processes, resumes from the newest saved step."
         ) from None
     dist.destroy_process_group()
 
 
-def _meet(processes: Processes, backend: str) -> None:
+def _init_group(processes: Processes, backend: str) -> None:
     """Initialise the process group, separately for each attempt: torchrun's store keeps addresses of earlier ones."""
     store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
-    of_attempt = dist.PrefixStore(f"attempt {processes.attempt}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=of_attempt, rank=rank, world_size=world, timeout=PATIENCE)
+    attempt_store = dist.PrefixStore(f"attempt {processes.attempt}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=attempt_store, rank=rank, world_size=world, timeout=PATIENCE)
 
 
 def of_exchange(error: RuntimeError) -> bool:

@@ -41,9 +41,9 @@ class Reporter:
         if len(clips.skipped) == self.num_seen:
             return
         self.num_seen = len(clips.skipped)
-        known = named_skipped(folder)
+        reported = named_skipped(folder)
         for path, reason in clips.skipped.items():
-            if str(path) not in known:
+            if str(path) not in reported:
                 tqdm.write(f"skipped: {reason}", file=sys.stderr)
                 append_line(folder / SKIPPED_FILE, json.dumps({"file": str(path), "reason": reason}))
 
@@ -71,6 +71,6 @@ def named_skipped(folder: Path) -> dict[str, str]:
 def tell_left_out(encoder: EncoderConfig, num_bins: int) -> None:
     """Warn of bins above the last patch, which the model does not use."""
     bands = encoder.grid(num_bins, encoder.patch_frames)[1]
-    left = num_bins - (bands - 1) * encoder.step_bins - encoder.patch_bins
-    if bands and left:
-        print(f"warning: the top {left} of {num_bins} bins are in no patch (encoder.patch_bins).", file=sys.stderr)
+    unused = num_bins - (bands - 1) * encoder.step_bins - encoder.patch_bins
+    if bands and unused:
+        print(f"warning: the top {unused} of {num_bins} bins are in no patch (encoder.patch_bins).", file=sys.stderr)

@@ -33,10 +33,10 @@ def older_steps_told(latest: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         older = [step for step in step_folders(latest.parent) if step != latest]
-        lost = not all((latest / name).is_file() for name in (MODEL_FILE, TRAINING_FILE))
-        if not older or not (lost or isinstance(error, DamagedFileError)):  # such as a step of a newer version
+        incomplete = not all((latest / name).is_file() for name in (MODEL_FILE, TRAINING_FILE))
+        if not older or not (incomplete or isinstance(error, DamagedFileError)):  # such as a step of a newer version
             raise
-        raise CheckpointError(f"{error} Delete {latest}, and the run resumes from {older[-1].name}.") from None
+        raise CheckpointError(f"{error} Delete {latest} to resume from {older[-1].name}.") from None
 
 
 @contextmanager
@@ -46,20 +46,20 @@ def stop_on_signal(ask: Callable[[], None], patient: bool = False) -> Iterator[N
     A launcher forwards the Ctrl-C that its processes have already received from the terminal.
     """
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         ask()
         if not patient:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
-        before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: the caller handles signals
         yield
         return
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
@@ -83,14 +83,14 @@ def put_states_back(
 
     A fused optimiser counts its steps on the device of the parameters, others on the CPU.
     """
-    counted_at = device if optimizer.defaults.get("fused") else torch.device("cpu")
+    step_device = device if optimizer.defaults.get("fused") else torch.device("cpu")
     for name, parameter in named:
-        kept = {key.removeprefix(f"{name}|"): value for key, value in states.items() if key.startswith(f"{name}|")}
+        state = {key.removeprefix(f"{name}|"): value for key, value in states.items() if key.startswith(f"{name}|")}
         optimizer.state[parameter] = {
-            key: value.to(counted_at if key == "step" else device)
+            key: value.to(step_device if key == "step" else device)
             if key == "step" or place is None
             else place(value, parameter)
-            for key, value in kept.items()
+            for key, value in state.items()
         }
 
 

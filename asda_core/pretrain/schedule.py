@@ -29,8 +29,8 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
         return config.peak_lr
     if config.schedule == "inverse_sqrt":
         return max(config.floor_lr, config.peak_lr * math.sqrt(max(1, config.warmup_steps) / (step + 1)))
-    done = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
-    return config.floor_lr + 0.5 * (config.peak_lr - config.floor_lr) * (1 + math.cos(math.pi * min(1.0, done)))
+    progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    return config.floor_lr + 0.5 * (config.peak_lr - config.floor_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def fairseq_cosine(step: int, num_steps: int, config: OptimizerConfig) -> float:
@@ -44,9 +44,9 @@ def fairseq_cosine(step: int, num_steps: int, config: OptimizerConfig) -> float:
     if step < config.warmup_steps:
         return floor + (peak - floor) * step / config.warmup_steps
     period = max(1, num_steps - config.warmup_steps)
-    restarts, done = divmod(step - config.warmup_steps, period)
+    restarts, elapsed = divmod(step - config.warmup_steps, period)
     shrink = RESTART_SHRINK**restarts
-    return shrink * (floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * done / period)))
+    return shrink * (floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * elapsed / period)))
 
 
 class FairseqAdam(torch.optim.Optimizer):
@@ -74,7 +74,7 @@ class FairseqAdam(torch.optim.Optimizer):
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        states = [self._counted(parameter) for parameter in parameters]
+        states = [self._advanced_state(parameter) for parameter in parameters]
         means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         beta1, beta2 = group["betas"]
         steps = [int(state["step"]) for state in states]  # on the CPU
@@ -87,7 +87,7 @@ class FairseqAdam(torch.optim.Optimizer):
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_addcdiv_(parameters, means, roots, [-rate for rate in rates])
 
-    def _counted(self, parameter: Tensor) -> dict[str, Any]:
+    def _advanced_state(self, parameter: Tensor) -> dict[str, Any]:
         """Return the state of a parameter with its step count incremented."""
         state: dict[str, Any] = self.state[parameter]
         if not state:
@@ -108,12 +108,12 @@ def without_decay(*modules: nn.Module) -> frozenset[int]:
     A module lists its own in a method `no_weight_decay() -> Collection[str]`; as in timm, from which the convention
     comes, it may list names that do not exist.
     """
-    found = set()
+    ids = set()
     for module in (module for root in modules for module in root.modules()):
         if callable(names := getattr(module, "no_weight_decay", None)):
-            own, spared = dict(module.named_parameters()), names()
-            found |= {id(own[name]) for name in spared if name in own}
-    return frozenset(found)
+            parameters, exempt = dict(module.named_parameters()), names()
+            ids |= {id(parameters[name]) for name in exempt if name in parameters}
+    return frozenset(ids)
 
 
 def make_optimizer(
@@ -133,12 +133,12 @@ def decay_groups(
         config: whether norms, biases and spared parameters decay too, as in the release.
         spared: output of `without_decay` for the modules.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    decayed = [p for p in trained if (decays(p) and id(p) not in spared) or config.decay_norms_and_biases]
-    chosen = {id(p) for p in decayed}
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    decayed = [p for p in trainable if (decays(p) and id(p) not in spared) or config.decay_norms_and_biases]
+    decayed_ids = {id(p) for p in decayed}
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) not in chosen], "weight_decay": 0.0},
+        {"params": [p for p in trainable if id(p) not in decayed_ids], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

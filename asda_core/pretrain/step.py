@@ -73,16 +73,14 @@ def check_losses(losses: Any) -> None:
         PluginError: they cannot.
     """
     if not isinstance(losses, Losses):
-        raise PluginError(f"the objective's loss gives {type(losses).__name__}, not Losses.")
+        raise PluginError(f"the objective's loss must return Losses, not {type(losses).__name__}.")
     if not isinstance(losses.total, Tensor) or losses.total.ndim or not isinstance(losses.parts, Mapping):
-        raise PluginError(
-            "the objective's loss must give a total that is a scalar tensor, and parts that are a mapping."
-        )
+        raise PluginError("the objective's loss must return a scalar tensor as total and a mapping as parts.")
     for name, value in losses.parts.items():
         if name in LOGGED:
-            raise PluginError(f"the objective calls a part of its loss {name!r}, which the log has already.")
+            raise PluginError(f"the objective names a part of its loss {name!r}, which is a reserved log key.")
         if not isinstance(value, Tensor | float | int) or (isinstance(value, Tensor) and value.numel() != 1):
-            raise PluginError(f"the objective's part {name!r} must be one number.")
+            raise PluginError(f"part {name!r} of the objective's loss must be a single number.")
 
 
 def check_finite(values: Mapping[str, float], step: int, folder: Path) -> None:
@@ -93,11 +91,11 @@ def check_finite(values: Mapping[str, float], step: int, folder: Path) -> None:
     """
     if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
         return
-    hint = "A lower optimizer.peak_lr or a longer warm-up may help."
+    finite, hint = "no longer finite", "A lower optimizer.peak_lr or a longer warm-up may help."
     if step == 1:  # no update before it
-        hint = "No update was done before it: the model, or what it is given, makes it so."
-    where = f"at step {step} ({dict(values)}); the last saved step: {newest_step(folder) or 'none'}"
-    raise AsdaError(f"the loss is no longer finite {where}. {hint}")
+        finite, hint = "not finite", "This is the first update, so the cause is in the model or its input."
+    where = f"at step {step} ({dict(values)}); last saved step: {newest_step(folder) or 'none'}"
+    raise AsdaError(f"the loss or the gradient norm is {finite} {where}. {hint}")
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,9 @@ class Passes:
 
     def cut(self, clips: Clips) -> Iterator[tuple[int, Clips]]:
         """Yield (number of the pass in the global batch, its clips) from this process's clips."""
-        for place in range(self.count):
-            rows = slice(place * self.size, (place + 1) * self.size)
-            yield self.first + place, Clips(clips.audio[rows], clips.num_samples[rows], clips.numbers[rows])
+        for index in range(self.count):
+            rows = slice(index * self.size, (index + 1) * self.size)
+            yield self.first + index, Clips(clips.audio[rows], clips.num_samples[rows], clips.numbers[rows])
 
     def quiet(self, number: int, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Context that skips the exchange of gradients in all passes but the last; they accumulate locally.
@@ -145,22 +143,24 @@ def passes_of(config: DataConfig, processes: Processes, begun_with: int | None =
     size = config.micro_batch or begun_with
     if size is None:
         if batch % world:
-            fitting = _words(divisors(batch))
-            raise ConfigError(f"data.batch_size {batch} cannot be shared by {world} processes, but by {fitting}.")
+            possible = _joined_by_or(divisors(batch))
+            raise ConfigError(
+                f"data.batch_size {batch} cannot be divided among {world} processes; their number must be {possible}."
+            )
         size = batch // world
     if batch % (size * world):
-        began = "" if config.micro_batch else " (with which the run began; a new run takes data.micro_batch)"
-        sizes = _words(divisors(batch // world)) if batch % world == 0 else "none"
+        origin = "" if config.micro_batch else " (the pass size of this run; only a new run can set data.micro_batch)"
+        sizes = _joined_by_or(divisors(batch // world)) if batch % world == 0 else "none"
         raise ConfigError(
-            f"data.batch_size {batch} is no multiple of {world} processes x passes of {size} clips{began}. Fitting: "
-            f"{_words(divisors(batch // size))} processes with passes of {size}; data.micro_batch {sizes} with {world} "
-            "processes."
+            f"data.batch_size {batch} is not a multiple of {world} processes x passes of {size} clips{origin}. "
+            f"Possible: {_joined_by_or(divisors(batch // size))} processes with passes of {size}; "
+            f"data.micro_batch {sizes} with {world} processes."
         )
     count = batch // (size * world)
     return Passes(size, count, processes.rank * count)
 
 
-def _words(numbers: list[int]) -> str:
+def _joined_by_or(numbers: list[int]) -> str:
     *rest, last = map(str, numbers)
     return f"{', '.join(rest)} or {last}" if rest else last
 

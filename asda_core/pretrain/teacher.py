@@ -39,8 +39,8 @@ def ema_decay(step: int, config: TeacherConfig) -> float:
     """
     if step >= config.anneal_steps:
         return config.decay_end
-    left = 1 - step / config.anneal_steps
-    return config.decay_end - (config.decay_end - config.decay_start) * left
+    remaining = 1 - step / config.anneal_steps
+    return config.decay_end - (config.decay_end - config.decay_start) * remaining
 
 
 class Teacher(nn.Module):
@@ -55,9 +55,9 @@ class Teacher(nn.Module):
     def follow(self, encoder: Encoder, step: int) -> None:
         """`teacher = decay teacher + (1 - decay) student`; buffers are copied."""
         rate = 1 - ema_decay(step, self.config)
-        mine: list[Tensor] = list(self.encoder.parameters())
-        theirs: list[Tensor] = list(encoder.parameters())
-        torch._foreach_lerp_(mine, theirs, rate)
+        averages: list[Tensor] = list(self.encoder.parameters())
+        current: list[Tensor] = list(encoder.parameters())
+        torch._foreach_lerp_(averages, current, rate)
         for buffer, new in zip(self.encoder.buffers(), encoder.buffers(), strict=True):
             buffer.copy_(new)
 
@@ -84,10 +84,10 @@ def make_targets(layers: Sequence[Tensor], top_layers: int | None = None) -> Flo
 
     **Source**: data2vec 2.0's `make_targets` in the released code.
     """
-    chosen = layers if top_layers is None else layers[-top_layers:]
-    total = torch.zeros_like(chosen[0], dtype=torch.float32)
-    for layer in chosen:
+    averaged = layers if top_layers is None else layers[-top_layers:]
+    total = torch.zeros_like(averaged[0], dtype=torch.float32)
+    for layer in averaged:
         values = layer.float()
         variance, mean = torch.var_mean(values, dim=1, correction=0, keepdim=True)
         total += (values - mean) * torch.rsqrt(variance + TARGET_NORM_EPS)
-    return layer_norm(total / len(chosen), total.shape[-1:], eps=TARGET_NORM_EPS)
+    return layer_norm(total / len(averaged), total.shape[-1:], eps=TARGET_NORM_EPS)

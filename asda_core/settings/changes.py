@@ -54,11 +54,11 @@ def config_of(path: Path) -> RunConfig:
             raise ConfigError(f"{path} is a plan, not a config: asda-hear ablate {path} --dry-run shows its cells.")
         return load_run_config(path)
     checkpoint = read_model(path)
-    what = "pre-trained"
+    model = "pre-trained"
     if checkpoint.classifier:
         labels = ", ".join(checkpoint.classifier.labels[:FEW]) + (
             ", ..." if len(checkpoint.classifier.labels) > FEW else ""
         )
-        what = f"a classifier of {checkpoint.classifier.num_classes} classes ({labels or 'without names'})"
-    print(checkpoint.report or f"{checkpoint.file}: of asda, {what}, step {checkpoint.step}", file=sys.stderr)
+        model = f"classifier of {checkpoint.classifier.num_classes} classes ({labels or 'without names'})"
+    print(checkpoint.report or f"{checkpoint.file}: asda checkpoint, {model}, step {checkpoint.step}", file=sys.stderr)
     return checkpoint.config

@@ -30,8 +30,8 @@ def check_stated(hint: Any, value: Any, usual: Any, dotted: str) -> None:
     Raises:
         ConfigError: the number is not finite, and the default is not the same.
     """
-    kinds = {hint, *get_args(hint)}
-    if not isinstance(value, float) and not (isinstance(value, str) and float in kinds and str not in kinds):
+    types = {hint, *get_args(hint)}
+    if not isinstance(value, float) and not (isinstance(value, str) and float in types and str not in types):
         return
     try:
         number = float(value)
@@ -57,30 +57,30 @@ def check_numbers(built: Any, given: Any, path: str, owner: Any = None) -> None:
     hints = get_type_hints(type(built))
     for item in fields(built):
         if item.name in given:
-            value, said = getattr(built, item.name), given[item.name]
+            value, raw = getattr(built, item.name), given[item.name]
             dotted = f"{path}.{item.name}" if path else item.name
-            usual = usual_of(item, owner)
-            check_numbers(value, said, dotted, usual if type(usual) is type(value) else None)
-            if isinstance(value, tuple | list) and isinstance(said, tuple | list):
-                for number, pair in enumerate(zip(value, said, strict=False)):
+            default = usual_of(item, owner)
+            check_numbers(value, raw, dotted, default if type(default) is type(value) else None)
+            if isinstance(value, tuple | list) and isinstance(raw, tuple | list):
+                for number, pair in enumerate(zip(value, raw, strict=False)):
                     check_numbers(*pair, f"{dotted}.{number}")
             if not isinstance(value, dict) or float in get_args(hints[item.name]):  # others: their owner decides
-                _check(_not_finite(value), usual, dotted)
+                _check(_not_finite(value), default, dotted)
 
 
 def is_misread(hint: Any, value: Any) -> bool:
-    """Whether a value is a boolean where a number or text is expected, and no boolean."""
-    kinds = {hint, *get_args(hint)}
-    wanted = bool(PLAIN & kinds) or get_origin(hint) is Literal
-    said = any(value is each for each in get_args(hint))  # Literal[True, "auto"]
-    return isinstance(value, bool) and wanted and not said and not {bool, Any, object} & kinds
+    """Whether a value is a boolean where a number or text is expected, and booleans are not allowed."""
+    types = {hint, *get_args(hint)}
+    is_plain = bool(PLAIN & types) or get_origin(hint) is Literal
+    is_literal = any(value is literal for literal in get_args(hint))  # Literal[True, "auto"]
+    return isinstance(value, bool) and is_plain and not is_literal and not {bool, Any, object} & types
 
 
-def _check(numbers: Iterable[float], usual: Any, dotted: str) -> None:
-    allowed = [*_not_finite(usual)]
+def _check(numbers: Iterable[float], default: Any, dotted: str) -> None:
+    allowed = [*_not_finite(default)]
     for number in numbers:
-        same = any(number == each or (math.isnan(number) and math.isnan(each)) for each in allowed)
-        if not math.isfinite(number) and not same:
+        is_allowed = any(number == other or (math.isnan(number) and math.isnan(other)) for other in allowed)
+        if not math.isfinite(number) and not is_allowed:
             raise ConfigError(f"{dotted} must be a finite number, not {number}.")
 
 
@@ -92,5 +92,5 @@ def _not_finite(value: Any) -> Iterator[float]:
     elif isinstance(value, Mapping):
         yield from _not_finite(list(value.values()))
     elif isinstance(value, tuple | list | set | frozenset):
-        for each in value:
-            yield from _not_finite(each)
+        for item in value:
+            yield from _not_finite(item)

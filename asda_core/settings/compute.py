@@ -33,5 +33,5 @@ COMPUTE_ALONE = ("compute.recompute", "compute.compile", "compute.sharding")
 
 def divisors(number: int) -> list[int]:
     """The divisors of a number in ascending order."""
-    low = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
-    return sorted({*low, *(number // each for each in low)})
+    low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*low, *(number // divisor for divisor in low)})

@@ -35,23 +35,23 @@ def load(text: str) -> Any:
 
 def _check_keys(loader: yaml.SafeLoader, top: yaml.Node) -> None:
     """Check the keys of every mapping, before any is constructed: constructing inserts merged keys into it."""
-    waiting, met = [top], set[int]()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in met or not isinstance(node, yaml.CollectionNode):
+    pending, visited = [top], set[int]()
+    while pending:
+        node = pending.pop()
+        if id(node) in visited or not isinstance(node, yaml.CollectionNode):
             continue
-        met.add(id(node))
+        visited.add(id(node))
         if not isinstance(node, yaml.MappingNode):
-            waiting += node.value
+            pending += node.value
             continue
         keys = set[Any]()
         for key_node, value_node in node.value:
-            waiting += [key_node, value_node]
+            pending += [key_node, value_node]
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == MERGE:
                 continue
             key = loader.construct_object(key_node)
             if key in keys:
-                raise KeyTwice(f"the key {key!r} stands twice (line {key_node.start_mark.line + 1}).")
+                raise KeyTwice(f"duplicate key {key!r} (line {key_node.start_mark.line + 1}).")
             keys.add(key)
 
 

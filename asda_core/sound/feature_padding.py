@@ -27,10 +27,10 @@ def fill_features(
     """
     if not hasattr(front_end, "filling"):
         raise ConfigError(
-            "data.padding is 'features' (which compat: released sets), but this front end does not say what to fill "
-            "with (filling); data.padding: silence fills the audio."
+            "data.padding is 'features' (which compat: released sets), but this front end defines no value to pad "
+            "with (filling); data.padding: silence pads the audio."
         )
     whole = (num_samples - front_end.window_samples) // front_end.hop_samples + 1  # (B,), 0 or less below one window
-    behind = torch.arange(features.shape[2], device=features.device) >= sent(whole, features.device)[:, None]
-    filled: Tensor = torch.where(behind[:, None], front_end.filling, features)
+    is_padding = torch.arange(features.shape[2], device=features.device) >= sent(whole, features.device)[:, None]
+    filled: Tensor = torch.where(is_padding[:, None], front_end.filling, features)
     return filled

@@ -42,5 +42,5 @@ def whole_flac(sound: SoundFile, file: Path, content: bytes | None) -> Float[Ten
             decoded = miniaudio.flac_read_f32(content)
     except (miniaudio.MiniaudioError, OSError, ValueError):
         return None
-    same = (len(decoded.samples), decoded.sample_rate, decoded.nchannels) == (len(sound), sound.samplerate, 1)
-    return torch.frombuffer(decoded.samples, dtype=torch.float32) if same else None
+    matches = (len(decoded.samples), decoded.sample_rate, decoded.nchannels) == (len(sound), sound.samplerate, 1)
+    return torch.frombuffer(decoded.samples, dtype=torch.float32) if matches else None

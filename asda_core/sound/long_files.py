@@ -54,13 +54,13 @@ class StreamedSound:
     def __init__(self, file: str | Path, sample_rate: int, resample_along: ResampleAxis = "time") -> None:
         self.file, self.sample_rate = Path(file), sample_rate
         with opened(file) as sound:
-            promised, rate = len(sound), sound.samplerate
+            stated, rate = len(sound), sound.samplerate
             self.wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
-        found = self._counted(promised, sample_rate if self.wrong_axis else rate)
-        if not found:
-            raise AudioError(f"cannot use {file}: it holds no samples from 0 s on.")
-        same = self.wrong_axis or rate == sample_rate
-        self.num_samples = found if same else resampled_length(found, rate, sample_rate)
+        counted = self._count_samples(stated, sample_rate if self.wrong_axis else rate)
+        if not counted:
+            raise AudioError(f"cannot use {file}: it holds no samples from 0 s onwards.")
+        same_rate = self.wrong_axis or rate == sample_rate
+        self.num_samples = counted if same_rate else resampled_length(counted, rate, sample_rate)
         self._blocks, self._first, self._held = self._new_blocks(), 0, torch.empty(0)
 
     def mean(self) -> float:
@@ -81,25 +81,25 @@ class StreamedSound:
         while self._first + len(self._held) < stop:
             block = next(self._blocks, None)
             if block is None:
-                raise AudioError(f"cannot read {self.file}: it has changed while it was read.")
-            behind = min(max(0, start - self._first), len(self._held))
-            self._held = torch.cat([self._held[behind:], block])
-            self._first += behind
+                raise AudioError(f"cannot read {self.file}: it changed while being read.")
+            num_dropped = min(max(0, start - self._first), len(self._held))
+            self._held = torch.cat([self._held[num_dropped:], block])
+            self._first += num_dropped
         return self._held[start - self._first : stop - self._first]
 
-    def _counted(self, promised: int, row_rate: int) -> int:
-        """Count the samples that the file really holds, and check them."""
-        found, error = 0, None
+    def _count_samples(self, stated: int, row_rate: int) -> int:
+        """Count the samples that the file actually contains, and check them."""
+        counted, error = 0, None
         try:
             with opened(self.file) as sound:
-                found = checked_length(mono_blocks(sound, promised, row_rate, STREAM_SAMPLES), str(self.file))
-        except AudioError as raised:
-            error = raised
-        if found < promised and not _fits(promised):
-            raise AudioError(f"cannot use {self.file}: its header tells of {promised} samples.")
+                counted = checked_length(mono_blocks(sound, stated, row_rate, STREAM_SAMPLES), str(self.file))
+        except AudioError as caught:
+            error = caught
+        if counted < stated and not _fits_memory(stated):
+            raise AudioError(f"cannot use {self.file}: its header states {stated} samples, too many for memory.")
         if error:
             raise error
-        return found
+        return counted
 
     def _new_blocks(self) -> Iterator[Tensor]:
         """Yield all samples at the target rate, in blocks."""
@@ -132,19 +132,19 @@ def resampled_blocks(blocks: Iterable[Tensor], rate: int, sample_rate: int) -> I
         return
     old, new = periods(rate, sample_rate)
     overlap = OVERLAP_PERIODS * old
-    held, context, taken, given = torch.empty(0), 0, 0, 0
+    buffer, context, num_read, num_yielded = torch.empty(0), 0, 0, 0
     for block in blocks:
-        held, taken = torch.cat([held, block]), taken + len(block)
-        ready = (len(held) - context - overlap) // old * old
+        buffer, num_read = torch.cat([buffer, block]), num_read + len(block)
+        ready = (len(buffer) - context - overlap) // old * old
         if ready <= 0:
             continue
-        made = torchaudio.functional.resample(held[: context + ready + overlap], old, new)
-        yield made[context // old * new :][: ready // old * new]
-        given += ready // old * new
-        kept = min(context + ready, overlap)
-        held, context = held[context + ready - kept :], kept
-    if (left := resampled_length(taken, rate, sample_rate) - given) > 0:
-        yield torchaudio.functional.resample(held, old, new)[context // old * new :][:left]
+        resampled = torchaudio.functional.resample(buffer[: context + ready + overlap], old, new)
+        yield resampled[context // old * new :][: ready // old * new]
+        num_yielded += ready // old * new
+        new_context = min(context + ready, overlap)
+        buffer, context = buffer[context + ready - new_context :], new_context
+    if (remaining := resampled_length(num_read, rate, sample_rate) - num_yielded) > 0:
+        yield torchaudio.functional.resample(buffer, old, new)[context // old * new :][:remaining]
 
 
 def checked_length(blocks: Iterable[Tensor], name: str) -> int:
@@ -153,24 +153,24 @@ def checked_length(blocks: Iterable[Tensor], name: str) -> int:
     Raises:
         AudioError: NaN, infinite or absurdly large samples.
     """
-    total, bad, first, largest = 0, 0, 0, 0.0
+    total, num_bad, first, largest = 0, 0, 0, 0.0
     for block in blocks:
-        low, high = (float(edge) for edge in torch.aminmax(block))  # NaN if any sample is
+        low, high = (float(value) for value in torch.aminmax(block))  # NaN if any sample is
         if math.isfinite(low) and math.isfinite(high):
             largest = max(largest, -low, high)
         else:
-            wrong = ~torch.isfinite(block)
-            first = first if bad else total + int(wrong.nonzero()[0])
-            bad += int(wrong.sum())
+            mask = ~torch.isfinite(block)
+            first = first if num_bad else total + int(mask.nonzero()[0])
+            num_bad += int(mask.sum())
         total += len(block)
-    if bad:
-        raise not_finite(name, bad, [first])
+    if num_bad:
+        raise not_finite(name, num_bad, [first])
     if largest > MAX_AMPLITUDE:
         raise absurd(name, largest)
     return total
 
 
-def _fits(num_samples: int) -> bool:
+def _fits_memory(num_samples: int) -> bool:
     """Whether `num_samples` fit into memory: damaged headers may state more."""
     try:
         torch.empty(num_samples)

@@ -37,7 +37,7 @@ def lead(sound: SoundFile, first: int) -> int:
 
 
 def lost_samples(sound: SoundFile, file: Path, content: bytes | None) -> int:
-    """Number of samples of an open MP3 file that libsndfile does not know of; 0 for other formats.
+    """Number of samples of an open MP3 file that libsndfile would not read; 0 for other formats.
 
     Args:
         sound: the file as libsndfile opened it.
@@ -47,38 +47,38 @@ def lost_samples(sound: SoundFile, file: Path, content: bytes | None) -> int:
     if not INSTALLED or sound.format != FORMAT:
         return 0
     if content is None:
-        facts = os.stat(file)
-        counted = _counted_in(os.path.abspath(file), facts.st_size, facts.st_mtime_ns)
+        stat = os.stat(file)
+        counted = _count_in_file(os.path.abspath(file), stat.st_size, stat.st_mtime_ns)
     else:
-        counted = 0 if _tells_length(content[: FIRST_BYTES + _behind_id3(content[:ID3_BYTES])]) else _counted(content)
+        counted = 0 if _states_length(content[: FIRST_BYTES + _after_id3(content[:ID3_BYTES])]) else _count(content)
     lost = counted - len(sound)
     return lost if lost > SLACK_SAMPLES else 0
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _counted_in(file: str, size: int, changed: int) -> int:
+def _count_in_file(file: str, size: int, modified: int) -> int:
     """Number of samples of a file that does not state its length; 0 if it does. Size and time are for the cache."""
-    with open(file, "rb") as opened:
-        skipped = _behind_id3(opened.read(ID3_BYTES))
-        opened.seek(skipped)
-        if _tells_length(opened.read(FIRST_BYTES)):
+    with open(file, "rb") as stream:
+        start = _after_id3(stream.read(ID3_BYTES))
+        stream.seek(start)
+        if _states_length(stream.read(FIRST_BYTES)):
             return 0
-        opened.seek(0)
-        return _counted(opened.read())
+        stream.seek(0)
+        return _count(stream.read())
 
 
-def _behind_id3(head: bytes) -> int:
+def _after_id3(head: bytes) -> int:
     """Offset of the first frame: the size of the tag is stored in four bytes of seven bits."""
     if not head.startswith(ID3) or len(head) < ID3_BYTES:
         return 0
     return ID3_BYTES + functools.reduce(lambda size, byte: size << 7 | byte & 0x7F, head[6:ID3_BYTES], 0)
 
 
-def _tells_length(head: bytes) -> bool:
+def _states_length(head: bytes) -> bool:
     return any(tag in head for tag in TAGS)
 
 
-def _counted(content: bytes) -> int:
+def _count(content: bytes) -> int:
     import miniaudio
 
     try:

@@ -25,8 +25,8 @@ EXIT_STOPPED = 130
 def named(function: str) -> Callable[..., Any]:
     """Import the function that "module:function" names."""
     module, _, name = function.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+    imported: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return imported
 
 
 def output_folder(text: str) -> Path:
@@ -36,11 +36,11 @@ def output_folder(text: str) -> Path:
         AsdaError: the name is empty, or the path is a file or lies within one.
     """
     if not text:
-        raise AsdaError("the name of the folder to write to is empty.")
+        raise AsdaError("the name of the output folder is empty.")
     path = Path(text)
-    there = next((each for each in (path, *path.parents) if each.exists()), path)
-    if there.exists() and not there.is_dir():
-        raise AsdaError(f"{there} is a file, and a folder to write to is wanted.")
+    existing = next((parent for parent in (path, *path.parents) if parent.exists()), path)
+    if existing.exists() and not existing.is_dir():
+        raise AsdaError(f"{existing} is a file; expected an output folder.")
     return path
 
 
@@ -82,12 +82,12 @@ class Program:
         """Return the parser for these arguments, or with None for those of all commands."""
         parser = argparse.ArgumentParser(prog=self.name, description=self.description)
         parser.add_argument("--version", action="version", version=f"{self.name} {__version__}")
-        added = parser.add_subparsers(required=True, metavar="COMMAND")
-        asked = None if arguments is None else next((each for each in arguments if not each.startswith("-")), "")
+        subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+        requested = None if arguments is None else next((word for word in arguments if not word.startswith("-")), "")
         for command in self.commands:
-            below = added.add_parser(command.name, help=command.help)
-            if asked in (None, command.name):
-                command.add_arguments(below)
+            subparser = subparsers.add_parser(command.name, help=command.help)
+            if requested in (None, command.name):
+                command.add_arguments(subparser)
         return parser
 
     def run(self, arguments: Sequence[str] | None = None) -> int:
@@ -96,15 +96,15 @@ class Program:
         Args:
             arguments: by default those of this process.
         """
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        _open_what_is_closed()
+        argv = list(sys.argv[1:] if arguments is None else arguments)
+        _open_closed_streams()
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes
         try:
-            parsed = self.parser(given).parse_args(given)
-            _refuse_nothing(given)
-            parsed.given = given  # passed on to worker processes too
-            with _interrupts_held():
+            parsed = self.parser(argv).parse_args(argv)
+            _reject_empty(argv)
+            parsed.given = argv  # passed on to worker processes too
+            with _interrupts_deferred():
                 run = named(parsed.run)
             run(parsed)
         except TrainingStopped as stopped:
@@ -121,12 +121,12 @@ class Program:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_ERROR
         except KeyboardInterrupt:
-            print("stopped; the same command resumes after what was finished.", file=sys.stderr)
+            print("stopped; run the same command again to resume.", file=sys.stderr)
             return EXIT_STOPPED
         return 0
 
 
-def _open_what_is_closed() -> None:
+def _open_closed_streams() -> None:
     """Discard output to a stdout or stderr that the shell has closed (`2>&-`), so that nothing else breaks."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -134,37 +134,37 @@ def _open_what_is_closed() -> None:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_deferred() -> Iterator[None]:
     """Defer Ctrl-C until the modules are imported: some swallow it. A second one takes effect at once.
 
     If SIGINT has another handler, or is ignored as in a background process of a script, it is left as it is.
     """
-    before, held = signal.getsignal(signal.SIGINT), []
+    before, caught = signal.getsignal(signal.SIGINT), []
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def hold(number: int, frame: FrameType | None) -> None:
-        held.append(number)
+    def defer(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
         signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, hold)
+    signal.signal(signal.SIGINT, defer)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if held:
+    if caught:
         raise KeyboardInterrupt
 
 
-def _refuse_nothing(given: Sequence[str]) -> None:
+def _reject_empty(arguments: Sequence[str]) -> None:
     """Reject empty arguments: `--data "$AUDIO"` with AUDIO not set would otherwise mean the current folder.
 
     Raises:
         AsdaError: naming the option.
     """
     option = ""
-    for text in given:
-        if not text.strip():
-            raise AsdaError(f"what is given to {option or 'the command'} is empty; is a variable not set?")
-        option = text if text.startswith("--") else option
+    for argument in arguments:
+        if not argument.strip():
+            raise AsdaError(f"an argument of {option or 'the command'} is empty; is a variable not set?")
+        option = argument if argument.startswith("--") else option

@@ -54,9 +54,9 @@ def part_of(file: Path) -> Path:
 def write_open(file: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a new file, and give it the default permissions: safetensors makes its files private."""
     file.touch()
-    usual = file.stat().st_mode
+    mode = file.stat().st_mode
     write(file)
-    file.chmod(usual)
+    file.chmod(mode)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -75,11 +75,11 @@ def append_line(file: Path, line: str) -> None:
 
 def json_lines(file: Path) -> list[Any]:
     """Parse the lines of a file, which need not exist; lines that a kill or a full disk has cut off are skipped."""
-    found = []
+    values = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
         with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+            values.append(json.loads(line))
+    return values
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -102,10 +102,10 @@ def files_below(folder: Path) -> Iterator[Path]:
     return _files_below(folder, (), None)
 
 
-def _files_below(folder: Path, above: tuple[str, ...], entered: set[str] | None) -> Iterator[Path]:
-    """`above`: real paths of the parent folders; `entered`: those of folders entered behind the current link."""
+def _files_below(folder: Path, parents: tuple[str, ...], entered: set[str] | None) -> Iterator[Path]:
+    """`parents`: real paths of the parent folders; `entered`: those of folders entered behind the current link."""
     real = os.path.realpath(folder)
-    if real in above or (entered is not None and real in entered):
+    if real in parents or (entered is not None and real in entered):
         return
     if entered is not None:
         entered.add(real)
@@ -115,8 +115,8 @@ def _files_below(folder: Path, above: tuple[str, ...], entered: set[str] | None)
         return
     for entry in entries:
         if _is_folder(entry):
-            behind = set() if entered is None and entry.is_symlink() else entered
-            yield from _files_below(Path(entry.path), (*above, real), behind)
+            entered_next = set() if entered is None and entry.is_symlink() else entered
+            yield from _files_below(Path(entry.path), (*parents, real), entered_next)
         else:
             yield Path(entry.path)
 

@@ -28,18 +28,18 @@ def locked(file: Path, timeout: float = -1, poll_interval: float = POLL_SECONDS)
         Timeout: another process holds it.
         ConfigError: the disk does not support locks.
     """
-    held = FileLock(file, timeout=timeout, poll_interval=poll_interval)
+    lock = FileLock(file, timeout=timeout, poll_interval=poll_interval)
     try:
-        held.acquire()
+        lock.acquire()
     except NotImplementedError:
         raise ConfigError(
-            f"{file.parent} is on a disk that knows no locks (flock), which keep several processes apart; "
+            f"{file.parent} is on a disk that does not support locks (flock), which keep several processes apart; "
             "write to another disk."
         ) from None
     try:
         yield
     finally:
-        held.release()
+        lock.release()
 
 
 @contextmanager
@@ -55,14 +55,17 @@ def alone_in(folder: Path, lock: str, does: str) -> Iterator[None]:
         ConfigError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / lock)
+    file_lock = FileLock(folder / lock)
     try:
-        held.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"another process {does} {folder}; wait for it, or give another folder.") from None
+        raise ConfigError(f"another process {does} {folder}; wait for it, or use another folder.") from None
     except NotImplementedError:
-        print(f"warning: the disk of {folder} knows no locks (flock): start no second process there.", file=sys.stderr)
+        print(
+            f"warning: the disk of {folder} does not support locks (flock); do not start a second process there.",
+            file=sys.stderr,
+        )
     try:
         yield
     finally:
-        held.release()
+        file_lock.release()

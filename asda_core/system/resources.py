@@ -63,15 +63,15 @@ class Cost:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self._on_gpu = torch.cuda.memory_allocated()
-        self._watch = threading.Thread(target=self._look, daemon=True)
-        self._watch.start()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._watch.join()
+        self._sampler.join()
         self._count()
 
     def _count(self) -> None:
@@ -80,15 +80,15 @@ class Cost:
         on_gpu = torch.cuda.max_memory_allocated() - self._on_gpu if torch.cuda.is_available() else 0
         self.mebibytes = (on_gpu or max(0, self._peak - self._before)) / MEBIBYTE
 
-    def _look(self) -> None:
-        noted = self._start
+    def _sample(self) -> None:
+        last_note = self._start
         pause = SAMPLED_EVERY_SECONDS
         while not self._stop.wait(pause):
             start = time.thread_time()  # without the time spent waiting for other threads
             self._peak = max(self._peak, _in_use())
             pause = max(SAMPLED_EVERY_SECONDS, (time.thread_time() - start) / LOOKING_SHARE)
-            if self._note is not None and time.monotonic() - noted > NOTED_EVERY_SECONDS:
-                noted = time.monotonic()
+            if self._note is not None and time.monotonic() - last_note > NOTED_EVERY_SECONDS:
+                last_note = time.monotonic()
                 self._count()
                 self._note(self)
 
@@ -108,25 +108,25 @@ def counted(file: Path, name: str) -> Iterator[dict[str, float]]:
         before: dict[str, float] = json.loads(file.read_text())
     except (OSError, ValueError):
         before = {}
-    spent = dict(before)
+    total = dict(before)
 
     def note(cost: Cost) -> None:
-        earlier = {kind: before.get(f"{name}_{kind}", 0.0) for kind in ("seconds", "cpu_seconds", "mebibytes")}
-        spent[f"{name}_seconds"] = round(earlier["seconds"] + cost.seconds, 2)
-        spent[f"{name}_cpu_seconds"] = round(earlier["cpu_seconds"] + cost.cpu_seconds, 2)
-        spent[f"{name}_mebibytes"] = round(max(earlier["mebibytes"], cost.mebibytes), 1)
+        earlier = {key: before.get(f"{name}_{key}", 0.0) for key in ("seconds", "cpu_seconds", "mebibytes")}
+        total[f"{name}_seconds"] = round(earlier["seconds"] + cost.seconds, 2)
+        total[f"{name}_cpu_seconds"] = round(earlier["cpu_seconds"] + cost.cpu_seconds, 2)
+        total[f"{name}_mebibytes"] = round(max(earlier["mebibytes"], cost.mebibytes), 1)
         if file.parent.is_dir():  # a run that is rejected at once leaves no folder behind
-            write_text(file, json.dumps(spent))
+            write_text(file, json.dumps(total))
 
-    def note_if_there_is_room(cost: Cost) -> None:
+    def try_note(cost: Cost) -> None:
         with contextlib.suppress(OSError):
             note(cost)
 
     importlib.import_module(IMPORTED_BY_UPDATES)
-    cost = Cost(note_if_there_is_room)
+    cost = Cost(try_note)
     try:
         with cost:
-            yield spent
+            yield total
     finally:
         note(cost)
 
@@ -159,17 +159,17 @@ def _heap() -> Callable[[], int] | None:
     mallinfo.restype, library.malloc.restype = _Mallinfo, ctypes.c_void_p
     library.malloc.argtypes, library.free.argtypes = (ctypes.c_size_t,), (ctypes.c_void_p,)
 
-    def given_out() -> int:
+    def allocated() -> int:
         heap = mallinfo()
         return int(heap.uordblks + heap.hblkhd)  # within its arenas, and mapped separately
 
     for _ in range(PROBES):
-        before = given_out()
+        before = allocated()
         probe = library.malloc(MEBIBYTE)
-        seen = given_out() - before >= MEBIBYTE
+        is_counted = allocated() - before >= MEBIBYTE
         library.free(probe)
-        if seen:
-            return given_out
+        if is_counted:
+            return allocated
     return None
 
 

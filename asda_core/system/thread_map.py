@@ -24,19 +24,19 @@ def in_order(
         ahead: results per thread that may be queued behind earlier ones.
     """
     with ThreadPoolExecutor(jobs, "jobs") as pool:
-        waiting: deque[tuple[ItemT, Future[ResultT]]] = deque()
+        pending: deque[tuple[ItemT, Future[ResultT]]] = deque()
         try:
             for item in items:
-                waiting.append((item, pool.submit(work, item)))
-                if len(waiting) > jobs * ahead:
-                    yield _first(waiting)
-            while waiting:
-                yield _first(waiting)
+                pending.append((item, pool.submit(work, item)))
+                if len(pending) > jobs * ahead:
+                    yield _first(pending)
+            while pending:
+                yield _first(pending)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _first(waiting: deque[tuple[ItemT, Future[ResultT]]]) -> tuple[ItemT, ResultT]:
+def _first(pending: deque[tuple[ItemT, Future[ResultT]]]) -> tuple[ItemT, ResultT]:
     """Return the first result and drop its future, so that only the caller refers to the result."""
-    item, made = waiting.popleft()
-    return item, made.result()
+    item, future = pending.popleft()
+    return item, future.result()

@@ -55,7 +55,7 @@ def read_shard(text: str) -> Shard:
     """Parse a shard: "2/5" is the second of five parts."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 2/5.")
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N, such as 2/5.")
     try:
         return Shard(int(index), int(count))
     except ConfigError as error:
@@ -65,8 +65,8 @@ def read_shard(text: str) -> Shard:
 def with_options(given: Sequence[str], options: Sequence[str]) -> list[str]:
     """Add options to a command line, which override existing ones: at its end, or before a "--" with what follows."""
     end = list(given).index("--") if "--" in given else len(given)
-    behind = given[end:] if len(given) > end + 1 else []
-    return [*given[:end], *options, *behind]
+    rest = given[end:] if len(given) > end + 1 else []
+    return [*given[:end], *options, *rest]
 
 
 def begin(command: Sequence[str], log: Path, threads: int) -> Worker:
@@ -77,10 +77,10 @@ def begin(command: Sequence[str], log: Path, threads: int) -> Worker:
         log: the file.
         threads: number of torch threads, unless the environment sets it.
     """
-    settings = {THREADS: os.environ.get(THREADS) or str(threads)}
+    variables = {THREADS: os.environ.get(THREADS) or str(threads)}
     with log.open("w") as opened:
         return subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=opened, stderr=opened, env={**os.environ, **settings},
+            [sys.executable, "-m", *command], stdout=opened, stderr=opened, env={**os.environ, **variables},
             start_new_session=True,  # Ctrl-C reaches it once, through this process
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
@@ -99,11 +99,11 @@ class Ended:
     logs: Sequence[Path]
 
     def left_work(self) -> str:
-        """Message of an error: exit codes, whether the same command does the rest, last lines of the logs."""
-        ends = tails(self.logs)
-        refused = set(self.codes) == {EXIT_ERROR} and "error: " in ends  # the same command would fail again
-        then = "" if refused else "; the same command does them"
-        return f"the processes have ended ({list(self.codes)}){then}. {ends}"
+        """Message of an error: exit codes, whether the same command resumes, last lines of the logs."""
+        last_lines = tails(self.logs)
+        rejected = set(self.codes) == {EXIT_ERROR} and "error: " in last_lines  # the same command would fail again
+        advice = "" if rejected else "; run the same command again to resume"
+        return f"the processes exited with codes {list(self.codes)}{advice}. {last_lines}"
 
 
 def run_workers(
@@ -177,5 +177,5 @@ def stop(workers: Sequence[Worker]) -> None:
 
 def tails(logs: Sequence[Path]) -> str:
     """The last lines of logs; identical ones are given once."""
-    ends = [" ".join(log.read_text().splitlines()[-TAIL_LINES:]) for log in logs if log.exists()]
-    return " | ".join(dict.fromkeys(ends))
+    last_lines = [" ".join(log.read_text().splitlines()[-TAIL_LINES:]) for log in logs if log.exists()]
+    return " | ".join(dict.fromkeys(last_lines))

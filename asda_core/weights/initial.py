@@ -24,7 +24,7 @@ def parts_to_train(config: RunConfig, catalog: Catalog, init: Checkpoint | None)
         CheckpointError: as in `start_from`.
     """
     if config.adapter is not None and init is None:
-        raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: begin with one (--init).")
+        raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: give one with --init.")
     parts = build_parts(catalog, config) if init is None else start_from(init, catalog, config)
     check_clip(parts.front_end, parts.encoder, config.data.clip_seconds)
     model_tensors(parts, with_objective=True)
@@ -54,15 +54,16 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
     if holds_objective(checkpoint):
         tensors = dict(checkpoint.tensors)
         if bare and config.adapter is not None:
-            own = {f"objective.{name}": tensor for name, tensor in parts.objective.state_dict().items()}
+            new = {f"objective.{name}": tensor for name, tensor in parts.objective.state_dict().items()}
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(ABOVE_TEACHER)}
-            tensors |= {name: tensor for name, tensor in own.items() if name.startswith(ABOVE_TEACHER)}
+            tensors |= {name: tensor for name, tensor in new.items() if name.startswith(ABOVE_TEACHER)}
         try:
             load_strict(parts.objective, tensors, "objective.", checkpoint.file)
         except CheckpointError as error:
             raise ConfigError(
-                f"the objective of the run is another one than that of the checkpoint. `asda show {checkpoint.file}` "
-                f"prints a config that fits; an encoder alone begins with a new one. {error}"
+                f"the objective of the run differs from that of the checkpoint. `asda show {checkpoint.file}` "
+                "prints a config that fits; to train with another objective, start from a checkpoint of the encoder "
+                f"alone (model.safetensors). {error}"
             ) from None
     return parts
 
@@ -76,12 +77,12 @@ def check_fits(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> N
     before = checkpoint.config.adapter
     if before is not None and (config.adapter is None or config.adapter.name != before.name):
         raise ConfigError(
-            f"the run is another model than {checkpoint.file}, which has the adapter {before.name!r}: adapters neither "
-            f"stack nor come off; set adapter: {before.name}."
+            f"the model of the run differs from {checkpoint.file}, which has the adapter {before.name!r}: adapters can "
+            f"neither be stacked nor removed; set adapter: {before.name}."
         )
     mixer: Any = catalog.find("mixer", config.encoder.mixer.name).spec
     with blamed_on_versions(other_versions(checkpoint.plugins, catalog)):
-        ours, theirs = (_meant(catalog, run) for run in (config, checkpoint.config))
+        ours, theirs = (_model_settings(catalog, run) for run in (config, checkpoint.config))
     if checkpoint.config.encoder.mixer.name in mixer.takes_over:
         theirs = {key: value for key, value in theirs.items() if not key.startswith(OF_MIXER) or key in ours}
         theirs["encoder.mixer.name"] = config.encoder.mixer.name
@@ -89,9 +90,9 @@ def check_fits(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> N
     if before is None:
         ours = {key: value for key, value in ours.items() if not key.startswith("adapter")}
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    if other := [f"{key} {ours.get(key)}, not {theirs.get(key)}" for key in keys]:
+    if differences := [f"{key} {ours.get(key)}, not {theirs.get(key)}" for key in keys]:
         raise ConfigError(
-            f"the run is another model than {checkpoint.file}: {'; '.join(other)}. "
+            f"the model of the run differs from {checkpoint.file}: {'; '.join(differences)}. "
             f"`asda show {checkpoint.file}` prints a config that fits."
         )
 
@@ -101,7 +102,7 @@ def holds_objective(checkpoint: Checkpoint) -> bool:
     return any(name.startswith("objective.") for name in checkpoint.tensors)
 
 
-def _meant(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
+def _model_settings(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
     """Everything that determines what a model computes, with all options of its plugins, except for unused keys."""
     encoder = config.encoder
     shape = {f"encoder.{item.name}": getattr(encoder, item.name) for item in fields(encoder) if item.name != "mixer"}
@@ -113,10 +114,10 @@ def _meant(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
     chosen = [("front end", "front_end", config.front_end), ("mixer", "encoder.mixer", encoder.mixer)]
     if config.adapter is not None:
         chosen.append(("adapter", "adapter", config.adapter))
-    meant: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for family, path, choice in chosen:
         spec = catalog.find(family, choice.name).spec
         options = to_plain(resolved(catalog, family, choice, path, config.compat))
-        meant |= {f"{path}.options.{key}": v for key, v in options.items() if key not in spec.without_influence}
-        meant[f"{path}.name"] = choice.name
-    return {**shape, **meant}
+        settings |= {f"{path}.options.{key}": v for key, v in options.items() if key not in spec.without_influence}
+        settings[f"{path}.name"] = choice.name
+    return {**shape, **settings}

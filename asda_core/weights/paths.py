@@ -41,9 +41,9 @@ def labelled_path(option: str, text: str) -> tuple[str, str]:
     if not equals or Path(text).exists():
         return "", text
     if not path:
-        raise ConfigError(f"{option} {text!r}: behind {label!r} there is no path; is a variable not set?")
+        raise ConfigError(f"{option} {text!r}: no path after {label!r}; is a variable not set?")
     if not label:
-        raise ConfigError(f"{option} {text!r}: nothing, which stands before the =, cannot be a label.")
+        raise ConfigError(f"{option} {text!r}: the empty text before the = cannot be a label.")
     return label, path
 
 

@@ -22,25 +22,25 @@ def stored_plugins(step: Path | None) -> Plugins | None:
     """Return the plugins that made the weights of a step; None without a step."""
     if step is None:
         return None
-    found: Plugins = json.loads(safetensors_metadata(step / MODEL_FILE)["plugins"])
-    return found
+    plugins: Plugins = json.loads(safetensors_metadata(step / MODEL_FILE)["plugins"])
+    return plugins
 
 
 def other_versions(plugins: Plugins, catalog: Catalog) -> list[str]:
     """One sentence for each third-party plugin that is installed in another version than the one of the weights."""
-    told = []
+    sentences = []
     for family, stored in plugins.items():
         offer = catalog.offers.get((family, stored["name"]))
         if offer and offer.distribution not in (OWN_DISTRIBUTION, GIVEN) and offer.origin != stored:
-            made, now = (f"{of['distribution']} {of['version']}" for of in (stored, offer.origin))
-            told.append(f"It was made with the {family} {stored['name']!r} of {made}, and {now} is installed.")
-    return told
+            then, now = (f"{of['distribution']} {of['version']}" for of in (stored, offer.origin))
+            sentences.append(f"It was made with the {family} {stored['name']!r} of {then}, and {now} is installed.")
+    return sentences
 
 
 def warn_of_other_versions(plugins: Plugins, file: Path, catalog: Catalog) -> None:
     """Warn of `other_versions` on stderr: the output of the model may differ."""
     for sentence in other_versions(plugins, catalog):
-        print(f"warning: {file} may answer otherwise than it did. {sentence}", file=sys.stderr)
+        print(f"warning: {file} may give other outputs than before. {sentence}", file=sys.stderr)
 
 
 @contextmanager

@@ -64,20 +64,20 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
-        raise DamagedFileError(f"cannot read {file}: {_what_it_is(file)} ({error})") from None
+        raise DamagedFileError(f"cannot read {file}: {_description(file)} ({error})") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {_what_it_is(file)} ({error})") from None
+        raise CheckpointError(f"cannot read {file}: {_description(file)} ({error})") from None
 
 
-def _what_it_is(file: Path) -> str:
+def _description(file: Path) -> str:
     if not file.is_file():
-        return "it is not there"
+        return "it does not exist"
     with file.open("rb") as opened:
         start = opened.read(4)
-    known = {
+    descriptions = {
         b"PK\x03\x04": "it is a zip archive, as torch.save writes; its pickle is not opened",
         b"": "it is empty",
     }
     if start[:1] == b"\x80" and start[1:2] in PICKLE_PROTOCOLS:
         return "it is a pickle, which could run code when opened, so it is not opened"
-    return known.get(start[:4], "it is no checkpoint, or a truncated one")
+    return descriptions.get(start[:4], "it is not a checkpoint, or a truncated one")

@@ -32,8 +32,8 @@ def labelled(axis: str, choices: Any) -> dict[str, dict[str, Any]]:
             f"axis {axis!r} must be a list of values, or labels with {{config key: value}}, not {choices!r}."
         )
     names = [label for label, _ in pairs]
-    if twice := [label for label in names if names.count(label) > 1]:
-        raise ConfigError(f"axis {axis!r} has two labels {twice[0]!r}.")
+    if duplicates := [label for label in names if names.count(label) > 1]:
+        raise ConfigError(f"axis {axis!r} has the label {duplicates[0]!r} twice.")
     return dict(pairs)
 
 
@@ -50,12 +50,12 @@ def flat(changes: Changes) -> dict[str, Any]:
     Raises:
         ConfigError: the same value is set twice.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in _leaves(changes):
-        if key in found:
+        if key in values:
             raise ConfigError(f"{key} is set twice.")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def _leaves(changes: Changes, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -63,7 +63,7 @@ def _leaves(changes: Changes, above: str = "") -> Iterator[tuple[str, Any]]:
         dotted = f"{above}{key}"
         if dotted in PLUGINS and isinstance(value, Mapping) and "name" in value:
             yield dotted, value["name"]
-            yield from _leaves({inner: each for inner, each in value.items() if inner != "name"}, f"{dotted}.")
+            yield from _leaves({inner: option for inner, option in value.items() if inner != "name"}, f"{dotted}.")
         elif dotted in NAMES:
             yield dotted.removesuffix(".name"), value
         elif _is_nested(value):
@@ -83,10 +83,12 @@ def check_apart(axes: Axes) -> None:
     Raises:
         ConfigError: there are two such axes; the message names both and the key.
     """
-    decided = {axis: {key for changes in labels.values() for key in flat(changes)} for axis, labels in axes.items()}
+    keys_by_axis = {
+        axis: {key for changes in labels.values() for key in flat(changes)} for axis, labels in axes.items()
+    }
     for one, other in itertools.combinations(axes, 2):
-        if both := decided[one] & decided[other]:
-            raise ConfigError(f"the axes {one!r} and {other!r} both set {min(both)}.")
+        if common := keys_by_axis[one] & keys_by_axis[other]:
+            raise ConfigError(f"the axes {one!r} and {other!r} both set {min(common)}.")
 
 
 def together(of_all: Changes, changes: Changes) -> dict[str, Any]:
@@ -98,10 +100,10 @@ def together(of_all: Changes, changes: Changes) -> dict[str, Any]:
         of_all: changes for every cell.
         changes: changes of the cell's labels.
     """
-    usual, own = flat(of_all), flat(changes)
-    gone = tuple(f"{key}.options." for key in PLUGINS if key in own and key in usual)
-    kept = {key: value for key, value in usual.items() if key not in own and not key.startswith(gone)}
-    return dict(parents_first({**kept, **own}))
+    shared, own = flat(of_all), flat(changes)
+    dropped_prefixes = tuple(f"{key}.options." for key in PLUGINS if key in own and key in shared)
+    remaining = {key: value for key, value in shared.items() if key not in own and not key.startswith(dropped_prefixes)}
+    return dict(parents_first({**remaining, **own}))
 
 
 def check_effect(axes: Axes, made: Mapping[tuple[str, ...], str]) -> None:
@@ -114,19 +116,19 @@ def check_effect(axes: Axes, made: Mapping[tuple[str, ...], str]) -> None:
     Raises:
         ConfigError: there are two such labels; the message names both, and what they set.
     """
-    for place, (axis, labels) in enumerate(axes.items()):
+    for position, (axis, labels) in enumerate(axes.items()):
         for one, other in itertools.combinations(labels, 2):
-            with_one = [combination for combination in made if combination[place] == one]
-            if all(made[combination] == made[_put(combination, place, other)] for combination in with_one):
+            with_one = [combination for combination in made if combination[position] == one]
+            if all(made[combination] == made[_with_label(combination, position, other)] for combination in with_one):
                 keys = ", ".join(sorted(flat(labels[one]).keys() | flat(labels[other]).keys())) or "nothing"
                 raise ConfigError(
                     f"the labels {one!r} and {other!r} of the axis {axis!r} make the same cells: what they set "
-                    f"({keys}) is equal, or has no effect on a result."
+                    f"({keys}) is equal, or does not affect results."
                 )
 
 
-def _put(combination: Sequence[str], place: int, label: str) -> tuple[str, ...]:
-    return (*combination[:place], label, *combination[place + 1 :])
+def _with_label(combination: Sequence[str], position: int, label: str) -> tuple[str, ...]:
+    return (*combination[:position], label, *combination[position + 1 :])
 
 
 def differing(labels: Mapping[str, str], among: Collection[Mapping[str, str]]) -> dict[str, str]:

@@ -59,9 +59,9 @@ class Unit:
         """Name for messages."""
         if not self.cells:
             return f"baseline {self.baseline}"
-        first, every = self.cells[0], [cell.labels for cell in self.cells]
-        own = differing(first.labels, every)
-        shared = {axis: label for axis, label in first.labels.items() if axis not in own}
+        first, all_labels = self.cells[0], [cell.labels for cell in self.cells]
+        differing_labels = differing(first.labels, all_labels)
+        shared = {axis: label for axis, label in first.labels.items() if axis not in differing_labels}
         return f"{self.folder.name} ({text_of({**shared, 'seed': str(first.seed)})})"
 
 
@@ -93,16 +93,16 @@ class PlanWork:
         A budget that is spent early thus leaves fewer seeds, not fewer rows. The seeds of a combination are spread over
         the shards, so that none has all of a slow one.
         """
-        found = [Unit(self.baseline_folder(label), (), label) for label in self.plan.config.baselines]
-        turns = list(range(len(found)))
-        for place, seed in enumerate(self.plan.config.seeds):
+        units = [Unit(self.baseline_folder(label), (), label) for label in self.plan.config.baselines]
+        turns = list(range(len(units)))
+        for position, seed in enumerate(self.plan.config.seeds):
             by_name: dict[str, list[Cell]] = {}
             for cell in self.plan.cells:
                 if cell.seed == seed:
                     by_name.setdefault(cell.name, []).append(cell)
-            found += [Unit(self.store / CELLS / name, tuple(cells)) for name, cells in by_name.items()]
-            turns += range(place, place + len(by_name))
-        return [unit for unit, turn in zip(found, turns, strict=True) if turn % shard.count == shard.index - 1]
+            units += [Unit(self.store / CELLS / name, tuple(cells)) for name, cells in by_name.items()]
+            turns += range(position, position + len(by_name))
+        return [unit for unit, turn in zip(units, turns, strict=True) if turn % shard.count == shard.index - 1]
 
     def baseline_folder(self, label: str) -> Path:
         """Folder of a baseline, named also by its weights, since plans that share a store may reuse a label."""
@@ -128,7 +128,7 @@ def do_unit(work: PlanWork, unit: Unit) -> None:
         except TrainingStopped:
             raise
         except Exception as error:  # one set of options must not stop the others
-            failed.append((_heard_by(unit, options), error))
+            failed.append((_labels_with_options(unit, options), error))
     model = model_of(work, unit)
     if work.plan.noise and can_measure(model):
         measure(work.plan.noise, model, unit.folder, work.catalog, work.progress)
@@ -136,15 +136,15 @@ def do_unit(work: PlanWork, unit: Unit) -> None:
         where, first = failed[0]
         if not where:
             raise first
-        told = "; ".join(f"{labels}: {type(error).__name__}: {error}" for labels, error in failed)
-        raise OptionsFailed(told) from first
+        message = "; ".join(f"{labels}: {type(error).__name__}: {error}" for labels, error in failed)
+        raise OptionsFailed(message) from first
 
 
 class OptionsFailed(AsdaError):
     """Evaluation of a model failed with some of its sets of options."""
 
 
-def _heard_by(unit: Unit, options: Mapping[str, Any]) -> str:
+def _labels_with_options(unit: Unit, options: Mapping[str, Any]) -> str:
     """Return the labels that distinguish cells with these options from others of the training; "" if all have them."""
     cell = next((cell for cell in unit.cells if cell.options == options), None)
     return "" if cell is None else text_of(differing(cell.labels, [other.labels for other in unit.cells]))
@@ -163,11 +163,11 @@ def model_of(work: PlanWork, unit: Unit, options: Mapping[str, Any] | None = Non
 
 def different_options(work: PlanWork, unit: Unit) -> list[Mapping[str, Any]]:
     """Return the distinct `load_model` options with which the model of a unit is evaluated."""
-    found: list[Mapping[str, Any]] = [] if unit.cells else [baseline_options(work.plan, unit.baseline)]
+    distinct: list[Mapping[str, Any]] = [] if unit.cells else [baseline_options(work.plan, unit.baseline)]
     for cell in unit.cells:
-        if cell.options not in found:
-            found.append(cell.options)
-    return found
+        if cell.options not in distinct:
+            distinct.append(cell.options)
+    return distinct
 
 
 def is_done(work: PlanWork, unit: Unit) -> bool:
@@ -175,19 +175,19 @@ def is_done(work: PlanWork, unit: Unit) -> bool:
     model = model_of(work, unit)
     if unit.cells and not ((unit.folder / FACTS_FILE).exists() and Path(model).exists()):
         return False
-    if any(len(_heard(work, unit, options)) < len(work.tasks) for options in different_options(work, unit)):
+    if any(len(_finished_scores(work, unit, options)) < len(work.tasks) for options in different_options(work, unit)):
         return False
     return work.plan.noise is None or not can_measure(model) or unit_measured(work, unit) is not None
 
 
 def tasks_left(work: PlanWork, unit: Unit) -> list[str]:
     """Return the names of the tasks that a unit has no scores on, once for each set of options that lacks them."""
-    made = not unit.cells or Path(model_of(work, unit)).exists()
-    found = []
+    is_trained = not unit.cells or Path(model_of(work, unit)).exists()
+    names = []
     for options in different_options(work, unit):
-        scored = {score.task for score in _heard(work, unit, options)} if made else set()
-        found += [task.name for task in work.tasks if task.name not in scored]
-    return found
+        scored = {score.task for score in _finished_scores(work, unit, options)} if is_trained else set()
+        names += [task.name for task in work.tasks if task.name not in scored]
+    return names
 
 
 def unit_scores(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
@@ -195,17 +195,17 @@ def unit_scores(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[
     model = model_of(work, unit)
     if unit.cells and not Path(model).exists():
         return []
-    return _heard(work, unit, options) + as_scores(unit_measured(work, unit) or [])
+    return _finished_scores(work, unit, options) + as_scores(unit_measured(work, unit) or [])
 
 
 def unit_measured(work: PlanWork, unit: Unit) -> list[NoiseRow] | None:
     """Return how much attention of a unit falls on noise; None if not requested, not possible, or not done."""
     model, noise = model_of(work, unit), work.plan.noise
-    there = not unit.cells or Path(model).exists()
-    return read_measured(noise, model, unit.folder) if noise and there and can_measure(model) else None
+    is_trained = not unit.cells or Path(model).exists()
+    return read_measured(noise, model, unit.folder) if noise and is_trained and can_measure(model) else None
 
 
-def _heard(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
+def _finished_scores(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
     """Return the existing scores on HEAR's tasks."""
     folder = unit.folder / evaluation_name(work.plan, options)
     model = model_of(work, unit, options)
@@ -237,8 +237,8 @@ def _train(work: PlanWork, cell: Cell, folder: Path) -> None:
     with counted(folder / TIMES_FILE, "pretrain"):
         init = None if cell.init is None else read_model(cell.init)
         pretrain(cell.config, list(work.plan.audio), folder, work.catalog, device(), work.progress, init)
-    now = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_text(folder / FACTS_FILE, json.dumps({"made": {**environment(), **now}}, indent=1))
+    finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_text(folder / FACTS_FILE, json.dumps({"made": {**environment(), **finished}}, indent=1))
 
 
 def device() -> str:
@@ -251,8 +251,8 @@ def _write_facts(work: PlanWork, cell: Cell, folder: Path) -> None:
     file = folder / FACTS_FILE
     facts = read_stamp(file) or {}
     origins = read_checkpoint(folder / MODEL_FILE).plugins
-    if origins != (now := plugin_origins(work.catalog, cell.config)):
-        print(f"warning: {folder} was trained with {origins}, and {now} is installed; delete it to redo the cell.",
+    if origins != (installed := plugin_origins(work.catalog, cell.config)):
+        print(f"warning: {folder} was trained with {origins}, but {installed} is installed; delete it to retrain.",
               file=sys.stderr)  # fmt: skip
     if "size" not in facts:
         plugins = " ".join(f"{o['name']}={o['distribution']}-{o['version']}" for o in origins.values())

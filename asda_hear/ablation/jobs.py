@@ -38,13 +38,13 @@ def run_jobs(work: PlanWork, jobs: int, shard: Shard) -> list[ResultRow]:
         AsdaError: all processes died before the plan was done.
     """
     make_ready(work)
-    began = disk_time(work.store)
+    since = disk_time(work.store)
     command = ["asda_hear.cli", "ablate", str(work.plan.file), "--out", str(work.out), "--worker"]
     command += ["--store", str(work.store), "--shard", f"{shard.index}/{shard.count}"]
     bar, count_done = _progress(work, shard)
     ended = run_workers([command] * jobs, work.out / JOBS_FOLDER, share_of_processors(jobs), bar, count_done)
     rows = write_all_rows(work)
-    _report(work, shard, rows, began, ended)
+    _report(work, shard, rows, since, ended)
     return rows
 
 
@@ -67,7 +67,7 @@ def submit_jobs(
     if submitit is None:
         raise ConfigError('submitit is not installed: pip install "asda-hear[slurm]".')
     make_ready(work)
-    plan_file, out, began = work.plan.file.resolve(), work.out.resolve(), disk_time(work.store)
+    plan_file, out, since = work.plan.file.resolve(), work.out.resolve(), disk_time(work.store)
     try:
         executor = submitit.AutoExecutor(folder=out / CLUSTER_FOLDER, cluster=cluster)
         executor.update_parameters(name=f"asda-{plan_file.stem}", **parameters)
@@ -83,7 +83,7 @@ def submit_jobs(
     show_progress(*_progress(work, Shard()), lambda: not all(job.done() for job in submitted))
     rows = write_all_rows(work)
     codes = [0 if job.exception() is None else -1 for job in submitted]
-    _report(work, Shard(), rows, began, Ended(codes, sorted((out / CLUSTER_FOLDER).glob("*_log.err"))))
+    _report(work, Shard(), rows, since, Ended(codes, sorted((out / CLUSTER_FOLDER).glob("*_log.err"))))
     return rows
 
 
@@ -112,19 +112,19 @@ def _progress(work: PlanWork, shard: Shard) -> tuple["tqdm[Any]", Callable[[], i
     return bar, lambda: sum(is_done(work, unit) for unit in units)
 
 
-def _report(work: PlanWork, shard: Shard, rows: list[ResultRow], began: float, ended: Ended) -> None:
+def _report(work: PlanWork, shard: Shard, rows: list[ResultRow], since: float, ended: Ended) -> None:
     """Raise an error for what failed; report killed processes and a spent budget on stderr."""
-    left = [unit for unit in work.units(shard) if not is_done(work, unit)]
-    if dead := [code for code in ended.codes if code < 0]:
+    remaining = [unit for unit in work.units(shard) if not is_done(work, unit)]
+    if killed := [code for code in ended.codes if code < 0]:
         print(
-            f"{len(dead)} of {len(ended.codes)} processes were killed ({dead}); others took up their work.",
+            f"{len(killed)} of {len(ended.codes)} processes were killed ({killed}); the others take over their work.",
             file=sys.stderr,
         )
-    told = {unit.name: read_failure(unit.folder / ERROR_FILE, began) for unit in left}
-    failed = [f"{name}: {why}" for name, why in told.items() if why]
+    errors = {unit.name: read_failure(unit.folder / ERROR_FILE, since) for unit in remaining}
+    failed = [f"{name}: {why}" for name, why in errors.items() if why]
     if failed:
         raise CellsFailed(rows, f"{len(failed)} trainings and baselines failed: " + "; ".join(failed))
-    if left and any(code not in ACCEPTED_EXITS for code in ended.codes):
-        raise AsdaError(f"{len(left)} are left, and {ended.left_work()}")
-    if left and 0 in ended.codes and work.plan.config.budget.hours is not None:  # a spent budget ends with 0
-        tell_spent(work, len(left))
+    if remaining and any(code not in ACCEPTED_EXITS for code in ended.codes):
+        raise AsdaError(f"{len(remaining)} trainings and baselines remain, and {ended.left_work()}")
+    if remaining and 0 in ended.codes and work.plan.config.budget.hours is not None:  # a spent budget ends with 0
+        tell_spent(work, len(remaining))

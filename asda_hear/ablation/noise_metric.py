@@ -46,8 +46,8 @@ class NoiseMeasure:
         """Name of the result file in the folder of a cell; it depends on the settings and the clips."""
         noise = self.config.noise if self.config.noise == WHITE else file_digest(Path(self.config.noise))
         clips = [list_identity(self.files), sampled_content(self.files)]
-        facts = json.dumps([asdict(replace(self.config, noise=noise)), *clips], sort_keys=True)
-        return f"noise-{text_digest(facts, NAME_DIGITS)}.json"
+        settings = json.dumps([asdict(replace(self.config, noise=noise)), *clips], sort_keys=True)
+        return f"noise-{text_digest(settings, NAME_DIGITS)}.json"
 
 
 def can_measure(model: str) -> bool:
@@ -60,17 +60,19 @@ def measure(noise: NoiseMeasure, model: str, folder: Path, catalog: Catalog, pro
     if read_measured(noise, model, folder) is None:
         started = time.monotonic()
         rows = [asdict(row) for row in measure_noise(model, noise.files, noise.config, progress, catalog)]
-        spent = round(time.monotonic() - started, 1)
+        seconds = round(time.monotonic() - started, 1)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / noise.file_name, json.dumps({**_stamp(model), "seconds": spent, "rows": rows}))
+        write_text(folder / noise.file_name, json.dumps({**_stamp(model), "seconds": seconds, "rows": rows}))
 
 
 def read_measured(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRow] | None:
     """Read what was measured of exactly these weights; None if not done yet."""
-    found = read_stamp(folder / noise.file_name)
-    if not isinstance(found, dict) or {key: found.get(key) for key in _stamp(model)} != _stamp(model):
+    content = read_stamp(folder / noise.file_name)
+    if not isinstance(content, dict) or {key: content.get(key) for key in _stamp(model)} != _stamp(model):
         return None
-    return [NoiseRow(**{**row, "ratios": tuple(row["ratios"]), "clips": tuple(row["clips"])}) for row in found["rows"]]
+    return [
+        NoiseRow(**{**row, "ratios": tuple(row["ratios"]), "clips": tuple(row["clips"])}) for row in content["rows"]
+    ]
 
 
 def as_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
@@ -79,17 +81,17 @@ def as_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
     There are three for every signal-to-noise ratio: with noise (lower is better), the same patches in the clean clip,
     and the change from clean to noisy, clip by clip, which a mechanism that cancels noise makes negative.
     """
-    found = []
+    scores = []
     by_ratio: dict[float, dict[bool, NoiseRow]] = {}
     for row in main_rows(rows):
         by_ratio.setdefault(row.snr_db, {})[row.condition == CLEAN] = row
     for snr_db, pair in by_ratio.items():
         noisy, clean = pair[False], pair[True]
         change = tuple(with_noise - without for with_noise, without in zip(noisy.ratios, clean.ratios, strict=True))
-        found.append(_score(f"noise at {snr_db:g} dB", NOISE_METRIC, noisy.ratios))
-        found.append(_score(f"same place, clean ({snr_db:g} dB)", CONTROL_METRIC, clean.ratios))
-        found.append(_score(f"change by noise ({snr_db:g} dB)", NOISE_METRIC, change))
-    return found
+        scores.append(_score(f"noise at {snr_db:g} dB", NOISE_METRIC, noisy.ratios))
+        scores.append(_score(f"same place, clean ({snr_db:g} dB)", CONTROL_METRIC, clean.ratios))
+        scores.append(_score(f"change by noise ({snr_db:g} dB)", NOISE_METRIC, change))
+    return scores
 
 
 def clips_identity(rows: Sequence[NoiseRow]) -> str:

@@ -102,34 +102,35 @@ def load_plan(file: Path) -> Plan:
         AudioError: `data` has no audio.
         CheckpointError: `init` is not a checkpoint.
     """
-    named, file = file, find_config(file)
+    name_or_path, file = file, find_config(file)
     if not file.suffix and not file.exists():
-        raise ConfigError(f"no file at {named}: {unknown('plan', str(named), shipped_configs(FOLDER))}")
+        raise ConfigError(f"no file at {name_or_path}: {unknown('plan', str(name_or_path), shipped_configs(FOLDER))}")
     config = parse(PlanConfig, read_yaml(file), str(file))
-    config = replace(config, options=_stated(config.options, to_plain(HearOptions())))
+    config = replace(config, options=_non_default(config.options, to_plain(HearOptions())))
     here = file.parent
     audio = tuple(found for source in config.data for found in find_audio(here / source))
     axes = {name: labelled(name, choices) for name, choices in config.axes.items()}
     reference = _reference(config, axes, file)
-    audio_there = [*list_identity(audio), ("content", sampled_content(audio))]
-    beside = here / config.base
-    base = load_run_config(beside if beside.suffix or beside.exists() else config.base)  # else a name of the package
-    start = _Start(file, config, to_plain(base), audio_there)
-    cells, made = [], {}
+    audio_identity = [*list_identity(audio), ("content", sampled_content(audio))]
+    base_file = here / config.base
+    # otherwise `base` is the name of a config of the package
+    base = load_run_config(base_file if base_file.suffix or base_file.exists() else config.base)
+    factory = _CellFactory(file, config, to_plain(base), audio_identity)
+    cells, identities = [], {}
     with prefixed(file):
         check_apart(axes)
     for combination in itertools.product(*axes.values()):
         labels = dict(zip(axes, combination, strict=True))
         changes = {key: value for axis, label in labels.items() for key, value in flat(axes[axis][label]).items()}
-        found = start.cells(labels, changes)
-        made[combination] = repr((found[0].name, _as_heard(found[0].options)))
+        found = factory.cells(labels, changes)
+        identities[combination] = repr((found[0].name, _parsed_options(found[0].options)))
         cells += found
     with prefixed(file):
-        check_effect(axes, made)
+        check_effect(axes, identities)
     return Plan(file, config, tuple(cells), audio, reference, _noise(config, here))
 
 
-def _as_heard(options: Mapping[str, Any]) -> object:
+def _parsed_options(options: Mapping[str, Any]) -> object:
     """Return the parsed options; invalid ones are returned as they are and rejected later, with the cell."""
     try:
         return parse(HearOptions, options)
@@ -143,17 +144,17 @@ def _noise(config: PlanConfig, here: Path) -> NoiseMeasure | None:
     Raises:
         ConfigError: the noise file does not exist.
     """
-    given = config.noise_attention
-    if given is None:
+    settings = config.noise_attention
+    if settings is None:
         return None
-    noise = given.noise if given.noise == WHITE else str(here / given.noise)
+    noise = settings.noise if settings.noise == WHITE else str(here / settings.noise)
     if noise != WHITE and not Path(noise).is_file():
         raise ConfigError(f"noise_attention.noise: no file at {noise}.")
-    files = tuple(found for source in given.audio for found in find_audio(here / source))
-    return NoiseMeasure(files, NoiseConfig(given.snr_db, noise, given.clips, given.seed))
+    files = tuple(clip for source in settings.audio for clip in find_audio(here / source))
+    return NoiseMeasure(files, NoiseConfig(settings.snr_db, noise, settings.clips, settings.seed))
 
 
-class _Start:
+class _CellFactory:
     """What all cells of a plan start from."""
 
     def __init__(self, file: Path, config: PlanConfig, base: dict[str, Any], data: list[Any]) -> None:
@@ -163,7 +164,7 @@ class _Start:
 
     def cells(self, labels: Mapping[str, str], changes: Mapping[str, Any]) -> list[Cell]:
         """Return the cells of one combination, one for each seed."""
-        plain, options, init = self.base, dict(self.config.options), self.config.init
+        base, options, init = self.base, dict(self.config.options), self.config.init
         for key, value in together(self.of_all, changes).items():
             if key.startswith(OPTION):
                 options[key.removeprefix(OPTION)] = value
@@ -176,18 +177,18 @@ class _Start:
             elif key == SEED:
                 raise ConfigError(f"{self.file}, cell {text_of(labels)}: seeds are given by `seeds`, not by an axis.")
             else:
-                plain = with_change(plain, key, value)
-        begins = None if init is None else locate(self.file.parent / init)
-        more = {} if begins is None else {"init": model_digest(begins)}
+                base = with_change(base, key, value)
+        checkpoint = None if init is None else locate(self.file.parent / init)
+        identity = {} if checkpoint is None else {"init": model_digest(checkpoint)}
         pooling = {"scene_pooling": USUAL_POOLING, "timestamp_pooling": USUAL_POOLING}  # no cell is the package's model
-        usual = {**to_plain(HearOptions()), **pooling}
-        found = []
+        defaults = {**to_plain(HearOptions()), **pooling}
+        seed_cells = []
         for seed in self.config.seeds:
             with prefixed(f"{self.file}, cell {text_of(labels)}"):
-                run = parse(RunConfig, with_value(plain, "seed", seed))
-            name = signature(run, data=self.data if run.steps else [], **more)
-            found.append(Cell(labels, seed, run, name, _stated(options, usual), begins))
-        return found
+                run = parse(RunConfig, with_value(base, "seed", seed))
+            name = signature(run, data=self.data if run.steps else [], **identity)
+            seed_cells.append(Cell(labels, seed, run, name, _non_default(options, defaults), checkpoint))
+        return seed_cells
 
 
 def text_of(labels: Mapping[str, str]) -> str:
@@ -195,19 +196,19 @@ def text_of(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{axis} {label}" for axis, label in labels.items())
 
 
-def _stated(options: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+def _non_default(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that differ from the defaults: stating a default explicitly changes nothing."""
-    return {key: value for key, value in options.items() if key not in usual or usual[key] != value}
+    return {key: value for key, value in options.items() if key not in defaults or defaults[key] != value}
 
 
 def _reference(config: PlanConfig, axes: Mapping[str, Mapping[str, Any]], file: Path) -> Mapping[str, str] | str:
     """Return the stated reference after checking it; unstated axes take their first label."""
     if isinstance(config.reference, str):
         return config.reference
-    given = {str(axis): text_of_label(label) for axis, label in (config.reference or {}).items()}
-    for axis, label in given.items():
+    stated = {str(axis): text_of_label(label) for axis, label in (config.reference or {}).items()}
+    for axis, label in stated.items():
         if axis not in axes:
             raise ConfigError(f"{file}, reference: {unknown('axis', axis, axes)}")
         if label not in axes[axis]:
             raise ConfigError(f"{file}, reference: {unknown(f'label of the axis {axis}', label, axes[axis])}")
-    return {axis: given.get(axis, next(iter(labels))) for axis, labels in axes.items()}
+    return {axis: stated.get(axis, next(iter(labels))) for axis, labels in axes.items()}

@@ -32,9 +32,9 @@ def collect_rows(work: PlanWork) -> list[ResultRow]:
         if not unit.cells:
             facts = _baseline_facts(work, unit.baseline)
             rows += _rows(work, unit, baseline_options(work.plan, unit.baseline), facts)
-    homes = {cell.name: unit for unit in units for cell in unit.cells}
+    unit_by_cell = {cell.name: unit for unit in units for cell in unit.cells}
     for cell in work.plan.cells:
-        unit = homes[cell.name]
+        unit = unit_by_cell[cell.name]
         if (unit.folder / FACTS_FILE).exists():
             facts = _cell_facts(unit, cell)
             rows += _rows(work, unit, cell.options, facts)
@@ -51,7 +51,7 @@ def _rows(work: PlanWork, unit: Unit, options: Mapping[str, Any], facts: ResultR
 
 
 def _cell_facts(unit: Unit, cell: Cell) -> ResultRow:
-    facts, spent = read_stamp(unit.folder / FACTS_FILE) or {}, read_stamp(unit.folder / TIMES_FILE) or {}
+    facts, times = read_stamp(unit.folder / FACTS_FILE) or {}, read_stamp(unit.folder / TIMES_FILE) or {}
     return {
         BASELINE: "",
         **cell.labels,
@@ -59,9 +59,9 @@ def _cell_facts(unit: Unit, cell: Cell) -> ResultRow:
         "cell": cell.name,
         **facts.get("size", {"parameters": "", "trained": "", "gflops": ""}),
         "updates": cell.config.steps,
-        "pretrain_seconds": spent.get("pretrain_seconds", 0.0),
-        "pretrain_cpu_seconds": spent.get("pretrain_cpu_seconds", ""),
-        "pretrain_mebibytes": spent.get("pretrain_mebibytes", ""),
+        "pretrain_seconds": times.get("pretrain_seconds", 0.0),
+        "pretrain_cpu_seconds": times.get("pretrain_cpu_seconds", ""),
+        "pretrain_mebibytes": times.get("pretrain_mebibytes", ""),
         "plugins": facts.get("plugins", ""),
     }
 

@@ -70,20 +70,20 @@ def prepare(
     check_claim(out, plan.file)
     plan = replace(plan, cells=tuple(_named_by_plugins(cell, plugins) for cell in plan.cells))
     if not plan.audio and (cell := next((cell for cell in plan.cells if cell.config.steps), None)):
-        raise ConfigError(f"{plan.file}, cell {text_of(cell.labels)}: its training needs audio; give data.")
+        raise ConfigError(f"{plan.file}, cell {text_of(cell.labels)}: training needs audio; give data.")
     parameters = {label: _baseline_parameters(plan, label, plugins) for label in plan.config.baselines}
-    chosen = plan.config.tasks
-    found = [] if chosen is None else find_tasks(plan.file.parent / chosen.folder, chosen.names)
-    tasks = {task: task_identity(task) for task in found}
+    choice = plan.config.tasks
+    folders = [] if choice is None else find_tasks(plan.file.parent / choice.folder, choice.names)
+    tasks = {task: task_identity(task) for task in folders}
     return PlanWork(plan, store or out, out, tasks, parameters, plugins, progress)
 
 
 def _named_by_plugins(cell: Cell, catalog: Catalog) -> Cell:
     """Add the versions of third-party plugins to the name of a cell: another version is another cell."""
-    strangers = foreign_plugins(catalog, cell.config)
-    if not strangers:
+    foreign = foreign_plugins(catalog, cell.config)
+    if not foreign:
         return cell
-    return replace(cell, name=text_digest(" ".join([cell.name, *strangers]), len(cell.name)))
+    return replace(cell, name=text_digest(" ".join([cell.name, *foreign]), len(cell.name)))
 
 
 def run_plan(work: PlanWork, shard: Shard | None = None) -> list[ResultRow]:
@@ -130,7 +130,8 @@ def make_ready(work: PlanWork) -> None:
             (folder / ROWS_LOCK).touch()
         except OSError as error:
             raise ConfigError(f"{option} {folder} cannot be written: {error.strerror}.") from None
-    write_text(work.out / PLAN_NOTE, f"{os.path.relpath(work.plan.file, work.out)}\n")
+    with locked(work.out / ROWS_LOCK):  # several processes of a plan begin at once
+        write_text(work.out / PLAN_NOTE, f"{os.path.relpath(work.plan.file, work.out)}\n")
 
 
 def check_claim(out: Path, plan: Path) -> None:
@@ -143,8 +144,8 @@ def check_claim(out: Path, plan: Path) -> None:
     other = out / note.read_text(encoding="utf-8").strip() if note.is_file() else plan
     if other.is_file() and not other.samefile(plan):
         raise ConfigError(
-            f"{out} holds the tables of {other.resolve()}, and those of {plan} would replace them; give another --out "
-            f"(with --store {out} the trainings in it are used again)."
+            f"{out} holds the tables of {other.resolve()}, which those of {plan} would overwrite; give another --out "
+            f"(--store {out} reuses the trainings in it)."
         )
 
 
@@ -159,24 +160,27 @@ def write_all_rows(work: PlanWork) -> list[ResultRow]:
 
 def tell_spent(work: PlanWork, left: int) -> None:
     """Report on stderr that the budget is spent before the plan is done."""
-    print(f"the budget of {work.plan.config.budget.hours} hours is spent; {left} are left.", file=sys.stderr)
+    print(
+        f"the budget of {work.plan.config.budget.hours} hours is spent; {left} trainings and baselines remain.",
+        file=sys.stderr,
+    )
 
 
 def _do_all(work: PlanWork, units: list[Unit]) -> list[str]:
     """Run one unit after the other until all are done or failed, or the budget is spent; return what failed."""
     since, hours = disk_time(work.store), work.plan.config.budget.hours
-    until = math.inf if hours is None else time.monotonic() + hours * SECONDS_PER_HOUR
-    ended, failed = 0, list[str]()
+    deadline = math.inf if hours is None else time.monotonic() + hours * SECONDS_PER_HOUR
+    num_ended, failed = 0, list[str]()
     with tqdm(total=len(units), desc="cells", unit="cell", disable=not work.progress) as bar:
-        for unit, outcome in shared_work(units, lambda unit: _attempt(work, unit, since), until):
-            ended += 1
+        for unit, outcome in shared_work(units, lambda unit: _attempt(work, unit, since), deadline):
+            num_ended += 1
             bar.update()
             if isinstance(outcome, Failed):
                 failed.append(f"{unit.name}: {outcome.why}")
             elif outcome:
                 write_all_rows(work)
-    if ended < len(units):
-        tell_spent(work, len(units) - ended)
+    if num_ended < len(units):
+        tell_spent(work, len(units) - num_ended)
     return failed
 
 
@@ -202,8 +206,8 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
     """
     parse(HearOptions, plan.config.options, "options")
     inits = {file: read_model(file) for file in {cell.init for cell in plan.cells} if file is not None}
-    different = {repr((replace(cell.config, seed=0), cell.options, cell.init)): cell for cell in plan.cells}
-    for cell in different.values():
+    distinct = {repr((replace(cell.config, seed=0), cell.options, cell.init)): cell for cell in plan.cells}
+    for cell in distinct.values():
         try:
             if cell.init is not None:
                 check_fits(inits[cell.init], catalog, cell.config)
@@ -229,9 +233,9 @@ def _check_options(cell: Cell, parts: Parts) -> None:
     model_from(parts.front_end, parts.encoder, cell.config.data.clip_seconds, options)
     if options.weights == "teacher":
         if not any(f"objective.{name}".startswith(TEACHER) for name in parts.objective.state_dict()):
-            raise ConfigError(f"options.weights teacher: the objective {cell.config.objective.name!r} has none.")
+            raise ConfigError(f"options.weights teacher: the objective {cell.config.objective.name!r} has no teacher.")
         if not cell.config.steps:
-            raise ConfigError("options.weights teacher: without a step of training there is none.")
+            raise ConfigError("options.weights teacher: a model without training steps has no teacher.")
 
 
 def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:
@@ -242,6 +246,6 @@ def _baseline_parameters(plan: Plan, label: str, catalog: Catalog) -> int:
             for layer in range(model.backbone.encoder.config.depth):
                 mixer_with_maps(model.backbone.encoder, layer)
     except AsdaError as error:
-        where = f" (looked for beside {plan.file})" if isinstance(error, CheckpointError) else ""
+        where = f" (also searched beside {plan.file})" if isinstance(error, CheckpointError) else ""
         raise type(error)(f"{plan.file}, baseline {label}: {error}{where}") from None
     return sum(parameter.numel() for parameter in model.parameters())

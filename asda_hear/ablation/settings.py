@@ -115,13 +115,13 @@ class PlanConfig:
         if self.tasks is None and self.noise_attention is None:
             raise ConfigError("a plan needs tasks, or noise_attention.")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"the seeds of a plan must differ, given {list(self.seeds)}.")
-        if taken := sorted(RESERVED & self.axes.keys()):
-            raise ConfigError(f"an axis cannot be called {taken[0]!r}: the table has a column of that name.")
+            raise ConfigError(f"the seeds of a plan must differ, got {list(self.seeds)}.")
+        if reserved := sorted(RESERVED & self.axes.keys()):
+            raise ConfigError(f"an axis cannot be named {reserved[0]!r}: the table has a column of that name.")
         for label in self.baselines:
             if not label or label.startswith(".") or set(label) & set("/\\"):
-                raise ConfigError(f"a baseline cannot be called {label!r}: a folder is named by it.")
+                raise ConfigError(f"a baseline cannot be named {label!r}: its label is a folder name.")
         if self.budget.steps is not None and self.set.get("steps", self.budget.steps) != self.budget.steps:
             raise ConfigError(f"set.steps {self.set['steps']} and budget.steps {self.budget.steps} differ; give one.")
         if isinstance(self.reference, str) and self.reference not in self.baselines:
-            raise ConfigError(unknown("baseline as the reference", self.reference, self.baselines))
+            raise ConfigError(unknown("reference baseline", self.reference, self.baselines))

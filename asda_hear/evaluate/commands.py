@@ -62,10 +62,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--grid-points", type=int, default=8, help="hyperparameter settings tried per task (default: 8, as HEAR)"
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="of torch, in each process; scores depend on it (default: 1)"
+        "--threads", type=int, default=1, help="torch threads per process; scores depend on it (default: 1)"
     )
     parser.add_argument(
-        "--seed", type=int, default=USUAL_SEED, help=f"of the predictors (default: {USUAL_SEED}, as heareval)"
+        "--seed", type=int, default=USUAL_SEED, help=f"seed of the predictors (default: {USUAL_SEED}, as heareval)"
     )
     parser.add_argument("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=OPTION_HELP)
     parser.add_argument(
@@ -127,21 +127,21 @@ def scores_beside(work: Pairs, tell: bool = False) -> list[tuple[str, TaskScore]
         tell: whether to report on stderr what is excluded, and why.
     """
     reason_of = Neighbours(work).reason_against
-    own = {work.folder(pair) for pair in work.pairs}
-    rows, left_out = [], []
+    own_folders = {work.folder(pair) for pair in work.pairs}
+    rows, excluded = [], []
     for folder in (file.parent for file in sorted(work.out.glob(f"*/*/{SCORE_FILE}"))):
-        if folder in own:
+        if folder in own_folders:
             continue
         name = folder.parent.name
         if reason := reason_of(folder):
-            left_out.append(f"{name} on {folder.name} ({reason})")
+            excluded.append(f"{name} on {folder.name} ({reason})")
             continue
         try:
             rows.append((name, read_task_score(folder)))
         except TaskError as error:
-            left_out.append(f"{name} on {folder.name} ({error})")
-    if tell and left_out:
-        print(f"warning: left out of the tables: {'; '.join(left_out)}", file=sys.stderr)
+            excluded.append(f"{name} on {folder.name} ({error})")
+    if tell and excluded:
+        print(f"warning: excluded from the tables: {'; '.join(excluded)}", file=sys.stderr)
     return rows
 
 
@@ -159,7 +159,7 @@ class Neighbours:
         """Return why scores are not comparable with those of this call (search, task or model); "" if they are."""
         stamp = read_stamp(folder / SEARCH_STAMP)
         if not isinstance(stamp, dict):
-            return f"not finished, or its {SEARCH_STAMP} is damaged"
+            return f"unfinished, or its {SEARCH_STAMP} is damaged"
         differing = [
             f"{key} {stamp.get(key)}, not {value}" for key, value in self.search.items() if stamp.get(key) != value
         ]
@@ -180,19 +180,19 @@ def named_models(given: Sequence[str], options: dict[str, object], seed: int = U
     Raises:
         ConfigError: two models would have the same name, or a label cannot be a folder name.
     """
-    found: dict[str, str] = {}
+    models: dict[str, str] = {}
     for text in given:
         label, path = labelled_path("--model", text)
         if label.startswith(".") or set(label) & set("/\\"):
-            raise ConfigError(f"--model {text!r}: {label!r} cannot be a label, which is the name of a folder.")
+            raise ConfigError(f"--model {text!r}: {label!r} cannot be a label, since labels are folder names.")
         name = row_name(path, options, seed, label)
-        if name in found:
+        if name in models:
             raise ConfigError(
-                f"{found[name]!r} and {path!r} would both be called {name!r}: give one a label of its own, as in "
+                f"{models[name]!r} and {path!r} would both be named {name!r}: give one a different label, as in "
                 f"other={path}."
             )
-        found[name] = path
-    return found
+        models[name] = path
+    return models
 
 
 def claim_names(models: Mapping[str, str], out: Path) -> None:
@@ -206,17 +206,17 @@ def claim_names(models: Mapping[str, str], out: Path) -> None:
             continue
         path = find_model(model)
         if path.suffix in CONFIG_SUFFIXES:
-            print(f"{name}: a config, whose weights are random (they are drawn from its seed).", file=sys.stderr)
-        file, here = out / name / MODEL_NOTE, str(path.resolve())
-        before = read_stamp(file)
-        there = before.get("model", here) if isinstance(before, dict) else here
-        if there != here and Path(there).exists() and any((out / name).glob(f"*/{SCORE_FILE}")):
+            print(f"{name} is a config: its weights are random, initialised from its seed.", file=sys.stderr)
+        file, current = out / name / MODEL_NOTE, str(path.resolve())
+        note = read_stamp(file)
+        previous = note.get("model", current) if isinstance(note, dict) else current
+        if previous != current and Path(previous).exists() and any((out / name).glob(f"*/{SCORE_FILE}")):
             raise ConfigError(
-                f"{out / name} holds the scores of {there}, whose place those of {here} would take: give it a label "
-                f"of its own, as in other={model}, or another --out."
+                f"{out / name} holds the scores of {previous}, which those of {current} would overwrite: give the "
+                f"model another label, as in other={model}, or use another --out."
             )
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps({"model": here}))
+        write_text(file, json.dumps({"model": current}))
 
 
 def row_name(model: str, options: dict[str, object], seed: int = USUAL_SEED, label: str = "") -> str:
@@ -227,5 +227,5 @@ def row_name(model: str, options: dict[str, object], seed: int = USUAL_SEED, lab
         stem = model or "asda_hear"
     else:
         stem = model_name(model)
-    own = [] if seed == USUAL_SEED else [f"seed={seed}"]
-    return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items())), *own])
+    seed_part = [] if seed == USUAL_SEED else [f"seed={seed}"]
+    return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items())), *seed_part])

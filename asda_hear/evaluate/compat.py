@@ -66,24 +66,24 @@ def hear_tools() -> Iterator[None]:
     Raises:
         ToolMissing: one is not installed; the message has the command that installs them.
     """
-    put_back = mock.patch.object(np, "Inf", np.inf, create=True)
-    with warnings.catch_warnings(), _instead_of("tensorflow", _tensorflow_stub()), put_back:
+    numpy_inf = mock.patch.object(np, "Inf", np.inf, create=True)
+    with warnings.catch_warnings(), _module_replaced("tensorflow", _tensorflow_stub()), numpy_inf:
         warnings.simplefilter("ignore")  # their warnings are about their own code
         _import("hearvalidator")
         lightning = _import("pytorch_lightning")
         loop = importlib.import_module("pytorch_lightning.loops").FitLoop
         predictions = _import("heareval.predictions.task_predictions")
         memory = _import("heareval.gpu_max_mem")
-        allowed: list[Any] = [torch.nn.Identity, torch.nn.BatchNorm1d, torch.optim.Adam]
-        allowed += [torch.nn.init.xavier_uniform_, torch.nn.init.xavier_normal_]
+        safe_classes: list[Any] = [torch.nn.Identity, torch.nn.BatchNorm1d, torch.optim.Adam]
+        safe_classes += [torch.nn.init.xavier_uniform_, torch.nn.init.xavier_normal_]
         with (
             mock.patch.object(loop, "current_epoch", CURRENT_EPOCH, create=True),
             mock.patch.object(memory, "device_name", device_name),
             mock.patch.object(predictions, "pl", _with_trainer(lightning)),
             mock.patch.object(predictions, "label_vocab_nlabels", _vocabulary),
-            torch.serialization.safe_globals(allowed),
-            _quiet("pytorch_lightning"),  # importing it has set its level
-            _quiet("lightning_fabric"),
+            torch.serialization.safe_globals(safe_classes),
+            _errors_only("pytorch_lightning"),  # importing it has set its level
+            _errors_only("lightning_fabric"),
         ):
             yield
 
@@ -95,30 +95,30 @@ def own_handlers(name: str) -> Iterator[None]:
     They would also write the lines of the next model on that task to the log of this one.
     """
     logger = logging.getLogger(name)
-    before = list(logger.handlers)
+    existing = list(logger.handlers)
     try:
         yield
     finally:
-        for handler in [each for each in logger.handlers if each not in before]:
+        for handler in [added for added in logger.handlers if added not in existing]:
             logger.removeHandler(handler)
             handler.close()
 
 
 @contextmanager
-def _instead_of(name: str, stub: types.ModuleType) -> Iterator[None]:
+def _module_replaced(name: str, stub: types.ModuleType) -> Iterator[None]:
     """Temporarily replace a module by another; other modules that are imported meanwhile stay."""
-    before = sys.modules.get(name)
+    original = sys.modules.get(name)
     sys.modules[name] = stub
     try:
         yield
     finally:
         del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
+        if original is not None:
+            sys.modules[name] = original
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def _errors_only(name: str) -> Iterator[None]:
     """Restrict a logger to errors."""
     logger = logging.getLogger(name)
     level = logger.level
@@ -143,7 +143,7 @@ def validate(arguments: Sequence[str]) -> None:
             except ModuleNotFoundError as error:
                 if error.name not in arguments:  # a failed import inside the module itself
                     raise
-                raise AsdaError(f"no module {error.name!r} can be imported here; is its package installed?") from None
+                raise AsdaError(f"module {error.name!r} cannot be imported; is its package installed?") from None
 
 
 def device_name(index: int = 0) -> str:
@@ -205,23 +205,23 @@ def _with_trainer(lightning: types.ModuleType) -> types.SimpleNamespace:
         def fit(self, model: Any, *loaders: Any) -> None:
             trainings = Trainings.current
             file = trainings.next_file() if trainings else None
-            kept = _read_training(file) if file else None
-            if kept is None:
+            finished = _read_training(file) if file else None
+            if finished is None:
                 super().fit(model, *loaders)
-                self._let_interruptions_through()
+                self._raise_if_interrupted()
                 if file:
-                    _keep_training(file, self, model)
+                    _save_training(file, self, model)
             else:
-                _put_back(kept, self, model)
+                _restore_training(finished, self, model)
             if trainings:
                 trainings.on_training()
 
         def test(self, *arguments: Any, **settings: Any) -> Any:
             results = super().test(*arguments, **settings)
-            self._let_interruptions_through()
+            self._raise_if_interrupted()
             return results
 
-        def _let_interruptions_through(self) -> None:
+        def _raise_if_interrupted(self) -> None:
             """Raise on Ctrl-C, which lightning catches to continue with what was trained so far."""
             if self.interrupted:
                 raise KeyboardInterrupt
@@ -240,34 +240,34 @@ def _vocabulary(folder: Path) -> tuple[Any, int]:
 def _read_training(file: Path) -> dict[str, Any] | None:
     """Read a finished training; None, so that it is repeated, if it or its best model is missing or damaged."""
     try:
-        kept: dict[str, Any] = torch.load(file, weights_only=True)
-        with zipfile.ZipFile(kept["model_path"]) as archive:
-            broken = archive.testzip()
+        training: dict[str, Any] = torch.load(file, weights_only=True)
+        with zipfile.ZipFile(training["model_path"]) as archive:
+            damaged = archive.testzip()
     except DAMAGED:
         return None
-    return None if broken else kept
+    return None if damaged else training
 
 
-def _keep_training(file: Path, trainer: Any, model: Any) -> None:
+def _save_training(file: Path, trainer: Any, model: Any) -> None:
     callback = trainer.checkpoint_callback
     score = callback.best_model_score
-    kept = {
+    training = {
         "model_path": str(callback.best_model_path),
         "score": None if score is None else float(score),
         "postprocessing": dict(getattr(model, "epoch_best_postprocessing", {})),
         "generators": (torch.get_rng_state(), _plain(np.random.get_state()), random.getstate()),
     }
-    write_whole(file, lambda part: torch.save(kept, part))
+    write_whole(file, lambda part: torch.save(training, part))
 
 
-def _put_back(kept: dict[str, Any], trainer: Any, model: Any) -> None:
+def _restore_training(training: dict[str, Any], trainer: Any, model: Any) -> None:
     trainer.strategy.connect(model)
     callback = trainer.checkpoint_callback
-    callback.best_model_path = kept["model_path"]
-    callback.best_model_score = None if kept["score"] is None else torch.tensor(kept["score"])
+    callback.best_model_path = training["model_path"]
+    callback.best_model_score = None if training["score"] is None else torch.tensor(training["score"])
     if hasattr(model, "epoch_best_postprocessing"):
-        model.epoch_best_postprocessing.update(kept["postprocessing"])
-    torch_state, numpy_state, python_state = kept["generators"]
+        model.epoch_best_postprocessing.update(training["postprocessing"])
+    torch_state, numpy_state, python_state = training["generators"]
     torch.set_rng_state(torch_state)
     np.random.set_state(numpy_state)
     random.setstate(python_state)

@@ -33,14 +33,14 @@ def weights_identity(model: str) -> str:
         return LOG_MEL
     file = locate(find_model(model))
     beside = beside_model(file)
-    digests = [_digest(each, each.stat().st_size, each.stat().st_mtime_ns) for each in (file, beside) if each]
+    digests = [_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in (file, beside) if path]
     return "+".join([*digests, *_foreign_plugins(file)])
 
 
 def _foreign_plugins(file: Path) -> list[str]:
     """Distribution and installed version of every third-party plugin of a model: another may give other embeddings."""
-    facts = file.stat()
-    names = _foreign_distributions(file, facts.st_size, facts.st_mtime_ns)
+    status = file.stat()
+    names = _foreign_distributions(file, status.st_size, status.st_mtime_ns)
     return sorted(f"{name} {version_of(name)}" for name in names)
 
 
@@ -52,11 +52,11 @@ def _foreign_distributions(file: Path, size: int, time_ns: int) -> frozenset[str
             from asda_core.assemble import plugin_origins  # imports torch, which help does not need
             from asda_core.catalog import installed_catalog
 
-            made_by = plugin_origins(installed_catalog(), load_run_config(file), with_objective=False)
+            origins = plugin_origins(installed_catalog(), load_run_config(file), with_objective=False)
         else:
-            made_by = json.loads(safetensors_metadata(file).get("plugins", "{}"))
-        heard = [origin for family, origin in made_by.items() if family != "objective"]  # only trains
-        return frozenset(origin["distribution"] for origin in heard) - {OWN_DISTRIBUTION, GIVEN}
+            origins = json.loads(safetensors_metadata(file).get("plugins", "{}"))
+        used = [origin for family, origin in origins.items() if family != "objective"]  # only trains
+        return frozenset(origin["distribution"] for origin in used) - {OWN_DISTRIBUTION, GIVEN}
     except (AsdaError, ValueError, AttributeError, KeyError, TypeError, RecursionError):  # none of ours, or no config
         return frozenset()
 
@@ -83,9 +83,11 @@ def identity_at(task: Path, rate: int) -> str:
         rate: sample rate of the model in Hz; if the task lacks it, its highest is used, from which it is resampled.
     """
     rates = _rates(task)
-    heard = rates.get(rate) or (rates[max(rates)] if rates else None)
-    told = [*task.glob("*.json"), task / VOCABULARY_FILE]
-    return _digest_of(task, [path for path in [*told, *(heard.rglob("*") if heard else ())] if _is_shown(task, path)])
+    audio = rates.get(rate) or (rates[max(rates)] if rates else None)
+    text_files = [*task.glob("*.json"), task / VOCABULARY_FILE]
+    return _digest_of(
+        task, [path for path in [*text_files, *(audio.rglob("*") if audio else ())] if _is_visible(task, path)]
+    )
 
 
 def _rates(task: Path) -> dict[int, Path]:
@@ -93,7 +95,7 @@ def _rates(task: Path) -> dict[int, Path]:
     return {int(path.name): path for path in task.iterdir() if path.name.isdigit() and path.is_dir()}
 
 
-def _is_shown(task: Path, path: Path) -> bool:
+def _is_visible(task: Path, path: Path) -> bool:
     return not any(part.startswith(".") for part in path.relative_to(task).parts)
 
 
@@ -101,9 +103,9 @@ def _digest_of(task: Path, paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in sorted(path for path in paths if path.is_file()):
         digest.update(str(file.relative_to(task)).encode())
-        facts = file.stat()
-        text = file.suffix in TEXT_FILES
-        digest.update(file.read_bytes() if text else f"{facts.st_size} {facts.st_mtime_ns}".encode())
+        status = file.stat()
+        is_text = file.suffix in TEXT_FILES
+        digest.update(file.read_bytes() if is_text else f"{status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:IDENTITY_DIGITS]
 
 
@@ -125,10 +127,10 @@ def kept_identity(folder: Path, task: Path, today: str) -> str:
         the identity in a stamp of the folder if the task still matches it; otherwise `today`.
     """
     for stamp in (SEARCH_STAMP, SOURCE_STAMP):
-        said = read_stamp(folder / stamp)
-        kept = said.get("task") if isinstance(said, dict) else None
-        if kept is not None and (kept in today.split(SEPARATOR) or kept == _former_identity(task, today)):
-            return str(kept)
+        content = read_stamp(folder / stamp)
+        identity = content.get("task") if isinstance(content, dict) else None
+        if identity is not None and (identity in today.split(SEPARATOR) or identity == _former_identity(task, today)):
+            return str(identity)
     return today
 
 
@@ -182,11 +184,11 @@ def is_scored(folder: Path, search: Stamp, task: Path) -> bool:
         search: the second of its `stamps`, made with the `task_identity`.
         task: the task.
     """
-    wanted = {**search, "task": kept_identity(folder, task, search["task"])}
-    if not (folder / SCORE_FILE).exists() or read_stamp(folder / SEARCH_STAMP) != wanted:
+    expected = {**search, "task": kept_identity(folder, task, search["task"])}
+    if not (folder / SCORE_FILE).exists() or read_stamp(folder / SEARCH_STAMP) != expected:
         return False
     try:
         read_task_score(folder)
-    except TaskError:  # damaged: it is made again
+    except TaskError:  # damaged: recomputed
         return False
     return True

@@ -92,14 +92,14 @@ class _TensorsOnly(pickle.Unpickler):
     """Unpickler that builds only tensors: a pickle may name any function, so all but those of a tensor are rejected."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known: dict[tuple[str, str], Any] = {
+        allowed: dict[tuple[str, str], Any] = {
             ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
             ("torch.storage", "_load_from_bytes"): _load_storage,
             ("collections", "OrderedDict"): dict,
         }
-        if (module, name) not in known:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of a tensor")
-        return known[module, name]
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of a tensor")
+        return allowed[module, name]
 
 
 def _load_storage(content: bytes) -> Any:
@@ -111,15 +111,15 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         with file.open("rb") as content:
             return _tensors_of(content)
-    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as problem:
-        raise TaskError(f"{file}: no predictions of heareval can be read there ({problem}).") from problem
+    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as error:
+        raise TaskError(f"cannot read heareval's predictions from {file} ({error}).") from error
 
 
 def _tensors_of(content: BinaryIO) -> dict[str, torch.Tensor]:
-    found = _TensorsOnly(content).load()
-    if not isinstance(found, dict) or not {"target", "prediction"} <= set(found):
+    loaded = _TensorsOnly(content).load()
+    if not isinstance(loaded, dict) or not {"target", "prediction"} <= set(loaded):
         raise ValueError("expected a dictionary with `target` and `prediction`")
-    tensors = {name: found[name] for name in ("target", "prediction")}
+    tensors = {name: loaded[name] for name in ("target", "prediction")}
     if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError("`target` and `prediction` must be tensors")
     return tensors
@@ -145,27 +145,29 @@ def scorer(items: Items) -> Callable[[Sequence[ResampleWeights]], Floats]:
         TaskError: the metric is not one that `can_score` knows.
     """
     if not can_score(items.metric):
-        raise TaskError(f"{items.metric} cannot be computed from kept predictions; {', '.join(KNOWN)} can.")
-    measures = [_of_fold(items.metric, *fold) for fold in items.folds]
+        raise TaskError(f"{items.metric} cannot be computed from stored predictions; supported: {', '.join(KNOWN)}.")
+    measures = [_fold_measure(items.metric, *fold) for fold in items.folds]
 
     def score(weights: Sequence[ResampleWeights]) -> Floats:
-        by_fold = [measure(drawn) for measure, drawn in zip(measures, weights, strict=True)]
+        by_fold = [measure(fold_weights) for measure, fold_weights in zip(measures, weights, strict=True)]
         return np.asarray(np.mean(by_fold, axis=0))
 
     return score
 
 
-def _of_fold(metric: str, targets: NDArray[np.bool_], said: NDArray[np.float32]) -> Callable[[ResampleWeights], Floats]:
+def _fold_measure(
+    metric: str, targets: NDArray[np.bool_], predictions: NDArray[np.float32]
+) -> Callable[[ResampleWeights], Floats]:
     if metric in RANKINGS:
         present = np.flatnonzero(targets.any(axis=0))
-        rankings = [Ranking(targets[:, index], said[:, index]) for index in present]
-        return lambda drawn: macro_means(rankings, drawn)[RANKINGS.index(metric)]
+        rankings = [Ranking(targets[:, index], predictions[:, index]) for index in present]
+        return lambda weights: macro_means(rankings, weights)[RANKINGS.index(metric)]
     modulus = NOTES_OF_AN_OCTAVE if metric == "chroma_acc" else None
-    hits = (_likeliest(targets, modulus) == _likeliest(said, modulus)).astype(np.float64)
-    return lambda drawn: hits @ drawn / drawn.sum(axis=0, dtype=np.float64)
+    hits = (_top_class(targets, modulus) == _top_class(predictions, modulus)).astype(np.float64)
+    return lambda weights: hits @ weights / weights.sum(axis=0, dtype=np.float64)
 
 
-def _likeliest(values: NDArray[Any], modulus: int | None) -> NDArray[np.intp]:
+def _top_class(values: NDArray[Any], modulus: int | None) -> NDArray[np.intp]:
     """Return the number of the class with the highest value of each clip; modulo an octave for chroma."""
     best = values.argmax(axis=1)
     return np.asarray(best % modulus if modulus else best)

@@ -36,13 +36,13 @@ def split_names(names: set[str], where: str) -> dict[str, str]:
     Raises:
         TaskError: some names are those of splits and others are not, or one of the three splits is missing.
     """
-    usual = {name: split for name in names if (split := usual_split(name))}
-    if usual and (len(usual) < len(names) or {*usual.values()} != {*TRAIN_VALID_TEST}):
+    standard = {name: split for name in names if (split := usual_split(name))}
+    if standard and (len(standard) < len(names) or {*standard.values()} != {*TRAIN_VALID_TEST}):
         raise TaskError(
-            f"{where} has {', '.join(sorted(names))}: {min(usual)!r} is a split, but HEAR needs train, valid and test, "
-            "all three and no other (rename them, or with --csv say --train A --valid B --test C)."
+            f"{where} has {', '.join(sorted(names))}: {min(standard)!r} is a split, but HEAR needs exactly train, "
+            "valid and test (rename them, or with --csv give --train A --valid B --test C)."
         )
-    return usual
+    return standard
 
 
 def clips_from_folders(root: Path) -> list[Clip]:
@@ -60,8 +60,8 @@ def clips_from_csv(
     """Read the clips of a CSV with a header; a clip of an event task may have several rows, or one without a label.
 
     Raises:
-        TaskError: a column is missing, a row has more values than columns, a time is no number, an event begins before
-            its clip or ends before it begins, or a clip has two splits or none.
+        TaskError: a column is missing, a row has more values than columns, a time is not a number, an event begins
+            before its clip or ends before it begins, or a clip has two splits or none.
     """
     names, rows = read_table(table)
     needed = [columns.file, columns.label, *([columns.split] if columns.split else [])]
@@ -69,25 +69,27 @@ def clips_from_csv(
     for name in needed:
         if name not in names:
             raise TaskError(f"{table}: {unknown('column', name, names)}")
-    usual = usual_separator(columns.label, [row.values[columns.label] for row in rows]) if multilabel else ";"
-    separator = columns.separator or usual
+    default_separator = (
+        usual_separator(columns.label, [row.values[columns.label] for row in rows]) if multilabel else ";"
+    )
+    separator = columns.separator or default_separator
     clips: dict[str, Clip] = {}
     for number, row, surplus in rows:
         if any(surplus):
             more = f"more values than columns ({surplus[0]!r})"
-            raise TaskError(f"{table} line {number} has {more}: quote labels that have commas.")
+            raise TaskError(f"{table} line {number} has {more}: quote labels that contain commas.")
         name, split = row[columns.file], row[columns.split].strip() if columns.split else NO_SPLIT
         if columns.split and not split:
-            raise TaskError(f"{table} line {number}: {name} has nothing in the column {columns.split!r}.")
+            raise TaskError(f"{table} line {number}: {name} has no value in the column {columns.split!r}.")
         clip = clips.get(name, Clip(audio / name, split))
         if clip.split != split:
-            raise TaskError(f"{table} line {number}: {name} is in the splits {clip.split!r} and {split!r}.")
+            raise TaskError(f"{table} line {number}: {name} is in two splits, {clip.split!r} and {split!r}.")
         label = row[columns.label].strip()
         if kind == "event" and label:
             clip = replace(clip, events=(*clip.events, _event(row, columns, label, f"{table} line {number}")))
         elif label:
-            new = tuple(part.strip() for part in label.split(separator) if part.strip())
-            clip = replace(clip, labels=tuple(dict.fromkeys((*clip.labels, *new))))
+            added = tuple(part.strip() for part in label.split(separator) if part.strip())
+            clip = replace(clip, labels=tuple(dict.fromkeys((*clip.labels, *added))))
         clips[name] = clip
     return list(clips.values())
 
@@ -128,42 +130,47 @@ def assign_splits(
             three parts.
     """
     if folds and folds < MIN_FOLDS:
-        raise TaskError(f"--folds must be at least {MIN_FOLDS}, as heareval needs them, not {folds}.")
-    given = {clip.split for clip in clips}
-    if folds and (parts or given != {NO_SPLIT}):
-        raise TaskError("--folds draws folds, and these clips have splits: leave out one of the two.")
+        raise TaskError(f"--folds must be at least {MIN_FOLDS} for heareval, not {folds}.")
+    split_values = {clip.split for clip in clips}
+    if folds and (parts or split_values != {NO_SPLIT}):
+        raise TaskError(
+            "--folds draws random folds; it cannot be combined with splits (--split-column, split folders, --train, "
+            "--valid, --test)."
+        )
     if folds > len(clips):
-        raise TaskError(f"--folds {folds} is more than the {len(clips)} clips.")
+        raise TaskError(f"--folds {folds} exceeds the number of clips, {len(clips)}.")
     if parts:
-        owner = _owners(parts, given)
-        return [replace(clip, split=owner[clip.split]) for clip in clips]
-    if given == {NO_SPLIT}:
-        turns = [f"fold{number:02d}" for number in range(folds)] or TURNS
-        dealt = deal([clip.labels for clip in clips], turns, seed)
-        if not folds and set(dealt) != set(TRAIN_VALID_TEST):
-            raise TaskError(f"{len(clips)} clips are too few to draw train, valid and test from.")
-        return [replace(clip, split=split) for clip, split in zip(clips, dealt, strict=True)]
-    if usual := split_names(given, where):
-        return [replace(clip, split=usual[clip.split]) for clip in clips]
-    names = fold_names(given)
+        part_of = _part_by_value(parts, split_values)
+        return [replace(clip, split=part_of[clip.split]) for clip in clips]
+    if split_values == {NO_SPLIT}:
+        cycle = [f"fold{number:02d}" for number in range(folds)] or TURNS
+        assigned = deal([clip.labels for clip in clips], cycle, seed)
+        if not folds and set(assigned) != set(TRAIN_VALID_TEST):
+            raise TaskError(f"{len(clips)} clips are too few for a random split into train, valid and test.")
+        return [replace(clip, split=split) for clip, split in zip(clips, assigned, strict=True)]
+    if standard := split_names(split_values, where):
+        return [replace(clip, split=standard[clip.split]) for clip in clips]
+    names = fold_names(split_values)
     return [replace(clip, split=names[clip.split]) for clip in clips]
 
 
-def _owners(parts: Mapping[str, Sequence[str]], given: set[str]) -> dict[str, str]:
+def _part_by_value(parts: Mapping[str, Sequence[str]], split_values: set[str]) -> dict[str, str]:
     """Value of the split column -> its part."""
-    if given == {NO_SPLIT}:
+    if split_values == {NO_SPLIT}:
         raise TaskError("--train, --valid and --test name values of a split column: give --split-column too.")
-    owner: dict[str, str] = {}
+    part_of: dict[str, str] = {}
     for part, values in parts.items():
         for value in values:
-            if owner.setdefault(value, part) != part:
-                raise TaskError(f"the split value {value!r} is in both {owner[value]} and {part}.")
-    if strange := sorted(given - owner.keys()):
-        raise TaskError(f"the split value {strange[0]!r} is in none of train, valid and test.")
-    filled = {owner[value] for value in given}
-    if empty := [part for part in TRAIN_VALID_TEST if part not in filled]:
-        raise TaskError(f"no clip is in {empty[0]}: say with --{empty[0]} which of {', '.join(sorted(given))} are.")
-    return owner
+            if part_of.setdefault(value, part) != part:
+                raise TaskError(f"the split value {value!r} is in both {part_of[value]} and {part}.")
+    if unassigned := sorted(split_values - part_of.keys()):
+        raise TaskError(f"the split value {unassigned[0]!r} is in none of train, valid and test.")
+    used_parts = {part_of[value] for value in split_values}
+    if empty_parts := [part for part in TRAIN_VALID_TEST if part not in used_parts]:
+        raise TaskError(
+            f"no clip is in {empty_parts[0]}: give --{empty_parts[0]} one or more of {', '.join(sorted(split_values))}."
+        )
+    return part_of
 
 
 def fold_names(values: Iterable[str]) -> dict[str, str]:

@@ -128,8 +128,8 @@ def aggregates(
     if not columns:
         return {}
     values = {heading: _mean([scores[task] for task in tasks]) for heading, tasks in columns.items()}
-    lowest = _given_or_published(columns, naive, lambda column: column.naive)
-    highest = _given_or_published(columns, best, lambda column: column.best)
+    lowest = _measured_or_published(columns, naive, lambda column: column.naive)
+    highest = _measured_or_published(columns, best, lambda column: column.best)
     parts = {
         "mean": list(values.values()),
         "share of the best": [_share(values[heading], highest[heading]) for heading in columns],
@@ -145,27 +145,27 @@ def _columns(scores: Mapping[str, float]) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {}
     for task in scores:
         columns.setdefault(hear_column(task) or task, []).append(task)
-    found: dict[str, list[str]] = {}
+    used_columns: dict[str, list[str]] = {}
     for heading, tasks in columns.items():
         names = {task.split("-", 1)[0] for task in tasks}
-        whole = heading not in HEAR_COLUMNS or names == set(HEAR_COLUMNS[heading].tasks)
-        found |= {heading: tasks} if whole else {task: [task] for task in tasks}
-    return found
+        is_complete = heading not in HEAR_COLUMNS or names == set(HEAR_COLUMNS[heading].tasks)
+        used_columns |= {heading: tasks} if is_complete else {task: [task] for task in tasks}
+    return used_columns
 
 
-def _given_or_published(
+def _measured_or_published(
     columns: Mapping[str, Sequence[str]],
-    given: Mapping[str, float] | None,
+    measured: Mapping[str, float] | None,
     published: Callable[[HearColumn], float | None],
 ) -> dict[str, float]:
-    """Column -> mean of the given scores if all its tasks have one, otherwise HEAR's published value, otherwise NaN."""
-    found = {}
+    """Column -> mean of the measured scores of its tasks if all have one, otherwise HEAR's value, otherwise NaN."""
+    scores = {}
     for heading, tasks in columns.items():
         value = published(HEAR_COLUMNS[heading]) if heading in HEAR_COLUMNS else None
-        if given is not None and all(task in given for task in tasks):
-            value = _mean([given[task] for task in tasks])
-        found[heading] = math.nan if value is None else value
-    return found
+        if measured is not None and all(task in measured for task in tasks):
+            value = _mean([measured[task] for task in tasks])
+        scores[heading] = math.nan if value is None else value
+    return scores
 
 
 def _share(score: float, best: float) -> float:

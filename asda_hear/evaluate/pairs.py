@@ -86,22 +86,24 @@ def score_in_processes(work: Pairs, given: Sequence[str], jobs: int) -> list[tup
         EvaluationFailed: pairs failed.
         AsdaError: the processes ended before all was done.
     """
-    began = disk_time(work.out)
+    since = disk_time(work.out)
     weights = {pair.model: weights_identity(pair.model) for pair in work.pairs}
     tasks = {pair.task: task_identity(pair.task) for pair in work.pairs}
-    wanted = {pair: stamps(weights[pair.model], work.options, tasks[pair.task], work.config)[1] for pair in work.pairs}
+    search_stamps = {
+        pair: stamps(weights[pair.model], work.options, tasks[pair.task], work.config)[1] for pair in work.pairs
+    }
 
     def done() -> list[Pair]:
-        return [pair for pair in work.pairs if is_scored(work.folder(pair), wanted[pair], pair.task)]
+        return [pair for pair in work.pairs if is_scored(work.folder(pair), search_stamps[pair], pair.task)]
 
     command = ["asda_hear.cli", *with_options(given, ["--jobs", "1", "--worker"])]
     bar = tqdm(total=len(work.pairs), desc="evaluate", unit="pair")
     ended = run_workers([command] * jobs, work.out / JOBS_FOLDER, work.config.threads, bar, lambda: len(done()))
     scores = {pair: read_task_score(work.folder(pair)) for pair in done()}
-    told = {pair: read_failure(work.error_file(pair), began) for pair in work.pairs if pair not in scores}
-    failed = {pair: why for pair, why in told.items() if why}
-    if left := [str(pair) for pair in work.pairs if pair not in scores and pair not in failed]:
-        raise AsdaError(f"left are {', '.join(left)}, and {ended.left_work()}")
+    errors = {pair: read_failure(work.error_file(pair), since) for pair in work.pairs if pair not in scores}
+    failed = {pair: why for pair, why in errors.items() if why}
+    if remaining := [str(pair) for pair in work.pairs if pair not in scores and pair not in failed]:
+        raise AsdaError(f"not scored: {', '.join(remaining)}; {ended.left_work()}")
     return unless_failed(work, scores, failed)
 
 

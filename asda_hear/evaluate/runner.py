@@ -39,7 +39,7 @@ MODULE = "asda_hear"
 SECONDS_FILE = "seconds.json"
 """File with the seconds that a task has taken: `embedding` and `prediction`."""
 SIZES_FILE = "embedding-files.json"
-"""File with the size in bytes of each of heareval's embedding files, so that a truncated one is made again."""
+"""File with the size in bytes of each of heareval's embedding files, so that a truncated one is recomputed."""
 EMBEDDING_FILES = (
     "*.embeddings.npy", "*.target-labels.pkl", "*.embedding-dimensions.json", "*.filename-timestamps.json",
 )  # fmt: skip
@@ -108,9 +108,9 @@ class Evaluation:
         check_task(task)
         self.out.mkdir(parents=True, exist_ok=True)
         with _threads(self.config.threads), (self.out / "heareval.log").open("a") as log:
-            spent = read_stamp(folder / SECONDS_FILE) or {}
-            whole = read_stamp(folder / SIZES_FILE) in (None, _sizes(folder)) and read_stamp(folder / METADATA_FILE)
-            if not whole or read_stamp(folder / SOURCE_STAMP) != source:
+            seconds = read_stamp(folder / SECONDS_FILE) or {}
+            intact = read_stamp(folder / SIZES_FILE) in (None, _sizes(folder)) and read_stamp(folder / METADATA_FILE)
+            if not intact or read_stamp(folder / SOURCE_STAMP) != source:
                 started = time.monotonic()
                 self._embedding = self._embedding or _load(self.model, self.options, log)
                 identity = identity_at(task, self._embedding.sample_rate)
@@ -119,12 +119,12 @@ class Evaluation:
                 _embed(self._embedding, audio, folder, log, self.progress)
                 write_text(folder / SIZES_FILE, json.dumps(_sizes(folder)))
                 write_text(folder / SOURCE_STAMP, json.dumps(source))
-                spent = {"embedding": time.monotonic() - started}
+                seconds = {"embedding": time.monotonic() - started}
             started = time.monotonic()
-            (folder / SEARCH_STAMP).unlink(missing_ok=True)  # scores of another search would pass for those of this one
+            (folder / SEARCH_STAMP).unlink(missing_ok=True)  # or scores of another search would count as this one's
             _predict(folder, self.config, search, log, self.progress)
             keep_items(folder)
-            write_text(folder / SECONDS_FILE, json.dumps({**spent, "prediction": time.monotonic() - started}))
+            write_text(folder / SECONDS_FILE, json.dumps({**seconds, "prediction": time.monotonic() - started}))
             write_text(folder / SEARCH_STAMP, json.dumps(search))
         return read_task_score(folder)
 
@@ -152,16 +152,16 @@ def finished_scores(
 
 def _load(model: str, options: dict[str, Any], log: TextIO) -> Any:
     embeddings = importlib.import_module("heareval.embeddings.task_embeddings")
-    with _into(log):
+    with _output_to(log):
         return embeddings.Embedding(MODULE, model or None, options)
 
 
 def _embed(embedding: Any, task: Path, folder: Path, log: TextIO, progress: bool) -> None:
-    """Embed one task as heareval's own command does, with progress bars; unfinished embeddings are made again."""
+    """Embed one task as heareval's own command does, with progress bars; unfinished embeddings are recomputed."""
     shutil.rmtree(folder, ignore_errors=True)
     embeddings = importlib.import_module("heareval.embeddings.task_embeddings")
     bar = functools.partial(tqdm, desc=f"embedding {task.name}", disable=not progress, file=sys.stderr, leave=False)
-    with mock.patch.object(embeddings, "tqdm", bar), _into(log):
+    with mock.patch.object(embeddings, "tqdm", bar), _output_to(log):
         embeddings.task_embeddings(embedding, task, folder)
 
 
@@ -174,7 +174,7 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
     """Run heareval's own prediction command for one task, with a bar over its trainings."""
     runner = importlib.import_module("heareval.predictions.runner")
     predictions = importlib.import_module("heareval.predictions.task_predictions")
-    seeded = functools.partial(_seed_with, predictions.seed_everything, config.seed)
+    seed_everything = functools.partial(_seed_with, predictions.seed_everything, config.seed)
     metadata = json.loads((folder / METADATA_FILE).read_text())
     folds = 1 if metadata["split_mode"] == "trainvaltest" else len(metadata["splits"])
     (folder / "prediction-done.json").unlink(missing_ok=True)
@@ -184,8 +184,8 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
         bar.update()
 
     bar = tqdm(total=total, desc=metadata["task_name"], unit="training", disable=not progress, file=sys.stderr)
-    own = (own_handlers(metadata["task_name"]), mock.patch.object(predictions, "seed_everything", seeded))
-    with bar, Trainings(folder, stamp, on_training), _into(log), own[0], own[1]:
+    patches = (own_handlers(metadata["task_name"]), mock.patch.object(predictions, "seed_everything", seed_everything))
+    with bar, Trainings(folder, stamp, on_training), _output_to(log), patches[0], patches[1]:
         runner.runner.callback(
             task_dirs=[str(folder)],
             grid_points=config.grid_points,
@@ -214,7 +214,7 @@ def _at_rate(task: Path, rate: int, cache: Path, identity: str, progress: bool) 
 
 
 @contextlib.contextmanager
-def _into(log: TextIO) -> Iterator[None]:
+def _output_to(log: TextIO) -> Iterator[None]:
     """Redirect heareval's prints, bars and log lines to a file."""
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield

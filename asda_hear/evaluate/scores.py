@@ -61,8 +61,8 @@ def read_task_score(folder: Path) -> TaskScore:
         return _task_score(folder.name, json.loads(file.read_text()), json.loads((folder / METADATA_FILE).read_text()))
     except DAMAGED as error:
         raise TaskError(
-            f"{file} is damaged, or {METADATA_FILE} beside it ({type(error).__name__}: {error}); "
-            f"delete {SCORE_FILE}, and it is made again."
+            f"cannot read {file}, or {METADATA_FILE} beside it ({type(error).__name__}: {error}); "
+            f"delete {SCORE_FILE} to recompute it."
         ) from None
 
 

@@ -38,40 +38,40 @@ def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
         out: result folder; MODEL/TASK in it records what each score was made from.
     """
     scores: dict[str, dict[str, float]] = {}
-    heard: dict[str, EvaluationSettings] = {}
+    settings: dict[str, EvaluationSettings] = {}
     baselines: dict[EvaluationSettings, str] = {}
     for model, score in rows:
         if hear_column(score.task):
             scores.setdefault(model, {})[score.task] = score.score
             stamp = read_stamp(out / model / score.task / SEARCH_STAMP) or {}
-            heard[model] = EvaluationSettings(
+            settings[model] = EvaluationSettings(
                 json.dumps(stamp.get("options", {}), sort_keys=True), stamp.get("seed", USUAL_SEED)
             )
             if stamp.get("weights") == LOG_MEL:
-                baselines[heard[model]] = model
+                baselines[settings[model]] = model
     if not scores:
         return ""
     today = datetime.now(UTC).date().isoformat()
-    found_rows = [leaderboard_row(model, "", today, known) for model, known in scores.items()]
-    write_leaderboard(found_rows, out / LEADERBOARD_FILE)
-    heads = ["model", "HEAR tasks", *NAMES, "zero of s(m)"]
-    lines = [table_row(heads), "|" + "---|" * len(heads)]
-    for model, known in scores.items():
-        naive = _naive(heard[model], known, baselines, scores)
-        found = aggregates(known, None if naive is None else scores[naive])
-        values = [f"{found[name]:.3f}" if name in found else "" for name in NAMES]
+    leaderboard_rows = [leaderboard_row(model, "", today, task_scores) for model, task_scores in scores.items()]
+    write_leaderboard(leaderboard_rows, out / LEADERBOARD_FILE)
+    header = ["model", "HEAR tasks", *NAMES, "zero of s(m)"]
+    lines = [table_row(header), "|" + "---|" * len(header)]
+    for model, task_scores in scores.items():
+        naive = _naive(settings[model], task_scores, baselines, scores)
+        values = aggregates(task_scores, None if naive is None else scores[naive])
+        cells = [f"{values[name]:.3f}" if name in values else "" for name in NAMES]
         lines.append(
-            table_row([escaped(model), str(len(known)), *values, PUBLISHED if naive is None else escaped(naive)])
+            table_row([escaped(model), str(len(task_scores)), *cells, PUBLISHED if naive is None else escaped(naive)])
         )
     return "\n".join(lines) + "\n"
 
 
 def _naive(
-    heard: EvaluationSettings,
-    known: Mapping[str, float],
+    settings: EvaluationSettings,
+    task_scores: Mapping[str, float],
     baselines: Mapping[EvaluationSettings, str],
     scores: Mapping[str, Mapping[str, float]],
 ) -> str | None:
     """Return the row that is the zero of s(m) for a model with these settings: one with scores on all its tasks."""
-    candidates = (baselines.get(heard), baselines.get(heard._replace(options="{}")))
-    return next((name for name in candidates if name and scores[name].keys() >= known.keys()), None)
+    candidates = (baselines.get(settings), baselines.get(settings._replace(options="{}")))
+    return next((name for name in candidates if name and scores[name].keys() >= task_scores.keys()), None)

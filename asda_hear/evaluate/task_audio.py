@@ -27,13 +27,13 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
         TaskError: the task is missing or has no audio, or the rate is too low.
     """
     if rate < LEAST_RATE:
-        raise TaskError(f"a rate must be {LEAST_RATE} Hz or more, not {rate}.")
+        raise TaskError(f"the sample rate must be at least {LEAST_RATE} Hz, not {rate}.")
     if not folder.is_dir():
-        raise TaskError(f"no task at {folder}.")
+        raise TaskError(f"task folder {folder} does not exist.")
     rates = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)
     if not rates:
         raise TaskError(f"{folder} has no audio to resample.")
-    source = folder / str(next((each for each in rates if each != rate), rate))
+    source = folder / str(next((other for other in rates if other != rate), rate))
     files = sorted(source.rglob("*.wav"))
     final = out or folder
     if final != folder:
@@ -41,15 +41,16 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
         for file in folder.iterdir():
             if file.is_file():
                 shutil.copy(file, final)
-    made = final / str(rate)
-    place = made if made.exists() else final / f".{rate}.part"  # heareval takes a folder named by the rate as complete
+    rate_folder = final / str(rate)
+    # heareval takes a folder named by the rate as complete
+    output_folder = rate_folder if rate_folder.exists() else final / f".{rate}.part"
     for file in tqdm(files, desc=f"{folder.name} {rate} Hz", unit="clip", disable=not progress):
-        target = place / file.relative_to(source)
+        target = output_folder / file.relative_to(source)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_suffix(".part")
             soundfile.write(part, read_audio(file, rate).clamp(-1, 1).numpy(), rate, subtype="PCM_16", format="WAV")
             part.replace(target)
-    if place != made:
-        place.rename(made)
+    if output_folder != rate_folder:
+        output_folder.rename(rate_folder)
     return final

@@ -69,35 +69,33 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[Path]:
     if not tasks_dir.is_dir():
         raise TaskError(f"no folder of HEAR tasks at {tasks_dir}.")
     folders = [path for path in sorted(tasks_dir.iterdir()) if not path.name.startswith(".")]
-    found = {path.name: path for path in folders if (path / METADATA_FILE).is_file()}
-    if not found:
-        raise TaskError(f"{tasks_dir} holds no HEAR task (a folder with {METADATA_FILE}).")
+    by_folder = {path.name: path for path in folders if (path / METADATA_FILE).is_file()}
+    if not by_folder:
+        raise TaskError(f"{tasks_dir} contains no HEAR task (a folder with {METADATA_FILE}).")
     if not names:
-        return list(found.values())
-    by_task = _by_task_name(list(found.values()), names)
-    chosen = []
+        return list(by_folder.values())
+    by_task = _by_task_name(list(by_folder.values()), names)
+    selected = []
     for name in names:
-        matches = [found[name]] if name in found else by_task.get(name, [])
+        matches = [by_folder[name]] if name in by_folder else by_task.get(name, [])
         if not matches:
-            raise TaskError(unknown("task", name, {*found, *by_task}))
+            raise TaskError(unknown("task", name, {*by_folder, *by_task}))
         if len(matches) > 1:
-            raise TaskError(
-                f"{name!r} may be any of {', '.join(path.name for path in matches)}; give the folder's name."
-            )
-        chosen += matches
-    return list(dict.fromkeys(chosen))
+            raise TaskError(f"{name!r} is ambiguous: {', '.join(path.name for path in matches)}; give the folder name.")
+        selected += matches
+    return list(dict.fromkeys(selected))
 
 
-def _by_task_name(folders: Sequence[Path], asked: Sequence[str]) -> dict[str, list[Path]]:
-    """Task name -> its folders; unreadable ones cause a warning, except those in `asked`, which fail later."""
-    found: dict[str, list[Path]] = {}
+def _by_task_name(folders: Sequence[Path], requested: Sequence[str]) -> dict[str, list[Path]]:
+    """Task name -> its folders; unreadable ones cause a warning, except those in `requested`, which fail later."""
+    by_name: dict[str, list[Path]] = {}
     for path in folders:
         try:
-            found.setdefault(str(read_metadata(path, ("task_name",))["task_name"]), []).append(path)
+            by_name.setdefault(str(read_metadata(path, ("task_name",))["task_name"]), []).append(path)
         except TaskError as error:
-            if path.name not in asked:
-                print(f"warning: {path} is passed over: {error}", file=sys.stderr)
-    return found
+            if path.name not in requested:
+                print(f"warning: {path} is skipped: {error}", file=sys.stderr)
+    return by_name
 
 
 def read_metadata(folder: Path, keys: Sequence[str] = KEYS) -> dict[str, Any]:
@@ -110,9 +108,9 @@ def read_metadata(folder: Path, keys: Sequence[str] = KEYS) -> dict[str, Any]:
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TaskError(f"{folder} is no HEAR task: {file.name}: {type(error).__name__}: {error}") from None
+        raise TaskError(f"{folder} is not a HEAR task: {file.name}: {type(error).__name__}: {error}") from None
     if not isinstance(metadata, dict):
-        raise TaskError(f"{file} must hold keys and values.")
+        raise TaskError(f"{file} must contain a JSON object.")
     if missing := [key for key in keys if key not in metadata]:
         raise TaskError(f"{file} lacks {', '.join(missing)}.")
     return metadata
@@ -131,40 +129,42 @@ def check_task(folder: Path, shown: Path | None = None) -> None:
     metadata = read_metadata(folder)
     labels = _read_vocabulary(folder / VOCABULARY_FILE)
     if metadata["prediction_type"] == "multiclass" and len(labels) < MIN_CLASSES:
-        told = f"{shown or folder} has one class ({', '.join(labels)}): whoever always says it is always right"
-        print(f"warning: {told}.", file=sys.stderr)
-    answers = {split: _read_answers(folder / f"{split}.json") for split in metadata["splits"]}
-    check_splits(str(folder), list(answers), metadata["split_mode"] == "trainvaltest")
-    known = KNOWN_METRICS.get(metadata["embedding_type"], ())
+        problem = f"{shown or folder} has one class ({', '.join(labels)}): a constant prediction is always correct"
+        print(f"warning: {problem}.", file=sys.stderr)
+    targets = {split: _read_targets(folder / f"{split}.json") for split in metadata["splits"]}
+    check_splits(str(folder), list(targets), metadata["split_mode"] == "trainvaltest")
+    known_metrics = KNOWN_METRICS.get(metadata["embedding_type"], ())
     for metric in metadata["evaluation"]:
-        if metric not in known:
-            raise TaskError(f"{folder}: {unknown('metric', str(metric), known)}")
+        if metric not in known_metrics:
+            raise TaskError(f"{folder}: {unknown('metric', str(metric), known_metrics)}")
     rates = [path for path in folder.iterdir() if path.name.isdigit()]
     if not rates:
-        raise TaskError(f"{folder} has no audio: expected a folder named by its rate, such as 16000.")
-    for split, clips in answers.items():
-        for name, answer in clips.items():
-            _check_answer(f"{folder.name} {split} {name}", answer, metadata, labels)
+        raise TaskError(f"{folder} has no audio: expected a folder named after its sample rate, such as 16000.")
+    for split, clips in targets.items():
+        for name, target in clips.items():
+            _check_target(f"{folder.name} {split} {name}", target, metadata, labels)
             for rate in rates:
                 if not (rate / split / name).is_file():
                     raise TaskError(f"{rate / split / name} is missing.")
-        wrong = [
-            told for rate in rates if clips and (told := _wrong_rate(rate / split / next(iter(clips)), int(rate.name)))
+        mismatches = [
+            problem
+            for rate in rates
+            if clips and (problem := _rate_mismatch(rate / split / next(iter(clips)), int(rate.name)))
         ]
-        if len(wrong) == len(rates):
-            raise TaskError(f"{wrong[0]}.")
-        for told in wrong:  # a model may use another rate
-            print(f"warning: {told}.", file=sys.stderr)
+        if len(mismatches) == len(rates):
+            raise TaskError(f"{mismatches[0]}.")
+        for problem in mismatches:  # a model may use another rate
+            print(f"warning: {problem}.", file=sys.stderr)
 
 
-def _wrong_rate(file: Path, rate: int) -> str:
+def _rate_mismatch(file: Path, rate: int) -> str:
     """Return what is wrong with the sample rate of a file, if anything; an unreadable file fails when embedded."""
     soundfile = import_module("soundfile")  # slow to import, and not needed by processes that only wait
     try:
-        found = soundfile.info(file).samplerate
+        actual = soundfile.info(file).samplerate
     except soundfile.LibsndfileError:
         return ""
-    return "" if found == rate else f"{file} has {found} Hz, and is in the folder of {rate} Hz"
+    return "" if actual == rate else f"{file} has a sample rate of {actual} Hz, but is in the folder of {rate} Hz"
 
 
 def check_splits(where: str, splits: Sequence[str], three: bool) -> None:
@@ -186,34 +186,34 @@ def _read_vocabulary(file: Path) -> set[str]:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             rows = list(csv.DictReader(opened))
     except (OSError, ValueError, csv.Error) as error:
-        raise TaskError(f"{file.parent} is no HEAR task: {file.name}: {type(error).__name__}: {error}") from None
+        raise TaskError(f"{file.parent} is not a HEAR task: {file.name}: {type(error).__name__}: {error}") from None
     for name in ("idx", "label"):
         if any(row.get(name) is None for row in rows):
-            raise TaskError(f"{file} must have the header idx,label and both in every row.")
+            raise TaskError(f"{file} must have the header idx,label and both values in every row.")
     if [row["idx"] for row in rows] != [str(number) for number in range(len(rows))]:
         raise TaskError(f"{file}: idx must run from 0 to {len(rows) - 1}.")
     return {row["label"] for row in rows}
 
 
-def _read_answers(file: Path) -> dict[str, list[Any]]:
+def _read_targets(file: Path) -> dict[str, list[Any]]:
     """Clip -> its labels or events."""
     try:
-        answers = json.loads(file.read_text(encoding="utf-8"))
+        targets = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TaskError(f"{file.parent} is no HEAR task: {file.name}: {type(error).__name__}: {error}") from None
-    if not isinstance(answers, dict) or not all(isinstance(answer, list) for answer in answers.values()):
-        raise TaskError(f"{file} must hold a list of labels or events for every clip.")
-    return answers
+        raise TaskError(f"{file.parent} is not a HEAR task: {file.name}: {type(error).__name__}: {error}") from None
+    if not isinstance(targets, dict) or not all(isinstance(target, list) for target in targets.values()):
+        raise TaskError(f"{file} must contain a list of labels or events for every clip.")
+    return targets
 
 
-def _check_answer(where: str, answer: Sequence[Any], metadata: Mapping[str, Any], labels: set[str]) -> None:
+def _check_target(where: str, target: Sequence[Any], metadata: Mapping[str, Any], labels: set[str]) -> None:
     events = metadata["embedding_type"] == "event"
-    if events and not all(isinstance(item, dict) and item.keys() >= set(EVENT_KEYS) for item in answer):
+    if events and not all(isinstance(item, dict) and item.keys() >= set(EVENT_KEYS) for item in target):
         raise TaskError(f"{where}: an event must have {', '.join(EVENT_KEYS)}.")
-    names = [item["label"] for item in answer] if events else list(answer)
-    if strange := [name for name in names if name not in labels]:
-        raise TaskError(f"{where}: {unknown('label', str(strange[0]), labels)}")
+    names = [item["label"] for item in target] if events else list(target)
+    if unknown_labels := [name for name in names if name not in labels]:
+        raise TaskError(f"{where}: {unknown('label', str(unknown_labels[0]), labels)}")
     if not events and metadata["prediction_type"] == "multiclass" and len(names) != 1:
-        raise TaskError(f"{where}: a multiclass task needs exactly one label, given {names}.")
-    if events and any(item["end"] < item["start"] or item["start"] < 0 for item in answer):
+        raise TaskError(f"{where}: a multiclass task needs exactly one label, got {names}.")
+    if events and any(item["end"] < item["start"] or item["start"] < 0 for item in target):
         raise TaskError(f"{where}: an event ends before it starts, or starts before the clip.")

@@ -28,7 +28,7 @@ def run_build(parsed: argparse.Namespace) -> None:
     if parsed.csv:
         clips = clips_from_csv(parsed.csv, parsed.audio, columns, parsed.kind, multilabel)
     elif parsed.kind == "event":
-        raise TaskError("events need a --csv with their start and end.")
+        raise TaskError("an event task needs a --csv with the start and end of every event.")
     else:
         clips = clips_from_folders(parsed.audio)
     parts = {part: getattr(parsed, part).split(",") for part in TRAIN_VALID_TEST if getattr(parsed, part)}
@@ -46,7 +46,7 @@ def run_build(parsed: argparse.Namespace) -> None:
     print(build_task(config, clips, parsed.out))
 
 
-def _place(split: str) -> tuple[int, str]:
+def _split_order(split: str) -> tuple[int, str]:
     """Sort key: train, valid and test in this order; folds by name."""
     return (TRAIN_VALID_TEST.index(split) if split in TRAIN_VALID_TEST else 0, split)
 
@@ -55,21 +55,19 @@ def summary(clips: Sequence[Clip]) -> str:
     """Return the counts of clips, classes and clips per split, with a warning if a class has fewer clips than folds."""
     labels = Counter(label for clip in clips for label in {*clip.labels, *(event.label for event in clip.events)})
     splits = Counter(clip.split for clip in clips)
-    told = f"{len(clips)} clips of {len(labels)} classes, " + ", ".join(
-        f"{split} {splits[split]}" for split in sorted(splits, key=_place)
+    text = f"{len(clips)} clips of {len(labels)} classes, " + ", ".join(
+        f"{split} {splits[split]}" for split in sorted(splits, key=_split_order)
     )
     fewest, count = min(labels.items(), key=lambda item: item[1], default=("", 0))
     if labels and not splits.keys() <= set(TRAIN_VALID_TEST) and len(splits) > count:
-        told += (
-            f"\nwarning: {len(splits)} folds, and the class {fewest!r} has {count} clips: some folds are without it."
-        )
-    return told
+        text += f"\nwarning: {len(splits)} folds, and the class {fewest!r} has {count} clips: some folds lack it."
+    return text
 
 
 def run_check(parsed: argparse.Namespace) -> None:
     """`asda-hear tasks check`."""
-    for given in parsed.folders:
-        for folder in [given] if (given / METADATA_FILE).exists() else find_tasks(given):
+    for root in parsed.folders:
+        for folder in [root] if (root / METADATA_FILE).exists() else find_tasks(root):
             check_task(folder)
             print(f"{folder}: good")
 

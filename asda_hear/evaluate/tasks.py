@@ -87,15 +87,19 @@ class TaskConfig:
     def __post_init__(self) -> None:
         for part in (self.name, self.version, self.mode):
             if not part or part.startswith(".") or set(part) & set("/\\\0"):
-                raise TaskError(f"{part!r} cannot be part of a folder's name: name, version and mode of a task are.")
+                raise TaskError(
+                    f"{part!r} is not a valid name, version or mode of a task: each is part of its folder name."
+                )
         if not self.sample_rates or min(self.sample_rates) < LEAST_RATE:
-            raise TaskError(f"sample rates must be {LEAST_RATE} Hz or more, given {list(self.sample_rates)}.")
+            raise TaskError(f"sample rates must be at least {LEAST_RATE} Hz, got {list(self.sample_rates)}.")
         seconds = self.clip_seconds
         if seconds is not None and not (math.isfinite(seconds) and round(seconds * min(self.sample_rates)) > 0):
-            raise TaskError(f"the length of clips must be a positive number of seconds, given {seconds}.")
+            raise TaskError(f"the clip length must be finite and at least one sample, got {seconds} s.")
         kind = (self.embedding_type, self.prediction_type)
         if kind not in METRICS:
-            raise TaskError(f"no task is {' and '.join(kind)}; expected {', or '.join(map(' and '.join, METRICS))}.")
+            raise TaskError(
+                f"a task cannot be {' and '.join(kind)}; expected {', or '.join(map(' and '.join, METRICS))}."
+            )
         for metric in self.evaluation:
             if metric not in KNOWN_METRICS[self.embedding_type]:
                 raise TaskError(unknown(f"metric of {self.embedding_type} tasks", metric, KNOWN_METRICS[kind[0]]))
@@ -136,7 +140,7 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
         shutil.rmtree(part, ignore_errors=True)
         raise TaskError(str(error).replace(str(part), str(final)).replace(part.name, final.name)) from None
     if final.exists():
-        print(f"{final} was there and is replaced.", file=sys.stderr)
+        print(f"{final} exists and is replaced.", file=sys.stderr)
         shutil.rmtree(final)
     part.rename(final)
     for reason in skipped:
@@ -146,9 +150,9 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
 
 def _check_labels(config: TaskConfig, clips: Sequence[Clip]) -> None:
     """Check, before any audio is written, that every clip of a multiclass task has exactly one label."""
-    wrong = [clip for clip in clips if config.prediction_type == "multiclass" and len(clip.labels) != 1]
-    if wrong:
-        first = f"given {list(wrong[0].labels)} for {wrong[0].file.name} ({len(wrong)} of {len(clips)} clips)"
+    invalid = [clip for clip in clips if config.prediction_type == "multiclass" and len(clip.labels) != 1]
+    if invalid:
+        first = f"got {list(invalid[0].labels)} for {invalid[0].file.name} ({len(invalid)} of {len(clips)} clips)"
         raise TaskError(
             f"{config.folder}: a multiclass task needs exactly one label, {first}; --multilabel allows any number."
         )
@@ -166,19 +170,19 @@ def clip_names(clips: Sequence[Clip]) -> list[tuple[str, str]]:
     folders = [[part for part in clip.file.parent.parts if part not in (clip.file.anchor, "..")] for clip in clips]
     depths = [min(len(above), int(stems[clip.file.stem] > 1)) for clip, above in zip(clips, folders, strict=True)]
     while True:
-        found = [
+        names = [
             (clip.split, "-".join([*above[len(above) - depth :], f"{clip.file.stem}.wav"]))
             for clip, above, depth in zip(clips, folders, depths, strict=True)
         ]
-        times = Counter(found)
-        alike = [number for number, name in enumerate(found) if times[name] > 1]
-        if not alike:
-            return found
-        longer = [number for number in alike if depths[number] < len(folders[number])]
-        if not longer:
-            first, second, *_ = (clips[number].file for number in alike if found[number] == found[alike[0]])
-            raise TaskError(f"two clips would be called {found[alike[0]][1]}: {first} and {second}.")
-        for number in longer:
+        counts = Counter(names)
+        duplicates = [number for number, name in enumerate(names) if counts[name] > 1]
+        if not duplicates:
+            return names
+        extendable = [number for number in duplicates if depths[number] < len(folders[number])]
+        if not extendable:
+            first, second, *_ = (clips[number].file for number in duplicates if names[number] == names[duplicates[0]])
+            raise TaskError(f"two clips would be named {names[duplicates[0]][1]}: {first} and {second}.")
+        for number in extendable:
             depths[number] += 1
 
 
@@ -189,16 +193,19 @@ def cut_events(clips: Sequence[Clip], seconds: float) -> list[Clip]:
         TaskError: no event is left.
     """
     end_ms = seconds * MILLISECONDS
-    kept = []
+    cut_clips = []
     for clip in clips:
-        heard = [replace(each, end_ms=min(each.end_ms, end_ms)) for each in clip.events if each.start_ms < end_ms]
-        kept.append(replace(clip, events=tuple(heard)))
-    before, after = (sum(len(clip.events) for clip in members) for members in (clips, kept))
+        events = [replace(event, end_ms=min(event.end_ms, end_ms)) for event in clip.events if event.start_ms < end_ms]
+        cut_clips.append(replace(clip, events=tuple(events)))
+    before, after = (sum(len(clip.events) for clip in members) for members in (clips, cut_clips))
     if before and not after:
-        raise TaskError(f"all {before} events begin after {seconds:g} s, to which clips are cut.")
+        raise TaskError(f"all {before} events begin at or after {seconds:g} s, where clips are cropped.")
     if dropped := before - after:
-        print(f"{dropped} of {before} events begin after {seconds:g} s, where clips are cut: dropped.", file=sys.stderr)
-    return kept
+        print(
+            f"dropped {dropped} of {before} events, which begin at or after {seconds:g} s, where clips are cropped.",
+            file=sys.stderr,
+        )
+    return cut_clips
 
 
 def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part: Path, progress: bool) -> list[str]:
@@ -206,14 +213,14 @@ def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part:
     written, skipped = _write_audio(config, clips, part, progress)
     splits = sorted({split for split, _ in written})
     if empty := sorted({split for split, _ in clips} - set(splits)):
-        raise TaskError(f"no clip of {', '.join(empty)} is readable. The first reasons: {'; '.join(skipped[:3])}")
+        raise TaskError(f"no clip of {', '.join(empty)} is readable. First reasons: {'; '.join(skipped[:3])}")
     mode = "presplit_kfold"
     if set(splits) == set(TRAIN_VALID_TEST):
         splits, mode = list(TRAIN_VALID_TEST), "trainvaltest"
     events = config.embedding_type == "event"
     for split in splits:
-        chosen = {name: _answer(clip, events) for (own, name), clip in written.items() if own == split}
-        (part / f"{split}.json").write_text(json.dumps(chosen, indent=1))
+        targets = {name: _target_of(clip, events) for (own, name), clip in written.items() if own == split}
+        (part / f"{split}.json").write_text(json.dumps(targets, indent=1))
     labels = sorted({label for clip in written.values() for label in (*clip.labels, *(e.label for e in clip.events))})
     with (part / VOCABULARY_FILE).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("idx", "label"), *enumerate(labels)])
@@ -252,20 +259,22 @@ def _write_audio(
         except AudioError as error:
             skipped.append(str(error))
             continue
-        heard = tuple(event for event in clip.events if event.start_ms < end_ms)
-        written[split, name] = replace(clip, events=heard)
+        events = tuple(event for event in clip.events if event.start_ms < end_ms)
+        written[split, name] = replace(clip, events=events)
     if not written:
-        raise TaskError(f"none of the {len(clips)} clips is readable. The first reasons: {'; '.join(skipped[:3])}")
-    before, after = (sum(len(each[key].events) for key in written) for each in (clips, written))
+        raise TaskError(f"none of the {len(clips)} clips is readable. First reasons: {'; '.join(skipped[:3])}")
+    before, after = (sum(len(by_name[key].events) for key in written) for by_name in (clips, written))
     if before > after:
-        late = f"{before - after} of {before} events begin behind the end of their clips; times must be seconds"
+        message = (
+            f"{before - after} of {before} events begin at or after the end of their clips; times must be in seconds"
+        )
         if not after:
-            raise TaskError(f"{late}.")
-        skipped.append(late)
+            raise TaskError(f"{message}.")
+        skipped.append(message)
     return written, skipped
 
 
-def _answer(clip: Clip, events: bool) -> list[Any]:
+def _target_of(clip: Clip, events: bool) -> list[Any]:
     if events:
         return [{"label": event.label, "start": event.start_ms, "end": event.end_ms} for event in clip.events]
     return list(clip.labels)

@@ -83,7 +83,7 @@ def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "")
         ConfigError: the config is invalid, or the path is the baseline without a model.
     """
     if os.fspath(path) == LOG_MEL and not Path(path).exists():
-        raise ConfigError(f"{LOG_MEL!r} is the baseline without a model: there is no attention to look at.")
+        raise ConfigError(f"{LOG_MEL!r} is the baseline without a model and has no attention maps.")
     opened = open_encoder(path, catalog or installed_catalog())
     data = opened.config.data
     return OpenModel(name or model_name(opened.file), opened.front_end, opened.encoder, data.clip_seconds, data.padding)
@@ -97,7 +97,7 @@ def read_stretch(file: str | Path, model: OpenModel, start_seconds: float = 0.0)
         ConfigError: the start is negative or not finite.
     """
     if not 0 <= start_seconds < float("inf"):
-        raise ConfigError(f"--at must be a time from 0 s on, not {start_seconds:g}.")
+        raise ConfigError(f"--at must be finite and at least 0 s, not {start_seconds:g}.")
     seconds = model.clip_seconds
     return stretch_of(read_audio(file, model.sample_rate, start_seconds, seconds), model, start_seconds)
 
@@ -109,9 +109,9 @@ def stretch_of(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: fl
         AudioError: the audio has no samples, NaN, or more than one channel.
     """
     if audio.ndim != 1 or not len(audio):
-        raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
+        raise AudioError(f"audio must be one-dimensional with at least one sample, not of shape {tuple(audio.shape)}.")
     check_samples(audio, "the audio")
-    num_samples = max(round(model.clip_seconds * model.sample_rate), _least_samples(model))
+    num_samples = max(round(model.clip_seconds * model.sample_rate), _min_samples(model))
     return Stretch(crop_or_pad(audio.float(), num_samples), min(len(audio), num_samples), start_seconds)
 
 
@@ -136,8 +136,8 @@ def mel_energies(model: OpenModel, audio: Float[Tensor, " samples"]) -> Float[Te
     front_end = model.front_end
     if not isinstance(front_end, LogMel):
         raise ConfigError(
-            f"{model.name} hears through {type(front_end).__name__}, whose bins are no mel bands: where sound or "
-            "noise is louder cannot be told of its patches. The front end 'log_mel' is needed."
+            f"{model.name} uses the front end {type(front_end).__name__}, whose bins are not mel bands: it is unknown "
+            "in which patches sound or noise is louder. Use a model with the front end 'log_mel'."
         )
     normalised: Tensor = front_end(audio[None])[0]
     return (normalised * 2 * front_end.std + front_end.mean).exp()
@@ -155,9 +155,9 @@ def silent_patches(model: OpenModel, stretch: Stretch) -> Bool[Tensor, " patches
     return (energies <= energies.max() * 10 ** (-SILENCE_DB / 10)) | (energies <= floor)
 
 
-def _least_samples(model: OpenModel) -> int:
+def _min_samples(model: OpenModel) -> int:
     """Number of samples in one whole patch."""
     front_end, frames = model.front_end, model.encoder.config.patch_frames
-    least = (frames - 1) * int(front_end.hop_samples) + int(front_end.window_samples)
-    assert num_frames(least, front_end) == frames
-    return least
+    num_samples = (frames - 1) * int(front_end.hop_samples) + int(front_end.window_samples)
+    assert num_frames(num_samples, front_end) == frames
+    return num_samples

@@ -19,9 +19,9 @@ def run_look(parsed: argparse.Namespace) -> None:
     """Run `asda-hear look`: write the output file, and print the numbers of every layer."""
     write = WRITERS.get(parsed.out.suffix.lower())
     if write is None:
-        raise ConfigError(f"--out {parsed.out}: it must end in {', '.join(WRITERS)}.")
+        raise ConfigError(f"--out {parsed.out} must end in {', '.join(WRITERS)}.")
     if parsed.noise is not None and parsed.snr is None:
-        raise ConfigError("--noise needs --snr, the ratio in dB at which it is added.")
+        raise ConfigError("--noise requires --snr, the signal-to-noise ratio in dB.")
     if parsed.seed < 0:
         raise ConfigError(f"--seed must not be negative, not {parsed.seed}.")
     choices, query = parse_choices(parsed.layer, parsed.head), parse_query(parsed.query)
@@ -43,14 +43,15 @@ def open_models(paths: Sequence[str]) -> list[OpenModel]:
     Raises:
         ConfigError: two models have the same name.
     """
-    given = [labelled_path("--checkpoint", text) for text in paths]
-    short = [name or model_name(path) for name, path in given]
+    labelled = [labelled_path("--checkpoint", text) for text in paths]
+    short_names = [name or model_name(path) for name, path in labelled]
     names = [
-        name if label or short.count(name) == 1 else path for (label, path), name in zip(given, short, strict=True)
+        name if label or short_names.count(name) == 1 else path
+        for (label, path), name in zip(labelled, short_names, strict=True)
     ]
-    if double := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"--checkpoint gives {double!r} twice: give each a name of its own, as in NAME=PATH.")
-    return [open_model(path, name=name) for (_, path), name in zip(given, names, strict=True)]
+    if duplicate := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"--checkpoint: two models are named {duplicate!r}; label one, as in LABEL=PATH.")
+    return [open_model(path, name=name) for (_, path), name in zip(labelled, names, strict=True)]
 
 
 def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[Choice]:
@@ -59,9 +60,9 @@ def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[Choice]:
     Raises:
         ConfigError: a head is neither a number nor "mean".
     """
-    numbers = [_head(text) for text in dict.fromkeys(heads)]
-    chosen: list[int | None] = list(dict.fromkeys(layers)) or [None]
-    return [Choice(layer, head) for layer in chosen for head in numbers]
+    head_numbers = [_head_number(text) for text in dict.fromkeys(heads)]
+    layer_numbers: list[int | None] = list(dict.fromkeys(layers)) or [None]
+    return [Choice(layer, head) for layer in layer_numbers for head in head_numbers]
 
 
 def parse_query(text: str) -> Query:
@@ -85,9 +86,9 @@ def parse_query(text: str) -> Query:
         raise ConfigError(f"--query {text!r} must be class, mean, or SECONDS,HZ as in 1.2,500.") from None
 
 
-def _head(text: str) -> int | None:
+def _head_number(text: str) -> int | None:
     if text == MEAN:
         return None
     if not text.isdecimal():
-        raise ConfigError(f"--head {text!r} must be a number from 0 on, or {MEAN}.")
+        raise ConfigError(f"--head {text!r} must be a number of at least 0, or {MEAN}.")
     return int(text)

@@ -74,7 +74,7 @@ def attention_figure(
     Raises:
         ConfigError: a layer, head or query does not exist.
     """
-    lines = _lines(views, choices)
+    lines = _arranged(views, choices)
     single = len(views) == 1
     columns = max(len(line) for line in lines) if single else len(views)
     rows = len(lines) if single else sum(len(line) for line in lines)
@@ -83,20 +83,20 @@ def attention_figure(
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
     scales = _scales(views, choices, query)
-    for line, axes in _placed(lines, grid, single):
+    for line, axes in _paired(lines, grid, single):
         _draw_line(figure, line, axes, views, query, scales, "bottom" if single else "right")
     _name_models(grid, views)
-    asked = dict.fromkeys(
+    descriptions = dict.fromkeys(
         each.asked for view in views for choice in choices if (each := panel(view, choice, query, "map 1"))
     )
-    head = f"attention of the {', '.join(asked)}"
-    figure.suptitle(without_formulas(f"{title}\n{head}" if title else head), fontsize=TEXT_POINTS + 1)
+    heading = f"attention of the {', '.join(descriptions)}"
+    figure.suptitle(without_formulas(f"{title}\n{heading}" if title else heading), fontsize=TEXT_POINTS + 1)
     figure.supxlabel("time in the file (s)", fontsize=TEXT_POINTS)
     _ink(figure, DARK_INK if dark else LIGHT_INK)
     return figure
 
 
-def _lines(views: Sequence[View], choices: Sequence[Choice]) -> list[list[FigureRow]]:
+def _arranged(views: Sequence[View], choices: Sequence[Choice]) -> list[list[FigureRow]]:
     """The panels of every choice, each with its spectrogram; with several models the spectrogram only once."""
     lines: list[list[FigureRow]] = [] if len(views) == 1 else [[FigureRow(None, None)]]
     for choice in choices:
@@ -106,18 +106,18 @@ def _lines(views: Sequence[View], choices: Sequence[Choice]) -> list[list[Figure
     return lines
 
 
-def _placed(lines: list[list[FigureRow]], grid: np.ndarray, single: bool) -> list[tuple[list[FigureRow], np.ndarray]]:
+def _paired(lines: list[list[FigureRow]], grid: np.ndarray, single: bool) -> list[tuple[list[FigureRow], np.ndarray]]:
     """Each line with its axes, of shape (rows of the line, models)."""
-    placed, done = [], 0
+    pairs, num_rows = [], 0
     for number, line in enumerate(lines):
         if single:
             for spare in grid[number, len(line) :]:
                 spare.set_axis_off()
-            placed.append((line, grid[number, : len(line)][:, None]))
+            pairs.append((line, grid[number, : len(line)][:, None]))
         else:
-            placed.append((line, grid[done : done + len(line)]))
-        done += len(line)
-    return placed
+            pairs.append((line, grid[num_rows : num_rows + len(line)]))
+        num_rows += len(line)
+    return pairs
 
 
 def _draw_line(
@@ -130,13 +130,13 @@ def _draw_line(
     side: str,
 ) -> None:
     """Draw the panels of a line and its colour bars: for the spectrograms, the maps and the difference."""
-    for row, beside in zip(line, axes, strict=True):
-        for view, at in zip(views, beside, strict=True):
-            _draw(at, view, row, query, scales)
+    for row, row_axes in zip(line, axes, strict=True):
+        for view, ax in zip(views, row_axes, strict=True):
+            _draw(ax, view, row, query, scales)
     for kinds, mappable, label in _bars(line, scales):
-        members = [at for row, beside in zip(line, axes, strict=True) if row.kind in kinds for at in beside]
+        members = [ax for row, row_axes in zip(line, axes, strict=True) if row.kind in kinds for ax in row_axes]
         if members:
-            bar = figure.colorbar(mappable, ax=members, location=side, pad=0.02, aspect=25, extend=_extended(kinds))
+            bar = figure.colorbar(mappable, ax=members, location=side, pad=0.02, aspect=25, extend=_open_ends(kinds))
             bar.set_label(label, fontsize=SMALL_POINTS)
             bar.ax.tick_params(labelsize=SMALL_POINTS)
 
@@ -156,7 +156,7 @@ def _bars(line: list[FigureRow], scales: Scales) -> list[tuple[tuple[MapKind | N
     return bars
 
 
-def _extended(kinds: tuple[MapKind | None, ...]) -> str:
+def _open_ends(kinds: tuple[MapKind | None, ...]) -> str:
     return "min" if kinds == (None,) else ("both" if kinds == ("difference",) else "max")
 
 
@@ -179,7 +179,7 @@ def _draw(axes: Axes, view: View, row: FigureRow, query: Query, scales: Scales) 
         return
     drawn = panel(view, row.choice, query, row.kind)
     if drawn is None:
-        _without(axes, row.kind)
+        _draw_empty(axes, row.kind)
         return
     scale, colours = (scales.difference, _diverging()) if row.kind == "difference" else (scales.attention, _warm())
     high = places.grid[1] * places.step_bins - 0.5
@@ -200,15 +200,17 @@ def _caption(view: View, choice: Choice, kind: MapKind, drawn: Panel) -> str:
         name = f"map 1 {MINUS} {drawn.weight:.2f} {TIMES} map 2{plus}"
     lines = f"{name}, layer {layer}\n{head}"
     has_class = view.layers[layer].layout.class_column is not None
-    return f"{lines}; class token gets {drawn.on_class:.1%}".replace("-", MINUS) if has_class else lines
+    return f"{lines}; on class token {drawn.on_class:.1%}".replace("-", MINUS) if has_class else lines
 
 
-def _without(axes: Axes, kind: MapKind) -> None:
+def _draw_empty(axes: Axes, kind: MapKind) -> None:
     """Draw an empty panel with the reason."""
     axes.cla()
     axes.set_axis_off()
-    why = "no second map" if kind == "map 2" else "nothing is subtracted:\nmap 1 is what is used"
-    axes.text(0.5, 0.5, why, ha="center", va="center", fontsize=TEXT_POINTS, style="italic", transform=axes.transAxes)
+    reason = "no second map" if kind == "map 2" else "nothing is subtracted:\nmap 1 is used"
+    axes.text(
+        0.5, 0.5, reason, ha="center", va="center", fontsize=TEXT_POINTS, style="italic", transform=axes.transAxes
+    )
 
 
 def _frame_noise(axes: Axes, view: View) -> None:
@@ -265,8 +267,8 @@ def _top(
     values = [size(each.values).ravel() for each in panels if each is not None]
     if not values:
         return 1.0
-    every = np.concatenate(values)
-    return max(float(np.percentile(every, TOP_PERCENTILE)), LEAST_MEANS * float(every.mean()), LEAST_TOP)
+    all_values = np.concatenate(values)
+    return max(float(np.percentile(all_values, TOP_PERCENTILE)), LEAST_MEANS * float(all_values.mean()), LEAST_TOP)
 
 
 def _grey() -> ListedColormap:

@@ -38,9 +38,9 @@ def distance(
     mass = mass / mass.sum(dim=-1, keepdim=True)
     steps = (layout.time[:, :, None] - layout.time[:, None, :]).abs()[:, None]
     bands = (layout.band[:, :, None] - layout.band[:, None, :]).abs()[:, None]
-    nowhere = ~patches[:, None]
+    no_position = ~patches[:, None]
     along_time, along_frequency = (mass * steps).sum(dim=-1), (mass * bands).sum(dim=-1)
-    return along_time.masked_fill(nowhere, torch.nan), along_frequency.masked_fill(nowhere, torch.nan)
+    return along_time.masked_fill(no_position, torch.nan), along_frequency.masked_fill(no_position, torch.nan)
 
 
 def share_on(
@@ -71,5 +71,5 @@ def mean_over(values: Float[Tensor, "batch heads tokens"], queries: Bool[Tensor,
 
 def on_tokens(layout: TokenLayout, patches: Bool[Tensor, " patches"], class_tokens: bool) -> Bool[Tensor, "b n"]:
     """Map a mask over patches in raster order to a mask over tokens; class tokens get the value `class_tokens`."""
-    there = patches.to(layout.index.device)[layout.index.clamp(min=0)]
-    return there.masked_fill(layout.is_class, class_tokens)
+    on_patches = patches.to(layout.index.device)[layout.index.clamp(min=0)]
+    return on_patches.masked_fill(layout.is_class, class_tokens)

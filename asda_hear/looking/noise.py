@@ -69,11 +69,11 @@ def draw_noise(model: OpenModel, stretch: Stretch, source: str | Path, seed: int
         AudioError: fewer than two steps are not padding, or the file cannot be used.
     """
     generator = torch.Generator().manual_seed(seed)
-    num_steps, with_sound = _num_steps(model, stretch), _sounding(model, stretch)
-    if with_sound < 2:
-        raise AudioError("the clip has sound in fewer than two time steps: noisy and clean ones cannot be compared.")
+    num_steps, num_unpadded = _num_steps(model, stretch), _num_unpadded(model, stretch)
+    if num_unpadded < 2:
+        raise AudioError("the clip covers fewer than two time steps: noisy and clean ones cannot be compared.")
     steps = torch.zeros(num_steps, dtype=torch.bool)
-    steps[torch.randperm(with_sound, generator=generator)[: with_sound // 2]] = True
+    steps[torch.randperm(num_unpadded, generator=generator)[: num_unpadded // 2]] = True
     num_samples = len(stretch.audio)
     if str(source) == WHITE:
         audio = torch.randn(num_samples, generator=generator)
@@ -95,22 +95,22 @@ def add_noise(model: OpenModel, stretch: Stretch, noise: Noise, snr_db: float) -
         ConfigError: `snr_db` is not finite, or the model's features are not mel bands.
     """
     if not -float("inf") < snr_db < float("inf"):
-        raise ConfigError(f"the signal-to-noise ratio must be a number of dB, not {snr_db}.")
+        raise ConfigError(f"the signal-to-noise ratio must be a finite number of dB, not {snr_db}.")
     sound_power = float(stretch.sound.double().square().mean())
     noise_power = float(noise.audio[: stretch.num_samples].double().square().mean())
-    for what, power in (("clip", sound_power), ("noise", noise_power)):
+    for name, power in (("clip", sound_power), ("noise", noise_power)):
         if not power:
-            raise AudioError(f"the {what} is digital silence here: no signal-to-noise ratio exists.")
+            raise AudioError(f"the {name} is digital silence here: the signal-to-noise ratio is undefined.")
     try:
         scale = (sound_power / noise_power * 10 ** (-snr_db / DECIBELS)) ** 0.5
     except OverflowError:
         scale = float("inf")
     added = noise.audio * noise.gate * scale
     if not added.isfinite().all():
-        raise ConfigError(f"noise at {snr_db:g} dB would be louder than float32 can tell.")
+        raise ConfigError(f"noise at {snr_db:g} dB would exceed the range of float32.")
     louder = patch_energies(model, added) > patch_energies(model, stretch.audio)
     bands = len(louder) // len(noise.steps)
-    counted = torch.arange(len(noise.steps)) < _sounding(model, stretch)
+    counted = torch.arange(len(noise.steps)) < _num_unpadded(model, stretch)
     noisy = Stretch(stretch.audio + added, stretch.num_samples, stretch.start_seconds)
     return Noisy(noisy, louder, counted.repeat_interleave(bands), snr_db)
 
@@ -121,7 +121,7 @@ def _num_steps(model: OpenModel, stretch: Stretch) -> int:
     return model.encoder.config.grid(int(front_end.num_bins), num_frames(len(stretch.audio), front_end))[0]
 
 
-def _sounding(model: OpenModel, stretch: Stretch) -> int:
+def _num_unpadded(model: OpenModel, stretch: Stretch) -> int:
     """Number of time steps that begin before the file's samples end."""
     step_samples = model.encoder.config.step_frames * int(model.front_end.hop_samples)
     return min(_num_steps(model, stretch), -(-stretch.num_samples // step_samples))
@@ -131,11 +131,11 @@ def _gate(model: OpenModel, stretch: Stretch, steps: Bool[Tensor, " steps"]) -> 
     """1 at samples of the drawn steps that no frame of a preceding clean step overlaps; 0 elsewhere and in padding."""
     front_end = model.front_end
     step_samples = model.encoder.config.step_frames * int(front_end.hop_samples)
-    seen_before = max(0, int(front_end.window_samples) - int(front_end.hop_samples))
+    overlap = max(0, int(front_end.window_samples) - int(front_end.hop_samples))
     gate = torch.zeros(len(stretch.audio))
     for step in steps.nonzero().flatten().tolist():
         clean_before = step > 0 and not steps[step - 1]
-        gate[step * step_samples + clean_before * seen_before : (step + 1) * step_samples] = 1
+        gate[step * step_samples + clean_before * overlap : (step + 1) * step_samples] = 1
     gate[stretch.num_samples :] = 0
     return gate
 

@@ -57,9 +57,9 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         if not self.snr_db or not all(abs(each) < float("inf") for each in self.snr_db):
-            raise ConfigError(f"snr_db must be one or more numbers, not {self.snr_db}.")
+            raise ConfigError(f"snr_db must be one or more finite numbers, not {self.snr_db}.")
         if len(set(self.snr_db)) < len(self.snr_db):
-            raise ConfigError(f"snr_db names a ratio twice: {self.snr_db}.")
+            raise ConfigError(f"snr_db has duplicates: {self.snr_db}.")
         if self.clips is not None and self.clips < 1:
             raise ConfigError(f"clips must be at least 1, not {self.clips}.")
         if self.seed < 0:
@@ -126,7 +126,7 @@ def measure_noise(
     for reason in result.skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     if result.skipped:
-        print(f"{result.clips} clips were used, {len(result.skipped)} left out.", file=sys.stderr)
+        print(f"{result.clips} clips used, {len(result.skipped)} skipped.", file=sys.stderr)
     return result.rows
 
 
@@ -185,18 +185,18 @@ def shares_of(
     """
     maps, layout = layer.maps, layer.layout
     noise = on_tokens(layout, noise_patches & counted, class_tokens=False)
-    among = on_tokens(layout, counted, class_tokens=True) & layout.valid
-    chance = float(noise.sum() / among.sum())
-    found: dict[What, Tensor] = {"map 1": maps.first}
+    counted_tokens = on_tokens(layout, counted, class_tokens=True) & layout.valid
+    chance = float(noise.sum() / counted_tokens.sum())
+    by_map: dict[What, Tensor] = {"map 1": maps.first}
     if maps.second is not None:
         difference = maps.difference
-        found |= {"map 2": maps.second, "difference, net": difference, "difference, absolute": difference.abs()}
-    asked: dict[Queries, Tensor] = {"all": among}
+        by_map |= {"map 2": maps.second, "difference, net": difference, "difference, absolute": difference.abs()}
+    query_masks: dict[Queries, Tensor] = {"all": counted_tokens}
     if layout.class_column is not None:
-        asked["class token"] = layout.is_class
-    for what, attention in found.items():
-        shares = share_on(attention, noise, among)
-        for queries, rows in asked.items():
+        query_masks["class token"] = layout.is_class
+    for what, attention in by_map.items():
+        shares = share_on(attention, noise, counted_tokens)
+        for queries, rows in query_masks.items():
             yield what, queries, mean_over(shares, rows), chance
 
 
@@ -213,7 +213,7 @@ def _measure_file(model: OpenModel, file: Path, config: NoiseConfig, number: int
         with_noise = attention_maps(model.encoder, features_of(model, noisy.stretch))
         measured |= _measure(CLEAN, clean, noisy) | _measure(f"{snr_db:g} dB", with_noise, noisy)
     if not measured:
-        raise AudioError(f"the noise is nowhere louder than the clip, at {config.snr_db} dB.")
+        raise AudioError(f"the noise is not louder than the clip in any patch, at {config.snr_db} dB.")
     return measured
 
 
@@ -225,8 +225,8 @@ def _measure(condition: str, layers: Sequence[LayerMaps], noisy: Noisy) -> Share
         for what, queries, share, chance in shares_of(layer, noisy.noise_patches, noisy.counted):
             measured[condition, noisy.snr_db, what, queries, number] = (share, chance)
             over_layers.setdefault((what, queries), []).append((share, chance))
-    for (what, queries), found in over_layers.items():
-        mean = (fmean(share for share, _ in found), fmean(chance for _, chance in found))
+    for (what, queries), pairs in over_layers.items():
+        mean = (fmean(share for share, _ in pairs), fmean(chance for _, chance in pairs))
         measured[condition, noisy.snr_db, what, queries, ALL_LAYERS] = mean
     return measured
 
@@ -237,8 +237,10 @@ def _rows(measured: Mapping[str, Shares], mixer: str) -> list[NoiseRow]:
     return [_row(key, {name: clip[key] for name, clip in measured.items() if key in clip}, mixer) for key in keys]
 
 
-def _row(key: Key, found: Mapping[str, tuple[float, float]], mixer: str) -> NoiseRow:
+def _row(key: Key, by_clip: Mapping[str, tuple[float, float]], mixer: str) -> NoiseRow:
     condition, snr_db, what, queries, layer = key
-    share, chance = (fmean(values) for values in zip(*found.values(), strict=True))
-    ratios = tuple(share / chance for share, chance in found.values())
-    return NoiseRow(condition, snr_db, what, queries, layer, share, chance, share / chance, ratios, tuple(found), mixer)
+    share, chance = (fmean(values) for values in zip(*by_clip.values(), strict=True))
+    ratios = tuple(share / chance for share, chance in by_clip.values())
+    return NoiseRow(
+        condition, snr_db, what, queries, layer, share, chance, share / chance, ratios, tuple(by_clip), mixer
+    )

@@ -49,7 +49,7 @@ class Looked:
         noisy = "" if view.noisy is None else f", noise at {view.noisy.snr_db:g} dB on half of the time steps"
         ends = [each.places.end_seconds for each in self.views]
         last = " or ".join(dict.fromkeys(f"{end:.2f} s" for end in sorted(ends)))
-        each = ", as long as the clips of each model" if " or " in last else ""
+        each = ", depending on the clip length of the model" if " or " in last else ""
         return f"{self.audio.name}, {view.places.start_seconds:.2f} s to {last}{each}{noisy}"
 
 
@@ -101,30 +101,30 @@ def write_arrays(looked: Looked, out: Path) -> None:
             arrays |= {f"{start}/layer{layer}/{name}": value for name, value in _layer_arrays(view, layer).items()}
     with io.BytesIO() as buffer:
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        written = buffer.getvalue()
-    write_whole(out, lambda part: part.write_bytes(written))
+        content = buffer.getvalue()
+    write_whole(out, lambda part: part.write_bytes(content))
 
 
 def numbers_text(looked: Looked) -> str:
     """Return the tables as Markdown."""
     parts = []
     for view in looked.views:
-        for what, rows in (
+        for suffix, rows in (
             ("", layer_numbers(view)),
             (": attention on noise", noise_numbers(view)),
         ):
             if rows:
                 table = _table(rows)
                 body = [table["heads"], ["---"] * len(table["heads"]), *table["rows"]]
-                parts.append(f"{escaped(view.model.name)}{what}\n\n" + "\n".join(map(table_row, body)))
+                parts.append(f"{escaped(view.model.name)}{suffix}\n\n" + "\n".join(map(table_row, body)))
     return "\n\n".join(parts)
 
 
 def _layer_arrays(view: View, number: int) -> dict[str, np.ndarray]:
     layer = view.layers[number]
     maps, layout = layer.maps, layer.layout
-    found = {"first": maps.first, "second": maps.second, "weight": maps.weight, "mean": maps.mean}
-    arrays = {name: value.numpy() for name, value in found.items() if value is not None}
+    tensors = {"first": maps.first, "second": maps.second, "weight": maps.weight, "mean": maps.mean}
+    arrays = {name: value.numpy() for name, value in tensors.items() if value is not None}
     if maps.second is not None:
         arrays |= {"difference": maps.difference.numpy()}
     arrays = {name: value[0] if value.ndim == 4 else value for name, value in arrays.items()}
@@ -136,8 +136,8 @@ def _about(view: View) -> dict[str, str]:
     times, bands = view.places.grid
     heads = view.layers[-1].maps.first.shape[1]
     shape = f"{config.depth} layers, {heads} heads with a map each, {times} by {bands} patches"
-    heard = f"{view.stretch.num_samples / view.model.sample_rate:.2f} s of sound"
-    return {"name": view.model.name, "mixer": config.mixer.name, "shape": shape, "heard": heard}
+    duration = f"{view.stretch.num_samples / view.model.sample_rate:.2f} s of audio"
+    return {"name": view.model.name, "mixer": config.mixer.name, "shape": shape, "heard": duration}
 
 
 def _caption(looked: Looked, choice: Choice) -> str:
@@ -149,11 +149,11 @@ def _caption(looked: Looked, choice: Choice) -> str:
 def _table(rows: Sequence[Numbers]) -> dict[str, list[list[str]] | list[str]]:
     """Headings and cells of a table; a cell is empty if its row has no such number."""
     heads = sorted(dict.fromkeys(name for row in rows for name in row), key=lambda name: name not in FIRST_COLUMNS)
-    cells = [[_shown(row.get(name, "")) for name in heads] for row in rows]
+    cells = [[_formatted(row.get(name, "")) for name in heads] for row in rows]
     return {"heads": heads, "rows": cells}
 
 
-def _shown(value: float | str) -> str:
+def _formatted(value: float | str) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.1e}" if 0 < abs(value) < SMALL_VALUE else f"{value:.3f}"

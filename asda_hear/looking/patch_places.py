@@ -55,15 +55,15 @@ class Places:
         """Raster index of the patch at a time (of the file) and a frequency.
 
         Raises:
-            ConfigError: the position is outside the stretch, or the model's bins are not mel bands.
+            ConfigError: the position is outside the excerpt, or the model's bins are not mel bands.
         """
         if not self.start_seconds <= seconds < self.end_seconds:
             raise ConfigError(
-                f"--query: {seconds:g} s is not in the stretch, which goes from {self.start_seconds:g} s to "
-                f"{self.end_seconds:g} s; --at moves it."
+                f"--query: {seconds:g} s is outside the excerpt from {self.start_seconds:g} s to "
+                f"{self.end_seconds:g} s; move it with --at."
             )
         if self.top_hz is None:
-            raise ConfigError("--query: the bins of this model are no mel bands, so no patch has a frequency.")
+            raise ConfigError("--query: the bins of this model are not mel bands, so its patches have no frequency.")
         if not LOW_HZ <= hertz <= self.top_hz:
             raise ConfigError(f"--query: {hertz:g} Hz is not between {LOW_HZ:g} and {self.top_hz:g} Hz.")
         step = min(int((seconds - self.start_seconds) / self.step_seconds), self.grid[0] - 1)

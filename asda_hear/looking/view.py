@@ -109,8 +109,8 @@ def look(model: OpenModel, stretch: Stretch, noise: AddedNoise | None = None) ->
     noisy, clean = None, []
     if noise is not None:
         clean = attention_maps(model.encoder, features_of(model, stretch))
-        drawn = draw_noise(model, stretch, noise.source, noise.seed)
-        noisy = add_noise(model, stretch, drawn, noise.snr_db)
+        drawn_noise = draw_noise(model, stretch, noise.source, noise.seed)
+        noisy = add_noise(model, stretch, drawn_noise, noise.snr_db)
         stretch = noisy.stretch
     features = features_of(model, stretch)
     layers = attention_maps(model.encoder, features)
@@ -154,20 +154,20 @@ def panel(view: View, choice: Choice, query: Query, kind: MapKind) -> Panel | No
     maps, layout = layer.maps, layer.layout
     if kind != "map 1" and maps.second is None:
         return None
-    wanted = maps.difference if kind == "difference" else (maps.second if kind == "map 2" else maps.first)
-    assert wanted is not None, "checked above"
+    attention_map = maps.difference if kind == "difference" else (maps.second if kind == "map 2" else maps.first)
+    assert attention_map is not None, "checked above"
     heads = slice(None) if choice.head is None else slice(choice.head, choice.head + 1)
-    rows, place, asked = _queries(view, layer, query)
-    attention = wanted[0, heads][:, rows].mean(dim=(0, 1))
+    rows, place, description = _queries(view, layer, query)
+    attention = attention_map[0, heads][:, rows].mean(dim=(0, 1))
     weight = None
     if maps.weight is not None:
-        everywhere = maps.weight.expand(1, *wanted.shape[1:3], 1)
-        weight = float(everywhere[0, heads][:, rows].mean())
+        weights = maps.weight.expand(1, *attention_map.shape[1:3], 1)
+        weight = float(weights[0, heads][:, rows].mean())
     patches = ~layout.is_class[0]
     values = torch.zeros(view.places.grid[0] * view.places.grid[1])
     values[layout.index[0, patches]] = attention[patches] * len(attention)
     grid = values.reshape(view.places.grid).T.numpy()
-    return Panel(grid, float(attention[~patches].sum()), weight, place, asked)
+    return Panel(grid, float(attention[~patches].sum()), weight, place, description)
 
 
 def _queries(view: View, layer: LayerMaps, query: Query) -> tuple[Bool[Tensor, " n"], tuple[int, int] | None, str]:
@@ -192,12 +192,14 @@ def layer_numbers(view: View) -> list[Numbers]:
     """One row per layer and map, with means over heads and queries; the last row is for even attention."""
     rows: list[Numbers] = []
     for number, layer in enumerate(view.layers):
-        maps, start = layer.maps, Numbers(layer=str(number))
-        rows.append(start | {"map": "map 1"} | _of_map(view, maps.first, layer))
+        maps, layer_column = layer.maps, Numbers(layer=str(number))
+        rows.append(layer_column | {"map": "map 1"} | _of_map(view, maps.first, layer))
         if maps.second is not None and maps.weight is not None:
             weight = float(maps.weight.mean())
-            rows.append(start | {"map": "map 2", "lambda": weight} | _of_map(view, maps.second, layer))
-            rows.append(start | {"map": "difference, absolute"} | _of_map(view, maps.difference, layer, softmax=False))
+            rows.append(layer_column | {"map": "map 2", "lambda": weight} | _of_map(view, maps.second, layer))
+            rows.append(
+                layer_column | {"map": "difference, absolute"} | _of_map(view, maps.difference, layer, softmax=False)
+            )
     layer = view.layers[-1]
     tokens = layer.layout.index.shape[1]
     even = torch.full((1, 1, tokens, tokens), 1 / tokens)
@@ -210,8 +212,8 @@ def noise_numbers(view: View) -> list[Numbers]:
     if noisy is None or not noisy.noise_patches.any():
         return rows
     for number, (layer, clean) in enumerate(zip(view.layers, view.clean, strict=True)):
-        both = zip(*(shares_of(each, noisy.noise_patches, noisy.counted) for each in (layer, clean)), strict=True)
-        for (what, queries, share, chance), (_, _, clean_share, _) in both:
+        pairs = zip(*(shares_of(each, noisy.noise_patches, noisy.counted) for each in (layer, clean)), strict=True)
+        for (what, queries, share, chance), (_, _, clean_share, _) in pairs:
             if queries == "all":
                 rows.append({"layer": str(number), "map": what, "chance": chance})
                 rows[-1] |= {"share": share, "share / chance": share / chance}
@@ -224,8 +226,8 @@ def _of_map(view: View, attention: Tensor, layer: LayerMaps, softmax: bool = Tru
     layout, row = layer.layout, dict[str, float | str]()
     if softmax:
         bits = mean_over(entropy(attention), layout.valid)
-        most = math.log2(layout.index.shape[1]) or 1.0  # log2 of a single token is 0
-        row |= {"entropy (bits)": bits, "entropy / log2 N": bits / most}
+        max_bits = math.log2(layout.index.shape[1]) or 1.0  # log2 of a single token is 0
+        row |= {"entropy (bits)": bits, "entropy / log2 N": bits / max_bits}
     along_time, along_frequency = (mean_over(each, layout.valid) for each in distance(attention, layout))
     row |= {"distance (s)": along_time * view.places.step_seconds, "distance (bands)": along_frequency}
     if view.silent is not None:

@@ -28,30 +28,30 @@ def answer(summary: Summary) -> list[str]:
     """Return sentences: which line is best, whether that can be told from chance, and what the plan cannot show."""
     lines = [line for line in summary.lines if not line.baseline and line.results]
     if not lines:
-        return ["No combination of this plan is done yet. Nothing can be said."]
-    judged = [task for task in summary.tasks if task not in summary.neutral]
-    best = {task: line for task in judged if (line := _best(summary, lines, task)) is not None}
+        return ["No combination of this plan is done yet: no conclusion is possible."]
+    ranked_tasks = [task for task in summary.tasks if task not in summary.neutral]
+    best = {task: line for task in ranked_tasks if (line := _best(summary, lines, task)) is not None}
     if not best:
-        return ["No combination has a score that is a number. Nothing can be said."]
+        return ["No combination has a score to compare: no conclusion is possible."]
     if len(best) <= SPELLED_TASKS:
-        first = [f"{_on_task(summary, lines, task, line)}." for task, line in best.items()]
+        sentences = [f"{_on_task(summary, lines, task, line)}." for task, line in best.items()]
     else:
-        first = [f"{_on_many(summary, best)}."]
-    return [*first, _limits(summary, lines)]
+        sentences = [f"{_on_many(summary, best)}."]
+    return [*sentences, _limits(summary, lines)]
 
 
 def _best(summary: Summary, lines: Sequence[Line], task: str) -> Line | None:
     """The line with the best mean; the first one on ties."""
     sign = -1 if task in summary.lower_is_better else 1
-    done = [line for line in lines if task in line.results and not math.isnan(line.results[task].estimate.mean)]
-    return max(done, key=lambda line: sign * line.results[task].estimate.mean, default=None)
+    candidates = [line for line in lines if task in line.results and not math.isnan(line.results[task].estimate.mean)]
+    return max(candidates, key=lambda line: sign * line.results[task].estimate.mean, default=None)
 
 
-def _level(lines: Sequence[Line], task: str, line: Line) -> list[Line]:
+def _tied(lines: Sequence[Line], task: str, line: Line) -> list[Line]:
     """Lines whose mean equals that of `line`, including itself."""
     mean = line.results[task].estimate.mean
-    done = [other for other in lines if task in other.results]
-    return [other for other in done if math.isclose(other.results[task].estimate.mean, mean, abs_tol=1e-12)]
+    with_task = [other for other in lines if task in other.results]
+    return [other for other in with_task if math.isclose(other.results[task].estimate.mean, mean, abs_tol=1e-12)]
 
 
 def _on_task(summary: Summary, lines: Sequence[Line], task: str, line: Line) -> str:
@@ -59,64 +59,64 @@ def _on_task(summary: Summary, lines: Sequence[Line], task: str, line: Line) -> 
     estimate = score_cell(result.estimate)
     score = f"{estimate.text}{estimate.half and f' ± {estimate.half}'}"
     others = sum(task in other.results for other in lines)
-    level = len(_level(lines, task, line)) - 1
-    best = f"has the best mean of {others}" if others > 1 else "stands alone"
-    best = f"is level with {level} more at the best mean of {others}" if level > 0 else best
-    against = _against_reference(summary, line, result)
-    above = _baselines_above(summary, task, result)
-    return f"{short_names(summary.tasks)[task]}: {_called(summary, line)} {best}, {score}; {against}{above}"
+    num_tied = len(_tied(lines, task, line)) - 1
+    best = f"has the best mean of {others}" if others > 1 else "is the only combination with a score"
+    best = f"ties with {num_tied} more for the best mean of {others}" if num_tied > 0 else best
+    versus = _versus_reference(summary, line, result)
+    better = _better_baselines(summary, task, result)
+    return f"{short_names(summary.tasks)[task]}: {_line_name(summary, line)} {best}, {score}; {versus}{better}"
 
 
-def _against_reference(summary: Summary, line: Line, result: TaskResult) -> str:
+def _versus_reference(summary: Summary, line: Line, result: TaskResult) -> str:
     if summary.reference is None:
         return "there is no reference"
     if line == summary.reference:
         return "it is the reference itself"
     difference = result.difference
     if difference is None or math.isnan(difference.interval.low):
-        return "no interval of its difference from the reference"
+        return "there is no interval of a difference from the reference"
     if difference.pairs < LEAST_SEEDS:
         return f"{signed(difference.mean)} from the reference (too few seeds for an interval)"
     excludes = excludes_zero(difference)
     ends = f"[{signed(difference.interval.low)}, {signed(difference.interval.high)}]"
-    doubter = doubted_by(difference)
-    p_value = difference.p_value if doubter == "seeds" else difference.p_folds
-    doubt = f", though a paired t-test over {doubter} gives p = {p_text(p_value)}"
+    unconfirmed_over = doubted_by(difference)
+    p_value = difference.p_value if unconfirmed_over == "seeds" else difference.p_folds
+    doubt = f", though a paired t-test over {unconfirmed_over} gives p = {p_text(p_value)}"
     return (
         f"{signed(difference.mean)} {ends} from the reference, which {'excludes' if excludes else 'includes'} 0"
-        f"{doubt if excludes and doubter else ''}"
+        f"{doubt if excludes and unconfirmed_over else ''}"
     )
 
 
-def _baselines_above(summary: Summary, task: str, result: TaskResult) -> str:
+def _better_baselines(summary: Summary, task: str, result: TaskResult) -> str:
     sign = -1 if task in summary.lower_is_better else 1
-    known = [line for line in summary.lines if line.baseline and task in line.results]
-    above = [line for line in known if sign * (line.results[task].estimate.mean - result.estimate.mean) > 0]
-    if not above:
+    baselines = [line for line in summary.lines if line.baseline and task in line.results]
+    better = [line for line in baselines if sign * (line.results[task].estimate.mean - result.estimate.mean) > 0]
+    if not better:
         return ""
-    named = ", ".join(f"{line.name} ({number(line.results[task].estimate.mean)})" for line in above)
-    return f", but the baseline {named} is better" if len(above) == 1 else f", but the baselines {named} are better"
+    names = ", ".join(f"{line.name} ({number(line.results[task].estimate.mean)})" for line in better)
+    return f", but the baseline {names} is better" if len(better) == 1 else f", but the baselines {names} are better"
 
 
 def _on_many(summary: Summary, best: Mapping[str, Line]) -> str:
     """One sentence for many tasks: the line that is best most often, the first one on ties."""
     lines = [line for line in summary.lines if not line.baseline]
-    level = [task for task, line in best.items() if len(_level(lines, task, line)) > 1]
-    winners = [line for task, line in best.items() if task not in level]
+    tied = [task for task, line in best.items() if len(_tied(lines, task, line)) > 1]
+    winners = [line for task, line in best.items() if task not in tied]
     if not winners:
-        return f"several are level at the best mean on each of {len(best)} tasks"
+        return f"several tie for the best mean on each of {len(best)} tasks"
     line = max(winners, key=winners.count)
-    tasks = [task for task, winner in best.items() if winner == line and task not in level]
-    first = f"{_called(summary, line)} has the best mean on {len(tasks)} of {len(best)} tasks"
-    first += f" (on {len(level)} several are level)" if level else ""
+    tasks = [task for task, winner in best.items() if winner == line and task not in tied]
+    start = f"{_line_name(summary, line)} has the best mean on {len(tasks)} of {len(best)} tasks"
+    start += f" (on {len(tied)} several tie)" if tied else ""
     if summary.reference is None or line == summary.reference:
-        return f"{first}{', and is the reference itself' if line == summary.reference else ''}"
-    found = [line.results[task].difference for task in tasks]
-    reference, apart = _called(summary, summary.reference), sum(map(is_apart, found))
-    if all(difference is None or difference.pairs < LEAST_SEEDS for difference in found):
-        return f"{first}; there are too few seeds for intervals of its differences from {reference}"
+        return f"{start}{', and is the reference itself' if line == summary.reference else ''}"
+    differences = [line.results[task].difference for task in tasks]
+    reference, marked = _line_name(summary, summary.reference), sum(map(is_apart, differences))
+    if all(difference is None or difference.pairs < LEAST_SEEDS for difference in differences):
+        return f"{start}; there are too few seeds for intervals of its differences from {reference}"
     return (
-        f"{first}; its difference from {reference} has an interval without 0 and p < {SIGNIFICANT} on {apart} of these"
+        f"{start}; its difference from {reference} has an interval without 0 and p < {SIGNIFICANT} on {marked} of these"
     )
 
 
@@ -125,28 +125,28 @@ def _limits(summary: Summary, lines: Sequence[Line]) -> str:
     seeds = max(len(line.seeds) for line in lines)
     names, widths = short_names(summary.tasks), []
     for task in list(summary.tasks)[:SPELLED_TASKS]:
-        found = (line.results[task].difference for line in lines if task in line.results)
-        halves = [(each.interval.high - each.interval.low) / 2 for each in found if each is not None]
-        if known := [half for half in halves if not math.isnan(half)]:
-            widths.append(f"{number(median(known))} ({names[task]})")
-    seen = "no difference can be told from chance"
+        differences = (line.results[task].difference for line in lines if task in line.results)
+        halves = [(each.interval.high - each.interval.low) / 2 for each in differences if each is not None]
+        if finite := [half for half in halves if not math.isnan(half)]:
+            widths.append(f"{number(median(finite))} ({names[task]})")
+    limit = "no difference can be distinguished from chance"
     if widths:
-        few = ", and with so few seeds even that is too narrow" if few_seeds_warning(summary) else ""
-        over = " over folds alone" if seeds == 1 else ""
-        seen = f"the interval of a difference{over} is typically ± {_listed(widths)}{few}"
-    unknown = " it is not known how results vary between seeds;" if seeds == 1 else ""
-    luck = f"; the best of {len(lines)} is partly the luckiest" if len(lines) > 1 else ""
-    return f"With {_counted(seeds, 'seed')},{unknown} {seen}{luck}; nothing follows for other data, sizes or schedules."
+        too_few = ", and with so few seeds even that is too narrow" if few_seeds_warning(summary) else ""
+        level = " over folds alone" if seeds == 1 else ""
+        limit = f"the interval of a difference{level} is typically ± {_joined(widths)}{too_few}"
+    unknown = " the variation between seeds is unknown;" if seeds == 1 else ""
+    luck = f"; the best of {len(lines)} is partly best by chance" if len(lines) > 1 else ""
+    return f"With {_plural(seeds, 'seed')},{unknown} {limit}{luck}; nothing follows for other data, sizes or schedules."
 
 
-def _called(summary: Summary, line: Line) -> str:
+def _line_name(summary: Summary, line: Line) -> str:
     """The labels of a line, with the names of the axes only if there are several axes."""
     return short_name(line) if len(summary.axes) == 1 else line.name
 
 
-def _listed(texts: Sequence[str]) -> str:
+def _joined(texts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 
-def _counted(count: int, noun: str) -> str:
+def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -58,7 +58,7 @@ def effect_charts(summary: Summary) -> list[Chart]:
 def score_charts(summary: Summary) -> list[Chart]:
     """One chart per task: every fold of every seed, and the mean and interval of each line."""
     with drawing():
-        return [_score_chart(summary, task) for task in summary.tasks if _measured(summary, task)]
+        return [_score_chart(summary, task) for task in summary.tasks if _has_results(summary, task)]
 
 
 def cost_charts(summary: Summary) -> list[Chart]:
@@ -70,15 +70,15 @@ def cost_charts(summary: Summary) -> list[Chart]:
 
 def curve_charts(summary: Summary, curves: Curves) -> list[Chart]:
     """Chart of the training loss of each line, mean and range over its seeds; no chart if nothing was trained."""
-    drawn = [line for line in summary.lines if curves.get(line.name)]
-    if not drawn:
+    trained = [line for line in summary.lines if curves.get(line.name)]
+    if not trained:
         return []
     looks = looks_of(summary)
     with drawing():
         picture = figure(4.0)
         axes = picture.subplots()
-        losses = [_draw_curve(axes, curves[line.name], looks[line.name], short_name(line)) for line in drawn]
-        if logarithmic := _far_apart(np.concatenate(losses)):
+        losses = [_draw_curve(axes, curves[line.name], looks[line.name], short_name(line)) for line in trained]
+        if logarithmic := _needs_log_axis(np.concatenate(losses)):
             axes.set_yscale("log")
         _plain_ticks(axes.yaxis, logarithmic)
         axes.set(xlabel="updates", ylabel="training loss")
@@ -93,17 +93,17 @@ def looks_of(summary: Summary) -> dict[str, Look]:
 
     If there are more lines than can be named, each named line has a look of its own, and the others are grey.
     """
-    named = _most_telling(summary)
+    named = _named_lines(summary)
     lines = [line for line in summary.lines if line.name in named]
     firsts = list(dict.fromkeys(next(iter(line.labels.values()), "") for line in lines))
     rests = list(dict.fromkeys(tuple(line.labels.values())[1:] for line in lines))
     looks = {line.name: Look(FAINT, MARKERS[0], DASHES[0], named=False) for line in summary.lines}
     for line in lines:
         first, rest = firsts.index(next(iter(line.labels.values()), "")), rests.index(tuple(line.labels.values())[1:])
-        cut = len(lines) < sum(not each.baseline for each in summary.lines)
-        if cut:
+        truncated = len(lines) < sum(not each.baseline for each in summary.lines)
+        if truncated:
             first, rest = named.index(line.name), 0
-        other = first // len(COLOURS) + (first if cut or len(rests) == 1 else rest)
+        other = first // len(COLOURS) + (first if truncated or len(rests) == 1 else rest)
         colour, marker, dash = COLOURS[first % len(COLOURS)], MARKERS[other % len(MARKERS)], DASHES[other % len(DASHES)]
         looks[line.name] = Look(colour, marker, dash, named=True)
     return looks
@@ -112,10 +112,10 @@ def looks_of(summary: Summary) -> dict[str, Look]:
 def _grey(summary: Summary, looks: Mapping[str, Look]) -> str:
     """The sentence of a caption about unnamed lines; "" if there are none."""
     rest = sum(not line.baseline and not looks[line.name].named for line in summary.lines)
-    return f" Grey: the other {rest} combinations; named are the reference and the best." if rest else ""
+    return f" Grey: the other {rest} combinations; the reference and the best are named." if rest else ""
 
 
-def _most_telling(summary: Summary) -> list[str]:
+def _named_lines(summary: Summary) -> list[str]:
     """Names of the lines that get a colour: all, or the reference and the best of the first task."""
     lines = [line for line in summary.lines if not line.baseline]
     if len(lines) <= MOST_NAMED:
@@ -138,8 +138,8 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
     picture = figure(rows * (FRAME_INCHES + ROW_INCHES * len(labels)))
     panels = list(picture.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for panel, task in zip(panels, tasks, strict=False):
-        found = [each for each in summary.effects if (each.axis, each.task) == (axis, task)]
-        for effect in found:
+        effects = [each for each in summary.effects if (each.axis, each.task) == (axis, task)]
+        for effect in effects:
             place = labels.index(effect.label)
             _draw_estimate(panel, effect.estimate, place, COLOURS[0], hollow=effect.difference is None)
             if effect.difference is None and math.isfinite(effect.estimate.mean):
@@ -147,14 +147,14 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
             if is_apart(effect.difference):
                 panel.annotate(APART, (effect.estimate.mean, place), (0, 3), textcoords="offset points",
                                ha="center", va="bottom")  # fmt: skip
-        for place in set(range(len(labels))) - {labels.index(e.label) for e in found}:
+        for place in set(range(len(labels))) - {labels.index(e.label) for e in effects}:
             panel.text(0.5, place, "no result", transform=panel.get_yaxis_transform(), ha="center", va="center")
         _name_rows(panel, effect_names(summary, axis), ticks=TICKS_OF_PANELS[columns])
         panel.set(title=names[task], xlabel=_scale_name(summary, task))
         scores_in_view(panel, task not in summary.measured)
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
-    caption = f"Each label averaged over all other axes: the mean{summary.around_means}. Hollow, with the dashed line: "
+    caption = f"Each label averaged over all other axes: the mean{summary.around_means}. Hollow marker, dashed line: "
     caption += f"the reference label; {APART} the interval of the difference from it excludes 0, and p < {SIGNIFICANT}."
     return chart(f"effect-{list(summary.axes).index(axis)}", f"Effect of {axis}", caption, picture)
 
@@ -171,7 +171,7 @@ def _score_chart(summary: Summary, task: str) -> Chart:
     _name_rows(axes, [short_name(line) + marks[line == summary.reference] for line in lines])
     axes.set_xlabel(_scale_name(summary, task))
     scores_in_view(axes, task not in summary.measured)
-    caption = f"Small: each fold, seeds one above the other. Large, below them: the mean{summary.around_means}."
+    caption = f"Small markers: folds, a row per seed. Large marker below them: the mean{summary.around_means}."
     return chart(f"scores-{list(summary.tasks).index(task)}", short_names(summary.tasks)[task], caption, picture)
 
 
@@ -191,7 +191,7 @@ def _cost_chart(summary: Summary, cost: str) -> Chart:
                 size, name = (6, short_name(line)) if look.named else (3, None)
                 panel.errorbar(line.costs[cost], estimate.mean, half, color=look.colour, marker=look.marker,
                                markersize=size, linewidth=1, label=name, zorder=2 + look.named)  # fmt: skip
-        if logarithmic := _far_apart(_costs(summary, cost)):
+        if logarithmic := _needs_log_axis(_costs(summary, cost)):
             panel.set_xscale("log")
         _plain_ticks(panel.xaxis, logarithmic, cost == "parameters")
         panel.set(title=names[task], xlabel=cost, ylabel=_scale_name(summary, task))
@@ -243,12 +243,12 @@ def _name_rows(axes: Axes, names: Sequence[str], ticks: int = 5) -> None:
     axes.grid(axis="x")
 
 
-def _measured(summary: Summary, task: str) -> bool:
+def _has_results(summary: Summary, task: str) -> bool:
     return any(task in line.results for line in summary.lines)
 
 
 def _scale_name(summary: Summary, task: str) -> str:
-    return summary.tasks[task] + (" (less is better)" if task in summary.lower_is_better else "")
+    return summary.tasks[task] + (" (lower is better)" if task in summary.lower_is_better else "")
 
 
 def _costs(summary: Summary, cost: str) -> list[float]:
@@ -260,7 +260,7 @@ def _varies(summary: Summary, cost: str) -> bool:
     return bool(values) and max(values) - min(values) > LEAST_SHARE * max(values)
 
 
-def _far_apart(values: Sequence[float] | np.ndarray) -> bool:
+def _needs_log_axis(values: Sequence[float] | np.ndarray) -> bool:
     """Whether the values call for a logarithmic axis."""
     finite = [value for value in values if math.isfinite(value)]
     return bool(finite) and min(finite) > 0 and max(finite) > LOGARITHMIC_RATIO * min(finite)
@@ -280,13 +280,13 @@ def _plain_ticks(axis: Axis, logarithmic: bool, thousands: bool = False) -> None
 
 def _legend(picture: Figure) -> None:
     """One legend below all panels, with every name once."""
-    found = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in picture.axes]
-    named = {name: handle for pairs in found for handle, name in pairs}
-    if named:
-        columns = max(1, min(4, 100 // (max(map(len, named)) + 5)))
+    entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in picture.axes]
+    handles = {name: handle for pairs in entries for handle, name in pairs}
+    if handles:
+        columns = max(1, min(4, 100 // (max(map(len, handles)) + 5)))
         picture.legend(
-            list(named.values()),
-            list(named),
+            list(handles.values()),
+            list(handles),
             loc="upper center",
             bbox_to_anchor=(0.5, 0),
             ncols=columns,

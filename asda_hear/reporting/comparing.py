@@ -81,8 +81,8 @@ def compare(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[fl
         return None
     by_seed = differences.mean(axis=1)
     spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else math.nan
-    found = _two_level(differences)
-    interval = Interval(_or_zero(found.low), _or_zero(found.high))
+    bounds = _two_level(differences)
+    interval = Interval(_or_zero(bounds.low), _or_zero(bounds.high))
     p_seeds, p_folds = _paired_t(by_seed), _paired_t(differences.mean(axis=0))
     return Difference(_or_zero(by_seed.mean()), interval, p_seeds, len(by_seed), None, spread, p_folds)
 
@@ -102,8 +102,8 @@ def _paired(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[fl
     lengths = {len(scores[seed]) for scores in (ours, theirs) for seed in seeds}
     if len(lengths) != 1 or 0 in lengths:
         return None
-    mine, yours = (np.array([scores[seed] for seed in seeds], float) for scores in (ours, theirs))
-    return np.asarray(mine - yours)
+    our_scores, their_scores = (np.array([scores[seed] for seed in seeds], float) for scores in (ours, theirs))
+    return np.asarray(our_scores - their_scores)
 
 
 def _two_level(differences: Floats) -> Interval:
@@ -115,11 +115,11 @@ def _two_level(differences: Floats) -> Interval:
         return UNKNOWN
     generator, (seeds, folds) = np.random.default_rng(BOOTSTRAP_SEED), differences.shape
     seed_weights = generator.multinomial(seeds, [1 / seeds] * seeds, size=DRAWS) / seeds
-    drawn = []
+    means = []
     for rows in np.array_split(seed_weights, DRAWS // AT_ONCE):  # in a noise plan every clip is a fold
         fold_weights = generator.multinomial(folds, [1 / folds] * folds, size=len(rows)) / folds
-        drawn.append(((rows @ differences) * fold_weights).sum(axis=1))
-    return _percentiles(np.concatenate(drawn))
+        means.append(((rows @ differences) * fold_weights).sum(axis=1))
+    return _percentiles(np.concatenate(means))
 
 
 def _percentiles(values: Floats) -> Interval:
@@ -147,18 +147,18 @@ def score_draws(items: Sequence[Items], draws: int = ITEM_DRAWS) -> Floats:
 
     Args:
         items: predictions of each seed.
-        draws: number of resamples wanted.
+        draws: number of resamples.
     """
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     sizes = [len(targets) for targets, _ in items[0].folds]
     count = affordable(sum(sizes), items[0].folds[0][0].shape[1] * USUAL_SEEDS, draws)
     measures = [scorer(each) for each in items]
     width = max(1, BLOCK_CELLS // sum(sizes))
-    found = [np.empty(0)]
+    scores = [np.empty(0)]
     for start in range(0, count, width):
         weights = [draw(generator, size, min(width, count - start)) for size in sizes]
-        found.append(np.mean([measure(weights) for measure in measures], axis=0))
-    return np.concatenate(found)
+        scores.append(np.mean([measure(weights) for measure in measures], axis=0))
+    return np.concatenate(scores)
 
 
 def compare_items(
@@ -185,7 +185,7 @@ def _same_clips(one: Items, other: Items) -> bool:
     return (
         one.metric == other.metric
         and len(one.folds) == len(other.folds)
-        and all(np.array_equal(mine, yours) for (mine, _), (yours, _) in zip(one.folds, other.folds, strict=True))
+        and all(np.array_equal(first, second) for (first, _), (second, _) in zip(one.folds, other.folds, strict=True))
     )
 
 
@@ -200,15 +200,15 @@ def wilcoxon_over_tasks(differences: Mapping[str, float]) -> float:
 
     **Source**: Wilcoxon, Biometrics Bulletin 1 (1945) 80; over tasks after Demšar, JMLR 7 (2006) 1.
     """
-    found = np.array(list(differences.values()), float)
-    known = found[np.isfinite(found)]
-    if known.size < 2:
+    values = np.array(list(differences.values()), float)
+    finite = values[np.isfinite(values)]
+    if finite.size < 2:
         return math.nan
-    moved = known[abs(known) >= EQUAL]
-    return float(scipy.stats.wilcoxon(_levels(moved)).pvalue) if moved.size else 1.0
+    nonzero = finite[abs(finite) >= EQUAL]
+    return float(scipy.stats.wilcoxon(_signed_ranks(nonzero)).pvalue) if nonzero.size else 1.0
 
 
-def _levels(differences: Floats) -> Floats:
+def _signed_ranks(differences: Floats) -> Floats:
     """Differences by the rank of their size, which is all that the test uses; sizes within `EQUAL` are tied."""
     sizes = np.abs(differences)
     order = sizes.argsort()
@@ -232,10 +232,10 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
 
     **Source**: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics 6 (1979) 65.
     """
-    known = sorted((key for key, p in p_values.items() if not math.isnan(p)), key=lambda key: p_values[key])
+    ordered = sorted((key for key, p in p_values.items() if not math.isnan(p)), key=lambda key: p_values[key])
     adjusted, highest = dict(p_values), 0.0
-    for rank, key in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - rank) * p_values[key]))
+    for rank, key in enumerate(ordered):
+        highest = max(highest, min(1.0, (len(ordered) - rank) * p_values[key]))
         adjusted[key] = highest
     return adjusted
 
@@ -256,11 +256,11 @@ def smallest_difference_seen(spread: float, pairs: int, power: float = 0.8, conf
     freedom = pairs - 1
     limit = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
 
-    def lacking(shift: float) -> float:
+    def missing_power(shift: float) -> float:
         wrong_side = np.nan_to_num(scipy.stats.nct.cdf(-limit, freedom, shift))  # NaN where it underflows
         return float(scipy.stats.nct.sf(limit, freedom, shift) + wrong_side) - power
 
     ceiling = limit
-    while lacking(ceiling) < 0:
+    while missing_power(ceiling) < 0:
         ceiling *= 2
-    return float(scipy.optimize.brentq(lacking, 0, ceiling)) * spread / math.sqrt(pairs)
+    return float(scipy.optimize.brentq(missing_power, 0, ceiling)) * spread / math.sqrt(pairs)

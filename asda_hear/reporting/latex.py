@@ -17,7 +17,7 @@ LATEX = {
     "τ": r"$\tau$", "ω": r"$\omega$", "\n": " ",
 }  # fmt: skip
 """Character -> its LaTeX source, without further packages."""
-DIFFERENCE_NOTE, MARKED_NOTE = "Δ: difference", "Marks at scores are about their difference"
+DIFFERENCE_NOTE, MARKED_NOTE = "Δ: difference", "Marks at scores refer to their difference"
 """How the note on differences begins, and its replacement: in LaTeX they have no column, and scores carry the marks."""
 CODE = re.compile("`([^`]*)`")
 WORTH_A_COLUMN = 0.02
@@ -36,19 +36,21 @@ def to_latex(summary: Summary) -> str:
     rows = [tuple(column.cells[row] for column in columns) for row in range(len(grid.baselines))]
     sides = "".join("l" if column.kind == "label" else "r" for column in columns)
     body = [" & ".join(latex(column.heading) for column in columns) + r" \\", r"\midrule"]
-    before = False
+    after_baseline = False
     for row, baseline in zip(rows, grid.baselines, strict=True):
-        if baseline and not before and body[-1] != r"\midrule":
+        if baseline and not after_baseline and body[-1] != r"\midrule":
             body.append(r"\midrule")
-        before = baseline
+        after_baseline = baseline
         texts = [_latex_cell(cell, column.kind) for cell, column in zip(row, columns, strict=True)]
         body.append(" & ".join([rf"\textit{{{texts[0]}}}", *texts[1:]] if baseline else texts) + r" \\")
     label = re.sub(r"[^a-z0-9]+", "-", summary.title.lower()).strip("-") or "ablation"
     top = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex(summary.question or summary.title)}}}",
            rf"\label{{tab:{label}}}", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\begin{{tabular}}{{{sides}}}",
            r"\toprule"]  # fmt: skip
-    told = [CODE.sub(r"\\texttt{\1}", latex(note.replace(DIFFERENCE_NOTE, MARKED_NOTE))) for note in grid.footnotes]
-    notes = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *told, r"\end{minipage}"] if told else []
+    footer = [CODE.sub(r"\\texttt{\1}", latex(note.replace(DIFFERENCE_NOTE, MARKED_NOTE))) for note in grid.footnotes]
+    notes = (
+        [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *footer, r"\end{minipage}"] if footer else []
+    )
     return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}", ""])
 
 
@@ -59,19 +61,21 @@ def latex(text: str) -> str:
 
 def narrow(columns: tuple[Column, ...]) -> list[Column]:
     """Drop difference columns, moving their marks to the scores before them, and cost columns that hardly differ."""
-    found: list[Column] = []
+    kept: list[Column] = []
     for column in columns:
         if column.kind == "difference":
-            scores = zip(found[-1].cells, column.cells, strict=True)
-            found[-1] = replace(found[-1], cells=tuple(replace(cell, mark=apart.mark) for cell, apart in scores))
+            scores = zip(kept[-1].cells, column.cells, strict=True)
+            kept[-1] = replace(
+                kept[-1], cells=tuple(replace(cell, mark=difference.mark) for cell, difference in scores)
+            )
         elif column.kind != "cost" or _differs(column):
-            found.append(column)
-    return found
+            kept.append(column)
+    return kept
 
 
 def _differs(column: Column) -> bool:
-    known = [cell.value for cell in column.cells if cell.value]
-    return bool(known) and max(known) - min(known) > WORTH_A_COLUMN * max(known)
+    costs = [cell.value for cell in column.cells if cell.value]
+    return bool(costs) and max(costs) - min(costs) > WORTH_A_COLUMN * max(costs)
 
 
 def _latex_cell(cell: TableCell, kind: ColumnKind) -> str:

@@ -18,43 +18,43 @@ LEAST_PAIRS = 3
 def make_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[Line], reference: Line | None) -> list[str]:
     """Return the footnotes as sentences."""
     if not rows:
-        return ["Nothing is done yet."]
+        return ["No results yet."]
     search, seeds = plan.config.evaluation, len(plan.config.seeds)
     points = f"{search.grid_points} grid point{'s' if search.grid_points > 1 else ''}"
-    several = "Mean ± half the 95 % interval (Student's t) over seeds."
-    notes = [several if seeds > 1 else "One seed, so no intervals of the means."]
+    over_seeds = "Mean ± half the 95 % interval (Student's t) over seeds."
+    notes = [over_seeds if seeds > 1 else "One seed, so no intervals of the means."]
     if reference:
         pairs = [each.difference.pairs for line in lines for each in line.results.values() if each.difference]
         paired = max(pairs, default=seeds)
-        both = "by seed and fold; their intervals are bootstraps over both"
+        by_seed_and_fold = "by seed and fold; their intervals are bootstraps over both"
         unit = "fold" if any(row["metric"] not in MEASURED for row in rows) else "clip"
-        alone = f"by {unit}; their intervals are bootstraps over the {unit}s of a task (none with a single {unit})"
-        notes.append(f"Differences are from {reference.name}, paired {both if paired > 1 else alone}.")
+        by_unit = f"by {unit}; their intervals are bootstraps over the {unit}s of a task (none with a single {unit})"
+        notes.append(f"Differences are from {reference.name}, paired {by_seed_and_fold if paired > 1 else by_unit}.")
         notes += _power_notes(lines, reference)
         scored = {row["task"] for row in rows if row["metric"] not in MEASURED}
         ranked = len(compared_on_all(lines, scored)) or 1
         for comparisons in (1, ranked) if len(scored) > 1 else ():
             if (least := smallest_p(len(scored), comparisons)) > 1 - CONFIDENCE:
                 family = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
-                told = f"{len(scored)} cannot give a p below {least:.2g}{family}"
-                notes.append(f"Wilcoxon's signed-rank test over tasks is left out: {told}.")
+                bound = f"with {len(scored)} tasks p cannot be below {least:.2g}{family}"
+                notes.append(f"Wilcoxon's signed-rank test over tasks is omitted: {bound}.")
                 break
     else:
-        notes.append("There are no differences: the reference is not done.")
+        notes.append("No differences: the reference has no results.")
     notes += _infinite_notes(rows)
-    heard = next((row["heareval"] for row in rows if row["heareval"]), None)
-    how = f"heareval {heard}, grid {search.grid}, {points}, {search.threads} thread(s); " if heard else ""
-    notes.append(f"{how}torch {rows[0]['torch']}, asda {rows[0]['asda']}.")
+    version = next((row["heareval"] for row in rows if row["heareval"]), None)
+    scoring = f"heareval {version}, grid {search.grid}, {points}, {search.threads} thread(s); " if version else ""
+    notes.append(f"{scoring}torch {rows[0]['torch']}, asda {rows[0]['asda']}.")
     if plan.config.noise_attention:
         notes.append(
             "Noise: share of attention on its patches, divided by chance: 1 is even attention (0 for a change). "
-            "Clips used (the noise must be louder somewhere): "
+            "Clips used (those with a patch in which the noise is louder): "
             + ", ".join(f"{task} {count} clips" for task, count in _clip_counts(rows).items())
             + "."
         )
     notes.append(
         "Costs are medians: parameters and operations of the encoder, time and memory of a whole training with its "
-        "audio; the first of a process also pays for what is made once."
+        "audio; the first training of a process includes one-time setup."
     )
     return notes
 
@@ -63,11 +63,11 @@ def _infinite_notes(rows: Sequence[ResultRow]) -> list[str]:
     """Which scores are not finite, and why they have no mean."""
     counts: dict[str, int] = {}
     for row in rows:
-        if wrong := sum(not math.isfinite(float(value)) for value in str(row["folds"]).split()):
+        if num_not_finite := sum(not math.isfinite(float(value)) for value in str(row["folds"]).split()):
             task = f"{row['metric']} on {row['task']}"
-            counts[task] = counts.get(task, 0) + wrong
-    told = "No mean or difference, because a score is no finite number (as d' at an AUC of 1)"
-    return [f"{told}: {', '.join(f'{task} in {count} folds' for task, count in counts.items())}."] if counts else []
+            counts[task] = counts.get(task, 0) + num_not_finite
+    reason = "No mean or difference, because a score is not finite (as d' at an AUC of 1)"
+    return [f"{reason}: {', '.join(f'{task} in {count} folds' for task, count in counts.items())}."] if counts else []
 
 
 def _clip_counts(rows: Sequence[ResultRow]) -> dict[str, int]:
@@ -84,15 +84,15 @@ def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
     """Smallest detectable difference on each task, from the median spread of the paired differences."""
     notes = []
     for task in reference.results:
-        found = [line.results[task].difference for line in lines if task in line.results and not line.baseline]
-        known = [difference for difference in found if difference is not None and difference.pairs > 1]
-        pairs = max((difference.pairs for difference in known), default=0)
-        spreads = [difference.spread for difference in known if difference.pairs == pairs]
+        differences = [line.results[task].difference for line in lines if task in line.results and not line.baseline]
+        paired = [difference for difference in differences if difference is not None and difference.pairs > 1]
+        pairs = max((difference.pairs for difference in paired), default=0)
+        spreads = [difference.spread for difference in paired if difference.pairs == pairs]
         spread = median(spreads) if spreads else 0.0
         if spread >= EQUAL and pairs >= LEAST_PAIRS:  # without any spread the power is unknown
             least = smallest_difference_seen(spread, pairs)
             notes.append(
-                f"With {pairs} seeds a true difference under {least:.3f} on {task} is missed in more than 1 of 5 tries "
-                "(from the median deviation of the paired differences)."
+                f"With {pairs} seeds a true difference under {least:.3f} on {task} is detected with a power below 80 % "
+                "(from the median standard deviation of the paired differences)."
             )
     return notes

@@ -113,7 +113,7 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"svg": Markup, "code": _with_code, "minus": lambda text: text.replace("-", "−")}  # noqa: RUF001
+    environment.filters |= {"svg": Markup, "code": _code_markup, "minus": lambda text: text.replace("-", "−")}  # noqa: RUF001
     comparisons = _comparisons(summary)
     text = environment.get_template(TEMPLATE).render(
         summary=summary,
@@ -137,8 +137,8 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
     write_text(file, text)
 
 
-def _with_code(text: str) -> Markup:
-    """Text with what stands in backticks as code."""
+def _code_markup(text: str) -> Markup:
+    """Text with the parts in backticks as code elements."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -155,19 +155,19 @@ def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, TableCell
 def _comparisons(summary: Summary) -> list[Comparison]:
     """Compare every line with the reference on every task; all t-tests over seeds form one family."""
     names, rows = short_names(summary.tasks), []
-    found = {(line.key, task): r.difference for line in summary.lines for task, r in line.results.items()}
-    corrected = holm({place: difference.p_value for place, difference in found.items() if difference is not None})
+    differences = {(line.key, task): r.difference for line in summary.lines for task, r in line.results.items()}
+    corrected = holm({place: difference.p_value for place, difference in differences.items() if difference is not None})
     for line in summary.lines:
         for task in line.results:
-            if (difference := found[line.key, task]) is not None:
+            if (difference := differences[line.key, task]) is not None:
                 items, place = difference.items, (line.key, task)
                 clips = (
                     TableCell()
                     if items is None
                     else TableCell(f"[{signed(items.low)}, {signed(items.high)}]", items.low)
                 )
-                known = (difference.p_value, difference.p_folds, corrected[place], line.p_value)
-                p_values = (p_cell(p, mark=False) for p in known)
+                numbers = (difference.p_value, difference.p_folds, corrected[place], line.p_value)
+                p_values = (p_cell(p, mark=False) for p in numbers)
                 cell, pairs = difference_cell(difference), TableCell(str(difference.pairs), difference.pairs)
                 rows.append(Comparison(short_name(line), names[task], cell, clips, pairs, *p_values))
     return rows
@@ -175,28 +175,28 @@ def _comparisons(summary: Summary) -> list[Comparison]:
 
 def _recipes(summary: Summary, details: PageDetails) -> list[Recipe]:
     """One recipe for all cells of a line that differ only in the seed; then cells in no line, as failed ones."""
-    found, seen = [], set()
+    line_recipes, cells_in_lines = [], set()
     for line in summary.lines:
         groups: dict[str, list[str]] = {}
         for cell in line.cells:
             groups.setdefault(SEED_LINE.sub("seed:", details.configs.get(cell, "")), []).append(cell)
-        found += [_recipe(line.name, cells, details) for cells in groups.values()]
-        seen |= set(line.cells)
-    rest = [cell for cell in dict.fromkeys([*details.configs, *details.cell_commands]) if cell not in seen]
-    recipes = [*found, *(_recipe("not in the table", [cell], details) for cell in rest)]
+        line_recipes += [_recipe(line.name, cells, details) for cells in groups.values()]
+        cells_in_lines |= set(line.cells)
+    rest = [cell for cell in dict.fromkeys([*details.configs, *details.cell_commands]) if cell not in cells_in_lines]
+    recipes = [*line_recipes, *(_recipe("not in the table", [cell], details) for cell in rest)]
     return [recipe for recipe in recipes if recipe.config or recipe.commands]
 
 
 def _recipe(line: str, cells: Sequence[str], details: PageDetails) -> Recipe:
     texts = [details.configs.get(cell, "") for cell in cells]
-    seeds = [found[0].removeprefix("seed:").strip() for text in texts if (found := SEED_LINE.search(text))]
+    seeds = [match[0].removeprefix("seed:").strip() for text in texts if (match := SEED_LINE.search(text))]
     config = texts[0]
     if len(seeds) > 1:
-        config = SEED_LINE.sub(lambda found: f"{found[0]}  # {', '.join(seeds[1:])} in the other cells", config)
+        config = SEED_LINE.sub(lambda match: f"{match[0]}  # {', '.join(seeds[1:])} in the other cells", config)
     commands = tuple(details.cell_commands[cell] for cell in cells if cell in details.cell_commands)
     return Recipe(line, ", ".join(cells), config, commands)
 
 
 def _times(details: PageDetails) -> list[str]:
-    known = (("of training", details.wall_seconds), ("of processor time", details.cpu_seconds))
-    return [f"{in_words(seconds)} {name}" for name, seconds in known if seconds is not None]
+    durations = (("of training", details.wall_seconds), ("of CPU time", details.cpu_seconds))
+    return [f"{in_words(seconds)} {name}" for name, seconds in durations if seconds is not None]

@@ -84,10 +84,12 @@ class ItemsOf:
     def difference(self, ours: Sequence[ResultRow], theirs: Sequence[ResultRow]) -> Interval | None:
         """Interval of the difference over clips; None if predictions are missing or the metric is not clip-level."""
         first, second = ([self._read(row) for row in rows] for rows in (ours, theirs))
-        known = [[items for items in side if items is not None and can_score(items.metric)] for side in (first, second)]
-        if not all(known) or [len(side) for side in known] != [len(first), len(second)]:
+        predictions = [
+            [items for items in side if items is not None and can_score(items.metric)] for side in (first, second)
+        ]
+        if not all(predictions) or [len(side) for side in predictions] != [len(first), len(second)]:
             return None
-        return compare_items(known[0], known[1], self._draw)
+        return compare_items(predictions[0], predictions[1], self._draw)
 
     def _draw(self, items: Sequence[Items]) -> Floats:
         """`score_draws`, cached: every comparison of a line on a task uses the same draws."""
@@ -114,18 +116,20 @@ class ItemsOf:
 def _missing(work: PlanWork, failures: Sequence[Failure]) -> list[str]:
     """Units that are not done: the failed ones, then the names of the first others, then the number of the rest."""
     failed = [f"{failure.cell} failed: {failure.error.rstrip('.')}" for failure in failures]
-    left = [unit.name for unit in work.units() if not is_done(work, unit) and not (unit.folder / ERROR_FILE).exists()]
-    more = [f"and {len(left) - NAMED} more"] if len(left) > NAMED else []
-    return failed + left[:NAMED] + more
+    unfinished = [
+        unit.name for unit in work.units() if not is_done(work, unit) and not (unit.folder / ERROR_FILE).exists()
+    ]
+    omitted = [f"and {len(unfinished) - NAMED} more"] if len(unfinished) > NAMED else []
+    return failed + unfinished[:NAMED] + omitted
 
 
 def _failures(work: PlanWork) -> list[Failure]:
-    found = []
+    failures = []
     for unit in work.units():
         file = unit.folder / ERROR_FILE
         if file.exists() and not is_done(work, unit):
-            found.append(Failure(unit.name, read_failure(file), file.read_text()))
-    return found
+            failures.append(Failure(unit.name, read_failure(file), file.read_text()))
+    return failures
 
 
 def _write_leaderboard(summary: Summary, out: Path) -> None:
@@ -150,10 +154,10 @@ def _write_noise(work: PlanWork) -> None:
     for cell in work.plan.cells:
         folder = work.store / CELLS / cell.name
         if (folder / MODEL_FILE).exists():
-            for found in read_measured(work.plan.noise, str(folder / MODEL_FILE), folder) or []:
-                told = {key: value for key, value in asdict(found).items() if key not in ("ratios", "clips")}
-                over_clips = dict(zip(OVER_CLIPS, (len(found.clips), fmean(found.ratios)), strict=True))
-                rows.append({**told, **over_clips, **cell.labels, "seed": cell.seed, "cell": cell.name})
+            for measured in read_measured(work.plan.noise, str(folder / MODEL_FILE), folder) or []:
+                fields = {key: value for key, value in asdict(measured).items() if key not in ("ratios", "clips")}
+                over_clips = dict(zip(OVER_CLIPS, (len(measured.clips), fmean(measured.ratios)), strict=True))
+                rows.append({**fields, **over_clips, **cell.labels, "seed": cell.seed, "cell": cell.name})
     write_rows(work.out / NOISE_FILE, rows)
 
 
@@ -161,34 +165,34 @@ def _details(work: PlanWork, failures: Sequence[Failure]) -> PageDetails:
     """What the page shows in addition to the numbers."""
     plan = work.plan
     curves: dict[str, dict[str, dict[str, list[float]]]] = {}
-    configs, made, spent = {}, dict[str, str | int](), list[dict[str, float]]()
+    configs, made_with, timings = {}, dict[str, str | int](), list[dict[str, float]]()
     commands: dict[str, list[Cell]] = {}
-    seen = set[str]()
+    timed_cells = set[str]()
     for cell in plan.cells:
         folder = work.store / CELLS / cell.name
         configs[cell.name] = to_yaml(cell.config)
         commands.setdefault(cell.name, []).append(cell)
         facts = read_stamp(folder / FACTS_FILE) or {}
-        made = facts.get("made") or made
+        made_with = facts.get("made") or made_with
         if log := read_log(folder):
             curves.setdefault(text_of(cell.labels), {})[str(cell.seed)] = log
-        if cell.name not in seen:
-            spent.append(read_stamp(folder / TIMES_FILE) or {})
-            seen.add(cell.name)
-    made = dict(made or environment())
-    commit, finished = str(made.pop("commit", "") or code_commit()), str(made.pop("finished", ""))
+        if cell.name not in timed_cells:
+            timings.append(read_stamp(folder / TIMES_FILE) or {})
+            timed_cells.add(cell.name)
+    made_with = dict(made_with or environment())
+    commit, finished = str(made_with.pop("commit", "") or code_commit()), str(made_with.pop("finished", ""))
     return PageDetails(
         curves=curves,
         configs=configs,
         plan=plan.file.read_text(),
-        environment=made,
+        environment=made_with,
         commit=commit,
         command=f"OMP_NUM_THREADS={plan.config.evaluation.threads} {plan_command(work)}",
         cell_commands={name: cells_command(work, cells) for name, cells in commands.items()},
         failures=tuple(failures),
         made=finished or datetime.now(UTC).isoformat(timespec="seconds"),
-        wall_seconds=sum(times.get("pretrain_seconds", 0.0) for times in spent) or None,
-        cpu_seconds=sum(times.get("pretrain_cpu_seconds", 0.0) for times in spent) or None,
+        wall_seconds=sum(times.get("pretrain_seconds", 0.0) for times in timings) or None,
+        cpu_seconds=sum(times.get("pretrain_cpu_seconds", 0.0) for times in timings) or None,
     )
 
 

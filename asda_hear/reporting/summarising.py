@@ -51,14 +51,14 @@ def summarise(
     reference = _reference_key(plan, groups)
     best = {task: _best(groups, task, metric) for task, metric in tasks.items()}
     lines = {key: _line(plan, key, members, best) for key, members in groups.items()}
-    against = lines.get(reference) if reference else None
-    if against and reference:
+    reference_line = lines.get(reference) if reference else None
+    if reference_line and reference:
         for key, line in lines.items():
             if key != reference:
-                lines[key] = _compared(line, against, groups[key], groups[reference], items)
+                lines[key] = _with_differences(line, reference_line, groups[key], groups[reference], items)
     scored = frozenset(task for task, metric in tasks.items() if metric not in MEASURED)
-    corrected = _corrected(list(lines.values()), against, scored)
-    found = [_with_aggregates(plan, line, corrected, scored) for line in corrected]
+    corrected = _with_p_values(list(lines.values()), reference_line, scored)
+    all_lines = [_with_aggregates(plan, line, corrected, scored) for line in corrected]
     axes = {axis: tuple(dict.fromkeys(cell.labels[axis] for cell in plan.cells)) for axis in plan.config.axes}
     return Summary(
         title=plan.file.stem,
@@ -66,13 +66,13 @@ def summarise(
         tasks=tasks,
         lower_is_better=frozenset(task for task, metric in tasks.items() if metric in LOWER_IS_BETTER),
         axes=axes,
-        lines=tuple(sorted(found, key=lambda line: bool(line.baseline))),
-        reference=next((line for line in found if against and line.key == against.key), None),
+        lines=tuple(sorted(all_lines, key=lambda line: bool(line.baseline))),
+        reference=next((line for line in all_lines if reference_line and line.key == reference_line.key), None),
         effects=tuple(
             replace(effect, difference=None) if _several_clips(rows, effect.task) else effect
-            for effect in _effects(axes, lines.values(), tasks, against)
+            for effect in _effects(axes, lines.values(), tasks, reference_line)
         ),
-        notes=tuple(make_notes(plan, rows, found, against)),
+        notes=tuple(make_notes(plan, rows, all_lines, reference_line)),
         missing=tuple(missing),
         neutral=frozenset(task for task, metric in tasks.items() if metric == CONTROL_METRIC),
     )
@@ -134,15 +134,15 @@ def _line(plan: Plan, key: Key, rows: Sequence[ResultRow], best: Mapping[str, fl
             results[task] = TaskResult(scores, estimate, math.isclose(estimate.mean, best[task], abs_tol=1e-12))
     costs = {}
     for heading, column in COSTS.items():
-        known = [float(row[column]) for row in rows if row.get(column) not in ("", None)]
-        if known:
-            costs[heading] = median(known)
+        values = [float(row[column]) for row in rows if row.get(column) not in ("", None)]
+        if values:
+            costs[heading] = median(values)
     labels = {} if key[0] else dict(zip(plan.config.axes, key[1:], strict=True))
     seeds = {int(row["seed"]): str(row["cell"]) for row in rows if row["seed"] != ""}
     return Line(labels, key[0], results, costs, {}, tuple(seeds.values()), tuple(seeds))
 
 
-def _compared(
+def _with_differences(
     line: Line, reference: Line, rows: Sequence[ResultRow], theirs: Sequence[ResultRow], items: ItemsDifference | None
 ) -> Line:
     """Return the line with its differences from the reference; none on tasks measured on different clips."""
@@ -173,7 +173,7 @@ def _of_common_seeds(ours: Sequence[ResultRow], theirs: Sequence[ResultRow]) -> 
     return first, second
 
 
-def _corrected(lines: list[Line], reference: Line | None, scored: frozenset[str]) -> list[Line]:
+def _with_p_values(lines: list[Line], reference: Line | None, scored: frozenset[str]) -> list[Line]:
     """Return lines with their Wilcoxon p over scored tasks, Holm-corrected; without p if there are too few tasks.
 
     The test ranks the differences shown in the table, which are paired by seed and fold.
@@ -194,12 +194,12 @@ def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], scored: froz
     means = {task: result.estimate.mean for task, result in line.results.items() if task in scored}
     if len(means) < 2 or means.keys() < scored:
         return line  # a mean over fewer tasks would share a column with means over all
-    logs = [other for other in lines if plan.config.baselines.get(other.baseline) == LOG_MEL]
-    naive = next((other for other in logs if other.results.keys() >= means.keys()), None)
-    measured = None if naive is None else {task: naive.results[task].estimate.mean for task in means}
-    found = aggregates(means, measured)
-    of_any = {name: value for name, value in found.items() if name == "mean"}
-    return replace(line, aggregates=found if all(map(hear_column, means)) else of_any)
+    log_mels = [other for other in lines if plan.config.baselines.get(other.baseline) == LOG_MEL]
+    log_mel = next((other for other in log_mels if other.results.keys() >= means.keys()), None)
+    measured = None if log_mel is None else {task: log_mel.results[task].estimate.mean for task in means}
+    values = aggregates(means, measured)
+    mean_only = {name: value for name, value in values.items() if name == "mean"}
+    return replace(line, aggregates=values if all(map(hear_column, means)) else mean_only)
 
 
 def _effects(
@@ -207,21 +207,21 @@ def _effects(
 ) -> list[Effect]:
     """Effects of every label with results, for axes with at least two such labels, averaged over the other axes."""
     combinations = [line for line in lines if not line.baseline]
-    found = []
+    effects = []
     for axis, labels in axes.items():
         for task in tasks:
-            every = {label: _others(combinations, axis, label, task) for label in labels}
-            tables = {label: table for label, table in every.items() if table}
+            by_label = {label: _by_other_labels(combinations, axis, label, task) for label in labels}
+            tables = {label: table for label, table in by_label.items() if table}
             if len(tables) < 2:
                 continue
             other = compared_label(axis, list(tables), reference)
             shared = [key for key in tables[other] if all(key in table for table in tables.values())]
-            effects = [_effect(axis, label, task, tables, shared, other) for label in tables]
-            found += [effect for effect in effects if effect]
-    return found
+            of_labels = [_effect(axis, label, task, tables, shared, other) for label in tables]
+            effects += [effect for effect in of_labels if effect]
+    return effects
 
 
-def _others(lines: Sequence[Line], axis: str, label: str, task: str) -> dict[Key, ScoresBySeed]:
+def _by_other_labels(lines: Sequence[Line], axis: str, label: str, task: str) -> dict[Key, ScoresBySeed]:
     """Labels of the other axes -> scores, for the lines with this label."""
     return {
         tuple(value for name, value in line.labels.items() if name != axis): line.results[task].scores
@@ -245,12 +245,12 @@ def _effect(
     if len(folds) != 1:
         return None
     ours, theirs = (
-        {seed: _over([tables[name][key][seed] for key in shared]) for seed in common} for name in (label, other)
+        {seed: _mean_over([tables[name][key][seed] for key in shared]) for seed in common} for name in (label, other)
     )
     difference = None if label == other else compare(ours, theirs)
     return Effect(axis, label, task, mean_interval(_means(ours)), difference, other)
 
 
-def _over(combinations: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+def _mean_over(combinations: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
     """Mean over combinations, fold by fold."""
     return tuple(sum(folds) / len(folds) for folds in zip(*combinations, strict=True))

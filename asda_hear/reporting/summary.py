@@ -130,13 +130,13 @@ def compared_label(axis: str, labels: Sequence[str], reference: Line | None) -> 
 
 def compared_on_all(lines: Iterable[Line], tasks: Collection[str]) -> list[tuple[Line, dict[str, Difference]]]:
     """Return the lines that are compared with the reference on all of these tasks, with their differences."""
-    found = []
+    compared = []
     for line in lines:
         differences = {task: line.results[task].difference for task in tasks if task in line.results}
-        known = {task: difference for task, difference in differences.items() if difference is not None}
-        if len(known) == len(tasks):
-            found.append((line, known))
-    return found
+        available = {task: difference for task, difference in differences.items() if difference is not None}
+        if len(available) == len(tasks):
+            compared.append((line, available))
+    return compared
 
 
 def effect_names(summary: Summary, axis: str) -> list[str]:

@@ -42,9 +42,9 @@ class Chart:
 
 def figure(height: float) -> Figure:
     """Return a figure `height` inches high with a canvas of its own, independent of pyplot."""
-    made = Figure(figsize=(WIDE_INCHES, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made
+    new_figure = Figure(figsize=(WIDE_INCHES, height), layout="constrained")
+    FigureCanvasAgg(new_figure)
+    return new_figure
 
 
 @contextmanager
@@ -74,17 +74,17 @@ def _for_page(svg: str, name: str, title: str) -> str:
     """SVG to embed in HTML: no header or metadata, unique ids, the page's colours, short numbers."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
-    body = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
-    body = re.sub(r'(xlink:href="|url\()#', lambda found: f"{found[1].removeprefix('xlink:')}#{name}-", body)
-    body = re.sub(r"<[^>]+>", lambda tag: _tag(tag[0]), body)
+    referenced = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in referenced else "", body)
+    body = re.sub(r'(xlink:href="|url\()#', lambda match: f"{match[1].removeprefix('xlink:')}#{name}-", body)
+    body = re.sub(r"<[^>]+>", lambda tag: _short_tag(tag[0]), body)
     body = re.sub(r">\s+<", "><", body).replace("<g/>", "")
     size = re.search(r'viewBox="[^"]*"', body)
     head = f'<svg class="chart" {size[0] if size else ""} role="img" aria-labelledby="{name}-title">'
     return f'{head}<title id="{name}-title">{escape(title)}</title>{body[body.index(">") + 1 :].strip()}'
 
 
-def _tag(text: str) -> str:
+def _short_tag(text: str) -> str:
     """Rewrite a tag with two decimals and the page's colours and fonts; text between tags is never changed."""
     for stand_in, colour in OF_PAGE.items():
         text = text.replace(stand_in, colour)

@@ -225,9 +225,9 @@ def _cost_cell(value: float | None) -> TableCell:
 
 def p_cell(value: float | None, mark: bool = True) -> TableCell:
     """A cell with a p-value, marked if it is below `SIGNIFICANT` and `mark` is true."""
-    below = mark and value is not None and value < SIGNIFICANT
+    significant = mark and value is not None and value < SIGNIFICANT
     return TableCell(
-        p_text(value), None if value is None or math.isnan(value) else value, mark=BELOW_LEVEL if below else ""
+        p_text(value), None if value is None or math.isnan(value) else value, mark=BELOW_LEVEL if significant else ""
     )
 
 
@@ -247,21 +247,21 @@ def _task_columns(summary: Summary, task: str) -> list[Column]:
 
 def _footnotes(summary: Summary, columns: Sequence[Column]) -> tuple[str, ...]:
     kinds = {column.kind for column in columns}
-    lower = any(column.heading.endswith(LESS_IS_MORE) for column in columns)
+    has_arrow = any(column.heading.endswith(LESS_IS_MORE) for column in columns)
     notes = []
     if "score" in kinds and summary.lines:
-        least = f" (least where {LESS_IS_MORE} marks the column: less is better)" if lower else ""
-        notes.append(f"Bold: largest mean of the column{least}; this says nothing about significance.")
+        smallest = f" (smallest in columns marked {LESS_IS_MORE}: lower is better)" if has_arrow else ""
+        notes.append(f"Bold: largest mean of the column{smallest}; this says nothing about significance.")
     if "difference" in kinds and summary.reference is not None:
         notes.append(_difference_note(summary, summary.reference))
     if "p" in kinds:
         notes.append(
-            "p: Wilcoxon signed-rank test over tasks against the reference, corrected after Holm; "
+            "p: Wilcoxon signed-rank test over tasks against the reference, Holm-corrected; "
             f"{BELOW_LEVEL} p < {SIGNIFICANT}."
         )
-    long = [f"{short} is {task}" for task, short in short_names(summary.tasks).items() if short != task]
-    if long:
-        notes.append(f"Tasks: {', '.join(long)}.")
+    full_names = [f"{short} is {task}" for task, short in short_names(summary.tasks).items() if short != task]
+    if full_names:
+        notes.append(f"Tasks: {', '.join(full_names)}.")
     missing = [f"Not in the table: {'; '.join(summary.missing)}."] if summary.missing else []
     return (*notes, *summary.notes, *missing)
 
@@ -272,24 +272,24 @@ def _difference_note(summary: Summary, reference: Line) -> str:
     over = "seeds and folds" if seeds > 1 else "folds"
     marked = f"{APART} it excludes 0, and paired t-tests over seeds and (if there are several) over folds have "
     marked += f"p < {SIGNIFICANT}, none corrected for the number of comparisons"
-    told = marked if seeds >= LEAST_SEEDS else f"none is marked below {LEAST_SEEDS} seeds"
+    meaning = marked if seeds >= LEAST_SEEDS else f"none is marked below {LEAST_SEEDS} seeds"
     start = f"Δ: difference from the reference ({reference.name}) with its 95 % interval over {over}"
-    return f"{start}; {told}{few_seeds_warning(summary)}."
+    return f"{start}; {meaning}{few_seeds_warning(summary)}."
 
 
 def _differences(summary: Summary) -> list[Difference]:
-    found = [result.difference for line in summary.lines for result in line.results.values()]
-    return [difference for difference in found if difference is not None]
+    differences = [result.difference for line in summary.lines for result in line.results.values()]
+    return [difference for difference in differences if difference is not None]
 
 
 def few_seeds_warning(summary: Summary) -> str:
     """Warning about bootstrap intervals over few seeds, as the end of a sentence; "" if there are enough seeds."""
-    trained = [line for line in summary.lines if not line.baseline]  # baselines have no seeds
-    found = [each.difference for line in trained for each in line.results.values() if each.difference is not None]
-    seeds = min((difference.pairs for difference in found), default=FEW_SEEDS)
+    lines = [line for line in summary.lines if not line.baseline]  # baselines have no seeds
+    differences = [each.difference for line in lines for each in line.results.values() if each.difference is not None]
+    seeds = min((difference.pairs for difference in differences), default=FEW_SEEDS)
     if seeds >= FEW_SEEDS:
         return ""
-    return f", and with {seeds} seed{'' if seeds == 1 else 's'} such intervals are narrower than they should be"
+    return f", and with {seeds} seed{'' if seeds == 1 else 's'} such intervals are too narrow"
 
 
 def _markdown_cell(cell: TableCell) -> str:

@@ -37,7 +37,7 @@ def tidy_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             tidy += _rows_of(row, axes)
         except ValueError as error:
             raise ConfigError(
-                f"row {place + 1} (cell {row.get('cell')!r}, task {row.get('task')!r}) holds no number: {error}."
+                f"row {place + 1} (cell {row.get('cell')!r}, task {row.get('task')!r}) has an invalid number: {error}."
             ) from None
     return tidy
 
@@ -54,7 +54,7 @@ def write_tidy(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
-        print(f"{PARQUET_FILE} is not written: it needs `pip install pyarrow`.", file=sys.stderr)
+        print(f"{PARQUET_FILE} skipped: pyarrow is missing (`pip install pyarrow`).", file=sys.stderr)
         return
     names = list(tidy[0]) if tidy else []
     fields = [arrow.field(name, getattr(arrow, _arrow_type(name))()) for name in names]
@@ -64,14 +64,14 @@ def write_tidy(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 def _rows_of(row: Mapping[str, Any], axes: Sequence[str]) -> list[dict[str, Any]]:
     folds = [float(text) for text in str(row.get("folds") or "").split()] or [float(row["score"])]
-    before = {
+    leading = {
         BASELINE: str(row.get(BASELINE) or ""),
         **{axis: str(row.get(axis, "")) for axis in axes},
         "seed": _whole(row.get("seed")),
         **{name: str(row.get(name) or "") for name in ("cell", "task", "metric")},
     }
     costs = {name: (_whole if name in WHOLE else _real)(row.get(name)) for name in COSTS}
-    return [{**before, "fold": fold, "score": score, **costs} for fold, score in enumerate(folds)]
+    return [{**leading, "fold": fold, "score": score, **costs} for fold, score in enumerate(folds)]
 
 
 def _whole(value: Any) -> int | None:

@@ -52,8 +52,8 @@ class BiasOnlyAdapter:
         """
         modules = list(encoder.modules())
         blocks_to_adapt(encoder, "bias_only", Shifted)
-        found = {module: dict(module.named_parameters(recurse=False)).get("bias") for module in modules}
-        biases = {module: bias for module, bias in found.items() if bias is not None}
+        by_module = {module: dict(module.named_parameters(recurse=False)).get("bias") for module in modules}
+        biases = {module: bias for module, bias in by_module.items() if bias is not None}
         for module, bias in biases.items():
             register_parametrization(module, "bias", Shifted(bias))
 
@@ -71,7 +71,7 @@ def asda_adapters() -> Iterable[AdapterSpec[BiasOnlyConfig]]:
             name="bias_only",
             config=BiasOnlyConfig,
             build=build,
-            summary="a learned difference on every bias, and nothing else",
+            summary="a learned difference added to every bias; no other parameter of the encoder is trained",
             source="BitFit (Ben Zaken et al. 2021), section 3",
         )
     ]

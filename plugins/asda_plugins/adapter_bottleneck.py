@@ -56,8 +56,8 @@ class Bottleneck(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Project down, apply the GELU and project up, for each token separately."""
-        widened: Tensor = self.up(self.activation(self.down(tokens)))
-        return widened
+        projected: Tensor = self.up(self.activation(self.down(tokens)))
+        return projected
 
 
 class BehindMixer(nn.Module):
@@ -90,7 +90,7 @@ class BottleneckAdapter:
         self.dim = dim
         self.hidden = int(dim * config.ratio)
         if not self.hidden:
-            raise ConfigError(f"bottleneck: ratio {config.ratio} of encoder.dim {dim} leaves no hidden unit.")
+            raise ConfigError(f"bottleneck: ratio {config.ratio} of encoder.dim {dim} gives no hidden units.")
 
     def attach(self, encoder: Encoder) -> None:
         """Wrap mixers and MLPs of the encoder.
@@ -101,16 +101,16 @@ class BottleneckAdapter:
         blocks = blocks_to_adapt(encoder, "bottleneck", Bottleneck)
         if self.config.beside_mlp and any(block.mlp is None for block in blocks):
             raise ConfigError(
-                "bottleneck: beside_mlp stands beside the MLP, and encoder.mlp_ratio 0 leaves it out; "
+                "bottleneck: beside_mlp requires an MLP, but encoder.mlp_ratio is 0; "
                 "set beside_mlp: false and behind_mixer: true."
             )
         for block in blocks:
             if self.config.behind_mixer:
-                block.mixer = BehindMixer(block.mixer, self._make(block))
+                block.mixer = BehindMixer(block.mixer, self._new_adapter(block))
             if self.config.beside_mlp and block.mlp is not None:
-                block.mlp = Beside(block.mlp, self._make(block))
+                block.mlp = Beside(block.mlp, self._new_adapter(block))
 
-    def _make(self, block: Block) -> Bottleneck:
+    def _new_adapter(self, block: Block) -> Bottleneck:
         """Create an adapter with the block's device and dtype."""
         return Bottleneck(self.dim, self.hidden).to(next(block.parameters()))
 
@@ -128,7 +128,7 @@ def asda_adapters() -> Iterable[AdapterSpec[BottleneckConfig]]:
             name="bottleneck",
             config=BottleneckConfig,
             build=build,
-            summary="two small linear layers beside the MLP, behind the mixer, or both",
+            summary="two small linear layers parallel to the MLP, after the mixer, or both",
             source="AAT (arXiv 2401.10544, ICASSP 2024), released code",
         )
     ]

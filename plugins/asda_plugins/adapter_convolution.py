@@ -73,22 +73,22 @@ class GridConvolution(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Project down, convolve over the grid and project up."""
-        hidden = self._neighbours(quick_gelu(self.down(tokens)), layout)
-        widened: Tensor = self.up(self.dropout(quick_gelu(hidden)))
-        return widened
+        hidden = self._convolved(quick_gelu(self.down(tokens)), layout)
+        projected: Tensor = self.up(self.dropout(quick_gelu(hidden)))
+        return projected
 
-    def _neighbours(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
+    def _convolved(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
         """Return the output of the convolution (B, N, h) at the grid cell of each token."""
         times, bands = layout.grid
-        nowhere = times * bands  # an extra cell for tokens that must not be seen
-        place = layout.index.masked_fill(layout.is_class | ~layout.valid, nowhere)
-        place = place.unsqueeze(-1).expand_as(hidden)
-        cells = hidden.new_zeros(len(hidden), nowhere + 1, hidden.shape[-1]).scatter(1, place, hidden)
-        maps = cells[:, :nowhere].transpose(1, 2).reshape(len(hidden), -1, times, bands)
+        outside = times * bands  # an extra cell for tokens that must not be seen
+        cell = layout.index.masked_fill(layout.is_class | ~layout.valid, outside)
+        cell = cell.unsqueeze(-1).expand_as(hidden)
+        cells = hidden.new_zeros(len(hidden), outside + 1, hidden.shape[-1]).scatter(1, cell, hidden)
+        maps = cells[:, :outside].transpose(1, 2).reshape(len(hidden), -1, times, bands)
         convolved = self.convolution(maps).flatten(2).transpose(1, 2)
-        there: Tensor = convolved.gather(1, place.clamp(max=nowhere - 1))
-        alone = linear(hidden, self.convolution.weight[:, :, 1, 1], self.convolution.bias)
-        return there.where(place < nowhere, alone)
+        on_grid: Tensor = convolved.gather(1, cell.clamp(max=outside - 1))
+        isolated = linear(hidden, self.convolution.weight[:, :, 1, 1], self.convolution.bias)
+        return on_grid.where(cell < outside, isolated)
 
 
 class ConvolutionAdapter:
@@ -111,16 +111,15 @@ class ConvolutionAdapter:
         blocks = blocks_to_adapt(encoder, "convolution", GridConvolution)
         if not self.config.beside_mixer and all(block.mlp is None for block in blocks):
             raise ConfigError(
-                "convolution: beside_mlp stands beside the MLP, and encoder.mlp_ratio 0 leaves it out; "
-                "set beside_mixer: true."
+                "convolution: beside_mlp requires an MLP, but encoder.mlp_ratio is 0; set beside_mixer: true."
             )
         for block in blocks:
             if self.config.beside_mixer:
-                block.mixer = Beside(block.mixer, self._make(block))
+                block.mixer = Beside(block.mixer, self._new_adapter(block))
             if self.config.beside_mlp and block.mlp is not None:
-                block.mlp = Beside(block.mlp, self._make(block))
+                block.mlp = Beside(block.mlp, self._new_adapter(block))
 
-    def _make(self, block: Block) -> GridConvolution:
+    def _new_adapter(self, block: Block) -> GridConvolution:
         """Create an adapter with the block's device, dtype and training mode."""
         return GridConvolution(self.config, self.dim).to(next(block.parameters())).train(block.training)
 
@@ -143,7 +142,7 @@ def asda_adapters() -> Iterable[AdapterSpec[ConvolutionConfig]]:
             name="convolution",
             config=ConvolutionConfig,
             build=build,
-            summary="a small 3x3 convolution over the time-frequency grid beside mixer and MLP",
+            summary="a small 3x3 convolution over the time-frequency grid, parallel to mixer and MLP",
             source="AI-CL (arXiv 2302.14314, Interspeech 2023), released code; ConvPass (Jie & Deng 2022)",
         )
     ]

@@ -85,24 +85,24 @@ class LowRankAdapter:
         """Parametrize the weights.
 
         Raises:
-            ConfigError: the adapter is already attached, or `where` finds no linear layer that is wide enough.
+            ConfigError: the adapter is already attached, or `where` matches no linear layer that is wide enough.
         """
         blocks = blocks_to_adapt(encoder, "low_rank", LowRank)
-        halves = [half for block in blocks for half in self._halves(block)]
-        found = {layer: None for half in halves for layer in half.modules() if isinstance(layer, nn.Linear)}
-        layers = [layer for layer in found if min(layer.weight.shape) > self.config.rank]
+        modules = [module for block in blocks for module in self._adapted_modules(block)]
+        linear = {layer: None for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)}
+        layers = [layer for layer in linear if min(layer.weight.shape) > self.config.rank]
         if not layers:
             raise ConfigError(
-                f"low_rank: where: {self.config.where} finds no linear layer wider than rank: {self.config.rank} in "
-                "this encoder; `both` looks in mixers and MLPs (encoder.mlp_ratio 0 leaves the MLPs out)."
+                f"low_rank: where: {self.config.where} matches no linear layer wider than rank: {self.config.rank}; "
+                "`both` adapts mixers and MLPs (with encoder.mlp_ratio 0 there are no MLPs)."
             )
         for layer in layers:
             register_parametrization(layer, "weight", LowRank(layer.weight, self.config.rank, self.config.alpha))
 
-    def _halves(self, block: Block) -> list[nn.Module]:
+    def _adapted_modules(self, block: Block) -> list[nn.Module]:
         """Return the modules of a block, mixer or MLP, that are adapted."""
-        halves = {"mixer": block.mixer, "mlp": block.mlp}
-        return [half for name, half in halves.items() if half is not None and self.config.where in (name, "both")]
+        modules = {"mixer": block.mixer, "mlp": block.mlp}
+        return [part for name, part in modules.items() if part is not None and self.config.where in (name, "both")]
 
 
 def build(config: LowRankConfig, context: AdapterContext) -> LowRankAdapter:

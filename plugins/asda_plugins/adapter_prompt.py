@@ -68,8 +68,8 @@ class PromptedMixer(nn.Module):
         count = self.prompts.shape[1]
         joined = insert_column(tokens, self.prompts.expand(len(tokens), -1, -1).to(tokens), column)
         prompted: Tensor = self.inner(joined, layout.with_class_token(column, count))
-        kept = torch.cat([prompted[:, :column], prompted[:, column + count :]], dim=1)
-        return plain + self.gate * (kept - plain)
+        without_prompts = torch.cat([prompted[:, :column], prompted[:, column + count :]], dim=1)
+        return plain + self.gate * (without_prompts - plain)
 
 
 class PromptAdapter:
@@ -103,7 +103,7 @@ def asda_adapters() -> Iterable[AdapterSpec[PromptConfig]]:
             name="prompt",
             config=PromptConfig,
             build=build,
-            summary="learned tokens that every mixer sees, behind a gate",
-            source="VPT-deep (Jia et al. 2022), section 3.2; the gate is ours",
+            summary="learned tokens that every mixer attends to, with a gate",
+            source="VPT-deep (Jia et al. 2022), section 3.2; the gate is an addition",
         )
     ]

@@ -80,7 +80,7 @@ class Mfcc(nn.Module):
         self.hop_samples = int(sample_rate * config.hop_ms / 1000)
         if min(self.window_samples, self.hop_samples) < 1:
             raise ConfigError(
-                f"front_end.options.window_ms and hop_ms must hold a sample at {sample_rate} Hz, "
+                f"front_end.options.window_ms and hop_ms must be at least one sample at {sample_rate} Hz, "
                 f"not {config.window_ms} and {config.hop_ms}."
             )
         self.mean, self.std = config.mean, config.std
@@ -91,12 +91,12 @@ class Mfcc(nn.Module):
         if not filters.any():
             raise ConfigError(
                 f"front_end.options.window_ms {config.window_ms:g} is {self.window_samples} samples at {sample_rate} "
-                "Hz, whose spectrum has no line in any mel band."
+                "Hz: too short for any FFT bin to lie in a mel band."
             )
         self.register_buffer("mel", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
-        turn = create_dct(config.num_coefficients, config.num_mels, norm="ortho")
-        self.register_buffer("turn", turn, persistent=False)
+        dct = create_dct(config.num_coefficients, config.num_mels, norm="ortho")
+        self.register_buffer("turn", dct, persistent=False)
 
     def forward(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch bins frames"]:
         """Return the coefficients of all frames that fit entirely into the audio.

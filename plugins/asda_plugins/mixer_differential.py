@@ -57,7 +57,7 @@ class DifferentialAttention(nn.Module):
     def __init__(self, config: DifferentialConfig, dim: int, num_heads: int) -> None:
         super().__init__()
         if not math.isfinite(config.lambda_init):
-            raise ConfigError(f"encoder.mixer.options.lambda_init must be a number, not {config.lambda_init}.")
+            raise ConfigError(f"encoder.mixer.options.lambda_init must be finite, not {config.lambda_init}.")
         self.num_heads = num_heads
         self.by_formula = False
         self.output_scale = config.output_scale
@@ -90,9 +90,9 @@ class DifferentialAttention(nn.Module):
         query1, query2, key1, key2 = self._queries_and_keys(tokens)
         return AttentionMaps(softmax_map(query1, key1, layout), softmax_map(query2, key2, layout), self.weight.detach())
 
-    def _projected(self, wanted: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:
-        joined = difference(wanted, noise, weight).transpose(1, 2).flatten(2)
-        projected: Tensor = self.proj(self.norm(joined) * self.output_scale)
+    def _projected(self, signal: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:
+        mixed = difference(signal, noise, weight).transpose(1, 2).flatten(2)
+        projected: Tensor = self.proj(self.norm(mixed) * self.output_scale)
         return projected
 
     def _queries_and_keys(self, tokens: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def asda_mixers() -> Iterable[MixerSpec[SubtractionConfig]]:
             name="differential_v1",
             config=SubtractionConfig,
             build=build,
-            summary="half the heads with two maps each, lambda learned from vectors, each head normed",
+            summary="half the heads with two maps each, lambda learned from vectors, each head normalised",
             source="Differential Transformer (Ye et al. 2025), eq. 1-4",
         )
     ]

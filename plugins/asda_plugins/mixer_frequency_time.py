@@ -64,7 +64,7 @@ class FrequencyTimeAttention(nn.Module):
         query, key, value = split
         inside = layout.without_class_token()
         parts = layout.without_class(split, axis=3), layout.only_class(split[1:], axis=3)
-        grid = whole_grid(inside) if _fused_kernel_serves(split) else None
+        grid = whole_grid(inside) if _fused_kernel_usable(split) else None
         if not self.by_formula and grid is not None and grid[0] * grid[1] >= PAIRS_WORTH_KERNEL * sum(grid):
             mixed = _whole_lines(*parts, grid)
         else:
@@ -118,26 +118,26 @@ def _patches(patches: Tensor, class_tokens: Tensor, both: tuple[Lines, Lines]) -
     """
     (query, key, value), (class_key, class_value) = patches, class_tokens
     query = query * query.shape[-1] ** -0.5
-    heard, log_sums = [], []
+    outputs, log_sums = [], []
     for lines in both:
         scores = _scores(query, key, lines, itself=lines.axis == "bands")
         softmax = scores.softmax(dim=-1)
-        heard.append(lines.collect(softmax @ lines.spread(value)))
+        outputs.append(lines.collect(softmax @ lines.spread(value)))
         # the weight of the highest score is `exp(score - log_sum)`, which never underflows
         log_sum = scores.amax(dim=-1, keepdim=True) - softmax.amax(dim=-1, keepdim=True).log()
         log_sums.append(lines.collect(log_sum))
     if class_key.shape[2]:
         scores = query @ class_key.transpose(-2, -1)
-        heard.append(scores.softmax(dim=-1) @ class_value)
+        outputs.append(scores.softmax(dim=-1) @ class_value)
         log_sums.append(scores.logsumexp(dim=-1, keepdim=True))
     shares = torch.cat(log_sums, dim=-1).softmax(dim=-1)  # (B, H, N, parts)
     mixed = torch.zeros_like(value)
-    for number, part in enumerate(heard):
-        mixed = mixed + part * shares[..., number : number + 1]
+    for index, output in enumerate(outputs):
+        mixed = mixed + output * shares[..., index : index + 1]
     return mixed
 
 
-def _fused_kernel_serves(split: Tensor) -> bool:
+def _fused_kernel_usable(split: Tensor) -> bool:
     """Return whether the kernel that returns its log-sum-exps is usable; its gradient ignores them."""
     return split.device.type == "cpu" and not (torch.is_grad_enabled() and split.requires_grad)
 
@@ -149,26 +149,26 @@ def _whole_lines(patches: Tensor, class_tokens: Tensor, grid: tuple[int, int]) -
     at least the sum of its row, so nothing cancels; its own score is clamped to both sums against rounding.
     """
     scale, exact = patches.shape[-1] ** -0.5, torch.promote_types(patches.dtype, torch.float32)
-    query, key, value = (each.unflatten(2, grid).flatten(0, 1) for each in patches)  # (B H, times, bands, D/H)
+    query, key, value = (tensor.unflatten(2, grid).flatten(0, 1) for tensor in patches)  # (B H, times, bands, D/H)
     row, row_sum = (
-        each.transpose(1, 2) for each in _by_kernel(*(each.transpose(1, 2) for each in (query, key, value)))
+        tensor.transpose(1, 2) for tensor in _by_kernel(*(tensor.transpose(1, 2) for tensor in (query, key, value)))
     )
     column, column_sum = _by_kernel(query, key, value)
     itself = (query.to(exact) * key.to(exact)).sum(dim=-1) * scale
     log_sums = [row_sum, column_sum, itself.minimum(row_sum).minimum(column_sum)]
-    heard, signs = [row, column, value], [1, 1, -1]
+    outputs, signs = [row, column, value], [1, 1, -1]
     if class_tokens.shape[3]:
-        class_key, class_value = (each.flatten(0, 1).unsqueeze(1) for each in class_tokens)  # (B H, 1, tokens, D/H)
+        class_key, class_value = (tensor.flatten(0, 1).unsqueeze(1) for tensor in class_tokens)  # (B H, 1, tokens, D/H)
         scores = (query * scale) @ class_key.transpose(-2, -1)
-        heard.append(scores.softmax(dim=-1) @ class_value)
+        outputs.append(scores.softmax(dim=-1) @ class_value)
         log_sums.append(scores.to(exact).logsumexp(dim=-1))
         signs.append(1)
     highest = torch.stack(log_sums).amax(dim=0)
     shares = [sign * (log_sum - highest).exp() for sign, log_sum in zip(signs, log_sums, strict=True)]
-    whole = torch.stack(shares).sum(dim=0)
+    total = torch.stack(shares).sum(dim=0)
     mixed = torch.zeros_like(query)
-    for share, part in zip(shares, heard, strict=True):
-        mixed.addcmul_((share / whole).to(mixed.dtype).unsqueeze(-1), part)
+    for share, output in zip(shares, outputs, strict=True):
+        mixed.addcmul_((share / total).to(mixed.dtype).unsqueeze(-1), output)
     return mixed.reshape(patches.shape[1:])
 
 
@@ -177,8 +177,8 @@ def _by_kernel(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
     `scaled_dot_product_attention` calls the same kernel and discards the sums; torch's versions are pinned.
     """
-    heard, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-    return heard, log_sums
+    output, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    return output, log_sums
 
 
 def _scores(query: Tensor, key: Tensor, lines: Lines, itself: bool) -> Tensor:
@@ -208,7 +208,7 @@ def asda_mixers() -> Iterable[MixerSpec[FrequencyTimeConfig]]:
             name="frequency_time",
             config=FrequencyTimeConfig,
             build=build,
-            summary="each token attends its own band and time step, at a cost of N (T + M)",
+            summary="each token attends to its own band and time step, at a cost of N (T + M)",
             source="AI-CL (arXiv 2302.14314), frequency-time factorised attention",
             takes_over=("standard",),
         )

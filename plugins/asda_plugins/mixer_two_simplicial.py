@@ -59,17 +59,17 @@ class TwoSimplicialAttention(nn.Module):
         query = query * query.shape[-1] ** -0.5
         key2, value2 = self.key_norm(key2), self.value_norm(value2)
 
-        def parts(each: Tensor) -> tuple[Tensor, Tensor]:
-            return layout.without_class(each, axis=2), layout.only_class(each, axis=2)
+        def parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
+            return layout.without_class(tensor, axis=2), layout.only_class(tensor, axis=2)
 
-        pairs = [parts(each) for each in (key, key2, value, value2)]
+        pairs = [parts(tensor) for tensor in (key, key2, value, value2)]
         mixed = _patches(parts(query)[0], pairs, layout.without_class_token())
         if layout.class_column is not None:
             anchors = parts(query)[1][:, :, :, None] * pairs[1][1][:, :, None]  # (B, H, c, k, d)
             scores = anchors @ key.transpose(-2, -1)[:, :, None]
             weights = _softmax(scores, layout.valid[:, None, None, None])
-            heard = (weights @ value[:, :, None] * pairs[3][1][:, :, None]).sum(dim=3)
-            mixed = layout.with_class(mixed, heard, axis=2)
+            class_mixed = (weights @ value[:, :, None] * pairs[3][1][:, :, None]).sum(dim=3)
+            mixed = layout.with_class(mixed, class_mixed, axis=2)
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return projected
 
@@ -86,9 +86,9 @@ def _patches(
     in_column = columns.spread(query)[..., None, :] * _with_class(columns, *key)[..., None, :, :]  # (.., slots, j, d)
     anchors = rows.spread(columns.collect(in_column))  # (B, H, bands, slots, j, d)
     scores = anchors @ _with_class(rows, *key2)[:, :, :, None].transpose(-2, -1)  # (.., slots, j, k)
-    seen_j = _seen(columns, key[1])[:, None, :, None].expand(-1, -1, -1, slots, -1)  # (B, 1, times, slots, j)
-    seen = rows.spread(columns.collect(seen_j))[..., None] & _seen(rows, key[1])[:, None, :, None, None]
-    weights = _softmax(scores, seen)
+    mask_j = _attendable(columns, key[1])[:, None, :, None].expand(-1, -1, -1, slots, -1)  # (B, 1, times, slots, j)
+    mask = rows.spread(columns.collect(mask_j))[..., None] & _attendable(rows, key[1])[:, None, :, None, None]
+    weights = _softmax(scores, mask)
     second = columns.spread(rows.collect(weights @ _with_class(rows, *value2)[:, :, :, None]))  # (.., slots, j, d)
     return columns.collect((second * _with_class(columns, *value)[..., None, :, :]).sum(dim=4))
 
@@ -99,17 +99,17 @@ def _with_class(lines: Lines, patches: Tensor, class_tokens: Tensor) -> Tensor:
     return torch.cat([table, class_tokens[:, :, None].expand(-1, -1, table.shape[2], -1, -1)], dim=3)
 
 
-def _seen(lines: Lines, class_tokens: Tensor) -> Tensor:
+def _attendable(lines: Lines, class_tokens: Tensor) -> Tensor:
     """Return a mask (B, lines, slots + c), True at slots that can be attended to."""
     valid = lines.valid
     return torch.cat([valid, valid.new_ones(*valid.shape[:2], class_tokens.shape[2])], dim=2)
 
 
-def _softmax(scores: Tensor, seen: Tensor) -> Tensor:
-    """Softmax over the last two axes jointly, where `seen`; rows of padding, which may see nothing, stay finite."""
-    flat = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).flatten(-2)
-    softmax: Tensor = flat.softmax(dim=-1)
-    return softmax.view_as(scores)
+def _softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last two axes jointly, where `mask` is true; fully masked rows of padding stay finite."""
+    flat = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).flatten(-2)
+    weights: Tensor = flat.softmax(dim=-1)
+    return weights.view_as(scores)
 
 
 def build(config: TwoSimplicialConfig, context: MixerContext) -> TwoSimplicialAttention:
@@ -125,7 +125,7 @@ def asda_mixers() -> Iterable[MixerSpec[TwoSimplicialConfig]]:
             name="two_simplicial",
             config=TwoSimplicialConfig,
             build=build,
-            summary="experimental: attends pairs of a token of its column and one of its row",
-            source="2-simplicial attention (arXiv 2507.02754); row x column form is ours",
+            summary="experimental: attends to pairs of a token of its column and one of its row",
+            source="2-simplicial attention (arXiv 2507.02754); the row x column form is new here",
         )
     ]

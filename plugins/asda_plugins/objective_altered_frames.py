@@ -62,9 +62,9 @@ class AlteredFramesConfig:
         if self.span_frames < 1:
             raise ConfigError(f"objective.options.span_frames must be at least 1, not {self.span_frames}.")
         if not 0 <= self.noise_std < float("inf"):
-            raise ConfigError(f"objective.options.noise_std must not be negative, not {self.noise_std}.")
+            raise ConfigError(f"objective.options.noise_std must be finite and not negative, not {self.noise_std}.")
         if not (self.time_share or self.channel_share or self.noise_probability):
-            raise ConfigError("objective.options must alter something: time_share, channel_share or noise_probability.")
+            raise ConfigError("objective.options time_share, channel_share and noise_probability must not all be 0.")
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ class AlteredFrames(nn.Module):
         encoded = encoder.encode(*encoder.embed(altered), layers=False)
         error = (self.head(encoded.tokens) - patch_values(features, encoder.config)).float().abs()
         with torch.no_grad():
-            places = patch_values(altered != features, encoder.config)
-            parts = {"altered": mean_at(error, places), "unaltered": mean_at(error, ~places)}
-            parts["altered_share"] = places.float().mean()
+            changed = patch_values(altered != features, encoder.config)
+            parts = {"altered": mean_at(error, changed), "unaltered": mean_at(error, ~changed)}
+            parts["altered_share"] = changed.float().mean()
         return Losses(error.mean(), parts)
 
     def after_step(self, encoder: Encoder, step: int) -> None:
@@ -185,24 +185,24 @@ def draw_spans(
     span, count = min(config.span_frames, frames), num_spans(frames, config)
     num_starts = frames - span + 1
     starts, origins = (torch.rand(batch, num_starts, generator=generator).topk(count).indices for _ in range(2))
-    fate = torch.rand(batch, 1, generator=generator)
-    own = torch.arange(frames)
+    draw = torch.rand(batch, 1, generator=generator)
+    index = torch.arange(frames)
     if not count:
-        return own.repeat(batch, 1), torch.zeros(batch, frames, dtype=torch.bool)
-    behind = own - starts.unsqueeze(2)  # (B, spans, T)
-    covers = (behind >= 0) & (behind < span)
-    chosen = covers.any(dim=1)
+        return index.repeat(batch, 1), torch.zeros(batch, frames, dtype=torch.bool)
+    offset = index - starts.unsqueeze(2)  # (B, spans, T)
+    covers = (offset >= 0) & (offset < span)
+    covered = covers.any(dim=1)
     # Where spans overlap, the first one drawn is used.
-    origin = (origins - starts).gather(1, covers.to(torch.uint8).argmax(dim=1)) + own
-    replaced = chosen & (fate >= ZEROED) & (fate < ZEROED + REPLACED)
-    return torch.where(replaced, origin, own), chosen & (fate < ZEROED)
+    origin = (origins - starts).gather(1, covers.to(torch.uint8).argmax(dim=1)) + index
+    replaced = covered & (draw >= ZEROED) & (draw < ZEROED + REPLACED)
+    return torch.where(replaced, origin, index), covered & (draw < ZEROED)
 
 
 def draw_bands(batch: int, bins: int, share: float, generator: torch.Generator) -> Bool[Tensor, "batch bins"]:
     """Draw `zero_bins` of an `Alteration`: one band per clip, 0 to `round(bins * share)` wide, anywhere it fits."""
     width = torch.randint(widest(bins, share) + 1, (batch, 1), generator=generator)
-    place = torch.rand(batch, 1, generator=generator, dtype=torch.float64)
-    first = (place * (bins - width + 1)).long()
+    position = torch.rand(batch, 1, generator=generator, dtype=torch.float64)
+    first = (position * (bins - width + 1)).long()
     number = torch.arange(bins)
     return (number >= first) & (number < first + width)
 

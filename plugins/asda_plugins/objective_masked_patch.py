@@ -62,12 +62,15 @@ class MaskedPatchConfig:
     def __post_init__(self) -> None:
         low, high = self.cluster_sides
         weights = (self.discriminative_weight, self.generative_weight)
-        for right, message in (
+        for valid, message in (
             (0 < self.masked_share < 1, f"masked_share must lie between 0 and 1, not {self.masked_share}."),
             (1 <= low <= high, f"cluster_sides must be two sides, smallest first, not {self.cluster_sides}."),
-            (min(weights) >= 0 and max(weights) > 0, f"weights must not be negative, nor both 0, not {weights}."),
+            (
+                min(weights) >= 0 and max(weights) > 0,
+                f"discriminative_weight and generative_weight must not be negative or both 0, not {weights}.",
+            ),
         ):
-            if not right:
+            if not valid:
                 raise ConfigError(f"objective.options.{message}")
 
 
@@ -79,8 +82,8 @@ class MaskedPatch(nn.Module):
         shape = context.encoder.config
         if (shape.step_frames, shape.step_bins) != (shape.patch_frames, shape.patch_bins):
             raise ConfigError(
-                "masked_patch needs patches side by side (encoder.stride_frames and stride_bins null): a hidden patch "
-                "that overlaps others is not hidden."
+                "masked_patch requires patches that do not overlap (encoder.stride_frames and stride_bins null): "
+                "otherwise a hidden patch is partly visible in its neighbours."
             )
         self.config = config
         self.mask_token = nn.Parameter(torch.empty(1, 1, shape.dim))
@@ -97,7 +100,7 @@ class MaskedPatch(nn.Module):
         """Draw the masks and compute `loss_for`."""
         grid = encoder.config.grid(*features.shape[1:])
         if grid[0] * grid[1] <= LEAST_MASKED:
-            raise ConfigError(f"clips of {features.shape[2]} frames hold fewer than {LEAST_MASKED + 1} patches.")
+            raise ConfigError(f"clips of {features.shape[2]} frames contain fewer than {LEAST_MASKED + 1} patches.")
         first = draw_masked(grid, len(features), self.config, generator)
         second = first if self.config.one_mask else draw_masked(grid, len(features), self.config, generator)
         return self.loss_for(encoder, features, sent(first, features.device), sent(second, features.device))
@@ -121,14 +124,14 @@ class MaskedPatch(nn.Module):
         total = values.new_zeros(())
         parts: dict[str, Tensor] = {}
         if self.config.discriminative_weight:
-            seen = self._encoded(encoder, features, to_tell)
-            loss, accuracy = contrast(take(values, to_tell), self.predict(seen), self.config.normalise_over)
+            outputs = self._encoded(encoder, features, to_tell)
+            loss, accuracy = contrast(take(values, to_tell), self.predict(outputs), self.config.normalise_over)
             total = total + self.config.discriminative_weight * loss
             parts |= {"discriminative": loss.detach(), "accuracy": accuracy}
         if self.config.generative_weight:
             if to_paint is not to_tell or not self.config.discriminative_weight:
-                seen = self._encoded(encoder, features, to_paint)
-            loss = (self.paint(seen).float() - take(values, to_paint)).square().mean()
+                outputs = self._encoded(encoder, features, to_paint)
+            loss = (self.paint(outputs).float() - take(values, to_paint)).square().mean()
             total = total + self.config.generative_weight * loss
             parts["generative"] = loss.detach()
         return Losses(total, parts)
@@ -159,9 +162,9 @@ def contrast(
     """
     with torch.autocast(targets.device.type, enabled=False):
         scores = targets.float() @ predictions.float().transpose(1, 2)  # (B, M, M): targets x predictions
-    likely = scores.log_softmax(dim=2 if normalise_over == "predictions" else 1)
-    right = likely.detach().argmax(dim=1) == torch.arange(scores.shape[2], device=scores.device)
-    return -likely.diagonal(dim1=1, dim2=2).mean(), right.float().mean()
+    log_probs = scores.log_softmax(dim=2 if normalise_over == "predictions" else 1)
+    correct = log_probs.detach().argmax(dim=1) == torch.arange(scores.shape[2], device=scores.device)
+    return -log_probs.diagonal(dim1=1, dim2=2).mean(), correct.float().mean()
 
 
 def draw_masked(
@@ -175,12 +178,12 @@ def draw_masked(
     times, bands = grid
     size = times * bands
     masked = min(size - 1, max(LEAST_MASKED, round(size * config.masked_share)))
-    luck = torch.rand(num_clips, size, generator=generator)
+    uniform = torch.rand(num_clips, size, generator=generator)
     if config.pattern == "uniform":
-        return luck.topk(masked, dim=1).indices.sort(dim=1).values
+        return uniform.topk(masked, dim=1).indices.sort(dim=1).values
     covered = _covered(grid, num_clips, config, generator)
     if not config.biased_clusters:
-        return (covered + luck).topk(masked, dim=1, largest=False).indices.sort(dim=1).values
+        return (covered + uniform).topk(masked, dim=1, largest=False).indices.sort(dim=1).values
     counts = covered.sort(dim=1).values[:, masked : masked + 1]  # the draw at which enough is covered
     columns = torch.arange(size)
     by_release = columns % bands * times + columns // bands  # the release's index, band by band: highest are dropped
@@ -195,25 +198,25 @@ def _covered(
     low, high = config.cluster_sides
     draws = -(-DRAWS_PER_PATCH * times * bands // low**2)
     side = torch.randint(low, high + 1, (num_clips, 1, 1), generator=generator)
-    luck = torch.rand(2, num_clips, draws, 1, generator=generator)
-    across, up = (each.flatten() for each in torch.meshgrid(torch.arange(high), torch.arange(high), indexing="ij"))
+    uniform = torch.rand(2, num_clips, draws, 1, generator=generator)
+    across, up = (cells.flatten() for cells in torch.meshgrid(torch.arange(high), torch.arange(high), indexing="ij"))
     inside = (across < side) & (up < side)  # (B, 1, high * high)
     if config.biased_clusters:
-        number = (luck[0] * times * bands).long() + times * up + across
+        number = (uniform[0] * times * bands).long() + times * up + across
         inside = inside & (number > 0) & (number < times * bands)
         column = number % times * bands + number // times
     else:
         time, band = (
-            (luck[axis] * (length + side - 1)).long() - (side - 1) + offset
+            (uniform[axis] * (length + side - 1)).long() - (side - 1) + offset
             for axis, length, offset in ((0, times, across), (1, bands, up))
         )
         inside = inside & (time >= 0) & (time < times) & (band >= 0) & (band < bands)
         column = time * bands + band
-    nowhere = times * bands  # an extra cell for what is outside
-    column = torch.where(inside, column, nowhere).flatten(1)
+    outside = times * bands  # an extra cell for what is outside
+    column = torch.where(inside, column, outside).flatten(1)
     draw = torch.arange(draws).repeat_interleave(high**2).expand_as(column)
-    covered = torch.full((num_clips, nowhere + 1), draws).scatter_reduce(1, column, draw, "amin")
-    return covered[:, :nowhere]
+    covered = torch.full((num_clips, outside + 1), draws).scatter_reduce(1, column, draw, "amin")
+    return covered[:, :outside]
 
 
 def _head(dim: int, values: int) -> nn.Sequential:
@@ -233,7 +236,7 @@ def asda_objectives() -> Iterable[ObjectiveSpec[MaskedPatchConfig]]:
             name="masked_patch",
             config=MaskedPatchConfig,
             build=build,
-            summary="tell hidden patches of a clip apart (InfoNCE) and paint them (MSE)",
+            summary="identify the hidden patches of a clip (InfoNCE) and reconstruct them (MSE)",
             source="SSAST (Gong et al. 2022), eq. 1-3, released code; SSAMBA (Shams et al. 2024)",
             released={"biased_clusters": True},
         )

@@ -1,13 +1,13 @@
-"""Makes the clips on which the model of the package is trained: words in many voices, random synthesisers, recordings.
+"""Generate the training clips of the package's model: words in many voices, random synthesisers, recordings.
 
     apt-get install espeak-ng
     python recipes/default_model/recordings.py AUDIO
     python recipes/default_model/make_corpus.py CORPUS AUDIO
 
 writes `CORPUS/words/{train,valid}/WORD/*.flac` (one word, 1 s, 16 kHz), `CORPUS/sounds/{train,valid}/NUMBER/*.flac` (a
-rendering of a synthesiser, 2 s) and `CORPUS/recordings/{train,valid}/NAME/*.flac` (a piece of a recording, 2 s), and
-goes on where it was stopped. The voices of `valid` are in no clip of `train`. Every clip depends on the seed, its word,
-synthesiser or recordings, and its number alone.
+rendering of a synthesiser, 2 s) and `CORPUS/recordings/{train,valid}/NAME/*.flac` (an excerpt of a recording, 2 s). If
+stopped, the same command resumes. The voices of `valid` do not occur in `train`. Every clip depends only on the seed,
+its word, synthesiser or recordings, and its number.
 """
 
 import argparse
@@ -30,23 +30,23 @@ from tqdm import tqdm
 WORD_SECONDS, SOUND_SECONDS, RECORDING_SECONDS = 1.0, 2.0, 2.0
 WORDS = Path(__file__).with_name("words.txt")
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
-"""Of espeak-ng 1.51."""
+"""Accents of espeak-ng 1.51."""
 VARIANTS = Path(__file__).with_name("voices.txt").read_text().split()
 """Voices of espeak-ng that sound like people."""
 VALID_EVERY = 10
-"""Every tenth voice is heard in `valid` alone."""
+"""Every tenth voice occurs in `valid` only."""
 TRACT = (0.82, 1.22)
-"""Range of the factor by which the spectrum is stretched, as another length of the vocal tract does."""
+"""Range of the factor by which the spectrum is stretched, which simulates another vocal tract length."""
 LARGEST_RATIO = 64
 """Largest denominator of a ratio of rates, which bounds the filter that resamples."""
 BANDWIDTHS = (3_400.0, 3_900.0, 5_500.0, 7_900.0)
-"""Edges in Hz of the channels that a clip may have come through."""
+"""Upper cut-off frequencies in Hz of the simulated channels."""
 Clip = Callable[[str, int, int, bool], np.ndarray]
-"""Name, number, seed, whether it is of `valid` -> samples."""
+"""Name, number, seed, whether it belongs to `valid` -> samples."""
 
 
 def spoken(word: str, generator: np.random.Generator, valid: bool) -> np.ndarray:
-    """A word in a voice that is drawn, at the rate of the corpus."""
+    """A word in a random voice, at the sample rate of the corpus."""
     held_out = [number % VALID_EVERY == 0 for number in range(len(VARIANTS))]
     voices = [name for name, held in zip(VARIANTS, held_out, strict=True) if held == valid]
     voice = f"{generator.choice(ACCENTS)}+{generator.choice(voices)}"
@@ -60,13 +60,13 @@ def spoken(word: str, generator: np.random.Generator, valid: bool) -> np.ndarray
 
 
 def trimmed(audio: np.ndarray, share: float = 0.01) -> np.ndarray:
-    """Without what is quieter than a share of the peak at both ends."""
+    """The audio without both ends that are quieter than a share of the peak."""
     loud = np.flatnonzero(np.abs(audio) > share * max(1e-6, np.abs(audio).max()))
     return audio[loud[0] : loud[-1] + 1] if len(loud) else audio
 
 
 def in_a_room(audio: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Through a channel of some bandwidth and tilt, in half of the clips with an echo, and with noise behind it."""
+    """Simulate a channel with random bandwidth and spectral tilt, and in half of the clips reverberation."""
     if generator.random() < 0.5:
         time = np.arange(int(RATE * generator.uniform(0.05, 0.3)))
         echo = generator.normal(size=len(time)) * np.exp(-6.9 * time / len(time)) * generator.uniform(0.02, 0.3)
@@ -80,7 +80,7 @@ def in_a_room(audio: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def placed(audio: np.ndarray, seconds: float, generator: np.random.Generator) -> np.ndarray:
-    """In a clip of that length: half begin with it, as cut recordings do; loudness and noise are drawn."""
+    """A clip of that length: half start with the audio, as cropped recordings do; level and noise are random."""
     num_samples = round(seconds * RATE)
     audio = audio[:num_samples]
     first = 0 if generator.random() < 0.5 else int(generator.integers(num_samples - len(audio) + 1))
@@ -110,14 +110,14 @@ def sound_clip(name: str, number: int, seed: int, valid: bool) -> np.ndarray:
 
 
 def recording_clip(name: str, number: int, seed: int, valid: bool, files: list[Path]) -> np.ndarray:
-    """Clip `number` of a kind of recordings."""
+    """Clip `number` of a class of recordings."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode()), number, valid])
     audio = piece(files, RECORDING_SECONDS, generator)
     return placed(in_a_room(audio, generator), RECORDING_SECONDS, generator)
 
 
 def make_kind(kind: tuple[str, Clip], folder: Path, count: int, seed: int, valid: bool) -> None:
-    """Write the clips of a word, synthesiser or recording that are not there."""
+    """Write the missing clips of a word, synthesiser or class of recordings."""
     name, make = kind
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
@@ -130,15 +130,15 @@ def make_kind(kind: tuple[str, Clip], folder: Path, count: int, seed: int, valid
 
 
 def main() -> None:
-    """Make everything."""
+    """Generate all parts of the corpus."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("audio", type=Path, nargs="?", help="what recordings.py fetched; without it, none are made")
-    parser.add_argument("--renderings", type=int, default=30, help="clips of a word or synthesiser in train")
-    parser.add_argument("--pieces", type=int, default=8, help="clips of a kind of recordings in train")
-    parser.add_argument("--words", type=int, help="so many of the words (default: all)")
-    parser.add_argument("--sounds", type=int, default=1200, help="so many synthesisers")
-    parser.add_argument("--speech", type=int, default=1500, help="so many kinds of recordings of speech")
+    parser.add_argument("audio", type=Path, nargs="?", help="folder of recordings.py; without it, no recordings")
+    parser.add_argument("--renderings", type=int, default=30, help="training clips per word or synthesiser")
+    parser.add_argument("--pieces", type=int, default=8, help="training clips per class of recordings")
+    parser.add_argument("--words", type=int, help="number of words (default: all)")
+    parser.add_argument("--sounds", type=int, default=1200, help="number of synthesisers")
+    parser.add_argument("--speech", type=int, default=1500, help="number of classes of recorded speech")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args()

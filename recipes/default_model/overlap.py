@@ -1,11 +1,11 @@
-"""Seeks clips of a dataset in the recordings, so that no model is evaluated on what it has heard.
+"""Search for the clips of a dataset in the training recordings, so that no model is evaluated on its training data.
 
     OMP_NUM_THREADS=1 python recipes/default_model/overlap.py AUDIO CLIPS
 
-takes the loudest second of every audio file in the folder CLIPS, and seeks its log-mel spectrogram (each band about its
-mean) at every 40 ms of what `make_corpus.py` uses of AUDIO. Of the likeliest it says how the waveforms correlate at the
-best offset: near 1 is the same recording, also where it was filtered or cut; another recording of the same thing is far
-below. The seconds that it seeks are of one speed, and of clips that are not silent.
+takes the loudest second of every audio file in the folder CLIPS and compares its log-mel spectrogram (each band minus
+its mean) with that of AUDIO, as far as `make_corpus.py` uses it, at every 40 ms. For the closest matches it prints the
+correlation of the waveforms at the best offset: near 1 is the same recording, also if it was filtered or cropped; other
+recordings of the same source are far below. Copies at another speed are not found; silent clips are skipped.
 """
 
 import argparse
@@ -25,22 +25,23 @@ from asda_core.errors import AudioError
 from asda_core.log_mel import LogMel, LogMelConfig
 
 FRAMES = 4
-"""Of 10 ms, whose mean is a step."""
+"""Number of frames of 10 ms that are averaged to a step."""
 STEPS = 25
-"""In the second that is sought."""
+"""Number of steps in the second of a clip."""
 SAMPLES = round(RATE * 1.1)
-"""That hold it, with the last window."""
+"""Number of samples of that second, with the last window."""
 QUIET = 1e-3
-"""A clip with a smaller peak is not sought."""
+"""Clips with a smaller peak are skipped."""
 FRONT_END = LogMel(LogMelConfig(num_bins=64), RATE)
 
 
 @dataclass
 class Sought:
-    """A second of a clip, and where it was found best.
+    """A second of a clip and its closest match.
 
     Attributes:
-        clip: the file; samples: the second; likeness: of spectrograms, -1 to 1; file, second: where.
+        clip: its file; samples: the second; likeness: cosine similarity of the spectrograms, -1 to 1.
+        file, second: place of the closest match in the recordings.
     """
 
     clip: Path
@@ -51,20 +52,20 @@ class Sought:
 
 
 def steps_of(samples: Tensor) -> Tensor:
-    """Log-mel of every 40 ms, (64, steps)."""
+    """Log-mel features of every 40 ms, (64, steps)."""
     features: Tensor = FRONT_END(samples[None])[0]
     return features[:, : features.shape[1] // FRAMES * FRAMES].unflatten(1, (-1, FRAMES)).mean(dim=2)
 
 
 def normed(windows: Tensor) -> Tensor:
-    """Windows (N, 64, STEPS) as vectors of length 1, each band about its mean."""
+    """Windows (N, 64, STEPS) as unit vectors, each band minus its mean."""
     vectors = (windows - windows.mean(dim=2, keepdim=True)).flatten(1)
     lengths: Tensor = vectors.norm(dim=1, keepdim=True)
     return vectors / lengths.clamp(min=1e-6)
 
 
 def loudest_second(clip: Path) -> Sought | None:
-    """Of a clip, unless it is silent or too short."""
+    """The loudest second of a clip; None if it is silent or too short."""
     samples = read_audio(clip, RATE)
     if len(samples) < SAMPLES or samples.abs().max() < QUIET:
         return None
@@ -73,26 +74,26 @@ def loudest_second(clip: Path) -> Sought | None:
 
 
 def seek(sought: list[Sought], files: list[Path]) -> float:
-    """Fill in where each is likest; hours that were listened to."""
+    """Fill in the closest match of each; return the hours of audio that were searched."""
     vectors = normed(torch.stack([steps_of(each.samples)[:, :STEPS] for each in sought]))
-    heard = 0.0
+    hours = 0.0
     for file in tqdm(files, unit="file"):
         try:
             samples = read_audio(file, RATE, 0.0, LONGEST)
         except AudioError as error:
-            tqdm.write(f"left out: {error}")
+            tqdm.write(f"skipped: {error}")
             continue
-        heard += len(samples) / RATE / 3600
+        hours += len(samples) / RATE / 3600
         windows = steps_of(pad(samples, (0, max(0, SAMPLES - len(samples))))).unfold(1, STEPS, 1).transpose(0, 1)
         likeness, where = (normed(windows) @ vectors.T).max(dim=0)
         for each, value, step in zip(sought, likeness.tolist(), where.tolist(), strict=True):
             if value > each.likeness:
                 each.likeness, each.file, each.second = value, file, step * FRAMES / 100
-    return heard
+    return hours
 
 
 def correlation(each: Sought) -> float:
-    """Of the second with the waveform of where it was found, within 200 ms."""
+    """Correlation of the waveform of the second with that of its closest match, within 200 ms."""
     if each.file is None:
         return 0.0
     margin = RATE // 5
@@ -105,21 +106,21 @@ def correlation(each: Sought) -> float:
 
 
 def main() -> None:
-    """Seek all and print the likeliest."""
+    """Search for all clips and print the closest matches."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("audio", type=Path)
     parser.add_argument("clips", type=Path)
-    parser.add_argument("--top", type=int, default=12, help="so many of the likeliest (default: %(default)s)")
-    parser.add_argument("--speech", type=int, default=0, help="kinds of speech to listen to as well (default: none)")
+    parser.add_argument("--top", type=int, default=12, help="number of closest matches to print (default: %(default)s)")
+    parser.add_argument("--speech", type=int, default=0, help="classes of speech to search as well (default: none)")
     parsed = parser.parse_args()
     clips = [file for file in sorted(parsed.clips.rglob("*")) if file.suffix.lower() in SUFFIXES]
-    sought = [found for found in map(loudest_second, clips) if found]
+    sought = [second for second in map(loudest_second, clips) if second]
     if not sought:
-        parser.error(f"{parsed.clips} holds no audio of {SAMPLES / RATE:g} s or more that is not silent.")
+        parser.error(f"{parsed.clips} contains no audio file of {SAMPLES / RATE:g} s or more that is not silent.")
     files = [file for takes in kinds_of(parsed.audio, parsed.speech).values() for file in takes]
-    heard = seek(sought, files)
-    print(f"{len(sought)} of {len(clips)} clips sought in {heard:.1f} hours of {len(files)} files")
-    print("spectrogram  waveform  clip, and where it is likest")
+    hours = seek(sought, files)
+    print(f"searched for {len(sought)} of {len(clips)} clips in {hours:.1f} hours of {len(files)} files")
+    print("spectrogram  waveform  clip, and its closest match")
     for each in sorted(sought, key=lambda one: -one.likeness)[: parsed.top]:
         print(f"{each.likeness:11.3f}  {correlation(each):8.3f}  {each.clip.name}, {each.file} at {each.second:.2f} s")
 

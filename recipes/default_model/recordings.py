@@ -1,10 +1,10 @@
-"""Recordings that are free to use: sounds, voices and music of Debian's packages, and which of them are one kind.
+"""Freely licensed recordings: sounds, voices and music of Debian's packages, sorted into classes.
 
     python recipes/default_model/recordings.py AUDIO
 
-asks `apt-get` for each package of `packages.txt`, unpacks what is audio, and its copyright, into `AUDIO/PACKAGE`, and
-installs nothing; it goes on where it was stopped. Takes of one name (`bark1.ogg`, `bark2.ogg`) are one kind. Of a kind,
-every clip is another piece of another take, faster or slower.
+downloads each package of `packages.txt` with `apt-get` and unpacks its audio files and its copyright file into
+`AUDIO/PACKAGE`; nothing is installed, and a stopped download is resumed. Files with one name and different numbers
+(`bark1.ogg`, `bark2.ogg`) are one class. Each clip of a class is a random excerpt of a random file, at a random speed.
 """
 
 import argparse
@@ -29,22 +29,22 @@ PACKAGES = Path(__file__).with_name("packages.txt")
 SUFFIXES = (".wav", ".ogg", ".oga", ".flac", ".mp3", ".aiff", ".aif", ".au")
 KEPT = (*SUFFIXES, "copyright")
 SPEECH = re.compile(r"asterisk-core|klettres|ktuberling|fillets|gcin-voice|emacspeak|saytime|_desc|/voices?/")
-"""What is said, in packages that hold far more of it than of anything else."""
+"""Paths of speech, in packages that consist mostly of speech."""
 EVALUATED = re.compile(r"^fire_small\.")
-"""Names of files that are clips of a dataset on which the model is evaluated: this is 1-4211-A of ESC-10."""
+"""Names of files that are clips of an evaluation dataset: this one is 1-4211-A of ESC-10."""
 TAKE = re.compile(r"[\d_\-. ]+$")
 SPEED = 0.2
-"""Range of the logarithm of the factor by which a piece is made faster, and so higher."""
+"""Largest absolute logarithm of the speed factor of an excerpt, which also changes its pitch."""
 LARGEST_RATIO = 64
 """Largest denominator of a ratio of rates, which bounds the filter that resamples."""
 SHORTEST, LONGEST = 0.15, 30.0
-"""Seconds of a file: shorter ones are left out, of longer ones this much is used."""
+"""Seconds: shorter files are skipped, and only this much of longer files is used."""
 QUIET, TRIES = 1e-3, 5
-"""A piece with a smaller peak is drawn again, so many times."""
+"""An excerpt with a smaller peak is drawn again, at most this many times."""
 
 
 def unpacked(package: str, folder: Path) -> None:
-    """Fetch a package and keep what is audio, unless that was done."""
+    """Download a package and keep its audio files, unless its folder exists."""
     place = folder / package
     if place.exists():
         return
@@ -60,7 +60,7 @@ def unpacked(package: str, folder: Path) -> None:
 
 
 def keep_audio(folder: Path) -> None:
-    """Delete what is no audio, of archives too."""
+    """Delete everything except audio files and copyright files; zip archives are unpacked first."""
     for inner in folder.rglob("*.zip"):
         with ZipFile(inner) as opened:
             members = [name for name in opened.namelist() if name.lower().endswith(SUFFIXES)]
@@ -72,7 +72,7 @@ def keep_audio(folder: Path) -> None:
 
 
 def kinds_of(folder: Path, most_speech: int) -> dict[str, list[Path]]:
-    """Name -> its takes, of all that is not said, and of as many kinds of speech."""
+    """Class name -> files: all classes without speech, and at most `most_speech` classes of speech."""
     found: dict[str, list[Path]] = defaultdict(list)
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in SUFFIXES and not EVALUATED.match(file.name) and usable(file):
@@ -87,7 +87,7 @@ def kinds_of(folder: Path, most_speech: int) -> dict[str, list[Path]]:
 
 
 def usable(file: Path) -> bool:
-    """Whether what is used of a file can be read and is long enough."""
+    """Whether the used part of a file can be read and is long enough."""
     try:
         with soundfile.SoundFile(file) as opened:
             samples = opened.read(round(LONGEST * opened.samplerate), always_2d=True)
@@ -97,7 +97,7 @@ def usable(file: Path) -> bool:
 
 
 def piece(files: list[Path], seconds: float, generator: Generator) -> np.ndarray:
-    """So many seconds of one of the takes, or all of it if it is shorter, at the rate of the corpus."""
+    """A random excerpt of one of the files, or all of it if it is shorter, at the sample rate of the corpus."""
     file = files[generator.integers(len(files))]
     speed = np.exp(generator.uniform(-SPEED, SPEED))
     with soundfile.SoundFile(file) as opened:
@@ -113,7 +113,7 @@ def piece(files: list[Path], seconds: float, generator: Generator) -> np.ndarray
 
 
 def main() -> None:
-    """Fetch all packages."""
+    """Download all packages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("audio", type=Path)
     folder = parser.parse_args().audio

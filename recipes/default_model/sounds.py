@@ -1,8 +1,8 @@
-"""Sounds that are no words: random synthesisers, each rendered many times with its knobs moved a little.
+"""Non-speech sounds: random synthesisers, each rendered many times with slightly different parameters.
 
-Telling such synthesisers apart teaches what telling real sounds apart needs, without one recording. **Source** of the
-idea: Cherep and Singh, "Contrastive Learning from Synthetic Audio Doppelgangers", ICLR 2025. The synthesiser is ours:
-one to three layers, each an excitation (noise, pulses, or a tone) through resonances, with a slow envelope.
+Classifying such synthesisers teaches features that classifying real sounds needs, without a recording. **Source** of
+the idea: Cherep and Singh, "Contrastive Learning from Synthetic Audio Doppelgangers", ICLR 2025. The synthesiser is
+ours: one to three layers, each an excitation (noise, pulses, or a tone) through resonances, with a slow envelope.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -14,14 +14,14 @@ from scipy.signal import lfilter
 RATE = 16_000
 MOST_LAYERS, MOST_RESONANCES, MOST_HARMONICS = 3, 4, 24
 KNOB_SPREAD = 0.15
-"""Standard deviation by which a knob is moved from rendering to rendering, in natural logarithms: about a seventh."""
+"""Standard deviation of the natural logarithm of a parameter over renderings: about 15 %."""
 SHAPES = ("steady", "swell", "events")
 EXCITATIONS = ("noise", "pulses", "tone")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One voice of a synthesiser. What is a float is a knob, and positive; the rest says how it is wired.
+    """One voice of a synthesiser. Floats are parameters that vary, all positive; the others are its structure.
 
     Attributes:
         excitation: one of `EXCITATIONS`; shape: of the envelope, one of `SHAPES`.
@@ -58,12 +58,12 @@ class Layer:
 
 
 def synthesiser(generator: Generator) -> list[Layer]:
-    """One that is drawn: its layers."""
+    """The layers of a random synthesiser."""
     return [drawn_layer(generator) for _ in range(generator.integers(1, MOST_LAYERS + 1))]
 
 
 def drawn_layer(generator: Generator) -> Layer:
-    """A layer with every knob at random; ranges are those of sounds around us, drawn evenly in logarithms."""
+    """A random layer; parameters are log-uniform over the ranges of everyday sounds."""
 
     def between(low: float, high: float) -> float:
         return float(np.exp(generator.uniform(np.log(low), np.log(high))))
@@ -94,12 +94,12 @@ def drawn_layer(generator: Generator) -> Layer:
 
 
 def rendered(layers: list[Layer], num_samples: int, generator: Generator) -> np.ndarray:
-    """A rendering of a synthesiser with its knobs moved, at `RATE`."""
+    """A rendering of a synthesiser with varied parameters, at `RATE`."""
     return sum((played(moved(layer, generator), num_samples, generator) for layer in layers), np.zeros(num_samples))
 
 
 def moved(layer: Layer, generator: Generator) -> Layer:
-    """The layer with its knobs moved a little."""
+    """The layer with slightly different parameters."""
 
     def near(value: float) -> float:
         return float(value * np.exp(KNOB_SPREAD * generator.normal()))
@@ -110,7 +110,7 @@ def moved(layer: Layer, generator: Generator) -> Layer:
 
 
 def played(layer: Layer, num_samples: int, generator: Generator) -> np.ndarray:
-    """Excitation through the resonances under the envelope, as loud as the layer is."""
+    """Excitation through the resonances, with the envelope and the loudness of the layer."""
     events = times(layer.event_rate, layer.regular, num_samples, generator)
     make = {"noise": noise, "pulses": pulses, "tone": tone}[layer.excitation]
     audio = resonant(make(layer, events, num_samples, generator), layer) * envelope(
@@ -120,7 +120,7 @@ def played(layer: Layer, num_samples: int, generator: Generator) -> np.ndarray:
 
 
 def times(rate: float, regular: bool, num_samples: int, generator: Generator) -> np.ndarray:
-    """Samples at which something happens so many times in a second, at least once."""
+    """Sample indices of events at a rate per second, at least one."""
     period = RATE / rate
     if regular:
         steps = generator.uniform(0, min(period, num_samples)) + period * np.arange(int(num_samples / period) + 1)
@@ -132,12 +132,12 @@ def times(rate: float, regular: bool, num_samples: int, generator: Generator) ->
 
 
 def noise(layer: Layer, events: np.ndarray, num_samples: int, generator: Generator) -> np.ndarray:
-    """White noise through a low-pass."""
+    """Low-pass filtered white noise."""
     return lfilter([1.0], [1.0, -layer.colour], generator.normal(size=num_samples))
 
 
 def pulses(layer: Layer, events: np.ndarray, num_samples: int, generator: Generator) -> np.ndarray:
-    """Single samples of different height."""
+    """Impulses with random amplitudes."""
     audio = np.zeros(num_samples)
     at = times(layer.pulse_rate, layer.regular, num_samples, generator)
     audio[at] = np.exp(0.5 * generator.normal(size=len(at)))
@@ -145,7 +145,7 @@ def pulses(layer: Layer, events: np.ndarray, num_samples: int, generator: Genera
 
 
 def tone(layer: Layer, events: np.ndarray, num_samples: int, generator: Generator) -> np.ndarray:
-    """Harmonics of a pitch that glides from event to event and wavers."""
+    """Harmonics of a pitch with glides at events and vibrato."""
     clock = np.arange(num_samples)
     since = clock - events[np.maximum(np.searchsorted(events, clock, side="right") - 1, 0)]
     glide = (-1 if layer.falling else 1) * layer.glide * np.clip(since / (RATE * layer.decay), -1, 1)
@@ -161,7 +161,7 @@ def tone(layer: Layer, events: np.ndarray, num_samples: int, generator: Generato
 
 
 def resonant(audio: np.ndarray, layer: Layer) -> np.ndarray:
-    """Through each resonance, added up beside a little of what went in."""
+    """Sum of all resonances and a little of the input."""
     out = 0.1 * audio / max(1e-6, float(np.abs(audio).max()))
     for hertz in layer.resonances:
         angle = 2 * np.pi * min(hertz, 0.49 * RATE) / RATE
@@ -172,7 +172,7 @@ def resonant(audio: np.ndarray, layer: Layer) -> np.ndarray:
 
 
 def envelope(layer: Layer, events: np.ndarray, num_samples: int, generator: Generator) -> np.ndarray:
-    """How loud the layer is at each sample, in [0, 1]."""
+    """Amplitude of the layer at each sample, in [0, 1]."""
     if layer.shape == "steady":
         return np.ones(num_samples)
     clock = np.arange(num_samples) / RATE

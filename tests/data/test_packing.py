@@ -170,7 +170,7 @@ def test_another_pack_is_refused(tmp_path: Path) -> None:
     assert content(folder) == before
     write_shards(tmp_path / "foreign", [1])
     (tmp_path / "foreign" / "train-000.tar").rename(tmp_path / "foreign" / "train-000000.tar")
-    with pytest.raises(ConfigError, match=f"holds shards but no {PACK_FILE}"):
+    with pytest.raises(ConfigError, match=f"contains shards but no {PACK_FILE}"):
         pack(files, tmp_path / "foreign", OPTIONS, progress=False)
 
 
@@ -179,13 +179,13 @@ def test_another_pack_is_refused(tmp_path: Path) -> None:
     [
         ({"rate": 0}, "--rate must lie in"),
         ({"rate": 1}, "--rate must lie in 1000..655350"),
-        ({"rate": 96_001}, "above 65535 FLAC knows multiples of 10; or --format wav"),
-        ({"seconds": 1e-9}, "--seconds must be positive and at least 0.01"),
+        ({"rate": 96_001}, "above 65535, FLAC needs a multiple of 10; or use --format wav"),
+        ({"seconds": 1e-9}, "--seconds must be finite and at least 0.01"),
         ({"seconds": math.inf}, "--seconds must be"),
         ({"keep": True, "seconds": 2.0}, "give one"),
-        ({"keep": True, "rate": 8_000}, "--rate and --format are of files made anew"),
-        ({"keep": True, "format": "wav"}, "--rate and --format are of files made anew"),
-        ({"seconds": 0.0}, "--seconds must be positive"),
+        ({"keep": True, "rate": 8_000}, "--rate and --format apply to re-encoded files only"),
+        ({"keep": True, "format": "wav"}, "--rate and --format apply to re-encoded files only"),
+        ({"seconds": 0.0}, "--seconds must be finite and at least"),
         ({"shard_mebibytes": 0}, "--shard-mebibytes"),
         ({"format": "mp3"}, "--format must be flac or wav, not 'mp3'"),
         ({"name": "a/b"}, "--name must be a plain word"),
@@ -200,7 +200,7 @@ def test_wrong_options(changes: dict[str, object], message: str) -> None:
 def test_nothing_to_pack(tmp_path: Path) -> None:
     (tmp_path / "a.wav").touch()
     for _ in range(2):
-        with pytest.raises(AudioError, match="none of the 1 audio files can be packed. The first ones: .*0 bytes"):
+        with pytest.raises(AudioError, match="none of the 1 audio files can be packed. First reasons: .*0 bytes"):
             pack([tmp_path / "a.wav"], tmp_path / "pack", OPTIONS, progress=False)
 
 
@@ -297,7 +297,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert {member.suffix for member in find_audio(out)} == {".flac"}
     assert json.loads((out / PACK_FILE).read_text())["rate"] == 8_000
     assert main(["data", "pack", str(tmp_path / "audio"), "--out", str(out)]) == 1
-    assert "holds another pack" in capsys.readouterr().err
+    assert "contains a different pack" in capsys.readouterr().err
 
 
 def test_other_audio_of_the_same_names_and_sizes(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_other_audio_of_the_same_names_and_sizes(tmp_path: Path) -> None:
     first, second = (find_audio(tmp_path / name) for name in ("one", "two"))
     pack(first, tmp_path / "out", OPTIONS, progress=False)
     pack(first, tmp_path / "out", OPTIONS, progress=False)
-    with pytest.raises(ConfigError, match="holds another pack .audio of other content."):
+    with pytest.raises(ConfigError, match="contains a different pack .other audio content."):
         pack(second, tmp_path / "out", OPTIONS, progress=False)
     facts = json.loads((tmp_path / "out" / PACK_FILE).read_text())
     del facts["content"]
@@ -344,7 +344,7 @@ def test_a_pack_of_nothing_holds_no_folder(tmp_path: Path) -> None:
     noise(tmp_path / "audio", 2)
     assert pack(files, tmp_path / "out", OPTIONS, progress=False).clips == 2
     assert (tmp_path / "out" / SKIPPED_FILE).read_text() == ""
-    with pytest.raises(ConfigError, match=r"holds another pack .*other audio files; audio of other content"):
+    with pytest.raises(ConfigError, match=r"contains a different pack .*other audio files; other audio content"):
         pack(files[:1], tmp_path / "out", OPTIONS, progress=False)
 
 
@@ -380,7 +380,7 @@ def test_samples_beyond_one_are_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     pack(find_audio(tmp_path / "audio"), tmp_path / "pack", OPTIONS, progress=False)
     told = capsys.readouterr().err
     assert told.count("warning:") == 1
-    assert "raw.wav: its samples reach 32000, and what is beyond 1 is cut off in the pack; --keep leaves it" in told
+    assert "raw.wav: its peak of 32000 is clipped to 1 in the pack; --keep stores the file unchanged" in told
     clipped = [facts.get("clipped_from") for facts, _ in described(tmp_path / "pack").values()]
     assert sorted(clipped, key=bool) == [None, 32_000.0]
 

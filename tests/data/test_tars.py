@@ -30,7 +30,7 @@ def test_a_sound_in_a_shard_is_read_as_any_file(tmp_path: Path) -> None:
         assert np.array_equal(read_audio(file, 16_000).numpy(), wanted)
         assert num_bytes(file) == len(sound_bytes(number))
     assert split_member(tmp_path / "a.wav") is None
-    with pytest.raises(AudioError, match=r"none.flac: the shard has no such sound \(3 others\)"):
+    with pytest.raises(AudioError, match=r"none.flac: the shard has no such audio file \(it has 3 others\)"):
         read_audio(shard / "none.flac", 16_000)
     assert num_bytes(shard / "none.flac") == 0
 
@@ -72,8 +72,8 @@ def test_a_truncated_shard_gives_what_is_whole(tmp_path: Path, capsys: pytest.Ca
         short.write_bytes(content[:cut])
         index = index_of(short)
         assert list(index.rows) == [f"{number:04d}.flac" for number in range(whole)]
-        assert "is cut off" in index.trouble[0]
-        assert "is cut off" in capsys.readouterr().err
+        assert "is truncated" in index.trouble[0]
+        assert "is truncated" in capsys.readouterr().err
     damaged = bytearray(content)
     damaged[members[2].offset - 500] ^= 0xFF  # in the header of the third: tarfile takes it for the end
     (tmp_path / "damaged.tar").write_bytes(damaged)
@@ -87,20 +87,20 @@ def test_a_shard_that_shrank_behind_its_index(tmp_path: Path) -> None:
     offset, size = index_of(shard).place("0001.flac")
     with shard.open("r+b") as opened:
         opened.truncate(offset + size - 1)
-    with pytest.raises(AudioError, match="no such sound"):
+    with pytest.raises(AudioError, match="no such audio file"):
         read_audio(last, 16_000)
 
 
 def test_an_empty_tar_and_no_tar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AudioError, match="no audio files in"):
         find_audio(write_tar(tmp_path / "empty.tar", []))
-    for name, content, reason in (("zero.tar", b"", r"0 bytes"), ("text.tar", b"no tar" * 200, "it is no tar")):
+    for name, content, reason in (("zero.tar", b"", r"0 bytes"), ("text.tar", b"no tar" * 200, "it is not a tar")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(AudioError, match=reason):
             find_audio(tmp_path / name)
     write_shards(tmp_path, [2])
     assert len(find_audio(tmp_path)) == 2
-    assert capsys.readouterr().err.count("left out") == 2
+    assert capsys.readouterr().err.count("skipped") == 2
 
 
 def test_of_several_of_one_name_the_first_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_of_several_of_one_name_the_first_counts(tmp_path: Path, capsys: pytest.
     shard = write_tar(tmp_path / "a.tar", members)
     files = find_audio(shard)
     assert [file.name for file in files] == ["a.flac", "b.flac"]
-    assert "has 1 members of a name that it has already" in capsys.readouterr().err
+    assert "has 1 members with a repeated name" in capsys.readouterr().err
     wanted, _ = soundfile.read(io.BytesIO(sound_bytes(0)), dtype="float32")
     assert torch.equal(read_audio(files[0], 16_000), torch.from_numpy(wanted))
 
@@ -160,7 +160,7 @@ def test_zeros_where_a_header_was(tmp_path: Path, capsys: pytest.CaptureFixture[
     shard.write_bytes(content)
     capsys.readouterr()
     assert list(index_of(shard).rows) == ["0.wav", "1.wav"]
-    assert f"{shard} {MORE_BEHIND}; the 2 sounds before count." in capsys.readouterr().err
+    assert f"{shard} {MORE_BEHIND}; only the files before that point are used (2)." in capsys.readouterr().err
     trouble: list[tuple[Path, str]] = []
     for address in (f"stream:{shard}", f"pipe:cat {shard}"):
         trouble.clear()
@@ -168,7 +168,7 @@ def test_zeros_where_a_header_was(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert MORE_BEHIND in trouble[0][1]
     (tmp_path / "nothing.tar").write_bytes(bytes(20_480))
     assert not index_of(tmp_path / "nothing.tar").rows
-    assert "holds no sound" in capsys.readouterr().err
+    assert "contains no audio files" in capsys.readouterr().err
 
 
 def test_members_whose_bytes_are_elsewhere_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +190,7 @@ def test_members_whose_bytes_are_elsewhere_are_told(tmp_path: Path, capsys: pyte
     with tarfile.open(shard) as tar:
         assert [info.issparse() or info.islnk() for info in tar if info.name.endswith(".wav")] == [False, True, True]
     assert [file.name for file in find_audio(shard)] == ["0.wav"]
-    told = "s.tar has 2 sounds that are left out: hard links to others, or stored without their silence (tar --sparse)."
+    told = "s.tar has 2 audio files that are skipped: hard links or sparse members (tar --sparse)."
     assert told in capsys.readouterr().err
     trouble: list[tuple[Path, str]] = []
     assert [sound.file.name for sound in read_stream(ShardStream(f"stream:{shard}"), trouble, Commands())] == ["0.wav"]

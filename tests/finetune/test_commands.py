@@ -123,11 +123,11 @@ def test_clips_of_the_training_are_not_tested_in_silence(place: Path, capsys: py
         assert main(["test", str(run), "--data", "tones/tones.csv", "--out", "tested", *words]) == 0
         told = capsys.readouterr().err
         clips = 12 if "all" in words else 6
-        warning = f"{known} of the {clips} clips (by their first and last bytes) are not new to it."
+        warning = f"{known} of the {clips} clips (by their first and last bytes) are in its training data."
         assert (warning in told) == bool(known), words
         assert ("warning: " in told) == bool(known), words
     assert main(["test", str(run), "--data", "tones/tones.csv", "--part", "all", "--fold", "1"]) == 1
-    assert "--part all takes every clip, and --fold 1 some" in capsys.readouterr().err
+    assert "--part all uses all clips, but --fold 1 only some" in capsys.readouterr().err
 
 
 def test_a_fine_tuning_tells_of_test_clips_that_its_start_has_heard(
@@ -146,16 +146,16 @@ def test_a_fine_tuning_tells_of_test_clips_that_its_start_has_heard(
         soundfile.write(file, audio[::-1] * (0.5 + number / 1000), rate)
     again = ["finetune", "recipe.yaml", "--data", "other", "--checkpoint", "converted.safetensors", "--out", "again"]
     assert main(again) == 0
-    assert "are not new to it" not in capsys.readouterr().err
+    assert "in its training data" not in capsys.readouterr().err
     (later,) = (folder.parent for folder in (place / "again").rglob("model.safetensors"))
     assert json.loads(read_checkpoint(later).trained_on["before"]) == [["tones", "fold2", True]]
     for start in (run, later):
         words = ["finetune", "recipe.yaml", "--checkpoint", f"a={start}", "--data", "tones/tones.csv"]
         assert main([*words, "--out", f"from-{start.name}"]) == 0
         told = capsys.readouterr()
-        assert "6 of the 6 clips (by their first and last bytes) are not new to it." in told.err
-        assert told.err.count("are not new to it") == 1  # the fold that was held out is
-        assert "**Some began with weights that were trained on clips of their test**" in told.out
+        assert "6 of the 6 clips (by their first and last bytes) are in its training data." in told.err
+        assert told.err.count("in its training data") == 1  # the fold that was held out is
+        assert "**Some runs started from weights that were trained on their test clips**" in told.out
         results = [json.loads(file.read_text()) for file in (place / f"from-{start.name}").glob("*/result.json")]
         assert sorted(result["start_heard_test"] for result in results) == [False, True]
 
@@ -171,14 +171,14 @@ def test_one_sound_under_two_names(place: Path, capsys: pytest.CaptureFixture[st
     copy.write_bytes(first.read_bytes())
     command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "set", "--out", "out"]
     assert main(command) == 0
-    told = "1 of 7 test clips have the first and last bytes of a training clip"
+    told = "1 of 7 test clips have the same first and last bytes as a training clip"
     assert told in capsys.readouterr().err
     (result,) = (json.loads(file.read_text()) for file in (place / "out").glob("*/result.json"))
     assert any(told in note for note in result["notes"])
     copy.unlink()
     copy.symlink_to(first)
     assert main([*command[:-1], "linked"]) == 1
-    assert "copy.wav is in the test split, and is the file of" in capsys.readouterr().err
+    assert "copy.wav in the test split is the same file as" in capsys.readouterr().err
     rows = "filename,label,split\nset/train/tone0/0.wav,a,train\nset/test/../train/tone0/0.wav,a,test\n"
     (place / "list.csv").write_text(rows)
     assert main([*command[:-4], "--data", "list.csv"]) == 1
@@ -194,7 +194,7 @@ def test_a_class_whose_clips_cannot_be_read(place: Path, capsys: pytest.CaptureF
     command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "set", "--modes", "full", "linear"]
     assert main([*command, "--out", "out"]) == 0
     told = capsys.readouterr()
-    assert told.err.count("1 class (tone0) without a clip to train on. The other clips could not be read.") == 2
+    assert told.err.count("1 class (tone0) without training clips. The other clips could not be read.") == 2
     assert "Clips that could not be read: 3 (" in told.out  # not once for every run
     (result, _) = (json.loads(file.read_text()) for file in (place / "out").glob("*/result.json"))
     assert result["clips"] == {"train": 6, "valid": 0, "test": 9}
@@ -203,7 +203,7 @@ def test_a_class_whose_clips_cannot_be_read(place: Path, capsys: pytest.CaptureF
     for _ in range(2):  # what is trained is told of, and not thrown away
         assert main([*command, "--out", "other"]) == 0
     (result, _) = (json.loads(file.read_text()) for file in (place / "other").glob("*/result.json"))
-    assert any("needs clips of two classes to train on; the train split has tone2." in n for n in result["notes"])
+    assert any("training needs clips of at least two classes; the train split has tone2." in n for n in result["notes"])
 
 
 @pytest.mark.parametrize("lost", ["predictions.npz", "model.safetensors"])
@@ -236,8 +236,8 @@ def test_clips_of_several_labels_are_named(place: Path, capsys: pytest.CaptureFi
         table.write("tone0/1.wav,2,tone1\n")
     assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--out", "out"]) == 1
     told = capsys.readouterr().err
-    assert "1 with another number of labels than one (1.wav: tone0, tone1)" in told
-    assert "not every clip has one label; if that is no mistake, set loss: binary_cross_entropy" in told
+    assert "1 without exactly one label (1.wav: tone0, tone1)" in told
+    assert "not every clip has exactly one label; if this is intended, set loss: binary_cross_entropy" in told
 
 
 def test_a_training_without_marks_is_known_by_its_name(
@@ -250,7 +250,7 @@ def test_a_training_without_marks_is_known_by_its_name(
     (run,) = (folder.parent for folder in (place / "out").rglob("model.safetensors"))
     for words, warned in (
         (["--fold", "2"], ""),
-        (["--fold", "1"], "fold2 held out: the test clips of fold1 are not new"),
+        (["--fold", "1"], "fold2 held out: the test clips of fold1 are in its training data"),
     ):
         capsys.readouterr()
         assert main(["test", str(run), "--data", "tones/tones.csv", "--out", "tested", *words]) == 0
@@ -301,9 +301,9 @@ def test_a_task_may_say_the_mode(place: Path, capsys: pytest.CaptureFixture[str]
     assert main([*command, "--data", "task.yaml"]) == 0
     assert [row["mode"] for row in rows_of(place / "out" / "runs.csv")] == ["linear"]
     assert main([*command, "--data", "task.yaml", "--modes", "full"]) == 1
-    assert "set: mode is what --modes says" in capsys.readouterr().err
+    assert "set: mode conflicts with --modes; give one of the two" in capsys.readouterr().err
     assert main([*command, "--data", "tones/tones.csv", "--modes", "full", "--set", "mode=linear"]) == 1
-    assert "--set mode is what --modes says" in capsys.readouterr().err
+    assert "--set mode conflicts with --modes; give one of the two" in capsys.readouterr().err
     (place / "task.yaml").write_text("data: tones/tones.csv\nset: {adapter: {name: low_rank}}\n")
     assert main([*command, "--data", "task.yaml", "--modes", "full"]) == 1
     assert "set: adapter" in capsys.readouterr().err
@@ -311,7 +311,7 @@ def test_a_task_may_say_the_mode(place: Path, capsys: pytest.CaptureFixture[str]
     assert main([*command, "--data", "task.yaml", "--modes", "low_rank"]) == 0
     (place / "task.yaml").write_text("data: tones/tones.csv\nset: {mode: linear}\n")
     assert main([*command, "--continual", "--tasks", "task.yaml", "task.yaml"]) == 1
-    assert "set: mode is that of all tasks" in capsys.readouterr().err
+    assert "set: mode must be the same for all tasks" in capsys.readouterr().err
 
 
 def test_keys_without_influence_train_nothing_again(place: Path) -> None:
@@ -345,7 +345,7 @@ def test_a_fold_without_a_value_leaves_no_mean(place: Path) -> None:
     cells = next(line for line in text.splitlines() if line.startswith("| start")).split(" | ")
     assert cells[5] == ""
     assert cells[6] == f"{statistics.stdev(float(row['accuracy']) for row in rows):.3f}"  # of folds, n - 1
-    assert "An empty place: a run has no such value" in text
+    assert "Empty cell: the value is undefined in a run" in text
 
 
 def test_values_of_splits_with_a_slash(place: Path) -> None:
@@ -360,15 +360,15 @@ def test_values_of_splits_with_a_slash(place: Path) -> None:
     ("change", "message"),
     [
         (["--modes", "bottelneck"], "Did you mean 'bottleneck'"),
-        (["--modes", "full", "full"], "--modes has 'full' twice"),
+        (["--modes", "full", "full"], "--modes contains 'full' more than once"),
         (["--folds", "7"], "unknown fold '7'"),
         (["--set", "epoch=3"], "unknown config key 'epoch'"),
         (["--set", "epochs"], "key=value"),
         (["--checkpoint", "nowhere.pt"], "no checkpoint or config at nowhere.pt"),
-        (["--checkpoint", "start", "start"], "a label of its own"),
+        (["--checkpoint", "start", "start"], "give each checkpoint a unique label"),
         (["--data", "gone"], "gone"),
         (["--continual"], "--tasks"),
-        (["--set", "mode=adapter"], "needs one"),
+        (["--set", "mode=adapter"], "mode adapter needs an adapter"),
         (["--set", "loss=mse"], "loss"),
         (["--set", "select=last", "valid_share=0.3"], "valid_share holds clips out of the training"),
         (["--set", "data.clip_seconds=0.01"], "data.clip_seconds 0.01: 160 samples are less than one window"),
@@ -560,14 +560,14 @@ def test_validation_clips_that_are_test_clips(place: Path, capsys: pytest.Captur
     command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "set", "--out", "out"]
     assert main(command) == 0
     told = capsys.readouterr().err
-    assert "1 of 6 test clips have the first and last bytes of a validation clip" in told
-    assert "1 of 8 validation clips have the first and last bytes of a training clip" in told
+    assert "1 of 6 test clips have the same first and last bytes as a validation clip" in told
+    assert "1 of 8 validation clips have the same first and last bytes as a training clip" in told
     (result,) = (json.loads(file.read_text()) for file in (place / "out").glob("*/result.json"))
-    assert any("of a validation clip" in note for note in result["notes"])
+    assert any("as a validation clip" in note for note in result["notes"])
     copy.unlink()
     copy.symlink_to(first)
     assert main([*command[:-1], "linked"]) == 0  # as people do who have no validation clips
-    assert "1 of 6 test clips have the first and last bytes of a validation clip" in capsys.readouterr().err
+    assert "1 of 6 test clips have the same first and last bytes as a validation clip" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("of_task", "said"), [("epochs: 1", "steps=3"), ("steps: 3", "epochs=1")])
@@ -586,4 +586,4 @@ def test_torchrun_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
     assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv"]) == EXIT_ERROR
-    assert "a fine-tuning is one process: start it without torchrun" in capsys.readouterr().err
+    assert "fine-tuning runs in one process: start it without torchrun" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_the_fold_is_the_first_that_is_asked_for_and_no_seed(place: Path, capsys
     command = [*COMMAND, "--modes", "linear", "--out", "out"]
     command[command.index("second.yaml")] = "folds/folded.csv"
     assert main([*command, "--folds", "3", "1"]) == 0
-    assert "of its folds fold3 is the test split" in capsys.readouterr().err
+    assert "the test fold is fold3" in capsys.readouterr().err
     assert main([*command, "--folds", "2"]) == 0
     assert "One seed;" in capsys.readouterr().out
     assert len(list((place / "out").glob("*.outcome.json"))) == 2
@@ -167,7 +167,7 @@ def test_frequency_time_attention_is_an_option(place: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--tasks": ["tones"]}, "two tasks"),
+        ({"--tasks": ["tones"]}, "at least two tasks"),
         ({"--tasks": ["tones", "tones"]}, "different names"),
         ({"--data": ["tones"]}, "either --data"),
         ({"--modes": ["nothing"]}, "unknown mode"),
@@ -207,7 +207,7 @@ def test_outcomes_of_other_clips_and_checkpoints_stand_apart(
     assert main([*command, "--checkpoint", "mine=elsewhere", "--seeds", "4"]) == 0
     table = capsys.readouterr().out
     assert "over 2 seeds" not in table
-    assert "Outcomes of other tasks, clips, recipes or checkpoints here, not in the table: 1." in table
+    assert "Outcomes of other tasks, clips, recipes or checkpoints in this folder, not in the table: 1." in table
     audio = next((place / "pair").rglob("*.wav"))
     sound, rate = soundfile.read(audio)
     soundfile.write(audio, sound[::-1], rate)
@@ -260,5 +260,5 @@ def test_test_clips_that_another_task_trains_on_are_told(
     assert main([*command, "--continual", "--modes", mode, "--out", "out"]) == 0
     told = capsys.readouterr()
     warned = "They are test clips of one." in told.err
-    noted = "**Test clips of one were trained on before, or for another task**" in told.out
+    noted = "**Test clips of one were in the training data of the start or of another task**" in told.out
     assert (warned, noted) == (mode == "full", mode == "full")

@@ -151,7 +151,7 @@ def test_a_recipe_of_an_attentive_probe_lends_its_pooling_to_nobody(catalog: Cat
     ("change", "message"),
     [
         ({"average_from_epoch": 1, "select": "valid"}, "averages the last weights"),
-        ({"average_from_epoch": 9}, "behind the last"),
+        ({"average_from_epoch": 9}, "after the end of the training"),
         ({"patience": 2, "select": "last"}, "patience needs validation clips"),
         ({"epochs": float("inf")}, "finite"),
         ({"front_end": {"num_bins": 64}}, "changes num_bins from 128 to 64"),
@@ -287,7 +287,7 @@ def test_a_mode_that_fails_leaves_the_others(place: Path, catalog: Catalog, caps
     command = ["finetune", "recipe.yaml", "--checkpoint", "mamba", "--continual", "--tasks", "first", "second"]
     assert main([*command, "--modes", "bottleneck", "linear", "--out", "out"]) == 1
     told = capsys.readouterr()
-    assert "1 of the streams failed: mamba, bottleneck, seed 3: bottleneck: beside_mlp" in told.err
+    assert "1 of the runs failed: mamba, bottleneck, seed 3: bottleneck: beside_mlp" in told.err
     assert re.search(r"\| mamba \| linear \| second \|", told.out)
 
 

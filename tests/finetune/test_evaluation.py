@@ -66,7 +66,7 @@ def test_a_damaged_file_is_refused_wherever_the_damage_is(tmp_path: Path) -> Non
     assert refused > len(whole) / 5 / 3
     for length in range(0, len(whole), 50):
         file.write_bytes(whole[:length])
-        with pytest.raises(TaskError, match="not a file of predictions"):
+        with pytest.raises(TaskError, match="not a predictions file"):
             load_predictions(file)
 
 
@@ -80,7 +80,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", given=np.zeros(3))
     np.savez(tmp_path / "newer.npz", format="asda predictions 9")
     for name in ("text", "array.npy", "other.npz", "newer.npz"):
-        with pytest.raises(TaskError, match=f"{name}: not a file of predictions"):
+        with pytest.raises(TaskError, match=f"{name}: not a predictions file"):
             load_predictions(tmp_path / name)
 
 
@@ -118,7 +118,7 @@ def test_pooled_folds_keep_every_clip() -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (make(), r"clips/sound 0 ä.wav is twice"),
+        (make(), r"clips/sound 0 ä.wav occurs twice"),
         (replace(make(prefix="b"), classes=("/m/1", "/m/9", "/m/3")), "predictions 1 .*class 1 is '/m/9'.*'/m/2'"),
         (replace(make(prefix="b"), names=("dog, small", "Größe", "bell")), "class 2 is 'bell', expected 'siren'"),
         (replace(make(prefix="b"), single=False), "one has a single label for each clip"),

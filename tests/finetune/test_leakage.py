@@ -44,7 +44,7 @@ def test_an_earlier_fold_that_was_held_out_is_new(
         assert heard_before(both, of_set("esc", held), "test", "fold1") == ""
         told = heard_before(both, of_set("esc", trained), "train", "fold1")
         assert "was trained on big, and before on esc with fold1 held out: " in told
-        assert ("4 of the 4 clips" if most == 100 else "the train clips of fold1 are not new") in told
+        assert ("4 of the 4 clips" if most == 100 else "the train clips of fold1 are in its training data") in told
     monkeypatch.setattr(leakage, "MOST_MARKED", 6)
     assert "4 of the 4 clips" in heard_before(both, of_set("any", large), "test", "") or most == 3
     third = replace(start, trained_on=note_clips("more", Round("", held, (), large), both.trained_on))
@@ -65,7 +65,7 @@ def test_a_mark_that_chance_explains_says_nothing(
 @pytest.mark.parametrize("before", ["tones", "3", "[[1]]"])
 def test_what_was_written_by_hand(start: Checkpoint, before: str) -> None:
     edited = replace(start, trained_on={"data": "set", "before": before})
-    with pytest.raises(CheckpointError, match="trained on before cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot read the earlier training sets"):
         heard_before(edited, of_set("any", ()), "test", "")
 
 

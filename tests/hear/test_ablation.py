@@ -64,7 +64,7 @@ def test_names_depend_on_config_and_data(tmp_path: Path, audio_folder: Path) -> 
         ({"axes": {"encoder.dimm": [8]}}, ConfigError, "cell encoder.dimm 8: unknown config key 'dimm'"),
         ({"axes": {"steps": 3}}, ConfigError, "axis 'steps' must be a list"),
         ({"axes": {}}, ConfigError, "at least one axis"),
-        ({"axes": {"task": {"a": {}}}}, ConfigError, "an axis cannot be called 'task'"),
+        ({"axes": {"task": {"a": {}}}}, ConfigError, "an axis cannot be named 'task'"),
         ({"seeds": [0, 0]}, ConfigError, "must differ"),
         ({"data": ["nowhere"]}, AudioError, "no folder, manifest or audio file"),
         ({"evaluation": {"grid": "fastest"}}, ConfigError, "evaluation.grid"),
@@ -97,8 +97,8 @@ def test_dry_run(
     printed = capsys.readouterr().out
     assert printed.count("  to do  ") == 8
     assert (
-        "8 cells x 1 tasks; 8 different trainings, 8 to do; 8 of 8 trainings and baselines to do or to score."
-        in printed
+        "8 cells x 1 tasks; 8 different trainings, 8 to do; 8 of 8 trainings and baselines remain to be run "
+        "or evaluated." in printed
     )
     assert "evaluation: not measured yet" in printed
     assert not (tmp_path / "out").exists()
@@ -117,8 +117,8 @@ def test_mean_interval_is_students() -> None:
     ("changes", "message"),
     [
         ({"axes": {"begins": {"x": {"init": [3]}}}}, r"cell begins x: init must name a checkpoint, not \[3\]"),
-        ({"axes": {"a": {1: {}, "1": {}}}}, "axis 'a' has two labels '1'"),
-        ({"axes": {"steps": [1, 1]}}, "axis 'steps' has two labels '1'"),
+        ({"axes": {"a": {1: {}, "1": {}}}}, "axis 'a' has the label '1' twice"),
+        ({"axes": {"steps": [1, 1]}}, "axis 'steps' has the label '1' twice"),
         ({"axes": {"steps": [1], "b": {"x": {"steps": 2}}}}, "the axes 'b' and 'steps' both set steps"),
         (
             {"axes": {"a": {"x": {"encoder.mixer": {"name": "standard"}}}, "encoder.mixer": ["differential"]}},
@@ -144,12 +144,12 @@ def test_mean_interval_is_students() -> None:
         ({"axes": {"log_every": [1, 2], "steps": [0, 2]}}, r"make the same cells: what they set \(log_every\)"),
         ({"axes": {"a": {"x": {}, "y": {"steps": 6}}}}, "the labels 'x' and 'y' of the axis 'a' make the same cells"),
         ({"set": {"steps": 2}, "budget": {"steps": 3}}, "set.steps 2 and budget.steps 3 differ"),
-        ({"seeds": [True]}, "a truth value where int is expected"),
+        ({"seeds": [True]}, "expected int, got the boolean True"),
         ({"axes": {"a": {"x": {"seed": 2}}}}, "seeds are given by `seeds`"),
-        ({"baselines": {"": "log_mel"}}, "a baseline cannot be called ''"),
-        ({"baselines": {"../x": "log_mel"}}, "a baseline cannot be called '../x'"),
-        ({"axes": {"layer": {"x": {}}}}, "an axis cannot be called 'layer'"),
-        ({"axes": {"fold": {"x": {}}}}, "an axis cannot be called 'fold'"),
+        ({"baselines": {"": "log_mel"}}, "a baseline cannot be named ''"),
+        ({"baselines": {"../x": "log_mel"}}, "a baseline cannot be named '../x'"),
+        ({"axes": {"layer": {"x": {}}}}, "an axis cannot be named 'layer'"),
+        ({"axes": {"fold": {"x": {}}}}, "an axis cannot be named 'fold'"),
     ],
 )
 def test_strange_plans(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -160,7 +160,7 @@ def test_strange_plans(tmp_path: Path, changes: dict[str, object], message: str)
 
 
 def test_training_needs_audio(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cell lambda 0.1, steps 2: its training needs audio; give data"):
+    with pytest.raises(ConfigError, match=r"cell lambda 0.1, steps 2: training needs audio; give data"):
         prepare(load_plan(plan_file(tmp_path)), tmp_path / "out")
 
 
@@ -172,7 +172,7 @@ def test_references(tmp_path: Path) -> None:
     for wrong, message in (
         ({"lamda": 0.1}, "unknown axis 'lamda'. Did you mean 'lambda'"),
         ({"lambda": 0.2}, "unknown label of the axis lambda '0.2'"),
-        ("log-mel", "unknown baseline as the reference 'log-mel'"),
+        ("log-mel", "unknown reference baseline 'log-mel'"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_plan(plan_file(tmp_path, reference=wrong))
@@ -267,7 +267,7 @@ def test_find_tasks(tmp_path: Path) -> None:
             find_tasks(tmp_path / folder, names)
     (tmp_path / "tasks" / "a-v1-5h").mkdir()
     (tmp_path / "tasks" / "a-v1-5h" / "task_metadata.json").write_text('{"task_name": "a"}')
-    with pytest.raises(AsdaError, match="'a' may be any of a-v1-5h, a-v1-full"):
+    with pytest.raises(AsdaError, match="'a' is ambiguous: a-v1-5h, a-v1-full"):
         find_tasks(tmp_path / "tasks", ["a"])
 
 
@@ -352,8 +352,8 @@ def test_other_audio_of_the_same_names_and_sizes_is_another_cell(tmp_path: Path,
         ({"axes": {"options.layers": [[0], [9]]}}, r"cell options.layers \[9\]: layers must be"),
         ({"axes": {"options.timestamp_hop_ms": [40, 7]}}, "cell options.timestamp_hop_ms 7: .*does not divide"),
         ({"axes": {"options.window_seconds": [0]}}, "window_seconds must be positive"),
-        ({"options": {"weights": "teacher"}, "set": {"objective": "altered_frames"}}, "'altered_frames' has none"),
-        ({"options": {"weights": "teacher"}}, "steps 0: options.weights teacher: without a step"),
+        ({"options": {"weights": "teacher"}, "set": {"objective": "altered_frames"}}, "_frames' has no teacher"),
+        ({"options": {"weights": "teacher"}}, "steps 0: options.weights teacher: a model without training steps"),
     ],
 )
 def test_options_are_tried_before_anything_is_trained(

@@ -69,12 +69,12 @@ def test_only_what_was_scored_alike(tasks: Path, tmp_path: Path, capsys: pytest.
     put(out, "other", first, 0.7, FASTER)
     put(out, "other", second, 0.7, EvaluationConfig(grid_points=2, threads=2))
     assert found(calling(tasks, out, "t1")) == [("alike", FIRST), ("alike-seed=7", FIRST)]
-    said = f"warning: left out of the tables: other on {FIRST} (grid faster, not default); "
+    said = f"warning: excluded from the tables: other on {FIRST} (grid faster, not default); "
     said += f"other on {SECOND} (grid_points 2, not 8, threads 2, not 1)\n"
     assert capsys.readouterr().err == said
     assert found(calling(tasks, out, "t2", config=FASTER)) == [("other", FIRST)]
     assert scores_beside(calling(tasks, out, "t1")) != []
-    assert capsys.readouterr().err.count("left out") == 1  # told only where it is asked
+    assert capsys.readouterr().err.count("excluded from the tables") == 1  # told only where it is asked
 
 
 def test_a_task_that_was_built_anew(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,10 +102,10 @@ def test_a_model_that_was_trained_on(tasks: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("file", "text", "reason"),
     [
-        (SCORE_FILE, '{"fold00": {"test_sc', "is damaged, or task_metadata.json beside it (JSONDecodeError"),
-        (SCORE_FILE, "{}", "is damaged, or task_metadata.json beside it (IndexError"),
-        ("task_metadata.json", "", "is damaged, or task_metadata.json beside it (JSONDecodeError"),
-        (SEARCH_STAMP, "", "not finished, or its evaluation.json is damaged"),
+        (SCORE_FILE, '{"fold00": {"test_sc', f"{SCORE_FILE}, or task_metadata.json beside it (JSONDecodeError"),
+        (SCORE_FILE, "{}", f"{SCORE_FILE}, or task_metadata.json beside it (IndexError"),
+        ("task_metadata.json", "", f"{SCORE_FILE}, or task_metadata.json beside it (JSONDecodeError"),
+        (SEARCH_STAMP, "", "unfinished, or its evaluation.json is damaged"),
     ],
 )
 def test_damaged_scores_of_another_model(
@@ -116,6 +116,6 @@ def test_damaged_scores_of_another_model(
     (put(out, "other", first, 0.5) / file).write_text(text)
     assert found(calling(tasks, out, "t1")) == [("good", FIRST)]
     said = capsys.readouterr().err
-    assert said.startswith("warning: left out of the tables: other on ")
+    assert said.startswith("warning: excluded from the tables: other on ")
     assert reason in said
     assert said.count("\n") == 1

@@ -60,7 +60,7 @@ def test_validator(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_validator_of_a_module_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "nosuchmodule"]) == 1
-    assert "error: no module 'nosuchmodule' can be imported here" in capsys.readouterr().err
+    assert "error: module 'nosuchmodule' cannot be imported" in capsys.readouterr().err
 
 
 def test_three_kinds_of_task(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +88,7 @@ def test_goes_on_after_a_kill(
     """Killed behind a training and run again: no training is done twice, and every score is that of a whole run."""
     task = find_tasks(tasks, [name])
     whole = evaluate("log_mel", task, tmp_path / "whole", QUICK, progress=False)
-    keep, done = compat._keep_training, []
+    keep, done = compat._save_training, []
 
     def killed(file: Path, *rest: object) -> None:
         keep(file, *rest)
@@ -96,7 +96,7 @@ def test_goes_on_after_a_kill(
         if len(done) == after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(compat, "_keep_training", killed)
+    monkeypatch.setattr(compat, "_save_training", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate("log_mel", task, tmp_path / "parts", QUICK, progress=False)
     monkeypatch.setattr(runner, "_embed", lambda *_: pytest.fail("embeddings were there"))
@@ -191,7 +191,7 @@ def test_models_of_one_name_are_refused(tasks: Path, tmp_path: Path, capsys: pyt
     command = ["evaluate", "--tasks", str(tasks), "--out", str(tmp_path / "out"), "--model", "x/mine", "y/mine"]
     assert main(command) == 1
     assert (
-        "'x/mine' and 'y/mine' would both be called 'mine': give one a label of its own, as in other=y/mine"
+        "'x/mine' and 'y/mine' would both be named 'mine': give one a different label, as in other=y/mine"
         in capsys.readouterr().err
     )
 
@@ -333,10 +333,10 @@ def test_labels_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for wrong in ("/x=y", "=y", ".x=y"):
         with pytest.raises(ConfigError, match="cannot be a label"):
             named_models([wrong], {})
-    with pytest.raises(ConfigError, match="there is no path; is a variable not set"):
+    with pytest.raises(ConfigError, match="no path after 'a'; is a variable not set"):
         named_models(["a="], {})
     claim_names({"mine": first}, out)
-    assert "mine: a config, whose weights are random" in capsys.readouterr().err
+    assert "mine is a config: its weights are random" in capsys.readouterr().err
     claim_names({"mine": second}, out)  # nothing is lost yet
     (out / "mine" / "task").mkdir()
     (out / "mine" / "task" / SCORE_FILE).write_text("{}")

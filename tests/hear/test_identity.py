@@ -130,14 +130,14 @@ def test_neighbours_that_cannot_be_read(task: Path, capsys: pytest.CaptureFixtur
         (task.parent / name / "task_metadata.json").write_text(text)
     assert find_tasks(task.parent, ["t"]) == [task]
     said = capsys.readouterr().err.splitlines()
-    assert [line.startswith(f"warning: {task.parent / name} is passed over: ") for name, line in
+    assert [line.startswith(f"warning: {task.parent / name} is skipped: ") for name, line in
             zip(("cut", "empty", "list"), said, strict=True)] == 3 * [True]  # fmt: skip
     assert said[1].endswith("task_metadata.json lacks task_name.")
     assert [path.name for path in find_tasks(task.parent, ["cut"])] == [
         "cut"
     ]  # what is asked for shows when it is read
-    assert f"{task.parent / 'cut'} is passed" not in capsys.readouterr().err
-    with pytest.raises(TaskError, match="cut is no HEAR task: task_metadata.json: JSONDecodeError"):
+    assert f"{task.parent / 'cut'} is skipped" not in capsys.readouterr().err
+    with pytest.raises(TaskError, match="cut is not a HEAR task: task_metadata.json: JSONDecodeError"):
         Evaluation("log_mel", task.parent / "out", CONFIG, {}).score(task.parent / "cut")
 
 

@@ -96,7 +96,7 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, kind: type[RunsCode]) -> None:
     write_task(tmp_path, ["test"])
     bad = kind(tmp_path / "ran")
     (tmp_path / "test.predictions.pkl").write_bytes(pickle.dumps({"target": bad, "prediction": bad}))
-    with pytest.raises(TaskError, match="no predictions of heareval"):
+    with pytest.raises(TaskError, match="cannot read heareval's predictions"):
         keep_items(tmp_path)
     assert not (tmp_path / "ran").exists()
 

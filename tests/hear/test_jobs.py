@@ -142,7 +142,7 @@ def test_the_command_that_makes_it_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert words == ["asda-hear", "ablate", "my plans/plan.yaml", "--out", "my plans/out", "--store", "a store"]
     assert main([*words[1:], "--report"]) == 0
     table = (folder / "out" / "table.md").read_text()
-    assert "Nothing is done yet." in table
+    assert "No results yet." in table
     assert main(words[1:]) == 0
     assert f"Made by `{shlex.join(words)}`" in (folder / "out" / "table.md").read_text()
 
@@ -153,15 +153,15 @@ def test_a_budget_that_is_not_spent_is_not_told_of(tmp_path: Path, capsys: pytes
     jobs._report(work, Shard(), [], 0.0, Ended([EXIT_STOPPED, EXIT_STOPPED], []))
     assert "is spent" not in capsys.readouterr().err
     jobs._report(work, Shard(), [], 0.0, Ended([0, EXIT_STOPPED], []))
-    assert "the budget of 100.0 hours is spent; 5 are left" in capsys.readouterr().err
+    assert "the budget of 100.0 hours is spent; 5 trainings and baselines remain" in capsys.readouterr().err
 
 
 def test_the_budget_of_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = tone_plan(tmp_path, budget={"hours": 1e-9})
     assert run_plan(work_on(plan, tmp_path / "out")) == []
-    assert "the budget of 1e-09 hours is spent; 5 are left" in capsys.readouterr().err
+    assert "the budget of 1e-09 hours is spent; 5 trainings and baselines remain" in capsys.readouterr().err
     run_jobs(work_on(plan, tmp_path / "out"), 2, Shard())
-    assert "the budget of 1e-09 hours is spent; 5 are left" in capsys.readouterr().err
+    assert "the budget of 1e-09 hours is spent; 5 trainings and baselines remain" in capsys.readouterr().err
     change_plan(plan, budget={"steps": 1})
     work = work_on(plan, tmp_path / "out")
     assert {cell.config.steps for cell in work.plan.cells} == {1}
@@ -209,8 +209,8 @@ def test_dry_run_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert printed.count("  to do  ") == 3
     assert (
-        "2 cells x 1 tasks; 2 different trainings, 2 to do; 3 of 3 trainings and baselines to do or to score."
-        in printed
+        "2 cells x 1 tasks; 2 different trainings, 2 to do; 3 of 3 trainings and baselines remain to be run "
+        "or evaluated." in printed
     )
     assert "s per step of mixer standard" in printed
     assert "evaluation: " in printed
@@ -243,7 +243,9 @@ def test_terminated_jobs_leave_a_store_to_go_on_with(tmp_path: Path) -> None:
 def test_processes_that_all_die_are_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = work_on(tone_plan(tmp_path), tmp_path / "out")
     monkeypatch.setattr(jobs.sys, "executable", "/bin/false")
-    with pytest.raises(AsdaError, match=r"5 are left, and the processes have ended \(\[1, 1\]\)"):
+    with pytest.raises(
+        AsdaError, match=r"5 trainings and baselines remain, and the processes exited with codes \[1, 1\]"
+    ):
         run_jobs(work, 2, Shard())
 
 

@@ -317,9 +317,9 @@ def test_a_front_end_without_mel_bands(catalog: Catalog) -> None:
     assert view.silent is None
     assert "share on silence" not in layer_numbers(view)[0]
     assert attention_figure([view], [Choice()], Query()).axes[0].get_ylabel() == "bin"
-    with pytest.raises(ConfigError, match="no mel bands"):
+    with pytest.raises(ConfigError, match="not mel bands"):
         panel(view, Choice(), Query("patch", 0.1, 500.0), "map 1")
-    with pytest.raises(ConfigError, match="no mel bands"):
+    with pytest.raises(ConfigError, match="not mel bands"):
         look(model, stretch, AddedNoise(0.0))
 
 
@@ -361,9 +361,9 @@ def test_the_stretch_is_where_it_should_be(catalog: Catalog, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda file: None, "there is no such file"),
+        (lambda file: None, "it does not exist"),
         (lambda file: file.write_bytes(b""), "it is empty"),
-        (lambda file: file.write_text("text"), "it is no audio"),
+        (lambda file: file.write_text("text"), "it is damaged, or not an audio format"),
         (lambda file: file.mkdir(), "it is a folder"),
         (lambda file: soundfile.write(file, np.full(RATE, np.nan), RATE, subtype="FLOAT"), "NaN or infinite"),
         (lambda file: soundfile.write(file, np.zeros((0, 1)), RATE), "holds no samples"),
@@ -386,13 +386,13 @@ def test_bad_audio(
         (["--head", 2], "--head 2: layer 1 of differential has the heads 0 to 1"),
         (["--head", "first"], "--head 'first' must be a number"),
         (["--query", "noon"], "--query 'noon' must be class, mean, or SECONDS,HZ"),
-        (["--query", "3,500"], "3 s is not in the stretch"),
+        (["--query", "3,500"], "3 s is outside the excerpt"),
         (["--at", 5], "holds no samples from 5 s on"),
-        (["--at", -1], "--at must be a time from 0 s on"),
-        (["--at", "nan"], "--at must be a time"),
-        (["--snr", "nan"], "must be a number of dB"),
-        (["--noise", "white"], "--noise needs --snr"),
-        (["--snr", 0, "--noise", "nothing.wav"], "there is no such file"),
+        (["--at", -1], "--at must be finite and at least 0 s, not -1"),
+        (["--at", "nan"], "--at must be finite"),
+        (["--snr", "nan"], "must be a finite number of dB"),
+        (["--noise", "white"], "--noise requires --snr"),
+        (["--snr", 0, "--noise", "nothing.wav"], "it does not exist"),
         (["--snr", 0, "--seed", -1], "--seed must not be negative"),
         (["--out", "look.pdf"], "must end in .html, .png, .npz"),
     ],
@@ -408,7 +408,7 @@ def test_wrong_words(
 
 
 def test_a_mixer_without_maps(audio: Path, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'two_simplicial' .*These have: differential, "):
+    with pytest.raises(ConfigError, match=r"'two_simplicial' .*Mixers with maps: differential, "):
         run(audio, "--checkpoint", checkpoint("two_simplicial"), "--out", tmp_path / "x.html")
 
 
@@ -422,7 +422,7 @@ def test_the_title_tells_of_clips_of_several_lengths(catalog: Catalog) -> None:
     long = replace(other, places=replace(other.places, grid=(16, 8)))
     titles = [Looked(Path("a.wav"), views, [Choice()], Query()).title for views in ([short, other], [long, short])]
     assert titles[0] == "a.wav, 0.50 s to 1.78 s"
-    assert titles[1] == "a.wav, 0.50 s to 1.78 s or 3.06 s, as long as the clips of each model"
+    assert titles[1] == "a.wav, 0.50 s to 1.78 s or 3.06 s, depending on the clip length of the model"
 
 
 def test_looking_changes_nothing(catalog: Catalog) -> None:
@@ -436,7 +436,7 @@ def test_models_may_be_named(checkpoint: Callable[..., Path]) -> None:
     file = checkpoint("standard")
     assert [model.name for model in open_models([f"ours={file}", str(file)])] == ["ours", "standard"]
     for same in ([str(file)] * 2, [f"x={file}"] * 2):
-        with pytest.raises(ConfigError, match="twice: give each a name of its own, as in NAME=PATH"):
+        with pytest.raises(ConfigError, match="two models are named .*; label one, as in LABEL=PATH"):
             open_models(same)
     odd = file.rename(file.with_name("a=b.safetensors"))
     assert [model.name for model in open_models([str(odd)])] == ["a=b"]

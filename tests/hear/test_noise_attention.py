@@ -132,10 +132,10 @@ def test_no_ratio_without_sound(catalog: Catalog) -> None:
     short = stretch_of(torch.ones(3), model)
     with pytest.raises(AudioError, match="fewer than two time steps"):
         draw_noise(model, short, "white", 0)
-    with pytest.raises(ConfigError, match="must be a number of dB"):
+    with pytest.raises(ConfigError, match="must be a finite number of dB"):
         add_noise(model, stretch_of(tone(), model), draw_noise(model, silent, "white", 0), math.nan)
     for too_loud in (-1000.0, -10_000.0):
-        with pytest.raises(ConfigError, match="louder than float32 can tell"):
+        with pytest.raises(ConfigError, match="exceed the range of float32"):
             add_noise(model, stretch_of(tone(), model), draw_noise(model, silent, "white", 0), too_loud)
 
 
@@ -255,16 +255,16 @@ def test_what_cannot_be_measured(catalog: Catalog, folder: Path) -> None:
         noise_attention(model_of(catalog, "two_simplicial"), tones, NoiseConfig())
     mfcc = catalog.find("front end", "mfcc").spec
     deaf = replace(model, front_end=mfcc.build(mfcc.config(), FrontEndContext(RATE)))
-    with pytest.raises(ConfigError, match="hears through Mfcc, whose bins are no mel bands"):
+    with pytest.raises(ConfigError, match="uses the front end Mfcc, whose bins are not mel bands"):
         noise_attention(deaf, tones, NoiseConfig())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"snr_db": ()}, "one or more numbers"),
-        ({"snr_db": (math.nan,)}, "one or more numbers"),
-        ({"snr_db": (1.0, 1.0)}, "twice"),
+        ({"snr_db": ()}, "one or more finite numbers"),
+        ({"snr_db": (math.nan,)}, "one or more finite numbers"),
+        ({"snr_db": (1.0, 1.0)}, "duplicates"),
         ({"clips": 0}, "at least 1"),
         ({"seed": -1}, "not be negative"),
     ],
@@ -282,4 +282,4 @@ def test_in_one_call(catalog: Catalog, folder: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr().err
     assert "silent.wav" in told
     assert "text.wav" in told
-    assert "3 clips were used, 2 left out" in told
+    assert "3 clips used, 2 skipped" in told

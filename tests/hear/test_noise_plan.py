@@ -105,7 +105,7 @@ def test_wrong_plans(plan: Path, changes: dict[str, object], message: str) -> No
 def test_no_axis_stands_in_a_column_of_noise(plan: Path) -> None:
     for name in ("num_clips", "mean_ratio_of_clips", "share"):
         change_plan(plan, axes={name: {"a": {}, "b": {"steps": 1}}})
-        with pytest.raises(ConfigError, match=f"an axis cannot be called '{name}': the table has a column"):
+        with pytest.raises(ConfigError, match=f"an axis cannot be named '{name}': the table has a column"):
             load_plan(plan)
 
 

@@ -110,7 +110,7 @@ def test_the_numbers_of_the_table_are_in_the_page(tmp_path: Path) -> None:
             assert cell.half in text
             assert ", ".join(cell.bounds) in text
     assert "[+0.020, +0.180]" in text  # over clips
-    assert "1 h 45 min of training, 59 s of processor time" in text
+    assert "1 h 45 min of training, 59 s of CPU time" in text
 
 
 def test_numbers_are_sorted_by_their_value(tmp_path: Path) -> None:
@@ -238,11 +238,11 @@ def test_the_answer_does_not_count_ties_as_wins() -> None:
     first = Line({"mixer": "p"}, "", {**same, "t3": result(0.1)}, {}, seeds=(0, 1))
     other = Line({"mixer": "q"}, "", {**same, "t3": result(0.9)}, {}, seeds=(0, 1))
     found = Summary("t", "q", tasks, frozenset(), {"mixer": ("p", "q")}, (first, other), None, (), ())
-    assert answer(found)[0] == "q has the best mean on 1 of 4 tasks (on 3 several are level)."
+    assert answer(found)[0] == "q has the best mean on 1 of 4 tasks (on 3 several tie)."
     level = dataclasses.replace(found, lines=(first, dataclasses.replace(first, labels={"mixer": "q"})))
-    assert answer(level)[0] == "several are level at the best mean on each of 4 tasks."
+    assert answer(level)[0] == "several tie for the best mean on each of 4 tasks."
     few = dataclasses.replace(found, tasks={"t0": "mAP"})
-    assert answer(few)[0].startswith("t0: p is level with 1 more at the best mean of 2, 0.508 ± 0.032")
+    assert answer(few)[0].startswith("t0: p ties with 1 more for the best mean of 2, 0.508 ± 0.032")
 
 
 def one_axis(count: int, tasks: tuple[str, ...] = ("x",), value: float = 0.5, seeds: int = 1) -> Summary:

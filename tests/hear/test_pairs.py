@@ -182,8 +182,8 @@ def test_processes_that_die_are_told(
     monkeypatch.setattr(workers.sys, "executable", "/bin/false")
     assert main(command(tasks, tmp_path / "out", "--jobs", "3")) == 1
     said = capsys.readouterr().err
-    assert "left are log_mel on demo_kind-v1.0.0-full, log_mel on demo_pitch-v1.0.0-full" in said
-    assert "([1, 1])" in said  # no more processes than pairs
+    assert "not scored: log_mel on demo_kind-v1.0.0-full, log_mel on demo_pitch-v1.0.0-full" in said
+    assert "codes [1, 1]" in said  # no more processes than pairs
     assert main(command(tasks, tmp_path / "out", "--jobs", "0")) == 1
     assert "--jobs must be at least 1, not 0" in capsys.readouterr().err
 
@@ -207,7 +207,7 @@ def test_a_model_that_cannot_be_opened(tasks: Path, tmp_path: Path, capsys: pyte
         assert main(command(tasks, tmp_path / "out", str(tmp_path / "bad.safetensors"), "--jobs", jobs)) == 1
         printed = capsys.readouterr().err
         assert printed.count("cannot read") == 1
-        assert "the same command does them" not in printed
+        assert "run the same command again" not in printed
 
 
 def test_failures_of_several_lines_and_odd_names(tmp_path: Path) -> None:

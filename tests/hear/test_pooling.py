@@ -142,7 +142,7 @@ def test_a_checkpoint_says_what_suits_it_and_options_go_first(
         with pytest.raises(ConfigError, match=r"layers|scene_poling"):
             load_model(file)
     write_model(file, tensors, {**metadata_of(tiny, catalog, 0), "embedding": "[1]"})
-    with pytest.raises(CheckpointError, match="cannot be used"):
+    with pytest.raises(CheckpointError, match="cannot read 'embedding' in its metadata"):
         load_model(file)
 
 

@@ -102,7 +102,7 @@ def test_a_p_over_tasks_that_cannot_be_small_is_left_out(plan: Plan) -> None:
     """Of six tasks one line may reach 2/64, and two no less than 4/64."""
     summary = summarise(plan, over_tasks(6))
     assert all(line.p_value is None for line in summary.lines)
-    assert any("6 cannot give a p below 0.062, corrected for 2 comparisons" in note for note in summary.notes)
+    assert any("with 6 tasks p cannot be below 0.062, corrected for 2 comparisons" in note for note in summary.notes)
     alone = [each for each in over_tasks(6) if each["steps"] == "0"]
     assert summarise(plan, alone).lines[1].p_value == pytest.approx(2 / 64)
 
@@ -166,10 +166,10 @@ def test_notes(plan: Plan, rows: list[dict[str, Any]], monkeypatch: pytest.Monke
     monkeypatch.setattr(notes, "LEAST_PAIRS", 2)
     text = "\n".join(summarise(plan, rows, missing=["one"]).notes)
     assert "Mean ± half the 95 % interval (Student's t) over seeds." in text
-    assert "cannot give a p below 0.5" in text
+    assert "p cannot be below 0.5" in text
     assert "With 2 seeds a true difference under" in text
     assert "heareval h, grid default, 8 grid points, 1 thread(s)" in text
-    assert summarise(plan, []).notes == ("Nothing is done yet.",)
+    assert summarise(plan, []).notes == ("No results yet.",)
 
 
 def test_less_is_better_for_noise(plan: Plan, rows: list[dict[str, Any]]) -> None:
@@ -260,7 +260,7 @@ def test_a_reference_that_is_not_done_is_named(plan: Plan, rows: list[dict[str, 
     others = [each for each in rows if (each["lambda"], each["steps"]) != ("0.1", "0")]
     summary = summarise(plan, others)
     assert summary.reference is None
-    assert "There are no differences: the reference is not done." in summary.notes
+    assert "No differences: the reference has no results." in summary.notes
 
 
 def test_infinite_scores_are_never_the_best(plan: Plan) -> None:
@@ -277,7 +277,7 @@ def test_infinite_scores_are_never_the_best(plan: Plan) -> None:
     assert [result.best for result in results] == [True, False, False]
     assert all(math.isnan(result.estimate.mean) for result in results[1:])
     assert all(result.difference and math.isnan(result.difference.mean) for result in results[1:])
-    (note,) = (note for note in summary.notes if "no finite number" in note)
+    (note,) = (note for note in summary.notes if "score is not finite" in note)
     assert note.endswith("d_prime on d in 3 folds.")
 
 

@@ -96,7 +96,7 @@ def test_markdown_says_what_the_numbers_say() -> None:
     assert "| 0.2 | 41.5 | " in text
     assert "esc10 is esc10-v1.0.0-full" in text
     assert "Not in the table: b: gone." in text
-    assert "with 5 seeds such intervals are narrower than they should be" in text
+    assert "with 5 seeds such intervals are too narrow" in text
     assert "| nan |" in text
 
 

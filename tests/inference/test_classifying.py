@@ -90,7 +90,10 @@ def test_probabilities_of_windows_are_averaged(finetuned: Written, catalog: Cata
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--top", "0"], "--top must be at least 1"), (["--labels", "nowhere.csv"], "cannot read the labels nowhere.csv")],
+    [
+        (["--top", "0"], "--top must be at least 1"),
+        (["--labels", "nowhere.csv"], "cannot read the label file nowhere.csv"),
+    ],
 )
 def test_mistakes(finetuned: Written, audio_folder: Path, arguments: list[str], message: str, capsys: Capture) -> None:
     command = ["classify", str(audio_folder / "sound0.wav"), "--checkpoint", str(finetuned.path), *arguments]
@@ -158,7 +161,7 @@ def test_names_of_classes() -> None:
 def test_identifiers_of_another_data_set(capsys: Capture) -> None:
     known = ClassifierConfig(2, labels=("/m/a", "/m/b"))
     assert class_names(known, [Label("/x/1", "Ant"), Label("/x/2", "Bee")]) == ["Ant", "Bee"]
-    assert "names go by their order" in capsys.readouterr().err
+    assert "names are assigned in order" in capsys.readouterr().err
 
 
 def test_filled_as_the_classifier_was_trained(finetuned: Written, audio_folder: Path, capsys: Capture) -> None:

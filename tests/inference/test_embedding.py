@@ -86,9 +86,9 @@ def test_goes_on_and_refuses_another_job(released: Path, audio_folder: Path, tmp
     assert gone.exists()
     assert kept.stat().st_mtime_ns == before
     assert embed(released, audio_folder, "--out", out, "--granularity", "frame") == EXIT_ERROR
-    assert "made otherwise (granularity all, not frame)" in capsys.readouterr().err
+    assert "holds embeddings with other settings (granularity all, not frame)" in capsys.readouterr().err
     assert embed(GOLDEN / "model_asda.pt", audio_folder, "--out", out) == EXIT_ERROR
-    assert "made otherwise (checkpoint" in capsys.readouterr().err
+    assert "holds embeddings with other settings (checkpoint" in capsys.readouterr().err
     assert embed(released, audio_folder, "--out", out, "--weights", "teacher") == EXIT_ERROR
 
 
@@ -119,13 +119,13 @@ def test_names_that_clash(tmp_path: Path) -> None:
     names = output_names([tmp_path / "a"], "npy")
     assert sorted(map(str, names.values())) == ["x.flac.npy", "x.wav.npy", "y.npy"]
     assert sorted(map(str, output_names([tmp_path], "npy").values()))[-1] == "b/y.npy"
-    with pytest.raises(AudioError, match="would both be embedded as"):
+    with pytest.raises(AudioError, match="would both be written to"):
         output_names([tmp_path / "a", tmp_path / "b"], "npy")
 
 
 def test_all_needs_a_class_token() -> None:
     heard = EncodedClip(torch.zeros(4), torch.zeros(8, 4), (1, 8), has_class_token=False)
-    with pytest.raises(ConfigError, match="this model has none; take 'frame'"):
+    with pytest.raises(ConfigError, match="this model has none; use 'frame'"):
         embedding(heard, "all")
     assert embedding(heard, "utterance").shape == (4,)
 
@@ -154,7 +154,7 @@ def test_other_audio_by_the_same_name(released: Path, audio_folder: Path, tmp_pa
     (audio_folder / "sound2.ogg").unlink()
     assert embed(released, audio_folder, "--out", out) == 0
     assert "2 embedded in" in (printed := capsys.readouterr().out)
-    assert "3 were there" in printed
+    assert "3 already embedded" in printed
     names = {json.loads(line)["embedding"] for line in (out / "index.jsonl").read_text().splitlines()}
     assert names == {"sound0.npy", "sound1.flac.npy", "sound1.wav.npy", "sound2.npy", "sound3.npy", "sound4.npy"}
     assert not (out / "sound1.npy").exists()
@@ -208,7 +208,7 @@ def test_nothing_is_claimed_by_a_mistake(audio_folder: Path, tmp_path: Path, cap
     write_model(file, model_tensors(build_parts(catalog, config), False), metadata_of(config, catalog, 0))
     out = tmp_path / "out"
     assert embed(file, audio_folder, "--out", out, "--granularity", "all") == EXIT_ERROR
-    assert "this model has none; take 'frame'" in capsys.readouterr().err
+    assert "this model has none; use 'frame'" in capsys.readouterr().err
     assert embed(file, audio_folder, "--out", out, "--granularity", "frame") == 0
     (out / "embed.json").write_text("[]")
     assert embed(file, audio_folder, "--out", out, "--granularity", "frame") == EXIT_ERROR
@@ -238,7 +238,7 @@ def test_formats_that_are_none(
 def test_formats_that_contradict(released: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     command = [audio_folder / "sound0.wav", "--out", tmp_path / "a.NPY", "--format"]
     assert embed(released, *command, "safetensors") == EXIT_ERROR
-    assert "ask for two formats" in capsys.readouterr().err
+    assert "name different formats" in capsys.readouterr().err
     assert embed(released, *command, "npy") == 0
     assert (tmp_path / "a.NPY").is_file()
 
@@ -322,7 +322,7 @@ def test_a_model_that_has_gone_astray(
     file, out = tmp_path / "model.safetensors", tmp_path / "out"
     write_model(file, tensors, metadata_of(tiny, catalog, 0))
     assert embed(file, audio_folder, "--out", out) == EXIT_ERROR
-    assert "the model gives values that are NaN or infinite: its weights are too large" in capsys.readouterr().err
+    assert "the model outputs NaN or infinite values: its weights are too large" in capsys.readouterr().err
     assert not list(out.rglob("*.npy"))
     assert not (out / "index.jsonl").exists() or not (out / "index.jsonl").read_text()
     model = load_model(file, catalog=catalog)

@@ -163,7 +163,9 @@ def test_shards_share_a_folder(listener: Listener, tmp_path: Path, capsys: pytes
     good = {file: name for file, name in names.items() if file.stem not in ("003", "004")}
     check_folder(out, good, listener)
     before = {name: (out / name).stat().st_mtime_ns for name in good.values()}
-    assert embed_files(listener, names, out, JOB, False).startswith(f"0 embedded in {out}, 9 were there; 2 skipped")
+    assert embed_files(listener, names, out, JOB, False).startswith(
+        f"0 embedded in {out}, 9 already embedded; 2 skipped"
+    )
     assert before == {name: (out / name).stat().st_mtime_ns for name in good.values()}
     more = Shard(12, 12)  # more parts than files: an empty one is no mistake
     assert embed_files(listener, names, out, JOB, False, more).startswith("0 embedded")
@@ -182,7 +184,7 @@ def test_shards_with_other_settings_are_refused(listener: Listener, tmp_path: Pa
     names, out = sounds(tmp_path / "audio", 2), tmp_path / "out"
     Index(out, names).claim(JOB, shared=True)
     other = EmbedJob("c", "frame", "npy", {})
-    with pytest.raises(ConfigError, match="made otherwise .granularity all, not frame"):
+    with pytest.raises(ConfigError, match="holds embeddings with other settings .granularity all, not frame"):
         embed_files(listener, names, out, other, False, Shard(1, 2))
 
 
@@ -280,9 +282,9 @@ def test_jobs(
     with monkeypatch.context() as patch:
         patch.setattr(workers.sys, "executable", "/bin/false")
         assert main([*arguments, str(out)]) == EXIT_ERROR
-    assert "10 files are left, and the processes have ended ([1, 1]); the same command does them" in (
-        capsys.readouterr().err
-    )
+    assert (
+        "10 files are not embedded, and the processes exited with codes [1, 1]; run the same command again to resume"
+    ) in capsys.readouterr().err
     assert main([*arguments, str(out)]) == 0
     assert capsys.readouterr().out == f"9 embedded in {out}; 1 skipped, see {out / 'skipped.jsonl'}\n"
     assert sorted(entry["embedding"] for entry in index_of(out)) == sorted(map(str, names.values()))
@@ -293,7 +295,7 @@ def test_jobs(
     capsys.readouterr()
     assert main([*arguments, str(out), "--shard", "1/2"]) == 0
     assert "0 embedded in" in (printed := capsys.readouterr().out)
-    assert "5 were there" in printed
+    assert "5 already embedded" in printed
     assert main(["embed", str(tmp_path / "audio" / "bad.wav"), *arguments[2:], str(tmp_path / "none")]) == EXIT_ERROR
     assert "none of the 1 audio files is readable" in capsys.readouterr().err
 
@@ -302,9 +304,9 @@ def test_what_many_processes_cannot_do(tmp_path: Path, capsys: pytest.CaptureFix
     (file,) = sounds(tmp_path / "audio", 1)
     command = ["embed", str(file), "--checkpoint", "none.pt", "--out", str(tmp_path / "a.npy")]
     assert main([*command, "--jobs", "2"]) == EXIT_ERROR
-    assert "is one file, which one process writes" in capsys.readouterr().err
+    assert "is a single file, written by one process" in capsys.readouterr().err
     assert main([*command, "--shard", "2/2"]) == EXIT_ERROR
-    assert "--jobs and --shard go with a folder" in capsys.readouterr().err
+    assert "--jobs and --shard need a folder" in capsys.readouterr().err
     assert main([*command, "--jobs", "0"]) == EXIT_ERROR
     assert "--jobs must be at least 1, not 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -331,10 +333,10 @@ def test_jobs_on_a_shard_and_when_all_fail(
     assert main([*command, str(checkpoint.file)]) == 0
     assert "3 embedded" in "".join(capsys.readouterr())
     assert main([*command, str(checkpoint.file)]) == 0
-    assert "3 were there" in "".join(capsys.readouterr())
+    assert "3 already embedded" in "".join(capsys.readouterr())
     assert main([*command, str(checkpoint.file), "--granularity", "frame"]) == EXIT_ERROR
     told = capsys.readouterr().err
-    assert "holds embeddings made otherwise" in told
+    assert "holds embeddings with other settings" in told
     assert "the same command" not in told  # it never could
     new = ["embed", "--out", str(tmp_path / "new"), "--checkpoint", str(checkpoint.file), "--jobs", "2"]
     assert main([*new, "--", str(tmp_path / "s.tar")]) == 0

@@ -248,7 +248,7 @@ def test_a_file_that_shrinks_meanwhile_is_skipped(
     listener = Listener(*parts, ListenOptions(window_seconds=1.0))
     line = embed_files(listener, names, tmp_path / "out", EmbedJob("c", "frame", "npy", {}), False)
     assert "1 skipped" in line
-    assert "it has changed while it was read" in (tmp_path / "out" / "skipped.jsonl").read_text()
+    assert "it changed while being read" in (tmp_path / "out" / "skipped.jsonl").read_text()
     assert not list((tmp_path / "out").glob("*a.npy*"))
 
 

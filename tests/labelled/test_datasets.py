@@ -25,10 +25,10 @@ def test_esc50(tmp_path: Path) -> None:
     assert data.classes == ("cow", "dog")
     assert read(tmp_path, label_column="target").classes == ("0", "1")
     (tmp_path / "audio" / "2-1-A-1.wav").unlink()
-    with pytest.raises(TaskError, match="1 of 2 files are not there"):
+    with pytest.raises(TaskError, match="1 of 2 files are missing"):
         read(tmp_path)
     (tmp_path / "meta" / "esc50.csv").unlink()
-    with pytest.raises(TaskError, match="is no ESC-50: expected the folder audio and meta/esc50.csv"):
+    with pytest.raises(TaskError, match="is not ESC-50: expected the folder audio and meta/esc50.csv"):
         read(tmp_path, format="esc50")
 
 
@@ -55,7 +55,7 @@ def test_urbansound8k(tmp_path: Path) -> None:
         ("fold10/2-0-0-0.wav", ("drill",), "10"),
     ]
     assert data.classes == ("drill", "ambulance")
-    with pytest.raises(TaskError, match="is read as urbansound8k, which has no label_column"):
+    with pytest.raises(TaskError, match="is read as urbansound8k, which does not use the key label_column"):
         read(tmp_path, label_column="classID")
 
 
@@ -91,7 +91,7 @@ def test_speech_commands(tmp_path: Path) -> None:
 def test_wrong_speech_commands(tmp_path: Path) -> None:
     root = speech_commands(tmp_path)
     text(root / "testing_list.txt", "up/a.wav\nup/b.wav\n")
-    with pytest.raises(TaskError, match="testing_list.txt: none of its 2 files is below .*, as 'up/a.wav'"):
+    with pytest.raises(TaskError, match="testing_list.txt: none of its 2 files exists below .*, e.g. 'up/a.wav'"):
         read(root)
     text(root / "testing_list.txt", "no/c.wav\n")
     loose = sound(root / "loose.wav")
@@ -121,5 +121,6 @@ def test_real_fsdd() -> None:
     assert Counter(each.split for each in data.examples) == dict.fromkeys(
         ("george", "jackson", "lucas", "nicolas", "theo", "yweweler"), 500
     )
-    with pytest.raises(TaskError, match="none of the columns filename, digit, speaker, index is called as a label"):
+    message = "none of the columns filename, digit, speaker, index has a usual name of a label"
+    with pytest.raises(TaskError, match=message):
         read(SHARED / "data" / "fsdd")

@@ -44,7 +44,7 @@ def test_a_vocabulary_orders_and_may_have_more(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("dog\ncar\n", "cat/a.wav: unknown label 'cat'. Did you mean 'car'"),
-        ("dog\ncat\ndog\n", "names the class 'dog' twice"),
+        ("dog\ncat\ndog\n", "lists the class 'dog' twice"),
         ("", "holds no labels"),
     ],
 )
@@ -60,7 +60,7 @@ def test_wrong_vocabularies(tmp_path: Path, content: str, message: str) -> None:
         (("cat/a.wav", "loose.wav"), "loose.wav is not in a folder of its class \\(expected CLASS/FILE"),
         (("cat/deep/a.wav",), "a.wav is not in a folder of its class"),
         (("train/cat/a.wav", "test/b.wav"), "expected SPLIT/CLASS/FILE"),
-        (("train/cat/a.wav", "extra/cat/b.wav"), "the folder train is called as a split, but extra is not"),
+        (("train/cat/a.wav", "extra/cat/b.wav"), "the folder train is named like a split, but extra is not"),
         ((), "no audio files in"),
     ],
 )
@@ -72,13 +72,13 @@ def test_wrong_folders(tmp_path: Path, names: tuple[str, ...], message: str) -> 
 
 
 def test_nothing_there_and_no_format(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="nothing at .*none; expected a folder, a table or a shard"):
+    with pytest.raises(TaskError, match="none does not exist; expected a folder, a table or a shard"):
         read(tmp_path / "none")
     with pytest.raises(TaskError, match="a.wav is neither a folder nor a table"):
         read(sound(tmp_path / "a.wav"))
-    with pytest.raises(TaskError, match="a.wav is a file, but the format folders is a folder"):
+    with pytest.raises(TaskError, match="a.wav is a file, but the format folders needs a folder"):
         read(tmp_path / "a.wav", format="folders")
-    with pytest.raises(TaskError, match="is read as folders, which has no split_column"):
+    with pytest.raises(TaskError, match="is read as folders, which does not use the key split_column"):
         read(tmp_path, split_column="fold")
 
 
@@ -96,4 +96,4 @@ def test_a_class_called_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     data = read(tmp_path)
     assert data.classes == ("dog", "helicopter", "train")
     assert {example.split for example in data.examples} == {""}
-    assert "train is taken for a class, as the folders beside it are." in capsys.readouterr().err
+    assert "train is treated as a class, like the folders beside it." in capsys.readouterr().err

@@ -69,9 +69,9 @@ def test_names_of_shards_tell_the_split_and_descriptions_go_before(tmp_path: Pat
 def test_keys_may_be_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", clip("a", 0, bird="owl", label="no", year=3))
     assert said(tmp_path, label_column="bird", split_column="year") == [("a.flac", ("owl",), "3")]
-    with pytest.raises(TaskError, match=r"no description has the key 'brid' \(key label_column\)"):
+    with pytest.raises(TaskError, match=r"no JSON description has the key 'brid' \(key label_column\)"):
         read(tmp_path, label_column="brid")
-    with pytest.raises(TaskError, match="which has no file_column"):
+    with pytest.raises(TaskError, match="which does not use the key file_column"):
         read(tmp_path, file_column="bird")
 
 
@@ -86,11 +86,11 @@ def test_a_vocabulary_beside_the_shards_gives_the_classes(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("beside", "message"),
     [
-        ([], r"x\.flac has no label: expected a \.cls, or a \.json with a usual key for labels"),
+        ([], r"x\.flac has no label: expected a \.cls beside it, or a \.json with a usual key for labels"),
         ([("x.json", b'{"caption": "a dog"}')], "with a usual key for labels"),
-        ([("x.json", b'{"label": "dog"')], r"x\.json: it is no JSON"),
-        ([("x.json", b'["dog"]')], r"x\.json is a list"),
-        ([("x.json", b'{"label": {"name": "dog"}}')], r"label is \{'name': 'dog'\}; expected a word or a whole number"),
+        ([("x.json", b'{"label": "dog"')], r"x\.json: it is not valid JSON"),
+        ([("x.json", b'["dog"]')], r"x\.json: expected a JSON object, got list"),
+        ([("x.json", b'{"label": {"name": "dog"}}')], r"label is \{'name': 'dog'\}; expected text or an integer"),
         ([("x.json", b'{"label": true}')], "label is True"),
         ([("x.json", b'{"label": ""}')], "label is ''"),
         ([("x.json", b'{"label": "dog", "category": "pet"}')], "label and category could each be the label column"),
@@ -105,14 +105,14 @@ def test_what_says_no_label(tmp_path: Path, beside: list[tuple[str, bytes]], mes
 
 def test_shards_that_are_none_or_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text(tmp_path / "none" / "s.tar", "no tar")
-    with pytest.raises(TaskError, match="it is no tar"):
+    with pytest.raises(TaskError, match="it is not a tar"):
         read(tmp_path / "none")
     whole = write_tar(tmp_path / "cut" / "s.tar", [*clip("x", 0, label="a"), *clip("y", 1, label="b")])
     with tarfile.open(whole) as tar:
         end = tar.getmember("y.json").offset_data
     whole.write_bytes(whole.read_bytes()[: end + 3])  # a sound without its description
     assert said(tmp_path / "cut") == [("x.flac", ("a",), "")]
-    assert "y.flac: the shard is cut off where its label stood" in capsys.readouterr().err
+    assert "y.flac: the shard is truncated before its label" in capsys.readouterr().err
     (tmp_path / "gone").mkdir()
     (tmp_path / "gone" / "s.tar").symlink_to(tmp_path / "nothing.tar")
     with pytest.raises(TaskError, match=r"s\.tar"):
@@ -156,8 +156,8 @@ def test_shards_in_folders_of_splits(tmp_path: Path, capsys: pytest.CaptureFixtu
     text(tmp_path / "train" / "._000000.tar", "of a Mac")
     text(tmp_path / "train" / "000001.tar.gz", "compressed")
     assert said(tmp_path) == [("a.flac", ("dog",), "test"), ("a.flac", ("cat",), "train")]
-    assert "left out of" in capsys.readouterr().err
-    with pytest.raises(TaskError, match="is in a shard, which is no folder of a class"):
+    assert "skipped compressed shards in" in capsys.readouterr().err
+    with pytest.raises(TaskError, match="is in a shard, not in a class folder"):
         read(tmp_path, format="folders")
 
 
@@ -217,8 +217,12 @@ def test_a_pack_keeps_to_its_labels(tmp_path: Path, capsys: pytest.CaptureFixtur
     table.write_text(table.read_text().replace(",3", ",1"))
     plain = [word for word in command if word != "--labelled"]
     assert main(plain) == 1  # without labels it would be half of each
-    assert "another pack" in capsys.readouterr().err
-    for more, message in (([], "another pack"), (["--seconds", "1"], "would part"), ([str(loose)], "one SOURCE")):
+    assert "a different pack" in capsys.readouterr().err
+    for more, message in (
+        ([], "a different pack"),
+        (["--seconds", "1"], "could split a clip"),
+        ([str(loose)], "one SOURCE"),
+    ):
         assert main([*command[:3], *more, *command[3:]]) == 1
         assert message in capsys.readouterr().err
 
@@ -230,7 +234,7 @@ def test_other_classes_are_another_pack(tmp_path: Path, capsys: pytest.CaptureFi
     kept = (tmp_path / "pack" / "class_labels_indices.csv").read_text()
     text(loose / "classes.txt", "wren\n10\nowl, small\n")
     assert main(command) == 1
-    assert "another pack" in capsys.readouterr().err
+    assert "a different pack" in capsys.readouterr().err
     assert (tmp_path / "pack" / "class_labels_indices.csv").read_text() == kept
 
 
@@ -245,7 +249,7 @@ def test_an_unfinished_pack_is_refused(tmp_path: Path) -> None:
 def test_a_class_that_no_label_file_can_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tar(tmp_path / "s" / "s.tar", [*clip("a", 0, label="x\ty", fold=1), *clip("b", 1, label="z", fold=2)])
     assert main(["data", "pack", str(tmp_path / "s"), "--labelled", "--out", str(tmp_path / "pack")]) == 1
-    assert r"the class 'x\ty' has a tab" in capsys.readouterr().err
+    assert r"the class 'x\ty' has unprintable characters (tab, line break, ...)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -297,7 +301,7 @@ def test_folds_of_shards_that_are_all_called_train(tmp_path: Path) -> None:
     members = [clip(str(number), number, label="ab"[number % 2]) for number in range(6)]
     write_tar(tmp_path / "train-000000.tar", [member for each in members for member in each])
     data = read(tmp_path)
-    with pytest.raises(TaskError, match="has no test split, only train; .* have folds drawn by folds"):
+    with pytest.raises(TaskError, match="has no test split, only train; .* draw folds with the key folds"):
         rounds(data, SourceConfig(data=str(tmp_path)))
     found = rounds(data, SourceConfig(data=str(tmp_path), folds=3))
     assert [(len(each.train), len(each.test)) for each in found] == [(4, 2)] * 3

@@ -53,10 +53,10 @@ def test_any_other_path_is_the_data_itself(tmp_path: Path, monkeypatch: pytest.M
         ("data: x\nseed: -1\n", "seed must be 0 or more"),
         ("data: x\nsplit: {train: [a], tests: [b]}\n", "unknown part 'tests'. Did you mean 'test'"),
         ("data: x\nsplit: {train: [a], test: [b, a]}\n", "the value 'a' is in both train and test"),
-        ("data: x\nsplit: {train: [a]}\n", "split needs train and test .* given \\['train'\\]"),
+        ("data: x\nsplit: {train: [a]}\n", "split needs train and test .* got \\['train'\\]"),
         (
             "data: x\nsplit: {train: [no], test: [b]}\n",
-            "split.train.0: a truth value where str is expected, given False. .*quote them",
+            "split.train.0: expected str, got the boolean False. .*quote them",
         ),
         ("- a\n", "must be a mapping"),
     ],

@@ -73,15 +73,15 @@ def test_folds_are_in_order_and_chosen() -> None:
         (("train",), {}, (), "made has no test split, only train; add one"),
         (("train", "valid"), {}, (), "made has no test split, only train, valid"),
         (("test", "dev"), {}, (), "made has no train split"),
-        (("train", "test", "extra"), {}, (), "extra is neither train, valid nor test"),
-        (("1",), {}, (), "2 folds or more are needed, .* given \\['1'\\]"),
-        (("1", "2"), {"split": {"leave_out": ("1", "2")}}, (), "2 folds or more are needed, .* given \\[\\]"),
+        (("train", "test", "extra"), {}, (), "extra is not train, valid or test"),
+        (("1",), {}, (), "expected at least 2 folds, .* got \\['1'\\]"),
+        (("1", "2"), {"split": {"leave_out": ("1", "2")}}, (), "expected at least 2 folds, .* got \\[\\]"),
         (("fold1", "fold2"), {}, ("fold3",), "unknown fold 'fold3'. Did you mean 'fold"),
-        (("train", "test"), {}, ("1",), "has train and test and no folds, but the fold '1' was asked for"),
+        (("train", "test"), {}, ("1",), "has train and test splits, not folds, but the fold '1' was requested"),
         (("a", "b"), {"split": {"train": ("a",), "test": ("bb",)}}, (), "'bb'. Did you mean 'b'.* \\(at split.test\\)"),
-        (("a", "b", "c"), {"split": {"train": ("a",), "test": ("b",)}}, (), "split says nothing of c; name them"),
+        (("a", "b", "c"), {"split": {"train": ("a",), "test": ("b",)}}, (), "split does not assign c; list them"),
         (("", "b"), {}, (), "-x.wav has no split; give it one"),
-        (("",), {"split": {"train": ("a",), "test": ("b",)}}, (), "-x.wav has no split; .* take the key split away"),
+        (("",), {"split": {"train": ("a",), "test": ("b",)}}, (), "-x.wav has no split; .* remove the key split"),
     ],
 )
 def test_wrong_splits(given: tuple[str, ...], keys: dict[str, object], only: tuple[str, ...], message: str) -> None:
@@ -108,7 +108,7 @@ def test_drawn_splits_keep_the_shares_of_labels() -> None:
 def test_too_few_clips_to_draw() -> None:
     """Nobody gave a split, so none is missing from what was given."""
     few = [Example(Path(f"{number}.wav"), (label,), "") for number, label in enumerate(("x", "y"))]
-    with pytest.raises(TaskError, match="made: of 2 clips without splits none is drawn for test; give them splits"):
+    with pytest.raises(TaskError, match="made: a random split of 2 clips leaves test empty; set their splits"):
         rounds(labelled(few), source())
 
 
@@ -158,12 +158,12 @@ def test_a_good_round_and_its_warnings() -> None:
     assert check_round(Round("", train, (), test), ("x", "y"), True) == []
     classes = ("x", "y", *"abcdef")
     assert check_round(Round("fold1", train, (), test[:1]), classes, single=True) == [
-        "fold1: 6 classes (a, b, c, d, e, ...) without a clip to train on.",
-        "fold1: 7 classes (y, a, b, c, d, ...) without a clip in the test split; the accuracy does not cover them.",
-        "fold1: the test split has the one class x; no AUC can be computed.",
+        "fold1: 6 classes (a, b, c, d, e, ...) without training clips.",
+        "fold1: 7 classes (y, a, b, c, d, ...) without test clips; the accuracy does not cover them.",
+        "fold1: the test split has only the class x; AUC is undefined.",
     ]
     assert check_round(Round("", train, (), test), ("x", "y", "z"), single=False)[1] == (
-        "the task: 1 class (z) without a clip in the test split; the mean over classes leaves them out."
+        "the task: 1 class (z) without test clips; the mean over classes excludes them."
     )
 
 
@@ -172,8 +172,8 @@ def test_wrong_rounds() -> None:
     for wrong, message in (
         (Round("fold1", (), (), test), "fold1: the train split is empty"),
         (Round("", train, test, ()), "the task: the test split is empty"),
-        (Round("", train[:1], (), test), "two classes to train on; the train split has x"),
-        (Round("", train, (), (*test, train[1])), "1 files are in both train and test, the first is train-y.wav"),
+        (Round("", train[:1], (), test), "at least two classes; the train split has x"),
+        (Round("", train, (), (*test, train[1])), "1 files are in both train and test; the first is train-y.wav"),
     ):
         with pytest.raises(TaskError, match=message):
             check_round(wrong, ("x", "y"), True)

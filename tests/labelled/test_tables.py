@@ -54,7 +54,7 @@ def test_a_file_in_several_rows(sounds: Path) -> None:
     table = text(sounds / "t.csv", "file,label,split\na.wav,x,1\nb.wav,x,2\n./a.wav,y,1\na.wav,x,1\n")
     assert found(read(table), sounds) == [("a.wav", ("x", "y"), "1"), ("b.wav", ("x",), "2")]
     text(table, "file,label,split\na.wav,x,1\nb.wav,x,2\na.wav,y,2\n")
-    with pytest.raises(TaskError, match="t.csv line 4: a.wav is in the split '2', but .*t.csv line 2 says '1'"):
+    with pytest.raises(TaskError, match="t.csv line 4: a.wav is in the split '2', but in '1' at .*t.csv line 2"):
         read(table)
 
 
@@ -75,15 +75,24 @@ def test_where_the_audio_is(tmp_path: Path) -> None:
         ("file,path,label\na.wav,a.wav,x\n", "file and path could each be the file column; set file_column"),
         ("file,target,category\na.wav,0,x\n", "target and category could each be the label column; set label_column"),
         ("file,label,fold,split\na.wav,x,1,2\n", "fold and split could each be the split column; set split_column"),
-        ("clip,label\na.wav,x\n", "none of the columns clip, label is called as a file column .* set file_column"),
-        ("file,digit\na.wav,x\n", "none of the columns file, digit is called as a label column .* set label_column"),
-        ("file,label\n", "t holds no clips: its list is empty"),
-        ("", "t.csv is empty; expected a line with the names"),
-        ("file,label\na.wav,x\nb.wav,\n", "t.csv line 3: b.wav has no label, and no clip of t has several"),
+        (
+            "clip,label\na.wav,x\n",
+            "none of the columns clip, label has a usual name of a file column .* set file_column",
+        ),
+        (
+            "file,digit\na.wav,x\n",
+            "none of the columns file, digit has a usual name of a label column .* set label_column",
+        ),
+        ("file,label\n", "t has no clips: its list is empty"),
+        ("", "t.csv is empty; expected a header line with the column names"),
+        (
+            "file,label\na.wav,x\nb.wav,\n",
+            "t.csv line 3: b.wav has no label, but t is not multi-label .no clip has several",
+        ),
         ("file,label\na.wav,x\n,y\n", "line 3: the column file is empty"),
         ("file,label,fold\na.wav,x,1\nb.wav,x\n", "line 3: the column fold is empty"),
-        ("file,label\na.wav,x,y\n", "line 2: 3 values, but 2 columns; quote what has commas"),
-        ("file,label\na.wav,x\nmissing.wav,y\n", "1 of 2 files are not there: .*missing.wav \\(line 3\\)"),
+        ("file,label\na.wav,x,y\n", "line 2: 3 values, but 2 columns; quote values that contain the delimiter"),
+        ("file,label\na.wav,x\nmissing.wav,y\n", "1 of 2 files are missing: .*missing.wav \\(line 3\\)"),
         (
             "file,label\na.wav,x\x00\x00\n" + "b" * 200_000 + ",y\n",
             "cannot read .*t.csv: field larger .* \\(after line 2",
@@ -103,7 +112,7 @@ def test_keys_that_do_not_fit(sounds: Path) -> None:
     with pytest.raises(TaskError, match="t.csv line 2: unknown label 'x'. Did you mean 'xx'"):
         read(table, vocabulary=str(words))
     text(sounds / "u.csv", "file,labels\na.wav,x\n")
-    with pytest.raises(TaskError, match="expected one table that names files, found t.csv, u.csv"):
+    with pytest.raises(TaskError, match="expected one table with a file column, found t.csv, u.csv"):
         read(sounds)
 
 
@@ -141,7 +150,7 @@ def test_names_without_suffix_in_folders(tmp_path: Path) -> None:
     data = read(text(tmp_path / "t.csv", "filename,label\ncat/0,cat\ndog/0,dog\n1,dog\n"))
     names = [(name, labels) for name, labels, _ in found(data, tmp_path)]
     assert names == [("audio/cat/0.wav", ("cat",)), ("audio/dog/0.wav", ("dog",)), ("audio/dog/1.wav", ("dog",))]
-    with pytest.raises(TaskError, match=r"line 2: 0 may be .*cat/0.wav or .*dog/0.wav; give names with their suffix"):
+    with pytest.raises(TaskError, match=r"line 2: 0 matches .*cat/0.wav and .*dog/0.wav; give names with suffix"):
         read(text(tmp_path / "t.csv", "filename,label\n0,cat\n"))
 
 

@@ -209,7 +209,7 @@ def test_options_that_make_no_sense(name: str, options: dict[str, Any], message:
 def test_not_twice(name: str) -> None:
     encoder = make()
     adapt(name, encoder)
-    with pytest.raises(ConfigError, match=f"{name}: it is attached already"):
+    with pytest.raises(ConfigError, match=f"{name} is already attached"):
         adapt(name, encoder)
 
 

@@ -311,9 +311,12 @@ def test_clips_without_a_patch() -> None:
         ({"noise_probability": 2.0}, "noise_probability must lie between 0 and 1"),
         ({"noise_probability": float("nan")}, "noise_probability must lie between 0 and 1"),
         ({"span_frames": 0}, "span_frames must be at least 1, not 0"),
-        ({"noise_std": -1.0}, "noise_std must not be negative"),
-        ({"noise_std": float("inf")}, "noise_std must not be negative"),
-        ({"time_share": 0.0, "channel_share": 0.0}, "must alter something"),
+        ({"noise_std": -1.0}, "noise_std must be finite and not negative"),
+        ({"noise_std": float("inf")}, "noise_std must be finite and not negative"),
+        (
+            {"time_share": 0.0, "channel_share": 0.0},
+            "time_share, channel_share and noise_probability must not all be 0",
+        ),
     ],
 )
 def test_wrong_settings(options: dict[str, float], message: str) -> None:

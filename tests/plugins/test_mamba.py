@@ -194,7 +194,7 @@ def test_the_kernel_is_looked_for(fault: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     fused_kernel.cache_clear()
     if fault:
-        with pytest.warns(UserWarning, match="no selective scan here"):
+        with pytest.warns(UserWarning, match="its selective scan does not load"):
             assert fused_kernel() is None
     else:
         kernel = fused_kernel()

@@ -126,12 +126,15 @@ def test_wrong_settings(catalog: Catalog) -> None:
     for options, message in (
         ({"masked_share": 1.0}, "objective.options.masked_share must lie between 0 and 1, not 1.0"),
         ({"cluster_sides": (4, 3)}, "cluster_sides"),
-        ({"generative_weight": 0.0, "discriminative_weight": 0.0}, "nor both 0"),
+        (
+            {"generative_weight": 0.0, "discriminative_weight": 0.0},
+            "discriminative_weight and generative_weight must not be negative or both 0",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             MaskedPatchConfig(**options)  # type: ignore[arg-type]
     encoder = Encoder(EncoderConfig(dim=32, depth=1, num_heads=4, stride_frames=10), [torch.nn.Identity()])
-    with pytest.raises(ConfigError, match="side by side"):
+    with pytest.raises(ConfigError, match="requires patches that do not overlap"):
         build(catalog, encoder)
     objective = build(catalog, small_encoder())
     with pytest.raises(ConfigError, match="fewer than 3 patches"):

@@ -147,7 +147,7 @@ def test_wrong_settings(options: dict[str, float], message: str) -> None:
 
 
 def test_frames_shorter_than_a_sample() -> None:
-    with pytest.raises(ConfigError, match="must hold a sample at 16000 Hz, not 25.0 and 0.01"):
+    with pytest.raises(ConfigError, match="must be at least one sample at 16000 Hz, not 25.0 and 0.01"):
         Mfcc(MfccConfig(hop_ms=0.01), 16_000)
 
 

@@ -169,7 +169,7 @@ def test_contract_of_the_options(catalog: Catalog, name: str, options: dict[str,
 
 def test_starts_that_do_not_fit(catalog: Catalog) -> None:
     for name, options, message in (
-        ("differential_v1", {"lambda_init": 1.0}, "silences normed heads"),
+        ("differential_v1", {"lambda_init": 1.0}, "zeroes normalised heads"),
         ("dint", {"lambda_init": float("nan")}, "must be a finite number"),
         ("differential_v2", {"lambda_init": 0.5}, "has no effect with lambda_mode 'token'"),
         ("grouped_differential", {"lambda_mode": "token", "lambda_init": 0.5}, "has no effect"),
@@ -194,14 +194,14 @@ def test_all_padding_stays_finite(catalog: Catalog) -> None:
 
 def test_heads_that_do_not_fit(catalog: Catalog) -> None:
     for name, heads, message in (
-        ("differential_v1", 3, "in pairs; encoder.num_heads 3 is odd"),
-        ("dint", 3, "in pairs"),
+        ("differential_v1", 3, "pairs its heads: encoder.num_heads must be even, not 3"),
+        ("dint", 3, "pairs its heads"),
         ("grouped_differential", 6, "ratio 4 does not divide encoder.num_heads 6"),
     ):
         spec = catalog.find("mixer", name).spec
         with pytest.raises(ConfigError, match=message):
             spec.build(spec.config(), MixerContext(48, heads, 0, 1))
-    with pytest.raises(ConfigError, match="cannot share"):
+    with pytest.raises(ConfigError, match="4 signal heads cannot be divided evenly among 3 noise heads"):
         SubtractiveAttention(12, Heads(4, 3, 3, 3), Lambda("fixed", 0.1, 3, 4, 12), norm=False)
 
 

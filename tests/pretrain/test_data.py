@@ -116,7 +116,7 @@ def test_ranks_share_every_batch(audio_folder: Path, tmp_path: Path, world: int,
 
 
 def test_parts_that_do_not_fit(audio_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="data.batch_size 3 is that of all 2 processes, and no multiple"):
+    with pytest.raises(ConfigError, match="data.batch_size 3, of all processes, must be a multiple of their number, 2"):
         ClipBatches(find_audio(audio_folder), CONFIG, 16_000, 1, rank=0, world=2)
     with pytest.raises(ConfigError, match=r"the rank must lie in 0..2, not 3"):
         ClipBatches(find_audio(audio_folder), CONFIG, 16_000, 1, rank=3, world=3)

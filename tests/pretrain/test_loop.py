@@ -96,7 +96,7 @@ def test_a_finished_run_is_not_done_again(
 def test_another_run_in_the_folder(catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
     files = find_audio(audio_folder)
     pretrain(tiny, files, tmp_path / "run", catalog, progress=False)
-    with pytest.raises(ConfigError, match=r"holds another run \(seed: 1, now 9\); give another folder"):
+    with pytest.raises(ConfigError, match=r"contains a different run \(seed: 1, now 9\); use another folder"):
         pretrain(replace(tiny, seed=9, log_every=3), files, tmp_path / "run", catalog, progress=False)
 
 
@@ -112,7 +112,7 @@ def test_an_option_without_influence_makes_no_other_run(
     before = losses(tmp_path / "run")
     pretrain(with_scan({}), files, tmp_path / "run", catalog, progress=False)
     assert losses(tmp_path / "run") == before
-    with pytest.raises(ConfigError, match="holds another run"):
+    with pytest.raises(ConfigError, match="contains a different run"):
         pretrain(with_scan({"states": 8}), files, tmp_path / "run", catalog, progress=False)
 
 
@@ -264,7 +264,7 @@ def test_begins_with_given_weights(catalog: Catalog, tiny: RunConfig, audio_fold
     for one, other in zip(parts.objective.teacher.encoder.parameters(), parts.encoder.parameters(), strict=True):
         assert torch.equal(one, other)  # the teacher begins as a copy of what was loaded
     pretrain(replace(tiny, steps=2), files, tmp_path / "more", catalog, progress=False, init=init)
-    with pytest.raises(ConfigError, match="from other weights"):
+    with pytest.raises(ConfigError, match="or initial weights"):
         pretrain(replace(tiny, steps=2), files, tmp_path / "more", catalog, progress=False)
     other = replace(tiny, encoder=replace(tiny.encoder, depth=1))
     heads = replace(
@@ -274,7 +274,7 @@ def test_begins_with_given_weights(catalog: Catalog, tiny: RunConfig, audio_fold
         (other, "encoder.depth 1, not 2"),
         (heads, "num_heads 4, not 2; encoder.mixer.options.lambda_init 0.3, not 0.1. `asda show"),
     ):
-        with pytest.raises(ConfigError, match=f"the run is another model than .*{message}"):
+        with pytest.raises(ConfigError, match=f"the model of the run differs from .*{message}"):
             pretrain(run, files, tmp_path / "other", catalog, progress=False, init=init)
     stated = replace(tiny.encoder, mixer=PluginChoice("differential", {"lambda_init": 0.1}), pre_norm_residual=False)
     assert start_from(init, catalog, replace(tiny, encoder=stated))  # the same model in other words
@@ -289,7 +289,7 @@ def test_an_option_that_is_stated_at_its_default_is_the_same_run(
     stated = PluginChoice("differential", {"lambda_init": usual})
     pretrain(replace(tiny, steps=1, encoder=replace(tiny.encoder, mixer=stated)), files, run, catalog, progress=False)
     other = PluginChoice("differential", {"lambda_init": usual + 0.1})
-    with pytest.raises(ConfigError, match="holds another run .*lambda_init"):
+    with pytest.raises(ConfigError, match="contains a different run .*lambda_init"):
         pretrain(
             replace(tiny, steps=1, encoder=replace(tiny.encoder, mixer=other)), files, run, catalog, progress=False
         )
@@ -303,13 +303,16 @@ def test_a_damaged_step_names_the_one_before(
     config = replace(tiny, steps=2, checkpoint_every=1, keep_checkpoints=2)
     whole = pretrain(config, files, run, catalog, progress=False).read_bytes()
     (run / "step-00000002" / name).unlink()
-    with pytest.raises(CheckpointError, match=r"Delete .*step-00000002, and the run resumes from step-00000001\."):
+    with pytest.raises(CheckpointError, match=r"Delete .*step-00000002 to resume from step-00000001\."):
         pretrain(config, files, run, catalog, progress=False)
     shutil.rmtree(run / "step-00000002")
     assert pretrain(config, files, run, catalog, progress=False).read_bytes() == whole
     file = run / "step-00000002" / "model.safetensors"
     tensors, metadata = read_tensors(file)
-    for changes, message in (({"format": "asda-2"}, "no format 'asda-1'"), ({"step": "x"}, "'step'.*cannot be used")):
+    for changes, message in (
+        ({"format": "asda-2"}, "expected format 'asda-1'"),
+        ({"step": "x"}, "cannot read 'step' in its metadata"),
+    ):
         write_model(file, tensors, {**metadata, **changes})
         with pytest.raises(CheckpointError, match=message) as error:  # whole, and of another version: it stays
             pretrain(config, files, run, catalog, progress=False)
@@ -326,5 +329,5 @@ def test_a_run_with_an_option_of_yesterday(
     config = json.loads(metadata["config"])
     config["encoder"]["mixer"]["options"] = {"option_of_yesterday": 1}
     write_model(file, tensors, {**metadata, "config": json.dumps(config)})
-    with pytest.raises(ConfigError, match=r"run holds another run \(encoder.mixer.options.option_of_yesterday: 1"):
+    with pytest.raises(ConfigError, match=r"contains a different run \(encoder.mixer.options.option_of_yesterday: 1"):
         pretrain(replace(tiny, steps=1), files, run, catalog, progress=False)

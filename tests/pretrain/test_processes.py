@@ -147,7 +147,7 @@ def test_a_killed_process_ends_the_run_and_one_goes_on(
     errors = finish(run)
     assert time.monotonic() - killed < LIMIT_SECONDS / 4
     assert run.returncode == 1
-    assert "process 0 of 2 lost another one" in errors
+    assert "process 0 of 2 lost another process" in errors
     assert f"Signal 9 (SIGKILL) received by PID {victim}" in errors.split("Root Cause")[1]
     seen = max(line["step"] for line in losses(folder))
     stop_at(config, files, folder, catalog, seen + 5)
@@ -228,15 +228,15 @@ def test_passes_of_a_batch() -> None:
 @pytest.mark.parametrize(
     ("config", "world", "begun_with", "messages"),
     [
-        ({}, 5, None, ["data.batch_size 8 cannot be shared by 5 processes", "by 1, 2, 4 or 8"]),
+        ({}, 5, None, ["data.batch_size 8 cannot be divided among 5 processes", "their number must be 1, 2, 4 or 8"]),
         (
             {"micro_batch": 4},
             4,
             None,
-            ["8 is no multiple of 4 processes x passes of 4", "1 or 2 processes", "1 or 2 with"],
+            ["8 is not a multiple of 4 processes x passes of 4", "1 or 2 processes", "1 or 2 with"],
         ),
         ({"micro_batch": 4}, 3, None, ["data.micro_batch none with 3 processes"]),
-        ({}, 2, 8, ["with which the run began", "Fitting: 1 processes with passes of 8"]),
+        ({}, 2, 8, ["the pass size of this run", "Possible: 1 processes with passes of 8"]),
     ],
 )
 def test_a_batch_that_cannot_be_shared(
@@ -249,9 +249,9 @@ def test_a_batch_that_cannot_be_shared(
 
 
 def test_a_pass_must_divide_the_batch() -> None:
-    with pytest.raises(ConfigError, match="data.micro_batch is of pre-training alone"):
+    with pytest.raises(ConfigError, match="data.micro_batch is only for pre-training"):
         FinetuneConfig(steps=1, data=FinetuneDataConfig(batch_size=8, micro_batch=2))
-    with pytest.raises(ConfigError, match=r"micro_batch 3 does not divide batch_size; fitting: \[1, 2, 4, 8\]"):
+    with pytest.raises(ConfigError, match=r"micro_batch 3 does not divide batch_size; valid: \[1, 2, 4, 8\]"):
         DataConfig(batch_size=8, micro_batch=3)
 
 
@@ -269,17 +269,17 @@ def test_who_a_launcher_says_that_we_are() -> None:
     assert launched(told) == Processes(3, 4, 1, by_launcher=True)
     assert not launched(told).first
     assert launched({"RANK": "3"}) == launched({}) == ALONE
-    with pytest.raises(ConfigError, match="whole numbers, not RANK='x'"):
+    with pytest.raises(ConfigError, match="must be integers, not RANK='x'"):
         launched({**told, "RANK": "x"})
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match="process 6 is number 2 .*has 2 GPUs: torchrun --nproc-per-node 2"):
+    with pytest.raises(ConfigError, match="process 6 has local rank 2 .*with 2 GPUs; use torchrun --nproc-per-node 2"):
         own_device("cuda", Processes(6, 8, 2))
     with pytest.raises(ConfigError, match="device 'cuda:1': each of 8 processes"):
         own_device("cuda:1", Processes(6, 8, 2))
-    with pytest.raises(ConfigError, match="device 'mps': several processes train on 'cpu' or 'cuda'"):
+    with pytest.raises(ConfigError, match="device 'mps' does not support several processes; use 'cpu' or 'cuda'"):
         own_device("mps", Processes(6, 8, 2))
     assert own_device("cpu", Processes(6, 8, 2)) == torch.device("cpu")
 

@@ -47,13 +47,13 @@ QKV = "module.v.blocks.0.attn.qkv.weight"
     (changed(QKV, lambda t: t / 0), "NaN or infinite values in encoder.blocks.0.mixer.qkv.weight"),
     (without("module.p_input_fdim"), "lacks 'p_input_fdim'"),
     (without("module.v.pos_embed"), "lacks 'v.pos_embed'"),
-    (changed("module.p_input_fdim", torch.tensor(0)), "make no grid"),
-    (changed("module.p_input_fdim", torch.tensor(64)), "are not those of"),
-    (changed("module.p_input_tdim", torch.tensor(1024)), "are not those of 1024 frames"),
-    (changed("module.v.pos_embed", lambda t: t[:, :-1]), "make no grid"),
-    (changed("module.v.patch_embed.proj.weight", lambda t: t[:, :, :0]), "make no sense|make no model"),
-    (changed(QKV, lambda t: t.to_sparse()), "make no sense"),
-    (changed("v.norm.weight", torch.ones(32)), "has tensors twice"),
+    (changed("module.p_input_fdim", torch.tensor(0)), "positions do not fit a grid"),
+    (changed("module.p_input_fdim", torch.tensor(64)), "positions do not match"),
+    (changed("module.p_input_tdim", torch.tensor(1024)), "positions do not match 1024 frames"),
+    (changed("module.v.pos_embed", lambda t: t[:, :-1]), "positions do not fit a grid"),
+    (changed("module.v.patch_embed.proj.weight", lambda t: t[:, :, :0]), "are invalid|cannot be read as a model"),
+    (changed(QKV, lambda t: t.to_sparse()), "its tensors or its config are invalid"),
+    (changed("v.norm.weight", torch.ones(32)), "contains tensors twice"),
 ])  # fmt: skip
 def test_wrong_tensors(change: Callable[[State], State], message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
@@ -61,7 +61,7 @@ def test_wrong_tensors(change: Callable[[State], State], message: str, tmp_path:
 
 
 @pytest.mark.parametrize(("beside", "message"), [
-    ({}, "no config.json beside it states num_heads, and its width is 32"),
+    ({}, "no config.json beside it states num_heads, and its width 32 is not a multiple of 64"),
     ({"num_heads": 5}, "not a multiple"),
     ({"num_haeds": 4}, "Did you mean 'num_heads'"),
     ({"num_heads": 4, "stride_bins": 0}, "stride_bins must be positive"),
@@ -80,7 +80,8 @@ def test_a_fine_tuned_model_must_say_its_strides(tmp_path: Path) -> None:
     state |= {f"module.{key}": value for key, value in arrays.below("ft1/w/").items()}
     state["module.v.pos_embed"] = arrays["ft1/pos_embed"]
     with pytest.raises(
-        CheckpointError, match=r'fine-tuned, and no tensor shows .* \{"stride_frames": 10, "stride_bins": 10\}'
+        CheckpointError,
+        match=r'is fine-tuned, and its patch stride cannot be inferred .* \{"stride_frames": 10, "stride_bins": 10\}',
     ):
         read_model(write(tmp_path, state, num_heads=4))
     read = read_model(write(tmp_path, state, num_heads=4, stride_frames=10, stride_bins=10))

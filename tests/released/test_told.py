@@ -43,7 +43,7 @@ def test_normalisation(
     assert read.classifier.multi_label == multi_label
     frames = golden.load("model_asda.npz")["source"].shape[2]
     assert read.config.data.clip_seconds == pytest.approx((frames - 1) * 0.01 + 0.025)
-    assert ("Not used of its config: clip_norm -1.0." in read.report) == (clip_norm < 0)
+    assert ("Ignored invalid settings of its config: clip_norm -1.0." in read.report) == (clip_norm < 0)
 
 
 @pytest.mark.parametrize(

@@ -95,14 +95,14 @@ class Branch(nn.Module):
     def forward(self, x: Tensor) -> Inputs:
         """Compute the scan's arguments for N tokens from their channels, preceded by those the convolution needs."""
         taps = self.conv.weight.squeeze(1).t().contiguous()  # the last tap multiplies the token itself
-        number = len(x) - len(taps) + 1
+        length = len(x) - len(taps) + 1
         assert self.conv.bias is not None
-        u = torch.addcmul(self.conv.bias, taps[0], x[:number])
-        for place, tap in enumerate(taps[1:], start=1):
-            u.addcmul_(tap, x[place : place + number])
+        u = torch.addcmul(self.conv.bias, taps[0], x[:length])
+        for offset, tap in enumerate(taps[1:], start=1):
+            u.addcmul_(tap, x[offset : offset + length])
         u = silu(u, inplace=not u.requires_grad)
-        raw, enter, read = self.to_states(u).split(self.sizes, dim=2)
-        return u, softplus(self.to_steps(raw)), enter, read
+        raw, b, c = self.to_states(u).split(self.sizes, dim=2)
+        return u, softplus(self.to_steps(raw)), b, c
 
 
 class Mamba(nn.Module):
@@ -153,7 +153,7 @@ class Mamba(nn.Module):
         x, z = self.in_proj(tokens.transpose(0, 1)).chunk(2, dim=2)  # (N, B, E)
         if valid is not None:
             x = x * valid
-        if self._keeps_nothing(x):
+        if self._blocks_suffice(x):
             gated = self._by_blocks(x, valid)
             for part, gate in zip(torch.split(gated, BLOCK), torch.split(z, BLOCK), strict=True):
                 part.mul_(silu(gate))
@@ -162,77 +162,81 @@ class Mamba(nn.Module):
         projected: Tensor = self.out_proj(gated.to(tokens.dtype)).transpose(0, 1)
         return projected.div_(2) if self.config.version == "v2" and self.config.halve else projected
 
-    def _keeps_nothing(self, x: Tensor) -> bool:
+    def _blocks_suffice(self, x: Tensor) -> bool:
         """Whether blocks suffice: no gradient needs intermediate values, and no scan needs all tokens at once."""
-        wanted = torch.is_grad_enabled() and (x.requires_grad or any(each.requires_grad for each in self.parameters()))
-        return self.config.scan != "sequential" and x.device.type == "cpu" and not wanted
+        needs_gradient = torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
+        return self.config.scan != "sequential" and x.device.type == "cpu" and not needs_gradient
 
     def _at_once(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Return the sum (N, B, E) of the outputs of all directions, in at least float32, as in the release."""
-        ways = self._ways(x, valid, 0, len(x))
+        directions = self._ways(x, valid, 0, len(x))
         kernel = fused_kernel() if self.config.scan == "auto" and x.is_cuda else None
         if kernel is not None:
-            outputs = [by_kernel(kernel, way, *owned) for way, owned in zip(ways, self._owned(), strict=True)]
+            outputs = [
+                by_kernel(kernel, inputs, *weights) for inputs, weights in zip(directions, self._owned(), strict=True)
+            ]
         else:
             scan = sequential_scan if self.config.scan == "sequential" else chunked_scan
-            outputs = self._scanned(partial(scan, a=self._rates(x.shape[1])), ways)
+            outputs = self._scan_all(partial(scan, a=self._rates(x.shape[1])), directions)
         return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1].flip(0)
 
     def _by_blocks(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Compute `_at_once` a block of tokens at a time, from both ends, so that intermediate values stay small."""
         mixed = x.new_zeros(x.shape, dtype=at_least_float32(x.dtype))
-        together = max(1, FLOATS_PER_STEP // self._rates(1).numel())
-        for begin in range(0, x.shape[1], together):
-            clips = slice(begin, begin + together)
-            kept, heard = x[:, clips], mixed[:, clips]
-            scan = Scan(self._rates(kept.shape[1]))
+        clips_at_once = max(1, FLOATS_PER_STEP // self._rates(1).numel())
+        for begin in range(0, x.shape[1], clips_at_once):
+            clips = slice(begin, begin + clips_at_once)
+            inputs, output = x[:, clips], mixed[:, clips]
+            scan = Scan(self._rates(inputs.shape[1]))
             for first in range(0, len(x), BLOCK):
                 last = min(first + BLOCK, len(x))
-                ways = self._ways(kept, None if valid is None else valid[:, clips], first, last)
-                outputs = self._scanned(scan, ways)
-                heard[first:last] += outputs[0]
+                directions = self._ways(inputs, None if valid is None else valid[:, clips], first, last)
+                outputs = self._scan_all(scan, directions)
+                output[first:last] += outputs[0]
                 if len(outputs) > 1:
-                    heard[len(x) - last : len(x) - first] += outputs[1].flip(0)
+                    output[len(x) - last : len(x) - first] += outputs[1].flip(0)
         return mixed
 
     def _ways(self, x: Tensor, valid: Tensor | None, first: int, last: int) -> list[Inputs]:
         """Return the scan's arguments in each direction, for tokens `first` to `last` as that direction counts them."""
-        branch, before = self.branches[0], self.config.conv_width - 1
-        ways: list[Inputs] = [branch(stretch(x, first, last, before))]
+        branch, context = self.branches[0], self.config.conv_width - 1
+        directions: list[Inputs] = [branch(stretch(x, first, last, context))]
         begin, end = len(x) - last, len(x) - first
         if self.config.version == "v2":
-            ways.append(self.branches[1](stretch(x, first, last, before, backwards=True)))
+            directions.append(self.branches[1](stretch(x, first, last, context, backwards=True)))
         elif self.config.version == "v1":  # both use the forward convolution
-            same = ways[0] if (begin, end) == (first, last) else branch(stretch(x, begin, end, before))
-            u, step, enter, read = (each.flip(0) for each in same)
-            ways.append((u, step, enter, read))
+            shared = directions[0] if (begin, end) == (first, last) else branch(stretch(x, begin, end, context))
+            u, step, b, c = (tensor.flip(0) for tensor in shared)
+            directions.append((u, step, b, c))
         if valid is not None:  # a step of 0 leaves the state unchanged
-            moves = (valid[first:last], valid[begin:end].flip(0))
-            ways = [(u, step * move, enter, read) for (u, step, enter, read), move in zip(ways, moves, strict=False)]
-        exact = at_least_float32(ways[0][0].dtype)
-        return [(u.to(exact), step.to(exact), enter.to(exact), read.to(exact)) for u, step, enter, read in ways]
+            masks = (valid[first:last], valid[begin:end].flip(0))
+            directions = [(u, step * mask, b, c) for (u, step, b, c), mask in zip(directions, masks, strict=False)]
+        exact = at_least_float32(directions[0][0].dtype)
+        return [(u.to(exact), step.to(exact), b.to(exact), c.to(exact)) for u, step, b, c in directions]
 
     def _owned(self) -> list[tuple[Tensor, Tensor]]:
         """Return log decay (E, n) and skip (E,) of each direction."""
-        owned: list[tuple[Tensor, Tensor]] = [
-            (each.get_parameter("log_decay"), each.get_parameter("skip")) for each in self.branches
+        weights: list[tuple[Tensor, Tensor]] = [
+            (branch.get_parameter("log_decay"), branch.get_parameter("skip")) for branch in self.branches
         ]
         if self.backward_log_decay is not None:
-            owned.append((self.backward_log_decay, owned[0][1]))
-        return owned
+            weights.append((self.backward_log_decay, weights[0][1]))
+        return weights
 
     def _rates(self, rows: int) -> Tensor:
         """Return decay rates (R, n, E) for `rows` clips, one direction after the other."""
         decays = [decay.to(at_least_float32(decay.dtype)) for decay, _ in self._owned()]
         return torch.cat([-decay.exp().t().expand(rows, -1, -1) for decay in decays])
 
-    def _scanned(self, scan: Callable[..., Tensor], ways: list[Inputs]) -> list[Tensor]:
+    def _scan_all(self, scan: Callable[..., Tensor], directions: list[Inputs]) -> list[Tensor]:
         """Return the outputs (N, B, E) of each direction with skips added; all directions are scanned together."""
-        u, step, enter, read = (torch.cat(each, dim=1) for each in zip(*ways, strict=True))
-        outputs = torch.split(scan(u=u, step=step, b=enter, c=read), ways[0][0].shape[1], dim=1)
+        u, step, b, c = (torch.cat(tensors, dim=1) for tensors in zip(*directions, strict=True))
+        outputs = torch.split(scan(u=u, step=step, b=b, c=c), directions[0][0].shape[1], dim=1)
         return [
-            torch.addcmul(output, skip.to(output.dtype), way[0])
-            for output, way, (_, skip) in zip(outputs, ways, self._owned(), strict=True)
+            torch.addcmul(output, skip.to(output.dtype), inputs[0])
+            for output, inputs, (_, skip) in zip(outputs, directions, self._owned(), strict=True)
         ]
 
 
@@ -258,7 +262,8 @@ def fused_kernel() -> Callable[..., Tensor] | None:
         kernel: Callable[..., Tensor] = importlib.import_module(KERNEL_MODULE).selective_scan_fn
     except Exception as error:  # built for another driver, or without this kernel: an extension may raise anything
         warnings.warn(
-            f"mamba_ssm is installed, but has no selective scan here ({error}); going on without.", stacklevel=2
+            f"mamba_ssm is installed, but its selective scan does not load ({error}); using the chunked scan.",
+            stacklevel=2,
         )
         return None
     return kernel
@@ -266,8 +271,8 @@ def fused_kernel() -> Callable[..., Tensor] | None:
 
 def by_kernel(kernel: Callable[..., Tensor], way: Inputs, log_decay: Tensor, skip: Tensor) -> Tensor:
     """Run one direction through `mamba_ssm`, which expects tokens last."""
-    u, step, enter, read = (each.permute(1, 2, 0).contiguous() for each in way)  # (B, E or n, N)
-    return kernel(u, step, -log_decay.exp(), enter, read, skip).permute(2, 0, 1)
+    u, step, b, c = (tensor.permute(1, 2, 0).contiguous() for tensor in way)  # (B, E or n, N)
+    return kernel(u, step, -log_decay.exp(), b, c, skip).permute(2, 0, 1)
 
 
 def build(config: MambaConfig, context: MixerContext) -> Mamba:

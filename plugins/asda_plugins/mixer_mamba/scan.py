@@ -39,10 +39,10 @@ def sequential_scan(u: Steps, step: Steps, a: Matrix, b: States, c: States) -> S
     """Compute the recurrence as written; arguments as in `chunked_scan`. Slow: for tests and as a reference."""
     state = torch.zeros_like(a)
     outputs = []
-    for now in range(len(u)):
-        decay = (step[now].unsqueeze(1) * a).exp()
-        state = decay * state + (step[now] * u[now]).unsqueeze(1) * b[now].unsqueeze(2)
-        outputs.append((state * c[now].unsqueeze(2)).sum(dim=1))
+    for index in range(len(u)):
+        decay = (step[index].unsqueeze(1) * a).exp()
+        state = decay * state + (step[index] * u[index]).unsqueeze(1) * b[index].unsqueeze(2)
+        outputs.append((state * c[index].unsqueeze(2)).sum(dim=1))
     return torch.stack(outputs)
 
 
@@ -82,11 +82,11 @@ def _gradients(
     grad: Tensor, u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, starts: Tensor
 ) -> tuple[Tensor, ...]:
     """Return the gradients of u, step, a, b and c."""
-    grads = [torch.empty_like(each) for each in (u, step, b, c)]
+    grads = [torch.empty_like(tensor) for tensor in (u, step, b, c)]
     grad_a = torch.zeros_like(a)
     for rows in _groups(a):
-        inputs = [each[:, rows] for each in (u, step, b, c)]
-        outputs = [each[:, rows] for each in grads]
+        inputs = [tensor[:, rows] for tensor in (u, step, b, c)]
+        outputs = [tensor[:, rows] for tensor in grads]
         _backward(inputs, grad[:, rows], starts[:, rows], a[rows], outputs, grad_a[rows])
     grad_u, grad_step, grad_b, grad_c = grads
     return grad_u, grad_step, grad_a, grad_b, grad_c
@@ -94,8 +94,8 @@ def _gradients(
 
 def _groups(a: Tensor) -> list[slice]:
     """Return the rows that are processed together: on a CPU few enough that their states stay in the cache."""
-    together = len(a) if a.is_cuda else max(1, FLOATS_PER_STEP // a[0].numel())
-    return [slice(first, first + together) for first in range(0, len(a), together)]
+    size = len(a) if a.is_cuda else max(1, FLOATS_PER_STEP // a[0].numel())
+    return [slice(first, first + size) for first in range(0, len(a), size)]
 
 
 def _chunks(steps: int) -> list[slice]:
@@ -128,13 +128,15 @@ def _backward(
 ) -> None:
     """Fill the gradients of u, step, b and c, and add that of a; last chunk first."""
     size = min(CHUNK, len(grad))
-    buffer, back = _Buffer(a, size), a.new_empty(size, *a.shape)
-    carried = torch.zeros_like(a)  # gradient of the state at the end of the chunk
+    buffer, grad_states = _Buffer(a, size), a.new_empty(size, *a.shape)
+    grad_state = torch.zeros_like(a)  # gradient of the state at the end of the chunk
     for number, part in reversed(list(enumerate(_chunks(len(grad))))):
-        chunk = [each[part] for each in inputs]
-        out = [each[part] for each in outputs]
+        chunk = [tensor[part] for tensor in inputs]
+        out = [tensor[part] for tensor in outputs]
         size = part.stop - part.start
-        carried = _chunk_backward(chunk, grad[part], a, starts[number], carried, buffer, back[:size], out, grad_a)
+        grad_state = _chunk_backward(
+            chunk, grad[part], a, starts[number], grad_state, buffer, grad_states[:size], out, grad_a
+        )
 
 
 class _Buffer:
@@ -151,22 +153,22 @@ class _Buffer:
         torch.mul(step.unsqueeze(2), self.rate, out=decay)
         torch.exp2(decay, out=decay)
         torch.mul((step * u).unsqueeze(2), b.unsqueeze(3), out=states)
-        entered, kept = (each[: len(u)] for each in self.steps)
-        _carry(state, entered, kept)
+        inputs, decays = (tensor[: len(u)] for tensor in self.steps)
+        _carry(state, inputs, decays)
         return states, decay
 
 
-def _carry(state: Tensor, entered: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
-    """Compute `state = entered + kept * state` for one step after another, in place in `entered`.
+def _carry(state: Tensor, inputs: Sequence[Tensor], decays: Sequence[Tensor]) -> None:
+    """Compute `state = inputs + decays * state` for one step after another, in place in `inputs`.
 
     On a CPU one call suffices: `_foreach_addcmul_` processes its lists in order there, which the tests verify (torch's
     versions are pinned), and separate calls for each step took a third longer.
     """
-    if entered and state.device.type == "cpu":
-        torch._foreach_addcmul_(list(entered), list(kept), [state, *entered[:-1]])
+    if inputs and state.device.type == "cpu":
+        torch._foreach_addcmul_(list(inputs), list(decays), [state, *inputs[:-1]])
         return
-    for now, factor in zip(entered, kept, strict=True):
-        state = torch.addcmul(now, factor, state, out=now)
+    for current, factor in zip(inputs, decays, strict=True):
+        state = torch.addcmul(current, factor, state, out=current)
 
 
 def _chunk_backward(
@@ -174,31 +176,31 @@ def _chunk_backward(
     grad: Tensor,
     a: Tensor,
     start: Tensor,
-    carried: Tensor,
+    grad_end: Tensor,
     buffer: _Buffer,
-    back: Tensor,
+    grad_states: Tensor,
     out: list[Tensor],
     grad_a: Tensor,
 ) -> Tensor:
     """Write gradients of a chunk to `out` (u, step, b, c), add to `grad_a`, and return the gradient of `start`.
 
-    `back` is a buffer for the gradients of the states.
+    `grad_states` is a buffer for the gradients of the states.
     """
     u, step, b, c = chunk
     states, decay = buffer.walk(u, step, b, start)
     grad_u, grad_step, grad_b, grad_c = out
     grad_c.copy_(torch.matmul(states, grad.unsqueeze(3)).squeeze(3))
-    torch.mul(c.unsqueeze(3), grad.unsqueeze(2), out=back)
-    back[-1] += carried
-    ahead, *earlier = reversed(back.unbind())  # each becomes the gradient of its state
-    _carry(ahead, earlier, decay.unbind()[:0:-1])
-    grad_b.copy_(torch.matmul(back, (step * u).unsqueeze(3)).squeeze(3))
-    entered = torch.matmul(b.unsqueeze(2), back).squeeze(2)  # gradient of step * u
-    torch.mul(entered, step, out=grad_u)
-    before = decay[0] * back[0]
-    decay *= back  # from here on: gradient of decay, times decay
+    torch.mul(c.unsqueeze(3), grad.unsqueeze(2), out=grad_states)
+    grad_states[-1] += grad_end
+    last, *earlier = reversed(grad_states.unbind())  # each becomes the gradient of its state
+    _carry(last, earlier, decay.unbind()[:0:-1])
+    grad_b.copy_(torch.matmul(grad_states, (step * u).unsqueeze(3)).squeeze(3))
+    grad_input = torch.matmul(b.unsqueeze(2), grad_states).squeeze(2)  # gradient of step * u
+    torch.mul(grad_input, step, out=grad_u)
+    grad_start = decay[0] * grad_states[0]
+    decay *= grad_states  # from here on: gradient of decay, times decay
     decay[1:] *= states[:-1]
     decay[0] *= start
     grad_a += (decay * step.unsqueeze(2)).sum(dim=0)
-    torch.addcmul((decay * a).sum(dim=2), entered, u, out=grad_step)
-    return before
+    torch.addcmul((decay * a).sum(dim=2), grad_input, u, out=grad_step)
+    return grad_start
