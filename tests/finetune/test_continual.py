@@ -168,7 +168,7 @@ def test_frequency_time_attention_is_an_option(place: Path) -> None:
     ("change", "message"),
     [
         ({"--tasks": ["tones"]}, "at least two tasks"),
-        ({"--tasks": ["tones", "tones"]}, "different names"),
+        ({"--tasks": ["tones", "tones"]}, "each with a unique name"),
         ({"--data": ["tones"]}, "either --data"),
         ({"--modes": ["nothing"]}, "unknown mode"),
     ],
