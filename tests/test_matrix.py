@@ -50,6 +50,8 @@ def test_all_is_well() -> None:
         "objective + adapter        standard",
         "masked_patch + no adapter  ok",
         "masked_patch + bottleneck  ok",
+        "",
+        "5 of 5 checks passed.",
     ]
 
 
@@ -60,5 +62,6 @@ def test_a_bad_mixer_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     printed = capsys.readouterr()
     assert "mixer deaf              -" in printed.out
     assert "mixer standard          ok" in printed.out
+    assert printed.out.endswith("\n7 of 8 checks passed.\n")
     assert "mixer deaf, its contract: AssertionError: deaf on (3, 20) tokens" in printed.err
     assert "tokens do not influence each other" in printed.err

@@ -23,7 +23,7 @@ def check_catalog(catalog: Catalog, progress: bool = True) -> tuple[str, list[st
         progress: whether to show a progress bar.
 
     Returns:
-        tables of the checks that pass (`ok`) and fail (`-`), and a line for each failure.
+        tables of the checks that pass (`ok`) and fail (`-`) with their number, and a line for each failure.
     """
     single, combined = list(_single(catalog)), list(_combined(catalog))
     failures: list[str] = []
@@ -35,8 +35,8 @@ def check_catalog(catalog: Catalog, progress: bool = True) -> tuple[str, list[st
         except Exception as error:  # a third-party plugin may raise anything
             outcomes[row, column] = "-"
             failures.append(f"{row}, {column}: {type(error).__name__}: {error}")
-    tables = [_table("plugin", single, outcomes), _table("mixer", combined, outcomes)]
-    return "\n\n".join(tables), failures
+    passed = f"{len(outcomes) - len(failures)} of {len(outcomes)} checks passed."
+    return "\n\n".join([_table("plugin", single, outcomes), _table("mixer", combined, outcomes), passed]), failures
 
 
 def _single(catalog: Catalog) -> Iterator[Check]:
