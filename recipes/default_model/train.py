@@ -205,8 +205,8 @@ def encoder_weights(file: Path) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in load_file(file).items() if name.startswith(prefix)}
 
 
-def main() -> None:
-    """Train and write the encoder."""
+def parse_arguments() -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
@@ -228,6 +228,12 @@ def main() -> None:
     parsed = parser.parse_args()
     if parsed.heads_first > parsed.steps:
         parser.error("--heads-first must not exceed --steps.")
+    return parsed
+
+
+def main() -> None:
+    """Train and write the encoder."""
+    parsed = parse_arguments()
     tasks = [replace(task, batch=batch) for task, batch in zip(TASKS, parsed.batches, strict=True)]
     config, catalog = load_run_config("asda_small"), installed_catalog()
     torch.manual_seed(0)
