@@ -14,6 +14,7 @@ PACKAGES = {
     "asda_plugins": ROOT / "plugins" / "asda_plugins",
 }
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
+SCRIPTS = sorted(file for folder in ("recipes", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
 
 CORE_ORDER = (
     "errors", "system.command_line", "system.markdown", "weights.paths", "system.files", "system.locks",
@@ -117,7 +118,7 @@ def test_the_orders_name_every_file() -> None:
         assert {name for name in named if not name.endswith("__init__")} == set(order)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("file", [*FILES, *SCRIPTS], ids=lambda file: str(file.relative_to(ROOT)))
 def test_sizes(file: Path) -> None:
     text = file.read_text()
     assert text.count("\n") <= MAX_FILE_LINES
