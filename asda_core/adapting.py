@@ -36,7 +36,7 @@ def attach(adapter: Adapter, encoder: Encoder) -> list[nn.Parameter]:
     return new
 
 
-def train_beside_frozen(encoder: nn.Module) -> None:
+def set_train_mode(encoder: nn.Module) -> None:
     """Put an encoder with an adapter into training mode, except frozen modules with buffers.
 
     Such modules, for example batch norms, would otherwise update their statistics although they are not trained.
@@ -68,7 +68,7 @@ def blocks_to_adapt(encoder: Encoder, name: str, wrapper: type[nn.Module]) -> li
     return list(cast(Iterable[Block], encoder.blocks))
 
 
-class Beside(nn.Module):
+class ParallelAdapter(nn.Module):
     """`inner(u) + adapter(u)`: an adapter in parallel with a mixer or an MLP; both take tokens and layout."""
 
     def __init__(self, inner: nn.Module, adapter: nn.Module) -> None:

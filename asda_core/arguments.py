@@ -9,7 +9,7 @@ from asda_core.data.pack_options import PackFormat, PackOptions
 from asda_core.labelled.examples import TEST, TRAIN_VALID_TEST
 from asda_core.settings.compute import AUTO, Precision
 from asda_core.system.command_line import output_folder
-from asda_core.system.workers import Shard, read_shard
+from asda_core.system.workers import Shard, parse_shard
 from asda_core.weights.paths import PACKAGE_MODEL
 
 CHECKPOINT_HELP = "checkpoint file or run folder of asda, released checkpoint (.pt, .pth), or Hugging Face folder"
@@ -170,7 +170,7 @@ def add_test(parser: argparse.ArgumentParser) -> None:
         help="released: drop short clips and crop long ones as the released code does (default: default)",
     )
     parser.add_argument("--device", default=AUTO, help=DEVICE_HELP)
-    parser.set_defaults(run="asda_core.finetune.on_checkpoint:run_test")
+    parser.set_defaults(run="asda_core.finetune.checkpoint_test:run_test")
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:
@@ -189,7 +189,7 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument(
         "--shard",
-        type=read_shard,
+        type=parse_shard,
         default=Shard(),
         metavar="I/N",
         help="process only part I of N of the files, counted from 1",
@@ -282,6 +282,8 @@ def add_show(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run="asda_core.plugin.commands:run_show")
 
 
-def add_changes(parser: argparse.ArgumentParser, what: str = SET_HELP) -> None:
+def add_changes(parser: argparse.ArgumentParser, help_text: str = SET_HELP) -> None:
     """Add the argument `--set`, parsed into `changes`."""
-    parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=what)
+    parser.add_argument(
+        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=help_text
+    )

@@ -18,7 +18,7 @@ from asda_core.config_io import parse, to_plain
 from asda_core.contracts import Adapter, AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
-from asda_core.weights.paths import GIVEN, OWN_DISTRIBUTION
+from asda_core.weights.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
 
 SAMPLE_RATE = 16_000
 """Sample rate in Hz of every released model of the family."""
@@ -29,7 +29,7 @@ NO_MEMORY = re.compile(r"tried to allocate (?P<size>[\d.]+ \w+)|out of memory|ca
 
 
 @contextmanager
-def in_memory(what: str) -> Iterator[None]:
+def report_out_of_memory(subject: str) -> Iterator[None]:
     """Report in one line that something is too large.
 
     Raises:
@@ -42,7 +42,7 @@ def in_memory(what: str) -> Iterator[None]:
         if match is None and not isinstance(error, MemoryError):
             raise
         size = f": {match.group('size')}" if match and match.group("size") else ""
-        raise ConfigError(f"{what} does not fit into memory{size}.") from None
+        raise ConfigError(f"{subject} does not fit into memory{size}.") from None
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def build(
         PluginError: no such plugin; a package it needs is missing, it fails, or it returns the wrong type.
         ConfigError: its options are wrong.
     """
-    offer, options = catalog.find(family, choice.name), resolved(catalog, family, choice, path, compat)
-    with _attributed(offer), in_memory(f"{family} {choice.name!r} of these sizes"):
+    offer, options = catalog.find(family, choice.name), resolved_options(catalog, family, choice, path, compat)
+    with _attributed(offer), report_out_of_memory(f"{family} {choice.name!r} of these sizes"):
         product = offer.spec.build(options, context)
         expected = Adapter if family == "adapter" else nn.Module
         if not isinstance(product, expected):
@@ -106,7 +106,7 @@ def _error_place(offer: Offer, error: BaseException) -> str:
     return f" ({name}, line {line})"
 
 
-def resolved(catalog: Catalog, family: str, choice: PluginChoice, path: str, compat: Compat = "default") -> Any:
+def resolved_options(catalog: Catalog, family: str, choice: PluginChoice, path: str, compat: Compat = "default") -> Any:
     """Return all options of a plugin as its own dataclass; arguments and errors as in `build`."""
     offer = catalog.find(family, choice.name)
     released = offer.spec.released if compat == "released" else {}
@@ -114,16 +114,16 @@ def resolved(catalog: Catalog, family: str, choice: PluginChoice, path: str, com
         return parse(offer.spec.config, {**released, **choice.options}, f"{path}.options")
 
 
-def in_full(catalog: Catalog, config: RunConfig) -> RunConfig:
+def with_all_options(catalog: Catalog, config: RunConfig) -> RunConfig:
     """The config with all options of its plugins stated, also those that `compat` sets; skips missing plugins."""
 
     def full(family: str, choice: PluginChoice, path: str) -> PluginChoice:
-        return PluginChoice(choice.name, to_plain(resolved(catalog, family, choice, path, config.compat)))
+        return PluginChoice(choice.name, to_plain(resolved_options(catalog, family, choice, path, config.compat)))
 
     return _with_choices(catalog, config, full)
 
 
-def decisive(catalog: Catalog, config: RunConfig) -> RunConfig:
+def without_speed_options(catalog: Catalog, config: RunConfig) -> RunConfig:
     """The config without the plugin options that change only the speed, not the result."""
 
     def reduced(family: str, choice: PluginChoice, path: str) -> PluginChoice:
@@ -205,7 +205,7 @@ def build_parts(
         prepare: called with front end and encoder before an adapter is attached, to load weights.
         prepare_adapted: likewise after it is attached, before the objective is built, which may copy the weights.
     """
-    with torch.random.fork_rng(devices=[]), in_memory("a model of these sizes"):
+    with torch.random.fork_rng(devices=[]), report_out_of_memory("a model of these sizes"):
         torch.manual_seed(config.seed)
         front_end, encoder = build_model(catalog, config, prepare, prepare_adapted)
         context = ObjectiveContext(encoder)
@@ -236,7 +236,7 @@ def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:
     """
     sizes = encoder.config
     try:
-        with torch.inference_mode(), in_memory("a clip of this length"):
+        with torch.inference_mode(), report_out_of_memory("a clip of this length"):
             num_bins, num_frames = front_end(torch.zeros(1, round(seconds * front_end.sample_rate))).shape[1:]
     except ConfigError as error:  # less than one window
         raise ConfigError(f"data.clip_seconds {seconds:g}: {error}") from None
@@ -260,10 +260,10 @@ def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = T
     return {family: catalog.find(family, choice.name).origin for family, choice in chosen.items()}
 
 
-def foreign_plugins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> list[str]:
-    """Distribution and version, as in "their-package 1.0", of all plugins of a run but asda's own and `GIVEN` ones."""
+def third_party_plugins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> list[str]:
+    """Distribution and version, as in "their-package 1.0", of third-party plugins, except those passed directly."""
     origins = plugin_origins(catalog, config, with_objective).values()
-    foreign = [origin for origin in origins if origin["distribution"] not in (OWN_DISTRIBUTION, GIVEN)]
+    foreign = [origin for origin in origins if origin["distribution"] not in (OWN_DISTRIBUTION, NO_DISTRIBUTION)]
     return sorted({f"{origin['distribution']} {origin['version']}" for origin in foreign})
 
 

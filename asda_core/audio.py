@@ -23,17 +23,17 @@ from asda_core.data.tar_headers import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from asda_core.data.tars import member_bytes, num_bytes, split_member
 from asda_core.errors import AudioError, NoSamplesError
 from asda_core.sound.mp3 import FORMAT as MP3
-from asda_core.sound.mp3 import lead, lost_samples
+from asda_core.sound.mp3 import lead_samples, lost_samples
 
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile reports near 2**63 frames for a stream; no file has this many."""
-MAX_RATIO = 1000
+MAX_DENOMINATOR = 1000
 """Largest denominator of a ratio of sample rates; 44.1 kHz to 16 kHz is 160 / 441."""
 BLOCK_SAMPLES = 1 << 22
 """Number of samples that are read and resampled at once: 95 s at 44.1 kHz."""
 OVERLAP_PERIODS = 8
 """Overlap of blocks, in common periods of both rates; the kernel spans at most 7 samples of the lower rate."""
-KERNELS = 16
+KERNEL_CACHE_SIZE = 16
 """Number of resampling kernels that are cached, one per pair of rates."""
 MAX_AMPLITUDE = 1e6
 """Larger samples count as damage: unscaled 16-bit samples reach 32,768."""
@@ -66,12 +66,12 @@ def read_audio(
     **Differs** from the released code, which resamples a two-channel file along the channel axis, so that 44.1 kHz
     stereo plays 2.76 times slower; `resample_along` "channels" does the same.
     """
-    with opened(file) as sound:
-        return read_sound(sound, str(file), sample_rate, start_seconds, seconds, resample_along)
+    with open_audio(file) as sound:
+        return read_samples(sound, str(file), sample_rate, start_seconds, seconds, resample_along)
 
 
 @contextmanager
-def opened(file: str | Path, content: bytes | None = None) -> Iterator[soundfile.SoundFile]:
+def open_audio(file: str | Path, content: bytes | None = None) -> Iterator[soundfile.SoundFile]:
     """Open an audio file for reading and check that it has samples.
 
     Args:
@@ -99,7 +99,7 @@ def opened(file: str | Path, content: bytes | None = None) -> Iterator[soundfile
         raise AudioError(f"cannot read {file}: {_reason(Path(file), content, error)}") from None
 
 
-def read_sound(
+def read_samples(
     sound: soundfile.SoundFile,
     name: str,
     sample_rate: int,
@@ -149,7 +149,7 @@ def mono_blocks(sound: soundfile.SoundFile, num_frames: int, row_rate: int, size
     """
     done, first = 0, sound.tell() if sound.format == MP3 else 0
     while done < num_frames:
-        if num_lead := lead(sound, first + done):
+        if num_lead := lead_samples(sound, first + done):
             sound.seek(first + done - num_lead)
         rows = sound.read(num_lead + min(size, num_frames - done), dtype="float32", always_2d=True)
         block = torch.from_numpy(rows[num_lead:])
@@ -159,7 +159,7 @@ def mono_blocks(sound: soundfile.SoundFile, num_frames: int, row_rate: int, size
         done += len(block)
 
 
-def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int) -> Float[Tensor, "*batch new"]:
+def resample(audio: Float[Tensor, "*batch samples"], source_rate: int, sample_rate: int) -> Float[Tensor, "*batch new"]:
     """Resample with torchaudio's defaults (windowed sinc, Hann, width 6, roll-off 0.99).
 
     A rate that has no ratio of small integers to the target rate (16,001 Hz) is replaced by the nearest one that has:
@@ -167,9 +167,9 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
 
     **Source**: `torchaudio.functional.resample`; the released data path uses the same.
     """
-    if rate == sample_rate:
+    if source_rate == sample_rate:
         return audio
-    old, new = periods(rate, sample_rate)
+    old, new = samples_per_period(source_rate, sample_rate)
     resampler = _resampler(old, new, audio.dtype, audio.device)
     block = BLOCK_SAMPLES // old * old
     num_samples, num_resampled = audio.shape[-1], -(-audio.shape[-1] * new // old)
@@ -184,15 +184,15 @@ def resample(audio: Float[Tensor, "*batch samples"], rate: int, sample_rate: int
     return resampled
 
 
-@functools.lru_cache(maxsize=KERNELS)
+@functools.lru_cache(maxsize=KERNEL_CACHE_SIZE)
 def _resampler(old: int, new: int, dtype: torch.dtype, device: torch.device) -> torchaudio.transforms.Resample:
     """torchaudio's resampler, cached; its kernel has the audio's dtype, as in torchaudio's function without a cache."""
     return torchaudio.transforms.Resample(old, new, dtype=dtype).to(device)
 
 
-def periods(rate: int, sample_rate: int) -> tuple[int, int]:
+def samples_per_period(source_rate: int, sample_rate: int) -> tuple[int, int]:
     """Numbers of samples at the two rates that span the same time: 441 and 160 from 44.1 to 16 kHz."""
-    ratio = Fraction(sample_rate, rate).limit_denominator(MAX_RATIO)
+    ratio = Fraction(sample_rate, source_rate).limit_denominator(MAX_DENOMINATOR)
     return ratio.denominator, ratio.numerator
 
 
@@ -202,7 +202,7 @@ def length_and_rate(file: str | Path) -> tuple[int, int]:
     Raises:
         AudioError: the header cannot be read or states no samples.
     """
-    with opened(file) as sound:
+    with open_audio(file) as sound:
         return len(sound), int(sound.samplerate)
 
 
@@ -224,17 +224,17 @@ def check_samples(audio: Tensor, name: str) -> None:
     low, high = (float(value) for value in torch.aminmax(audio))  # NaN if any sample is; does not copy hours of audio
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = ~torch.isfinite(audio)
-        raise not_finite(name, int(bad.sum()), bad.nonzero()[0].tolist())
+        raise non_finite_error(name, int(bad.sum()), bad.nonzero()[0].tolist())
     if max(-low, high) > MAX_AMPLITUDE:
-        raise absurd(name, max(-low, high))
+        raise amplitude_error(name, max(-low, high))
 
 
-def not_finite(name: str, count: int, first: list[int]) -> AudioError:
+def non_finite_error(name: str, count: int, first: list[int]) -> AudioError:
     """The error for NaN or infinite samples."""
     return AudioError(f"cannot use {name}: {count} samples are NaN or infinite, the first at index {first}.")
 
 
-def absurd(name: str, largest: float) -> AudioError:
+def amplitude_error(name: str, largest: float) -> AudioError:
     """The error for samples above `MAX_AMPLITUDE`."""
     return AudioError(f"cannot use {name}: samples reach {largest:.3g}, expected [-1, 1].")
 

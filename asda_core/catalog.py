@@ -23,8 +23,8 @@ import torch
 
 from asda_core import hookspecs
 from asda_core.contracts import PROJECT, Spec
-from asda_core.errors import PluginError, unknown
-from asda_core.weights.paths import GIVEN, OWN_DISTRIBUTION
+from asda_core.errors import PluginError, unknown_message
+from asda_core.weights.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class Catalog:
                 raise PluginError(
                     f"{family} {name!r} is not available: {problem.message} (from {problem.distribution})"
                 )
-        message = unknown(family, name, (key[1] for key in self.offers if key[0] == family))
+        message = unknown_message(family, name, (key[1] for key in self.offers if key[0] == family))
         broken = "".join(f" The plugin {p.name!r} of {p.distribution} is broken: {p.message}" for p in self.problems)
         raise PluginError(f"{message} Is the package that offers it installed? `asda plugins` lists all.{broken}")
 
-    def family(self, family: str) -> list[Offer]:
+    def family_offers(self, family: str) -> list[Offer]:
         """All offers of one family, by name."""
         return [offer for key, offer in sorted(self.offers.items()) if key[0] == family]
 
@@ -105,9 +105,9 @@ def load_catalog(
             problems.append(Problem(entry.name, distribution, f"{type(error).__name__}: {error}"))
     problems += _not_installed(allow) if installed and allow is not None else []
     for plugin in extra:
-        candidates += _offers_of(lambda plugin=plugin: plugin, GIVEN, "0")  # type: ignore[misc]
+        candidates += _offers_of(lambda plugin=plugin: plugin, NO_DISTRIBUTION, "0")  # type: ignore[misc]
     offers, clashes = _without_clashes(candidates)
-    if messages := [clash.message for clash in clashes if clash.distribution == GIVEN]:
+    if messages := [clash.message for clash in clashes if clash.distribution == NO_DISTRIBUTION]:
         raise PluginError("; ".join(messages))
     problems += clashes
     if strict and problems:

@@ -28,20 +28,20 @@ from asda_core.errors import CheckpointError, ConfigError, PluginError
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
 from asda_core.model.encoder import Encoder
-from asda_core.system.files import sync, write_open, write_whole
-from asda_core.weights.paths import locate, step_folders
-from asda_core.weights.provenance import blamed_on_versions, other_versions, warn_of_other_versions
+from asda_core.system.files import sync, write_atomically, write_with_default_mode
+from asda_core.weights.paths import find_model_file, step_folders
+from asda_core.weights.provenance import append_to_errors, version_mismatches, warn_version_mismatches
 from asda_core.weights.tensor_files import read_tensors, save_tensors
 
-OWN_FORMATS = "asda-"
-FORMAT = f"{OWN_FORMATS}1"
+FORMAT_PREFIX = "asda-"
+FORMAT = f"{FORMAT_PREFIX}1"
 """Written into every checkpoint; changes when older code could not read a new one."""
 TRAINING_FILE = "training.safetensors"
-ABOVE_TEACHER, TEACHER = "objective.teacher.", "objective.teacher.encoder."
-ORIGIN = ("name", "distribution", "version")
+TEACHER_PREFIX, TEACHER_ENCODER = "objective.teacher.", "objective.teacher.encoder."
+ORIGIN_KEYS = ("name", "distribution", "version")
 TRAINED_ON = "trained_on"
 """Key of the metadata of a fine-tuned checkpoint; see `Checkpoint.trained_on`."""
-PARTS = ("front_end.", "encoder.", "objective.", "classifier.")
+TENSOR_PREFIXES = ("front_end.", "encoder.", "objective.", "classifier.")
 """Prefixes of tensor names in an asda checkpoint."""
 
 
@@ -57,7 +57,7 @@ class Checkpoint:
         config: config of the run that made it.
         plugins: family -> name, distribution, version of the plugins in use.
         step: number of updates done.
-        data: digest of the list of audio files, empty if unknown.
+        data_digest: digest of the list of audio files, empty if unknown.
         tensors: all tensors by name.
         classifier: the head of a fine-tuned model, None if there is none.
         embedding: options of `asda_hear.load_model` that suit the model, as stated by its author; often empty.
@@ -71,7 +71,7 @@ class Checkpoint:
     config: RunConfig
     plugins: Mapping[str, Mapping[str, str]]
     step: int
-    data: str
+    data_digest: str
     tensors: Mapping[str, Tensor]
     classifier: ClassifierConfig | None = None
     report: str = ""
@@ -89,17 +89,18 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
     Raises:
         CheckpointError: the file is missing, damaged, not a checkpoint of asda, or holds no teacher.
     """
-    file = locate(Path(path), in_training=weights == "teacher")
+    file = find_model_file(Path(path), prefer_step=weights == "teacher")
     tensors, metadata = read_tensors(file)
     if (format_name := metadata.get("format")) != FORMAT:
-        other = format_name is not None and format_name.startswith(OWN_FORMATS)
+        other = format_name is not None and format_name.startswith(FORMAT_PREFIX)
         what = f"of another version of asda (format {format_name!r})" if other else "not an asda checkpoint"
         raise CheckpointError(f"{file} is a safetensors file, but {what}: expected format {FORMAT!r} in its metadata.")
     read_value = partial(_metadata_value, file, metadata)
     config = read_value("config", lambda value: parse(RunConfig, value))
     step = read_value("step", _count)
     origins = read_value(
-        "plugins", lambda value: {part: {key: str(origin[key]) for key in ORIGIN} for part, origin in value.items()}
+        "plugins",
+        lambda value: {part: {key: str(origin[key]) for key in ORIGIN_KEYS} for part, origin in value.items()},
     )
     head = read_value("classifier", lambda value: None if value is None else parse(ClassifierConfig, value), "null")
     embedding = read_value("embedding", dict, "{}")
@@ -109,10 +110,12 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
         raise CheckpointError(
             f"{file}: its config has encoder.depth {config.encoder.depth}, but the file holds {len(blocks)} blocks."
         )
-    if stray := [name for name in tensors if not name.startswith(PARTS)]:
+    if stray := [name for name in tensors if not name.startswith(TENSOR_PREFIXES)]:
         raise CheckpointError(f"{file} holds tensors that belong to no part of a model: {', '.join(stray)}.")
     if weights == "teacher":
-        tensors = {name.removeprefix(ABOVE_TEACHER): value for name, value in tensors.items() if TEACHER in name}
+        tensors = {
+            name.removeprefix(TEACHER_PREFIX): value for name, value in tensors.items() if TEACHER_ENCODER in name
+        }
         if not tensors:
             raise CheckpointError(f"{file} holds no teacher; the step checkpoints of a latent_regression run do.")
     contents = metadata.get("data", ""), tensors, head
@@ -144,7 +147,7 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     Raises:
         CheckpointError: a plugin is missing, or the tensors do not fit the config.
     """
-    changed = other_versions(checkpoint.plugins, catalog)
+    changed = version_mismatches(checkpoint.plugins, catalog)
     try:
         with torch.random.fork_rng(devices=[]):  # drawn weights are overwritten; the caller's generator is kept
             front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
@@ -156,10 +159,10 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     except PluginError as error:
         needs = ", ".join(f"{o['name']} of {o['distribution']} {o['version']}" for o in checkpoint.plugins.values())
         raise CheckpointError(f"{checkpoint.file} needs the plugins {needs}. {error}") from None
-    with blamed_on_versions(changed):
+    with append_to_errors(changed):
         load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
         load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
-    warn_of_other_versions(checkpoint.plugins, checkpoint.file, catalog)
+    warn_version_mismatches(checkpoint.plugins, checkpoint.file, catalog)
     return front_end.eval(), encoder.eval()
 
 
@@ -222,11 +225,11 @@ def model_tensors(parts: Parts, with_objective: bool) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 
-def metadata_of(
+def checkpoint_metadata(
     config: RunConfig,
     catalog: Catalog,
     step: int,
-    data: str = "",
+    data_digest: str = "",
     classifier: ClassifierConfig | None = None,
     embedding: Mapping[str, Any] | None = None,
     trained_on: Mapping[str, str] | None = None,
@@ -238,7 +241,7 @@ def metadata_of(
         config: config of the run that made them.
         catalog: the plugins.
         step: number of updates done.
-        data: digest of the list of audio files.
+        data_digest: digest of the list of audio files.
         classifier: config of the classification head.
         embedding, trained_on: as in `Checkpoint`.
         plugins: the plugins that made them, if not those of the catalog.
@@ -253,13 +256,13 @@ def metadata_of(
         "config": json.dumps(to_plain(config)),
         "plugins": json.dumps(origins),
         "step": str(step),
-        "data": data,
+        "data": data_digest,
     }
 
 
 def write_model(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write one file atomically."""
-    write_whole(file, lambda part: save_tensors(part, tensors, metadata))
+    write_atomically(file, lambda part: save_tensors(part, tensors, metadata))
 
 
 def write_step(
@@ -272,7 +275,7 @@ def write_step(
     part.mkdir(parents=True)
     try:
         for name, (tensors, metadata) in files.items():
-            write_open(part / name, partial(save_tensors, tensors=tensors, metadata=metadata))
+            write_with_default_mode(part / name, partial(save_tensors, tensors=tensors, metadata=metadata))
             sync(part / name)
     except BaseException:  # frees the space on a full disk
         shutil.rmtree(part, ignore_errors=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from asda_core.errors import ConfigError
-from asda_core.settings.compute import COMPUTE_ALONE, ComputeConfig, divisors
+from asda_core.settings.compute import ROUNDING_ONLY_KEYS, ComputeConfig, divisors
 from asda_core.settings.released import released_keys
 
 ClassTokenPosition = Literal["first", "middle", "last", "none"]
@@ -24,7 +24,7 @@ Algorithm = Literal["adamw", "adam", "fairseq_adam"]
 Schedule = Literal["cosine", "constant", "inverse_sqrt", "fairseq_cosine"]
 Padding = Literal["silence", "features"]
 ResampleAxis = Literal["time", "channels"]
-MOST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 """Largest seed that NumPy accepts; the seed of a step, a multiple of it plus the step, fits PyTorch's 64 bits."""
 
 
@@ -230,7 +230,7 @@ class DataConfig:
 
 WITHOUT_INFLUENCE = (
     "log_every", "checkpoint_every", "keep_checkpoints", "data.cache_mebibytes", "data.workers", "data.prefetch",
-    *COMPUTE_ALONE,
+    *ROUNDING_ONLY_KEYS,
 )  # fmt: skip
 """Keys of `RunConfig` that cannot change a result; `signature` excludes them."""
 
@@ -295,6 +295,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "seed"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}.")
-        require(self.seed <= MOST_SEED, f"seed must be at most {MOST_SEED}, not {self.seed}.")
+        require(self.seed <= MAX_SEED, f"seed must be at most {MAX_SEED}, not {self.seed}.")
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")

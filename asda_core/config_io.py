@@ -12,19 +12,19 @@ import yaml
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from asda_core.config import PluginChoice, RunConfig
-from asda_core.errors import ConfigError, prefixed, unknown
-from asda_core.settings.checks import check_numbers, check_stated, is_misread, usual_of
+from asda_core.errors import ConfigError, prefix_errors, unknown_message
+from asda_core.settings.checks import check_finite_numbers, check_finite_value, field_default, is_unexpected_bool
 from asda_core.settings.strict_yaml import parse_value, read_yaml
 from asda_core.system.files import text_digest
 
 ConfigT = TypeVar("ConfigT")
 
-USUAL_RUN = RunConfig()
+DEFAULT_RUN = RunConfig()
 SIGNATURE_DIGITS = 8
 SECTIONS_ADDED = ("compute",)
 """Sections added later: one without remaining keys is excluded from the signature, so that older runs keep theirs."""
 CONFIG_SUFFIXES = (".yaml", ".yml")
-YAML_TRUTH = "YAML 1.1 reads yes, no, on and off as booleans; quote them to get strings."
+YAML_BOOLEAN_HINT = "YAML 1.1 reads yes, no, on and off as booleans; quote them to get strings."
 CONFIG_FOLDERS = (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
 """Folders of the configs that are shipped with the package: in an installed package, and in a checkout."""
 
@@ -51,7 +51,7 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
         raise ConfigError(f"{path or cls.__name__}: a field has a type that configs do not support: {reason}") from None
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(item, path) for item in error.errors())) from None
-    check_numbers(built, prepared, path)
+    check_finite_numbers(built, prepared, path)
     return built
 
 
@@ -81,9 +81,9 @@ def load_run_config(file: str | Path) -> RunConfig:
     """
     path = find_config(file)
     if not path.suffix and not path.exists():
-        raise ConfigError(f"no file at {file}: {unknown('config', str(file), shipped_configs())}")
+        raise ConfigError(f"no file at {file}: {unknown_message('config', str(file), shipped_configs())}")
     plain = read_yaml(path)
-    with prefixed(file):
+    with prefix_errors(file):
         return parse(RunConfig, plain)
 
 
@@ -151,22 +151,22 @@ def with_value(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, An
     return copy
 
 
-def with_change(plain: Mapping[str, Any], dotted: str, value: Any, usual: Any = USUAL_RUN) -> dict[str, Any]:
+def with_change(plain: Mapping[str, Any], dotted: str, value: Any, default_config: Any = DEFAULT_RUN) -> dict[str, Any]:
     """`with_value` for a whole config, where a change of `compat` also changes the keys that depend on it.
 
-    `usual` is a config of the same class with the default values.
+    `default_config` is a config of the same class with the default values.
     A key at its default changes to the released value, and vice versa; any other value is kept. A mapping for a
     group of keys changes only those that it names: `optimizer: {peak_lr: 0.1}`.
     """
-    if isinstance(value, Mapping) and _is_group(usual, dotted):
+    if isinstance(value, Mapping) and _is_group(default_config, dotted):
         for key, nested in value.items():
-            plain = with_change(plain, f"{dotted}.{key}", nested, usual)
+            plain = with_change(plain, f"{dotted}.{key}", nested, default_config)
         return dict(plain)
     changed = with_value(plain, dotted, value)
     before = plain.get("compat", "default")
     if dotted == "compat" and value in ("default", "released") and value != before:
-        defaults = to_plain(usual)
-        for key, released in usual.released_keys(changed).items():
+        defaults = to_plain(default_config)
+        for key, released in default_config.released_keys(changed).items():
             default = value_at(defaults, key)
             old, new = (default, released) if value == "released" else (released, default)
             if value_at(changed, key) == old:
@@ -260,9 +260,9 @@ def _check_keys(cls: type, data: Any, path: str, owner: Any = None) -> Any:
     for key, value in data.items():
         dotted = f"{path}.{key}" if path else str(key)
         if key not in items:
-            raise ConfigError(f"{unknown('config key', str(key), items)} (at {dotted})")
-        default = usual_of(items[key], owner)
-        check_stated(hints[key], value, default, dotted)
+            raise ConfigError(f"{unknown_message('config key', str(key), items)} (at {dotted})")
+        default = field_default(items[key], owner)
+        check_finite_value(hints[key], value, default, dotted)
         checked[key] = _checked_value(hints[key], value, dotted, default)
     return checked
 
@@ -270,8 +270,8 @@ def _check_keys(cls: type, data: Any, path: str, owner: Any = None) -> Any:
 def _checked_value(hint: Any, value: Any, dotted: str, default: Any = None) -> Any:
     """Check the keys of the dataclasses in a value; between several possible types, the validator decides."""
     origin, args = get_origin(hint), [inner for inner in get_args(hint) if inner is not type(None)]
-    if is_misread(hint, value):
-        raise ConfigError(f"{dotted}: expected {_type_name(hint)}, got the boolean {value}. {YAML_TRUTH}")
+    if is_unexpected_bool(hint, value):
+        raise ConfigError(f"{dotted}: expected {_type_name(hint)}, got the boolean {value}. {YAML_BOOLEAN_HINT}")
     if isinstance(hint, type) and is_dataclass(hint):
         return _check_keys(hint, value, dotted, default if isinstance(default, hint) else None)
     if origin in (Union, UnionType) and len(args) == 1 and value is not None:

@@ -14,20 +14,20 @@ def usable_device(name: str) -> torch.device:
         ConfigError: the device cannot be used on this machine.
     """
     try:
-        return torch.empty(0, device=named_device(name)).device
+        return torch.empty(0, device=device_name(name)).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ConfigError(f"the device {name!r} cannot be used here: {reason}.") from None
 
 
-def named_device(name: str) -> str:
+def device_name(name: str) -> str:
     """Return the name itself, or the name of the device that `AUTO` selects on this machine."""
     if name != AUTO:
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Move values to a device, to a GPU through pinned memory so that its pending work is not waited for."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)

@@ -41,11 +41,11 @@ class TrainingStopped(AsdaError):
 
 
 @contextmanager
-def prefixed(where: object) -> Iterator[None]:
+def prefix_errors(location: object) -> Iterator[None]:
     """Prefix the message of any configuration error raised in the block with where it occurred.
 
     Args:
-        where: a file or key, as in "plan.yaml, cell lambda 0.1".
+        location: a file or key, as in "plan.yaml, cell lambda 0.1".
 
     Raises:
         ConfigError: "WHERE: MESSAGE".
@@ -53,23 +53,23 @@ def prefixed(where: object) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{location}: {error}") from None
 
 
-def why(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """The message of an error without errno and file name; the output line names the file already."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def unknown(kind: str, given: str, valid: Iterable[str]) -> str:
+def unknown_message(kind: str, name: str, valid: Iterable[str]) -> str:
     """One line for an unknown name, with the nearest valid one first.
 
     Args:
         kind: what the name should have been, as in "config key".
-        given: the name as the user wrote it.
+        name: the name as the user wrote it.
         valid: the names that would have been accepted.
     """
     names = sorted(valid)
-    near = get_close_matches(given, names, n=1, cutoff=SIMILARITY_CUTOFF)
+    near = get_close_matches(name, names, n=1, cutoff=SIMILARITY_CUTOFF)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {given!r}.{hint} Valid: {', '.join(names) or 'none'}."
+    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(names) or 'none'}."

@@ -141,7 +141,9 @@ def insert_column(values: Tensor, new: Tensor, column: int) -> Tensor:
     return torch.cat([values[:, :column], new, values[:, column:]], dim=1)
 
 
-def take(tokens: Float[Tensor, "batch tokens dim"], columns: Int[Tensor, "batch n"]) -> Float[Tensor, "batch n dim"]:
+def gather_tokens(
+    tokens: Float[Tensor, "batch tokens dim"], columns: Int[Tensor, "batch n"]
+) -> Float[Tensor, "batch n dim"]:
     """Select tokens by column, with separate columns for each clip."""
     rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
     return tokens[rows, columns]  # copies whole tokens, where `gather` copies element by element

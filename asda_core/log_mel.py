@@ -26,7 +26,7 @@ NO_WARPING = (100.0, -500.0, 1.0)
 LOG_FLOOR = float(torch.finfo(torch.float32).eps)
 """Smallest power before the logarithm: silence is ln(1.19e-7) = -15.94. **Source**: torchaudio's Kaldi code."""
 
-LEAST_BINS, LEAST_WINDOW = 4, 2
+MIN_BINS, MIN_WINDOW_SAMPLES = 4, 2
 """Smallest numbers of mel bins, and of samples in a window, that torchaudio's mel banks and the FFT accept."""
 
 
@@ -51,8 +51,8 @@ class LogMelConfig:
         for name in ("num_bins", "window_ms", "hop_ms", "std"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"front_end.options.{name} must be positive, not {getattr(self, name)}.")
-        if self.num_bins < LEAST_BINS:
-            raise ConfigError(f"front_end.options.num_bins must be at least {LEAST_BINS}, not {self.num_bins}.")
+        if self.num_bins < MIN_BINS:
+            raise ConfigError(f"front_end.options.num_bins must be at least {MIN_BINS}, not {self.num_bins}.")
 
 
 class LogMel(nn.Module):
@@ -71,10 +71,10 @@ class LogMel(nn.Module):
         self.num_bins = config.num_bins
         self.window_samples = int(sample_rate * config.window_ms / 1000)
         self.hop_samples = int(sample_rate * config.hop_ms / 1000)
-        if self.window_samples < LEAST_WINDOW or self.hop_samples < 1:
+        if self.window_samples < MIN_WINDOW_SAMPLES or self.hop_samples < 1:
             raise ConfigError(
-                f"front_end.options.window_ms and hop_ms must span at least {LEAST_WINDOW} samples and 1 sample at "
-                f"{sample_rate} Hz, not {config.window_ms} ms and {config.hop_ms} ms."
+                f"front_end.options.window_ms and hop_ms must span at least {MIN_WINDOW_SAMPLES} samples and 1 sample "
+                f"at {sample_rate} Hz, not {config.window_ms} ms and {config.hop_ms} ms."
             )
         self.fft_samples = 1 << (self.window_samples - 1).bit_length()  # next power of two
         self.mean, self.std = config.mean, config.std

@@ -11,14 +11,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its confidence interval: `mean - half` to `mean + half`; `half` is NaN for one value."""
+    """A mean and its interval, `mean - half_width` to `mean + half_width`; `half_width` is NaN for one value."""
 
     mean: float
-    half: float
+    half_width: float
     count: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if math.isnan(self.half) else f"{self.mean:.3f} ± {self.half:.3f}"
+        return f"{self.mean:.3f}" if math.isnan(self.half_width) else f"{self.mean:.3f} ± {self.half_width:.3f}"
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:

@@ -6,12 +6,12 @@ import sys
 from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError
 from asda_core.system.workers import Shard
-from asda_hear.ablation.cells import PlanWork
+from asda_hear.ablation.cells import PlanSetup
 from asda_hear.ablation.estimate import print_estimate
 from asda_hear.ablation.jobs import run_jobs, submit_jobs
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import ResultRow
-from asda_hear.ablation.run import RESULTS, CellsFailed, prepare, run_plan, write_all_rows
+from asda_hear.ablation.run import RESULTS_FOLDER, CellsFailed, prepare, run_plan, write_all_rows
 from asda_hear.reporting.report import PAGE_FILE, write_report
 
 
@@ -24,30 +24,30 @@ def run_ablate(parsed: argparse.Namespace) -> None:
     if parsed.submit is not None and (parsed.shard != Shard() or parsed.jobs > 1):
         raise ConfigError("--submit cannot be combined with --shard or --jobs: its jobs share the plan.")
     plan = load_plan(parsed.plan)
-    out = parsed.out or RESULTS / parsed.plan.stem
-    work = prepare(plan, out, progress=not parsed.worker, store=parsed.store)
+    out = parsed.out or RESULTS_FOLDER / parsed.plan.stem
+    setup = prepare(plan, out, progress=not parsed.worker, store=parsed.store)
     if parsed.dry_run:
         jobs, option = (parsed.jobs, "--jobs") if parsed.submit is None else (parsed.submit, "--submit")
-        print_estimate(work, parsed.shard, jobs, option)
+        print_estimate(setup, parsed.shard, jobs, option)
         return
     try:
-        rows = _rows(work, parsed)
+        rows = _rows(setup, parsed)
     except CellsFailed as error:  # the other cells are reported all the same
         if error.rows and not parsed.worker:
-            print(write_report(work, error.rows), end="")
+            print(write_report(setup, error.rows), end="")
         raise
     if not parsed.worker:
-        print(write_report(work, rows), end="")
+        print(write_report(setup, rows), end="")
         print(f"wrote {PAGE_FILE} and tables to {out}", file=sys.stderr)
 
 
-def _rows(work: PlanWork, parsed: argparse.Namespace) -> list[ResultRow]:
+def _rows(setup: PlanSetup, parsed: argparse.Namespace) -> list[ResultRow]:
     """Run, submit or only collect results, as the options say; return the rows."""
     if parsed.report:
-        return write_all_rows(work)
+        return write_all_rows(setup)
     if parsed.submit is not None:
         settings = parsed_changes(parsed.cluster_set, "--cluster-set")
-        return submit_jobs(work, parsed.submit, parsed.cluster, settings, not parsed.detach)
+        return submit_jobs(setup, parsed.submit, parsed.cluster, settings, not parsed.detach)
     if parsed.jobs > 1:
-        return run_jobs(work, parsed.jobs, parsed.shard)
-    return run_plan(work, parsed.shard)
+        return run_jobs(setup, parsed.jobs, parsed.shard)
+    return run_plan(setup, parsed.shard)

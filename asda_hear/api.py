@@ -16,11 +16,11 @@ from asda_core.config_io import parse
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_hear.model import HearModel, HearOptions
+from asda_hear.model_loading import open_encoder
 from asda_hear.names import LOG_MEL
-from asda_hear.opening import open_encoder
 from asda_hear.pooling import EncoderBackbone, LogMelBackbone
 
-USUAL_POOLING: Literal["mean"] = "mean"
+DEFAULT_POOLING: Literal["mean"] = "mean"
 """Pooling of scenes and timestamps if neither the options nor the checkpoint specify one."""
 
 
@@ -57,10 +57,10 @@ def load_model(
     opened = open_encoder(model_file_path, plugins, parsed.weights)
     if opened.checkpoint is not None:
         parsed = _with_recommended(parsed, opened.checkpoint)
-    return model_from(opened.front_end, opened.encoder, opened.config.data.clip_seconds, parsed)
+    return build_hear_model(opened.front_end, opened.encoder, opened.config.data.clip_seconds, parsed)
 
 
-def model_from(front_end: Any, encoder: Encoder, clip_seconds: float, options: HearOptions) -> HearModel:
+def build_hear_model(front_end: Any, encoder: Encoder, clip_seconds: float, options: HearOptions) -> HearModel:
     """Build the model of a front end and an encoder.
 
     Args:
@@ -75,8 +75,8 @@ def model_from(front_end: Any, encoder: Encoder, clip_seconds: float, options: H
     backbone = EncoderBackbone(
         encoder,
         front_end.num_bins,
-        options.scene_pooling or USUAL_POOLING,
-        options.timestamp_pooling or USUAL_POOLING,
+        options.scene_pooling or DEFAULT_POOLING,
+        options.timestamp_pooling or DEFAULT_POOLING,
         options.layers,
     )
     return HearModel(front_end, backbone, clip_seconds, options)
@@ -91,7 +91,7 @@ def _baseline(plugins: Catalog, options: HearOptions) -> HearModel:
     if options.layers is not None:
         raise ConfigError(f"layers: {LOG_MEL} has no encoder and therefore no layers.")
     front_end, defaults = build_front_end(plugins, PluginChoice(LOG_MEL)), RunConfig()
-    pooling = options.scene_pooling or USUAL_POOLING
+    pooling = options.scene_pooling or DEFAULT_POOLING
     backbone = LogMelBackbone(front_end.num_bins, defaults.encoder.patch_frames, pooling)
     return HearModel(front_end, backbone, defaults.data.clip_seconds, options)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.system.command_line import output_folder
-from asda_core.system.workers import Shard, read_shard
+from asda_core.system.workers import Shard, parse_shard
 from asda_core.weights.paths import PACKAGE_MODEL
-from asda_hear.names import MEAN
+from asda_hear.names import MEAN_HEAD
 
 
 def add_validate(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +90,7 @@ def add_ablate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument(
-        "--shard", type=read_shard, default=Shard(), metavar="I/N", help="run only shard I of N, counted from 1"
+        "--shard", type=parse_shard, default=Shard(), metavar="I/N", help="run only shard I of N, counted from 1"
     )
     parser.add_argument("--submit", type=int, metavar="N", help="submit the plan to a cluster as N jobs (extra: slurm)")
     parser.add_argument("--cluster", default="slurm", choices=["slurm", "local"], help="cluster type (default: slurm)")
@@ -120,7 +120,7 @@ def add_look(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--head",
         nargs="+",
-        default=[MEAN],
+        default=[MEAN_HEAD],
         metavar="H",
         help="heads, counted from 0, or mean (default: the mean over the heads)",
     )

@@ -59,7 +59,7 @@ AUDIO = (
 )
 """What the demo pre-trains on, without labels: all folds of demo_kind, the training splits of the others."""
 Signal = np.ndarray
-Maker = Callable[[np.random.Generator, float], Signal]
+Synthesiser = Callable[[np.random.Generator, float], Signal]
 
 
 def _time(seconds: float) -> Signal:
@@ -112,7 +112,7 @@ def vibrato(generator: np.random.Generator, seconds: float) -> Signal:
     return np.sin(2 * np.pi * np.cumsum(generator.uniform(200, 800) * (1 + swing)) / RATE)
 
 
-KINDS: dict[str, Maker] = {
+KINDS: dict[str, Synthesiser] = {
     "chirp": chirp, "clicks": clicks, "harmonic": harmonic, "noise": noise, "tremolo": tremolo, "vibrato": vibrato,
 }  # fmt: skip
 
@@ -209,8 +209,8 @@ def run_demo(folder: Path, progress: bool = True) -> str:
     print("2/3 hear-validator asda_hear", file=sys.stderr)
     validate(["asda_hear"])
     print("3/3 pre-training, heareval, table", file=sys.stderr)
-    work = prepare(load_plan(demo_plan(folder)), folder / "results", progress)
-    return write_report(work, run_plan(work))
+    setup = prepare(load_plan(demo_plan(folder)), folder / "results", progress)
+    return write_report(setup, run_plan(setup))
 
 
 def run_command(parsed: argparse.Namespace) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from asda_core.audio import check_samples
 from asda_core.checkpoint import Weights
 from asda_core.errors import AudioError, ConfigError
-from asda_core.inference.framing import CONTEXT_SHARE, MILLISECONDS, Framing, Window, num_frames, windows
-from asda_core.inference.listening import check_answer
-from asda_core.model.processor import products
+from asda_core.inference.clip_encoder import check_outputs
+from asda_core.inference.framing import CONTEXT_DIVISOR, MILLISECONDS, Framing, Window, num_frames, windows
+from asda_core.model.processor import matmul_precision
 from asda_core.settings.compute import Precision
-from asda_hear.pooling import Averaging, EncoderBackbone, LogMelBackbone, ScenePooling, TimestampPooling
+from asda_hear.pooling import EncoderBackbone, LogMelBackbone, ScenePooling, StatisticsAccumulator, TimestampPooling
 
 TOKENS_PER_PASS = 8192
 """Patches in one forward pass: bounds the memory; a larger batch would be no faster."""
@@ -40,7 +40,7 @@ class HearOptions:
             deviation over time, per band), or "dynamics" (these and the change from step to step: the richest).
         timestamp_pooling: "mean" over the bands of a time step, or "concat".
         layers: block outputs to concatenate in all but the summary; 0 is the input of the first block.
-        window_seconds: audio that the model sees at once; None takes the length of its training clips.
+        window_seconds: length of the windows that audio is divided into; None takes that of its training clips.
         weights: "student", or "teacher" where the checkpoint holds one.
         precision: "bfloat16" computes matrix products in bfloat16: faster on hardware that supports it, less exact.
 
@@ -58,7 +58,7 @@ class HearOptions:
 
 
 class HearModel(nn.Module):
-    """What `load_model` returns.
+    """Model with the HEAR API, from `load_model`.
 
     Attributes:
         sample_rate: sample rate of the expected audio, in Hz.
@@ -76,7 +76,7 @@ class HearModel(nn.Module):
         self.front_end, self.backbone = front_end, backbone
         self.sample_rate, self.precision = int(front_end.sample_rate), options.precision
         self.scene_embedding_size = backbone.scene_size
-        self.timestamp_embedding_size = backbone.step_size
+        self.timestamp_embedding_size = backbone.timestamp_size
         geometry = (front_end.sample_rate, front_end.hop_samples, front_end.window_samples, backbone.patch_frames)
         self.scene_framing = Framing(*geometry, centred=False, stride_frames=backbone.stride_frames)
         shifts = self._shifts(options.timestamp_hop_ms)
@@ -96,15 +96,15 @@ class HearModel(nn.Module):
         num_patches = framing.num_steps(audio.shape[1])
         scenes = []
         for clips in _batches(audio, self._clips_per_pass(1, num_patches)):
-            averaging = Averaging()
-            for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
+            averaging = StatisticsAccumulator()
+            for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_DIVISOR):
                 features = self._features(framing, clips, window)
-                with products(features.device, self.precision):
+                with matmul_precision(features.device, self.precision):
                     steps = self.backbone(features)
                 averaging.add(steps, window.keep_from, window.keep_to)
-            scenes.append(self.backbone.pool_scene(averaging.average()))
+            scenes.append(self.backbone.pool_scene(averaging.compute()))
         embeddings = torch.cat(scenes).float()
-        check_answer(embeddings)
+        check_outputs(embeddings)
         return embeddings
 
     @torch.no_grad()
@@ -119,14 +119,14 @@ class HearModel(nn.Module):
         embeddings = audio.new_empty(len(audio), num_steps, self.timestamp_embedding_size)
         per_pass = self._clips_per_pass(shifts, num_patches)
         for clips, out in zip(_batches(audio, per_pass), _batches(embeddings, per_pass), strict=True):
-            for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_SHARE):
+            for window in windows(num_patches, self.window_patches, self.window_patches // CONTEXT_DIVISOR):
                 features = self._features(framing, clips, window)
                 frames = framing.frames_of(window.size)
                 starts = [shift * framing.shift_frames for shift in range(shifts)]
                 runs = torch.cat([features[:, :, start : start + frames] for start in starts])
-                with products(runs.device, self.precision):
+                with matmul_precision(runs.device, self.precision):
                     steps = self.backbone(runs).timestamp
-                check_answer(steps)
+                check_outputs(steps)
                 kept = steps[:, window.keep_from : window.keep_to]  # (shifts x B, kept, D)
                 interleaved = kept.unflatten(0, (shifts, -1)).permute(1, 2, 0, 3).flatten(1, 2)
                 first = (window.first + window.keep_from) * shifts
@@ -146,7 +146,7 @@ class HearModel(nn.Module):
 
     def _shifts(self, hop_ms: float | None) -> int:
         """Return the number of interleaved runs that gives this hop."""
-        frames = self.scene_framing.run_frames
+        frames = self.scene_framing.run_stride_frames
         native_ms = frames * self.scene_framing.hop_samples * MILLISECONDS / self.sample_rate
         valid = {native_ms / shifts: shifts for shifts in range(1, frames + 1) if frames % shifts == 0}
         if hop_ms is None:

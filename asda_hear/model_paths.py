@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from asda_core.config_io import CONFIG_SUFFIXES, find_config, shipped_configs
-from asda_core.errors import CheckpointError, unknown
-from asda_core.weights.paths import CHECKPOINTS, is_package_model
+from asda_core.errors import CheckpointError, unknown_message
+from asda_core.weights.paths import CHECKPOINT_DESCRIPTION, is_package_model
 from asda_hear.names import DEFAULT_WEIGHTS, LOG_MEL
 
 
@@ -21,8 +21,8 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     name = os.fspath(model)
     file = DEFAULT_WEIGHTS if not name or is_package_model(name) else find_config(Path(model))
     if not file.exists() and file.suffix not in CONFIG_SUFFIXES:
-        unknown_name = unknown("model", os.fspath(model), [LOG_MEL, *shipped_configs()])
+        unknown_name = unknown_message("model", os.fspath(model), [LOG_MEL, *shipped_configs()])
         raise CheckpointError(
-            f"no checkpoint at {model}: expected {CHECKPOINTS}, or a config (.yaml); by name: {unknown_name}"
+            f"no checkpoint at {model}: expected {CHECKPOINT_DESCRIPTION}, or a config (.yaml); by name: {unknown_name}"
         )
     return file

@@ -8,5 +8,5 @@ DEFAULT_WEIGHTS = Path(__file__).with_name(f"{PACKAGE_MODEL}.safetensors")
 """What `load_model()` loads: the small model that comes with the package; see MODEL_CARD.md."""
 LOG_MEL = "log_mel"
 """Name of the baseline without a model: `load_model("log_mel")`."""
-MEAN = "mean"
+MEAN_HEAD = "mean"
 """Value of `--head` of `asda-hear look` for the mean over all heads."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.errors import ConfigError
-from asda_core.model.encoder import Encoded, Encoder
+from asda_core.model.encoder import Encoder, EncoderOutput
 
 ScenePooling = Literal["mean", "summary", "both", "statistics", "dynamics"]
 BAND_BY_BAND = ("statistics", "dynamics")
@@ -17,7 +17,7 @@ TimestampPooling = Literal["mean", "concat"]
 
 
 @dataclass(frozen=True)
-class Steps:
+class BackboneOutput:
     """Output of a backbone for a window.
 
     Attributes:
@@ -32,7 +32,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Average:
+class ClipStatistics:
     """Averages over all time steps of a clip.
 
     Attributes:
@@ -47,8 +47,8 @@ class Average:
     change: Float[Tensor, "batch dim2"]
 
 
-class Averaging:
-    """Accumulator of the windows of one batch of clips into an `Average`."""
+class StatisticsAccumulator:
+    """Accumulator of the windows of one batch of clips into `ClipStatistics`."""
 
     def __init__(self) -> None:
         self._steps = 0
@@ -56,7 +56,7 @@ class Averaging:
         self._exact, self._squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         self._changes, self._last = torch.zeros((), dtype=torch.float64), torch.zeros(())
 
-    def add(self, steps: Steps, keep_from: int, keep_to: int) -> None:
+    def add(self, steps: BackboneOutput, keep_from: int, keep_to: int) -> None:
         """Add the steps `keep_from` to `keep_to` of a window."""
         kept = steps.scene[:, keep_from:keep_to]
         if not kept.shape[1]:
@@ -71,11 +71,11 @@ class Averaging:
         self._exact = self._exact.to(kept.device) + exact.sum(dim=1)
         self._squares = self._squares.to(kept.device) + exact.square().sum(dim=1)
 
-    def average(self) -> Average:
+    def compute(self) -> ClipStatistics:
         """Return the averages so far; the deviation divides by n, and both it and the change are 0 for one step."""
         variance = (self._squares / self._steps - (self._exact / self._steps).square()).clamp(min=0)
         change = (self._changes / max(1, self._steps - 1)).sqrt()
-        return Average(
+        return ClipStatistics(
             self._summary / self._steps,
             self._total / self._steps,
             variance.sqrt().to(self._total),
@@ -111,7 +111,7 @@ class EncoderBackbone(nn.Module):
         self.patch_frames, self.stride_frames = encoder.config.patch_frames, encoder.config.stride_frames
         self.num_bands = encoder.config.grid(num_bins, self.patch_frames)[1]
         self.scene_pooling, self.timestamp_pooling = scene_pooling, timestamp_pooling
-        self.layers = tuple(layers_of(encoder, layers))
+        self.layers = tuple(resolve_layers(encoder, layers))
         dim = encoder.config.dim * len(self.layers)
         widths = {
             "mean": dim,
@@ -121,37 +121,37 @@ class EncoderBackbone(nn.Module):
             "dynamics": 3 * self.num_bands * dim,
         }
         self.scene_size = widths[scene_pooling]
-        self.step_size = self.num_bands * dim if timestamp_pooling == "concat" else dim
+        self.timestamp_size = self.num_bands * dim if timestamp_pooling == "concat" else dim
 
-    def forward(self, features: Float[Tensor, "batch bins frames"]) -> Steps:
+    def forward(self, features: Float[Tensor, "batch bins frames"]) -> BackboneOutput:
         """Return the summary and the steps of a window."""
-        encoded: Encoded = self.encoder(features, self.layers, layers=False)
+        encoded: EncoderOutput = self.encoder(features, self.layers, layers=False)
         last = self.encoder.config.depth
         outputs = [encoded.tokens if layer == last else encoded.outputs[layer] for layer in self.layers]
         tokens = torch.cat(outputs, dim=-1).float()
         steps = tokens.reshape(len(features), *encoded.layout.grid, -1)  # (B, T', bands, D)
         mean, concatenated = steps.mean(dim=2), steps.flatten(2)
-        return Steps(
+        return BackboneOutput(
             encoded.summary.float(),
             concatenated if self.scene_pooling in BAND_BY_BAND else mean,
             concatenated if self.timestamp_pooling == "concat" else mean,
         )
 
-    def pool_scene(self, average: Average) -> Float[Tensor, "batch size"]:
+    def pool_scene(self, statistics: ClipStatistics) -> Float[Tensor, "batch size"]:
         """Return the scene embedding from the averages over the windows."""
         match self.scene_pooling:
             case "statistics":
-                return torch.cat([average.mean, average.std], dim=1)
+                return torch.cat([statistics.mean, statistics.std], dim=1)
             case "dynamics":
-                return torch.cat([average.mean, average.std, average.change], dim=1)
+                return torch.cat([statistics.mean, statistics.std, statistics.change], dim=1)
             case "both":
-                return torch.cat([average.summary, average.mean], dim=1)
+                return torch.cat([statistics.summary, statistics.mean], dim=1)
             case "summary":
-                return average.summary
-        return average.mean
+                return statistics.summary
+        return statistics.mean
 
 
-def layers_of(encoder: Encoder, layers: Sequence[int] | None) -> Sequence[int]:
+def resolve_layers(encoder: Encoder, layers: Sequence[int] | None) -> Sequence[int]:
     """Return the requested layer numbers after checking them; None selects the last layer.
 
     Raises:
@@ -180,14 +180,14 @@ class LogMelBackbone(nn.Module):
         self.patch_frames, self.stride_frames = patch_frames, None
         self.num_bands = 1
         self.scene_size = num_bins * {"statistics": 2, "dynamics": 3}.get(scene_pooling, 1)
-        self.step_size = num_bins
+        self.timestamp_size = num_bins
 
-    def forward(self, features: Float[Tensor, "batch bins frames"]) -> Steps:
+    def forward(self, features: Float[Tensor, "batch bins frames"]) -> BackboneOutput:
         """Mean spectrum of the window, and that of each patch."""
         steps = features.reshape(*features.shape[:2], -1, self.patch_frames).mean(dim=3).transpose(1, 2)
-        return Steps(steps.mean(dim=1), steps, steps)
+        return BackboneOutput(steps.mean(dim=1), steps, steps)
 
-    def pool_scene(self, average: Average) -> Float[Tensor, "batch size"]:
+    def pool_scene(self, statistics: ClipStatistics) -> Float[Tensor, "batch size"]:
         """The mean spectrum of the clip, and its deviation and change if asked for."""
-        parts = [average.mean, average.std, average.change]
-        return torch.cat(parts[: self.scene_size // self.step_size], dim=1)
+        parts = [statistics.mean, statistics.std, statistics.change]
+        return torch.cat(parts[: self.scene_size // self.timestamp_size], dim=1)

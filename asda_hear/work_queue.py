@@ -16,7 +16,7 @@ from filelock import Timeout
 
 from asda_core.errors import TrainingStopped
 from asda_core.system.files import write_text
-from asda_core.system.locks import locked
+from asda_core.system.locks import hold_lock
 
 POLL_SECONDS = 0.5
 """Seconds between checks of a process without a free item whether the others are done or have died."""
@@ -26,25 +26,25 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Failed:
+class ItemFailure:
     """An item that failed.
 
     Attributes:
-        why: type and message of the error.
+        error: type and message of the error.
     """
 
-    why: str
+    error: str
 
 
-def shared_work(
-    items: Sequence[Item], attempt: Callable[[Item], Result | Failed | None], until: float = float("inf")
-) -> Iterator[tuple[Item, Result | Failed]]:
+def process_queue(
+    items: Sequence[Item], attempt: Callable[[Item], Result | ItemFailure | None], deadline: float = float("inf")
+) -> Iterator[tuple[Item, Result | ItemFailure]]:
     """Process one item after the other until all have ended, waiting for those that other processes hold.
 
     Args:
         items: processed in this order; those that are not free are tried again after the others.
-        attempt: processes an item; returns None if another process holds it (see `attempt_alone`).
-        until: value of `time.monotonic()` after which no further item is started.
+        attempt: processes an item; returns None if another process holds it (see `attempt_locked`).
+        deadline: value of `time.monotonic()` after which no further item is started.
 
     Yields:
         each item as it ends, and its result or failure.
@@ -53,7 +53,7 @@ def shared_work(
     while remaining:
         num_before = len(remaining)
         for item in list(remaining):
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 return
             outcome = attempt(item)
             if outcome is not None:
@@ -63,36 +63,36 @@ def shared_work(
             time.sleep(POLL_SECONDS)
 
 
-def attempt_alone(
-    do: Callable[[], Result], name: str, lock: Path, error_file: Path, since: float
-) -> Result | Failed | None:
+def attempt_locked(
+    run: Callable[[], Result], name: str, lock: Path, error_file: Path, since: float
+) -> Result | ItemFailure | None:
     """Process an item unless another process holds it; an error is recorded and does not stop the other items.
 
     Args:
-        do: processes the item.
+        run: processes the item.
         name: name of the item, for messages.
         lock: lock file, held meanwhile.
         error_file: file to which an error is written; removed on success.
         since: an `asda_core.system.files.disk_time`; an item that failed later, in another process, is not retried.
 
     Returns:
-        the result of `do`; `Failed` if it failed now or later than `since`; None if another process holds the item.
+        the result of `run`; `ItemFailure` if it failed now or after `since`; None if another process holds the item.
 
     Raises:
         TrainingStopped, KeyboardInterrupt: the work was stopped.
     """
     error_file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(lock, timeout=0):
+        with hold_lock(lock, timeout=0):
             if why := read_failure(error_file, since):
-                return Failed(why)
+                return ItemFailure(why)
             try:
-                result = do()
+                result = run()
             except TrainingStopped:
                 raise
             except Exception as error:
-                failed = Failed(write_failure(error_file, error))
-                print(f"failed: {name}: {failed.why}", file=sys.stderr)
+                failed = ItemFailure(write_failure(error_file, error))
+                print(f"failed: {name}: {failed.error}", file=sys.stderr)
                 return failed
             error_file.unlink(missing_ok=True)
             return result

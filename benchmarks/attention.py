@@ -15,7 +15,7 @@ from asda_plugins.mixer_differential import DifferentialAttention, DifferentialC
 from interleaved import MILLISECONDS, error, machine, medians, peak_mebibytes, resident_mebibytes
 
 from asda_core.layout import TokenLayout
-from asda_core.model.processor import exact_products
+from asda_core.model.processor import exact_matmul
 
 WIDTH, HEADS = 768, 12
 """Of ASDA base."""
@@ -46,7 +46,7 @@ def compare(clips: int, tokens: int, train: bool, rounds: int) -> tuple[float, f
         kept[name] = mixer.qk.weight.grad.clone() if train else mixed
 
     def fast() -> None:
-        with exact_products():
+        with exact_matmul():
             side("fast")
 
     taken = medians({"formula": lambda: side("formula"), "fast": fast}, rounds)
@@ -57,7 +57,7 @@ def peak(tokens: int, by_formula: bool) -> None:
     """Print the peak memory of one pass in MiB, above what was in use before."""
     mixer, given, layout = prepared(1, tokens)
     small, short = given[:, :8], TokenLayout.full(1, (8, 1))
-    with torch.inference_mode(), exact_products():
+    with torch.inference_mode(), exact_matmul():
         mixer(small, short)
         mixer.by_formula = by_formula
         before = resident_mebibytes()

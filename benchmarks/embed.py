@@ -32,10 +32,10 @@ from torch import Tensor
 from asda_core.audio import find_audio, read_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import load_encoder
+from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
 from asda_core.inference.embedding import embed_files
 from asda_core.inference.indexing import EmbedJob
-from asda_core.inference.listening import Listener, ListenOptions
-from asda_core.inference.reading_ahead import READERS, Together
+from asda_core.inference.reading_ahead import READERS, LengthBatcher
 from asda_core.official.reading import read_model
 from asda_hear.names import DEFAULT_WEIGHTS
 
@@ -50,20 +50,20 @@ def write_clips(folder: Path, count: int) -> list[Path]:
     return find_audio(folder)
 
 
-def listen_together(listener: Listener, clips: list[Tensor]) -> None:
-    together: Together[Tensor] = Together()
+def listen_together(listener: ClipEncoder, clips: list[Tensor]) -> None:
+    together: LengthBatcher[Tensor] = LengthBatcher()
     for audio in clips:
-        cut = listener.cut(len(audio))
-        if group := together.add(audio, cut.steps, len(audio), listener.per_pass(cut)):
-            listener.listen_together(group)
-    for group in together.rest():
-        listener.listen_together(group)
+        cut = listener.plan_windows(len(audio))
+        if group := together.add(audio, cut.steps, len(audio), listener.windows_per_pass(cut)):
+            listener.encode_batch(group)
+    for group in together.flush():
+        listener.encode_batch(group)
 
 
-def check_equal(listener: Listener, names: dict[Path, Path], out: Path) -> None:
+def check_equal(listener: ClipEncoder, names: dict[Path, Path], out: Path) -> None:
     largest = 0.0
     for file, name in list(names.items())[:: max(1, len(names) // 50)]:
-        alone = listener.listen(read_audio(file, listener.sample_rate)).tokens.numpy()
+        alone = listener.encode(read_audio(file, listener.sample_rate)).tokens.numpy()
         largest = max(largest, float(np.abs(np.load(out / name) - alone).max()))
     assert largest < ATOL, largest
     print(f"50 of the embeddings beside each file alone: largest difference {largest:.1e}")
@@ -85,7 +85,7 @@ def main() -> None:
         model = read_model(parsed.checkpoint)
         options = ListenOptions(clip_seconds=model.config.data.clip_seconds, padding=model.config.data.padding)
         front_end, encoder = load_encoder(model, installed_catalog())
-        listener = Listener(front_end, encoder, options)
+        listener = ClipEncoder(front_end, encoder, options)
         job = EmbedJob(str(parsed.checkpoint), "frame", "npy", asdict(options))
         clips = [read_audio(file, listener.sample_rate) for file in files]
 
@@ -94,7 +94,7 @@ def main() -> None:
             embed_files(listener, names, work / "out", job, progress=False)
 
         sides: dict[str, Callable[[], object]] = {
-            "bare": lambda: [listener.listen(audio) for audio in clips],
+            "bare": lambda: [listener.encode(audio) for audio in clips],
             "bare, together": lambda: listen_together(listener, clips),
             "asda embed": embed,
             "reading": lambda: [read_audio(file, listener.sample_rate) for file in files],

@@ -17,7 +17,7 @@ from asda_core.assemble import build_model
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
 from asda_core.model.flops import encoder_flops
-from asda_core.model.processor import exact_products
+from asda_core.model.processor import exact_matmul
 
 SECONDS, RATE, FRAMES, BINS = 10, 16_000, 1024, 128
 EXACT, ROUNDED = 1e-5, 3e-2
@@ -35,7 +35,7 @@ def beside_formula(batch: int, rounds: int, bfloat16: bool, compiled: bool) -> N
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             if by_formula:
                 return encoder(features).tokens
-            with exact_products():
+            with exact_matmul():
                 return fast_encoder(features).tokens
 
     sides: dict[str, Side] = {"formula": lambda: run(True, False), "fast": lambda: run(False, False)}
@@ -70,7 +70,7 @@ def beside_ast(rounds: int) -> None:
             ast(**extractor(audio.numpy(), sampling_rate=RATE, return_tensors="pt"))
 
     def ours() -> None:
-        with torch.inference_mode(), exact_products():
+        with torch.inference_mode(), exact_matmul():
             encoder(front_end(audio[None]))
 
     taken = medians({"AST": theirs, "ASDA": ours}, rounds)

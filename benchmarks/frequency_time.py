@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.layout import TokenLayout
-from asda_core.system.resources import Cost
+from asda_core.system.resources import ResourceUsage
 
 WIDTH, HEADS = 768, 12
 BANDS = 12
@@ -60,7 +60,7 @@ def compare(name: str, layout: TokenLayout, rounds: int) -> None:
     taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, run in sides.items():
-            with Cost() as cost, torch.no_grad():
+            with ResourceUsage() as cost, torch.no_grad():
                 run()
             taken[side].append((cost.cpu_seconds, cost.mebibytes))
     slow, fast, maps = (statistics.median(seconds for seconds, _ in taken[side]) for side in sides)

@@ -23,12 +23,12 @@ from twins import set_by_formula, step_loss
 from asda_core.assemble import build_parts
 from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
-from asda_core.devices import named_device, sent
+from asda_core.devices import device_name, to_device
 from asda_core.layout import TokenLayout
 from asda_core.pretrain.masking import block_masks
 from asda_core.pretrain.schedule import make_optimizer
 from asda_core.pretrain.step import Step
-from asda_core.settings.changes import changed
+from asda_core.settings.changes import apply_changes
 
 SIZE = 8192
 """Width of the square product whose rate is the reference."""
@@ -145,7 +145,7 @@ class Update:
     def loss(self) -> torch.Tensor:
         """Loss with masks that depend on the number of the update."""
         with torch.no_grad():
-            features = self.front_end(sent(self.audio, self.on.device))
+            features = self.front_end(to_device(self.audio, self.on.device))
         if self.ours:
             return self.step(features, self.number)[0]
         settings, grid = self.objective.config, self.encoder.config.grid(*features.shape[1:])
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--profile", type=int, default=25, help="rows of the profile")
     parser.add_argument("--set", nargs="+", default=["compute.precision=bfloat16"], help="keys of the config")
     parsed = parser.parse_args()
-    on, config = Device(named_device(parsed.device)), changed(RunConfig(), parsed.set)
+    on, config = Device(device_name(parsed.device)), apply_changes(RunConfig(), parsed.set)
     print(f"{on.told()}; {machine()}")
     rates = {dtype: product_rate(on, parsed.size, dtype, parsed.rounds) for dtype in (torch.float32, torch.bfloat16)}
     for dtype, rate in rates.items():

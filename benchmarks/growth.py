@@ -43,7 +43,7 @@ from asda_core.catalog import installed_catalog
 from asda_core.config_io import load_run_config
 from asda_core.inference.embedding import embed_files
 from asda_core.layout import TokenLayout
-from asda_core.model.processor import exact_products
+from asda_core.model.processor import exact_matmul
 from asda_hear.names import DEFAULT_WEIGHTS
 
 FIELDS = ("axis", "side", "size", "seconds", "mebibytes")
@@ -113,7 +113,7 @@ def point(axis: str, side: str, size: int, folder: Path) -> tuple[float, float]:
     else:
         run, model = attending(side, size)
     before, taken = resident_with_weights(model), []
-    with torch.no_grad(), exact_products():
+    with torch.no_grad(), exact_matmul():
         while not taken or sum(taken) < REPEATED_SECONDS:
             start = time.perf_counter()
             run()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from asda_core.model.processor import exact_products, processor
+from asda_core.model.processor import exact_matmul, processor
 
 MILLISECONDS = 1000
 Side = Callable[[], object]
@@ -26,7 +26,7 @@ def machine() -> str:
     kind = processor()
     return (
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}; "
-        f"products through oneDNN: {'yes' if kind.wide else 'no'}; bfloat16: {'yes' if kind.bfloat16 else 'no'}"
+        f"products through oneDNN: {'yes' if kind.wide_vectors else 'no'}; bfloat16: {'yes' if kind.bfloat16 else 'no'}"
     )
 
 
@@ -43,11 +43,11 @@ def medians(sides: Mapping[str, Side], rounds: int) -> dict[str, float]:
 
 
 def product_rate(dtype: torch.dtype, rounds: int = 5) -> float:
-    """FLOP/s of one large product, the faster of PyTorch's default and `exact_products`."""
+    """FLOP/s of one large product, the faster of PyTorch's default and `exact_matmul`."""
     left, right = torch.randn(4104, 768, dtype=dtype), torch.randn(768, 3840, dtype=dtype)
 
     def exact() -> None:
-        with exact_products():
+        with exact_matmul():
             left @ right
 
     best = min(medians({"plain": lambda: left @ right, "exact": exact}, rounds).values())

@@ -37,7 +37,7 @@ from asda_core.data.pack_options import PackFormat, PackOptions
 from asda_core.data.packing import pack
 from asda_core.data.tars import num_bytes
 from asda_core.log_mel import LogMel, LogMelConfig
-from asda_core.pretrain.data import ClipBatches
+from asda_core.pretrain.clip_batches import ClipBatches
 from asda_core.pretrain.masking import MaskConfig, block_masks
 
 RATE, FRAMES, BINS, HOP_MS = 16_000, 1_024, 128, 10

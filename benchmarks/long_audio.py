@@ -33,9 +33,9 @@ from interleaved import peak_mebibytes, resident_mebibytes
 from asda_core.audio import read_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import load_encoder
+from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
 from asda_core.inference.embedding import embed_files
 from asda_core.inference.indexing import EmbedJob
-from asda_core.inference.listening import Listener, ListenOptions
 from asda_core.official.reading import read_model
 from asda_hear import get_timestamp_embeddings, load_model
 from asda_hear.names import DEFAULT_WEIGHTS
@@ -56,12 +56,12 @@ def write_noise(file: Path, seconds: int) -> None:
             sound.write(block)
 
 
-def listener_of(checkpoint: Path) -> tuple[Listener, EmbedJob]:
+def listener_of(checkpoint: Path) -> tuple[ClipEncoder, EmbedJob]:
     model = read_model(checkpoint)
     seconds = model.config.data.clip_seconds
     options = ListenOptions(window_seconds=seconds, clip_seconds=seconds, padding=model.config.data.padding)
     front_end, encoder = load_encoder(model, installed_catalog())
-    return Listener(front_end, encoder, options), EmbedJob(str(checkpoint), "frame", "npy", asdict(options))
+    return ClipEncoder(front_end, encoder, options), EmbedJob(str(checkpoint), "frame", "npy", asdict(options))
 
 
 def measure_file(checkpoint: Path, minutes: int, audio: Path, warm: Path, out: Path) -> tuple[float, float]:
@@ -123,7 +123,7 @@ def check_equal(checkpoint: Path, folder: Path) -> None:
     write_noise(file, 45)
     listener, job = listener_of(checkpoint)
     embed_files(listener, {file: Path("x")}, folder / "check.npy", job, progress=False)
-    whole = listener.listen(read_audio(file, listener.sample_rate)).tokens.numpy()
+    whole = listener.encode(read_audio(file, listener.sample_rate)).tokens.numpy()
     difference = float(np.abs(np.load(folder / "check.npy") - whole).max())
     assert difference < 1e-3, difference
     print(f"streamed and whole, 45 s: largest difference {difference:.1e}, of values up to {np.abs(whole).max():.1f}")

@@ -27,7 +27,7 @@ from asda_core.config import PositionConfig
 from asda_core.config_io import load_run_config
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoder
-from asda_core.system.resources import Cost
+from asda_core.system.resources import ResourceUsage
 
 TOKENS = (512, 2_048, 8_192, 22_528)
 """Tokens of 10 s, 41 s, 164 s and 451 s of audio in patches of 16 x 16 without overlap."""
@@ -80,7 +80,7 @@ def measure(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, tup
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
-            with Cost() as cost, torch.no_grad():
+            with ResourceUsage() as cost, torch.no_grad():
                 run()
             if number or rounds == 0:
                 taken[name].append((cost.cpu_seconds, cost.mebibytes))

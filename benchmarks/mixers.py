@@ -22,9 +22,9 @@ from asda_core.catalog import installed_catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config, parse, to_plain, with_change
 from asda_core.settings.strict_yaml import read_yaml
-from asda_core.system.resources import Cost
+from asda_core.system.resources import ResourceUsage
 from asda_hear.ablation.plan import PlanConfig
-from asda_hear.ablation.size import size_of
+from asda_hear.ablation.size import model_size
 
 PLAN = Path(__file__).parents[1] / "configs" / "ablations" / "mixers.yaml"
 STEPS = 6
@@ -51,7 +51,7 @@ def one(config: RunConfig) -> dict[str, float]:
     parts = build_parts(installed_catalog(), config)
     features = torch.randn(config.data.batch_size, parts.front_end.num_bins, FRAMES)
     taken = []
-    with Cost() as cost:
+    with ResourceUsage() as cost:
         for step in range(STEPS):
             start = time.process_time()
             losses = parts.objective.loss(parts.encoder, features, torch.Generator().manual_seed(step))
@@ -84,7 +84,7 @@ def main() -> None:
     }
     print("mixer                  parameters   GFLOPs a clip   step, CPU s   ratio   MiB")
     for label, (seconds, mebibytes) in medians.items():
-        size = size_of(installed_catalog(), runs[label])
+        size = model_size(installed_catalog(), runs[label])
         ratio = seconds / medians[REFERENCE][0]
         print(f"{label:<22} {size['parameters']:>10,}   {size['gflops']:>13.3f}   {seconds:>11.3f}   {ratio:>5.2f}   "
               f"{mebibytes:>3,.0f}")  # fmt: skip

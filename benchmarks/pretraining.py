@@ -21,7 +21,7 @@ from twins import set_by_formula, step_loss
 from asda_core.assemble import build_parts
 from asda_core.catalog import installed_catalog
 from asda_core.config import OptimizerConfig, RunConfig
-from asda_core.model.processor import exact_products
+from asda_core.model.processor import exact_matmul
 from asda_core.pretrain.masking import block_masks
 from asda_core.pretrain.schedule import make_optimizer
 
@@ -67,7 +67,7 @@ class Way:
     def update(self) -> None:
         """Run gradients, clipping, the optimiser and the teacher's update."""
         if self.ours:
-            with exact_products():
+            with exact_matmul():
                 self.gradients()
         else:
             self.gradients()
@@ -81,7 +81,7 @@ def activations(way: Way) -> float:
     for parameter in way.trained:
         parameter.grad = torch.ones_like(parameter)  # zeros take no memory until they are written
     before = resident_mebibytes()
-    with exact_products():
+    with exact_matmul():
         way.gradients(anew=False)
     return peak_mebibytes() - before
 

@@ -21,7 +21,7 @@ def set_by_formula(encoder: Encoder, by_formula: bool) -> None:
 
 def keeping_everything() -> Any:
     """Disable recomputation in the backward pass: autograd keeps all it needs."""
-    return mock.patch.object(recomputation, "LEAST_VALUES", math.inf)
+    return mock.patch.object(recomputation, "MIN_VALUES", math.inf)
 
 
 def decoded(of: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -121,13 +121,13 @@ def audio_folder(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small_steps_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those of large models are, so that tests of small ones hold for them."""
-    monkeypatch.setattr("asda_core.model.recomputation.LEAST_VALUES", 0)
+    monkeypatch.setattr("asda_core.model.recomputation.MIN_VALUES", 0)
 
 
 @pytest.fixture(autouse=True)
 def commands_are_run_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of streams, which else wait for a server."""
-    monkeypatch.setattr("asda_core.data.shard_streams.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("asda_core.data.shard_streams.RETRY_SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torchaudio.functional
 
 from asda_core import audio
 from asda_core.audio import crop_or_pad, find_audio, length_and_rate, read_audio
-from asda_core.data.content import ends
+from asda_core.data.digests import ends_digest
 from asda_core.errors import AudioError
 
 
@@ -185,4 +185,4 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     with pytest.raises(AudioError, match="it is not a regular file, but a pipe or a device"):
         read_audio(pipe, 16_000)
-    assert ends(pipe) == ""
+    assert ends_digest(pipe) == ""

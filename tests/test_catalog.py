@@ -15,7 +15,7 @@ from torch import nn
 
 from asda_core.assemble import build_encoder, build_parts
 from asda_core.catalog import Catalog, load_catalog, options_from_environment
-from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model
+from asda_core.checkpoint import checkpoint_metadata, load_encoder, model_tensors, read_checkpoint, write_model
 from asda_core.config import EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.contracts import MixerContext
@@ -183,7 +183,7 @@ def test_another_version_of_a_plugin_is_told(
     catalog = load_catalog()
     config = parse(RunConfig, {**TINY, "encoder": {**TINY["encoder"], "mixer": "other"}})
     file = tmp_path / "m.safetensors"
-    write_model(file, model_tensors(build_parts(catalog, config), False), metadata_of(config, catalog, 1))
+    write_model(file, model_tensors(build_parts(catalog, config), False), checkpoint_metadata(config, catalog, 1))
     stored = read_checkpoint(file)
     load_encoder(stored, catalog)
     assert not capsys.readouterr().err

@@ -11,11 +11,18 @@ from safetensors.torch import load_file, save_file
 
 from asda_core.assemble import Parts, build_parts
 from asda_core.catalog import Catalog, load_catalog
-from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model, write_step
+from asda_core.checkpoint import (
+    checkpoint_metadata,
+    load_encoder,
+    model_tensors,
+    read_checkpoint,
+    write_model,
+    write_step,
+)
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.official.reading import read_model
-from asda_core.weights.paths import labelled_path, locate, model_name, newest_step
+from asda_core.weights.paths import find_model_file, labelled_path, model_name, newest_step
 from asda_core.weights.tensor_files import read_tensors
 
 
@@ -26,7 +33,7 @@ def parts(catalog: Catalog, tiny: RunConfig) -> Parts:
 
 @pytest.fixture
 def file(catalog: Catalog, tiny: RunConfig, parts: Parts, tmp_path: Path) -> Path:
-    write_model(tmp_path / "model.safetensors", model_tensors(parts, False), metadata_of(tiny, catalog, 3))
+    write_model(tmp_path / "model.safetensors", model_tensors(parts, False), checkpoint_metadata(tiny, catalog, 3))
     return tmp_path / "model.safetensors"
 
 
@@ -51,7 +58,7 @@ def test_round_trip(file: Path, parts: Parts, catalog: Catalog, tiny: RunConfig)
 
 
 def test_the_same_content_is_the_same_bytes(file: Path, catalog: Catalog, tiny: RunConfig, parts: Parts) -> None:
-    told = {**metadata_of(tiny, catalog, 3, data='\x01 \\" é 音'), "z": "", "a": "\n"}
+    told = {**checkpoint_metadata(tiny, catalog, 3, data_digest='\x01 \\" é 音'), "z": "", "a": "\n"}
     tensors, again = model_tensors(parts, False), file.with_name("again.safetensors")
     for each in (file, again, again):  # the library's order of eight entries, drawn anew each time
         write_model(each, tensors, told)
@@ -150,7 +157,7 @@ def test_steps_are_whole_or_not_there(tmp_path: Path) -> None:
 
 
 def test_metadata_holds_the_plugins(tiny: RunConfig, catalog: Catalog) -> None:
-    metadata = metadata_of(replace(tiny, seed=4), catalog, 1)
+    metadata = checkpoint_metadata(replace(tiny, seed=4), catalog, 1)
     assert json.loads(metadata["config"])["seed"] == 4
     assert set(json.loads(metadata["plugins"])) == {"front end", "mixer", "objective"}
 
@@ -160,7 +167,7 @@ def test_any_length_of_the_header(catalog: Catalog, tiny: RunConfig, parts: Part
     lengths = set()
     for padding in range(0, 520, 8):
         file = tmp_path / f"{padding}.safetensors"
-        metadata = {**metadata_of(tiny, catalog, 3), "padding": "x" * padding}
+        metadata = {**checkpoint_metadata(tiny, catalog, 3), "padding": "x" * padding}
         write_model(file, model_tensors(parts, False), metadata)
         lengths.add(file.read_bytes()[0])
         assert read_model(file).step == 3
@@ -171,19 +178,21 @@ def test_a_folder_of_runs(tmp_path: Path, catalog: Catalog, tiny: RunConfig, par
     """As a sweep leaves: of one run it means that, of several they are named."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        write_model(tmp_path / name / "model.safetensors", model_tensors(parts, False), metadata_of(tiny, catalog, 0))
+        write_model(
+            tmp_path / name / "model.safetensors", model_tensors(parts, False), checkpoint_metadata(tiny, catalog, 0)
+        )
         if name == "a":
-            assert locate(tmp_path) == tmp_path / "a" / "model.safetensors"
+            assert find_model_file(tmp_path) == tmp_path / "a" / "model.safetensors"
     with pytest.raises(CheckpointError, match=r"holds 2 runs; give one of them: .*/a, .*/b\.$"):
-        locate(tmp_path)
+        find_model_file(tmp_path)
 
 
 def test_the_model_of_the_package_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert locate(Path("asda_small")).name == "asda_small.safetensors"
+    assert find_model_file(Path("asda_small")).name == "asda_small.safetensors"
     (tmp_path / "asda_small").mkdir()
     with pytest.raises(CheckpointError, match="no checkpoint at asda_small"):
-        locate(Path("asda_small"))
+        find_model_file(Path("asda_small"))
 
 
 def test_labels_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,10 @@ import yaml
 from asda_core import arguments, hookspecs
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.cli import PROGRAM, main
-from asda_core.devices import named_device, usable_device
+from asda_core.devices import device_name, usable_device
 from asda_core.plugin import commands
 from asda_core.settings.compute import AUTO
-from asda_core.system.command_line import EXIT_ERROR, EXIT_STOPPED, Program, named
+from asda_core.system.command_line import EXIT_ERROR, EXIT_STOPPED, Program, import_function
 from asda_hear.cli import PROGRAM as HEAR_PROGRAM
 from tests.conftest import TINY
 from tests.released.writing import write_fairseq
@@ -298,15 +298,15 @@ def test_every_command_has_what_runs_it(program: Program) -> None:
         below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
         waiting += [choice for each in below for choice in each.choices.values()]
         if not below:
-            runs.append(named(parser.get_default("run")))
+            runs.append(import_function(parser.get_default("run")))
     assert len(runs) >= len(program.commands)
     assert all(list(inspect.signature(run).parameters) == ["parsed"] for run in runs)
 
 
 def test_words_of_the_command_line_are_those_of_the_package() -> None:
     assert tuple(family.replace(" ", "-") for family in hookspecs.FAMILIES) == arguments.FAMILIES
-    assert named_device(AUTO) == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert usable_device(AUTO).type == named_device(AUTO)
+    assert device_name(AUTO) == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert usable_device(AUTO).type == device_name(AUTO)
 
 
 def test_embedding_does_not_wait_for_pictures() -> None:

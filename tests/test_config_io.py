@@ -13,7 +13,7 @@ from asda_core.catalog import Catalog
 from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
 from asda_core.errors import ConfigError
-from asda_core.settings.changes import changed
+from asda_core.settings.changes import apply_changes
 from tests.conftest import TINY
 
 
@@ -175,11 +175,11 @@ def test_changes_do_not_undo_each_other(tiny: RunConfig) -> None:
     """A plugin and its options in either order; a group of keys changes those that it names."""
     given = ["encoder.mixer.options.lambda_init=0.5", "encoder.mixer=differential_v1"]
     for changes in (given, given[::-1]):
-        assert changed(tiny, changes).encoder.mixer == PluginChoice("differential_v1", {"lambda_init": 0.5})
-    grouped = changed(tiny, ["optimizer={peak_lr: 0.5}"])
+        assert apply_changes(tiny, changes).encoder.mixer == PluginChoice("differential_v1", {"lambda_init": 0.5})
+    grouped = apply_changes(tiny, ["optimizer={peak_lr: 0.5}"])
     assert grouped.optimizer == replace(tiny.optimizer, peak_lr=0.5)
     with pytest.raises(ConfigError, match=r"optimizer\.peek"):
-        changed(tiny, ["optimizer={peek: 1}"])
+        apply_changes(tiny, ["optimizer={peek: 1}"])
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_changes_do_not_undo_each_other(tiny: RunConfig) -> None:
 )
 def test_numbers_that_cannot_be(tiny: RunConfig, catalog: Catalog, change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_parts(catalog, changed(tiny, [change]))
+        build_parts(catalog, apply_changes(tiny, [change]))
 
 
 def test_numbers_that_are_not_finite_by_default(tmp_path: Path) -> None:

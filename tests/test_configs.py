@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from asda_core.assemble import build_encoder, in_full, plugin_origins
+from asda_core.assemble import build_encoder, plugin_origins, with_all_options
 from asda_core.catalog import Catalog
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, parse
@@ -43,7 +43,7 @@ def test_how_many() -> None:
 def test_config(file: Path, catalog: Catalog) -> None:
     config = load_run_config(file)
     assert set(plugin_origins(catalog, config)) == {"front end", "mixer", "objective"}
-    in_full(catalog, config)  # all options are right
+    with_all_options(catalog, config)  # all options are right
     with torch.device("meta"):
         encoder = build_encoder(catalog, config.encoder)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())

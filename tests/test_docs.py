@@ -65,7 +65,7 @@ def joined(block: str) -> list[str]:
 def plugin_table(catalog: Catalog) -> str:
     lines = ["| family | name | what | source |", "|---|---|---|---|"]
     for family in hookspecs.FAMILIES:
-        specs = [offer.spec for offer in catalog.family(family)]
+        specs = [offer.spec for offer in catalog.family_offers(family)]
         lines += [f"| {family} | `{spec.name}` | {spec.summary} | {spec.source} |" for spec in specs]
     return "\n".join(lines)
 

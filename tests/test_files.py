@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asda_core.system.files import append_line, disk_time, write_text, write_whole
+from asda_core.system.files import append_line, disk_time, write_atomically, write_text
 
 
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'") as full:
-        write_whole(file, fill)
+        write_atomically(file, fill)
     assert full.value.filename == str(file)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert file.read_text() == "before"

@@ -10,17 +10,17 @@ import pytest
 import soundfile
 import torch
 
-from asda_core.audio import find_audio, opened
+from asda_core.audio import find_audio, open_audio
 from asda_core.config import DataConfig
 from asda_core.errors import AudioError
 from asda_core.pretrain import clip_reader
 from asda_core.pretrain.clip_reader import ClipReader
 from asda_core.sound import flac
-from asda_core.sound.flac import whole_flac
+from asda_core.sound.flac import decode_flac
 from tests.data.shards import write_shards
 
 pytestmark = pytest.mark.skipif(
-    sys.platform == "linux" and platform.machine() != "x86_64" and not flac.INSTALLED,
+    sys.platform == "linux" and platform.machine() != "x86_64" and not flac.HAS_MINIAUDIO,
     reason="on Linux for ARM miniaudio has no wheels",
 )
 
@@ -37,13 +37,13 @@ def encoded(samples: np.ndarray, rate: int = 16_000, subtype: str = "PCM_16") ->
 
 def test_it_is_there() -> None:
     """Where this runs on x86, the dependency must be installed, or all else here would tell nothing."""
-    assert flac.INSTALLED
+    assert flac.HAS_MINIAUDIO
 
 
 def fast(file: Path, content: bytes | None = None) -> torch.Tensor | None:
     """The whole of what libsndfile opens."""
-    with opened(file, content) as sound:
-        return whole_flac(sound, file, content)
+    with open_audio(file, content) as sound:
+        return decode_flac(sound, file, content)
 
 
 @pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
@@ -76,7 +76,7 @@ def test_depths_that_libsndfile_refuses_are_refused(tmp_path: Path) -> None:
     content[20:22] = (int.from_bytes(content[20:22]) & ~0x01F0 | (19 << 4)).to_bytes(2)  # STREAMINFO: depth less one
     (tmp_path / "x.flac").write_bytes(content)
     with pytest.raises(AudioError):
-        ClipReader(DataConfig(clip_seconds=0.1), 16_000).stretch(tmp_path / "x.flac", 0.0)
+        ClipReader(DataConfig(clip_seconds=0.1), 16_000).read_crop(tmp_path / "x.flac", 0.0)
 
 
 def test_damage_is_never_heard() -> None:
@@ -116,10 +116,14 @@ def test_clips_are_the_same_without_it(tmp_path: Path, monkeypatch: pytest.Monke
 
     def clips() -> list[torch.Tensor]:
         reader = ClipReader(config, 16_000)
-        return [each for file in files for each in (reader.stretch(file, 0.3), ClipReader(config, 16_000).whole(file))]
+        return [
+            each
+            for file in files
+            for each in (reader.read_crop(file, 0.3), ClipReader(config, 16_000).read_whole(file))
+        ]
 
     fast = clips()
-    monkeypatch.setattr(clip_reader, "whole_flac", lambda *_: None)
+    monkeypatch.setattr(clip_reader, "decode_flac", lambda *_: None)
     for ours, theirs in zip(fast, clips(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -130,6 +134,6 @@ def test_libsndfile_decodes_nothing_that_is_whole(
 ) -> None:
     (tmp_path / "x.flac").write_bytes(encoded(noise(16_000)))
     file = find_audio(write_shards(tmp_path / "shards", [1])[0])[0] if in_shard else tmp_path / "x.flac"
-    monkeypatch.setattr(clip_reader, "read_sound", None)
+    monkeypatch.setattr(clip_reader, "read_samples", None)
     reader = ClipReader(DataConfig(clip_seconds=0.25), 16_000)
-    assert len(reader.stretch(file, 0.0)) == 4_000
+    assert len(reader.read_crop(file, 0.0)) == 4_000

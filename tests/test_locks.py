@@ -12,8 +12,8 @@ from asda_core.checkpoint import write_step
 from asda_core.config import RunConfig
 from asda_core.errors import ConfigError
 from asda_core.pretrain.loop import pretrain
-from asda_core.pretrain.resuming import drop_log_after
-from asda_core.system.locks import LOCK_FILE, alone_in, locked
+from asda_core.pretrain.resuming import truncate_log
+from asda_core.system.locks import LOCK_FILE, hold_folder_lock, hold_lock
 from asda_core.weights.paths import newest_step
 
 
@@ -30,9 +30,9 @@ def test_a_second_process_is_refused(
 
 
 def test_it_is_let_go_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), alone_in(tmp_path / "new", LOCK_FILE, "trains in"):
+    with pytest.raises(ZeroDivisionError), hold_folder_lock(tmp_path / "new", LOCK_FILE, "trains in"):
         raise ZeroDivisionError
-    with alone_in(tmp_path / "new", LOCK_FILE, "trains in"):
+    with hold_folder_lock(tmp_path / "new", LOCK_FILE, "trains in"):
         pass
 
 
@@ -43,7 +43,7 @@ def test_a_disk_without_locks(
         raise NotImplementedError
 
     monkeypatch.setattr("filelock.FileLock.acquire", fail)
-    with alone_in(tmp_path, LOCK_FILE, "trains in"):
+    with hold_folder_lock(tmp_path, LOCK_FILE, "trains in"):
         assert "does not support locks" in capsys.readouterr().err
 
 
@@ -54,16 +54,16 @@ def test_where_processes_share_a_folder_its_disk_must_know_locks(
         raise NotImplementedError
 
     monkeypatch.setattr("filelock.FileLock.acquire", fail)
-    with pytest.raises(ConfigError, match="does not support locks .flock., which keep"), locked(tmp_path / "lock"):
+    with pytest.raises(ConfigError, match="does not support locks .flock., which keep"), hold_lock(tmp_path / "lock"):
         pytest.fail("it is not held")
 
 
 def test_a_lock_is_held_and_let_go(tmp_path: Path) -> None:
-    with locked(tmp_path / "lock"), pytest.raises(Timeout), locked(tmp_path / "lock", timeout=0):
+    with hold_lock(tmp_path / "lock"), pytest.raises(Timeout), hold_lock(tmp_path / "lock", timeout=0):
         pytest.fail("it is held twice")
-    with pytest.raises(ZeroDivisionError), locked(tmp_path / "lock"):
+    with pytest.raises(ZeroDivisionError), hold_lock(tmp_path / "lock"):
         raise ZeroDivisionError
-    with locked(tmp_path / "lock", timeout=0):
+    with hold_lock(tmp_path / "lock", timeout=0):
         pass
 
 
@@ -81,5 +81,5 @@ def test_torn_lines_of_a_log(tmp_path: Path) -> None:
     log.write_text(
         '{"step": 1, "l{"step": 1, "loss": 2}\n{"step": 1}\n[1]\n{"loss": 3}\n{"step": 2}\n{"step": 3}\n{"st'
     )
-    drop_log_after(log, 2)
+    truncate_log(log, 2)
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -8,11 +8,11 @@ import pytest
 import soundfile
 import torch
 
-from asda_core.audio import opened, read_audio, read_sound
+from asda_core.audio import open_audio, read_audio, read_samples
 from asda_core.errors import AudioError
 from asda_core.sound import long_files
 from asda_core.sound.long_files import StreamedSound
-from asda_core.sound.mp3 import INSTALLED
+from asda_core.sound.mp3 import HAS_MINIAUDIO
 from tests.data.shards import write_tar
 
 SECONDS, RATE = 20, 22_050
@@ -39,7 +39,7 @@ def encoded(sound: np.ndarray, told: bool, variable: bool = True) -> bytes:
     return content if told else content[content.index(SYNC, 4) :]
 
 
-@pytest.mark.skipif(not INSTALLED, reason="miniaudio, which counts the frames, has no wheels for this processor")
+@pytest.mark.skipif(not HAS_MINIAUDIO, reason="miniaudio, which counts the frames, has no wheels for this processor")
 @pytest.mark.parametrize("place", ["alone", "behind a tag", "in a shard"])
 def test_a_file_that_does_not_tell_its_length(tmp_path: Path, sound: np.ndarray, place: str) -> None:
     content = encoded(sound, told=False)
@@ -76,13 +76,13 @@ def test_a_stretch_is_what_the_whole_is_there(
         assert torch.allclose(stretch, whole[start : start + RATE], atol=1e-6), start
     monkeypatch.setattr(long_files, "STREAM_SAMPLES", 30_011)
     streamed = StreamedSound(file, RATE)
-    assert torch.allclose(streamed.between(0, len(whole)), whole, atol=1e-6)
+    assert torch.allclose(streamed.segment(0, len(whole)), whole, atol=1e-6)
 
 
 def test_a_stretch_of_two_channels(tmp_path: Path, sound: np.ndarray) -> None:
     file = tmp_path / "a.mp3"
     soundfile.write(file, np.stack([sound, sound[::-1]], axis=1), RATE)
     whole = read_audio(file, RATE)
-    with opened(file) as source:
-        stretch = read_sound(source, "a", RATE, 7.0, 2.0)
+    with open_audio(file) as source:
+        stretch = read_samples(source, "a", RATE, 7.0, 2.0)
     assert torch.allclose(stretch, whole[7 * RATE : 9 * RATE], atol=1e-6)

@@ -16,7 +16,7 @@ from asda_core.catalog import load_catalog
 from asda_core.cli import main
 from asda_core.config_io import load_run_config, parse
 from asda_core.hookspecs import FAMILIES
-from asda_core.plugin.new_plugin import KINDS, write_plugin
+from asda_core.plugin.new_plugin import FAMILY_TEMPLATES, write_plugin
 from asda_core.settings.strict_yaml import read_yaml
 from asda_core.system.command_line import EXIT_ERROR
 from asda_hear import cli as hear_cli
@@ -61,7 +61,7 @@ def test_what_is_written_passes_its_contract(
     monkeypatch.syspath_prepend(folder)
     module = importlib.import_module(f"asda_{name}")
     spec = load_catalog(module, installed=False).find(family, name).spec
-    getattr(testing, KINDS[family].check)(spec)
+    getattr(testing, FAMILY_TEMPLATES[family].check)(spec)
     tests = vars(importlib.import_module(f"test_{name}"))
     written = [test for key, test in tests.items() if key.startswith("test_")]
     assert len(written) == 3

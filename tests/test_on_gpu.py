@@ -10,16 +10,16 @@ from asda_core.assemble import SAMPLE_RATE, adapt, build_parts
 from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import find_config, load_run_config, parse
-from asda_core.devices import generator_on, sent
+from asda_core.devices import generator_on, to_device
 from asda_core.finetune.batches import training_batch
 from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.finetune_model import build_finetune_model
 from asda_core.finetune.losses import batch_loss
-from asda_core.finetune.tuned import make_tuned
-from asda_core.inference.listening import Listener, ListenOptions
+from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
 from asda_core.layout import TokenLayout
 from asda_core.model.norms import RmsNorm
 from asda_core.pretrain import latent_regression
-from asda_core.pretrain.data import Clips
+from asda_core.pretrain.clip_batches import Clips
 from asda_core.pretrain.schedule import FairseqAdam
 from asda_hear.api import load_model
 from tests.conftest import BUILT_IN, TINY
@@ -55,7 +55,7 @@ def pass_on_gpu(catalog: Catalog, config: RunConfig, clips: int = 2, reads: int 
     with fake_gpu(reads) as traffic:
         for module in (parts.front_end, parts.encoder, parts.objective):
             move(module.train())
-        features = parts.front_end(sent(audio, GPU))
+        features = parts.front_end(to_device(audio, GPU))
         with torch.autocast("cuda", torch.bfloat16):
             losses = parts.objective.loss(parts.encoder, features, torch.Generator().manual_seed(0))
         parts.objective.after_step(parts.encoder, 1)
@@ -126,8 +126,8 @@ def test_embeddings_of_a_file(padding: Any, catalog: Catalog, tiny: RunConfig) -
     with fake_gpu():
         move(parts.front_end.eval())
         move(parts.encoder.eval())
-        listener = Listener(parts.front_end, parts.encoder, ListenOptions(padding=padding, window_seconds=1.0))
-        pieces = list(listener.pieces(torch.randn(5 * SAMPLE_RATE)))
+        listener = ClipEncoder(parts.front_end, parts.encoder, ListenOptions(padding=padding, window_seconds=1.0))
+        pieces = list(listener.encode_windows(torch.randn(5 * SAMPLE_RATE)))
     assert len(pieces) > 1
     assert all(piece.tokens().device.type == "cuda" for piece in pieces)
 
@@ -137,7 +137,7 @@ def test_an_update_of_a_fine_tuning(catalog: Catalog, tiny: RunConfig) -> None:
     recipe = parse(
         FinetuneConfig, {"steps": 2, "augment": augment, "data": {"clip_seconds": 1.0, "padding": "features"}}
     )
-    tuned = make_tuned(catalog, recipe, tiny, ["a", "b", "c"])
+    tuned = build_finetune_model(catalog, recipe, tiny, ["a", "b", "c"])
     clips = Clips(torch.randn(4, SAMPLE_RATE), torch.full((4,), 9000), torch.arange(4))
     with fake_gpu():
         for module in tuned.modules().values():

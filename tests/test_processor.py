@@ -10,9 +10,9 @@ from asda_core.assemble import build_model
 from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.errors import ConfigError
-from asda_core.inference.listening import Listener, ListenOptions
+from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
 from asda_core.model import processor as module
-from asda_core.model.processor import Processor, products
+from asda_core.model.processor import Processor, matmul_precision
 from asda_hear import get_scene_embeddings, get_timestamp_embeddings, load_model
 
 ROUNDING = 0.1
@@ -21,25 +21,25 @@ ROUNDING = 0.1
 
 @pytest.fixture
 def with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "processor", lambda: Processor(wide=False, bfloat16=True))
+    monkeypatch.setattr(module, "processor", lambda: Processor(wide_vectors=False, bfloat16=True))
 
 
 def test_float32_stays_float32_and_bfloat16_is_asked_for(with_bfloat16: None) -> None:
     left = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    with products("cpu", "float32"):
+    with matmul_precision("cpu", "float32"):
         assert (left @ left).dtype == torch.float32
-    with products("cpu", "bfloat16"):
+    with matmul_precision("cpu", "bfloat16"):
         assert (left @ left).dtype == torch.bfloat16
     assert (left @ left).dtype == torch.float32
 
 
 def test_a_processor_that_is_slow_in_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "processor", lambda: Processor(wide=False, bfloat16=False))
-    with pytest.warns(UserWarning, match="slower than float32"), products("cpu", "bfloat16"):
+    monkeypatch.setattr(module, "processor", lambda: Processor(wide_vectors=False, bfloat16=False))
+    with pytest.warns(UserWarning, match="slower than float32"), matmul_precision("cpu", "bfloat16"):
         pass
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with products("cpu", "float32"):
+        with matmul_precision("cpu", "float32"):
             pass
 
 
@@ -62,7 +62,7 @@ def test_a_listener_in_bfloat16_gives_float32(catalog: Catalog, tiny: RunConfig,
     front_end, encoder = build_model(catalog, tiny)
     audio = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 0.1
     heard = [
-        Listener(front_end.eval(), encoder.eval(), ListenOptions(precision=precision)).listen(audio)
+        ClipEncoder(front_end.eval(), encoder.eval(), ListenOptions(precision=precision)).encode(audio)
         for precision in ("float32", "bfloat16")
     ]
     assert heard[1].tokens.dtype == heard[1].summary.dtype == torch.float32
@@ -72,23 +72,23 @@ def test_a_listener_in_bfloat16_gives_float32(catalog: Catalog, tiny: RunConfig,
 
 def test_threads_leave_the_setting_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is of the whole process: the one that leaves first must not fix what the other has set."""
-    monkeypatch.setattr(module, "processor", lambda: Processor(wide=True, bfloat16=False))
+    monkeypatch.setattr(module, "processor", lambda: Processor(wide_vectors=True, bfloat16=False))
     monkeypatch.setattr(module, "_stays_exact", lambda: True)
     before = torch.get_float32_matmul_precision()
     inside, left = threading.Event(), threading.Event()
 
     def first() -> None:
-        with module.exact_products():
+        with module.exact_matmul():
             inside.set()
             left.wait(10)
 
     thread = threading.Thread(target=first)
     thread.start()
     inside.wait(10)
-    with module.exact_products():
+    with module.exact_matmul():
         left.set()
         thread.join()
-        assert torch.get_float32_matmul_precision() == module.THROUGH_ONEDNN
+        assert torch.get_float32_matmul_precision() == module.ONEDNN_PRECISION
     assert torch.get_float32_matmul_precision() == before
 
 
@@ -98,11 +98,11 @@ def test_the_autocast_of_a_caller_changes_nothing(catalog: Catalog, tiny: RunCon
     model = load_model()
     torch.manual_seed(0)
     front_end, encoder = build_model(catalog, tiny)
-    listener = Listener(front_end.eval(), encoder.eval(), ListenOptions())
+    listener = ClipEncoder(front_end.eval(), encoder.eval(), ListenOptions())
 
     def answers() -> list[torch.Tensor]:
         found = [get_scene_embeddings(audio, model), *get_timestamp_embeddings(audio, model)]
-        return [*found, listener.listen(audio[0]).tokens]
+        return [*found, listener.encode(audio[0]).tokens]
 
     wanted = answers()
     with torch.autocast("cpu", torch.bfloat16):

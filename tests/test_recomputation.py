@@ -61,7 +61,7 @@ def kept_bytes(run: Callable[[], Any]) -> int:
 def nothing_made_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Autograd keeps what it wants."""
     with monkeypatch.context() as patch:
-        patch.setattr(recomputation, "LEAST_VALUES", math.inf)
+        patch.setattr(recomputation, "MIN_VALUES", math.inf)
         yield
 
 
@@ -155,12 +155,15 @@ def test_what_is_kept() -> None:
         (lambda wide: linear(norm(gelu(wide)) * 2), (linear, norm), 2 * one + of_norm),
     ):
         assert kept_bytes(lambda step=step: step(tokens)) == kept + output
-        assert kept_bytes(lambda step=step, calls=calls: recomputation.remade(step, tokens, calls=calls)) == output
+        assert (
+            kept_bytes(lambda step=step, calls=calls: recomputation.with_recomputation(step, tokens, modules=calls))
+            == output
+        )
 
 
 def test_no_product_is_done_twice() -> None:
     mlp, tokens = Mlp(8, 16), torch.randn(1, 4, 8, requires_grad=True)
-    output = mlp.behind(nn.LayerNorm(8), tokens)[1]
+    output = mlp.norm_and_forward(nn.LayerNorm(8), tokens)[1]
     seen: list[str] = []
 
     class Told(TorchDispatchMode):
@@ -181,7 +184,7 @@ def test_gradients_of_both_orders() -> None:
     tokens = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
 
     def through(tokens: Tensor, *_: Tensor) -> Tensor:
-        return torch.cat(mlp.behind(norm, tokens), dim=-1)
+        return torch.cat(mlp.norm_and_forward(norm, tokens), dim=-1)
 
     given = (tokens, *mlp.parameters(), *norm.parameters())
     assert torch.autograd.gradcheck(through, given)
@@ -284,22 +287,22 @@ def test_where_there_is_nothing_to_gain(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(recomputation, "checkpoint", never)
     tokens, step = torch.randn(3), torch.square
-    recomputation.remade(step, tokens)
+    recomputation.with_recomputation(step, tokens)
     tokens.requires_grad_()
     with torch.no_grad():
-        recomputation.remade(step, tokens)
+        recomputation.with_recomputation(step, tokens)
     with torch.inference_mode():
-        recomputation.remade(step, tokens)
+        recomputation.with_recomputation(step, tokens)
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        recomputation.remade(step, tokens)
+        recomputation.with_recomputation(step, tokens)
     with monkeypatch.context() as patch:
-        patch.setattr(recomputation, "LEAST_VALUES", 4)
-        recomputation.remade(step, tokens)
+        patch.setattr(recomputation, "MIN_VALUES", 4)
+        recomputation.with_recomputation(step, tokens)
     with register_module_forward_hook(lambda *_: None):  # as whoever counts operations does
-        recomputation.remade(step, tokens, calls=(nn.Identity(),))
+        recomputation.with_recomputation(step, tokens, modules=(nn.Identity(),))
     with pytest.raises(AssertionError):
-        recomputation.remade(step, tokens, calls=(nn.Identity(),))
+        recomputation.with_recomputation(step, tokens, modules=(nn.Identity(),))
 
 
 IN_PARTS = """
@@ -315,7 +318,7 @@ from asda_core.config import EncoderConfig
 from asda_core.layout import TokenLayout
 from asda_core.model import recomputation
 
-recomputation.LEAST_VALUES = float(sys.argv[1])
+recomputation.MIN_VALUES = float(sys.argv[1])
 again, plainly = [], recomputation.checkpoint
 recomputation.checkpoint = lambda *given, **settings: (again.append(1), plainly(*given, **settings))[1]
 

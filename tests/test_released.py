@@ -16,10 +16,10 @@ from asda_core.config_io import load_run_config, parse, signature, to_plain, val
 from asda_core.errors import ConfigError
 from asda_core.log_mel import LogMel, LogMelConfig
 from asda_core.pretrain import loop
-from asda_core.pretrain.data import ClipBatches, Clips
+from asda_core.pretrain.clip_batches import ClipBatches, Clips
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.schedule import FairseqAdam, learning_rate, make_optimizer
-from asda_core.settings.changes import changed
+from asda_core.settings.changes import apply_changes
 from asda_core.settings.released import LATENT_REGRESSION, RELEASED
 from asda_core.sound.feature_padding import fill_features
 from tests.conftest import TINY
@@ -40,7 +40,7 @@ def test_the_switch_sets_every_key_and_a_stated_key_wins() -> None:
 
 def test_the_switch_is_that_of_the_system() -> None:
     """SSAST's release has no defect of fairseq, and a pre-norm model keeps its residual."""
-    config = changed(load_run_config("ssast_base"), ["compat=released"])
+    config = apply_changes(load_run_config("ssast_base"), ["compat=released"])
     assert config.encoder.pre_norm_residual
     assert config.optimizer.algorithm == "adam"
     assert (config.data.crop, config.data.padding, config.data.min_samples) == ("first", "features", 0)
@@ -52,13 +52,13 @@ def test_the_switch_is_that_of_the_system() -> None:
 
 def test_the_switch_on_a_command_line() -> None:
     usual = RunConfig()
-    released = changed(usual, ["compat=released", "data.min_samples=5"])
+    released = apply_changes(usual, ["compat=released", "data.min_samples=5"])
     assert (released.optimizer.algorithm, released.data.min_samples) == ("fairseq_adam", 5)
-    back = changed(released, ["compat=default"])
+    back = apply_changes(released, ["compat=default"])
     assert back == replace(usual, data=replace(usual.data, min_samples=5))  # a value of its own stays
     own = parse(RunConfig, {"data": {"crop": "first", "min_samples": 7}})
-    assert changed(own, ["compat=default"]) == own
-    assert changed(own, ["compat=released"]).data.min_samples == 7
+    assert apply_changes(own, ["compat=default"]) == own
+    assert apply_changes(own, ["compat=released"]).data.min_samples == 7
     assert parse(RunConfig, with_change(to_plain(usual), "compat", "released")) == parse(
         RunConfig, {"compat": "released"}
     )

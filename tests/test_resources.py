@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from asda_core.system import resources
-from asda_core.system.resources import Cost, counted
+from asda_core.system.resources import ResourceUsage, record_resource_usage
 from tests.waiting import wait_until
 
 KILLED = """
 import sys, time
 from pathlib import Path
 from asda_core.system import resources
-resources.NOTED_EVERY_SECONDS = 0.1
-with resources.counted(Path(sys.argv[1]), "train"):
+resources.CALLBACK_INTERVAL_SECONDS = 0.1
+with resources.record_resource_usage(Path(sys.argv[1]), "train"):
     time.sleep(600)
 """
 
@@ -33,7 +33,7 @@ def test_sessions_add_up(tmp_path: Path) -> None:
     file = tmp_path / "cost.json"
     file.write_text('{"other": 3.0}')
     for session, mebibytes in ((1, 100), (2, 50)):
-        with counted(file, "train") as spent:
+        with record_resource_usage(file, "train") as spent:
             held = np.ones(mebibytes * resources.MEBIBYTE // 8)
             time.sleep(0.2)
         assert spent == noted(file)
@@ -45,8 +45,8 @@ def test_sessions_add_up(tmp_path: Path) -> None:
 
 def test_a_block_that_ends_before_anyone_looked(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine whose other processes leave the thread that looks no turn."""
-    monkeypatch.setattr(resources, "SAMPLED_EVERY_SECONDS", 600)
-    with Cost() as spent:
+    monkeypatch.setattr(resources, "SAMPLE_INTERVAL_SECONDS", 600)
+    with ResourceUsage() as spent:
         held = np.ones(40 * resources.MEBIBYTE // 8)
     assert 38 <= spent.mebibytes < 200
     del held
@@ -63,7 +63,7 @@ def test_memory_that_the_heap_has_kept_counts(monkeypatch: pytest.MonkeyPatch) -
     held = pieces()
     above = pieces()  # so that the heap cannot shrink
     del held
-    with Cost() as spent:
+    with ResourceUsage() as spent:
         held = pieces()
     assert 38 <= spent.mebibytes < 60
     del held, above
@@ -75,7 +75,7 @@ def test_where_the_c_library_does_not_tell(system: str) -> None:
 import numpy as np
 from asda_core.system import resources
 {system}
-with resources.Cost() as spent:
+with resources.ResourceUsage() as spent:
     held = np.ones(100 * resources.MEBIBYTE // 8)
 print(spent.mebibytes)
 """
@@ -107,7 +107,7 @@ def test_a_look_that_waits_for_its_turn_does_not_put_off_the_next(monkeypatch: p
         return 0
 
     monkeypatch.setattr(resources, "_in_use", waits)
-    with Cost():
+    with ResourceUsage():
         time.sleep(2)
     assert len(looks) > 5
 
@@ -124,7 +124,7 @@ def test_a_look_that_takes_long_is_seldom(monkeypatch: pytest.MonkeyPatch) -> No
         return 0
 
     monkeypatch.setattr(resources, "_in_use", works)
-    with Cost():
+    with ResourceUsage():
         time.sleep(1)
     assert len(looks) <= 4, "before, once or twice on the way, and at the end"
 
@@ -135,7 +135,7 @@ import sys
 from pathlib import Path
 from asda_core.system import resources
 assert resources.IMPORTED_BY_UPDATES not in sys.modules
-with resources.counted(Path("{tmp_path}/cost.json"), "train"):
+with resources.record_resource_usage(Path("{tmp_path}/cost.json"), "train"):
     there = set(sys.modules)
     import torch
     weight = torch.ones(2, requires_grad=True)
@@ -148,7 +148,7 @@ with resources.counted(Path("{tmp_path}/cost.json"), "train"):
 
 def test_a_session_that_ends_with_an_error_counts(tmp_path: Path) -> None:
     def fail() -> None:
-        with counted(tmp_path / "cost.json", "train"):
+        with record_resource_usage(tmp_path / "cost.json", "train"):
             time.sleep(0.1)
             raise ZeroDivisionError
 
@@ -158,7 +158,7 @@ def test_a_session_that_ends_with_an_error_counts(tmp_path: Path) -> None:
 
 
 def test_what_is_refused_at_once_leaves_no_folder(tmp_path: Path) -> None:
-    with counted(tmp_path / "refused" / "cost.json", "train"):
+    with record_resource_usage(tmp_path / "refused" / "cost.json", "train"):
         pass
     assert not (tmp_path / "refused").exists()
 
@@ -171,7 +171,7 @@ def test_a_killed_session_counts(tmp_path: Path) -> None:
         finally:
             process.kill()
     before = noted(file)["train_seconds"]
-    with counted(file, "train") as spent:
+    with record_resource_usage(file, "train") as spent:
         time.sleep(0.1)
     assert spent["train_seconds"] >= before + 0.1
 
@@ -181,15 +181,15 @@ def test_a_full_disk_takes_nothing_down(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     asked: list[float] = []
-    monkeypatch.setattr(resources, "NOTED_EVERY_SECONDS", 0.05)
-    with Cost(lambda so_far: asked.append(so_far.seconds)):
+    monkeypatch.setattr(resources, "CALLBACK_INTERVAL_SECONDS", 0.05)
+    with ResourceUsage(lambda so_far: asked.append(so_far.seconds)):
         time.sleep(0.3)
     assert len(asked) >= 2
 
     reached: list[bool] = []
 
     def session() -> None:
-        with counted(tmp_path / "cost.json", "train"):
+        with record_resource_usage(tmp_path / "cost.json", "train"):
             time.sleep(0.2)  # notes fail meanwhile, and take nothing down
             reached.append(True)
 

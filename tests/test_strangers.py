@@ -29,8 +29,8 @@ from asda_core.contracts import (
     hookimpl,
 )
 from asda_core.errors import PluginError
+from asda_core.finetune.finetune_model import build_finetune_model
 from asda_core.finetune.recipes import recipe_for
-from asda_core.finetune.tuned import make_tuned
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoder
 from asda_core.pretrain.loop import pretrain
@@ -575,13 +575,13 @@ def test_batch_norms_beside_an_adapter_and_in_a_model_of_another(tmp_path: Path)
     catalog = load_catalog(*BUILT_IN, SimpleNamespace(asda_mixers=hookimpl(lambda: mixer(Normed))), installed=False)
     start = small_checkpoint(tmp_path / "start", catalog, small_run("strange"))
     recipe = recipe_for(small_recipe(), "low_rank", catalog)
-    tuned = make_tuned(catalog, recipe, start, ("a", "b"))
+    tuned = build_finetune_model(catalog, recipe, start, ("a", "b"))
     tuned.set_training(True)
     before = {name: buffer.clone() for name, buffer in tuned.encoder.named_buffers()}
     tuned.encoder(torch.randn(4, 128, 32))
     assert all(torch.equal(buffer, before[name]) for name, buffer in tuned.encoder.named_buffers())
     assert tuned.encoder.training
-    whole = make_tuned(catalog, small_recipe(), start, ("a", "b"))
+    whole = build_finetune_model(catalog, small_recipe(), start, ("a", "b"))
     whole.set_training(True)
     assert whole.encoder.blocks[0].mixer.norm.training  # type: ignore[union-attr]
     model = load_model(start.file, catalog=catalog)
@@ -608,7 +608,7 @@ def test_a_plugin_that_prints_and_changes_torch(
 def test_adapters_pass_their_contract_beside_a_batch_norm() -> None:
     """Whose figures are of the frozen encoder, also where the adapter learns a difference on its bias."""
     check_mixer(mixer(Normed))
-    for offer in load_catalog(*BUILT_IN, installed=False).family("adapter"):
+    for offer in load_catalog(*BUILT_IN, installed=False).family_offers("adapter"):
         check_adapter(offer.spec, mixer(Normed))
 
 

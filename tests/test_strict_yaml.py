@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from asda_core.errors import ConfigError
-from asda_core.settings.strict_yaml import load, parse_value, read_yaml
+from asda_core.settings.strict_yaml import parse_value, parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def test_a_change_of_the_command_line() -> None:
 
 def test_what_is_merged_may_be_overridden() -> None:
     text = "usual: &usual {steps: 1, seed: 2}\nrun: {<<: *usual, steps: 3}\n"
-    assert load(text) == yaml.safe_load(text)
-    assert load(text)["run"] == {"steps": 3, "seed": 2}
+    assert parse_yaml(text) == yaml.safe_load(text)
+    assert parse_yaml(text)["run"] == {"steps": 3, "seed": 2}
 
 
 def test_all_else_is_as_pyyaml_reads_it() -> None:
@@ -57,6 +57,6 @@ axes:
 set: {<<: *high, steps: 2}
 again: *high
 """
-    assert load(text) == yaml.safe_load(text)
-    assert load("") is None
-    assert load("&a [*a]")  # a list that holds itself
+    assert parse_yaml(text) == yaml.safe_load(text)
+    assert parse_yaml("") is None
+    assert parse_yaml("&a [*a]")  # a list that holds itself

@@ -9,15 +9,15 @@ from torch import Tensor
 from asda_core.layout import TokenLayout
 from asda_core.model import processor as machine
 from asda_core.model import subtraction
-from asda_core.model.processor import Processor, exact_products
-from asda_core.model.subtraction import Way, choose_way, difference, mix_twice
+from asda_core.model.processor import Processor, exact_matmul
+from asda_core.model.subtraction import Method, attention_terms, choose_method, difference
 
-WAYS: tuple[Way, ...] = ("fused", "blocks", "kept")
+WAYS: tuple[Method, ...] = ("fused", "blocks", "kept")
 SIZES = ((1, 1), (2, 7), (3, 63), (1, 130))
 
 
-def subtract_maps(*given: Tensor | TokenLayout | Way) -> Tensor:
-    return difference(*mix_twice(*given), given[5])  # type: ignore[arg-type]
+def subtract_maps(*given: Tensor | TokenLayout | Method) -> Tensor:
+    return difference(*attention_terms(*given), given[5])  # type: ignore[arg-type]
 
 
 def inputs(batch: int, tokens: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -26,7 +26,7 @@ def inputs(batch: int, tokens: int, dtype: torch.dtype = torch.float64) -> list[
 
 
 @pytest.mark.parametrize(("size", "way"), list(itertools.product(SIZES, WAYS)))
-def test_all_ways_are_the_formula(size: tuple[int, int], way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ways_are_the_formula(size: tuple[int, int], way: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subtraction, "BLOCK_ROWS", 100)  # several blocks of queries, and of heads
     given, layout = inputs(*size), TokenLayout.full(size[0], (size[1], 1))
     weight = torch.tensor([0.1, -0.4, 2.0], dtype=torch.float64).reshape(3, 1, 1).requires_grad_()
@@ -86,31 +86,31 @@ def test_bfloat16_stays_near(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_the_machine_takes(
-    tokens: int, wide: bool, grad: bool, dtype: torch.dtype, way: Way, monkeypatch: pytest.MonkeyPatch
+    tokens: int, wide: bool, grad: bool, dtype: torch.dtype, way: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subtraction, "processor", lambda: Processor(wide=wide, bfloat16=wide))
+    monkeypatch.setattr(subtraction, "processor", lambda: Processor(wide_vectors=wide, bfloat16=wide))
     query = torch.zeros(1, 1, tokens, 4, dtype=dtype, requires_grad=grad)
     layout = TokenLayout.full(1, (tokens, 1))
-    assert choose_way(query, layout) == way
+    assert choose_method(query, layout) == way
     padded = TokenLayout(layout.index, layout.grid, torch.zeros(1, tokens, dtype=torch.bool))
-    assert choose_way(query, padded) == "fused"
+    assert choose_method(query, padded) == "fused"
 
 
 def test_products_stay_exact_and_the_setting_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "processor", lambda: Processor(wide=True, bfloat16=False))
+    monkeypatch.setattr(machine, "processor", lambda: Processor(wide_vectors=True, bfloat16=False))
     machine._stays_exact.cache_clear()
     before = torch.get_float32_matmul_precision()
     left, right = torch.randn(64, 512), torch.randn(512, 64)
-    with exact_products():
+    with exact_matmul():
         exact = left.double() @ right.double()
         assert ((left @ right) - exact).abs().max() < 1e-5 * exact.abs().max()
     assert torch.get_float32_matmul_precision() == before
-    with pytest.raises(ZeroDivisionError), exact_products():
+    with pytest.raises(ZeroDivisionError), exact_matmul():
         raise ZeroDivisionError
     assert torch.get_float32_matmul_precision() == before
     monkeypatch.setattr(machine, "_stays_exact", lambda: False)
-    with exact_products():
+    with exact_matmul():
         assert torch.get_float32_matmul_precision() == before
     monkeypatch.setattr(machine, "_stays_exact", lambda: True)
-    with exact_products("meta"):
+    with exact_matmul("meta"):
         assert torch.get_float32_matmul_precision() == before

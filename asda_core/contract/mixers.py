@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from asda_core.config_io import parse
-from asda_core.contract.modules import TOLERANCE, check_all_parameters_move, check_made, check_state, seeded
+from asda_core.contract.modules import (
+    TOLERANCE,
+    check_all_parameters_move,
+    check_no_lazy_parameters,
+    check_state,
+    seeded,
+)
 from asda_core.contracts import MixerContext, MixerSpec
 from asda_core.layout import TokenLayout
 
@@ -23,7 +29,7 @@ def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
     layers = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
     config = parse(spec.config, options)
     mixer, other, *of_layers = (spec.build(config, each) for each in (layers[1], layers[1], *layers))
-    check_made(mixer)
+    check_no_lazy_parameters(mixer)
     mixer.eval()
     for layout in _layouts():
         tokens = torch.randn(*layout.index.shape, DIM)

@@ -27,13 +27,13 @@ def seeded(check: CheckT) -> CheckT:
     return cast(CheckT, run)
 
 
-def check_saved(module: nn.Module, other: nn.Module, answer: Callable[[Any], Tensor]) -> None:
+def check_round_trip(module: nn.Module, other: nn.Module, compute_output: Callable[[Any], Tensor]) -> None:
     """Check that the state holds only tensors, and that a second module gives the same output after loading it.
 
     Args:
         module: in evaluation mode.
         other: built the same way with another random initialisation, in evaluation mode.
-        answer: output of a module that is compared.
+        compute_output: output of a module that is compared.
     """
     state = module.state_dict()
     other_types = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -42,18 +42,18 @@ def check_saved(module: nn.Module, other: nn.Module, answer: Callable[[Any], Ten
     assert not integral, f"parameters must be floating point; make {', '.join(integral)} a buffer"
     other.load_state_dict(state)
     with torch.no_grad():
-        assert torch.equal(answer(module), answer(other)), (
+        assert torch.equal(compute_output(module), compute_output(other)), (
             "state_dict is incomplete, as a copy loaded from it gives another output: make random tensors parameters "
             "or persistent buffers"
         )
 
 
 def check_state(module: nn.Module, other: nn.Module, *arguments: Any) -> None:
-    """`check_saved` for modules that return a tensor for these arguments."""
-    check_saved(module, other, lambda instance: instance(*arguments))
+    """`check_round_trip` for modules that return a tensor for these arguments."""
+    check_round_trip(module, other, lambda instance: instance(*arguments))
 
 
-def check_made(module: nn.Module) -> None:
+def check_no_lazy_parameters(module: nn.Module) -> None:
     """Check that all parameters have a shape before the first call: optimisers and checkpoints need it."""
     lazy = [name for name, parameter in module.named_parameters() if is_lazy(parameter)]
     assert not lazy, f"no shape yet: {', '.join(lazy)}; take the sizes from the context"

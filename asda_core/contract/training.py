@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asda_core.adapting import attach, train_beside_frozen
+from asda_core.adapting import attach, set_train_mode
 from asda_core.config import EncoderConfig
 from asda_core.config_io import parse
 from asda_core.contract.mixers import DIM, HEADS, LAYERS
-from asda_core.contract.modules import TOLERANCE, check_all_parameters_move, check_saved, seeded
+from asda_core.contract.modules import TOLERANCE, check_all_parameters_move, check_round_trip, seeded
 from asda_core.contracts import AdapterContext, AdapterSpec, MixerContext, MixerSpec, ObjectiveContext, ObjectiveSpec
 from asda_core.errors import PluginError
 from asda_core.layout import TokenLayout
@@ -91,7 +91,7 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
         f"{spec.name}: the trainable parameters are not exactly the new ones"
     )
     weight = torch.randn_like(before.tokens)
-    train_beside_frozen(encoder)
+    set_train_mode(encoder)
     check_all_parameters_move(encoder, lambda: (encoder(features).tokens * weight).sum())
     for parameter in encoder.parameters():
         if id(parameter) in old:
@@ -101,7 +101,7 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
     for name, buffer in encoder.named_buffers():
         if name in buffers:
             assert torch.equal(buffer, buffers[name]), f"{spec.name}: the buffer {name} has changed"
-    check_saved(encoder.eval(), other.eval(), lambda module: module(features).tokens)
+    check_round_trip(encoder.eval(), other.eval(), lambda module: module(features).tokens)
 
 
 @seeded

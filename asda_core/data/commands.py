@@ -18,17 +18,17 @@ from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.packing import pack
-from asda_core.data.sources import tell_doubles
+from asda_core.data.sources import warn_of_duplicates
 from asda_core.data.statistics import Statistics, measure
-from asda_core.labelled.examples import Labelled
+from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.reading import read_labelled
-from asda_core.labelled.shards import PACKED_CLASSES
+from asda_core.labelled.shards import CLASSES_FILE
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import with_splits
-from asda_core.settings.changes import changed
+from asda_core.settings.changes import apply_changes
 from asda_core.system.resources import SECONDS_PER_HOUR
 
-FEW = 5
+MAX_LISTED = 5
 """Maximum number of file names listed on a line, and of reasons listed below."""
 DIGITS = 3
 """Decimal places of a mean and a standard deviation, as in published ones."""
@@ -41,10 +41,10 @@ def run_pack(parsed: argparse.Namespace) -> None:
     options = PackOptions(**{name: getattr(parsed, name) for name in names})
     data = _labelled(parsed.sources, options) if parsed.labelled else None
     files = _find_files(parsed.sources) if data is None else [example.file for example in data.examples]
-    about = None if data is None else labels_of(data)
-    beside = None if data is None else {PACKED_CLASSES: as_label_file(data)}
+    descriptions = None if data is None else labels_and_splits(data)
+    extra_files = None if data is None else {CLASSES_FILE: label_file_text(data)}
     print(f"{len(files)} audio files -> {parsed.out}", file=sys.stderr)
-    packed = pack(files, parsed.out, options, parsed.jobs, about=about, beside=beside)
+    packed = pack(files, parsed.out, options, parsed.jobs, descriptions=descriptions, extra_files=extra_files)
     if packed.skipped:
         where = parsed.out / SKIPPED_FILE
         pieces = ", or parts of them," if parsed.seconds else ""
@@ -56,7 +56,7 @@ def run_pack(parsed: argparse.Namespace) -> None:
     )
 
 
-def _labelled(sources: Sequence[Path], options: PackOptions) -> Labelled:
+def _labelled(sources: Sequence[Path], options: PackOptions) -> LabelledData:
     require(len(sources) == 1, f"--labelled takes one SOURCE, as `asda finetune --data` does, not {len(sources)}.")
     message = "--seconds could split a clip between training and test, and repeats its labels on each piece; omit it"
     require(options.seconds is None, f"{message} with --labelled.")
@@ -64,23 +64,23 @@ def _labelled(sources: Sequence[Path], options: PackOptions) -> Labelled:
     return with_splits(read_labelled(source, folder), source)
 
 
-def labels_of(data: Labelled) -> Mapping[Path, Mapping[str, object]]:
+def labels_and_splits(data: LabelledData) -> Mapping[Path, Mapping[str, object]]:
     """Labels and split of each clip, as written to its JSON description."""
     return {example.file: {"labels": list(example.labels), "split": example.split} for example in data.examples}
 
 
-def as_label_file(data: Labelled) -> str:
+def label_file_text(data: LabelledData) -> str:
     """CSV of index, identifier (if any differs from its name) and name of each class, in the layout of AudioSet's."""
-    for name in (*data.classes, *data.names):
+    for name in (*data.classes, *data.class_names):
         require(
             name.isprintable(),
             f"the class {name!r} has unprintable characters (tab, line break, ...); a label file cannot store them.",
         )
     text = io.StringIO()
-    same = data.classes == data.names
+    same = data.classes == data.class_names
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["index", "display_name"] if same else ["index", "mid", "display_name"])
-    for number, (identifier, name) in enumerate(zip(data.classes, data.names, strict=True)):
+    for number, (identifier, name) in enumerate(zip(data.classes, data.class_names, strict=True)):
         writer.writerow([number, name] if same else [number, identifier, name])
     return text.getvalue()
 
@@ -89,59 +89,59 @@ def run_stats(parsed: argparse.Namespace) -> None:
     """`asda data stats`."""
     require(parsed.jobs > 0, f"--jobs must be at least 1, not {parsed.jobs}.")
     require(parsed.sample is None or parsed.sample > 0, f"--sample must be at least 1, not {parsed.sample}.")
-    config = changed(load_run_config(parsed.config) if parsed.config else RunConfig(), parsed.changes)
+    config = apply_changes(load_run_config(parsed.config) if parsed.config else RunConfig(), parsed.changes)
     files = _find_files(parsed.sources)
     total = len(files)
     if parsed.sample is not None and parsed.sample < total:
         sample = np.random.default_rng(parsed.seed).choice(total, parsed.sample, replace=False)
         files = [files[number] for number in sorted(sample.tolist())]
     measured = measure(files, installed_catalog(), config.front_end, config.compat, parsed.jobs)
-    print(json.dumps(as_plain(measured, total), indent=2) if parsed.json else as_text(measured, total))
+    print(json.dumps(as_dict(measured, total), indent=2) if parsed.json else as_text(measured, total))
 
 
 def _find_files(sources: Sequence[Path]) -> list[Path]:
     files = [file for source in sources for file in find_audio(source)]
-    tell_doubles(files)
+    warn_of_duplicates(files)
     return files
 
 
-def yaml_line(found: Statistics) -> str | None:
+def yaml_line(stats: Statistics) -> str | None:
     """Line to paste into a config; None if the standard deviation rounds to 0: all values are the same."""
-    if not round(found.std, DIGITS):
+    if not round(stats.std, DIGITS):
         return None
-    options = {**found.front_end.options, "mean": round(found.mean, DIGITS), "std": round(found.std, DIGITS)}
+    options = {**stats.front_end.options, "mean": round(stats.mean, DIGITS), "std": round(stats.std, DIGITS)}
     pairs = ", ".join(f"{key}: {value}" for key, value in options.items())
-    return f"front_end: {{name: {found.front_end.name}, options: {{{pairs}}}}}"
+    return f"front_end: {{name: {stats.front_end.name}, options: {{{pairs}}}}}"
 
 
-def as_plain(found: Statistics, of: int) -> dict[str, Any]:
-    """Statistics as plain values for JSON; `of` is the number of files before sampling."""
+def as_dict(stats: Statistics, num_files: int) -> dict[str, Any]:
+    """Statistics as plain values for JSON; `num_files` is the number of files before sampling."""
     return {
-        "files": of,
-        "looked_at": len(found.seconds) + len(found.broken),
-        "mean": found.mean,
-        "std": found.std,
-        "values": found.count,
-        "yaml": yaml_line(found),
-        "hours": sum(found.seconds) / SECONDS_PER_HOUR,
+        "files": num_files,
+        "looked_at": len(stats.seconds) + len(stats.broken),
+        "mean": stats.mean,
+        "std": stats.std,
+        "values": stats.num_values,
+        "yaml": yaml_line(stats),
+        "hours": sum(stats.seconds) / SECONDS_PER_HOUR,
         "seconds": {
-            "shortest": min(found.seconds),
-            "median": statistics.median(found.seconds),
-            "longest": max(found.seconds),
+            "shortest": min(stats.seconds),
+            "median": statistics.median(stats.seconds),
+            "longest": max(stats.seconds),
         },
-        "rates": {str(rate): count for rate, count in sorted(found.rates.items())},
-        "channels": {str(channels): count for channels, count in sorted(found.channels.items())},
-        "silent": found.silent,
-        "short": found.short,
-        "broken": found.broken,
+        "rates": {str(rate): count for rate, count in sorted(stats.rates.items())},
+        "channels": {str(channels): count for channels, count in sorted(stats.channels.items())},
+        "silent": stats.silent,
+        "short": stats.short,
+        "broken": stats.broken,
     }
 
 
-def as_text(found: Statistics, of: int) -> str:
+def as_text(stats: Statistics, num_files: int) -> str:
     """Statistics as readable text."""
-    plain = as_plain(found, of)
+    plain = as_dict(stats, num_files)
     seconds, looked_at = plain["seconds"], plain["looked_at"]
-    share = f"{looked_at} of {of} files, at random" if looked_at < of else f"{of} files"
+    share = f"{looked_at} of {num_files} files, at random" if looked_at < num_files else f"{num_files} files"
     rates = ", ".join(f"{rate} Hz: {count}" for rate, count in plain["rates"].items())
     channels = ", ".join(f"{channels}: {count}" for channels, count in plain["channels"].items())
     lines = [
@@ -149,11 +149,11 @@ def as_text(found: Statistics, of: int) -> str:
         f"seconds   {seconds['shortest']:.2f} to {seconds['longest']:.2f}, median {seconds['median']:.2f}",
         f"rates     {rates}",
         f"channels  {channels}",
-        f"silent    {_named(found.silent)}",
-        *([f"short     {_named(found.short)} (shorter than one window)"] if found.short else []),
-        f"broken    {_named(list(found.broken))}",
-        *(f"          {reason}" for reason in list(found.broken.values())[:FEW]),
-        f"features  mean {found.mean:.4f}, std {found.std:.4f} over {found.count:,} values",
+        f"silent    {_named(stats.silent)}",
+        *([f"short     {_named(stats.short)} (shorter than one window)"] if stats.short else []),
+        f"broken    {_named(list(stats.broken))}",
+        *(f"          {reason}" for reason in list(stats.broken.values())[:MAX_LISTED]),
+        f"features  mean {stats.mean:.4f}, std {stats.std:.4f} over {stats.num_values:,} values",
         "",
         plain["yaml"]
         or "All values are the same: the standard deviation is 0, so there is nothing to set in a config.",
@@ -162,5 +162,5 @@ def as_text(found: Statistics, of: int) -> str:
 
 
 def _named(files: Sequence[str]) -> str:
-    first = ", ".join(files[:FEW])
-    return f"{len(files)}" + (f": {first}{', ...' if len(files) > FEW else ''}" if files else "")
+    first = ", ".join(files[:MAX_LISTED])
+    return f"{len(files)}" + (f": {first}{', ...' if len(files) > MAX_LISTED else ''}" if files else "")

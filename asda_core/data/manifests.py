@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from asda_core.data.tar_headers import TAR_SUFFIX, is_audio
-from asda_core.data.tars import index_of
+from asda_core.data.tars import shard_index
 from asda_core.errors import AudioError, ConfigError
 
 TABLE_SUFFIXES = (".parquet", ".pq")
@@ -18,13 +18,13 @@ FILE_COLUMNS = (
     "wav", "flac",
 )  # fmt: skip
 """Usual names of the file column of a table; otherwise the first column whose values look like audio is taken."""
-ROWS_LOOKED_AT = 20
+SAMPLE_ROWS = 20
 """Rows from which the file column is determined."""
-LINES_LOOKED_AT = 200
+SAMPLE_LINES = 200
 """Lines of a text in which those rows are searched, so that an unclosed quote does not swallow the whole text."""
 
 
-def in_manifest(path: Path) -> list[Path]:
+def files_in_manifest(path: Path) -> list[Path]:
     """Files named by a text: in a column of a table with a header, otherwise one per line.
 
     Paths are relative to the text's folder; those of a list, to the folder that its first line names, if any.
@@ -51,7 +51,7 @@ def _line_by_line(root: Path, lines: Sequence[str]) -> Iterator[Path]:
         fields = [line.strip(), line.split("\t")[0].strip(), *next(csv.reader([line]))[:1], line.split()[0]]
         name = next((field for field in fields if is_audio(field)), "")
         if fields[0].endswith(TAR_SUFFIX):
-            yield from index_of(root / fields[0]).paths()
+            yield from shard_index(root / fields[0]).paths()
         elif not name and number == 0:  # a root, or the header of a table
             path = folder / fields[0]
             is_header = fields[0].lower() in FILE_COLUMNS and _first_exists(folder, lines[1:])
@@ -72,7 +72,7 @@ def _path_of(root: Path, name: str) -> Path:
 
 def _in_table(text: str) -> list[str] | None:
     """Cells of the file column; None if the text is not a table."""
-    column = _column_of_files(list(itertools.islice(io.StringIO(text, newline=""), LINES_LOOKED_AT)))
+    column = _column_of_files(list(itertools.islice(io.StringIO(text, newline=""), SAMPLE_LINES)))
     if column is None:
         return None
     index, delimiter = column
@@ -89,7 +89,7 @@ def _column_of_files(lines: Sequence[str]) -> tuple[int, str] | None:
     """(column, delimiter) of a table with a header: a usual file column, or the first that holds only audio files."""
     other = None
     for delimiter in ("\t", ",", ";"):
-        header, *rows = [*itertools.islice(_rows(lines, delimiter), ROWS_LOOKED_AT + 1)] or [[]]
+        header, *rows = [*itertools.islice(_rows(lines, delimiter), SAMPLE_ROWS + 1)] or [[]]
         if len(header) < 2 or any(is_audio(name.strip()) for name in header):
             continue
         for index, name in enumerate(header):
@@ -102,7 +102,7 @@ def _column_of_files(lines: Sequence[str]) -> tuple[int, str] | None:
     return other
 
 
-def in_parquet(path: Path) -> list[Path]:
+def files_in_parquet(path: Path) -> list[Path]:
     """Files named in the file column of a parquet table.
 
     Raises:
@@ -116,7 +116,7 @@ def in_parquet(path: Path) -> list[Path]:
     try:
         table = parquet.ParquetFile(path)
         names = list(table.schema_arrow.names)
-        first = next(table.iter_batches(ROWS_LOOKED_AT), None)
+        first = next(table.iter_batches(SAMPLE_ROWS), None)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise AudioError(f"cannot read {path}: it is not a parquet table or is damaged ({error}).") from None
     cells = {} if first is None else first.to_pydict()

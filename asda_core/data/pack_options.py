@@ -11,16 +11,16 @@ PACK_FILE, SKIPPED_FILE = "pack.json", "skipped.jsonl"
 """Files of a pack: what it holds, and what could not be read; the second is written when the pack is finished."""
 
 PackFormat = Literal["flac", "wav"]
-LEAST_RATE, MOST_RATE = 1_000, 655_350
+MIN_RATE, MAX_RATE = 1_000, 655_350
 """Range of the sample rate of packed audio, in Hz: lower rates hold nothing a front end uses; FLAC allows no higher."""
 FLAC_RATE, FLAC_STEP = 65_535, 10
 """Highest rate that FLAC stores in Hz, and the step above it. **Source**: RFC 9639, section 9.1.2: a rate has 16 bits,
 in Hz or in tens of Hz."""
-LEAST_SECONDS = 0.01
+MIN_SECONDS = 0.01
 """Shortest allowed piece of a file, below one frame of log-mel (25 ms): ours, to reject a slip such as 1e-9."""
 
 
-def unfinished(folder: Path) -> str:
+def unfinished_message(folder: Path) -> str:
     """Message for a folder with an unfinished pack; empty for any other folder."""
     if (folder / PACK_FILE).is_file() and not (folder / SKIPPED_FILE).is_file():
         return f"the pack {folder} is not finished; run its `asda data pack` command again to resume it."
@@ -50,8 +50,8 @@ class PackOptions:
     name: str = "train"
 
     def __post_init__(self) -> None:
-        rate_allowed = LEAST_RATE <= self.rate <= MOST_RATE
-        require(rate_allowed, f"--rate must lie in {LEAST_RATE}..{MOST_RATE}, not {self.rate}.")
+        rate_allowed = MIN_RATE <= self.rate <= MAX_RATE
+        require(rate_allowed, f"--rate must lie in {MIN_RATE}..{MAX_RATE}, not {self.rate}.")
         flac_allowed = self.format != "flac" or self.rate <= FLAC_RATE or self.rate % FLAC_STEP == 0
         require(
             flac_allowed,
@@ -59,8 +59,8 @@ class PackOptions:
         )
         formats = get_args(PackFormat)
         require(self.format in formats, f"--format must be {' or '.join(formats)}, not {self.format!r}.")
-        seconds_allowed = self.seconds is None or LEAST_SECONDS <= self.seconds < math.inf
-        require(seconds_allowed, f"--seconds must be finite and at least {LEAST_SECONDS}, not {self.seconds}.")
+        seconds_allowed = self.seconds is None or MIN_SECONDS <= self.seconds < math.inf
+        require(seconds_allowed, f"--seconds must be finite and at least {MIN_SECONDS}, not {self.seconds}.")
         require(not (self.keep and self.seconds), "--keep leaves files as they are and --seconds cuts them; give one.")
         default_encoding = (self.rate, self.format) == (PackOptions.rate, PackOptions.format)
         require(

@@ -18,32 +18,32 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from asda_core.audio import length_and_rate, list_identity, opened, read_audio
-from asda_core.data.content import ends
+from asda_core.audio import length_and_rate, list_identity, open_audio, read_audio
+from asda_core.data.digests import ends_digest
 from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
 from asda_core.data.tar_headers import TAR_SUFFIX
 from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.system.files import text_digest, write_text
-from asda_core.system.locks import alone_in
+from asda_core.system.locks import hold_folder_lock
 from asda_core.system.resources import SECONDS_PER_HOUR
-from asda_core.system.thread_map import in_order
+from asda_core.system.thread_map import map_in_threads
 
 LOCK_FILE = ".pack.lock"
-OF_OTHER = {"data": "other audio files", "content": "other audio content", "about": "other labels or splits"}
+DIFFERENCE_NAMES = {"data": "other audio files", "content": "other audio content", "about": "other labels or splits"}
 """Meaning of a difference between the recorded digest of a pack and the requested one."""
 FULL_SCALE = 1 << 15
 """16-bit steps per amplitude of 1; libsndfile divides by this when it reads."""
-MOST_OVERSHOOT = 1.5
+CLIPPING_WARNING_PEAK = 1.5
 """Peak above which clipping to 1 is reported: resampling and lossy codecs exceed 1 slightly."""
-CLIPPED = "warning: {}: its peak of {:g} is clipped to 1 in the pack; --keep stores the file unchanged."
-Facts = Mapping[str, Any]
-USUAL = PackOptions()
+CLIPPING_WARNING = "warning: {}: its peak of {:g} is clipped to 1 in the pack; --keep stores the file unchanged."
+Description = Mapping[str, Any]
+DEFAULT_OPTIONS = PackOptions()
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackSummary:
     """Contents of a finished pack."""
 
     shards: int
@@ -56,30 +56,30 @@ class Packed:
 class Piece(NamedTuple):
     """A file, or one of its equal parts: place of the file in the packed order, number of the part, number of parts."""
 
-    place: int
+    position: int
     file: Path
     number: int = 0
     parts: int = 1
 
 
-class PackedSound(NamedTuple):
+class EncodedPiece(NamedTuple):
     """A piece encoded for a shard, or the reason why it could not be."""
 
     suffix: str
     content: bytes
-    facts: dict[str, Any]
+    description: dict[str, Any]
     problem: str = ""
 
 
 def pack(
     files: Sequence[Path],
     folder: Path,
-    options: PackOptions = USUAL,
+    options: PackOptions = DEFAULT_OPTIONS,
     jobs: int = 1,
     progress: bool = True,
-    about: Mapping[Path, Facts] | None = None,
-    beside: Mapping[str, str] | None = None,
-) -> Packed:
+    descriptions: Mapping[Path, Description] | None = None,
+    extra_files: Mapping[str, str] | None = None,
+) -> PackSummary:
     """Pack audio files into shards; after an interruption, packing resumes after the last complete shard.
 
     Args:
@@ -88,22 +88,22 @@ def pack(
         options: of the pack.
         jobs: number of threads that decode and encode; it does not change the shards.
         progress: whether to show a progress bar.
-        about: further entries for the JSON description of each file, such as its labels.
-        beside: name -> text of further files to write to the folder.
+        descriptions: further entries for the JSON description of each file, such as its labels.
+        extra_files: name -> text of further files to write to the folder.
 
     Raises:
         ConfigError: the folder holds another pack, or another process is packing into it.
         AudioError: no file can be read.
         OSError: for example, the disk is full.
     """
-    with alone_in(folder, LOCK_FILE, "packs into"):
+    with hold_folder_lock(folder, LOCK_FILE, "packs into"):
         identity = {
             "files": len(files),
             "data": _digest(list_identity(files)),
             "content": _content(files, jobs, progress),
         }
-        _claim(files, folder, {**identity, **asdict(options)}, options.name, about or {}, beside or {})
-        _write_shards(files, folder, options, jobs, progress, about or {})
+        _claim(files, folder, {**identity, **asdict(options)}, options.name, descriptions or {}, extra_files or {})
+        _write_shards(files, folder, options, jobs, progress, descriptions or {})
         return _report(folder, options)
 
 
@@ -112,18 +112,18 @@ def _claim(
     folder: Path,
     requested: dict[str, Any],
     name: str,
-    about: Mapping[Path, Facts],
-    beside: Mapping[str, str],
+    descriptions: Mapping[Path, Description],
+    extra_files: Mapping[str, str],
 ) -> None:
     """Record what the folder is to hold; raise a `ConfigError` if it holds something else."""
-    if about or beside:
-        requested["about"] = _digest([[about.get(file) for file in files], dict(beside)])
+    if descriptions or extra_files:
+        requested["about"] = _digest([[descriptions.get(file) for file in files], dict(extra_files)])
     file = folder / PACK_FILE
     if not file.exists() or not any(folder.glob(f"*{TAR_SUFFIX}")):  # an empty pack does not occupy the folder
         if (folder / shard_name(name, 0)).exists():
             raise ConfigError(f"{folder} contains shards but no {PACK_FILE}; use another folder or --name.")
         (folder / SKIPPED_FILE).unlink(missing_ok=True)  # of an empty pack; it marks a pack as finished
-        for name, text in beside.items():
+        for name, text in extra_files.items():
             write_text(folder / name, text)
         write_text(file, json.dumps(requested, indent=2) + "\n")
         return
@@ -134,7 +134,7 @@ def _claim(
     recorded.setdefault("content", requested["content"])  # of a pack of an earlier version, which did not record it
     keys = dict.fromkeys([*requested, *recorded])
     differences = [
-        OF_OTHER.get(key, f"{key}: {recorded.get(key)!r}, now {requested.get(key)!r}")
+        DIFFERENCE_NAMES.get(key, f"{key}: {recorded.get(key)!r}, now {requested.get(key)!r}")
         for key in keys
         if recorded.get(key) != requested.get(key)
     ]
@@ -146,7 +146,7 @@ def _content(files: Sequence[Path], jobs: int, progress: bool) -> str:
     """Digest of the first and last bytes of all files, without decoding them."""
     with tqdm(total=len(files), unit="file", disable=not progress, desc="hashing", leave=False) as bar:
         digests = []
-        for _, digest in in_order(ends, files, jobs):
+        for _, digest in map_in_threads(ends_digest, files, jobs):
             digests.append(digest)
             bar.update()
     return _digest(digests)
@@ -157,7 +157,12 @@ def _digest(plain: Any) -> str:
 
 
 def _write_shards(
-    files: Sequence[Path], folder: Path, options: PackOptions, jobs: int, progress: bool, about: Mapping[Path, Facts]
+    files: Sequence[Path],
+    folder: Path,
+    options: PackOptions,
+    jobs: int,
+    progress: bool,
+    descriptions: Mapping[Path, Description],
 ) -> None:
     finished = finished_shards(folder, options.name)
     last = tuple(finished[-1]["last"]) if finished else (-1, -1)
@@ -167,17 +172,17 @@ def _write_shards(
     position = last
     try:
         with bar:
-            for piece, sound in in_order(lambda piece: encoded(piece, options), pieces, jobs):
-                bar.update(piece.place - bar.n)
-                position = piece.place, piece.number
+            for piece, sound in map_in_threads(lambda piece: encode_piece(piece, options), pieces, jobs):
+                bar.update(piece.position - bar.n)
+                position = piece.position, piece.number
                 if sound.problem:
                     prefix = f"piece {piece.number + 1} of {piece.parts}: " if piece.parts > 1 else ""
                     writer.skipped.append((str(piece.file), f"{prefix}{sound.problem}"))
                     continue
-                if (peak := sound.facts.get("clipped_from")) is not None:
-                    print(CLIPPED.format(piece.file, peak), file=sys.stderr)
-                key = f"{piece.place:09d}" + (f"-{piece.number:05d}" if piece.parts > 1 else "")
-                writer.add(key, sound.suffix, sound.content, {**sound.facts, **about.get(piece.file, {})})
+                if (peak := sound.description.get("clipped_from")) is not None:
+                    print(CLIPPING_WARNING.format(piece.file, peak), file=sys.stderr)
+                key = f"{piece.position:09d}" + (f"-{piece.number:05d}" if piece.parts > 1 else "")
+                writer.add(key, sound.suffix, sound.content, {**sound.description, **descriptions.get(piece.file, {})})
                 if writer.is_full:
                     writer.finish(position)
             bar.update(len(files) - bar.n)
@@ -196,7 +201,7 @@ def _finish(folder: Path, options: PackOptions, writer: ShardWriter, last: tuple
     write_text(folder / SKIPPED_FILE, "".join(lines))
 
 
-def _report(folder: Path, options: PackOptions) -> Packed:
+def _report(folder: Path, options: PackOptions) -> PackSummary:
     finished = finished_shards(folder, options.name)
     lines = (folder / SKIPPED_FILE).read_text(encoding="utf-8").splitlines()
     skipped = {entry["file"]: entry["reason"] for entry in map(json.loads, lines)}
@@ -205,16 +210,18 @@ def _report(folder: Path, options: PackOptions) -> Packed:
         raise AudioError(f"none of the {len(skipped)} audio files can be packed. First reasons: {reasons}")
     members = [member for facts in finished for member in facts["members"]]
     hours = sum(samples / rate for *_, samples, rate in members) / SECONDS_PER_HOUR
-    return Packed(len(finished), len(members), hours, sum(facts["bytes"] for facts in finished) / (1 << 30), skipped)
+    return PackSummary(
+        len(finished), len(members), hours, sum(facts["bytes"] for facts in finished) / (1 << 30), skipped
+    )
 
 
-def _pieces(files: Sequence[Path], options: PackOptions, place: int, number: int) -> Iterator[Piece]:
+def _pieces(files: Sequence[Path], options: PackOptions, position: int, number: int) -> Iterator[Piece]:
     """All pieces after (place, number), in the order of the pack."""
     order = np.random.default_rng(options.seed).permutation(len(files))
-    for index in range(max(0, place), len(files)):
+    for index in range(max(0, position), len(files)):
         file = files[int(order[index])]
         count = _count(file, options)
-        yield from (Piece(index, file, part, count) for part in range(count) if (index, part) > (place, number))
+        yield from (Piece(index, file, part, count) for part in range(count) if (index, part) > (position, number))
 
 
 def _count(file: Path, options: PackOptions) -> int:
@@ -228,27 +235,29 @@ def _count(file: Path, options: PackOptions) -> int:
     return max(1, -int(-num_frames // (options.seconds * rate)))
 
 
-def encoded(piece: Piece, options: PackOptions) -> PackedSound:
+def encode_piece(piece: Piece, options: PackOptions) -> EncodedPiece:
     """Encode a piece for a shard."""
     try:
         num_frames, rate = length_and_rate(piece.file)
-        facts: dict[str, Any] = {"file": str(piece.file), "original_samples": num_frames, "original_rate": rate}
+        description: dict[str, Any] = {"file": str(piece.file), "original_samples": num_frames, "original_rate": rate}
         if options.keep:
-            with opened(piece.file) as original:
-                facts |= {"samples": num_frames, "rate": rate, "channels": original.channels}
+            with open_audio(piece.file) as original:
+                description |= {"samples": num_frames, "rate": rate, "channels": original.channels}
             inside = split_member(piece.file)
             content = piece.file.read_bytes() if inside is None else member_bytes(*inside)
-            return PackedSound(piece.file.suffix.lower(), content, facts)
+            return EncodedPiece(piece.file.suffix.lower(), content, description)
         first, stop = (edge * num_frames // piece.parts for edge in (piece.number, piece.number + 1))
         if piece.parts > 1:
-            facts["start_seconds"] = first / rate
+            description["start_seconds"] = first / rate
         half = 0.5 / rate  # half a sample on both sides: read_audio rounds to exactly these frames
         audio = read_audio(piece.file, options.rate, first / rate + half, (stop - first) / rate - half)
         peak = float(audio.abs().max())
-        facts |= {"clipped_from": round(peak, 3)} if peak > MOST_OVERSHOOT else {}
+        description |= {"clipped_from": round(peak, 3)} if peak > CLIPPING_WARNING_PEAK else {}
         samples = (audio * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1).short().numpy()
     except AudioError as error:
-        return PackedSound("", b"", {}, str(error))
+        return EncodedPiece("", b"", {}, str(error))
     sound = io.BytesIO()
     soundfile.write(sound, samples, options.rate, format=options.format.upper(), subtype="PCM_16")
-    return PackedSound(f".{options.format}", sound.getvalue(), {**facts, "samples": len(samples), "rate": options.rate})
+    return EncodedPiece(
+        f".{options.format}", sound.getvalue(), {**description, "samples": len(samples), "rate": options.rate}
+    )

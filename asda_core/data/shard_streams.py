@@ -14,13 +14,13 @@ from pathlib import Path
 from threading import Event
 from typing import IO, NamedTuple
 
-from asda_core.data.sources import PIPE, ShardStream
-from asda_core.data.tar_headers import LINKED_OR_SPARSE, MORE_BEHIND, ZERO, StrictHeader, is_audio, plain_name
+from asda_core.data.sources import PIPE_PREFIX, ShardStream
+from asda_core.data.tar_headers import LINKED_OR_SPARSE, TRAILING_DATA, ZERO, StrictHeader, is_audio, plain_name
 from asda_core.errors import AudioError
 
 ATTEMPTS = 3
 """Number of times a command is run before its stream is given up: connections break."""
-FIRST_PAUSE, LONGER = 1.0, 4
+RETRY_SECONDS, BACKOFF_FACTOR = 1.0, 4
 """Seconds before the first retry of a command, and factor for each later one: a server needs time."""
 DRAIN_BYTES = 1 << 16
 
@@ -36,12 +36,12 @@ class CommandFailedError(Exception):
     """The command of a stream ended with an error; running it again may help."""
 
 
-class CutOffError(CommandFailedError):
-    """The command succeeded but gave a truncated tar or none: the first of two joined by `|` may have failed."""
+class TruncatedTarError(CommandFailedError):
+    """The command succeeded but printed a truncated tar or none: the first of two joined by `|` may have failed."""
 
 
-class Commands:
-    """Running commands whose streams are read; all can be ended by a caller that waits for one that stalls.
+class RunningCommands:
+    """Running commands whose streams are read; a caller that waits for a stalled one can abort them all.
 
     None is retried after that.
     """
@@ -51,18 +51,18 @@ class Commands:
         self._running: set[subprocess.Popen[bytes]] = set()
 
     @property
-    def ended(self) -> bool:
-        """Whether `end` was called."""
+    def is_aborted(self) -> bool:
+        """Whether `abort` was called."""
         return self._ended.is_set()
 
-    def end(self) -> None:
+    def abort(self) -> None:
         """Kill all commands and the processes that they have started."""
         self._ended.set()
         for process in list(self._running):
             kill(process)
 
-    def pause(self, seconds: float) -> bool:
-        """Wait for this time, or until `end` is called; return whether it was."""
+    def wait(self, seconds: float) -> bool:
+        """Wait for this time, or until `abort` is called; return whether it was."""
         return self._ended.wait(seconds)
 
     @contextmanager
@@ -71,7 +71,7 @@ class Commands:
         process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True)
         self._running.add(process)
         try:
-            if self.ended:  # in the meantime
+            if self.is_aborted:  # in the meantime
                 kill(process)
             yield process
         finally:
@@ -84,12 +84,14 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[StreamMember]:
+def read_stream(
+    shard: ShardStream, problems: list[tuple[Path, str]], commands: RunningCommands
+) -> Iterator[StreamMember]:
     """Yield the audio files of a shard in order; of several with the same name, the first.
 
     Args:
         shard: the shard to read.
-        trouble: receives (file, message) if the shard yields less than it should.
+        problems: receives (file, message) if the shard yields less than it should.
         commands: registers the command of the shard while it runs.
 
     Raises:
@@ -98,17 +100,19 @@ def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: C
     passed = 0
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            for number, member in enumerate(_read_once(shard, trouble, commands)):
+            for number, member in enumerate(_read_once(shard, problems, commands)):
                 if number >= passed:
                     passed += 1
                     yield member
             return
         except CommandFailedError as error:
-            if commands.ended or (attempt < ATTEMPTS and commands.pause(FIRST_PAUSE * LONGER ** (attempt - 1))):
+            if commands.is_aborted or (
+                attempt < ATTEMPTS and commands.wait(RETRY_SECONDS * BACKOFF_FACTOR ** (attempt - 1))
+            ):
                 raise AudioError("the stream was closed.") from None
-            if attempt == ATTEMPTS and isinstance(error, CutOffError) and passed:
+            if attempt == ATTEMPTS and isinstance(error, TruncatedTarError) and passed:
                 where = Path(shard.address)  # every attempt gave the same: use the complete members, as of a file
-                trouble.append(
+                problems.append(
                     (where, f"{shard.address}: {error}; only the files before that point are used ({passed}).")
                 )
             elif attempt == ATTEMPTS:
@@ -117,7 +121,9 @@ def read_stream(shard: ShardStream, trouble: list[tuple[Path, str]], commands: C
                 ) from None
 
 
-def _read_once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Commands) -> Iterator[StreamMember]:
+def _read_once(
+    shard: ShardStream, problems: list[tuple[Path, str]], commands: RunningCommands
+) -> Iterator[StreamMember]:
     where = Path(shard.address if shard.file is None else shard.file)
     names: set[str] = set()
     unsupported = 0
@@ -139,17 +145,19 @@ def _read_once(shard: ShardStream, trouble: list[tuple[Path, str]], commands: Co
             problem = f"is truncated or not a tar ({error})"
         while block := stream.read(DRAIN_BYTES):  # so that a command can finish
             if not problem and block.strip(ZERO):
-                problem = MORE_BEHIND
+                problem = TRAILING_DATA
     if problem and shard.file is None:
-        raise CutOffError(f"the output of the command {problem}")
+        raise TruncatedTarError(f"the output of the command {problem}")
     if problem:
-        trouble.append((where, f"{shard.address} {problem}; only the files before that point are used ({len(names)})."))
+        problems.append(
+            (where, f"{shard.address} {problem}; only the files before that point are used ({len(names)}).")
+        )
     if unsupported:
-        trouble.append((where, f"{shard.address} has {unsupported} {LINKED_OR_SPARSE}"))
+        problems.append((where, f"{shard.address} has {unsupported} {LINKED_OR_SPARSE}"))
 
 
 @contextmanager
-def _bytes_of(shard: ShardStream, commands: Commands) -> Iterator[IO[bytes]]:
+def _bytes_of(shard: ShardStream, commands: RunningCommands) -> Iterator[IO[bytes]]:
     """Open the bytes of a file, or of the output of a command.
 
     Raises:
@@ -163,7 +171,7 @@ def _bytes_of(shard: ShardStream, commands: Commands) -> Iterator[IO[bytes]]:
         with file:
             yield file
         return
-    with commands.running(shard.address.removeprefix(PIPE)) as process:
+    with commands.running(shard.address.removeprefix(PIPE_PREFIX)) as process:
         assert process.stdout is not None
         try:
             yield process.stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.data.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member
-from asda_core.data.tars import read_facts, write_index
+from asda_core.data.tars import read_index_json, write_index
 from asda_core.system.files import sync
 
 BYTES_PER_MEBIBYTE = 1 << 20
@@ -30,7 +30,7 @@ def finished_shards(folder: Path, name: str) -> list[dict[str, Any]]:
     """Contents of the index files of the complete shards, up to the first that is missing or incomplete."""
     finished: list[dict[str, Any]] = []
     while (shard := folder / shard_name(name, len(finished))).exists():
-        facts = read_facts(shard)
+        facts = read_index_json(shard)
         if facts.get("bytes") != shard.stat().st_size or "last" not in facts:
             break
         finished.append(facts)
@@ -66,21 +66,21 @@ class ShardWriter:
         """Whether a shard has been started."""
         return self._tar is not None
 
-    def add(self, key: str, suffix: str, content: bytes, facts: Mapping[str, Any]) -> None:
+    def add(self, key: str, suffix: str, content: bytes, description: Mapping[str, Any]) -> None:
         """Add an audio file, followed by its JSON description; both share the key, as webdataset requires.
 
         Args:
             key: of the clip, without a dot.
             suffix: of the audio file, with its dot.
             content: the encoded audio.
-            facts: the description; `samples` and `rate` are also written to the index.
+            description: the description; `samples` and `rate` are also written to the index.
         """
         if self._tar is None:
             self._tar = tarfile.open(self._part, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         offset = self._tar.offset + HEADER_BYTES
-        self._members.append(Member(key + suffix, offset, len(content), facts["samples"], facts["rate"]))
+        self._members.append(Member(key + suffix, offset, len(content), description["samples"], description["rate"]))
         with self._naming():
-            for name, data in ((key + suffix, content), (f"{key}.json", json.dumps(facts).encode())):
+            for name, data in ((key + suffix, content), (f"{key}.json", json.dumps(description).encode())):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 self._tar.addfile(info, io.BytesIO(data))

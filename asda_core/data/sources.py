@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from asda_core.data.manifests import TABLE_SUFFIXES, in_manifest, in_parquet
-from asda_core.data.pack_options import unfinished
-from asda_core.data.tar_headers import AUDIO_SUFFIXES, TAR_SUFFIX, UNREAD_SUFFIXES, is_audio
-from asda_core.data.tars import INDEX_SUFFIX, index_of, num_bytes, shard_of
+from asda_core.data.manifests import TABLE_SUFFIXES, files_in_manifest, files_in_parquet
+from asda_core.data.pack_options import unfinished_message
+from asda_core.data.tar_headers import AUDIO_SUFFIXES, TAR_SUFFIX, UNSUPPORTED_SUFFIXES, is_audio
+from asda_core.data.tars import INDEX_SUFFIX, num_bytes, shard_index, shard_of
 from asda_core.errors import AudioError, ConfigError
 from asda_core.system.files import files_below
 
-PIPE, STREAM = "pipe:", "stream:"
+PIPE_PREFIX, STREAM_PREFIX = "pipe:", "stream:"
 """Prefixes of a command that prints a tar, and of a tar file that is read sequentially."""
-NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+BRACE_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """Range of shard numbers in a name, as in `train-{000000..000099}.tar`."""
-FEW = 3
+MAX_LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class ShardStream:
     @property
     def file(self) -> Path | None:
         """The file; None for a command."""
-        return Path(self.address.removeprefix(STREAM)) if self.address.startswith(STREAM) else None
+        return Path(self.address.removeprefix(STREAM_PREFIX)) if self.address.startswith(STREAM_PREFIX) else None
 
 
 AudioList: TypeAlias = list[Path] | list[ShardStream]
 """Training data of a run: files with random access, or streamed shards."""
 
 
-def find_training(sources: Iterable[str | Path]) -> AudioList:
+def find_training_data(sources: Iterable[str | Path]) -> AudioList:
     """Return the audio files of all sources, or all streamed shards, that a run trains on.
 
     Args:
@@ -60,14 +60,14 @@ def find_training(sources: Iterable[str | Path]) -> AudioList:
     if len(streamed) < len(names):
         other = next(source for source in names if not is_stream(source))
         raise ConfigError(f"streams cannot be mixed with other sources: {streamed[0]} is a stream, {other} is not.")
-    streams = [ShardStream(address) for source in streamed for address in expanded(source)]
+    streams = [ShardStream(address) for source in streamed for address in expand_braces(source)]
     missing = [stream.address for stream in streams if stream.file and not stream.file.is_file()]
     if missing:
-        raise AudioError(f"{len(missing)} of {len(streams)} shards do not exist: {', '.join(missing[:FEW])}.")
+        raise AudioError(f"{len(missing)} of {len(streams)} shards do not exist: {', '.join(missing[:MAX_LISTED])}.")
     return streams
 
 
-def tell_doubles(files: Sequence[Path]) -> None:
+def warn_of_duplicates(files: Sequence[Path]) -> None:
     """Warn of files that are named more than once, and are therefore used more than once."""
     real = {folder: os.path.realpath(folder) for folder in {file.parent for file in files}}
     if repeated := len(files) - len({(real[file.parent], file.name) for file in files}):
@@ -77,16 +77,16 @@ def tell_doubles(files: Sequence[Path]) -> None:
 
 def is_stream(source: str) -> bool:
     """Whether a source is a stream, read sequentially."""
-    return source.startswith((PIPE, STREAM))
+    return source.startswith((PIPE_PREFIX, STREAM_PREFIX))
 
 
-def expanded(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """All names that a pattern with `{000..099}` stands for; the pattern itself if it has no range.
 
     Raises:
         ConfigError: a range is descending.
     """
-    parts = NUMBERS.split(pattern)  # text, first, last, text, first, last, ..., text
+    parts = BRACE_RANGE.split(pattern)  # text, first, last, text, first, last, ..., text
     ranges = []
     for first, last in zip(parts[1::3], parts[2::3], strict=True):
         if int(last) < int(first):
@@ -119,16 +119,16 @@ def find_audio(source: str | Path) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         files = _in_folder(path)
-    elif not path.is_file() and NUMBERS.search(str(path)):
-        files = list(itertools.chain(*(find_audio(name) for name in expanded(str(path)))))
+    elif not path.is_file() and BRACE_RANGE.search(str(path)):
+        files = list(itertools.chain(*(find_audio(name) for name in expand_braces(str(path)))))
     elif path.suffix == TAR_SUFFIX and path.is_file():
-        files = index_of(path).paths()
+        files = shard_index(path).paths()
     elif is_audio(path.name) and (path.is_file() or num_bytes(path)):
         files = [path]
     elif path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
-        files = in_parquet(path)
+        files = files_in_parquet(path)
     elif path.is_file():
-        files = in_manifest(path)
+        files = files_in_manifest(path)
     else:
         raise AudioError(f"no folder, manifest or audio file at {os.path.normpath(path)}.")
     if not files:
@@ -143,7 +143,7 @@ def _in_folder(folder: Path) -> list[Path]:
     """
     entries = list(files_below(folder))
     names = sorted(entry for entry in entries if is_audio(entry.name) or entry.suffix == TAR_SUFFIX)
-    if unread := [entry.suffix.lower() for entry in entries if entry.suffix.lower() in UNREAD_SUFFIXES]:
+    if unread := [entry.suffix.lower() for entry in entries if entry.suffix.lower() in UNSUPPORTED_SUFFIXES]:
         skipped = f"{len(unread)} files in {folder} that libsndfile cannot read ({', '.join(sorted(set(unread)))})"
         print(f"warning: skipped {skipped}; convert them to use them.", file=sys.stderr)
     files = [file for file in names if file.is_file()]
@@ -161,7 +161,7 @@ def _in_folder(folder: Path) -> list[Path]:
     members = []
     for file in shards:
         try:
-            members += index_of(file).paths()
+            members += shard_index(file).paths()
         except AudioError as error:
             print(f"warning: skipped: {error}", file=sys.stderr)
     return members
@@ -169,13 +169,13 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _warn_of_missing(pack: Path) -> None:
     """Warn of an unfinished pack, and of shards of which only the index exists."""
-    if problem := unfinished(pack):
+    if problem := unfinished_message(pack):
         print(f"warning: {problem}", file=sys.stderr)
     indices = sorted(pack.glob(f"*{INDEX_SUFFIX}"))
     missing = [index.name for index in indices if not index.with_name(shard_of(index.name)).exists()]
     if missing:
         message = f"{len(missing)} of {len(indices)} shards of {pack} are missing, although their index files exist"
-        print(f"warning: {message}: {', '.join(map(shard_of, missing[:FEW]))}.", file=sys.stderr)
+        print(f"warning: {message}: {', '.join(map(shard_of, missing[:MAX_LISTED]))}.", file=sys.stderr)
 
 
 def list_identity(files: Iterable[Path] | Iterable[ShardStream]) -> list[tuple[str, int]]:

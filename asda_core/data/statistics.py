@@ -11,11 +11,11 @@ import torch
 from tqdm import tqdm
 
 from asda_core.assemble import build_front_end
-from asda_core.audio import opened, read_sound
+from asda_core.audio import open_audio, read_samples
 from asda_core.catalog import Catalog
 from asda_core.config import Compat, PluginChoice
-from asda_core.errors import AudioError, ConfigError, NoSamplesError, prefixed
-from asda_core.system.thread_map import in_order
+from asda_core.errors import AudioError, ConfigError, NoSamplesError, prefix_errors
+from asda_core.system.thread_map import map_in_threads
 
 BLOCK_SECONDS = 60.0
 """Longer files are processed in blocks of this length."""
@@ -36,7 +36,7 @@ class FileStatistics(NamedTuple):
     rate: int = 0
     channels: int = 0
     peak: float = 0.0
-    values: int = 0
+    num_values: int = 0
     total: float = 0.0
     squares: float = 0.0
     problem: str = ""
@@ -50,7 +50,7 @@ class Statistics:
         front_end: the plugin whose features were measured.
         seconds: length of each file that could be read.
         rates, channels: number of files by sample rate in Hz, and by number of channels.
-        count, total, squares: number, sum and sum of squares of the un-normalised feature values.
+        num_values, total, squares: number, sum and sum of squares of the un-normalised feature values.
         silent: files no louder than one 16-bit step.
         short: files shorter than one window of the front end; they are readable, but give no feature.
         broken: file -> what is wrong with it.
@@ -60,7 +60,7 @@ class Statistics:
     seconds: list[float] = field(default_factory=list)
     rates: Counter[int] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
-    count: int = 0
+    num_values: int = 0
     total: float = 0.0
     squares: float = 0.0
     silent: list[str] = field(default_factory=list)
@@ -70,27 +70,27 @@ class Statistics:
     @property
     def mean(self) -> float:
         """Mean of all values."""
-        return self.total / self.count
+        return self.total / self.num_values
 
     @property
     def std(self) -> float:
         """Standard deviation of all values."""
-        return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
+        return math.sqrt(max(0.0, self.squares / self.num_values - self.mean**2))
 
-    def add(self, file: Path, heard: FileStatistics) -> None:
+    def add(self, file: Path, file_statistics: FileStatistics) -> None:
         """Add the statistics of one file."""
-        if heard.problem:
-            self.broken[str(file)] = heard.problem
+        if file_statistics.problem:
+            self.broken[str(file)] = file_statistics.problem
             return
-        self.seconds.append(heard.seconds)
-        self.rates[heard.rate] += 1
-        self.channels[heard.channels] += 1
-        self.count += heard.values
-        self.total += heard.total
-        self.squares += heard.squares
-        if not heard.values:
+        self.seconds.append(file_statistics.seconds)
+        self.rates[file_statistics.rate] += 1
+        self.channels[file_statistics.channels] += 1
+        self.num_values += file_statistics.num_values
+        self.total += file_statistics.total
+        self.squares += file_statistics.squares
+        if not file_statistics.num_values:
             self.short.append(str(file))
-        if heard.peak <= SILENT_PEAK:
+        if file_statistics.peak <= SILENT_PEAK:
             self.silent.append(str(file))
 
 
@@ -116,27 +116,27 @@ def measure(
         ConfigError: the front end does not normalise by one mean and one standard deviation.
         AudioError: no file gives a feature.
     """
-    module = neutral(catalog, front_end, compat)
+    module = build_unnormalised(catalog, front_end, compat)
     overall = Statistics(front_end)
     with tqdm(total=len(files), unit="file", disable=not progress) as bar:
-        for file, measured in in_order(lambda file: hear(file, module), files, jobs):
+        for file, measured in map_in_threads(lambda file: measure_file(file, module), files, jobs):
             overall.add(file, measured)
             bar.update()
-    if not overall.count:
+    if not overall.num_values:
         short = [f"{file} is shorter than one window" for file in overall.short]
         reasons = "; ".join([*overall.broken.values(), *short][:3])
         raise AudioError(f"none of the {len(files)} audio files gives features. First reasons: {reasons}")
     return overall
 
 
-def neutral(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") -> Any:
+def build_unnormalised(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") -> Any:
     """Build the front end without its normalisation.
 
     Raises:
         ConfigError: its normalisation is not of the form `(x - mean) / (2 std)`.
     """
     message = f"the front end {choice.name!r} does not normalise features by (x - mean) / (2 std)"
-    with prefixed(message):
+    with prefix_errors(message):
         plain, shifted = (
             build_front_end(catalog, PluginChoice(choice.name, {**choice.options, **options}), compat)
             for options in (NEUTRAL, SHIFTED)
@@ -148,15 +148,15 @@ def neutral(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") 
     return plain.eval()
 
 
-def hear(file: Path, front_end: Any) -> FileStatistics:
+def measure_file(file: Path, front_end: Any) -> FileStatistics:
     """Measure one file with a front end."""
     count, total, squares, peak, end = 0, 0.0, 0.0, 0.0, 0.0
     try:
-        with opened(file) as source, torch.inference_mode():
+        with open_audio(file) as source, torch.inference_mode():
             seconds, rate, channels = len(source) / source.samplerate, int(source.samplerate), int(source.channels)
             for start in _starts(seconds):
                 try:
-                    audio = read_sound(source, str(file), front_end.sample_rate, start, BLOCK_SECONDS)
+                    audio = read_samples(source, str(file), front_end.sample_rate, start, BLOCK_SECONDS)
                 except NoSamplesError:  # the file is shorter than its header says
                     if not count:
                         raise

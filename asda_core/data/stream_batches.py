@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from asda_core.config import DataConfig, require
-from asda_core.data.counts import Counts
-from asda_core.data.shard_streams import Commands, StreamMember, read_stream
+from asda_core.data.clip_counts import ClipCounts
+from asda_core.data.shard_streams import RunningCommands, StreamMember, read_stream
 from asda_core.data.sources import AudioList, ShardStream
 from asda_core.errors import AudioError
-from asda_core.pretrain.data import Batches, Candidate, ClipBatches
+from asda_core.pretrain.clip_batches import Batches, Candidate, ClipBatches
 
 
 @dataclass
@@ -36,18 +36,18 @@ class ShuffleBlock:
 
     Attributes:
         first: number of the first clip in the part's endless sequence.
-        sounds: clips with the number of their shard, in the order of the stream until they are shuffled.
-        trouble: (file, message) of problems with the shards read for the block.
+        clips: clips with the number of their shard, in the order of the stream until they are shuffled.
+        problems: (file, message) of problems with the shards read for the block.
     """
 
     first: int
-    sounds: list[tuple[StreamMember, int]] = field(default_factory=list)
-    trouble: list[tuple[Path, str]] = field(default_factory=list)
+    clips: list[tuple[StreamMember, int]] = field(default_factory=list)
+    problems: list[tuple[Path, str]] = field(default_factory=list)
 
     @property
     def end(self) -> int:
         """Number of the first clip after the block."""
-        return self.first + len(self.sounds)
+        return self.first + len(self.clips)
 
 
 class StreamBatches(Batches):
@@ -60,7 +60,7 @@ class StreamBatches(Batches):
         sample_rate: int,
         seed: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         folder: Path | None = None,
         parts: int | None = None,
     ) -> None:
@@ -71,21 +71,22 @@ class StreamBatches(Batches):
             config: how clips are cut; `batch_size` is that of all ranks together.
             sample_rate: in Hz.
             seed: of shuffling and crops.
-            rank, world: index of the share that is made, of how many equal shares of every batch.
+            rank, world_size: index of the share that is made, of how many equal shares of every batch.
             folder: of the run, where the numbers of clips of the shards are recorded.
             parts: number of parts of the stream; default: one per rank.
 
         Raises:
-            ConfigError: the batch size is not divisible by `world` or `parts`, or there are fewer shards than parts.
+            ConfigError: the batch size is not divisible by `world_size` or `parts`, or there are fewer shards than
+                parts.
         """
-        super().__init__(config, sample_rate, seed, None, rank, world)
-        parts = parts or world
+        super().__init__(config, sample_rate, seed, None, rank, world_size)
+        parts = parts or world_size
         require(
             config.batch_size % parts == 0, f"data.batch_size {config.batch_size} is not a multiple of {parts} parts."
         )
         require(len(shards) >= parts, f"{len(shards)} streamed shards are too few for {parts} parts; each needs one.")
-        self.of_part = config.batch_size // parts
-        counts, self._size = Counts(folder), 0
+        self.clips_per_part = config.batch_size // parts
+        counts, self._size = ClipCounts(folder), 0
         self.parts = [StreamPart(shards, config.shuffle_clips, seed, part, parts, counts) for part in range(parts)]
 
     def close(self) -> None:
@@ -93,21 +94,21 @@ class StreamBatches(Batches):
         for part in self.parts:
             part.close()
 
-    def end(self) -> None:
+    def abort(self) -> None:
         """Abort reading, even if a command stalls; call `close` afterwards."""
         for part in self.parts:
-            part.end()
+            part.abort()
 
     def _candidates(self, number: int) -> Iterator[Candidate]:
         """The clip due in its block, followed by the others of the block as replacements."""
         step, index = divmod(number, self.config.batch_size)
-        number, index = divmod(index, self.of_part)
+        number, index = divmod(index, self.clips_per_part)
         part = self.parts[number]
-        block = part.block_of(step * self.of_part + index)
-        self._note_trouble(part.trouble)
-        part.trouble.clear()
-        self._size = len(block.sounds)
-        return self._from(block.sounds, step * self.of_part + index - block.first)
+        block = part.block_of(step * self.clips_per_part + index)
+        self._record_problems(part.problems)
+        part.problems.clear()
+        self._size = len(block.clips)
+        return self._from(block.clips, step * self.clips_per_part + index - block.first)
 
     @staticmethod
     def _from(sounds: Sequence[tuple[StreamMember, int]], index: int) -> Iterator[Candidate]:
@@ -127,21 +128,21 @@ class StreamPart:
     """
 
     def __init__(
-        self, shards: Sequence[ShardStream], size: int, seed: int, part: int, parts: int, counts: Counts
+        self, shards: Sequence[ShardStream], size: int, seed: int, part: int, parts: int, counts: ClipCounts
     ) -> None:
         self.shards, self.size, self.seed = list(shards), size, seed
         self.part, self.parts, self.counts = part, parts, counts
-        self.trouble: list[tuple[Path, str]] = []
+        self.problems: list[tuple[Path, str]] = []
         self._reading = ThreadPoolExecutor(1, "shards")
         self._blocks: Iterator[ShuffleBlock] | None = None
         self._next: Future[ShuffleBlock] | None = None
         self._current = ShuffleBlock(0)
-        self._closed, self._commands = False, Commands()
+        self._closed, self._commands = False, RunningCommands()
 
-    def end(self) -> None:
+    def abort(self) -> None:
         """Abort reading."""
         self._closed = True
-        self._commands.end()
+        self._commands.abort()
 
     def close(self) -> None:
         """Stop reading."""
@@ -149,7 +150,7 @@ class StreamPart:
         if self._next is not None:
             self._next.exception()
         self._blocks, self._next, self._current = None, None, ShuffleBlock(0)
-        self._closed, self._commands = False, Commands()
+        self._closed, self._commands = False, RunningCommands()
 
     def block_of(self, number: int) -> ShuffleBlock:
         """Return the block that contains this clip of the sequence."""
@@ -169,7 +170,7 @@ class StreamPart:
         except BaseException:
             self.close()
             raise
-        self.trouble += self._current.trouble  # also of a block without clips, which is skipped
+        self.problems += self._current.problems  # also of a block without clips, which is skipped
         self._next = self._reading.submit(next, blocks)
 
     def _read(self, start: int) -> Iterator[ShuffleBlock]:
@@ -188,8 +189,8 @@ class StreamPart:
         """Yield the blocks of an epoch from the one with its clip `start` on; return its number of clips."""
         size = self.size
         passed, skip = 0, max(0, start // size - 1) * size  # its block may begin one `size` earlier
-        trouble: list[tuple[Path, str]] = []
-        block = ShuffleBlock(first + skip, trouble=trouble)
+        problems: list[tuple[Path, str]] = []
+        block = ShuffleBlock(first + skip, problems=problems)
         for number in order:
             shard = self.shards[number]
             known = self.counts.known.get(shard.address)
@@ -197,47 +198,47 @@ class StreamPart:
                 passed += known
                 continue
             shard_start = passed
-            for member in read_stream(shard, trouble, self._commands):
+            for member in read_stream(shard, problems, self._commands):
                 if self._closed:
                     raise AudioError("the stream was closed.")
                 passed += 1
                 if passed > skip:
-                    block.sounds.append((member, int(number)))
-                if len(block.sounds) == 2 * size:
-                    remaining = ShuffleBlock(block.first + size, block.sounds[size:], trouble)
-                    del block.sounds[size:]
+                    block.clips.append((member, int(number)))
+                if len(block.clips) == 2 * size:
+                    remaining = ShuffleBlock(block.first + size, block.clips[size:], problems)
+                    del block.clips[size:]
                     yield self._shuffled(block, epoch, (block.first - first) // size)
                     block = remaining
-            self.counts.note(shard, passed - shard_start)
-        if block.sounds or block.trouble:
+            self.counts.record(shard, passed - shard_start)
+        if block.clips or block.problems:
             yield self._shuffled(block, epoch, (block.first - first) // size)
         return passed
 
     def _shuffled(self, block: ShuffleBlock, epoch: int, number: int) -> ShuffleBlock:
         seeds = [self.seed, epoch, 1 + self.part, 1 + number]  # numpy ignores trailing zeros
-        order = np.random.default_rng(seeds).permutation(len(block.sounds))
-        shuffled = ShuffleBlock(block.first, [block.sounds[place] for place in order], list(block.trouble))
-        block.trouble.clear()
+        order = np.random.default_rng(seeds).permutation(len(block.clips))
+        shuffled = ShuffleBlock(block.first, [block.clips[place] for place in order], list(block.problems))
+        block.problems.clear()
         return shuffled
 
 
-def open_clips(
+def open_batches(
     data: AudioList,
     config: DataConfig,
     sample_rate: int,
     seed: int,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     folder: Path | None = None,
     parts: int | None = None,
 ) -> Batches:
     """Return the batches of a run, from files or from streams; arguments as for `StreamBatches`.
 
     Raises:
-        ConfigError: the batch size is not divisible by `world` or `parts`, or there are fewer shards than parts.
+        ConfigError: the batch size is not divisible by `world_size` or `parts`, or there are fewer shards than parts.
     """
     streams = [source for source in data if isinstance(source, ShardStream)]
     if streams:
-        return StreamBatches(streams, config, sample_rate, seed, rank, world, folder, parts)
+        return StreamBatches(streams, config, sample_rate, seed, rank, world_size, folder, parts)
     files = [source for source in data if isinstance(source, Path)]
-    return ClipBatches(files, config, sample_rate, seed, rank=rank, world=world)
+    return ClipBatches(files, config, sample_rate, seed, rank=rank, world_size=world_size)

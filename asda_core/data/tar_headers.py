@@ -10,15 +10,15 @@ from asda_core.errors import AudioError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf", ".w64", ".au")
 """Suffixes of file names that a search takes for audio; libsndfile reads all of these formats."""
-UNREAD_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".mka", ".amr", ".ac3")
+UNSUPPORTED_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".mka", ".amr", ".ac3")
 """Suffixes of audio formats that libsndfile does not read; a search warns of such files."""
 TAR_SUFFIX = ".tar"
 HEADER_BYTES = 512
 """Size of a tar member's header. **Source**: POSIX ustar."""
 ZERO = b"\0"
-LOOKED_AT_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
 """Block size for reading what follows the end of a tar."""
-MORE_BEHIND = "has data after what looks like its end: a header is damaged or tars were concatenated"
+TRAILING_DATA = "has data after what looks like its end: a header is damaged or tars were concatenated"
 """Message for a tar that was not read completely."""
 TAR_END = "EOFHeaderError"
 """Name of the exception that tarfile raises at the end mark; the class is not public."""
@@ -73,12 +73,12 @@ def read_headers(shard: Path) -> tuple[list[Member], list[str]]:
         AudioError: the file is not a tar.
     """
     members: dict[str, Member] = {}
-    trouble: list[str] = []
+    problems: list[str] = []
     repeated, unsupported = 0, 0
     end = shard.stat().st_size
     try:
         with tarfile.open(shard, "r:", tarinfo=StrictHeader) as tar:
-            for info in _until_damage(tar, shard, trouble):
+            for info in _until_damage(tar, shard, problems):
                 name = plain_name(info.name)
                 if not is_audio(name):
                     continue
@@ -90,30 +90,30 @@ def read_headers(shard: Path) -> tuple[list[Member], list[str]]:
                     repeated += 1
                 elif info.offset_data + info.size <= end:  # otherwise it is truncated, as the next header shows
                     members[name] = Member(name, info.offset_data, info.size)
-            if not trouble and _has_data_after(shard, tar.offset):
-                trouble.append(f"{shard} {MORE_BEHIND}; only the files before that point are used ({len(members)}).")
-            elif not trouble and not members:
-                trouble.append(f"{shard} contains no audio files.")
+            if not problems and _has_data_after(shard, tar.offset):
+                problems.append(f"{shard} {TRAILING_DATA}; only the files before that point are used ({len(members)}).")
+            elif not problems and not members:
+                problems.append(f"{shard} contains no audio files.")
     except tarfile.ReadError as error:
         problem = (
             "it is empty (0 bytes)" if end == 0 else f"it is not a tar ({error}); stream a compressed one with pipe:"
         )
         raise AudioError(f"cannot read the shard {shard}: {problem}.") from None
     if repeated:
-        trouble.append(f"{shard} has {repeated} members with a repeated name; the first of each name is used.")
+        problems.append(f"{shard} has {repeated} members with a repeated name; the first of each name is used.")
     if unsupported:
-        trouble.append(f"{shard} has {unsupported} {LINKED_OR_SPARSE}")
-    return list(members.values()), trouble
+        problems.append(f"{shard} has {unsupported} {LINKED_OR_SPARSE}")
+    return list(members.values()), problems
 
 
 def _has_data_after(shard: Path, offset: int) -> bool:
     """Whether anything but zeros follows the end of a tar: a lost header looks like the end."""
     with shard.open("rb") as file:
         file.seek(offset)
-        return any(block.strip(ZERO) for block in iter(lambda: file.read(LOOKED_AT_BYTES), b""))
+        return any(block.strip(ZERO) for block in iter(lambda: file.read(BLOCK_BYTES), b""))
 
 
-def _until_damage(tar: tarfile.TarFile, shard: Path, trouble: list[str]) -> Iterator[tarfile.TarInfo]:
+def _until_damage(tar: tarfile.TarFile, shard: Path, problems: list[str]) -> Iterator[tarfile.TarInfo]:
     """Yield the members, up to where the tar is truncated, if it is."""
     count = 0
     try:
@@ -121,4 +121,4 @@ def _until_damage(tar: tarfile.TarFile, shard: Path, trouble: list[str]) -> Iter
             count += 1
             yield info
     except tarfile.ReadError as error:
-        trouble.append(f"{shard} is truncated after {count} members ({error}).")
+        problems.append(f"{shard} is truncated after {count} members ({error}).")

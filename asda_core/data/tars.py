@@ -28,9 +28,9 @@ from asda_core.system.files import write_text
 INDEX_SUFFIX = ".index.json"
 LAST = "last"
 """Key in the index of a pack: the last piece that is in the shard or was skipped."""
-INDEX_DIGITS = 16
-READER = 2
-"""Version of `read_headers` in an index made by it: version 1 took sparse members for whole ones."""
+HEADER_DIGEST_DIGITS = 16
+READER_VERSION = 2
+"""Version of `read_headers` in an index made by it: version 1 treated sparse members as whole ones."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ class ShardIndex:
         shard: path of the tar.
         rows: name -> row, in the order of the tar.
         offsets, sizes: of each row, in bytes.
-        trouble: messages on what is wrong with the shard, one line each.
+        problems: messages on what is wrong with the shard, one line each.
     """
 
     shard: Path
     rows: dict[str, int]
     offsets: "np.ndarray[Any, np.dtype[np.int64]]"
     sizes: "np.ndarray[Any, np.dtype[np.int64]]"
-    trouble: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = field(default=())
 
     def paths(self) -> list[Path]:
         """Paths of the audio files, with the shard as a folder."""
         return [self.shard / name for name in self.rows]
 
-    def place(self, name: str) -> tuple[int, int]:
+    def offset_and_size(self, name: str) -> tuple[int, int]:
         """Return offset and size in bytes of an audio file.
 
         Raises:
@@ -86,7 +86,7 @@ def member_bytes(shard: Path, name: str) -> bytes:
     Raises:
         AudioError: there is no such file, or the shard ends before it does.
     """
-    offset, size = index_of(shard).place(name)
+    offset, size = shard_index(shard).offset_and_size(name)
     try:
         with shard.open("rb") as file:  # buffered: one system call does not read several GiB
             file.seek(offset)
@@ -106,12 +106,12 @@ def num_bytes(file: Path) -> int:
     if inside is None:
         return file.stat().st_size if file.exists() else 0
     try:
-        return index_of(inside[0]).place(inside[1])[1]
+        return shard_index(inside[0]).offset_and_size(inside[1])[1]
     except AudioError:
         return 0
 
 
-def index_of(shard: Path) -> ShardIndex:
+def shard_index(shard: Path) -> ShardIndex:
     """Return the index of a shard; cached while the size and time of the shard stay the same.
 
     Raises:
@@ -128,17 +128,17 @@ def index_of(shard: Path) -> ShardIndex:
 def _index(shard: Path, size: int, modified: int) -> ShardIndex:
     stored = _read_index(shard, size)
     if stored is None:
-        members, trouble = read_headers(shard)
-        if LAST not in read_facts(shard):  # a pack's has more, and fits again once the shard is restored
+        members, problems = read_headers(shard)
+        if LAST not in read_index_json(shard):  # a pack's has more, and fits again once the shard is restored
             with contextlib.suppress(OSError):  # a read-only folder
-                write_index(shard, shard, members, trouble=trouble, reader=READER)
+                write_index(shard, shard, members, trouble=problems, reader=READER_VERSION)
     else:
-        members, trouble = stored
-    for line in trouble:
+        members, problems = stored
+    for line in problems:
         print(f"warning: {line}", file=sys.stderr)
     ranges = np.array([(member.offset, member.size) for member in members], dtype=np.int64).reshape(-1, 2)
     rows = {member.name: row for row, member in enumerate(members)}
-    return ShardIndex(shard, rows, ranges[:, 0].copy(), ranges[:, 1].copy(), tuple(trouble))
+    return ShardIndex(shard, rows, ranges[:, 0].copy(), ranges[:, 1].copy(), tuple(problems))
 
 
 def index_file(shard: Path) -> Path:
@@ -151,26 +151,26 @@ def shard_of(index: str) -> str:
     return index.removesuffix(INDEX_SUFFIX) + TAR_SUFFIX
 
 
-def write_index(shard: Path, content: Path, members: Sequence[Member], **more: Any) -> None:
+def write_index(shard: Path, tar_file: Path, members: Sequence[Member], **extra_entries: Any) -> None:
     """Write the index of a shard.
 
     Args:
         shard: path beside which the index is written.
-        content: the tar itself, which may not have its final name yet.
+        tar_file: the tar itself, which may not have its final name yet.
         members: its audio files.
-        more: further entries of the index.
+        extra_entries: further entries of the index.
 
     Raises:
         OSError: the index cannot be written.
     """
-    size = content.stat().st_size
-    facts = {"shard": shard.name, "bytes": size, "last_header": _last_header(content, members), **more}
+    size = tar_file.stat().st_size
+    facts = {"shard": shard.name, "bytes": size, "last_header": _last_header(tar_file, members), **extra_entries}
     rows = [json.dumps(member) for member in members]
     head = json.dumps({**facts, "columns": Member._fields})
     write_text(index_file(shard), f'{head[:-1]}, "members": [\n' + ",\n".join(rows) + "\n]}\n")
 
 
-def read_facts(shard: Path) -> dict[str, Any]:
+def read_index_json(shard: Path) -> dict[str, Any]:
     """Read the whole index beside a shard; empty if it is missing or damaged."""
     try:
         facts = json.loads(index_file(shard).read_text(encoding="utf-8"))
@@ -181,10 +181,10 @@ def read_facts(shard: Path) -> dict[str, Any]:
 
 def _read_index(shard: Path, size: int) -> tuple[list[Member], list[str]] | None:
     """Members and messages from the index beside the shard; None if it does not belong to this shard."""
-    facts = read_facts(shard)
+    facts = read_index_json(shard)
     try:
         members = [Member(*row) for row in facts["members"]]
-        current = LAST in facts or facts.get("reader") == READER
+        current = LAST in facts or facts.get("reader") == READER_VERSION
         fits = current and facts["bytes"] == size and facts["last_header"] == _last_header(shard, members)
         return (members, list(facts.get("trouble", []))) if fits else None
     except (KeyError, TypeError):
@@ -197,4 +197,4 @@ def _last_header(shard: Path, members: Sequence[Member]) -> str:
         return ""
     with shard.open("rb") as file:
         file.seek(members[-1].offset - HEADER_BYTES)
-        return hashlib.sha256(file.read(HEADER_BYTES)).hexdigest()[:INDEX_DIGITS]
+        return hashlib.sha256(file.read(HEADER_BYTES)).hexdigest()[:HEADER_DIGEST_DIGITS]

@@ -28,7 +28,7 @@ def roll_and_gain(audio: Float[Tensor, " samples"], shift: int, gain: float) -> 
     return (audio - audio.mean()).roll(shift) * gain
 
 
-def rolled_at_random(audio: Float[Tensor, " samples"], generator: np.random.Generator) -> Float[Tensor, " samples"]:
+def random_roll_and_gain(audio: Float[Tensor, " samples"], generator: np.random.Generator) -> Float[Tensor, " samples"]:
     """`roll_and_gain` with a random shift and gain."""
     shift = int(generator.integers(len(audio)))
     return roll_and_gain(audio, shift, GAIN_SHIFT + float(generator.beta(GAIN_BETA, GAIN_BETA)))
@@ -86,7 +86,7 @@ def largest_masks(num_bins: int, num_frames: int, share: float) -> tuple[int, in
 def spec_augment(
     features: Float[Tensor, "batch bins frames"], config: SpecAugmentConfig
 ) -> Float[Tensor, "batch bins frames"]:
-    """Set a band of bins and a stretch of frames of every clip to 0, the mean of normalised features.
+    """Set a band of bins and a span of frames of every clip to 0, the mean of normalised features.
 
     Widths are uniform up to the largest ones, positions uniform.
 

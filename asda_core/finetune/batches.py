@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.audio import crop_or_pad
-from asda_core.devices import sent
-from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, rolled_at_random, spec_augment
+from asda_core.devices import to_device
+from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, random_roll_and_gain, spec_augment
 from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.sampling import epoch_order
-from asda_core.finetune.tuned import Tuned
 from asda_core.labelled.examples import Example
-from asda_core.pretrain.data import ClipBatches, Clips
+from asda_core.pretrain.clip_batches import ClipBatches, Clips
 from asda_core.pretrain.resuming import step_seed
 from asda_core.sound.feature_padding import fill_features
 
@@ -44,52 +44,56 @@ def label_matrix(examples: Sequence[Example], classes: Sequence[str]) -> Float[T
     return matrix
 
 
-def training_clips(recipe: FinetuneConfig, examples: Sequence[Example], sample_rate: int, here: Path) -> ClipBatches:
+def training_clips(
+    recipe: FinetuneConfig, examples: Sequence[Example], sample_rate: int, base_folder: Path
+) -> ClipBatches:
     """Return the clips of the training split in the order of the recipe, rolled if the recipe says so."""
 
     def rolled(audio: Tensor, number: int) -> Tensor:
-        return rolled_at_random(audio, np.random.default_rng([recipe.seed, number, ROLL_KEY]))
+        return random_roll_and_gain(audio, np.random.default_rng([recipe.seed, number, ROLL_KEY]))
 
-    order = epoch_order(recipe.sampling, examples, recipe.seed, here)
+    order = epoch_order(recipe.sampling, examples, recipe.seed, base_folder)
     files = [example.file for example in examples]
     transform: Callable[[Tensor, int], Tensor] | None = rolled if recipe.augment.roll else None
     return ClipBatches(files, recipe.data, sample_rate, recipe.seed, order, transform)
 
 
 def training_batch(
-    tuned: Tuned, recipe: FinetuneConfig, clips: Clips, labels: Float[Tensor, "batch classes"], step: int
+    model: FinetuneModel, recipe: FinetuneConfig, clips: Clips, labels: Float[Tensor, "batch classes"], step: int
 ) -> TrainingBatch:
     """Audio -> features, augmented in the released order: noise and shift, mixup, SpecAugment.
 
     Torch's global generator must be seeded; NumPy's draws depend on seed and step.
     """
-    augment, device = recipe.augment, next(tuned.encoder.parameters()).device
+    augment, device = recipe.augment, next(model.encoder.parameters()).device
     generator = np.random.default_rng([recipe.seed, step, MIXUP_KEY])
     weights = mixup_weights(augment.mixup, len(labels), generator)
-    audio, labels = sent(clips.audio, device), sent(labels, device)
+    audio, labels = to_device(clips.audio, device), to_device(labels, device)
     if weights is not None and augment.mixup.of == "audio":
         audio, labels = mixup(audio, labels, weights)
     with torch.no_grad():
-        features = tuned.front_end(audio)
+        features = model.front_end(audio)
     if recipe.data.padding == "features":
         lengths = clips.num_samples
         if weights is not None and augment.mixup.of == "audio":
             lengths = torch.maximum(lengths, lengths.flip(0))
-        features = fill_features(features, lengths, tuned.front_end)
+        features = fill_features(features, lengths, model.front_end)
     features = noise_and_shift(features, augment.noise, augment.time_shift)
     if weights is not None and augment.mixup.of == "features":
         features, labels = mixup(features, labels, weights)
     return TrainingBatch(spec_augment(features, augment.spec_augment), labels)
 
 
-def plain_features(tuned: Tuned, recipe: FinetuneConfig, found: Sequence[Tensor]) -> Float[Tensor, "batch bins frames"]:
+def plain_features(
+    model: FinetuneModel, recipe: FinetuneConfig, clips: Sequence[Tensor]
+) -> Float[Tensor, "batch bins frames"]:
     """Features of clips without augmentation, for evaluation."""
-    num_samples = round(recipe.data.clip_seconds * tuned.front_end.sample_rate)
-    device = next(tuned.encoder.parameters()).device
-    audio = torch.stack([crop_or_pad(clip, num_samples) for clip in found])
-    features: Tensor = tuned.front_end(sent(audio, device))
+    num_samples = round(recipe.data.clip_seconds * model.front_end.sample_rate)
+    device = next(model.encoder.parameters()).device
+    audio = torch.stack([crop_or_pad(clip, num_samples) for clip in clips])
+    features: Tensor = model.front_end(to_device(audio, device))
     if recipe.data.padding == "features":
-        features = fill_features(features, torch.tensor([len(clip) for clip in found]), tuned.front_end)
+        features = fill_features(features, torch.tensor([len(clip) for clip in clips]), model.front_end)
     return features
 
 

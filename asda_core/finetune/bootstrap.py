@@ -15,11 +15,11 @@ BLOCK_CELLS = 2**22
 """Clips x resamples held in memory at a time: 16 MB of weights."""
 
 
-def affordable(num_clips: int, num_classes: int, wanted: int) -> int:
+def limit_resamples(num_clips: int, num_classes: int, requested: int) -> int:
     """Number of resamples: as many as wanted, or fewer for a large set; none for a single clip."""
     if num_clips < 2:
         return 0
-    return min(wanted, max(FEWEST_RESAMPLES, MOST_CELLS // (num_clips * num_classes)))
+    return min(requested, max(FEWEST_RESAMPLES, MOST_CELLS // (num_clips * num_classes)))
 
 
 def resample(
@@ -48,13 +48,13 @@ def resample(
     width = max(1, BLOCK_CELLS // len(truth))
     blocks = []
     for start in range(0, resamples, width):
-        weights = draw(generator, len(truth), min(width, resamples - start))
+        weights = draw_counts(generator, len(truth), min(width, resamples - start))
         accuracy = (correct @ weights).astype(np.float64) / len(truth)
         blocks.append(np.stack([accuracy, *macro_means(rankings, weights)]))
     return np.concatenate(blocks, axis=1)
 
 
-def draw(generator: np.random.Generator, num_clips: int, resamples: int) -> Float[np.ndarray, "clips resamples"]:
+def draw_counts(generator: np.random.Generator, num_clips: int, resamples: int) -> Float[np.ndarray, "clips resamples"]:
     """Return how often each clip occurs in each resample."""
     cells = generator.integers(num_clips, size=(num_clips, resamples)) * resamples + np.arange(resamples)
     counts = np.bincount(cells.ravel(), minlength=num_clips * resamples)
@@ -79,16 +79,16 @@ class Ranking:
         counts = np.add.reduceat(ranked, starts, dtype=np.int64)
         has_positive = counts > 0  # only ties with a positive clip enter the sums of average precision and area
         edges = np.stack([starts[has_positive], np.append(starts[1:], len(order))[has_positive]], axis=1).ravel()
-        self.stretches = _sums(order, np.r_[0, edges, len(order)], len(order))
+        self.group_sums = _sums(order, np.r_[0, edges, len(order)], len(order))
         """Matrix of sums over a gap, the ties with the best positive clip, a gap, the next such ties, ..., a gap."""
         self.positives = _sums(order[ranked], np.r_[0, np.cumsum(counts[has_positive])], len(order))
         """Matrix of sums over the positive clips in each of these groups of ties."""
 
-    def areas(
+    def ap_and_auc(
         self, weights: Float[np.ndarray, "clips resamples"]
     ) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
         """Average precision and AUC under integer weights; NaN if the positives (for AUC, or the negatives) weigh 0."""
-        stretches = (self.stretches @ weights).astype(np.float64)
+        stretches = (self.group_sums @ weights).astype(np.float64)
         hits = (self.positives @ weights).astype(np.float64)
         tied, ranked, hits_ranked = stretches[1::2], stretches.cumsum(axis=0), hits.cumsum(axis=0)
         positive = hits_ranked[-1]
@@ -111,7 +111,7 @@ def macro_means(
     """mAP and AUC: means over the classes that can be scored in a resample, NaN if there are none."""
     total, count = np.zeros((2, 2, weights.shape[1]))
     for ranking in rankings:
-        areas = np.stack(ranking.areas(weights))
+        areas = np.stack(ranking.ap_and_auc(weights))
         total += np.nan_to_num(areas)
         count += ~np.isnan(areas)
     with np.errstate(invalid="ignore"):

@@ -10,31 +10,31 @@ from typing import Any
 
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import find_config, parsed_changes, signature
-from asda_core.data.content import sampled_content
-from asda_core.errors import ConfigError, prefixed
+from asda_core.data.digests import sampled_digest
+from asda_core.errors import ConfigError, prefix_errors
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
 from asda_core.finetune.continual_table import Stream, StreamsFailed, run_stream, write_stream
 from asda_core.finetune.jobs import clip_facts
 from asda_core.finetune.recipes import (
-    OF_MODE,
+    MODE_KEYS,
     OPTIONS,
     check_by_mode,
-    flattened,
+    flatten_changes,
     load_recipe,
+    merge_changes,
     mode_of,
-    over_both,
     recipe_for,
     with_changes,
 )
-from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, named_starts, recipe_signature, run_sweep
+from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, parse_starts, recipe_signature, run_sweep
 from asda_core.finetune.table import TABLE_FILE, write_tables
-from asda_core.labelled.examples import Labelled
+from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import rounds, with_splits
-from asda_core.pretrain.processes import launched
+from asda_core.pretrain.processes import processes_from_environment
 from asda_core.system.files import text_digest
 
 
@@ -42,7 +42,7 @@ def run_finetune(parsed: argparse.Namespace) -> None:
     """Run `asda finetune`."""
     if parsed.continual != bool(parsed.tasks) or bool(parsed.data) == bool(parsed.tasks):
         raise ConfigError("give either --data, or --tasks A B ... together with --continual.")
-    if launched(os.environ).world > 1:
+    if processes_from_environment(os.environ).world_size > 1:
         raise ConfigError("fine-tuning runs in one process: start it without torchrun.")
     _check_unique(parsed.modes, "--modes")
     _check_unique(parsed.seeds, "--seeds")
@@ -55,27 +55,29 @@ def run_finetune(parsed: argparse.Namespace) -> None:
         recipe = with_changes(recipe, over)
     for mode in parsed.modes:
         recipe_for(recipe, mode, catalog, over)
-    check_starts(named_starts(parsed.checkpoint), parsed.seeds or [over.get("seed", recipe.seed)])
-    (run_continual if parsed.continual else run_once)(parsed, recipe, over, catalog)
+    check_starts(parse_starts(parsed.checkpoint), parsed.seeds or [over.get("seed", recipe.seed)])
+    (run_continual if parsed.continual else run_on_data_set)(parsed, recipe, over, catalog)
 
 
-def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[str, Any], catalog: Catalog) -> None:
+def run_on_data_set(
+    parsed: argparse.Namespace, recipe: FinetuneConfig, cli_changes: Mapping[str, Any], catalog: Catalog
+) -> None:
     """Run checkpoints x modes x folds x seeds on one data set."""
     source, here = load_source(parsed.data)
     check_task(source.set, recipe, parsed.data)
     data = read_labelled(source, here)
     folds = rounds(data, source, parsed.folds)
-    over = over_both(source.set, said)
+    over = merge_changes(source.set, cli_changes)
     if of_mode := _mode_keys(source.set):
         if parsed.modes:
             raise ConfigError(f"{parsed.data}, set: {of_mode[0]} conflicts with --modes; give one of the two.")
-        recipe = with_changes(with_changes(recipe, source.set), said)
+        recipe = with_changes(with_changes(recipe, source.set), cli_changes)
     modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [over.get("seed", recipe.seed)]
     recipe_folder = find_config(parsed.recipe).parent
     digest = data_digest(with_splits(data, source))
-    sweep = Sweep(recipe, named_starts(parsed.checkpoint), modes, seeds, data, folds, recipe_folder, over, digest)
+    sweep = Sweep(recipe, parse_starts(parsed.checkpoint), modes, seeds, data, folds, recipe_folder, over, digest)
     out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-{data.name}-{recipe_signature(recipe, over)}"
-    tell(data, len(folds), out)
+    print_data_summary(data, len(folds), out)
     failure: RunsFailed | None = None
     try:
         rows = run_sweep(sweep, out, catalog, parsed.device)
@@ -89,7 +91,7 @@ def run_once(parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[s
 
 
 def run_continual(
-    parsed: argparse.Namespace, recipe: FinetuneConfig, said: Mapping[str, Any], catalog: Catalog
+    parsed: argparse.Namespace, recipe: FinetuneConfig, cli_changes: Mapping[str, Any], catalog: Catalog
 ) -> None:
     """Learn one task after the other; a task with folds uses the first one, or the first of `--folds`."""
     tasks = []
@@ -105,16 +107,16 @@ def run_continual(
         if len(folds) > 1 and parsed.folds:
             folds = rounds(data, source, parsed.folds[:1])
         digest = data_digest(with_splits(data, source))
-        tasks.append(Task(recipe, data, folds[0], over_both(source.set, said), digest))
-    modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [said.get("seed", recipe.seed)]
+        tasks.append(Task(recipe, data, folds[0], merge_changes(source.set, cli_changes), digest))
+    modes, seeds = parsed.modes or [mode_of(recipe)], parsed.seeds or [cli_changes.get("seed", recipe.seed)]
     test_folds = {"folds": [task.split.name for task in tasks]} if any(task.split.name for task in tasks) else {}
-    stream_digest = signature(recipe, over=said, tasks=[task.data.name for task in tasks], **test_folds)
+    stream_digest = signature(recipe, over=cli_changes, tasks=[task.data.name for task in tasks], **test_folds)
     out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-continual-{stream_digest}"
     for task in tasks:
-        tell(task.data, 1, out)
+        print_data_summary(task.data, 1, out)
         if task.split.name:
             print(f"{task.data.name}: the test fold is {task.split.name}.", file=sys.stderr)
-    stream = Stream(tasks, named_starts(parsed.checkpoint), modes, seeds, find_config(parsed.recipe).parent)
+    stream = Stream(tasks, parse_starts(parsed.checkpoint), modes, seeds, find_config(parsed.recipe).parent)
     failure: StreamsFailed | None = None
     try:
         outcomes = run_stream(stream, out, catalog, parsed.device)
@@ -133,24 +135,24 @@ def check_task(changes: Mapping[str, Any], recipe: FinetuneConfig, place: Path) 
     Raises:
         ConfigError: a wrong key or value.
     """
-    with prefixed(f"{place}, set"):
+    with prefix_errors(f"{place}, set"):
         with_changes(recipe, {key: value for key, value in changes.items() if not key.startswith("adapter")})
 
 
-def data_digest(data: Labelled) -> str:
+def data_digest(data: LabelledData) -> str:
     """Digest of all clips (name, size, labels, split) and of the content of a sample of them."""
-    splits, content = [clip.split for clip in data.examples], sampled_content([clip.file for clip in data.examples])
+    splits, content = [clip.split for clip in data.examples], sampled_digest([clip.file for clip in data.examples])
     facts = json.dumps([clip_facts(data.examples), splits, content])
     return text_digest(facts)
 
 
 def _mode_keys(changes: Mapping[str, Any]) -> list[str]:
     """Return the keys that set a mode, as --modes does; adapter options do not."""
-    keys = [key for key in flattened(changes) if not key.startswith(OPTIONS)]
-    return [key for key in keys if key.startswith(OF_MODE)]
+    keys = [key for key in flatten_changes(changes) if not key.startswith(OPTIONS)]
+    return [key for key in keys if key.startswith(MODE_KEYS)]
 
 
-def tell(data: Labelled, folds: int, out: Path) -> None:
+def print_data_summary(data: LabelledData, folds: int, out: Path) -> None:
     """Print one line that summarises the data."""
     labels = "one label each"
     if not data.single:

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from asda_core.config import MOST_SEED, Compat, DataConfig, OptimizerConfig, PluginChoice, require
+from asda_core.config import MAX_SEED, Compat, DataConfig, OptimizerConfig, PluginChoice, require
 from asda_core.settings.released import FINETUNING
 
 Pooling = Literal["summary", "mean", "linear_softmax", "attentive"]
 Mode = Literal["full", "linear", "attentive", "last_blocks", "adapter"]
 MODES: tuple[Mode, ...] = ("full", "linear", "attentive", "last_blocks", "adapter")
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
-LossPer = Literal["clips", "labels"]
+LossDivisor = Literal["clips", "labels"]
 Selection = Literal["auto", "last", "valid", "test"]
-MixedThing = Literal["features", "audio"]
-MixedBy = Literal["batch", "clip"]
+MixupInput = Literal["features", "audio"]
+MixupUnit = Literal["batch", "clip"]
 
 CLIP_SECONDS = 5.135
 """512 frames: a window of 25 ms and 511 hops of 10 ms. **Source**: released ESC-50 recipe."""
@@ -67,8 +67,8 @@ class MixupConfig:
 
     probability: float = 0.0
     alpha: float = 0.8
-    of: MixedThing = "features"
-    each: MixedBy = "batch"
+    of: MixupInput = "features"
+    each: MixupUnit = "batch"
 
     def __post_init__(self) -> None:
         require(0 <= self.probability <= 1, f"augment.mixup.probability must lie in [0, 1], not {self.probability}.")
@@ -220,7 +220,7 @@ class FinetuneConfig:
     stride_bins: int | None = None
     pooling: Pooling = "summary"
     loss: Loss = "cross_entropy"
-    loss_per: LossPer = "clips"
+    loss_per: LossDivisor = "clips"
     label_smoothing: float = 0.0
     layer_decay: float = 0.65
     decay_embeddings: bool = True
@@ -281,7 +281,7 @@ class FinetuneConfig:
             require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}.")
         for name in ("average_from_epoch", "bootstrap", "seed"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}.")
-        require(self.seed <= MOST_SEED, f"seed must be at most {MOST_SEED}, not {self.seed}.")
+        require(self.seed <= MAX_SEED, f"seed must be at most {MAX_SEED}, not {self.seed}.")
         for name in ("evaluations", "log_every", "checkpoint_every"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
         require(self.patience is None or self.patience > 0, f"patience must be positive, not {self.patience}.")

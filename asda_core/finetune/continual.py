@@ -21,14 +21,14 @@ from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.config_io import signature
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import FinetuneConfig
-from asda_core.finetune.jobs import Job, prepared
-from asda_core.finetune.leakage import heard_before
+from asda_core.finetune.finetune_model import Start, load_finetune_model
+from asda_core.finetune.jobs import Job, prepare_job
+from asda_core.finetune.leakage import leakage_warning
 from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.running import finetune
 from asda_core.finetune.scoring import score
 from asda_core.finetune.sweep import mode_signature
-from asda_core.finetune.tuned import Start, load_tuned
-from asda_core.labelled.examples import TEST, Labelled
+from asda_core.labelled.examples import TEST, LabelledData
 from asda_core.labelled.splits import Round
 from asda_core.pretrain.clip_reader import ClipReader
 from asda_core.system.files import file_digest, write_text
@@ -37,7 +37,7 @@ from asda_core.weights.paths import MODEL_FILE
 SEQUENTIAL = ("full", "last_blocks")
 """Modes that change weights on which earlier tasks rely."""
 MIN_TASKS = 2
-HEARD_FILE = "heard.json"
+SCORE_CACHE_FILE = "heard.json"
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Task:
         recipe: how it is learned.
         data: its clips.
         split: which of them train and test.
-        over: changes of its file or the command line, which take precedence over those of a mode.
+        overrides: changes of its file or the command line, which take precedence over those of a mode.
         digest: digest of all clips, labels and splits.
     """
 
     recipe: FinetuneConfig
-    data: Labelled
+    data: LabelledData
     split: Round
-    over: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
 
 
@@ -98,7 +98,7 @@ class Outcome:
         return sum(self.matrix[last][k] - self.matrix[k][k] for k in range(last)) / last
 
 
-def learn_in_turn(
+def learn_sequentially(
     tasks: Sequence[Task],
     start: Start,
     digest: str,
@@ -106,7 +106,7 @@ def learn_in_turn(
     catalog: Catalog,
     device: str = "cpu",
     progress: bool = True,
-    here: Path = Path(),
+    base_folder: Path = Path(),
 ) -> Outcome:
     """Fine-tune on one task after the other, and evaluate all so far after each; finished work is not repeated.
 
@@ -118,7 +118,7 @@ def learn_in_turn(
         catalog: the plugins.
         device: "cpu", "cuda", ...
         progress: whether to show progress bars.
-        here: folder that paths in the recipe are relative to.
+        base_folder: folder that paths in the recipe are relative to.
 
     Raises:
         ConfigError: fewer than two tasks, or two with the same name.
@@ -132,8 +132,8 @@ def learn_in_turn(
     results: list[Mapping[str, Any]] = []
     for task in tasks:
         initial, initial_digest = (start, digest) if not (sequential and files) else _left_by(files[-1], start)
-        job = Job(task.recipe, initial, task.data, task.split, initial_digest, here)
-        run_folder = folder / f"{len(files) + 1}-{task.data.name}-{prepared(job).identity(catalog)}"
+        job = Job(task.recipe, initial, task.data, task.split, initial_digest, base_folder)
+        run_folder = folder / f"{len(files) + 1}-{task.data.name}-{prepare_job(job).identity(catalog)}"
         results.append(finetune(job, run_folder, catalog, device, progress))
         files.append(run_folder / MODEL_FILE)
         encoders = [files[-1] if sequential else file for file in files]
@@ -145,7 +145,7 @@ def learn_in_turn(
         tuple(int(result["trained"]) for result in results),
         _num_stored(results, sequential),
         digest or signature(start),
-        recipes=tuple(mode_signature(task.recipe, here) for task in tasks),
+        recipes=tuple(mode_signature(task.recipe, base_folder) for task in tasks),
         heard=tuple(dict.fromkeys([*leaked, *(_leaked_later(tasks, files[-1]) if sequential else ())])),
     )
 
@@ -155,7 +155,7 @@ def _leaked_later(tasks: Sequence[Task], file: Path) -> list[str]:
     final, names = read_checkpoint(file), []
     for task in tasks[:-1]:
         test_clips = replace(task.data, examples=task.split.test)
-        if warning := heard_before(final, test_clips, TEST, task.split.name):
+        if warning := leakage_warning(final, test_clips, TEST, task.split.name):
             print(f"{warning} They are test clips of {task.data.name}.", file=sys.stderr)
             names.append(task.data.name)
     return names
@@ -174,7 +174,7 @@ def _score_of(task: Task, encoder: Path, head: Path, catalog: Catalog, device: s
 
     A value computed before with the same files is read from `heard.json` next to the head.
     """
-    cache_file = head.with_name(HEARD_FILE)
+    cache_file = head.with_name(SCORE_CACHE_FILE)
     cache: dict[str, float] = json.loads(cache_file.read_text()) if cache_file.exists() else {}
     key = f"{file_digest(encoder)} {file_digest(head)}"
     if key in cache:
@@ -185,9 +185,9 @@ def _score_of(task: Task, encoder: Path, head: Path, catalog: Catalog, device: s
             name: tensor for name, tensor in read_checkpoint(encoder).tensors.items() if name.startswith("encoder.")
         }
         checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **encoder_tensors})
-    tuned = load_tuned(checkpoint, catalog, device)
-    reader = ClipReader(task.recipe.data, int(tuned.front_end.sample_rate))
-    predictions = predict(Predictor(tuned, task.recipe, reader), task.data, task.split.test, progress)
+    model = load_finetune_model(checkpoint, catalog, device)
+    reader = ClipReader(task.recipe.data, int(model.front_end.sample_rate))
+    predictions = predict(Predictor(model, task.recipe, reader), task.data, task.split.test, progress)
     value = score(predictions.targets, predictions.given, predictions.classes, predictions.single, resamples=0).values[
         "accuracy" if predictions.single else "mAP"
     ]

@@ -12,12 +12,12 @@ from typing import Any
 from asda_core.catalog import Catalog
 from asda_core.config_io import signature
 from asda_core.errors import AsdaError, TrainingStopped
-from asda_core.finetune.continual import Outcome, Task, learn_in_turn
+from asda_core.finetune.continual import Outcome, Task, learn_sequentially
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
 from asda_core.statistics import mean_interval
 from asda_core.system.files import NAME_DIGITS, text_digest, write_text
-from asda_core.system.markdown import escaped, table_row
+from asda_core.system.markdown import escape_markdown, table_row
 
 ROWS_FILE, TABLE_FILE, OUTCOME_SUFFIX = "continual.csv", "continual.md", ".outcome.json"
 
@@ -31,20 +31,20 @@ class Stream:
         starts: label -> path of a checkpoint or config, as in a sweep.
         modes: see `recipe_for`.
         seeds: every combination is run with each.
-        here: folder that paths in the recipe are relative to.
+        base_folder: folder that paths in the recipe are relative to.
     """
 
     tasks: Sequence[Task]
     starts: Mapping[str, str]
     modes: Sequence[str]
     seeds: Sequence[int]
-    here: Path = Path()
+    base_folder: Path = Path()
 
     @property
     def identity(self) -> list[list[str]]:
         """Name, recipe, fold and clips of each task; a table holds only outcomes with the same identity."""
         return [
-            [task.data.name, signature(task.recipe, over=task.over), task.split.name, task.digest]
+            [task.data.name, signature(task.recipe, over=task.overrides), task.split.name, task.digest]
             for task in self.tasks
         ]
 
@@ -69,7 +69,7 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
         TrainingStopped: after Ctrl-C or SIGTERM.
     """
     recipes = {
-        mode: [recipe_for(task.recipe, mode, catalog, task.over) for task in stream.tasks] for mode in stream.modes
+        mode: [recipe_for(task.recipe, mode, catalog, task.overrides) for task in stream.tasks] for mode in stream.modes
     }
     outcomes: Outcomes = {}
     failed: list[str] = []
@@ -83,7 +83,9 @@ def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu",
                 folder = out / f"{label}-{mode.replace('=', '')}-seed{seed}"
                 try:
                     start, digest = read_start(path.replace(SEED_FIELD, str(seed)))
-                    outcome = learn_in_turn(tasks, start, digest, folder, catalog, device, progress, stream.here)
+                    outcome = learn_sequentially(
+                        tasks, start, digest, folder, catalog, device, progress, stream.base_folder
+                    )
                 except TrainingStopped:
                     raise
                 except AsdaError as error:  # a failing mode must not stop the others
@@ -110,7 +112,7 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     names = [task.data.name for task in stream.tasks]
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / ROWS_FILE, _csv(outcomes, names))
-    header = ["checkpoint", "mode", "after", *map(escaped, names)]
+    header = ["checkpoint", "mode", "after", *map(escape_markdown, names)]
     header += ["average", "forgetting", "backward transfer", "trained", "stored"]
     lines = [table_row(header), "|" + "---|" * len(header)]
     for (label, mode), by_seed in outcomes.items():
@@ -122,7 +124,9 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
             last = t == len(names) - 1
             summary = [str(mean_interval([getattr(run, metric)() for run in runs])) if last else "" for metric in ENDS]
             trained, stored = f"{runs[0].trained[t]:,}", f"{runs[0].stored:,}" if last else ""
-            lines.append(table_row([escaped(label), mode, escaped(name), *cells, *summary, trained, stored]))
+            lines.append(
+                table_row([escape_markdown(label), mode, escape_markdown(name), *cells, *summary, trained, stored])
+            )
     num_seeds = max(map(len, outcomes.values()))
     seeds = f"Mean ± half the 95 % interval over {num_seeds} seeds" if num_seeds > 1 else "One seed"
     metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP with several labels"
@@ -132,8 +136,8 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
         task for by_seed in outcomes.values() for outcome in by_seed.values() for task in outcome.heard
     )
     leak_note = (
-        f" **Test clips of {escaped(', '.join(leaked))} were in the training data of the start or of another task**: "
-        "their values, and so forgetting and backward transfer, are not on unseen clips."
+        f" **Test clips of {escape_markdown(', '.join(leaked))} were in the training data of the start or of another "
+        "task**: their values, and so forgetting and backward transfer, are not on unseen clips."
     )
     notes += leak_note if leaked else ""
     lines += ["", f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}{notes}", ""]

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from asda_core.errors import TaskError
-from asda_core.finetune.bootstrap import affordable, resample
+from asda_core.finetune.bootstrap import limit_resamples, resample
 from asda_core.finetune.pictures import draw_confusion
 from asda_core.finetune.scoring import (
     ACCURACY,
-    AREA,
+    AUC,
     D_PRIME,
     MEAN_AVERAGE_PRECISION,
     Scores,
@@ -28,13 +28,13 @@ from asda_core.finetune.scoring import (
     per_class,
     score,
 )
-from asda_core.system.files import write_text, write_whole
+from asda_core.system.files import write_atomically, write_text
 
 FORMAT = "asda predictions 1"
 """Format marker stored in every predictions file."""
 PREDICTIONS, SCORES, PER_CLASS = "predictions.npz", "scores.json", "per_class.csv"
 CONFUSION_TABLE, CONFUSION_PICTURE = "confusion.csv", "confusion.png"
-DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+READ_ERRORS = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
 """Exceptions that numpy and zipfile raise on truncated or foreign files."""
 
 
@@ -91,7 +91,7 @@ def save_predictions(file: Path, predictions: Predictions) -> None:
                 single=predictions.single,
             )
 
-    write_whole(file, write)
+    write_atomically(file, write)
 
 
 def load_predictions(file: str | Path) -> Predictions:
@@ -106,7 +106,7 @@ def load_predictions(file: str | Path) -> Predictions:
             predictions = _read(opened)
     except OSError as error:
         raise TaskError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise TaskError(
             f"{file}: damaged, or not a predictions file ({error}); delete it and run again the command that wrote it"
         ) from None
@@ -127,7 +127,7 @@ def _read(opened: io.BufferedReader) -> Predictions | None:
         return Predictions(files, loaded["targets"], loaded["given"], classes, names, bool(loaded["single"]))
 
 
-def pooled(parts: Sequence[Predictions]) -> Predictions:
+def pool_folds(parts: Sequence[Predictions]) -> Predictions:
     """Concatenate the predictions of all folds into those of one set.
 
     Raises:
@@ -151,7 +151,7 @@ def pooled(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(files, targets, probabilities, first.classes, first.names, first.single)
 
 
-RESAMPLED = (ACCURACY, MEAN_AVERAGE_PRECISION, AREA)
+RESAMPLED = (ACCURACY, MEAN_AVERAGE_PRECISION, AUC)
 """Metrics in the rows that `resample` returns."""
 
 
@@ -164,7 +164,7 @@ def interval_over_folds(parts: Sequence[Predictions], resamples: int, seed: int 
     for number, part in enumerate(parts):
         truth = part.targets.astype(bool)
         values = score(part.targets, part.given, part.names, part.single, resamples=0).values
-        count = affordable(len(truth), len(part.classes), resamples)
+        count = limit_resamples(len(truth), len(part.classes), resamples)
         points.append([values[name] for name in RESAMPLED])
         resampled.append(resample(truth, part.given.astype(np.float64), count, seed + number) if count else None)
     if any(scores is None for scores in resampled):

@@ -11,10 +11,10 @@ from tqdm import tqdm
 from asda_core.errors import AudioError
 from asda_core.finetune.batches import CLIPS_PER_PASS, is_augmented, plain_features
 from asda_core.finetune.config import FinetuneConfig
-from asda_core.finetune.tuned import Tuned
+from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.labelled.examples import Example
 from asda_core.layout import TokenLayout
-from asda_core.model.encoder import Encoded
+from asda_core.model.encoder import EncoderOutput
 from asda_core.pretrain.clip_reader import BYTES_PER_MEBIBYTE, ClipReader
 
 FLOAT_BYTES = 4
@@ -36,7 +36,7 @@ class EncodedClips:
     layout: TokenLayout
     row: Int[Tensor, " examples"]
 
-    def batch(self, numbers: Int[Tensor, " batch"]) -> Encoded:
+    def batch(self, numbers: Int[Tensor, " batch"]) -> EncoderOutput:
         """Return what the encoder would return for these examples.
 
         Raises:
@@ -46,11 +46,11 @@ class EncodedClips:
         if bool((rows < 0).any()):
             raise AudioError("a clip that could not be read during encoding can be read now: were files changed?")
         layout = TokenLayout(self.layout.index.expand(len(rows), -1), self.layout.grid)
-        return Encoded(self.summary[rows], self.tokens[rows], layout, ())
+        return EncoderOutput(self.summary[rows], self.tokens[rows], layout, ())
 
 
 def encode_once(
-    tuned: Tuned, recipe: FinetuneConfig, reader: ClipReader, examples: Sequence[Example], progress: bool
+    model: FinetuneModel, recipe: FinetuneConfig, reader: ClipReader, examples: Sequence[Example], progress: bool
 ) -> EncodedClips | None:
     """Encode the training clips, if training needs nothing else of the encoder and they fit in memory.
 
@@ -58,10 +58,10 @@ def encode_once(
         the encoded clips; None if part of the encoder trains, clips are augmented or cropped at random, or they need
         more than `data.cache_mebibytes`.
     """
-    if not tuned.frozen or is_augmented(recipe):
+    if not model.frozen or is_augmented(recipe):
         return None
-    tuned.set_training(False)
-    encoded: list[Encoded] = []
+    model.set_training(False)
+    encoded: list[EncoderOutput] = []
     row = torch.full((len(examples),), -1)
     limit = recipe.data.cache_mebibytes * BYTES_PER_MEBIBYTE
     pending: list[Tensor] = []
@@ -77,12 +77,12 @@ def encode_once(
             row[number] = int((row >= 0).sum())
             pending.append(audio)
             if len(pending) == CLIPS_PER_PASS or number + 1 == len(examples):
-                encoded.append(tuned.encoder(plain_features(tuned, recipe, pending), layers=False))
+                encoded.append(model.encoder(plain_features(model, recipe, pending), layers=False))
                 pending = []
                 if encoded[0].tokens[0].numel() * FLOAT_BYTES * len(examples) > limit:
                     return None
         if pending:
-            encoded.append(tuned.encoder(plain_features(tuned, recipe, pending), layers=False))
+            encoded.append(model.encoder(plain_features(model, recipe, pending), layers=False))
     if not encoded:
         return None
     layout = TokenLayout(encoded[0].layout.index[:1], encoded[0].layout.grid)
@@ -93,7 +93,7 @@ def encode_once(
 def _partly_readable(reader: ClipReader, example: Example) -> bool:
     """Whether part of a clip that cannot be read as a whole is readable."""
     try:
-        reader.stretch(example.file, 0.0)
+        reader.read_crop(example.file, 0.0)
     except AudioError:
         return False
     return True
@@ -102,6 +102,6 @@ def _partly_readable(reader: ClipReader, example: Example) -> bool:
 def _read_clip(reader: ClipReader, example: Example) -> Tensor | None:
     """Return the audio of a clip that training would use; None if it cannot be read."""
     try:
-        return reader.heard(example.file)
+        return reader.read_for_evaluation(example.file)
     except AudioError:
         return None

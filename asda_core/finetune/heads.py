@@ -7,7 +7,7 @@ from torch.nn.functional import logsigmoid
 
 from asda_core.finetune.config import ClassifierConfig, Pooling
 from asda_core.layout import mean_over_valid
-from asda_core.model.encoder import Encoded
+from asda_core.model.encoder import EncoderOutput
 
 HEAD_INIT_STD = 0.02
 """Standard deviation of the head's new weights, truncated at -2 and 2. **Source**: released fine-tuning model."""
@@ -32,7 +32,7 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=HEAD_INIT_STD)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, encoded: Encoded) -> Float[Tensor, "batch classes"]:
+    def forward(self, encoded: EncoderOutput) -> Float[Tensor, "batch classes"]:
         """Logits of a batch."""
         pooled = pool(encoded, self.config.pooling) if self.attention is None else self.attention(encoded)
         return self.logits(pooled)
@@ -59,7 +59,7 @@ class AttentivePooling(nn.Module):
         self.query = nn.Parameter(torch.randn(1, 1, dim) * ATTENTIVE_INIT_STD)
         self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
 
-    def forward(self, encoded: Encoded) -> Float[Tensor, "batch dim"]:
+    def forward(self, encoded: EncoderOutput) -> Float[Tensor, "batch dim"]:
         """One vector per clip."""
         tokens = self.norm(torch.cat([encoded.summary[:, None], encoded.tokens], dim=1))
         padding = encoded.layout.padding
@@ -69,11 +69,11 @@ class AttentivePooling(nn.Module):
         return pooled[:, 0]
 
 
-def pool(encoded: Encoded, how: Pooling) -> Float[Tensor, "batch dim"]:
+def pool(encoded: EncoderOutput, pooling: Pooling) -> Float[Tensor, "batch dim"]:
     """One vector per clip: the summary, the mean of the patches, or their linear-softmax pooling."""
-    if how == "summary":
+    if pooling == "summary":
         return encoded.summary
-    return mean_over_valid(encoded.tokens, encoded.layout) if how == "mean" else linear_softmax(encoded.tokens)
+    return mean_over_valid(encoded.tokens, encoded.layout) if pooling == "mean" else linear_softmax(encoded.tokens)
 
 
 def linear_softmax(tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asda_core.assemble import foreign_plugins
+from asda_core.assemble import third_party_plugins
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config_io import signature, to_plain
-from asda_core.data.content import sampled_content
+from asda_core.data.digests import sampled_digest
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.finetune_model import Start, apply_recipe
 from asda_core.finetune.losses import check_loss
 from asda_core.finetune.sampling import weights_digest
-from asda_core.finetune.tuned import Start, tuned_config
-from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.random_splits import hold_out
 from asda_core.labelled.splits import Round
 
@@ -30,15 +30,15 @@ class Job:
         data: labelled clips and classes.
         split: which clips train, validate and test.
         start_digest: digest of the file of these weights; empty for random ones.
-        here: folder that paths in the recipe are relative to.
+        base_folder: folder that paths in the recipe are relative to.
     """
 
     recipe: FinetuneConfig
     start: Start
-    data: Labelled
+    data: LabelledData
     split: Round
     start_digest: str = ""
-    here: Path = Path()
+    base_folder: Path = Path()
 
     def identity(self, catalog: Catalog) -> str:
         """Signature of all that distinguishes jobs: recipe, clips with labels, classes, initial weights, and versions
@@ -49,11 +49,11 @@ class Job:
         config = self.start.config if isinstance(self.start, Checkpoint) else self.start
         start = {"digest": self.start_digest, "config": to_plain(config)}
         parts = {part: clip_facts(examples) for part, examples in vars(self.split).items() if part != "name"}
-        extra = weights_digest(self.recipe.sampling, self.here)
+        extra = weights_digest(self.recipe.sampling, self.base_folder)
         clips = [example.file for part in (self.split.train, self.split.valid, self.split.test) for example in part]
-        third_party = foreign_plugins(catalog, tuned_config(self.recipe, config), with_objective=False)
+        third_party = third_party_plugins(catalog, apply_recipe(self.recipe, config), with_objective=False)
         extra |= {"plugins": " ".join(third_party)} if third_party else {}
-        facts = {"data": parts, "content": sampled_content(clips), "classes": self.data.classes, **extra}
+        facts = {"data": parts, "content": sampled_digest(clips), "classes": self.data.classes, **extra}
         return signature(self.recipe, start=start, **facts)
 
 
@@ -63,7 +63,7 @@ def clip_facts(examples: Sequence[Example]) -> list[list[object]]:
     return [[*identity, *example.labels] for identity, example in zip(identities, examples, strict=True)]
 
 
-def prepared(job: Job) -> Job:
+def prepare_job(job: Job) -> Job:
     """Return the job with validation clips held out if the recipe says so, and with `select` resolved.
 
     Raises:

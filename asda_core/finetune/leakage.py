@@ -5,33 +5,33 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from asda_core.checkpoint import Checkpoint
-from asda_core.data.content import ends
+from asda_core.data.digests import ends_digest
 from asda_core.errors import CheckpointError, TaskError
-from asda_core.labelled.examples import TEST, VALID, Example, Labelled
+from asda_core.labelled.examples import TEST, VALID, Example, LabelledData
 from asda_core.labelled.splits import Round
 
 MARK_DIGITS, MOST_MARKED = 8, 20_000
 """Digits of the mark of a training clip in a checkpoint, and the largest number of marks stored: 160 kB."""
-CHANCE = 0.01
+MAX_CHANCE_MATCHES = 0.01
 """Expected number of clips that share a mark by chance, above which a single match is no evidence."""
 
 
-class Set(NamedTuple):
+class TrainingSet(NamedTuple):
     """A data set that a checkpoint was trained on: name, held-out fold, and whether its clips are marked."""
 
     name: str
-    tested: str
+    held_out: str
     marked: bool
 
     def __str__(self) -> str:
-        return f"{self.name} with {self.tested} held out" if self.tested else self.name
+        return f"{self.name} with {self.held_out} held out" if self.held_out else self.name
 
-    def has(self, data: str, part: str, tested: str) -> bool:
+    def has(self, data: str, part: str, fold: str) -> bool:
         """Whether a part of a data set was in the training, judged by names."""
-        return self.name == data and not (part in (TEST, VALID) and self.tested == tested)
+        return self.name == data and not (part in (TEST, VALID) and self.held_out == fold)
 
 
-def note_clips(data: str, split: Round, earlier: Mapping[str, str]) -> dict[str, str]:
+def trained_on_record(data: str, split: Round, earlier: Mapping[str, str]) -> dict[str, str]:
     """Return `Checkpoint.trained_on` for a training on a split of a data set.
 
     Args:
@@ -49,25 +49,25 @@ def note_clips(data: str, split: Round, earlier: Mapping[str, str]) -> dict[str,
     return {**record, "before": json.dumps(before)} if before else record
 
 
-def _sets(trained: Mapping[str, str]) -> list[Set]:
+def _sets(trained: Mapping[str, str]) -> list[TrainingSet]:
     """Return all data sets of a `trained_on`, the last one first.
 
     Raises:
-        CheckpointError: it was not written by `note_clips`.
+        CheckpointError: it was not written by `trained_on_record`.
     """
     if not trained.get("data"):
         return []
     marked = bool(trained.get("clips")) and trained.get("marked") != "no"
-    last = Set(trained["data"], trained.get("tested", ""), marked)
+    last = TrainingSet(trained["data"], trained.get("tested", ""), marked)
     try:
-        return [last, *(Set(*item) for item in json.loads(trained.get("before", "[]")))]
+        return [last, *(TrainingSet(*item) for item in json.loads(trained.get("before", "[]")))]
     except (ValueError, TypeError):  # written by hand
         raise CheckpointError(
             f"cannot read the earlier training sets of a checkpoint: {trained['before']!r}."
         ) from None
 
 
-def shared_sounds(split: Round) -> str:
+def shared_clips_warning(split: Round) -> str:
     """Return a warning about clips that occur in two parts under different names; empty if none are known.
 
     Parts with more than `MOST_MARKED` clips are not compared.
@@ -77,7 +77,7 @@ def shared_sounds(split: Round) -> str:
     """
     named = {"test": split.test, "validation": split.valid, "training": split.train}
     marks = {
-        part: {mark: clip for clip in clips if (mark := ends(clip.file))} if len(clips) <= MOST_MARKED else {}
+        part: {mark: clip for clip in clips if (mark := ends_digest(clip.file))} if len(clips) <= MOST_MARKED else {}
         for part, clips in named.items()
     }
     warnings = []
@@ -103,30 +103,28 @@ def _split_marks(marks: str) -> list[str]:
 
 def _marks(clips: Sequence[Example]) -> list[str]:
     """Mark of each clip, by the first and last bytes of its file (names like 1.wav repeat); empty if unreadable."""
-    return [ends(clip.file)[:MARK_DIGITS] for clip in clips]
+    return [ends_digest(clip.file)[:MARK_DIGITS] for clip in clips]
 
 
-def heard_before(checkpoint: Checkpoint, data: Labelled, part: str, tested: str) -> str:
+def leakage_warning(checkpoint: Checkpoint, data: LabelledData, part: str, fold: str) -> str:
     """Return a warning if tested clips were in the training of the checkpoint; empty if none are known to be.
 
     Args:
         checkpoint: fine-tuned by this package; others do not record their training clips.
         data: the clips that are tested.
         part: "test", "train", "valid" or "all".
-        tested: fold that the part belongs to; empty if the data set has none.
+        fold: fold that the part belongs to; empty if the data set has none.
     """
     sets = _sets(checkpoint.trained_on)
     start = f"warning: {checkpoint.file} was trained on {', and before on '.join(map(str, sets))}: "
     marks = set(_split_marks(checkpoint.trained_on.get("clips", "")))
     matches = sum(mark in marks for mark in _marks(data.examples)) if marks else 0
-    if matches > 1 or (matches and len(marks) * len(data.examples) < CHANCE * 16**MARK_DIGITS):
+    if matches > 1 or (matches and len(marks) * len(data.examples) < MAX_CHANCE_MATCHES * 16**MARK_DIGITS):
         return (
             f"{start}{matches} of the {len(data.examples)} clips (by their first and last bytes) are in its training "
             "data."
         )
-    if any(item.has(data.name, part, tested) for item in sets if not item.marked):
-        tested_clips = (
-            "clips of this data set" if part == "all" else f"the {part} clips{f' of {tested}' if tested else ''}"
-        )
+    if any(item.has(data.name, part, fold) for item in sets if not item.marked):
+        tested_clips = "clips of this data set" if part == "all" else f"the {part} clips{f' of {fold}' if fold else ''}"
         return f"{start}{tested_clips} are in its training data."
     return ""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
     TRAINING_FILE,
-    metadata_of,
+    checkpoint_metadata,
     read_checkpoint,
     write_model,
     write_step,
@@ -26,23 +26,23 @@ from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
 from asda_core.finetune.best_weights import best_file, has_best, keep_best
 from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.frozen import EncodedClips, encode_once
 from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.optimizing import parameter_groups, set_rates
 from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.scoring import score
-from asda_core.finetune.tuned import Tuned
-from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.splits import Round
-from asda_core.model.processor import exact_products
-from asda_core.pretrain.data import ClipBatches, Clips
-from asda_core.pretrain.prefetching import prefetched
+from asda_core.model.processor import exact_matmul
+from asda_core.pretrain.clip_batches import ClipBatches, Clips
+from asda_core.pretrain.prefetching import prefetch
 from asda_core.pretrain.reporter import Reporter
 from asda_core.pretrain.resuming import (
-    drop_log_after,
+    load_optimizer_states,
     optimizer_states,
-    put_states_back,
     stop_on_signal,
+    truncate_log,
 )
 from asda_core.pretrain.schedule import optimizer_of
 from asda_core.weights.paths import MODEL_FILE, newest_step
@@ -56,7 +56,7 @@ LOG_FILE = "log.jsonl"
 
 
 @dataclass
-class Memory:
+class LoopState:
     """State of the loop between steps, other than weights.
 
     Attributes:
@@ -78,9 +78,9 @@ class Training:
     """A fine-tuning in progress."""
 
     recipe: FinetuneConfig
-    data: Labelled
+    data: LabelledData
     split: Round
-    tuned: Tuned
+    model: FinetuneModel
     catalog: Catalog
     folder: Path
     identity: str
@@ -91,33 +91,33 @@ class Training:
     steps: int
     steps_per_epoch: Fraction
     step: int = 0
-    memory: Memory = field(default_factory=Memory)
+    state: LoopState = field(default_factory=LoopState)
     average: dict[str, Tensor] = field(default_factory=dict)
     trained_on: Mapping[str, str] = field(default_factory=dict)
     stop: bool = False
     saved_best_step: int = 0
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Request a stop after the step in progress."""
         self.stop = True
 
     @property
-    def watched(self) -> tuple[Example, ...]:
+    def selection_clips(self) -> tuple[Example, ...]:
         """The clips on which weights are selected; none if the last ones are kept."""
         return {"valid": self.split.valid, "test": self.split.test}.get(self.recipe.select, ())
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata that is written with the tensors."""
-        head = self.tuned.classifier.config
-        metadata = metadata_of(
-            self.tuned.config, self.catalog, self.step, self.identity, head, trained_on=self.trained_on
+        head = self.model.classifier.config
+        metadata = checkpoint_metadata(
+            self.model.config, self.catalog, self.step, self.identity, head, trained_on=self.trained_on
         )
-        return {**metadata, STATE: json.dumps(vars(self.memory))}
+        return {**metadata, STATE: json.dumps(vars(self.state))}
 
 
 def start_training(
-    recipe: FinetuneConfig, data: Labelled, split: Round, tuned: Tuned, catalog: Catalog, folder: Path, identity: str,
-    here: Path,
+    recipe: FinetuneConfig, data: LabelledData, split: Round, model: FinetuneModel, catalog: Catalog, folder: Path,
+    identity: str, base_folder: Path,
 ) -> Training:  # fmt: skip
     """Return a new training, or one resumed from the last step saved in its folder.
 
@@ -125,49 +125,49 @@ def start_training(
         recipe: with `select` resolved ("last", "valid" or "test").
         data: the clips with their classes.
         split: which of them train, validate and test.
-        tuned: the model on its device; its weights are replaced by those in the folder.
+        model: the model on its device; its weights are replaced by those in the folder.
         catalog: the plugins.
         folder: folder of the run.
         identity: identity of recipe, data and start; a folder with another one is rejected.
-        here: folder that paths in the recipe are relative to.
+        base_folder: folder that paths in the recipe are relative to.
 
     Raises:
         ConfigError: the folder contains another run.
     """
-    clips = training_clips(recipe, split.train, int(tuned.front_end.sample_rate), here)
+    clips = training_clips(recipe, split.train, int(model.front_end.sample_rate), base_folder)
     per_epoch = Fraction(clips.clips_per_epoch, recipe.data.batch_size)
     steps = recipe.steps or max(1, math.ceil(Fraction(str(recipe.epochs)) * per_epoch))
     if recipe.average_from_epoch > steps / per_epoch:
         raise ConfigError(
             f"average_from_epoch {recipe.average_from_epoch} is after the end of the training ({steps} updates)."
         )
-    optimizer = optimizer_of(parameter_groups(tuned, recipe), recipe.optimizer)
+    optimizer = optimizer_of(parameter_groups(model, recipe), recipe.optimizer)
     labels = label_matrix(split.train, data.classes)
-    predictor = Predictor(tuned, recipe, clips.reader)
-    training = Training(recipe, data, split, tuned, catalog, folder, identity, optimizer, clips, labels, predictor,
+    predictor = Predictor(model, recipe, clips.reader)
+    training = Training(recipe, data, split, model, catalog, folder, identity, optimizer, clips, labels, predictor,
                         steps, per_epoch)  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     latest = newest_step(folder)
     if latest is not None:
         _resume(training, latest)
-    drop_log_after(folder / LOG_FILE, training.step)
+    truncate_log(folder / LOG_FILE, training.step)
     return training
 
 
 def _resume(training: Training, latest: Path) -> None:
     checkpoint = read_checkpoint(latest)
-    if checkpoint.data != training.identity:
+    if checkpoint.data_digest != training.identity:
         raise ConfigError(f"{training.folder} contains a run with another recipe, data or start; give another folder.")
-    training.tuned.load(checkpoint)
+    training.model.load(checkpoint)
     states, metadata = read_tensors(latest / TRAINING_FILE)
-    device = next(training.tuned.encoder.parameters()).device
-    put_states_back(states, training.tuned.trained(), training.optimizer, device)
+    device = next(training.model.encoder.parameters()).device
+    load_optimizer_states(states, training.model.trained_parameters(), training.optimizer, device)
     average = {name.removeprefix(AVERAGE): t.to(device) for name, t in states.items() if name.startswith(AVERAGE)}
     training.average = average
-    training.memory = Memory(**json.loads(metadata[STATE]))
-    training.step, training.saved_best_step = checkpoint.step, training.memory.best_step
-    if training.memory.best_step and not has_best(training.folder, training.memory.best_step):
-        training.memory = replace(training.memory, best=-math.inf, best_step=0)  # its weights are lost
+    training.state = LoopState(**json.loads(metadata[STATE]))
+    training.step, training.saved_best_step = checkpoint.step, training.state.best_step
+    if training.state.best_step and not has_best(training.folder, training.state.best_step):
+        training.state = replace(training.state, best=-math.inf, best_step=0)  # its weights are lost
 
 
 def train(training: Training, progress: bool) -> None:
@@ -178,44 +178,44 @@ def train(training: Training, progress: bool) -> None:
         AsdaError: loss, gradient norm or weights are no longer finite.
     """
     recipe = training.recipe
-    if training.step >= training.steps or training.memory.ended:
+    if training.step >= training.steps or training.state.ended:
         return
-    encoded_clips = encode_once(training.tuned, recipe, training.clips.reader, training.split.train, progress)
+    encoded_clips = encode_once(training.model, recipe, training.clips.reader, training.split.train, progress)
     name = training.folder.name
     bar = tqdm(total=training.steps, initial=training.step, unit="step", disable=not progress, desc=name, leave=False)
     writer = SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.step + 1)
     log = (training.folder / LOG_FILE).open("a")
-    exact = exact_products(next(training.tuned.encoder.parameters()).device)
-    batches = closing(prefetched(training.clips, training.step, training.steps))
-    with closing(writer), log, bar, exact, stop_on_signal(training.ask_to_stop), batches as batch_iterator:
+    exact = exact_matmul(next(training.model.encoder.parameters()).device)
+    batches = closing(prefetch(training.clips, training.step, training.steps))
+    with closing(writer), log, bar, exact, stop_on_signal(training.request_stop), batches as batch_iterator:
         reporter = Reporter(bar, log, writer)
         for clips in batch_iterator:
             values = _train_step(training, clips, encoded_clips)
             bar.update()
-            reporter.name_skipped(training.folder, training.clips)
+            reporter.report_skipped(training.folder, training.clips)
             _after_step(training, values, reporter)
-            if training.memory.ended:
+            if training.state.ended:
                 break
 
 
 def _train_step(training: Training, clips: Clips, encoded_clips: EncodedClips | None) -> dict[str, Any]:
     """Run one update and return the values to log."""
-    tuned, recipe, step = training.tuned, training.recipe, training.step
-    tuned.set_training(True)
+    model, recipe, step = training.model, training.recipe, training.step
+    model.set_training(True)
     rates = set_rates(training.optimizer, recipe, step, training.steps, training.steps_per_epoch)
-    labels = training.labels[clips.numbers]
-    device = next(tuned.encoder.parameters()).device
+    labels = training.labels[clips.source_indices]
+    device = next(model.encoder.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_step(recipe, step)
         if encoded_clips is None:
-            batch = training_batch(tuned, recipe, clips, labels, step)
-            encoded, labels = tuned.encoder(batch.features, layers=False), batch.labels
+            batch = training_batch(model, recipe, clips, labels, step)
+            encoded, labels = model.encoder(batch.features, layers=False), batch.labels
         else:
-            encoded, labels = encoded_clips.batch(clips.numbers), labels.to(device)
-        loss = batch_loss(recipe, tuned.classifier(encoded), labels)
+            encoded, labels = encoded_clips.batch(clips.source_indices), labels.to(device)
+        loss = batch_loss(recipe, model.classifier(encoded), labels)
     training.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    trained = [parameter for _, parameter in tuned.trained()]
+    trained = [parameter for _, parameter in model.trained_parameters()]
     norm = torch.nn.utils.clip_grad_norm_(trained, recipe.optimizer.clip_norm or math.inf)
     training.optimizer.step()
     training.step += 1
@@ -225,7 +225,7 @@ def _train_step(training: Training, clips: Clips, encoded_clips: EncodedClips | 
 def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporter) -> None:
     """Average, evaluate, log, save, stop."""
     recipe, step, last = training.recipe, training.step, training.step == training.steps
-    evaluates = bool(training.watched) and (
+    evaluates = bool(training.selection_clips) and (
         step * recipe.evaluations // training.steps > (step - 1) * recipe.evaluations // training.steps
     )
     saves = last or step % recipe.checkpoint_every == 0
@@ -234,14 +234,14 @@ def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporte
         record = {name: float(value) for name, value in values.items()}
         _check_finite(record, training)
     if evaluates or saves or training.stop:
-        weights = {name: float(parameter.detach().sum()) for name, parameter in training.tuned.trained()}
+        weights = {name: float(parameter.detach().sum()) for name, parameter in training.model.trained_parameters()}
         _check_finite(weights, training)
     _average(training)
     if evaluates:
         record |= _evaluate(training)
     if record:
         reporter.log(step, record)
-    if saves or training.stop or training.memory.ended:
+    if saves or training.stop or training.state.ended:
         _save(training)
     if training.stop:
         raise TrainingStopped(f"stopped after step {step} of {training.steps}; the same command resumes.")
@@ -254,25 +254,25 @@ def _average(training: Training) -> None:
     ended = int(epoch) > int((training.step - 1) / training.steps_per_epoch)
     if not first or not ended or int(epoch) < first:
         return
-    training.memory.averaged += 1
-    for name, parameter in training.tuned.trained():
+    training.state.averaged += 1
+    for name, parameter in training.model.trained_parameters():
         value = parameter.detach()
         if name in training.average:
-            training.average[name] += (value - training.average[name]) / training.memory.averaged
+            training.average[name] += (value - training.average[name]) / training.state.averaged
         else:
             training.average[name] = value.clone()
 
 
 def _evaluate(training: Training) -> dict[str, float]:
     """Return the value by which weights are selected; the best weights are saved in a separate file."""
-    memory, recipe = training.memory, training.recipe
-    predictions = predict(training.predictor, training.data, training.watched)
+    memory, recipe = training.state, training.recipe
+    predictions = predict(training.predictor, training.data, training.selection_clips)
     values = score(predictions.targets, predictions.given, predictions.classes, predictions.single, resamples=0).values
     name = "accuracy" if predictions.single else "mAP"
     value = values[name]
     if value is not None and value > memory.best:
         memory.best, memory.best_step, memory.waited = value, training.step, 0
-        write_model(best_file(training.folder, training.step), training.tuned.tensors(), training.metadata())
+        write_model(best_file(training.folder, training.step), training.model.tensors(), training.metadata())
         keep_best(training.folder, (memory.best_step, training.saved_best_step))
     else:
         memory.waited += 1
@@ -282,13 +282,13 @@ def _evaluate(training: Training) -> dict[str, float]:
 
 def _save(training: Training) -> None:
     """Write a step with everything needed to resume, then delete best weights that were superseded."""
-    states = optimizer_states(training.tuned.trained(), training.optimizer)
+    states = optimizer_states(training.model.trained_parameters(), training.optimizer)
     states |= {f"{AVERAGE}{name}": tensor for name, tensor in training.average.items()}
     metadata = training.metadata()
-    files = {MODEL_FILE: (training.tuned.tensors(), metadata), TRAINING_FILE: (states, metadata)}
+    files = {MODEL_FILE: (training.model.tensors(), metadata), TRAINING_FILE: (states, metadata)}
     write_step(training.folder, training.step, files, keep=1)
-    training.saved_best_step = training.memory.best_step
-    keep_best(training.folder, [training.memory.best_step])
+    training.saved_best_step = training.state.best_step
+    keep_best(training.folder, [training.state.best_step])
 
 
 def _check_finite(values: Mapping[str, float], training: Training) -> None:

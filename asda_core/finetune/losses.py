@@ -6,23 +6,23 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from asda_core.errors import ConfigError
-from asda_core.finetune.config import FinetuneConfig, LossPer
+from asda_core.finetune.config import FinetuneConfig, LossDivisor
 
 
 def multi_label_loss(
-    logits: Float[Tensor, "batch classes"], labels: Float[Tensor, "batch classes"], per: LossPer = "clips"
+    logits: Float[Tensor, "batch classes"], labels: Float[Tensor, "batch classes"], divisor: LossDivisor = "clips"
 ) -> Float[Tensor, ""]:
     """Binary cross entropy, summed over the classes, averaged over the clips.
 
     Args:
         logits: logits of the classifier.
         labels: in [0, 1], several per clip; mixed ones after mixup.
-        per: divisor of the sum; "labels" as in the release.
+        divisor: divisor of the sum; "labels" as in the release.
 
     **Source**: released fine-tuning. **Differs**: in the release a batch with few labels weighs more.
     """
     total = binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-    return total / (_count(labels) if per == "labels" else len(labels))
+    return total / (_count(labels) if divisor == "labels" else len(labels))
 
 
 def _count(labels: Tensor) -> Tensor:

@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from asda_core.finetune.config import FinetuneConfig, StepDecayConfig
+from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.rates import rate_scale
-from asda_core.finetune.tuned import Tuned
-from asda_core.pretrain.schedule import decay_groups, fairseq_cosine, learning_rate, without_decay
+from asda_core.pretrain.schedule import decay_groups, fairseq_cosine, learning_rate, no_decay_ids
 
 
-def parameter_groups(tuned: Tuned, recipe: FinetuneConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: FinetuneModel, recipe: FinetuneConfig) -> list[dict[str, Any]]:
     """Return the trained parameters, grouped by the factor on their rate (`scale`) and by weight decay."""
     by_scale: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in tuned.trained():
-        by_scale.setdefault(_scale(name, tuned, recipe), []).append(parameter)
-    undecayed = without_decay(*tuned.modules().values())
+    for name, parameter in model.trained_parameters():
+        by_scale.setdefault(_scale(name, model, recipe), []).append(parameter)
+    undecayed = no_decay_ids(*model.modules().values())
     return [
         {**group, "scale": scale}
         for scale, parameters in sorted(by_scale.items())
@@ -26,13 +26,13 @@ def parameter_groups(tuned: Tuned, recipe: FinetuneConfig) -> list[dict[str, Any
     ]
 
 
-def _scale(name: str, tuned: Tuned, recipe: FinetuneConfig) -> float:
+def _scale(name: str, model: FinetuneModel, recipe: FinetuneConfig) -> float:
     """Factor on the rate of a parameter; layer decay applies to checkpoint weights, not to a head or an adapter."""
     if name.startswith("classifier."):
         return recipe.head_rate
     if recipe.mode not in ("full", "last_blocks"):
         return 1.0
-    return rate_scale(name, tuned.config.encoder.depth, recipe.layer_decay, recipe.decay_embeddings)
+    return rate_scale(name, model.config.encoder.depth, recipe.layer_decay, recipe.decay_embeddings)
 
 
 def set_rates(
@@ -43,7 +43,7 @@ def set_rates(
     **Source**: released fine-tuning for "fairseq_cosine", where the floor is the same for all layers, so that a layer
     whose peak is below it keeps a constant rate. **Differs**: otherwise each layer has the schedule times its factor.
     """
-    decay = decay_left(recipe.step_decay, int(step / steps_per_epoch))
+    decay = step_decay_factor(recipe.step_decay, int(step / steps_per_epoch))
     for group in optimizer.param_groups:
         if recipe.optimizer.schedule == "fairseq_cosine":
             peak = recipe.optimizer.peak_lr * group["scale"]
@@ -54,7 +54,7 @@ def set_rates(
     return [group["lr"] for group in optimizer.param_groups]
 
 
-def decay_left(decay: StepDecayConfig, epoch: int) -> float:
+def step_decay_factor(decay: StepDecayConfig, epoch: int) -> float:
     """Factor of the step decay on the rate in an epoch (from 0)."""
     if not decay.first_epoch or epoch < decay.first_epoch:
         return 1.0

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from asda_core.system.files import write_whole
+from asda_core.system.files import write_atomically
 
 NUMBERED_CLASSES = 20
 """Largest number of classes whose cells show their counts; beyond it, they are too small to read."""
@@ -52,7 +52,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], file: Path, title: 
     figure = confusion_figure(matrix, names, title)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a missing character is drawn as a box
-        write_whole(file, lambda part: figure.savefig(part, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight"))
+        write_atomically(file, lambda part: figure.savefig(part, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight"))
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
@@ -67,11 +67,11 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(SHADE, 0, 1), interpolation="nearest")
     points = NAME_POINTS if numbered else min(SMALL_POINTS, POINTS_PER_INCH * inches / len(matrix))
-    _name_classes(axes, [without_formulas(shortened(name)) for name in names], points, slanted=numbered)
+    _name_classes(axes, [escape_dollars(shorten_name(name)) for name in names], points, slanted=numbered)
     _draw_grid(axes, len(matrix))
     if numbered:
         _write_counts(axes, matrix, shares)
-    axes.set_title(without_formulas(title), fontsize=11, pad=10)
+    axes.set_title(escape_dollars(title), fontsize=11, pad=10)
     scale = axes.inset_axes((1 + 0.12 / inches, 0, 0.15 / inches, 1))
     figure.colorbar(image, cax=scale, ticks=[0, 0.05, 0.2, 0.5, 1])
     scale.set_ylabel("share of the true class", fontsize=NAME_POINTS)
@@ -79,7 +79,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
     return figure
 
 
-def shortened(name: str) -> str:
+def shorten_name(name: str) -> str:
     """Cut the middle of a long name: what distinguishes classes is often at the end."""
     if len(name) <= LONGEST_NAME:
         return name
@@ -87,7 +87,7 @@ def shortened(name: str) -> str:
     return f"{name[: LONGEST_NAME - 1 - end]}…{name[-end:]}"
 
 
-def without_formulas(text: str) -> str:
+def escape_dollars(text: str) -> str:
     """Escape dollar signs, so that none starts a formula."""
     return text.replace("$", r"\$")
 

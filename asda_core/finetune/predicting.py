@@ -14,11 +14,11 @@ from asda_core.errors import AsdaError, AudioError, TaskError
 from asda_core.finetune.batches import CLIPS_PER_PASS, label_matrix, plain_features
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import Predictions
-from asda_core.finetune.tuned import Tuned
+from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.inference.classifying import probabilities
-from asda_core.inference.listening import Listener, ListenOptions, as_trained
-from asda_core.labelled.examples import Example, Labelled
-from asda_core.model.encoder import Encoded
+from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions, with_training_length
+from asda_core.labelled.examples import Example, LabelledData
+from asda_core.model.encoder import EncoderOutput
 from asda_core.pretrain.clip_reader import ClipReader
 
 
@@ -27,23 +27,23 @@ class Predictor:
     """A model and the reader of its clips, for `predict`.
 
     Attributes:
-        tuned: the model.
+        model: the model.
         recipe: how clips are cut.
         reader: reader of the audio.
         skipped: file -> why it could not be read.
     """
 
-    tuned: Tuned
+    model: FinetuneModel
     recipe: FinetuneConfig
     reader: ClipReader
     skipped: dict[Path, str] = field(default_factory=dict)
 
-    def whole(self, file: Path) -> Float[Tensor, " samples"] | None:
+    def read_audio(self, file: Path) -> Float[Tensor, " samples"] | None:
         """Audio of a file, or its first crop if the recipe always takes that; None if it cannot be read."""
         if file in self.skipped:
             return None
         try:
-            return self.reader.heard(file)
+            return self.reader.read_for_evaluation(file)
         except AudioError as error:
             self.skipped[file] = str(error)
             return None
@@ -54,7 +54,11 @@ class Predictor:
 
 
 def predict(
-    predictor: Predictor, data: Labelled, examples: Sequence[Example], progress: bool = False, what: str = "evaluate"
+    predictor: Predictor,
+    data: LabelledData,
+    examples: Sequence[Example],
+    progress: bool = False,
+    description: str = "evaluate",
 ) -> Predictions:
     """Return the probability of every class in every readable clip.
 
@@ -64,11 +68,14 @@ def predict(
     Raises:
         TaskError: none of the clips can be read.
     """
-    tuned = predictor.tuned
-    tuned.set_training(False)
+    model = predictor.model
+    model.set_training(False)
     readable: list[Example] = []
     outputs: list[Tensor] = []
-    with tqdm(total=len(examples), desc=what, unit="clip", disable=not progress, leave=False) as bar, torch.no_grad():
+    with (
+        tqdm(total=len(examples), desc=description, unit="clip", disable=not progress, leave=False) as bar,
+        torch.no_grad(),
+    ):
         for clips, values in _probabilities(predictor, examples):
             readable += clips
             outputs.append(values.float().cpu())
@@ -84,21 +91,23 @@ def predict(
         )
     targets = label_matrix(readable, data.classes).numpy().astype(np.uint8)
     files = tuple(str(example.file) for example in readable)
-    return Predictions(files, targets, values.numpy(), data.classes, data.names, data.single)
+    return Predictions(files, targets, values.numpy(), data.classes, data.class_names, data.single)
 
 
 def _probabilities(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Tensor]]:
     """Yield probabilities of short clips in batches, of long ones one by one."""
-    tuned = predictor.tuned
+    model = predictor.model
     options = ListenOptions(clip_seconds=predictor.recipe.data.clip_seconds, padding=predictor.recipe.data.padding)
-    listener = Listener(tuned.front_end, tuned.encoder, as_trained(options, tuned.front_end, tuned.encoder))
+    clip_encoder = ClipEncoder(
+        model.front_end, model.encoder, with_training_length(options, model.front_end, model.encoder)
+    )
     pending: list[tuple[Example, Tensor]] = []
     for example in examples:
-        audio = predictor.whole(example.file)
+        audio = predictor.read_audio(example.file)
         if audio is None:
             continue
         if not predictor.is_short(audio):
-            yield [example], probabilities(listener, tuned.classifier, audio)[None]
+            yield [example], probabilities(clip_encoder, model.classifier, audio)[None]
             continue
         pending.append((example, audio))
         if len(pending) == CLIPS_PER_PASS:
@@ -109,7 +118,7 @@ def _probabilities(predictor: Predictor, examples: Sequence[Example]) -> Iterato
 
 
 def _batch(predictor: Predictor, clips: Sequence[tuple[Example, Tensor]]) -> tuple[list[Example], Tensor]:
-    tuned = predictor.tuned
-    features = plain_features(tuned, predictor.recipe, [audio for _, audio in clips])
-    encoded: Encoded = tuned.encoder(features, layers=False)
-    return [example for example, _ in clips], tuned.classifier.probabilities(tuned.classifier(encoded))
+    model = predictor.model
+    features = plain_features(model, predictor.recipe, [audio for _, audio in clips])
+    encoded: EncoderOutput = model.encoder(features, layers=False)
+    return [example for example, _ in clips], model.classifier.probabilities(model.classifier(encoded))

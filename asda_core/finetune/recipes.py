@@ -17,18 +17,18 @@ from asda_core.config_io import (
     to_plain,
     with_change,
 )
-from asda_core.errors import ConfigError, prefixed, unknown
+from asda_core.errors import ConfigError, prefix_errors, unknown_message
 from asda_core.finetune.config import MODES, FinetuneConfig
 from asda_core.settings.strict_yaml import read_yaml
 
-USUAL = FinetuneConfig(epochs=1)
+DEFAULT_RECIPE = FinetuneConfig(epochs=1)
 """The defaults, with a placeholder for the length that every recipe must give."""
 GROUPS = (
     "optimizer", "step_decay", "data", "augment", "augment.mixup", "augment.spec_augment", "sampling", "by_mode",
 )  # fmt: skip
 """Keys with nested keys; `front_end` and the options of plugins count as values."""
 OPTIONS = "adapter.options."
-OF_MODE = ("mode", "blocks", "adapter")
+MODE_KEYS = ("mode", "blocks", "adapter")
 """Keys that a mode sets."""
 FOLDER = "finetune"
 """Folder of the recipes among the configs."""
@@ -45,9 +45,9 @@ def load_recipe(file: str | Path) -> FinetuneConfig:
     """
     path = find_config(file)
     if not path.exists():
-        raise ConfigError(unknown("recipe", str(file), shipped_configs(FOLDER)))
+        raise ConfigError(unknown_message("recipe", str(file), shipped_configs(FOLDER)))
     plain = read_yaml(path)
-    with prefixed(file):
+    with prefix_errors(file):
         return parse(FinetuneConfig, plain)
 
 
@@ -72,23 +72,25 @@ def with_changes(recipe: FinetuneConfig, changes: Mapping[str, Any]) -> Finetune
     A mapping for a group of keys changes only those that it names: `{"optimizer": {"peak_lr": 0.1}}`.
     """
     plain = to_plain(recipe)
-    flat = flattened(changes)
+    flat = flatten_changes(changes)
     for key, value in parents_first(flat):
         other = {"steps": "epochs", "epochs": "steps"}.get(key)
         if other is not None and other not in flat and value:
             plain[other] = 0
-        plain = with_change(plain, key, value, USUAL)
+        plain = with_change(plain, key, value, DEFAULT_RECIPE)
     return parse(FinetuneConfig, plain)
 
 
-def over_both(of_task: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+def merge_changes(file_changes: Mapping[str, Any], cli_changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes of a task file, overridden by those of a command line, whose `steps` or `epochs` replaces either."""
     lengths = {"steps", "epochs"}
-    task_changes = {key: value for key, value in of_task.items() if key not in lengths or not lengths & said.keys()}
-    return {**task_changes, **said}
+    task_changes = {
+        key: value for key, value in file_changes.items() if key not in lengths or not lengths & cli_changes.keys()
+    }
+    return {**task_changes, **cli_changes}
 
 
-def flattened(changes: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return changes by dotted key, whatever their nesting."""
     return dict(_flat(changes))
 
@@ -103,7 +105,7 @@ def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def recipe_for(
-    recipe: FinetuneConfig, mode: str, catalog: Catalog, over: Mapping[str, Any] | None = None
+    recipe: FinetuneConfig, mode: str, catalog: Catalog, overrides: Mapping[str, Any] | None = None
 ) -> FinetuneConfig:
     """Return the recipe of a mode: that of the file, updated by its `by_mode` and then by the changes of a user.
 
@@ -111,16 +113,16 @@ def recipe_for(
         recipe: recipe of a file.
         mode: "full", "linear", "attentive", "last_blocks=K", or the name of an adapter.
         catalog: catalog with the adapters.
-        over: changes of a task or a command line.
+        overrides: changes of a task or a command line.
 
     Raises:
         ConfigError: no such mode, or a wrong key or value.
     """
-    user_changes = flattened(over or {})
-    for_all_modes = {key: value for key, value in user_changes.items() if not key.startswith(OF_MODE)}
+    user_changes = flatten_changes(overrides or {})
+    for_all_modes = {key: value for key, value in user_changes.items() if not key.startswith(MODE_KEYS)}
     mode_keys = ("pooling",) if recipe.mode == "attentive" else ()
     recipe = with_changes(recipe, {key: value for key, value in for_all_modes.items() if key not in mode_keys})
-    changes = _mode_changes(recipe, mode, [offer.spec.name for offer in catalog.family(ANY_ADAPTER)])
+    changes = _mode_changes(recipe, mode, [offer.spec.name for offer in catalog.family_offers(ANY_ADAPTER)])
     if "mode" in (by_mode := _by_mode(recipe, mode)):
         raise ConfigError(f"by_mode.{mode} cannot change the mode.")
     excluded = ("by_mode", "pooling") if mode == "attentive" else ("by_mode",)
@@ -142,19 +144,19 @@ def _mode_changes(recipe: FinetuneConfig, mode: str, adapters: Sequence[str]) ->
         adapter = recipe.adapter if recipe.adapter is not None and recipe.adapter.name == name else None
         changes |= {"mode": ANY_ADAPTER, "adapter": name if adapter is None else to_plain(adapter)}
     elif name not in MODES or name == ANY_ADAPTER or number:
-        raise ConfigError(unknown("mode", mode, [*(m for m in MODES if m != ANY_ADAPTER), *adapters]))
+        raise ConfigError(unknown_message("mode", mode, [*(m for m in MODES if m != ANY_ADAPTER), *adapters]))
     if name == "attentive":
         changes["pooling"] = "attentive"
     elif recipe.mode == "attentive":  # whose pooling belongs to the mode
-        changes["pooling"] = USUAL.pooling
+        changes["pooling"] = DEFAULT_RECIPE.pooling
     return changes
 
 
 def _by_mode(recipe: FinetuneConfig, mode: str) -> dict[str, Any]:
     """Return the changes of `by_mode` for a mode; those of a named adapter override those of any adapter."""
     name = mode.partition("=")[0]
-    any_adapter = {} if name in MODES else flattened(recipe.by_mode.get(ANY_ADAPTER, {}))
-    return any_adapter | flattened(recipe.by_mode.get(name, {}))
+    any_adapter = {} if name in MODES else flatten_changes(recipe.by_mode.get(ANY_ADAPTER, {}))
+    return any_adapter | flatten_changes(recipe.by_mode.get(name, {}))
 
 
 def mode_of(recipe: FinetuneConfig) -> str:

@@ -19,17 +19,17 @@ from asda_core.devices import usable_device
 from asda_core.errors import TaskError
 from asda_core.finetune.best_weights import best_file, drop_best
 from asda_core.finetune.evaluation import PREDICTIONS, SCORES, load_predictions, write_evaluation
-from asda_core.finetune.jobs import Job, prepared
-from asda_core.finetune.leakage import heard_before, note_clips, shared_sounds
+from asda_core.finetune.finetune_model import FinetuneModel, build_finetune_model
+from asda_core.finetune.jobs import Job, prepare_job
+from asda_core.finetune.leakage import leakage_warning, shared_clips_warning, trained_on_record
 from asda_core.finetune.loop import Training, start_training, train
 from asda_core.finetune.predicting import predict
-from asda_core.finetune.tuned import Tuned, make_tuned
 from asda_core.labelled.examples import TEST, Example
 from asda_core.labelled.splits import check_round
-from asda_core.pretrain.reporter import named_skipped
+from asda_core.pretrain.reporter import read_skipped
 from asda_core.system.files import write_text
-from asda_core.system.locks import LOCK_FILE, alone_in
-from asda_core.system.resources import counted
+from asda_core.system.locks import LOCK_FILE, hold_folder_lock
+from asda_core.system.resources import record_resource_usage
 from asda_core.weights.paths import MODEL_FILE, step_folders
 
 RESULT_FILE = "result.json"
@@ -52,28 +52,28 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
         what `result.json` holds: scores, intervals, sizes, costs.
 
     Raises:
-        TaskError, ConfigError, CheckpointError, AudioError: see `prepared`, `check_round`, `shared_sounds`,
-            `make_tuned` and `start_training`; or another process trains in the folder.
+        TaskError, ConfigError, CheckpointError, AudioError: see `prepare_job`, `check_round`, `shared_clips_warning`,
+            `build_finetune_model` and `start_training`; or another process trains in the folder.
         TrainingStopped: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    job = prepared(job)
+    job = prepare_job(job)
     identity = job.identity(catalog)
     if (done := _finished(job, folder, identity)) is not None:
         return done
     for line in check_round(job.split, job.data.classes, job.data.single):
         print(f"warning: {line}", file=sys.stderr)
-    warnings = Told(shared_sounds(job.split), _known_clips(job))
+    warnings = LeakageWarnings(shared_clips_warning(job.split), _known_clips(job))
     for warning in filter(None, warnings):
         print(warning, file=sys.stderr)
-    tuned = make_tuned(catalog, job.recipe, job.start, job.data.classes)
-    check_clip(tuned.front_end, tuned.encoder, job.recipe.data.clip_seconds)
+    model = build_finetune_model(catalog, job.recipe, job.start, job.data.classes)
+    check_clip(model.front_end, model.encoder, job.recipe.data.clip_seconds)
     torch_device = usable_device(device)
-    for module in tuned.modules().values():
+    for module in model.modules().values():
         module.to(torch_device)
-    with alone_in(folder, LOCK_FILE, "trains in"):
+    with hold_folder_lock(folder, LOCK_FILE, "trains in"):
         if (done := _finished(job, folder, identity)) is not None:  # by another process, just now
             return done
-        return _run(job, tuned, folder, identity, warnings, catalog, progress)
+        return _run(job, model, folder, identity, warnings, catalog, progress)
 
 
 def _finished(job: Job, folder: Path, identity: str) -> dict[str, Any] | None:
@@ -86,20 +86,26 @@ def _finished(job: Job, folder: Path, identity: str) -> dict[str, Any] | None:
     return _with_intervals(job, folder, done)
 
 
-class Told(NamedTuple):
+class LeakageWarnings(NamedTuple):
     """Warnings kept in the result of a run: clips shared between splits, test clips that its start was trained on."""
 
-    shared: str
-    known: str
+    shared_clips: str
+    trained_test_clips: str
 
 
 def _run(
-    job: Job, tuned: Tuned, folder: Path, identity: str, warnings: Told, catalog: Catalog, progress: bool
+    job: Job,
+    model: FinetuneModel,
+    folder: Path,
+    identity: str,
+    warnings: LeakageWarnings,
+    catalog: Catalog,
+    progress: bool,
 ) -> dict[str, Any]:
     """Run the unfinished part of `finetune`."""
-    training = start_training(job.recipe, job.data, job.split, tuned, catalog, folder, identity, job.here)
+    training = start_training(job.recipe, job.data, job.split, model, catalog, folder, identity, job.base_folder)
     earlier = job.start.trained_on if isinstance(job.start, Checkpoint) else {}
-    training.trained_on = note_clips(job.data.name, job.split, earlier)
+    training.trained_on = trained_on_record(job.data.name, job.split, earlier)
     if (warmup := job.recipe.optimizer.warmup_steps) >= training.steps:
         print(
             f"warning: optimizer.warmup_steps {warmup} is not less than the {training.steps} updates: the "
@@ -119,7 +125,7 @@ def _known_clips(job: Job) -> str:
     """Return a warning if the initial weights of a job were trained on its test clips; otherwise empty."""
     if not isinstance(job.start, Checkpoint):
         return ""
-    return heard_before(job.start, replace(job.data, examples=job.split.test), TEST, job.split.name)
+    return leakage_warning(job.start, replace(job.data, examples=job.split.test), TEST, job.split.name)
 
 
 def _remove_resume_files(folder: Path) -> None:
@@ -129,12 +135,12 @@ def _remove_resume_files(folder: Path) -> None:
     drop_best(folder)
 
 
-def _test(job: Job, training: Training, warnings: Told, progress: bool) -> dict[str, Any]:
+def _test(job: Job, training: Training, warnings: LeakageWarnings, progress: bool) -> dict[str, Any]:
     """Evaluate the current model on the test clips, and write the results."""
     folder = training.folder
     predictions = predict(training.predictor, job.data, job.split.test, progress)
     scores = write_evaluation(folder, predictions, _title(job), job.recipe.bootstrap)
-    skipped = {**named_skipped(folder), **{str(file): reason for file, reason in training.predictor.skipped.items()}}
+    skipped = {**read_skipped(folder), **{str(file): reason for file, reason in training.predictor.skipped.items()}}
     readable = tuple(example for example in job.split.train if str(example.file) not in skipped)
     unread_warnings = _unread_warnings(job, readable)
     for line in unread_warnings:
@@ -144,12 +150,12 @@ def _test(job: Job, training: Training, warnings: Told, progress: bool) -> dict[
         "intervals": scores.intervals,
         "bootstrap": job.recipe.bootstrap,
         "notes": [*scores.notes, *unread_warnings, *filter(None, warnings)],
-        "start_heard_test": bool(warnings.known),
+        "start_heard_test": bool(warnings.trained_test_clips),
         "clips": {"train": len(readable), "valid": len(job.split.valid), "test": scores.num_clips},
         "skipped": skipped,
         "select": job.recipe.select,
         "steps": training.step,
-        **training.tuned.sizes(),
+        **training.model.sizes(),
     }
 
 
@@ -182,23 +188,23 @@ def _unread_warnings(job: Job, readable: tuple[Example, ...]) -> list[str]:
 
 def _train_and_count(training: Training, folder: Path, progress: bool) -> dict[str, float]:
     """Train, and return seconds, CPU seconds and memory over all sessions of the run."""
-    with counted(folder / COST_FILE, "train") as cost:
+    with record_resource_usage(folder / COST_FILE, "train") as cost:
         train(training, progress)
     return cost
 
 
 def _select_weights(training: Training) -> int:
     """Load the selected weights into the model, write them, and return the number of the update they are from."""
-    folder, memory = training.folder, training.memory
+    folder, memory = training.folder, training.state
     step = training.step
     if training.recipe.select == "last":
         if training.average:
             _write(training, folder / LAST_FILE)
-            _load_average(training.tuned, training.average)
+            _load_average(training.model, training.average)
     else:
         _write(training, folder / LAST_FILE)
         if memory.best_step:
-            training.tuned.load(read_checkpoint(best_file(folder, memory.best_step)))
+            training.model.load(read_checkpoint(best_file(folder, memory.best_step)))
             step = memory.best_step
     _write(training, folder / MODEL_FILE, step)
     return step
@@ -206,12 +212,12 @@ def _select_weights(training: Training) -> int:
 
 def _write(training: Training, file: Path, step: int | None = None) -> None:
     step_entry = {} if step is None else {"step": str(step)}
-    write_model(file, training.tuned.tensors(), {**training.metadata(), **step_entry})
+    write_model(file, training.model.tensors(), {**training.metadata(), **step_entry})
 
 
 @torch.no_grad()
-def _load_average(tuned: Tuned, average: Mapping[str, Tensor]) -> None:
-    for name, parameter in tuned.trained():
+def _load_average(model: FinetuneModel, average: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.trained_parameters():
         parameter.copy_(average[name])
 
 

@@ -16,7 +16,7 @@ ORDER_KEY = 0
 
 
 def epoch_order(
-    config: SamplingConfig, examples: Sequence[Example], seed: int, here: Path
+    config: SamplingConfig, examples: Sequence[Example], seed: int, base_folder: Path
 ) -> Callable[[int], np.ndarray]:
     """Return a function from an epoch to the ordered indices of its training clips; the same for the same seed.
 
@@ -24,7 +24,7 @@ def epoch_order(
         config: weights and draws.
         examples: the training clips.
         seed: seed of the run.
-        here: folder of the recipe, where a weights file is searched too.
+        base_folder: folder of the recipe, where a weights file is searched too.
 
     Raises:
         ConfigError: the weights do not fit the clips or have no effect, or an epoch without replacement has more
@@ -38,7 +38,7 @@ def epoch_order(
     elif config.weights == "balanced":
         weights = balanced_weights(examples)
     else:
-        weights = _read_weights(weights_file(config, here), examples)
+        weights = _read_weights(weights_file(config, base_folder), examples)
     if not config.replacement and np.count_nonzero(weights) < count:
         raise ConfigError(
             f"{np.count_nonzero(weights)} clips have a weight above 0 (balanced: those with a label), but an "
@@ -54,24 +54,24 @@ def epoch_order(
         generator = np.random.default_rng([seed, epoch, ORDER_KEY])
         if config.weights == "uniform" and not config.replacement:
             return generator.permutation(len(examples))[:count]
-        return draw(weights, count, config.replacement, generator)
+        return draw_indices(weights, count, config.replacement, generator)
 
     return order
 
 
-def weights_file(config: SamplingConfig, here: Path) -> Path:
+def weights_file(config: SamplingConfig, base_folder: Path) -> Path:
     """Path of the weights file: relative to the working directory, otherwise to the folder of the recipe."""
     path = Path(config.weights).expanduser()
-    return path if path.is_file() else here / path
+    return path if path.is_file() else base_folder / path
 
 
-def weights_digest(config: SamplingConfig, here: Path) -> dict[str, str]:
+def weights_digest(config: SamplingConfig, base_folder: Path) -> dict[str, str]:
     """Digest of the weights file, for an identity; empty if there is none."""
-    file = weights_file(config, here)
+    file = weights_file(config, base_folder)
     return {"weights": file_digest(file)} if file.is_file() else {}
 
 
-def draw(weights: np.ndarray, count: int, replacement: bool, generator: np.random.Generator) -> np.ndarray:
+def draw_indices(weights: np.ndarray, count: int, replacement: bool, generator: np.random.Generator) -> np.ndarray:
     """Draw indices one after the other, with probabilities proportional to the weights.
 
     Without replacement, the largest values of `log w + Gumbel noise` are taken, which has the same distribution.

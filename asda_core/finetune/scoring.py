@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
 
 from asda_core.errors import ConfigError, TaskError
-from asda_core.finetune.bootstrap import affordable, resample
+from asda_core.finetune.bootstrap import limit_resamples, resample
 
-ACCURACY, MEAN_AVERAGE_PRECISION, AREA, D_PRIME = "accuracy", "mAP", "AUC", "d_prime"
+ACCURACY, MEAN_AVERAGE_PRECISION, AUC, D_PRIME = "accuracy", "mAP", "AUC", "d_prime"
 TAILS = (2.5, 97.5)
 """Percentiles between which 95 % of the resamples lie."""
 MOST_NAMES = 10
@@ -43,7 +43,7 @@ class Scores:
 
 def score(
     targets: np.ndarray,
-    given: np.ndarray,
+    outputs: np.ndarray,
     classes: Sequence[str],
     single: bool,
     resamples: int = 1000,
@@ -56,10 +56,10 @@ def score(
 
     Args:
         targets: (clips, classes), 1 for a label and 0 for none.
-        given: (clips, classes), scores or probabilities, finite.
+        outputs: (clips, classes), scores or probabilities, finite.
         classes: names of the classes, for the notes.
         single: whether every clip has exactly one label; accuracy is computed only then.
-        resamples: resamples of the clips for the intervals; 0 for none. Large sets take fewer, see `affordable`.
+        resamples: resamples of the clips for the intervals; 0 for none. Large sets take fewer, see `limit_resamples`.
         seed: seed of the resamples.
 
     Raises:
@@ -73,23 +73,23 @@ def score(
     """
     if resamples < 0:
         raise ConfigError(f"resamples is {resamples}; expected 0 (no intervals) or more")
-    truth, scores = _checked(targets, given, classes, single)
-    average_precision, area = class_areas(truth, scores)
+    truth, scores = _checked(targets, outputs, classes, single)
+    average_precision, area = class_ap_and_auc(truth, scores)
     points = {
         ACCURACY: float(np.mean(truth[np.arange(len(truth)), scores.argmax(axis=1)])) if single else None,
         MEAN_AVERAGE_PRECISION: _mean(average_precision),
-        AREA: _mean(area),
+        AUC: _mean(area),
     }
-    count = affordable(len(truth), len(classes), resamples)
+    count = limit_resamples(len(truth), len(classes), resamples)
     bounds = intervals(points, resample(truth, scores, count, seed)) if count else {}
-    values = {**points, D_PRIME: d_prime(points[AREA])}
+    values = {**points, D_PRIME: d_prime(points[AUC])}
     notes = [*_exclusion_notes(truth, classes, values)]
     if resamples:
         notes += _interval_notes(values, bounds, len(truth), resamples, count)
     return Scores(values, bounds, count, len(truth), int(truth.any(axis=0).sum()), tuple(notes))
 
 
-def per_class(targets: np.ndarray, given: np.ndarray, classes: Sequence[str], single: bool) -> list[dict[str, Any]]:
+def per_class(targets: np.ndarray, outputs: np.ndarray, classes: Sequence[str], single: bool) -> list[dict[str, Any]]:
     """Return one row for each class, in order.
 
     Returns:
@@ -99,8 +99,8 @@ def per_class(targets: np.ndarray, given: np.ndarray, classes: Sequence[str], si
     Raises:
         TaskError: as `score`.
     """
-    truth, scores = _checked(targets, given, classes, single)
-    average_precision, area = class_areas(truth, scores)
+    truth, scores = _checked(targets, outputs, classes, single)
+    average_precision, area = class_ap_and_auc(truth, scores)
     matrix = confusion_matrix(truth, scores) if single else None
     rows = []
     for index, name in enumerate(classes):
@@ -110,19 +110,19 @@ def per_class(targets: np.ndarray, given: np.ndarray, classes: Sequence[str], si
     return rows
 
 
-def confusion_matrix(targets: np.ndarray, given: np.ndarray) -> Int[np.ndarray, "classes classes"]:
+def confusion_matrix(targets: np.ndarray, outputs: np.ndarray) -> Int[np.ndarray, "classes classes"]:
     """Number of clips by true class (rows) and predicted class (columns).
 
     Args:
         targets: (clips, classes), 1 for the one label of each clip.
-        given: (clips, classes), scores; ties go to the lowest index.
+        outputs: (clips, classes), scores; ties go to the lowest index.
     """
     num_classes = targets.shape[1]
-    pairs = targets.argmax(axis=1) * num_classes + given.argmax(axis=1)
+    pairs = targets.argmax(axis=1) * num_classes + outputs.argmax(axis=1)
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def class_areas(
+def class_ap_and_auc(
     truth: Bool[np.ndarray, "clips classes"], scores: Float[np.ndarray, "clips classes"]
 ) -> tuple[Float[np.ndarray, " classes"], Float[np.ndarray, " classes"]]:
     """Average precision and AUC of each class; NaN without a positive clip, for AUC also without a negative one."""
@@ -155,8 +155,8 @@ def intervals(
             bias = defined.mean() - point if name == MEAN_AVERAGE_PRECISION else 0.0
             low, high = np.clip(np.percentile(defined, TAILS) - bias, 0, 1)
             bounds[name] = (float(low), float(high))
-    low_end, high_end = (d_prime(end) for end in bounds.get(AREA, (None, None)))
-    if d_prime(points[AREA]) is not None and low_end is not None and high_end is not None:
+    low_end, high_end = (d_prime(end) for end in bounds.get(AUC, (None, None)))
+    if d_prime(points[AUC]) is not None and low_end is not None and high_end is not None:
         bounds[D_PRIME] = (low_end, high_end)
     return bounds
 
@@ -167,22 +167,22 @@ def d_prime(area: float | None) -> float | None:
 
 
 def _checked(
-    targets: np.ndarray, given: np.ndarray, classes: Sequence[str], single: bool
+    targets: np.ndarray, outputs: np.ndarray, classes: Sequence[str], single: bool
 ) -> tuple[Bool[np.ndarray, "clips classes"], Float[np.ndarray, "clips classes"]]:
     """Check the arguments; return targets as booleans, and scores in float64, which preserves their ties."""
-    if targets.ndim != 2 or targets.shape != given.shape or targets.shape[1] != len(classes):
-        shapes = f"targets have the shape {targets.shape} and scores {given.shape}"
+    if targets.ndim != 2 or targets.shape != outputs.shape or targets.shape[1] != len(classes):
+        shapes = f"targets have the shape {targets.shape} and scores {outputs.shape}"
         raise TaskError(f"{shapes}; expected (clips, {len(classes)}) for both, as there are {len(classes)} classes")
     if not targets.size:
         raise TaskError(f"nothing to score: {len(targets)} clips and {len(classes)} classes; expected at least one")
     _raise_for(~np.isin(targets, (0, 1)), "target", targets, classes, "0 or 1")
-    _raise_for(~np.isfinite(given), "score", given, classes, "a finite number")
+    _raise_for(~np.isfinite(outputs), "score", outputs, classes, "a finite number")
     truth = targets != 0
     labels = truth.sum(axis=1)
     if single and (labels != 1).any():
         clip = int(np.argmax(labels != 1))
         raise TaskError(f"clip {clip} has {labels[clip]} labels; expected exactly one for every clip of this set")
-    return truth, given.astype(np.float64)
+    return truth, outputs.astype(np.float64)
 
 
 def _raise_for(bad: np.ndarray, what: str, values: np.ndarray, classes: Sequence[str], expected: str) -> None:
@@ -232,10 +232,10 @@ def _exclusion_notes(truth: np.ndarray, classes: Sequence[str], values: Mapping[
         yield "accuracy is left out: it needs exactly one label for every clip"
     if values[MEAN_AVERAGE_PRECISION] is None:
         yield "mAP is left out: no class has a positive clip"
-    if values[AREA] is None:
+    if values[AUC] is None:
         yield "AUC and d_prime are left out: no class has clips with and without it"
     elif values[D_PRIME] is None:
-        yield f"d_prime is left out: it is infinite where AUC is {values[AREA]:.0f}"
+        yield f"d_prime is left out: it is infinite where AUC is {values[AUC]:.0f}"
 
 
 def _named(indices: np.ndarray, classes: Sequence[str]) -> str:

@@ -13,13 +13,19 @@ from asda_core.checkpoint import Checkpoint
 from asda_core.config_io import CONFIG_SUFFIXES, find_config, load_run_config, signature
 from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
 from asda_core.finetune.config import FinetuneConfig
-from asda_core.finetune.evaluation import PREDICTIONS, interval_over_folds, load_predictions, pooled, write_evaluation
-from asda_core.finetune.jobs import Job, prepared
-from asda_core.finetune.recipes import flattened, recipe_for
+from asda_core.finetune.evaluation import (
+    PREDICTIONS,
+    interval_over_folds,
+    load_predictions,
+    pool_folds,
+    write_evaluation,
+)
+from asda_core.finetune.finetune_model import Start
+from asda_core.finetune.jobs import Job, prepare_job
+from asda_core.finetune.recipes import flatten_changes, recipe_for
 from asda_core.finetune.running import finetune
 from asda_core.finetune.sampling import weights_digest
-from asda_core.finetune.tuned import Start
-from asda_core.labelled.examples import Labelled
+from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.splits import Round
 from asda_core.official.reading import read_model
 from asda_core.system.files import model_digest
@@ -42,8 +48,8 @@ class Sweep:
         seeds: every combination is run with each.
         data: labelled clips.
         rounds: folds, or the single split.
-        here: folder that paths in the recipe are relative to.
-        over: changes of a task file or a command line, which take precedence over those of a mode.
+        base_folder: folder that paths in the recipe are relative to.
+        overrides: changes of a task file or a command line, which take precedence over those of a mode.
         data_digest: digest of all clips, labels and splits, including folds that are not run.
     """
 
@@ -51,10 +57,10 @@ class Sweep:
     starts: Mapping[str, str]
     modes: Sequence[str]
     seeds: Sequence[int]
-    data: Labelled
+    data: LabelledData
     rounds: Sequence[Round]
-    here: Path = Path()
-    over: Mapping[str, Any] = field(default_factory=dict)
+    base_folder: Path = Path()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     data_digest: str = ""
 
 
@@ -82,14 +88,14 @@ def read_start(path: str) -> tuple[Start, str]:
     return checkpoint, model_digest(checkpoint.file)
 
 
-def named_starts(given: Sequence[str]) -> dict[str, str]:
+def parse_starts(arguments: Sequence[str]) -> dict[str, str]:
     """Map labels to paths, given `LABEL=PATH` or a path whose own name is the label.
 
     Raises:
         ConfigError: two have the same label.
     """
     starts: dict[str, str] = {}
-    for text in given:
+    for text in arguments:
         label, path = labelled_path("--checkpoint", text)
         label = label or model_name(path)
         if label in starts or not label or "/" in label:
@@ -110,15 +116,15 @@ def check_starts(starts: Mapping[str, str], seeds: Sequence[int]) -> None:
                 raise CheckpointError(f"no checkpoint or config at {file}.")
 
 
-def recipe_signature(recipe: FinetuneConfig, over: Mapping[str, Any]) -> str:
+def recipe_signature(recipe: FinetuneConfig, overrides: Mapping[str, Any]) -> str:
     """Signature of a recipe and the changes to it, excluding keys without influence on results."""
-    changes = {key: value for key, value in flattened(over).items() if key not in recipe.without_influence}
+    changes = {key: value for key, value in flatten_changes(overrides).items() if key not in recipe.without_influence}
     return signature(recipe, over=changes)
 
 
-def mode_signature(recipe: FinetuneConfig, here: Path) -> str:
+def mode_signature(recipe: FinetuneConfig, base_folder: Path) -> str:
     """Signature of the recipe of a mode and of its sampling weights, independent of the seed."""
-    return signature(replace(recipe, seed=0), **weights_digest(recipe.sampling, here))
+    return signature(replace(recipe, seed=0), **weights_digest(recipe.sampling, base_folder))
 
 
 def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> list[RunRow]:
@@ -132,7 +138,7 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
         RunsFailed: some runs failed; all others are done.
         TrainingStopped: after Ctrl-C or SIGTERM.
     """
-    recipes = {mode: recipe_for(sweep.recipe, mode, catalog, sweep.over) for mode in sweep.modes}
+    recipes = {mode: recipe_for(sweep.recipe, mode, catalog, sweep.overrides) for mode in sweep.modes}
     plan = [
         (label, mode, seed, split)
         for seed in sweep.seeds
@@ -140,22 +146,22 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
         for mode in sweep.modes
         for split in sweep.rounds
     ]
-    common = {"recipe": recipe_signature(sweep.recipe, sweep.over), "data": sweep.data_digest}
+    common = {"recipe": recipe_signature(sweep.recipe, sweep.overrides), "data": sweep.data_digest}
     rows: list[RunRow] = []
     failed: list[str] = []
     starts: dict[str, tuple[Start, str]] = {}
     for label, mode, seed, split in tqdm(plan, desc="runs", unit="run", disable=not progress or len(plan) == 1):
         path = sweep.starts[label].replace(SEED_FIELD, str(seed))
-        of_mode = mode_signature(recipes[mode], sweep.here)
+        of_mode = mode_signature(recipes[mode], sweep.base_folder)
         facts = {"checkpoint": label, "mode": mode, "split": split.name, "seed": seed, **common, "of_mode": of_mode}
         try:
             if path not in starts:
                 starts = {path: read_start(path)}  # one at a time in memory
                 _print_report(starts[path][0])
             start, digest = starts[path]
-            job = Job(replace(recipes[mode], seed=seed), start, sweep.data, split, digest, sweep.here)
+            job = Job(replace(recipes[mode], seed=seed), start, sweep.data, split, digest, sweep.base_folder)
             facts["start"] = digest or signature(start)
-            folder = out / _folder_name(label, mode, split.name, f"seed{seed}", prepared(job).identity(catalog))
+            folder = out / _folder_name(label, mode, split.name, f"seed{seed}", prepare_job(job).identity(catalog))
             result = finetune(job, folder, catalog, device, progress)
         except TrainingStopped:
             raise
@@ -200,5 +206,5 @@ def evaluate_folds(rows: Sequence[RunRow], out: Path, title: str, resamples: int
     first = rows[0]
     parts = [load_predictions(out / row["folder"] / PREDICTIONS) for row in rows]
     name = f"{first['checkpoint']}-{first['mode'].replace('=', '')}-seed{first['seed']}"
-    write_evaluation(out / ALL_FOLDS / name, pooled(parts), f"{title}, all folds", resamples)
+    write_evaluation(out / ALL_FOLDS / name, pool_folds(parts), f"{title}, all folds", resamples)
     return interval_over_folds(parts, resamples)

@@ -14,8 +14,8 @@ from asda_core import __version__
 from asda_core.finetune.running import RESULT_FILE, read_result
 from asda_core.finetune.sweep import SEED_FIELD, RunRow, Sweep, evaluate_folds
 from asda_core.statistics import mean_interval
-from asda_core.system.files import write_rows, write_text
-from asda_core.system.markdown import escaped, table_row
+from asda_core.system.files import write_csv, write_text
+from asda_core.system.markdown import escape_markdown, table_row
 
 ROWS_FILE, TABLE_FILE = "runs.csv", "table.md"
 PERCENT = 100
@@ -33,7 +33,7 @@ def write_tables(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> str:
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = [*_earlier_rows(sweep, rows, out), *rows]
-    write_rows(out / ROWS_FILE, rows)
+    write_csv(out / ROWS_FILE, rows)
     metrics = ["accuracy", "mAP"] if sweep.data.single else ["mAP", "AUC", "d_prime"]
     has_folds = len({row["split"] for row in rows}) > 1
     header = ["checkpoint", "mode", "trained", "share", *(COLUMNS[metric] for metric in metrics)]
@@ -41,7 +41,7 @@ def write_tables(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> str:
     header += ["training, CPU s", "MiB", "runs"]
     splits = ", ".join(dict.fromkeys(str(row["split"]) for row in rows if row["split"]))
     lines = [
-        f"## {escaped(sweep.data.name)}{f': {escaped(splits)}' if splits else ''}",
+        f"## {escape_markdown(sweep.data.name)}{f': {escape_markdown(splits)}' if splits else ''}",
         "",
         table_row(header),
         "|" + "---|" * len(header),
@@ -103,7 +103,7 @@ def _line(sweep: Sweep, members: Sequence[RunRow], metrics: Sequence[str], has_f
     first = members[0]
     seeds = list(dict.fromkeys(row["seed"] for row in members))
     share = f"{PERCENT * first['trained'] / first['parameters']:.1f} %"
-    cells = [escaped(str(first["checkpoint"])), str(first["mode"]), f"{first['trained']:,}", share]
+    cells = [escape_markdown(str(first["checkpoint"])), str(first["mode"]), f"{first['trained']:,}", share]
     intervals: Mapping[str, Any] = (read_result(out / first["folder"]) or {}).get("intervals", {})
     by_seed = [[row for row in members if row["seed"] == seed] for seed in seeds]
     largest = max(by_seed, key=len)  # an earlier command may have run only some folds of a seed

@@ -36,11 +36,11 @@ class LayerMaps:
 
 
 @dataclass
-class Seen:
+class LayerRecord:
     """Record of the hooks of one layer: layouts passed to its mixer, and maps of the mixer inside that shows them."""
 
-    given: list[TokenLayout] = field(default_factory=list)
-    found: list[LayerMaps] = field(default_factory=list)
+    layouts: list[TokenLayout] = field(default_factory=list)
+    layer_maps: list[LayerMaps] = field(default_factory=list)
 
 
 def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"]) -> list[LayerMaps]:
@@ -61,7 +61,7 @@ def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"
         ConfigError: a mixer shows no maps, or an adapter mixes tokens in a way that no single map describes.
     """
     mixers = [mixer_with_maps(encoder, number) for number in range(len(encoder.blocks))]
-    records = [Seen() for _ in mixers]
+    records = [LayerRecord() for _ in mixers]
     with contextlib.ExitStack() as stack:
         for number, mixer in enumerate(mixers):
             _watch(stack, _block(encoder, number).mixer, mixer, records[number])
@@ -97,7 +97,7 @@ def mixers_with_maps(catalog: Catalog) -> list[str]:
     """Return the names of the mixers of a catalog that show maps, among those that can be built here."""
     names = []
     with torch.random.fork_rng(devices=[]):
-        for offer in catalog.family("mixer"):
+        for offer in catalog.family_offers("mixer"):
             with contextlib.suppress(AsdaError, ImportError, RuntimeError):
                 mixer: Any = offer.spec.build(offer.spec.config(), MixerContext(TRIAL_DIM, TRIAL_HEADS, 0, 1))
                 if isinstance(mixer, ShowsMaps):
@@ -105,18 +105,18 @@ def mixers_with_maps(catalog: Catalog) -> list[str]:
     return sorted(names)
 
 
-def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, record: Seen) -> None:
+def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, record: LayerRecord) -> None:
     """Register hooks that record the layout passed to `outer`, and the maps of `mixer` inside it for its input."""
 
     def record_layout(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record.given.append(_arguments(args, kwargs)[1])
+        record.layouts.append(_arguments(args, kwargs)[1])
 
     def record_maps(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens, layout = _arguments(args, kwargs)
         maps: Any = mixer.maps(tokens, layout)
         if not isinstance(maps, AttentionMaps):
             raise ConfigError(f"{type(mixer).__name__}.maps must return AttentionMaps, not {type(maps).__name__}.")
-        record.found.append(LayerMaps(maps, layout))
+        record.layer_maps.append(LayerMaps(maps, layout))
 
     for module, hook in ((outer, record_layout), (cast(nn.Module, mixer), record_maps)):
         stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -129,15 +129,15 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, T
     return next(value for value in values if isinstance(value, Tensor)), layout
 
 
-def _only(encoder: Encoder, layer: int, mixer: ShowsMaps, record: Seen) -> LayerMaps:
+def _only(encoder: Encoder, layer: int, mixer: ShowsMaps, record: LayerRecord) -> LayerMaps:
     """Return the maps of a layer if its mixer was called once, on exactly the tokens of its block."""
-    if len(record.found) == len(record.given) == 1 and record.found[0].layout is record.given[0]:
-        return record.found[0]
+    if len(record.layer_maps) == len(record.layouts) == 1 and record.layer_maps[0].layout is record.layouts[0]:
+        return record.layer_maps[0]
     outer = type(_block(encoder, layer).mixer).__name__
     raise ConfigError(
-        f"layer {layer}: {outer} runs {type(mixer).__name__} {len(record.found)} times or on tokens of its own, as the "
-        "adapter 'prompt' does, and combines the outputs: no single map describes the attention of the layer. Use the "
-        "checkpoint before adaptation, or one with another adapter."
+        f"layer {layer}: {outer} runs {type(mixer).__name__} {len(record.layer_maps)} times or on tokens of its own, "
+        "as the adapter 'prompt' does, and combines the outputs: no single map describes the attention of the layer. "
+        "Use the checkpoint before adaptation, or one with another adapter."
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.finetune.heads import Classifier
-from asda_core.inference.listening import Listener, check_answer
+from asda_core.inference.clip_encoder import ClipEncoder, check_outputs
 from asda_core.sound.long_files import Sound
 
 INDEX = re.compile("[0-9]{1,6}")
@@ -31,7 +31,7 @@ class Label:
 
 @torch.no_grad()
 def probabilities(
-    listener: Listener, classifier: Classifier, audio: Float[Tensor, " samples"] | Sound
+    clip_encoder: ClipEncoder, classifier: Classifier, audio: Float[Tensor, " samples"] | Sound
 ) -> Float[Tensor, " classes"]:
     """Return the probability of every class in a clip: over windows, their mean weighted by the time steps kept.
 
@@ -40,11 +40,11 @@ def probabilities(
         CheckpointError: the probabilities are NaN or infinite.
     """
     total, steps = torch.zeros(()), 0
-    for piece in listener.pieces(audio):
+    for piece in clip_encoder.encode_windows(audio):
         kept_steps = piece.keep_to - piece.keep_from
         in_window = classifier.probabilities(classifier(piece.encoded))[0]
         total, steps = total.to(in_window) + in_window * kept_steps, steps + kept_steps
-    check_answer(total.cpu())
+    check_outputs(total.cpu())
     return total / steps
 
 

@@ -6,30 +6,30 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from asda_core.assemble import foreign_plugins
+from asda_core.assemble import third_party_plugins
 from asda_core.audio import find_audio
 from asda_core.catalog import installed_catalog
-from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, metadata_of, write_model
+from asda_core.checkpoint import Checkpoint, checkpoint_metadata, load_classifier, load_encoder, write_model
 from asda_core.config import Padding
 from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.inference.classifying import class_names, probabilities, read_labels
+from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions, with_training_length
 from asda_core.inference.embedding import embed_files, is_one_file, open_sound, output_names
 from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.jobs import embed_in_processes
-from asda_core.inference.listening import Listener, ListenOptions, as_trained
 from asda_core.official.reading import read_model
 from asda_core.system.files import model_digest
 
-FILLED: dict[str, Padding] = {"default": "silence", "released": "features"}
-NO_FORMATS = ("npz", "pt", "pth", "h5", "hdf5", "csv", "json", "parquet")
+PADDING_BY_COMPAT: dict[str, Padding] = {"default": "silence", "released": "features"}
+UNSUPPORTED_FORMATS = ("npz", "pt", "pth", "h5", "hdf5", "csv", "json", "parquet")
 """Suffixes of unsupported output formats, which a folder is unlikely to have."""
 
 
 def run_embed(parsed: argparse.Namespace) -> None:
     """Run `asda embed`."""
     suffix = parsed.out.suffix.lower().removeprefix(".")
-    if suffix in NO_FORMATS:
+    if suffix in UNSUPPORTED_FORMATS:
         raise ConfigError(f"--out {parsed.out}: embeddings are written as .npy or .safetensors, or into a folder.")
     if suffix not in ("npy", "safetensors"):
         suffix = parsed.format or "npy"
@@ -44,11 +44,11 @@ def run_embed(parsed: argparse.Namespace) -> None:
         print(embed_in_processes(parsed.given, names, parsed.out, parsed.jobs, parsed.shard))
         return
     checkpoint, options = _read(parsed)
-    listener = _listener(checkpoint, options, parsed.device)
-    third_party = foreign_plugins(installed_catalog(), checkpoint.config, with_objective=False)
+    clip_encoder = _listener(checkpoint, options, parsed.device)
+    third_party = third_party_plugins(installed_catalog(), checkpoint.config, with_objective=False)
     job = EmbedJob(
         checkpoint=" ".join([checkpoint.file.name, model_digest(checkpoint.file), parsed.weights, *third_party]),
-        granularity=parsed.granularity or ("frame" if listener.encoder.class_token is None else "all"),
+        granularity=parsed.granularity or ("frame" if clip_encoder.encoder.class_token is None else "all"),
         format=suffix,
         listening=asdict(options),
     )
@@ -56,7 +56,7 @@ def run_embed(parsed: argparse.Namespace) -> None:
         settings = ", ".join(f"{key}={value}" for key, value in checkpoint.embedding.items())
         hint = f"asda_hear.get_scene_embeddings gives the scene embeddings of this model ({settings})"
         print(f"note: the tokens of the last block are written; {hint}.", file=sys.stderr)
-    print(embed_files(listener, names, parsed.out, job, not parsed.worker, parsed.shard))
+    print(embed_files(clip_encoder, names, parsed.out, job, not parsed.worker, parsed.shard))
 
 
 def run_classify(parsed: argparse.Namespace) -> None:
@@ -66,16 +66,16 @@ def run_classify(parsed: argparse.Namespace) -> None:
     checkpoint, options = _read(parsed)
     classifier = load_classifier(checkpoint)
     names = class_names(classifier.config, read_labels(parsed.labels) if parsed.labels else None)
-    listener = _listener(checkpoint, options, parsed.device)
+    clip_encoder = _listener(checkpoint, options, parsed.device)
     classifier.to(usable_device(parsed.device))
-    listener.options = as_trained(options, listener.front_end, listener.encoder)
+    clip_encoder.options = with_training_length(options, clip_encoder.front_end, clip_encoder.encoder)
     failed: list[Path] = []
     folders = {source: find_audio(source) for source in parsed.files if source.is_dir()}
     files = [file for source in parsed.files for file in folders.get(source, [source])]
     for file in files:
         try:
-            sound = open_sound(file, listener)
-            highest, classes = probabilities(listener, classifier, sound).topk(min(parsed.top, len(names)))
+            sound = open_sound(file, clip_encoder)
+            highest, classes = probabilities(clip_encoder, classifier, sound).topk(min(parsed.top, len(names)))
         except AudioError as error:
             failed.append(file)
             print(f"skipped: {error}", file=sys.stderr)
@@ -106,8 +106,14 @@ def run_convert(parsed: argparse.Namespace) -> None:
     if parsed.out.exists() and parsed.out.samefile(checkpoint.file):
         raise CheckpointError(f"{parsed.out} is the input file; give another name.")
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = (checkpoint.step, checkpoint.data, checkpoint.classifier, checkpoint.embedding, checkpoint.trained_on)
-    metadata = metadata_of(checkpoint.config, catalog, *facts, plugins=checkpoint.plugins)
+    facts = (
+        checkpoint.step,
+        checkpoint.data_digest,
+        checkpoint.classifier,
+        checkpoint.embedding,
+        checkpoint.trained_on,
+    )
+    metadata = checkpoint_metadata(checkpoint.config, catalog, *facts, plugins=checkpoint.plugins)
     write_model(parsed.out, dict(checkpoint.tensors), metadata)
     print(parsed.out)
 
@@ -122,13 +128,13 @@ def _read(parsed: argparse.Namespace) -> tuple[Checkpoint, ListenOptions]:
         window_seconds=parsed.window_seconds,
         precision=parsed.precision,
         clip_seconds=checkpoint.config.data.clip_seconds,
-        padding=FILLED[parsed.compat] if parsed.compat else checkpoint.config.data.padding,
+        padding=PADDING_BY_COMPAT[parsed.compat] if parsed.compat else checkpoint.config.data.padding,
         resample_along="channels" if parsed.compat == "released" else "time",
     )
     return checkpoint, options
 
 
-def _listener(checkpoint: Checkpoint, options: ListenOptions, device: str) -> Listener:
+def _listener(checkpoint: Checkpoint, options: ListenOptions, device: str) -> ClipEncoder:
     front_end, encoder = load_encoder(checkpoint, installed_catalog())
     where = usable_device(device)
-    return Listener(front_end.to(where), encoder.to(where), options)
+    return ClipEncoder(front_end.to(where), encoder.to(where), options)

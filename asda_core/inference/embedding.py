@@ -13,16 +13,16 @@ from tqdm import tqdm
 
 from asda_core.audio import find_audio, length_and_rate, read_audio
 from asda_core.errors import AudioError, ConfigError
+from asda_core.inference.clip_encoder import ClipEncoder, EncodedClip, WindowPlan, check_audio
 from asda_core.inference.framing import MILLISECONDS
 from asda_core.inference.indexing import SKIPPED_FILE, EmbedJob, Entry, Index, entry_of
-from asda_core.inference.listening import Cut, EncodedClip, Listener, check_audio
-from asda_core.inference.reading_ahead import InBackground, Together, read_ahead
-from asda_core.inference.writing import NO_CLASS_TOKEN, embedding, write_embedding, write_pieces
+from asda_core.inference.reading_ahead import BackgroundQueue, LengthBatcher, read_ahead
+from asda_core.inference.writing import NO_CLASS_TOKEN, embedding, write_embedding, write_windows
 from asda_core.sound.long_files import StreamedSound
 from asda_core.system.workers import Shard
 
 WHOLE_SECONDS = 30.0
-"""Longer files are streamed: each stretch is decoded when the encoder needs it."""
+"""Longer files are streamed: each segment is decoded when the encoder needs it."""
 WRITES_WAITING = 4
 """Embeddings that may be queued for writing."""
 
@@ -37,23 +37,23 @@ class EmbedItem:
 
 
 @dataclass(frozen=True)
-class Ready:
+class LoadedFile:
     """File that was read: its samples if it is short, otherwise a stream of them; how it is cut; its index entry."""
 
     sound: Tensor | StreamedSound
-    cut: Cut
+    plan: WindowPlan
     entry: Entry
 
 
 @dataclass(frozen=True)
-class Unusable:
+class UnreadableFile:
     """File that could not be read, and the reason."""
 
     reason: str
 
 
 def embed_files(
-    listener: Listener,
+    clip_encoder: ClipEncoder,
     names: Mapping[Path, Path],
     out: Path,
     job: EmbedJob,
@@ -66,7 +66,7 @@ def embed_files(
     last digits at most; those above 30 s are never held in memory whole, and neither are their embeddings.
 
     Args:
-        listener: the model.
+        clip_encoder: the model.
         names: audio file -> name of its embedding, as returned by `output_names`.
         out: output folder; or, for a single source file, the output file, recognised by its suffix.
         job: settings of the embeddings; a folder made with others is rejected.
@@ -84,15 +84,15 @@ def embed_files(
     single = is_one_file(out)
     if single and len(names) > 1:
         raise ConfigError(f"{out} is one file, but there are {len(names)} audio files; give a folder.")
-    if job.granularity == "all" and listener.encoder.class_token is None:
+    if job.granularity == "all" and clip_encoder.encoder.class_token is None:
         raise ConfigError(NO_CLASS_TOKEN)
     index = None if single else Index(out, names)
     if index:
-        index.claim(job, shared=part.count > 1, grid=grid_of(listener))
+        index.claim(job, shared=part.count > 1, grid=grid_of(clip_encoder))
     mine = part.of([EmbedItem(file, name, out if single else out / name) for file, name in names.items()])
-    embedder = Embedder(listener, job, index, progress)
+    embedder = Embedder(clip_encoder, job, index, progress)
     embedder.run(mine)
-    made = embedder.made
+    made = embedder.num_embedded
     if index:
         index.tidy([item.file for item in mine], embedder.skipped)
     if len(embedder.skipped) == len(names):
@@ -105,22 +105,22 @@ def is_one_file(out: Path) -> bool:
     return out.suffix.lower() in (".npy", ".safetensors")
 
 
-def grid_of(listener: Listener) -> dict[str, float]:
+def grid_of(clip_encoder: ClipEncoder) -> dict[str, float]:
     """Return the geometry of the patches: bands per time step, and the durations of a step and a patch in ms."""
-    shape, front_end = listener.encoder.config, listener.front_end
-    hop_ms = MILLISECONDS * front_end.hop_samples / listener.sample_rate
+    shape, front_end = clip_encoder.encoder.config, clip_encoder.front_end
+    hop_ms = MILLISECONDS * front_end.hop_samples / clip_encoder.sample_rate
     bands = shape.grid(int(front_end.num_bins), shape.patch_frames)[1]
     return {"bands": bands, "step_ms": shape.step_frames * hop_ms, "patch_ms": shape.patch_frames * hop_ms}
 
 
-def open_sound(file: Path, listener: Listener) -> Tensor | StreamedSound:
+def open_sound(file: Path, clip_encoder: ClipEncoder) -> Tensor | StreamedSound:
     """Open and check a file for a listener: a short one is read whole, a long one is returned as a stream.
 
     Raises:
         AudioError: as in `audio.read_audio`.
     """
     num_samples, rate = length_and_rate(file)
-    along, sample_rate = listener.options.resample_along, listener.sample_rate
+    along, sample_rate = clip_encoder.options.resample_along, clip_encoder.sample_rate
     if num_samples > WHOLE_SECONDS * rate:
         return StreamedSound(file, sample_rate, along)
     audio = read_audio(file, sample_rate, resample_along=along)
@@ -131,72 +131,74 @@ def open_sound(file: Path, listener: Listener) -> Tensor | StreamedSound:
 class Embedder:
     """Embed files one at a time or several together, and record them in the index."""
 
-    def __init__(self, listener: Listener, job: EmbedJob, index: Index | None, progress: bool) -> None:
-        self.listener, self.job, self.index, self.progress = listener, job, index, progress
+    def __init__(self, clip_encoder: ClipEncoder, job: EmbedJob, index: Index | None, progress: bool) -> None:
+        self.clip_encoder, self.job, self.index, self.progress = clip_encoder, job, index, progress
         self.skipped: dict[Path, str] = {}
-        self.made = 0
+        self.num_embedded = 0
 
-    def run(self, mine: Sequence[EmbedItem]) -> None:
+    def run(self, items: Sequence[EmbedItem]) -> None:
         """Embed all files that have no embedding yet."""
-        together: Together[tuple[EmbedItem, Ready]] = Together()
+        batcher: LengthBatcher[tuple[EmbedItem, LoadedFile]] = LengthBatcher()
         with (
-            tqdm(total=len(mine), unit="file", disable=not self.progress, desc="embed") as bar,
-            InBackground(WRITES_WAITING) as writer,
+            tqdm(total=len(items), unit="file", disable=not self.progress, desc="embed") as bar,
+            BackgroundQueue(WRITES_WAITING) as writer,
         ):
-            for number, (item, outcome) in enumerate(read_ahead(mine, self._read)):
-                if isinstance(outcome, Unusable):
+            for number, (item, outcome) in enumerate(read_ahead(items, self._read)):
+                if isinstance(outcome, UnreadableFile):
                     self._skip(item, outcome.reason)
-                elif isinstance(outcome, Ready) and outcome.cut.in_one_piece and isinstance(outcome.sound, Tensor):
-                    full = self.listener.per_pass(outcome.cut)
-                    self._encode(together.add((item, outcome), outcome.cut.steps, len(outcome.sound), full), writer)
-                elif isinstance(outcome, Ready):
+                elif (
+                    isinstance(outcome, LoadedFile) and outcome.plan.in_one_piece and isinstance(outcome.sound, Tensor)
+                ):
+                    full = self.clip_encoder.windows_per_pass(outcome.plan)
+                    self._encode(batcher.add((item, outcome), outcome.plan.steps, len(outcome.sound), full), writer)
+                elif isinstance(outcome, LoadedFile):
                     self._stream(item, outcome)
-                bar.update(number + 1 - together.waiting - bar.n)
-            for clips in together.rest():
+                bar.update(number + 1 - batcher.waiting - bar.n)
+            for clips in batcher.flush():
                 self._encode(clips, writer)
                 bar.update(len(clips))
 
-    def _read(self, item: EmbedItem) -> Ready | Unusable | None:
+    def _read(self, item: EmbedItem) -> LoadedFile | UnreadableFile | None:
         """Read one file; None if its embedding exists. Runs in the background."""
         try:
             entry = entry_of(item.name, item.file)
             if self.index and self.index.holds(entry):
                 return None
-            sound = open_sound(item.file, self.listener)
+            sound = open_sound(item.file, self.clip_encoder)
             num_samples = len(sound) if isinstance(sound, Tensor) else sound.num_samples
-            return Ready(sound, self.listener.cut(num_samples), entry)
+            return LoadedFile(sound, self.clip_encoder.plan_windows(num_samples), entry)
         except AudioError as error:
-            return Unusable(str(error))
+            return UnreadableFile(str(error))
 
-    def _encode(self, clips: Sequence[tuple[EmbedItem, Ready]], writer: InBackground) -> None:
+    def _encode(self, clips: Sequence[tuple[EmbedItem, LoadedFile]], writer: BackgroundQueue) -> None:
         """Embed short files of equal length in one pass; they are written in the background."""
         if not clips:
             return
-        encoded = self.listener.listen_together([ready.sound for _, ready in clips if isinstance(ready.sound, Tensor)])
+        encoded = self.clip_encoder.encode_batch([ready.sound for _, ready in clips if isinstance(ready.sound, Tensor)])
         for (item, ready), clip in zip(clips, encoded, strict=True):
-            writer.do(partial(self._write, item, ready.entry, clip))
-        self.made += len(clips)
+            writer.submit(partial(self._write, item, ready.entry, clip))
+        self.num_embedded += len(clips)
 
     def _write(self, item: EmbedItem, entry: Entry, clip: EncodedClip) -> None:
         item.target.parent.mkdir(parents=True, exist_ok=True)
         write_embedding(item.target, embedding(clip, self.job.granularity), clip.grid, self.job.kind)
         self._note(entry)
 
-    def _stream(self, item: EmbedItem, ready: Ready) -> None:
+    def _stream(self, item: EmbedItem, ready: LoadedFile) -> None:
         """Embed a file that is long or takes several windows; it is written window by window."""
         item.target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            pieces = self.listener.pieces(ready.sound)
-            write_pieces(item.target, pieces, ready.cut.steps, self.job.kind)
+            pieces = self.clip_encoder.encode_windows(ready.sound)
+            write_windows(item.target, pieces, ready.plan.steps, self.job.kind)
         except AudioError as error:
             self._skip(item, str(error))
             return
-        self.made += 1
+        self.num_embedded += 1
         self._note(ready.entry)
 
     def _note(self, entry: Entry) -> None:
         if self.index:
-            self.index.note(entry)
+            self.index.append(entry)
 
     def _skip(self, item: EmbedItem, reason: str) -> None:
         self.skipped[item.file] = reason
@@ -234,7 +236,7 @@ def _places(source: Path) -> list[tuple[Path, Path]]:
     return [(file, file.relative_to(root) if file.is_relative_to(root) else Path(file.name)) for file in files]
 
 
-def summary(out: Path, made: int, there: int, skipped: int) -> str:
+def summary(out: Path, embedded: int, existing: int, skipped: int) -> str:
     """Summarise what was done in one line."""
-    line = f"{made} embedded in {out}" + (f", {there} already embedded" if there else "")
+    line = f"{embedded} embedded in {out}" + (f", {existing} already embedded" if existing else "")
     return f"{line}; {skipped} skipped, see {out / SKIPPED_FILE}" if skipped else line

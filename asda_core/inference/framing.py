@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 MILLISECONDS = 1000
-CONTEXT_SHARE = 8
+CONTEXT_DIVISOR = 8
 """One eighth of a window at each inner edge serves only as context."""
 
 
@@ -53,14 +53,14 @@ class Framing:
     stride_frames: int | None = None
 
     @property
-    def run_frames(self) -> int:
+    def run_stride_frames(self) -> int:
         """Frames from one patch of a run to the next."""
         return self.patch_frames if self.stride_frames is None else self.stride_frames
 
     @property
     def shift_frames(self) -> int:
         """Frames from one step to the next."""
-        return self.run_frames // self.shifts
+        return self.run_stride_frames // self.shifts
 
     @property
     def step_samples(self) -> int:
@@ -86,11 +86,11 @@ class Framing:
 
     def patches_in(self, frames: int) -> int:
         """Whole patches of one run in `frames` frames, at least one."""
-        return max(1, (frames - self.patch_frames) // self.run_frames + 1)
+        return max(1, (frames - self.patch_frames) // self.run_stride_frames + 1)
 
     def frames_of(self, patches: int) -> int:
         """Frames that `patches` patches of one run cover."""
-        return (patches - 1) * self.run_frames + self.patch_frames
+        return (patches - 1) * self.run_stride_frames + self.patch_frames
 
     def timestamps_ms(self, num_samples: int) -> Float[Tensor, " steps"]:
         """Times of the steps in ms (patch centres if `centred`): integer samples converted in float64, then float32."""
@@ -103,7 +103,7 @@ class Framing:
 
     def samples_of(self, first_patch: int, patches: int) -> tuple[int, int]:
         """First sample and end (exclusive) of a window of `patches` patches, starting at `first_patch` of run 0."""
-        start = first_patch * self.run_frames * self.hop_samples - self.offset_samples
+        start = first_patch * self.run_stride_frames * self.hop_samples - self.offset_samples
         return start, start + (self.window_frames(patches) - 1) * self.hop_samples + self.window_samples
 
     def window_audio(

@@ -15,7 +15,7 @@ from asda_core.data.tars import split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.writing import ArrayFormat, Granularity, OutputKind
 from asda_core.system.files import append_line, write_text
-from asda_core.system.locks import locked
+from asda_core.system.locks import hold_lock
 
 SETTINGS_FILE = "embed.json"
 GRID = "grid"
@@ -38,7 +38,7 @@ class EmbedJob:
         granularity: "all" (class token and patches), "frame" (patches, one per band and time step), "utterance" (the
             summary).
         format: of the files.
-        listening: the options of the listener.
+        listening: options for cutting clips, as in `ListenOptions`.
     """
 
     checkpoint: str
@@ -100,20 +100,20 @@ class Index:
         """Return whether the embedding of exactly this file exists."""
         return self.entries.get(entry["embedding"]) == entry and (self.folder / entry["embedding"]).exists()
 
-    def note(self, entry: Entry) -> None:
+    def append(self, entry: Entry) -> None:
         """Append a line for an embedding that has been written."""
         with self._locked():
             append_line(self.folder / INDEX_FILE, json.dumps(entry))
 
-    def tidy(self, mine: Sequence[Path], skipped: Mapping[Path, str]) -> None:
+    def tidy(self, own_files: Sequence[Path], skipped: Mapping[Path, str]) -> None:
         """Keep one line per embedding, and delete embeddings under former names and outdated ones of skipped files.
 
         Args:
-            mine: files assigned to this process; lines of the other files in `names` are kept.
+            own_files: files assigned to this process; lines of the other files in `names` are kept.
             skipped: files that could not be used, and the reasons.
         """
         now = {str(file): str(name) for file, name in self.names.items()}
-        others = now.keys() - {str(file) for file in mine}
+        others = now.keys() - {str(file) for file in own_files}
         with self._locked():
             bad = {str(file): file for file in skipped}
             lines = [line for line in _lines(self.folder / SKIPPED_FILE) if line["file"] in others]
@@ -135,7 +135,7 @@ class Index:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with locked(self.folder / LOCK_FILE, poll_interval=POLL_SECONDS):
+        with hold_lock(self.folder / LOCK_FILE, poll_interval=POLL_SECONDS):
             yield
 
 

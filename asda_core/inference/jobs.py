@@ -9,17 +9,17 @@ from tqdm import tqdm
 from asda_core.errors import AsdaError, AudioError
 from asda_core.inference.embedding import summary
 from asda_core.inference.indexing import INDEX_FILE, SKIPPED_FILE, Index, entry_of
-from asda_core.system.workers import Shard, run_workers, share_of_processors, tails, with_options
+from asda_core.system.workers import Shard, log_tails, run_workers, threads_per_job, with_options
 
 JOBS_FOLDER = ".jobs"
 """Logs of the processes, in the folder of embeddings."""
 
 
-def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Path, jobs: int, shard: Shard) -> str:
+def embed_in_processes(arguments: Sequence[str], names: Mapping[Path, Path], out: Path, jobs: int, shard: Shard) -> str:
     """Embed files in `jobs` processes, and wait for them; Ctrl-C and SIGTERM stop all of them.
 
     Args:
-        given: the command line of `asda`, which each process gets with its own shard.
+        arguments: the command line of `asda`, which each process gets with its own shard.
         names: audio file -> name of its embedding, as returned by `embedding.output_names`.
         out: output folder.
         jobs: number of processes; each gives torch an equal share of the CPU cores unless OMP_NUM_THREADS is set.
@@ -37,24 +37,26 @@ def embed_in_processes(given: Sequence[str], names: Mapping[Path, Path], out: Pa
     commands = []
     for part in shard.split(jobs):
         rest = ["--jobs", "1", "--shard", f"{part.index}/{part.count}", "--worker"]
-        commands.append(["asda_core.cli", *with_options(given, rest)])
+        commands.append(["asda_core.cli", *with_options(arguments, rest)])
     index, to_do = out / INDEX_FILE, len(files) - embedded
     before = _count(index)
     workers = run_workers(
         commands,
         out / JOBS_FOLDER,
-        share_of_processors(jobs),
+        threads_per_job(jobs),
         tqdm(total=to_do, unit="file", desc="embed"),
         lambda: max(0, min(to_do, _count(index) - before)),  # new lines of the index
     )
     skipped = _skipped(out) & {str(file) for file in files}
     remaining = [file for file in _missing(out, names, files) if str(file) not in skipped]
     if remaining:
-        raise AsdaError(f"{len(remaining)} files are not embedded, and {workers.left_work()}")
+        raise AsdaError(f"{len(remaining)} files are not embedded, and {workers.failure_message()}")
     if len(skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
-    if any(workers.codes):
-        raise AsdaError(f"all files are done, but processes failed (exit codes {workers.codes}). {tails(workers.logs)}")
+    if any(workers.exit_codes):
+        raise AsdaError(
+            f"all files are done, but processes failed (exit codes {workers.exit_codes}). {log_tails(workers.logs)}"
+        )
     return summary(out, len(files) - embedded - len(skipped), embedded, len(skipped))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from asda_core.system.thread_map import in_order
+from asda_core.system.thread_map import map_in_threads
 
 MOST_READERS = 4
 READERS = max(1, min(MOST_READERS, (os.cpu_count() or 1) // 2))
@@ -22,10 +22,10 @@ Read = TypeVar("Read")
 
 def read_ahead(items: Iterable[Item], read: Callable[[Item], Read]) -> Iterator[tuple[Item, Read]]:
     """Yield each item and `read` of it, in order, reading a few ahead in the background."""
-    return in_order(read, items, READERS, FILES_AHEAD)
+    return map_in_threads(read, items, READERS, FILES_AHEAD)
 
 
-class Together(Generic[Item]):
+class LengthBatcher(Generic[Item]):
     """Group clips of equal length until a pass is full.
 
     To bound memory, the largest group is released early when the waiting clips hold too many samples.
@@ -40,23 +40,23 @@ class Together(Generic[Item]):
         """Number of waiting clips."""
         return sum(len(group) for group in self._groups.values())
 
-    def add(self, item: Item, steps: int, samples: int, full: int) -> list[Item]:
+    def add(self, item: Item, steps: int, samples: int, max_clips: int) -> list[Item]:
         """Add a clip; returns the clips to encode now, if any.
 
         Args:
             item: the clip.
             steps: its length in time steps; clips of equal steps are grouped.
             samples: its length in samples, which bounds the memory.
-            full: number of such clips that fill a pass.
+            max_clips: number of such clips that fill a pass.
         """
         group = self._groups.setdefault(steps, [])
         group.append((item, samples))
         self._held += samples
-        if len(group) >= full:
+        if len(group) >= max_clips:
             return self._take(steps)
         return self._take(self._fullest()) if self._held > HELD_SAMPLES else []
 
-    def rest(self) -> Iterator[list[Item]]:
+    def flush(self) -> Iterator[list[Item]]:
         """Yield the remaining clips, group by group."""
         while self._groups:
             yield self._take(self._fullest())
@@ -70,7 +70,7 @@ class Together(Generic[Item]):
         return [item for item, _ in group]
 
 
-class InBackground:
+class BackgroundQueue:
     """Run tasks one after another in a thread, with a bounded queue; as a context manager, waits for all on exit."""
 
     def __init__(self, waiting: int) -> None:
@@ -78,13 +78,13 @@ class InBackground:
         self._futures: deque[Future[None]] = deque()
         self._waiting = waiting
 
-    def do(self, what: Callable[[], None]) -> None:
+    def submit(self, task: Callable[[], None]) -> None:
         """Queue a task; an exception of an earlier one is raised here."""
-        self._futures.append(self._pool.submit(what))
+        self._futures.append(self._pool.submit(task))
         while self._futures and (len(self._futures) > self._waiting or self._futures[0].done()):
             self._futures.popleft().result()
 
-    def __enter__(self) -> "InBackground":
+    def __enter__(self) -> "BackgroundQueue":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

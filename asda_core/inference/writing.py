@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.errors import ConfigError
-from asda_core.inference.listening import EncodedClip, EncodedWindow, check_answer
-from asda_core.system.files import write_whole
+from asda_core.inference.clip_encoder import EncodedClip, EncodedWindow, check_outputs
+from asda_core.system.files import write_atomically
 
 Granularity = Literal["all", "frame", "utterance"]
 ArrayFormat = Literal["npy", "safetensors"]
@@ -42,7 +42,7 @@ class OutputKind:
     format: ArrayFormat
 
 
-def embedding(heard: EncodedClip, granularity: Granularity) -> Float[Tensor, "*tokens dim"]:
+def embedding(clip: EncodedClip, granularity: Granularity) -> Float[Tensor, "*tokens dim"]:
     """Return the rows of a clip: (1 + N, D) with the class token first, (N, D) patches, or the summary (D,).
 
     Raises:
@@ -51,12 +51,12 @@ def embedding(heard: EncodedClip, granularity: Granularity) -> Float[Tensor, "*t
     **Source**: granularities of the released feature extraction.
     """
     if granularity == "frame":
-        return heard.tokens
+        return clip.tokens
     if granularity == "utterance":
-        return heard.summary
-    if not heard.has_class_token:
+        return clip.summary
+    if not clip.has_class_token:
         raise ConfigError(NO_CLASS_TOKEN)
-    return torch.cat([heard.summary[None], heard.tokens])
+    return torch.cat([clip.summary[None], clip.tokens])
 
 
 def write_embedding(
@@ -76,24 +76,24 @@ def write_embedding(
             opened.write(header(kind, tuple(values.shape), grid))
             _append(opened, values)
 
-    write_whole(target, fill)
+    write_atomically(target, fill)
 
 
-def write_pieces(target: Path, pieces: Iterable[EncodedWindow], steps: int, kind: OutputKind) -> None:
+def write_windows(target: Path, windows: Iterable[EncodedWindow], steps: int, kind: OutputKind) -> None:
     """Write the embedding of a clip of any length window by window; equal to `write_embedding` of the whole.
 
     Args:
         target: the file, which appears only when all is written.
-        pieces: windows from beginning to end.
+        windows: windows from beginning to end.
         steps: time steps of all windows together.
         kind: granularity and format.
     """
 
     def fill(part: Path) -> None:
         with part.open("wb") as opened:
-            _stream(opened, iter(pieces), steps, kind)
+            _stream(opened, iter(windows), steps, kind)
 
-    write_whole(target, fill)
+    write_atomically(target, fill)
 
 
 def header(kind: OutputKind, shape: tuple[int, ...], grid: tuple[int, int]) -> bytes:
@@ -112,10 +112,10 @@ def header(kind: OutputKind, shape: tuple[int, ...], grid: tuple[int, int]) -> b
     return len(text).to_bytes(8, "little") + text
 
 
-def _stream(opened: BinaryIO, pieces: Iterator[EncodedWindow], steps: int, kind: OutputKind) -> None:
+def _stream(opened: BinaryIO, windows: Iterator[EncodedWindow], steps: int, kind: OutputKind) -> None:
     """Write all rows; the class token's is known last and fills the space reserved for it."""
     summary, done, begin, bands = torch.zeros(()), 0, 0, 1
-    for piece in pieces:
+    for piece in windows:
         tokens = piece.tokens()
         summary = summary.to(piece.encoded.summary) + piece.encoded.summary[0] * len(tokens)
         if not done and kind.granularity != "utterance":
@@ -137,5 +137,5 @@ def _stream(opened: BinaryIO, pieces: Iterator[EncodedWindow], steps: int, kind:
 
 def _append(opened: BinaryIO, values: Tensor) -> None:
     rows = values.float().cpu().contiguous()
-    check_answer(rows)
+    check_outputs(rows)
     opened.write(rows.numpy().astype(LITTLE_FLOAT, copy=False).tobytes())

@@ -29,9 +29,9 @@ HDF5 = re.compile(r"\.(h5|hdf5)(/|$)", re.IGNORECASE)
 """Path of a clip in an HDF5 file, as PANNs packs AudioSet."""
 
 
-def audioset_lists(place: Path) -> list[Path]:
+def audioset_lists(path: Path) -> list[Path]:
     """Manifests that have labels beside them, otherwise segment lists: those of a folder, or the file itself."""
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
     manifests = [file for file in files if file.suffix == ".tsv" and file.with_suffix(".lbl").is_file()]
     return manifests or [file for file in files if file.suffix == ".csv" and _has_segments(file)]
 
@@ -46,17 +46,17 @@ def _has_segments(file: Path) -> bool:
         return False
 
 
-def audioset_vocabulary(place: Path) -> Path | None:
+def audioset_vocabulary(path: Path) -> Path | None:
     """The class file beside the lists; None if there is none."""
-    folder = place if place.is_dir() else place.parent
+    folder = path if path.is_dir() else path.parent
     return next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None)
 
 
-def audioset_rows(place: Path, audio: str | None) -> list[Row]:
+def audioset_rows(path: Path, audio: str | None) -> list[Row]:
     """Rows of all lists of a folder, or of one list; its name determines the split, and `eval` is the test split.
 
     Args:
-        place: the folder, or one list. If there is a balanced and an unbalanced list, both are for training: their
+        path: the folder, or one list. If there is a balanced and an unbalanced list, both are for training: their
             splits are then `balanced_train` and `unbalanced_train`, so that the key `split` can exclude one.
         audio: folder of the audio; None takes the root named in a manifest, or searches below segment lists.
 
@@ -66,9 +66,9 @@ def audioset_rows(place: Path, audio: str | None) -> list[Row]:
     **Source**: the data set's own page, https://research.google.com/audioset/download.html; fairseq's manifests, as
     the released code of EAT and ASDA reads them.
     """
-    lists = audioset_lists(place) or [file for file in [place] if file.is_file() and file.suffix == ".csv"]
+    lists = audioset_lists(path) or [file for file in [path] if file.is_file() and file.suffix == ".csv"]
     if not lists:
-        raise TaskError(f"{place} is not AudioSet: expected X.tsv with X.lbl beside it, or X{SEGMENTS}.")
+        raise TaskError(f"{path} is not AudioSet: expected X.tsv with X.lbl beside it, or X{SEGMENTS}.")
     splits = {file: _split(file, alone=len(lists) == 1) for file in lists}
     trained = [file for file, split in splits.items() if split == TRAIN and file.name.endswith(SEGMENTS)]
     if len(trained) > 1:  # balanced and unbalanced: both train, unless the key split excludes one

@@ -3,13 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from asda_core.errors import TaskError, unknown
+from asda_core.errors import TaskError, unknown_message
 from asda_core.inference.classifying import Label
 from asda_core.labelled.examples import TEST, TRAIN, VALID
 from asda_core.labelled.folders import audio_below
 from asda_core.labelled.rows import Row, by_number
 from asda_core.labelled.source import SourceConfig
-from asda_core.labelled.tables import present, read_header, read_table, read_text, table_rows
+from asda_core.labelled.tables import read_header, read_table, read_text, require_files, table_rows
 
 ESC50_TABLE = Path("meta", "esc50.csv")
 ESC50_COLUMNS = {"filename", "fold", "category"}
@@ -61,7 +61,7 @@ def urbansound8k_rows(root: Path) -> tuple[list[Row], list[Label]]:
     columns, lines = read_table(table)
     for column in URBANSOUND8K_COLUMNS:
         if column not in columns:
-            raise TaskError(f"{table}: {unknown('column', column, columns)}")
+            raise TaskError(f"{table}: {unknown_message('column', column, columns)}")
     rows, numbers = [], {}
     for line, values, _ in lines:
         name, fold, label, number = (values[column].strip() for column in URBANSOUND8K_COLUMNS)
@@ -70,7 +70,7 @@ def urbansound8k_rows(root: Path) -> tuple[list[Row], list[Label]]:
         numbers[label] = number
         rows.append(Row(root / "audio" / f"fold{fold}" / name, (label,), fold, table, line))
     ordered = sorted(numbers, key=lambda label: by_number(numbers[label]))
-    return present(iter(rows), table), [Label("", label) for label in ordered]
+    return require_files(iter(rows), table), [Label("", label) for label in ordered]
 
 
 def is_speech_commands(root: Path) -> bool:

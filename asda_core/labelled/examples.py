@@ -10,7 +10,7 @@ TRAIN_VALID_TEST = (TRAIN, VALID, TEST)
 
 @dataclass(frozen=True)
 class Example:
-    """One clip: its file, its labels (members of `Labelled.classes`), and its split or fold (`NO_SPLIT`: unknown)."""
+    """One clip: its file, labels (members of `LabelledData.classes`), and split or fold (`NO_SPLIT`: unknown)."""
 
     file: Path
     labels: tuple[str, ...]
@@ -18,19 +18,19 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledData:
     """Labelled clips.
 
     Attributes:
         name: of the data set, for tables and folders.
         examples: in the order of the source.
         classes: identifier of each class, in the order of the outputs of a classifier.
-        names: readable name of each class; the same as `classes` if there is no other.
+        class_names: readable name of each class; the same as `classes` if there is no other.
         single: whether every clip has exactly one label.
     """
 
     name: str
     examples: tuple[Example, ...]
     classes: tuple[str, ...]
-    names: tuple[str, ...]
+    class_names: tuple[str, ...]
     single: bool

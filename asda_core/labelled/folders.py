@@ -10,7 +10,7 @@ from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row
 from asda_core.labelled.splits import usual_split
 
-CLASS_FILE = 2
+CLASS_FILE_DEPTH = 2
 """Number of path components of a file below the root, in a data set without split folders."""
 
 
@@ -26,7 +26,7 @@ def audio_below(root: Path) -> list[Path]:
         raise TaskError(str(error)) from None
 
 
-def tell_empty_folders(root: Path, depth: int) -> None:
+def warn_of_empty_folders(root: Path, depth: int) -> None:
     """Warn of empty folders at this depth, that of the class folders: the class would be missing."""
     folders = sorted(
         path for path in root.glob("/".join("*" * depth)) if path.is_dir() and not path.name.startswith(".")
@@ -50,15 +50,15 @@ def folder_rows(root: Path) -> list[Row]:
         raise TaskError(f"{shard} is in a shard, not in a class folder; set format to shards.")
     tops = sorted({parts[0] for parts in files.values() if len(parts) > 1})
     splits = [top for top in tops if usual_split(top)]
-    if len(splits) == 1 < len(tops) and all(len(parts) == CLASS_FILE for parts in files.values()):
+    if len(splits) == 1 < len(tops) and all(len(parts) == CLASS_FILE_DEPTH for parts in files.values()):
         print(f"{root / splits.pop()} is treated as a class, like the folders beside it.", file=sys.stderr)
-    tell_empty_folders(root, 2 if splits else 1)
+    warn_of_empty_folders(root, 2 if splits else 1)
     if splits and len(splits) < len(tops):
         other = next(top for top in tops if top not in splits)
         raise TaskError(f"{root}: the folder {splits[0]} is named like a split, but {other} is not; move one of them.")
     rows = []
     for file, parts in files.items():
-        if len(parts) != CLASS_FILE + bool(splits):
+        if len(parts) != CLASS_FILE_DEPTH + bool(splits):
             expected = "SPLIT/CLASS/FILE" if splits else "CLASS/FILE"
             raise TaskError(f"{file} is not in a folder of its class (expected {expected} below {root}).")
         rows.append(Row(file, (parts[-2],), usual_split(parts[0]) if splits else NO_SPLIT, root, 0))

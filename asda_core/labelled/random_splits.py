@@ -8,27 +8,27 @@ import numpy as np
 from asda_core.config import require
 from asda_core.labelled.examples import Example
 
-TURNS = ("train", "train", "valid", "train", "test")
+SPLIT_CYCLE = ("train", "train", "valid", "train", "test")
 """Cycle of splits for the clips of each label, if no split is given: 60, 20 and 20 % of every label."""
 
 
-def deal(labels: Sequence[tuple[str, ...]], turns: Sequence[str], seed: int) -> list[str]:
-    """Shuffle the clips of each label and assign them to `turns` in rotation.
+def assign_stratified(labels: Sequence[tuple[str, ...]], cycle: Sequence[str], seed: int) -> list[str]:
+    """Shuffle the clips of each label and assign them to `cycle` in rotation.
 
     Args:
         labels: of each clip; clips with several labels are grouped by their combination.
-        turns: values to assign, in rotation.
+        cycle: values to assign, in rotation.
         seed: of the shuffle.
 
     Returns:
-        value of each clip; the count of a combination differs from its share by less than one cycle of `turns`.
+        value of each clip; the count of a combination differs from its share by less than one pass over `cycle`.
     """
     by_combination: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, combination in enumerate(labels):
         by_combination[combination].append(number)
     generator = np.random.default_rng(seed)
     order = [number for _, members in sorted(by_combination.items()) for number in generator.permutation(members)]
-    assigned = {number: turns[place % len(turns)] for place, number in enumerate(order)}
+    assigned = {number: cycle[place % len(cycle)] for place, number in enumerate(order)}
     return [assigned[number] for number in range(len(labels))]
 
 

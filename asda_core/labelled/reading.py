@@ -1,4 +1,4 @@
-"""Read a source into a `Labelled`: detect its format and call the reader of that format."""
+"""Read a source into a `LabelledData`: detect its format and call the reader of that format."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from asda_core.labelled.datasets import (
     speech_commands_rows,
     urbansound8k_rows,
 )
-from asda_core.labelled.examples import Labelled
+from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.folders import folder_rows
-from asda_core.labelled.rows import gather, read_vocabulary
-from asda_core.labelled.shards import is_pattern, shard_rows, shards_at
-from asda_core.labelled.source import SourceConfig, SourceFormat, located
+from asda_core.labelled.rows import merge_rows, read_vocabulary
+from asda_core.labelled.shards import find_shards, is_pattern, shard_rows
+from asda_core.labelled.source import SourceConfig, SourceFormat, resolve_paths
 from asda_core.labelled.tables import TABLE_SUFFIXES, read_header, table_rows, usual_column
 
 COLUMN_KEYS = ("file_column", "label_column", "split_column")
@@ -27,74 +27,74 @@ KEYS_OF: dict[str, tuple[str, ...]] = {
     "shards": ("label_column", "split_column", "label_separator"),
 }
 """Format -> keys of a source that it reads and not every format does."""
-READ_FILES = ("csv", "audioset", "shards")
+FILE_FORMATS = ("csv", "audioset", "shards")
 """Formats whose `data` may be a file."""
 
 
-def read_labelled(source: SourceConfig, here: Path) -> Labelled:
+def read_labelled(source: SourceConfig, folder: Path) -> LabelledData:
     """All clips of a source, with their labels and splits.
 
     Args:
         source: content of a task file.
-        here: the folder that its relative paths refer to.
+        folder: the folder that its relative paths refer to.
 
     Raises:
         TaskError: the source does not exist, has no known format, or a list is malformed; with file and line.
     """
-    source = located(source, here)
-    place = Path(source.data)
-    if not (place.exists() or is_pattern(place)):
-        raise TaskError(f"{place} does not exist; expected a folder, a table or a shard (key data).")
-    source_format = detect(source) if source.format == "auto" else source.format
-    if place.is_file() and source_format not in READ_FILES:
-        raise TaskError(f"{place} is a file, but the format {source_format} needs a folder.")
+    source = resolve_paths(source, folder)
+    path = Path(source.data)
+    if not (path.exists() or is_pattern(path)):
+        raise TaskError(f"{path} does not exist; expected a folder, a table or a shard (key data).")
+    source_format = detect_format(source) if source.format == "auto" else source.format
+    if path.is_file() and source_format not in FILE_FORMATS:
+        raise TaskError(f"{path} is a file, but the format {source_format} needs a folder.")
     _check_keys(source, source_format)
     vocabulary = read_vocabulary(Path(source.vocabulary)) if source.vocabulary is not None else []
     match source_format:
         case "esc50":
-            rows = esc50_rows(place, source)
+            rows = esc50_rows(path, source)
         case "urbansound8k":
-            rows, classes = urbansound8k_rows(place)
+            rows, classes = urbansound8k_rows(path)
             vocabulary = vocabulary or classes
         case "speech_commands":
-            rows = speech_commands_rows(place)
+            rows = speech_commands_rows(path)
         case "audioset":
-            file = audioset_vocabulary(place)
+            file = audioset_vocabulary(path)
             vocabulary = vocabulary or (read_vocabulary(file) if file is not None else [])
-            rows = audioset_rows(place, source.audio)
+            rows = audioset_rows(path, source.audio)
         case "shards":
-            file = audioset_vocabulary(place)
+            file = audioset_vocabulary(path)
             vocabulary = vocabulary or (read_vocabulary(file) if file is not None else [])
-            rows = shard_rows(place, source, vocabulary)
+            rows = shard_rows(path, source, vocabulary)
         case "csv":
             rows = table_rows(_table(source), source)
         case _:
-            rows = folder_rows(place)
-    return gather(source.name, rows, vocabulary)
+            rows = folder_rows(path)
+    return merge_rows(source.name, rows, vocabulary)
 
 
-def detect(source: SourceConfig) -> SourceFormat:
+def detect_format(source: SourceConfig) -> SourceFormat:
     """Return the most specific format that fits `source.data`, absolute or relative to the working directory.
 
     Raises:
         TaskError: no format fits.
     """
-    place = Path(source.data)
-    if esc50_table(place):
+    path = Path(source.data)
+    if esc50_table(path):
         return "esc50"
-    if is_urbansound8k(place):
+    if is_urbansound8k(path):
         return "urbansound8k"
-    if is_speech_commands(place):
+    if is_speech_commands(path):
         return "speech_commands"
-    if audioset_lists(place):
+    if audioset_lists(path):
         return "audioset"
-    if not place.is_dir() and shards_at(place):
+    if not path.is_dir() and find_shards(path):
         return "shards"
-    if place.is_file() and place.suffix.lower() not in TABLE_SUFFIXES:
-        raise TaskError(f"{place} is neither a folder nor a table ({' or '.join(TABLE_SUFFIXES)}) nor a shard (.tar).")
-    if place.is_file() or _tables(source):
+    if path.is_file() and path.suffix.lower() not in TABLE_SUFFIXES:
+        raise TaskError(f"{path} is neither a folder nor a table ({' or '.join(TABLE_SUFFIXES)}) nor a shard (.tar).")
+    if path.is_file() or _tables(source):
         return "csv"
-    return "shards" if shards_at(place) else "folders"
+    return "shards" if find_shards(path) else "folders"
 
 
 def _tables(source: SourceConfig) -> list[Path]:
@@ -107,13 +107,13 @@ def _tables(source: SourceConfig) -> list[Path]:
 
 
 def _table(source: SourceConfig) -> Path:
-    place = Path(source.data)
-    if place.is_file():
-        return place
+    path = Path(source.data)
+    if path.is_file():
+        return path
     tables = _tables(source)
     if len(tables) != 1:
         names = ", ".join(table.name for table in tables) or "none"
-        raise TaskError(f"{place}: expected one table with a file column, found {names}; set data to the table.")
+        raise TaskError(f"{path}: expected one table with a file column, found {names}; set data to the table.")
     return tables[0]
 
 

@@ -1,4 +1,4 @@
-"""Gather the rows of any source, one for each mention of a file, into a `Labelled`."""
+"""Merge the rows of any source, one for each mention of a file, into a `LabelledData`."""
 
 import os
 import re
@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from asda_core.errors import ConfigError, TaskError, unknown
+from asda_core.errors import ConfigError, TaskError, unknown_message
 from asda_core.inference.classifying import Label, read_labels
-from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.examples import Example, LabelledData
 
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 """Pattern of the class and fold names that are sorted by value; "nan" and "inf" count as words."""
@@ -24,7 +24,7 @@ class Row(NamedTuple):
     line: int
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """Location of the row, for messages."""
         return f"{self.origin} line {self.line}" if self.line else str(self.file)
 
@@ -53,7 +53,7 @@ def read_vocabulary(file: Path) -> list[Label]:
     return vocabulary
 
 
-def gather(name: str, rows: Iterable[Row], vocabulary: Sequence[Label] = ()) -> Labelled:
+def merge_rows(name: str, rows: Iterable[Row], vocabulary: Sequence[Label] = ()) -> LabelledData:
     """Merge rows into one example per file, and determine the classes.
 
     Args:
@@ -77,14 +77,14 @@ def gather(name: str, rows: Iterable[Row], vocabulary: Sequence[Label] = ()) -> 
     if not single and not any(len(example.labels) > 1 for example in examples):
         unlabelled = next(row for row in merged if not row.labels)
         raise TaskError(
-            f"{unlabelled.where}: {unlabelled.file.name} has no label, but {name} is not multi-label (no clip has "
+            f"{unlabelled.location}: {unlabelled.file.name} has no label, but {name} is not multi-label (no clip has "
             "several)."
         )
-    return Labelled(
+    return LabelledData(
         name=name,
         examples=examples,
         classes=tuple(_key(label) for label in vocabulary),
-        names=tuple(label.name for label in vocabulary),
+        class_names=tuple(label.name for label in vocabulary),
         single=single,
     )
 
@@ -104,7 +104,8 @@ def _one_per_file(rows: Iterable[Row]) -> list[Row]:
         first = merged[index]
         if first.split != row.split:
             raise TaskError(
-                f"{row.where}: {row.file.name} is in the split {row.split!r}, but in {first.split!r} at {first.where}."
+                f"{row.location}: {row.file.name} is in the split {row.split!r}, but in {first.split!r} at "
+                f"{first.location}."
             )
         merged[index] = first._replace(labels=(*first.labels, *row.labels))
     return merged
@@ -118,7 +119,7 @@ def _examples(rows: Iterable[Row], vocabulary: Sequence[Label]) -> tuple[Example
     for row in rows:
         if row.labels not in cache:
             if undefined := [label for label in row.labels if label not in classes]:
-                raise TaskError(f"{row.where}: {unknown('label', undefined[0], classes)}")
+                raise TaskError(f"{row.location}: {unknown_message('label', undefined[0], classes)}")
             cache[row.labels] = tuple(dict.fromkeys(classes[label] for label in row.labels))
         examples.append(Example(row.file, cache[row.labels], row.split))
     return tuple(examples)

@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asda_core.data.pack_options import unfinished
-from asda_core.data.sources import NUMBERS, expanded
+from asda_core.data.pack_options import unfinished_message
+from asda_core.data.sources import BRACE_RANGE, expand_braces
 from asda_core.data.tar_headers import TAR_SUFFIX, StrictHeader, is_audio, plain_name
-from asda_core.data.tars import index_of
+from asda_core.data.tars import shard_index
 from asda_core.errors import AudioError, TaskError
 from asda_core.inference.classifying import Label
 from asda_core.labelled.examples import NO_SPLIT
@@ -28,24 +28,24 @@ from asda_core.labelled.splits import usual_split
 from asda_core.labelled.tables import USUAL_COLUMNS, usual_column, usual_separator
 from asda_core.system.files import files_below
 
-COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 """Suffixes of compressed shards, which have no random access: they would have to be unpacked from the beginning."""
-FEW = 3
+MAX_LISTED = 3
 """Maximum number of file names listed on a line."""
-LABEL_SUFFIX, FACTS_SUFFIX = "cls", "json"
+LABEL_SUFFIX, DESCRIPTION_SUFFIX = "cls", "json"
 """Suffixes of the members that describe a clip, after its key. **Source**: webdataset's conventions."""
-PACKED_CLASSES = "class_labels_indices.csv"
+CLASSES_FILE = "class_labels_indices.csv"
 """Class file of a pack, with the name of AudioSet's, by which it is found."""
 
 
-class Described(NamedTuple):
+class DescribedClip(NamedTuple):
     """A clip and its description: a class, or any facts. `folders` are the folders of the shard and its name."""
 
     shard: Path
     name: str
     folders: tuple[str, ...]
     label: str
-    facts: dict[str, Any]
+    description: dict[str, Any]
 
     @property
     def file(self) -> Path:
@@ -53,14 +53,14 @@ class Described(NamedTuple):
         return self.shard / self.name
 
 
-def shards_at(place: Path) -> list[Path]:
+def find_shards(path: Path) -> list[Path]:
     """The tar itself, those given by `{000..099}` in its name, or those below a folder without loose audio; or none."""
-    if is_pattern(place):
-        return [Path(name) for name in expanded(str(place))]
-    if place.is_file():
-        return [place] if place.suffix == TAR_SUFFIX else []
+    if is_pattern(path):
+        return [Path(name) for name in expand_braces(str(path))]
+    if path.is_file():
+        return [path] if path.suffix == TAR_SUFFIX else []
     shards = []
-    for file in files_below(place):
+    for file in files_below(path):
         if file.name.startswith("."):
             continue
         if is_audio(file.name) and file.is_file():  # usually the first file, so large folders are not searched
@@ -70,16 +70,16 @@ def shards_at(place: Path) -> list[Path]:
     return sorted(shards)
 
 
-def is_pattern(place: Path) -> bool:
+def is_pattern(path: Path) -> bool:
     """Whether the path names several shards by a range of numbers, and is not itself a file."""
-    return place.suffix == TAR_SUFFIX and NUMBERS.search(str(place)) is not None and not place.exists()
+    return path.suffix == TAR_SUFFIX and BRACE_RANGE.search(str(path)) is not None and not path.exists()
 
 
-def shard_rows(place: Path, source: SourceConfig, vocabulary: Sequence[Label] = ()) -> list[Row]:
+def shard_rows(path: Path, source: SourceConfig, vocabulary: Sequence[Label] = ()) -> list[Row]:
     """Rows of all clips in the shards of a folder, or in one shard.
 
     Args:
-        place: the folder, the tar, or several tars by `{000..099}`.
+        path: the folder, the tar, or several tars by `{000..099}`.
         source: `label_column` and `split_column` name the keys of the JSON if they are not the usual ones.
         vocabulary: of the classes; a number in a `.cls` is an index into it, unless a class has that name.
 
@@ -87,17 +87,17 @@ def shard_rows(place: Path, source: SourceConfig, vocabulary: Sequence[Label] = 
         TaskError: a shard is not a tar; a clip has no label; a description is not JSON, or its label is neither text
             nor a whole number; a pack is not finished.
     """
-    shards = shards_at(place)
+    shards = find_shards(path)
     if not shards:
-        raise TaskError(f"no shards (*{TAR_SUFFIX}) at {place}.")
-    _check_folder(place)
+        raise TaskError(f"no shards (*{TAR_SUFFIX}) at {path}.")
+    _check_folder(path)
     keys = {*USUAL_COLUMNS["label"], *USUAL_COLUMNS["split"], source.label_column, source.split_column}
-    clips = [described for shard in shards for described in _describe(shard, place, keys)]
+    clips = [described for shard in shards for described in _describe(shard, path, keys)]
     if source.label_column:
         clips = [described._replace(label="") for described in clips]
-    label_key = _key("label", source.label_column, [clip.facts for clip in clips if not clip.label], place)
-    split_key = _key("split", source.split_column, [clip.facts for clip in clips], place)
-    texts = [value for clip in clips if isinstance(value := clip.facts.get(label_key or ""), str)]
+    label_key = _key("label", source.label_column, [clip.description for clip in clips if not clip.label], path)
+    split_key = _key("split", source.split_column, [clip.description for clip in clips], path)
+    texts = [value for clip in clips if isinstance(value := clip.description.get(label_key or ""), str)]
     separator = source.label_separator or usual_separator(label_key or "", texts)
     names = {name for label in vocabulary for name in (label.identifier, label.name)}
     return [
@@ -106,46 +106,50 @@ def shard_rows(place: Path, source: SourceConfig, vocabulary: Sequence[Label] = 
     ]
 
 
-def _check_folder(place: Path) -> None:
+def _check_folder(path: Path) -> None:
     """Raise a `TaskError` for an unfinished pack, and warn of compressed shards, which are excluded."""
-    if not place.is_dir():
+    if not path.is_dir():
         return
-    if message := unfinished(place):
+    if message := unfinished_message(path):
         raise TaskError(message)
-    if compressed := [file.name for file in files_below(place) if file.name.endswith(COMPRESSED)]:
+    if compressed := [file.name for file in files_below(path) if file.name.endswith(COMPRESSED_SUFFIXES)]:
         print(
-            f"warning: skipped compressed shards in {place} (unpack to use): {', '.join(compressed[:FEW])}.",
+            f"warning: skipped compressed shards in {path} (unpack to use): {', '.join(compressed[:MAX_LISTED])}.",
             file=sys.stderr,
         )
 
 
-def _key(role: str, requested: str, facts: Iterable[dict[str, Any]], place: Path) -> str | None:
-    keys = list(dict.fromkeys(key for description in facts for key in description))
+def _key(role: str, requested: str, descriptions: Iterable[dict[str, Any]], path: Path) -> str | None:
+    keys = list(dict.fromkeys(key for description in descriptions for key in description))
     if requested and requested not in keys:
-        raise TaskError(f"{place}: no JSON description has the key {requested!r} (key {role}_column).")
-    return requested or usual_column(role, keys, place)
+        raise TaskError(f"{path}: no JSON description has the key {requested!r} (key {role}_column).")
+    return requested or usual_column(role, keys, path)
 
 
-def _describe(shard: Path, place: Path, keys: Collection[str]) -> Iterator[Described]:
+def _describe(shard: Path, path: Path, keys: Collection[str]) -> Iterator[DescribedClip]:
     """Yield the complete clips of a shard in order, with label and facts; only facts with these keys remain."""
     try:
-        index = index_of(shard)
+        index = shard_index(shard)
     except AudioError as error:
         raise TaskError(str(error)) from None
     except OSError as error:
         raise TaskError(f"cannot read the shard {shard}: {error.strerror or error}.") from None
     descriptions, complete = _descriptions(shard)
-    folders = shard.relative_to(place).parts if place.is_dir() else (shard.name,)
+    folders = shard.relative_to(path).parts if path.is_dir() else (shard.name,)
     for name in index.rows:
         key = _split_name(name)[0]
-        own = [descriptions[key, suffix] for suffix in (LABEL_SUFFIX, FACTS_SUFFIX) if (key, suffix) in descriptions]
+        own = [
+            descriptions[key, suffix] for suffix in (LABEL_SUFFIX, DESCRIPTION_SUFFIX) if (key, suffix) in descriptions
+        ]
         if not (own or complete) and name == list(index.rows)[-1]:
             print(f"warning: skipped {shard / name}: the shard is truncated before its label.", file=sys.stderr)
             continue
         label = descriptions.get((key, LABEL_SUFFIX), b"").decode("utf-8", errors="replace").strip()
-        facts = _facts(shard / f"{key}.{FACTS_SUFFIX}", descriptions.get((key, FACTS_SUFFIX), b"{}"))
-        selected = {field: value for field, value in facts.items() if field in keys or field.lower() in keys}
-        yield Described(shard, name, folders, label, selected)
+        description = _parse_description(
+            shard / f"{key}.{DESCRIPTION_SUFFIX}", descriptions.get((key, DESCRIPTION_SUFFIX), b"{}")
+        )
+        selected = {field: value for field, value in description.items() if field in keys or field.lower() in keys}
+        yield DescribedClip(shard, name, folders, label, selected)
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -162,7 +166,7 @@ def _descriptions(shard: Path) -> tuple[dict[tuple[str, str], bytes], bool]:
         try:
             for info in tar:
                 key, suffix = _split_name(plain_name(info.name))
-                if info.isfile() and suffix in (LABEL_SUFFIX, FACTS_SUFFIX):
+                if info.isfile() and suffix in (LABEL_SUFFIX, DESCRIPTION_SUFFIX):
                     content = tar.extractfile(info)
                     contents.setdefault((key, suffix), content.read() if content else b"")
         except tarfile.ReadError:
@@ -170,18 +174,18 @@ def _descriptions(shard: Path) -> tuple[dict[tuple[str, str], bytes], bool]:
     return contents, True
 
 
-def _facts(where: Path, content: bytes) -> dict[str, Any]:
+def _parse_description(where: Path, content: bytes) -> dict[str, Any]:
     try:
-        facts = json.loads(content)
+        description = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise TaskError(f"cannot read {where}: it is not valid JSON ({error}).") from None
-    if not isinstance(facts, dict):
-        raise TaskError(f"{where}: expected a JSON object, got {type(facts).__name__}.")
-    return facts
+    if not isinstance(description, dict):
+        raise TaskError(f"{where}: expected a JSON object, got {type(description).__name__}.")
+    return description
 
 
 def _labels(
-    described: Described, key: str | None, separator: str, vocabulary: Sequence[Label], names: Collection[str]
+    described: DescribedClip, key: str | None, separator: str, vocabulary: Sequence[Label], names: Collection[str]
 ) -> tuple[str, ...]:
     """Labels from the `.cls`, otherwise from the JSON: one label, a list, or several in one string."""
     where, label = described.file, described.label
@@ -190,21 +194,21 @@ def _labels(
             indexed = vocabulary[int(label)]
             label = indexed.identifier or indexed.name
         return (label,)
-    if key is None or key not in described.facts:
+    if key is None or key not in described.description:
         expected = f"the key {key}" if key else "a usual key for labels"
         raise TaskError(
-            f"{where} has no label: expected a .{LABEL_SUFFIX} beside it, or a .{FACTS_SUFFIX} with {expected}."
+            f"{where} has no label: expected a .{LABEL_SUFFIX} beside it, or a .{DESCRIPTION_SUFFIX} with {expected}."
         )
-    value = described.facts[key]
+    value = described.description[key]
     if isinstance(value, str) and separator in value:
         value = [part.strip() for part in value.split(separator) if part.strip()]
     return tuple(_as_text(item, where, key) for item in (value if isinstance(value, list) else [value]))
 
 
-def _split(described: Described, key: str | None) -> str:
+def _split(described: DescribedClip, key: str | None) -> str:
     """Split from the JSON, otherwise from the first usual split name in the shard's folders or name."""
-    if key is not None and key in described.facts:
-        value = described.facts[key]
+    if key is not None and key in described.description:
+        value = described.description[key]
         return _as_text(value, described.file, key) if value not in ("", None) else NO_SPLIT
     words = re.split(r"[^A-Za-z]+", " ".join(described.folders))
     return next(filter(None, map(usual_split, words)), NO_SPLIT)

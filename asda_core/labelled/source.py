@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from asda_core.config import require
 from asda_core.config_io import CONFIG_SUFFIXES, parse
-from asda_core.data.sources import NUMBERS
-from asda_core.errors import ConfigError, prefixed, unknown
+from asda_core.data.sources import BRACE_RANGE
+from asda_core.errors import ConfigError, prefix_errors, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.settings.strict_yaml import read_yaml
 
@@ -63,7 +63,7 @@ def _check_split(split: Mapping[str, tuple[str, ...]]) -> None:
     owner: dict[str, str] = {}
     for part, values in split.items():
         if part not in (*TRAIN_VALID_TEST, LEAVE_OUT):
-            raise ConfigError(f"{unknown('part', part, (*TRAIN_VALID_TEST, LEAVE_OUT))} (at split.{part})")
+            raise ConfigError(f"{unknown_message('part', part, (*TRAIN_VALID_TEST, LEAVE_OUT))} (at split.{part})")
         for value in values:
             other = owner.setdefault(value, part)
             require(other == part, f"split: the value {value!r} is in both {other} and {part}.")
@@ -89,7 +89,7 @@ def load_source(path: Path) -> tuple[SourceConfig, Path]:
     content = read_yaml(path)
     if isinstance(content, dict) and isinstance(content.get("split"), dict):
         content["split"] = {part: _as_list(values) for part, values in content["split"].items()}
-    with prefixed(path):
+    with prefix_errors(path):
         return parse(SourceConfig, content), path.parent
 
 
@@ -99,16 +99,16 @@ def _as_list(values: Any) -> Any:
     return [str(value) if type(value) is int else value for value in items]
 
 
-def located(source: SourceConfig, here: Path) -> SourceConfig:
-    """Return the source with its name set and its paths resolved against `here`; `~` is the user's home."""
-    data = here / Path(source.data).expanduser()
+def resolve_paths(source: SourceConfig, folder: Path) -> SourceConfig:
+    """Return the source with its name set and its paths resolved against `folder`; `~` is the user's home."""
+    data = folder / Path(source.data).expanduser()
     place = data.resolve() if data.name in ("", "..") else data
     return replace(
         source,
         data=str(data),
-        name=source.name or (place.name if place.is_dir() else NUMBERS.sub("", place.stem).rstrip("-_.")),
-        audio=_resolve(here, source.audio),
-        vocabulary=_resolve(here, source.vocabulary),
+        name=source.name or (place.name if place.is_dir() else BRACE_RANGE.sub("", place.stem).rstrip("-_.")),
+        audio=_resolve(folder, source.audio),
+        vocabulary=_resolve(folder, source.vocabulary),
     )
 
 

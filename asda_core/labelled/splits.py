@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from asda_core.errors import TaskError, unknown
-from asda_core.labelled.examples import NO_SPLIT, TEST, TRAIN, TRAIN_VALID_TEST, VALID, Example, Labelled
-from asda_core.labelled.random_splits import TURNS, deal
+from asda_core.errors import TaskError, unknown_message
+from asda_core.labelled.examples import NO_SPLIT, TEST, TRAIN, TRAIN_VALID_TEST, VALID, Example, LabelledData
+from asda_core.labelled.random_splits import SPLIT_CYCLE, assign_stratified
 from asda_core.labelled.rows import by_number
 from asda_core.labelled.source import LEAVE_OUT, SourceConfig
 
@@ -28,7 +28,7 @@ FOLD = "fold"
 """Prefix of the name of a round that is a fold."""
 MIN_FOLDS = 2
 """Minimum number of folds: one to test, one to train."""
-MANY = 5
+MAX_LISTED = 5
 """Maximum number of classes named in a warning."""
 
 
@@ -47,33 +47,35 @@ def usual_split(name: str) -> str:
     return SPLIT_NAMES.get(name.lower(), NO_SPLIT)
 
 
-def rounds(data: Labelled, source: SourceConfig, only: Sequence[str] = ()) -> list[Round]:
+def rounds(data: LabelledData, source: SourceConfig, selected_folds: Sequence[str] = ()) -> list[Round]:
     """Return the rounds to train and test, from the splits of the source, or from randomly drawn ones if it has none.
 
     Args:
         data: clips with their splits as in the source.
         source: may state which values are train, valid and test; has folds and seed of a random draw.
-        only: folds to select, by value or name; empty selects all.
+        selected_folds: folds to select, by value or name; empty selects all.
 
     Returns:
         one round for train, valid and test; or one for each fold, in order, with the fold as its test split and all
         others as its training split.
 
     Raises:
-        TaskError: a value has no split, train or test is missing, there is only one fold, or `only` has an unknown one.
+        TaskError: a value has no split, train or test is missing, there is one fold alone, or one is unknown.
     """
     examples, part_of = _assigned(data, source)
     if not part_of:
-        return _folds(examples, only, data.name)
-    if only:
-        raise TaskError(f"{data.name} has train and test splits, not folds, but the fold {only[0]!r} was requested.")
+        return _folds(examples, selected_folds, data.name)
+    if selected_folds:
+        raise TaskError(
+            f"{data.name} has train and test splits, not folds, but the fold {selected_folds[0]!r} was requested."
+        )
     parts = {
         part: tuple(example for example in examples if part_of[example.split] == part) for part in TRAIN_VALID_TEST
     }
     return [Round("", **parts)]
 
 
-def with_splits(data: Labelled, source: SourceConfig) -> Labelled:
+def with_splits(data: LabelledData, source: SourceConfig) -> LabelledData:
     """Return the data with the splits of the source, or a random draw, applied, so that the source is no longer needed.
 
     Raises:
@@ -86,7 +88,7 @@ def with_splits(data: Labelled, source: SourceConfig) -> Labelled:
     return replace(data, examples=assigned)
 
 
-def _assigned(data: Labelled, source: SourceConfig) -> tuple[list[Example], dict[str, str]]:
+def _assigned(data: LabelledData, source: SourceConfig) -> tuple[list[Example], dict[str, str]]:
     """Examples that are used, each with a split, and value -> train, valid or test; empty if the values are folds."""
     examples = list(data.examples)
     if _needs_draw(examples, source):
@@ -113,8 +115,8 @@ def _needs_draw(examples: Sequence[Example], source: SourceConfig) -> bool:
 def _draw(examples: Sequence[Example], source: SourceConfig) -> list[Example]:
     """Draw random splits, independent of the order of the examples."""
     ordered = sorted(examples, key=lambda example: str(example.file))
-    turns = [str(fold + 1) for fold in range(source.folds)] or TURNS
-    assigned = deal([example.labels for example in ordered], turns, source.seed)
+    turns = [str(fold + 1) for fold in range(source.folds)] or SPLIT_CYCLE
+    assigned = assign_stratified([example.labels for example in ordered], turns, source.seed)
     split_of = {example.file: turn for example, turn in zip(ordered, assigned, strict=True)}
     return [replace(example, split=split_of[example.file]) for example in examples]
 
@@ -126,7 +128,7 @@ def _assignments(values: set[str], source: SourceConfig) -> dict[str, str]:
         for value in listed:
             actual = value if value in values else usual_split(value)
             if actual not in values:
-                raise TaskError(f"{unknown('split value', value, values)} (at split.{part})")
+                raise TaskError(f"{unknown_message('split value', value, values)} (at split.{part})")
             assignments[actual] = part
     return assignments
 
@@ -155,17 +157,17 @@ def _parts(values: set[str], assignments: Mapping[str, str], name: str) -> dict[
     return part_of
 
 
-def _folds(examples: Sequence[Example], only: Sequence[str], name: str) -> list[Round]:
+def _folds(examples: Sequence[Example], selected_folds: Sequence[str], name: str) -> list[Round]:
     """One round for each fold, that is, each value of the splits."""
-    values = sorted({example.split for example in examples}, key=fold_number)
+    values = sorted({example.split for example in examples}, key=fold_sort_key)
     if len(values) < MIN_FOLDS:
         raise TaskError(
             f"{name}: expected at least {MIN_FOLDS} folds, one to test and the others to train; got {values}."
         )
     names = {value: value if value.lower().startswith(FOLD) else f"{FOLD}{value}" for value in values}
-    for fold in only:
+    for fold in selected_folds:
         if fold not in names and fold not in names.values():
-            raise TaskError(unknown("fold", fold, names.values()))
+            raise TaskError(unknown_message("fold", fold, names.values()))
     return [
         Round(
             names[value],
@@ -174,11 +176,11 @@ def _folds(examples: Sequence[Example], only: Sequence[str], name: str) -> list[
             test=tuple(example for example in examples if example.split == value),
         )
         for value in values
-        if not only or value in only or names[value] in only
+        if not selected_folds or value in selected_folds or names[value] in selected_folds
     ]
 
 
-def fold_number(value: str) -> tuple[tuple[bool, float, str], str]:
+def fold_sort_key(value: str) -> tuple[tuple[bool, float, str], str]:
     """Sort key of folds by their number, named like 2 and 10 or fold2 and fold_10."""
     return by_number(value.lower().removeprefix(FOLD).strip(" _-")), value
 
@@ -223,5 +225,5 @@ def _labels_of(examples: Iterable[Example]) -> dict[str, None]:
 
 
 def _listed(classes: Sequence[str]) -> str:
-    names = ", ".join(classes[:MANY]) + (", ..." if len(classes) > MANY else "")
+    names = ", ".join(classes[:MAX_LISTED]) + (", ..." if len(classes) > MAX_LISTED else "")
     return f"{len(classes)} {'class' if len(classes) == 1 else 'classes'} ({names})"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from asda_core.audio import AUDIO_SUFFIXES
 from asda_core.data.manifests import FILE_COLUMNS
-from asda_core.errors import TaskError, unknown
+from asda_core.errors import TaskError, unknown_message
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row
 from asda_core.labelled.source import SourceConfig
@@ -24,7 +24,7 @@ USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
 """Usual column names in public data sets, in lower case."""
 MAX_HEADER = 10_000
 """Maximum number of characters read for the header; a table has a line break before that."""
-MANY_MISSING = 3
+MAX_LISTED = 3
 """Maximum number of missing files named in a message."""
 
 
@@ -97,7 +97,7 @@ def _table_row(line: int, row: Mapping[str | None, str | list[str] | None]) -> T
     return TableRow(line, values, surplus if isinstance(surplus, list) else [])
 
 
-def usual_column(role: str, columns: Sequence[str], where: Path) -> str | None:
+def usual_column(role: str, columns: Sequence[str], path: Path) -> str | None:
     """Return the column with a usual name for "file", "label" or "split"; None if there is none.
 
     Raises:
@@ -108,21 +108,21 @@ def usual_column(role: str, columns: Sequence[str], where: Path) -> str | None:
         candidates = [column for column in columns if column.lower() in FILE_COLUMNS]
     if len(candidates) > 1:
         raise TaskError(
-            f"{where}: {' and '.join(candidates)} could each be the {role} column; set {role}_column to one."
+            f"{path}: {' and '.join(candidates)} could each be the {role} column; set {role}_column to one."
         )
     return candidates[0] if candidates else None
 
 
-def choose_column(role: str, given: str, columns: Sequence[str], table: Path) -> str | None:
+def choose_column(role: str, requested: str, columns: Sequence[str], table: Path) -> str | None:
     """Return the column that the source names, otherwise the usual one.
 
     Raises:
         TaskError: the named column does not exist; or several columns have usual names, or none (except for "split").
     """
-    if given:
-        if given not in columns:
-            raise TaskError(f"{table}: {unknown('column', given, columns)} (key {role}_column)")
-        return given
+    if requested:
+        if requested not in columns:
+            raise TaskError(f"{table}: {unknown_message('column', requested, columns)} (key {role}_column)")
+        return requested
     column = usual_column(role, columns, table)
     if column is None and role != "split":
         raise TaskError(
@@ -172,7 +172,7 @@ def table_rows(table: Path, source: SourceConfig, label_column: str = "") -> lis
         parts = (part.strip() for part in values[label_column].split(separator))
         split = values[split_column].strip() if split_column else NO_SPLIT
         rows.append(Row(Path(values[file_column].strip()), tuple(part for part in parts if part), split, table, line))
-    return present(_below(rows, table, source.audio), table)
+    return require_files(_below(rows, table, source.audio), table)
 
 
 def _below(rows: Sequence[Row], table: Path, audio: str | None) -> Iterator[Row]:
@@ -211,12 +211,12 @@ def _resolve(row: Row, folder: Path, same_stem: Sequence[Path]) -> Path:
     matches = same_folder or same_path or same_stem
     if len(matches) > 1:
         raise TaskError(
-            f"{row.where}: {row.file} matches {matches[0]} and {matches[1]}; give names with suffix and folder."
+            f"{row.location}: {row.file} matches {matches[0]} and {matches[1]}; give names with suffix and folder."
         )
     return matches[0] if matches else path
 
 
-def present(rows: Iterator[Row], where: Path) -> list[Row]:
+def require_files(rows: Iterator[Row], table: Path) -> list[Row]:
     """Return the rows if all their files exist, checked with one listing per folder.
 
     Raises:
@@ -231,9 +231,9 @@ def present(rows: Iterator[Row], where: Path) -> list[Row]:
             names[parent] = set(os.listdir(parent)) if parent.is_dir() else set()
         (existing if row.file.name in names[parent] else missing).append(row)
     if missing:
-        examples = ", ".join(f"{row.file} (line {row.line})" for row in missing[:MANY_MISSING])
+        examples = ", ".join(f"{row.file} (line {row.line})" for row in missing[:MAX_LISTED])
         raise TaskError(
-            f"{where}: {len(missing):,} of {len(missing) + len(existing):,} files are missing: "
-            f"{examples}{', ...' if len(missing) > MANY_MISSING else ''}; check the key audio."
+            f"{table}: {len(missing):,} of {len(missing) + len(existing):,} files are missing: "
+            f"{examples}{', ...' if len(missing) > MAX_LISTED else ''}; check the key audio."
         )
     return existing

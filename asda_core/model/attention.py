@@ -15,7 +15,7 @@ from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout, mean_over_valid
 from asda_core.model.block import init_linear_layers
 from asda_core.model.norms import RmsNorm
-from asda_core.model.recomputation import remade
+from asda_core.model.recomputation import with_recomputation
 
 LambdaMode = Literal["vectors", "scalars", "fixed", "token"]
 
@@ -94,15 +94,15 @@ def attend(
     return mixed
 
 
-def lambda_start(mode: LambdaMode, stated: float | None, layer: int) -> float:
-    """Initial value of lambda: `stated` if given, otherwise by depth; 0 in mode "token", which has no initial value.
+def initial_lambda(mode: LambdaMode, lambda_init: float | None, layer: int) -> float:
+    """Initial value of lambda: `lambda_init` if given, otherwise by depth; 0 in mode "token", which has none.
 
     Raises:
         ConfigError: an initial value is given in mode "token".
     """
     if mode != "token":
-        return lambda_by_depth(layer) if stated is None else stated
-    if stated is not None:
+        return lambda_by_depth(layer) if lambda_init is None else lambda_init
+    if lambda_init is not None:
         raise ConfigError("encoder.mixer.options.lambda_init has no effect with lambda_mode 'token'; leave it out.")
     return 0.0
 
@@ -223,7 +223,7 @@ class SubtractiveAttention(nn.Module):
         grouped = value.reshape(batch, self.heads.noise, shared, num_tokens, width).transpose(2, 3).flatten(3)
         noise = attend(query2, key2, grouped, layout)  # (B, noise, N, shared * width)
         project = partial(self._difference_projected, layout)
-        return remade(project, signal, noise, weight, calls=(self.norm, self.proj))
+        return with_recomputation(project, signal, noise, weight, modules=(self.norm, self.proj))
 
     def _difference_projected(self, layout: TokenLayout, signal: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
         shared = self.heads.signal // self.heads.noise
@@ -280,7 +280,7 @@ class SubtractionConfig:
     qkv_bias: bool = False
 
 
-def subtract_in_pairs(
+def build_paired_attention(
     config: SubtractionConfig, dim: int, num_heads: int, layer: int, add_mean: bool = False
 ) -> SubtractiveAttention:
     """Build attention with heads in pairs, one signal and one noise head, and values twice as wide.
@@ -293,7 +293,7 @@ def subtract_in_pairs(
     if num_heads % 2:
         raise ConfigError(f"this mixer pairs its heads: encoder.num_heads must be even, not {num_heads}.")
     heads, width = num_heads // 2, dim // num_heads
-    start = lambda_start(config.lambda_mode, config.lambda_init, layer)
+    start = initial_lambda(config.lambda_mode, config.lambda_init, layer)
     weight = Lambda(config.lambda_mode, start, width, heads, dim)
     shape = Heads(heads, heads, width, 2 * width)
     return SubtractiveAttention(dim, shape, weight, config.head_norm, config.qkv_bias, add_mean)

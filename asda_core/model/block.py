@@ -10,7 +10,7 @@ from asda_core.config import EncoderConfig
 from asda_core.errors import PluginError
 from asda_core.layout import TokenLayout
 from asda_core.model.norms import make_norm
-from asda_core.model.recomputation import is_plain, remade
+from asda_core.model.recomputation import is_plain, with_recomputation
 
 INIT_STD = 0.02
 """Standard deviation of new linear weights. **Source**: BERT, as the released code initialises all linear layers."""
@@ -31,11 +31,13 @@ class Mlp(nn.Module):
         """Expand, apply the GELU, contract."""
         return self._contracted(self.expand(tokens))
 
-    def behind(
+    def norm_and_forward(
         self, norm: nn.Module, tokens: Float[Tensor, "batch tokens dim"]
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
         """Return `norm(tokens)` and `forward` of it; the backward pass keeps `tokens` instead of `norm(tokens)`."""
-        normed, hidden = remade(partial(self._normed_and_expanded, norm), tokens, calls=(norm, self.expand))
+        normed, hidden = with_recomputation(
+            partial(self._normed_and_expanded, norm), tokens, modules=(norm, self.expand)
+        )
         return normed, self._contracted(hidden)
 
     def _normed_and_expanded(self, norm: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +45,7 @@ class Mlp(nn.Module):
         return normed, self.expand(normed)
 
     def _contracted(self, hidden: Tensor) -> Tensor:
-        return remade(self._activated_and_contracted, hidden, calls=(self.activation, self.contract))
+        return with_recomputation(self._activated_and_contracted, hidden, modules=(self.activation, self.contract))
 
     def _activated_and_contracted(self, hidden: Tensor) -> Tensor:
         contracted: Tensor = self.contract(self.activation(hidden))
@@ -104,7 +106,7 @@ class Block(nn.Module):
         self, norm: nn.Module, mlp: nn.Module, tokens: Tensor, layout: TokenLayout
     ) -> tuple[Tensor, Tensor]:
         if isinstance(mlp, Mlp) and is_plain(mlp, (Mlp,)):
-            return mlp.behind(norm, tokens)
+            return mlp.norm_and_forward(norm, tokens)
         normed = norm(tokens)
         return normed, mlp(normed, layout)
 

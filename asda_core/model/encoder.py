@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.config import EncoderConfig
-from asda_core.layout import TokenLayout, insert_column, mean_over_valid, take
+from asda_core.layout import TokenLayout, gather_tokens, insert_column, mean_over_valid
 from asda_core.model.block import INIT_STD, Block, Mlp, init_linear_layers
 from asda_core.model.norms import make_norm
 from asda_core.model.patches import PatchEmbedding
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncoderOutput:
     """Output of the encoder for a batch.
 
     Attributes:
@@ -36,7 +36,7 @@ class Encoded:
 
 
 class Encoder(nn.Module):
-    """Features -> `Encoded`, in two steps between which an objective may mask.
+    """Features -> `EncoderOutput`, in two steps between which an objective may mask.
 
     `embed` returns patch tokens with positions; `encode` normalises them, inserts the class token and runs the blocks.
     """
@@ -59,12 +59,12 @@ class Encoder(nn.Module):
             self.class_token = nn.Parameter(torch.randn(1, config.class_token.count, config.dim) * std)
 
     def no_weight_decay(self) -> list[str]:
-        """The class token; see `without_decay`."""
+        """The class token; see `no_decay_ids`."""
         return ["class_token"]
 
     def forward(
         self, features: Float[Tensor, "batch bins frames"], outputs: Collection[int] = (), layers: bool = True
-    ) -> Encoded:
+    ) -> EncoderOutput:
         """Embed and encode without masking; `outputs` and `layers` as in `encode`."""
         return self.encode(*self.embed(features), outputs, layers)
 
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         layout: TokenLayout,
         outputs: Collection[int] = (),
         layers: bool = True,
-    ) -> Encoded:
+    ) -> EncoderOutput:
         """Normalise the tokens, insert the class token at its layer, run all blocks.
 
         Args:
@@ -93,13 +93,13 @@ class Encoder(nn.Module):
             return self._encode(tokens, layout, outputs, layers)
         order = layout.frequency_order()
         ordered = layout.select(torch.arange(len(tokens), device=tokens.device), order)
-        encoded = self._encode(take(tokens, order), ordered, outputs, layers)
+        encoded = self._encode(gather_tokens(tokens, order), ordered, outputs, layers)
         back = order.argsort(dim=1)
-        placed = tuple(take(layer, back) for layer in encoded.layers)
-        block_outputs = {number: take(output, back) for number, output in encoded.outputs.items()}
-        return Encoded(encoded.summary, take(encoded.tokens, back), layout, placed, block_outputs)
+        placed = tuple(gather_tokens(layer, back) for layer in encoded.layers)
+        block_outputs = {number: gather_tokens(output, back) for number, output in encoded.outputs.items()}
+        return EncoderOutput(encoded.summary, gather_tokens(encoded.tokens, back), layout, placed, block_outputs)
 
-    def _encode(self, tokens: Tensor, layout: TokenLayout, outputs: Collection[int], layers: bool) -> Encoded:
+    def _encode(self, tokens: Tensor, layout: TokenLayout, outputs: Collection[int], layers: bool) -> EncoderOutput:
         """`encode` with the tokens in the given order."""
         tokens = self.input_norm(tokens)
         mlp_outputs: list[Tensor] = []
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
             summary = mean_over_valid(patches, patch_layout)
         else:
             summary = tokens[:, column : column + layout.class_count].mean(dim=1)
-        return Encoded(summary, patches, patch_layout, tuple(mlp_outputs), block_outputs)
+        return EncoderOutput(summary, patches, patch_layout, tuple(mlp_outputs), block_outputs)
 
     def _run(self, number: int, tokens: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
         """Run a block, or a pair whose second block reads the reversed sequence; return tokens and each MLP output."""

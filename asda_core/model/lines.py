@@ -20,46 +20,46 @@ from asda_core.layout import TokenLayout
 
 
 @dataclass(frozen=True)
-class Lines:
+class LineTable:
     """Position of each token of a batch in a table of lines x slots.
 
     Attributes:
-        place: (B, N) index of each token in the flattened table.
-        token: (B, lines * slots) column of the token in each slot; N where the slot is empty.
+        table_index: (B, N) index of each token in the flattened table.
+        token_index: (B, lines * slots) column of the token in each slot; N where the slot is empty.
         shape: (lines, slots).
         valid: (B, lines, slots) True where the slot holds a token that is not padding.
-        full: whether every slot holds a valid token.
-        whole: (time steps, bands) if the tokens are the whole grid in raster order, so that views suffice; otherwise
-            None.
+        all_valid: whether every slot holds a valid token.
+        full_grid: (time steps, bands) if the tokens are the whole grid in raster order, so that views suffice;
+            otherwise None.
         axis: "bands" or "times".
     """
 
-    place: Int[Tensor, "batch tokens"]
-    token: Int[Tensor, "batch places"]
+    table_index: Int[Tensor, "batch tokens"]
+    token_index: Int[Tensor, "batch places"]
     shape: tuple[int, int]
     valid: Bool[Tensor, "batch lines slots"]
-    full: bool
-    whole: tuple[int, int] | None
+    all_valid: bool
+    full_grid: tuple[int, int] | None
     axis: Literal["bands", "times"]
 
-    def spread(self, values: Tensor) -> Tensor:
+    def to_table(self, values: Tensor) -> Tensor:
         """(B, H, N, ...) -> (B, H, lines, slots, ...); the values in empty slots are arbitrary."""
-        if self.whole is not None:
-            table = values.reshape(*values.shape[:2], *self.whole, *values.shape[3:])
+        if self.full_grid is not None:
+            table = values.reshape(*values.shape[:2], *self.full_grid, *values.shape[3:])
             return table.transpose(2, 3) if self.axis == "bands" else table
         if not values.shape[2]:
             return values.new_zeros(*values.shape[:2], *self.shape, *values.shape[3:])
         rows = torch.arange(len(values), device=values.device)[:, None]
-        gathered = values.transpose(1, 2)[rows, self.token.clamp(max=values.shape[2] - 1)]  # (B, places, H, ...)
+        gathered = values.transpose(1, 2)[rows, self.token_index.clamp(max=values.shape[2] - 1)]  # (B, places, H, ...)
         packed = gathered.transpose(1, 2)
         return packed.reshape(*packed.shape[:2], *self.shape, *packed.shape[3:])
 
-    def collect(self, table: Tensor) -> Tensor:
-        """(B, H, lines, slots, ...) -> (B, H, N, ...), the inverse of `spread`."""
-        if self.whole is not None:
+    def from_table(self, table: Tensor) -> Tensor:
+        """(B, H, lines, slots, ...) -> (B, H, N, ...), the inverse of `to_table`."""
+        if self.full_grid is not None:
             return (table.transpose(2, 3) if self.axis == "bands" else table).flatten(2, 3)
         rows = torch.arange(len(table), device=table.device)[:, None]
-        collected: Tensor = table.flatten(2, 3).transpose(1, 2)[rows, self.place].transpose(1, 2)
+        collected: Tensor = table.flatten(2, 3).transpose(1, 2)[rows, self.table_index].transpose(1, 2)
         return collected
 
 
@@ -72,7 +72,7 @@ def whole_grid(layout: TokenLayout) -> tuple[int, int] | None:
     return layout.grid if bool((layout.index == raster).all()) else None
 
 
-def lines_of(layout: TokenLayout, axis: Literal["bands", "times"]) -> Lines:
+def line_table(layout: TokenLayout, axis: Literal["bands", "times"]) -> LineTable:
     """Sort tokens into the lines of one axis.
 
     Args:
@@ -95,4 +95,4 @@ def lines_of(layout: TokenLayout, axis: Literal["bands", "times"]) -> Lines:
     token.scatter_(1, place, columns)
     shape = (number, slots)
     valid = torch.zeros_like(token, dtype=torch.bool).scatter_(1, place, layout.valid).reshape(-1, *shape)
-    return Lines(place, token, shape, valid, complete, whole_grid(layout), axis)
+    return LineTable(place, token, shape, valid, complete, whole_grid(layout), axis)

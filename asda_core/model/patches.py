@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from asda_core.config import EncoderConfig, PositionConfig
-from asda_core.devices import sent
+from asda_core.devices import to_device
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.block import INIT_STD
@@ -49,7 +49,7 @@ class PatchEmbedding(nn.Module):
             nn.init.trunc_normal_(self.table, std=INIT_STD)
 
     def no_weight_decay(self) -> list[str]:
-        """The learned positions; see `without_decay`."""
+        """The learned positions; see `no_decay_ids`."""
         return ["table"]
 
     def forward(
@@ -74,7 +74,7 @@ class PatchEmbedding(nn.Module):
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "patches dim"]:
         """Position embeddings for a grid of (time steps, bands), in raster order, on the model's device."""
         if self.table is None:
-            return sent(sine_cosine_positions(grid, self.dim), self.projection.weight.device)
+            return to_device(sine_cosine_positions(grid, self.dim), self.projection.weight.device)
         return adapt_positions(self.table, self.position_config, grid)[0]
 
 

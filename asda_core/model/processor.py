@@ -19,7 +19,7 @@ from asda_core.settings.compute import Precision
 EXACT_ERROR = 4e-6
 """Largest error, relative to the largest magnitude, of a product of 768 terms that still counts as float32; with
 operands rounded to bfloat16 the error is 4e-3."""
-THROUGH_ONEDNN = "medium"
+ONEDNN_PRECISION = "medium"
 """PyTorch's name of the setting; "high" has no effect on a CPU."""
 TRIAL_SIZE = 768
 """Width of the trial product: that of the base model."""
@@ -30,11 +30,11 @@ class Processor:
     """CPU capabilities that decide how attention is computed.
 
     Attributes:
-        wide: whether it has 512-bit vectors and no matrix tiles; float32 products then go through oneDNN.
+        wide_vectors: whether it has 512-bit vectors and no matrix tiles; float32 products then go through oneDNN.
         bfloat16: whether it multiplies bfloat16 natively; otherwise bfloat16 is several times slower than float32.
     """
 
-    wide: bool
+    wide_vectors: bool
     bfloat16: bool
 
 
@@ -42,11 +42,11 @@ class Processor:
 def processor() -> Processor:
     """Return the capabilities of this machine's CPU."""
     wide = torch.cpu._is_avx512_supported() and not torch.cpu._is_amx_tile_supported()
-    return Processor(wide=wide, bfloat16=bool(torch.cpu._is_avx512_bf16_supported()))
+    return Processor(wide_vectors=wide, bfloat16=bool(torch.cpu._is_avx512_bf16_supported()))
 
 
 @contextmanager
-def exact_products(device: torch.device | str = "cpu") -> Iterator[None]:
+def exact_matmul(device: torch.device | str = "cpu") -> Iterator[None]:
     """Context in which float32 products on the CPU go through oneDNN, where that is faster and still float32.
 
     On AMD processors with AVX-512, PyTorch's default is a generic path at less than half the rate. The setting that
@@ -57,7 +57,7 @@ def exact_products(device: torch.device | str = "cpu") -> Iterator[None]:
     Args:
         device: where the model is; on a GPU the setting has another meaning, so nothing is done.
     """
-    if torch.device(device).type != "cpu" or not processor().wide or not _stays_exact():
+    if torch.device(device).type != "cpu" or not processor().wide_vectors or not _stays_exact():
         yield
         return
     try:
@@ -82,7 +82,7 @@ class _Setting:
         with self.lock:
             if not self.inside:
                 self.before = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision(THROUGH_ONEDNN)
+                torch.set_float32_matmul_precision(ONEDNN_PRECISION)
             self.inside += 1
 
     def leave(self) -> None:
@@ -97,8 +97,8 @@ _setting = _Setting()
 
 
 @contextmanager
-def products(device: torch.device | str, precision: Precision) -> Iterator[None]:
-    """Context for the matrix products of a model in inference: `exact_products`, or bfloat16 by autocast.
+def matmul_precision(device: torch.device | str, precision: Precision) -> Iterator[None]:
+    """Context for the matrix products of a model in inference: `exact_matmul`, or bfloat16 by autocast.
 
     Args:
         device: where the model is.
@@ -107,7 +107,7 @@ def products(device: torch.device | str, precision: Precision) -> Iterator[None]
     """
     device_type = torch.device(device).type
     if precision == "float32":
-        with torch.autocast(device_type, enabled=False), exact_products(device):  # also inside the caller's autocast
+        with torch.autocast(device_type, enabled=False), exact_matmul(device):  # also inside the caller's autocast
             yield
         return
     if device_type == "cpu" and not processor().bfloat16:
@@ -125,7 +125,7 @@ def _stays_exact() -> bool:
     left, right = (torch.randn(TRIAL_SIZE, TRIAL_SIZE, generator=generator) for _ in range(2))
     try:
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(THROUGH_ONEDNN)
+        torch.set_float32_matmul_precision(ONEDNN_PRECISION)
         product = left @ right
         torch.set_float32_matmul_precision(before)
     except RuntimeError:

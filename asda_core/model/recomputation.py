@@ -25,60 +25,62 @@ from torch.utils.checkpoint import checkpoint
 
 from asda_core.model.norms import RmsNorm
 
-PLAIN = (nn.Linear, nn.LayerNorm, RmsNorm, nn.GELU, nn.Identity)
+PLAIN_MODULES = (nn.Linear, nn.LayerNorm, RmsNorm, nn.GELU, nn.Identity)
 """Module types whose second call has no side effects."""
-LEAST_VALUES = 2**18
+MIN_VALUES = 2**18
 """Minimum size of the first tensor, 1 MiB of float32: below it the bookkeeping costs more than is saved. Measured: with
 an eighth of it, training a small encoder took a tenth longer."""
 
-Given = TypeVarTuple("Given")
-Made = TypeVar("Made")
+InputTs = TypeVarTuple("InputTs")
+OutputT = TypeVar("OutputT")
 
 
-def remade(step: Callable[[*Given], Made], *given: *Given, calls: tuple[nn.Module, ...] = ()) -> Made:
-    """Compute `step(*given)`, keeping only `given` for the backward pass.
+def with_recomputation(
+    step: Callable[[*InputTs], OutputT], *inputs: *InputTs, modules: tuple[nn.Module, ...] = ()
+) -> OutputT:
+    """Compute `step(*inputs)`, keeping only `inputs` for the backward pass.
 
     Args:
         step: deterministic function of its tensors and weights, without side effects.
-        given: tensors of which most are kept anyway, or None.
-        calls: all modules that the step calls. If one is wrapped, parametrised or has a hook, as adapters do, the
+        inputs: tensors of which most are kept anyway, or None.
+        modules: all modules that the step calls. If one is wrapped, parametrised or has a hook, as adapters do, the
             effect of a second call is unknown: the step is computed once, and autograd keeps what it needs.
 
     Raises:
         RuntimeError: in the backward pass, if a tensor or weight was changed in place after the forward pass; autograd
             raises the same for the tensors that it keeps.
     """
-    tensors = [tensor for tensor in given if isinstance(tensor, Tensor)]
+    tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    large = bool(tensors) and tensors[0].numel() >= LEAST_VALUES
-    if not (needs_gradient and large) or torch.compiler.is_compiling() or not all(map(is_plain, calls)):
-        return step(*given)
-    weights = CurrentWeights(calls)
+    large = bool(tensors) and tensors[0].numel() >= MIN_VALUES
+    if not (needs_gradient and large) or torch.compiler.is_compiling() or not all(map(is_plain, modules)):
+        return step(*inputs)
+    weights = WeightSnapshot(modules)
     versions = [(tensor, tensor._version) for tensor in (*tensors, *weights)]
 
-    def recompute(*given: *Given) -> Made:
+    def recompute(*given: *InputTs) -> OutputT:
         if any(tensor._version != version for tensor, version in versions):
             raise RuntimeError("A tensor that the gradient needs was modified by an inplace operation.")
-        with weights.in_place():
+        with weights.applied():
             return step(*given)
 
-    return cast(Made, checkpoint(recompute, *given, use_reentrant=False, preserve_rng_state=False))
+    return cast(OutputT, checkpoint(recompute, *inputs, use_reentrant=False, preserve_rng_state=False))
 
 
-class CurrentWeights:
+class WeightSnapshot:
     """Weights of some modules at this time; they may differ in the backward pass (`torch.func.functional_call`)."""
 
     def __init__(self, modules: tuple[nn.Module, ...]) -> None:
-        self.now = [(module, dict(module._parameters)) for module in modules]
+        self.weights = [(module, dict(module._parameters)) for module in modules]
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (weight for _, weights in self.now for weight in weights.values() if weight is not None)
+        return (weight for _, weights in self.weights for weight in weights.values() if weight is not None)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Context in which the modules have these weights; their own are restored afterwards."""
-        later = [(module, dict(module._parameters)) for module, _ in self.now]
-        for module, weights in self.now:
+        later = [(module, dict(module._parameters)) for module, _ in self.weights]
+        for module, weights in self.weights:
             module._parameters.update(weights)
         try:
             yield
@@ -87,7 +89,7 @@ class CurrentWeights:
                 module._parameters.update(weights)
 
 
-def is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...] = PLAIN) -> bool:
+def is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...] = PLAIN_MODULES) -> bool:
     """Whether a module is exactly of one of these types, and not wrapped, parametrised, patched or hooked."""
     hooks = (
         *(module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks),

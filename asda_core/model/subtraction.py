@@ -1,7 +1,7 @@
 """`(softmax(q1 k1^T) - lambda softmax(q2 k2^T)) v` by the method that suits the machine; results agree to rounding.
 
 =========  =====================================================  ==========  =========================================
-way        method                                                 memory      chosen
+method     computation                                            memory      chosen
 =========  =====================================================  ==========  =========================================
 fused      each map goes through a fused kernel, which never      N           by default, wherever there is padding, and
            materialises it; twice the products with values                    on a GPU
@@ -30,16 +30,16 @@ from asda_core.layout import TokenLayout
 from asda_core.model.attention import softmax_map
 from asda_core.model.processor import processor
 
-Way = Literal["fused", "blocks", "kept", "formula"]
+Method = Literal["fused", "blocks", "kept", "formula"]
 BLOCK_ROWS = 1024
 """Rows of both maps (heads x queries) computed at once: they fit into the second-level cache, and calls stay few."""
-FUSED_FROM, KEPT_TO, KEPT_TO_BFLOAT16 = 1024, 256, 1024
+FUSED_MIN_TOKENS, KEPT_MAX_TOKENS, KEPT_MAX_TOKENS_BFLOAT16 = 1024, 256, 1024
 """Numbers of tokens at which the method changes; see the table above."""
 
 HeadTensor = Float[Tensor, "batch heads tokens width"]
 
 
-def mix_twice(
+def attention_terms(
     query1: HeadTensor,
     query2: HeadTensor,
     key1: HeadTensor,
@@ -47,7 +47,7 @@ def mix_twice(
     value: Float[Tensor, "batch heads tokens values"],
     weight: Tensor,
     layout: TokenLayout,
-    way: Way | None = None,
+    method: Method | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return two terms that `difference` combines to `(A1 - lambda A2) v`; the fused kernel keeps them for backward.
 
@@ -56,19 +56,19 @@ def mix_twice(
         value: shared by both maps.
         weight: lambda, (heads, 1, 1).
         layout: gives the padding.
-        way: method; None chooses it.
+        method: name of the method; None chooses it.
 
     Returns:
         `A1 v` and `A2 v`, (batch, heads, tokens, values); or `(A1 - lambda A2) v` and None, where the method does not
         compute them separately.
     """
-    way = way or choose_way(query1, layout)
-    if way == "formula":
+    method = method or choose_method(query1, layout)
+    if method == "formula":
         first, second = softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
         return (first - weight * second) @ value, None
-    if way == "blocks":
+    if method == "blocks":
         return _in_blocks(query1, query2, key1, key2, value, weight), None
-    if way == "kept":
+    if method == "kept":
         return _Kept.apply(query1, query2, key1, key2, value, weight), None  # type: ignore[no-untyped-call]
     allowed = None if layout.padding is None else layout.valid[:, None, None, :]
     signal: Tensor = scaled_dot_product_attention(query1, key1, value, attn_mask=allowed)
@@ -76,20 +76,20 @@ def mix_twice(
     return signal, noise
 
 
-def difference(wanted: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:
-    """Return `wanted - weight * noise` for the output of `mix_twice`."""
-    return wanted if noise is None else wanted - weight * noise
+def difference(signal: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:
+    """Return `signal - weight * noise` for the output of `attention_terms`."""
+    return signal if noise is None else signal - weight * noise
 
 
-def choose_way(query: HeadTensor, layout: TokenLayout) -> Way:
+def choose_method(query: HeadTensor, layout: TokenLayout) -> Method:
     """Return the fastest method for queries of this size, dtype and device; see the table above."""
-    wide = processor().bfloat16 if query.dtype == torch.bfloat16 else processor().wide
+    wide = processor().bfloat16 if query.dtype == torch.bfloat16 else processor().wide_vectors
     if query.device.type != "cpu" or layout.padding is not None or not wide:
         return "fused"
     num_tokens, half = query.shape[2], query.dtype == torch.bfloat16
     if torch.is_grad_enabled() and query.requires_grad:
-        return "kept" if num_tokens <= (KEPT_TO_BFLOAT16 if half else KEPT_TO) else "fused"
-    return "blocks" if half or num_tokens < FUSED_FROM else "fused"
+        return "kept" if num_tokens <= (KEPT_MAX_TOKENS_BFLOAT16 if half else KEPT_MAX_TOKENS) else "fused"
+    return "blocks" if half or num_tokens < FUSED_MIN_TOKENS else "fused"
 
 
 def _in_blocks(query1: Tensor, query2: Tensor, key1: Tensor, key2: Tensor, value: Tensor, weight: Tensor) -> Tensor:

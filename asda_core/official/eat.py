@@ -20,7 +20,7 @@ from torch import Tensor
 from asda_core.config import EncoderConfig, PluginChoice
 from asda_core.errors import CheckpointError
 from asda_core.model.patches import sine_cosine_positions
-from asda_core.official.matching import Shape, shown
+from asda_core.official.matching import Shape, printable
 
 HEAD_WIDTH = 64
 """Width of an attention head in every released model, for files that do not state the number of heads."""
@@ -63,7 +63,7 @@ class Architecture:
         prefix: prefix of every name of the encoder: "", "model." (and "module." of parallel training).
         encoder: config of the encoder, with the mixer.
         hidden: width of the MLP.
-        bias: whether query, key and value have one.
+        qkv_bias: whether query, key and value have one.
         decoder: shapes of the decoder's convolutions (out, in / groups, kernel, kernel); empty if there is none.
         num_classes: number of classes of a fine-tuned model; 0 if there is no head.
     """
@@ -72,17 +72,17 @@ class Architecture:
     prefix: str
     encoder: EncoderConfig
     hidden: int
-    bias: bool
+    qkv_bias: bool
     decoder: tuple[Shape, ...]
     num_classes: int
 
 
-def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Path) -> Architecture:
+def infer_architecture(tensors: Mapping[str, Tensor], stored_config: Mapping[str, Any], file: Path) -> Architecture:
     """Infer the architecture from a state dict; missing tensors do not matter where others imply the same.
 
     Args:
         tensors: by released name.
-        stated: `num_heads`, `norm_eps`, `layer_norm_first` as the file's config has them; all optional.
+        stored_config: `num_heads`, `norm_eps`, `layer_norm_first` as the file's config has them; all optional.
         file: for messages.
 
     Raises:
@@ -97,15 +97,15 @@ def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Pa
         raise CheckpointError(f"{file}: cannot infer the width of the model: its blocks have no norm weights.")
     hidden = _usual(inside, ("mlp.fc1.weight", "mlp.fc1.bias"), 4 * dim)
     patch: Shape = tuple(getattr(tensors.get(f"{roots['patches.projection']}.weight"), "shape", ()))
-    before_norm = stated.get("layer_norm_first") is True
+    before_norm = stored_config.get("layer_norm_first") is True
     encoder = EncoderConfig(
         dim=dim,
         depth=depth,
-        num_heads=_num_heads(dim, stated, file),
+        num_heads=_num_heads(dim, stored_config, file),
         mlp_ratio=_ratio(dim, hidden),
         norm="pre" if before_norm else "post",
         pre_norm_residual=not before_norm,
-        norm_eps=_norm_eps(stated, file),
+        norm_eps=_norm_eps(stored_config, file),
         patch_frames=int(patch[2]) if len(patch) == 4 else EncoderConfig.patch_frames,
         patch_bins=int(patch[3]) if len(patch) == 4 else EncoderConfig.patch_bins,
         mixer=PluginChoice(mixer, {} if QKV_BIAS & inside.keys() else {"qkv_bias": False}),
@@ -116,7 +116,7 @@ def recognise(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], file: Pa
         prefix=prefix,
         encoder=encoder,
         hidden=hidden,
-        bias=bool(QKV_BIAS & inside.keys()),
+        qkv_bias=bool(QKV_BIAS & inside.keys()),
         decoder=_convolutions(tensors, roots["decoder"]),
         num_classes=int(head[0]) if len(head) == 2 else 0,
     )
@@ -126,7 +126,7 @@ def _blocks(tensors: Mapping[str, Tensor], file: Path) -> tuple[str, int, dict[s
     """Return the prefix of the blocks' names, the number of blocks, and the shapes by name within a block."""
     blocks = [block for block in map(BLOCK.fullmatch, tensors) if block]
     if not blocks:
-        few = ", ".join(map(shown, list(tensors)[:3])) or "nothing"
+        few = ", ".join(map(printable, list(tensors)[:3])) or "nothing"
         raise CheckpointError(
             f"{file} is not a checkpoint of EAT or ASDA: no tensor has a name like {BLOCK_EXAMPLE!r}; found {few}."
         )
@@ -145,10 +145,10 @@ def _convolutions(tensors: Mapping[str, Tensor], root: str) -> tuple[Shape, ...]
     return tuple(tuple(tensors[layer].shape) for _, layer in layers if tensors[layer].ndim == 4)
 
 
-def encoder_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
+def encoder_names(architecture: Architecture) -> dict[str, tuple[str, Shape]]:
     """Map asda's name of every tensor of the encoder to its released name and shape."""
-    config = found.encoder
-    dim, hidden = config.dim, found.hidden
+    config = architecture.encoder
+    dim, hidden = config.dim, architecture.hidden
     linear = {"proj": (dim, dim)}
     norms = {"norm1": dim, "norm2": dim}
     if config.mixer.name == "differential":
@@ -159,7 +159,7 @@ def encoder_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
     block: dict[str, Shape] = {f"{norm}.{kind}": (dim,) for norm in norms for kind in ("weight", "bias")}
     for name, shape in linear.items():
         block[f"mixer.{name}.weight"] = shape
-        if found.bias or name == "proj":
+        if architecture.qkv_bias or name == "proj":
             block[f"mixer.{name}.bias"] = shape[:1]
     for name, shape in {"expand": (hidden, dim), "contract": (dim, hidden)}.items():
         block |= {f"mlp.{name}.weight": shape, f"mlp.{name}.bias": shape[:1]}
@@ -172,57 +172,57 @@ def encoder_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
     }
     for layer in range(config.depth):
         ours |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
-    return {name: (released_name(name, found), shape) for name, shape in ours.items()}
+    return {name: (released_name(name, architecture), shape) for name, shape in ours.items()}
 
 
-def decoder_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
+def decoder_names(architecture: Architecture) -> dict[str, tuple[str, Shape]]:
     """Map asda's name of every tensor of the decoder to its released name and shape."""
-    root, dim = ROOTS[found.layout]["decoder"], found.encoder.dim
+    root, dim = ROOTS[architecture.layout]["decoder"], architecture.encoder.dim
     names: dict[str, tuple[str, Shape]] = {}
-    for layer, shape in enumerate(found.decoder):
-        names[f"convolutions.{layer}.weight"] = (f"{found.prefix}{root}.blocks.{layer}.0.weight", shape)
-        names[f"convolutions.{layer}.bias"] = (f"{found.prefix}{root}.blocks.{layer}.0.bias", shape[:1])
-    if found.decoder:
-        names["proj.weight"] = (f"{found.prefix}{root}.proj.weight", (dim, found.decoder[-1][0]))
-        names["proj.bias"] = (f"{found.prefix}{root}.proj.bias", (dim,))
+    for layer, shape in enumerate(architecture.decoder):
+        names[f"convolutions.{layer}.weight"] = (f"{architecture.prefix}{root}.blocks.{layer}.0.weight", shape)
+        names[f"convolutions.{layer}.bias"] = (f"{architecture.prefix}{root}.blocks.{layer}.0.bias", shape[:1])
+    if architecture.decoder:
+        names["proj.weight"] = (f"{architecture.prefix}{root}.proj.weight", (dim, architecture.decoder[-1][0]))
+        names["proj.bias"] = (f"{architecture.prefix}{root}.proj.bias", (dim,))
     return names
 
 
-def classifier_names(found: Architecture) -> dict[str, tuple[str, Shape]]:
+def classifier_names(architecture: Architecture) -> dict[str, tuple[str, Shape]]:
     """Map asda's name of every tensor of the head to its released name and shape."""
-    if not found.num_classes:
+    if not architecture.num_classes:
         return {}
-    dim, head = found.encoder.dim, _head(found.prefix, found.layout)
+    dim, head = architecture.encoder.dim, _head(architecture.prefix, architecture.layout)
     norm = head.replace("head.weight", "fc_norm")
     return {
         "norm.weight": (f"{norm}.weight", (dim,)),
         "norm.bias": (f"{norm}.bias", (dim,)),
-        "head.weight": (head, (found.num_classes, dim)),
-        "head.bias": (head.replace("weight", "bias"), (found.num_classes,)),
+        "head.weight": (head, (architecture.num_classes, dim)),
+        "head.bias": (head.replace("weight", "bias"), (architecture.num_classes,)),
     }
 
 
-def released_name(ours: str, found: Architecture) -> str:
+def released_name(ours: str, architecture: Architecture) -> str:
     """Return the released name of a tensor of the encoder."""
-    for name, theirs in ROOTS[found.layout].items():
+    for name, theirs in ROOTS[architecture.layout].items():
         if ours == name or ours.startswith(f"{name}."):
-            return found.prefix + theirs + ours.removeprefix(name)
+            return architecture.prefix + theirs + ours.removeprefix(name)
     inside = ours.replace(".mixer.", ".attn.").replace(".expand.", ".fc1.").replace(".contract.", ".fc2.")
-    return found.prefix + inside
+    return architecture.prefix + inside
 
 
-def positions_name(found: Architecture) -> str:
+def positions_name(architecture: Architecture) -> str:
     """Return the released name of the table of fixed positions."""
-    return found.prefix + ROOTS[found.layout]["positions"]
+    return architecture.prefix + ROOTS[architecture.layout]["positions"]
 
 
-def check_positions(table: Tensor, found: Architecture, file: Path, num_bins: int = NUM_BINS) -> None:
+def check_positions(table: Tensor, architecture: Architecture, file: Path, num_bins: int = NUM_BINS) -> None:
     """Check that a stored table, of any number of time steps, equals the computed positions.
 
     Raises:
         CheckpointError: it differs.
     """
-    config = found.encoder
+    config = architecture.encoder
     bands = num_bins // config.patch_bins
     rows = table.shape[1] if table.ndim == 3 else 0
     if tuple(table.shape) != (1, rows, config.dim) or bands < 1 or not rows or rows % bands:
@@ -245,8 +245,8 @@ def _head(prefix: str, layout: str) -> str:
     return f"{prefix.removesuffix('model.') if layout == 'fairseq' else prefix}head.weight"
 
 
-def _norm_eps(stated: Mapping[str, Any], file: Path) -> float:
-    eps = stated.get("norm_eps")
+def _norm_eps(stored_config: Mapping[str, Any], file: Path) -> float:
+    eps = stored_config.get("norm_eps")
     if eps is None:
         return EncoderConfig.norm_eps
     if not isinstance(eps, float | int) or not 0 < eps < 1:
@@ -254,8 +254,8 @@ def _norm_eps(stated: Mapping[str, Any], file: Path) -> float:
     return float(eps)
 
 
-def _num_heads(dim: int, stated: Mapping[str, Any], file: Path) -> int:
-    heads = stated.get("num_heads")
+def _num_heads(dim: int, stored_config: Mapping[str, Any], file: Path) -> int:
+    heads = stored_config.get("num_heads")
     if heads is None and dim % HEAD_WIDTH == 0:
         return dim // HEAD_WIDTH
     if heads is None:

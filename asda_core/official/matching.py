@@ -11,38 +11,38 @@ from asda_core.errors import CheckpointError
 Shape = tuple[int, ...]
 
 
-def check_all(
-    given: Mapping[str, Tensor], wanted: Mapping[str, Shape], also: Collection[str], file: Path, whose: str = ""
+def check_tensors(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], optional: Collection[str], file: Path, owner: str = ""
 ) -> None:
-    """Check that the given tensors are exactly the wanted ones.
+    """Check that the tensors are exactly the expected ones.
 
     Args:
-        given: by released name.
-        wanted: released name -> shape.
-        also: further names that are allowed, of any shape and type.
+        tensors: by released name.
+        expected: released name -> shape.
+        optional: further names that are allowed, of any shape and type.
         file: for messages.
-        whose: owner of the tensors for messages, as in " of the teacher".
+        owner: whose tensors they are, for messages, as in " of the teacher".
 
     Raises:
         CheckpointError: naming all tensors that are missing, unexpected, misshapen or of a wrong type.
     """
     bad = {
-        name: f"{name} has shape {tuple(given[name].shape)}, not {shape}"
-        for name, shape in wanted.items()
-        if name in given and tuple(given[name].shape) != shape
+        name: f"{name} has shape {tuple(tensors[name].shape)}, not {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
     }
     bad |= {
-        name: f"{shown(name)} has type {tensor.dtype}"
-        for name, tensor in given.items()
-        if not tensor.is_floating_point() and name not in also
+        name: f"{printable(name)} has type {tensor.dtype}"
+        for name, tensor in tensors.items()
+        if not tensor.is_floating_point() and name not in optional
     }
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted and name not in also]
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected and name not in optional]
     if bad or missing or unexpected:
-        wrong = [*(f"missing {name}" for name in missing), *(f"unexpected {shown(name)}" for name in unexpected)]
-        places = [*wanted, *(name for name in also if name in given)]
-        matched = len([name for name in places if name in given and name not in bad])
-        counted = f"{matched} of {len(places)} tensors{whose} matched"
+        wrong = [*(f"missing {name}" for name in missing), *(f"unexpected {printable(name)}" for name in unexpected)]
+        places = [*expected, *(name for name in optional if name in tensors)]
+        matched = len([name for name in places if name in tensors and name not in bad])
+        counted = f"{matched} of {len(places)} tensors{owner} matched"
         raise CheckpointError(f"{file}: {counted}; {'; '.join([*wrong, *bad.values()])}.")
 
 
@@ -54,9 +54,9 @@ def check_finite_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """
     bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
-        raise CheckpointError(f"{file} holds NaN or infinite values in {', '.join(map(shown, bad))}.")
+        raise CheckpointError(f"{file} holds NaN or infinite values in {', '.join(map(printable, bad))}.")
 
 
-def shown(name: object) -> str:
+def printable(name: object) -> str:
     """Return a name for a message: unchanged, or its `repr` if it is not printable text."""
     return name if isinstance(name, str) and name.isprintable() else repr(name)

@@ -21,7 +21,7 @@ from torch.serialization import DEFAULT_PROTOCOL, get_unsafe_globals_in_checkpoi
 from asda_core.errors import CheckpointError
 from asda_core.system.files import LENGTH_BYTES
 
-STOOD_IN_FOR = (
+ALLOWED_GLOBALS = (
     r"argparse\.Namespace",
     r"omegaconf\.[\w.]+",
     r"fairseq\.[\w.]+",
@@ -44,7 +44,7 @@ OMEGACONF_CONTENT = ("_content", "_val")
 """Attributes in which omegaconf's containers and nodes keep their contents."""
 
 
-DAMAGE = (
+DAMAGE_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -61,9 +61,9 @@ DAMAGE = (
 """Exceptions that torch's reader raises for damaged files."""
 CRC_BYTES = 1 << 24
 """Bytes of a checkpoint that are read at a time to verify its checksums."""
-SCRIPTED = "/constants.pkl"
+TORCHSCRIPT_SUFFIX = "/constants.pkl"
 """Suffix of an archive member that only `torch.jit.save` writes."""
-MOST_BYTES_LISTED = 1 << 22
+MAX_PICKLE_BYTES = 1 << 22
 """Bytes of a pickle that are searched for the names to report when it is rejected."""
 
 
@@ -100,7 +100,7 @@ def read_pickled(file: Path) -> Any:
         if is_zip:
             _check_stored(file)
         names = get_unsafe_globals_in_checkpoint(str(file)) if is_zip else []
-        rejected = [name for name in sorted(names) if not any(re.fullmatch(known, name) for known in STOOD_IN_FOR)]
+        rejected = [name for name in sorted(names) if not any(re.fullmatch(known, name) for known in ALLOWED_GLOBALS)]
         if rejected:
             raise CheckpointError(
                 f"cannot read {file}: rejected, because it would call {', '.join(rejected)} when loaded. "
@@ -113,7 +113,7 @@ def read_pickled(file: Path) -> Any:
             simplefilter("ignore")  # about a protocol that torch does not write; unreadable files are rejected anyway
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except UnpicklingError as error:
-        called = NAME_IN_MESSAGE.findall(str(error)) or names_called(file)
+        called = NAME_IN_MESSAGE.findall(str(error)) or called_globals(file)
         cause = (
             f"it would call {', '.join(called)} when loaded" if called else "it holds more than tensors and plain data"
         )
@@ -122,46 +122,46 @@ def read_pickled(file: Path) -> Any:
         raise CheckpointError(f"cannot read {file}: rejected, because {cause}. Nothing in it was run.") from None
     except RecursionError:
         raise CheckpointError(f"cannot read {file}: it is nested too deeply.") from None
-    except DAMAGE as error:
+    except DAMAGE_ERRORS as error:
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         what = "it is truncated, damaged or not a file of torch.save"
         raise CheckpointError(f"cannot read {file}: {what} ({reason}).") from None
 
 
-def plain(value: Any, seen: dict[int, Any] | None = None) -> Any:
+def plain_data(value: Any, memo: dict[int, Any] | None = None) -> Any:
     """Convert what was read to plain mappings, lists and values; stand-ins become what they hold.
 
     An object that occurs several times is converted once, so that nested shared references stay cheap.
     """
-    seen = {} if seen is None else seen
-    if id(value) in seen:
-        return seen[id(value)]
+    memo = {} if memo is None else memo
+    if id(value) in memo:
+        return memo[id(value)]
     if isinstance(value, Mapping):
         mapping: dict[Any, Any] = {}
-        seen[id(value)] = mapping
-        mapping.update({key: plain(nested, seen) for key, nested in value.items()})
+        memo[id(value)] = mapping
+        mapping.update({key: plain_data(nested, memo) for key, nested in value.items()})
         return mapping
     if isinstance(value, list | tuple):
         items: list[Any] = []
-        seen[id(value)] = items
-        items.extend(plain(item, seen) for item in value)
+        memo[id(value)] = items
+        items.extend(plain_data(item, memo) for item in value)
         return items
     if not isinstance(value, StandIn):
         return value
-    seen[id(value)] = None
+    memo[id(value)] = None
     if isinstance(value.state, Mapping):
         content = next((value.state[key] for key in OMEGACONF_CONTENT if key in value.state), value.state)
-        seen[id(value)] = plain(content, seen)
+        memo[id(value)] = plain_data(content, memo)
     elif len(value.arguments) == 1:  # an enum becomes its value
-        seen[id(value)] = plain(value.arguments[0], seen)
-    return seen[id(value)]
+        memo[id(value)] = plain_data(value.arguments[0], memo)
+    return memo[id(value)]
 
 
 def _check_stored(file: Path) -> None:
     """Reject a zip whose contents are larger than the file; `torch.save` compresses nothing."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-    if any(info.filename.endswith(SCRIPTED) for info in members):
+    if any(info.filename.endswith(TORCHSCRIPT_SUFFIX) for info in members):
         raise CheckpointError(f"cannot read {file}: it is a TorchScript archive, not a checkpoint of torch.save.")
     packed = next((info.filename for info in members if info.compress_type != zipfile.ZIP_STORED), None)
     if packed is not None or sum(info.file_size for info in members) > file.stat().st_size:
@@ -181,18 +181,18 @@ def _pickle(file: Path) -> bytes:
     """Read the first bytes of the pickle in a file of `torch.save`."""
     if not _starts_with(file, ZIP_START):
         with file.open("rb") as opened:
-            return opened.read(MOST_BYTES_LISTED)
+            return opened.read(MAX_PICKLE_BYTES)
     with zipfile.ZipFile(file) as archive:
         inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         with archive.open(inside) as opened:
-            return opened.read(MOST_BYTES_LISTED)
+            return opened.read(MAX_PICKLE_BYTES)
 
 
 def _stand_in(name: str) -> type:
     return EmptyDict if name == "collections.defaultdict" else type("StandIn", (StandIn,), {})
 
 
-def names_called(file: Path) -> list[str]:
+def called_globals(file: Path) -> list[str]:
     """Return the globals that a pickle would call, found by reading its opcodes without executing them."""
     try:
         names, words = [], [""]
@@ -203,7 +203,7 @@ def names_called(file: Path) -> list[str]:
                 names.append(".".join(words[-2:]))
             elif isinstance(argument, str):
                 words.append(argument)
-    except (*DAMAGE, StopIteration):
+    except (*DAMAGE_ERRORS, StopIteration):
         return []
     return sorted({name for name in names if not name.startswith(("torch.", "collections.OrderedDict"))})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from asda_core.checkpoint import OWN_FORMATS, PARTS, Checkpoint, Weights, read_checkpoint
+from asda_core.checkpoint import FORMAT_PREFIX, TENSOR_PREFIXES, Checkpoint, Weights, read_checkpoint
 from asda_core.config_io import CONFIG_SUFFIXES, find_config
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.official.eat import (
@@ -18,20 +18,26 @@ from asda_core.official.eat import (
     classifier_names,
     decoder_names,
     encoder_names,
+    infer_architecture,
     positions_name,
-    recognise,
 )
-from asda_core.official.matching import Shape, check_all, check_finite_tensors, shown
-from asda_core.official.pickles import is_pickled, plain, read_pickled
-from asda_core.official.ssast import is_masked_patch, read_masked_patch
-from asda_core.official.stored_config import classifier_config, not_reproduced, pretraining, run_config, told
-from asda_core.system.files import beside_model
-from asda_core.weights.paths import is_package_model, locate
+from asda_core.official.matching import Shape, check_finite_tensors, check_tensors, printable
+from asda_core.official.pickles import is_pickled, plain_data, read_pickled
+from asda_core.official.ssast import is_ssast, read_ssast
+from asda_core.official.stored_config import (
+    classifier_config,
+    nested_value,
+    pretraining_config,
+    run_config,
+    unsupported_settings,
+)
+from asda_core.system.files import sidecar_config_file
+from asda_core.weights.paths import find_model_file, is_package_model
 from asda_core.weights.tensor_files import read_tensors
 
-TEACHER = "_ema"
+TEACHER_KEY = "_ema"
 """Key under which a released pre-training state keeps the teacher."""
-STRANGE = (
+CONTENT_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -45,7 +51,7 @@ STRANGE = (
     ValueError,
 )
 """Exceptions that processing a foreign file can raise; all of them mean that its contents are invalid."""
-FAMILY = {"differential": "ASDA", "standard": "EAT"}
+MODEL_BY_MIXER = {"differential": "ASDA", "standard": "EAT"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class Contents:
     file: Path
     student: Mapping[str, Tensor]
     teacher: Mapping[str, Tensor]
-    stored: Any
-    beside: Mapping[str, Any]
+    stored_config: Any
+    sidecar: Mapping[str, Any]
     labels: Mapping[Any, Any]
     updates: int = 0
 
@@ -77,14 +83,16 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
     config = find_config(path)
     if config.suffix in CONFIG_SUFFIXES and config.is_file() and not is_package_model(path):
         raise CheckpointError(f"{path} is a config and has no weights; give a checkpoint or a run folder.")
-    file = locate(Path(path), in_training=weights == "teacher")
+    file = find_model_file(Path(path), prefer_step=weights == "teacher")
     if is_pickled(file):
         contents = _fairseq(file)
         return convert(contents, weights)
     tensors, metadata = read_tensors(file)
-    if metadata.get("format", "").startswith(OWN_FORMATS) or all(name.startswith(PARTS) for name in tensors):
+    if metadata.get("format", "").startswith(FORMAT_PREFIX) or all(
+        name.startswith(TENSOR_PREFIXES) for name in tensors
+    ):
         return read_checkpoint(file, weights)
-    beside = beside_model(file)
+    beside = sidecar_config_file(file)
     return convert(Contents(file, tensors, {}, {}, {} if beside is None else _json(beside), {}), weights)
 
 
@@ -97,30 +105,32 @@ def convert(contents: Contents, weights: Weights) -> Checkpoint:
     if weights == "teacher" and not contents.teacher:
         raise CheckpointError(f"{contents.file} holds no teacher; its weights are those of the student.")
     try:
-        if is_masked_patch(contents.student):
-            return read_masked_patch(contents.student, contents.beside, contents.file, weights)
+        if is_ssast(contents.student):
+            return read_ssast(contents.student, contents.sidecar, contents.file, weights)
         return _converted(contents, weights)
     except CheckpointError:
         raise
-    except STRANGE as error:  # sparse or meta tensors, text in place of numbers, and so on
+    except CONTENT_ERRORS as error:  # sparse or meta tensors, text in place of numbers, and so on
         raise CheckpointError(
             f"{contents.file}: its tensors or its config are invalid ({type(error).__name__}: {error!s:.200})."
         ) from None
 
 
 def _converted(contents: Contents, weights: Weights) -> Checkpoint:
-    stated = told(pretraining(contents.stored), "model") or contents.beside
-    found = recognise(contents.student, stated if isinstance(stated, Mapping) else {}, contents.file)
+    stored_config = nested_value(pretraining_config(contents.stored_config), "model") or contents.sidecar
+    architecture = infer_architecture(
+        contents.student, stored_config if isinstance(stored_config, Mapping) else {}, contents.file
+    )
     parts = {
-        "encoder": encoder_names(found),
-        "objective.decoder": decoder_names(found),
-        "classifier": classifier_names(found),
+        "encoder": encoder_names(architecture),
+        "objective.decoder": decoder_names(architecture),
+        "classifier": classifier_names(architecture),
     }
-    tensors = _match(contents.student, parts, found, contents, "")
+    tensors = _match(contents.student, parts, architecture, contents, "")
     teacher: dict[str, Tensor] = {}
     if contents.teacher:
         names = {"objective.teacher.encoder": parts["encoder"]}
-        teacher = _match(contents.teacher, names, found, contents, " of the teacher")
+        teacher = _match(contents.teacher, names, architecture, contents, " of the teacher")
     if weights == "teacher":
         tensors = {name.removeprefix("objective.teacher."): tensor for name, tensor in teacher.items()}
     elif "objective.decoder.proj.weight" in tensors and teacher:
@@ -128,33 +138,35 @@ def _converted(contents: Contents, weights: Weights) -> Checkpoint:
     else:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
     check_finite_tensors(tensors, contents.file)
-    config, rejected = run_config(found, contents.stored, contents.beside)
+    config, rejected = run_config(architecture, contents.stored_config, contents.sidecar)
     return Checkpoint(
         file=contents.file,
         config=config,
         plugins={},
         step=contents.updates,
-        data="",
+        data_digest="",
         tensors=tensors,
-        classifier=classifier_config(found, contents.stored, contents.labels or _id2label(contents.beside)),
-        report=_report(contents, found, parts, weights) + _notes(contents, rejected),
+        classifier=classifier_config(
+            architecture, contents.stored_config, contents.labels or _id2label(contents.sidecar)
+        ),
+        report=_report(contents, architecture, parts, weights) + _notes(contents, rejected),
     )
 
 
 def _match(
     tensors: Mapping[str, Tensor],
     parts: Mapping[str, Mapping[str, tuple[str, Shape]]],
-    found: Architecture,
+    architecture: Architecture,
     contents: Contents,
-    whose: str,
+    owner: str,
 ) -> dict[str, Tensor]:
     """Return the tensors as float32 under asda's names, after checking that they are exactly the expected ones."""
     expected = {released: shape for names in parts.values() for released, shape in names.values()}
-    table = positions_name(found)
-    check_all(tensors, expected, {table}, contents.file, whose)
+    table = positions_name(architecture)
+    check_tensors(tensors, expected, {table}, contents.file, owner)
     if table in tensors:
-        bins = contents.beside.get("mel_bins")
-        check_positions(tensors[table], found, contents.file, bins if isinstance(bins, int) else NUM_BINS)
+        bins = contents.sidecar.get("mel_bins")
+        check_positions(tensors[table], architecture, contents.file, bins if isinstance(bins, int) else NUM_BINS)
     return {
         f"{part}.{ours}": tensors[released].float().contiguous().clone()
         for part, names in parts.items()
@@ -168,20 +180,20 @@ def _fairseq(file: Path) -> Contents:
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file} is not a checkpoint: it contains {type(loaded).__name__}.")
     state = loaded.get("model", loaded)
-    student = _tensors(state, file, {TEACHER})
-    teacher = _tensors(told(state, TEACHER) or {}, file, set())
-    labels = plain(told(loaded, "task_state", "labels"))
-    stored = plain(loaded.get("cfg")) or {"model": plain(loaded.get("args")) or {}}
-    beside = beside_model(file)
+    student = _tensors(state, file, {TEACHER_KEY})
+    teacher = _tensors(nested_value(state, TEACHER_KEY) or {}, file, set())
+    labels = plain_data(nested_value(loaded, "task_state", "labels"))
+    stored = plain_data(loaded.get("cfg")) or {"model": plain_data(loaded.get("args")) or {}}
+    beside = sidecar_config_file(file)
     config = {} if "model" in loaded or beside is None else _json(beside)
     history = loaded.get("optimizer_history")
-    updates = told(history[-1], "num_updates") if isinstance(history, list) and history else None
+    updates = nested_value(history[-1], "num_updates") if isinstance(history, list) and history else None
     return Contents(
         file=file,
         student=student,
         teacher=teacher,
-        stored=stored,
-        beside=config,
+        stored_config=stored,
+        sidecar=config,
         labels=labels if isinstance(labels, Mapping) else {},
         updates=updates if isinstance(updates, int) else 0,
     )
@@ -196,7 +208,7 @@ def _tensors(state: Any, file: Path, beside: set[str]) -> dict[str, Tensor]:
     other = [name for name, value in state.items() if not isinstance(value, Tensor) and name not in beside]
     if other or not all(isinstance(name, str) for name in state):
         names = other or [name for name in state if not isinstance(name, str)]
-        raise CheckpointError(f"{file}: unexpected entries among its tensors: {', '.join(map(shown, names))}.")
+        raise CheckpointError(f"{file}: unexpected entries among its tensors: {', '.join(map(printable, names))}.")
     return {name: value for name, value in state.items() if name not in beside}
 
 
@@ -216,14 +228,16 @@ def _json(file: Path) -> Mapping[str, Any]:
     return content
 
 
-def _report(contents: Contents, found: Architecture, parts: Mapping[str, Mapping[str, Any]], weights: Weights) -> str:
+def _report(
+    contents: Contents, architecture: Architecture, parts: Mapping[str, Mapping[str, Any]], weights: Weights
+) -> str:
     """Describe the model and how many tensors were matched, in one line."""
-    state = f"fine-tuned to {found.num_classes} classes" if found.num_classes else "pre-trained"
+    state = f"fine-tuned to {architecture.num_classes} classes" if architecture.num_classes else "pre-trained"
     counts = [f"{len(names)} of the {part.split('.')[-1]}" for part, names in parts.items() if names]
-    if positions_name(found) in contents.student:
+    if positions_name(architecture) in contents.student:
         counts.insert(1, "the table of positions")
     matched = len(contents.student)
-    line = f"{contents.file}: {FAMILY[found.encoder.mixer.name]}, {state} ({found.layout}): "
+    line = f"{contents.file}: {MODEL_BY_MIXER[architecture.encoder.mixer.name]}, {state} ({architecture.layout}): "
     line += f"{matched} of {matched} tensors matched ({', '.join(counts)})"
     if not contents.teacher:
         return f"{line}."
@@ -234,6 +248,6 @@ def _report(contents: Contents, found: Architecture, parts: Mapping[str, Mapping
 def _notes(contents: Contents, rejected: list[str]) -> str:
     """Describe what of the stored config is not applied; none of it affects the features."""
     notes = f" Ignored invalid settings of its config: {', '.join(rejected)}." if rejected else ""
-    if other := not_reproduced(contents.stored):
+    if other := unsupported_settings(contents.stored_config):
         notes += f" Further training would differ, because it was trained with {', '.join(other)}."
     return notes

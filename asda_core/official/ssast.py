@@ -34,11 +34,11 @@ from asda_core.config_io import load_run_config, parse, to_plain
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.finetune.config import ClassifierConfig, Pooling
 from asda_core.official.eat import HEAD_WIDTH
-from asda_core.official.matching import check_all, check_finite_tensors
-from asda_core.official.ssast_names import MASK_TOKEN, SsastShape, folded_shapes, released_names
+from asda_core.official.matching import check_finite_tensors, check_tensors
+from asda_core.official.ssast_names import MASK_TOKEN, SsastArchitecture, folded_shapes, released_names
 from asda_core.official.stored_config import HOP_SECONDS, WINDOW_SECONDS
 
-PARALLEL = "module."
+DATA_PARALLEL_PREFIX = "module."
 """Prefix that DataParallel adds to every name in the releases."""
 THROUGH_BANDS = 8
 """Number of bands of the intermediate grid when the releases interpolate a table in time, whatever their grid."""
@@ -51,9 +51,9 @@ STEP_DIVISOR = 16
 CLASS_ROWS = {"v.blocks.": 2, "v.layers.": 1}
 
 
-def is_masked_patch(tensors: Mapping[str, Tensor]) -> bool:
+def is_ssast(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether tensors are those of SSAST or SSAMBA."""
-    return any(name.removeprefix(PARALLEL).startswith(tuple(CLASS_ROWS)) for name in tensors)
+    return any(name.removeprefix(DATA_PARALLEL_PREFIX).startswith(tuple(CLASS_ROWS)) for name in tensors)
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,12 @@ class Settings:
             require(value is None or value > 0, f"{name} must be positive, not {value}.")
 
 
-def read_masked_patch(
-    stored: Mapping[str, Tensor], beside: Mapping[str, Any], file: Path, weights: Weights
-) -> Checkpoint:
+def read_ssast(stored: Mapping[str, Tensor], sidecar: Mapping[str, Any], file: Path, weights: Weights) -> Checkpoint:
     """Return the checkpoint under asda's names.
 
     Args:
         stored: tensors by released name.
-        beside: contents of a `config.json` beside the file, see `Settings`.
+        sidecar: contents of a `config.json` beside the file, see `Settings`.
         file: for messages.
         weights: only "student" exists.
 
@@ -97,36 +95,38 @@ def read_masked_patch(
     """
     if weights == "teacher":
         raise CheckpointError(f"{file} holds no teacher; its weights are those of the student.")
-    tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in stored.items()}
+    tensors = {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in stored.items()}
     if len(tensors) < len(stored):
-        raise CheckpointError(f"{file} contains tensors twice, with and without the prefix {PARALLEL!r}.")
+        raise CheckpointError(f"{file} contains tensors twice, with and without the prefix {DATA_PARALLEL_PREFIX!r}.")
     try:
-        settings = parse(Settings, dict(beside), str(file.with_name("config.json")))
-        found = recognise_masked_patch(tensors, settings, file)
+        settings = parse(Settings, dict(sidecar), str(file.with_name("config.json")))
+        architecture = infer_ssast_architecture(tensors, settings, file)
     except KeyError as error:
         raise CheckpointError(f"{file} is not a complete model of SSAST or SSAMBA: it lacks {error}.") from None
     except ConfigError as error:
         raise CheckpointError(f"{file} cannot be read as a model of SSAST or SSAMBA: {error}") from None
-    names, folded = released_names(found), folded_shapes(found)
-    also = (*UNUSED, MASK_TOKEN) if found.num_classes else UNUSED
-    check_all(tensors, dict(names.values()) | folded, also, file)
+    names, folded = released_names(architecture), folded_shapes(architecture)
+    also = (*UNUSED, MASK_TOKEN) if architecture.num_classes else UNUSED
+    check_tensors(tensors, dict(names.values()) | folded, also, file)
     ours = {name: tensors[theirs].float().contiguous().clone() for name, (theirs, _) in names.items()}
     ours["encoder.patches.projection.weight"] = ours["encoder.patches.projection.weight"].transpose(2, 3).contiguous()
-    ours["encoder.class_token"], ours["encoder.patches.table"] = unfold_positions(tensors, found.encoder)
+    ours["encoder.class_token"], ours["encoder.patches.table"] = unfold_positions(tensors, architecture.encoder)
     check_finite_tensors(ours, file)
-    state = f"fine-tuned to {found.num_classes} classes" if found.num_classes else "pre-trained"
+    state = f"fine-tuned to {architecture.num_classes} classes" if architecture.num_classes else "pre-trained"
     unused = len([name for name in also if name in tensors])
-    report = f"{file}: {found.family}, {state}: {len(tensors) - unused} of {len(tensors) - unused} tensors matched"
+    report = (
+        f"{file}: {architecture.family}, {state}: {len(tensors) - unused} of {len(tensors) - unused} tensors matched"
+    )
     report += f" ({len(folded)} of positions and class tokens, {unused} more unused)."
-    if found.family == "SSAMBA":
-        report += f" Wiring: {found.encoder.wiring}, not inferable from the tensors."
+    if architecture.family == "SSAMBA":
+        report += f" Wiring: {architecture.encoder.wiring}, not inferable from the tensors."
     classifier = None
-    if found.num_classes:
-        classifier = ClassifierConfig(found.num_classes, pooling=settings.pooling, norm_eps=HEAD_NORM_EPS)
-    return Checkpoint(file, _run(found), {}, 0, "", ours, classifier=classifier, report=report)
+    if architecture.num_classes:
+        classifier = ClassifierConfig(architecture.num_classes, pooling=settings.pooling, norm_eps=HEAD_NORM_EPS)
+    return Checkpoint(file, _run(architecture), {}, 0, "", ours, classifier=classifier, report=report)
 
 
-def recognise_masked_patch(tensors: Mapping[str, Tensor], settings: Settings, file: Path) -> SsastShape:
+def infer_ssast_architecture(tensors: Mapping[str, Tensor], settings: Settings, file: Path) -> SsastArchitecture:
     """Infer the architecture from the tensors and the settings stated beside them."""
     dim, _, patch_bins, patch_frames = tensors["v.patch_embed.proj.weight"].shape
     ssast = any(name.startswith("v.blocks.") for name in tensors)
@@ -159,13 +159,13 @@ def recognise_masked_patch(tensors: Mapping[str, Tensor], settings: Settings, fi
         heads = settings.num_heads or dim // HEAD_WIDTH
         ratio = tensors["v.blocks.0.mlp.fc1.weight"].shape[0] / dim
         encoder = replace(load_run_config("ssast_base").encoder, num_heads=heads, mlp_ratio=ratio, **shape)
-        return SsastShape("SSAST", encoder, **common)
+        return SsastArchitecture("SSAST", encoder, **common)
     return _recognise_mamba(tensors, settings, shape, common)
 
 
 def _recognise_mamba(
     tensors: Mapping[str, Tensor], settings: Settings, shape: dict[str, Any], common: dict[str, Any]
-) -> SsastShape:
+) -> SsastArchitecture:
     channels, states = tensors["v.layers.0.mixer.A_log"].shape
     rank, taps = (tensors[f"v.layers.0.mixer.{name}"].shape[-1] for name in ("dt_proj.weight", "conv1d.weight"))
     own, dim = "v.layers.0.mixer.D_b" in tensors, shape["dim"]
@@ -183,7 +183,9 @@ def _recognise_mamba(
         mixer=PluginChoice("mamba", options),
         **shape,
     )
-    return SsastShape("SSAMBA", encoder, **common, states=states, channels=channels, rank=rank, taps=taps)
+    return SsastArchitecture(
+        "SSAMBA", encoder, **common, states=states, channels=channels, step_rank=rank, conv_width=taps
+    )
 
 
 def _grid(
@@ -216,21 +218,21 @@ def unfold_positions(tensors: Mapping[str, Tensor], config: EncoderConfig) -> tu
     return tokens + table[:, :count], patches.contiguous()
 
 
-def _run(found: SsastShape) -> RunConfig:
+def _run(architecture: SsastArchitecture) -> RunConfig:
     """Return the config of a run that would continue the training: published settings with the inferred shape."""
-    base = load_run_config("ssast_base" if found.family == "SSAST" else "ssamba_tiny")
-    bands = found.encoder.positions.grid[1]
+    base = load_run_config("ssast_base" if architecture.family == "SSAST" else "ssamba_tiny")
+    bands = architecture.encoder.positions.grid[1]
     options = {**base.objective.options, "biased_clusters": True}
     if bands == 1:
         options |= {"pattern": "uniform"}
-    seconds = (found.frames - 1) * HOP_SECONDS + WINDOW_SECONDS
+    seconds = (architecture.frames - 1) * HOP_SECONDS + WINDOW_SECONDS
     front_end = base.front_end
-    if found.bins != Settings.bins:
-        front_end = replace(front_end, options={**front_end.options, "num_bins": found.bins})
+    if architecture.bins != Settings.bins:
+        front_end = replace(front_end, options={**front_end.options, "num_bins": architecture.bins})
     run = replace(
         base,
         front_end=front_end,
-        encoder=found.encoder,
+        encoder=architecture.encoder,
         objective=replace(base.objective, options=options),
         data=replace(base.data, clip_seconds=seconds),
     )

@@ -23,14 +23,14 @@ BRANCH_NAMES = {
 
 
 @dataclass(frozen=True)
-class SsastShape:
+class SsastArchitecture:
     """Architecture inferred from tensor names and shapes.
 
     Attributes:
         family: "SSAST" or "SSAMBA".
         encoder: config of the encoder.
         bins, frames: of the features for which the position table was made.
-        states, channels, rank, taps: of Mamba; 0 for SSAST.
+        states, channels, step_rank, conv_width: of Mamba; 0 for SSAST.
         num_classes: number of classes of a fine-tuned model, otherwise 0.
     """
 
@@ -40,14 +40,14 @@ class SsastShape:
     frames: int
     states: int = 0
     channels: int = 0
-    rank: int = 0
-    taps: int = 0
+    step_rank: int = 0
+    conv_width: int = 0
     num_classes: int = 0
 
 
-def released_names(found: SsastShape) -> dict[str, tuple[str, Shape]]:
+def released_names(architecture: SsastArchitecture) -> dict[str, tuple[str, Shape]]:
     """Map asda's name of every tensor that is only renamed (or transposed) to its released name and shape."""
-    config = found.encoder
+    config = architecture.encoder
     dim = config.dim
     patch = (dim, 1, config.patch_bins, config.patch_frames)
     names: dict[str, tuple[str, Shape]] = {
@@ -55,17 +55,17 @@ def released_names(found: SsastShape) -> dict[str, tuple[str, Shape]]:
         "encoder.patches.projection.bias": ("v.patch_embed.proj.bias", (dim,)),
     }
     block, root, end = _attention_block(config), "v.blocks", "v.norm"
-    if found.family == "SSAMBA":
-        block, root, end = _mamba_block(found), "v.layers", "v.norm_f"
+    if architecture.family == "SSAMBA":
+        block, root, end = _mamba_block(architecture), "v.layers", "v.norm_f"
     for layer in range(config.depth):
         names |= {f"encoder.blocks.{layer}.{ours}": (f"{root}.{layer}.{theirs}", shape)
                   for ours, (theirs, shape) in block.items()}  # fmt: skip
     for kind in ("weight", "bias") if config.norm_type == "layer" else ("weight",):
         names[f"encoder.final_norm.{kind}"] = (f"{end}.{kind}", (dim,))
-    if found.num_classes:
+    if architecture.num_classes:
         names |= {f"classifier.norm.{kind}": (f"mlp_head.0.{kind}", (dim,)) for kind in ("weight", "bias")}
-        names["classifier.head.weight"] = ("mlp_head.1.weight", (found.num_classes, dim))
-        names["classifier.head.bias"] = ("mlp_head.1.bias", (found.num_classes,))
+        names["classifier.head.weight"] = ("mlp_head.1.weight", (architecture.num_classes, dim))
+        names["classifier.head.bias"] = ("mlp_head.1.bias", (architecture.num_classes,))
         return names
     names["objective.mask_token"] = (MASK_TOKEN, (1, 1, dim))
     values = config.patch_bins * config.patch_frames
@@ -94,10 +94,15 @@ def _attention_block(config: EncoderConfig) -> dict[str, tuple[str, Shape]]:
     return {name: (theirs(name), shape) for name, shape in shapes.items()}
 
 
-def _mamba_block(found: SsastShape) -> dict[str, tuple[str, Shape]]:
-    dim, channels, states, rank = found.encoder.dim, found.channels, found.states, found.rank
+def _mamba_block(architecture: SsastArchitecture) -> dict[str, tuple[str, Shape]]:
+    dim, channels, states, rank = (
+        architecture.encoder.dim,
+        architecture.channels,
+        architecture.states,
+        architecture.step_rank,
+    )
     shapes: dict[str, Shape] = {
-        "conv.weight": (channels, 1, found.taps),
+        "conv.weight": (channels, 1, architecture.conv_width),
         "conv.bias": (channels,),
         "to_states.weight": (rank + 2 * states, channels),
         "to_steps.weight": (channels, rank),
@@ -110,9 +115,9 @@ def _mamba_block(found: SsastShape) -> dict[str, tuple[str, Shape]]:
         "mixer.out_proj.weight": ("mixer.out_proj.weight", (dim, channels)),
         "norm1.weight": ("norm.weight", (dim,)),
     }
-    if found.encoder.norm_type == "layer":
+    if architecture.encoder.norm_type == "layer":
         names["norm1.bias"] = ("norm.bias", (dim,))
-    version = found.encoder.mixer.options["version"]
+    version = architecture.encoder.mixer.options["version"]
     for branch, suffix in enumerate(("", "_b") if version == "v2" else ("",)):
         for ours, theirs in BRANCH_NAMES.items():
             names[f"mixer.branches.{branch}.{ours}"] = (f"mixer.{theirs.format(suffix)}", shapes[ours])
@@ -121,9 +126,9 @@ def _mamba_block(found: SsastShape) -> dict[str, tuple[str, Shape]]:
     return names
 
 
-def folded_shapes(found: SsastShape) -> dict[str, Shape]:
+def folded_shapes(architecture: SsastArchitecture) -> dict[str, Shape]:
     """Return the names and shapes of the tensors that become the class token and the position table."""
-    config = found.encoder
+    config = architecture.encoder
     times, bands = config.positions.grid
     count = config.class_token.count
     shapes: dict[str, Shape] = dict.fromkeys(("v.cls_token", "v.dist_token")[:count], (1, 1, config.dim))

@@ -31,7 +31,7 @@ HUGGING_FACE_HEAD_EPS = 1e-5
 PREDICTION_MODES: dict[str, Pooling] = {"CLS_TOKEN": "summary", "MEAN_POOLING": "mean", "LIN_SOFTMAX": "linear_softmax"}
 """Name of the pooling in a fine-tuned file -> asda's name."""
 OBJECTIVE = "objective.options"
-STATED = {
+STORED_PATHS = {
     "optimizer.peak_lr": ("optimizer", "groups", "default", "lr_float"),
     "optimizer.warmup_steps": ("optimizer", "groups", "default", "lr_scheduler", "warmup_updates"),
     "optimizer.weight_decay": ("optimizer", "groups", "default", "optimizer", "weight_decay"),
@@ -52,7 +52,7 @@ STATED = {
     f"{OBJECTIVE}.teacher.anneal_steps": ("model", "ema_anneal_end_step"),
 }
 """asda's key -> path in a stored pre-training config. The batch is per GPU, over which the utterance loss is summed."""
-REPRODUCED = {
+SUPPORTED_SETTINGS = {
     ("loss_beta",): 0,
     ("loss_scale",): None,
     ("end_of_block_targets",): False,
@@ -73,46 +73,60 @@ REPRODUCED = {
 """Settings that every released training recipe shares and that latent regression assumes."""
 
 
-def told(tree: Any, *path: str) -> Any:
+def nested_value(tree: Any, *path: str) -> Any:
     """Return the value at a path of nested mappings, None if there is none."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
-def pretraining(stored: Any) -> Any:
+def pretraining_config(stored_config: Any) -> Any:
     """Return the pre-training config within a stored one: itself, or what a fine-tuned file keeps of it."""
-    return told(stored, "model", "pretrained_model_args") or stored
+    return nested_value(stored_config, "model", "pretrained_model_args") or stored_config
 
 
-def run_config(found: Architecture, stored: Any, beside: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
+def run_config(
+    architecture: Architecture, stored_config: Any, sidecar: Mapping[str, Any]
+) -> tuple[RunConfig, list[str]]:
     """Return the config of the run that made a file, and the stored settings that were not usable, as in "clip_norm 0".
 
     Args:
-        found: architecture of its tensors.
-        stored: config within a fairseq file; empty if there is none.
-        beside: `config.json` beside a Hugging Face file; empty if there is none.
+        architecture: architecture of its tensors.
+        stored_config: config within a fairseq file; empty if there is none.
+        sidecar: `config.json` beside a Hugging Face file; empty if there is none.
     """
-    before = pretraining(stored)
+    before = pretraining_config(stored_config)
     values: dict[str, Any] = {}
     for flag, constants in NORMALISATION.items():
-        if any(told(stored, part, flag) is True for part in ("model", "task")):
+        if any(nested_value(stored_config, part, flag) is True for part in ("model", "task")):
             values |= {f"front_end.options.{name}": value for name, value in constants.items()}
-    bins = told(beside, "mel_bins")
+    bins = nested_value(sidecar, "mel_bins")
     if bins not in (None, LogMelConfig.num_bins):
         values["front_end.options.num_bins"] = bins
-    frames = told(stored, "task", "target_length") or told(stored, "model", "target_length")
-    size = told(beside, "img_size")
+    frames = nested_value(stored_config, "task", "target_length") or nested_value(
+        stored_config, "model", "target_length"
+    )
+    size = nested_value(sidecar, "img_size")
     frames = frames or (size[0] if isinstance(size, list) and size else None)
     if frames is not None and _is_number(frames):
         values["data.clip_seconds"] = (frames - 1) * HOP_SECONDS + WINDOW_SECONDS
-    values |= {key: told(before, *path) for key, path in STATED.items()}
-    values |= {f"{OBJECTIVE}.decoder.{name}": value for name, value in _decoder(found, told(before, "model")).items()}
-    start = {"compat": "released", "front_end": "log_mel", "objective": "latent_regression", "encoder": found.encoder}
-    return _accepted(start, {key: value for key, value in values.items() if value is not None}, found)
+    values |= {key: nested_value(before, *path) for key, path in STORED_PATHS.items()}
+    values |= {
+        f"{OBJECTIVE}.decoder.{name}": value
+        for name, value in _decoder(architecture, nested_value(before, "model")).items()
+    }
+    start = {
+        "compat": "released",
+        "front_end": "log_mel",
+        "objective": "latent_regression",
+        "encoder": architecture.encoder,
+    }
+    return _accepted(start, {key: value for key, value in values.items() if value is not None}, architecture)
 
 
-def _accepted(plain: dict[str, Any], values: Mapping[str, Any], found: Architecture) -> tuple[RunConfig, list[str]]:
+def _accepted(
+    plain: dict[str, Any], values: Mapping[str, Any], architecture: Architecture
+) -> tuple[RunConfig, list[str]]:
     """Return the config with every value that it accepts, and a description of each of the others."""
     rejected = []
     for key, value in values.items():
@@ -126,59 +140,61 @@ def _accepted(plain: dict[str, Any], values: Mapping[str, Any], found: Architect
         except ConfigError:
             rejected.append(f"{key.rpartition('.')[2]} {value!r:.40}")
             continue
-        if (options.top_layers or 0) > found.encoder.depth:
+        if (options.top_layers or 0) > architecture.encoder.depth:
             rejected.append(f"top_layers {options.top_layers}")
             continue
         plain = candidate
     return parse(RunConfig, plain), rejected
 
 
-def not_reproduced(stored: Any) -> list[str]:
+def unsupported_settings(stored_config: Any) -> list[str]:
     """List stored training settings that asda does not reproduce; they affect further training, not the features."""
-    model = told(pretraining(stored), "model")
-    values = {path: told(model, *path) for path in REPRODUCED}
+    model = nested_value(pretraining_config(stored_config), "model")
+    values = {path: nested_value(model, *path) for path in SUPPORTED_SETTINGS}
     return [
         f"{path[-1]} {values[path]!r:.40}"
-        for path, expected in REPRODUCED.items()
+        for path, expected in SUPPORTED_SETTINGS.items()
         if values[path] is not None and values[path] != expected
     ]
 
 
-def classifier_config(found: Architecture, stored: Any, labels: Mapping[Any, Any]) -> ClassifierConfig | None:
+def classifier_config(
+    architecture: Architecture, stored_config: Any, labels: Mapping[Any, Any]
+) -> ClassifierConfig | None:
     """Return the config of the head of a fine-tuned file, None if it has none.
 
     Args:
-        found: architecture of its tensors.
-        stored: config within a fairseq file.
+        architecture: architecture of its tensors.
+        stored_config: config within a fairseq file.
         labels: name of a class -> its number, as in `task_state`.
     """
-    if not found.num_classes:
+    if not architecture.num_classes:
         return None
-    numbers = {str(number): number for number in range(found.num_classes)}
+    numbers = {str(number): number for number in range(architecture.num_classes)}
     names = {numbers[str(number)]: str(name) for name, number in labels.items() if str(number) in numbers}
-    mode = told(stored, "model", "prediction_mode")
+    mode = nested_value(stored_config, "model", "prediction_mode")
     return ClassifierConfig(
-        num_classes=found.num_classes,
+        num_classes=architecture.num_classes,
         pooling=PREDICTION_MODES.get(str(mode), "summary"),
-        norm_eps=ClassifierConfig.norm_eps if found.layout == "fairseq" else HUGGING_FACE_HEAD_EPS,
-        multi_label=told(stored, "model", "esc50_eval") is not True,
-        labels=tuple(names[number] for number in numbers.values()) if len(names) == found.num_classes else (),
+        norm_eps=ClassifierConfig.norm_eps if architecture.layout == "fairseq" else HUGGING_FACE_HEAD_EPS,
+        multi_label=nested_value(stored_config, "model", "esc50_eval") is not True,
+        labels=tuple(names[number] for number in numbers.values()) if len(names) == architecture.num_classes else (),
     )
 
 
-def _decoder(found: Architecture, model: Any) -> dict[str, Any]:
+def _decoder(architecture: Architecture, model: Any) -> dict[str, Any]:
     """Return decoder settings: from the shapes of its convolutions, or as stated, or adjusted to fit the width."""
-    dim = found.encoder.dim
-    if found.decoder:
-        width, per_group, kernel, _ = found.decoder[0]
+    dim = architecture.encoder.dim
+    if architecture.decoder:
+        width, per_group, kernel, _ = architecture.decoder[0]
         return {
             "groups": max(1, dim // max(1, per_group)),
             "dim": width,
-            "layers": len(found.decoder),
+            "layers": len(architecture.decoder),
             "kernel": kernel,
         }
     names = {"groups": "decoder_groups", "dim": "decoder_dim", "layers": "decoder_layers", "kernel": "decoder_kernel"}
-    stated = {ours: told(model, "modalities", "image", "decoder", theirs) for ours, theirs in names.items()}
+    stated = {ours: nested_value(model, "modalities", "image", "decoder", theirs) for ours, theirs in names.items()}
     groups = stated["groups"] if _is_number(stated["groups"]) else DecoderConfig.groups
     if dim % max(1, int(groups)):
         return {"groups": math.gcd(dim, DecoderConfig.groups), "dim": dim}

@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import nn
 
-from asda_core.assemble import adapt, build, build_encoder, build_front_end, in_full
+from asda_core.assemble import adapt, build, build_encoder, build_front_end, with_all_options
 from asda_core.catalog import installed_catalog
 from asda_core.config_io import signature, to_yaml
 from asda_core.contracts import ObjectiveContext
@@ -17,7 +17,7 @@ from asda_core.hookspecs import FAMILIES
 from asda_core.inference.framing import num_frames
 from asda_core.model.flops import encoder_flops
 from asda_core.plugin.matrix import check_catalog
-from asda_core.settings.changes import changed, config_of, is_config
+from asda_core.settings.changes import apply_changes, config_from_path, is_config
 
 GIGA = 1e9
 
@@ -41,10 +41,10 @@ def run_plugins(parsed: argparse.Namespace) -> None:
         return
     for family in FAMILIES:
         print(f"{family}s:")
-        for offer in catalog.family(family):
+        for offer in catalog.family_offers(family):
             print(f"  {offer.spec.name:<20} {f'{offer.distribution} {offer.version}':<24} {offer.spec.summary}")
             print(f"  {'':<20} {'':<24} {offer.spec.source}")
-        if not catalog.family(family):
+        if not catalog.family_offers(family):
             print("  (none)")
     for problem in catalog.problems:
         print(f"problem: {problem.name} of {problem.distribution}: {problem.message}")
@@ -55,7 +55,7 @@ def run_show(parsed: argparse.Namespace) -> None:
     if is_recipe(parsed.config):
         print(to_yaml(changed_recipe(load_recipe(parsed.config), parsed.changes)))
         return
-    config = changed(config_of(parsed.config), parsed.changes)
+    config = apply_changes(config_from_path(parsed.config), parsed.changes)
     catalog = installed_catalog()
     front_end = build_front_end(catalog, config.front_end, config.compat)
     with torch.device("meta"):  # shapes alone: no weights are drawn
@@ -70,7 +70,7 @@ def run_show(parsed: argparse.Namespace) -> None:
             message = f"no installed plugin offers its objective {config.objective.name!r}, needed only for training"
             print(f"warning: {message}.", file=sys.stderr)
     print(to_yaml(config))
-    full = in_full(catalog, config)
+    full = with_all_options(catalog, config)
     chosen = {"front end": full.front_end, "mixer": full.encoder.mixer, "objective": full.objective}
     if full.adapter is not None:
         chosen["adapter"] = full.adapter

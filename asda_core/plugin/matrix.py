@@ -10,7 +10,7 @@ from asda_core.catalog import Catalog
 from asda_core.contracts import AdapterSpec
 from asda_core.testing import check_adapter, check_combination, check_front_end, check_mixer, check_objective
 
-ALONE = "its contract"
+CONTRACT_COLUMN = "its contract"
 Check = tuple[str, str, Callable[[], None]]
 """Row, column, and the check for that cell."""
 
@@ -41,7 +41,7 @@ def check_catalog(catalog: Catalog, progress: bool = True) -> tuple[str, list[st
 
 def _single(catalog: Catalog) -> Iterator[Check]:
     """Every plugin against the contract of its family; adapters on every mixer."""
-    mixers: list[Any] = [offer.spec for offer in catalog.family("mixer")]
+    mixers: list[Any] = [offer.spec for offer in catalog.family_offers("mixer")]
 
     def on_every_mixer(spec: AdapterSpec[Any]) -> None:
         for mixer in mixers:
@@ -57,15 +57,15 @@ def _single(catalog: Catalog) -> Iterator[Check]:
         "adapter": on_every_mixer,
     }
     for family, check in checks.items():
-        for offer in catalog.family(family):
-            yield f"{family} {offer.spec.name}", ALONE, partial(check, offer.spec)
+        for offer in catalog.family_offers(family):
+            yield f"{family} {offer.spec.name}", CONTRACT_COLUMN, partial(check, offer.spec)
 
 
 def _combined(catalog: Catalog) -> Iterator[Check]:
     """Every mixer with every objective, each with no adapter and with every one."""
-    for mixer in catalog.family("mixer"):
-        for objective in catalog.family("objective"):
-            for adapter in (None, *catalog.family("adapter")):
+    for mixer in catalog.family_offers("mixer"):
+        for objective in catalog.family_offers("objective"):
+            for adapter in (None, *catalog.family_offers("adapter")):
                 name = f"{objective.spec.name} + {adapter.spec.name if adapter else 'no adapter'}"
                 specs: tuple[Any, ...] = (mixer.spec, None if adapter is None else adapter.spec, objective.spec)
                 yield mixer.spec.name, name, partial(check_combination, *specs)

@@ -38,11 +38,13 @@ class FamilyTemplate:
     use: str
 
 
-PRETRAIN = "Use it: `asda pretrain asda_tiny --data AUDIO --set {}=$name`, where AUDIO is a folder of audio files."
-KINDS = {
-    "mixer": FamilyTemplate("check_mixer", "temperature=0.1", PRETRAIN.format("encoder.mixer")),
-    "front end": FamilyTemplate("check_front_end", "num_bins=64", PRETRAIN.format("front_end")),
-    "objective": FamilyTemplate("check_objective", 'mask={"hidden_share": 0.5}', PRETRAIN.format("objective")),
+PRETRAIN_USAGE = (
+    "Use it: `asda pretrain asda_tiny --data AUDIO --set {}=$name`, where AUDIO is a folder of audio files."
+)
+FAMILY_TEMPLATES = {
+    "mixer": FamilyTemplate("check_mixer", "temperature=0.1", PRETRAIN_USAGE.format("encoder.mixer")),
+    "front end": FamilyTemplate("check_front_end", "num_bins=64", PRETRAIN_USAGE.format("front_end")),
+    "objective": FamilyTemplate("check_objective", 'mask={"hidden_share": 0.5}', PRETRAIN_USAGE.format("objective")),
     "adapter": FamilyTemplate(
         "check_adapter",
         "first_layer=1",
@@ -66,22 +68,22 @@ def run_new_plugin(parsed: argparse.Namespace) -> None:
     print("  pytest && asda plugins")
 
 
-def plugin_name(given: str) -> str:
+def plugin_name(text: str) -> str:
     """Return the name as it is written in configs, with `_` for `-`.
 
     Raises:
         PluginError: it is not valid for a plugin, its module and its distribution.
     """
-    name = given.replace("-", "_")
+    name = text.replace("-", "_")
     if not NAME.fullmatch(name):
         raise PluginError(
-            f"{given!r} is not a valid plugin name: use lower-case letters and digits, starting with a letter, "
+            f"{text!r} is not a valid plugin name: use lower-case letters and digits, starting with a letter, "
             "words joined by single - or _, as in my-linear."
         )
     if keyword.iskeyword(name):
-        raise PluginError(f"{given!r} is not a valid plugin name: it is a Python keyword.")
+        raise PluginError(f"{text!r} is not a valid plugin name: it is a Python keyword.")
     if parse_value(name) != name:
-        raise PluginError(f"{given!r} is not a valid plugin name: YAML reads it as {parse_value(name)!r}.")
+        raise PluginError(f"{text!r} is not a valid plugin name: YAML reads it as {parse_value(name)!r}.")
     return name
 
 
@@ -89,7 +91,7 @@ def write_plugin(family: str, name: str, into: Path, catalog: Catalog) -> tuple[
     """Write the package into `into/asda-NAME`; return the folder and its files.
 
     Args:
-        family: a key of `KINDS`.
+        family: a key of `FAMILY_TEMPLATES`.
         name: as returned by `plugin_name`.
         into: a folder; created if missing.
         catalog: the installed plugins, so that no name is taken twice.
@@ -110,7 +112,7 @@ def write_plugin(family: str, name: str, into: Path, catalog: Catalog) -> tuple[
     if folder.is_dir() and any(folder.iterdir()):
         raise AsdaError(f"{folder} exists and is not empty; nothing was written.")
     folder.mkdir(parents=True, exist_ok=True)
-    texts = KINDS[family]
+    texts = FAMILY_TEMPLATES[family]
     fields = {
         "name": name,
         "Name": "".join(word.capitalize() for word in name.split("_")),

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from soundfile import SoundFile
 from torch import Tensor
 
-from asda_core.audio import opened, read_sound, resample
+from asda_core.audio import open_audio, read_samples, resample
 from asda_core.config import DataConfig
 from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError
-from asda_core.sound.flac import whole_flac
+from asda_core.sound.flac import decode_flac
 
 WHOLE_FILE_SECONDS = 60.0
 """Files up to this length are decoded whole and cached; of longer ones only the requested crop is decoded."""
@@ -30,12 +30,12 @@ class ClipReader:
         self._free_bytes = config.cache_mebibytes * BYTES_PER_MEBIBYTE
         self._lock = threading.Lock()
 
-    def stretch(self, file: Path, share: float, content: bytes | None = None) -> Float[Tensor, " samples"]:
-        """Return the crop at `share` of the range of start positions; shorter than a clip if the file is.
+    def read_crop(self, file: Path, fraction: float, content: bytes | None = None) -> Float[Tensor, " samples"]:
+        """Return the crop at `fraction` of the range of start positions; shorter than a clip if the file is.
 
         Args:
             file: its path, or the name of the audio in `content`.
-            share: in [0, 1).
+            fraction: in [0, 1).
             content: the bytes of the file, if already available; they are decoded anew at every call.
 
         Raises:
@@ -44,29 +44,29 @@ class ClipReader:
         audio = self._cache.get(file) if content is None else None
         if audio is None:
             encoded = _content_of(file) if content is None else content
-            with opened(file, encoded) as sound:
+            with open_audio(file, encoded) as sound:
                 seconds = self._seconds(sound, file)
                 if seconds > WHOLE_FILE_SECONDS:
                     self.long_files.add(file)
-                    start = share * max(0.0, seconds - self.config.clip_seconds)
+                    start = fraction * max(0.0, seconds - self.config.clip_seconds)
                     return self._read(sound, file, start, self.config.clip_seconds)[: self.num_samples]
                 audio = self._decode_whole(sound, file, encoded)
             if content is None:
                 self._cache_audio(file, audio)
-        first = int(share * max(0, len(audio) - self.num_samples + 1))
+        first = int(fraction * max(0, len(audio) - self.num_samples + 1))
         return audio[first : first + self.num_samples]
 
-    def heard(self, file: Path) -> Float[Tensor, " samples"]:
+    def read_for_evaluation(self, file: Path) -> Float[Tensor, " samples"]:
         """Return the waveform that evaluation uses: the whole file, or its first crop if training always takes that.
 
         Raises:
             AudioError: the file cannot be read, or has fewer samples than `min_samples` of the config.
         """
-        return self.stretch(file, 0.0) if self.config.crop == "first" else self.whole(file)
+        return self.read_crop(file, 0.0) if self.config.crop == "first" else self.read_whole(file)
 
     def _decode_whole(self, sound: SoundFile, file: Path, content: bytes | None) -> Tensor:
         """Decode a whole file that fits into memory."""
-        samples = whole_flac(sound, file, content)
+        samples = decode_flac(sound, file, content)
         return self._read(sound, file) if samples is None else resample(samples, sound.samplerate, self.sample_rate)
 
     def _seconds(self, sound: SoundFile, file: Path) -> float:
@@ -78,9 +78,9 @@ class ClipReader:
 
     def _read(self, sound: SoundFile, file: Path, start_seconds: float = 0.0, seconds: float | None = None) -> Tensor:
         along = self.config.resample_along
-        return read_sound(sound, str(file), self.sample_rate, start_seconds, seconds, along)
+        return read_samples(sound, str(file), self.sample_rate, start_seconds, seconds, along)
 
-    def whole(self, file: Path) -> Float[Tensor, " samples"]:
+    def read_whole(self, file: Path) -> Float[Tensor, " samples"]:
         """Return the whole file, and cache it if there is room.
 
         Raises:
@@ -89,7 +89,7 @@ class ClipReader:
         if (cached := self._cache.get(file)) is not None:
             return cached
         content = _content_of(file)
-        with opened(file, content) as sound:
+        with open_audio(file, content) as sound:
             fits = self._seconds(sound, file) <= WHOLE_FILE_SECONDS
             audio = self._decode_whole(sound, file, content) if fits else self._read(sound, file)
         self._cache_audio(file, audio)

@@ -10,51 +10,51 @@ from asda_core.assemble import plugin_origins
 from asda_core.catalog import installed_catalog
 from asda_core.config import DataConfig
 from asda_core.config_io import signature
-from asda_core.data.sources import find_training, is_stream, list_identity, tell_doubles
+from asda_core.data.sources import find_training_data, is_stream, list_identity, warn_of_duplicates
 from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
-from asda_core.pretrain.processes import launched
-from asda_core.settings.changes import changed, config_of
+from asda_core.pretrain.processes import processes_from_environment
+from asda_core.settings.changes import apply_changes, config_from_path
 from asda_core.system.files import model_digest
-from asda_core.weights.initial import holds_objective
+from asda_core.weights.initial import has_objective
 from asda_core.weights.paths import newest_step
 
 
 def run_pretrain(parsed: argparse.Namespace) -> None:
     """Run `asda pretrain`, also as one of the processes that torchrun starts."""
-    processes = launched(os.environ)
-    config = changed(config_of(parsed.config), parsed.changes)
+    processes = processes_from_environment(os.environ)
+    config = apply_changes(config_from_path(parsed.config), parsed.changes)
     catalog = installed_catalog()
     plugin_origins(catalog, config)  # a missing plugin raises before anything is built
     if config.steps and not parsed.data:
         raise ConfigError("--data is required for training (steps=0 only writes the initial model).")
-    files = find_training(parsed.data)
+    files = find_training_data(parsed.data)
     init = read_model(parsed.init) if parsed.init else None
     identity: dict[str, Any] = {"data": list_identity(files)}
     if init is not None:
         identity["init"] = model_digest(init.file)
-        objective = "with its objective" if holds_objective(init) else "with a new objective"
-        if processes.first:
+        objective = "with its objective" if has_objective(init) else "with a new objective"
+        if processes.is_first:
             print(f"{init.report}\ninitialised with the encoder of {init.file}, {objective}.".lstrip(), file=sys.stderr)
-    if processes.first and config.optimizer.warmup_steps >= config.steps > 0:
+    if processes.is_first and config.optimizer.warmup_steps >= config.steps > 0:
         print(
             f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "
             "the learning rate will not reach its peak.",
             file=sys.stderr,
         )
     streamed = any(map(is_stream, parsed.data))
-    if processes.first and not streamed:
-        tell_doubles([file for file in files if isinstance(file, Path)])
-    if processes.first and files and not streamed and config.data.shuffle_clips != DataConfig().shuffle_clips:
+    if processes.is_first and not streamed:
+        warn_of_duplicates([file for file in files if isinstance(file, Path)])
+    if processes.is_first and files and not streamed and config.data.shuffle_clips != DataConfig().shuffle_clips:
         print("warning: data.shuffle_clips applies to streamed shards only; files are fully shuffled.", file=sys.stderr)
     folder = parsed.out or Path("runs") / f"{parsed.config.stem}-{signature(config, **identity)}"
-    if processes.first:
+    if processes.is_first:
         sources = "streamed shards" if streamed else "audio files"
         print(f"{len(files)} {sources} -> {folder}", file=sys.stderr)
         if (step := newest_step(folder)) is not None and (completed := int(step.name.removeprefix("step-"))):
             status = f"resumes after step {completed} of" if completed < config.steps else "is complete:"
             print(f"{folder} {status} {config.steps} steps.", file=sys.stderr)
-    final = pretrain(config, files, folder, catalog, parsed.device, processes.first, init, processes)
-    if processes.first:
+    final = pretrain(config, files, folder, catalog, parsed.device, processes.is_first, init, processes)
+    if processes.is_first:
         print(final)

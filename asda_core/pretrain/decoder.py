@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
 from asda_core.errors import ConfigError
-from asda_core.model.recomputation import remade
+from asda_core.model.recomputation import with_recomputation
 
 NORM_EPS = 1e-5
 """Epsilon of the LayerNorm over channels. **Source**: released code (PyTorch's default)."""
@@ -58,7 +58,7 @@ class ConvolutionalDecoder(nn.Module):
         self,
         patches: Float[Tensor, "batch patches dim"],
         grid: tuple[int, int],
-        wanted: Int[Tensor, "batch hidden"] | None = None,
+        columns: Int[Tensor, "batch hidden"] | None = None,
     ) -> Float[Tensor, "batch predicted dim"]:
         """Predict all patches, or the requested ones, from patches in raster order.
 
@@ -67,7 +67,7 @@ class ConvolutionalDecoder(nn.Module):
         Args:
             patches: all positions of the grid.
             grid: (time steps, bands).
-            wanted: columns of the patches to predict, individual for each row; None predicts all.
+            columns: columns of the patches to predict, individual for each row; None predicts all.
         """
         times, bands = grid
         tokens = patches.reshape(len(patches), times, bands, -1)  # (B, times, bands, D)
@@ -75,9 +75,9 @@ class ConvolutionalDecoder(nn.Module):
             new = convolution(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             if number == len(self.convolutions):  # other patches are not needed from here on
                 tokens, new = (tensor.flatten(1, 2) for tensor in (tokens, new))
-                if wanted is not None:
-                    tokens, new = rows_at(tokens, wanted), rows_at(new, wanted)
-            new = remade(_normalised_gelu, new)
+                if columns is not None:
+                    tokens, new = take_tokens(tokens, columns), take_tokens(new, columns)
+            new = with_recomputation(_normalised_gelu, new)
             tokens = new + tokens if new.shape == tokens.shape else new
         predicted: Tensor = self.proj(tokens)
         return predicted
@@ -87,17 +87,19 @@ def _normalised_gelu(new: Tensor) -> Tensor:
     return gelu(layer_norm(new, new.shape[-1:], eps=NORM_EPS))
 
 
-def rows_at(
-    tokens: Float[Tensor, "batch tokens dim"], columns: Int[Tensor, "rows n"], owner: Int[Tensor, " rows"] | None = None
+def take_tokens(
+    tokens: Float[Tensor, "batch tokens dim"],
+    columns: Int[Tensor, "rows n"],
+    clip_indices: Int[Tensor, " rows"] | None = None,
 ) -> Float[Tensor, "rows n dim"]:
     """Gather selected tokens for each row, copied a whole token at a time.
 
     Args:
         tokens: of clips.
         columns: columns of the selected tokens, individual for each row.
-        owner: clip of each row, so that clips need not be repeated for their clones; None: one row per clip.
+        clip_indices: clip of each row, so that clips need not be repeated for their clones; None: one row per clip.
     """
-    if owner is None:
-        owner = torch.arange(len(tokens), device=tokens.device)
-    rows = (owner.unsqueeze(1) * tokens.shape[1] + columns).flatten()
+    if clip_indices is None:
+        clip_indices = torch.arange(len(tokens), device=tokens.device)
+    rows = (clip_indices.unsqueeze(1) * tokens.shape[1] + columns).flatten()
     return tokens.flatten(0, 1).index_select(0, rows).view(*columns.shape, tokens.shape[-1])

@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimpl
-from asda_core.devices import generator_on, sent
+from asda_core.devices import generator_on, to_device
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
-from asda_core.pretrain.decoder import ConvolutionalDecoder, DecoderConfig, rows_at
+from asda_core.pretrain.decoder import ConvolutionalDecoder, DecoderConfig, take_tokens
 from asda_core.pretrain.masking import MaskConfig, block_masks, num_kept, split_columns
 from asda_core.pretrain.teacher import Teacher, TeacherConfig, make_targets
 
@@ -113,10 +113,10 @@ class LatentRegression(nn.Module):
                 reading it needs no synchronisation.
             noise: values at the hidden positions of the decoder's input.
         """
-        visible, masked = (sent(columns, features.device) for columns in split_columns(hidden))
+        visible, masked = (to_device(columns, features.device) for columns in split_columns(hidden))
         tokens, layout = encoder.embed(features)
         owner = torch.arange(len(features), device=tokens.device).repeat_interleave(self.config.clones)
-        student = encoder.encode(rows_at(tokens, visible, owner), layout.select(owner, visible), layers=False)
+        student = encoder.encode(take_tokens(tokens, visible, owner), layout.select(owner, visible), layers=False)
         encoded = student.tokens
         positions = torch.arange(len(visible), device=visible.device).unsqueeze(1) * noise.shape[1] + visible
         filled = (
@@ -126,8 +126,8 @@ class LatentRegression(nn.Module):
             .view_as(noise)
         )
         predicted = self.decoder(filled, layout.grid, masked)
-        target = make_targets(self.teacher.layers(features), self.config.top_layers)
-        masked_target = rows_at(target, masked, owner)
+        target = make_targets(self.teacher.layer_outputs(features), self.config.top_layers)
+        masked_target = take_tokens(target, masked, owner)
         frame = squared_error(predicted, masked_target).mean()
         utterance = squared_error(student.summary, target.mean(dim=1)[owner]).mean()
         rows = len(owner) if self.config.utterance_rows is None else self.config.utterance_rows
@@ -139,7 +139,7 @@ class LatentRegression(nn.Module):
 
     def after_step(self, encoder: Encoder, step: int) -> None:
         """Update the teacher."""
-        self.teacher.follow(encoder, step)
+        self.teacher.update(encoder, step)
 
 
 def squared_error(predicted: Float[Tensor, "*rows dim"], target: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows"]:

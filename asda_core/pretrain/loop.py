@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.adapting import train_beside_frozen
-from asda_core.assemble import Parts, decisive, in_full, plugin_origins
+from asda_core.adapting import set_train_mode
+from asda_core.assemble import Parts, plugin_origins, with_all_options, without_speed_options
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
     TRAINING_FILE,
     Checkpoint,
+    checkpoint_metadata,
     load_strict,
-    metadata_of,
     model_tensors,
     read_checkpoint,
     write_model,
@@ -27,30 +27,30 @@ from asda_core.checkpoint import (
 )
 from asda_core.config import RunConfig
 from asda_core.config_io import differences, signature, to_yaml
-from asda_core.data.content import audio_digest, same_audio
+from asda_core.data.digests import audio_digest, is_same_data
 from asda_core.data.sources import AudioList
-from asda_core.data.stream_batches import open_clips
-from asda_core.devices import sent
+from asda_core.data.stream_batches import open_batches
+from asda_core.devices import to_device
 from asda_core.errors import ConfigError, TrainingStopped
-from asda_core.model.processor import exact_products
-from asda_core.pretrain.computing import gathered, placed_like, prepare, whole
-from asda_core.pretrain.data import Batches, Clips
-from asda_core.pretrain.prefetching import prefetched
-from asda_core.pretrain.processes import ALONE, Processes, joined, own_device
-from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, named_skipped, reporting, tell_left_out
+from asda_core.model.processor import exact_matmul
+from asda_core.pretrain.clip_batches import Batches, Clips
+from asda_core.pretrain.prefetching import prefetch
+from asda_core.pretrain.processes import SINGLE_PROCESS, Processes, process_device, process_group
+from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, read_skipped, reporting, warn_of_unused_bins
 from asda_core.pretrain.resuming import (
-    drop_log_after,
-    older_steps_told,
+    load_optimizer_states,
     optimizer_states,
-    put_states_back,
     stop_on_signal,
+    suggest_older_step,
+    truncate_log,
 )
-from asda_core.pretrain.schedule import learning_rate, make_optimizer, without_decay
-from asda_core.pretrain.step import Passes, Step, check_finite, pass_seed, passes_of
+from asda_core.pretrain.schedule import learning_rate, make_optimizer, no_decay_ids
+from asda_core.pretrain.step import Passes, Step, check_finite, pass_seed, plan_passes
+from asda_core.pretrain.step_wrapping import distribute_like, full_tensor, gather_tensors, prepare
 from asda_core.sound.feature_padding import fill_features
 from asda_core.system.files import model_digest, write_text
-from asda_core.system.locks import LOCK_FILE, alone_in
-from asda_core.weights.initial import parts_to_train
+from asda_core.system.locks import LOCK_FILE, hold_folder_lock
+from asda_core.weights.initial import build_training_parts
 from asda_core.weights.paths import MODEL_FILE, newest_step
 from asda_core.weights.provenance import stored_plugins
 from asda_core.weights.tensor_files import read_tensors
@@ -70,15 +70,15 @@ class Run:
     device: torch.device
     parts: Parts
     optimizer: torch.optim.Optimizer
-    data: str
-    wrapped: nn.Module
+    data_digest: str
+    wrapped_step: nn.Module
     passes: Passes
     stream_parts: int
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     step: int = 0
     stop: bool = field(default=False)
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Request a stop after the step in progress."""
         self.stop = True
 
@@ -91,7 +91,7 @@ def pretrain(
     device: str = "cpu",
     progress: bool = True,
     init: Checkpoint | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Path:
     """Start or resume a training run.
 
@@ -115,31 +115,32 @@ def pretrain(
         TrainingStopped: after Ctrl-C or SIGTERM, once the state is saved.
         AsdaError: the loss or the gradient norm is no longer finite, or another process has ended.
     """
-    parts = parts_to_train(config, catalog, init)  # an invalid config raises before a folder is created
+    parts = build_training_parts(config, catalog, init)  # an invalid config raises before a folder is created
     data = audio_digest(files, None if init is None else model_digest(init.file))
-    own, final = own_device(device, processes), folder / MODEL_FILE
-    lock = alone_in(folder, LOCK_FILE, "trains in") if processes.first else nullcontext()
-    with joined(processes, own), lock:
+    own, final = process_device(device, processes), folder / MODEL_FILE
+    lock = hold_folder_lock(folder, LOCK_FILE, "trains in") if processes.is_first else nullcontext()
+    with process_group(processes, own), lock:
         run = _start(config, catalog, folder, own, data, parts, processes)
         clips = _clips(run, files)
-        reports = reporting(folder, run.step, config.steps, progress) if processes.first else nullcontext()
-        with reports as reporter, exact_products(own), stop_on_signal(run.ask_to_stop, patient=processes.by_launcher):
+        reports = reporting(folder, run.step, config.steps, progress) if processes.is_first else nullcontext()
+        with reports as reporter, exact_matmul(own), stop_on_signal(run.request_stop, patient=processes.has_launcher):
             _train(run, clips, reporter)
-        if reporter is not None and (skipped := named_skipped(folder)):
+        if reporter is not None and (skipped := read_skipped(folder)):
             print(f"{len(skipped)} of {len(files)} files were skipped: {folder / SKIPPED_FILE}", file=sys.stderr)
-        tensors = gathered(model_tensors(run.parts, with_objective=False), processes.first)
-        if processes.first:
+        tensors = gather_tensors(model_tensors(run.parts, with_objective=False), processes.is_first)
+        if processes.is_first:
             plugins = stored_plugins(newest_step(folder))
-            write_model(final, tensors, metadata_of(config, catalog, run.step, run.data, plugins=plugins))
-        processes.wait()
+            metadata = checkpoint_metadata(config, catalog, run.step, run.data_digest, plugins=plugins)
+            write_model(final, tensors, metadata)
+        processes.barrier()
     return final
 
 
 def _clips(run: Run, files: AudioList) -> Batches:
     """Open the batches of this process."""
     config, rate, processes = run.config, run.parts.front_end.sample_rate, run.processes
-    return open_clips(
-        files, config.data, rate, config.seed, processes.rank, processes.world, run.folder, run.stream_parts
+    return open_batches(
+        files, config.data, rate, config.seed, processes.rank, processes.world_size, run.folder, run.stream_parts
     )
 
 
@@ -150,7 +151,9 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
         return
     saves = True
     record: dict[str, Any] = {}
-    with closing(prefetched(clips, run.step, config.steps, lambda: run.stop and run.processes.world == 1)) as batches:
+    with closing(
+        prefetch(clips, run.step, config.steps, lambda: run.stop and run.processes.world_size == 1)
+    ) as batches:
         for batch in batches:
             record = _train_step(run, batch)
             stop = run.processes.any(run.stop)
@@ -160,7 +163,7 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
                 values = _checked(run, record)
                 _share_skipped(run, clips)
             if reporter is not None:
-                reporter.name_skipped(run.folder, clips)
+                reporter.report_skipped(run.folder, clips)
                 reporter.bar.update()
                 if logs:
                     reporter.log(run.step, values)
@@ -197,25 +200,25 @@ def _start(
     processes.check_same("the audio files and initial weights", data)
     processes.check_same("the newest step in the run's folder", str(latest))
     step, states, split = (0, {}, {}) if latest is None else _read_step(latest, config, catalog, data, parts)
-    passes = passes_of(config.data, processes, split.get(PASS_KEY))
-    stream_parts = split.get(STREAM_KEY, processes.world)
+    passes = plan_passes(config.data, processes, split.get(PASS_KEY))
+    stream_parts = split.get(STREAM_KEY, processes.world_size)
     parts.front_end.to(device).eval()  # its features must not be random
     for module in (parts.encoder, parts.objective):
         module.train()
     if config.adapter is not None:
-        train_beside_frozen(parts.encoder)
+        set_train_mode(parts.encoder)
     step_module = Step(parts.encoder, parts.objective, config.compute.precision)
     wrapped = prepare(step_module, config.compute, processes, device)
     trainable = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
     trainable += [(f"objective.{n}", p) for n, p in parts.objective.named_parameters() if p.requires_grad]
-    exempt = without_decay(parts.encoder, parts.objective)
+    exempt = no_decay_ids(parts.encoder, parts.objective)
     optimizer = make_optimizer((parameter for _, parameter in trainable), config.optimizer, exempt)
     if states:
-        put_states_back(states, trainable, optimizer, device, placed_like)
-    if processes.first:
-        tell_left_out(config.encoder, int(parts.front_end.num_bins))
+        load_optimizer_states(states, trainable, optimizer, device, distribute_like)
+    if processes.is_first:
+        warn_of_unused_bins(config.encoder, int(parts.front_end.num_bins))
         write_text(folder / "config.yaml", to_yaml(config))
-        drop_log_after(folder / LOG_FILE, step)
+        truncate_log(folder / LOG_FILE, step)
     return Run(config, catalog, folder, device, parts, optimizer, data, wrapped, passes, stream_parts, processes, step)
 
 
@@ -223,19 +226,19 @@ def _read_step(
     latest: Path, config: RunConfig, catalog: Catalog, data: str, parts: Parts
 ) -> tuple[int, dict[str, Tensor], dict[str, int]]:
     """Load the weights of a step; return its number, the optimiser's state, and how the run shares its clips."""
-    with older_steps_told(latest):
+    with suggest_older_step(latest):
         checkpoint, (states, stored) = read_checkpoint(latest), read_tensors(latest / TRAINING_FILE)
     folder = latest.parent
-    saved, current = (decisive(catalog, run_config) for run_config in (checkpoint.config, config))
+    saved, current = (without_speed_options(catalog, run_config) for run_config in (checkpoint.config, config))
     with suppress(ConfigError):  # an option that no longer exists
-        saved, current = in_full(catalog, saved), in_full(catalog, current)
+        saved, current = with_all_options(catalog, saved), with_all_options(catalog, current)
     if signature(saved) != signature(current):
         changes = "; ".join(differences(saved, current))
         raise ConfigError(
             f"{folder} contains a different run ({changes}); use another folder. To start from its weights, give "
             "its checkpoint to --init."
         )
-    if checkpoint.data and not same_audio(checkpoint.data, data):
+    if checkpoint.data_digest and not is_same_data(checkpoint.data_digest, data):
         raise ConfigError(f"{folder} contains a run with other audio files or initial weights; use another folder.")
     if checkpoint.plugins != (plugins := plugin_origins(catalog, config)):  # printed by each process, may differ
         print(f"warning: {folder} was trained with {checkpoint.plugins} and continues with {plugins}.", file=sys.stderr)
@@ -253,15 +256,15 @@ def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
         group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
     record: dict[str, Any] = {}
-    for number, clips in passes.cut(batch):
+    for number, clips in passes.split(batch):
         features = _features(run, clips)
-        with passes.quiet(number, run.wrapped):
-            loss, parts = run.wrapped(features, pass_seed(config.seed, run.step, number))
+        with passes.sync_context(number, run.wrapped_step):
+            loss, parts = run.wrapped_step(features, pass_seed(config.seed, run.step, number))
             (loss / passes.count).backward()
         for name, value in {"loss": loss.detach(), **parts}.items():
             record[name] = record.get(name, 0) + value / passes.count
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm or math.inf))
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm or math.inf))
     run.optimizer.step()
     run.step += 1
     run.parts.objective.after_step(run.parts.encoder, run.step)
@@ -271,7 +274,7 @@ def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
 @torch.no_grad()
 def _features(run: Run, clips: Clips) -> Float[Tensor, "batch bins frames"]:
     """Compute the front end's features of clips, on the device."""
-    features: Tensor = run.parts.front_end(sent(clips.audio, run.device))
+    features: Tensor = run.parts.front_end(to_device(clips.audio, run.device))
     if run.config.data.padding == "features":
         features = fill_features(features, clips.num_samples, run.parts.front_end)
     return features
@@ -280,14 +283,14 @@ def _features(run: Run, clips: Clips) -> Float[Tensor, "batch bins frames"]:
 def _save(run: Run) -> None:
     """Write a step: everything needed to resume."""
     parameters = [*run.parts.encoder.named_parameters("encoder"), *run.parts.objective.named_parameters("objective")]
-    tensors = gathered(model_tensors(run.parts, True), run.processes.first)
-    states = gathered(optimizer_states(parameters, run.optimizer), run.processes.first)
-    if run.processes.first:
+    tensors = gather_tensors(model_tensors(run.parts, True), run.processes.is_first)
+    states = gather_tensors(optimizer_states(parameters, run.optimizer), run.processes.is_first)
+    if run.processes.is_first:
         shared = {PASS_KEY: str(run.passes.size), STREAM_KEY: str(run.stream_parts)}
-        metadata = metadata_of(run.config, run.catalog, run.step, run.data) | shared
+        metadata = checkpoint_metadata(run.config, run.catalog, run.step, run.data_digest) | shared
         files = {MODEL_FILE: (tensors, metadata), TRAINING_FILE: (states, metadata)}
         write_step(run.folder, run.step, files, run.config.keep_checkpoints)
-    run.processes.wait()  # if one process ends, the launcher ends the others, which may still be writing
+    run.processes.barrier()  # if one process ends, the launcher ends the others, which may still be writing
 
 
 def _share_skipped(run: Run, clips: Batches) -> None:

@@ -13,8 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from asda_core.config import EncoderConfig
-from asda_core.pretrain.data import Batches
-from asda_core.system.files import append_line, json_lines
+from asda_core.pretrain.clip_batches import Batches
+from asda_core.system.files import append_line, read_json_lines
 
 SKIPPED_FILE, LOG_FILE = "skipped.jsonl", "log.jsonl"
 
@@ -24,51 +24,51 @@ class Reporter:
     """Destinations of the progress reports of a run: progress bar, `log.jsonl`, TensorBoard, `skipped.jsonl`."""
 
     bar: "tqdm[NoReturn]"
-    lines: TextIO
+    log_file: TextIO
     writer: SummaryWriter
-    num_seen: int = 0
+    num_reported: int = 0
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the values of a step to all destinations."""
-        self.lines.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
-        self.lines.flush()
+        self.log_file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
+        self.log_file.flush()
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
 
-    def name_skipped(self, folder: Path, clips: Batches) -> None:
+    def report_skipped(self, folder: Path, batches: Batches) -> None:
         """Report skipped files not yet reported, in this session or an earlier one."""
-        if len(clips.skipped) == self.num_seen:
+        if len(batches.skipped) == self.num_reported:
             return
-        self.num_seen = len(clips.skipped)
-        reported = named_skipped(folder)
-        for path, reason in clips.skipped.items():
+        self.num_reported = len(batches.skipped)
+        reported = read_skipped(folder)
+        for path, reason in batches.skipped.items():
             if str(path) not in reported:
                 tqdm.write(f"skipped: {reason}", file=sys.stderr)
                 append_line(folder / SKIPPED_FILE, json.dumps({"file": str(path), "reason": reason}))
 
 
 @contextmanager
-def reporting(folder: Path, done: int, steps: int, progress: bool) -> Iterator[Reporter]:
-    """Open the reporter of a run in `folder` after `done` of its steps; `progress` shows a progress bar."""
-    bar = tqdm(total=steps, initial=done, unit="step", disable=not progress, desc=folder.name)
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+def reporting(folder: Path, completed: int, steps: int, progress: bool) -> Iterator[Reporter]:
+    """Open the reporter of a run in `folder` after `completed` of its steps; `progress` shows a progress bar."""
+    bar = tqdm(total=steps, initial=completed, unit="step", disable=not progress, desc=folder.name)
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=completed + 1)
     with closing(writer), bar, (folder / LOG_FILE).open("a") as log:
         yield Reporter(bar, log, writer)
 
 
 def read_log(folder: Path, names: Sequence[str] = ("step", "loss")) -> dict[str, list[float]]:
     """Read columns of a run's log; empty if there is no log."""
-    records = json_lines(folder / LOG_FILE)
+    records = read_json_lines(folder / LOG_FILE)
     return {name: [float(record[name]) for record in records] for name in names} if records else {}
 
 
-def named_skipped(folder: Path) -> dict[str, str]:
+def read_skipped(folder: Path) -> dict[str, str]:
     """Read the skipped files of a run folder with the reasons, from this and earlier sessions."""
-    return {entry["file"]: entry["reason"] for entry in json_lines(folder / SKIPPED_FILE)}
+    return {entry["file"]: entry["reason"] for entry in read_json_lines(folder / SKIPPED_FILE)}
 
 
-def tell_left_out(encoder: EncoderConfig, num_bins: int) -> None:
+def warn_of_unused_bins(encoder: EncoderConfig, num_bins: int) -> None:
     """Warn of bins above the last patch, which the model does not use."""
     bands = encoder.grid(num_bins, encoder.patch_frames)[1]
     unused = num_bins - (bands - 1) * encoder.step_bins - encoder.patch_bins

@@ -27,7 +27,7 @@ def step_seed(seed: int, step: int) -> int:
 
 
 @contextmanager
-def older_steps_told(latest: Path) -> Iterator[None]:
+def suggest_older_step(latest: Path) -> Iterator[None]:
     """Context that adds to the error of a damaged newest step how to resume from the one before, if there is one."""
     try:
         yield
@@ -40,14 +40,14 @@ def older_steps_told(latest: Path) -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signal(ask: Callable[[], None], patient: bool = False) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into `ask()`; a second Ctrl-C stops at once, unless `patient`.
+def stop_on_signal(callback: Callable[[], None], patient: bool = False) -> Iterator[None]:
+    """Call `callback` at the first Ctrl-C or SIGTERM; a second Ctrl-C stops at once, unless `patient`.
 
     A launcher forwards the Ctrl-C that its processes have already received from the terminal.
     """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        ask()
+        callback()
         if not patient:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -63,18 +63,20 @@ def stop_on_signal(ask: Callable[[], None], patient: bool = False) -> Iterator[N
             signal.signal(number, handler)
 
 
-def optimizer_states(named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_states(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     """Return the optimiser's state as named tensors: `parameter|key`."""
     return {
         f"{name}|{key}": torch.as_tensor(value).contiguous()
-        for name, parameter in named
+        for name, parameter in named_parameters
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def put_states_back(
+def load_optimizer_states(
     states: Mapping[str, Tensor],
-    named: Iterable[tuple[str, nn.Parameter]],
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     place: Callable[[Tensor, nn.Parameter], Tensor] | None = None,
@@ -84,7 +86,7 @@ def put_states_back(
     A fused optimiser counts its steps on the device of the parameters, others on the CPU.
     """
     step_device = device if optimizer.defaults.get("fused") else torch.device("cpu")
-    for name, parameter in named:
+    for name, parameter in named_parameters:
         state = {key.removeprefix(f"{name}|"): value for key, value in states.items() if key.startswith(f"{name}|")}
         optimizer.state[parameter] = {
             key: value.to(step_device if key == "step" else device)
@@ -94,7 +96,7 @@ def put_states_back(
         }
 
 
-def drop_log_after(log: Path, step: int) -> None:
+def truncate_log(log: Path, step: int) -> None:
     """Remove from the log what a killed run wrote after its last saved step, as it will be written again."""
     if log.exists():
         write_text(log, "".join(f"{line}\n" for line in log.read_text().splitlines() if _step_of(line) <= step))

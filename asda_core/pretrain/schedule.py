@@ -102,7 +102,7 @@ def decays(parameter: Tensor) -> bool:
     return parameter.squeeze().ndim > 1
 
 
-def without_decay(*modules: nn.Module) -> frozenset[int]:
+def no_decay_ids(*modules: nn.Module) -> frozenset[int]:
     """Return the ids of parameters of any shape that must not decay: tokens, positions, lambda, rates.
 
     A module lists its own in a method `no_weight_decay() -> Collection[str]`; as in timm, from which the convention
@@ -117,24 +117,24 @@ def without_decay(*modules: nn.Module) -> frozenset[int]:
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], config: OptimizerConfig, spared: Collection[int] = ()
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, exempt_ids: Collection[int] = ()
 ) -> torch.optim.Optimizer:
     """Build the optimiser of the trainable parameters; arguments as in `decay_groups`."""
-    return optimizer_of(decay_groups(parameters, config, spared), config)
+    return optimizer_of(decay_groups(parameters, config, exempt_ids), config)
 
 
 def decay_groups(
-    parameters: Iterable[nn.Parameter], config: OptimizerConfig, spared: Collection[int] = ()
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, exempt_ids: Collection[int] = ()
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters as a group with weight decay and one without; empty groups are omitted.
 
     Args:
         parameters: those with `requires_grad` are trainable.
         config: whether norms, biases and spared parameters decay too, as in the release.
-        spared: output of `without_decay` for the modules.
+        exempt_ids: output of `no_decay_ids` for the modules.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    decayed = [p for p in trainable if (decays(p) and id(p) not in spared) or config.decay_norms_and_biases]
+    decayed = [p for p in trainable if (decays(p) and id(p) not in exempt_ids) or config.decay_norms_and_biases]
     decayed_ids = {id(p) for p in decayed}
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},

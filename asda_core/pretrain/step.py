@@ -27,18 +27,18 @@ from asda_core.config import DataConfig
 from asda_core.contracts import Losses
 from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
-from asda_core.pretrain.data import Clips
+from asda_core.pretrain.clip_batches import Clips
 from asda_core.pretrain.processes import Processes
 from asda_core.pretrain.resuming import step_seed
 from asda_core.settings.compute import Precision, divisors
 from asda_core.weights.paths import newest_step
 
-OF_DROPOUT = 0x9E3779B9
+DROPOUT_SEED_MASK = 0x9E3779B9
 """XORed with the seed of the objective's generator to seed dropout, so that dropout does not repeat the draw of masks.
 
 **Source**: 2^32 over the golden ratio, as in Knuth's multiplicative hashing.
 """
-LOGGED = ("step", "loss", "lr", "grad_norm", "time")
+LOG_KEYS = ("step", "loss", "lr", "grad_norm", "time")
 """Keys in every line of a log."""
 
 
@@ -59,7 +59,7 @@ class Step(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         device = features.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed ^ OF_DROPOUT)  # dropout draws from the global generators
+            torch.manual_seed(seed ^ DROPOUT_SEED_MASK)  # dropout draws from the global generators
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 losses = self.objective.loss(self.encoder, features, generator)
         check_losses(losses)
@@ -77,7 +77,7 @@ def check_losses(losses: Any) -> None:
     if not isinstance(losses.total, Tensor) or losses.total.ndim or not isinstance(losses.parts, Mapping):
         raise PluginError("the objective's loss must return a scalar tensor as total and a mapping as parts.")
     for name, value in losses.parts.items():
-        if name in LOGGED:
+        if name in LOG_KEYS:
             raise PluginError(f"the objective names a part of its loss {name!r}, which is a reserved log key.")
         if not isinstance(value, Tensor | float | int) or (isinstance(value, Tensor) and value.numel() != 1):
             raise PluginError(f"part {name!r} of the objective's loss must be a single number.")
@@ -112,13 +112,13 @@ class Passes:
     count: int
     first: int
 
-    def cut(self, clips: Clips) -> Iterator[tuple[int, Clips]]:
+    def split(self, clips: Clips) -> Iterator[tuple[int, Clips]]:
         """Yield (number of the pass in the global batch, its clips) from this process's clips."""
         for index in range(self.count):
             rows = slice(index * self.size, (index + 1) * self.size)
-            yield self.first + index, Clips(clips.audio[rows], clips.num_samples[rows], clips.numbers[rows])
+            yield self.first + index, Clips(clips.audio[rows], clips.num_samples[rows], clips.source_indices[rows])
 
-    def quiet(self, number: int, wrapped: nn.Module) -> AbstractContextManager[None]:
+    def sync_context(self, number: int, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Context that skips the exchange of gradients in all passes but the last; they accumulate locally.
 
         Sharded gradients are exchanged in every pass, since keeping them unsharded would take the memory that sharding
@@ -128,19 +128,19 @@ class Passes:
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
 
 
-def passes_of(config: DataConfig, processes: Processes, begun_with: int | None = None) -> Passes:
+def plan_passes(config: DataConfig, processes: Processes, initial_size: int | None = None) -> Passes:
     """Return how this process splits its share of a batch.
 
     Args:
-        config: gives `batch_size` and `micro_batch`; null takes `begun_with`, or without it one pass per process.
+        config: gives `batch_size` and `micro_batch`; null takes `initial_size`, or without it one pass per process.
         processes: the processes that share the batch.
-        begun_with: number of clips in a pass when the run began.
+        initial_size: number of clips in a pass when the run began.
 
     Raises:
         ConfigError: the numbers do not fit; the message lists those that do.
     """
-    batch, world = config.batch_size, processes.world
-    size = config.micro_batch or begun_with
+    batch, world = config.batch_size, processes.world_size
+    size = config.micro_batch or initial_size
     if size is None:
         if batch % world:
             possible = _joined_by_or(divisors(batch))

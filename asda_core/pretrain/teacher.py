@@ -52,7 +52,7 @@ class Teacher(nn.Module):
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def follow(self, encoder: Encoder, step: int) -> None:
+    def update(self, encoder: Encoder, step: int) -> None:
         """`teacher = decay teacher + (1 - decay) student`; buffers are copied."""
         rate = 1 - ema_decay(step, self.config)
         averages: list[Tensor] = list(self.encoder.parameters())
@@ -66,7 +66,7 @@ class Teacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def layers(self, features: Float[Tensor, "batch bins frames"]) -> tuple[Tensor, ...]:
+    def layer_outputs(self, features: Float[Tensor, "batch bins frames"]) -> tuple[Tensor, ...]:
         """Return the MLP outputs (B, N, D) of all layers on unmasked clips."""
         encoded: tuple[Tensor, ...] = self.encoder(features).layers
         return encoded

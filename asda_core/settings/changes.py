@@ -19,11 +19,11 @@ from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
 from asda_core.settings.strict_yaml import read_yaml
 
-FEW = 5
+MAX_LISTED = 5
 """Largest number of class names that a line lists."""
 
 
-def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
+def apply_changes(config: RunConfig, changes: Sequence[str]) -> RunConfig:
     """The config with `key=value` changes in any order; values are read as YAML.
 
     Raises:
@@ -47,7 +47,7 @@ def is_plan(path: Path) -> bool:
     return isinstance(plain, dict) and {"base", "axes"} <= plain.keys()
 
 
-def config_of(path: Path) -> RunConfig:
+def config_from_path(path: Path) -> RunConfig:
     """Return the config of a file or name, or that of a checkpoint, which is described in a line on stderr."""
     if is_config(path):
         if is_plan(path):
@@ -56,8 +56,8 @@ def config_of(path: Path) -> RunConfig:
     checkpoint = read_model(path)
     model = "pre-trained"
     if checkpoint.classifier:
-        labels = ", ".join(checkpoint.classifier.labels[:FEW]) + (
-            ", ..." if len(checkpoint.classifier.labels) > FEW else ""
+        labels = ", ".join(checkpoint.classifier.labels[:MAX_LISTED]) + (
+            ", ..." if len(checkpoint.classifier.labels) > MAX_LISTED else ""
         )
         model = f"classifier of {checkpoint.classifier.num_classes} classes ({labels or 'without names'})"
     print(checkpoint.report or f"{checkpoint.file}: asda checkpoint, {model}, step {checkpoint.step}", file=sys.stderr)

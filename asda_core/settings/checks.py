@@ -7,24 +7,24 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from asda_core.errors import ConfigError
 
-PLAIN = {int, float, str}
+PLAIN_TYPES = {int, float, str}
 """Types that do not admit a boolean, although Python converts it to them."""
 
 
-def usual_of(item: "Field[Any]", owner: Any) -> Any:
+def field_default(item: "Field[Any]", owner: Any) -> Any:
     """The default of a field: its value in `owner`, the instance that is the default there, otherwise its own."""
     if owner is not None:
         return getattr(owner, item.name, MISSING)
     return item.default if item.default_factory is MISSING else item.default_factory()
 
 
-def check_stated(hint: Any, value: Any, usual: Any, dotted: str) -> None:
+def check_finite_value(hint: Any, value: Any, default: Any, dotted: str) -> None:
     """Reject a non-finite number before a dataclass receives it, also as text, which YAML makes of `inf`.
 
     Args:
         hint: the expected type.
         value: the given value.
-        usual: the default.
+        default: the default.
         dotted: dotted path, for the message.
 
     Raises:
@@ -37,41 +37,41 @@ def check_stated(hint: Any, value: Any, usual: Any, dotted: str) -> None:
         number = float(value)
     except ValueError:
         return
-    _check((number,), usual, dotted)
+    _check((number,), default, dotted)
 
 
-def check_numbers(built: Any, given: Any, path: str, owner: Any = None) -> None:
+def check_finite_numbers(built: Any, data: Any, path: str, owner: Any = None) -> None:
     """Reject non-finite numbers in what was given, at every level.
 
     Args:
         built: a dataclass.
-        given: what it was built from.
+        data: what it was built from.
         path: dotted path, for the message.
-        owner: as in `usual_of`.
+        owner: as in `field_default`.
 
     Raises:
         ConfigError: a number is not finite, and the default does not contain the same.
     """
-    if not (is_dataclass(built) and isinstance(given, Mapping)):
+    if not (is_dataclass(built) and isinstance(data, Mapping)):
         return
     hints = get_type_hints(type(built))
     for item in fields(built):
-        if item.name in given:
-            value, raw = getattr(built, item.name), given[item.name]
+        if item.name in data:
+            value, raw = getattr(built, item.name), data[item.name]
             dotted = f"{path}.{item.name}" if path else item.name
-            default = usual_of(item, owner)
-            check_numbers(value, raw, dotted, default if type(default) is type(value) else None)
+            default = field_default(item, owner)
+            check_finite_numbers(value, raw, dotted, default if type(default) is type(value) else None)
             if isinstance(value, tuple | list) and isinstance(raw, tuple | list):
                 for number, pair in enumerate(zip(value, raw, strict=False)):
-                    check_numbers(*pair, f"{dotted}.{number}")
+                    check_finite_numbers(*pair, f"{dotted}.{number}")
             if not isinstance(value, dict) or float in get_args(hints[item.name]):  # others: their owner decides
                 _check(_not_finite(value), default, dotted)
 
 
-def is_misread(hint: Any, value: Any) -> bool:
+def is_unexpected_bool(hint: Any, value: Any) -> bool:
     """Whether a value is a boolean where a number or text is expected, and booleans are not allowed."""
     types = {hint, *get_args(hint)}
-    is_plain = bool(PLAIN & types) or get_origin(hint) is Literal
+    is_plain = bool(PLAIN_TYPES & types) or get_origin(hint) is Literal
     is_literal = any(value is literal for literal in get_args(hint))  # Literal[True, "auto"]
     return isinstance(value, bool) and is_plain and not is_literal and not {bool, Any, object} & types
 

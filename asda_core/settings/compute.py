@@ -27,7 +27,7 @@ class ComputeConfig:
     sharding: Sharding = "none"
 
 
-COMPUTE_ALONE = ("compute.recompute", "compute.compile", "compute.sharding")
+ROUNDING_ONLY_KEYS = ("compute.recompute", "compute.compile", "compute.sharding")
 """Keys that change a result by rounding at most, as another machine does: a run can be resumed with other values."""
 
 

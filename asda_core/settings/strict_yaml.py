@@ -5,22 +5,22 @@ from typing import Any
 
 import yaml
 
-from asda_core.errors import ConfigError, why
+from asda_core.errors import ConfigError, error_message
 
 MERGE = "tag:yaml.org,2002:merge"
 """The tag of `<<`, which may occur beside keys that it provides too."""
 
 
-class KeyTwice(ConfigError):
+class DuplicateKeyError(ConfigError):
     """A key occurs twice in a mapping."""
 
 
-def load(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """Plain data from YAML text, by PyYAML's safe loader, which alone would use the last of two equal keys.
 
     Raises:
         YAMLError: the text is not YAML.
-        KeyTwice: a key occurs twice.
+        DuplicateKeyError: a key occurs twice.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -51,7 +51,7 @@ def _check_keys(loader: yaml.SafeLoader, top: yaml.Node) -> None:
                 continue
             key = loader.construct_object(key_node)
             if key in keys:
-                raise KeyTwice(f"duplicate key {key!r} (line {key_node.start_mark.line + 1}).")
+                raise DuplicateKeyError(f"duplicate key {key!r} (line {key_node.start_mark.line + 1}).")
             keys.add(key)
 
 
@@ -62,10 +62,10 @@ def read_yaml(file: str | Path) -> Any:
         ConfigError: the file is missing, is not YAML, or has a key twice.
     """
     try:
-        return load(Path(file).read_text(encoding="utf-8"))
+        return parse_yaml(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {file}: {why(error)}") from None
-    except KeyTwice as error:
+        raise ConfigError(f"cannot read the config {file}: {error_message(error)}") from None
+    except DuplicateKeyError as error:
         raise ConfigError(f"{file}: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not YAML: {error}") from None
@@ -78,8 +78,8 @@ def parse_value(text: str) -> Any:
         ConfigError: it is not YAML, or has a key twice.
     """
     try:
-        return load(text)
-    except KeyTwice as error:
+        return parse_yaml(text)
+    except DuplicateKeyError as error:
         raise ConfigError(f"{text!r}: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r} is not YAML: {error}") from None

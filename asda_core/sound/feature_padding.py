@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from asda_core.devices import sent
+from asda_core.devices import to_device
 from asda_core.errors import ConfigError
 
 
@@ -31,6 +31,6 @@ def fill_features(
             "with (filling); data.padding: silence pads the audio."
         )
     whole = (num_samples - front_end.window_samples) // front_end.hop_samples + 1  # (B,), 0 or less below one window
-    is_padding = torch.arange(features.shape[2], device=features.device) >= sent(whole, features.device)[:, None]
+    is_padding = torch.arange(features.shape[2], device=features.device) >= to_device(whole, features.device)[:, None]
     filled: Tensor = torch.where(is_padding[:, None], front_end.filling, features)
     return filled

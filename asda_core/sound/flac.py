@@ -14,13 +14,13 @@ from jaxtyping import Float
 from soundfile import SoundFile
 from torch import Tensor
 
-INSTALLED = find_spec("miniaudio") is not None
+HAS_MINIAUDIO = find_spec("miniaudio") is not None
 """There are no wheels of miniaudio for Linux on ARM, so it is not required there."""
 FORMAT, SUBTYPES = "FLAC", ("PCM_S8", "PCM_16", "PCM_24")
 """libsndfile's names of what is decoded here; FLAC within Ogg has another name."""
 
 
-def whole_flac(sound: SoundFile, file: Path, content: bytes | None) -> Float[Tensor, " samples"] | None:
+def decode_flac(sound: SoundFile, file: Path, content: bytes | None) -> Float[Tensor, " samples"] | None:
     """All samples of a FLAC file of one channel, in [-1, 1].
 
     Args:
@@ -31,7 +31,7 @@ def whole_flac(sound: SoundFile, file: Path, content: bytes | None) -> Float[Ten
     Returns:
         the samples; None for any other file, and for a damaged one.
     """
-    if not INSTALLED or sound.format != FORMAT or sound.subtype not in SUBTYPES or sound.channels != 1:
+    if not HAS_MINIAUDIO or sound.format != FORMAT or sound.subtype not in SUBTYPES or sound.channels != 1:
         return None
     import miniaudio
 

@@ -9,7 +9,15 @@ import torchaudio.functional
 from jaxtyping import Float
 from torch import Tensor
 
-from asda_core.audio import MAX_AMPLITUDE, OVERLAP_PERIODS, absurd, mono_blocks, not_finite, opened, periods
+from asda_core.audio import (
+    MAX_AMPLITUDE,
+    OVERLAP_PERIODS,
+    amplitude_error,
+    mono_blocks,
+    non_finite_error,
+    open_audio,
+    samples_per_period,
+)
 from asda_core.config import ResampleAxis
 from asda_core.errors import AudioError
 
@@ -28,7 +36,7 @@ class LoadedSound:
         """Mean of all samples."""
         return float(self.audio.mean())
 
-    def between(self, start: int, stop: int) -> Float[Tensor, " stretch"]:
+    def segment(self, start: int, stop: int) -> Float[Tensor, " segment"]:
         """Samples `start` to `stop`, or to the end."""
         return self.audio[start:stop]
 
@@ -53,7 +61,7 @@ class StreamedSound:
 
     def __init__(self, file: str | Path, sample_rate: int, resample_along: ResampleAxis = "time") -> None:
         self.file, self.sample_rate = Path(file), sample_rate
-        with opened(file) as sound:
+        with open_audio(file) as sound:
             stated, rate = len(sound), sound.samplerate
             self.wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
         counted = self._count_samples(stated, sample_rate if self.wrong_axis else rate)
@@ -67,7 +75,7 @@ class StreamedSound:
         """Mean of all samples; decodes the file once more."""
         return sum(float(block.double().sum()) for block in self._new_blocks()) / self.num_samples
 
-    def between(self, start: int, stop: int) -> Float[Tensor, " stretch"]:
+    def segment(self, start: int, stop: int) -> Float[Tensor, " segment"]:
         """Samples `start` to `stop`, or to the end; samples before `start` are discarded.
 
         It is cheap if no segment begins before the one that was requested last; otherwise the file is decoded again.
@@ -91,7 +99,7 @@ class StreamedSound:
         """Count the samples that the file actually contains, and check them."""
         counted, error = 0, None
         try:
-            with opened(self.file) as sound:
+            with open_audio(self.file) as sound:
                 counted = checked_length(mono_blocks(sound, stated, row_rate, STREAM_SAMPLES), str(self.file))
         except AudioError as caught:
             error = caught
@@ -103,7 +111,7 @@ class StreamedSound:
 
     def _new_blocks(self) -> Iterator[Tensor]:
         """Yield all samples at the target rate, in blocks."""
-        with opened(self.file) as sound:
+        with open_audio(self.file) as sound:
             rate = sound.samplerate
             row_rate = self.sample_rate if self.wrong_axis else rate
             blocks = mono_blocks(sound, len(sound), row_rate, STREAM_SAMPLES)
@@ -113,13 +121,13 @@ class StreamedSound:
 Sound = LoadedSound | StreamedSound
 
 
-def resampled_length(num_samples: int, rate: int, sample_rate: int) -> int:
+def resampled_length(num_samples: int, source_rate: int, sample_rate: int) -> int:
     """Number of samples that `audio.resample` returns for `num_samples`."""
-    old, new = periods(rate, sample_rate)
+    old, new = samples_per_period(source_rate, sample_rate)
     return -(-num_samples * new // old)
 
 
-def resampled_blocks(blocks: Iterable[Tensor], rate: int, sample_rate: int) -> Iterator[Float[Tensor, " block"]]:
+def resampled_blocks(blocks: Iterable[Tensor], source_rate: int, sample_rate: int) -> Iterator[Float[Tensor, " block"]]:
     """`audio.resample` for audio in blocks (S,) of any length; equal to it up to rounding.
 
     Each segment is resampled with more audio on both sides than the kernel spans; the excess is cut off afterwards::
@@ -127,10 +135,10 @@ def resampled_blocks(blocks: Iterable[Tensor], rate: int, sample_rate: int) -> I
         |context|  ready  |overlap|                    ready: a whole number of common periods of both rates
                  |context|  ready  |overlap|
     """
-    if rate == sample_rate:
+    if source_rate == sample_rate:
         yield from blocks
         return
-    old, new = periods(rate, sample_rate)
+    old, new = samples_per_period(source_rate, sample_rate)
     overlap = OVERLAP_PERIODS * old
     buffer, context, num_read, num_yielded = torch.empty(0), 0, 0, 0
     for block in blocks:
@@ -143,7 +151,7 @@ def resampled_blocks(blocks: Iterable[Tensor], rate: int, sample_rate: int) -> I
         num_yielded += ready // old * new
         new_context = min(context + ready, overlap)
         buffer, context = buffer[context + ready - new_context :], new_context
-    if (remaining := resampled_length(num_read, rate, sample_rate) - num_yielded) > 0:
+    if (remaining := resampled_length(num_read, source_rate, sample_rate) - num_yielded) > 0:
         yield torchaudio.functional.resample(buffer, old, new)[context // old * new :][:remaining]
 
 
@@ -164,9 +172,9 @@ def checked_length(blocks: Iterable[Tensor], name: str) -> int:
             num_bad += int(mask.sum())
         total += len(block)
     if num_bad:
-        raise not_finite(name, num_bad, [first])
+        raise non_finite_error(name, num_bad, [first])
     if largest > MAX_AMPLITUDE:
-        raise absurd(name, largest)
+        raise amplitude_error(name, largest)
     return total
 
 

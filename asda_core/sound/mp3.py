@@ -11,7 +11,7 @@ from pathlib import Path
 
 from soundfile import SoundFile
 
-INSTALLED = find_spec("miniaudio") is not None
+HAS_MINIAUDIO = find_spec("miniaudio") is not None
 """There are no wheels of miniaudio for Linux on ARM, so frames are not counted there."""
 FORMAT = "MP3"
 """libsndfile's name of the format."""
@@ -31,7 +31,7 @@ ID3, ID3_BYTES = b"ID3", 10
 """Start of a tag that may precede the first frame, and length of its header. **Source**: ID3 version 2.4."""
 
 
-def lead(sound: SoundFile, first: int) -> int:
+def lead_samples(sound: SoundFile, first: int) -> int:
     """Samples to decode before sample `first`, so that it is the same as when decoding from the beginning."""
     return min(first, LEAD_SAMPLES) if sound.format == FORMAT else 0
 
@@ -44,7 +44,7 @@ def lost_samples(sound: SoundFile, file: Path, content: bytes | None) -> int:
         file: its path; not read if its bytes are given.
         content: its bytes, if available.
     """
-    if not INSTALLED or sound.format != FORMAT:
+    if not HAS_MINIAUDIO or sound.format != FORMAT:
         return 0
     if content is None:
         stat = os.stat(file)

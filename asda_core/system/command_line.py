@@ -15,16 +15,16 @@ from types import FrameType
 from typing import Any
 
 from asda_core import __version__
-from asda_core.errors import AsdaError, TrainingStopped, why
+from asda_core.errors import AsdaError, TrainingStopped, error_message
 
 EXIT_ERROR = 1
 EXIT_STOPPED = 130
 """What a shell reports for a program that Ctrl-C ended."""
 
 
-def named(function: str) -> Callable[..., Any]:
+def import_function(reference: str) -> Callable[..., Any]:
     """Import the function that "module:function" names."""
-    module, _, name = function.partition(":")
+    module, _, name = reference.partition(":")
     imported: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return imported
 
@@ -61,7 +61,7 @@ class Command:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Import `adder` and apply it to a parser."""
-        named(self.adder)(parser)
+        import_function(self.adder)(parser)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Program:
             _reject_empty(argv)
             parsed.given = argv  # passed on to worker processes too
             with _interrupts_deferred():
-                run = named(parsed.run)
+                run = import_function(parsed.run)
             run(parsed)
         except TrainingStopped as stopped:
             print(stopped, file=sys.stderr)
@@ -115,7 +115,7 @@ class Program:
             return EXIT_ERROR
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            print(f"error: {why(error)}{where}", file=sys.stderr)
+            print(f"error: {error_message(error)}{where}", file=sys.stderr)
             return EXIT_ERROR
         except AsdaError as error:
             print(f"error: {error}", file=sys.stderr)

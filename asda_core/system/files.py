@@ -21,18 +21,18 @@ LENGTH_BYTES = 8
 
 **Source**: https://huggingface.co/docs/safetensors
 """
-METADATA = "__metadata__"
+METADATA_KEY = "__metadata__"
 """Key of that header for everything that is not a tensor."""
-LONGEST_NAME = 249
-"""Longest name in bytes that leaves room for the affixes of `part_of`: file systems allow 255."""
+MAX_NAME_BYTES = 249
+"""Longest name in bytes that leaves room for the affixes of `temporary_path`: file systems allow 255."""
 
 
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically: `write` fills a temporary file beside it, which is synced and then replaces `file`."""
-    part = part_of(file)
+    part = temporary_path(file)
     part.unlink(missing_ok=True)
     try:
-        write_open(part, write)
+        write_with_default_mode(part, write)
         sync(part)
         os.replace(part, file)
     except BaseException as error:
@@ -43,15 +43,15 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     sync(file.parent)
 
 
-def part_of(file: Path) -> Path:
+def temporary_path(file: Path) -> Path:
     """The temporary file beside a file, which is written first."""
     name = file.name
-    if len(os.fsencode(name)) > LONGEST_NAME:
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:DIGEST_DIGITS]
     return file.with_name(f".{name}.part")
 
 
-def write_open(file: Path, write: Callable[[Path], object]) -> None:
+def write_with_default_mode(file: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a new file, and give it the default permissions: safetensors makes its files private."""
     file.touch()
     mode = file.stat().st_mode
@@ -60,8 +60,8 @@ def write_open(file: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """`write_whole` for text."""
-    write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+    """`write_atomically` for text."""
+    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def append_line(file: Path, line: str) -> None:
@@ -73,7 +73,7 @@ def append_line(file: Path, line: str) -> None:
         opened.write(f"{chr(10) * cut_off}{line}\n".encode())
 
 
-def json_lines(file: Path) -> list[Any]:
+def read_json_lines(file: Path) -> list[Any]:
     """Parse the lines of a file, which need not exist; lines that a kill or a full disk has cut off are skipped."""
     values = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
@@ -82,8 +82,8 @@ def json_lines(file: Path) -> list[Any]:
     return values
 
 
-def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """`write_whole` for a table as CSV: a column for every key of any row, empty where a row lacks it."""
+def write_csv(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """`write_atomically` for a table as CSV: a column for every key of any row, empty where a row lacks it."""
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
@@ -149,7 +149,7 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:DIGEST_DIGITS]
 
 
-def beside_model(file: Path) -> Path | None:
+def sidecar_config_file(file: Path) -> Path | None:
     """The config file beside a model file of other origin, with what no tensor shows; None if there is none."""
     beside = file.with_name(HUGGING_FACE_CONFIG)
     return beside if beside.is_file() else None
@@ -161,14 +161,14 @@ def safetensors_metadata(file: Path) -> dict[str, str]:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
             header = json.loads(opened.read(length if length < file.stat().st_size else 0))
-        return dict(header.get(METADATA, {}))
+        return dict(header.get(METADATA_KEY, {}))
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 
 def model_digest(file: Path) -> str:
     """Digest of everything that a model is read from: its file, and the config beside it."""
-    beside = beside_model(file)
+    beside = sidecar_config_file(file)
     return file_digest(file) + ("" if beside is None else f"+{file_digest(beside)}")
 
 

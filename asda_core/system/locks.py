@@ -16,7 +16,7 @@ POLL_SECONDS = 0.05
 
 
 @contextmanager
-def locked(file: Path, timeout: float = -1, poll_interval: float = POLL_SECONDS) -> Iterator[None]:
+def hold_lock(file: Path, timeout: float = -1, poll_interval: float = POLL_SECONDS) -> Iterator[None]:
     """Hold a lock among processes, also of several machines; the system releases it when its process ends.
 
     Args:
@@ -43,23 +43,23 @@ def locked(file: Path, timeout: float = -1, poll_interval: float = POLL_SECONDS)
 
 
 @contextmanager
-def alone_in(folder: Path, lock: str, does: str) -> Iterator[None]:
+def hold_folder_lock(folder: Path, lock_name: str, activity: str) -> Iterator[None]:
     """Hold the lock of a folder, which is created if missing.
 
     Args:
         folder: where this process writes.
-        lock: name of the lock file in it, which is kept.
-        does: what a process does there, for the message.
+        lock_name: name of the lock file in it, which is kept.
+        activity: what a process does there, for the message.
 
     Raises:
         ConfigError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file_lock = FileLock(folder / lock)
+    file_lock = FileLock(folder / lock_name)
     try:
         file_lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"another process {does} {folder}; wait for it, or use another folder.") from None
+        raise ConfigError(f"another process {activity} {folder}; wait for it, or use another folder.") from None
     except NotImplementedError:
         print(
             f"warning: the disk of {folder} does not support locks (flock); do not start a second process there.",

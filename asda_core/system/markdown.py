@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 
-def escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Escape Markdown syntax in a text: a bar would start a column, an asterisk italics."""
     marked = re.sub(r"([\\|*`\[\]~$])", r"\\\1", text.replace("\n", " ").replace("&", "&amp;")).replace("<", "&lt;")
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", marked)

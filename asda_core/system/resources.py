@@ -17,26 +17,26 @@ import torch
 
 from asda_core.system.files import write_text
 
-SAMPLED_EVERY_SECONDS = 0.02
+SAMPLE_INTERVAL_SECONDS = 0.02
 """Short enough to see the memory peak of a training step, long enough to cost nothing."""
-NOTED_EVERY_SECONDS = 5.0
+CALLBACK_INTERVAL_SECONDS = 5.0
 """Up to this much of a killed session may be missing from the cost of its run."""
 MEBIBYTE = 2**20
 SECONDS_PER_HOUR = 3600
 MINUTE = 60
 """Seconds in a minute, and minutes in an hour."""
-LOOKING_SHARE = 0.02
+MAX_SAMPLING_SHARE = 0.02
 """Largest share of a core that sampling takes: with a million small blocks in use, one sample takes 0.1 s."""
 PROBES = 3
 """Attempts to see an allocation in the figures of the C library; another thread may free as much meanwhile."""
 IMPORTED_BY_UPDATES = "torch._dynamo"
 """Imported by the first update of any torch optimiser: a second or two that would count towards the first training."""
-PAGES = Path("/proc/self/statm")
+STATM_FILE = Path("/proc/self/statm")
 """Linux's number of pages of this process in memory (second value), and how many of them belong to files (third):
 libraries are loaded as their functions are first called, so that a first training would seem to take the most."""
 
 
-class Cost:
+class ResourceUsage:
     """Seconds, CPU seconds, and the peak memory of a block beyond what was in use before it.
 
     CPU seconds are those of all threads of this process, and are more informative if other programs run beside it.
@@ -51,12 +51,12 @@ class Cost:
         seconds, cpu_seconds, mebibytes: what the block has taken so far; final when it has ended.
     """
 
-    def __init__(self, note: Callable[["Cost"], None] | None = None) -> None:
-        """`note` is called every few seconds during the block, in a separate thread."""
+    def __init__(self, callback: Callable[["ResourceUsage"], None] | None = None) -> None:
+        """`callback` is called every few seconds during the block, in a separate thread."""
         self.seconds = self.cpu_seconds = self.mebibytes = 0.0
-        self._note, self._stop = note, threading.Event()
+        self._note, self._stop = callback, threading.Event()
 
-    def __enter__(self) -> "Cost":
+    def __enter__(self) -> "ResourceUsage":
         _release()
         self._start, self._cpu = time.monotonic(), time.process_time()
         self._before, self._peak, self._on_gpu = _in_use(), 0, 0
@@ -82,19 +82,19 @@ class Cost:
 
     def _sample(self) -> None:
         last_note = self._start
-        pause = SAMPLED_EVERY_SECONDS
+        pause = SAMPLE_INTERVAL_SECONDS
         while not self._stop.wait(pause):
             start = time.thread_time()  # without the time spent waiting for other threads
             self._peak = max(self._peak, _in_use())
-            pause = max(SAMPLED_EVERY_SECONDS, (time.thread_time() - start) / LOOKING_SHARE)
-            if self._note is not None and time.monotonic() - last_note > NOTED_EVERY_SECONDS:
+            pause = max(SAMPLE_INTERVAL_SECONDS, (time.thread_time() - start) / MAX_SAMPLING_SHARE)
+            if self._note is not None and time.monotonic() - last_note > CALLBACK_INTERVAL_SECONDS:
                 last_note = time.monotonic()
                 self._count()
                 self._note(self)
 
 
 @contextlib.contextmanager
-def counted(file: Path, name: str) -> Iterator[dict[str, float]]:
+def record_resource_usage(file: Path, name: str) -> Iterator[dict[str, float]]:
     """Measure the cost of a block, accumulated over the sessions of a run, any of which may be killed.
 
     Args:
@@ -110,7 +110,7 @@ def counted(file: Path, name: str) -> Iterator[dict[str, float]]:
         before = {}
     total = dict(before)
 
-    def note(cost: Cost) -> None:
+    def note(cost: ResourceUsage) -> None:
         earlier = {key: before.get(f"{name}_{key}", 0.0) for key in ("seconds", "cpu_seconds", "mebibytes")}
         total[f"{name}_seconds"] = round(earlier["seconds"] + cost.seconds, 2)
         total[f"{name}_cpu_seconds"] = round(earlier["cpu_seconds"] + cost.cpu_seconds, 2)
@@ -118,12 +118,12 @@ def counted(file: Path, name: str) -> Iterator[dict[str, float]]:
         if file.parent.is_dir():  # a run that is rejected at once leaves no folder behind
             write_text(file, json.dumps(total))
 
-    def try_note(cost: Cost) -> None:
+    def try_note(cost: ResourceUsage) -> None:
         with contextlib.suppress(OSError):
             note(cost)
 
     importlib.import_module(IMPORTED_BY_UPDATES)
-    cost = Cost(try_note)
+    cost = ResourceUsage(try_note)
     try:
         with cost:
             yield total
@@ -180,13 +180,13 @@ def _in_use() -> int:
 
 def _resident() -> int:
     try:
-        _, resident, of_files, *_ = map(int, PAGES.read_text().split())
+        _, resident, of_files, *_ = map(int, STATM_FILE.read_text().split())
         return (resident - of_files) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration: "90 s", "12 min", "1 h 05 min"."""
     if seconds < 2 * MINUTE:
         return f"{seconds:.0f} s"

@@ -8,27 +8,27 @@ from typing import TypeVar
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-AHEAD_PER_JOB = 4
-"""Results per thread that may be queued behind earlier ones."""
+PREFETCH_FACTOR = 4
+"""Results per thread that may be queued behind earlier ones (as `prefetch_factor` of torch's DataLoader)."""
 
 
-def in_order(
-    work: Callable[[ItemT], ResultT], items: Iterable[ItemT], jobs: int, ahead: int = AHEAD_PER_JOB
+def map_in_threads(
+    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], jobs: int, prefetch_factor: int = PREFETCH_FACTOR
 ) -> Iterator[tuple[ItemT, ResultT]]:
-    """Yield each item with the result of `work` on it, in order; a bounded number is in progress at any time.
+    """Yield each item with the result of `function` on it, in order; a bounded number is in progress at any time.
 
     Args:
-        work: called in threads; its exceptions are raised here, at their place in the order.
-        items: the arguments of `work`.
+        function: called in threads; its exceptions are raised here, at their place in the order.
+        items: the arguments of `function`.
         jobs: number of threads.
-        ahead: results per thread that may be queued behind earlier ones.
+        prefetch_factor: results per thread that may be queued behind earlier ones.
     """
     with ThreadPoolExecutor(jobs, "jobs") as pool:
         pending: deque[tuple[ItemT, Future[ResultT]]] = deque()
         try:
             for item in items:
-                pending.append((item, pool.submit(work, item)))
-                if len(pending) > jobs * ahead:
+                pending.append((item, pool.submit(function, item)))
+                if len(pending) > jobs * prefetch_factor:
                     yield _first(pending)
             while pending:
                 yield _first(pending)

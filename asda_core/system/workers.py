@@ -19,13 +19,13 @@ from tqdm import tqdm
 from asda_core.errors import ConfigError
 from asda_core.system.command_line import EXIT_ERROR
 
-THREADS = "OMP_NUM_THREADS"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 """Variable that sets torch's number of threads; each of N processes gets an N-th of the processors unless it is set."""
 DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of Linux's prctl."""
 TAIL_LINES = 5
 """Lines at the end of a process's log that an error quotes."""
-LOOK_EVERY_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """Interval between two checks of the progress of other processes."""
 Worker = subprocess.Popen[bytes]
 Item = TypeVar("Item")
@@ -51,7 +51,7 @@ class Shard:
         return [Shard(self.index + part * self.count, self.count * parts) for part in range(parts)]
 
 
-def read_shard(text: str) -> Shard:
+def parse_shard(text: str) -> Shard:
     """Parse a shard: "2/5" is the second of five parts."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
@@ -62,14 +62,14 @@ def read_shard(text: str) -> Shard:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def with_options(given: Sequence[str], options: Sequence[str]) -> list[str]:
+def with_options(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
     """Add options to a command line, which override existing ones: at its end, or before a "--" with what follows."""
-    end = list(given).index("--") if "--" in given else len(given)
-    rest = given[end:] if len(given) > end + 1 else []
-    return [*given[:end], *options, *rest]
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    rest = arguments[end:] if len(arguments) > end + 1 else []
+    return [*arguments[:end], *options, *rest]
 
 
-def begin(command: Sequence[str], log: Path, threads: int) -> Worker:
+def start_worker(command: Sequence[str], log: Path, threads: int) -> Worker:
     """Start a Python module as a process whose output goes to a file.
 
     Args:
@@ -77,7 +77,7 @@ def begin(command: Sequence[str], log: Path, threads: int) -> Worker:
         log: the file.
         threads: number of torch threads, unless the environment sets it.
     """
-    variables = {THREADS: os.environ.get(THREADS) or str(threads)}
+    variables = {THREADS_VARIABLE: os.environ.get(THREADS_VARIABLE) or str(threads)}
     with log.open("w") as opened:
         return subprocess.Popen(
             [sys.executable, "-m", *command], stdout=opened, stderr=opened, env={**os.environ, **variables},
@@ -87,61 +87,61 @@ def begin(command: Sequence[str], log: Path, threads: int) -> Worker:
 
 
 @dataclass(frozen=True)
-class Ended:
+class WorkerResults:
     """Processes that have ended.
 
     Attributes:
-        codes: their exit codes, as in `subprocess.Popen.returncode`.
+        exit_codes: their exit codes, as in `subprocess.Popen.returncode`.
         logs: files with the output of each.
     """
 
-    codes: Sequence[int]
+    exit_codes: Sequence[int]
     logs: Sequence[Path]
 
-    def left_work(self) -> str:
+    def failure_message(self) -> str:
         """Message of an error: exit codes, whether the same command resumes, last lines of the logs."""
-        last_lines = tails(self.logs)
-        rejected = set(self.codes) == {EXIT_ERROR} and "error: " in last_lines  # the same command would fail again
+        last_lines = log_tails(self.logs)
+        rejected = set(self.exit_codes) == {EXIT_ERROR} and "error: " in last_lines  # the same command would fail again
         advice = "" if rejected else "; run the same command again to resume"
-        return f"the processes exited with codes {list(self.codes)}{advice}. {last_lines}"
+        return f"the processes exited with codes {list(self.exit_codes)}{advice}. {last_lines}"
 
 
 def run_workers(
-    commands: Sequence[Sequence[str]], logs: Path, threads: int, bar: "tqdm[Any]", count_done: Callable[[], int]
-) -> Ended:
+    commands: Sequence[Sequence[str]], log_folder: Path, threads: int, bar: "tqdm[Any]", count_done: Callable[[], int]
+) -> WorkerResults:
     """Start processes and wait until all have ended; Ctrl-C and SIGTERM stop them all.
 
     Args:
         commands: for each, what follows `python -m`.
-        logs: folder of their output.
+        log_folder: folder of their output.
         threads: number of torch threads in each, unless the environment sets it.
         bar: progress bar that is updated meanwhile.
         count_done: returns how much is done.
     """
-    logs.mkdir(parents=True, exist_ok=True)
-    files = [logs / f"{os.getpid()}-{number}.log" for number in range(1, len(commands) + 1)]
+    log_folder.mkdir(parents=True, exist_ok=True)
+    files = [log_folder / f"{os.getpid()}-{number}.log" for number in range(1, len(commands) + 1)]
     workers: list[Worker] = []
     try:
-        with ended_as_interrupt():
-            workers.extend(begin(command, file, threads) for command, file in zip(commands, files, strict=True))
+        with signals_as_interrupt():
+            workers.extend(start_worker(command, file, threads) for command, file in zip(commands, files, strict=True))
             show_progress(bar, count_done, lambda: any(worker.poll() is None for worker in workers))
     finally:
-        stop(workers)
-    return Ended([worker.returncode for worker in workers], files)
+        stop_workers(workers)
+    return WorkerResults([worker.returncode for worker in workers], files)
 
 
-def show_progress(bar: "tqdm[Any]", count_done: Callable[[], int], running: Callable[[], bool]) -> None:
+def show_progress(bar: "tqdm[Any]", count_done: Callable[[], int], is_running: Callable[[], bool]) -> None:
     """Update a progress bar with what other processes have done, until none is running."""
     with bar:
         while True:
-            alive = running()
+            alive = is_running()
             bar.update(count_done() - bar.n)
             if not alive:
                 return
-            time.sleep(LOOK_EVERY_SECONDS)
+            time.sleep(POLL_SECONDS)
 
 
-def share_of_processors(jobs: int) -> int:
+def threads_per_job(jobs: int) -> int:
     """Number of threads for each of `jobs` processes."""
     return max(1, (os.cpu_count() or 1) // jobs)
 
@@ -152,7 +152,7 @@ def _die_with_parent() -> None:
 
 
 @contextmanager
-def ended_as_interrupt() -> Iterator[None]:
+def signals_as_interrupt() -> Iterator[None]:
     """Let SIGTERM, and the closing of the terminal, end the block as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -166,7 +166,7 @@ def ended_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop(workers: Sequence[Worker]) -> None:
+def stop_workers(workers: Sequence[Worker]) -> None:
     """Ask the workers that are still running to stop, and wait: a training saves its step first."""
     for worker in workers:
         if worker.poll() is None:
@@ -175,7 +175,7 @@ def stop(workers: Sequence[Worker]) -> None:
         worker.wait()
 
 
-def tails(logs: Sequence[Path]) -> str:
+def log_tails(logs: Sequence[Path]) -> str:
     """The last lines of logs; identical ones are given once."""
     last_lines = [" ".join(log.read_text().splitlines()[-TAIL_LINES:]) for log in logs if log.exists()]
     return " | ".join(dict.fromkeys(last_lines))

@@ -3,35 +3,35 @@
 from dataclasses import fields
 from typing import Any
 
-from asda_core.assemble import Parts, build_parts, check_clip, resolved
+from asda_core.assemble import Parts, build_parts, check_clip, resolved_options
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import ABOVE_TEACHER, Checkpoint, load_strict, model_tensors
+from asda_core.checkpoint import TEACHER_PREFIX, Checkpoint, load_strict, model_tensors
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.model.encoder import Encoder
-from asda_core.weights.provenance import blamed_on_versions, other_versions, warn_of_other_versions
+from asda_core.weights.provenance import append_to_errors, version_mismatches, warn_version_mismatches
 
-OF_MIXER = "encoder.mixer."
+MIXER_PREFIX = "encoder.mixer."
 
 
-def parts_to_train(config: RunConfig, catalog: Catalog, init: Checkpoint | None) -> Parts:
+def build_training_parts(config: RunConfig, catalog: Catalog, init: Checkpoint | None) -> Parts:
     """Build the modules of a new run and check that the run is possible with them.
 
     Raises:
-        ConfigError: an adapter without initial weights; a clip holds no patch; or as in `start_from`.
+        ConfigError: an adapter without initial weights; a clip holds no patch; or as in `build_from_checkpoint`.
         PluginError: the state of a module cannot be saved in a checkpoint; raised here, not after hours of training.
-        CheckpointError: as in `start_from`.
+        CheckpointError: as in `build_from_checkpoint`.
     """
     if config.adapter is not None and init is None:
         raise ConfigError(f"the adapter {config.adapter.name!r} needs a trained encoder: give one with --init.")
-    parts = build_parts(catalog, config) if init is None else start_from(init, catalog, config)
+    parts = build_parts(catalog, config) if init is None else build_from_checkpoint(init, catalog, config)
     check_clip(parts.front_end, parts.encoder, config.data.clip_seconds)
     model_tensors(parts, with_objective=True)
     return parts
 
 
-def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> Parts:
+def build_from_checkpoint(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> Parts:
     """Build the modules of a new run with the weights of a checkpoint, also those of its objective if it holds one.
 
     A new adapter starts without effect, and a teacher within the objective starts as a copy of the adapted encoder:
@@ -41,22 +41,22 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
         ConfigError: the run has another encoder, front end or objective, even if no tensor would show it.
         CheckpointError: the tensors do not fit the config of the run.
     """
-    check_fits(checkpoint, catalog, config)
-    warn_of_other_versions(checkpoint.plugins, checkpoint.file, catalog)
+    check_compatible(checkpoint, catalog, config)
+    warn_version_mismatches(checkpoint.plugins, checkpoint.file, catalog)
 
     def load(front_end: Any, encoder: Encoder) -> None:
         load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
         load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
 
     bare = checkpoint.config.adapter is None
-    with blamed_on_versions(other_versions(checkpoint.plugins, catalog)):
+    with append_to_errors(version_mismatches(checkpoint.plugins, catalog)):
         parts = build_parts(catalog, config, load if bare else None, None if bare else load)
-    if holds_objective(checkpoint):
+    if has_objective(checkpoint):
         tensors = dict(checkpoint.tensors)
         if bare and config.adapter is not None:
             new = {f"objective.{name}": tensor for name, tensor in parts.objective.state_dict().items()}
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(ABOVE_TEACHER)}
-            tensors |= {name: tensor for name, tensor in new.items() if name.startswith(ABOVE_TEACHER)}
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TEACHER_PREFIX)}
+            tensors |= {name: tensor for name, tensor in new.items() if name.startswith(TEACHER_PREFIX)}
         try:
             load_strict(parts.objective, tensors, "objective.", checkpoint.file)
         except CheckpointError as error:
@@ -68,7 +68,7 @@ def start_from(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> P
     return parts
 
 
-def check_fits(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> None:
+def check_compatible(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> None:
     """Check that a run has the encoder and the front end of a checkpoint.
 
     Raises:
@@ -81,12 +81,12 @@ def check_fits(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> N
             f"neither be stacked nor removed; set adapter: {before.name}."
         )
     mixer: Any = catalog.find("mixer", config.encoder.mixer.name).spec
-    with blamed_on_versions(other_versions(checkpoint.plugins, catalog)):
+    with append_to_errors(version_mismatches(checkpoint.plugins, catalog)):
         ours, theirs = (_model_settings(catalog, run) for run in (config, checkpoint.config))
     if checkpoint.config.encoder.mixer.name in mixer.takes_over:
-        theirs = {key: value for key, value in theirs.items() if not key.startswith(OF_MIXER) or key in ours}
+        theirs = {key: value for key, value in theirs.items() if not key.startswith(MIXER_PREFIX) or key in ours}
         theirs["encoder.mixer.name"] = config.encoder.mixer.name
-        ours = {key: value for key, value in ours.items() if not key.startswith(OF_MIXER) or key in theirs}
+        ours = {key: value for key, value in ours.items() if not key.startswith(MIXER_PREFIX) or key in theirs}
     if before is None:
         ours = {key: value for key, value in ours.items() if not key.startswith("adapter")}
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
@@ -97,7 +97,7 @@ def check_fits(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig) -> N
         )
 
 
-def holds_objective(checkpoint: Checkpoint) -> bool:
+def has_objective(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint holds what only training needs, such as decoder and teacher."""
     return any(name.startswith("objective.") for name in checkpoint.tensors)
 
@@ -117,7 +117,7 @@ def _model_settings(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for family, path, choice in chosen:
         spec = catalog.find(family, choice.name).spec
-        options = to_plain(resolved(catalog, family, choice, path, config.compat))
+        options = to_plain(resolved_options(catalog, family, choice, path, config.compat))
         settings |= {f"{path}.options.{key}": v for key, v in options.items() if key not in spec.without_influence}
         settings[f"{path}.name"] = choice.name
     return {**shape, **settings}

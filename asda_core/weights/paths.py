@@ -8,24 +8,24 @@ from pathlib import Path
 from asda_core.errors import CheckpointError, ConfigError
 
 MODEL_FILE = "model.safetensors"
-WEIGHT_SUFFIXES, CONFIGS = (".safetensors", ".pt", ".pth", ".bin"), (".yaml", ".yml")
+WEIGHT_SUFFIXES, CONFIG_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin"), (".yaml", ".yml")
 """Suffixes of files of weights and of configs; of a path that does not exist (yet), another dot is part of its name."""
 PACKAGE_MODEL = "asda_small"
 """Name of the trained model that comes with the package; see MODEL_CARD.md. As a config it means its architecture."""
 OWN_DISTRIBUTION = "asda-hear"
 """Distribution whose plugins come with the package; other distributions cannot take over their names."""
-GIVEN = "(given)"
+NO_DISTRIBUTION = "(given)"
 """Stands for the distribution of a plugin that a program passes directly."""
-BARE_STATE_FILE = "pytorch_model.bin"
+PYTORCH_MODEL_FILE = "pytorch_model.bin"
 """Weights file that a Hugging Face folder may hold instead of `model.safetensors`."""
 HUGGING_FACE_CONFIG = "config.json"
 """Config file that a Hugging Face folder holds beside its weights."""
-FEW = 5
+MAX_LISTED = 5
 """Largest number of runs that a message names."""
 STEP_FOLDERS = "step-*"
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
-CHECKPOINTS = (
+CHECKPOINT_DESCRIPTION = (
     "a file (.safetensors, or .pt of a released model), a folder that holds one, a run folder or one of its steps"
 )
 """Paths that refer to a model file, in words."""
@@ -51,9 +51,9 @@ def model_name(path: str | Path) -> str:
     """Name of a model by its path: the file, the folder of a `model.safetensors`, or run and step of a step folder."""
     file = Path(os.path.abspath(path))  # links are called as the user calls them
     weights = file.suffix.lower() in WEIGHT_SUFFIXES and not file.is_dir()
-    if weights and file.stem in (Path(MODEL_FILE).stem, Path(BARE_STATE_FILE).stem):
+    if weights and file.stem in (Path(MODEL_FILE).stem, Path(PYTORCH_MODEL_FILE).stem):
         file = file.parent
-    elif file.is_file() or file.suffix.lower() in (*WEIGHT_SUFFIXES, *CONFIGS):
+    elif file.is_file() or file.suffix.lower() in (*WEIGHT_SUFFIXES, *CONFIG_SUFFIXES):
         file = file.with_suffix("")
     return f"{file.parent.name}-{file.name}" if file.match(STEP_FOLDERS) else file.name
 
@@ -69,12 +69,12 @@ def newest_step(folder: Path) -> Path | None:
     return next(reversed(step_folders(folder)), None)
 
 
-def locate(path: Path, in_training: bool = False) -> Path:
+def find_model_file(path: Path, prefer_step: bool = False) -> Path:
     """Return the model file that a path refers to: itself, that of a step, or the newest of a run.
 
     Args:
         path: file or folder.
-        in_training: prefer the newest step of a run to its exported model: only steps hold the objective, and with it
+        prefer_step: prefer the newest step of a run to its exported model: only steps hold the objective, and with it
             a teacher.
 
     Raises:
@@ -83,18 +83,18 @@ def locate(path: Path, in_training: bool = False) -> Path:
     if path.is_file():
         return path
     if is_package_model(path):
-        return package_model()
+        return package_model_file()
     exported, step = path / MODEL_FILE, (newest_step(path) or path) / MODEL_FILE
-    for candidate in (*((step, exported) if in_training else (exported, step)), path / BARE_STATE_FILE):
+    for candidate in (*((step, exported) if prefer_step else (exported, step)), path / PYTORCH_MODEL_FILE):
         if candidate.is_file():
             return candidate
     below = sorted(file.parent for file in path.glob(f"*/{MODEL_FILE}"))
     if len(below) == 1:
         return below[0] / MODEL_FILE
     if below:
-        named = ", ".join(map(str, below[:FEW])) + (", ..." if len(below) > FEW else "")
+        named = ", ".join(map(str, below[:MAX_LISTED])) + (", ..." if len(below) > MAX_LISTED else "")
         raise CheckpointError(f"{path} holds {len(below)} runs; give one of them: {named}.")
-    raise CheckpointError(f"no checkpoint at {path}: expected {CHECKPOINTS}.")
+    raise CheckpointError(f"no checkpoint at {path}: expected {CHECKPOINT_DESCRIPTION}.")
 
 
 def is_package_model(path: str | Path) -> bool:
@@ -102,7 +102,7 @@ def is_package_model(path: str | Path) -> bool:
     return str(path) == PACKAGE_MODEL and not Path(path).exists()
 
 
-def package_model() -> Path:
+def package_model_file() -> Path:
     """Return the file of the package's model, which is in another folder of the same distribution.
 
     Raises:

@@ -12,39 +12,39 @@ from pathlib import Path
 from asda_core.catalog import Catalog
 from asda_core.errors import AsdaError
 from asda_core.system.files import safetensors_metadata
-from asda_core.weights.paths import GIVEN, MODEL_FILE, OWN_DISTRIBUTION
+from asda_core.weights.paths import MODEL_FILE, NO_DISTRIBUTION, OWN_DISTRIBUTION
 
-Plugins = Mapping[str, Mapping[str, str]]
+PluginOrigins = Mapping[str, Mapping[str, str]]
 """Family -> name, distribution and version of the plugin that made the weights."""
 
 
-def stored_plugins(step: Path | None) -> Plugins | None:
+def stored_plugins(step: Path | None) -> PluginOrigins | None:
     """Return the plugins that made the weights of a step; None without a step."""
     if step is None:
         return None
-    plugins: Plugins = json.loads(safetensors_metadata(step / MODEL_FILE)["plugins"])
+    plugins: PluginOrigins = json.loads(safetensors_metadata(step / MODEL_FILE)["plugins"])
     return plugins
 
 
-def other_versions(plugins: Plugins, catalog: Catalog) -> list[str]:
+def version_mismatches(plugins: PluginOrigins, catalog: Catalog) -> list[str]:
     """One sentence for each third-party plugin that is installed in another version than the one of the weights."""
     sentences = []
     for family, stored in plugins.items():
         offer = catalog.offers.get((family, stored["name"]))
-        if offer and offer.distribution not in (OWN_DISTRIBUTION, GIVEN) and offer.origin != stored:
+        if offer and offer.distribution not in (OWN_DISTRIBUTION, NO_DISTRIBUTION) and offer.origin != stored:
             then, now = (f"{of['distribution']} {of['version']}" for of in (stored, offer.origin))
             sentences.append(f"It was made with the {family} {stored['name']!r} of {then}, and {now} is installed.")
     return sentences
 
 
-def warn_of_other_versions(plugins: Plugins, file: Path, catalog: Catalog) -> None:
-    """Warn of `other_versions` on stderr: the output of the model may differ."""
-    for sentence in other_versions(plugins, catalog):
+def warn_version_mismatches(plugins: PluginOrigins, file: Path, catalog: Catalog) -> None:
+    """Warn of `version_mismatches` on stderr: the output of the model may differ."""
+    for sentence in version_mismatches(plugins, catalog):
         print(f"warning: {file} may give other outputs than before. {sentence}", file=sys.stderr)
 
 
 @contextmanager
-def blamed_on_versions(sentences: Sequence[str]) -> Iterator[None]:
+def append_to_errors(sentences: Sequence[str]) -> Iterator[None]:
     """Add to errors from the block which plugins have changed since."""
     try:
         yield

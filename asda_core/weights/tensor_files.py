@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asda_core.errors import CheckpointError
-from asda_core.system.files import LENGTH_BYTES, METADATA
+from asda_core.system.files import LENGTH_BYTES, METADATA_KEY
 
 PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 
@@ -47,7 +47,7 @@ def _sort_metadata(file: Path) -> None:
     with file.open("r+b") as opened:
         length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
         header = json.loads(opened.read(length))
-        header[METADATA] = dict(sorted(header[METADATA].items()))
+        header[METADATA_KEY] = dict(sorted(header[METADATA_KEY].items()))
         in_order = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         if len(in_order) <= length:
             opened.seek(LENGTH_BYTES)

@@ -18,14 +18,14 @@ from asda_core.errors import AsdaError, TrainingStopped
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_core.system.files import NAME_DIGITS, text_digest, write_text
-from asda_core.system.resources import counted
+from asda_core.system.resources import record_resource_usage
 from asda_core.system.workers import Shard
 from asda_core.weights.paths import MODEL_FILE
-from asda_hear.ablation.axes import differing
+from asda_hear.ablation.axes import distinctive_labels
 from asda_hear.ablation.environment import environment
-from asda_hear.ablation.noise_metric import as_scores, can_measure, measure, read_measured
-from asda_hear.ablation.plan import Cell, Plan, text_of
-from asda_hear.ablation.size import size_of
+from asda_hear.ablation.noise_metric import has_attention, measure_model, noise_scores, read_noise_rows
+from asda_hear.ablation.plan import Cell, Plan, labels_text
+from asda_hear.ablation.size import model_size
 from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.runner import evaluate, finished_scores
 from asda_hear.evaluate.scores import TaskScore
@@ -35,14 +35,14 @@ from asda_hear.names import LOG_MEL
 
 CELLS, BASELINES = "cells", "baselines"
 """Folders of a store."""
-WHOLE = Shard()
+FULL_SHARD = Shard()
 TIMES_FILE, FACTS_FILE, ERROR_FILE = "times.json", "facts.json", "error.txt"
 """Files in the folder of a cell: cost of its training; facts on its model and environment; why it failed."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Work that one process does at a time.
+    """Work of one process at a time: a training with its evaluations, or the evaluations of a baseline.
 
     Attributes:
         folder: its folder in the store.
@@ -60,13 +60,13 @@ class Unit:
         if not self.cells:
             return f"baseline {self.baseline}"
         first, all_labels = self.cells[0], [cell.labels for cell in self.cells]
-        differing_labels = differing(first.labels, all_labels)
+        differing_labels = distinctive_labels(first.labels, all_labels)
         shared = {axis: label for axis, label in first.labels.items() if axis not in differing_labels}
-        return f"{self.folder.name} ({text_of({**shared, 'seed': str(first.seed)})})"
+        return f"{self.folder.name} ({labels_text({**shared, 'seed': str(first.seed)})})"
 
 
 @dataclass(frozen=True)
-class PlanWork:
+class PlanSetup:
     """A plan, its result folders, and what is needed to run it.
 
     Attributes:
@@ -74,7 +74,7 @@ class PlanWork:
         store: folder of trainings and scores; several plans may share it.
         out: folder of the tables.
         tasks: task folder -> identity.
-        parameters: number of parameters of each baseline.
+        baseline_parameters: number of parameters of each baseline.
         catalog: plugins.
         progress: whether to show progress bars.
     """
@@ -83,11 +83,11 @@ class PlanWork:
     store: Path
     out: Path
     tasks: Mapping[Path, str]
-    parameters: Mapping[str, int]
+    baseline_parameters: Mapping[str, int]
     catalog: Catalog
     progress: bool = True
 
-    def units(self, shard: Shard = WHOLE) -> list[Unit]:
+    def units(self, shard: Shard = FULL_SHARD) -> list[Unit]:
         """Return the units of a shard: baselines, then trainings, the first seed of all combinations before any second.
 
         A budget that is spent early thus leaves fewer seeds, not fewer rows. The seeds of a combination are spread over
@@ -110,7 +110,7 @@ class PlanWork:
         return self.store / BASELINES / f"{label}-{weights}"
 
 
-def do_unit(work: PlanWork, unit: Unit) -> None:
+def run_unit(setup: PlanSetup, unit: Unit) -> None:
     """Train, evaluate and measure what is not done yet.
 
     Raises:
@@ -119,19 +119,19 @@ def do_unit(work: PlanWork, unit: Unit) -> None:
     if unit.cells:
         cell = unit.cells[0]
         if not (unit.folder / MODEL_FILE).exists():
-            _train(work, cell, unit.folder)
-        _write_facts(work, cell, unit.folder)
+            _train(setup, cell, unit.folder)
+        _write_facts(setup, cell, unit.folder)
     failed: list[tuple[str, Exception]] = []
-    for options in different_options(work, unit):
+    for options in distinct_options(setup, unit):
         try:
-            _evaluate(work, model_of(work, unit, options), unit.folder, options)
+            _evaluate(setup, model_path(setup, unit, options), unit.folder, options)
         except TrainingStopped:
             raise
         except Exception as error:  # one set of options must not stop the others
             failed.append((_labels_with_options(unit, options), error))
-    model = model_of(work, unit)
-    if work.plan.noise and can_measure(model):
-        measure(work.plan.noise, model, unit.folder, work.catalog, work.progress)
+    model = model_path(setup, unit)
+    if setup.plan.noise and has_attention(model):
+        measure_model(setup.plan.noise, model, unit.folder, setup.catalog, setup.progress)
     if failed:
         where, first = failed[0]
         if not where:
@@ -147,69 +147,69 @@ class OptionsFailed(AsdaError):
 def _labels_with_options(unit: Unit, options: Mapping[str, Any]) -> str:
     """Return the labels that distinguish cells with these options from others of the training; "" if all have them."""
     cell = next((cell for cell in unit.cells if cell.options == options), None)
-    return "" if cell is None else text_of(differing(cell.labels, [other.labels for other in unit.cells]))
+    return "" if cell is None else labels_text(distinctive_labels(cell.labels, [other.labels for other in unit.cells]))
 
 
-def model_of(work: PlanWork, unit: Unit, options: Mapping[str, Any] | None = None) -> str:
+def model_path(setup: PlanSetup, unit: Unit, options: Mapping[str, Any] | None = None) -> str:
     """Return the argument of `load_model` for these options: the teacher is only in the last step of the run.
 
     Scores of student and teacher are keyed by the exported weights, so that they persist when the steps are deleted.
     """
     if not unit.cells:
-        return baseline_path(work.plan, unit.baseline)
+        return baseline_path(setup.plan, unit.baseline)
     teacher = options is not None and options.get("weights") == "teacher"
     return str(unit.folder if teacher else unit.folder / MODEL_FILE)
 
 
-def different_options(work: PlanWork, unit: Unit) -> list[Mapping[str, Any]]:
+def distinct_options(setup: PlanSetup, unit: Unit) -> list[Mapping[str, Any]]:
     """Return the distinct `load_model` options with which the model of a unit is evaluated."""
-    distinct: list[Mapping[str, Any]] = [] if unit.cells else [baseline_options(work.plan, unit.baseline)]
+    distinct: list[Mapping[str, Any]] = [] if unit.cells else [baseline_options(setup.plan, unit.baseline)]
     for cell in unit.cells:
         if cell.options not in distinct:
             distinct.append(cell.options)
     return distinct
 
 
-def is_done(work: PlanWork, unit: Unit) -> bool:
+def is_done(setup: PlanSetup, unit: Unit) -> bool:
     """Whether nothing of a unit is left to do."""
-    model = model_of(work, unit)
+    model = model_path(setup, unit)
     if unit.cells and not ((unit.folder / FACTS_FILE).exists() and Path(model).exists()):
         return False
-    if any(len(_finished_scores(work, unit, options)) < len(work.tasks) for options in different_options(work, unit)):
+    if any(len(_finished_scores(setup, unit, options)) < len(setup.tasks) for options in distinct_options(setup, unit)):
         return False
-    return work.plan.noise is None or not can_measure(model) or unit_measured(work, unit) is not None
+    return setup.plan.noise is None or not has_attention(model) or unit_noise_rows(setup, unit) is not None
 
 
-def tasks_left(work: PlanWork, unit: Unit) -> list[str]:
+def remaining_tasks(setup: PlanSetup, unit: Unit) -> list[str]:
     """Return the names of the tasks that a unit has no scores on, once for each set of options that lacks them."""
-    is_trained = not unit.cells or Path(model_of(work, unit)).exists()
+    is_trained = not unit.cells or Path(model_path(setup, unit)).exists()
     names = []
-    for options in different_options(work, unit):
-        scored = {score.task for score in _finished_scores(work, unit, options)} if is_trained else set()
-        names += [task.name for task in work.tasks if task.name not in scored]
+    for options in distinct_options(setup, unit):
+        scored = {score.task for score in _finished_scores(setup, unit, options)} if is_trained else set()
+        names += [task.name for task in setup.tasks if task.name not in scored]
     return names
 
 
-def unit_scores(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
+def unit_scores(setup: PlanSetup, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
     """Return the existing scores of a unit with one set of options, and its measured attention on noise."""
-    model = model_of(work, unit)
+    model = model_path(setup, unit)
     if unit.cells and not Path(model).exists():
         return []
-    return _finished_scores(work, unit, options) + as_scores(unit_measured(work, unit) or [])
+    return _finished_scores(setup, unit, options) + noise_scores(unit_noise_rows(setup, unit) or [])
 
 
-def unit_measured(work: PlanWork, unit: Unit) -> list[NoiseRow] | None:
+def unit_noise_rows(setup: PlanSetup, unit: Unit) -> list[NoiseRow] | None:
     """Return how much attention of a unit falls on noise; None if not requested, not possible, or not done."""
-    model, noise = model_of(work, unit), work.plan.noise
+    model, noise = model_path(setup, unit), setup.plan.noise
     is_trained = not unit.cells or Path(model).exists()
-    return read_measured(noise, model, unit.folder) if noise and is_trained and can_measure(model) else None
+    return read_noise_rows(noise, model, unit.folder) if noise and is_trained and has_attention(model) else None
 
 
-def _finished_scores(work: PlanWork, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
+def _finished_scores(setup: PlanSetup, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
     """Return the existing scores on HEAR's tasks."""
-    folder = unit.folder / evaluation_name(work.plan, options)
-    model = model_of(work, unit, options)
-    return finished_scores(model, work.tasks, folder, work.plan.config.evaluation, options)
+    folder = unit.folder / evaluation_name(setup.plan, options)
+    model = model_path(setup, unit, options)
+    return finished_scores(model, setup.tasks, folder, setup.plan.config.evaluation, options)
 
 
 def evaluation_name(plan: Plan, options: Mapping[str, Any]) -> str:
@@ -232,11 +232,11 @@ def baseline_path(plan: Plan, label: str) -> str:
     return str(beside) if model and beside.exists() else model
 
 
-def _train(work: PlanWork, cell: Cell, folder: Path) -> None:
+def _train(setup: PlanSetup, cell: Cell, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with counted(folder / TIMES_FILE, "pretrain"):
+    with record_resource_usage(folder / TIMES_FILE, "pretrain"):
         init = None if cell.init is None else read_model(cell.init)
-        pretrain(cell.config, list(work.plan.audio), folder, work.catalog, device(), work.progress, init)
+        pretrain(cell.config, list(setup.plan.audio), folder, setup.catalog, device(), setup.progress, init)
     finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
     write_text(folder / FACTS_FILE, json.dumps({"made": {**environment(), **finished}}, indent=1))
 
@@ -246,22 +246,22 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _write_facts(work: PlanWork, cell: Cell, folder: Path) -> None:
+def _write_facts(setup: PlanSetup, cell: Cell, folder: Path) -> None:
     """Write what the table shows of a cell, so that no model has to be built for it again."""
     file = folder / FACTS_FILE
     facts = read_stamp(file) or {}
     origins = read_checkpoint(folder / MODEL_FILE).plugins
-    if origins != (installed := plugin_origins(work.catalog, cell.config)):
+    if origins != (installed := plugin_origins(setup.catalog, cell.config)):
         print(f"warning: {folder} was trained with {origins}, but {installed} is installed; delete it to retrain.",
               file=sys.stderr)  # fmt: skip
     if "size" not in facts:
         plugins = " ".join(f"{o['name']}={o['distribution']}-{o['version']}" for o in origins.values())
-        size = size_of(work.catalog, cell.config)
+        size = model_size(setup.catalog, cell.config)
         write_text(file, json.dumps({**facts, "size": size, "plugins": plugins}, indent=1))
 
 
-def _evaluate(work: PlanWork, model: str, folder: Path, options: Mapping[str, Any]) -> None:
-    if not work.tasks:
+def _evaluate(setup: PlanSetup, model: str, folder: Path, options: Mapping[str, Any]) -> None:
+    if not setup.tasks:
         return
-    search, out = work.plan.config.evaluation, folder / evaluation_name(work.plan, options)
-    evaluate(model, list(work.tasks), out, search, dict(options), work.progress, cache=work.store)
+    search, out = setup.plan.config.evaluation, folder / evaluation_name(setup.plan, options)
+    evaluate(model, list(setup.tasks), out, search, dict(options), setup.progress, cache=setup.store)

@@ -13,24 +13,24 @@ from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
-from asda_core.system.resources import SECONDS_PER_HOUR, in_words
+from asda_core.system.resources import SECONDS_PER_HOUR, format_duration
 from asda_core.system.workers import Shard
 from asda_core.weights.paths import MODEL_FILE, newest_step
 from asda_hear.ablation.cells import (
     BASELINES,
     CELLS,
-    PlanWork,
+    PlanSetup,
     Unit,
     device,
     evaluation_name,
     is_done,
-    model_of,
-    tasks_left,
-    unit_measured,
+    model_path,
+    remaining_tasks,
+    unit_noise_rows,
 )
-from asda_hear.ablation.noise_metric import can_measure, measure
-from asda_hear.ablation.plan import Cell, text_of
-from asda_hear.evaluate.compat import installed
+from asda_hear.ablation.noise_metric import has_attention, measure_model
+from asda_hear.ablation.plan import Cell, labels_text
+from asda_hear.evaluate.compat import has_hear_tools
 from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.runner import SECONDS_FILE, evaluate
 
@@ -38,7 +38,9 @@ MEASURED_STEPS = 4
 """Timed steps: enough to get past the warm-up, few enough to take seconds."""
 PILOT_CLIPS = 5000
 """If nothing is scored yet, tasks of at most so many clips in total are scored once to measure the time."""
-WEIGHTS = frozenset({"seed", "steps", "optimizer", "lambda_init", "frame_weight", "utterance_weight", "noise_std"})
+TIMING_NEUTRAL_KEYS = frozenset(
+    {"seed", "steps", "optimizer", "lambda_init", "frame_weight", "utterance_weight", "noise_std"}
+)
 """Keys that change no size, and so not the time of a step."""
 PILOT_NOISE_CLIPS = 4
 """Clips on which the time to measure attention on noise is taken."""
@@ -47,102 +49,102 @@ UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
-class TimeLeft:
+class TimeEstimate:
     """Seconds of one process for the remaining work.
 
     Attributes:
         training, evaluation, noise: the parts; None if evaluation could not be measured.
-        step: kind of cell -> seconds of a step.
+        step_seconds: kind of cell -> seconds of a step.
     """
 
     training: float
     evaluation: float | None
     noise: float
-    step: Mapping[str, float]
+    step_seconds: Mapping[str, float]
 
 
-def print_estimate(work: PlanWork, shard: Shard, jobs: int, option: str = "--jobs") -> None:
+def print_estimate(setup: PlanSetup, shard: Shard, jobs: int, option: str = "--jobs") -> None:
     """Print the cells, what is done, and the time for the rest (`--dry-run`); `option` is the one that sets `jobs`."""
-    units = work.units(shard)
-    remaining = [unit for unit in units if not is_done(work, unit)]
+    units = setup.units(shard)
+    remaining = [unit for unit in units if not is_done(setup, unit)]
     for unit in units:
         state = "done" if unit not in remaining else "trained" if (unit.folder / MODEL_FILE).exists() else "to do"
         if not unit.cells:
-            print(f"baseline  {state:<8} {unit.baseline}: {work.plan.config.baselines[unit.baseline]}")
+            print(f"baseline  {state:<8} {unit.baseline}: {setup.plan.config.baselines[unit.baseline]}")
         for cell in unit.cells:
-            print(f"{cell.name}  seed {cell.seed}  {state:<8} {text_of(cell.labels)}")
+            print(f"{cell.name}  seed {cell.seed}  {state:<8} {labels_text(cell.labels)}")
     cells = sum(len(unit.cells) for unit in units)
     trainings = sum(bool(unit.cells) for unit in units)
     untrained = sum(bool(unit.cells) and not (unit.folder / MODEL_FILE).exists() for unit in remaining)
-    print(f"{cells} cells x {len(work.tasks)} tasks; {trainings} different trainings, {untrained} to do; ", end="")
+    print(f"{cells} cells x {len(setup.tasks)} tasks; {trainings} different trainings, {untrained} to do; ", end="")
     print(f"{len(remaining)} of {len(units)} trainings and baselines remain to be run or evaluated.")
     if not remaining:
         return
-    estimate = estimate_rest(work, remaining)
-    print(f"training: {in_words(estimate.training)}", end="")
-    print("".join(f"; {seconds:.3f} s per step of {kind}" for kind, seconds in estimate.step.items()))
+    estimate = estimate_remaining(setup, remaining)
+    print(f"training: {format_duration(estimate.training)}", end="")
+    print("".join(f"; {seconds:.3f} s per step of {kind}" for kind, seconds in estimate.step_seconds.items()))
     if estimate.evaluation is None:
         print(
-            f"evaluation: not measured yet (more than {PILOT_CLIPS} clips, or heareval is not installed); the first "
-            "evaluated cell will tell."
+            f"evaluation: not measured yet (more than {PILOT_CLIPS} clips, or heareval is not installed); "
+            "it is known once a cell has been evaluated."
         )
     else:
-        print(f"evaluation: {in_words(estimate.evaluation)}")
+        print(f"evaluation: {format_duration(estimate.evaluation)}")
     if estimate.noise:
-        print(f"attention on noise: {in_words(estimate.noise)}")
+        print(f"attention on noise: {format_duration(estimate.noise)}")
     total = estimate.training + (estimate.evaluation or 0.0) + estimate.noise
-    shared = f", {in_words(total / jobs)} with {option} {jobs}" if jobs > 1 else ""
-    print(f"total: about {in_words(total)} in one process{shared}.")
-    hours = work.plan.config.budget.hours
+    shared = f", {format_duration(total / jobs)} with {option} {jobs}" if jobs > 1 else ""
+    print(f"total: about {format_duration(total)} in one process{shared}.")
+    hours = setup.plan.config.budget.hours
     if hours is not None and total / jobs > hours * SECONDS_PER_HOUR:
         print(f"this exceeds the budget of {hours} hours.")
 
 
-def estimate_rest(work: PlanWork, left: list[Unit]) -> TimeLeft:
+def estimate_remaining(setup: PlanSetup, units: list[Unit]) -> TimeEstimate:
     """Estimate how long these units take, measuring what is needed for it."""
     with tempfile.TemporaryDirectory(prefix="asda-estimate-") as folder:
         steps: dict[str, float] = {}
         kinds: dict[str, str] = {}
         training = 0.0
-        for unit in (unit for unit in left if unit.cells and not (unit.folder / MODEL_FILE).exists()):
+        for unit in (unit for unit in units if unit.cells and not (unit.folder / MODEL_FILE).exists()):
             cell = unit.cells[0]
             steps_left = _steps_left(cell, unit.folder)
             if not steps_left:  # takes no time, may have no audio, and has no step to time
                 continue
-            kind = kind_of(cell.config)
+            kind = timing_key(cell.config)
             if kind not in kinds:
-                kinds[kind] = text_of(cell.labels)
-                steps[kinds[kind]] = _step_seconds(work, cell, Path(folder) / str(len(kinds)))
+                kinds[kind] = labels_text(cell.labels)
+                steps[kinds[kind]] = _step_seconds(setup, cell, Path(folder) / str(len(kinds)))
             training += steps[kinds[kind]] * steps_left
-        missing = [name for unit in left for name in tasks_left(work, unit)]
-        task_seconds = _scored_seconds(work)
-        unmeasured = [task for task in work.tasks if task.name in set(missing) - task_seconds.keys()]
-        if unmeasured and installed() and _clips(unmeasured) <= PILOT_CLIPS:
-            task_seconds |= _pilot(work, left, Path(folder), unmeasured)
-        noise = _noise_seconds(work, left, Path(folder)) if work.plan.noise else 0.0
+        missing = [name for unit in units for name in remaining_tasks(setup, unit)]
+        task_seconds = _scored_seconds(setup)
+        unmeasured = [task for task in setup.tasks if task.name in set(missing) - task_seconds.keys()]
+        if unmeasured and has_hear_tools() and _clips(unmeasured) <= PILOT_CLIPS:
+            task_seconds |= _pilot(setup, units, Path(folder), unmeasured)
+        noise = _noise_seconds(setup, units, Path(folder)) if setup.plan.noise else 0.0
     evaluation = sum(task_seconds[name] for name in missing) if task_seconds.keys() >= set(missing) else None
-    return TimeLeft(training, evaluation, noise, steps)
+    return TimeEstimate(training, evaluation, noise, steps)
 
 
-def kind_of(config: RunConfig) -> str:
-    """Return a key that is the same for cells that differ only in `WEIGHTS` (seed, rates, ...) and so cost the same."""
+def timing_key(config: RunConfig) -> str:
+    """Return a key that is equal for cells that differ only in `TIMING_NEUTRAL_KEYS` and so take as long."""
 
     def without_weights(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: without_weights(nested) for key, nested in value.items() if key not in WEIGHTS}
+            return {key: without_weights(nested) for key, nested in value.items() if key not in TIMING_NEUTRAL_KEYS}
         return value
 
     return json.dumps(without_weights(to_plain(config)), sort_keys=True, default=str)
 
 
-def _step_seconds(work: PlanWork, cell: Cell, folder: Path) -> float:
+def _step_seconds(setup: PlanSetup, cell: Cell, folder: Path) -> float:
     """Return the seconds per step of a short training of the same kind, without its start-up."""
     init = None if cell.init is None else read_model(cell.init)
     seconds = []
     for steps in (1, 1 + MEASURED_STEPS):
         config = replace(cell.config, steps=steps, checkpoint_every=steps, log_every=steps)
         started = time.monotonic()
-        pretrain(config, list(work.plan.audio), folder / str(steps), work.catalog, device(), False, init)
+        pretrain(config, list(setup.plan.audio), folder / str(steps), setup.catalog, device(), False, init)
         seconds.append(time.monotonic() - started)
     one_step, all_steps = seconds
     if all_steps <= one_step:  # the first paid for what is made once, or the machine was busy
@@ -155,16 +157,16 @@ def _steps_left(cell: Cell, folder: Path) -> int:
     return max(0, cell.config.steps - (int(step.name.rpartition("-")[2]) if step else 0))
 
 
-def _scored_seconds(work: PlanWork) -> dict[str, float]:
+def _scored_seconds(setup: PlanSetup) -> dict[str, float]:
     """Task -> median seconds of its evaluations with this search in this store: of cells, otherwise of baselines."""
-    evaluations = {evaluation_name(work.plan, cell.options) for cell in work.plan.cells}
+    evaluations = {evaluation_name(setup.plan, cell.options) for cell in setup.plan.cells}
     by_task: dict[str, float] = {}
     for subfolder in (BASELINES, CELLS):  # cells override baselines: they are closer to the remaining work
-        for task in work.tasks:
+        for task in setup.tasks:
             files = [
                 file
                 for evaluation in evaluations
-                for file in (work.store / subfolder).glob(f"*/{evaluation}/{task.name}")
+                for file in (setup.store / subfolder).glob(f"*/{evaluation}/{task.name}")
             ]
             totals = [sum(seconds.values()) for seconds in map(_seconds, files) if seconds]
             if totals:
@@ -176,45 +178,45 @@ def _seconds(folder: Path) -> dict[str, float]:
     return read_stamp(folder / SECONDS_FILE) or {}
 
 
-def _pilot(work: PlanWork, units: list[Unit], folder: Path, tasks: Sequence[Path]) -> dict[str, float]:
+def _pilot(setup: PlanSetup, units: list[Unit], folder: Path, tasks: Sequence[Path]) -> dict[str, float]:
     """Score any model of this plan with the settings of its cells; return task -> seconds."""
     cells = [cell for unit in units for cell in unit.cells]
-    model = _any_model(work, units, folder)
+    model = _any_model(setup, units, folder)
     if not cells or model is None:
         return {}
     options = {key: value for key, value in cells[0].options.items() if key != "weights"}  # either takes as long
-    evaluate(str(model), list(tasks), folder / "scores", work.plan.config.evaluation, options,
+    evaluate(str(model), list(tasks), folder / "scores", setup.plan.config.evaluation, options,
              progress=False, cache=folder)  # fmt: skip
     return {task.name: sum(_seconds(folder / "scores" / task.name).values()) for task in tasks}
 
 
-def _noise_seconds(work: PlanWork, units: list[Unit], folder: Path) -> float:
+def _noise_seconds(setup: PlanSetup, units: list[Unit], folder: Path) -> float:
     """Estimate from other measurements in this store, otherwise by measuring a few clips with any model of the plan."""
-    noise = work.plan.noise
+    noise = setup.plan.noise
     assert noise is not None
-    count = sum(can_measure(model_of(work, unit)) and unit_measured(work, unit) is None for unit in units)
-    contents = [read_stamp(file) or {} for file in work.store.glob(f"*/*/{noise.file_name}")]
+    count = sum(has_attention(model_path(setup, unit)) and unit_noise_rows(setup, unit) is None for unit in units)
+    contents = [read_stamp(file) or {} for file in setup.store.glob(f"*/*/{noise.file_name}")]
     measured = [float(content["seconds"]) for content in contents if "seconds" in content]
-    model = _any_model(work, units, folder)
+    model = _any_model(setup, units, folder)
     if measured or model is None:
         return count * median(measured or [0.0])
     clips = min(noise.config.clips or len(noise.files), len(noise.files))
     pilot = replace(noise, config=replace(noise.config, clips=min(clips, PILOT_NOISE_CLIPS)))
     started = time.monotonic()
-    measure(pilot, str(model), folder / "noise", work.catalog, progress=False)
+    measure_model(pilot, str(model), folder / "noise", setup.catalog, progress=False)
     return count * (time.monotonic() - started) * clips / min(clips, PILOT_NOISE_CLIPS)
 
 
-def _any_model(work: PlanWork, units: list[Unit], folder: Path) -> Path | None:
+def _any_model(setup: PlanSetup, units: list[Unit], folder: Path) -> Path | None:
     """Return a model of this plan: one whose steps were timed, otherwise a trained one, otherwise an untrained one."""
-    trained = (work.store / CELLS / cell.name / MODEL_FILE for cell in work.plan.cells)
+    trained = (setup.store / CELLS / cell.name / MODEL_FILE for cell in setup.plan.cells)
     candidates = [*sorted(folder.glob(f"*/1/{MODEL_FILE}")), folder / UNTRAINED / MODEL_FILE, *trained]
     found = next((file for file in candidates if file.exists()), None)
     cell = next((cell for unit in units for cell in unit.cells), None)
     if found is not None or cell is None:
         return found
     init = None if cell.init is None else read_model(cell.init)
-    return pretrain(replace(cell.config, steps=0), [], folder / UNTRAINED, work.catalog, device(), False, init)
+    return pretrain(replace(cell.config, steps=0), [], folder / UNTRAINED, setup.catalog, device(), False, init)
 
 
 def _clips(tasks: Iterable[Path]) -> int:

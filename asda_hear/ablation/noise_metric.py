@@ -11,7 +11,7 @@ from typing import Any
 
 from asda_core.audio import list_identity
 from asda_core.catalog import Catalog
-from asda_core.data.content import sampled_content
+from asda_core.data.digests import sampled_digest
 from asda_core.system.files import NAME_DIGITS, file_digest, text_digest, write_text
 from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.scores import TaskScore
@@ -23,9 +23,9 @@ NOISE_METRIC, CONTROL_METRIC = "noise share", "share, clean"
 """Share of attention on the noisy patches, divided by their share of the tokens (1 is chance level); and the same for
 these patches in the clean clip, where neither higher nor lower is better."""
 LOWER_IS_BETTER = frozenset({NOISE_METRIC})
-MEASURED = frozenset({NOISE_METRIC, CONTROL_METRIC})
+NOISE_METRICS = frozenset({NOISE_METRIC, CONTROL_METRIC})
 """Metrics other than those of HEAR's tasks."""
-FORM = 2
+FORMAT_VERSION = 2
 """Version of the file format; older files, which do not name the clips, are measured again."""
 
 
@@ -45,19 +45,19 @@ class NoiseMeasure:
     def file_name(self) -> str:
         """Name of the result file in the folder of a cell; it depends on the settings and the clips."""
         noise = self.config.noise if self.config.noise == WHITE else file_digest(Path(self.config.noise))
-        clips = [list_identity(self.files), sampled_content(self.files)]
+        clips = [list_identity(self.files), sampled_digest(self.files)]
         settings = json.dumps([asdict(replace(self.config, noise=noise)), *clips], sort_keys=True)
         return f"noise-{text_digest(settings, NAME_DIGITS)}.json"
 
 
-def can_measure(model: str) -> bool:
+def has_attention(model: str) -> bool:
     """Whether a model has attention at all: the log-mel baseline has none."""
     return model != LOG_MEL
 
 
-def measure(noise: NoiseMeasure, model: str, folder: Path, catalog: Catalog, progress: bool) -> None:
+def measure_model(noise: NoiseMeasure, model: str, folder: Path, catalog: Catalog, progress: bool) -> None:
     """Measure a model, unless its result exists."""
-    if read_measured(noise, model, folder) is None:
+    if read_noise_rows(noise, model, folder) is None:
         started = time.monotonic()
         rows = [asdict(row) for row in measure_noise(model, noise.files, noise.config, progress, catalog)]
         seconds = round(time.monotonic() - started, 1)
@@ -65,7 +65,7 @@ def measure(noise: NoiseMeasure, model: str, folder: Path, catalog: Catalog, pro
         write_text(folder / noise.file_name, json.dumps({**_stamp(model), "seconds": seconds, "rows": rows}))
 
 
-def read_measured(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRow] | None:
+def read_noise_rows(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRow] | None:
     """Read what was measured of exactly these weights; None if not done yet."""
     content = read_stamp(folder / noise.file_name)
     if not isinstance(content, dict) or {key: content.get(key) for key in _stamp(model)} != _stamp(model):
@@ -75,7 +75,7 @@ def read_measured(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRo
     ]
 
 
-def as_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
+def noise_scores(rows: Sequence[NoiseRow]) -> list[TaskScore]:
     """Return the map that the model really uses as scores, with each condition as a task and each clip as a fold.
 
     There are three for every signal-to-noise ratio: with noise (lower is better), the same patches in the clean clip,
@@ -106,4 +106,4 @@ def _score(name: str, metric: str, ratios: Sequence[float]) -> TaskScore:
 
 
 def _stamp(model: str) -> dict[str, Any]:
-    return {"weights": weights_identity(model), "asda": version("asda-hear"), "form": FORM}
+    return {"weights": weights_identity(model), "asda": version("asda-hear"), "form": FORMAT_VERSION}

@@ -32,20 +32,20 @@ from asda_core.config_io import (
     with_change,
     with_value,
 )
-from asda_core.data.content import sampled_content
-from asda_core.errors import ConfigError, prefixed, unknown
+from asda_core.data.digests import sampled_digest
+from asda_core.errors import ConfigError, prefix_errors, unknown_message
 from asda_core.settings.strict_yaml import read_yaml
 from asda_core.system.files import model_digest
-from asda_core.weights.paths import locate
-from asda_hear.ablation.axes import check_apart, check_effect, flat, labelled, text_of_label, together
+from asda_core.weights.paths import find_model_file
+from asda_hear.ablation.axes import check_disjoint, check_effect, flatten, label_text, merge_changes, parse_axis
 from asda_hear.ablation.noise_metric import NoiseMeasure
 from asda_hear.ablation.settings import PlanConfig
-from asda_hear.api import USUAL_POOLING
+from asda_hear.api import DEFAULT_POOLING
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.noise_attention import NoiseConfig
 from asda_hear.model import HearOptions
 
-FOLDER = "ablations"
+PLANS_FOLDER = "ablations"
 """Subfolder of the configs that holds plans."""
 OPTION, INIT, SEED = "options.", "init", "seed"
 """Special axis keys: prefix of `load_model` options, the checkpoint that cells start from, and the seed (rejected)."""
@@ -104,28 +104,30 @@ def load_plan(file: Path) -> Plan:
     """
     name_or_path, file = file, find_config(file)
     if not file.suffix and not file.exists():
-        raise ConfigError(f"no file at {name_or_path}: {unknown('plan', str(name_or_path), shipped_configs(FOLDER))}")
+        raise ConfigError(
+            f"no file at {name_or_path}: {unknown_message('plan', str(name_or_path), shipped_configs(PLANS_FOLDER))}"
+        )
     config = parse(PlanConfig, read_yaml(file), str(file))
     config = replace(config, options=_non_default(config.options, to_plain(HearOptions())))
     here = file.parent
     audio = tuple(found for source in config.data for found in find_audio(here / source))
-    axes = {name: labelled(name, choices) for name, choices in config.axes.items()}
+    axes = {name: parse_axis(name, choices) for name, choices in config.axes.items()}
     reference = _reference(config, axes, file)
-    audio_identity = [*list_identity(audio), ("content", sampled_content(audio))]
+    audio_identity = [*list_identity(audio), ("content", sampled_digest(audio))]
     base_file = here / config.base
     # otherwise `base` is the name of a config of the package
     base = load_run_config(base_file if base_file.suffix or base_file.exists() else config.base)
     factory = _CellFactory(file, config, to_plain(base), audio_identity)
     cells, identities = [], {}
-    with prefixed(file):
-        check_apart(axes)
+    with prefix_errors(file):
+        check_disjoint(axes)
     for combination in itertools.product(*axes.values()):
         labels = dict(zip(axes, combination, strict=True))
-        changes = {key: value for axis, label in labels.items() for key, value in flat(axes[axis][label]).items()}
+        changes = {key: value for axis, label in labels.items() for key, value in flatten(axes[axis][label]).items()}
         found = factory.cells(labels, changes)
         identities[combination] = repr((found[0].name, _parsed_options(found[0].options)))
         cells += found
-    with prefixed(file):
+    with prefix_errors(file):
         check_effect(axes, identities)
     return Plan(file, config, tuple(cells), audio, reference, _noise(config, here))
 
@@ -155,43 +157,48 @@ def _noise(config: PlanConfig, here: Path) -> NoiseMeasure | None:
 
 
 class _CellFactory:
-    """What all cells of a plan start from."""
+    """Builds the cells of a plan from its base config and its `set`."""
 
     def __init__(self, file: Path, config: PlanConfig, base: dict[str, Any], data: list[Any]) -> None:
         self.file, self.config, self.data = file, config, data
         budget = {} if config.budget.steps is None else {"steps": config.budget.steps}
-        self.base, self.of_all = base, {**config.set, **budget}
+        self.base, self.common = base, {**config.set, **budget}
 
     def cells(self, labels: Mapping[str, str], changes: Mapping[str, Any]) -> list[Cell]:
         """Return the cells of one combination, one for each seed."""
         base, options, init = self.base, dict(self.config.options), self.config.init
-        for key, value in together(self.of_all, changes).items():
+        for key, value in merge_changes(self.common, changes).items():
             if key.startswith(OPTION):
                 options[key.removeprefix(OPTION)] = value
             elif key == INIT:
                 if not isinstance(value, str | None):
                     raise ConfigError(
-                        f"{self.file}, cell {text_of(labels)}: init must name a checkpoint, not {value!r}."
+                        f"{self.file}, cell {labels_text(labels)}: init must name a checkpoint, not {value!r}."
                     )
                 init = value
             elif key == SEED:
-                raise ConfigError(f"{self.file}, cell {text_of(labels)}: seeds are given by `seeds`, not by an axis.")
+                raise ConfigError(
+                    f"{self.file}, cell {labels_text(labels)}: seeds are given by `seeds`, not by an axis."
+                )
             else:
                 base = with_change(base, key, value)
-        checkpoint = None if init is None else locate(self.file.parent / init)
+        checkpoint = None if init is None else find_model_file(self.file.parent / init)
         identity = {} if checkpoint is None else {"init": model_digest(checkpoint)}
-        pooling = {"scene_pooling": USUAL_POOLING, "timestamp_pooling": USUAL_POOLING}  # no cell is the package's model
+        pooling = {
+            "scene_pooling": DEFAULT_POOLING,
+            "timestamp_pooling": DEFAULT_POOLING,
+        }  # no cell is the package's model
         defaults = {**to_plain(HearOptions()), **pooling}
         seed_cells = []
         for seed in self.config.seeds:
-            with prefixed(f"{self.file}, cell {text_of(labels)}"):
+            with prefix_errors(f"{self.file}, cell {labels_text(labels)}"):
                 run = parse(RunConfig, with_value(base, "seed", seed))
             name = signature(run, data=self.data if run.steps else [], **identity)
             seed_cells.append(Cell(labels, seed, run, name, _non_default(options, defaults), checkpoint))
         return seed_cells
 
 
-def text_of(labels: Mapping[str, str]) -> str:
+def labels_text(labels: Mapping[str, str]) -> str:
     """Return the labels of a cell in one line."""
     return ", ".join(f"{axis} {label}" for axis, label in labels.items())
 
@@ -205,10 +212,10 @@ def _reference(config: PlanConfig, axes: Mapping[str, Mapping[str, Any]], file: 
     """Return the stated reference after checking it; unstated axes take their first label."""
     if isinstance(config.reference, str):
         return config.reference
-    stated = {str(axis): text_of_label(label) for axis, label in (config.reference or {}).items()}
+    stated = {str(axis): label_text(label) for axis, label in (config.reference or {}).items()}
     for axis, label in stated.items():
         if axis not in axes:
-            raise ConfigError(f"{file}, reference: {unknown('axis', axis, axes)}")
+            raise ConfigError(f"{file}, reference: {unknown_message('axis', axis, axes)}")
         if label not in axes[axis]:
-            raise ConfigError(f"{file}, reference: {unknown(f'label of the axis {axis}', label, axes[axis])}")
+            raise ConfigError(f"{file}, reference: {unknown_message(f'label of the axis {axis}', label, axes[axis])}")
     return {axis: stated.get(axis, next(iter(labels))) for axis, labels in axes.items()}

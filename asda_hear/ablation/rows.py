@@ -9,51 +9,51 @@ import torch
 from asda_hear.ablation.cells import (
     FACTS_FILE,
     TIMES_FILE,
-    PlanWork,
+    PlanSetup,
     Unit,
     baseline_options,
-    unit_measured,
+    unit_noise_rows,
     unit_scores,
 )
-from asda_hear.ablation.noise_metric import MEASURED, clips_identity
+from asda_hear.ablation.noise_metric import NOISE_METRICS, clips_identity
 from asda_hear.ablation.plan import Cell
-from asda_hear.ablation.settings import BASELINE
+from asda_hear.ablation.settings import BASELINE_COLUMN
 from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.scores import TaskScore
 
 ResultRow = dict[str, Any]
 
 
-def collect_rows(work: PlanWork) -> list[ResultRow]:
+def collect_rows(setup: PlanSetup) -> list[ResultRow]:
     """Return the rows of all existing results, baselines first, then cells in the order of the plan."""
-    units = work.units()
+    units = setup.units()
     rows: list[ResultRow] = []
     for unit in units:
         if not unit.cells:
-            facts = _baseline_facts(work, unit.baseline)
-            rows += _rows(work, unit, baseline_options(work.plan, unit.baseline), facts)
+            facts = _baseline_facts(setup, unit.baseline)
+            rows += _rows(setup, unit, baseline_options(setup.plan, unit.baseline), facts)
     unit_by_cell = {cell.name: unit for unit in units for cell in unit.cells}
-    for cell in work.plan.cells:
+    for cell in setup.plan.cells:
         unit = unit_by_cell[cell.name]
         if (unit.folder / FACTS_FILE).exists():
             facts = _cell_facts(unit, cell)
-            rows += _rows(work, unit, cell.options, facts)
+            rows += _rows(setup, unit, cell.options, facts)
     return rows
 
 
-def _rows(work: PlanWork, unit: Unit, options: Mapping[str, Any], facts: ResultRow) -> list[ResultRow]:
+def _rows(setup: PlanSetup, unit: Unit, options: Mapping[str, Any], facts: ResultRow) -> list[ResultRow]:
     """Return a row per task; those of attention on noise also identify the clips."""
-    clips = clips_identity(measured) if (measured := unit_measured(work, unit)) else ""
+    clips = clips_identity(measured) if (measured := unit_noise_rows(setup, unit)) else ""
     return [
-        {**facts, **_score(score), "clips": clips if score.metric in MEASURED else ""}
-        for score in unit_scores(work, unit, options)
+        {**facts, **_score(score), "clips": clips if score.metric in NOISE_METRICS else ""}
+        for score in unit_scores(setup, unit, options)
     ]
 
 
 def _cell_facts(unit: Unit, cell: Cell) -> ResultRow:
     facts, times = read_stamp(unit.folder / FACTS_FILE) or {}, read_stamp(unit.folder / TIMES_FILE) or {}
     return {
-        BASELINE: "",
+        BASELINE_COLUMN: "",
         **cell.labels,
         "seed": cell.seed,
         "cell": cell.name,
@@ -66,12 +66,12 @@ def _cell_facts(unit: Unit, cell: Cell) -> ResultRow:
     }
 
 
-def _baseline_facts(work: PlanWork, label: str) -> ResultRow:
+def _baseline_facts(setup: PlanSetup, label: str) -> ResultRow:
     empty = ("seed", "cell", "trained", "gflops", "pretrain_cpu_seconds", "pretrain_mebibytes", "plugins")
-    facts = {BASELINE: label, **dict.fromkeys(work.plan.config.axes, ""), "seed": "", "cell": ""}
+    facts = {BASELINE_COLUMN: label, **dict.fromkeys(setup.plan.config.axes, ""), "seed": "", "cell": ""}
     return {
         **facts,
-        "parameters": work.parameters[label],
+        "parameters": setup.baseline_parameters[label],
         "updates": 0,
         "pretrain_seconds": 0.0,
         **dict.fromkeys(empty, ""),
@@ -87,5 +87,5 @@ def _score(score: TaskScore) -> ResultRow:
         "validation": score.validation,
         "asda": version("asda-hear"),
         "torch": torch.__version__,
-        "heareval": version("heareval") if score.metric not in MEASURED else "",
+        "heareval": version("heareval") if score.metric not in NOISE_METRICS else "",
     }

@@ -9,43 +9,43 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from asda_core.assemble import Parts, build_weightless, check_class_token_axis, foreign_plugins
+from asda_core.assemble import Parts, build_weightless, check_class_token_axis, third_party_plugins
 from asda_core.catalog import Catalog, installed_catalog
-from asda_core.checkpoint import TEACHER
+from asda_core.checkpoint import TEACHER_ENCODER
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, CheckpointError, ConfigError
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
-from asda_core.system.files import disk_time, text_digest, write_rows, write_text
-from asda_core.system.locks import locked
+from asda_core.system.files import disk_time, text_digest, write_csv, write_text
+from asda_core.system.locks import hold_lock
 from asda_core.system.resources import SECONDS_PER_HOUR
 from asda_core.system.workers import Shard
-from asda_core.weights.initial import check_fits
+from asda_core.weights.initial import check_compatible
 from asda_hear.ablation.cells import (
     ERROR_FILE,
-    PlanWork,
+    PlanSetup,
     Unit,
     baseline_options,
     baseline_path,
-    do_unit,
     is_done,
+    run_unit,
 )
-from asda_hear.ablation.plan import Cell, Plan, text_of
+from asda_hear.ablation.plan import Cell, Plan, labels_text
 from asda_hear.ablation.rows import ResultRow, collect_rows
-from asda_hear.api import load_model, model_from
+from asda_hear.api import build_hear_model, load_model
 from asda_hear.evaluate.compat import hear_tools
 from asda_hear.evaluate.identity import task_identity
 from asda_hear.evaluate.task_checks import find_tasks
 from asda_hear.model import HearOptions
 from asda_hear.pooling import EncoderBackbone
-from asda_hear.work_queue import Failed, attempt_alone, shared_work
+from asda_hear.work_queue import ItemFailure, attempt_locked, process_queue
 
 ROWS_FILE = "rows.csv"
 PLAN_NOTE = ".plan"
 """File in the folder of the tables with the plan that they belong to, relative to it, so that both may be moved."""
 CLAIM_FILE, ROWS_LOCK = ".claim", ".rows.lock"
 """Lock files: of a unit while a process does it, and of the table while it is written."""
-RESULTS = Path("results")
+RESULTS_FOLDER = Path("results")
 """Default folder for tables, in a subfolder with the name of the plan."""
 
 
@@ -59,7 +59,7 @@ class CellsFailed(AsdaError):
 
 def prepare(
     plan: Plan, out: Path, progress: bool = True, catalog: Catalog | None = None, store: Path | None = None
-) -> PlanWork:
+) -> PlanSetup:
     """Check a plan and find its tasks and baselines.
 
     Raises:
@@ -67,32 +67,32 @@ def prepare(
     """
     plugins = catalog or installed_catalog()
     check_plan(plan, plugins)
-    check_claim(out, plan.file)
+    check_out_folder(out, plan.file)
     plan = replace(plan, cells=tuple(_named_by_plugins(cell, plugins) for cell in plan.cells))
     if not plan.audio and (cell := next((cell for cell in plan.cells if cell.config.steps), None)):
-        raise ConfigError(f"{plan.file}, cell {text_of(cell.labels)}: training needs audio; give data.")
+        raise ConfigError(f"{plan.file}, cell {labels_text(cell.labels)}: training needs audio; give data.")
     parameters = {label: _baseline_parameters(plan, label, plugins) for label in plan.config.baselines}
     choice = plan.config.tasks
     folders = [] if choice is None else find_tasks(plan.file.parent / choice.folder, choice.names)
     tasks = {task: task_identity(task) for task in folders}
-    return PlanWork(plan, store or out, out, tasks, parameters, plugins, progress)
+    return PlanSetup(plan, store or out, out, tasks, parameters, plugins, progress)
 
 
 def _named_by_plugins(cell: Cell, catalog: Catalog) -> Cell:
     """Add the versions of third-party plugins to the name of a cell: another version is another cell."""
-    foreign = foreign_plugins(catalog, cell.config)
+    foreign = third_party_plugins(catalog, cell.config)
     if not foreign:
         return cell
     return replace(cell, name=text_digest(" ".join([cell.name, *foreign]), len(cell.name)))
 
 
-def run_plan(work: PlanWork, shard: Shard | None = None) -> list[ResultRow]:
+def run_plan(setup: PlanSetup, shard: Shard | None = None) -> list[ResultRow]:
     """Run what is not done yet of a plan; other processes may do the same concurrently.
 
     Each unit is held by one process only. Units held by others are waited for, and taken over if those die.
 
     Args:
-        work: from `prepare`; `cells/NAME` in its store holds each run, `rows.csv` in its `out` the table.
+        setup: from `prepare`; `cells/NAME` in its store holds each run, `rows.csv` in its `out` the table.
         shard: the part to do; None does all.
 
     Returns:
@@ -101,40 +101,40 @@ def run_plan(work: PlanWork, shard: Shard | None = None) -> list[ResultRow]:
     Raises:
         CellsFailed: cells failed; all others are done and their rows written.
     """
-    make_ready(work)
-    units = work.units(shard or Shard())
-    failed = _do_all(work, units)
-    rows = write_all_rows(work)
+    prepare_folders(setup)
+    units = setup.units(shard or Shard())
+    failed = _do_all(setup, units)
+    rows = write_all_rows(setup)
     if failed:
         raise CellsFailed(
             rows,
             f"{len(failed)} of {len(units)} trainings and baselines failed, the others are in "
-            f"{work.out / ROWS_FILE}: " + "; ".join(failed),
+            f"{setup.out / ROWS_FILE}: " + "; ".join(failed),
         )
     return rows
 
 
-def make_ready(work: PlanWork) -> None:
+def prepare_folders(setup: PlanSetup) -> None:
     """Create the result folders, and check that the tools are installed.
 
     Raises:
         ConfigError: a folder cannot be written, or holds the tables of another plan.
         ToolMissing: heareval is not installed, and the plan has tasks.
     """
-    if work.tasks:
+    if setup.tasks:
         with hear_tools():
             pass
-    for option, folder in (("--out", work.out), ("--store", work.store)):
+    for option, folder in (("--out", setup.out), ("--store", setup.store)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ROWS_LOCK).touch()
         except OSError as error:
             raise ConfigError(f"{option} {folder} cannot be written: {error.strerror}.") from None
-    with locked(work.out / ROWS_LOCK):  # several processes of a plan begin at once
-        write_text(work.out / PLAN_NOTE, f"{os.path.relpath(work.plan.file, work.out)}\n")
+    with hold_lock(setup.out / ROWS_LOCK):  # several processes of a plan begin at once
+        write_text(setup.out / PLAN_NOTE, f"{os.path.relpath(setup.plan.file, setup.out)}\n")
 
 
-def check_claim(out: Path, plan: Path) -> None:
+def check_out_folder(out: Path, plan: Path) -> None:
     """Check that the tables of a folder belong to this plan.
 
     Raises:
@@ -149,53 +149,54 @@ def check_claim(out: Path, plan: Path) -> None:
         )
 
 
-def write_all_rows(work: PlanWork) -> list[ResultRow]:
+def write_all_rows(setup: PlanSetup) -> list[ResultRow]:
     """Write `rows.csv` from all that the store holds, one process at a time."""
-    make_ready(work)
-    with locked(work.out / ROWS_LOCK):
-        rows = collect_rows(work)
-        write_rows(work.out / ROWS_FILE, rows)
+    prepare_folders(setup)
+    with hold_lock(setup.out / ROWS_LOCK):
+        rows = collect_rows(setup)
+        write_csv(setup.out / ROWS_FILE, rows)
     return rows
 
 
-def tell_spent(work: PlanWork, left: int) -> None:
+def report_spent_budget(setup: PlanSetup, num_remaining: int) -> None:
     """Report on stderr that the budget is spent before the plan is done."""
     print(
-        f"the budget of {work.plan.config.budget.hours} hours is spent; {left} trainings and baselines remain.",
+        f"the budget of {setup.plan.config.budget.hours} hours is spent; {num_remaining} trainings and baselines "
+        "remain.",
         file=sys.stderr,
     )
 
 
-def _do_all(work: PlanWork, units: list[Unit]) -> list[str]:
+def _do_all(setup: PlanSetup, units: list[Unit]) -> list[str]:
     """Run one unit after the other until all are done or failed, or the budget is spent; return what failed."""
-    since, hours = disk_time(work.store), work.plan.config.budget.hours
+    since, hours = disk_time(setup.store), setup.plan.config.budget.hours
     deadline = math.inf if hours is None else time.monotonic() + hours * SECONDS_PER_HOUR
     num_ended, failed = 0, list[str]()
-    with tqdm(total=len(units), desc="cells", unit="cell", disable=not work.progress) as bar:
-        for unit, outcome in shared_work(units, lambda unit: _attempt(work, unit, since), deadline):
+    with tqdm(total=len(units), desc="cells", unit="cell", disable=not setup.progress) as bar:
+        for unit, outcome in process_queue(units, lambda unit: _attempt(setup, unit, since), deadline):
             num_ended += 1
             bar.update()
-            if isinstance(outcome, Failed):
-                failed.append(f"{unit.name}: {outcome.why}")
+            if isinstance(outcome, ItemFailure):
+                failed.append(f"{unit.name}: {outcome.error}")
             elif outcome:
-                write_all_rows(work)
+                write_all_rows(setup)
     if num_ended < len(units):
-        tell_spent(work, len(units) - num_ended)
+        report_spent_budget(setup, len(units) - num_ended)
     return failed
 
 
-def _attempt(work: PlanWork, unit: Unit, since: float) -> bool | Failed | None:
+def _attempt(setup: PlanSetup, unit: Unit, since: float) -> bool | ItemFailure | None:
     """Do a unit: True if done now, False if done before, None if another process holds it."""
-    if is_done(work, unit):
+    if is_done(setup, unit):
         return False
 
     def do() -> bool:
-        if is_done(work, unit):
+        if is_done(setup, unit):
             return False
-        do_unit(work, unit)
+        run_unit(setup, unit)
         return True
 
-    return attempt_alone(do, unit.name, unit.folder / CLAIM_FILE, unit.folder / ERROR_FILE, since)
+    return attempt_locked(do, unit.name, unit.folder / CLAIM_FILE, unit.folder / ERROR_FILE, since)
 
 
 def check_plan(plan: Plan, catalog: Catalog) -> None:
@@ -210,7 +211,7 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
     for cell in distinct.values():
         try:
             if cell.init is not None:
-                check_fits(inits[cell.init], catalog, cell.config)
+                check_compatible(inits[cell.init], catalog, cell.config)
             elif cell.config.adapter is not None:
                 raise ConfigError(f"the adapter {cell.config.adapter.name!r} needs a trained encoder: give init.")
             parts = build_weightless(catalog, cell.config)
@@ -219,7 +220,7 @@ def check_plan(plan: Plan, catalog: Catalog) -> None:
             for layer in range(cell.config.encoder.depth if plan.noise else 0):
                 mixer_with_maps(encoder, layer)
         except AsdaError as error:
-            raise type(error)(f"{plan.file}, cell {text_of(cell.labels)}: {error}") from None
+            raise type(error)(f"{plan.file}, cell {labels_text(cell.labels)}: {error}") from None
     check_class_token_axis(catalog, [cell.config for cell in plan.cells])
 
 
@@ -230,9 +231,9 @@ def _check_options(cell: Cell, parts: Parts) -> None:
         ConfigError: it cannot.
     """
     options = parse(HearOptions, cell.options, "options")
-    model_from(parts.front_end, parts.encoder, cell.config.data.clip_seconds, options)
+    build_hear_model(parts.front_end, parts.encoder, cell.config.data.clip_seconds, options)
     if options.weights == "teacher":
-        if not any(f"objective.{name}".startswith(TEACHER) for name in parts.objective.state_dict()):
+        if not any(f"objective.{name}".startswith(TEACHER_ENCODER) for name in parts.objective.state_dict()):
             raise ConfigError(f"options.weights teacher: the objective {cell.config.objective.name!r} has no teacher.")
         if not cell.config.steps:
             raise ConfigError("options.weights teacher: a model without training steps has no teacher.")

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from asda_core.config import require
-from asda_core.errors import ConfigError, unknown
+from asda_core.errors import ConfigError, unknown_message
 from asda_hear.evaluate.task_checks import EvaluationConfig
 from asda_hear.looking.noise_attention import NoiseConfig, NoiseRow
 
-FACTS = (
+FACT_COLUMNS = (
     "seed",
     "cell",
     "parameters",
@@ -20,15 +20,15 @@ FACTS = (
     "pretrain_mebibytes",
     "plugins",
 )
-RESULTS = ("task", "metric", "score", "folds", "validation", "asda", "torch", "heareval")
-BASELINE = "model"
+RESULT_COLUMNS = ("task", "metric", "score", "folds", "validation", "asda", "torch", "heareval")
+BASELINE_COLUMN = "model"
 """Columns of `rows.csv` besides the axes; `model` distinguishes baselines from cells."""
-TIDY = ("fold", "clips")
-OVER_CLIPS = ("num_clips", "mean_ratio_of_clips")
+TIDY_COLUMNS = ("fold", "clips")
+CLIP_COLUMNS = ("num_clips", "mean_ratio_of_clips")
 """Columns of the table of attention on noise that summarise all clips."""
-NOISE = (*(item.name for item in fields(NoiseRow) if item.name != "mixer"), *OVER_CLIPS)
+NOISE_COLUMNS = (*(item.name for item in fields(NoiseRow) if item.name != "mixer"), *CLIP_COLUMNS)
 """Columns of the other tables of a plan, except `mixer`: a natural name of an axis, whose labels then fill it."""
-RESERVED = {BASELINE, *FACTS, *RESULTS, *TIDY, *NOISE}
+RESERVED_NAMES = {BASELINE_COLUMN, *FACT_COLUMNS, *RESULT_COLUMNS, *TIDY_COLUMNS, *NOISE_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class PlanConfig:
             raise ConfigError("a plan needs tasks, or noise_attention.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"the seeds of a plan must differ, got {list(self.seeds)}.")
-        if reserved := sorted(RESERVED & self.axes.keys()):
+        if reserved := sorted(RESERVED_NAMES & self.axes.keys()):
             raise ConfigError(f"an axis cannot be named {reserved[0]!r}: the table has a column of that name.")
         for label in self.baselines:
             if not label or label.startswith(".") or set(label) & set("/\\"):
@@ -124,4 +124,4 @@ class PlanConfig:
         if self.budget.steps is not None and self.set.get("steps", self.budget.steps) != self.budget.steps:
             raise ConfigError(f"set.steps {self.set['steps']} and budget.steps {self.budget.steps} differ; give one.")
         if isinstance(self.reference, str) and self.reference not in self.baselines:
-            raise ConfigError(unknown("reference baseline", self.reference, self.baselines))
+            raise ConfigError(unknown_message("reference baseline", self.reference, self.baselines))

@@ -11,7 +11,7 @@ from asda_core.inference.framing import num_frames
 from asda_core.model.flops import encoder_flops
 
 
-def size_of(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
+def model_size(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
     """Return encoder parameters, those that train, and 10^9 operations of a forward pass over one training clip."""
     with torch.random.fork_rng(devices=[]):
         front_end = build_front_end(catalog, config.front_end, config.compat)

@@ -12,20 +12,20 @@ from asda_core.config_io import CONFIG_SUFFIXES, parsed_changes
 from asda_core.errors import ConfigError, TaskError
 from asda_core.system.command_line import output_folder
 from asda_core.system.files import write_text
-from asda_core.system.workers import ended_as_interrupt
+from asda_core.system.workers import signals_as_interrupt
 from asda_core.weights.paths import labelled_path, model_name
 from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
-    kept_identity,
     read_stamp,
     search_stamp,
+    stored_identity,
     task_identity,
     weights_identity,
 )
-from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs, score_in_processes
+from asda_hear.evaluate.pairs import EvaluationFailed, EvaluationSetup, Pair, score_in_processes
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
 from asda_hear.evaluate.standing import write_standing
-from asda_hear.evaluate.task_checks import USUAL_SEED, EvaluationConfig, find_tasks
+from asda_hear.evaluate.task_checks import DEFAULT_SEED, EvaluationConfig, find_tasks
 from asda_hear.model_paths import find_model
 from asda_hear.names import LOG_MEL
 
@@ -65,7 +65,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, default=1, help="torch threads per process; scores depend on it (default: 1)"
     )
     parser.add_argument(
-        "--seed", type=int, default=USUAL_SEED, help=f"seed of the predictors (default: {USUAL_SEED}, as heareval)"
+        "--seed", type=int, default=DEFAULT_SEED, help=f"seed of the predictors (default: {DEFAULT_SEED}, as heareval)"
     )
     parser.add_argument("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=OPTION_HELP)
     parser.add_argument(
@@ -83,22 +83,22 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {parsed.jobs}.")
     models = named_models(parsed.model, options, parsed.seed)
-    work = Pairs(
+    setup = EvaluationSetup(
         [Pair(model, name, task) for name, model in models.items() for task in tasks], parsed.out, config, options
     )
     if not parsed.worker:
         claim_names(models, parsed.out)
     try:
         if parsed.jobs > 1:
-            rows = score_in_processes(work, parsed.given, min(parsed.jobs, len(work.pairs)))
+            rows = score_in_processes(setup, parsed.given, min(parsed.jobs, len(setup.pairs)))
         else:
-            rows = score_here(work, parsed)
+            rows = score_serially(setup, parsed)
     except EvaluationFailed as failed:
-        write_tables(failed.rows + scores_beside(work, tell=not parsed.worker), parsed.out)
+        write_tables(failed.rows + comparable_scores(setup, warn=not parsed.worker), parsed.out)
         raise
     if parsed.worker:
         return
-    everything = rows + scores_beside(work, tell=True)
+    everything = rows + comparable_scores(setup, warn=True)
     write_tables(everything, parsed.out)
     print(to_markdown(everything), end="")
     if standing := write_standing(everything, parsed.out):
@@ -106,30 +106,30 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
     print(f"written to {parsed.out}/scores.md, .csv, .json", file=sys.stderr)
 
 
-def score_here(work: Pairs, parsed: argparse.Namespace) -> list[tuple[str, TaskScore]]:
+def score_serially(setup: EvaluationSetup, parsed: argparse.Namespace) -> list[tuple[str, TaskScore]]:
     """Score in this process; the tables grow as models are done. Slow modules are imported only here."""
     scoring = import_module("asda_hear.evaluate.scoring")
-    scoring.open_all(work)  # a mistake shows before hours of evaluation
+    scoring.open_all(setup)  # a mistake shows before hours of evaluation
     rows: list[tuple[str, TaskScore]]
     if parsed.worker:
-        with ended_as_interrupt():
-            rows = scoring.score_pairs(work, progress=False)
+        with signals_as_interrupt():
+            rows = scoring.score_pairs(setup, progress=False)
     else:
-        rows = scoring.score_pairs(work, True, lambda rows: write_tables(rows + scores_beside(work), parsed.out))
+        rows = scoring.score_pairs(setup, True, lambda rows: write_tables(rows + comparable_scores(setup), parsed.out))
     return rows
 
 
-def scores_beside(work: Pairs, tell: bool = False) -> list[tuple[str, TaskScore]]:
+def comparable_scores(setup: EvaluationSetup, warn: bool = False) -> list[tuple[str, TaskScore]]:
     """Return the scores of other pairs in the result folder that are comparable with those of this call.
 
     Args:
-        work: the pairs of this call.
-        tell: whether to report on stderr what is excluded, and why.
+        setup: the pairs of this call.
+        warn: whether to report on stderr what is excluded, and why.
     """
-    reason_of = Neighbours(work).reason_against
-    own_folders = {work.folder(pair) for pair in work.pairs}
+    reason_of = ScoreFilter(setup).rejection_reason
+    own_folders = {setup.folder(pair) for pair in setup.pairs}
     rows, excluded = [], []
-    for folder in (file.parent for file in sorted(work.out.glob(f"*/*/{SCORE_FILE}"))):
+    for folder in (file.parent for file in sorted(setup.out.glob(f"*/*/{SCORE_FILE}"))):
         if folder in own_folders:
             continue
         name = folder.parent.name
@@ -140,22 +140,22 @@ def scores_beside(work: Pairs, tell: bool = False) -> list[tuple[str, TaskScore]
             rows.append((name, read_task_score(folder)))
         except TaskError as error:
             excluded.append(f"{name} on {folder.name} ({error})")
-    if tell and excluded:
+    if warn and excluded:
         print(f"warning: excluded from the tables: {'; '.join(excluded)}", file=sys.stderr)
     return rows
 
 
-class Neighbours:
-    """Settings of this call, with which other scores are compared."""
+class ScoreFilter:
+    """Filter of scores of other calls: keeps those that are comparable with this one."""
 
-    def __init__(self, work: Pairs) -> None:
+    def __init__(self, setup: EvaluationSetup) -> None:
         # without the seed, which is part of a row's name
-        self.search = {key: value for key, value in search_stamp(work.config).items() if key != "seed"}
-        self.tasks = {pair.task.name: pair.task for pair in work.pairs}
-        self.models = {pair.name: pair.model for pair in work.pairs}
+        self.search = {key: value for key, value in search_stamp(setup.config).items() if key != "seed"}
+        self.tasks = {pair.task.name: pair.task for pair in setup.pairs}
+        self.models = {pair.name: pair.model for pair in setup.pairs}
         self.identity = functools.cache(task_identity)
 
-    def reason_against(self, folder: Path) -> str:
+    def rejection_reason(self, folder: Path) -> str:
         """Return why scores are not comparable with those of this call (search, task or model); "" if they are."""
         stamp = read_stamp(folder / SEARCH_STAMP)
         if not isinstance(stamp, dict):
@@ -166,7 +166,7 @@ class Neighbours:
         if differing:
             return ", ".join(differing)
         task = self.tasks.get(folder.name)
-        if task is not None and stamp.get("task") != kept_identity(folder, task, self.identity(task)):
+        if task is not None and stamp.get("task") != stored_identity(folder, task, self.identity(task)):
             return "the task has changed since"
         model = self.models.get(folder.parent.name)
         if model is not None and stamp.get("weights") != weights_identity(model):
@@ -174,14 +174,14 @@ class Neighbours:
         return ""
 
 
-def named_models(given: Sequence[str], options: dict[str, object], seed: int = USUAL_SEED) -> dict[str, str]:
+def named_models(arguments: Sequence[str], options: dict[str, object], seed: int = DEFAULT_SEED) -> dict[str, str]:
     """Folder and row name of each model -> argument of `load_model`.
 
     Raises:
         ConfigError: two models would have the same name, or a label cannot be a folder name.
     """
     models: dict[str, str] = {}
-    for text in given:
+    for text in arguments:
         label, path = labelled_path("--model", text)
         if label.startswith(".") or set(label) & set("/\\"):
             raise ConfigError(f"--model {text!r}: {label!r} cannot be a label, since labels are folder names.")
@@ -219,7 +219,7 @@ def claim_names(models: Mapping[str, str], out: Path) -> None:
         write_text(file, json.dumps({"model": current}))
 
 
-def row_name(model: str, options: dict[str, object], seed: int = USUAL_SEED, label: str = "") -> str:
+def row_name(model: str, options: dict[str, object], seed: int = DEFAULT_SEED, label: str = "") -> str:
     """Return the folder and row name of a model: its label or path, its options, a seed other than heareval's."""
     if label:
         stem = label
@@ -227,5 +227,5 @@ def row_name(model: str, options: dict[str, object], seed: int = USUAL_SEED, lab
         stem = model or "asda_hear"
     else:
         stem = model_name(model)
-    seed_part = [] if seed == USUAL_SEED else [f"seed={seed}"]
+    seed_part = [] if seed == DEFAULT_SEED else [f"seed={seed}"]
     return "-".join([stem, *(f"{key}={value}" for key, value in sorted(options.items())), *seed_part])

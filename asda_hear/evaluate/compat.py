@@ -36,14 +36,14 @@ import numpy as np
 import torch
 
 from asda_core.errors import AsdaError
-from asda_core.system.files import write_text, write_whole
+from asda_core.system.files import write_atomically, write_text
 from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.task_checks import VOCABULARY_FILE
 
 INSTALL = 'pip install ".[hear]" && pip install --no-deps heareval==2021.1.3 hearvalidator==2021.0.2'
 """Command to install the tools; heareval's version pins cannot be satisfied on Python 3.11."""
 RESUME_FOLDER = "trainings"
-DAMAGED = (
+READ_ERRORS = (
     OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile,
     zlib.error,
 )  # fmt: skip
@@ -89,7 +89,7 @@ def hear_tools() -> Iterator[None]:
 
 
 @contextmanager
-def own_handlers(name: str) -> Iterator[None]:
+def temporary_handlers(name: str) -> Iterator[None]:
     """Remove on exit the handlers that heareval adds to a task's logger at every call.
 
     They would also write the lines of the next model on that task to the log of this one.
@@ -151,14 +151,14 @@ def device_name(index: int = 0) -> str:
     return str(torch.cuda.get_device_name(index)) if torch.cuda.is_available() else "cpu"
 
 
-def installed() -> bool:
+def has_hear_tools() -> bool:
     """Whether heareval and its dependencies can be found."""
     return all(
         importlib.util.find_spec(name) for name in ("heareval", "hearvalidator", "pytorch_lightning", "sed_eval")
     )
 
 
-class Trainings:
+class TrainingCache:
     """The trainings of one task, saved so that an interrupted task resumes after the last finished one.
 
     heareval trains a task's grid points and folds one after the other, always in the same order, and draws from global
@@ -166,7 +166,7 @@ class Trainings:
     trainings are loaded and the state of the generators is restored.
     """
 
-    current: "Trainings | None" = None
+    current: "TrainingCache | None" = None
 
     def __init__(self, folder: Path, settings: dict[str, Any], on_training: Callable[[], None]) -> None:
         self.folder = folder / RESUME_FOLDER
@@ -184,12 +184,12 @@ class Trainings:
         self.number += 1
         return self.folder / f"{self.number:04d}.pt"
 
-    def __enter__(self) -> "Trainings":
-        Trainings.current = self
+    def __enter__(self) -> "TrainingCache":
+        TrainingCache.current = self
         return self
 
     def __exit__(self, *error: object) -> None:
-        Trainings.current = None
+        TrainingCache.current = None
 
 
 def _with_trainer(lightning: types.ModuleType) -> types.SimpleNamespace:
@@ -203,7 +203,7 @@ def _with_trainer(lightning: types.ModuleType) -> types.SimpleNamespace:
             super().__init__(**{**settings, **quiet})
 
         def fit(self, model: Any, *loaders: Any) -> None:
-            trainings = Trainings.current
+            trainings = TrainingCache.current
             file = trainings.next_file() if trainings else None
             finished = _read_training(file) if file else None
             if finished is None:
@@ -243,7 +243,7 @@ def _read_training(file: Path) -> dict[str, Any] | None:
         training: dict[str, Any] = torch.load(file, weights_only=True)
         with zipfile.ZipFile(training["model_path"]) as archive:
             damaged = archive.testzip()
-    except DAMAGED:
+    except READ_ERRORS:
         return None
     return None if damaged else training
 
@@ -257,7 +257,7 @@ def _save_training(file: Path, trainer: Any, model: Any) -> None:
         "postprocessing": dict(getattr(model, "epoch_best_postprocessing", {})),
         "generators": (torch.get_rng_state(), _plain(np.random.get_state()), random.getstate()),
     }
-    write_whole(file, lambda part: torch.save(training, part))
+    write_atomically(file, lambda part: torch.save(training, part))
 
 
 def _restore_training(training: dict[str, Any], trainer: Any, model: Any) -> None:

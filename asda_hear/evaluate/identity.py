@@ -11,10 +11,10 @@ from typing import Any
 
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
 from asda_core.errors import AsdaError, TaskError
-from asda_core.system.files import beside_model, file_digest, safetensors_metadata
-from asda_core.weights.paths import GIVEN, OWN_DISTRIBUTION, locate
+from asda_core.system.files import file_digest, safetensors_metadata, sidecar_config_file
+from asda_core.weights.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION, find_model_file
 from asda_hear.evaluate.scores import SCORE_FILE, read_task_score
-from asda_hear.evaluate.task_checks import USUAL_SEED, VOCABULARY_FILE, EvaluationConfig
+from asda_hear.evaluate.task_checks import DEFAULT_SEED, VOCABULARY_FILE, EvaluationConfig
 from asda_hear.model_paths import find_model
 from asda_hear.names import LOG_MEL
 
@@ -31,8 +31,8 @@ def weights_identity(model: str) -> str:
     """Return what a model's embeddings depend on: its name, or digests of its files and the versions of its plugins."""
     if model == LOG_MEL:
         return LOG_MEL
-    file = locate(find_model(model))
-    beside = beside_model(file)
+    file = find_model_file(find_model(model))
+    beside = sidecar_config_file(file)
     digests = [_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in (file, beside) if path]
     return "+".join([*digests, *_foreign_plugins(file)])
 
@@ -56,7 +56,7 @@ def _foreign_distributions(file: Path, size: int, time_ns: int) -> frozenset[str
         else:
             origins = json.loads(safetensors_metadata(file).get("plugins", "{}"))
         used = [origin for family, origin in origins.items() if family != "objective"]  # only trains
-        return frozenset(origin["distribution"] for origin in used) - {OWN_DISTRIBUTION, GIVEN}
+        return frozenset(origin["distribution"] for origin in used) - {OWN_DISTRIBUTION, NO_DISTRIBUTION}
     except (AsdaError, ValueError, AttributeError, KeyError, TypeError, RecursionError):  # none of ours, or no config
         return frozenset()
 
@@ -110,28 +110,30 @@ def _digest_of(task: Path, paths: Iterable[Path]) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _former_identity(task: Path, today: str) -> str:
+def _former_identity(task: Path, current: str) -> str:
     """Identity for scores of earlier versions, which covered every file; cached while the task stays the same."""
     return _digest_of(task, task.rglob("*"))
 
 
-def kept_identity(folder: Path, task: Path, today: str) -> str:
+def stored_identity(folder: Path, task: Path, current: str) -> str:
     """Return the identity under which a folder keeps what was made from a task.
 
     Args:
         folder: of embeddings and scores.
         task: the task.
-        today: its current `task_identity`.
+        current: its current `task_identity`.
 
     Returns:
-        the identity in a stamp of the folder if the task still matches it; otherwise `today`.
+        the identity in a stamp of the folder if the task still matches it; otherwise `current`.
     """
     for stamp in (SEARCH_STAMP, SOURCE_STAMP):
         content = read_stamp(folder / stamp)
         identity = content.get("task") if isinstance(content, dict) else None
-        if identity is not None and (identity in today.split(SEPARATOR) or identity == _former_identity(task, today)):
+        if identity is not None and (
+            identity in current.split(SEPARATOR) or identity == _former_identity(task, current)
+        ):
             return str(identity)
-    return today
+    return current
 
 
 def versions(*distributions: str) -> dict[str, str]:
@@ -171,7 +173,7 @@ def stamps(weights: str, options: Mapping[str, Any], task: str, config: Evaluati
 def search_stamp(config: EvaluationConfig) -> Stamp:
     """Return the part of a stamp that records the settings of the search."""
     search = asdict(config)
-    if config.seed == USUAL_SEED:  # as in stamps from before the seed could be set
+    if config.seed == DEFAULT_SEED:  # as in stamps from before the seed could be set
         del search["seed"]
     return {**search, **versions("heareval")}
 
@@ -184,7 +186,7 @@ def is_scored(folder: Path, search: Stamp, task: Path) -> bool:
         search: the second of its `stamps`, made with the `task_identity`.
         task: the task.
     """
-    expected = {**search, "task": kept_identity(folder, task, search["task"])}
+    expected = {**search, "task": stored_identity(folder, task, search["task"])}
     if not (folder / SCORE_FILE).exists() or read_stamp(folder / SEARCH_STAMP) != expected:
         return False
     try:

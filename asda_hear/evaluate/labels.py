@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asda_core.errors import TaskError, unknown
+from asda_core.errors import TaskError, unknown_message
 from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
 from asda_core.labelled.folders import folder_rows
-from asda_core.labelled.random_splits import TURNS, deal
-from asda_core.labelled.splits import fold_number, usual_split
+from asda_core.labelled.random_splits import SPLIT_CYCLE, assign_stratified
+from asda_core.labelled.splits import fold_sort_key, usual_split
 from asda_core.labelled.tables import read_table, usual_separator
 from asda_hear.evaluate.task_checks import MIN_FOLDS
 from asda_hear.evaluate.tasks import MILLISECONDS, Clip, EmbeddingType, Event
@@ -68,7 +68,7 @@ def clips_from_csv(
     needed += [columns.start, columns.end] if kind == "event" else []
     for name in needed:
         if name not in names:
-            raise TaskError(f"{table}: {unknown('column', name, names)}")
+            raise TaskError(f"{table}: {unknown_message('column', name, names)}")
     default_separator = (
         usual_separator(columns.label, [row.values[columns.label] for row in rows]) if multilabel else ";"
     )
@@ -143,8 +143,8 @@ def assign_splits(
         part_of = _part_by_value(parts, split_values)
         return [replace(clip, split=part_of[clip.split]) for clip in clips]
     if split_values == {NO_SPLIT}:
-        cycle = [f"fold{number:02d}" for number in range(folds)] or TURNS
-        assigned = deal([clip.labels for clip in clips], cycle, seed)
+        cycle = [f"fold{number:02d}" for number in range(folds)] or SPLIT_CYCLE
+        assigned = assign_stratified([clip.labels for clip in clips], cycle, seed)
         if not folds and set(assigned) != set(TRAIN_VALID_TEST):
             raise TaskError(f"{len(clips)} clips are too few for a random split into train, valid and test.")
         return [replace(clip, split=split) for clip, split in zip(clips, assigned, strict=True)]
@@ -175,4 +175,4 @@ def _part_by_value(parts: Mapping[str, Sequence[str]], split_values: set[str]) -
 
 def fold_names(values: Iterable[str]) -> dict[str, str]:
     """Any names of folds -> fold00, fold01, ... in natural order: 2 before 10, and fold2 before fold10."""
-    return {value: f"fold{number:02d}" for number, value in enumerate(sorted(set(values), key=fold_number))}
+    return {value: f"fold{number:02d}" for number, value in enumerate(sorted(set(values), key=fold_sort_key))}

@@ -46,8 +46,8 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """What is to be evaluated, and how.
+class EvaluationSetup:
+    """Pairs of models and tasks to evaluate, and the settings of the evaluation.
 
     Attributes:
         pairs: all pairs, those of a model together.
@@ -74,56 +74,56 @@ class Pairs:
         return self.out / pair.name / f".{pair.task.name}.claim"
 
 
-def score_in_processes(work: Pairs, given: Sequence[str], jobs: int) -> list[tuple[str, TaskScore]]:
+def score_in_processes(setup: EvaluationSetup, arguments: Sequence[str], jobs: int) -> list[tuple[str, TaskScore]]:
     """Score all pairs in `jobs` processes on this machine; Ctrl-C and SIGTERM stop all.
 
     Args:
-        work: the pairs.
-        given: command line of `asda-hear`, which each process gets.
-        jobs: number of processes, each with `work.config.threads` threads.
+        setup: the pairs.
+        arguments: command line of `asda-hear`, which each process gets.
+        jobs: number of processes, each with `setup.config.threads` threads.
 
     Raises:
         EvaluationFailed: pairs failed.
         AsdaError: the processes ended before all was done.
     """
-    since = disk_time(work.out)
-    weights = {pair.model: weights_identity(pair.model) for pair in work.pairs}
-    tasks = {pair.task: task_identity(pair.task) for pair in work.pairs}
+    since = disk_time(setup.out)
+    weights = {pair.model: weights_identity(pair.model) for pair in setup.pairs}
+    tasks = {pair.task: task_identity(pair.task) for pair in setup.pairs}
     search_stamps = {
-        pair: stamps(weights[pair.model], work.options, tasks[pair.task], work.config)[1] for pair in work.pairs
+        pair: stamps(weights[pair.model], setup.options, tasks[pair.task], setup.config)[1] for pair in setup.pairs
     }
 
     def done() -> list[Pair]:
-        return [pair for pair in work.pairs if is_scored(work.folder(pair), search_stamps[pair], pair.task)]
+        return [pair for pair in setup.pairs if is_scored(setup.folder(pair), search_stamps[pair], pair.task)]
 
-    command = ["asda_hear.cli", *with_options(given, ["--jobs", "1", "--worker"])]
-    bar = tqdm(total=len(work.pairs), desc="evaluate", unit="pair")
-    ended = run_workers([command] * jobs, work.out / JOBS_FOLDER, work.config.threads, bar, lambda: len(done()))
-    scores = {pair: read_task_score(work.folder(pair)) for pair in done()}
-    errors = {pair: read_failure(work.error_file(pair), since) for pair in work.pairs if pair not in scores}
+    command = ["asda_hear.cli", *with_options(arguments, ["--jobs", "1", "--worker"])]
+    bar = tqdm(total=len(setup.pairs), desc="evaluate", unit="pair")
+    ended = run_workers([command] * jobs, setup.out / JOBS_FOLDER, setup.config.threads, bar, lambda: len(done()))
+    scores = {pair: read_task_score(setup.folder(pair)) for pair in done()}
+    errors = {pair: read_failure(setup.error_file(pair), since) for pair in setup.pairs if pair not in scores}
     failed = {pair: why for pair, why in errors.items() if why}
-    if remaining := [str(pair) for pair in work.pairs if pair not in scores and pair not in failed]:
-        raise AsdaError(f"not scored: {', '.join(remaining)}; {ended.left_work()}")
-    return unless_failed(work, scores, failed)
+    if remaining := [str(pair) for pair in setup.pairs if pair not in scores and pair not in failed]:
+        raise AsdaError(f"not scored: {', '.join(remaining)}; {ended.failure_message()}")
+    return checked_rows(setup, scores, failed)
 
 
-def rows_of(work: Pairs, scores: Mapping[Pair, TaskScore]) -> list[tuple[str, TaskScore]]:
+def score_rows(setup: EvaluationSetup, scores: Mapping[Pair, TaskScore]) -> list[tuple[str, TaskScore]]:
     """Return name of the model and score, in the order of the pairs."""
-    return [(pair.name, scores[pair]) for pair in work.pairs if pair in scores]
+    return [(pair.name, scores[pair]) for pair in setup.pairs if pair in scores]
 
 
-def unless_failed(
-    work: Pairs, scores: Mapping[Pair, TaskScore], failed: Mapping[Pair, str]
+def checked_rows(
+    setup: EvaluationSetup, scores: Mapping[Pair, TaskScore], failures: Mapping[Pair, str]
 ) -> list[tuple[str, TaskScore]]:
     """Return the rows of the table.
 
     Raises:
-        EvaluationFailed: a pair failed, for the reason in `failed`; the exception holds the rows.
+        EvaluationFailed: a pair failed, for the reason in `failures`; the exception holds the rows.
     """
-    rows = rows_of(work, scores)
-    if failed:
-        reasons = "; ".join(f"{pair}: {reason} (see {work.error_file(pair)})" for pair, reason in failed.items())
+    rows = score_rows(setup, scores)
+    if failures:
+        reasons = "; ".join(f"{pair}: {reason} (see {setup.error_file(pair)})" for pair, reason in failures.items())
         raise EvaluationFailed(
-            rows, f"{len(failed)} of {len(work.pairs)} evaluations failed, the others are done: {reasons}"
+            rows, f"{len(failures)} of {len(setup.pairs)} evaluations failed, the others are done: {reasons}"
         )
     return rows

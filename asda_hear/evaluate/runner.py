@@ -16,21 +16,21 @@ import torch
 from tqdm import tqdm
 
 from asda_core.system.files import write_text
-from asda_core.system.locks import locked
-from asda_hear.evaluate.compat import Trainings, hear_tools, own_handlers
+from asda_core.system.locks import hold_lock
+from asda_hear.evaluate.clip_predictions import write_predictions
+from asda_hear.evaluate.compat import TrainingCache, hear_tools, temporary_handlers
 from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
     SOURCE_STAMP,
     Stamp,
     identity_at,
     is_scored,
-    kept_identity,
     read_stamp,
     stamps,
+    stored_identity,
     task_identity,
     weights_identity,
 )
-from asda_hear.evaluate.items import keep_items
 from asda_hear.evaluate.scores import METADATA_FILE, TaskScore, read_task_score
 from asda_hear.evaluate.task_audio import resample_task
 from asda_hear.evaluate.task_checks import EvaluationConfig, check_task
@@ -102,7 +102,7 @@ class Evaluation:
     def score(self, task: Path) -> TaskScore:
         """Score the model on a task, within `hear_tools()`; existing results are reused."""
         folder = self.out / task.name
-        source, search = self._stamps(kept_identity(folder, task, task_identity(task)))
+        source, search = self._stamps(stored_identity(folder, task, task_identity(task)))
         if is_scored(folder, search, task):
             return read_task_score(folder)
         check_task(task)
@@ -123,7 +123,7 @@ class Evaluation:
             started = time.monotonic()
             (folder / SEARCH_STAMP).unlink(missing_ok=True)  # or scores of another search would count as this one's
             _predict(folder, self.config, search, log, self.progress)
-            keep_items(folder)
+            write_predictions(folder)
             write_text(folder / SECONDS_FILE, json.dumps({**seconds, "prediction": time.monotonic() - started}))
             write_text(folder / SEARCH_STAMP, json.dumps(search))
         return read_task_score(folder)
@@ -184,8 +184,11 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
         bar.update()
 
     bar = tqdm(total=total, desc=metadata["task_name"], unit="training", disable=not progress, file=sys.stderr)
-    patches = (own_handlers(metadata["task_name"]), mock.patch.object(predictions, "seed_everything", seed_everything))
-    with bar, Trainings(folder, stamp, on_training), _output_to(log), patches[0], patches[1]:
+    patches = (
+        temporary_handlers(metadata["task_name"]),
+        mock.patch.object(predictions, "seed_everything", seed_everything),
+    )
+    with bar, TrainingCache(folder, stamp, on_training), _output_to(log), patches[0], patches[1]:
         runner.runner.callback(
             task_dirs=[str(folder)],
             grid_points=config.grid_points,
@@ -205,7 +208,7 @@ def _at_rate(task: Path, rate: int, cache: Path, identity: str, progress: bool) 
         return task
     copy = cache / f"tasks-{rate}" / task.name
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with locked(copy.with_name(f".{task.name}.lock")):  # several processes may share the cache
+    with hold_lock(copy.with_name(f".{task.name}.lock")):  # several processes may share the cache
         if read_stamp(copy / COPY_STAMP) != identity:
             shutil.rmtree(copy, ignore_errors=True)
             resample_task(task, rate, copy, progress)

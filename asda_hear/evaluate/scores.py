@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.errors import TaskError
-from asda_core.system.markdown import escaped, table_row
+from asda_core.system.markdown import escape_markdown, table_row
 
 SCORE_FILE = "test.predicted-scores.json"
 PREFIX = "test_"
 NOT_A_METRIC = ("loss", "score")
 METADATA_FILE = "task_metadata.json"
-DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+READ_ERRORS = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
 """Exceptions from reading a file that is truncated, or holds something else."""
 
 
@@ -41,7 +41,7 @@ class TaskScore:
     validation: float
 
     @property
-    def spread(self) -> float:
+    def std(self) -> float:
         """Standard deviation over folds (n - 1); NaN for one fold."""
         if len(self.folds) < 2:
             return math.nan
@@ -59,7 +59,7 @@ def read_task_score(folder: Path) -> TaskScore:
         raise TaskError(f"{folder} has no scores yet ({SCORE_FILE}).")
     try:
         return _task_score(folder.name, json.loads(file.read_text()), json.loads((folder / METADATA_FILE).read_text()))
-    except DAMAGED as error:
+    except READ_ERRORS as error:
         raise TaskError(
             f"cannot read {file}, or {METADATA_FILE} beside it ({type(error).__name__}: {error}); "
             f"delete {SCORE_FILE} to recompute it."
@@ -85,10 +85,10 @@ def to_markdown(rows: Sequence[tuple[str, TaskScore]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for model, score in rows:
-        spread = "" if math.isnan(score.spread) else f" ± {score.spread:.3f}"
+        spread = "" if math.isnan(score.std) else f" ± {score.std:.3f}"
         more = ", ".join(f"{name} {value:.3f}" for name, value in score.metrics.items())
         value, folds = f"{score.score:.3f}{spread}", str(len(score.folds))
-        lines.append(table_row([escaped(model), score.task, score.metric, value, folds, more]))
+        lines.append(table_row([escape_markdown(model), score.task, score.metric, value, folds, more]))
     return "\n".join(lines) + "\n"
 
 
@@ -101,7 +101,7 @@ def to_csv(rows: Sequence[tuple[str, TaskScore]]) -> str:
         for name, value in score.metrics.items():
             row = [model, score.task, name, int(name == score.metric), repr(value)]
             folds = " ".join(map(repr, score.folds)) if name == score.metric else ""
-            spread = "" if not folds or math.isnan(score.spread) else repr(score.spread)
+            spread = "" if not folds or math.isnan(score.std) else repr(score.std)
             writer.writerow([*row, spread, folds])
     return text.getvalue()
 

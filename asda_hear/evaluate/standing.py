@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from asda_core.system.markdown import escaped, table_row
+from asda_core.system.markdown import escape_markdown, table_row
 from asda_hear.evaluate.identity import SEARCH_STAMP, read_stamp
 from asda_hear.evaluate.leaderboard import aggregates, hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.scores import TaskScore
-from asda_hear.evaluate.task_checks import USUAL_SEED
+from asda_hear.evaluate.task_checks import DEFAULT_SEED
 from asda_hear.names import LOG_MEL
 
 LEADERBOARD_FILE = "leaderboard.csv"
-NAMES = ("mean", "share of the best", "s(m)", "z")
+AGGREGATE_NAMES = ("mean", "share of the best", "s(m)", "z")
 """Keys that `aggregates` may return."""
 PUBLISHED = "(published)"
 """Name of the baseline with the scores published by HEAR, used if there is no log-mel of this search."""
@@ -45,7 +45,7 @@ def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
             scores.setdefault(model, {})[score.task] = score.score
             stamp = read_stamp(out / model / score.task / SEARCH_STAMP) or {}
             settings[model] = EvaluationSettings(
-                json.dumps(stamp.get("options", {}), sort_keys=True), stamp.get("seed", USUAL_SEED)
+                json.dumps(stamp.get("options", {}), sort_keys=True), stamp.get("seed", DEFAULT_SEED)
             )
             if stamp.get("weights") == LOG_MEL:
                 baselines[settings[model]] = model
@@ -54,14 +54,21 @@ def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
     today = datetime.now(UTC).date().isoformat()
     leaderboard_rows = [leaderboard_row(model, "", today, task_scores) for model, task_scores in scores.items()]
     write_leaderboard(leaderboard_rows, out / LEADERBOARD_FILE)
-    header = ["model", "HEAR tasks", *NAMES, "zero of s(m)"]
+    header = ["model", "HEAR tasks", *AGGREGATE_NAMES, "zero of s(m)"]
     lines = [table_row(header), "|" + "---|" * len(header)]
     for model, task_scores in scores.items():
         naive = _naive(settings[model], task_scores, baselines, scores)
         values = aggregates(task_scores, None if naive is None else scores[naive])
-        cells = [f"{values[name]:.3f}" if name in values else "" for name in NAMES]
+        cells = [f"{values[name]:.3f}" if name in values else "" for name in AGGREGATE_NAMES]
         lines.append(
-            table_row([escaped(model), str(len(task_scores)), *cells, PUBLISHED if naive is None else escaped(naive)])
+            table_row(
+                [
+                    escape_markdown(model),
+                    str(len(task_scores)),
+                    *cells,
+                    PUBLISHED if naive is None else escape_markdown(naive),
+                ]
+            )
         )
     return "\n".join(lines) + "\n"
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from asda_core.errors import ConfigError, TaskError, unknown
+from asda_core.errors import ConfigError, TaskError, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_hear.evaluate.scores import METADATA_FILE
 
@@ -30,7 +30,7 @@ KNOWN_METRICS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """heareval's metrics, by embedding type."""
 EVENT_KEYS = ("label", "start", "end")
-USUAL_SEED = 42
+DEFAULT_SEED = 42
 """heareval's own seed."""
 HearGrid = Literal["default", "fast", "faster"]
 
@@ -49,7 +49,7 @@ class EvaluationConfig:
     grid: HearGrid = "default"
     grid_points: int = 8
     threads: int = 1
-    seed: int = USUAL_SEED
+    seed: int = DEFAULT_SEED
 
     def __post_init__(self) -> None:
         if self.grid_points < 1 or self.threads < 1:
@@ -79,7 +79,7 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[Path]:
     for name in names:
         matches = [by_folder[name]] if name in by_folder else by_task.get(name, [])
         if not matches:
-            raise TaskError(unknown("task", name, {*by_folder, *by_task}))
+            raise TaskError(unknown_message("task", name, {*by_folder, *by_task}))
         if len(matches) > 1:
             raise TaskError(f"{name!r} is ambiguous: {', '.join(path.name for path in matches)}; give the folder name.")
         selected += matches
@@ -116,12 +116,12 @@ def read_metadata(folder: Path, keys: Sequence[str] = KEYS) -> dict[str, Any]:
     return metadata
 
 
-def check_task(folder: Path, shown: Path | None = None) -> None:
+def check_task(folder: Path, display_path: Path | None = None) -> None:
     """Check all that heareval will read, so that a mistake shows before the long run.
 
     Args:
         folder: of the task.
-        shown: path that warnings show, if the task will be moved there.
+        display_path: path that warnings show, if the task will be moved there.
 
     Raises:
         TaskError: something is wrong; the message says what and where.
@@ -129,14 +129,16 @@ def check_task(folder: Path, shown: Path | None = None) -> None:
     metadata = read_metadata(folder)
     labels = _read_vocabulary(folder / VOCABULARY_FILE)
     if metadata["prediction_type"] == "multiclass" and len(labels) < MIN_CLASSES:
-        problem = f"{shown or folder} has one class ({', '.join(labels)}): a constant prediction is always correct"
+        problem = (
+            f"{display_path or folder} has one class ({', '.join(labels)}): a constant prediction is always correct"
+        )
         print(f"warning: {problem}.", file=sys.stderr)
     targets = {split: _read_targets(folder / f"{split}.json") for split in metadata["splits"]}
     check_splits(str(folder), list(targets), metadata["split_mode"] == "trainvaltest")
     known_metrics = KNOWN_METRICS.get(metadata["embedding_type"], ())
     for metric in metadata["evaluation"]:
         if metric not in known_metrics:
-            raise TaskError(f"{folder}: {unknown('metric', str(metric), known_metrics)}")
+            raise TaskError(f"{folder}: {unknown_message('metric', str(metric), known_metrics)}")
     rates = [path for path in folder.iterdir() if path.name.isdigit()]
     if not rates:
         raise TaskError(f"{folder} has no audio: expected a folder named after its sample rate, such as 16000.")
@@ -167,13 +169,13 @@ def _rate_mismatch(file: Path, rate: int) -> str:
     return "" if actual == rate else f"{file} has a sample rate of {actual} Hz, but is in the folder of {rate} Hz"
 
 
-def check_splits(where: str, splits: Sequence[str], three: bool) -> None:
-    """Check that splits are train, valid and test (`three`), or otherwise enough folds.
+def check_splits(where: str, splits: Sequence[str], three_way: bool) -> None:
+    """Check that splits are train, valid and test (`three_way`), or otherwise enough folds.
 
     Raises:
         TaskError: they are not.
     """
-    if three:
+    if three_way:
         if set(splits) != set(TRAIN_VALID_TEST):
             raise TaskError(f"{where}: splits are {sorted(splits)}; expected train, valid and test, or folds.")
     elif len(splits) < MIN_FOLDS:
@@ -212,7 +214,7 @@ def _check_target(where: str, target: Sequence[Any], metadata: Mapping[str, Any]
         raise TaskError(f"{where}: an event must have {', '.join(EVENT_KEYS)}.")
     names = [item["label"] for item in target] if events else list(target)
     if unknown_labels := [name for name in names if name not in labels]:
-        raise TaskError(f"{where}: {unknown('label', str(unknown_labels[0]), labels)}")
+        raise TaskError(f"{where}: {unknown_message('label', str(unknown_labels[0]), labels)}")
     if not events and metadata["prediction_type"] == "multiclass" and len(names) != 1:
         raise TaskError(f"{where}: a multiclass task needs exactly one label, got {names}.")
     if events and any(item["end"] < item["start"] or item["start"] < 0 for item in target):

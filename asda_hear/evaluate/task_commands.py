@@ -42,7 +42,7 @@ def run_build(parsed: argparse.Namespace) -> None:
         sample_rates=tuple(parsed.rate),
         evaluation=tuple(parsed.metric),
     )
-    print(f"{parsed.name}: {summary(clips)}", file=sys.stderr)
+    print(f"{parsed.name}: {clips_summary(clips)}", file=sys.stderr)
     print(build_task(config, clips, parsed.out))
 
 
@@ -51,7 +51,7 @@ def _split_order(split: str) -> tuple[int, str]:
     return (TRAIN_VALID_TEST.index(split) if split in TRAIN_VALID_TEST else 0, split)
 
 
-def summary(clips: Sequence[Clip]) -> str:
+def clips_summary(clips: Sequence[Clip]) -> str:
     """Return the counts of clips, classes and clips per split, with a warning if a class has fewer clips than folds."""
     labels = Counter(label for clip in clips for label in {*clip.labels, *(event.label for event in clip.events)})
     splits = Counter(clip.split for clip in clips)

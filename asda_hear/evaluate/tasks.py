@@ -22,7 +22,7 @@ import soundfile
 from tqdm import tqdm
 
 from asda_core.audio import crop_or_pad, read_audio
-from asda_core.errors import AudioError, TaskError, unknown
+from asda_core.errors import AudioError, TaskError, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_hear.evaluate.scores import METADATA_FILE
 from asda_hear.evaluate.task_checks import KNOWN_METRICS, VOCABULARY_FILE, check_splits, check_task
@@ -32,7 +32,7 @@ PredictionType = Literal["multiclass", "multilabel"]
 MILLISECONDS = 1000.0
 LEAST_RATE = 1000
 """Lowest sample rate in Hz: anything below is taken for a mistake, such as kHz for Hz."""
-METRICS = {
+DEFAULT_METRICS = {
     ("scene", "multiclass"): ("top1_acc",),
     ("scene", "multilabel"): ("mAP", "d_prime", "aucroc"),
     ("event", "multilabel"): ("event_onset_200ms_fms", "segment_1s_er"),
@@ -70,7 +70,7 @@ class TaskConfig:
         clip_seconds: length to which all clips are cropped or padded; None leaves them as they are (heareval then
             embeds one by one).
         sample_rates: sample rates in Hz, one folder each.
-        evaluation: metrics, the primary one first; empty takes those of `METRICS`.
+        evaluation: metrics, the primary one first; empty takes those of `DEFAULT_METRICS`.
         evaluation_params: heareval's `evaluation_params`, for example a search grid for this task.
     """
 
@@ -96,18 +96,20 @@ class TaskConfig:
         if seconds is not None and not (math.isfinite(seconds) and round(seconds * min(self.sample_rates)) > 0):
             raise TaskError(f"the clip length must be finite and at least one sample, got {seconds} s.")
         kind = (self.embedding_type, self.prediction_type)
-        if kind not in METRICS:
+        if kind not in DEFAULT_METRICS:
             raise TaskError(
-                f"a task cannot be {' and '.join(kind)}; expected {', or '.join(map(' and '.join, METRICS))}."
+                f"a task cannot be {' and '.join(kind)}; expected {', or '.join(map(' and '.join, DEFAULT_METRICS))}."
             )
         for metric in self.evaluation:
             if metric not in KNOWN_METRICS[self.embedding_type]:
-                raise TaskError(unknown(f"metric of {self.embedding_type} tasks", metric, KNOWN_METRICS[kind[0]]))
+                raise TaskError(
+                    unknown_message(f"metric of {self.embedding_type} tasks", metric, KNOWN_METRICS[kind[0]])
+                )
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The given metrics, or the defaults."""
-        return self.evaluation or METRICS[self.embedding_type, self.prediction_type]
+        return self.evaluation or DEFAULT_METRICS[self.embedding_type, self.prediction_type]
 
     @property
     def folder(self) -> str:

@@ -1,1 +1,1 @@
-"""Inspect a model: attention maps on a stretch of audio, and the share of attention on added noise or silence."""
+"""Inspect a model: attention maps on an excerpt of audio, and the share of attention on added noise or silence."""

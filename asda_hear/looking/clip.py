@@ -1,4 +1,4 @@
-"""The model to inspect, and the stretch of a clip given to it, prepared as the clips were in training."""
+"""The model to inspect, and the excerpt of a clip given to it, prepared as the clips were in training."""
 
 import os
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
 from asda_core.sound.feature_padding import fill_features
 from asda_core.weights.paths import model_name
+from asda_hear.model_loading import open_encoder
 from asda_hear.names import LOG_MEL
-from asda_hear.opening import open_encoder
 
 SILENCE_DB = 60.0
-"""Level in dB below the loudest patch of its stretch from which a patch is silent. Our choice: the dynamic range with
+"""Level in dB below the loudest patch of its excerpt from which a patch is silent. Our choice: the dynamic range with
 which a spectrogram is usually drawn, and far above the quantisation of 16 bits (-96 dB)."""
 
 
@@ -51,23 +51,23 @@ class OpenModel:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Excerpt:
     """The audio given to a model.
 
     Attributes:
         audio: waveform exactly as long as a training clip, or as one patch if that is longer.
-        num_samples: number of samples from the file; the rest is silence.
+        num_file_samples: number of samples from the file; the rest is silence.
         start_seconds: start in the file.
     """
 
     audio: Float[Tensor, " samples"]
-    num_samples: int
+    num_file_samples: int
     start_seconds: float = 0.0
 
     @property
-    def sound(self) -> Float[Tensor, " sound"]:
+    def unpadded_audio(self) -> Float[Tensor, " unpadded_audio"]:
         """The samples from the file, without the padding."""
-        return self.audio[: self.num_samples]
+        return self.audio[: self.num_file_samples]
 
 
 def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "") -> OpenModel:
@@ -89,20 +89,20 @@ def open_model(path: str | Path, catalog: Catalog | None = None, name: str = "")
     return OpenModel(name or model_name(opened.file), opened.front_end, opened.encoder, data.clip_seconds, data.padding)
 
 
-def read_stretch(file: str | Path, model: OpenModel, start_seconds: float = 0.0) -> Stretch:
-    """Read a stretch of a file, as long as the model's training clips; if the file ends earlier, silence is appended.
+def read_excerpt(file: str | Path, model: OpenModel, start_seconds: float = 0.0) -> Excerpt:
+    """Read an excerpt of a file, as long as the model's training clips; if the file ends earlier, silence is appended.
 
     Raises:
-        AudioError: the file cannot be used, or ends before the stretch begins.
+        AudioError: the file cannot be used, or ends before the excerpt begins.
         ConfigError: the start is negative or not finite.
     """
     if not 0 <= start_seconds < float("inf"):
         raise ConfigError(f"--at must be finite and at least 0 s, not {start_seconds:g}.")
     seconds = model.clip_seconds
-    return stretch_of(read_audio(file, model.sample_rate, start_seconds, seconds), model, start_seconds)
+    return make_excerpt(read_audio(file, model.sample_rate, start_seconds, seconds), model, start_seconds)
 
 
-def stretch_of(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: float = 0.0) -> Stretch:
+def make_excerpt(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: float = 0.0) -> Excerpt:
     """Crop or pad audio to the length of the model's training clips.
 
     Raises:
@@ -112,15 +112,15 @@ def stretch_of(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: fl
         raise AudioError(f"audio must be one-dimensional with at least one sample, not of shape {tuple(audio.shape)}.")
     check_samples(audio, "the audio")
     num_samples = max(round(model.clip_seconds * model.sample_rate), _min_samples(model))
-    return Stretch(crop_or_pad(audio.float(), num_samples), min(len(audio), num_samples), start_seconds)
+    return Excerpt(crop_or_pad(audio.float(), num_samples), min(len(audio), num_samples), start_seconds)
 
 
 @torch.inference_mode()
-def features_of(model: OpenModel, stretch: Stretch) -> Float[Tensor, "one bins frames"]:
+def input_features(model: OpenModel, excerpt: Excerpt) -> Float[Tensor, "one bins frames"]:
     """Input features of the encoder, padded as in the model's training, up to the last whole patch."""
-    features: Tensor = model.front_end(stretch.audio[None])
+    features: Tensor = model.front_end(excerpt.audio[None])
     if model.padding == "features":
-        features = fill_features(features, torch.tensor([stretch.num_samples]), model.front_end)
+        features = fill_features(features, torch.tensor([excerpt.num_file_samples]), model.front_end)
     config = model.encoder.config
     steps = config.grid(features.shape[1], features.shape[2])[0]
     return features[:, :, : (steps - 1) * config.step_frames + config.patch_frames]
@@ -148,10 +148,10 @@ def patch_energies(model: OpenModel, audio: Float[Tensor, " samples"]) -> Float[
     return patch_values(mel_energies(model, audio)[None], model.encoder.config)[0].mean(dim=1)
 
 
-def silent_patches(model: OpenModel, stretch: Stretch) -> Bool[Tensor, " patches"]:
+def silent_patches(model: OpenModel, excerpt: Excerpt) -> Bool[Tensor, " patches"]:
     """Patches at least `SILENCE_DB` below the loudest one of the stretch, or at the floor; raises as `mel_energies`."""
-    energies = patch_energies(model, stretch.audio)
-    floor = patch_energies(model, torch.zeros_like(stretch.audio))
+    energies = patch_energies(model, excerpt.audio)
+    floor = patch_energies(model, torch.zeros_like(excerpt.audio))
     return (energies <= energies.max() * 10 ** (-SILENCE_DB / 10)) | (energies <= floor)
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from asda_core.errors import ConfigError
 from asda_core.weights.paths import labelled_path, model_name
-from asda_hear.looking.clip import OpenModel, open_model, read_stretch
+from asda_hear.looking.clip import OpenModel, open_model, read_excerpt
 from asda_hear.looking.noise import WHITE
-from asda_hear.looking.page import Looked, numbers_text, write_arrays, write_page, write_picture
-from asda_hear.looking.view import AddedNoise, Choice, Query, has_second, look, panel
-from asda_hear.names import MEAN
+from asda_hear.looking.page import Inspection, measures_markdown, write_arrays, write_page, write_picture
+from asda_hear.looking.view import AddedNoise, HeadChoice, Query, has_second_map, make_panel, make_view
+from asda_hear.names import MEAN_HEAD
 
 WRITERS = {".html": write_page, ".png": write_picture, ".npz": write_arrays}
 """File suffix -> function that writes that format."""
@@ -27,14 +27,14 @@ def run_look(parsed: argparse.Namespace) -> None:
     choices, query = parse_choices(parsed.layer, parsed.head), parse_query(parsed.query)
     noise = None if parsed.snr is None else AddedNoise(parsed.snr, parsed.noise or WHITE, parsed.seed)
     models = open_models(parsed.checkpoint)
-    views = [look(model, read_stretch(parsed.audio, model, parsed.at), noise) for model in models]
+    views = [make_view(model, read_excerpt(parsed.audio, model, parsed.at), noise) for model in models]
     for view in views:  # an invalid layer, head or query raises before anything is drawn
         for choice in choices:
-            panel(view, choice, query, "difference" if has_second(view, choice) else "map 1")
-    looked = Looked(parsed.audio, views, choices, query)
+            make_panel(view, choice, query, "difference" if has_second_map(view, choice) else "map 1")
+    inspection = Inspection(parsed.audio, views, choices, query)
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
-    write(looked, parsed.out)
-    print(f"{numbers_text(looked)}\n\n{parsed.out}")
+    write(inspection, parsed.out)
+    print(f"{measures_markdown(inspection)}\n\n{parsed.out}")
 
 
 def open_models(paths: Sequence[str]) -> list[OpenModel]:
@@ -54,7 +54,7 @@ def open_models(paths: Sequence[str]) -> list[OpenModel]:
     return [open_model(path, name=name) for (_, path), name in zip(labelled, names, strict=True)]
 
 
-def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[Choice]:
+def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[HeadChoice]:
     """Return every chosen layer combined with every chosen head.
 
     Raises:
@@ -62,7 +62,7 @@ def parse_choices(layers: Sequence[int], heads: Sequence[str]) -> list[Choice]:
     """
     head_numbers = [_head_number(text) for text in dict.fromkeys(heads)]
     layer_numbers: list[int | None] = list(dict.fromkeys(layers)) or [None]
-    return [Choice(layer, head) for layer in layer_numbers for head in head_numbers]
+    return [HeadChoice(layer, head) for layer in layer_numbers for head in head_numbers]
 
 
 def parse_query(text: str) -> Query:
@@ -87,8 +87,8 @@ def parse_query(text: str) -> Query:
 
 
 def _head_number(text: str) -> int | None:
-    if text == MEAN:
+    if text == MEAN_HEAD:
         return None
     if not text.isdecimal():
-        raise ConfigError(f"--head {text!r} must be a number of at least 0, or {MEAN}.")
+        raise ConfigError(f"--head {text!r} must be a number of at least 0, or {MEAN_HEAD}.")
     return int(text)

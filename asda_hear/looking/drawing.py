@@ -12,11 +12,11 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from asda_core.finetune.pictures import without_formulas
-from asda_hear.looking.view import Choice, MapKind, Panel, Query, View, has_second, layer_of, panel
+from asda_core.finetune.pictures import escape_dollars
+from asda_hear.looking.view import HeadChoice, MapKind, Panel, Query, View, has_second_map, layer_index, make_panel
 
 KINDS: tuple[MapKind, ...] = ("map 1", "map 2", "difference")
-NAMES: dict[MapKind, str] = {"map 1": "map 1", "map 2": "map 2 (subtracted)", "difference": "difference"}
+MAP_NAMES: dict[MapKind, str] = {"map 1": "map 1", "map 2": "map 2 (subtracted)", "difference": "difference"}
 RANGE_DB = 70.0
 """Level in dB below the loudest value of all spectrograms from which values are drawn white."""
 TOP_PERCENTILE = 98.0
@@ -27,7 +27,7 @@ LEAST_TOP = 1e-6
 """Top of a scale if all values are 0."""
 STRONGEST, WEAKEST = 0.92, 0.0
 """Opacity of the strongest and the weakest attention over the spectrogram."""
-COLOURS = 256
+NUM_COLOURS = 256
 WIDTH_INCHES, HEIGHT_INCHES, BAR_INCHES, TITLE_INCHES = 2.7, 1.55, 0.85, 0.75
 """Size of one panel, of the colour bar beside it, and of the title above all panels."""
 TEXT_POINTS, SMALL_POINTS = 8.0, 7.0
@@ -42,22 +42,22 @@ MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 class FigureRow:
     """A row of panels: the spectrograms (None, None), or one kind of map of one choice."""
 
-    choice: Choice | None
+    choice: HeadChoice | None
     kind: MapKind | None
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Colour scales shared by all models; `loudness` is the label of that of the spectrograms."""
+    """Colour scales shared by all models; `spectrogram_label` is the label of that of the spectrograms."""
 
     spectrogram: Normalize
-    loudness: str
-    attention: dict[Choice, Normalize]
-    difference: dict[Choice, Normalize]
+    spectrogram_label: str
+    attention: dict[HeadChoice, Normalize]
+    difference: dict[HeadChoice, Normalize]
 
 
 def attention_figure(
-    views: Sequence[View], choices: Sequence[Choice], query: Query, title: str = "", dark: bool = False
+    views: Sequence[View], choices: Sequence[HeadChoice], query: Query, title: str = "", dark: bool = False
 ) -> Figure:
     """Draw spectrogram, maps and their difference: a column per model, or one line of panels for a single model.
 
@@ -87,20 +87,20 @@ def attention_figure(
         _draw_line(figure, line, axes, views, query, scales, "bottom" if single else "right")
     _name_models(grid, views)
     descriptions = dict.fromkeys(
-        each.asked for view in views for choice in choices if (each := panel(view, choice, query, "map 1"))
+        each.description for view in views for choice in choices if (each := make_panel(view, choice, query, "map 1"))
     )
     heading = f"attention of the {', '.join(descriptions)}"
-    figure.suptitle(without_formulas(f"{title}\n{heading}" if title else heading), fontsize=TEXT_POINTS + 1)
+    figure.suptitle(escape_dollars(f"{title}\n{heading}" if title else heading), fontsize=TEXT_POINTS + 1)
     figure.supxlabel("time in the file (s)", fontsize=TEXT_POINTS)
     _ink(figure, DARK_INK if dark else LIGHT_INK)
     return figure
 
 
-def _arranged(views: Sequence[View], choices: Sequence[Choice]) -> list[list[FigureRow]]:
+def _arranged(views: Sequence[View], choices: Sequence[HeadChoice]) -> list[list[FigureRow]]:
     """The panels of every choice, each with its spectrogram; with several models the spectrogram only once."""
     lines: list[list[FigureRow]] = [] if len(views) == 1 else [[FigureRow(None, None)]]
     for choice in choices:
-        kinds = KINDS if any(has_second(view, choice) for view in views) else KINDS[:1]
+        kinds = KINDS if any(has_second_map(view, choice) for view in views) else KINDS[:1]
         maps = [FigureRow(choice, kind) for kind in kinds]
         lines.append([FigureRow(None, None), *maps] if len(views) == 1 else maps)
     return lines
@@ -144,7 +144,7 @@ def _draw_line(
 def _bars(line: list[FigureRow], scales: Scales) -> list[tuple[tuple[MapKind | None, ...], ScalarMappable, str]]:
     bars: list[tuple[tuple[MapKind | None, ...], ScalarMappable, str]] = []
     if line[0].kind is None:
-        bars.append(((None,), ScalarMappable(scales.spectrogram, _grey()), scales.loudness))
+        bars.append(((None,), ScalarMappable(scales.spectrogram, _grey()), scales.spectrogram_label))
     choice = line[-1].choice
     if choice is not None:
         bars.append(
@@ -162,45 +162,45 @@ def _open_ends(kinds: tuple[MapKind | None, ...]) -> str:
 
 def _draw(axes: Axes, view: View, row: FigureRow, query: Query, scales: Scales) -> None:
     """Draw one panel: the spectrogram in grey, and the map over it, if any."""
-    places = view.places
-    end, bins = places.end_seconds, places.num_bins
-    seconds = view.spectrogram.shape[1] * places.step_seconds / view.model.encoder.config.step_frames
-    extent = (places.start_seconds, places.start_seconds + seconds, -0.5, bins - 0.5)
+    positions = view.positions
+    end, bins = positions.end_seconds, positions.num_bins
+    seconds = view.spectrogram.shape[1] * positions.step_seconds / view.model.encoder.config.step_frames
+    extent = (positions.start_seconds, positions.start_seconds + seconds, -0.5, bins - 0.5)
     cells = dict[str, Any](origin="lower", aspect="auto", interpolation="nearest")
     axes.imshow(view.spectrogram, extent=extent, norm=scales.spectrogram, cmap=_grey(), rasterized=True, **cells)
-    positions, labels = zip(*places.ticks(), strict=True)
-    axes.set_yticks(positions, labels)
-    axes.set_xlim(places.start_seconds, end)
+    tick_positions, labels = zip(*positions.ticks(), strict=True)
+    axes.set_yticks(tick_positions, labels)
+    axes.set_xlim(positions.start_seconds, end)
     axes.set_ylim(-0.5, bins - 0.5)
-    axes.set_ylabel("frequency (kHz)" if places.top_hz else "bin", fontsize=SMALL_POINTS)
+    axes.set_ylabel("frequency (kHz)" if positions.top_hz else "bin", fontsize=SMALL_POINTS)
     axes.tick_params(labelsize=SMALL_POINTS, length=2)
     if row.choice is None or row.kind is None:
         _frame_noise(axes, view)
         return
-    drawn = panel(view, row.choice, query, row.kind)
+    drawn = make_panel(view, row.choice, query, row.kind)
     if drawn is None:
         _draw_empty(axes, row.kind)
         return
     scale, colours = (scales.difference, _diverging()) if row.kind == "difference" else (scales.attention, _warm())
-    high = places.grid[1] * places.step_bins - 0.5
-    over = (places.start_seconds, end, -0.5, high)
+    high = positions.grid[1] * positions.step_bins - 0.5
+    over = (positions.start_seconds, end, -0.5, high)
     axes.imshow(drawn.values, extent=over, norm=scale[row.choice], cmap=colours, **cells)
     if drawn.query is not None:
         axes.add_patch(_cell(view, drawn.query, QUERY_COLOUR, 1.6))
     _title(axes, _caption(view, row.choice, row.kind, drawn))
 
 
-def _caption(view: View, choice: Choice, kind: MapKind, drawn: Panel) -> str:
-    layer = layer_of(view, choice)
+def _caption(view: View, choice: HeadChoice, kind: MapKind, drawn: Panel) -> str:
+    layer = layer_index(view, choice)
     heads = view.layers[layer].maps.first.shape[1]
     head = f"mean of {heads} heads" if choice.head is None else f"head {choice.head}"
-    name = NAMES[kind]
+    name = MAP_NAMES[kind]
     if kind == "difference":
         plus = " + mean" if view.layers[layer].maps.mean is not None else ""
         name = f"map 1 {MINUS} {drawn.weight:.2f} {TIMES} map 2{plus}"
     lines = f"{name}, layer {layer}\n{head}"
     has_class = view.layers[layer].layout.class_column is not None
-    return f"{lines}; on class token {drawn.on_class:.1%}".replace("-", MINUS) if has_class else lines
+    return f"{lines}; on class token {drawn.class_attention:.1%}".replace("-", MINUS) if has_class else lines
 
 
 def _draw_empty(axes: Axes, kind: MapKind) -> None:
@@ -221,14 +221,14 @@ def _frame_noise(axes: Axes, view: View) -> None:
     framed = view.noisy.noise_patches.nonzero().flatten().tolist()
     _title(axes, f"{len(framed)} framed patches: noise ({view.noisy.snr_db:g} dB) louder")
     for index in framed:
-        axes.add_patch(_cell(view, divmod(index, view.places.grid[1]), NOISE_COLOUR, 0.5))
+        axes.add_patch(_cell(view, divmod(index, view.positions.grid[1]), NOISE_COLOUR, 0.5))
 
 
 def _cell(view: View, place: tuple[int, int], colour: str, width: float) -> Rectangle:
     """The frame of a patch."""
-    places, (step, band) = view.places, place
-    corner = (places.start_seconds + step * places.step_seconds, band * places.step_bins - 0.5)
-    return Rectangle(corner, places.step_seconds, places.step_bins, fill=False, edgecolor=colour, linewidth=width)
+    positions, (step, band) = view.positions, place
+    corner = (positions.start_seconds + step * positions.step_seconds, band * positions.step_bins - 0.5)
+    return Rectangle(corner, positions.step_seconds, positions.step_bins, fill=False, edgecolor=colour, linewidth=width)
 
 
 def _name_models(grid: np.ndarray, views: Sequence[View]) -> None:
@@ -236,17 +236,17 @@ def _name_models(grid: np.ndarray, views: Sequence[View]) -> None:
     if len(views) > 1:
         for axes, view in zip(grid[0], views, strict=True):
             mixer = view.model.encoder.config.mixer.name
-            axes.set_title(without_formulas(f"{view.model.name} ({mixer})\n") + axes.get_title(), fontsize=TEXT_POINTS)
+            axes.set_title(escape_dollars(f"{view.model.name} ({mixer})\n") + axes.get_title(), fontsize=TEXT_POINTS)
 
 
 def _title(axes: Axes, text: str) -> None:
-    axes.set_title(without_formulas(text), fontsize=SMALL_POINTS, linespacing=1.25, pad=3)
+    axes.set_title(escape_dollars(text), fontsize=SMALL_POINTS, linespacing=1.25, pad=3)
 
 
-def _scales(views: Sequence[View], choices: Sequence[Choice], query: Query) -> Scales:
+def _scales(views: Sequence[View], choices: Sequence[HeadChoice], query: Query) -> Scales:
     """Scales over all models; those of spectrograms in dB span `RANGE_DB` below the loudest value."""
     high = max(float(view.spectrogram.max()) for view in views)
-    decibels = all(view.places.top_hz for view in views)
+    decibels = all(view.positions.top_hz for view in views)
     low = high - RANGE_DB if decibels else min(float(view.spectrogram.min()) for view in views)
     attention, difference = {}, {}
     for choice in choices:
@@ -259,11 +259,11 @@ def _scales(views: Sequence[View], choices: Sequence[Choice], query: Query) -> S
 
 
 def _top(
-    views: Sequence[View], choice: Choice, query: Query, kinds: Sequence[MapKind],
+    views: Sequence[View], choice: HeadChoice, query: Query, kinds: Sequence[MapKind],
     size: Callable[[np.ndarray], np.ndarray],
 ) -> float:  # fmt: skip
     """Upper end of a colour scale."""
-    panels = [panel(view, choice, query, kind) for view in views for kind in kinds]
+    panels = [make_panel(view, choice, query, kind) for view in views for kind in kinds]
     values = [size(each.values).ravel() for each in panels if each is not None]
     if not values:
         return 1.0
@@ -273,19 +273,19 @@ def _top(
 
 def _grey() -> ListedColormap:
     """From white to the darkest grey."""
-    return ListedColormap(np.repeat(np.linspace(1, DARKEST_GREY, COLOURS)[:, None], 3, axis=1))
+    return ListedColormap(np.repeat(np.linspace(1, DARKEST_GREY, NUM_COLOURS)[:, None], 3, axis=1))
 
 
 def _warm() -> ListedColormap:
     """From transparent through orange to dark red; weak values let the spectrogram show through."""
-    share = np.linspace(0, 1, COLOURS)[:, None]
+    share = np.linspace(0, 1, NUM_COLOURS)[:, None]
     colours = np.array([1.0, 0.62, 0.1]) * (1 - share) + np.array([0.72, 0.0, 0.06]) * share
     return ListedColormap(np.hstack([colours, WEAKEST + (STRONGEST - WEAKEST) * share**0.7]))
 
 
 def _diverging() -> ListedColormap:
     """Blue below 0, red above, transparent at 0."""
-    share = np.linspace(-1, 1, COLOURS)[:, None]
+    share = np.linspace(-1, 1, NUM_COLOURS)[:, None]
     colours = np.where(share < 0, np.array([0.08, 0.25, 0.75]), np.array([0.75, 0.04, 0.06]))
     return ListedColormap(np.hstack([colours, WEAKEST + (STRONGEST - WEAKEST) * np.abs(share) ** 0.7]))
 

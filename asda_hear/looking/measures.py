@@ -43,7 +43,7 @@ def distance(
     return along_time.masked_fill(no_position, torch.nan), along_frequency.masked_fill(no_position, torch.nan)
 
 
-def share_on(
+def attention_share(
     attention: Float[Tensor, "batch heads tokens tokens"],
     chosen: Bool[Tensor, "batch tokens"],
     counted: Bool[Tensor, "batch tokens"] | None = None,
@@ -64,12 +64,12 @@ def share_on(
     return torch.where(total.abs() > SMALLEST_TOTAL, part / total, torch.nan)
 
 
-def mean_over(values: Float[Tensor, "batch heads tokens"], queries: Bool[Tensor, "batch tokens"]) -> float:
+def query_mean(values: Float[Tensor, "batch heads tokens"], queries: Bool[Tensor, "batch tokens"]) -> float:
     """Mean over clips, heads and chosen queries, ignoring NaN; NaN if all values are NaN."""
     return float(values.masked_fill(~queries[:, None], torch.nan).double().nanmean())
 
 
-def on_tokens(layout: TokenLayout, patches: Bool[Tensor, " patches"], class_tokens: bool) -> Bool[Tensor, "b n"]:
+def token_mask(layout: TokenLayout, patch_mask: Bool[Tensor, " patches"], class_tokens: bool) -> Bool[Tensor, "b n"]:
     """Map a mask over patches in raster order to a mask over tokens; class tokens get the value `class_tokens`."""
-    on_patches = patches.to(layout.index.device)[layout.index.clamp(min=0)]
+    on_patches = patch_mask.to(layout.index.device)[layout.index.clamp(min=0)]
     return on_patches.masked_fill(layout.is_class, class_tokens)

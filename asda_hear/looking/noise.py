@@ -16,7 +16,7 @@ from torch import Tensor
 from asda_core.audio import read_audio
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.framing import num_frames
-from asda_hear.looking.clip import OpenModel, Stretch, patch_energies
+from asda_hear.looking.clip import Excerpt, OpenModel, patch_energies
 
 WHITE = "white"
 """Name of the noise that needs no file."""
@@ -40,49 +40,49 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Noisy:
-    """A stretch with noise.
+class NoisyExcerpt:
+    """An excerpt with noise.
 
     Attributes:
-        stretch: sum of clip and noise.
+        excerpt: sum of clip and noise.
         noise_patches: patches, in raster order, in which the noise is louder than the clean clip.
-        counted: patches that begin within the file's samples; those after them are padding.
+        unpadded_patches: patches that begin within the file's samples; those after them are padding.
         snr_db: signal-to-noise ratio over the clip.
     """
 
-    stretch: Stretch
+    excerpt: Excerpt
     noise_patches: Bool[Tensor, " patches"]
-    counted: Bool[Tensor, " patches"]
+    unpadded_patches: Bool[Tensor, " patches"]
     snr_db: float
 
 
-def draw_noise(model: OpenModel, stretch: Stretch, source: str | Path, seed: int) -> Noise:
+def draw_noise(model: OpenModel, excerpt: Excerpt, source: str | Path, seed: int) -> Noise:
     """Draw half of the time steps that are not padding, and the noise to add to them.
 
     Args:
         model: its patches determine where steps begin.
-        stretch: the clean clip.
-        source: "white" (Gaussian) or an audio file, from which a stretch is drawn; too short a file is repeated.
+        excerpt: the clean clip.
+        source: "white" (Gaussian) or an audio file, from which an excerpt is drawn; too short a file is repeated.
         seed: of both draws.
 
     Raises:
         AudioError: fewer than two steps are not padding, or the file cannot be used.
     """
     generator = torch.Generator().manual_seed(seed)
-    num_steps, num_unpadded = _num_steps(model, stretch), _num_unpadded(model, stretch)
+    num_steps, num_unpadded = _num_steps(model, excerpt), _num_unpadded(model, excerpt)
     if num_unpadded < 2:
         raise AudioError("the clip covers fewer than two time steps: noisy and clean ones cannot be compared.")
     steps = torch.zeros(num_steps, dtype=torch.bool)
     steps[torch.randperm(num_unpadded, generator=generator)[: num_unpadded // 2]] = True
-    num_samples = len(stretch.audio)
+    num_samples = len(excerpt.audio)
     if str(source) == WHITE:
         audio = torch.randn(num_samples, generator=generator)
     else:
         audio = _from_file(Path(source), model.sample_rate, num_samples, generator)
-    return Noise(audio, steps, _gate(model, stretch, steps))
+    return Noise(audio, steps, _gate(model, excerpt, steps))
 
 
-def add_noise(model: OpenModel, stretch: Stretch, noise: Noise, snr_db: float) -> Noisy:
+def add_noise(model: OpenModel, excerpt: Excerpt, noise: Noise, snr_db: float) -> NoisyExcerpt:
     """Scale the noise so that `10 log10(P_sound / P_noise)` is `snr_db`, and add it at the drawn steps.
 
     Both powers are mean squares over all samples of the file, that of the noise before gating: on the drawn steps it
@@ -96,8 +96,8 @@ def add_noise(model: OpenModel, stretch: Stretch, noise: Noise, snr_db: float) -
     """
     if not -float("inf") < snr_db < float("inf"):
         raise ConfigError(f"the signal-to-noise ratio must be a finite number of dB, not {snr_db}.")
-    sound_power = float(stretch.sound.double().square().mean())
-    noise_power = float(noise.audio[: stretch.num_samples].double().square().mean())
+    sound_power = float(excerpt.unpadded_audio.double().square().mean())
+    noise_power = float(noise.audio[: excerpt.num_file_samples].double().square().mean())
     for name, power in (("clip", sound_power), ("noise", noise_power)):
         if not power:
             raise AudioError(f"the {name} is digital silence here: the signal-to-noise ratio is undefined.")
@@ -108,40 +108,40 @@ def add_noise(model: OpenModel, stretch: Stretch, noise: Noise, snr_db: float) -
     added = noise.audio * noise.gate * scale
     if not added.isfinite().all():
         raise ConfigError(f"noise at {snr_db:g} dB would exceed the range of float32.")
-    louder = patch_energies(model, added) > patch_energies(model, stretch.audio)
+    louder = patch_energies(model, added) > patch_energies(model, excerpt.audio)
     bands = len(louder) // len(noise.steps)
-    counted = torch.arange(len(noise.steps)) < _num_unpadded(model, stretch)
-    noisy = Stretch(stretch.audio + added, stretch.num_samples, stretch.start_seconds)
-    return Noisy(noisy, louder, counted.repeat_interleave(bands), snr_db)
+    counted = torch.arange(len(noise.steps)) < _num_unpadded(model, excerpt)
+    noisy = Excerpt(excerpt.audio + added, excerpt.num_file_samples, excerpt.start_seconds)
+    return NoisyExcerpt(noisy, louder, counted.repeat_interleave(bands), snr_db)
 
 
-def _num_steps(model: OpenModel, stretch: Stretch) -> int:
-    """Number of time steps in the stretch."""
+def _num_steps(model: OpenModel, excerpt: Excerpt) -> int:
+    """Number of time steps in the excerpt."""
     front_end = model.front_end
-    return model.encoder.config.grid(int(front_end.num_bins), num_frames(len(stretch.audio), front_end))[0]
+    return model.encoder.config.grid(int(front_end.num_bins), num_frames(len(excerpt.audio), front_end))[0]
 
 
-def _num_unpadded(model: OpenModel, stretch: Stretch) -> int:
+def _num_unpadded(model: OpenModel, excerpt: Excerpt) -> int:
     """Number of time steps that begin before the file's samples end."""
     step_samples = model.encoder.config.step_frames * int(model.front_end.hop_samples)
-    return min(_num_steps(model, stretch), -(-stretch.num_samples // step_samples))
+    return min(_num_steps(model, excerpt), -(-excerpt.num_file_samples // step_samples))
 
 
-def _gate(model: OpenModel, stretch: Stretch, steps: Bool[Tensor, " steps"]) -> Float[Tensor, " samples"]:
+def _gate(model: OpenModel, excerpt: Excerpt, steps: Bool[Tensor, " steps"]) -> Float[Tensor, " samples"]:
     """1 at samples of the drawn steps that no frame of a preceding clean step overlaps; 0 elsewhere and in padding."""
     front_end = model.front_end
     step_samples = model.encoder.config.step_frames * int(front_end.hop_samples)
     overlap = max(0, int(front_end.window_samples) - int(front_end.hop_samples))
-    gate = torch.zeros(len(stretch.audio))
+    gate = torch.zeros(len(excerpt.audio))
     for step in steps.nonzero().flatten().tolist():
         clean_before = step > 0 and not steps[step - 1]
         gate[step * step_samples + clean_before * overlap : (step + 1) * step_samples] = 1
-    gate[stretch.num_samples :] = 0
+    gate[excerpt.num_file_samples :] = 0
     return gate
 
 
 def _from_file(file: Path, sample_rate: int, num_samples: int, generator: torch.Generator) -> Tensor:
-    """A randomly drawn stretch of a file; a short file is repeated."""
+    """A randomly drawn excerpt of a file; a short file is repeated."""
     audio = read_audio(file, sample_rate)
     if len(audio) > num_samples:
         first = int(torch.randint(len(audio) - num_samples + 1, (1,), generator=generator))

@@ -20,12 +20,12 @@ from asda_core.audio import read_audio
 from asda_core.catalog import Catalog
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.attention_maps import LayerMaps, attention_maps
-from asda_hear.looking.clip import OpenModel, features_of, open_model, read_stretch
-from asda_hear.looking.measures import mean_over, on_tokens, share_on
-from asda_hear.looking.noise import WHITE, Noisy, add_noise, draw_noise
+from asda_hear.looking.clip import OpenModel, input_features, open_model, read_excerpt
+from asda_hear.looking.measures import attention_share, query_mean, token_mask
+from asda_hear.looking.noise import WHITE, NoisyExcerpt, add_noise, draw_noise
 
-What = Literal["map 1", "map 2", "difference, net", "difference, absolute"]
-Queries = Literal["all", "class token"]
+MapMeasure = Literal["map 1", "map 2", "difference, net", "difference, absolute"]
+QueryKind = Literal["all", "class token"]
 CLEAN = "clean"
 """Condition without added noise."""
 ALL_LAYERS = "mean"
@@ -33,15 +33,15 @@ ALL_LAYERS = "mean"
 SEED_STRIDE = 1_000_003
 """Distance between the seeds of two runs, so that their clips share no draws. A prime above any number of clips."""
 
-Key = tuple[str, float, What, Queries, int | str]
+ConditionKey = tuple[str, float, MapMeasure, QueryKind, int | str]
 """Condition, signal-to-noise ratio, what, queries, layer."""
-Shares = dict[Key, tuple[float, float]]
+Shares = dict[ConditionKey, tuple[float, float]]
 """Share and chance for one clip."""
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """How the attention on noise is measured.
+    """Settings of the measurement of attention on noise.
 
     Attributes:
         snr_db: signal-to-noise ratios, in dB.
@@ -86,8 +86,8 @@ class NoiseRow:
 
     condition: str
     snr_db: float
-    what: What
-    queries: Queries
+    what: MapMeasure
+    queries: QueryKind
     layer: int | str
     share: float
     chance: float
@@ -102,7 +102,7 @@ class NoiseResult:
     """All rows of a model, the number of clips used, and why others were skipped."""
 
     rows: list[NoiseRow]
-    clips: int
+    num_clips: int
     skipped: tuple[str, ...] = field(default=())
 
 
@@ -126,7 +126,7 @@ def measure_noise(
     for reason in result.skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     if result.skipped:
-        print(f"{result.clips} clips used, {len(result.skipped)} skipped.", file=sys.stderr)
+        print(f"{result.num_clips} clips used, {len(result.skipped)} skipped.", file=sys.stderr)
     return result.rows
 
 
@@ -176,53 +176,53 @@ def main_rows(rows: Sequence[NoiseRow]) -> list[NoiseRow]:
     return [row for row in rows if (row.what, row.queries, row.layer) == (used, "all", ALL_LAYERS)]
 
 
-def shares_of(
-    layer: LayerMaps, noise_patches: Bool[Tensor, " patches"], counted: Bool[Tensor, " patches"]
-) -> Iterator[tuple[What, Queries, float, float]]:
+def layer_shares(
+    layer: LayerMaps, noise_patches: Bool[Tensor, " patches"], unpadded_patches: Bool[Tensor, " patches"]
+) -> Iterator[tuple[MapMeasure, QueryKind, float, float]]:
     """Yield (what, queries, share, chance) of one layer; class tokens are counted, padding is not.
 
     Shares are relative to the counted tokens, so that even attention has a ratio of 1 in short clips too.
     """
     maps, layout = layer.maps, layer.layout
-    noise = on_tokens(layout, noise_patches & counted, class_tokens=False)
-    counted_tokens = on_tokens(layout, counted, class_tokens=True) & layout.valid
+    noise = token_mask(layout, noise_patches & unpadded_patches, class_tokens=False)
+    counted_tokens = token_mask(layout, unpadded_patches, class_tokens=True) & layout.valid
     chance = float(noise.sum() / counted_tokens.sum())
-    by_map: dict[What, Tensor] = {"map 1": maps.first}
+    by_map: dict[MapMeasure, Tensor] = {"map 1": maps.first}
     if maps.second is not None:
         difference = maps.difference
         by_map |= {"map 2": maps.second, "difference, net": difference, "difference, absolute": difference.abs()}
-    query_masks: dict[Queries, Tensor] = {"all": counted_tokens}
+    query_masks: dict[QueryKind, Tensor] = {"all": counted_tokens}
     if layout.class_column is not None:
         query_masks["class token"] = layout.is_class
     for what, attention in by_map.items():
-        shares = share_on(attention, noise, counted_tokens)
+        shares = attention_share(attention, noise, counted_tokens)
         for queries, rows in query_masks.items():
-            yield what, queries, mean_over(shares, rows), chance
+            yield what, queries, query_mean(shares, rows), chance
 
 
 def _measure_file(model: OpenModel, file: Path, config: NoiseConfig, number: int) -> Shares:
     """Shares and chances of a clip under every condition; ratios at which the noise is nowhere louder are excluded."""
-    stretch = read_stretch(file, model)
-    noise = draw_noise(model, stretch, config.noise, config.seed * SEED_STRIDE + number)
-    clean = attention_maps(model.encoder, features_of(model, stretch))
+    excerpt = read_excerpt(file, model)
+    noise = draw_noise(model, excerpt, config.noise, config.seed * SEED_STRIDE + number)
+    clean = attention_maps(model.encoder, input_features(model, excerpt))
     measured: Shares = {}
     for snr_db in config.snr_db:
-        noisy = add_noise(model, stretch, noise, snr_db)
+        noisy = add_noise(model, excerpt, noise, snr_db)
         if not noisy.noise_patches.any():
             continue
-        with_noise = attention_maps(model.encoder, features_of(model, noisy.stretch))
+        with_noise = attention_maps(model.encoder, input_features(model, noisy.excerpt))
         measured |= _measure(CLEAN, clean, noisy) | _measure(f"{snr_db:g} dB", with_noise, noisy)
     if not measured:
         raise AudioError(f"the noise is not louder than the clip in any patch, at {config.snr_db} dB.")
     return measured
 
 
-def _measure(condition: str, layers: Sequence[LayerMaps], noisy: Noisy) -> Shares:
+def _measure(condition: str, layers: Sequence[LayerMaps], noisy: NoisyExcerpt) -> Shares:
     """Shares of every layer, and their mean over the layers that have these queries."""
     measured: Shares = {}
-    over_layers: dict[tuple[What, Queries], list[tuple[float, float]]] = {}
+    over_layers: dict[tuple[MapMeasure, QueryKind], list[tuple[float, float]]] = {}
     for number, layer in enumerate(layers):
-        for what, queries, share, chance in shares_of(layer, noisy.noise_patches, noisy.counted):
+        for what, queries, share, chance in layer_shares(layer, noisy.noise_patches, noisy.unpadded_patches):
             measured[condition, noisy.snr_db, what, queries, number] = (share, chance)
             over_layers.setdefault((what, queries), []).append((share, chance))
     for (what, queries), pairs in over_layers.items():
@@ -237,7 +237,7 @@ def _rows(measured: Mapping[str, Shares], mixer: str) -> list[NoiseRow]:
     return [_row(key, {name: clip[key] for name, clip in measured.items() if key in clip}, mixer) for key in keys]
 
 
-def _row(key: Key, by_clip: Mapping[str, tuple[float, float]], mixer: str) -> NoiseRow:
+def _row(key: ConditionKey, by_clip: Mapping[str, tuple[float, float]], mixer: str) -> NoiseRow:
     condition, snr_db, what, queries, layer = key
     share, chance = (fmean(values) for values in zip(*by_clip.values(), strict=True))
     ratios = tuple(share / chance for share, chance in by_clip.values())

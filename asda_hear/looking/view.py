@@ -1,4 +1,4 @@
-"""What is shown of one model on one stretch: spectrogram, maps, and the numbers of every layer."""
+"""View of one model on one excerpt: spectrogram, maps, and the measures of every layer."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from torch import Tensor
 from asda_core.errors import ConfigError
 from asda_core.inference.attention_maps import LayerMaps, attention_maps
 from asda_core.log_mel import LogMel
-from asda_hear.looking.clip import OpenModel, Stretch, features_of, mel_energies, silent_patches
-from asda_hear.looking.measures import distance, entropy, mean_over, on_tokens, share_on
-from asda_hear.looking.noise import DECIBELS, WHITE, Noisy, add_noise, draw_noise
-from asda_hear.looking.noise_attention import shares_of
-from asda_hear.looking.patch_places import Places, places_of
+from asda_hear.looking.clip import Excerpt, OpenModel, input_features, mel_energies, silent_patches
+from asda_hear.looking.measures import attention_share, distance, entropy, query_mean, token_mask
+from asda_hear.looking.noise import DECIBELS, WHITE, NoisyExcerpt, add_noise, draw_noise
+from asda_hear.looking.noise_attention import layer_shares
+from asda_hear.looking.patch_positions import PatchPositions, patch_positions
 
 MapKind = Literal["map 1", "map 2", "difference"]
-Numbers = dict[str, float | str]
+MeasureRow = dict[str, float | str]
 """A row of a table: column heading -> value."""
 
 
@@ -40,7 +40,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Choice:
+class HeadChoice:
     """A layer and a head; None selects the last layer, and the mean over the heads."""
 
     layer: int | None = None
@@ -62,22 +62,22 @@ class View:
 
     Attributes:
         model: the model.
-        stretch: its input, including the noise if any.
-        places: positions of its patches.
+        excerpt: its input, including the noise if any.
+        positions: positions of its patches.
         spectrogram: (bins, frames) in dB if the bins are mel bands, otherwise the features themselves.
         layers: maps and layout of each layer.
         silent: patches of silence; None if the bins are not mel bands.
-        noisy: the noise, if any; `clean` then holds the maps of the clip without it.
+        noisy: the noise, if any; `clean_layers` then holds the maps of the clip without it.
     """
 
     model: OpenModel
-    stretch: Stretch
-    places: Places
+    excerpt: Excerpt
+    positions: PatchPositions
     spectrogram: np.ndarray
     layers: list[LayerMaps]
     silent: Bool[Tensor, " patches"] | None
-    noisy: Noisy | None
-    clean: list[LayerMaps] = field(default_factory=list)
+    noisy: NoisyExcerpt | None
+    clean_layers: list[LayerMaps] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,21 +86,21 @@ class Panel:
 
     Attributes:
         values: (bands, time steps) attention of the query on each patch, times the number of tokens: 1 is even.
-        on_class: attention that falls on class tokens.
+        class_attention: attention that falls on class tokens.
         weight: lambda of the query, if there is one.
         query: position of its patch, as (time step, band); None for other queries.
-        asked: description of the query.
+        description: description of the query.
     """
 
     values: np.ndarray
-    on_class: float
+    class_attention: float
     weight: float | None
     query: tuple[int, int] | None
-    asked: str
+    description: str
 
 
-def look(model: OpenModel, stretch: Stretch, noise: AddedNoise | None = None) -> View:
-    """Run the model on a stretch and keep everything that can be shown.
+def make_view(model: OpenModel, excerpt: Excerpt, noise: AddedNoise | None = None) -> View:
+    """Run the model on an excerpt and return its maps, spectrogram and silent patches.
 
     Raises:
         ConfigError: the mixer exposes no maps, or noise is requested and the model's features are not mel bands.
@@ -108,22 +108,22 @@ def look(model: OpenModel, stretch: Stretch, noise: AddedNoise | None = None) ->
     """
     noisy, clean = None, []
     if noise is not None:
-        clean = attention_maps(model.encoder, features_of(model, stretch))
-        drawn_noise = draw_noise(model, stretch, noise.source, noise.seed)
-        noisy = add_noise(model, stretch, drawn_noise, noise.snr_db)
-        stretch = noisy.stretch
-    features = features_of(model, stretch)
+        clean = attention_maps(model.encoder, input_features(model, excerpt))
+        drawn_noise = draw_noise(model, excerpt, noise.source, noise.seed)
+        noisy = add_noise(model, excerpt, drawn_noise, noise.snr_db)
+        excerpt = noisy.excerpt
+    features = input_features(model, excerpt)
     layers = attention_maps(model.encoder, features)
-    places = places_of(model, stretch, features.shape[2])
+    positions = patch_positions(model, excerpt, features.shape[2])
     spectrogram, silent = features[0].numpy(), None
     if isinstance(model.front_end, LogMel):
-        silent = silent_patches(model, stretch)
-        energies = mel_energies(model, stretch.audio)[:, : features.shape[2]]
+        silent = silent_patches(model, excerpt)
+        energies = mel_energies(model, excerpt.audio)[:, : features.shape[2]]
         spectrogram = DECIBELS * np.log10(energies.numpy())
-    return View(model, stretch, places, spectrogram, layers, silent, noisy, clean)
+    return View(model, excerpt, positions, spectrogram, layers, silent, noisy, clean)
 
 
-def layer_of(view: View, choice: Choice) -> int:
+def layer_index(view: View, choice: HeadChoice) -> int:
     """The number of the chosen layer.
 
     Raises:
@@ -139,18 +139,18 @@ def layer_of(view: View, choice: Choice) -> int:
     return layer
 
 
-def has_second(view: View, choice: Choice) -> bool:
+def has_second_map(view: View, choice: HeadChoice) -> bool:
     """Whether the chosen layer has a second map to subtract."""
-    return view.layers[layer_of(view, choice)].maps.second is not None
+    return view.layers[layer_index(view, choice)].maps.second is not None
 
 
-def panel(view: View, choice: Choice, query: Query, kind: MapKind) -> Panel | None:
+def make_panel(view: View, choice: HeadChoice, query: Query, kind: MapKind) -> Panel | None:
     """A map of a layer and head, arranged on the grid; None if the mixer has no such map.
 
     Raises:
         ConfigError: the layer, head or query does not exist.
     """
-    layer = view.layers[layer_of(view, choice)]
+    layer = view.layers[layer_index(view, choice)]
     maps, layout = layer.maps, layer.layout
     if kind != "map 1" and maps.second is None:
         return None
@@ -164,9 +164,9 @@ def panel(view: View, choice: Choice, query: Query, kind: MapKind) -> Panel | No
         weights = maps.weight.expand(1, *attention_map.shape[1:3], 1)
         weight = float(weights[0, heads][:, rows].mean())
     patches = ~layout.is_class[0]
-    values = torch.zeros(view.places.grid[0] * view.places.grid[1])
+    values = torch.zeros(view.positions.grid[0] * view.positions.grid[1])
     values[layout.index[0, patches]] = attention[patches] * len(attention)
-    grid = values.reshape(view.places.grid).T.numpy()
+    grid = values.reshape(view.positions.grid).T.numpy()
     return Panel(grid, float(attention[~patches].sum()), weight, place, description)
 
 
@@ -175,8 +175,8 @@ def _queries(view: View, layer: LayerMaps, query: Query) -> tuple[Bool[Tensor, "
     layout = layer.layout
     has_class = layout.class_column is not None
     if query.kind == "patch":
-        index = view.places.patch_at(query.seconds, query.hertz)
-        step, band = divmod(index, view.places.grid[1])
+        index = view.positions.patch_at(query.seconds, query.hertz)
+        step, band = divmod(index, view.positions.grid[1])
         return layout.index[0] == index, (step, band), f"patch at {query.seconds:g} s, {query.hertz:g} Hz"
     if query.kind == "class" and not has_class:
         raise ConfigError(
@@ -188,11 +188,11 @@ def _queries(view: View, layer: LayerMaps, query: Query) -> tuple[Bool[Tensor, "
     return layout.valid[0], None, "mean of all tokens"
 
 
-def layer_numbers(view: View) -> list[Numbers]:
+def layer_measures(view: View) -> list[MeasureRow]:
     """One row per layer and map, with means over heads and queries; the last row is for even attention."""
-    rows: list[Numbers] = []
+    rows: list[MeasureRow] = []
     for number, layer in enumerate(view.layers):
-        maps, layer_column = layer.maps, Numbers(layer=str(number))
+        maps, layer_column = layer.maps, MeasureRow(layer=str(number))
         rows.append(layer_column | {"map": "map 1"} | _of_map(view, maps.first, layer))
         if maps.second is not None and maps.weight is not None:
             weight = float(maps.weight.mean())
@@ -203,16 +203,18 @@ def layer_numbers(view: View) -> list[Numbers]:
     layer = view.layers[-1]
     tokens = layer.layout.index.shape[1]
     even = torch.full((1, 1, tokens, tokens), 1 / tokens)
-    return [*rows, Numbers(layer="", map="even attention") | _of_map(view, even, layer)]
+    return [*rows, MeasureRow(layer="", map="even attention") | _of_map(view, even, layer)]
 
 
-def noise_numbers(view: View) -> list[Numbers]:
+def noise_measures(view: View) -> list[MeasureRow]:
     """One row per layer and map: share on noise of all queries, with and without the noise; empty if none was added."""
-    noisy, rows = view.noisy, list[Numbers]()
+    noisy, rows = view.noisy, list[MeasureRow]()
     if noisy is None or not noisy.noise_patches.any():
         return rows
-    for number, (layer, clean) in enumerate(zip(view.layers, view.clean, strict=True)):
-        pairs = zip(*(shares_of(each, noisy.noise_patches, noisy.counted) for each in (layer, clean)), strict=True)
+    for number, (layer, clean) in enumerate(zip(view.layers, view.clean_layers, strict=True)):
+        pairs = zip(
+            *(layer_shares(each, noisy.noise_patches, noisy.unpadded_patches) for each in (layer, clean)), strict=True
+        )
         for (what, queries, share, chance), (_, _, clean_share, _) in pairs:
             if queries == "all":
                 rows.append({"layer": str(number), "map": what, "chance": chance})
@@ -221,16 +223,16 @@ def noise_numbers(view: View) -> list[Numbers]:
     return rows
 
 
-def _of_map(view: View, attention: Tensor, layer: LayerMaps, softmax: bool = True) -> Numbers:
+def _of_map(view: View, attention: Tensor, layer: LayerMaps, softmax: bool = True) -> MeasureRow:
     """Numbers of one map; a signed map is measured by its absolute values, and has no entropy."""
     layout, row = layer.layout, dict[str, float | str]()
     if softmax:
-        bits = mean_over(entropy(attention), layout.valid)
+        bits = query_mean(entropy(attention), layout.valid)
         max_bits = math.log2(layout.index.shape[1]) or 1.0  # log2 of a single token is 0
         row |= {"entropy (bits)": bits, "entropy / log2 N": bits / max_bits}
-    along_time, along_frequency = (mean_over(each, layout.valid) for each in distance(attention, layout))
-    row |= {"distance (s)": along_time * view.places.step_seconds, "distance (bands)": along_frequency}
+    along_time, along_frequency = (query_mean(each, layout.valid) for each in distance(attention, layout))
+    row |= {"distance (s)": along_time * view.positions.step_seconds, "distance (bands)": along_frequency}
     if view.silent is not None:
-        silent = on_tokens(layout, view.silent, class_tokens=False)
-        row["share on silence"] = mean_over(share_on(attention.abs(), silent), layout.valid)
+        silent = token_mask(layout, view.silent, class_tokens=False)
+        row["share on silence"] = query_mean(attention_share(attention.abs(), silent), layout.valid)
     return row

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asda_core.statistics import Estimate
-from asda_hear.reporting.summary import Line, Summary, TaskResult, effect_names
-from asda_hear.reporting.svg import FAINT, INK, PAPER, Chart, chart, drawing, figure, scores_in_view
-from asda_hear.reporting.tables import APART, SIGNIFICANT, is_apart, short_name, short_names
+from asda_hear.reporting.summary import Summary, SummaryLine, TaskResult, effect_labels
+from asda_hear.reporting.svg import FAINT, INK, PAPER, Chart, chart_style, limit_score_axis, make_figure, render_chart
+from asda_hear.reporting.tables import DIFFERENCE_MARK, SIGNIFICANCE_LEVEL, is_significant, short_name, short_names
 
 Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Name of a line -> seed -> {"step": update numbers, "loss": loss at each}."""
@@ -23,7 +23,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 """Used in addition to colour, so that no distinction depends on colour alone."""
-MOST_NAMED = 12
+MAX_NAMED_LINES = 12
 """Maximum number of lines with a colour and name of their own; the others are grey."""
 ROW_INCHES, FRAME_INCHES, PANELS = 0.27, 0.75, 3
 """Height of one line in a chart; height of its axis and title; maximum number of panels side by side."""
@@ -31,16 +31,16 @@ TICKS_OF_PANELS = {1: 5, 2: 4, 3: 3}
 """Number of panels side by side -> maximum number of tick intervals, so that their numbers do not overlap."""
 LOGARITHMIC_RATIO = 3.0
 """Ratio of the largest to the smallest cost or loss above which the axis is logarithmic."""
-TICKS = {10.0: (1, 1.5, 2, 3, 4, 5, 7), 40.0: (1, 2, 5), 400.0: (1, 3), math.inf: (1,)}
+LOG_TICK_DIGITS = {10.0: (1, 1.5, 2, 3, 4, 5, 7), 40.0: (1, 2, 5), 400.0: (1, 3), math.inf: (1,)}
 """Ratio of the ends of a logarithmic axis -> leading digits that get a tick up to that ratio."""
-LEAST_SHARE = 0.02
+MIN_COST_RANGE = 0.02
 """Relative difference between lines below which a cost gets no chart."""
 SEEDS_FROM, SEEDS_TO, MEAN_AT = -0.32, 0.06, 0.26
 """Positions of the seeds of a line and of its mean, below its centre, in units of the line's height."""
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """How a line is drawn in every chart."""
 
     colour: str
@@ -51,20 +51,20 @@ class Look:
 
 def effect_charts(summary: Summary) -> list[Chart]:
     """One chart per axis: its labels, averaged over all other axes, with one panel per task."""
-    with drawing():
+    with chart_style():
         return [_effect_chart(summary, axis) for axis in dict.fromkeys(effect.axis for effect in summary.effects)]
 
 
 def score_charts(summary: Summary) -> list[Chart]:
     """One chart per task: every fold of every seed, and the mean and interval of each line."""
-    with drawing():
+    with chart_style():
         return [_score_chart(summary, task) for task in summary.tasks if _has_results(summary, task)]
 
 
 def cost_charts(summary: Summary) -> list[Chart]:
     """One chart for each cost that differs between lines: CPU time (otherwise wall time), and parameters."""
     kinds = [name for name in ("CPU s", "training s") if _varies(summary, name)][:1]
-    with drawing():
+    with chart_style():
         return [_cost_chart(summary, name) for name in [*kinds, "parameters"] if _varies(summary, name)]
 
 
@@ -73,22 +73,22 @@ def curve_charts(summary: Summary, curves: Curves) -> list[Chart]:
     trained = [line for line in summary.lines if curves.get(line.name)]
     if not trained:
         return []
-    looks = looks_of(summary)
-    with drawing():
-        picture = figure(4.0)
+    styles = line_styles(summary)
+    with chart_style():
+        picture = make_figure(4.0)
         axes = picture.subplots()
-        losses = [_draw_curve(axes, curves[line.name], looks[line.name], short_name(line)) for line in trained]
+        losses = [_draw_curve(axes, curves[line.name], styles[line.name], short_name(line)) for line in trained]
         if logarithmic := _needs_log_axis(np.concatenate(losses)):
             axes.set_yscale("log")
         _plain_ticks(axes.yaxis, logarithmic)
         axes.set(xlabel="updates", ylabel="training loss")
         _legend(picture)
         caption = "Mean over seeds; the band is their range. Losses of different objectives cannot be compared."
-        caption += _grey(summary, looks)
-        return [chart("curves", "Training loss", caption, picture)]
+        caption += _grey(summary, styles)
+        return [render_chart("curves", "Training loss", caption, picture)]
 
 
-def looks_of(summary: Summary) -> dict[str, Look]:
+def line_styles(summary: Summary) -> dict[str, LineStyle]:
     """Return name of a line -> how it is drawn: colour encodes the first axis, marker and dash the others.
 
     If there are more lines than can be named, each named line has a look of its own, and the others are grey.
@@ -97,7 +97,7 @@ def looks_of(summary: Summary) -> dict[str, Look]:
     lines = [line for line in summary.lines if line.name in named]
     firsts = list(dict.fromkeys(next(iter(line.labels.values()), "") for line in lines))
     rests = list(dict.fromkeys(tuple(line.labels.values())[1:] for line in lines))
-    looks = {line.name: Look(FAINT, MARKERS[0], DASHES[0], named=False) for line in summary.lines}
+    styles = {line.name: LineStyle(FAINT, MARKERS[0], DASHES[0], named=False) for line in summary.lines}
     for line in lines:
         first, rest = firsts.index(next(iter(line.labels.values()), "")), rests.index(tuple(line.labels.values())[1:])
         truncated = len(lines) < sum(not each.baseline for each in summary.lines)
@@ -105,29 +105,29 @@ def looks_of(summary: Summary) -> dict[str, Look]:
             first, rest = named.index(line.name), 0
         other = first // len(COLOURS) + (first if truncated or len(rests) == 1 else rest)
         colour, marker, dash = COLOURS[first % len(COLOURS)], MARKERS[other % len(MARKERS)], DASHES[other % len(DASHES)]
-        looks[line.name] = Look(colour, marker, dash, named=True)
-    return looks
+        styles[line.name] = LineStyle(colour, marker, dash, named=True)
+    return styles
 
 
-def _grey(summary: Summary, looks: Mapping[str, Look]) -> str:
+def _grey(summary: Summary, styles: Mapping[str, LineStyle]) -> str:
     """The sentence of a caption about unnamed lines; "" if there are none."""
-    rest = sum(not line.baseline and not looks[line.name].named for line in summary.lines)
+    rest = sum(not line.baseline and not styles[line.name].named for line in summary.lines)
     return f" Grey: the other {rest} combinations; the reference and the best are named." if rest else ""
 
 
 def _named_lines(summary: Summary) -> list[str]:
     """Names of the lines that get a colour: all, or the reference and the best of the first task."""
     lines = [line for line in summary.lines if not line.baseline]
-    if len(lines) <= MOST_NAMED:
+    if len(lines) <= MAX_NAMED_LINES:
         return [line.name for line in lines]
     task = next(iter(summary.tasks), "")
     sign = 1 if task in summary.lower_is_better else -1
 
-    def rank(line: Line) -> tuple[bool, float]:
+    def rank(line: SummaryLine) -> tuple[bool, float]:
         mean = line.results[task].estimate.mean if task in line.results else math.nan
         return line != summary.reference, math.inf if math.isnan(mean) else sign * mean
 
-    return [line.name for line in sorted(lines, key=rank)[:MOST_NAMED]]
+    return [line.name for line in sorted(lines, key=rank)[:MAX_NAMED_LINES]]
 
 
 def _effect_chart(summary: Summary, axis: str) -> Chart:
@@ -135,7 +135,7 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
     tasks = [task for task in summary.tasks if any((e.axis, e.task) == (axis, task) for e in summary.effects)]
     columns = min(PANELS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
-    picture = figure(rows * (FRAME_INCHES + ROW_INCHES * len(labels)))
+    picture = make_figure(rows * (FRAME_INCHES + ROW_INCHES * len(labels)))
     panels = list(picture.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for panel, task in zip(panels, tasks, strict=False):
         effects = [each for each in summary.effects if (each.axis, each.task) == (axis, task)]
@@ -144,24 +144,25 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
             _draw_estimate(panel, effect.estimate, place, COLOURS[0], hollow=effect.difference is None)
             if effect.difference is None and math.isfinite(effect.estimate.mean):
                 panel.axvline(effect.estimate.mean, color=FAINT, linestyle="--", linewidth=1)
-            if is_apart(effect.difference):
-                panel.annotate(APART, (effect.estimate.mean, place), (0, 3), textcoords="offset points",
+            if is_significant(effect.difference):
+                panel.annotate(DIFFERENCE_MARK, (effect.estimate.mean, place), (0, 3), textcoords="offset points",
                                ha="center", va="bottom")  # fmt: skip
         for place in set(range(len(labels))) - {labels.index(e.label) for e in effects}:
             panel.text(0.5, place, "no result", transform=panel.get_yaxis_transform(), ha="center", va="center")
-        _name_rows(panel, effect_names(summary, axis), ticks=TICKS_OF_PANELS[columns])
+        _name_rows(panel, effect_labels(summary, axis), ticks=TICKS_OF_PANELS[columns])
         panel.set(title=names[task], xlabel=_scale_name(summary, task))
-        scores_in_view(panel, task not in summary.measured)
+        limit_score_axis(panel, task not in summary.noise_tasks)
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
-    caption = f"Each label averaged over all other axes: the mean{summary.around_means}. Hollow marker, dashed line: "
-    caption += f"the reference label; {APART} the interval of the difference from it excludes 0, and p < {SIGNIFICANT}."
-    return chart(f"effect-{list(summary.axes).index(axis)}", f"Effect of {axis}", caption, picture)
+    caption = f"Each label averaged over all other axes: the mean{summary.error_bar_text}. Hollow marker, dashed line: "
+    caption += f"the reference label; {DIFFERENCE_MARK} the interval of the difference from it excludes 0, and p < "
+    caption += f"{SIGNIFICANCE_LEVEL}."
+    return render_chart(f"effect-{list(summary.axes).index(axis)}", f"Effect of {axis}", caption, picture)
 
 
 def _score_chart(summary: Summary, task: str) -> Chart:
     lines = [line for line in summary.lines if task in line.results]
-    picture = figure(FRAME_INCHES + 1.3 * ROW_INCHES * len(lines))
+    picture = make_figure(FRAME_INCHES + 1.3 * ROW_INCHES * len(lines))
     axes = picture.subplots()
     for place, line in enumerate(lines):
         result = line.results[task]
@@ -170,51 +171,53 @@ def _score_chart(summary: Summary, task: str) -> Chart:
     marks = {True: " (reference)", False: ""}
     _name_rows(axes, [short_name(line) + marks[line == summary.reference] for line in lines])
     axes.set_xlabel(_scale_name(summary, task))
-    scores_in_view(axes, task not in summary.measured)
-    caption = f"Small markers: folds, a row per seed. Large marker below them: the mean{summary.around_means}."
-    return chart(f"scores-{list(summary.tasks).index(task)}", short_names(summary.tasks)[task], caption, picture)
+    limit_score_axis(axes, task not in summary.noise_tasks)
+    caption = f"Small markers: folds, a row per seed. Large marker below them: the mean{summary.error_bar_text}."
+    return render_chart(f"scores-{list(summary.tasks).index(task)}", short_names(summary.tasks)[task], caption, picture)
 
 
 def _cost_chart(summary: Summary, cost: str) -> Chart:
-    looks, names = looks_of(summary), short_names(summary.tasks)
+    styles, names = line_styles(summary), short_names(summary.tasks)
     columns = max(1, min(PANELS, len(summary.tasks)))
     rows = max(1, math.ceil(len(summary.tasks) / columns))
-    picture = figure(2.9 * rows)
+    picture = make_figure(2.9 * rows)
     panels = list(picture.subplots(rows, columns, squeeze=False).flat)
     for panel, task in zip(panels, summary.tasks, strict=False):
         for line in (line for line in summary.lines if task in line.results):
-            estimate, look = line.results[task].estimate, looks[line.name]
+            estimate, style = line.results[task].estimate, styles[line.name]
             if line.baseline:
                 panel.axhline(estimate.mean, color=INK, linestyle=":", linewidth=1, label=f"{line.name} (baseline)")
             elif cost in line.costs:
-                half = None if math.isnan(estimate.half) or not look.named else estimate.half
-                size, name = (6, short_name(line)) if look.named else (3, None)
-                panel.errorbar(line.costs[cost], estimate.mean, half, color=look.colour, marker=look.marker,
-                               markersize=size, linewidth=1, label=name, zorder=2 + look.named)  # fmt: skip
+                half = None if math.isnan(estimate.half_width) or not style.named else estimate.half_width
+                size, name = (6, short_name(line)) if style.named else (3, None)
+                panel.errorbar(line.costs[cost], estimate.mean, half, color=style.colour, marker=style.marker,
+                               markersize=size, linewidth=1, label=name, zorder=2 + style.named)  # fmt: skip
         if logarithmic := _needs_log_axis(_costs(summary, cost)):
             panel.set_xscale("log")
         _plain_ticks(panel.xaxis, logarithmic, cost == "parameters")
         panel.set(title=names[task], xlabel=cost, ylabel=_scale_name(summary, task))
-        scores_in_view(panel, task not in summary.measured, vertical=True)
+        limit_score_axis(panel, task not in summary.noise_tasks, vertical=True)
         panel.grid()
     for panel in panels[len(summary.tasks) :]:
         panel.set_axis_off()
     _legend(picture)
-    caption = f"The mean{summary.around_means}; cost: median. Dotted: baselines.{_grey(summary, looks)}"
-    return chart(f"cost-{cost.replace(' ', '-')}", f"Score against {cost}", caption, picture)
+    caption = f"The mean{summary.error_bar_text}; cost: median. Dotted: baselines.{_grey(summary, styles)}"
+    return render_chart(f"cost-{cost.replace(' ', '-')}", f"Score against {cost}", caption, picture)
 
 
-def _draw_curve(axes: Axes, seeds: Mapping[str, Mapping[str, Sequence[float]]], look: Look, name: str) -> np.ndarray:
+def _draw_curve(
+    axes: Axes, seeds: Mapping[str, Mapping[str, Sequence[float]]], style: LineStyle, name: str
+) -> np.ndarray:
     """Draw mean and range at the steps that all seeds have, and return the mean."""
     runs = [dict(zip(run["step"], run["loss"], strict=True)) for run in seeds.values()]
     steps = sorted(set.intersection(*(set(run) for run in runs)))
     losses = np.array([[run[step] for step in steps] for run in runs], dtype=float)
     losses[~np.isfinite(losses)] = np.nan
     mean: np.ndarray = losses.mean(axis=0)
-    axes.plot(steps, mean, color=look.colour, linestyle=look.dash, linewidth=1.6 if look.named else 0.7,
-              label=name if look.named else None, zorder=2 + look.named)  # fmt: skip
-    if look.named and len(runs) > 1:
-        axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=look.colour, alpha=0.13, linewidth=0)
+    axes.plot(steps, mean, color=style.colour, linestyle=style.dash, linewidth=1.6 if style.named else 0.7,
+              label=name if style.named else None, zorder=2 + style.named)  # fmt: skip
+    if style.named and len(runs) > 1:
+        axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=style.colour, alpha=0.13, linewidth=0)
     return mean
 
 
@@ -222,7 +225,7 @@ def _draw_estimate(axes: Axes, estimate: Estimate, place: float, colour: str, ho
     if math.isnan(estimate.mean):
         axes.text(0.02, place, "nan", transform=axes.get_yaxis_transform(), va="center")
         return
-    half = None if math.isnan(estimate.half) else estimate.half
+    half = None if math.isnan(estimate.half_width) else estimate.half_width
     axes.errorbar(estimate.mean, place, xerr=half, color=colour, marker="o", markersize=6, linewidth=1.8, capsize=3,
                   markerfacecolor=PAPER if hollow else colour, zorder=3)  # fmt: skip
 
@@ -257,7 +260,7 @@ def _costs(summary: Summary, cost: str) -> list[float]:
 
 def _varies(summary: Summary, cost: str) -> bool:
     values = _costs(summary, cost)
-    return bool(values) and max(values) - min(values) > LEAST_SHARE * max(values)
+    return bool(values) and max(values) - min(values) > MIN_COST_RANGE * max(values)
 
 
 def _needs_log_axis(values: Sequence[float] | np.ndarray) -> bool:
@@ -270,7 +273,7 @@ def _plain_ticks(axis: Axis, logarithmic: bool, thousands: bool = False) -> None
     """Format ticks without powers of ten, since SVG text has no superscripts here."""
     if logarithmic:
         low, high = axis.get_view_interval()
-        subs = next(subs for ratio, subs in TICKS.items() if high <= ratio * low)
+        subs = next(subs for ratio, subs in LOG_TICK_DIGITS.items() if high <= ratio * low)
         axis.set_major_locator(LogLocator(subs=subs))
         axis.set_minor_locator(NullLocator())
     else:

@@ -9,24 +9,24 @@ import numpy as np
 import scipy  # loads its submodules lazily; `stats` takes more than a second
 from numpy.typing import NDArray
 
-from asda_core.finetune.bootstrap import BLOCK_CELLS, affordable, draw
+from asda_core.finetune.bootstrap import BLOCK_CELLS, draw_counts, limit_resamples
 from asda_core.statistics import CONFIDENCE
-from asda_hear.evaluate.items import Items, scorer
+from asda_hear.evaluate.clip_predictions import ClipPredictions, scorer
 
 Key = TypeVar("Key", bound=Hashable)
 Floats = NDArray[np.float64]
 
 DRAWS = 10_000
 """Bootstrap draws over seeds and folds; Monte Carlo error moves the ends of the interval by about 1 % of its width."""
-AT_ONCE = 250
+DRAWS_PER_BLOCK = 250
 """Draws of the two-level bootstrap whose weights are held in memory at the same time."""
-ITEM_DRAWS = 1_000
-"""Bootstrap draws over test clips; fewer if there are very many clips and classes, see `affordable`."""
-USUAL_SEEDS = 5
-"""Seed count assumed for `affordable`, so that models with different numbers of seeds get equally many draws."""
+CLIP_DRAWS = 1_000
+"""Bootstrap draws over test clips; fewer if there are very many clips and classes, see `limit_resamples`."""
+ASSUMED_SEEDS = 5
+"""Seed count assumed for `limit_resamples`, so that models with different numbers of seeds get equally many draws."""
 BOOTSTRAP_SEED = 0
 """Seed of the generator that every comparison creates for itself: the same results give the same interval."""
-EQUAL = 1e-6
+TOLERANCE = 1e-6
 """Differences closer than this are equal: heareval writes scores as 32-bit floats, which are 6e-8 apart near 1."""
 ANY_SEED = ""
 """The seed of an untrained model such as the log-mel baseline: paired with every seed of the other model."""
@@ -52,17 +52,17 @@ class Difference:
         interval: 95 % interval of the two-level bootstrap over seeds and folds.
         p_value: paired t-test over seeds; NaN below 2 pairs.
         pairs: number of seeds that both models have.
-        spread: standard deviation over seeds; NaN below 2 pairs.
+        std: standard deviation over seeds; NaN below 2 pairs.
         p_folds: paired t-test over folds, each the mean of its seeds; NaN below 2 folds.
-        items: 95 % interval of the paired bootstrap over test clips, if the predictions were kept.
+        clip_interval: 95 % interval of the paired bootstrap over test clips, if the predictions were kept.
     """
 
     mean: float
     interval: Interval
     p_value: float
     pairs: int
-    items: Interval | None = None
-    spread: float = math.nan
+    clip_interval: Interval | None = None
+    std: float = math.nan
     p_folds: float = math.nan
 
 
@@ -88,8 +88,8 @@ def compare(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[fl
 
 
 def _or_zero(value: float) -> float:
-    """Return 0 for values within `EQUAL` of it, so that an interval that ends at -1e-17 includes 0."""
-    return 0.0 if abs(value) < EQUAL else float(value)
+    """Return 0 for values within `TOLERANCE` of it, so that an interval that ends at -1e-17 includes 0."""
+    return 0.0 if abs(value) < TOLERANCE else float(value)
 
 
 def _paired(ours: Mapping[str, tuple[float, ...]], theirs: Mapping[str, tuple[float, ...]]) -> Floats | None:
@@ -116,7 +116,7 @@ def _two_level(differences: Floats) -> Interval:
     generator, (seeds, folds) = np.random.default_rng(BOOTSTRAP_SEED), differences.shape
     seed_weights = generator.multinomial(seeds, [1 / seeds] * seeds, size=DRAWS) / seeds
     means = []
-    for rows in np.array_split(seed_weights, DRAWS // AT_ONCE):  # in a noise plan every clip is a fold
+    for rows in np.array_split(seed_weights, DRAWS // DRAWS_PER_BLOCK):  # in a noise plan every clip is a fold
         fold_weights = generator.multinomial(folds, [1 / folds] * folds, size=len(rows)) / folds
         means.append(((rows @ differences) * fold_weights).sum(axis=1))
     return _percentiles(np.concatenate(means))
@@ -135,41 +135,43 @@ def _paired_t(differences: Floats) -> float:
     """p of the paired t-test; without any spread 1 if nothing differs, otherwise NaN, as the test is undefined."""
     if len(differences) < 2 or not np.isfinite(differences).all():
         return math.nan
-    if np.ptp(differences) < EQUAL:
-        return 1.0 if abs(differences.mean()) < EQUAL else math.nan
+    if np.ptp(differences) < TOLERANCE:
+        return 1.0 if abs(differences.mean()) < TOLERANCE else math.nan
     return float(scipy.stats.ttest_1samp(differences, 0).pvalue)
 
 
-def score_draws(items: Sequence[Items], draws: int = ITEM_DRAWS) -> Floats:
+def bootstrap_scores(predictions: Sequence[ClipPredictions], draws: int = CLIP_DRAWS) -> Floats:
     """Scores of one model, averaged over its seeds, on bootstrap resamples of the clips of each fold.
 
     The resamples are the same for every model on the same clips, so that the scores of two models can be subtracted.
 
     Args:
-        items: predictions of each seed.
+        predictions: predictions of each seed.
         draws: number of resamples.
     """
     generator = np.random.default_rng(BOOTSTRAP_SEED)
-    sizes = [len(targets) for targets, _ in items[0].folds]
-    count = affordable(sum(sizes), items[0].folds[0][0].shape[1] * USUAL_SEEDS, draws)
-    measures = [scorer(each) for each in items]
+    sizes = [len(targets) for targets, _ in predictions[0].folds]
+    count = limit_resamples(sum(sizes), predictions[0].folds[0][0].shape[1] * ASSUMED_SEEDS, draws)
+    measures = [scorer(each) for each in predictions]
     width = max(1, BLOCK_CELLS // sum(sizes))
     scores = [np.empty(0)]
     for start in range(0, count, width):
-        weights = [draw(generator, size, min(width, count - start)) for size in sizes]
+        weights = [draw_counts(generator, size, min(width, count - start)) for size in sizes]
         scores.append(np.mean([measure(weights) for measure in measures], axis=0))
     return np.concatenate(scores)
 
 
-def compare_items(
-    ours: Sequence[Items], theirs: Sequence[Items], drawn: Callable[[Sequence[Items]], Floats] = score_draws
+def compare_predictions(
+    ours: Sequence[ClipPredictions],
+    theirs: Sequence[ClipPredictions],
+    bootstrap: Callable[[Sequence[ClipPredictions]], Floats] = bootstrap_scores,
 ) -> Interval | None:
     """Paired bootstrap over test clips: both models are scored on the same resampled clips, fold by fold.
 
     Args:
         ours: predictions of each seed; scores are averaged over seeds.
         theirs: predictions of the other model.
-        drawn: `score_draws`, or a cached version of it.
+        bootstrap: `bootstrap_scores`, or a cached version of it.
 
     Returns:
         interval of ours minus theirs; None if a model has no predictions, or if the clips differ.
@@ -178,10 +180,10 @@ def compare_items(
     """
     if not ours or not theirs or not all(_same_clips(ours[0], other) for other in (*ours, *theirs)):
         return None
-    return _percentiles(drawn(ours) - drawn(theirs))
+    return _percentiles(bootstrap(ours) - bootstrap(theirs))
 
 
-def _same_clips(one: Items, other: Items) -> bool:
+def _same_clips(one: ClipPredictions, other: ClipPredictions) -> bool:
     return (
         one.metric == other.metric
         and len(one.folds) == len(other.folds)
@@ -204,16 +206,16 @@ def wilcoxon_over_tasks(differences: Mapping[str, float]) -> float:
     finite = values[np.isfinite(values)]
     if finite.size < 2:
         return math.nan
-    nonzero = finite[abs(finite) >= EQUAL]
+    nonzero = finite[abs(finite) >= TOLERANCE]
     return float(scipy.stats.wilcoxon(_signed_ranks(nonzero)).pvalue) if nonzero.size else 1.0
 
 
 def _signed_ranks(differences: Floats) -> Floats:
-    """Differences by the rank of their size, which is all that the test uses; sizes within `EQUAL` are tied."""
+    """Differences by the rank of their size, which is all that the test uses; sizes within `TOLERANCE` are tied."""
     sizes = np.abs(differences)
     order = sizes.argsort()
     levels = np.empty_like(sizes)
-    levels[order] = 1 + np.concatenate([[0], np.cumsum(np.diff(sizes[order]) > EQUAL)])
+    levels[order] = 1 + np.concatenate([[0], np.cumsum(np.diff(sizes[order]) > TOLERANCE)])
     return np.asarray(np.sign(differences) * levels)
 
 
@@ -240,18 +242,18 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     return adjusted
 
 
-def smallest_difference_seen(spread: float, pairs: int, power: float = 0.8, confidence: float = CONFIDENCE) -> float:
+def min_detectable_difference(std: float, pairs: int, power: float = 0.8, confidence: float = CONFIDENCE) -> float:
     """The true difference that a paired t-test detects with the given power; NaN below 2 pairs.
 
     Args:
-        spread: standard deviation of the paired differences.
+        std: standard deviation of the paired differences.
         pairs: number of pairs.
         power: probability of detecting the difference.
         confidence: 1 minus the level of the two-sided test.
 
     **Source**: Cohen, "Statistical Power Analysis for the Behavioral Sciences" (1988), chapter 2: the noncentral t.
     """
-    if pairs < 2 or math.isnan(spread):
+    if pairs < 2 or math.isnan(std):
         return math.nan
     freedom = pairs - 1
     limit = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
@@ -263,4 +265,4 @@ def smallest_difference_seen(spread: float, pairs: int, power: float = 0.8, conf
     ceiling = limit
     while missing_power(ceiling) < 0:
         ceiling *= 2
-    return float(scipy.optimize.brentq(missing_power, 0, ceiling)) * spread / math.sqrt(pairs)
+    return float(scipy.optimize.brentq(missing_power, 0, ceiling)) * std / math.sqrt(pairs)

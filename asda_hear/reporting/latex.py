@@ -4,9 +4,9 @@ import re
 from dataclasses import replace
 
 from asda_hear.reporting.summary import Summary
-from asda_hear.reporting.tables import APART, BELOW_LEVEL, Column, ColumnKind, TableCell, make_grid
+from asda_hear.reporting.tables import DIFFERENCE_MARK, P_VALUE_MARK, Column, ColumnKind, TableCell, make_grid
 
-LATEX = {
+LATEX_ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "[": "{[}", "]": "{]}", "*": "{*}",  # after `\\` they would be parsed as its arguments
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -20,22 +20,22 @@ LATEX = {
 DIFFERENCE_NOTE, MARKED_NOTE = "Δ: difference", "Marks at scores refer to their difference"
 """How the note on differences begins, and its replacement: in LaTeX they have no column, and scores carry the marks."""
 CODE = re.compile("`([^`]*)`")
-WORTH_A_COLUMN = 0.02
+MIN_COST_RANGE = 0.02
 """Relative difference below which a cost column is omitted."""
 
 
 def to_latex(summary: Summary) -> str:
     r"""Return the table as a LaTeX float that needs only `\usepackage{booktabs}`.
 
-    Differences from the reference are shown by a mark at the score if `is_apart` holds; costs that are the same for all
-    lines are omitted. Characters other than Latin letters and those in `LATEX` are kept as they are and need XeLaTeX or
-    LuaLaTeX.
+    Differences from the reference are shown by a mark at the score if `is_significant`; costs that are the same for all
+    lines are omitted. Characters other than Latin letters and those in `LATEX_ESCAPES` are kept as they are and need
+    XeLaTeX or LuaLaTeX.
     """
     grid = make_grid(summary)
     columns = narrow(grid.columns)
     rows = [tuple(column.cells[row] for column in columns) for row in range(len(grid.baselines))]
     sides = "".join("l" if column.kind == "label" else "r" for column in columns)
-    body = [" & ".join(latex(column.heading) for column in columns) + r" \\", r"\midrule"]
+    body = [" & ".join(escape_latex(column.heading) for column in columns) + r" \\", r"\midrule"]
     after_baseline = False
     for row, baseline in zip(rows, grid.baselines, strict=True):
         if baseline and not after_baseline and body[-1] != r"\midrule":
@@ -44,19 +44,21 @@ def to_latex(summary: Summary) -> str:
         texts = [_latex_cell(cell, column.kind) for cell, column in zip(row, columns, strict=True)]
         body.append(" & ".join([rf"\textit{{{texts[0]}}}", *texts[1:]] if baseline else texts) + r" \\")
     label = re.sub(r"[^a-z0-9]+", "-", summary.title.lower()).strip("-") or "ablation"
-    top = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex(summary.question or summary.title)}}}",
+    top = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{escape_latex(summary.question or summary.title)}}}",
            rf"\label{{tab:{label}}}", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\begin{{tabular}}{{{sides}}}",
            r"\toprule"]  # fmt: skip
-    footer = [CODE.sub(r"\\texttt{\1}", latex(note.replace(DIFFERENCE_NOTE, MARKED_NOTE))) for note in grid.footnotes]
+    footer = [
+        CODE.sub(r"\\texttt{\1}", escape_latex(note.replace(DIFFERENCE_NOTE, MARKED_NOTE))) for note in grid.footnotes
+    ]
     notes = (
         [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *footer, r"\end{minipage}"] if footer else []
     )
     return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}", ""])
 
 
-def latex(text: str) -> str:
+def escape_latex(text: str) -> str:
     """Escape text for LaTeX."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    return "".join(LATEX_ESCAPES.get(letter, letter) for letter in text)
 
 
 def narrow(columns: tuple[Column, ...]) -> list[Column]:
@@ -75,14 +77,14 @@ def narrow(columns: tuple[Column, ...]) -> list[Column]:
 
 def _differs(column: Column) -> bool:
     costs = [cell.value for cell in column.cells if cell.value]
-    return bool(costs) and max(costs) - min(costs) > WORTH_A_COLUMN * max(costs)
+    return bool(costs) and max(costs) - min(costs) > MIN_COST_RANGE * max(costs)
 
 
 def _latex_cell(cell: TableCell, kind: ColumnKind) -> str:
     if kind in ("label", "count") or not cell.text:
-        return latex(cell.text)
+        return escape_latex(cell.text)
     value = cell.text.replace(",", "{,}")
     value = rf"\mathbf{{{value}}}" if cell.best else value
     half = r"\,{\scriptstyle\pm " + cell.half.replace(",", "{,}") + "}" if cell.half else ""
-    mark = {APART: r"^{\dagger}", BELOW_LEVEL: r"^{\ddagger}", "": ""}[cell.mark]
+    mark = {DIFFERENCE_MARK: r"^{\dagger}", P_VALUE_MARK: r"^{\ddagger}", "": ""}[cell.mark]
     return f"${value}{half}{mark}$"

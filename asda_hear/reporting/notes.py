@@ -5,17 +5,19 @@ from collections.abc import Sequence
 from statistics import median
 
 from asda_core.statistics import CONFIDENCE
-from asda_hear.ablation.noise_metric import LOWER_IS_BETTER, MEASURED
+from asda_hear.ablation.noise_metric import LOWER_IS_BETTER, NOISE_METRICS
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import ResultRow
-from asda_hear.reporting.comparing import EQUAL, smallest_difference_seen, smallest_p
-from asda_hear.reporting.summary import Line, compared_on_all
+from asda_hear.reporting.comparing import TOLERANCE, min_detectable_difference, smallest_p
+from asda_hear.reporting.summary import SummaryLine, complete_differences
 
 LEAST_PAIRS = 3
 """Number of seeds below which a standard deviation is not informative."""
 
 
-def make_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[Line], reference: Line | None) -> list[str]:
+def make_notes(
+    plan: Plan, rows: Sequence[ResultRow], lines: Sequence[SummaryLine], reference: SummaryLine | None
+) -> list[str]:
     """Return the footnotes as sentences."""
     if not rows:
         return ["No results yet."]
@@ -27,12 +29,12 @@ def make_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[Line], ref
         pairs = [each.difference.pairs for line in lines for each in line.results.values() if each.difference]
         paired = max(pairs, default=seeds)
         by_seed_and_fold = "by seed and fold; their intervals are bootstraps over both"
-        unit = "fold" if any(row["metric"] not in MEASURED for row in rows) else "clip"
+        unit = "fold" if any(row["metric"] not in NOISE_METRICS for row in rows) else "clip"
         by_unit = f"by {unit}; their intervals are bootstraps over the {unit}s of a task (none with a single {unit})"
         notes.append(f"Differences are from {reference.name}, paired {by_seed_and_fold if paired > 1 else by_unit}.")
         notes += _power_notes(lines, reference)
-        scored = {row["task"] for row in rows if row["metric"] not in MEASURED}
-        ranked = len(compared_on_all(lines, scored)) or 1
+        scored = {row["task"] for row in rows if row["metric"] not in NOISE_METRICS}
+        ranked = len(complete_differences(lines, scored)) or 1
         for comparisons in (1, ranked) if len(scored) > 1 else ():
             if (least := smallest_p(len(scored), comparisons)) > 1 - CONFIDENCE:
                 family = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
@@ -80,17 +82,17 @@ def _clip_counts(rows: Sequence[ResultRow]) -> dict[str, int]:
     return counts
 
 
-def _power_notes(lines: Sequence[Line], reference: Line) -> list[str]:
+def _power_notes(lines: Sequence[SummaryLine], reference: SummaryLine) -> list[str]:
     """Smallest detectable difference on each task, from the median spread of the paired differences."""
     notes = []
     for task in reference.results:
         differences = [line.results[task].difference for line in lines if task in line.results and not line.baseline]
         paired = [difference for difference in differences if difference is not None and difference.pairs > 1]
         pairs = max((difference.pairs for difference in paired), default=0)
-        spreads = [difference.spread for difference in paired if difference.pairs == pairs]
+        spreads = [difference.std for difference in paired if difference.pairs == pairs]
         spread = median(spreads) if spreads else 0.0
-        if spread >= EQUAL and pairs >= LEAST_PAIRS:  # without any spread the power is unknown
-            least = smallest_difference_seen(spread, pairs)
+        if spread >= TOLERANCE and pairs >= LEAST_PAIRS:  # without any spread the power is unknown
+            least = min_detectable_difference(spread, pairs)
             notes.append(
                 f"With {pairs} seeds a true difference under {least:.3f} on {task} is detected with a power below 80 % "
                 "(from the median standard deviation of the paired differences)."

@@ -9,21 +9,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from asda_core.system.files import write_text
-from asda_core.system.resources import in_words
-from asda_hear.reporting.answer import answer
+from asda_core.system.resources import format_duration
 from asda_hear.reporting.charts import Curves, cost_charts, curve_charts, effect_charts, score_charts
 from asda_hear.reporting.comparing import holm
+from asda_hear.reporting.conclusion import conclusion
 from asda_hear.reporting.summary import Summary
 from asda_hear.reporting.tables import (
     TableCell,
     difference_cell,
+    format_signed,
     make_grid,
     number_cell,
     p_cell,
     score_cell,
     short_name,
     short_names,
-    signed,
 )
 
 TEMPLATE = "page.html.j2"
@@ -53,7 +53,7 @@ class PageDetails:
         command: command that makes the table.
         cell_commands: name of a cell -> command that makes this cell alone.
         failures: failed cells and baselines.
-        made: date and time, as text.
+        created: date and time, as text.
         wall_seconds, cpu_seconds: training time of all cells together; None if unknown.
     """
 
@@ -65,7 +65,7 @@ class PageDetails:
     command: str = ""
     cell_commands: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
-    made: str = ""
+    created: str = ""
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
 
@@ -118,7 +118,7 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
     text = environment.get_template(TEMPLATE).render(
         summary=summary,
         details=details,
-        answer=answer(summary),
+        answer=conclusion(summary),
         grid=make_grid(summary),
         effects=[(chart, _effect_rows(summary, chart.title)) for chart in effect_charts(summary)],
         scores=score_charts(summary),
@@ -160,11 +160,11 @@ def _comparisons(summary: Summary) -> list[Comparison]:
     for line in summary.lines:
         for task in line.results:
             if (difference := differences[line.key, task]) is not None:
-                items, place = difference.items, (line.key, task)
+                items, place = difference.clip_interval, (line.key, task)
                 clips = (
                     TableCell()
                     if items is None
-                    else TableCell(f"[{signed(items.low)}, {signed(items.high)}]", items.low)
+                    else TableCell(f"[{format_signed(items.low)}, {format_signed(items.high)}]", items.low)
                 )
                 numbers = (difference.p_value, difference.p_folds, corrected[place], line.p_value)
                 p_values = (p_cell(p, mark=False) for p in numbers)
@@ -199,4 +199,4 @@ def _recipe(line: str, cells: Sequence[str], details: PageDetails) -> Recipe:
 
 def _times(details: PageDetails) -> list[str]:
     durations = (("of training", details.wall_seconds), ("of CPU time", details.cpu_seconds))
-    return [f"{in_words(seconds)} {name}" for name, seconds in durations if seconds is not None]
+    return [f"{format_duration(seconds)} {name}" for name, seconds in durations if seconds is not None]

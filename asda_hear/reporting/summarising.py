@@ -6,10 +6,10 @@ from dataclasses import replace
 from statistics import median
 
 from asda_core.statistics import CONFIDENCE, mean_interval
-from asda_hear.ablation.noise_metric import CONTROL_METRIC, LOWER_IS_BETTER, MEASURED
+from asda_hear.ablation.noise_metric import CONTROL_METRIC, LOWER_IS_BETTER, NOISE_METRICS
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import ResultRow
-from asda_hear.ablation.settings import BASELINE
+from asda_hear.ablation.settings import BASELINE_COLUMN
 from asda_hear.evaluate.leaderboard import aggregates, hear_column
 from asda_hear.names import LOG_MEL
 from asda_hear.reporting.comparing import (
@@ -20,7 +20,15 @@ from asda_hear.reporting.comparing import (
     wilcoxon_over_tasks,
 )
 from asda_hear.reporting.notes import make_notes
-from asda_hear.reporting.summary import Effect, Line, ScoresBySeed, Summary, TaskResult, compared_label, compared_on_all
+from asda_hear.reporting.summary import (
+    Effect,
+    ScoresBySeed,
+    Summary,
+    SummaryLine,
+    TaskResult,
+    complete_differences,
+    reference_label,
+)
 
 COSTS = {
     "parameters": "parameters",
@@ -31,19 +39,19 @@ COSTS = {
     "training MiB": "pretrain_mebibytes",
 }
 """Heading -> column of `rows.csv`; the table shows the median over the seeds."""
-ItemsDifference = Callable[[Sequence[ResultRow], Sequence[ResultRow]], Interval | None]
+ClipComparison = Callable[[Sequence[ResultRow], Sequence[ResultRow]], Interval | None]
 """Rows of two lines on one task -> interval of their difference over test clips."""
 
 
 def summarise(
-    plan: Plan, rows: Sequence[ResultRow], items: ItemsDifference | None = None, missing: Sequence[str] = ()
+    plan: Plan, rows: Sequence[ResultRow], compare_clips: ClipComparison | None = None, missing: Sequence[str] = ()
 ) -> Summary:
     """Group the rows into lines and compare them.
 
     Args:
         plan: the plan.
         rows: the available results, from `collect_rows`.
-        items: compares two lines clip by clip; None skips that comparison.
+        compare_clips: compares two lines clip by clip; None skips that comparison.
         missing: descriptions of what is not done.
     """
     tasks = {str(row["task"]): str(row["metric"]) for row in rows}
@@ -55,8 +63,8 @@ def summarise(
     if reference_line and reference:
         for key, line in lines.items():
             if key != reference:
-                lines[key] = _with_differences(line, reference_line, groups[key], groups[reference], items)
-    scored = frozenset(task for task, metric in tasks.items() if metric not in MEASURED)
+                lines[key] = _with_differences(line, reference_line, groups[key], groups[reference], compare_clips)
+    scored = frozenset(task for task, metric in tasks.items() if metric not in NOISE_METRICS)
     corrected = _with_p_values(list(lines.values()), reference_line, scored)
     all_lines = [_with_aggregates(plan, line, corrected, scored) for line in corrected]
     axes = {axis: tuple(dict.fromkeys(cell.labels[axis] for cell in plan.cells)) for axis in plan.config.axes}
@@ -74,25 +82,25 @@ def summarise(
         ),
         notes=tuple(make_notes(plan, rows, all_lines, reference_line)),
         missing=tuple(missing),
-        neutral=frozenset(task for task, metric in tasks.items() if metric == CONTROL_METRIC),
+        control_tasks=frozenset(task for task, metric in tasks.items() if metric == CONTROL_METRIC),
     )
 
 
-Key = tuple[str, ...]
+LineKey = tuple[str, ...]
 
 
-def _groups(plan: Plan, rows: Sequence[ResultRow]) -> dict[Key, list[ResultRow]]:
+def _groups(plan: Plan, rows: Sequence[ResultRow]) -> dict[LineKey, list[ResultRow]]:
     """(baseline, label of each axis) -> its rows."""
-    groups: dict[Key, list[ResultRow]] = {}
+    groups: dict[LineKey, list[ResultRow]] = {}
     for row in rows:
-        key = (str(row[BASELINE]), *(str(row[axis]) for axis in plan.config.axes))
+        key = (str(row[BASELINE_COLUMN]), *(str(row[axis]) for axis in plan.config.axes))
         groups.setdefault(key, []).append(row)
     return groups
 
 
-def _reference_key(plan: Plan, groups: Mapping[Key, object]) -> Key | None:
+def _reference_key(plan: Plan, groups: Mapping[LineKey, object]) -> LineKey | None:
     if isinstance(plan.reference, str):
-        key: Key = (plan.reference, *("" for _ in plan.config.axes))
+        key: LineKey = (plan.reference, *("" for _ in plan.config.axes))
     else:
         key = ("", *plan.reference.values())
     return key if key in groups else None
@@ -119,14 +127,14 @@ def _mean(rows: Sequence[ResultRow], task: str) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _best(groups: Mapping[Key, Sequence[ResultRow]], task: str, metric: str) -> float:
+def _best(groups: Mapping[LineKey, Sequence[ResultRow]], task: str, metric: str) -> float:
     if metric == CONTROL_METRIC:
         return math.nan
     values = [mean for rows in groups.values() if not math.isnan(mean := _mean(rows, task))]
     return (min if metric in LOWER_IS_BETTER else max)(values, default=math.nan)
 
 
-def _line(plan: Plan, key: Key, rows: Sequence[ResultRow], best: Mapping[str, float]) -> Line:
+def _line(plan: Plan, key: LineKey, rows: Sequence[ResultRow], best: Mapping[str, float]) -> SummaryLine:
     results = {}
     for task in best:
         if scores := _scores(rows, task):
@@ -139,12 +147,16 @@ def _line(plan: Plan, key: Key, rows: Sequence[ResultRow], best: Mapping[str, fl
             costs[heading] = median(values)
     labels = {} if key[0] else dict(zip(plan.config.axes, key[1:], strict=True))
     seeds = {int(row["seed"]): str(row["cell"]) for row in rows if row["seed"] != ""}
-    return Line(labels, key[0], results, costs, {}, tuple(seeds.values()), tuple(seeds))
+    return SummaryLine(labels, key[0], results, costs, {}, tuple(seeds.values()), tuple(seeds))
 
 
 def _with_differences(
-    line: Line, reference: Line, rows: Sequence[ResultRow], theirs: Sequence[ResultRow], items: ItemsDifference | None
-) -> Line:
+    line: SummaryLine,
+    reference: SummaryLine,
+    rows: Sequence[ResultRow],
+    theirs: Sequence[ResultRow],
+    compare_clips: ClipComparison | None,
+) -> SummaryLine:
     """Return the line with its differences from the reference; none on tasks measured on different clips."""
     results = {}
     for task, result in line.results.items():
@@ -152,8 +164,8 @@ def _with_differences(
         if not other or _several_clips([*ours, *other], task):
             continue
         difference = compare(result.scores, reference.results[task].scores)
-        if difference and items:
-            difference = replace(difference, items=items(*_of_common_seeds(ours, other)))
+        if difference and compare_clips:
+            difference = replace(difference, clip_interval=compare_clips(*_of_common_seeds(ours, other)))
         results[task] = replace(result, difference=difference)
     return replace(line, results={**line.results, **results})
 
@@ -173,12 +185,14 @@ def _of_common_seeds(ours: Sequence[ResultRow], theirs: Sequence[ResultRow]) -> 
     return first, second
 
 
-def _with_p_values(lines: list[Line], reference: Line | None, scored: frozenset[str]) -> list[Line]:
+def _with_p_values(
+    lines: list[SummaryLine], reference: SummaryLine | None, scored: frozenset[str]
+) -> list[SummaryLine]:
     """Return lines with their Wilcoxon p over scored tasks, Holm-corrected; without p if there are too few tasks.
 
     The test ranks the differences shown in the table, which are paired by seed and fold.
     """
-    ranked = [] if reference is None else compared_on_all(lines, scored)
+    ranked = [] if reference is None else complete_differences(lines, scored)
     if not ranked or smallest_p(len(scored), len(ranked)) > 1 - CONFIDENCE:
         return lines
     raw = {
@@ -189,7 +203,9 @@ def _with_p_values(lines: list[Line], reference: Line | None, scored: frozenset[
     return [replace(line, p_value=corrected.get(line.key)) for line in lines]
 
 
-def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], scored: frozenset[str]) -> Line:
+def _with_aggregates(
+    plan: Plan, line: SummaryLine, lines: Iterable[SummaryLine], scored: frozenset[str]
+) -> SummaryLine:
     """Add the mean over HEAR tasks, or all aggregates if all are on its leaderboard (log-mel as measured here)."""
     means = {task: result.estimate.mean for task, result in line.results.items() if task in scored}
     if len(means) < 2 or means.keys() < scored:
@@ -203,7 +219,7 @@ def _with_aggregates(plan: Plan, line: Line, lines: Iterable[Line], scored: froz
 
 
 def _effects(
-    axes: Mapping[str, Sequence[str]], lines: Iterable[Line], tasks: Iterable[str], reference: Line | None
+    axes: Mapping[str, Sequence[str]], lines: Iterable[SummaryLine], tasks: Iterable[str], reference: SummaryLine | None
 ) -> list[Effect]:
     """Effects of every label with results, for axes with at least two such labels, averaged over the other axes."""
     combinations = [line for line in lines if not line.baseline]
@@ -214,14 +230,14 @@ def _effects(
             tables = {label: table for label, table in by_label.items() if table}
             if len(tables) < 2:
                 continue
-            other = compared_label(axis, list(tables), reference)
+            other = reference_label(axis, list(tables), reference)
             shared = [key for key in tables[other] if all(key in table for table in tables.values())]
             of_labels = [_effect(axis, label, task, tables, shared, other) for label in tables]
             effects += [effect for effect in of_labels if effect]
     return effects
 
 
-def _by_other_labels(lines: Sequence[Line], axis: str, label: str, task: str) -> dict[Key, ScoresBySeed]:
+def _by_other_labels(lines: Sequence[SummaryLine], axis: str, label: str, task: str) -> dict[LineKey, ScoresBySeed]:
     """Labels of the other axes -> scores, for the lines with this label."""
     return {
         tuple(value for name, value in line.labels.items() if name != axis): line.results[task].scores
@@ -234,8 +250,8 @@ def _effect(
     axis: str,
     label: str,
     task: str,
-    tables: Mapping[str, Mapping[Key, ScoresBySeed]],
-    shared: Sequence[Key],
+    tables: Mapping[str, Mapping[LineKey, ScoresBySeed]],
+    shared: Sequence[LineKey],
     other: str,
 ) -> Effect | None:
     """Effect of a label over the combinations of other axes shared by all labels, and the seeds shared by all these."""

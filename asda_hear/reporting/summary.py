@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from asda_core.statistics import Estimate
-from asda_hear.ablation.plan import text_of
+from asda_hear.ablation.plan import labels_text
 from asda_hear.reporting.comparing import Difference
 
 ScoresBySeed = Mapping[str, tuple[float, ...]]
@@ -29,7 +29,7 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
-class Line:
+class SummaryLine:
     """One combination of labels over all its seeds, or one baseline.
 
     Attributes:
@@ -60,7 +60,7 @@ class Line:
     @property
     def name(self) -> str:
         """The labels as one text, or that of the baseline."""
-        return self.baseline or text_of(self.labels)
+        return self.baseline or labels_text(self.labels)
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Effect:
 
     Attributes:
         estimate: over seeds; each seed is first averaged over the combinations that contain the label.
-        difference: from the label `other`, paired by seed, fold and the other axes; None for `other` itself.
-        other: the reference's label of the axis, or the first one.
+        difference: from `reference_label`, paired by seed, fold and the other axes; None for that label itself.
+        reference_label: the reference's label of the axis, or the first one.
     """
 
     axis: str
@@ -78,7 +78,7 @@ class Effect:
     task: str
     estimate: Estimate
     difference: Difference | None
-    other: str = ""
+    reference_label: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Summary:
         effects: of every axis with two labels or more.
         notes: footnotes: definition of the intervals, the search, versions, differences detectable with these seeds.
         missing: what of the plan is not done, and what failed.
-        neutral: control tasks, on which neither higher nor lower is better.
+        control_tasks: control tasks, on which neither higher nor lower is better.
     """
 
     title: str
@@ -103,32 +103,34 @@ class Summary:
     tasks: Mapping[str, str]
     lower_is_better: frozenset[str]
     axes: Mapping[str, tuple[str, ...]]
-    lines: tuple[Line, ...]
-    reference: Line | None
+    lines: tuple[SummaryLine, ...]
+    reference: SummaryLine | None
     effects: tuple[Effect, ...]
     notes: tuple[str, ...]
     missing: tuple[str, ...] = ()
-    neutral: frozenset[str] = frozenset()
+    control_tasks: frozenset[str] = frozenset()
 
     @property
-    def measured(self) -> frozenset[str]:
+    def noise_tasks(self) -> frozenset[str]:
         """Tasks whose values are not scores between 0 and 1."""
-        return self.lower_is_better | self.neutral
+        return self.lower_is_better | self.control_tasks
 
     @property
-    def around_means(self) -> str:
+    def error_bar_text(self) -> str:
         """Description of the error bars in charts, to follow the word "mean"."""
         several = any(result.estimate.count > 1 for line in self.lines for result in line.results.values())
         return " with its 95 % interval over seeds" if several else " of one seed, without an interval"
 
 
-def compared_label(axis: str, labels: Sequence[str], reference: Line | None) -> str:
+def reference_label(axis: str, labels: Sequence[str], reference: SummaryLine | None) -> str:
     """The label of an axis that others are compared with: the reference's; the first if that is missing."""
     label = labels[0] if reference is None else reference.labels.get(axis, labels[0])
     return label if label in labels else labels[0]
 
 
-def compared_on_all(lines: Iterable[Line], tasks: Collection[str]) -> list[tuple[Line, dict[str, Difference]]]:
+def complete_differences(
+    lines: Iterable[SummaryLine], tasks: Collection[str]
+) -> list[tuple[SummaryLine, dict[str, Difference]]]:
     """Return the lines that are compared with the reference on all of these tasks, with their differences."""
     compared = []
     for line in lines:
@@ -139,10 +141,10 @@ def compared_on_all(lines: Iterable[Line], tasks: Collection[str]) -> list[tuple
     return compared
 
 
-def effect_names(summary: Summary, axis: str) -> list[str]:
+def effect_labels(summary: Summary, axis: str) -> list[str]:
     """Return the labels of an axis as charts show them, with marks for the compared label and those without results."""
     effects = [effect for effect in summary.effects if effect.axis == axis]
-    with_results, compared = {effect.label for effect in effects}, {effect.other for effect in effects}
+    with_results, compared = {effect.label for effect in effects}, {effect.reference_label for effect in effects}
     names = []
     for label in summary.axes[axis]:
         mark = "" if label in with_results else " (no results)"

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 INK, FAINT, PAPER = "#010203", "#040506", "#070809"
 """Placeholders for the colours of the page: matplotlib cannot write `currentColor`."""
-OF_PAGE = {INK: "currentColor", FAINT: "var(--faint)", PAPER: "var(--paper)", "#0072b2": "var(--blue)"}
+PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--faint)", PAPER: "var(--paper)", "#0072b2": "var(--blue)"}
 WIDE_INCHES = 8.4
 """Width of a chart before it is scaled to the page."""
 MARGIN = 0.03
@@ -40,7 +40,7 @@ class Chart:
     svg: str
 
 
-def figure(height: float) -> Figure:
+def make_figure(height: float) -> Figure:
     """Return a figure `height` inches high with a canvas of its own, independent of pyplot."""
     new_figure = Figure(figsize=(WIDE_INCHES, height), layout="constrained")
     FigureCanvasAgg(new_figure)
@@ -48,14 +48,14 @@ def figure(height: float) -> Figure:
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
+def chart_style() -> Iterator[None]:
     """Use the charts' style whatever the user's matplotlib settings, which are restored afterwards."""
     with warnings.catch_warnings(), style.context(["default", STYLE]):
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page has more fonts than matplotlib
         yield
 
 
-def scores_in_view(axes: Axes, bounded: bool, vertical: bool = False) -> None:
+def limit_score_axis(axes: Axes, bounded: bool, vertical: bool = False) -> None:
     """Limit the axis to possible scores: intervals of few seeds may exceed 0 to 1 and would compress the rest."""
     if not bounded:
         return
@@ -63,10 +63,10 @@ def scores_in_view(axes: Axes, bounded: bool, vertical: bool = False) -> None:
     (axes.set_ylim if vertical else axes.set_xlim)(max(low, -MARGIN), min(high, 1 + MARGIN))
 
 
-def chart(name: str, title: str, caption: str, drawn: Figure) -> Chart:
-    """Render a figure as SVG, inside `drawing`; the same figure always gives the same text."""
+def render_chart(name: str, title: str, caption: str, picture: Figure) -> Chart:
+    """Render a figure as SVG, inside `chart_style`; the same figure always gives the same text."""
     text = StringIO()
-    drawn.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+    picture.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
     return Chart(name, title, caption, _for_page(text.getvalue(), name, title))
 
 
@@ -86,7 +86,7 @@ def _for_page(svg: str, name: str, title: str) -> str:
 
 def _short_tag(text: str) -> str:
     """Rewrite a tag with two decimals and the page's colours and fonts; text between tags is never changed."""
-    for stand_in, colour in OF_PAGE.items():
+    for stand_in, colour in PAGE_COLOURS.items():
         text = text.replace(stand_in, colour)
     text = re.sub(r" font-family: [^;]*;| transform=\"rotate\(-0 [^\"]*\"|(?<=\d)\n(?=[LzCMQ\"])", "", text)
     return re.sub(r"(\d\.\d\d)\d+", r"\1", text)

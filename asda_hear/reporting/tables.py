@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from asda_core.statistics import Estimate
-from asda_core.system.markdown import escaped, table_row
+from asda_core.system.markdown import escape_markdown, table_row
 from asda_hear.reporting.comparing import Difference
-from asda_hear.reporting.summary import Line, Summary
+from asda_hear.reporting.summary import Summary, SummaryLine
 
 ColumnKind = Literal["label", "cost", "count", "score", "difference", "p", "aggregate"]
 
-SIGNIFICANT = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 """A p-value below this is marked; the usual level (Fisher 1925)."""
-APART, BELOW_LEVEL = "†", "‡"
-"""Marks for a difference that `is_apart`, and for a corrected p-value below `SIGNIFICANT`."""
-VERSIONED = re.compile(r"([^-\s]+)-(?:v?\d|hear2021|fold).*")
+DIFFERENCE_MARK, P_VALUE_MARK = "†", "‡"
+"""Marks for a difference that `is_significant`, and for a corrected p-value below `SIGNIFICANCE_LEVEL`."""
+TASK_FOLDER = re.compile(r"([^-\s]+)-(?:v?\d|hear2021|fold).*")
 """Folder name of a HEAR task: task, version, size."""
-LESS_IS_MORE, SECONDS, CPU_SECONDS = "↓", "training s", "CPU s"
+DOWN_ARROW, SECONDS, CPU_SECONDS = "↓", "training s", "CPU s"
 LEAST_SEEDS = 3
 """Number of seeds below which no interval over seeds is marked: two seeds have only three distinct resamples."""
 FEW_SEEDS = 6
@@ -40,7 +40,7 @@ class TableCell:
         half: half the width of an interval, as text; "" if there is none.
         bounds: ends of an interval, as text.
         best: whether the number is the best of its column.
-        mark: `APART`, `BELOW_LEVEL` or "".
+        mark: `DIFFERENCE_MARK`, `P_VALUE_MARK` or "".
     """
 
     text: str = ""
@@ -85,7 +85,7 @@ def make_grid(summary: Summary) -> Grid:
     return Grid(tuple(columns), rows, tuple(bool(line.baseline) for line in lines), _footnotes(summary, columns))
 
 
-def count_seeds(line: Line) -> int:
+def count_seeds(line: SummaryLine) -> int:
     """Number of seeds of a combination, or of evaluations of a baseline."""
     return len(line.seeds) or max((result.estimate.count for result in line.results.values()), default=0)
 
@@ -93,11 +93,11 @@ def count_seeds(line: Line) -> int:
 def short_names(tasks: Iterable[str]) -> dict[str, str]:
     """Return task -> its name without version and size, if that name is still unique."""
     names = list(tasks)
-    firsts = [match[1] if (match := VERSIONED.fullmatch(name)) else name for name in names]
+    firsts = [match[1] if (match := TASK_FOLDER.fullmatch(name)) else name for name in names]
     return {name: first if firsts.count(first) == 1 else name for name, first in zip(names, firsts, strict=True)}
 
 
-def short_name(line: Line) -> str:
+def short_name(line: SummaryLine) -> str:
     """The labels of a line without the names of the axes, shortened in the middle if too long."""
     name = line.baseline or " · ".join(line.labels.values())
     half = LONGEST_NAME // 2
@@ -106,10 +106,10 @@ def short_name(line: Line) -> str:
 
 def number_cell(value: float | None) -> TableCell:
     """A cell with a number in few digits; an empty cell for None."""
-    return TableCell() if value is None else TableCell(number(value), None if math.isnan(value) else value)
+    return TableCell() if value is None else TableCell(format_number(value), None if math.isnan(value) else value)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Format a score or a cost with few digits; NaN gives "nan"."""
     if value == 0 or math.isnan(value):
         return "0" if value == 0 else "nan"
@@ -121,7 +121,7 @@ def decimals(value: float) -> int:
     return 3 if abs(value) < FEW else 1 if abs(value) < MANY else 0
 
 
-def signed(value: float) -> str:
+def format_signed(value: float) -> str:
     """Format a difference, always with its sign."""
     return "nan" if math.isnan(value) else f"{value:+.3f}"
 
@@ -133,7 +133,7 @@ def excludes_zero(difference: Difference | None) -> bool:
     return difference.interval.low > 0 or difference.interval.high < 0
 
 
-def is_apart(difference: Difference | None) -> bool:
+def is_significant(difference: Difference | None) -> bool:
     """Whether a difference is marked: its interval excludes 0, and the paired t-tests over seeds and over folds agree.
 
     With few seeds or folds the bootstrap alone marks too much: with 3 seeds, about a quarter of models that do not
@@ -141,14 +141,14 @@ def is_apart(difference: Difference | None) -> bool:
     """
     if difference is None or not excludes_zero(difference):
         return False
-    return difference.p_value < SIGNIFICANT and not doubted_by(difference)
+    return difference.p_value < SIGNIFICANCE_LEVEL and not unconfirmed_level(difference)
 
 
-def doubted_by(difference: Difference) -> str:
+def unconfirmed_level(difference: Difference) -> str:
     """The level on which a paired t-test does not confirm the difference: "seeds", "folds", or "" if there is none."""
-    if difference.p_value >= SIGNIFICANT:
+    if difference.p_value >= SIGNIFICANCE_LEVEL:
         return "seeds"
-    return "folds" if difference.p_folds >= SIGNIFICANT else ""
+    return "folds" if difference.p_folds >= SIGNIFICANCE_LEVEL else ""
 
 
 def p_text(value: float | None) -> str:
@@ -160,32 +160,32 @@ def p_text(value: float | None) -> str:
 
 def score_cell(estimate: Estimate, best: bool = False) -> TableCell:
     """A cell with a mean and half the width of its interval, both with the decimals of the mean."""
-    mean, half = (f"{part:,.{decimals(estimate.mean)}f}" for part in (estimate.mean, estimate.half))
+    mean, half = (f"{part:,.{decimals(estimate.mean)}f}" for part in (estimate.mean, estimate.half_width))
     value = None if math.isnan(estimate.mean) else estimate.mean
-    return TableCell(mean, value, "" if math.isnan(estimate.half) else half, best=best)
+    return TableCell(mean, value, "" if math.isnan(estimate.half_width) else half, best=best)
 
 
 def difference_cell(difference: Difference | None) -> TableCell:
-    """A cell with a difference and the ends of its interval, marked if it `is_apart`."""
+    """A cell with a difference and the ends of its interval, marked if it `is_significant`."""
     if difference is None:
         return TableCell()
     low, high = difference.interval.low, difference.interval.high
-    bounds = () if math.isnan(low) or math.isnan(high) else (signed(low), signed(high))
-    mark = APART if is_apart(difference) else ""
+    bounds = () if math.isnan(low) or math.isnan(high) else (format_signed(low), format_signed(high))
+    mark = DIFFERENCE_MARK if is_significant(difference) else ""
     value = None if math.isnan(difference.mean) else difference.mean
-    return TableCell(signed(difference.mean), value, bounds=bounds, mark=mark)
+    return TableCell(format_signed(difference.mean), value, bounds=bounds, mark=mark)
 
 
 def to_markdown(summary: Summary) -> str:
     """Return the table in GitHub Markdown: heading, table, notes; best of each column in bold, baselines in italics."""
     grid = make_grid(summary)
-    heads = [escaped(column.heading) for column in grid.columns]
+    heads = [escape_markdown(column.heading) for column in grid.columns]
     sides = ["---" if column.kind == "label" else "---:" for column in grid.columns]
-    lines = [f"## {escaped(summary.question or summary.title)}", "", table_row(heads), table_row(sides)]
+    lines = [f"## {escape_markdown(summary.question or summary.title)}", "", table_row(heads), table_row(sides)]
     for row, baseline in zip(grid.rows, grid.baselines, strict=True):
         texts = [_markdown_cell(cell) for cell in row]
         lines.append(table_row([f"*{texts[0]}*", *texts[1:]] if baseline else texts))
-    notes = [escaped(note).replace(r"\`", "`") for note in grid.footnotes]  # commands are in backticks
+    notes = [escape_markdown(note).replace(r"\`", "`") for note in grid.footnotes]  # commands are in backticks
     return "\n".join([*lines, "", *(f"{note}  " for note in notes), ""])
 
 
@@ -201,7 +201,7 @@ def _label_columns(summary: Summary) -> list[Column]:
     return columns
 
 
-def _cost_columns(lines: Sequence[Line]) -> list[Column]:
+def _cost_columns(lines: Sequence[SummaryLine]) -> list[Column]:
     names = dict.fromkeys(name for line in lines for name in line.costs)
     if all(line.costs.get("trained", line.costs.get("parameters")) == line.costs.get("parameters") for line in lines):
         names.pop("trained", None)  # they differ only with adapters
@@ -210,7 +210,7 @@ def _cost_columns(lines: Sequence[Line]) -> list[Column]:
     return [Column(name, "cost", tuple(_cost_cell(line.costs.get(name)) for line in lines)) for name in names]
 
 
-def _aggregate_columns(lines: Sequence[Line]) -> list[Column]:
+def _aggregate_columns(lines: Sequence[SummaryLine]) -> list[Column]:
     names = dict.fromkeys(name for line in lines for name in line.aggregates)
     return [
         Column(name, "aggregate", tuple(number_cell(line.aggregates.get(name)) for line in lines)) for name in names
@@ -224,20 +224,20 @@ def _cost_cell(value: float | None) -> TableCell:
 
 
 def p_cell(value: float | None, mark: bool = True) -> TableCell:
-    """A cell with a p-value, marked if it is below `SIGNIFICANT` and `mark` is true."""
-    significant = mark and value is not None and value < SIGNIFICANT
+    """A cell with a p-value, marked if it is below `SIGNIFICANCE_LEVEL` and `mark` is true."""
+    significant = mark and value is not None and value < SIGNIFICANCE_LEVEL
     return TableCell(
-        p_text(value), None if value is None or math.isnan(value) else value, mark=BELOW_LEVEL if significant else ""
+        p_text(value), None if value is None or math.isnan(value) else value, mark=P_VALUE_MARK if significant else ""
     )
 
 
 def _task_columns(summary: Summary, task: str) -> list[Column]:
     """The scores of a task, followed by the differences from the reference if any line has one."""
     short = short_names(summary.tasks)[task]
-    arrow = f" {LESS_IS_MORE}" if task in summary.lower_is_better else ""
+    arrow = f" {DOWN_ARROW}" if task in summary.lower_is_better else ""
     results = [line.results.get(task) for line in summary.lines]
     scores = tuple(TableCell() if result is None else score_cell(result.estimate, result.best) for result in results)
-    metric = "" if task in summary.measured else f" ({summary.tasks[task]})"
+    metric = "" if task in summary.noise_tasks else f" ({summary.tasks[task]})"
     columns = [Column(f"{short}{metric}{arrow}", "score", scores)]
     if any(result is not None and result.difference is not None for result in results):
         cells = tuple(difference_cell(result.difference if result else None) for result in results)
@@ -247,17 +247,17 @@ def _task_columns(summary: Summary, task: str) -> list[Column]:
 
 def _footnotes(summary: Summary, columns: Sequence[Column]) -> tuple[str, ...]:
     kinds = {column.kind for column in columns}
-    has_arrow = any(column.heading.endswith(LESS_IS_MORE) for column in columns)
+    has_arrow = any(column.heading.endswith(DOWN_ARROW) for column in columns)
     notes = []
     if "score" in kinds and summary.lines:
-        smallest = f" (smallest in columns marked {LESS_IS_MORE}: lower is better)" if has_arrow else ""
+        smallest = f" (smallest in columns marked {DOWN_ARROW}: lower is better)" if has_arrow else ""
         notes.append(f"Bold: largest mean of the column{smallest}; this says nothing about significance.")
     if "difference" in kinds and summary.reference is not None:
         notes.append(_difference_note(summary, summary.reference))
     if "p" in kinds:
         notes.append(
             "p: Wilcoxon signed-rank test over tasks against the reference, Holm-corrected; "
-            f"{BELOW_LEVEL} p < {SIGNIFICANT}."
+            f"{P_VALUE_MARK} p < {SIGNIFICANCE_LEVEL}."
         )
     full_names = [f"{short} is {task}" for task, short in short_names(summary.tasks).items() if short != task]
     if full_names:
@@ -266,12 +266,12 @@ def _footnotes(summary: Summary, columns: Sequence[Column]) -> tuple[str, ...]:
     return (*notes, *summary.notes, *missing)
 
 
-def _difference_note(summary: Summary, reference: Line) -> str:
+def _difference_note(summary: Summary, reference: SummaryLine) -> str:
     """Footnote on the intervals of differences, and on the meaning of their mark if there are enough seeds for one."""
     seeds = max((difference.pairs for difference in _differences(summary)), default=0)
     over = "seeds and folds" if seeds > 1 else "folds"
-    marked = f"{APART} it excludes 0, and paired t-tests over seeds and (if there are several) over folds have "
-    marked += f"p < {SIGNIFICANT}, none corrected for the number of comparisons"
+    marked = f"{DIFFERENCE_MARK} it excludes 0, and paired t-tests over seeds and, if there are several, folds have "
+    marked += f"p < {SIGNIFICANCE_LEVEL}, none corrected for the number of comparisons"
     meaning = marked if seeds >= LEAST_SEEDS else f"none is marked below {LEAST_SEEDS} seeds"
     start = f"Δ: difference from the reference ({reference.name}) with its 95 % interval over {over}"
     return f"{start}; {meaning}{few_seeds_warning(summary)}."
@@ -293,7 +293,7 @@ def few_seeds_warning(summary: Summary) -> str:
 
 
 def _markdown_cell(cell: TableCell) -> str:
-    text = f"**{cell.text}**" if cell.best else escaped(cell.text)
+    text = f"**{cell.text}**" if cell.best else escape_markdown(cell.text)
     half = f" ± {cell.half}" if cell.half else ""
     bounds = f" [{', '.join(cell.bounds)}]" if cell.bounds else ""
     return f"{text}{half}{bounds}{cell.mark and f' {cell.mark}'}"

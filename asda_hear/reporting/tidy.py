@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.errors import ConfigError
-from asda_core.system.files import write_rows, write_whole
-from asda_hear.ablation.settings import BASELINE, RESERVED
+from asda_core.system.files import write_atomically, write_csv
+from asda_hear.ablation.settings import BASELINE_COLUMN, RESERVED_NAMES
 
 CSV_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
 COSTS = ("parameters", "trained", "gflops", "updates", "pretrain_seconds", "pretrain_cpu_seconds", "pretrain_mebibytes")
 """Columns of `rows.csv` that are repeated in every row: counts, GFLOPs per clip, seconds, MiB."""
-WHOLE = ("seed", "fold", "parameters", "trained", "updates")
+INTEGER_COLUMNS = ("seed", "fold", "parameters", "trained", "updates")
 """Integer columns; all others except scores and costs are text."""
 
 
@@ -30,7 +30,7 @@ def tidy_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: a number cannot be parsed; the message names the row.
     """
-    axes = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in RESERVED]
+    axes = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in RESERVED_NAMES]
     tidy = []
     for place, row in enumerate(rows):
         try:
@@ -50,7 +50,7 @@ def write_tidy(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         folder: created if it does not exist.
     """
     tidy = tidy_rows(rows)
-    write_rows(folder / CSV_FILE, tidy)
+    write_csv(folder / CSV_FILE, tidy)
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
@@ -59,18 +59,18 @@ def write_tidy(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     names = list(tidy[0]) if tidy else []
     fields = [arrow.field(name, getattr(arrow, _arrow_type(name))()) for name in names]
     table = arrow.Table.from_pylist(tidy, schema=arrow.schema(fields))
-    write_whole(folder / PARQUET_FILE, lambda part: parquet.write_table(table, part))
+    write_atomically(folder / PARQUET_FILE, lambda part: parquet.write_table(table, part))
 
 
 def _rows_of(row: Mapping[str, Any], axes: Sequence[str]) -> list[dict[str, Any]]:
     folds = [float(text) for text in str(row.get("folds") or "").split()] or [float(row["score"])]
     leading = {
-        BASELINE: str(row.get(BASELINE) or ""),
+        BASELINE_COLUMN: str(row.get(BASELINE_COLUMN) or ""),
         **{axis: str(row.get(axis, "")) for axis in axes},
         "seed": _whole(row.get("seed")),
         **{name: str(row.get(name) or "") for name in ("cell", "task", "metric")},
     }
-    costs = {name: (_whole if name in WHOLE else _real)(row.get(name)) for name in COSTS}
+    costs = {name: (_whole if name in INTEGER_COLUMNS else _real)(row.get(name)) for name in COSTS}
     return [{**leading, "fold": fold, "score": score, **costs} for fold, score in enumerate(folds)]
 
 
@@ -83,6 +83,6 @@ def _real(value: Any) -> float | None:
 
 
 def _arrow_type(name: str) -> str:
-    if name in WHOLE:
+    if name in INTEGER_COLUMNS:
         return "int64"
     return "float64" if name == "score" or name in COSTS else "string"

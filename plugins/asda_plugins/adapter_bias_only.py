@@ -18,7 +18,7 @@ class BiasOnlyConfig:
     """No options: every bias of the encoder is adapted."""
 
 
-class Shifted(nn.Module):
+class BiasOffset(nn.Module):
     """Parametrization of a bias b as `b + difference`; the difference starts at zero."""
 
     def __init__(self, bias: Float[Tensor, "*shape"]) -> None:
@@ -51,11 +51,11 @@ class BiasOnlyAdapter:
             ConfigError: the adapter is already attached.
         """
         modules = list(encoder.modules())
-        blocks_to_adapt(encoder, "bias_only", Shifted)
+        blocks_to_adapt(encoder, "bias_only", BiasOffset)
         by_module = {module: dict(module.named_parameters(recurse=False)).get("bias") for module in modules}
         biases = {module: bias for module, bias in by_module.items() if bias is not None}
         for module, bias in biases.items():
-            register_parametrization(module, "bias", Shifted(bias))
+            register_parametrization(module, "bias", BiasOffset(bias))
 
 
 def build(config: BiasOnlyConfig, context: AdapterContext) -> BiasOnlyAdapter:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.adapting import Beside, blocks_to_adapt
+from asda_core.adapting import ParallelAdapter, blocks_to_adapt
 from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
@@ -108,7 +108,7 @@ class BottleneckAdapter:
             if self.config.behind_mixer:
                 block.mixer = BehindMixer(block.mixer, self._new_adapter(block))
             if self.config.beside_mlp and block.mlp is not None:
-                block.mlp = Beside(block.mlp, self._new_adapter(block))
+                block.mlp = ParallelAdapter(block.mlp, self._new_adapter(block))
 
     def _new_adapter(self, block: Block) -> Bottleneck:
         """Create an adapter with the block's device and dtype."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from asda_core.adapting import Beside, blocks_to_adapt
+from asda_core.adapting import ParallelAdapter, blocks_to_adapt
 from asda_core.contracts import AdapterContext, AdapterSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
@@ -115,9 +115,9 @@ class ConvolutionAdapter:
             )
         for block in blocks:
             if self.config.beside_mixer:
-                block.mixer = Beside(block.mixer, self._new_adapter(block))
+                block.mixer = ParallelAdapter(block.mixer, self._new_adapter(block))
             if self.config.beside_mlp and block.mlp is not None:
-                block.mlp = Beside(block.mlp, self._new_adapter(block))
+                block.mlp = ParallelAdapter(block.mlp, self._new_adapter(block))
 
     def _new_adapter(self, block: Block) -> GridConvolution:
         """Create an adapter with the block's device, dtype and training mode."""

@@ -15,7 +15,7 @@ from asda_core.errors import ConfigError
 from asda_core.model.block import Block
 from asda_core.model.encoder import Encoder
 
-Where = Literal["mixer", "mlp", "both"]
+AdaptedPart = Literal["mixer", "mlp", "both"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LowRankConfig:
 
     rank: int = 8
     alpha: float = 16.0
-    where: Where = "mixer"
+    where: AdaptedPart = "mixer"
 
     def __post_init__(self) -> None:
         if self.rank < 1:

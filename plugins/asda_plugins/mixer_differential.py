@@ -13,8 +13,8 @@ from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import AttentionMaps, softmax_map
 from asda_core.model.block import init_linear_layers
-from asda_core.model.recomputation import remade
-from asda_core.model.subtraction import Way, difference, mix_twice
+from asda_core.model.recomputation import with_recomputation
+from asda_core.model.subtraction import Method, attention_terms, difference
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class DifferentialAttention(nn.Module):
         """Attend to all tokens that are not padding, with both maps, and take the difference."""
         query1, query2, key1, key2 = self._queries_and_keys(tokens)
         value = self.v(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D/H)
-        way: Way | None = "formula" if self.by_formula else None
-        mixed = mix_twice(query1, query2, key1, key2, value, self.weight, layout, way)
+        way: Method | None = "formula" if self.by_formula else None
+        mixed = attention_terms(query1, query2, key1, key2, value, self.weight, layout, way)
         if self.by_formula:
             return self._projected(*mixed, self.weight)
-        return remade(self._projected, *mixed, self.weight, calls=(self.norm, self.proj))
+        return with_recomputation(self._projected, *mixed, self.weight, modules=(self.norm, self.proj))
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
         """Return the softmax maps A1 and A2 (each row sums to 1), and lambda per head."""

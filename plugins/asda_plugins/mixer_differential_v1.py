@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
-from asda_core.model.attention import SubtractionConfig, SubtractiveAttention, subtract_in_pairs
+from asda_core.model.attention import SubtractionConfig, SubtractiveAttention, build_paired_attention
 
 
 def build(config: SubtractionConfig, context: MixerContext) -> SubtractiveAttention:
@@ -12,7 +12,7 @@ def build(config: SubtractionConfig, context: MixerContext) -> SubtractiveAttent
     **Source**: Ye et al. 2025 (Differential Transformer), equations 1 to 4, released code.
     **Differs**: bidirectional and without rotary positions, as usual in audio encoders; `proj` has a bias.
     """
-    return subtract_in_pairs(config, context.dim, context.num_heads, context.layer)
+    return build_paired_attention(config, context.dim, context.num_heads, context.layer)
 
 
 @hookimpl

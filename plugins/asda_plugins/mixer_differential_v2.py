@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
-from asda_core.model.attention import Heads, Lambda, LambdaMode, SubtractiveAttention, lambda_start
+from asda_core.model.attention import Heads, Lambda, LambdaMode, SubtractiveAttention, initial_lambda
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def build(config: DifferentialV2Config, context: MixerContext) -> SubtractiveAtt
     **Differs**: in `qkv` the even query heads come first, then the odd ones.
     """
     width = context.dim // context.num_heads
-    start = lambda_start(config.lambda_mode, config.lambda_init, context.layer)
+    start = initial_lambda(config.lambda_mode, config.lambda_init, context.layer)
     weight = Lambda(config.lambda_mode, start, width, context.num_heads, context.dim)
     shape = Heads(context.num_heads, context.num_heads, width, width, shared_keys=True)
     return SubtractiveAttention(context.dim, shape, weight, norm=False, bias=config.qkv_bias)

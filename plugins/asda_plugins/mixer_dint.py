@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
-from asda_core.model.attention import SubtractionConfig, SubtractiveAttention, subtract_in_pairs
+from asda_core.model.attention import SubtractionConfig, SubtractiveAttention, build_paired_attention
 
 
 def build(config: SubtractionConfig, context: MixerContext) -> SubtractiveAttention:
@@ -13,7 +13,7 @@ def build(config: SubtractionConfig, context: MixerContext) -> SubtractiveAttent
     **Differs**: bidirectional, so the mean is over all tokens that are not padding; G is never computed, since `G v`
     is the mean over tokens of `A1 v`.
     """
-    return subtract_in_pairs(config, context.dim, context.num_heads, context.layer, add_mean=True)
+    return build_paired_attention(config, context.dim, context.num_heads, context.layer, add_mean=True)
 
 
 @hookimpl

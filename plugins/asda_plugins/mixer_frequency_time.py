@@ -12,7 +12,7 @@ from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import AttentionMaps, attend
 from asda_core.model.block import init_linear_layers
-from asda_core.model.lines import Lines, lines_of, whole_grid
+from asda_core.model.lines import LineTable, line_table, whole_grid
 
 PAIRS_WORTH_LINES, PAIRS_WORTH_KERNEL = 8, 6
 """The dense map is used if it has fewer than this many times the pairs of all lines, since each score of a line costs
@@ -68,7 +68,7 @@ class FrequencyTimeAttention(nn.Module):
         if not self.by_formula and grid is not None and grid[0] * grid[1] >= PAIRS_WORTH_KERNEL * sum(grid):
             mixed = _whole_lines(*parts, grid)
         else:
-            lines = (lines_of(inside, "bands"), lines_of(inside, "times"))
+            lines = (line_table(inside, "bands"), line_table(inside, "times"))
             if not self.by_formula and inside.index.shape[1] ** 2 < PAIRS_WORTH_LINES * sum(map(num_pairs, lines)):
                 return self._joined(scaled_dot_product_attention(query, key, value, attn_mask=self._allowed(layout)))
             mixed = _patches(*parts, lines)
@@ -106,12 +106,12 @@ class FrequencyTimeAttention(nn.Module):
         return split.permute(2, 0, 3, 1, 4)
 
 
-def num_pairs(lines: Lines) -> int:
+def num_pairs(lines: LineTable) -> int:
     """Return the number of scores along one axis of a clip."""
     return lines.shape[0] * lines.shape[1] ** 2
 
 
-def _patches(patches: Tensor, class_tokens: Tensor, both: tuple[Lines, Lines]) -> Tensor:
+def _patches(patches: Tensor, class_tokens: Tensor, both: tuple[LineTable, LineTable]) -> Tensor:
     """Return the output of patches (B, H, N, D/H) from their queries, keys and values, and the class tokens' k and v.
 
     A softmax over a union equals those over its parts, weighted by a softmax over their log-sum-exps.
@@ -122,10 +122,10 @@ def _patches(patches: Tensor, class_tokens: Tensor, both: tuple[Lines, Lines]) -
     for lines in both:
         scores = _scores(query, key, lines, itself=lines.axis == "bands")
         softmax = scores.softmax(dim=-1)
-        outputs.append(lines.collect(softmax @ lines.spread(value)))
+        outputs.append(lines.from_table(softmax @ lines.to_table(value)))
         # the weight of the highest score is `exp(score - log_sum)`, which never underflows
         log_sum = scores.amax(dim=-1, keepdim=True) - softmax.amax(dim=-1, keepdim=True).log()
-        log_sums.append(lines.collect(log_sum))
+        log_sums.append(lines.from_table(log_sum))
     if class_key.shape[2]:
         scores = query @ class_key.transpose(-2, -1)
         outputs.append(scores.softmax(dim=-1) @ class_value)
@@ -181,14 +181,14 @@ def _by_kernel(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     return output, log_sums
 
 
-def _scores(query: Tensor, key: Tensor, lines: Lines, itself: bool) -> Tensor:
+def _scores(query: Tensor, key: Tensor, lines: LineTable, itself: bool) -> Tensor:
     """Return scores (B, H, lines, slots, slots) within each line, the lowest finite number at invalid slots.
 
     Not -inf: padding may have nothing to attend to, and must stay finite.
     """
-    scores = lines.spread(query) @ lines.spread(key).transpose(-2, -1)
+    scores = lines.to_table(query) @ lines.to_table(key).transpose(-2, -1)
     lowest = torch.finfo(scores.dtype).min
-    if not lines.full:
+    if not lines.all_valid:
         scores = scores.masked_fill(~(lines.valid.unsqueeze(3) & lines.valid.unsqueeze(2)).unsqueeze(1), lowest)
     if not itself:  # already counted in the row
         scores = scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device), lowest)

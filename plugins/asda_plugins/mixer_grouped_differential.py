@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
-from asda_core.model.attention import Heads, Lambda, SubtractionConfig, SubtractiveAttention, lambda_start
+from asda_core.model.attention import Heads, Lambda, SubtractionConfig, SubtractiveAttention, initial_lambda
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def build(config: GroupedDifferentialConfig, context: MixerContext) -> Subtracti
             f"encoder.mixer.options.ratio {config.ratio} does not divide encoder.num_heads {context.num_heads}."
         )
     width = context.dim // context.num_heads
-    start = lambda_start(config.lambda_mode, config.lambda_init, context.layer)
+    start = initial_lambda(config.lambda_mode, config.lambda_init, context.layer)
     weight = Lambda(config.lambda_mode, start, width, context.num_heads, context.dim)
     shape = Heads(context.num_heads, context.num_heads // config.ratio, width, width)
     return SubtractiveAttention(context.dim, shape, weight, config.head_norm, config.qkv_bias)

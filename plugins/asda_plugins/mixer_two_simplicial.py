@@ -14,7 +14,7 @@ from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.block import init_linear_layers
-from asda_core.model.lines import Lines, lines_of
+from asda_core.model.lines import LineTable, line_table
 from asda_core.model.norms import RmsNorm
 
 
@@ -81,25 +81,25 @@ def _patches(
 ) -> Tensor:
     """Return the output of patches (B, H, N, d); `pairs` are k, k', v, v', each of patches and of class tokens."""
     key, key2, value, value2 = pairs
-    rows, columns = lines_of(layout, "bands"), lines_of(layout, "times")
+    rows, columns = line_table(layout, "bands"), line_table(layout, "times")
     slots = columns.shape[1]
-    in_column = columns.spread(query)[..., None, :] * _with_class(columns, *key)[..., None, :, :]  # (.., slots, j, d)
-    anchors = rows.spread(columns.collect(in_column))  # (B, H, bands, slots, j, d)
+    in_column = columns.to_table(query)[..., None, :] * _with_class(columns, *key)[..., None, :, :]  # (.., slots, j, d)
+    anchors = rows.to_table(columns.from_table(in_column))  # (B, H, bands, slots, j, d)
     scores = anchors @ _with_class(rows, *key2)[:, :, :, None].transpose(-2, -1)  # (.., slots, j, k)
     mask_j = _attendable(columns, key[1])[:, None, :, None].expand(-1, -1, -1, slots, -1)  # (B, 1, times, slots, j)
-    mask = rows.spread(columns.collect(mask_j))[..., None] & _attendable(rows, key[1])[:, None, :, None, None]
+    mask = rows.to_table(columns.from_table(mask_j))[..., None] & _attendable(rows, key[1])[:, None, :, None, None]
     weights = _softmax(scores, mask)
-    second = columns.spread(rows.collect(weights @ _with_class(rows, *value2)[:, :, :, None]))  # (.., slots, j, d)
-    return columns.collect((second * _with_class(columns, *value)[..., None, :, :]).sum(dim=4))
+    second = columns.to_table(rows.from_table(weights @ _with_class(rows, *value2)[:, :, :, None]))  # (.., slots, j, d)
+    return columns.from_table((second * _with_class(columns, *value)[..., None, :, :]).sum(dim=4))
 
 
-def _with_class(lines: Lines, patches: Tensor, class_tokens: Tensor) -> Tensor:
+def _with_class(lines: LineTable, patches: Tensor, class_tokens: Tensor) -> Tensor:
     """Append the class tokens to each line: (B, H, lines, slots + c, d)."""
-    table = lines.spread(patches)
+    table = lines.to_table(patches)
     return torch.cat([table, class_tokens[:, :, None].expand(-1, -1, table.shape[2], -1, -1)], dim=3)
 
 
-def _attendable(lines: Lines, class_tokens: Tensor) -> Tensor:
+def _attendable(lines: LineTable, class_tokens: Tensor) -> Tensor:
     """Return a mask (B, lines, slots + c), True at slots that can be attended to."""
     valid = lines.valid
     return torch.cat([valid, valid.new_ones(*valid.shape[:2], class_tokens.shape[2])], dim=2)

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimpl
-from asda_core.devices import sent
+from asda_core.devices import to_device
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
@@ -86,10 +86,10 @@ class Alteration:
     def apply(self, features: Float[Tensor, "batch bins frames"]) -> Float[Tensor, "batch bins frames"]:
         """Return the altered features, on the device of `features`."""
         device = features.device
-        altered = features.gather(2, sent(self.source, device).unsqueeze(1).expand_as(features))
-        altered = altered.masked_fill(sent(self.zero_frames, device).unsqueeze(1), 0.0)
-        altered = altered.masked_fill(sent(self.zero_bins, device).unsqueeze(2), 0.0)
-        return altered if self.noise is None else altered + sent(self.noise, device).to(altered.dtype)
+        altered = features.gather(2, to_device(self.source, device).unsqueeze(1).expand_as(features))
+        altered = altered.masked_fill(to_device(self.zero_frames, device).unsqueeze(1), 0.0)
+        altered = altered.masked_fill(to_device(self.zero_bins, device).unsqueeze(2), 0.0)
+        return altered if self.noise is None else altered + to_device(self.noise, device).to(altered.dtype)
 
 
 class AlteredFrames(nn.Module):
@@ -110,7 +110,9 @@ class AlteredFrames(nn.Module):
     ) -> Losses:
         """Draw an alteration and compute `loss_for`."""
         batch, bins, frames = features.shape
-        if not (num_spans(frames, self.config) or widest(bins, self.config.channel_share) or self._adds_noise()):
+        if not (
+            num_spans(frames, self.config) or max_band_width(bins, self.config.channel_share) or self._adds_noise()
+        ):
             raise ConfigError(
                 f"in clips of {frames} frames and {bins} bins objective.options time_share {self.config.time_share:g} "
                 f"and channel_share {self.config.channel_share:g} alter nothing: they are rounded to whole spans of "
@@ -144,7 +146,7 @@ class AlteredFrames(nn.Module):
         error = (self.head(encoded.tokens) - patch_values(features, encoder.config)).float().abs()
         with torch.no_grad():
             changed = patch_values(altered != features, encoder.config)
-            parts = {"altered": mean_at(error, changed), "unaltered": mean_at(error, ~changed)}
+            parts = {"altered": masked_mean(error, changed), "unaltered": masked_mean(error, ~changed)}
             parts["altered_share"] = changed.float().mean()
         return Losses(error.mean(), parts)
 
@@ -169,7 +171,7 @@ def num_spans(frames: int, config: AlteredFramesConfig) -> int:
     return min(round(frames * config.time_share / span), frames - span + 1)
 
 
-def widest(bins: int, share: float) -> int:
+def max_band_width(bins: int, share: float) -> int:
     """Return the largest width of the altered band, in bins."""
     return round(bins * share)
 
@@ -200,16 +202,16 @@ def draw_spans(
 
 def draw_bands(batch: int, bins: int, share: float, generator: torch.Generator) -> Bool[Tensor, "batch bins"]:
     """Draw `zero_bins` of an `Alteration`: one band per clip, 0 to `round(bins * share)` wide, anywhere it fits."""
-    width = torch.randint(widest(bins, share) + 1, (batch, 1), generator=generator)
+    width = torch.randint(max_band_width(bins, share) + 1, (batch, 1), generator=generator)
     position = torch.rand(batch, 1, generator=generator, dtype=torch.float64)
     first = (position * (bins - width + 1)).long()
     number = torch.arange(bins)
     return (number >= first) & (number < first + width)
 
 
-def mean_at(error: Tensor, places: Tensor) -> Tensor:
-    """Return the mean of the errors at given places, 0 if there are none."""
-    return (error * places).sum() / places.sum().clamp(min=1)
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of the errors where the mask is true, 0 if it is true nowhere."""
+    return (error * mask).sum() / mask.sum().clamp(min=1)
 
 
 def build(config: AlteredFramesConfig, context: ObjectiveContext) -> AlteredFrames:

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from asda_core.contracts import Losses, ObjectiveContext, ObjectiveSpec, hookimpl
-from asda_core.devices import sent
+from asda_core.devices import to_device
 from asda_core.errors import ConfigError
-from asda_core.layout import take
+from asda_core.layout import gather_tokens
 from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
 
@@ -103,35 +103,37 @@ class MaskedPatch(nn.Module):
             raise ConfigError(f"clips of {features.shape[2]} frames contain fewer than {LEAST_MASKED + 1} patches.")
         first = draw_masked(grid, len(features), self.config, generator)
         second = first if self.config.one_mask else draw_masked(grid, len(features), self.config, generator)
-        return self.loss_for(encoder, features, sent(first, features.device), sent(second, features.device))
+        return self.loss_for(encoder, features, to_device(first, features.device), to_device(second, features.device))
 
     def loss_for(
         self,
         encoder: Encoder,
         features: Float[Tensor, "batch bins frames"],
-        to_tell: Int[Tensor, "batch masked"],
-        to_paint: Int[Tensor, "batch masked2"],
+        discriminative_columns: Int[Tensor, "batch masked"],
+        generative_columns: Int[Tensor, "batch masked2"],
     ) -> Losses:
         """Compute the losses for given masks.
 
         Args:
             encoder: the model that is trained.
             features: a batch of clips.
-            to_tell: columns of the patches that are hidden in the discriminative pass, in any order.
-            to_paint: likewise in the generative pass; passing the same tensor shares the pass.
+            discriminative_columns: columns of the patches that are hidden in the discriminative pass, in any order.
+            generative_columns: likewise in the generative pass; passing the same tensor shares the pass.
         """
         values = patch_values(features, encoder.config)
         total = values.new_zeros(())
         parts: dict[str, Tensor] = {}
         if self.config.discriminative_weight:
-            outputs = self._encoded(encoder, features, to_tell)
-            loss, accuracy = contrast(take(values, to_tell), self.predict(outputs), self.config.normalise_over)
+            outputs = self._encoded(encoder, features, discriminative_columns)
+            loss, accuracy = info_nce(
+                gather_tokens(values, discriminative_columns), self.predict(outputs), self.config.normalise_over
+            )
             total = total + self.config.discriminative_weight * loss
             parts |= {"discriminative": loss.detach(), "accuracy": accuracy}
         if self.config.generative_weight:
-            if to_paint is not to_tell or not self.config.discriminative_weight:
-                outputs = self._encoded(encoder, features, to_paint)
-            loss = (self.paint(outputs).float() - take(values, to_paint)).square().mean()
+            if generative_columns is not discriminative_columns or not self.config.discriminative_weight:
+                outputs = self._encoded(encoder, features, generative_columns)
+            loss = (self.paint(outputs).float() - gather_tokens(values, generative_columns)).square().mean()
             total = total + self.config.generative_weight * loss
             parts["generative"] = loss.detach()
         return Losses(total, parts)
@@ -145,10 +147,10 @@ class MaskedPatch(nn.Module):
         hidden = torch.zeros_like(layout.index, dtype=torch.bool).scatter(1, masked, True)
         blank = (self.mask_token + encoder.patches.positions(layout.grid)).to(tokens)
         encoded = encoder.encode(torch.where(hidden.unsqueeze(-1), blank, tokens), layout, layers=False)
-        return take(encoded.tokens, masked)
+        return gather_tokens(encoded.tokens, masked)
 
 
-def contrast(
+def info_nce(
     targets: Float[Tensor, "batch masked values"],
     predictions: Float[Tensor, "batch masked values"],
     normalise_over: Literal["predictions", "targets"],

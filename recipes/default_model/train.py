@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from asda_core.assemble import build_model
 from asda_core.catalog import installed_catalog
-from asda_core.checkpoint import metadata_of, write_model
+from asda_core.checkpoint import checkpoint_metadata, write_model
 from asda_core.config_io import load_run_config
 from asda_core.log_mel import LogMel, LogMelConfig
 from asda_core.model.encoder import Encoder
-from asda_core.system.files import write_whole
+from asda_core.system.files import write_atomically
 
 RATE = 16_000
 PEAK_RATE, WARMUP, DECAY, CLIP, SMOOTHING = 1e-3, 50, 0.02, 2.0, 0.1
@@ -189,7 +189,7 @@ class Training:
     def save(self, file: Path) -> None:
         """Write the state atomically."""
         state = (self.modules.state_dict(), self.optimizer.state_dict(), self.generator.get_state(), self.step)
-        write_whole(file, lambda part: torch.save(state, part))
+        write_atomically(file, lambda part: torch.save(state, part))
 
     def resume(self, file: Path) -> None:
         """Load a saved state."""
@@ -261,7 +261,7 @@ def main() -> None:
         for name, module in (("front_end", front_end), ("encoder", encoder))
         for key, value in module.state_dict().items()
     }
-    write_model(parsed.out, tensors, metadata_of(config, catalog, training.step, embedding=EMBEDDING))
+    write_model(parsed.out, tensors, checkpoint_metadata(config, catalog, training.step, embedding=EMBEDDING))
     saved.unlink(missing_ok=True)
 
 

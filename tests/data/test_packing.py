@@ -23,11 +23,11 @@ from filelock import FileLock
 from asda_core.audio import find_audio, read_audio
 from asda_core.cli import main
 from asda_core.data import packing
-from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions, unfinished
+from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions, unfinished_message
 from asda_core.data.packing import LOCK_FILE, pack
 from asda_core.data.shard_writer import finished_shards
 from asda_core.data.tar_headers import read_headers
-from asda_core.data.tars import index_file, index_of
+from asda_core.data.tars import index_file, shard_index
 from asda_core.errors import AudioError, ConfigError
 from tests.data.shards import write_shards
 from tests.waiting import wait_until
@@ -209,16 +209,16 @@ def test_a_stop_between_any_two_files(tmp_path: Path, monkeypatch: pytest.Monkey
     files = noise(tmp_path / "audio", 25)
     (tmp_path / "audio" / "012.wav").write_text("no audio")
     pack(files, tmp_path / "whole", OPTIONS, progress=False)
-    original, folder = packing.encoded, tmp_path / "stopped"
+    original, folder = packing.encode_piece, tmp_path / "stopped"
     for stop in (2, 11, 12, 23, 24):
         done = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.tar")}
 
-        def stopping(piece: packing.Piece, options: PackOptions, stop: int = stop) -> packing.PackedSound:
-            if piece.place == stop:
+        def stopping(piece: packing.Piece, options: PackOptions, stop: int = stop) -> packing.EncodedPiece:
+            if piece.position == stop:
                 raise KeyboardInterrupt
             return original(piece, options)
 
-        monkeypatch.setattr(packing, "encoded", stopping)
+        monkeypatch.setattr(packing, "encode_piece", stopping)
         shards = finished_shards(folder, "train")
         assert len(shards) == len(done)
         if not shards or stop > shards[-1]["last"][0]:
@@ -226,7 +226,7 @@ def test_a_stop_between_any_two_files(tmp_path: Path, monkeypatch: pytest.Monkey
                 pack(files, folder, OPTIONS, progress=False)
         assert not list(folder.glob(".*.part"))
         assert done.items() <= {file.name: file.stat().st_mtime_ns for file in folder.glob("*.tar")}.items()
-    monkeypatch.setattr(packing, "encoded", original)
+    monkeypatch.setattr(packing, "encode_piece", original)
     pack(files, folder, OPTIONS, progress=False)
     assert content(folder) == content(tmp_path / "whole")
     assert "012.wav" in (folder / SKIPPED_FILE).read_text()
@@ -265,7 +265,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         kept += len(done) > 0
         for shard in folder.glob("*.tar"):
             assert not read_headers(shard)[1]
-            assert index_of(shard).paths()
+            assert shard_index(shard).paths()
         if process.returncode == 0:
             break
     assert kills >= 2
@@ -365,10 +365,10 @@ def test_a_damaged_shard_that_is_put_back_is_not_packed_again(tmp_path: Path) ->
     (shard,) = (tmp_path / "out").glob("*.tar")
     good, index = shard.read_bytes(), index_file(shard).read_bytes()
     shard.write_bytes(good[: len(good) // 2])
-    assert len(index_of(shard).rows) < 3
+    assert len(shard_index(shard).rows) < 3
     assert index_file(shard).read_bytes() == index
     shard.write_bytes(good)
-    assert len(index_of(shard).rows) == 3
+    assert len(shard_index(shard).rows) == 3
 
 
 def test_samples_beyond_one_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -404,4 +404,4 @@ def test_a_pack_of_nothing_that_is_begun_anew_is_not_finished(tmp_path: Path, mo
     monkeypatch.setattr(packing.ShardWriter, "finish", killed)
     with pytest.raises(KeyboardInterrupt):
         pack(files, tmp_path / "pack", OPTIONS, progress=False)
-    assert "is not finished" in unfinished(tmp_path / "pack")
+    assert "is not finished" in unfinished_message(tmp_path / "pack")

@@ -8,21 +8,21 @@ import pytest
 import soundfile
 
 from asda_core.audio import find_audio, list_identity
-from asda_core.data import content, manifests
+from asda_core.data import manifests
 from asda_core.data.pack_options import SKIPPED_FILE, PackOptions
 from asda_core.data.packing import pack
-from asda_core.data.sources import ShardStream, expanded, find_training, tell_doubles
+from asda_core.data.sources import ShardStream, expand_braces, find_training_data, warn_of_duplicates
 from asda_core.data.tars import INDEX_SUFFIX
 from asda_core.errors import AudioError, ConfigError
 from tests.data.shards import write_shards
 
 
 def test_numbers_in_a_name(tmp_path: Path) -> None:
-    assert expanded("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert expanded("{0..1}/{2..3}") == ["0/2", "0/3", "1/2", "1/3"]
-    assert expanded("plain.tar") == ["plain.tar"]
+    assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expand_braces("{0..1}/{2..3}") == ["0/2", "0/3", "1/2", "1/3"]
+    assert expand_braces("plain.tar") == ["plain.tar"]
     with pytest.raises(ConfigError, match=r"3..1 is descending; write \{1..3\}"):
-        expanded("{3..1}.tar")
+        expand_braces("{3..1}.tar")
     write_shards(tmp_path, [2, 1, 3])
     assert len(find_audio(tmp_path / "train-{000..002}.tar")) == 6
     assert find_audio(tmp_path / "train-{000..002}.tar") == find_audio(tmp_path)
@@ -36,7 +36,7 @@ def test_a_tar_beside_loose_files_is_left_out(audio_folder: Path, capsys: pytest
     (shard,) = write_shards(audio_folder, [2])
     assert find_audio(audio_folder) == before
     assert "skipped 1 tar files beside 5 audio files" in capsys.readouterr().err
-    assert len(find_training([audio_folder, shard])) == 7
+    assert len(find_training_data([audio_folder, shard])) == 7
 
 
 def test_audio_that_cannot_be_read_is_counted(audio_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +98,7 @@ def test_parquet(audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_streams(tmp_path: Path) -> None:
     first, second = write_shards(tmp_path, [2, 1])
-    found = find_training([f"stream:{tmp_path}/train-{{000..001}}.tar", "pipe:curl -s https://host/{0..1}.tar"])
+    found = find_training_data([f"stream:{tmp_path}/train-{{000..001}}.tar", "pipe:curl -s https://host/{0..1}.tar"])
     assert found[:2] == [ShardStream(f"stream:{first}"), ShardStream(f"stream:{second}")]
     assert [shard.address for shard in found[2:]] == [
         "pipe:curl -s https://host/0.tar",
@@ -107,12 +107,12 @@ def test_streams(tmp_path: Path) -> None:
     assert list_identity(found)[0] == ("train-000.tar", first.stat().st_size)
     assert list_identity(found)[2] == ("pipe:curl -s https://host/0.tar", 0)
     with pytest.raises(ConfigError, match="is a stream, .* is not"):
-        find_training([f"stream:{first}", second])
+        find_training_data([f"stream:{first}", second])
     with pytest.raises(AudioError, match="1 of 2 shards do not exist: stream:.*train-002.tar"):
-        find_training([f"stream:{tmp_path}/train-{{001..002}}.tar"])
+        find_training_data([f"stream:{tmp_path}/train-{{001..002}}.tar"])
     with pytest.raises(ConfigError, match="only `asda pretrain` reads streamed shards"):
         find_audio(f"stream:{first}")
-    assert find_training([tmp_path]) == find_audio(tmp_path)
+    assert find_training_data([tmp_path]) == find_audio(tmp_path)
 
 
 def test_links_to_folders_are_followed_and_circles_are_not(audio_folder: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_folders_that_link_to_each_other(
     (tmp_path / "many" / "me").symlink_to("me")  # a circle of one
     found = find_audio(tmp_path / "many")
     assert len(found) == 9 * (1 + 8 * 8)  # behind each link every other folder once
-    tell_doubles(found)
+    warn_of_duplicates(found)
     told = capsys.readouterr().err
     assert f"{len(found) - 9} of {len(found)} files are listed more than once (linked folders?)" in told
 
@@ -220,11 +220,18 @@ def test_a_sample_is_even_and_no_larger_than_it_says(tmp_path: Path, monkeypatch
         looked.append(int(file.name))
         return file.name
 
-    monkeypatch.setattr(content, "ends", look)
-    for count in (0, 1, content.SAMPLED, content.SAMPLED + 1, 2 * content.SAMPLED - 1, 5 * content.SAMPLED):
+    monkeypatch.setattr(content, "ends_digest", look)
+    for count in (
+        0,
+        1,
+        content.MAX_SAMPLED,
+        content.MAX_SAMPLED + 1,
+        2 * content.MAX_SAMPLED - 1,
+        5 * content.MAX_SAMPLED,
+    ):
         looked.clear()
-        content.sampled_content([Path(str(number)) for number in range(count)])
-        assert len(set(looked)) == len(looked) == min(count, content.SAMPLED)
+        content.sampled_digest([Path(str(number)) for number in range(count)])
+        assert len(set(looked)) == len(looked) == min(count, content.MAX_SAMPLED)
         assert not looked or looked[0] == 0
 
 

@@ -39,7 +39,7 @@ def test_mean_and_spread_of_all_values(audio_folder: Path, catalog: Catalog, job
     files = find_audio(audio_folder)
     found = measure(files, catalog, PluginChoice("log_mel"), jobs=jobs, progress=False)
     values = np.concatenate([kaldi(file).ravel() for file in files])
-    assert found.count == len(values)
+    assert found.num_values == len(values)
     assert found.mean == pytest.approx(values.mean(), abs=1e-5)
     assert found.std == pytest.approx(values.std(), abs=1e-5)
     assert sorted(found.rates.items()) == [(8_000, 1), (16_000, 1), (22_050, 1), (44_100, 1), (48_000, 1)]
@@ -81,7 +81,10 @@ def test_long_sounds_in_blocks(tmp_path: Path, catalog: Catalog, monkeypatch: py
     whole = measure([tmp_path / "a.wav"], catalog, PluginChoice("log_mel"), progress=False)
     monkeypatch.setattr(statistics, "BLOCK_SECONDS", 1.0)
     blocks = measure([tmp_path / "a.wav"], catalog, PluginChoice("log_mel"), progress=False)
-    assert (whole.count, blocks.count) == (299 * 128, 3 * 98 * 128)  # frames across two blocks, and 100 samples more
+    assert (whole.num_values, blocks.num_values) == (
+        299 * 128,
+        3 * 98 * 128,
+    )  # frames across two blocks, and 100 samples more
     assert blocks.mean == pytest.approx(whole.mean, abs=0.01)
     assert blocks.seconds == [48_100 / 16_000]
 

@@ -18,14 +18,14 @@ from asda_core.catalog import Catalog
 from asda_core.config import DataConfig, RunConfig
 from asda_core.config_io import to_yaml
 from asda_core.data import stream_batches
-from asda_core.data.counts import SHARDS_FILE, Counts
-from asda_core.data.shard_streams import FIRST_PAUSE, Commands, StreamMember, read_stream
-from asda_core.data.sources import ShardStream, find_training
-from asda_core.data.stream_batches import StreamBatches, open_clips
+from asda_core.data.clip_counts import SHARDS_FILE, ClipCounts
+from asda_core.data.shard_streams import RETRY_SECONDS, RunningCommands, StreamMember, read_stream
+from asda_core.data.sources import ShardStream, find_training_data
+from asda_core.data.stream_batches import StreamBatches, open_batches
 from asda_core.errors import AudioError, ConfigError, TrainingStopped
-from asda_core.pretrain.data import ClipBatches
+from asda_core.pretrain.clip_batches import ClipBatches
 from asda_core.pretrain.loop import pretrain
-from asda_core.pretrain.prefetching import prefetched
+from asda_core.pretrain.prefetching import prefetch
 from asda_core.pretrain.reporter import LOG_FILE, read_log
 from asda_core.system.command_line import EXIT_STOPPED
 from asda_core.weights.paths import newest_step
@@ -48,7 +48,7 @@ def names(clips: StreamBatches, steps: range, monkeypatch: pytest.MonkeyPatch) -
         seen.append(str(file))
         return torch.zeros(10)
 
-    monkeypatch.setattr(clips.reader, "stretch", stretch)
+    monkeypatch.setattr(clips.reader, "read_crop", stretch)
     found = []
     for step in steps:
         seen.clear()
@@ -85,7 +85,7 @@ def test_going_on_is_exact(tmp_path: Path, step: int, workers: int) -> None:
         for number in range(step, 16):
             batch = again.batch(number)
             assert torch.equal(batch.audio, wanted[number].audio)
-            assert torch.equal(batch.numbers, wanted[number].numbers)
+            assert torch.equal(batch.source_indices, wanted[number].source_indices)
         assert torch.equal(again.batch(0).audio, wanted[0].audio)
         again.close()
 
@@ -203,13 +203,13 @@ def test_nothing_to_stream(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="none of the 1 clips of a shuffle block of the stream is readable"):
         StreamBatches([ShardStream(f"stream:{bad}")], CONFIG, 16_000, 1).batch(0)
     with pytest.raises(AudioError, match="cannot read the shard"):
-        list(read_stream(ShardStream(f"stream:{tmp_path}/none.tar"), [], Commands()))
+        list(read_stream(ShardStream(f"stream:{tmp_path}/none.tar"), [], RunningCommands()))
 
 
 def test_a_command(tmp_path: Path) -> None:
     """A connection that breaks twice gives what an unbroken one gives; one that never holds is an error."""
     (shard,) = write_shards(tmp_path, [4])
-    unbroken = list(read_stream(ShardStream(f"stream:{shard}"), [], Commands()))
+    unbroken = list(read_stream(ShardStream(f"stream:{shard}"), [], RunningCommands()))
     size, count = shard.stat().st_size, tmp_path / "count"
     script = tmp_path / "flaky.sh"
     script.write_text(
@@ -217,15 +217,15 @@ def test_a_command(tmp_path: Path) -> None:
         f"cat {shard}\n"
     )
     trouble: list[tuple[Path, str]] = []
-    found = list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, Commands()))
+    found = list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, RunningCommands()))
     assert len(count.read_text()) == 3
     assert [(sound.file.name, sound.content) for sound in found] == [(s.file.name, s.content) for s in unbroken]
     never = ShardStream(f"pipe:sh -c 'head -c {size // 2} {shard}; exit 7'")
     with pytest.raises(AudioError, match=r"failed with status 7 \(3 attempts\); stopped after 2 clips"):
-        list(read_stream(never, trouble, Commands()))
+        list(read_stream(never, trouble, RunningCommands()))
     trouble.clear()
     cut = ShardStream(f"pipe:head -c {size // 2} {shard}")
-    assert len(list(read_stream(cut, trouble, Commands()))) == 2
+    assert len(list(read_stream(cut, trouble, RunningCommands()))) == 2
     assert "truncated" in trouble[0][1]
 
 
@@ -235,26 +235,26 @@ def test_a_command_that_gives_a_page_of_errors(tmp_path: Path) -> None:
     count, trouble = tmp_path / "count", list[tuple[Path, str]]()
     script = tmp_path / "busy.sh"
     script.write_text(f'echo >> {count}\nif [ "$(wc -l < {count})" -lt 3 ]; then echo busy; else cat {shard}; fi\n')
-    assert len(list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, Commands()))) == 4
+    assert len(list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, RunningCommands()))) == 4
     assert not trouble
     with pytest.raises(AudioError, match=r"the output of the command is truncated or not a tar .* \(3 attempts\)"):
-        list(read_stream(ShardStream("pipe:echo busy"), trouble, Commands()))
+        list(read_stream(ShardStream("pipe:echo busy"), trouble, RunningCommands()))
     with pytest.raises(AudioError, match="truncated or not a tar"):
-        list(read_stream(ShardStream("pipe:cat /nowhere.tar 2>/dev/null | cat"), trouble, Commands()))
+        list(read_stream(ShardStream("pipe:cat /nowhere.tar 2>/dev/null | cat"), trouble, RunningCommands()))
 
 
 def test_a_server_gets_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer before each time, and not where everything is being ended."""
     waited: list[float] = []
-    monkeypatch.setattr("asda_core.data.shard_streams.FIRST_PAUSE", FIRST_PAUSE)
-    commands = Commands()
+    monkeypatch.setattr("asda_core.data.shard_streams.RETRY_SECONDS", RETRY_SECONDS)
+    commands = RunningCommands()
     monkeypatch.setattr(commands._ended, "wait", lambda seconds: bool(waited.append(seconds)))
     with pytest.raises(AudioError, match=r"failed with status 3 \(3 attempts\)"):
         list(read_stream(ShardStream("pipe:exit 3"), [], commands))
     assert waited == [1.0, 4.0]
-    monkeypatch.setattr("asda_core.data.shard_streams.FIRST_PAUSE", 3600.0)
-    ended = Commands()
-    Timer(0.1, ended.end).start()
+    monkeypatch.setattr("asda_core.data.shard_streams.RETRY_SECONDS", 3600.0)
+    ended = RunningCommands()
+    Timer(0.1, ended.abort).start()
     with pytest.raises(AudioError, match="the stream was closed"):
         list(read_stream(ShardStream("pipe:exit 3"), [], ended))
 
@@ -262,17 +262,17 @@ def test_a_server_gets_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_counts_that_were_cut_off(tmp_path: Path) -> None:
     first, second = (ShardStream(f"pipe:cat {name}") for name in "ab")
     (tmp_path / SHARDS_FILE).write_text('{"shard": "pipe:cat a", "cl')
-    counts = Counts(tmp_path)
+    counts = ClipCounts(tmp_path)
     assert counts.total([first]) is None
-    counts.note(second, 5)
-    counts.note(first, 3)
-    assert Counts(tmp_path).total([first, second]) == 8
+    counts.record(second, 5)
+    counts.record(first, 3)
+    assert ClipCounts(tmp_path).total([first, second]) == 8
 
 
 def test_a_command_that_is_left_early_ends(tmp_path: Path) -> None:
     (shard,) = write_shards(tmp_path, [2])
     endless = ShardStream(f"pipe:sh -c 'cat {shard}; exec sleep 600'")
-    sounds = read_stream(endless, [], Commands())
+    sounds = read_stream(endless, [], RunningCommands())
     assert isinstance(next(sounds), StreamMember)
     sounds.close()  # type: ignore[attr-defined]
 
@@ -289,7 +289,7 @@ def test_a_shard_that_changed(tmp_path: Path) -> None:
 
 def test_a_run_on_streams_goes_on_to_the_same_losses(tiny: RunConfig, catalog: Catalog, tmp_path: Path) -> None:
     config = replace(tiny, data=replace(tiny.data, shuffle_clips=3, workers=2))
-    data = find_training([f"stream:{file}" for file in write_shards(tmp_path / "shards", [3, 2])])
+    data = find_training_data([f"stream:{file}" for file in write_shards(tmp_path / "shards", [3, 2])])
     pretrain(config, data, tmp_path / "whole", catalog, progress=False)
     steps: list[int] = []
     original = StreamBatches.batch
@@ -311,10 +311,10 @@ def test_a_run_on_streams_goes_on_to_the_same_losses(tiny: RunConfig, catalog: C
 
 
 def test_open_clips(tmp_path: Path, audio_folder: Path) -> None:
-    assert isinstance(open_clips(find_training([audio_folder]), CONFIG, 16_000, 1), ClipBatches)
-    clips = open_clips(list(streams(tmp_path / "shards")), CONFIG, 16_000, 1, folder=tmp_path)
+    assert isinstance(open_batches(find_training_data([audio_folder]), CONFIG, 16_000, 1), ClipBatches)
+    clips = open_batches(list(streams(tmp_path / "shards")), CONFIG, 16_000, 1, folder=tmp_path)
     assert isinstance(clips, StreamBatches)
-    with closing(prefetched(clips, 3, 6)) as batches:
+    with closing(prefetch(clips, 3, 6)) as batches:
         found = [batch.audio for batch in batches]
     assert [torch.equal(clips.batch(step).audio, found[step - 3]) for step in (3, 4, 5)] == [True] * 3
     clips.close()
@@ -332,7 +332,7 @@ def test_nobody_waits_for_a_command_that_stalls(tmp_path: Path) -> None:
     clips = StreamBatches([ShardStream(stalled_after(shard, tmp_path))], CONFIG, 16_000, 1)
     asked: list[bool] = []
     started = time.monotonic()
-    batches = prefetched(clips, 0, 9, lambda: bool(asked.append(True)) or len(asked) > 2)
+    batches = prefetch(clips, 0, 9, lambda: bool(asked.append(True)) or len(asked) > 2)
     assert 1 <= len(list(batches)) <= 2
     assert time.monotonic() - started < 30
     assert len(asked) == 3
@@ -359,7 +359,7 @@ def test_a_run_whose_data_stall_is_stopped_and_keeps_its_steps(
 
 def test_a_stream_that_is_cut_off_elsewhere_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was given before counts, though the last attempt gave less."""
-    monkeypatch.setattr("asda_core.data.shard_streams.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("asda_core.data.shard_streams.RETRY_SECONDS", 0.01)
     (shard,) = write_shards(tmp_path, [8])
     size = shard.stat().st_size
     script = tmp_path / "cut.sh"
@@ -368,6 +368,6 @@ def test_a_stream_that_is_cut_off_elsewhere_each_time(tmp_path: Path, monkeypatc
         f"test $n = 0 && head -c {size * 3 // 4} {shard} || head -c {size // 4} {shard}\n"
     )
     trouble: list[tuple[Path, str]] = []
-    found = list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, Commands()))
+    found = list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, RunningCommands()))
     assert len(found) > 4
     assert f"only the files before that point are used ({len(found)})." in trouble[0][1]

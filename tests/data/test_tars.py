@@ -13,10 +13,10 @@ import soundfile
 import torch
 
 from asda_core.audio import find_audio, read_audio
-from asda_core.data.shard_streams import Commands, read_stream
+from asda_core.data.shard_streams import RunningCommands, read_stream
 from asda_core.data.sources import ShardStream
-from asda_core.data.tar_headers import MORE_BEHIND, read_headers
-from asda_core.data.tars import READER, _index, index_file, index_of, member_bytes, num_bytes, split_member
+from asda_core.data.tar_headers import TRAILING_DATA, read_headers
+from asda_core.data.tars import READER_VERSION, _index, index_file, member_bytes, num_bytes, shard_index, split_member
 from asda_core.errors import AudioError
 from tests.data.shards import sound_bytes, write_shards, write_tar
 
@@ -37,7 +37,7 @@ def test_a_sound_in_a_shard_is_read_as_any_file(tmp_path: Path) -> None:
 
 def test_the_index_is_written_once_and_belongs_to_its_shard(tmp_path: Path) -> None:
     first, second = write_shards(tmp_path, [2, 2])
-    index_of(first)
+    shard_index(first)
     facts = json.loads(index_file(first).read_text())
     assert facts["columns"] == ["name", "offset", "size", "samples", "rate"]
     assert [row[0] for row in facts["members"]] == ["0000.flac", "0001.flac"]
@@ -47,11 +47,11 @@ def test_the_index_is_written_once_and_belongs_to_its_shard(tmp_path: Path) -> N
         write_tar(tmp_path / "b.tar", [("x.wav", bytes(700))]),
         write_tar(tmp_path / "c.tar", [("y.wav", bytes(700))]),
     )
-    index_of(same_size[0])
+    shard_index(same_size[0])
     shutil.copy(same_size[1], same_size[0])  # another shard of the same name and size
-    assert list(index_of(same_size[0]).rows) == ["y.wav"]
+    assert list(shard_index(same_size[0]).rows) == ["y.wav"]
     index_file(second).write_text('{"bytes": ')
-    assert list(index_of(second).rows) == ["0002.flac", "0003.flac"]
+    assert list(shard_index(second).rows) == ["0002.flac", "0003.flac"]
 
 
 def test_names_that_lead_elsewhere(tmp_path: Path) -> None:
@@ -70,21 +70,21 @@ def test_a_truncated_shard_gives_what_is_whole(tmp_path: Path, capsys: pytest.Ca
     for cut, whole in ((members[3].offset + 10, 3), (members[3].offset - 100, 3), (members[0].offset + 5, 0)):
         short = tmp_path / f"cut{cut}.tar"
         short.write_bytes(content[:cut])
-        index = index_of(short)
+        index = shard_index(short)
         assert list(index.rows) == [f"{number:04d}.flac" for number in range(whole)]
-        assert "is truncated" in index.trouble[0]
+        assert "is truncated" in index.problems[0]
         assert "is truncated" in capsys.readouterr().err
     damaged = bytearray(content)
     damaged[members[2].offset - 500] ^= 0xFF  # in the header of the third: tarfile takes it for the end
     (tmp_path / "damaged.tar").write_bytes(damaged)
-    assert len(index_of(tmp_path / "damaged.tar").rows) == 2
-    assert index_of(tmp_path / "damaged.tar").trouble
+    assert len(shard_index(tmp_path / "damaged.tar").rows) == 2
+    assert shard_index(tmp_path / "damaged.tar").problems
 
 
 def test_a_shard_that_shrank_behind_its_index(tmp_path: Path) -> None:
     (shard,) = write_shards(tmp_path, [2])
     last = find_audio(shard)[1]
-    offset, size = index_of(shard).place("0001.flac")
+    offset, size = shard_index(shard).offset_and_size("0001.flac")
     with shard.open("r+b") as opened:
         opened.truncate(offset + size - 1)
     with pytest.raises(AudioError, match="no such audio file"):
@@ -153,21 +153,21 @@ def test_a_sound_of_more_than_one_call_gives(tmp_path: Path) -> None:
 def test_zeros_where_a_header_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As of a lost block of the disk: tarfile takes it for the end."""
     shard = write_tar(tmp_path / "a.tar", [(f"{number}.wav", bytes([number + 1]) * 40_000) for number in range(8)])
-    third = index_of(shard).place("2.wav")[0] - 512
+    third = shard_index(shard).offset_and_size("2.wav")[0] - 512
     content = bytearray(shard.read_bytes())
     content[third : third + 1024] = bytes(1024)
     index_file(shard).unlink()
     shard.write_bytes(content)
     capsys.readouterr()
-    assert list(index_of(shard).rows) == ["0.wav", "1.wav"]
-    assert f"{shard} {MORE_BEHIND}; only the files before that point are used (2)." in capsys.readouterr().err
+    assert list(shard_index(shard).rows) == ["0.wav", "1.wav"]
+    assert f"{shard} {TRAILING_DATA}; only the files before that point are used (2)." in capsys.readouterr().err
     trouble: list[tuple[Path, str]] = []
     for address in (f"stream:{shard}", f"pipe:cat {shard}"):
         trouble.clear()
-        assert len(list(read_stream(ShardStream(address), trouble, Commands()))) == 2
-        assert MORE_BEHIND in trouble[0][1]
+        assert len(list(read_stream(ShardStream(address), trouble, RunningCommands()))) == 2
+        assert TRAILING_DATA in trouble[0][1]
     (tmp_path / "nothing.tar").write_bytes(bytes(20_480))
-    assert not index_of(tmp_path / "nothing.tar").rows
+    assert not shard_index(tmp_path / "nothing.tar").rows
     assert "contains no audio files" in capsys.readouterr().err
 
 
@@ -193,7 +193,9 @@ def test_members_whose_bytes_are_elsewhere_are_told(tmp_path: Path, capsys: pyte
     told = "s.tar has 2 audio files that are skipped: hard links or sparse members (tar --sparse)."
     assert told in capsys.readouterr().err
     trouble: list[tuple[Path, str]] = []
-    assert [sound.file.name for sound in read_stream(ShardStream(f"stream:{shard}"), trouble, Commands())] == ["0.wav"]
+    assert [sound.file.name for sound in read_stream(ShardStream(f"stream:{shard}"), trouble, RunningCommands())] == [
+        "0.wav"
+    ]
     assert told in trouble[0][1]
     facts = json.loads(index_file(shard).read_text())
     facts.pop("reader")
@@ -201,4 +203,4 @@ def test_members_whose_bytes_are_elsewhere_are_told(tmp_path: Path, capsys: pyte
     index_file(shard).write_text(json.dumps(facts))  # of a version that took them for sounds
     _index.cache_clear()
     assert [file.name for file in find_audio(shard)] == ["0.wav"]
-    assert json.loads(index_file(shard).read_text())["reader"] == READER
+    assert json.loads(index_file(shard).read_text())["reader"] == READER_VERSION

@@ -7,7 +7,7 @@ import soundfile
 
 from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import Checkpoint, metadata_of, model_tensors, read_checkpoint, write_model
+from asda_core.checkpoint import Checkpoint, checkpoint_metadata, model_tensors, read_checkpoint, write_model
 from asda_core.config import RunConfig
 from asda_core.config_io import parse
 from asda_core.finetune.config import FinetuneConfig
@@ -74,5 +74,5 @@ def small_checkpoint(folder: Path, catalog: Catalog, config: RunConfig | None = 
     config = config or small_run()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.safetensors"
-    write_model(file, model_tensors(build_parts(catalog, config), False), metadata_of(config, catalog, 0))
+    write_model(file, model_tensors(build_parts(catalog, config), False), checkpoint_metadata(config, catalog, 0))
     return read_checkpoint(file)

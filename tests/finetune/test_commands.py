@@ -18,7 +18,7 @@ from asda_core.cli import main
 from asda_core.config_io import to_yaml
 from asda_core.finetune import leakage
 from asda_core.finetune.evaluation import load_predictions
-from asda_core.finetune.sweep import Sweep, named_starts
+from asda_core.finetune.sweep import Sweep, parse_starts
 from asda_core.finetune.table import TEXT_COLUMNS, _number, write_tables
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
@@ -473,8 +473,8 @@ def test_a_fine_tuned_checkpoint_answers_hear_and_goes_into_plans(
 
 def test_a_path_as_a_config_and_labels(tmp_path: Path) -> None:
     (tmp_path / "asda-0.5").mkdir()
-    assert named_starts([str(tmp_path / "asda-0.5")]) == {"asda-0.5": str(tmp_path / "asda-0.5")}
-    assert named_starts(["runs/mine/model.safetensors", "b=x.pt", "EAT.pt"]) == {
+    assert parse_starts([str(tmp_path / "asda-0.5")]) == {"asda-0.5": str(tmp_path / "asda-0.5")}
+    assert parse_starts(["runs/mine/model.safetensors", "b=x.pt", "EAT.pt"]) == {
         "mine": "runs/mine/model.safetensors", "b": "x.pt", "EAT": "EAT.pt",
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ import soundfile
 
 import asda_core.finetune.continual as continual
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import metadata_of, read_checkpoint, write_model
+from asda_core.checkpoint import checkpoint_metadata, read_checkpoint, write_model
 from asda_core.cli import main
 from asda_core.config import PluginChoice
 from asda_core.config_io import to_yaml
@@ -52,7 +52,7 @@ def test_what_a_task_changes_in_the_front_end_and_the_strides_is_its_own(place: 
     encoder = replace(start.config.encoder, stride_frames=4, stride_bins=8)
     front_end = PluginChoice("log_mel", {"mean": 1.0})
     config = replace(start.config, encoder=encoder, front_end=front_end)
-    write_model(place / "left.safetensors", dict(start.tensors), metadata_of(config, catalog, 3))
+    write_model(place / "left.safetensors", dict(start.tensors), checkpoint_metadata(config, catalog, 3))
     for begun in (start, start.config):
         left, _ = continual._left_by(place / "left.safetensors", begun)
         assert left.config == start.config
@@ -122,13 +122,13 @@ def test_a_full_encoder_is_heard_with_the_old_head(
 ) -> None:
     """The value after the second task is that of the new encoder under the first task's head."""
     heard: list[dict[str, object]] = []
-    real = continual.load_tuned
+    real = continual.load_finetune_model
 
     def listening(checkpoint: object, *rest: object) -> object:
         heard.append(dict(checkpoint.tensors))  # type: ignore[attr-defined]
         return real(checkpoint, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(continual, "load_tuned", listening)
+    monkeypatch.setattr(continual, "load_finetune_model", listening)
     assert main([*COMMAND, "--modes", "full", "--out", "out"]) == 0
     first, second = (read_checkpoint(run).tensors for run in sorted((place / "out" / "mine-full-seed3").iterdir()))
     mixed = heard[1]

@@ -20,15 +20,15 @@ from asda_core.config_io import to_yaml
 from asda_core.errors import ConfigError, TrainingStopped
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import Predictions, interval_over_folds
-from asda_core.finetune.jobs import Job, prepared
+from asda_core.finetune.finetune_model import build_finetune_model, load_finetune_model
+from asda_core.finetune.jobs import Job, prepare_job
 from asda_core.finetune.losses import multi_label_loss
 from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.recipes import load_recipe, recipe_for, with_changes
 from asda_core.finetune.running import RESULT_FILE, finetune
-from asda_core.finetune.tuned import load_tuned, make_tuned
 from asda_core.inference.classifying import probabilities
-from asda_core.inference.listening import Listener, ListenOptions, as_trained
-from asda_core.labelled.examples import Example, Labelled
+from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions, with_training_length
+from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import Round, rounds
@@ -37,7 +37,7 @@ from tests.finetune.making import small_checkpoint, small_recipe, small_run, wri
 
 
 @pytest.fixture(scope="module")
-def tones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Labelled, Round]:
+def tones(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelledData, Round]:
     source = SourceConfig(data=str(write_tones(tmp_path_factory.mktemp("tones") / "tones")))
     data = read_labelled(source, Path())
     return data, rounds(data, source)[0]
@@ -49,7 +49,7 @@ def start(tmp_path: Path, catalog: Catalog) -> Checkpoint:
 
 
 def test_a_probe_of_an_encoder_with_dropout(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+    tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
 ) -> None:
     """The frozen encoder hears as in evaluation: encoded once or anew, twice the same, and nobody's generator moves."""
     data, split = tones
@@ -94,7 +94,7 @@ def test_epochs_are_counted_in_whole_numbers(
     data = read_labelled(source, Path())
     split = Round("", data.examples[:clips], (), data.examples[clips:])
     recipe = with_changes(small_recipe(), {"epochs": epochs, "data.batch_size": batch, "step_decay.first_epoch": 2})
-    tuned = make_tuned(catalog, recipe, start, data.classes)
+    tuned = build_finetune_model(catalog, recipe, start, data.classes)
     training = loop.start_training(recipe, data, split, tuned, catalog, tmp_path / "run", "x", Path())
     assert training.steps == steps
     assert training.steps_per_epoch == Fraction(clips, batch)
@@ -102,21 +102,21 @@ def test_epochs_are_counted_in_whole_numbers(
 
 @pytest.mark.parametrize("seconds", [0.3, 0.335, 0.35, 0.7, 1.0])
 def test_evaluation_hears_what_classify_hears(
-    seconds: float, tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+    seconds: float, tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
 ) -> None:
     """Also for clips of exactly the length of the training, whose last frames fill no patch."""
     source = SourceConfig(data=str(write_tones(tmp_path / "clips", clips=2, seconds=seconds)))
     data = read_labelled(source, Path())
     recipe = with_changes(small_recipe(steps=1), {"data.clip_seconds": 0.35})
     finetune(Job(recipe, start, *tones), tmp_path / "run", catalog, progress=False)
-    tuned = load_tuned(read_checkpoint(tmp_path / "run"), catalog)
+    tuned = load_finetune_model(read_checkpoint(tmp_path / "run"), catalog)
     reader = ClipReader(recipe.data, 16_000)
     made = predict(Predictor(tuned, recipe, reader), data, data.examples)
-    options = as_trained(ListenOptions(clip_seconds=0.35), tuned.front_end, tuned.encoder)
-    listener = Listener(tuned.front_end, tuned.encoder, options)
+    options = with_training_length(ListenOptions(clip_seconds=0.35), tuned.front_end, tuned.encoder)
+    listener = ClipEncoder(tuned.front_end, tuned.encoder, options)
     order = {str(example.file): example.file for example in data.examples}
     for name, row in zip(made.files, made.given, strict=True):
-        said = probabilities(listener, tuned.classifier, reader.whole(order[name]))
+        said = probabilities(listener, tuned.classifier, reader.read_whole(order[name]))
         torch.testing.assert_close(said, torch.from_numpy(row), rtol=1e-5, atol=1e-6)
 
 
@@ -162,7 +162,7 @@ def test_a_recipe_of_an_attentive_probe_lends_its_pooling_to_nobody(catalog: Cat
 def test_settings_without_effect_or_sense(
     change: dict[str, Any],
     message: str,
-    tones: tuple[Labelled, Round],
+    tones: tuple[LabelledData, Round],
     start: Checkpoint,
     catalog: Catalog,
     tmp_path: Path,
@@ -175,12 +175,16 @@ def test_settings_without_effect_or_sense(
         run()
 
 
-def test_the_average_decides_what_auto_means(tones: tuple[Labelled, Round], start: Checkpoint) -> None:
-    assert prepared(Job(small_recipe(average_from_epoch=1), start, *tones)).recipe.select == "last"
+def test_the_average_decides_what_auto_means(tones: tuple[LabelledData, Round], start: Checkpoint) -> None:
+    assert prepare_job(Job(small_recipe(average_from_epoch=1), start, *tones)).recipe.select == "last"
 
 
 def test_skipped_files_are_remembered(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A training that ended in one session and is evaluated in the next names what the first could not read."""
     data, split = tones
@@ -203,7 +207,7 @@ def test_skipped_files_are_remembered(
 
 
 def test_the_file_tells_the_update_of_its_weights(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+    tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
 ) -> None:
     result = finetune(Job(small_recipe(select="valid", evaluations=6), start, *tones), tmp_path / "run", catalog,
                       progress=False)  # fmt: skip
@@ -306,7 +310,11 @@ def test_numbers_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
 
 
 def test_the_step_a_kill_left_is_not_lost(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A kill between the end of training and the result: nothing is trained again."""
     job = Job(small_recipe(select="valid"), start, *tones)

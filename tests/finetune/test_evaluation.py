@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from asda_core.errors import TaskError
-from asda_core.finetune.evaluation import Predictions, load_predictions, pooled, save_predictions, write_evaluation
-from asda_core.finetune.pictures import LONGEST_NAME, confusion_figure, draw_confusion, shortened
+from asda_core.finetune.evaluation import Predictions, load_predictions, pool_folds, save_predictions, write_evaluation
+from asda_core.finetune.pictures import LONGEST_NAME, confusion_figure, draw_confusion, shorten_name
 
 CLASSES, NAMES = ("/m/1", "/m/2", "/m/3"), ("dog, small", "Größe", "siren")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -107,12 +107,12 @@ def test_predictions_that_do_not_fit_are_refused(change: dict[str, object], mess
 
 def test_pooled_folds_keep_every_clip() -> None:
     folds = [make(size, seed=size, prefix=f"fold{size}/") for size in (1, 7, 30)]
-    found = pooled(folds)
+    found = pool_folds(folds)
     assert len(found.files) == 38
     assert found.files[1] == "fold7/sound 0 ä.wav"
     np.testing.assert_array_equal(found.given[8:], folds[2].given, strict=True)
     np.testing.assert_array_equal(found.targets[1:8], folds[1].targets, strict=True)
-    assert_same(pooled(folds[:1]), folds[0])
+    assert_same(pool_folds(folds[:1]), folds[0])
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,12 @@ def test_pooled_folds_keep_every_clip() -> None:
 )
 def test_folds_that_do_not_fit_are_refused(other: Predictions, message: str) -> None:
     with pytest.raises(TaskError, match=message):
-        pooled([make(), other])
+        pool_folds([make(), other])
 
 
 def test_no_folds_are_refused() -> None:
     with pytest.raises(TaskError, match="no predictions to pool"):
-        pooled([])
+        pool_folds([])
 
 
 def rows_of(file: Path) -> list[list[str]]:
@@ -202,7 +202,7 @@ def test_what_a_picture_says() -> None:
     axes = figure.axes[0]
     assert {text.get_text(): text.get_color() for text in axes.texts} == {"12345": "white", "1": "black"}
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("predicted", "true", r"50 \$ each \$")
-    assert [label.get_text() for label in axes.get_yticklabels()] == [r"\$a\$ dog", shortened("x" * 40)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [r"\$a\$ dog", shorten_name("x" * 40)]
 
 
 def test_a_picture_grows_with_its_classes() -> None:
@@ -226,9 +226,9 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_long_names_lose_their_middle() -> None:
-    assert shortened("a" * LONGEST_NAME) == "a" * LONGEST_NAME
-    assert shortened("beginning of a name and its end") == "beginning of…and its end"
-    assert len(shortened("x" * 99)) == LONGEST_NAME
+    assert shorten_name("a" * LONGEST_NAME) == "a" * LONGEST_NAME
+    assert shorten_name("beginning of a name and its end") == "beginning of…and its end"
+    assert len(shorten_name("x" * 99)) == LONGEST_NAME
 
 
 def test_importing_loads_no_state_of_drawing() -> None:

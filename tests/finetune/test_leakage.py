@@ -9,8 +9,8 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.errors import CheckpointError
 from asda_core.finetune import leakage
-from asda_core.finetune.leakage import heard_before, note_clips, shared_sounds
-from asda_core.labelled.examples import Example, Labelled
+from asda_core.finetune.leakage import leakage_warning, shared_clips_warning, trained_on_record
+from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.splits import Round
 from tests.finetune.making import small_checkpoint
 
@@ -23,8 +23,8 @@ def clips(folder: Path, name: str, count: int) -> tuple[Example, ...]:
     return tuple(Example(folder / f"{name}{number}.wav", ("x",), "") for number in range(count))
 
 
-def of_set(name: str, examples: tuple[Example, ...]) -> Labelled:
-    return Labelled(name=name, examples=examples, classes=("x",), names=("x",), single=True)
+def of_set(name: str, examples: tuple[Example, ...]) -> LabelledData:
+    return LabelledData(name=name, examples=examples, classes=("x",), class_names=("x",), single=True)
 
 
 @pytest.fixture
@@ -37,38 +37,38 @@ def test_an_earlier_fold_that_was_held_out_is_new(
 ) -> None:
     """Known by marks, and by name and fold where the set between was too large to be marked, or both together are."""
     held, trained, large = (clips(tmp_path, name, 4) for name in ("held", "trained", "large"))
-    first = note_clips("esc", Round("fold1", trained, (), held), {})
+    first = trained_on_record("esc", Round("fold1", trained, (), held), {})
     for most in (100, 6, 3):
         monkeypatch.setattr(leakage, "MOST_MARKED", most)
-        both = replace(start, trained_on=note_clips("big", Round("", large, (), held), first))
-        assert heard_before(both, of_set("esc", held), "test", "fold1") == ""
-        told = heard_before(both, of_set("esc", trained), "train", "fold1")
+        both = replace(start, trained_on=trained_on_record("big", Round("", large, (), held), first))
+        assert leakage_warning(both, of_set("esc", held), "test", "fold1") == ""
+        told = leakage_warning(both, of_set("esc", trained), "train", "fold1")
         assert "was trained on big, and before on esc with fold1 held out: " in told
         assert ("4 of the 4 clips" if most == 100 else "the train clips of fold1 are in its training data") in told
     monkeypatch.setattr(leakage, "MOST_MARKED", 6)
-    assert "4 of the 4 clips" in heard_before(both, of_set("any", large), "test", "") or most == 3
-    third = replace(start, trained_on=note_clips("more", Round("", held, (), large), both.trained_on))
-    assert "before on big, and before on esc" in heard_before(third, of_set("any", held), "test", "")
+    assert "4 of the 4 clips" in leakage_warning(both, of_set("any", large), "test", "") or most == 3
+    third = replace(start, trained_on=trained_on_record("more", Round("", held, (), large), both.trained_on))
+    assert "before on big, and before on esc" in leakage_warning(third, of_set("any", held), "test", "")
 
 
 def test_a_mark_that_chance_explains_says_nothing(
     tmp_path: Path, start: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = clips(tmp_path, "one", 3), clips(tmp_path, "other", 3)
-    trained = replace(start, trained_on=note_clips("set", Round("", one, (), other), {}))
-    assert "1 of the 3 clips" in heard_before(trained, of_set("any", (*other[:2], one[0])), "test", "")
-    monkeypatch.setattr(leakage, "CHANCE", 1e-12)  # as beside twenty thousand others
-    assert heard_before(trained, of_set("any", (*other[:2], one[0])), "test", "") == ""
-    assert "2 of the 3 clips" in heard_before(trained, of_set("any", (other[0], *one[:2])), "test", "")
+    trained = replace(start, trained_on=trained_on_record("set", Round("", one, (), other), {}))
+    assert "1 of the 3 clips" in leakage_warning(trained, of_set("any", (*other[:2], one[0])), "test", "")
+    monkeypatch.setattr(leakage, "MAX_CHANCE_MATCHES", 1e-12)  # as beside twenty thousand others
+    assert leakage_warning(trained, of_set("any", (*other[:2], one[0])), "test", "") == ""
+    assert "2 of the 3 clips" in leakage_warning(trained, of_set("any", (other[0], *one[:2])), "test", "")
 
 
 @pytest.mark.parametrize("before", ["tones", "3", "[[1]]"])
 def test_what_was_written_by_hand(start: Checkpoint, before: str) -> None:
     edited = replace(start, trained_on={"data": "set", "before": before})
     with pytest.raises(CheckpointError, match="cannot read the earlier training sets"):
-        heard_before(edited, of_set("any", ()), "test", "")
+        leakage_warning(edited, of_set("any", ()), "test", "")
 
 
 def test_unreadable_clips_share_nothing(tmp_path: Path) -> None:
     gone = tuple(Example(tmp_path / f"gone{number}.wav", ("x",), "") for number in range(2))
-    assert shared_sounds(Round("", gone[:1], (), gone[1:])) == ""
+    assert shared_clips_warning(Round("", gone[:1], (), gone[1:])) == ""

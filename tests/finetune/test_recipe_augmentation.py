@@ -8,7 +8,7 @@ import torch
 from scipy.stats import beta, kstest
 from torch import Tensor
 
-from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, rolled_at_random, spec_augment
+from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, random_roll_and_gain, spec_augment
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.recipes import load_recipe
 from tests.finetune.published import PUBLISHED
@@ -155,7 +155,7 @@ def test_roll_keeps_the_samples() -> None:
     centred = audio - audio.mean()
     gains, shifts = [], []
     for seed in range(3_000):
-        rolled = rolled_at_random(audio, np.random.default_rng([1, seed, 1]))
+        rolled = random_roll_and_gain(audio, np.random.default_rng([1, seed, 1]))
         gain = float(rolled.norm() / centred.norm())
         by = int(rolled.argmax() - audio.argmax()) % 64
         torch.testing.assert_close(rolled, centred.roll(by) * gain, rtol=1e-4, atol=1e-5)

@@ -11,10 +11,10 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config import EncoderConfig
 from asda_core.finetune.config import StepDecayConfig
-from asda_core.finetune.optimizing import decay_left, parameter_groups, set_rates
+from asda_core.finetune.finetune_model import FinetuneModel, build_finetune_model
+from asda_core.finetune.optimizing import parameter_groups, set_rates, step_decay_factor
 from asda_core.finetune.rates import drop_path_rates
 from asda_core.finetune.recipes import changed_recipe, load_recipe, recipe_for
-from asda_core.finetune.tuned import Tuned, make_tuned
 from asda_core.layout import TokenLayout
 from asda_core.model.block import Block
 from asda_core.pretrain.schedule import optimizer_of
@@ -45,14 +45,14 @@ class Trained:
         recipe = load_recipe(f"finetune/{name}")
         recipe = recipe_for(recipe, mode, catalog) if mode else recipe
         self.recipe = changed_recipe(recipe, ["compat=released"]) if compat == "released" else recipe
-        self.tuned: Tuned = make_tuned(catalog, self.recipe, start, ("a", "b"))
+        self.tuned: FinetuneModel = build_finetune_model(catalog, self.recipe, start, ("a", "b"))
         self.optimizer = optimizer_of(parameter_groups(self.tuned, self.recipe), self.recipe.optimizer)
 
     def settings(self, key: str) -> dict[str, set[float]]:
         """Layer -> the values of a key of the groups that its parameters are in."""
         group_of = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         found: dict[str, set[float]] = {}
-        for name, parameter in self.tuned.trained():
+        for name, parameter in self.tuned.trained_parameters():
             found.setdefault(layer_of(name), set()).add(group_of[id(parameter)][key])
         return found
 
@@ -116,7 +116,7 @@ def test_weight_decay_of_asda(compat: str, algorithm: str, catalog: Catalog, sta
     assert type(trained.optimizer).__name__ == algorithm
     group_of = {id(p): group for group in trained.optimizer.param_groups for p in group["params"]}
     plain = 0
-    for name, parameter in trained.tuned.trained():
+    for name, parameter in trained.tuned.trained_parameters():
         weight = name.endswith("weight") and "norm" not in name
         group = group_of[id(parameter)]
         assert group["weight_decay"] == (0.05 if weight or compat == "released" else 0.0), name
@@ -157,7 +157,7 @@ def test_rates_by_epoch(name: str, catalog: Catalog, start: Checkpoint) -> None:
 
 def test_steps_down_of_ssast_by_hand() -> None:
     twentieth = StepDecayConfig(first_epoch=10, every=5, factor=0.5)
-    assert [decay_left(twentieth, epoch) for epoch in (0, 9, 10, 14, 15, 20, 24)] == [
+    assert [step_decay_factor(twentieth, epoch) for epoch in (0, 9, 10, 14, 15, 20, 24)] == [
         1,
         1,
         0.5,
@@ -167,7 +167,7 @@ def test_steps_down_of_ssast_by_hand() -> None:
         0.125,
     ]
     each = StepDecayConfig(first_epoch=6, every=1, factor=0.85)
-    assert [decay_left(each, epoch) for epoch in (5, 6, 7, 49)] == pytest.approx([1, 0.85, 0.85**2, 0.85**44])
+    assert [step_decay_factor(each, epoch) for epoch in (5, 6, 7, 49)] == pytest.approx([1, 0.85, 0.85**2, 0.85**44])
 
 
 def test_full_fine_tuning_beside_aat(catalog: Catalog, start: Checkpoint) -> None:

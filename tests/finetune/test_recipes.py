@@ -20,7 +20,7 @@ from asda_core.finetune.heads import Classifier
 from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.recipes import changed_recipe, check_by_mode, load_recipe, mode_of, recipe_for, with_changes
 from asda_core.layout import TokenLayout
-from asda_core.model.encoder import Encoded
+from asda_core.model.encoder import EncoderOutput
 from asda_core.settings.released import FINETUNING
 from asda_core.settings.strict_yaml import parse_value, read_yaml
 from tests.finetune.published import BCE, EAT_ASDA, PUBLISHED, SCORES
@@ -222,7 +222,7 @@ def test_gradients_of_the_head(name: str, compat: str, generator: torch.Generato
         for parameter in classifier.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     wanted = {key: value.detach().double().requires_grad_() for key, value in classifier.named_parameters()}
-    batch_loss(recipe, classifier(Encoded(summary, tokens, TokenLayout.full(6, (3, 4)), ())), labels).backward()
+    batch_loss(recipe, classifier(EncoderOutput(summary, tokens, TokenLayout.full(6, (3, 4)), ())), labels).backward()
     pooled = {"summary": summary.double(), "mean": tokens.double().sum(dim=1) / 12}[PUBLISHED[name]["pooling"]]
     restated_loss(name, compat, restated_logits(pooled, wanted), labels.double()).backward()
     compared = 0

@@ -16,10 +16,10 @@ from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.errors import AsdaError, ConfigError, TaskError, TrainingStopped
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import load_predictions
-from asda_core.finetune.jobs import Job, prepared
+from asda_core.finetune.finetune_model import load_finetune_model
+from asda_core.finetune.jobs import Job, prepare_job
 from asda_core.finetune.running import finetune
-from asda_core.finetune.tuned import load_tuned
-from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import Round, rounds
@@ -29,7 +29,7 @@ from tests.finetune.making import small_checkpoint, small_recipe, small_run, wri
 
 
 @pytest.fixture(scope="module")
-def tones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Labelled, Round]:
+def tones(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelledData, Round]:
     source = SourceConfig(data=str(write_tones(tmp_path_factory.mktemp("tones") / "tones")))
     data = read_labelled(source, Path())
     return data, rounds(data, source)[0]
@@ -40,7 +40,7 @@ def start(tmp_path: Path, catalog: Catalog) -> Checkpoint:
     return small_checkpoint(tmp_path / "start", catalog)
 
 
-def job_of(tones: tuple[Labelled, Round], start: Checkpoint, recipe: FinetuneConfig) -> Job:
+def job_of(tones: tuple[LabelledData, Round], start: Checkpoint, recipe: FinetuneConfig) -> Job:
     data, split = tones
     return Job(recipe, start, data, split, file_digest(start.file))
 
@@ -54,7 +54,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 
 @pytest.mark.slow
-def test_it_learns(tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path) -> None:
+def test_it_learns(tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path) -> None:
     """Three tones are told apart, and the files say so: predictions, scores, weights agree with each other."""
     job = job_of(
         tones,
@@ -66,7 +66,7 @@ def test_it_learns(tones: tuple[Labelled, Round], start: Checkpoint, catalog: Ca
     assert sum(result["clips"].values()) == len(tones[0].examples)
     made = load_predictions(tmp_path / "run" / "predictions.npz")
     assert (made.given.argmax(1) == made.targets.argmax(1)).mean() == result["scores"]["accuracy"]
-    tuned = load_tuned(read_checkpoint(tmp_path / "run"), catalog)
+    tuned = load_finetune_model(read_checkpoint(tmp_path / "run"), catalog)
     assert tuned.classifier.config.labels == ("tone0", "tone1", "tone2")
     for name in ("confusion.png", "per_class.csv", "scores.json", "recipe.yaml", "log.jsonl"):
         assert (tmp_path / "run" / name).stat().st_size > 0, name
@@ -75,7 +75,11 @@ def test_it_learns(tones: tuple[Labelled, Round], start: Checkpoint, catalog: Ca
 
 @pytest.mark.slow
 def test_stopped_at_any_step_it_ends_the_same(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = small_recipe(
         augment={"roll": True, "mixup": {"probability": 0.5}, "spec_augment": {"share": 0.2}, "noise": 0.1,
@@ -107,7 +111,11 @@ def test_stopped_at_any_step_it_ends_the_same(
 
 
 def test_a_signal_saves_and_goes_on(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = job_of(tones, start, small_recipe())
     whole = finetune(job, tmp_path / "whole", catalog, progress=False)
@@ -116,7 +124,7 @@ def test_a_signal_saves_and_goes_on(
     def asked(training: loop.Training, *rest: object) -> object:
         values = real(training, *rest)  # type: ignore[arg-type]
         if training.step == 2:
-            training.ask_to_stop()
+            training.request_stop()
         return values
 
     monkeypatch.setattr(loop, "_train_step", asked)
@@ -130,7 +138,11 @@ def test_a_signal_saves_and_goes_on(
 
 
 def test_another_number_of_resamples_makes_intervals_again_and_trains_nothing(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = job_of(tones, start, small_recipe(steps=1))
     first = finetune(job, tmp_path / "run", catalog, progress=False)
@@ -150,7 +162,11 @@ def test_another_number_of_resamples_makes_intervals_again_and_trains_nothing(
 
 
 def test_what_is_done_is_not_done_again(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = job_of(tones, start, small_recipe(steps=1))
     first = finetune(job, tmp_path / "run", catalog, progress=False)
@@ -159,7 +175,11 @@ def test_what_is_done_is_not_done_again(
 
 
 def test_a_folder_of_another_run_is_refused(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def stop(training: loop.Training) -> None:
         loop._save(training)
@@ -173,7 +193,11 @@ def test_a_folder_of_another_run_is_refused(
 
 
 def test_the_best_weights_are_kept(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of evaluations 0.2, 0.9, 0.9, 0.1 the first best one is chosen; the last weights stay beside."""
     values = iter([0.2, 0.9, 0.9, 0.1])
@@ -200,7 +224,11 @@ def test_the_best_weights_are_kept(
 
 
 def test_early_stop(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values = iter([0.5, 0.4, 0.4, 0.9])
     real = loop.score
@@ -213,13 +241,17 @@ def test_early_stop(
 
 
 def test_the_average_of_the_ends_of_epochs(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: dict[int, dict[str, torch.Tensor]] = {}
     real = loop._average
 
     def watched(training: loop.Training) -> None:
-        seen[training.step] = {name: p.detach().clone() for name, p in training.tuned.trained()}
+        seen[training.step] = {name: p.detach().clone() for name, p in training.model.trained_parameters()}
         real(training)
 
     monkeypatch.setattr(loop, "_average", watched)
@@ -242,18 +274,18 @@ def test_the_average_of_the_ends_of_epochs(
 
 
 def test_validation_clips_are_held_out(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+    tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
 ) -> None:
     data, split = tones
     bare = (data, replace(split, valid=()))
-    job = prepared(job_of(bare, start, small_recipe(valid_share=0.25)))
+    job = prepare_job(job_of(bare, start, small_recipe(valid_share=0.25)))
     assert job.recipe.select == "valid"
     assert {example.labels[0] for example in job.split.valid} == set(data.classes)
     assert not set(job.split.valid) & set(job.split.train)
     assert set(job.split.valid) | set(job.split.train) == set(split.train)
-    assert prepared(job_of(bare, start, small_recipe())).recipe.select == "last"
+    assert prepare_job(job_of(bare, start, small_recipe())).recipe.select == "last"
     with pytest.raises(ConfigError, match="valid_share"):
-        prepared(job_of(bare, start, small_recipe(select="valid")))
+        prepare_job(job_of(bare, start, small_recipe(select="valid")))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +298,7 @@ def test_validation_clips_are_held_out(
     ],
 )
 def test_splits_that_cannot_be(
-    change: str, message: str, tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+    change: str, message: str, tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
 ) -> None:
     data, split = tones
     broken = {
@@ -280,7 +312,7 @@ def test_splits_that_cannot_be(
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_left_out(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+    tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
 ) -> None:
     data, split = tones
     for number, part in enumerate(("train", "test")):
@@ -293,7 +325,7 @@ def test_a_clip_that_cannot_be_read_is_named_and_left_out(
 
 
 def test_a_fold_without_a_class_and_a_test_of_one_class(
-    tones: tuple[Labelled, Round],
+    tones: tuple[LabelledData, Round],
     start: Checkpoint,
     catalog: Catalog,
     tmp_path: Path,
@@ -315,7 +347,7 @@ def test_a_fold_without_a_class_and_a_test_of_one_class(
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+    tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
 ) -> None:
     recipe = small_recipe(optimizer={"peak_lr": 1e30, "warmup_steps": 0, "clip_norm": 0.0}, log_every=1)
     with pytest.raises(AsdaError, match="probabilities that are not finite"):
@@ -324,7 +356,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(
 
 
 def test_several_labels_need_binary_cross_entropy(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+    tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
 ) -> None:
     data, split = tones
     several = replace(data, single=False)
@@ -343,7 +375,7 @@ def test_several_labels_need_binary_cross_entropy(
 
 
 def test_weights_are_drawn_from_the_seed_without_a_checkpoint(
-    tones: tuple[Labelled, Round], catalog: Catalog, tmp_path: Path
+    tones: tuple[LabelledData, Round], catalog: Catalog, tmp_path: Path
 ) -> None:
     data, split = tones
     jobs = [Job(small_recipe(seed=seed, steps=1), small_run(), data, split) for seed in (1, 1, 2)]
@@ -364,7 +396,7 @@ def test_epochs_and_steps() -> None:
 
 
 def test_no_clip_can_be_heard(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
+    tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
 ) -> None:
     data, split = tones
     split = replace(split, test=(Example(tmp_path / "gone.wav", ("tone0",)),))
@@ -373,7 +405,7 @@ def test_no_clip_can_be_heard(
 
 
 def test_a_warm_up_that_never_ends_is_told(
-    tones: tuple[Labelled, Round],
+    tones: tuple[LabelledData, Round],
     start: Checkpoint,
     catalog: Catalog,
     tmp_path: Path,
@@ -385,7 +417,11 @@ def test_a_warm_up_that_never_ends_is_told(
 
 
 def test_weights_of_an_evaluation_that_a_kill_left_are_not_taken_for_another(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """0.4 after update 3 and 0.6 after 6, killed before 6 is saved; gone on with, rounding makes 0.4 of the second."""
     real = loop.score
@@ -419,24 +455,28 @@ def test_weights_of_an_evaluation_that_a_kill_left_are_not_taken_for_another(
 
 
 def test_what_another_process_has_just_finished_is_not_done_again(
-    tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tones: tuple[LabelledData, Round],
+    start: Checkpoint,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = job_of(tones, start, small_recipe(steps=2))
-    real = running.make_tuned
+    real = running.build_finetune_model
 
     def meanwhile(*arguments: object) -> object:
-        monkeypatch.setattr(running, "make_tuned", real)
+        monkeypatch.setattr(running, "build_finetune_model", real)
         finetune(job, tmp_path / "run", catalog, progress=False)  # the other process
         monkeypatch.setattr(running, "start_training", lambda *_: pytest.fail("trained again"))
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(running, "make_tuned", meanwhile)
+    monkeypatch.setattr(running, "build_finetune_model", meanwhile)
     assert finetune(job, tmp_path / "run", catalog, progress=False)["steps"] == 2
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_the_best_weights_of_an_earlier_version(
-    known: bool, tones: tuple[Labelled, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path,
+    known: bool, tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """They had one name, and may be of an evaluation that a kill left: then the weights are chosen anew."""

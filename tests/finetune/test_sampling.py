@@ -11,7 +11,7 @@ import pytest
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import SamplingConfig
 from asda_core.finetune.recipes import load_recipe
-from asda_core.finetune.sampling import balanced_weights, draw, epoch_order
+from asda_core.finetune.sampling import balanced_weights, draw_indices, epoch_order
 from asda_core.labelled.examples import Example
 
 WEIGHTS = np.array([5.0, 1.0, 3.0, 0.5])
@@ -40,14 +40,14 @@ def test_draw_without_replacement_is_one_after_the_other(count: int) -> None:
     generator, draws = np.random.default_rng(0), 30_000
     seen = dict.fromkeys(orders, 0)
     for _ in range(draws):
-        seen[tuple(draw(WEIGHTS, count, False, generator).tolist())] += 1
+        seen[tuple(draw_indices(WEIGHTS, count, False, generator).tolist())] += 1
     for order, times in seen.items():
         expected = draws * one_after_the_other(order)
         assert abs(times - expected) < SIGMAS * np.sqrt(expected), order
 
 
 def test_draw_with_replacement() -> None:
-    chosen = draw(WEIGHTS, 40_000, True, np.random.default_rng(0))
+    chosen = draw_indices(WEIGHTS, 40_000, True, np.random.default_rng(0))
     expected = 40_000 * WEIGHTS / WEIGHTS.sum()
     assert (np.abs(np.bincount(chosen) - expected) < SIGMAS * np.sqrt(expected)).all()
 
@@ -56,7 +56,7 @@ def test_an_epoch_of_audioset() -> None:
     """200,000 of 1.9 million clips: none twice, none of weight 0, in proportion to small weights, in seconds."""
     weights = np.tile([0.0, 1.0, 2.0, 4.0], 475_000)
     begun = time.process_time()
-    chosen = draw(weights, 200_000, False, np.random.default_rng(0))
+    chosen = draw_indices(weights, 200_000, False, np.random.default_rng(0))
     assert time.process_time() - begun < 5
     assert len(set(chosen.tolist())) == len(chosen) == 200_000
     kinds = np.bincount(chosen % 4, minlength=4)
@@ -78,7 +78,7 @@ def test_epochs_of_the_recipe(name: str) -> None:
     """As the recipe says, of a small set: no clip twice, epochs differ, a seed gives the same, rare labels win."""
     sampling = load_recipe(f"finetune/{name}").sampling
     clips = examples(*["a"] * 240_000, *["b"] * 10_000)
-    order = epoch_order(sampling, clips, seed=1, here=Path())
+    order = epoch_order(sampling, clips, seed=1, base_folder=Path())
     first, second = order(0), order(1)
     assert [len(first), len(set(first.tolist()))] == [200_000, 200_000]
     assert not np.array_equal(first, second)

@@ -9,8 +9,8 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 
 from asda_core.errors import ConfigError, TaskError
 from asda_core.finetune import bootstrap
-from asda_core.finetune.bootstrap import Ranking, affordable, draw, resample
-from asda_core.finetune.scoring import class_areas, confusion_matrix, d_prime, intervals, per_class, score
+from asda_core.finetune.bootstrap import Ranking, draw_counts, limit_resamples, resample
+from asda_core.finetune.scoring import class_ap_and_auc, confusion_matrix, d_prime, intervals, per_class, score
 
 NAMES = ("dog", "rain", "siren", "engine", "speech")
 
@@ -211,12 +211,12 @@ def test_confusions() -> None:
 @pytest.mark.parametrize("make", [one_label, many_labels])
 def test_resampled_areas_are_those_of_sklearn_on_repeated_clips(make) -> None:  # type: ignore[no-untyped-def]
     targets, given = make(40)
-    truth, weights = targets > 0, draw(np.random.default_rng(1), 40, 30)
+    truth, weights = targets > 0, draw_counts(np.random.default_rng(1), 40, 30)
     for index in range(5):
-        found = np.stack(Ranking(truth[:, index], given[:, index].astype(float)).areas(weights), axis=1)
+        found = np.stack(Ranking(truth[:, index], given[:, index].astype(float)).ap_and_auc(weights), axis=1)
         for resampled, pair in zip(weights.T, found, strict=True):
             clips = np.repeat(np.arange(40), resampled.astype(int))
-            expected = np.stack(class_areas(truth[clips], given[clips].astype(float)))[:, index]
+            expected = np.stack(class_ap_and_auc(truth[clips], given[clips].astype(float)))[:, index]
             np.testing.assert_allclose(pair, expected, atol=1e-12)
 
 
@@ -224,7 +224,7 @@ def test_resampled_means_leave_out_what_a_resample_does_not_hold() -> None:
     targets, given = one_label(6)  # with few clips some class is missing from most resamples
     truth, scores = targets > 0, given.astype(np.float64)
     found = resample(truth, scores, 60, seed=3)
-    weights = draw(np.random.default_rng(3), 6, 60)
+    weights = draw_counts(np.random.default_rng(3), 6, 60)
     for drawn, column in zip(weights.T, found.T, strict=True):
         clips = np.repeat(np.arange(6), drawn.astype(int))
         expected = score(targets[clips], given[clips], NAMES, single=True, resamples=0).values
@@ -233,7 +233,7 @@ def test_resampled_means_leave_out_what_a_resample_does_not_hold() -> None:
 
 
 def test_a_resample_is_as_large_as_the_set_and_fair() -> None:
-    weights = draw(np.random.default_rng(0), 50, 2000)
+    weights = draw_counts(np.random.default_rng(0), 50, 2000)
     assert (weights.sum(axis=0) == 50).all()
     assert np.abs(weights.mean(axis=1) - 1).max() < 5 / math.sqrt(2000)
     assert weights.var() == pytest.approx(1 - 1 / 50, rel=0.05)
@@ -252,11 +252,11 @@ def test_large_sets_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_large_sets_take_fewer_resamples() -> None:
-    assert affordable(400, 10, 1000) == 1000
-    assert affordable(20_000, 527, 1000) == 379
-    assert affordable(10_000_000, 527, 1000) == 100
-    assert affordable(10_000_000, 527, 20) == 20
-    assert affordable(1, 10, 1000) == 0
+    assert limit_resamples(400, 10, 1000) == 1000
+    assert limit_resamples(20_000, 527, 1000) == 379
+    assert limit_resamples(10_000_000, 527, 1000) == 100
+    assert limit_resamples(10_000_000, 527, 20) == 20
+    assert limit_resamples(1, 10, 1000) == 0
 
 
 def test_the_same_seed_gives_the_same_intervals() -> None:
@@ -297,7 +297,7 @@ def test_intervals_of_map_hold_the_expected_map_where_classes_are_small() -> Non
         targets, given = one_label(400, 50, seed=seed)
         truth, scores, once = targets > 0, given.astype(np.float64), np.ones((400, 1), np.float32)
         present = np.flatnonzero(truth.any(axis=0))
-        points.append(np.mean([Ranking(truth[:, each], scores[:, each]).areas(once)[0] for each in present]))
+        points.append(np.mean([Ranking(truth[:, each], scores[:, each]).ap_and_auc(once)[0] for each in present]))
         drawn = resample(truth, scores, 200, seed)
         found.append(intervals({"accuracy": None, "mAP": float(points[-1]), "AUC": None}, drawn)["mAP"])
     held = np.mean([low <= np.mean(points) <= high for low, high in found])

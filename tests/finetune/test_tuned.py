@@ -15,16 +15,16 @@ import torch
 
 from asda_core.assemble import build_encoder
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import Checkpoint, load_strict, metadata_of, read_checkpoint
+from asda_core.checkpoint import Checkpoint, checkpoint_metadata, load_strict, read_checkpoint
 from asda_core.config_io import to_plain
 from asda_core.errors import AudioError, CheckpointError, ConfigError, PluginError
 from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.finetune_model import FinetuneModel, build_finetune_model, load_finetune_model
 from asda_core.finetune.frozen import encode_once
 from asda_core.finetune.jobs import Job
 from asda_core.finetune.optimizing import parameter_groups, set_rates
 from asda_core.finetune.recipes import check_by_mode, load_recipe, mode_of, recipe_for, with_changes
 from asda_core.finetune.running import finetune
-from asda_core.finetune.tuned import Tuned, load_tuned, make_tuned
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import rounds
@@ -42,9 +42,9 @@ def start(tmp_path: Path, catalog: Catalog) -> Checkpoint:
     return small_checkpoint(tmp_path / "start", catalog)
 
 
-def made(catalog: Catalog, start: Checkpoint, mode: str, **more: object) -> tuple[Tuned, FinetuneConfig]:
+def made(catalog: Catalog, start: Checkpoint, mode: str, **more: object) -> tuple[FinetuneModel, FinetuneConfig]:
     recipe = recipe_for(small_recipe(**more), mode, catalog)
-    return make_tuned(catalog, recipe, start, CLASSES), recipe
+    return build_finetune_model(catalog, recipe, start, CLASSES), recipe
 
 
 def test_the_objective_of_pre_training_is_not_needed(catalog: Catalog, start: Checkpoint) -> None:
@@ -52,10 +52,10 @@ def test_the_objective_of_pre_training_is_not_needed(catalog: Catalog, start: Ch
     offers = {key: offer for key, offer in catalog.offers.items() if key[0] != "objective"}
     bare = replace(catalog, offers=MappingProxyType(offers))
     tuned, _ = made(bare, start, "linear")
-    written = metadata_of(tuned.config, bare, 1, classifier=tuned.classifier.config)
+    written = checkpoint_metadata(tuned.config, bare, 1, classifier=tuned.classifier.config)
     assert json.loads(written["plugins"]).keys() == {"front end", "mixer"}
     with pytest.raises(PluginError, match="unknown objective"):
-        metadata_of(tuned.config, bare, 1)
+        checkpoint_metadata(tuned.config, bare, 1)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -63,7 +63,7 @@ def test_what_trains(mode: str, catalog: Catalog, start: Checkpoint) -> None:
     """After three updates what trains has moved, all of it, and nothing else by a single bit."""
     tuned, recipe = made(catalog, start, mode)
     before = {name: tensor.clone() for name, tensor in tuned.tensors().items()}
-    trained = {name for name, _ in tuned.trained()}
+    trained = {name for name, _ in tuned.trained_parameters()}
     assert all(name.startswith("classifier.") for name in trained) == (mode in ("linear", "attentive"))
     optimizer = optimizer_of(parameter_groups(tuned, recipe), recipe.optimizer)
     generator = torch.Generator().manual_seed(0)
@@ -93,7 +93,7 @@ def test_at_first_the_encoder_is_that_of_the_checkpoint(mode: str, catalog: Cata
 
 def test_last_blocks(catalog: Catalog, start: Checkpoint) -> None:
     tuned, _ = made(catalog, start, "last_blocks=1")
-    assert {name.split(".")[2] for name, _ in tuned.trained() if name.startswith("encoder.blocks")} == {"1"}
+    assert {name.split(".")[2] for name, _ in tuned.trained_parameters() if name.startswith("encoder.blocks")} == {"1"}
     with pytest.raises(ConfigError, match="blocks 3 is more than the 2 blocks of the encoder"):
         made(catalog, start, "last_blocks=3")
 
@@ -102,7 +102,7 @@ def test_rates_by_layer(catalog: Catalog, start: Checkpoint) -> None:
     """The layer below the first block learns slowest, the head fastest; as released, what is no block learns fully."""
     tuned, recipe = made(catalog, start, "full", layer_decay=0.5, head_rate=3.0)
     scale = {id(p): group["scale"] for group in parameter_groups(tuned, recipe) for p in group["params"]}
-    by_name = {name: scale[id(parameter)] for name, parameter in tuned.trained()}
+    by_name = {name: scale[id(parameter)] for name, parameter in tuned.trained_parameters()}
     assert by_name["encoder.blocks.1.norm1.weight"] == 0.5
     assert by_name["encoder.blocks.0.norm1.weight"] == 0.25
     assert {
@@ -111,8 +111,8 @@ def test_rates_by_layer(catalog: Catalog, start: Checkpoint) -> None:
     assert by_name["classifier.head.weight"] == 3.0
     released = with_changes(recipe, {"compat": "released"})
     scale = {id(p): group["scale"] for group in parameter_groups(tuned, released) for p in group["params"]}
-    assert {scale[id(p)] for name, p in tuned.trained() if name.startswith("encoder.patches")} == {1.0}
-    assert {scale[id(p)] for name, p in tuned.trained() if name.startswith("encoder.blocks.0.")} == {0.25}
+    assert {scale[id(p)] for name, p in tuned.trained_parameters() if name.startswith("encoder.patches")} == {1.0}
+    assert {scale[id(p)] for name, p in tuned.trained_parameters() if name.startswith("encoder.blocks.0.")} == {0.25}
 
 
 def test_layer_decay_is_not_for_adapters(catalog: Catalog, start: Checkpoint) -> None:
@@ -134,22 +134,22 @@ def test_drop_path_grows_with_depth(catalog: Catalog, start: Checkpoint) -> None
 def test_another_front_end_and_mixer(catalog: Catalog, tmp_path: Path) -> None:
     """Mean and std of the data, and a mixer that takes over the weights; what does not fit is refused."""
     standard = small_checkpoint(tmp_path / "standard", catalog, small_run("standard"))
-    tuned = make_tuned(catalog, small_recipe(front_end={"mean": -6.627, "std": 5.359}), standard, CLASSES)
+    tuned = build_finetune_model(catalog, small_recipe(front_end={"mean": -6.627, "std": 5.359}), standard, CLASSES)
     assert (tuned.front_end.mean, tuned.front_end.std) == (-6.627, 5.359)
     assert tuned.config.front_end.options == {"mean": -6.627, "std": 5.359}
-    tuned = make_tuned(catalog, small_recipe(mixer="frequency_time"), standard, CLASSES)
+    tuned = build_finetune_model(catalog, small_recipe(mixer="frequency_time"), standard, CLASSES)
     assert tuned.config.encoder.mixer.name == "frequency_time"
     with pytest.raises(ConfigError, match="mixer"):
-        make_tuned(catalog, small_recipe(mixer="differential"), standard, CLASSES)
+        build_finetune_model(catalog, small_recipe(mixer="differential"), standard, CLASSES)
     with pytest.raises(ConfigError, match="meen"):
-        make_tuned(catalog, small_recipe(front_end={"meen": 1.0}), standard, CLASSES)
+        build_finetune_model(catalog, small_recipe(front_end={"meen": 1.0}), standard, CLASSES)
 
 
 def test_patches_that_overlap_in_fine_tuning(catalog: Catalog, tmp_path: Path) -> None:
     """As SSAST's: pre-trained side by side with a learned table, fine-tuned every 10 frames and bins."""
     table = {"type": "learned", "grid": (2, 8)}
     start = small_checkpoint(tmp_path / "learned", catalog, small_run("standard", norm="pre", positions=table))
-    tuned = make_tuned(catalog, small_recipe(stride_frames=10, stride_bins=10), start, CLASSES)
+    tuned = build_finetune_model(catalog, small_recipe(stride_frames=10, stride_bins=10), start, CLASSES)
     tuned.set_training(False)
     encoded = tuned.encoder(torch.randn(1, 128, 64))
     assert encoded.layout.grid == (5, 12)
@@ -175,9 +175,9 @@ def test_on_from_an_adapted_checkpoint(catalog: Catalog, start: Checkpoint, tmp_
         assert again.frozen == (mode == "linear")
     with pytest.raises(ConfigError, match="cannot be stacked"):
         made(catalog, adapted, "low_rank")
-    assert load_tuned(adapted, catalog).config.adapter is not None
+    assert load_finetune_model(adapted, catalog).config.adapter is not None
     with pytest.raises(CheckpointError, match="no classifier"):
-        load_tuned(start, catalog)
+        load_finetune_model(start, catalog)
 
 
 def test_frozen_clips_are_encoded_once_and_the_same(catalog: Catalog, start: Checkpoint, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_frozen_clips_are_encoded_once_and_the_same(catalog: Catalog, start: Che
         for mebibytes in (64, 0):
             recipe = recipe_for(small_recipe(), mode, catalog)
             recipe = with_changes(recipe, {"data.cache_mebibytes": mebibytes})
-            tuned = make_tuned(catalog, recipe, start, data.classes)
+            tuned = build_finetune_model(catalog, recipe, start, data.classes)
             known = encode_once(tuned, recipe, ClipReader(recipe.data, 16_000), split.train, False)
             assert (known is None) == (mebibytes == 0)
             folder = tmp_path / f"{mode}{mebibytes}"
@@ -204,7 +204,7 @@ def test_encoding_once_holds_the_tokens_alone(catalog: Catalog, start: Checkpoin
     """The outputs of all layers of all clips would take many times the memory that the config allows."""
     data = read_labelled(SourceConfig(data=str(write_tones(tmp_path / "tones"))), Path())
     recipe = recipe_for(small_recipe(), "linear", catalog)
-    tuned = make_tuned(catalog, recipe, start, data.classes)
+    tuned = build_finetune_model(catalog, recipe, start, data.classes)
     held = []
     tuned.encoder.register_forward_hook(lambda _, __, encoded: held.append((len(encoded.layers), len(encoded.outputs))))
     assert encode_once(tuned, recipe, ClipReader(recipe.data, 16_000), data.examples, False) is not None
@@ -222,7 +222,7 @@ def test_a_clip_of_which_a_part_can_be_read_is_not_encoded_once(
     os.truncate(cut, cut.stat().st_size * 8 // 10)
     data = read_labelled(SourceConfig(data=str(root)), Path())
     recipe = recipe_for(small_recipe(), "linear", catalog)
-    tuned = make_tuned(catalog, recipe, start, data.classes)
+    tuned = build_finetune_model(catalog, recipe, start, data.classes)
     known = encode_once(tuned, recipe, ClipReader(recipe.data, 16_000), data.examples, False)
     assert known is not None
     gone = next(number for number, example in enumerate(data.examples) if example.file == cut)
@@ -240,7 +240,7 @@ def test_augmented_clips_are_not_encoded_once(
     source = SourceConfig(data=str(write_tones(tmp_path / "tones")))
     data = read_labelled(source, Path())
     recipe = with_changes(recipe_for(small_recipe(), "linear", catalog), change)
-    tuned = make_tuned(catalog, recipe, start, data.classes)
+    tuned = build_finetune_model(catalog, recipe, start, data.classes)
     assert encode_once(tuned, recipe, ClipReader(recipe.data, 16_000), data.examples, False) is None
 
 

@@ -8,7 +8,7 @@ import soundfile
 import yaml
 
 from asda_core.catalog import Catalog
-from asda_hear.ablation.cells import PlanWork
+from asda_hear.ablation.cells import PlanSetup
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import prepare
 from asda_hear.evaluate.labels import assign_splits, clips_from_folders
@@ -51,6 +51,6 @@ def change_plan(file: Path, **changes: Any) -> None:
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}, sort_keys=False))
 
 
-def work_on(file: Path, out: Path, catalog: Catalog | None = None, store: Path | None = None) -> PlanWork:
+def work_on(file: Path, out: Path, catalog: Catalog | None = None, store: Path | None = None) -> PlanSetup:
     """What `run_plan` takes."""
     return prepare(load_plan(file), out, progress=False, catalog=catalog, store=store)

@@ -16,7 +16,7 @@ from asda_core.pretrain.loop import pretrain
 from asda_core.statistics import mean_interval
 from asda_core.system.workers import Shard
 from asda_hear.ablation import estimate
-from asda_hear.ablation.plan import load_plan, text_of
+from asda_hear.ablation.plan import labels_text, load_plan
 from asda_hear.ablation.run import check_plan, prepare
 from asda_hear.cli import main
 from asda_hear.evaluate.task_checks import find_tasks
@@ -108,7 +108,7 @@ def test_mean_interval_is_students() -> None:
     values = [0.61, 0.65, 0.58, 0.7]
     low, high = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
     estimate = mean_interval(values)
-    assert (estimate.mean - estimate.half, estimate.mean + estimate.half) == pytest.approx((low, high))
+    assert (estimate.mean - estimate.half_width, estimate.mean + estimate.half_width) == pytest.approx((low, high))
     assert str(mean_interval([0.5])) == "0.500"
     assert str(mean_interval([0.5, 0.5])) == "0.500 ± 0.000"
 
@@ -204,7 +204,7 @@ def test_the_first_seed_of_all_comes_before_a_second(tmp_path: Path, audio_folde
     units = prepare(load_plan(given), tmp_path / "out").units()
     assert units[0].baseline == "log-mel"
     assert [unit.cells[0].seed for unit in units[1:]] == [0] * 4 + [1] * 4
-    labels = [text_of(unit.cells[0].labels) for unit in units[1:]]
+    labels = [labels_text(unit.cells[0].labels) for unit in units[1:]]
     assert labels[:4] == labels[4:]
 
 
@@ -232,7 +232,7 @@ def test_shards_are_not_by_label(tmp_path: Path, audio_folder: Path) -> None:
             units = work.units(Shard(index, shards))
             sizes.append(len(units))
             for unit in units:
-                homes.setdefault(text_of(unit.cells[0].labels), set()).add(index)
+                homes.setdefault(labels_text(unit.cells[0].labels), set()).add(index)
         assert [len(home) for home in homes.values()] == [shards] * labels
         assert max(sizes) - min(sizes) <= 1
 
@@ -273,7 +273,7 @@ def test_find_tasks(tmp_path: Path) -> None:
 
 def test_every_front_end_goes_into_a_plan(tmp_path: Path, catalog: Catalog) -> None:
     """Plans are checked without memory for weights, which tables of a front end are not made of."""
-    axes = {"front_end": [offer.spec.name for offer in catalog.family("front end")]}
+    axes = {"front_end": [offer.spec.name for offer in catalog.family_offers("front end")]}
     plan = load_plan(plan_file(tmp_path, axes=axes))
     assert len(plan.cells) >= 4
     check_plan(plan, catalog)

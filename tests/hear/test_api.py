@@ -9,7 +9,7 @@ from torch import Tensor
 import asda_hear
 from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import metadata_of, model_tensors, write_model
+from asda_core.checkpoint import checkpoint_metadata, model_tensors, write_model
 from asda_core.config import RunConfig
 from asda_core.errors import AsdaError, AudioError, ConfigError
 from asda_core.pretrain.loop import pretrain
@@ -22,7 +22,7 @@ from tests.released.writing import write_fairseq
 @pytest.fixture
 def checkpoint(catalog: Catalog, tiny: RunConfig, tmp_path: Path) -> Path:
     file = tmp_path / "model.safetensors"
-    write_model(file, model_tensors(build_parts(catalog, tiny), False), metadata_of(tiny, catalog, 0))
+    write_model(file, model_tensors(build_parts(catalog, tiny), False), checkpoint_metadata(tiny, catalog, 0))
     return file
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from asda_hear.cli import main
-from asda_hear.evaluate.commands import scores_beside
+from asda_hear.evaluate.commands import comparable_scores
 from asda_hear.evaluate.identity import SEARCH_STAMP, stamps, task_identity, weights_identity
-from asda_hear.evaluate.pairs import Pair, Pairs
+from asda_hear.evaluate.pairs import EvaluationSetup, Pair
 from asda_hear.evaluate.scores import SCORE_FILE
 from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
 from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
@@ -40,12 +40,12 @@ def put(
     return folder
 
 
-def calling(tasks: Path, out: Path, *names: str, config: EvaluationConfig = USUAL) -> Pairs:
-    return Pairs([Pair("log_mel", "log_mel", task) for task in find_tasks(tasks, names)], out, config, {})
+def calling(tasks: Path, out: Path, *names: str, config: EvaluationConfig = USUAL) -> EvaluationSetup:
+    return EvaluationSetup([Pair("log_mel", "log_mel", task) for task in find_tasks(tasks, names)], out, config, {})
 
 
-def found(work: Pairs) -> list[tuple[str, str]]:
-    return [(model, score.task) for model, score in scores_beside(work, tell=True)]
+def found(work: EvaluationSetup) -> list[tuple[str, str]]:
+    return [(model, score.task) for model, score in comparable_scores(work, warn=True)]
 
 
 @pytest.mark.heareval
@@ -73,7 +73,7 @@ def test_only_what_was_scored_alike(tasks: Path, tmp_path: Path, capsys: pytest.
     said += f"other on {SECOND} (grid_points 2, not 8, threads 2, not 1)\n"
     assert capsys.readouterr().err == said
     assert found(calling(tasks, out, "t2", config=FASTER)) == [("other", FIRST)]
-    assert scores_beside(calling(tasks, out, "t1")) != []
+    assert comparable_scores(calling(tasks, out, "t1")) != []
     assert capsys.readouterr().err.count("excluded from the tables") == 1  # told only where it is asked
 
 
@@ -92,7 +92,7 @@ def test_a_model_that_was_trained_on(tasks: Path, tmp_path: Path, capsys: pytest
     out, (first, second), model = tmp_path / "out", find_tasks(tasks), tmp_path / "mine.yaml"
     model.write_text("seed: 1\n")
     put(out, "mine", first, 0.5, model=str(model))
-    work = Pairs([Pair(str(model), "mine", second)], out, USUAL, {})
+    work = EvaluationSetup([Pair(str(model), "mine", second)], out, USUAL, {})
     assert found(work) == [("mine", FIRST)]
     model.write_text("seed: 22\n")
     assert found(work) == []

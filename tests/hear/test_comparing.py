@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from asda_hear.evaluate.items import Items
+from asda_hear.evaluate.clip_predictions import ClipPredictions
 from asda_hear.reporting.comparing import (
     BOOTSTRAP_SEED,
     DRAWS,
     Interval,
     compare,
-    compare_items,
+    compare_predictions,
     holm,
-    smallest_difference_seen,
+    min_detectable_difference,
     smallest_p,
     wilcoxon_over_tasks,
 )
-from asda_hear.reporting.tables import is_apart
+from asda_hear.reporting.tables import is_significant
 
 OURS = {"0": (0.70, 0.80), "1": (0.74, 0.82), "2": (0.69, 0.85)}
 THEIRS = {"0": (0.68, 0.75), "1": (0.75, 0.79), "2": (0.66, 0.80), "3": (0.1, 0.1)}
@@ -38,7 +38,7 @@ def test_the_difference_and_its_paired_t_by_formula() -> None:
     by_fold = np.array([0.04 / 3, 0.13 / 3])
     t = by_fold.mean() / (by_fold.std(ddof=1) / math.sqrt(2))
     assert found.p_folds == pytest.approx(2 * stats.t.sf(t, 1))
-    assert found.items is None
+    assert found.clip_interval is None
 
 
 def test_the_two_level_bootstrap_is_a_loop_over_drawn_seeds_and_folds() -> None:
@@ -111,21 +111,21 @@ def test_a_hundred_comparisons_are_quick() -> None:
     assert time.process_time() - start < 5
 
 
-def accuracy_items(hits: list[bool]) -> Items:
+def accuracy_items(hits: list[bool]) -> ClipPredictions:
     """Two classes; all clips are of the first."""
     said = np.array([[0.9, 0.1] if hit else [0.1, 0.9] for hit in hits], np.float32)
-    return Items("top1_acc", ((np.array([[True, False]] * len(hits)), said),))
+    return ClipPredictions("top1_acc", ((np.array([[True, False]] * len(hits)), said),))
 
 
 def test_clips_are_drawn_alike_for_both_models() -> None:
     """Ours is right where theirs is, and on 10 of 100 more: the drawn difference is binomial(100, 0.1) / 100."""
     ours, theirs = accuracy_items([True] * 60 + [False] * 40), accuracy_items([True] * 50 + [False] * 50)
-    found = compare_items([ours], [theirs])
+    found = compare_predictions([ours], [theirs])
     assert found is not None
     assert found.low == pytest.approx(stats.binom.ppf(0.025, 100, 0.1) / 100, abs=0.011)
     assert found.high == pytest.approx(stats.binom.ppf(0.975, 100, 0.1) / 100, abs=0.011)
-    assert compare_items([ours, ours], [ours]) == Interval(0, 0)
-    halves = compare_items([ours, theirs], [theirs])
+    assert compare_predictions([ours, ours], [ours]) == Interval(0, 0)
+    halves = compare_predictions([ours, theirs], [theirs])
     assert halves is not None
     assert [halves.low, halves.high] == pytest.approx([found.low / 2, found.high / 2])
 
@@ -135,21 +135,21 @@ def test_rankings_over_many_clips_and_classes() -> None:
     generator = np.random.default_rng(0)
     truth = np.eye(200, dtype=bool)[generator.integers(200, size=2_000)]
     noisy = [(truth + spread * generator.normal(size=truth.shape)).astype(np.float32) for spread in (0.5, 0.6)]
-    ours, theirs = (Items("mAP", ((truth, said),)) for said in noisy)
-    assert compare_items([ours], [ours]) == Interval(0, 0)
-    found = compare_items([ours], [theirs])
+    ours, theirs = (ClipPredictions("mAP", ((truth, said),)) for said in noisy)
+    assert compare_predictions([ours], [ours]) == Interval(0, 0)
+    found = compare_predictions([ours], [theirs])
     assert found is not None
     assert 0 < found.low < found.high
-    one = Items("mAP", ((truth[:1], noisy[0][:1]),))
-    alone = compare_items([one], [one])
+    one = ClipPredictions("mAP", ((truth[:1], noisy[0][:1]),))
+    alone = compare_predictions([one], [one])
     assert alone is not None
     assert math.isnan(alone.low)
 
 
 def test_other_clips_are_not_compared() -> None:
     items = accuracy_items([True, False])
-    assert compare_items([items], [accuracy_items([True])]) is None
-    assert compare_items([items], []) is None
+    assert compare_predictions([items], [accuracy_items([True])]) is None
+    assert compare_predictions([items], []) is None
 
 
 @pytest.mark.parametrize("sizes", [(1, 2, 3, 4, 5, 6), (1, 1, 2, 3, 3)])
@@ -186,18 +186,18 @@ def test_holm_on_a_worked_example() -> None:
 
 @pytest.mark.parametrize("pairs", [3, 5, 12])
 def test_power_by_simulation(pairs: int) -> None:
-    shift = smallest_difference_seen(0.02, pairs)
+    shift = min_detectable_difference(0.02, pairs)
     drawn = np.random.default_rng(3).normal(shift, 0.02, size=(20_000, pairs))
     assert np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.01)
 
 
 def test_power_at_its_ends() -> None:
-    many = smallest_difference_seen(1.0, 10_000)
+    many = min_detectable_difference(1.0, 10_000)
     assert many == pytest.approx((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) / 100, rel=1e-3)
-    assert smallest_difference_seen(1.0, 5, power=0.9) > smallest_difference_seen(1.0, 5)
-    assert smallest_difference_seen(0.0, 5) == 0
-    assert math.isfinite(smallest_difference_seen(0.01, 2))
-    assert math.isnan(smallest_difference_seen(0.01, 1))
+    assert min_detectable_difference(1.0, 5, power=0.9) > min_detectable_difference(1.0, 5)
+    assert min_detectable_difference(0.0, 5) == 0
+    assert math.isfinite(min_detectable_difference(0.01, 2))
+    assert math.isnan(min_detectable_difference(0.01, 1))
 
 
 def test_nothing_is_no_difference() -> None:
@@ -229,7 +229,7 @@ def test_equal_differences_of_every_seed_have_no_p() -> None:
     assert found is not None
     assert found.mean == pytest.approx(7 / 90, abs=1e-6)
     assert math.isnan(found.p_value)
-    assert not is_apart(found)
+    assert not is_significant(found)
     same = compare(theirs, {seed: tuple(value + 1e-8 for value in folds) for seed, folds in theirs.items()})
     assert same is not None
     assert (same.mean, same.p_value) == (0.0, 1.0)

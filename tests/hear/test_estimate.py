@@ -10,8 +10,8 @@ import pytest
 
 from asda_core.catalog import Catalog
 from asda_hear.ablation import estimate
-from asda_hear.ablation.cells import tasks_left
-from asda_hear.ablation.estimate import estimate_rest
+from asda_hear.ablation.cells import remaining_tasks
+from asda_hear.ablation.estimate import estimate_remaining
 from asda_hear.ablation.run import run_plan
 from asda_hear.cli import main
 from asda_hear.reporting.report import cells_command
@@ -40,9 +40,9 @@ def test_cells_of_no_steps_stand_for_no_kind(tmp_path: Path, catalog: Catalog, m
     monkeypatch.setattr(estimate, "PILOT_CLIPS", -1)
     plan = tone_plan(tmp_path, axes={"steps": [0, 2]}, seeds=[0])
     work = work_on(plan, tmp_path / "out", catalog)
-    found = estimate_rest(work, work.units())
-    assert list(found.step) == ["steps 2"]
-    assert found.training == 2 * found.step["steps 2"]
+    found = estimate_remaining(work, work.units())
+    assert list(found.step_seconds) == ["steps 2"]
+    assert found.training == 2 * found.step_seconds["steps 2"]
 
 
 def test_commands_say_the_seed_of_the_search(tmp_path: Path, catalog: Catalog) -> None:
@@ -58,7 +58,7 @@ def test_only_what_is_missing_is_estimated(tmp_path: Path, catalog: Catalog) -> 
     plan = tone_plan(tmp_path, seeds=[0], set={"steps": 1})
     work = work_on(plan, tmp_path / "out", catalog)
     run_plan(work)
-    assert [tasks_left(work, unit) for unit in work.units()] == [[]] * 3
+    assert [remaining_tasks(work, unit) for unit in work.units()] == [[]] * 3
     (task,) = work.tasks
     shutil.copytree(task, task.with_name("more-v1.0.0-full"))
     metadata = json.loads((task / "task_metadata.json").read_text())
@@ -68,10 +68,10 @@ def test_only_what_is_missing_is_estimated(tmp_path: Path, catalog: Catalog) -> 
     change_plan(plan, axes={"mixer": MIXERS, "options.scene_pooling": ["mean", "summary"]})
     work = work_on(plan, tmp_path / "out", catalog)
     more, old = "more-v1.0.0-full", task.name
-    left = [tasks_left(work, unit) for unit in work.units()]
+    left = [remaining_tasks(work, unit) for unit in work.units()]
     assert sorted(left, key=len) == [[more], [more, *sorted([more, old])], [more, *sorted([more, old])]]
     scored = estimate._scored_seconds(work)[old]
-    found = estimate_rest(work, [unit for unit in work.units() if tasks_left(work, unit)])
+    found = estimate_remaining(work, [unit for unit in work.units() if remaining_tasks(work, unit)])
     assert found.training == 0
     assert found.evaluation is not None
     assert found.evaluation > 2 * scored

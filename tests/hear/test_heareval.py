@@ -17,10 +17,10 @@ from asda_core.errors import ConfigError
 from asda_hear.cli import main
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate import compat, runner
+from asda_hear.evaluate.clip_predictions import read_predictions
 from asda_hear.evaluate.commands import claim_names, named_models
-from asda_hear.evaluate.compat import Trainings, hear_tools
+from asda_hear.evaluate.compat import TrainingCache, hear_tools
 from asda_hear.evaluate.identity import task_identity
-from asda_hear.evaluate.items import read_items
 from asda_hear.evaluate.runner import evaluate, finished_scores
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_csv, to_json, to_markdown
 from asda_hear.evaluate.task_audio import resample_task
@@ -210,7 +210,7 @@ def test_scores_without_their_stamp_are_nobodys(tasks: Path, tmp_path: Path, mon
     task, one, two = find_tasks(tasks, ["demo_pitch"]), QUICK, EvaluationConfig("faster", 2, seed=1)
     first = evaluate("log_mel", task, tmp_path, one, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "keep_items", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(runner, "write_predictions", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             evaluate("log_mel", task, tmp_path, two, progress=False)
     assert (tmp_path / task[0].name / "test.predicted-scores.json").exists()
@@ -228,7 +228,7 @@ def test_labels_that_look_like_something_else(tmp_path: Path) -> None:
     task = build_task(TaskConfig("t", clip_seconds=0.5), clips, tmp_path / "tasks", progress=False)
     (score,) = evaluate("log_mel", [task], tmp_path / "out", EvaluationConfig("faster", 1), progress=False)
     assert len(score.folds) == 3
-    kept = read_items(tmp_path / "out" / task.name)
+    kept = read_predictions(tmp_path / "out" / task.name)
     assert kept is not None
     assert [targets.shape for targets, _ in kept.folds] == [(6, 3)] * 3
     assert [targets.sum(axis=0).tolist() for targets, _ in kept.folds] == [[2, 2, 2]] * 3
@@ -273,7 +273,7 @@ def test_the_shims_are_put_back() -> None:
     assert "tensorflow" not in sys.modules
     assert not hasattr(np, "Inf") or "torchmetrics" in sys.modules  # torchmetrics puts it back by itself
     assert not hasattr(FitLoop, "current_epoch")
-    assert Trainings.current is None
+    assert TrainingCache.current is None
     with warnings.catch_warnings():
         import tensorboard.compat  # must not have seen the stand-in
 

@@ -12,8 +12,8 @@ from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
     identity_at,
     is_scored,
-    kept_identity,
     stamps,
+    stored_identity,
     task_identity,
     weights_identity,
 )
@@ -75,7 +75,7 @@ def test_another_rate_throws_no_scores_away(task: Path, tmp_path: Path, rate: in
     (task / "48000" / "fold00" / "._0.wav").touch()
     (task / "README.txt").touch()
     assert is_kept(out, task)
-    assert kept_identity(out / task.name, task, task_identity(task)) == identity_at(task, 48_000)
+    assert stored_identity(out / task.name, task, task_identity(task)) == identity_at(task, 48_000)
 
 
 @pytest.mark.parametrize("file", ["fold01.json", "task_metadata.json", "labelvocabulary.csv", "48000/fold01/1.wav"])

@@ -13,7 +13,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from asda_core.errors import TaskError
 from asda_hear.demo import make_corpus
-from asda_hear.evaluate.items import ITEMS_FILE, Items, can_score, keep_items, read_items, scorer
+from asda_hear.evaluate.clip_predictions import (
+    ITEMS_FILE,
+    ClipPredictions,
+    can_score,
+    read_predictions,
+    scorer,
+    write_predictions,
+)
 from asda_hear.evaluate.runner import evaluate
 from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
 
@@ -21,7 +28,7 @@ TARGETS = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], bool)
 SAID = np.array([[0.9, 0.8], [0.7, 0.6], [0.5, 0.7], [0.1, 0.2]], np.float32)
 
 
-def score(items: Items, *chosen: list[int]) -> float:
+def score(items: ClipPredictions, *chosen: list[int]) -> float:
     """Of all clips, or of those with these numbers in each fold, with repeats."""
     sizes = [len(targets) for targets, _ in items.folds]
     counts = (
@@ -46,8 +53,8 @@ def write_task(folder: Path, folds: list[str], metric: str = "top1_acc", embeddi
 @pytest.mark.parametrize("folds", [["test"], ["fold00", "fold01", "fold02"]])
 def test_kept_and_read(tmp_path: Path, folds: list[str]) -> None:
     write_task(tmp_path, folds, "mAP")
-    keep_items(tmp_path)
-    items = read_items(tmp_path)
+    write_predictions(tmp_path)
+    items = read_predictions(tmp_path)
     assert items is not None
     assert items.metric == "mAP"
     assert len(items.folds) == len(folds)
@@ -60,18 +67,18 @@ def test_kept_and_read(tmp_path: Path, folds: list[str]) -> None:
 
 def test_events_are_not_kept_and_old_items_go(tmp_path: Path) -> None:
     write_task(tmp_path, ["test"])
-    keep_items(tmp_path)
+    write_predictions(tmp_path)
     write_task(tmp_path, ["test"], embedding_type="event")
-    keep_items(tmp_path)
+    write_predictions(tmp_path)
     assert not (tmp_path / ITEMS_FILE).exists()
-    assert read_items(tmp_path) is None
+    assert read_predictions(tmp_path) is None
 
 
 def test_missing_predictions_are_named(tmp_path: Path) -> None:
     write_task(tmp_path, ["fold00", "fold01"])
     (tmp_path / "fold01.predictions.pkl").unlink()
     with pytest.raises(TaskError, match="fold01.predictions.pkl"):
-        keep_items(tmp_path)
+        write_predictions(tmp_path)
 
 
 class RunsCode:
@@ -97,7 +104,7 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, kind: type[RunsCode]) -> None:
     bad = kind(tmp_path / "ran")
     (tmp_path / "test.predictions.pkl").write_bytes(pickle.dumps({"target": bad, "prediction": bad}))
     with pytest.raises(TaskError, match="cannot read heareval's predictions"):
-        keep_items(tmp_path)
+        write_predictions(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -106,52 +113,56 @@ def test_other_content_is_refused(tmp_path: Path, content: object) -> None:
     write_task(tmp_path, ["test"])
     (tmp_path / "test.predictions.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(TaskError, match=r"test\.predictions\.pkl"):
-        keep_items(tmp_path)
+        write_predictions(tmp_path)
 
 
 def test_damaged_items_are_none(tmp_path: Path) -> None:
     write_task(tmp_path, ["test"])
-    keep_items(tmp_path)
+    write_predictions(tmp_path)
     file = tmp_path / ITEMS_FILE
     whole = file.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], b"PK" + b"\0" * 50, pickle.dumps([1])):
         file.write_bytes(damaged)
-        assert read_items(tmp_path) is None
+        assert read_predictions(tmp_path) is None
     for place in range(0, len(whole), 7):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
-        read_items(tmp_path)  # whatever it finds, it does not raise
+        read_predictions(tmp_path)  # whatever it finds, it does not raise
     with file.open("wb") as out:
         np.save(out, SAID)
-    assert read_items(tmp_path) is None
+    assert read_predictions(tmp_path) is None
     np.savez(file, metric=np.array("top1_acc"))
-    assert read_items(tmp_path) is None
+    assert read_predictions(tmp_path) is None
     np.savez(file, metric=np.array("top1_acc"), targets_0=TARGETS, predictions_0=SAID[:2])
-    assert read_items(tmp_path) is None
+    assert read_predictions(tmp_path) is None
     objects = np.array([{}], dtype=object)
     np.savez(file, metric=np.array("top1_acc"), targets_0=objects, predictions_0=objects)
-    assert read_items(tmp_path) is None
+    assert read_predictions(tmp_path) is None
 
 
 def test_accuracies_by_hand() -> None:
     targets = np.eye(24, dtype=bool)[[0, 13, 5, 23]]
     said = np.eye(24, dtype=np.float32)[[0, 1, 5, 20]]  # right, an octave below, right, wrong
     folds = ((targets, said), (targets[:1], said[:1]))
-    assert score(Items("top1_acc", folds)) == score(Items("pitch_acc", folds)) == (2 / 4 + 1) / 2
-    assert score(Items("chroma_acc", folds)) == (3 / 4 + 1) / 2
-    assert score(Items("top1_acc", folds), [3, 3, 0, 1], [0]) == (1 / 4 + 1) / 2
+    assert score(ClipPredictions("top1_acc", folds)) == score(ClipPredictions("pitch_acc", folds)) == (2 / 4 + 1) / 2
+    assert score(ClipPredictions("chroma_acc", folds)) == (3 / 4 + 1) / 2
+    assert score(ClipPredictions("top1_acc", folds), [3, 3, 0, 1], [0]) == (1 / 4 + 1) / 2
 
 
 def test_mean_average_precision_by_hand() -> None:
     """First class: positives at ranks 1 and 3, (1/1 + 2/3) / 2. Second: at ranks 2 and 3, (1/2 + 2/3) / 2."""
-    assert score(Items("mAP", ((TARGETS, SAID),))) == pytest.approx(((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
+    assert score(ClipPredictions("mAP", ((TARGETS, SAID),))) == pytest.approx(
+        ((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 2
+    )
     without = np.array(TARGETS)
     without[:, 1] = False
-    assert score(Items("mAP", ((without, SAID),))) == pytest.approx((1 + 2 / 3) / 2)  # the empty class is left out
+    assert score(ClipPredictions("mAP", ((without, SAID),))) == pytest.approx(
+        (1 + 2 / 3) / 2
+    )  # the empty class is left out
 
 
 def test_area_under_curve_by_hand() -> None:
     """First class: 3 of 4 pairs are in order. Second: 0.6 and 0.7 against 0.8 and 0.2, 2 of 4."""
-    items = Items("aucroc", ((TARGETS, SAID),))
+    items = ClipPredictions("aucroc", ((TARGETS, SAID),))
     assert score(items) == pytest.approx((3 / 4 + 2 / 4) / 2)
     assert np.isnan(score(items, [3, 3]))
     assert score(items, [0, 1]) == pytest.approx((1 + 0) / 2)
@@ -169,14 +180,14 @@ def test_rankings_of_resamples_are_those_of_scikit_learn(metric: str) -> None:
         truth, values = targets[chosen], said[chosen]
         told = truth.any(axis=0) & ~(truth.all(axis=0) & (metric == "aucroc"))
         wanted = np.mean([measure(truth[:, c], values[:, c]) for c in np.flatnonzero(told)]) if told.any() else np.nan
-        assert score(Items(metric, ((targets, said),)), list(chosen)) == pytest.approx(wanted, nan_ok=True)
+        assert score(ClipPredictions(metric, ((targets, said),)), list(chosen)) == pytest.approx(wanted, nan_ok=True)
 
 
 def test_what_can_be_scored() -> None:
     assert all(map(can_score, ("top1_acc", "pitch_acc", "chroma_acc", "mAP", "aucroc")))
     assert not can_score("event_onset_200ms_fms")
     with pytest.raises(TaskError, match="event_onset_200ms_fms"):
-        score(Items("event_onset_200ms_fms", ((TARGETS, SAID),)))
+        score(ClipPredictions("event_onset_200ms_fms", ((TARGETS, SAID),)))
 
 
 @pytest.mark.heareval
@@ -193,8 +204,8 @@ def test_the_score_is_that_of_heareval(tmp_path: Path) -> None:
     scores = evaluate("log_mel", tasks, tmp_path / "out", EvaluationConfig("faster", 1), progress=False)
     kept = 0
     for theirs in scores:
-        keep_items(tmp_path / "out" / theirs.task)
-        items = read_items(tmp_path / "out" / theirs.task)
+        write_predictions(tmp_path / "out" / theirs.task)
+        items = read_predictions(tmp_path / "out" / theirs.task)
         if items is not None:
             assert score(items) == pytest.approx(theirs.score, abs=1e-6)
             kept += 1

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.system.command_line import EXIT_STOPPED
-from asda_core.system.workers import Ended, Shard
+from asda_core.system.workers import Shard, WorkerResults
 from asda_hear.ablation import cells, jobs
 from asda_hear.ablation.cells import ERROR_FILE, is_done
 from asda_hear.ablation.jobs import run_jobs, submit_jobs
@@ -150,9 +150,9 @@ def test_the_command_that_makes_it_again(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_budget_that_is_not_spent_is_not_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of processes that were asked to stop."""
     work = work_on(tone_plan(tmp_path, budget={"hours": 100}), tmp_path / "out")
-    jobs._report(work, Shard(), [], 0.0, Ended([EXIT_STOPPED, EXIT_STOPPED], []))
+    jobs._report(work, Shard(), [], 0.0, WorkerResults([EXIT_STOPPED, EXIT_STOPPED], []))
     assert "is spent" not in capsys.readouterr().err
-    jobs._report(work, Shard(), [], 0.0, Ended([0, EXIT_STOPPED], []))
+    jobs._report(work, Shard(), [], 0.0, WorkerResults([0, EXIT_STOPPED], []))
     assert "the budget of 100.0 hours is spent; 5 trainings and baselines remain" in capsys.readouterr().err
 
 
@@ -175,7 +175,7 @@ def test_submitits_local_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(list((out / "submitit").glob("*_log.err"))) == 2
     with pytest.raises(ConfigError, match="submitit: .*nonsense"):
         submit_jobs(work_on(plan, out), 1, "local", {"nonsense": 5})
-    again = jobs.PlanJob(plan, out, out).checkpoint()
+    again = jobs.ClusterJob(plan, out, out).checkpoint()
     assert again.function.plan_file == plan
     monkeypatch.setattr(jobs, "submitit", None)
     with pytest.raises(ConfigError, match="submitit is not installed"):
@@ -326,7 +326,7 @@ def test_the_teacher_beside_the_student(tmp_path: Path) -> None:
     assert len({row["cell"] for row in rows}) == 1
     work = work_on(plan, out)
     (unit,) = (unit for unit in work.units() if unit.cells)
-    heard = {cells.model_of(work, unit, cell.options) for cell in unit.cells}
+    heard = {cells.model_path(work, unit, cell.options) for cell in unit.cells}
     assert heard == {str(unit.folder / "model.safetensors"), str(unit.folder)}
     shutil.rmtree(unit.folder / "step-00000006")
     assert cells.is_done(work, unit), "scores stay when the steps of a run are deleted"

@@ -17,20 +17,29 @@ from matplotlib.image import imread
 
 from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import metadata_of, model_tensors, write_model
+from asda_core.checkpoint import checkpoint_metadata, model_tensors, write_model
 from asda_core.config import ClassTokenConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.contracts import FrontEndContext
 from asda_core.errors import AsdaError, AudioError, ConfigError
 from asda_core.inference.attention_maps import attention_maps
-from asda_core.system.command_line import named
+from asda_core.system.command_line import import_function
 from asda_hear.arguments import add_look
-from asda_hear.looking.clip import OpenModel, features_of, mel_energies, read_stretch, silent_patches, stretch_of
+from asda_hear.looking.clip import OpenModel, input_features, make_excerpt, mel_energies, read_excerpt, silent_patches
 from asda_hear.looking.commands import open_models, parse_query
 from asda_hear.looking.drawing import attention_figure
-from asda_hear.looking.page import Looked, numbers_text
-from asda_hear.looking.patch_places import mel
-from asda_hear.looking.view import AddedNoise, Choice, Query, View, layer_numbers, look, noise_numbers, panel
+from asda_hear.looking.page import Inspection, measures_markdown
+from asda_hear.looking.patch_positions import hz_to_mel
+from asda_hear.looking.view import (
+    AddedNoise,
+    HeadChoice,
+    Query,
+    View,
+    layer_measures,
+    make_panel,
+    make_view,
+    noise_measures,
+)
 
 RATE = 16_000
 SECONDS = 1.295  # 128 frames: 8 time steps of 0.16 s, 8 bands
@@ -58,7 +67,7 @@ def sweep(seconds: float = 2.0) -> np.ndarray:
 
 def view_of(catalog: Catalog, mixer: str = "differential", noise: AddedNoise | None = None, **encoder: Any) -> View:
     model = model_of(catalog, mixer, **encoder)
-    return look(model, stretch_of(torch.from_numpy(sweep()).float(), model, 0.5), noise)
+    return make_view(model, make_excerpt(torch.from_numpy(sweep()).float(), model, 0.5), noise)
 
 
 @pytest.fixture
@@ -73,7 +82,7 @@ def checkpoint(catalog: Catalog, tmp_path: Path) -> Callable[..., Path]:
         config = run_config(mixer)
         file = tmp_path / f"{name or mixer}.safetensors"
         file.parent.mkdir(exist_ok=True)
-        write_model(file, model_tensors(build_parts(catalog, config), False), metadata_of(config, catalog, 0))
+        write_model(file, model_tensors(build_parts(catalog, config), False), checkpoint_metadata(config, catalog, 0))
         return file
 
     return write
@@ -83,7 +92,7 @@ def run(*words: Any) -> None:
     parser = argparse.ArgumentParser()
     add_look(parser)
     parsed = parser.parse_args([str(word) for word in words])
-    named(parsed.run)(parsed)
+    import_function(parsed.run)(parsed)
 
 
 class Page(HTMLParser):
@@ -170,18 +179,18 @@ def test_arrays(audio: Path, checkpoint: Callable[..., Path], tmp_path: Path) ->
 
 def test_a_panel_is_the_row_of_the_map(catalog: Catalog) -> None:
     view = view_of(catalog)
-    layer = attention_maps(view.model.encoder, features_of(view.model, view.stretch))[1]
-    drawn = panel(view, Choice(1, 0), Query("patch", 0.5 + 0.16 * 3 + 0.01, 440.0), "map 2")
+    layer = attention_maps(view.model.encoder, input_features(view.model, view.excerpt))[1]
+    drawn = make_panel(view, HeadChoice(1, 0), Query("patch", 0.5 + 0.16 * 3 + 0.01, 440.0), "map 2")
     assert drawn is not None
     assert drawn.query == (3, 1)
     row = layer.maps.second[0, 0, 1 + 3 * 8 + 1]  # type: ignore[index]
     assert np.allclose(drawn.values, (row[1:] * 65).reshape(8, 8).T, atol=1e-4)
-    assert drawn.on_class == pytest.approx(float(row[0]), abs=1e-6)
-    mean = panel(view, Choice(1), Query("mean"), "difference")
+    assert drawn.class_attention == pytest.approx(float(row[0]), abs=1e-6)
+    mean = make_panel(view, HeadChoice(1), Query("mean"), "difference")
     assert mean is not None
     assert mean.weight == pytest.approx(0.1)
     assert np.allclose(mean.values, layer.maps.difference[0].mean((0, 1))[1:].reshape(8, 8).T * 65, atol=1e-4)
-    assert mean.values.mean() * 64 / 65 + mean.on_class == pytest.approx(0.9, abs=1e-4)
+    assert mean.values.mean() * 64 / 65 + mean.class_attention == pytest.approx(0.9, abs=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{"wiring": "paired"}, {"token_order": "frequency"}], ids=str)
@@ -189,7 +198,7 @@ def test_patches_are_drawn_where_they_are(catalog: Catalog, changes: dict[str, A
     """Also where the sequence runs backwards, or along the bands: a query at a patch is that patch."""
     view = view_of(catalog, "standard", **changes)
     layer = view.layers[1]
-    drawn = panel(view, Choice(1, 1), Query("patch", 0.5 + 0.16 * 5.5, 4000.0), "map 1")
+    drawn = make_panel(view, HeadChoice(1, 1), Query("patch", 0.5 + 0.16 * 5.5, 4000.0), "map 1")
     assert drawn is not None
     assert drawn.query is not None
     step, band = drawn.query
@@ -201,14 +210,14 @@ def test_patches_are_drawn_where_they_are(catalog: Catalog, changes: dict[str, A
 def test_places(catalog: Catalog) -> None:
     """A tone at a frequency is loudest in the bin, and in the patch, that is said to be there."""
     model = model_of(catalog)
-    places = view_of(catalog).places
+    places = view_of(catalog).positions
     assert (places.grid, places.start_seconds, places.end_seconds) == ((8, 8), 0.5, pytest.approx(1.78))
     for hertz in (600.0, 1000.0, 3000.0, 7000.0):
         time = torch.arange(RATE) / RATE
         loudest = int(mel_energies(model, (2 * math.pi * hertz * time).sin()).mean(1).argmax())
-        assert abs(loudest - places.bin_of(hertz)) <= 1
+        assert abs(loudest - places.mel_bin(hertz)) <= 1
         assert places.patch_at(0.5, hertz) == loudest // 16
-    assert mel(1000) == pytest.approx(1000, abs=0.1)
+    assert hz_to_mel(1000) == pytest.approx(1000, abs=0.1)
     assert [label for _, label in places.ticks()] == ["0.25", "0.5", "1", "2", "4", "8"]
 
 
@@ -216,12 +225,12 @@ def test_places(catalog: Catalog) -> None:
 def test_outside(catalog: Catalog, query: str) -> None:
     view = view_of(catalog)
     with pytest.raises(ConfigError, match="--query"):
-        panel(view, Choice(), parse_query(query), "map 1")
+        make_panel(view, HeadChoice(), parse_query(query), "map 1")
 
 
 def test_numbers(catalog: Catalog) -> None:
     view = view_of(catalog)
-    rows = layer_numbers(view)
+    rows = layer_measures(view)
     assert [(row["layer"], row["map"]) for row in rows[:3]] == [
         ("0", "map 1"),
         ("0", "map 2"),
@@ -234,8 +243,8 @@ def test_numbers(catalog: Catalog) -> None:
     assert even["distance (s)"] == pytest.approx((64 - 1) / (3 * 8) * 0.16)
     assert float(rows[0]["entropy (bits)"]) < 0.99 * math.log2(65)
     assert rows[1]["lambda"] == pytest.approx(0.1)
-    assert noise_numbers(view) == []
-    text = numbers_text(Looked(Path("x"), [view], [Choice()], Query()))
+    assert noise_measures(view) == []
+    text = measures_markdown(Inspection(Path("x"), [view], [HeadChoice()], Query()))
     assert len({line.count("|") for line in text.splitlines() if "|" in line}) == 1
 
 
@@ -243,22 +252,22 @@ def test_silence(catalog: Catalog) -> None:
     """What is filled in is silent, and so is a clip without sound; even attention gives it its share of tokens."""
     model = model_of(catalog)
     noise = torch.randn(8000, generator=torch.Generator().manual_seed(0)) * 0.1
-    stretch = stretch_of(noise, model)  # 8,000 samples end in the fourth step
+    stretch = make_excerpt(noise, model)  # 8,000 samples end in the fourth step
     silent = silent_patches(model, stretch).reshape(8, 8)
     assert silent.all(1).tolist() == [False] * 4 + [True] * 4
     assert not silent[:4].any()
-    even = layer_numbers(look(model, stretch))[-1]
+    even = layer_measures(make_view(model, stretch))[-1]
     assert even["share on silence"] == pytest.approx(32 / 65)
-    assert silent_patches(model, stretch_of(torch.zeros(RATE), model)).all()
+    assert silent_patches(model, make_excerpt(torch.zeros(RATE), model)).all()
 
 
 def test_noise_beside_the_clean_clip(catalog: Catalog) -> None:
     noisy, clean = view_of(catalog, noise=AddedNoise(0.0)), view_of(catalog)
     assert noisy.noisy is not None
     assert noisy.noisy.noise_patches.any()
-    assert torch.equal(noisy.clean[1].maps.first, clean.layers[1].maps.first)
+    assert torch.equal(noisy.clean_layers[1].maps.first, clean.layers[1].maps.first)
     assert not torch.equal(noisy.layers[1].maps.first, clean.layers[1].maps.first)
-    rows = noise_numbers(noisy)
+    rows = noise_measures(noisy)
     assert len(rows) == 2 * 4
     for row in rows:
         assert float(row["share"]) == pytest.approx(float(row["share / chance"]) * float(row["chance"]))
@@ -267,7 +276,7 @@ def test_noise_beside_the_clean_clip(catalog: Catalog) -> None:
 def test_the_figure(catalog: Catalog) -> None:
     """A panel for each map there is, one colour scale for all models, 0 in its middle for the difference."""
     views = [view_of(catalog, "standard"), view_of(catalog)]
-    figure = attention_figure(views, [Choice(0), Choice(1, 1)], Query(), "both")
+    figure = attention_figure(views, [HeadChoice(0), HeadChoice(1, 1)], Query(), "both")
     titles = [axes.get_title() for axes in figure.axes]
     assert sum("map 2 (subtracted)" in title for title in titles) == 2
     assert sum("0.10" in title for title in titles) == 2
@@ -276,7 +285,7 @@ def test_the_figure(catalog: Catalog) -> None:
     assert len({(image.norm.vmin, image.norm.vmax) for image in maps}) == 2 * 2
     signed = [image.norm for axes, image in ((a, a.images[-1]) for a in figure.axes if "0.10" in a.get_title())]
     assert all(norm.vmin == -norm.vmax for norm in signed)  # type: ignore[operator]
-    alone = attention_figure(views[:1], [Choice()], Query())
+    alone = attention_figure(views[:1], [HeadChoice()], Query())
     assert sum("map" in axes.get_title() for axes in alone.axes) == 1
 
 
@@ -285,8 +294,8 @@ def test_nearly_even_attention_is_pale(catalog: Catalog) -> None:
     model = model_of(catalog)
     for parameter in model.encoder.parameters():
         parameter.data.zero_()
-    view = look(model, stretch_of(torch.from_numpy(sweep()).float(), model))
-    figure = attention_figure([view], [Choice()], Query())
+    view = make_view(model, make_excerpt(torch.from_numpy(sweep()).float(), model))
+    figure = attention_figure([view], [HeadChoice()], Query())
     first, second, difference = (axes.images[1] for axes in figure.axes if "map" in axes.get_title())
     for image in (first, second, difference):
         assert float(image.norm.vmax) == pytest.approx(2 * float(np.abs(image.get_array()).mean()))  # type: ignore[arg-type]
@@ -300,27 +309,27 @@ def test_without_a_checkpoint_it_is_the_model_of_the_package(audio: Path, tmp_pa
 
 def test_without_a_class_token(catalog: Catalog) -> None:
     view = view_of(catalog, class_token=ClassTokenConfig(position="none"))
-    drawn = panel(view, Choice(), Query(), "map 1")
+    drawn = make_panel(view, HeadChoice(), Query(), "map 1")
     assert drawn is not None
-    assert drawn.asked == "mean of all tokens"
+    assert drawn.description == "mean of all tokens"
     assert drawn.values.mean() == pytest.approx(1, abs=1e-4)
     with pytest.raises(ConfigError, match="no class token in this layer"):
-        panel(view, Choice(), Query("class"), "map 1")
+        make_panel(view, HeadChoice(), Query("class"), "map 1")
 
 
 def test_a_front_end_without_mel_bands(catalog: Catalog) -> None:
     """Maps are drawn over its features; what needs mel bands is left out or refused."""
     spec = catalog.find("front end", "mfcc").spec
     model = replace(model_of(catalog), front_end=spec.build(spec.config(), FrontEndContext(RATE)))
-    stretch = stretch_of(torch.from_numpy(sweep()).float(), model)
-    view = look(model, stretch)
+    stretch = make_excerpt(torch.from_numpy(sweep()).float(), model)
+    view = make_view(model, stretch)
     assert view.silent is None
-    assert "share on silence" not in layer_numbers(view)[0]
-    assert attention_figure([view], [Choice()], Query()).axes[0].get_ylabel() == "bin"
+    assert "share on silence" not in layer_measures(view)[0]
+    assert attention_figure([view], [HeadChoice()], Query()).axes[0].get_ylabel() == "bin"
     with pytest.raises(ConfigError, match="not mel bands"):
-        panel(view, Choice(), Query("patch", 0.1, 500.0), "map 1")
+        make_panel(view, HeadChoice(), Query("patch", 0.1, 500.0), "map 1")
     with pytest.raises(ConfigError, match="not mel bands"):
-        look(model, stretch, AddedNoise(0.0))
+        make_view(model, stretch, AddedNoise(0.0))
 
 
 @pytest.mark.parametrize(
@@ -348,13 +357,13 @@ def test_the_stretch_is_where_it_should_be(catalog: Catalog, tmp_path: Path) -> 
     model, file = model_of(catalog), tmp_path / "steps.wav"
     steps = np.repeat(np.linspace(0.1, 0.8, 8), RATE // 4)  # a new level every 0.25 s
     soundfile.write(file, np.stack([steps, steps], axis=1), RATE)
-    stretch = read_stretch(file, model, 0.5)
+    stretch = read_excerpt(file, model, 0.5)
     assert len(stretch.audio) == 20_720
-    assert stretch.num_samples == 20_720
+    assert stretch.num_file_samples == 20_720
     assert stretch.audio[100] == pytest.approx(0.3, abs=1e-3)
     assert stretch.audio[5000] == pytest.approx(0.4, abs=1e-3)
-    late = read_stretch(file, model, 1.75)
-    assert late.num_samples == 4000
+    late = read_excerpt(file, model, 1.75)
+    assert late.num_file_samples == 4000
     assert not late.audio[4000:].any()
 
 
@@ -419,8 +428,10 @@ def test_the_baseline_has_no_attention(audio: Path, tmp_path: Path) -> None:
 
 def test_the_title_tells_of_clips_of_several_lengths(catalog: Catalog) -> None:
     short, other = view_of(catalog), view_of(catalog, "standard")
-    long = replace(other, places=replace(other.places, grid=(16, 8)))
-    titles = [Looked(Path("a.wav"), views, [Choice()], Query()).title for views in ([short, other], [long, short])]
+    long = replace(other, positions=replace(other.positions, grid=(16, 8)))
+    titles = [
+        Inspection(Path("a.wav"), views, [HeadChoice()], Query()).title for views in ([short, other], [long, short])
+    ]
     assert titles[0] == "a.wav, 0.50 s to 1.78 s"
     assert titles[1] == "a.wav, 0.50 s to 1.78 s or 3.06 s, depending on the clip length of the model"
 
@@ -428,7 +439,7 @@ def test_the_title_tells_of_clips_of_several_lengths(catalog: Catalog) -> None:
 def test_looking_changes_nothing(catalog: Catalog) -> None:
     model = model_of(catalog)
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
-    look(model, stretch_of(torch.zeros(10), model))
+    make_view(model, make_excerpt(torch.zeros(10), model))
     assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
 
 

@@ -19,16 +19,16 @@ from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.attention_maps import LayerMaps
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import AttentionMaps
-from asda_hear.looking.clip import OpenModel, features_of, patch_energies, stretch_of
-from asda_hear.looking.measures import distance, entropy, mean_over, share_on
+from asda_hear.looking.clip import OpenModel, input_features, make_excerpt, patch_energies
+from asda_hear.looking.measures import attention_share, distance, entropy, query_mean
 from asda_hear.looking.noise import add_noise, draw_noise
 from asda_hear.looking.noise_attention import (
     NoiseConfig,
     NoiseRow,
+    layer_shares,
     main_rows,
     measure_noise,
     noise_attention,
-    shares_of,
 )
 
 RATE = 16_000
@@ -61,26 +61,26 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("seconds", [SECONDS, 0.9])
 def test_the_noise_is_as_loud_as_it_says(catalog: Catalog, snr_db: float, seconds: float) -> None:
     model = model_of(catalog)
-    stretch = stretch_of(tone(seconds), model)
+    stretch = make_excerpt(tone(seconds), model)
     noise = draw_noise(model, stretch, "white", seed=0)
     noisy = add_noise(model, stretch, noise, snr_db)
-    added = noisy.stretch.audio - stretch.audio
+    added = noisy.excerpt.audio - stretch.audio
     there = noise.gate.bool()
-    ratio = 10 * math.log10(stretch.sound.square().mean() / added[there].square().mean())
+    ratio = 10 * math.log10(stretch.unpadded_audio.square().mean() / added[there].square().mean())
     assert ratio == pytest.approx(snr_db, abs=0.25)  # of what was drawn, part is heard
     assert added[~there].count_nonzero() == 0
-    assert added[stretch.num_samples :].count_nonzero() == 0
+    assert added[stretch.num_file_samples :].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_clean_steps_stay_exactly_clean(catalog: Catalog, seed: int) -> None:
     """Half of the steps are noisy in all of their patches, and not one value of the other half has changed."""
     model = model_of(catalog)
-    stretch = stretch_of(tone(), model)
+    stretch = make_excerpt(tone(), model)
     noise = draw_noise(model, stretch, "white", seed)
     assert noise.steps.sum() == 4
     noisy = add_noise(model, stretch, noise, 0.0)
-    clean, changed = (features_of(model, each)[0].unflatten(1, (8, 16)) for each in (stretch, noisy.stretch))
+    clean, changed = (input_features(model, each)[0].unflatten(1, (8, 16)) for each in (stretch, noisy.excerpt))
     for step, is_noisy in enumerate(noise.steps.tolist()):
         assert torch.equal(clean[:, step], changed[:, step]) != is_noisy
     patches = noisy.noise_patches.reshape(8, 8)
@@ -91,10 +91,10 @@ def test_clean_steps_stay_exactly_clean(catalog: Catalog, seed: int) -> None:
 
 def test_noise_patches_are_those_where_noise_is_louder(catalog: Catalog) -> None:
     model = model_of(catalog)
-    stretch = stretch_of(tone(), model)
+    stretch = make_excerpt(tone(), model)
     noise = draw_noise(model, stretch, "white", 1)
     noisy = add_noise(model, stretch, noise, 10.0)
-    added = noisy.stretch.audio - stretch.audio
+    added = noisy.excerpt.audio - stretch.audio
     louder = patch_energies(model, added) > 1.01 * patch_energies(model, stretch.audio)
     assert 0 < louder.sum() < 64
     assert (noisy.noise_patches | ~louder).all()
@@ -104,18 +104,20 @@ def test_noise_patches_are_those_where_noise_is_louder(catalog: Catalog) -> None
 
 def test_short_clips_count_their_sound_alone(catalog: Catalog) -> None:
     model = model_of(catalog)
-    stretch = stretch_of(tone(0.7), model)  # 11,200 samples begin 5 steps of 2,560
+    stretch = make_excerpt(tone(0.7), model)  # 11,200 samples begin 5 steps of 2,560
     for seed in range(5):
         noise = draw_noise(model, stretch, "white", seed)
         assert noise.steps.sum() == 2
         assert not noise.steps[5:].any()
-    assert add_noise(model, stretch, noise, 0.0).counted.reshape(8, 8).all(1).tolist() == [True] * 5 + [False] * 3
+    assert (
+        add_noise(model, stretch, noise, 0.0).unpadded_patches.reshape(8, 8).all(1).tolist() == [True] * 5 + [False] * 3
+    )
 
 
 def test_noise_from_a_file(catalog: Catalog, tmp_path: Path) -> None:
     model, file = model_of(catalog), tmp_path / "hum.wav"
     soundfile.write(file, tone(0.1).numpy(), RATE)  # shorter than the clip: repeated
-    stretch = stretch_of(torch.randn(20_720) * 0.1, model)
+    stretch = make_excerpt(torch.randn(20_720) * 0.1, model)
     short = draw_noise(model, stretch, file, 0)
     assert torch.equal(short.audio[:1600], short.audio[1600:3200])
     soundfile.write(file, tone(3.0).numpy(), RATE)
@@ -126,17 +128,17 @@ def test_noise_from_a_file(catalog: Catalog, tmp_path: Path) -> None:
 
 def test_no_ratio_without_sound(catalog: Catalog) -> None:
     model = model_of(catalog)
-    silent = stretch_of(torch.zeros(RATE), model)
+    silent = make_excerpt(torch.zeros(RATE), model)
     with pytest.raises(AudioError, match="the clip is digital silence"):
         add_noise(model, silent, draw_noise(model, silent, "white", 0), 0.0)
-    short = stretch_of(torch.ones(3), model)
+    short = make_excerpt(torch.ones(3), model)
     with pytest.raises(AudioError, match="fewer than two time steps"):
         draw_noise(model, short, "white", 0)
     with pytest.raises(ConfigError, match="must be a finite number of dB"):
-        add_noise(model, stretch_of(tone(), model), draw_noise(model, silent, "white", 0), math.nan)
+        add_noise(model, make_excerpt(tone(), model), draw_noise(model, silent, "white", 0), math.nan)
     for too_loud in (-1000.0, -10_000.0):
         with pytest.raises(ConfigError, match="exceed the range of float32"):
-            add_noise(model, stretch_of(tone(), model), draw_noise(model, silent, "white", 0), too_loud)
+            add_noise(model, make_excerpt(tone(), model), draw_noise(model, silent, "white", 0), too_loud)
 
 
 def test_measures_by_hand() -> None:
@@ -149,13 +151,13 @@ def test_measures_by_hand() -> None:
     assert torch.isnan(time[0, 0, 0])
     assert time[0, 0, 1:].tolist() == pytest.approx([1.0, 0.0, 0.5, 0.5])
     assert band[0, 0, 1:].tolist() == pytest.approx([1.0, 0.0, 0.5, 0.5])
-    assert mean_over(time, layout.valid) == pytest.approx(0.5)
+    assert query_mean(time, layout.valid) == pytest.approx(0.5)
     chosen = torch.tensor([[False, False, False, False, True]])
-    assert share_on(attention, chosen)[0, 0].tolist() == pytest.approx([0.2, 0.5, 0.0, 0.2, 0.2])
+    assert attention_share(attention, chosen)[0, 0].tolist() == pytest.approx([0.2, 0.5, 0.0, 0.2, 0.2])
     counted = torch.tensor([[False, False, True, True, True]])
-    shares = share_on(attention, chosen, counted)[0, 0]
+    shares = attention_share(attention, chosen, counted)[0, 0]
     assert shares.tolist() == pytest.approx([1 / 3, 1.0, 0.0, 1 / 3, 1 / 3])
-    assert torch.isnan(share_on(torch.zeros(1, 1, 5, 5), chosen)).all()
+    assert torch.isnan(attention_share(torch.zeros(1, 1, 5, 5), chosen)).all()
 
 
 def test_shares_by_hand() -> None:
@@ -165,7 +167,7 @@ def test_shares_by_hand() -> None:
     first, second = torch.full((1, 1, 4, 4), 0.25), torch.zeros(1, 1, 4, 4)
     second[..., 2] = 1.0
     layer = LayerMaps(AttentionMaps(first, second, torch.tensor(0.5)), layout)
-    found = {(what, queries): (share, chance) for what, queries, share, chance in shares_of(layer, noise, counted)}
+    found = {(what, queries): (share, chance) for what, queries, share, chance in layer_shares(layer, noise, counted)}
     assert len(found) == 8
     assert {chance for _, chance in found.values()} == {0.25}
     for queries in ("all", "class token"):
@@ -202,7 +204,7 @@ def test_rows(catalog: Catalog, folder: Path) -> None:
     model = model_of(catalog)
     files = sorted(folder.glob("*.wav"))
     result = noise_attention(model, files, NoiseConfig((10.0, -5.0), seed=3))
-    assert result.clips == 3
+    assert result.num_clips == 3
     assert sorted(reason.split("/")[-1].split(".wav")[0] for reason in result.skipped) == ["silent", "text"]
     rows = by_key(result.rows)
     assert len(rows) == 2 * 2 * 4 * 2 * 3  # ratios, with and without, what, queries, layers and mean
@@ -217,7 +219,7 @@ def test_rows(catalog: Catalog, folder: Path) -> None:
     assert noise_attention(model, files, NoiseConfig((10.0, -5.0), seed=3)).rows == result.rows
     assert noise_attention(model, files, NoiseConfig((10.0, -5.0), seed=4)).rows != result.rows
     limited = noise_attention(model, files, NoiseConfig(clips=2))
-    assert limited.clips == 2
+    assert limited.num_clips == 2
     assert all(len(row.ratios) == 2 for row in limited.rows)
 
 

@@ -11,10 +11,10 @@ import matplotlib
 import pytest
 
 from asda_core.statistics import mean_interval
-from asda_hear.reporting.answer import answer
-from asda_hear.reporting.charts import MOST_NAMED, effect_charts, looks_of
+from asda_hear.reporting.charts import MAX_NAMED_LINES, effect_charts, line_styles
+from asda_hear.reporting.conclusion import conclusion
 from asda_hear.reporting.page import Failure, PageDetails, write_page
-from asda_hear.reporting.summary import Effect, Line, Summary, TaskResult
+from asda_hear.reporting.summary import Effect, Summary, SummaryLine, TaskResult
 from asda_hear.reporting.tables import make_grid
 from tests.hear.test_tables import APART, NASTY, result, summary
 
@@ -69,7 +69,7 @@ def details(shown: Summary) -> PageDetails:
         command=f"asda-hear ablate {NASTY}",
         cell_commands={cell: f"asda-hear ablate plan.yaml --cell {cell}" for cell in cells},
         failures=(Failure("lost", f"ValueError: {NASTY}", f"Traceback\n{NASTY}"),),
-        made="2026-11-21 01:00 UTC",
+        created="2026-11-21 01:00 UTC",
         wall_seconds=6300.0,
         cpu_seconds=59.0,
     )
@@ -184,7 +184,7 @@ def test_configs_stand_once_per_line(tmp_path: Path) -> None:
 
 
 def test_the_answer_says_no_more_than_the_numbers() -> None:
-    text = " ".join(answer(summary()))
+    text = " ".join(conclusion(summary()))
     assert "esc10: mixer a, lambda 0.1 has the best mean of 4" in text
     assert "+0.100 [+0.050, +0.150] from the reference, which excludes 0" in text
     assert "but the baseline log-mel (0.700) is better" in text
@@ -196,11 +196,11 @@ def test_the_answer_says_no_more_than_the_numbers() -> None:
     lines = list(summary().lines)
     lines[1] = dataclasses.replace(lines[1], results={"esc10-v1.0.0-full": result(0.6, difference=doubtful)})
     doubted = dataclasses.replace(summary(), lines=tuple(lines))
-    assert "though a paired t-test over seeds gives p = 0.3" in " ".join(answer(doubted))
+    assert "though a paired t-test over seeds gives p = 0.3" in " ".join(conclusion(doubted))
     by_folds = dataclasses.replace(APART, p_folds=0.2)
     lines[1] = dataclasses.replace(lines[1], results={"esc10-v1.0.0-full": result(0.6, difference=by_folds)})
     doubted = dataclasses.replace(summary(), lines=tuple(lines))
-    assert "though a paired t-test over folds gives p = 0.2" in " ".join(answer(doubted))
+    assert "though a paired t-test over folds gives p = 0.2" in " ".join(conclusion(doubted))
 
 
 def test_the_test_over_folds_has_a_column_where_there_are_folds(tmp_path: Path) -> None:
@@ -217,17 +217,17 @@ def test_the_test_over_folds_has_a_column_where_there_are_folds(tmp_path: Path) 
 def test_the_answer_counts_many_tasks() -> None:
     tasks = {f"t{number}": "mAP" for number in range(6)}
     labels = {"mixer": "a"}
-    first = Line(labels, "", dict.fromkeys(tasks, result(0.5)), {}, seeds=(0, 1))
-    other = Line(
+    first = SummaryLine(labels, "", dict.fromkeys(tasks, result(0.5)), {}, seeds=(0, 1))
+    other = SummaryLine(
         {"mixer": "b"}, "", {task: result(0.6, difference=APART) for task in list(tasks)[:4]}, {}, seeds=(0, 1)
     )
     many = Summary("t", "q", tasks, frozenset(), {"mixer": ("a", "b")}, (first, other), first, (), ())
-    first_sentence, _ = answer(many)
+    first_sentence, _ = conclusion(many)
     assert first_sentence.startswith("b has the best mean on 4 of 6 tasks; its difference from a has an interval")
     assert "without 0 and p < 0.05 on 4 of these" in first_sentence
     few = dataclasses.replace(APART, pairs=1)
     other = dataclasses.replace(other, results=dict.fromkeys(other.results, result(0.6, difference=few)))
-    first_sentence, _ = answer(dataclasses.replace(many, lines=(first, other)))
+    first_sentence, _ = conclusion(dataclasses.replace(many, lines=(first, other)))
     assert first_sentence.endswith("; there are too few seeds for intervals of its differences from a.")
 
 
@@ -235,28 +235,28 @@ def test_the_answer_does_not_count_ties_as_wins() -> None:
     """Two lines that are level on three tasks; the other is better on the fourth."""
     tasks = {f"t{number}": "mAP" for number in range(4)}
     same = dict.fromkeys(list(tasks)[:3], result(0.5))
-    first = Line({"mixer": "p"}, "", {**same, "t3": result(0.1)}, {}, seeds=(0, 1))
-    other = Line({"mixer": "q"}, "", {**same, "t3": result(0.9)}, {}, seeds=(0, 1))
+    first = SummaryLine({"mixer": "p"}, "", {**same, "t3": result(0.1)}, {}, seeds=(0, 1))
+    other = SummaryLine({"mixer": "q"}, "", {**same, "t3": result(0.9)}, {}, seeds=(0, 1))
     found = Summary("t", "q", tasks, frozenset(), {"mixer": ("p", "q")}, (first, other), None, (), ())
-    assert answer(found)[0] == "q has the best mean on 1 of 4 tasks (on 3 several tie)."
+    assert conclusion(found)[0] == "q has the best mean on 1 of 4 tasks (on 3 several tie)."
     level = dataclasses.replace(found, lines=(first, dataclasses.replace(first, labels={"mixer": "q"})))
-    assert answer(level)[0] == "several tie for the best mean on each of 4 tasks."
+    assert conclusion(level)[0] == "several tie for the best mean on each of 4 tasks."
     few = dataclasses.replace(found, tasks={"t0": "mAP"})
-    assert answer(few)[0].startswith("t0: p ties with 1 more for the best mean of 2, 0.508 ± 0.032")
+    assert conclusion(few)[0].startswith("t0: p ties with 1 more for the best mean of 2, 0.508 ± 0.032")
 
 
 def one_axis(count: int, tasks: tuple[str, ...] = ("x",), value: float = 0.5, seeds: int = 1) -> Summary:
     """A plan with one axis of so many labels."""
     labels = tuple(f"label{place}" for place in range(count))
     results = {task: result(value, seeds=seeds) for task in tasks}
-    lines = tuple(Line({"a": label}, "", results, {"CPU s": 1.0 + place}, seeds=tuple(range(seeds)))
+    lines = tuple(SummaryLine({"a": label}, "", results, {"CPU s": 1.0 + place}, seeds=tuple(range(seeds)))
                   for place, label in enumerate(labels))  # fmt: skip
     effects = tuple(Effect("a", label, task, results[task].estimate, None) for label in labels for task in tasks)
     return Summary("t", "q", dict.fromkeys(tasks, "mAP"), frozenset(), {"a": labels}, lines, lines[0], effects, ())
 
 
 def baselines_alone() -> Summary:
-    line = Line({}, "mel", {"x": TaskResult({"": (0.5,)}, mean_interval([0.5]), True)}, {})
+    line = SummaryLine({}, "mel", {"x": TaskResult({"": (0.5,)}, mean_interval([0.5]), True)}, {})
     return Summary("t", "q", {"x": "mAP"}, frozenset(), {"a": ("b",)}, (line,), None, (), ())
 
 
@@ -275,12 +275,12 @@ def baselines_alone() -> Summary:
 def test_plans_of_all_shapes(tmp_path: Path, shown: Summary) -> None:
     page = Page(written(shown, tmp_path, PageDetails()))
     assert len([attrs for tag, attrs in page.tags if attrs.get("scope") == "row"]) >= len(shown.lines)
-    assert all(sentence.endswith(".") for sentence in answer(shown))
+    assert all(sentence.endswith(".") for sentence in conclusion(shown))
 
 
 def test_a_large_plan_is_small_enough(tmp_path: Path) -> None:
     large = one_axis(100, seeds=3)
-    assert sum(look.named for look in looks_of(large).values()) == MOST_NAMED
+    assert sum(look.named for look in line_styles(large).values()) == MAX_NAMED_LINES
     curve = {"step": list(range(20)), "loss": [1.0] * 20}
     text = written(large, tmp_path, PageDetails(curves={line.name: {"0": curve} for line in large.lines}))
     assert len(text.encode()) < 2_000_000
@@ -288,8 +288,8 @@ def test_a_large_plan_is_small_enough(tmp_path: Path) -> None:
 
 
 def test_lines_differ_by_more_than_colour() -> None:
-    looks = list(looks_of(one_axis(MOST_NAMED)).values())
-    assert len({(look.colour, look.marker) for look in looks}) == MOST_NAMED
+    looks = list(line_styles(one_axis(MAX_NAMED_LINES)).values())
+    assert len({(look.colour, look.marker) for look in looks}) == MAX_NAMED_LINES
     assert len({look.marker for look in looks[:6]}) == 6
 
 
@@ -305,9 +305,11 @@ def test_lines_differ_by_more_than_colour_where_some_are_grey() -> None:
         dataclasses.replace(one, labels={"axis": str(first), "other": other}) for first in range(7) for other in "ab"
     )
     axes = {"axis": tuple(map(str, range(7))), "other": ("a", "b")}
-    looks = [look for look in looks_of(dataclasses.replace(one_axis(1), axes=axes, lines=lines)).values() if look.named]
-    assert len(looks) == MOST_NAMED
-    assert len({(look.colour, look.marker) for look in looks}) == MOST_NAMED
+    looks = [
+        look for look in line_styles(dataclasses.replace(one_axis(1), axes=axes, lines=lines)).values() if look.named
+    ]
+    assert len(looks) == MAX_NAMED_LINES
+    assert len({(look.colour, look.marker) for look in looks}) == MAX_NAMED_LINES
     assert len({look.marker for look in looks}) == 6
 
 

@@ -18,8 +18,8 @@ from asda_core.system.files import disk_time
 from asda_core.system.workers import with_options
 from asda_hear.cli import main
 from asda_hear.demo import make_corpus
-from asda_hear.evaluate.items import ITEMS_FILE
-from asda_hear.evaluate.pairs import EvaluationFailed, Pair, Pairs
+from asda_hear.evaluate.clip_predictions import ITEMS_FILE
+from asda_hear.evaluate.pairs import EvaluationFailed, EvaluationSetup, Pair
 from asda_hear.evaluate.scoring import score_pairs
 from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
 from asda_hear.work_queue import read_failure, write_failure
@@ -55,8 +55,8 @@ def command(tasks: Path, out: Path, *more: str) -> list[str]:
     return ["evaluate", "--tasks", str(tasks), "--out", str(out), *quick, *more]
 
 
-def pairs(tasks: Path, out: Path) -> Pairs:
-    return Pairs([Pair("log_mel", "log_mel", task) for task in find_tasks(tasks)], out, QUICK, {})
+def pairs(tasks: Path, out: Path) -> EvaluationSetup:
+    return EvaluationSetup([Pair("log_mel", "log_mel", task) for task in find_tasks(tasks)], out, QUICK, {})
 
 
 def test_the_scores_of_one_process(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from asda_core.assemble import build_encoder, build_parts
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import metadata_of, model_tensors, write_model
+from asda_core.checkpoint import checkpoint_metadata, model_tensors, write_model
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError, ConfigError
 from asda_hear import get_scene_embeddings, get_timestamp_embeddings, load_model
-from asda_hear.pooling import Averaging, Steps
+from asda_hear.pooling import BackboneOutput, StatisticsAccumulator
 
 
 def audio_of(seconds: float, clips: int = 2) -> Tensor:
@@ -23,18 +23,18 @@ def audio_of(seconds: float, clips: int = 2) -> Tensor:
 @pytest.fixture
 def model_file(catalog: Catalog, tiny: RunConfig, tmp_path: Path) -> Path:
     file = tmp_path / "model.safetensors"
-    write_model(file, model_tensors(build_parts(catalog, tiny), False), metadata_of(tiny, catalog, 0))
+    write_model(file, model_tensors(build_parts(catalog, tiny), False), checkpoint_metadata(tiny, catalog, 0))
     return file
 
 
 def test_averages_over_windows_are_those_of_all_steps() -> None:
     steps = torch.randn(3, 11, 5, generator=torch.Generator().manual_seed(0)) + 1000  # a spread beside a large mean
-    averaging = Averaging()
+    averaging = StatisticsAccumulator()
     for first, last in ((0, 4), (4, 5), (5, 5), (5, 11)):
-        window = Steps(torch.full((3, 2), float(first)), steps[:, max(0, first - 1) : last + 1], steps)
+        window = BackboneOutput(torch.full((3, 2), float(first)), steps[:, max(0, first - 1) : last + 1], steps)
         keep_from = first - max(0, first - 1)
         averaging.add(window, keep_from, keep_from + last - first)
-    found = averaging.average()
+    found = averaging.compute()
     torch.testing.assert_close(found.mean, steps.mean(dim=1))
     torch.testing.assert_close(found.std, steps.double().std(dim=1, correction=0).float(), rtol=1e-4, atol=1e-4)
     change = steps.double().diff(dim=1).square().mean(dim=1).sqrt()
@@ -43,10 +43,10 @@ def test_averages_over_windows_are_those_of_all_steps() -> None:
 
 
 def test_one_step_has_no_spread() -> None:
-    averaging = Averaging()
-    averaging.add(Steps(torch.ones(1, 2), torch.ones(1, 1, 3), torch.ones(1, 1, 3)), 0, 1)
-    assert torch.equal(averaging.average().std, torch.zeros(1, 3))
-    assert torch.equal(averaging.average().change, torch.zeros(1, 3))
+    averaging = StatisticsAccumulator()
+    averaging.add(BackboneOutput(torch.ones(1, 2), torch.ones(1, 1, 3), torch.ones(1, 1, 3)), 0, 1)
+    assert torch.equal(averaging.compute().std, torch.zeros(1, 3))
+    assert torch.equal(averaging.compute().change, torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize("pooling", ["statistics", "dynamics"])
@@ -132,16 +132,16 @@ def test_a_checkpoint_says_what_suits_it_and_options_go_first(
     file = tmp_path / "model.safetensors"
     suited = {"scene_pooling": "statistics", "layers": [1, 2]}
     tensors = model_tensors(build_parts(catalog, tiny), False)
-    write_model(file, tensors, metadata_of(tiny, catalog, 0, embedding=suited))
+    write_model(file, tensors, checkpoint_metadata(tiny, catalog, 0, embedding=suited))
     model = load_model(file)
     assert model.scene_embedding_size == 4 * model.backbone.num_bands * tiny.encoder.dim
     assert model.timestamp_embedding_size == 2 * tiny.encoder.dim
     assert load_model(file, layers=[2], scene_pooling="mean").scene_embedding_size == tiny.encoder.dim
     for wrong in ({"scene_poling": "mean"}, {"layers": "all"}, {"layers": [9]}):
-        write_model(file, tensors, metadata_of(tiny, catalog, 0, embedding=wrong))
+        write_model(file, tensors, checkpoint_metadata(tiny, catalog, 0, embedding=wrong))
         with pytest.raises(ConfigError, match=r"layers|scene_poling"):
             load_model(file)
-    write_model(file, tensors, {**metadata_of(tiny, catalog, 0), "embedding": "[1]"})
+    write_model(file, tensors, {**checkpoint_metadata(tiny, catalog, 0), "embedding": "[1]"})
     with pytest.raises(CheckpointError, match="cannot read 'embedding' in its metadata"):
         load_model(file)
 

@@ -12,7 +12,7 @@ from asda_hear.ablation.plan import Plan, load_plan
 from asda_hear.reporting import notes
 from asda_hear.reporting.comparing import Interval
 from asda_hear.reporting.summarising import summarise
-from asda_hear.reporting.summary import effect_names
+from asda_hear.reporting.summary import effect_labels
 from tests.hear.test_ablation import plan_file
 
 FACTS = {"heareval": "h", "torch": "t", "asda": "a", "gflops": 0.5, "trained": 8, "parameters": 8, "cell": "c"}
@@ -59,14 +59,14 @@ def test_lines(plan: Plan, rows: list[dict[str, Any]]) -> None:
     assert [line.results["a"].best for line in summary.lines] == [False, False, False, True, False]
     assert best.results["a"].estimate.mean == pytest.approx((0.9 + 0.7) / 2)
     low, high = scipy.stats.t.interval(0.95, 1, loc=0.8, scale=scipy.stats.sem([0.9, 0.7]))
-    assert best.results["a"].estimate.half == pytest.approx((high - low) / 2)
+    assert best.results["a"].estimate.half_width == pytest.approx((high - low) / 2)
     assert (best.seeds, best.costs["CPU s"]) == ((0, 1), 10.5)
     assert "b" not in best.results
     assert all(line.results["b"].best for line in summary.lines[:3])  # equal
 
 
 def test_differences_from_the_reference(plan: Plan, rows: list[dict[str, Any]]) -> None:
-    summary = summarise(plan, rows, items=lambda ours, theirs: Interval(len(ours), len(theirs)))
+    summary = summarise(plan, rows, compare_clips=lambda ours, theirs: Interval(len(ours), len(theirs)))
     assert summary.reference is summary.lines[0]
     assert summary.reference.results["a"].difference is None
     difference = summary.lines[3].results["a"].difference
@@ -74,7 +74,7 @@ def test_differences_from_the_reference(plan: Plan, rows: list[dict[str, Any]]) 
     assert difference.mean == pytest.approx(0.8 - 0.5)
     assert difference.p_value == pytest.approx(scipy.stats.ttest_rel([0.9, 0.7], [0.5, 0.5]).pvalue)
     assert difference.pairs == 2
-    assert difference.items == Interval(2, 2)  # the rows of the two lines on this task
+    assert difference.clip_interval == Interval(2, 2)  # the rows of the two lines on this task
     baseline = summary.lines[4].results["a"].difference
     assert baseline is not None
     assert baseline.mean == pytest.approx(0.4 - 0.5)
@@ -126,7 +126,7 @@ def test_effects_are_from_the_label_of_the_reference(tmp_path: Path, rows: list[
     difference = effects["lambda", "0.1", "a"].difference
     assert difference is not None
     assert difference.mean == pytest.approx(0.575 - 0.725)
-    assert effects["lambda", "0.1", "a"].other == "0.3"
+    assert effects["lambda", "0.1", "a"].reference_label == "0.3"
 
 
 def test_a_label_without_results_leaves_the_effects_of_the_others(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
@@ -135,7 +135,7 @@ def test_a_label_without_results_leaves_the_effects_of_the_others(tmp_path: Path
     plan = load_plan(plan_file(tmp_path, baselines={"log-mel": "log_mel"}, axes=axes))
     summary = summarise(plan, rows)
     assert {effect.label for effect in summary.effects if effect.axis == "lambda"} == {"0.1", "0.3"}
-    assert effect_names(summary, "lambda") == ["0.1 (reference)", "0.3", "0.5 (no results)"]
+    assert effect_labels(summary, "lambda") == ["0.1 (reference)", "0.3", "0.5 (no results)"]
 
 
 def test_a_baseline_as_the_reference(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
@@ -158,7 +158,7 @@ def test_effects_average_over_the_other_axes(plan: Plan, rows: list[dict[str, An
     assert second.difference.pairs == 2
     shared = effects["lambda", "0.3", "b"]  # only steps 0 has both labels
     assert shared.estimate.mean == pytest.approx(0.2)
-    assert math.isnan(shared.estimate.half)
+    assert math.isnan(shared.estimate.half_width)
 
 
 def test_notes(plan: Plan, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ def test_other_clips_are_not_paired(plan: Plan) -> None:
 def test_controls_are_neither_better_nor_worse(plan: Plan) -> None:
     grid = [row("c", label, "0", 0, (value,), metric="share, clean") for label, value in (("0.1", 1.1), ("0.3", 0.9))]
     summary = summarise(plan, grid)
-    assert summary.neutral == {"c"}
+    assert summary.control_tasks == {"c"}
     assert not any(line.results["c"].best for line in summary.lines)
 
 

@@ -13,13 +13,13 @@ import pytest
 from asda_core.errors import ConfigError
 from asda_core.statistics import mean_interval
 from asda_hear.reporting.comparing import Difference, Interval, compare
-from asda_hear.reporting.latex import latex, narrow, to_latex
-from asda_hear.reporting.summary import Effect, Line, Summary, TaskResult
+from asda_hear.reporting.latex import escape_latex, narrow, to_latex
+from asda_hear.reporting.summary import Effect, Summary, SummaryLine, TaskResult
 from asda_hear.reporting.tables import (
     excludes_zero,
-    is_apart,
+    format_number,
+    is_significant,
     make_grid,
-    number,
     p_text,
     score_cell,
     short_names,
@@ -40,10 +40,10 @@ def result(mean: float, best: bool = False, difference: Difference | None = None
 
 def line(
     labels: dict[str, str], results: dict[str, TaskResult], parameters: float = 1000.0, p_value: float | None = None
-) -> Line:
+) -> SummaryLine:
     name = "-".join(labels.values())
     costs = {"parameters": parameters, "trained": parameters, "CPU s": parameters / 100}
-    return Line(labels, "", results, costs, {"s(m)": 41.5}, (f"{name}0", f"{name}1"), (0, 1), p_value)
+    return SummaryLine(labels, "", results, costs, {"s(m)": 41.5}, (f"{name}0", f"{name}1"), (0, 1), p_value)
 
 
 def summary(label: str = "b", seeds: int = 2) -> Summary:
@@ -56,7 +56,7 @@ def summary(label: str = "b", seeds: int = 2) -> Summary:
         line({"mixer": label, "lambda": "0"}, {one: result(math.nan, seeds=seeds)}, 2000),
         line({"mixer": label, "lambda": "0.1"}, {one: result(0.45, False, ACROSS, seeds),
              two: result(0.2, True, ACROSS, seeds)}, 9000, 0.2),
-        Line({}, "log-mel", {one: TaskResult({"": (0.7,)}, mean_interval([0.7]), True)}, {"parameters": 0.0}),
+        SummaryLine({}, "log-mel", {one: TaskResult({"": (0.7,)}, mean_interval([0.7]), True)}, {"parameters": 0.0}),
     )  # fmt: skip
     axes = {"mixer": ("a", label), "lambda": ("0", "0.1")}
     effects = tuple(
@@ -130,16 +130,16 @@ def test_too_few_seeds_mark_nothing(pairs: int, over: str) -> None:
 @pytest.mark.parametrize(("p_value", "marked"), [(0.049, True), (0.05, False), (math.nan, False)])
 def test_a_mark_needs_the_test_too(p_value: float, marked: bool) -> None:
     """Of three seeds the bootstrap alone calls a quarter of equal models different; without variance there is no p."""
-    assert is_apart(dataclasses.replace(APART, p_value=p_value)) == marked
-    assert not is_apart(dataclasses.replace(ACROSS, p_value=0.01))
-    assert not is_apart(None)
+    assert is_significant(dataclasses.replace(APART, p_value=p_value)) == marked
+    assert not is_significant(dataclasses.replace(ACROSS, p_value=0.01))
+    assert not is_significant(None)
 
 
 @pytest.mark.parametrize(("p_folds", "marked"), [(0.049, True), (0.05, False), (math.nan, True)])
 def test_a_mark_needs_the_folds_too(p_folds: float, marked: bool) -> None:
     """Where there are several; with one fold there is no test over them."""
-    assert is_apart(dataclasses.replace(APART, p_folds=p_folds)) == marked
-    assert not is_apart(dataclasses.replace(APART, p_value=0.3, p_folds=p_folds))
+    assert is_significant(dataclasses.replace(APART, p_folds=p_folds)) == marked
+    assert not is_significant(dataclasses.replace(APART, p_value=0.3, p_folds=p_folds))
 
 
 def test_marks_are_rarely_wrong_of_folds() -> None:
@@ -150,7 +150,7 @@ def test_marks_are_rarely_wrong_of_folds() -> None:
         scores = generator.normal(size=5) + 0.3 * generator.normal(size=(5, 1)) + 0.3 * generator.normal(size=(5, 5))
         found.append(compare({str(seed): tuple(row) for seed, row in enumerate(scores)}, {"": (0.0,) * 5}))
     assert sum(excludes_zero(each) and each is not None and each.p_value < 0.05 for each in found) > 10
-    assert sum(map(is_apart, found)) < 10
+    assert sum(map(is_significant, found)) < 10
 
 
 def test_marks_are_rarely_wrong() -> None:
@@ -161,7 +161,7 @@ def test_marks_are_rarely_wrong() -> None:
         ours, theirs = ({str(s): (float(v),) for s, v in enumerate(generator.normal(size=3))} for _ in range(2))
         found.append(compare(ours, theirs))
     assert sum(map(excludes_zero, found)) > 30
-    assert sum(map(is_apart, found)) < 20
+    assert sum(map(is_significant, found)) < 20
 
 
 def test_a_mean_and_its_half_have_as_many_digits() -> None:
@@ -174,7 +174,7 @@ def test_a_mean_and_its_half_have_as_many_digits() -> None:
 def test_trained_parameters_stand_where_they_differ() -> None:
     changed = summary().lines[0].costs | {"trained": 10.0}
     full = summary()
-    first = Line(full.lines[0].labels, "", full.lines[0].results, changed)
+    first = SummaryLine(full.lines[0].labels, "", full.lines[0].results, changed)
     adapted = Summary("t", "", full.tasks, frozenset(), full.axes, (first, *full.lines[1:]), None, (), ())
     assert "trained" in [column.heading for column in make_grid(adapted).columns]
 
@@ -222,21 +222,21 @@ def test_latex_is_narrow() -> None:
 
 
 def test_latex_escapes_every_letter_with_a_meaning() -> None:
-    assert latex("a_b & 5 % #{}") == r"a\_b \& 5 \% \#\{\}"
-    assert latex("\\x~^") == r"\textbackslash{}x\textasciitilde{}\textasciicircum{}"
-    assert latex("λ ± Δ$") == r"$\lambda$ $\pm$ $\Delta$\$"
+    assert escape_latex("a_b & 5 % #{}") == r"a\_b \& 5 \% \#\{\}"
+    assert escape_latex("\\x~^") == r"\textbackslash{}x\textasciitilde{}\textasciicircum{}"
+    assert escape_latex("λ ± Δ$") == r"$\lambda$ $\pm$ $\Delta$\$"
 
 
 @pytest.mark.parametrize("lines", [0, 1])
 def test_a_plan_without_axes_or_lines(lines: int) -> None:
-    baseline = Line({}, "mel", {"a": TaskResult({"": (0.5,)}, mean_interval([0.5]), True)}, {})
+    baseline = SummaryLine({}, "mel", {"a": TaskResult({"": (0.5,)}, mean_interval([0.5]), True)}, {})
     empty = Summary("t", "", {"a": "mAP"} if lines else {}, frozenset(), {}, (baseline,) * lines, None, (), ())
     assert len([row for row in to_markdown(empty).splitlines() if row.startswith("|")]) == 2 + lines
     assert to_latex(empty).count(r"\\") == 1 + lines
 
 
 def test_numbers_have_few_digits() -> None:
-    assert [number(value) for value in (0.12345, 41.55, 12345.6, 0.0, math.nan)] == [
+    assert [format_number(value) for value in (0.12345, 41.55, 12345.6, 0.0, math.nan)] == [
         "0.123",
         "41.5",
         "12,346",

@@ -14,15 +14,14 @@ from safetensors import safe_open
 from asda_core.assemble import build_parts
 from asda_core.audio import read_audio
 from asda_core.catalog import Catalog, load_catalog
-from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, write_model
+from asda_core.checkpoint import checkpoint_metadata, load_encoder, model_tensors, write_model
 from asda_core.cli import main
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain, with_value
 from asda_core.errors import AudioError, CheckpointError, ConfigError
-from asda_core.inference import listening
+from asda_core.inference.clip_encoder import ClipEncoder, EncodedClip
 from asda_core.inference.embedding import embedding, output_names
-from asda_core.inference.listening import EncodedClip, Listener
-from asda_core.model.encoder import Encoded
+from asda_core.model.encoder import EncoderOutput
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_core.system.command_line import EXIT_ERROR, EXIT_STOPPED
@@ -165,16 +164,16 @@ def test_a_kill_in_the_middle(
 ) -> None:
     """What was finished stays; what was not noted is done again; half a line of the index harms nobody."""
     out = tmp_path / "out"
-    encode = Listener._encode
+    encode = ClipEncoder._encode
     calls = []
 
-    def stop(self: Listener, stretches: Sequence[tuple[torch.Tensor, int]]) -> Encoded:
+    def stop(self: ClipEncoder, stretches: Sequence[tuple[torch.Tensor, int]]) -> EncoderOutput:
         calls.append(len(stretches))
         if len(calls) == 4:
             raise KeyboardInterrupt
         return encode(self, stretches)
 
-    monkeypatch.setattr(Listener, "_encode", stop)
+    monkeypatch.setattr(ClipEncoder, "_encode", stop)
     monkeypatch.setitem(listening.TOKENS_PER_PASS, "cpu", 1)
     assert embed(released, audio_folder, "--out", out) == EXIT_STOPPED
     assert len(list(out.glob("*.npy"))) == 3
@@ -205,7 +204,7 @@ def test_nothing_is_claimed_by_a_mistake(audio_folder: Path, tmp_path: Path, cap
     catalog = load_catalog(*BUILT_IN, installed=False)
     plain = {**TINY, "encoder": {**TINY["encoder"], "class_token": {"position": "none"}}}  # type: ignore[dict-item]
     config = parse(RunConfig, plain)
-    write_model(file, model_tensors(build_parts(catalog, config), False), metadata_of(config, catalog, 0))
+    write_model(file, model_tensors(build_parts(catalog, config), False), checkpoint_metadata(config, catalog, 0))
     out = tmp_path / "out"
     assert embed(file, audio_folder, "--out", out, "--granularity", "all") == EXIT_ERROR
     assert "this model has none; use 'frame'" in capsys.readouterr().err
@@ -320,7 +319,7 @@ def test_a_model_that_has_gone_astray(
     tensors = model_tensors(build_parts(catalog, tiny), False)
     tensors["encoder.input_norm.weight"] = torch.full_like(tensors["encoder.input_norm.weight"], 3e38)
     file, out = tmp_path / "model.safetensors", tmp_path / "out"
-    write_model(file, tensors, metadata_of(tiny, catalog, 0))
+    write_model(file, tensors, checkpoint_metadata(tiny, catalog, 0))
     assert embed(file, audio_folder, "--out", out) == EXIT_ERROR
     assert "the model outputs NaN or infinite values: its weights are too large" in capsys.readouterr().err
     assert not list(out.rglob("*.npy"))

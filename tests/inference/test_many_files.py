@@ -22,10 +22,10 @@ from asda_core.cli import main
 from asda_core.config import RunConfig
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference import reading_ahead
+from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
 from asda_core.inference.embedding import embed_files, embedding, output_names
 from asda_core.inference.indexing import EmbedJob, Index, entry_of
-from asda_core.inference.listening import Listener, ListenOptions
-from asda_core.inference.reading_ahead import FILES_AHEAD, READERS, InBackground, Together, read_ahead
+from asda_core.inference.reading_ahead import FILES_AHEAD, READERS, BackgroundQueue, LengthBatcher, read_ahead
 from asda_core.system import workers
 from asda_core.system.command_line import EXIT_ERROR
 from asda_core.system.workers import Shard
@@ -38,9 +38,9 @@ JOB = EmbedJob("c", "all", "npy", {})
 
 
 @pytest.fixture
-def listener(catalog: Catalog, tiny: RunConfig) -> Listener:
+def listener(catalog: Catalog, tiny: RunConfig) -> ClipEncoder:
     torch.manual_seed(0)
-    return Listener(
+    return ClipEncoder(
         build_front_end(catalog, tiny.front_end), build_encoder(catalog, tiny.encoder).eval(), ListenOptions()
     )
 
@@ -61,54 +61,54 @@ def index_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
 
 
-def check_folder(out: Path, names: dict[Path, Path], listener: Listener) -> None:
+def check_folder(out: Path, names: dict[Path, Path], listener: ClipEncoder) -> None:
     """The index holds every file once, and each embedding is that of its file alone."""
     entries = index_of(out)
     assert sorted(entry["file"] for entry in entries) == sorted(map(str, names))
     for file, name in names.items():
         assert entry_of(name, file) in entries
-        wanted = embedding(listener.listen(read_audio(file, 16_000)), "all").numpy()
+        wanted = embedding(listener.encode(read_audio(file, 16_000)), "all").numpy()
         np.testing.assert_allclose(np.load(out / name), wanted, rtol=0, atol=1e-5)
     assert not list(out.rglob("*.part"))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_files_of_one_length_go_together(
-    listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reverse: bool
+    listener: ClipEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reverse: bool
 ) -> None:
     """20 files of three lengths in steps, in either order: a few passes, and each as if it were alone."""
     names = sounds(tmp_path / "audio", 20)
-    encode, passes = Listener._encode, []
+    encode, passes = ClipEncoder._encode, []
 
-    def count(self: Listener, stretches: Any) -> Any:
+    def count(self: ClipEncoder, stretches: Any) -> Any:
         passes.append(len(stretches))
         return encode(self, stretches)
 
-    monkeypatch.setattr(Listener, "_encode", count)
+    monkeypatch.setattr(ClipEncoder, "_encode", count)
     order = dict(reversed(names.items())) if reverse else names
     assert embed_files(listener, order, tmp_path / "out", JOB, False).startswith("20 embedded")
     assert sorted(passes) == [5, 5, 10]
     check_folder(tmp_path / "out", names, listener)
 
 
-def test_a_pass_is_bounded(listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_is_bounded(listener: ClipEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By tokens; and what waits for others of its length, by the samples held."""
-    cut = listener.cut(16_000)
-    assert listener.per_pass(cut) * cut.steps * 8 <= 512 < (listener.per_pass(cut) + 1) * cut.steps * 8
-    assert listener.per_pass(listener.cut(16_000 * 100)) == 1
+    cut = listener.plan_windows(16_000)
+    assert listener.windows_per_pass(cut) * cut.steps * 8 <= 512 < (listener.windows_per_pass(cut) + 1) * cut.steps * 8
+    assert listener.windows_per_pass(listener.plan_windows(16_000 * 100)) == 1
     monkeypatch.setattr(reading_ahead, "HELD_SAMPLES", 100)
-    together: Together[str] = Together()
+    together: LengthBatcher[str] = LengthBatcher()
     assert together.add("a", 1, 60, 9) == []
     assert together.add("b", 2, 30, 9) == []
     assert together.add("c", 2, 40, 9) == ["b", "c"]  # 130 are too many: the fullest goes
     assert together.waiting == 1
     assert together.add("d", 1, 10, 2) == ["a", "d"]
-    assert [*together.rest()] == []
+    assert [*together.flush()] == []
 
 
-def test_clips_of_different_lengths_are_refused(listener: Listener) -> None:
+def test_clips_of_different_lengths_are_refused(listener: ClipEncoder) -> None:
     with pytest.raises(ValueError, match="different lengths"):
-        listener.listen_together([torch.zeros(16_000), torch.zeros(32_000)])
+        listener.encode_batch([torch.zeros(16_000), torch.zeros(32_000)])
 
 
 def test_reading_ahead_is_bounded_and_in_order() -> None:
@@ -135,9 +135,9 @@ def test_what_waits_for_the_disk_is_finished_also_after_an_error() -> None:
     done: list[int] = []
 
     def stopped() -> None:
-        with InBackground(9) as writer:
+        with BackgroundQueue(9) as writer:
             for number in range(5):
-                writer.do(lambda number=number: (time.sleep(0.01), done.append(number))[1])  # type: ignore[misc]
+                writer.submit(lambda number=number: (time.sleep(0.01), done.append(number))[1])  # type: ignore[misc]
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -147,11 +147,11 @@ def test_what_waits_for_the_disk_is_finished_also_after_an_error() -> None:
     def full() -> None:
         raise OSError("no space left")
 
-    with pytest.raises(OSError, match="no space left"), InBackground(9) as writer:
-        writer.do(full)
+    with pytest.raises(OSError, match="no space left"), BackgroundQueue(9) as writer:
+        writer.submit(full)
 
 
-def test_shards_share_a_folder(listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_share_a_folder(listener: ClipEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In any order; each does its own, keeps what the others said, and does nothing twice."""
     names, out = sounds(tmp_path / "audio", 11), tmp_path / "out"
     for bad in ("003", "004"):
@@ -179,7 +179,7 @@ def test_parts_are_disjoint_and_cover_all() -> None:
     assert Shard(2, 3).split(1) == [Shard(2, 3)]
 
 
-def test_shards_with_other_settings_are_refused(listener: Listener, tmp_path: Path) -> None:
+def test_shards_with_other_settings_are_refused(listener: ClipEncoder, tmp_path: Path) -> None:
     """Also before the first of them has finished a file."""
     names, out = sounds(tmp_path / "audio", 2), tmp_path / "out"
     Index(out, names).claim(JOB, shared=True)
@@ -227,10 +227,10 @@ def test_lines_of_several_processes_do_not_tear(tmp_path: Path) -> None:
 SLOWLY = """
 import sys, time
 from asda_core.cli import main
-from asda_core.inference import listening
-encode = listening.Listener._encode
-listening.TOKENS_PER_PASS["cpu"] = 1
-listening.Listener._encode = lambda self, stretches: (time.sleep(0.03), encode(self, stretches))[1]
+from asda_core.inference import clip_encoder
+encode = clip_encoder.ClipEncoder._encode
+clip_encoder.TOKENS_PER_PASS["cpu"] = 1
+clip_encoder.ClipEncoder._encode = lambda self, batch: (time.sleep(0.03), encode(self, batch))[1]
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -314,10 +314,10 @@ def test_what_many_processes_cannot_do(tmp_path: Path, capsys: pytest.CaptureFix
     assert "must be one of 1/2 to 2/2" in capsys.readouterr().err
 
 
-def test_tensors_are_heard_as_before(listener: Listener) -> None:
+def test_tensors_are_heard_as_before(listener: ClipEncoder) -> None:
     """Together and alone, also where silence is filled behind them."""
     clips: list[Tensor] = [0.1 * torch.randn(samples) for samples in (2_800, 2_500, 399)]
-    for alone, heard in zip(map(listener.listen, clips), listener.listen_together(clips), strict=True):
+    for alone, heard in zip(map(listener.encode, clips), listener.encode_batch(clips), strict=True):
         torch.testing.assert_close(heard.tokens, alone.tokens, rtol=0, atol=1e-5)
         torch.testing.assert_close(heard.summary, alone.summary, rtol=0, atol=1e-5)
         assert heard.grid == alone.grid

@@ -20,10 +20,10 @@ from asda_core.config import RunConfig
 from asda_core.errors import AudioError
 from asda_core.inference import embedding as embedding_module
 from asda_core.inference import writing
+from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
 from asda_core.inference.embedding import embed_files, embedding
 from asda_core.inference.indexing import EmbedJob
-from asda_core.inference.listening import Listener, ListenOptions
-from asda_core.inference.writing import OutputKind, write_embedding, write_pieces
+from asda_core.inference.writing import OutputKind, write_embedding, write_windows
 from asda_core.sound import long_files
 from asda_core.sound.long_files import LoadedSound, StreamedSound, resampled_blocks
 
@@ -63,9 +63,9 @@ def test_equal_to_the_whole_file(
     assert sound.num_samples == len(whole)
     starts = range(0, len(whole), 2_500)
     for first in starts:  # they overlap, as windows do; the last reaches beyond the end
-        stretch = sound.between(first, first + 4_000)
+        stretch = sound.segment(first, first + 4_000)
         torch.testing.assert_close(stretch, whole[first : first + 4_000], rtol=0, atol=1e-6)
-    torch.testing.assert_close(sound.between(0, 50), whole[:50], rtol=0, atol=1e-6)  # back to the beginning
+    torch.testing.assert_close(sound.segment(0, 50), whole[:50], rtol=0, atol=1e-6)  # back to the beginning
     assert sound.mean() == pytest.approx(float(whole.mean()), abs=1e-6)
 
 
@@ -73,7 +73,7 @@ def test_only_the_stretch_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(long_files, "STREAM_SAMPLES", 1_000)
     sound = StreamedSound(write(tmp_path / "a.wav", 100_000, 16_000), 16_000)
     for first in range(0, 95_000, 1_500):
-        assert len(sound.between(first, first + 2_000)) == 2_000
+        assert len(sound.segment(first, first + 2_000)) == 2_000
         assert len(sound._held) <= 2_000 + 1_000
 
 
@@ -148,7 +148,7 @@ def test_a_truncated_file_ends_where_it_ends(tmp_path: Path) -> None:
         whole = read_audio(file, 16_000)
         sound = StreamedSound(file, 16_000)
         assert 0 < sound.num_samples == len(whole) < 60_000 * 160 / 441
-        torch.testing.assert_close(sound.between(0, 60_000), whole, rtol=0, atol=1e-6)
+        torch.testing.assert_close(sound.segment(0, 60_000), whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -161,23 +161,23 @@ def test_heard_alike(
 ) -> None:
     monkeypatch.setattr(long_files, "STREAM_SAMPLES", 10_000)
     file = write(tmp_path / "a.wav", 150_000, 44_100, 2)
-    listener = Listener(*parts, ListenOptions(**options))
-    whole = listener.listen(read_audio(file, 16_000))
+    listener = ClipEncoder(*parts, ListenOptions(**options))
+    whole = listener.encode(read_audio(file, 16_000))
     sound = StreamedSound(file, 16_000)
-    pieces = [*listener.pieces(sound)]
+    pieces = [*listener.encode_windows(sound)]
     torch.testing.assert_close(torch.cat([piece.tokens() for piece in pieces]), whole.tokens, rtol=0, atol=1e-4)
-    assert len(pieces) == len(listener.cut(sound.num_samples).windows())
+    assert len(pieces) == len(listener.plan_windows(sound.num_samples).windows())
 
 
 @pytest.mark.parametrize("granularity", ["all", "frame", "utterance"])
 @pytest.mark.parametrize("form", ["npy", "safetensors"])
 def test_written_as_it_comes(granularity: Any, form: Any, parts: tuple[Any, Any], tmp_path: Path) -> None:
     audio = torch.from_numpy(noise(70_000)[:, 0]).float()
-    listener = Listener(*parts, ListenOptions(window_seconds=0.64))
-    heard, kind = listener.listen(audio), OutputKind(granularity, form)
+    listener = ClipEncoder(*parts, ListenOptions(window_seconds=0.64))
+    heard, kind = listener.encode(audio), OutputKind(granularity, form)
     write_embedding(tmp_path / "whole", embedding(heard, granularity), heard.grid, kind)
-    steps = listener.cut(len(audio)).steps
-    write_pieces(tmp_path / "pieces", listener.pieces(LoadedSound(audio)), steps, kind)
+    steps = listener.plan_windows(len(audio)).steps
+    write_windows(tmp_path / "pieces", listener.encode_windows(LoadedSound(audio)), steps, kind)
     if form == "npy":
         whole, pieces = (np.load(tmp_path / name) for name in ("whole", "pieces"))
         np.save(tmp_path / "numpy.npy", embedding(heard, granularity).numpy())
@@ -205,9 +205,9 @@ def test_embedded_as_before(
     """Long and short, in a folder: what the whole file gives."""
     monkeypatch.setattr(embedding_module, "WHOLE_SECONDS", 1.0)
     file = write(tmp_path / "a.wav", round(seconds * 44_100), 44_100, 2)
-    listener = Listener(*parts, ListenOptions(window_seconds=2.0))
+    listener = ClipEncoder(*parts, ListenOptions(window_seconds=2.0))
     embed_files(listener, {file: Path(f"a.{form}")}, tmp_path / "out", EmbedJob("c", "all", form, {}), False)
-    wanted = embedding(listener.listen(read_audio(file, 16_000)), "all").numpy()
+    wanted = embedding(listener.encode(read_audio(file, 16_000)), "all").numpy()
     made = tmp_path / "out" / f"a.{form}"
     found = np.load(made) if form == "npy" else read_tensor(made)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
@@ -222,7 +222,7 @@ def test_a_bad_sample_at_the_end_leaves_nothing(
     soundfile.write(tmp_path / "a.wav", audio, 16_000, subtype="FLOAT")
     write(tmp_path / "b.wav", 50_000, 16_000)
     names = {tmp_path / f"{name}.wav": Path(f"{name}.npy") for name in "ab"}
-    listener = Listener(*parts, ListenOptions(window_seconds=1.0))
+    listener = ClipEncoder(*parts, ListenOptions(window_seconds=1.0))
     line = embed_files(listener, names, tmp_path / "out", EmbedJob("c", "frame", "npy", {}), False)
     assert line.startswith("1 embedded")
     told = json.loads((tmp_path / "out" / "skipped.jsonl").read_text())
@@ -236,16 +236,16 @@ def test_a_file_that_shrinks_meanwhile_is_skipped(
     monkeypatch.setattr(embedding_module, "WHOLE_SECONDS", 1.0)
     file = write(tmp_path / "a.wav", 50_000, 16_000)
     keep = write(tmp_path / "b.wav", 50_000, 16_000)
-    pieces = Listener.pieces
+    pieces = ClipEncoder.encode_windows
 
-    def shrink(self: Listener, audio: Any) -> Any:
+    def shrink(self: ClipEncoder, audio: Any) -> Any:
         if audio.file == file:
             write(file, 20_000, 16_000)
         return pieces(self, audio)
 
-    monkeypatch.setattr(Listener, "pieces", shrink)
+    monkeypatch.setattr(ClipEncoder, "encode_windows", shrink)
     names = {file: Path("a.npy"), keep: Path("b.npy")}
-    listener = Listener(*parts, ListenOptions(window_seconds=1.0))
+    listener = ClipEncoder(*parts, ListenOptions(window_seconds=1.0))
     line = embed_files(listener, names, tmp_path / "out", EmbedJob("c", "frame", "npy", {}), False)
     assert "1 skipped" in line
     assert "it changed while being read" in (tmp_path / "out" / "skipped.jsonl").read_text()

@@ -34,7 +34,7 @@ def test_manifests(manifests: Path) -> None:
     ]
     assert data.examples[1].file == manifests / "../clips" / "part 1" / "Y-ab_cd.wav"
     assert data.classes == ("/m/09x0r", "/m/05zppz", "/m/068hy")
-    assert data.names[1] == "Male speech, man speaking"
+    assert data.class_names[1] == "Male speech, man speaking"
     assert (data.name, data.single) == ("AS20K", False)
 
 

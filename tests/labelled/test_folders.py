@@ -14,7 +14,7 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     text(tmp_path / "readme.csv", "this,is,no list\n")
     data = read(tmp_path, name="numbers")
     assert found(data, tmp_path) == [("10/a.wav", ("10",), ""), ("2/a.wav", ("2",), ""), ("2/b.flac", ("2",), "")]
-    assert (data.name, data.classes, data.names, data.single) == ("numbers", ("2", "10"), ("2", "10"), True)
+    assert (data.name, data.classes, data.class_names, data.single) == ("numbers", ("2", "10"), ("2", "10"), True)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_vocabulary_orders_and_may_have_more(tmp_path: Path) -> None:
     assert read(tmp_path / "data", vocabulary=str(words)).classes == ("dog", "mouse", "cat")
     text(words, "index,mid,name\n0,/m/1,dog\n1,/m/2,cat\n")
     data = read(tmp_path / "data", vocabulary=str(words))
-    assert (data.classes, data.names) == (("/m/1", "/m/2"), ("dog", "cat"))
+    assert (data.classes, data.class_names) == (("/m/1", "/m/2"), ("dog", "cat"))
     assert [each.labels for each in data.examples] == [("/m/2",), ("/m/1",)]
 
 

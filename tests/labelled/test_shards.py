@@ -12,7 +12,7 @@ from asda_core.cli import main
 from asda_core.data.tars import member_bytes
 from asda_core.errors import TaskError
 from asda_core.finetune.evaluation import load_predictions
-from asda_core.labelled.examples import Labelled
+from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig, load_source
 from asda_core.labelled.splits import rounds, with_splits
@@ -200,7 +200,7 @@ def test_a_labelled_pack_is_the_same_data(tmp_path: Path, more: list[str]) -> No
     assert after.classes == before.classes == ("owl, small", "10", "wren")
     assert after.single == before.single
 
-    def by_sound(data: Labelled) -> dict[bytes, tuple[tuple[str, ...], str]]:
+    def by_sound(data: LabelledData) -> dict[bytes, tuple[tuple[str, ...], str]]:
         return {read_audio(each.file, 16_000).numpy().tobytes(): (each.labels, each.split) for each in data.examples}
 
     assert by_sound(after) == by_sound(before)

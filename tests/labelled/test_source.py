@@ -7,7 +7,7 @@ import pytest
 
 from asda_core.errors import ConfigError
 from asda_core.labelled.reading import read_labelled
-from asda_core.labelled.source import SourceConfig, load_source, located
+from asda_core.labelled.source import SourceConfig, load_source, resolve_paths
 from asda_core.labelled.splits import rounds
 from tests.conftest import SHARED
 from tests.labelled.making import sound, text
@@ -35,11 +35,11 @@ def test_any_other_path_is_the_data_itself(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     assert load_source(Path("data/esc.v2")) == (SourceConfig(data="data/esc.v2"), Path())
     (tmp_path / "esc.v2").mkdir()
-    assert located(SourceConfig("esc.v2"), Path()).name == "esc.v2"
-    assert located(SourceConfig("."), tmp_path / "esc.v2").name == "esc.v2"
-    assert located(SourceConfig("a/list.v2.csv"), Path()).name == "list.v2"
-    assert located(SourceConfig("a", name="b"), Path()).name == "b"
-    assert located(SourceConfig("~/a", audio="~"), Path()).audio == str(Path.home())
+    assert resolve_paths(SourceConfig("esc.v2"), Path()).name == "esc.v2"
+    assert resolve_paths(SourceConfig("."), tmp_path / "esc.v2").name == "esc.v2"
+    assert resolve_paths(SourceConfig("a/list.v2.csv"), Path()).name == "list.v2"
+    assert resolve_paths(SourceConfig("a", name="b"), Path()).name == "b"
+    assert resolve_paths(SourceConfig("~/a", audio="~"), Path()).audio == str(Path.home())
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_folds_are_in_order_and_chosen() -> None:
     assert [each.name for each in made] == ["fold1", "fold2", "fold10", "Fold-x"]
     assert splits_of(made[2]) == ({"1", "2", "Fold-x"}, set(), {"10"})
     assert [each.name for each in rounds(labelled(clips("fold_10", "fold_2")), source())] == ["fold_2", "fold_10"]
-    assert rounds(data, source(), only=["fold10", "1"]) == [made[0], made[2]]
+    assert rounds(data, source(), selected_folds=["fold10", "1"]) == [made[0], made[2]]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_too_few_clips_to_draw() -> None:
 
 def test_drawn_folds() -> None:
     examples = pool(x=8, y=12)
-    made = rounds(labelled(examples), source(folds=4), only=())
+    made = rounds(labelled(examples), source(folds=4), selected_folds=())
     assert [each.name for each in made] == ["fold1", "fold2", "fold3", "fold4"]
     for each in made:
         assert Counter(example.labels[0] for example in each.test) == {"x": 2, "y": 3}

@@ -24,7 +24,7 @@ from asda_core.config_io import parse
 from asda_core.contracts import AdapterContext, MixerContext
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_core.model.encoder import Encoded, Encoder
+from asda_core.model.encoder import Encoder, EncoderOutput
 from asda_core.testing import check_adapter, check_all_parameters_move, small_encoder
 
 MODULES = (bottleneck, convolution, low_rank, prompt, bias_only)
@@ -100,7 +100,7 @@ def layouts() -> dict[str, TokenLayout]:
     return {"full": full, "masked": full.select(select, kept), "padded": padded, "both": padded.select(select, kept)}
 
 
-def equal(one: Encoded, other: Encoded, where: Tensor | None = None) -> bool:
+def equal(one: EncoderOutput, other: EncoderOutput, where: Tensor | None = None) -> bool:
     """Whether all outputs are equal to rounding (at the valid tokens, if told which)."""
     mask = torch.ones_like(one.layout.index, dtype=torch.bool) if where is None else where
     pairs = [(one.tokens, other.tokens), *zip(one.layers, other.layers, strict=True)]

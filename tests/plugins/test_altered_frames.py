@@ -19,7 +19,7 @@ from asda_core.config_io import parse
 from asda_core.contracts import MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_core.model.encoder import Encoded, Encoder
+from asda_core.model.encoder import Encoder, EncoderOutput
 from asda_core.model.patches import patch_values
 from asda_core.testing import check_objective, seeded
 
@@ -56,8 +56,8 @@ class Copying(Encoder):
             len(features), self.config.grid(*features.shape[1:])
         )
 
-    def encode(self, tokens: Tensor, layout: TokenLayout, layers: bool = True) -> Encoded:
-        return Encoded(tokens.mean(1), tokens, layout, ())
+    def encode(self, tokens: Tensor, layout: TokenLayout, layers: bool = True) -> EncoderOutput:
+        return EncoderOutput(tokens.mean(1), tokens, layout, ())
 
 
 def copying(**patch: int) -> tuple[Copying, AlteredFrames]:

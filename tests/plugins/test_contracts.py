@@ -22,7 +22,7 @@ SMALL_OBJECTIVE: dict[str, dict[str, object]] = {
 
 
 def names(family: str) -> list[str]:
-    return [offer.spec.name for offer in CATALOG.family(family)]
+    return [offer.spec.name for offer in CATALOG.family_offers(family)]
 
 
 @pytest.mark.parametrize("name", names("mixer"))

@@ -12,7 +12,7 @@ from asda_core.catalog import Catalog, load_catalog
 from asda_core.config_io import parse
 from asda_core.contracts import MixerContext
 from asda_core.layout import TokenLayout
-from asda_core.model.lines import lines_of
+from asda_core.model.lines import line_table
 from tests.conftest import BUILT_IN
 
 DIM, HEADS = 16, 2
@@ -59,7 +59,7 @@ def make(catalog: Catalog, name: str) -> Any:
     return spec.build(parse(spec.config, {}), MixerContext(DIM, HEADS, 0, 1)).eval()
 
 
-MIXERS = [offer.spec.name for offer in load_catalog(*BUILT_IN, installed=False).family("mixer")]
+MIXERS = [offer.spec.name for offer in load_catalog(*BUILT_IN, installed=False).family_offers("mixer")]
 
 
 @pytest.mark.parametrize("name", MIXERS)
@@ -202,11 +202,11 @@ def test_two_simplicial_equals_the_formula(catalog: Catalog, name: str) -> None:
 def test_lines(name: str, axis: Any) -> None:
     """Spread and collect are inverse; tokens of a line stand together, valid ones where `valid` says so."""
     layout = layout_called(name)
-    lines = lines_of(layout, axis)
+    lines = line_table(layout, axis)
     values = torch.randn(len(layout.index), 3, layout.index.shape[1], 2)
-    assert torch.equal(lines.collect(lines.spread(values)), values)
+    assert torch.equal(lines.from_table(lines.to_table(values)), values)
     number = layout.band if axis == "bands" else layout.time
-    table = lines.spread(number[:, None].float())[:, 0]
+    table = lines.to_table(number[:, None].float())[:, 0]
     assert table.shape[1:] == lines.shape
     assert lines.shape[0] == layout.grid[1 if axis == "bands" else 0]
     for line in range(lines.shape[0]):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from asda_plugins.mixer_mamba import by_kernel, fused_kernel
+from asda_plugins.mixer_mamba import fused_kernel, scan_with_kernel
 from asda_plugins.mixer_mamba.scan import CHUNK, Scan, chunked_scan, sequential_scan
 from torch import Tensor
 
@@ -174,7 +174,7 @@ def test_the_kernel_is_given_what_it_wants(catalog: Catalog, version: str) -> No
     with torch.no_grad():
         x, z = mixer.in_proj(tokens.transpose(0, 1)).chunk(2, dim=2)
         ways = zip(mixer._ways(x, None, 0, 11), mixer._owned(), strict=True)
-        outputs = [by_kernel(selective_scan_fn, way, *owned) for way, owned in ways]
+        outputs = [scan_with_kernel(selective_scan_fn, way, *owned) for way, owned in ways]
         mixed = outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1].flip(0)
         mixed = mixed / 2 if version == "v2" else mixed
         wanted = mixer.out_proj(mixed * torch.nn.functional.silu(z)).transpose(0, 1)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from asda_plugins.objective_masked_patch import MaskedPatchConfig, contrast, draw_masked
+from asda_plugins.objective_masked_patch import MaskedPatchConfig, draw_masked, info_nce
 
 from asda_core.catalog import Catalog
 from asda_core.config import EncoderConfig
@@ -114,10 +114,10 @@ def test_contrast_by_hand() -> None:
     scores = torch.tensor([[2.0, 1.0], [0.0, 1.0]])  # targets x predictions
     over_predictions = (scores[0].logsumexp(0) - 2 + scores[1].logsumexp(0) - 1) / 2
     over_targets = (scores[:, 0].logsumexp(0) - 2 + scores[:, 1].logsumexp(0) - 1) / 2
-    assert contrast(targets, predictions, "predictions")[0].item() == pytest.approx(over_predictions.item())
-    assert contrast(targets, predictions, "targets")[0].item() == pytest.approx(over_targets.item())
+    assert info_nce(targets, predictions, "predictions")[0].item() == pytest.approx(over_predictions.item())
+    assert info_nce(targets, predictions, "targets")[0].item() == pytest.approx(over_targets.item())
     assert over_targets.item() != pytest.approx(over_predictions.item(), abs=0.05)
-    perfect = contrast(targets * e**3, targets * e**3, "targets")
+    perfect = info_nce(targets * e**3, targets * e**3, "targets")
     assert perfect[1].item() == 1.0
     assert perfect[0].item() < 1e-6
 

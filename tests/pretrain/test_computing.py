@@ -18,10 +18,10 @@ from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
 from asda_core.contracts import Losses
 from asda_core.errors import ConfigError
-from asda_core.pretrain.computing import prepare
 from asda_core.pretrain.loop import pretrain
-from asda_core.pretrain.processes import ALONE
+from asda_core.pretrain.processes import SINGLE_PROCESS
 from asda_core.pretrain.step import Step
+from asda_core.pretrain.step_wrapping import prepare
 from asda_core.settings.compute import ComputeConfig
 from tests.pretrain.test_loop import losses
 
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 def one_pass(catalog: Catalog, config: RunConfig) -> tuple[Tensor, dict[str, Tensor], int]:
     """Loss, gradients by name, and bytes that are kept for the backward pass beside the parameters."""
     parts = build_parts(catalog, config)
-    step = prepare(Step(parts.encoder, parts.objective, config.compute.precision), config.compute, ALONE, CPU)
+    step = prepare(Step(parts.encoder, parts.objective, config.compute.precision), config.compute, SINGLE_PROCESS, CPU)
     own = {parameter.data_ptr() for parameter in step.parameters()}
     kept: dict[int, int] = {}
 

@@ -14,8 +14,8 @@ from asda_core.audio import find_audio
 from asda_core.config import DataConfig
 from asda_core.errors import AudioError, ConfigError
 from asda_core.pretrain import clip_reader
-from asda_core.pretrain.data import ClipBatches
-from asda_core.pretrain.prefetching import prefetched
+from asda_core.pretrain.clip_batches import ClipBatches
+from asda_core.pretrain.prefetching import prefetch
 from tests.data.shards import write_shards
 
 CONFIG = DataConfig(clip_seconds=0.5, batch_size=3)
@@ -38,7 +38,7 @@ def test_an_epoch_has_every_file_once(audio_folder: Path, monkeypatch: pytest.Mo
     clips = ClipBatches(files, replace(CONFIG, batch_size=5), 16_000, seed=1)
     seen: list[Path] = []
     monkeypatch.setattr(
-        clips.reader, "stretch", lambda file, share, content: (seen.append(file), torch.zeros(8_000))[1]
+        clips.reader, "read_crop", lambda file, share, content: (seen.append(file), torch.zeros(8_000))[1]
     )
     clips.batch(0)
     clips.batch(1)
@@ -105,21 +105,21 @@ def test_ranks_share_every_batch(audio_folder: Path, tmp_path: Path, world: int,
     files = [found for source in files for found in find_audio(source)]
     config = replace(CONFIG, batch_size=6)
     whole = ClipBatches(files, config, 16_000, seed=1)
-    ranks = [ClipBatches(files, config, 16_000, seed=1, rank=rank, world=world) for rank in range(world)]
+    ranks = [ClipBatches(files, config, 16_000, seed=1, rank=rank, world_size=world) for rank in range(world)]
     for step in range(4):
         batch = whole.batch(step)
         parts = [clips.batch(step) for clips in ranks]
         assert all(len(part.audio) == 6 // world for part in parts)
         assert torch.equal(torch.cat([part.audio for part in parts]), batch.audio)
-        assert torch.equal(torch.cat([part.numbers for part in parts]), batch.numbers)
+        assert torch.equal(torch.cat([part.source_indices for part in parts]), batch.source_indices)
         assert torch.equal(torch.cat([part.num_samples for part in parts]), batch.num_samples)
 
 
 def test_parts_that_do_not_fit(audio_folder: Path) -> None:
     with pytest.raises(ConfigError, match="data.batch_size 3, of all processes, must be a multiple of their number, 2"):
-        ClipBatches(find_audio(audio_folder), CONFIG, 16_000, 1, rank=0, world=2)
+        ClipBatches(find_audio(audio_folder), CONFIG, 16_000, 1, rank=0, world_size=2)
     with pytest.raises(ConfigError, match=r"the rank must lie in 0..2, not 3"):
-        ClipBatches(find_audio(audio_folder), CONFIG, 16_000, 1, rank=3, world=3)
+        ClipBatches(find_audio(audio_folder), CONFIG, 16_000, 1, rank=3, world_size=3)
 
 
 def test_any_number_of_workers_gives_the_same(audio_folder: Path) -> None:
@@ -147,7 +147,7 @@ def test_workers_read_at_the_same_time(audio_folder: Path, monkeypatch: pytest.M
         together.wait(timeout=30)
         return torch.ones(10)
 
-    monkeypatch.setattr(clips.reader, "stretch", stretch)
+    monkeypatch.setattr(clips.reader, "read_crop", stretch)
     assert clips.batch(0).audio.sum() == 30
 
 
@@ -155,7 +155,7 @@ def test_workers_read_at_the_same_time(audio_folder: Path, monkeypatch: pytest.M
 def test_prefetched(audio_folder: Path, ahead: int) -> None:
     files = find_audio(audio_folder)
     clips = ClipBatches(files, replace(CONFIG, prefetch=ahead, workers=2), 16_000, seed=1)
-    with closing(prefetched(clips, 2, 7)) as batches:
+    with closing(prefetch(clips, 2, 7)) as batches:
         found = [batch.audio for batch in batches]
     alone = ClipBatches(files, CONFIG, 16_000, seed=1)
     assert len(found) == 5
@@ -167,12 +167,12 @@ def test_prefetched_goes_no_further_than_it_says(audio_folder: Path, monkeypatch
     asked: list[int] = []
     original = clips.batch
     monkeypatch.setattr(clips, "batch", lambda step: (asked.append(step), original(step))[1])
-    batches = prefetched(clips, 0, 100)
+    batches = prefetch(clips, 0, 100)
     next(batches)
     next(batches)
     batches.close()
     assert asked == list(range(len(asked)))
     assert 2 <= len(asked) <= 4
     monkeypatch.setattr(clips, "files", [])
-    with pytest.raises(AudioError, match="no audio files"), closing(prefetched(clips, 0, 3)) as batches:
+    with pytest.raises(AudioError, match="no audio files"), closing(prefetch(clips, 0, 3)) as batches:
         next(batches)

@@ -8,7 +8,7 @@ from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
 from asda_core.config import OptimizerConfig, RunConfig
 from asda_core.config_io import parse
-from asda_core.pretrain.schedule import decay_groups, without_decay
+from asda_core.pretrain.schedule import decay_groups, no_decay_ids
 from tests.conftest import TINY
 
 MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -26,7 +26,7 @@ def wrongly_decayed(config: RunConfig, catalog: Catalog) -> list[str]:
     """Names of what decays and should not, or does not and should."""
     parts = build_parts(catalog, config)
     modules = nn.ModuleDict({"encoder": parts.encoder, "objective": parts.objective})
-    groups = decay_groups(modules.parameters(), config.optimizer, without_decay(*modules.values()))
+    groups = decay_groups(modules.parameters(), config.optimizer, no_decay_ids(*modules.values()))
     decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
     wrong = []
     for name, parameter in modules.named_parameters():
@@ -44,12 +44,12 @@ def test_maps_decay_and_nothing_else(catalog: Catalog) -> None:
         "positions": {"type": "learned"},
         "class_token": {"count": 2},
     }
-    for offer in catalog.family("mixer"):
+    for offer in catalog.family_offers("mixer"):
         for options in OPTIONS.get(offer.spec.name, [{}]):
             mixer = {"name": offer.spec.name, "options": options}
             config = parse(RunConfig, {**TINY, "encoder": {**encoder, "mixer": mixer}})
             assert not wrongly_decayed(config, catalog), mixer
-    for offer in catalog.family("adapter"):
+    for offer in catalog.family_offers("adapter"):
         config = parse(RunConfig, {**TINY, "encoder": encoder, "adapter": offer.spec.name})
         assert not wrongly_decayed(config, catalog), offer.spec.name
     for name in ("masked_patch", "altered_frames"):
@@ -60,7 +60,7 @@ def test_maps_decay_and_nothing_else(catalog: Catalog) -> None:
 def test_the_release_decays_everything(catalog: Catalog, tiny: RunConfig) -> None:
     parts = build_parts(catalog, tiny)
     parameters = list(parts.encoder.parameters())
-    (group,) = decay_groups(parameters, OptimizerConfig(decay_norms_and_biases=True), without_decay(parts.encoder))
+    (group,) = decay_groups(parameters, OptimizerConfig(decay_norms_and_biases=True), no_decay_ids(parts.encoder))
     assert len(group["params"]) == len(parameters)
 
 
@@ -77,6 +77,6 @@ def test_a_plugin_names_its_own(tiny: RunConfig) -> None:
             return {"table", "cls_token"}  # as timm's name what may not be there
 
     module = nn.Sequential(Own())
-    groups = decay_groups(module.parameters(), tiny.optimizer, without_decay(module))
+    groups = decay_groups(module.parameters(), tiny.optimizer, no_decay_ids(module))
     assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [[(4, 3)], [(4, 3), (4,)]]
     assert groups[0]["params"][0] is module[0].map.weight

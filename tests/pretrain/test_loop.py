@@ -27,7 +27,7 @@ from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingSt
 from asda_core.pretrain import loop
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
-from asda_core.weights.initial import start_from
+from asda_core.weights.initial import build_from_checkpoint
 from asda_core.weights.tensor_files import read_tensors
 
 SEEN_LOSSES = [614.02, 589.22, 547.26, 480.6, 478.6, 456.34]
@@ -149,14 +149,14 @@ def test_no_step_that_is_not_finite_is_saved(
 def test_no_step_that_is_not_finite_is_saved_where_data_stall(
     catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, batches = loop._train_step, loop.prefetched
+    step, batches = loop._train_step, loop.prefetch
 
     def breaks(run: loop.Run, audio: torch.Tensor) -> dict[str, object]:
         record = step(run, audio)
         return {**record, "loss": torch.tensor(float("nan"))} if run.step == 3 else record
 
     monkeypatch.setattr(loop, "_train_step", breaks)
-    monkeypatch.setattr(loop, "prefetched", lambda clips, first, last, stop: batches(clips, first, 3, stop))
+    monkeypatch.setattr(loop, "prefetch", lambda clips, first, last, stop: batches(clips, first, 3, stop))
     with pytest.raises(AsdaError, match="no longer finite at step 3 .*step-00000002"):
         pretrain(replace(tiny, log_every=100), find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
     assert [path.name for path in (tmp_path / "run").glob("step-*")] == ["step-00000002"]
@@ -260,7 +260,7 @@ def test_begins_with_given_weights(catalog: Catalog, tiny: RunConfig, audio_fold
         run = pretrain(still, files, tmp_path / f"next{number}", catalog, progress=False, init=init)
         made, given = load_file(run), init.tensors
         assert all(torch.equal(made[name], given[name]) for name in made)
-    parts = start_from(read_checkpoint(tmp_path / "first" / "model.safetensors"), catalog, tiny)
+    parts = build_from_checkpoint(read_checkpoint(tmp_path / "first" / "model.safetensors"), catalog, tiny)
     for one, other in zip(parts.objective.teacher.encoder.parameters(), parts.encoder.parameters(), strict=True):
         assert torch.equal(one, other)  # the teacher begins as a copy of what was loaded
     pretrain(replace(tiny, steps=2), files, tmp_path / "more", catalog, progress=False, init=init)
@@ -277,7 +277,7 @@ def test_begins_with_given_weights(catalog: Catalog, tiny: RunConfig, audio_fold
         with pytest.raises(ConfigError, match=f"the model of the run differs from .*{message}"):
             pretrain(run, files, tmp_path / "other", catalog, progress=False, init=init)
     stated = replace(tiny.encoder, mixer=PluginChoice("differential", {"lambda_init": 0.1}), pre_norm_residual=False)
-    assert start_from(init, catalog, replace(tiny, encoder=stated))  # the same model in other words
+    assert build_from_checkpoint(init, catalog, replace(tiny, encoder=stated))  # the same model in other words
 
 
 def test_an_option_that_is_stated_at_its_default_is_the_same_run(

@@ -22,14 +22,14 @@ from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
 from asda_core.config import DataConfig, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
-from asda_core.data.sources import AudioList, find_training
+from asda_core.data.sources import AudioList, find_training_data
 from asda_core.errors import ConfigError, TrainingStopped
 from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.pretrain import loop
 from asda_core.pretrain.loop import pretrain
-from asda_core.pretrain.processes import ALONE, Processes, launched, own_device
+from asda_core.pretrain.processes import SINGLE_PROCESS, Processes, process_device, processes_from_environment
 from asda_core.pretrain.resuming import step_seed
-from asda_core.pretrain.step import pass_seed, passes_of
+from asda_core.pretrain.step import pass_seed, plan_passes
 from asda_core.settings.compute import ComputeConfig
 from asda_core.weights.paths import newest_step
 from asda_core.weights.tensor_files import read_tensors
@@ -174,7 +174,7 @@ def test_one_is_asked_to_stop_and_all_do(
     if streamed:
         write_shards(tmp_path / "shards", [5, 4, 6])
         audio = f"stream:{tmp_path}/shards/train-" + "{000..002}.tar"
-    files = find_training([audio])
+    files = find_training_data([audio])
     stop_at(config, files, folder, catalog, 5)
     run = start(2, config, audio, folder)
     wait_for_step(folder, 12)
@@ -196,7 +196,7 @@ def stop_at(config: RunConfig, files: AudioList, folder: Path, catalog: Catalog,
     def stopping(run: loop.Run, batch: Any) -> dict[str, Any]:
         record = real(run, batch)
         if run.step == step:
-            run.ask_to_stop()
+            run.request_stop()
         return record
 
     with pytest.MonkeyPatch.context() as patch:
@@ -214,15 +214,15 @@ def same_numbers_until_now(one: Path, other: Path) -> None:
 
 
 def test_passes_of_a_batch() -> None:
-    whole = passes_of(DataConfig(batch_size=8), ALONE)
+    whole = plan_passes(DataConfig(batch_size=8), SINGLE_PROCESS)
     assert (whole.size, whole.count, whole.first) == (8, 1, 0)
-    cut = passes_of(DataConfig(batch_size=8, micro_batch=2), ALONE)
+    cut = plan_passes(DataConfig(batch_size=8, micro_batch=2), SINGLE_PROCESS)
     assert (cut.size, cut.count, cut.first) == (2, 4, 0)
-    second = passes_of(DataConfig(batch_size=8, micro_batch=2), Processes(1, 2))
+    second = plan_passes(DataConfig(batch_size=8, micro_batch=2), Processes(1, 2))
     assert (second.size, second.count, second.first) == (2, 2, 2)
-    shared = passes_of(DataConfig(batch_size=8), Processes(1, 4))
+    shared = plan_passes(DataConfig(batch_size=8), Processes(1, 4))
     assert (shared.size, shared.count, shared.first) == (2, 1, 1)
-    assert passes_of(DataConfig(batch_size=8), ALONE, begun_with=4).count == 2
+    assert plan_passes(DataConfig(batch_size=8), SINGLE_PROCESS, initial_size=4).count == 2
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_batch_that_cannot_be_shared(
     config: dict[str, int], world: int, begun_with: int | None, messages: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        passes_of(DataConfig(batch_size=8, **config), Processes(0, world), begun_with)
+        plan_passes(DataConfig(batch_size=8, **config), Processes(0, world), begun_with)
     for message in messages:
         assert message in str(error.value)
 
@@ -266,28 +266,32 @@ def test_seeds_of_passes() -> None:
 
 def test_who_a_launcher_says_that_we_are() -> None:
     told = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "here"}
-    assert launched(told) == Processes(3, 4, 1, by_launcher=True)
-    assert not launched(told).first
-    assert launched({"RANK": "3"}) == launched({}) == ALONE
+    assert processes_from_environment(told) == Processes(3, 4, 1, has_launcher=True)
+    assert not processes_from_environment(told).is_first
+    assert processes_from_environment({"RANK": "3"}) == processes_from_environment({}) == SINGLE_PROCESS
     with pytest.raises(ConfigError, match="must be integers, not RANK='x'"):
-        launched({**told, "RANK": "x"})
+        processes_from_environment({**told, "RANK": "x"})
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="process 6 has local rank 2 .*with 2 GPUs; use torchrun --nproc-per-node 2"):
-        own_device("cuda", Processes(6, 8, 2))
+        process_device("cuda", Processes(6, 8, 2))
     with pytest.raises(ConfigError, match="device 'cuda:1': each of 8 processes"):
-        own_device("cuda:1", Processes(6, 8, 2))
+        process_device("cuda:1", Processes(6, 8, 2))
     with pytest.raises(ConfigError, match="device 'mps' does not support several processes; use 'cpu' or 'cuda'"):
-        own_device("mps", Processes(6, 8, 2))
-    assert own_device("cpu", Processes(6, 8, 2)) == torch.device("cpu")
+        process_device("mps", Processes(6, 8, 2))
+    assert process_device("cpu", Processes(6, 8, 2)) == torch.device("cpu")
 
 
 def test_alone_there_is_nothing_to_exchange(
     catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
 ) -> None:
-    assert (ALONE.gather(3), ALONE.any(True), ALONE.mean({"loss": 2.0})) == ([3], True, {"loss": 2.0})
+    assert (SINGLE_PROCESS.gather(3), SINGLE_PROCESS.any(True), SINGLE_PROCESS.mean({"loss": 2.0})) == (
+        [3],
+        True,
+        {"loss": 2.0},
+    )
     files = find_audio(audio_folder)
     pretrain(tiny, files, tmp_path / "plain", catalog, progress=False)
     sharded = replace(tiny, compute=ComputeConfig(sharding="full"))

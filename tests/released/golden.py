@@ -21,7 +21,7 @@ from asda_core.checkpoint import Checkpoint, load_strict
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain, with_value
 from asda_core.layout import TokenLayout
-from asda_core.official.eat import Architecture, decoder_names, encoder_names, recognise
+from asda_core.official.eat import Architecture, decoder_names, encoder_names, infer_architecture
 from asda_core.official.pickles import read_pickled
 from asda_core.official.reading import read_model
 
@@ -80,7 +80,7 @@ def architecture(name: str) -> Architecture:
     tensors = {key: value for key, value in whole["model"].items() if isinstance(value, Tensor)}
     stored = whole["cfg"]["model"]
     stored = stored.get("pretrained_model_args", {"model": stored})["model"]
-    return recognise(tensors, stored, GOLDEN / f"{name}.pt")
+    return infer_architecture(tensors, stored, GOLDEN / f"{name}.pt")
 
 
 def stored_settings(name: str) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_ema(catalog: Catalog) -> None:
     calls = len(arrays["decay_used"])
     for step in range(calls):
         if step:  # call 0 does nothing
-            teacher.follow(student, step)
+            teacher.update(student, step)
             assert ema_decay(step, config) == pytest.approx(float(arrays["decay_used"][step]), abs=1e-7)
         for released, name in ours.items():
             assert_close(teacher.encoder.get_parameter(name), arrays[f"teacher_after_call_{step}/{released}"])

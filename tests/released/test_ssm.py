@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from asda_plugins.mixer_mamba.scan import chunked_scan, sequential_scan
-from asda_plugins.objective_masked_patch import contrast
+from asda_plugins.objective_masked_patch import info_nce
 from torch import Tensor, nn
 
 from asda_core.assemble import Parts, build, build_encoder, build_parts
@@ -20,7 +20,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, load_strict
 from asda_core.config import ClassTokenConfig, EncoderConfig, PluginChoice, PositionConfig
 from asda_core.contracts import MixerContext
-from asda_core.layout import TokenLayout, take
+from asda_core.layout import TokenLayout, gather_tokens
 from asda_core.model.block import Block
 from asda_core.model.patches import patch_values
 from asda_core.official.reading import read_model
@@ -332,11 +332,11 @@ def _compare_ssast(arrays: Arrays, encoder: nn.Module, objective: nn.Module, fea
     encoded = encoder.encode(masked, layout)
     assert_close(by_band(encoded.tokens, grid), arrays["enc_out"][:, 2:])
     assert_close(encoded.summary, arrays["enc_out"][:, :2].mean(dim=1))
-    seen, targets = take(encoded.tokens, ids), take(values, ids)
+    seen, targets = gather_tokens(encoded.tokens, ids), gather_tokens(values, ids)
     assert_close(objective.predict(seen), arrays["cpred"])
     assert_close(objective.paint(seen), arrays["gpred"])
     assert_close(targets @ objective.predict(seen).transpose(1, 2), arrays["sim_total"])
-    loss, accuracy = contrast(targets, objective.predict(seen), "targets")
+    loss, accuracy = info_nce(targets, objective.predict(seen), "targets")
     assert_close(loss, arrays["nce_paper_eq1_dim0"])
     assert_close(accuracy, arrays["acc_paper_dim0"])
 
@@ -347,7 +347,7 @@ def _compare_ssamba(arrays: Arrays, encoder: nn.Module, objective: nn.Module, fe
     grid = encoder.config.positions.grid
     masked, layout = _masked_input(encoder, objective, features, ids)
     order = layout.frequency_order()
-    stream = torch.cat([encoder.class_token.expand(len(masked), -1, -1), take(masked, order)], dim=1)
+    stream = torch.cat([encoder.class_token.expand(len(masked), -1, -1), gather_tokens(masked, order)], dim=1)
     ordered = layout.select(torch.arange(len(masked)), order).with_class_token(0)
     for pair in range(0, len(encoder.blocks), 2):
         outputs = []

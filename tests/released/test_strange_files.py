@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import load_encoder, metadata_of, model_tensors, read_checkpoint, write_model
+from asda_core.checkpoint import checkpoint_metadata, load_encoder, model_tensors, read_checkpoint, write_model
 from asda_core.cli import main
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError
-from asda_core.official.pickles import names_called, plain, read_pickled
+from asda_core.official.pickles import called_globals, plain_data, read_pickled
 from asda_core.official.reading import read_model
 from asda_core.system.command_line import EXIT_ERROR
 from tests.released import golden
@@ -196,14 +196,14 @@ def test_references_to_references_cost_nothing(tmp_path: Path, catalog: Catalog)
     assert read_model(changed("model_asda", tmp_path, change)).step == 10
     loop: dict[str, Any] = {}
     loop["self"] = loop
-    assert plain(loop)["self"]["self"] is not loop
+    assert plain_data(loop)["self"]["self"] is not loop
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_what_would_be_called_is_named(tmp_path: Path, protocol: int) -> None:
     evil = tmp_path / "evil.pt"
     evil.write_bytes(b"\x80" + bytes([protocol]) + pickle.dumps(Trap(tmp_path / "sprung"), protocol))
-    assert names_called(evil) in (["io.open"], ["_io.open"])
+    assert called_globals(evil) in (["io.open"], ["_io.open"])
     with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Trap(tmp_path / "sprung"), protocol))
         archive.writestr("archive/version", "3\n")
@@ -368,7 +368,7 @@ def test_what_is_wrong_beside_our_tensors_is_named(
     changes: dict[str, str | None], message: str, tmp_path: Path, catalog: Catalog, tiny: RunConfig
 ) -> None:
     parts = build_parts(catalog, tiny)
-    metadata: dict[str, str] = metadata_of(tiny, catalog, 3, "")
+    metadata: dict[str, str] = checkpoint_metadata(tiny, catalog, 3, "")
     if "deep" in changes:
         plain_config = json.loads(metadata["config"])
         plain_config["encoder"]["depth"] = 1_000_000

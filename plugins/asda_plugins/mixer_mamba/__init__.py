@@ -175,7 +175,8 @@ class Mamba(nn.Module):
         kernel = fused_kernel() if self.config.scan == "auto" and x.is_cuda else None
         if kernel is not None:
             outputs = [
-                by_kernel(kernel, inputs, *weights) for inputs, weights in zip(directions, self._owned(), strict=True)
+                scan_with_kernel(kernel, inputs, *weights)
+                for inputs, weights in zip(directions, self._owned(), strict=True)
             ]
         else:
             scan = sequential_scan if self.config.scan == "sequential" else chunked_scan
@@ -202,12 +203,12 @@ class Mamba(nn.Module):
     def _ways(self, x: Tensor, valid: Tensor | None, first: int, last: int) -> list[Inputs]:
         """Return the scan's arguments in each direction, for tokens `first` to `last` as that direction counts them."""
         branch, context = self.branches[0], self.config.conv_width - 1
-        directions: list[Inputs] = [branch(stretch(x, first, last, context))]
+        directions: list[Inputs] = [branch(slice_tokens(x, first, last, context))]
         begin, end = len(x) - last, len(x) - first
         if self.config.version == "v2":
-            directions.append(self.branches[1](stretch(x, first, last, context, backwards=True)))
+            directions.append(self.branches[1](slice_tokens(x, first, last, context, backwards=True)))
         elif self.config.version == "v1":  # both use the forward convolution
-            shared = directions[0] if (begin, end) == (first, last) else branch(stretch(x, begin, end, context))
+            shared = directions[0] if (begin, end) == (first, last) else branch(slice_tokens(x, begin, end, context))
             u, step, b, c = (tensor.flip(0) for tensor in shared)
             directions.append((u, step, b, c))
         if valid is not None:  # a step of 0 leaves the state unchanged
@@ -245,7 +246,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def stretch(x: Tensor, first: int, last: int, before: int, backwards: bool = False) -> Tensor:
+def slice_tokens(x: Tensor, first: int, last: int, before: int, backwards: bool = False) -> Tensor:
     """Return tokens `first` to `last`, preceded by `before` more or zeros; `backwards` counts from the end."""
     start = max(0, first - before)
     part = x[len(x) - last : len(x) - start].flip(0) if backwards else x[start:last]
@@ -269,9 +270,9 @@ def fused_kernel() -> Callable[..., Tensor] | None:
     return kernel
 
 
-def by_kernel(kernel: Callable[..., Tensor], way: Inputs, log_decay: Tensor, skip: Tensor) -> Tensor:
+def scan_with_kernel(kernel: Callable[..., Tensor], inputs: Inputs, log_decay: Tensor, skip: Tensor) -> Tensor:
     """Run one direction through `mamba_ssm`, which expects tokens last."""
-    u, step, b, c = (tensor.permute(1, 2, 0).contiguous() for tensor in way)  # (B, E or n, N)
+    u, step, b, c = (tensor.permute(1, 2, 0).contiguous() for tensor in inputs)  # (B, E or n, N)
     return kernel(u, step, -log_decay.exp(), b, c, skip).permute(2, 0, 1)
 
 

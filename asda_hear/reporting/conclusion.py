@@ -4,57 +4,57 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from asda_hear.reporting.summary import Line, Summary, TaskResult
+from asda_hear.reporting.summary import Summary, SummaryLine, TaskResult
 from asda_hear.reporting.tables import (
     LEAST_SEEDS,
-    SIGNIFICANT,
-    doubted_by,
+    SIGNIFICANCE_LEVEL,
     excludes_zero,
     few_seeds_warning,
-    is_apart,
-    number,
+    format_number,
+    format_signed,
+    is_significant,
     p_text,
     score_cell,
     short_name,
     short_names,
-    signed,
+    unconfirmed_level,
 )
 
-SPELLED_TASKS = 3
+MAX_LISTED_TASKS = 3
 """Largest number of tasks that the answer reports one by one; with more, it counts them."""
 
 
-def answer(summary: Summary) -> list[str]:
+def conclusion(summary: Summary) -> list[str]:
     """Return sentences: which line is best, whether that can be told from chance, and what the plan cannot show."""
     lines = [line for line in summary.lines if not line.baseline and line.results]
     if not lines:
         return ["No combination of this plan is done yet: no conclusion is possible."]
-    ranked_tasks = [task for task in summary.tasks if task not in summary.neutral]
+    ranked_tasks = [task for task in summary.tasks if task not in summary.control_tasks]
     best = {task: line for task in ranked_tasks if (line := _best(summary, lines, task)) is not None}
     if not best:
         return ["No combination has a score to compare: no conclusion is possible."]
-    if len(best) <= SPELLED_TASKS:
+    if len(best) <= MAX_LISTED_TASKS:
         sentences = [f"{_on_task(summary, lines, task, line)}." for task, line in best.items()]
     else:
         sentences = [f"{_on_many(summary, best)}."]
     return [*sentences, _limits(summary, lines)]
 
 
-def _best(summary: Summary, lines: Sequence[Line], task: str) -> Line | None:
+def _best(summary: Summary, lines: Sequence[SummaryLine], task: str) -> SummaryLine | None:
     """The line with the best mean; the first one on ties."""
     sign = -1 if task in summary.lower_is_better else 1
     candidates = [line for line in lines if task in line.results and not math.isnan(line.results[task].estimate.mean)]
     return max(candidates, key=lambda line: sign * line.results[task].estimate.mean, default=None)
 
 
-def _tied(lines: Sequence[Line], task: str, line: Line) -> list[Line]:
+def _tied(lines: Sequence[SummaryLine], task: str, line: SummaryLine) -> list[SummaryLine]:
     """Lines whose mean equals that of `line`, including itself."""
     mean = line.results[task].estimate.mean
     with_task = [other for other in lines if task in other.results]
     return [other for other in with_task if math.isclose(other.results[task].estimate.mean, mean, abs_tol=1e-12)]
 
 
-def _on_task(summary: Summary, lines: Sequence[Line], task: str, line: Line) -> str:
+def _on_task(summary: Summary, lines: Sequence[SummaryLine], task: str, line: SummaryLine) -> str:
     result = line.results[task]
     estimate = score_cell(result.estimate)
     score = f"{estimate.text}{estimate.half and f' ± {estimate.half}'}"
@@ -67,7 +67,7 @@ def _on_task(summary: Summary, lines: Sequence[Line], task: str, line: Line) -> 
     return f"{short_names(summary.tasks)[task]}: {_line_name(summary, line)} {best}, {score}; {versus}{better}"
 
 
-def _versus_reference(summary: Summary, line: Line, result: TaskResult) -> str:
+def _versus_reference(summary: Summary, line: SummaryLine, result: TaskResult) -> str:
     if summary.reference is None:
         return "there is no reference"
     if line == summary.reference:
@@ -76,14 +76,14 @@ def _versus_reference(summary: Summary, line: Line, result: TaskResult) -> str:
     if difference is None or math.isnan(difference.interval.low):
         return "there is no interval of a difference from the reference"
     if difference.pairs < LEAST_SEEDS:
-        return f"{signed(difference.mean)} from the reference (too few seeds for an interval)"
+        return f"{format_signed(difference.mean)} from the reference (too few seeds for an interval)"
     excludes = excludes_zero(difference)
-    ends = f"[{signed(difference.interval.low)}, {signed(difference.interval.high)}]"
-    unconfirmed_over = doubted_by(difference)
+    ends = f"[{format_signed(difference.interval.low)}, {format_signed(difference.interval.high)}]"
+    unconfirmed_over = unconfirmed_level(difference)
     p_value = difference.p_value if unconfirmed_over == "seeds" else difference.p_folds
     doubt = f", though a paired t-test over {unconfirmed_over} gives p = {p_text(p_value)}"
     return (
-        f"{signed(difference.mean)} {ends} from the reference, which {'excludes' if excludes else 'includes'} 0"
+        f"{format_signed(difference.mean)} {ends} from the reference, which {'excludes' if excludes else 'includes'} 0"
         f"{doubt if excludes and unconfirmed_over else ''}"
     )
 
@@ -94,11 +94,11 @@ def _better_baselines(summary: Summary, task: str, result: TaskResult) -> str:
     better = [line for line in baselines if sign * (line.results[task].estimate.mean - result.estimate.mean) > 0]
     if not better:
         return ""
-    names = ", ".join(f"{line.name} ({number(line.results[task].estimate.mean)})" for line in better)
+    names = ", ".join(f"{line.name} ({format_number(line.results[task].estimate.mean)})" for line in better)
     return f", but the baseline {names} is better" if len(better) == 1 else f", but the baselines {names} are better"
 
 
-def _on_many(summary: Summary, best: Mapping[str, Line]) -> str:
+def _on_many(summary: Summary, best: Mapping[str, SummaryLine]) -> str:
     """One sentence for many tasks: the line that is best most often, the first one on ties."""
     lines = [line for line in summary.lines if not line.baseline]
     tied = [task for task, line in best.items() if len(_tied(lines, task, line)) > 1]
@@ -112,23 +112,22 @@ def _on_many(summary: Summary, best: Mapping[str, Line]) -> str:
     if summary.reference is None or line == summary.reference:
         return f"{start}{', and is the reference itself' if line == summary.reference else ''}"
     differences = [line.results[task].difference for task in tasks]
-    reference, marked = _line_name(summary, summary.reference), sum(map(is_apart, differences))
+    reference, marked = _line_name(summary, summary.reference), sum(map(is_significant, differences))
     if all(difference is None or difference.pairs < LEAST_SEEDS for difference in differences):
         return f"{start}; there are too few seeds for intervals of its differences from {reference}"
-    return (
-        f"{start}; its difference from {reference} has an interval without 0 and p < {SIGNIFICANT} on {marked} of these"
-    )
+    evidence = f"an interval without 0 and p < {SIGNIFICANCE_LEVEL}"
+    return f"{start}; its difference from {reference} has {evidence} on {marked} of these"
 
 
-def _limits(summary: Summary, lines: Sequence[Line]) -> str:
+def _limits(summary: Summary, lines: Sequence[SummaryLine]) -> str:
     """What cannot be detected, with the typical width of the available intervals."""
     seeds = max(len(line.seeds) for line in lines)
     names, widths = short_names(summary.tasks), []
-    for task in list(summary.tasks)[:SPELLED_TASKS]:
+    for task in list(summary.tasks)[:MAX_LISTED_TASKS]:
         differences = (line.results[task].difference for line in lines if task in line.results)
         halves = [(each.interval.high - each.interval.low) / 2 for each in differences if each is not None]
         if finite := [half for half in halves if not math.isnan(half)]:
-            widths.append(f"{number(median(finite))} ({names[task]})")
+            widths.append(f"{format_number(median(finite))} ({names[task]})")
     limit = "no difference can be distinguished from chance"
     if widths:
         too_few = ", and with so few seeds even that is too narrow" if few_seeds_warning(summary) else ""
@@ -139,7 +138,7 @@ def _limits(summary: Summary, lines: Sequence[Line]) -> str:
     return f"With {_plural(seeds, 'seed')},{unknown} {limit}{luck}; nothing follows for other data, sizes or schedules."
 
 
-def _line_name(summary: Summary, line: Line) -> str:
+def _line_name(summary: Summary, line: SummaryLine) -> str:
     """The labels of a line, with the names of the axes only if there are several axes."""
     return short_name(line) if len(summary.axes) == 1 else line.name
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint
-from asda_core.errors import TaskError, unknown
+from asda_core.errors import TaskError, unknown_message
 from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.finetune.evaluation import write_evaluation
+from asda_core.finetune.finetune_model import load_finetune_model
 from asda_core.finetune.jobs import clip_facts
-from asda_core.finetune.leakage import heard_before
+from asda_core.finetune.leakage import leakage_warning
 from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.scoring import Scores
-from asda_core.finetune.tuned import load_tuned
-from asda_core.labelled.examples import Example, Labelled
+from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig, load_source
 from asda_core.labelled.splits import rounds, usual_split
@@ -44,16 +44,18 @@ def run_test(parsed: argparse.Namespace) -> None:
     chosen = replace(data, examples=tuple(examples))
     digest = text_digest(f"{model_digest(checkpoint.file)} {clip_facts(examples)}", NAME_DIGITS)
     out = parsed.out or Path("runs") / f"test-{model}-{data.name}-{part}-{digest}"
-    if warning := heard_before(checkpoint, chosen, parsed.part, tested):
+    if warning := leakage_warning(checkpoint, chosen, parsed.part, tested):
         print(warning, file=sys.stderr)
-    scores = measure(checkpoint, chosen, out, parsed.device, parsed.compat == "released")
+    scores = evaluate_checkpoint(checkpoint, chosen, out, parsed.device, parsed.compat == "released")
     print(json.dumps({"scores": scores.values, "intervals": scores.intervals, "clips": scores.num_clips}, indent=1))
     for note in scores.notes:
         print(note, file=sys.stderr)
     print(out, file=sys.stderr)
 
 
-def _clips_to_test(part: str, fold: str | None, data: Labelled, source: SourceConfig) -> tuple[Sequence[Example], str]:
+def _clips_to_test(
+    part: str, fold: str | None, data: LabelledData, source: SourceConfig
+) -> tuple[Sequence[Example], str]:
     """Return the clips to test, and the name of the fold that they belong to.
 
     Raises:
@@ -73,9 +75,9 @@ def _clips_to_test(part: str, fold: str | None, data: Labelled, source: SourceCo
     return clips, folds[0].name
 
 
-def measure(
+def evaluate_checkpoint(
     checkpoint: Checkpoint,
-    data: Labelled,
+    data: LabelledData,
     out: Path,
     device: str = "cpu",
     released: bool = False,
@@ -96,20 +98,20 @@ def measure(
         TaskError: the labels are not those of the model, or no clip can be read.
         CheckpointError: it has no head.
     """
-    tuned = load_tuned(checkpoint, installed_catalog(), device)
-    config = tuned.classifier.config
-    matched = with_classes_of(data, config.labels, config.num_classes)
+    model = load_finetune_model(checkpoint, installed_catalog(), device)
+    config = model.classifier.config
+    matched = match_classes(data, config.labels, config.num_classes)
     base = FinetuneDataConfig(**{**vars(checkpoint.config.data), "micro_batch": None})
     data_config = base if released else replace(base, crop="random", min_samples=0, resample_along="time")
     recipe = FinetuneConfig(epochs=1, data=data_config)
-    predictor = Predictor(tuned, recipe, ClipReader(recipe.data, int(tuned.front_end.sample_rate)))
+    predictor = Predictor(model, recipe, ClipReader(recipe.data, int(model.front_end.sample_rate)))
     predictions = predict(predictor, matched, matched.examples, progress)
     for reason in predictor.skipped.values():
         print(f"skipped: {reason}", file=sys.stderr)
     return write_evaluation(out, predictions, data.name, BOOTSTRAP)
 
 
-def with_classes_of(data: Labelled, labels: tuple[str, ...], num_classes: int) -> Labelled:
+def match_classes(data: LabelledData, labels: tuple[str, ...], num_classes: int) -> LabelledData:
     """Return the clips with the classes of a model, matched by identifier or by name.
 
     Raises:
@@ -119,13 +121,17 @@ def with_classes_of(data: Labelled, labels: tuple[str, ...], num_classes: int) -
         if len(data.classes) != num_classes:
             raise TaskError(f"the model has {num_classes} unnamed classes, but the data has {len(data.classes)}.")
         return data
-    name_of = dict(zip(data.classes, data.names, strict=True))
+    name_of = dict(zip(data.classes, data.class_names, strict=True))
     class_of = {name: name if name in labels else name_of[name] for name in data.classes}
     if missing := sorted(name for name in class_of.values() if name not in labels):
-        raise TaskError(f"{unknown('class', missing[0], labels)} (in {data.name}, which must use classes of the model)")
+        raise TaskError(
+            f"{unknown_message('class', missing[0], labels)} (in {data.name}, which must use classes of the model)"
+        )
     own_name = {identifier: name_of[name] for name, identifier in class_of.items()}
     examples = tuple(
         Example(example.file, tuple(class_of[label] for label in example.labels), example.split)
         for example in data.examples
     )
-    return replace(data, examples=examples, classes=labels, names=tuple(own_name.get(label, label) for label in labels))
+    return replace(
+        data, examples=examples, classes=labels, class_names=tuple(own_name.get(label, label) for label in labels)
+    )

@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 
 from asda_core.errors import TaskError
 from asda_core.finetune.bootstrap import Ranking, macro_means
-from asda_core.system.files import write_whole
+from asda_core.system.files import write_atomically
 
 Fold = tuple[NDArray[np.bool_], NDArray[np.float32]]
 ResampleWeights = Float[np.ndarray, "clips resamples"]
 Floats = Float[np.ndarray, " resamples"]
 
 ITEMS_FILE = "items.npz"
-PREDICTIONS = "{fold}.predictions.pkl"
+PREDICTIONS_FILE = "{fold}.predictions.pkl"
 """File that heareval writes for each test fold."""
-DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+READ_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """Exceptions that numpy raises for a file that is not an archive of arrays, or a corrupted one."""
 NOTES_OF_AN_OCTAVE = 12
 """Chroma of a class in heareval: its number modulo this."""
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
+class ClipPredictions:
     """Targets and predictions of one model on one scene task.
 
     Attributes:
@@ -46,7 +46,7 @@ class Items:
     folds: tuple[Fold, ...]
 
 
-def keep_items(folder: Path) -> None:
+def write_predictions(folder: Path) -> None:
     """Write `items.npz` from the predictions that heareval has just made in `folder`; nothing for event tasks.
 
     Raises:
@@ -59,10 +59,10 @@ def keep_items(folder: Path) -> None:
     arrays: dict[str, NDArray[Any]] = {"metric": np.array(metadata["evaluation"][0])}
     names = ["test"] if metadata["split_mode"] == "trainvaltest" else metadata["splits"]
     for number, name in enumerate(names):
-        tensors = _read_tensors(folder / PREDICTIONS.format(fold=name))
+        tensors = _read_tensors(folder / PREDICTIONS_FILE.format(fold=name))
         arrays[f"targets_{number}"] = tensors["target"].numpy() > 0
         arrays[f"predictions_{number}"] = tensors["prediction"].numpy().astype(np.float32)
-    write_whole(folder / ITEMS_FILE, functools.partial(_write_arrays, arrays=arrays))
+    write_atomically(folder / ITEMS_FILE, functools.partial(_write_arrays, arrays=arrays))
 
 
 def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -70,15 +70,15 @@ def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
         np.savez_compressed(out, allow_pickle=False, **arrays)
 
 
-def read_items(folder: Path) -> Items | None:
+def read_predictions(folder: Path) -> ClipPredictions | None:
     """Read `items.npz` and no other file; None if it is missing or damaged."""
     try:
         with (folder / ITEMS_FILE).open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = dict(file)
         count = (len(arrays) - 1) // 2
         folds = tuple((arrays[f"targets_{number}"], arrays[f"predictions_{number}"]) for number in range(count))
-        items = Items(str(arrays["metric"]), folds)
-    except DAMAGED:
+        items = ClipPredictions(str(arrays["metric"]), folds)
+    except READ_ERRORS:
         return None
     return items if folds and all(_is_fold(fold) for fold in folds) else None
 
@@ -127,16 +127,16 @@ def _tensors_of(content: BinaryIO) -> dict[str, torch.Tensor]:
 
 def can_score(metric: str) -> bool:
     """Whether `scorer` knows a metric of HEAR."""
-    return metric in KNOWN
+    return metric in SUPPORTED_METRICS
 
 
-def scorer(items: Items) -> Callable[[Sequence[ResampleWeights]], Floats]:
+def scorer(clip_predictions: ClipPredictions) -> Callable[[Sequence[ResampleWeights]], Floats]:
     """Return a function for the primary metric of many resamples: the mean over folds, NaN if one cannot be scored.
 
     It takes for each fold how often each clip is in each resample, (clips, resamples); all 1 gives heareval's value.
 
     Args:
-        items: of one model.
+        clip_predictions: of one model.
 
     **Differs**: a class without a positive (for aucroc: or without a negative) is excluded from the mean over
     classes; heareval gives it 0 (mAP) or the whole fold NaN (aucroc), which would only reflect the draw.
@@ -144,9 +144,12 @@ def scorer(items: Items) -> Callable[[Sequence[ResampleWeights]], Floats]:
     Raises:
         TaskError: the metric is not one that `can_score` knows.
     """
-    if not can_score(items.metric):
-        raise TaskError(f"{items.metric} cannot be computed from stored predictions; supported: {', '.join(KNOWN)}.")
-    measures = [_fold_measure(items.metric, *fold) for fold in items.folds]
+    if not can_score(clip_predictions.metric):
+        raise TaskError(
+            f"{clip_predictions.metric} cannot be computed from stored predictions; supported: "
+            f"{', '.join(SUPPORTED_METRICS)}."
+        )
+    measures = [_fold_measure(clip_predictions.metric, *fold) for fold in clip_predictions.folds]
 
     def score(weights: Sequence[ResampleWeights]) -> Floats:
         by_fold = [measure(fold_weights) for measure, fold_weights in zip(measures, weights, strict=True)]
@@ -177,4 +180,4 @@ ACCURACIES = ("chroma_acc", "pitch_acc", "top1_acc")
 """Metrics that are the share of clips whose likeliest class is right."""
 RANKINGS = ("mAP", "aucroc")
 """Metrics of the ranking of the clips by each class, in the order of `macro_means`."""
-KNOWN = (*ACCURACIES, *RANKINGS)
+SUPPORTED_METRICS = (*ACCURACIES, *RANKINGS)

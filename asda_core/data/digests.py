@@ -1,4 +1,4 @@
-"""Content of audio files by their first and last bytes: tells files of equal name and size apart without decoding."""
+"""Content of audio files by their first and last bytes: distinguishes files of equal name and size without decoding."""
 
 import hashlib
 import json
@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asda_core.data.sources import AudioList, list_identity
-from asda_core.data.tars import index_of, split_member
+from asda_core.data.tars import shard_index, split_member
 from asda_core.errors import AudioError
 from asda_core.system.files import DIGEST_DIGITS, text_digest
 
 END_BYTES = 1 << 14
 """Bytes read at each end of an audio file."""
-CONTENT = " content "
+CONTENT_SEPARATOR = " content "
 """Separates the digest of sampled content from what precedes it in the data digest of a run."""
-SAMPLED = 256
+MAX_SAMPLED = 256
 """Maximum number of files of a list that are read where reading all would take too long."""
 
 
-def ends(file: Path) -> str:
+def ends_digest(file: Path) -> str:
     """Digest of the first and last bytes of an audio file; empty if it cannot be read."""
     member = split_member(file)
     if member is None and not file.is_file():  # reading a pipe would block
         return ""
     try:
-        offset, size = (0, file.stat().st_size) if member is None else index_of(member[0]).place(member[1])
+        offset, size = (0, file.stat().st_size) if member is None else shard_index(member[0]).offset_and_size(member[1])
         with (file if member is None else member[0]).open("rb") as stream:
             stream.seek(offset)
             first = stream.read(min(END_BYTES, size))
@@ -34,25 +34,25 @@ def ends(file: Path) -> str:
         return ""
 
 
-def sampled_content(files: Sequence[Path]) -> str:
-    """Digest of the ends of at most `SAMPLED` files, evenly spaced over a list."""
-    count = min(len(files), SAMPLED)
-    digests = " ".join(ends(files[number * len(files) // count]) for number in range(count))
+def sampled_digest(files: Sequence[Path]) -> str:
+    """Digest of the ends of at most `MAX_SAMPLED` files, evenly spaced over a list."""
+    count = min(len(files), MAX_SAMPLED)
+    digests = " ".join(ends_digest(files[number * len(files) // count]) for number in range(count))
     return text_digest(digests)
 
 
-def audio_digest(files: AudioList, begins: str | None = None) -> str:
+def audio_digest(files: AudioList, weights_digest: str | None = None) -> str:
     """Data digest of a run: names and sizes of all files, content of a sample of them, and the initial weights.
 
     Args:
         files: audio files, or streamed shards, whose content is not sampled.
-        begins: digest of the weights that the run starts from.
+        weights_digest: digest of the weights that the run starts from.
     """
     listed = text_digest(json.dumps(list_identity(files)))
-    content = sampled_content([file for file in files if isinstance(file, Path)])
-    return f"{listed}{'' if begins is None else f' from {begins}'}{CONTENT}{content}"
+    content = sampled_digest([file for file in files if isinstance(file, Path)])
+    return f"{listed}{'' if weights_digest is None else f' from {weights_digest}'}{CONTENT_SEPARATOR}{content}"
 
 
-def same_audio(noted: str, today: str) -> bool:
+def is_same_data(recorded: str, current: str) -> bool:
     """Whether a run resumes with the data that it recorded; runs of earlier versions recorded no content."""
-    return noted in (today, today.partition(CONTENT)[0])
+    return recorded in (current, current.partition(CONTENT_SEPARATOR)[0])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asda_core.adapting import train_beside_frozen
+from asda_core.adapting import set_train_mode
 from asda_core.assemble import build_front_end, build_model
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, load_strict
@@ -18,8 +18,8 @@ from asda_core.finetune.config import ClassifierConfig, FinetuneConfig
 from asda_core.finetune.heads import Classifier
 from asda_core.finetune.rates import drop_path_rates
 from asda_core.model.encoder import Encoder
-from asda_core.weights.initial import check_fits
-from asda_core.weights.provenance import warn_of_other_versions
+from asda_core.weights.initial import check_compatible
+from asda_core.weights.provenance import warn_version_mismatches
 
 LOG_MEL = "log_mel"
 """The front end to which the options in a recipe apply, unless they name another."""
@@ -28,7 +28,7 @@ Start = Checkpoint | RunConfig
 
 
 @dataclass(frozen=True)
-class Tuned:
+class FinetuneModel:
     """A model in fine-tuning.
 
     Attributes:
@@ -47,7 +47,7 @@ class Tuned:
         """Return front end, encoder and head by their names in a checkpoint file."""
         return {"front_end": self.front_end, "encoder": self.encoder, "classifier": self.classifier}
 
-    def trained(self) -> list[tuple[str, nn.Parameter]]:
+    def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return the names and parameters of everything that is trained."""
         return [
             (f"{part}.{name}", parameter)
@@ -77,7 +77,7 @@ class Tuned:
         self.front_end.eval()
         self.classifier.train(training)
         if training and not self.frozen and any(not parameter.requires_grad for parameter in self.encoder.parameters()):
-            train_beside_frozen(self.encoder)
+            set_train_mode(self.encoder)
         else:
             self.encoder.train(training and not self.frozen)
 
@@ -94,7 +94,7 @@ class Tuned:
         return {"parameters": sum(parameter.numel() for parameter in parameters), "trained": trained, "head": head}
 
 
-def tuned_config(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
+def apply_recipe(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
     """Return the config of a checkpoint with the changes of a recipe.
 
     Raises:
@@ -123,7 +123,9 @@ def tuned_config(recipe: FinetuneConfig, before: RunConfig) -> RunConfig:
     return replace(before, front_end=front_end, encoder=encoder, adapter=adapter, data=recipe.data, seed=recipe.seed)
 
 
-def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: Sequence[str]) -> Tuned:
+def build_finetune_model(
+    catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: Sequence[str]
+) -> FinetuneModel:
     """Build the model with a new head; new weights depend on the seed of the recipe alone.
 
     Args:
@@ -137,7 +139,7 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
         CheckpointError: the tensors do not match the config in the file.
     """
     before = start if isinstance(start, RunConfig) else start.config
-    config = tuned_config(recipe, before)
+    config = apply_recipe(recipe, before)
 
     def load(front_end: Any, encoder: Encoder) -> None:
         if isinstance(start, Checkpoint):
@@ -149,9 +151,9 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
             before.encoder, stride_frames=config.encoder.stride_frames, stride_bins=config.encoder.stride_bins
         )
         adjusted = replace(before, front_end=config.front_end, encoder=strided)
-        check_fits(replace(start, config=adjusted), catalog, config)
+        check_compatible(replace(start, config=adjusted), catalog, config)
         _check_frames(catalog, before, config)
-        warn_of_other_versions(start.plugins, start.file, catalog)
+        warn_version_mismatches(start.plugins, start.file, catalog)
     no_adapter = before.adapter is None
     head = ClassifierConfig(
         num_classes=len(classes),
@@ -163,12 +165,12 @@ def make_tuned(catalog: Catalog, recipe: FinetuneConfig, start: Start, classes: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         front_end, encoder = build_model(catalog, config, load if no_adapter else None, None if no_adapter else load)
-        tuned = Tuned(config, front_end, encoder, Classifier(head, config.encoder.dim))
-    _freeze(tuned, recipe)
+        model = FinetuneModel(config, front_end, encoder, Classifier(head, config.encoder.dim))
+    _freeze(model, recipe)
     if recipe.mode in ("full", "last_blocks", "adapter"):
         for block, rate in zip(encoder.blocks, drop_path_rates(config.encoder.depth, recipe.drop_path), strict=True):
             block.drop_path = rate  # type: ignore[assignment]
-    return tuned
+    return model
 
 
 def _check_frames(catalog: Catalog, before: RunConfig, config: RunConfig) -> None:
@@ -186,7 +188,7 @@ def _check_frames(catalog: Catalog, before: RunConfig, config: RunConfig) -> Non
             )
 
 
-def load_tuned(checkpoint: Checkpoint, catalog: Catalog, device: str = "cpu") -> Tuned:
+def load_finetune_model(checkpoint: Checkpoint, catalog: Catalog, device: str = "cpu") -> FinetuneModel:
     """Load a fine-tuned checkpoint, of this package or released, in evaluation mode.
 
     Raises:
@@ -194,16 +196,16 @@ def load_tuned(checkpoint: Checkpoint, catalog: Catalog, device: str = "cpu") ->
     """
     classifier = load_classifier(checkpoint)
     front_end, encoder = load_encoder(checkpoint, catalog)
-    tuned = Tuned(checkpoint.config, front_end, encoder, classifier)
+    model = FinetuneModel(checkpoint.config, front_end, encoder, classifier)
     torch_device = usable_device(device)
-    for module in tuned.modules().values():
+    for module in model.modules().values():
         module.to(torch_device)
-    return tuned
+    return model
 
 
-def _freeze(tuned: Tuned, recipe: FinetuneConfig) -> None:
+def _freeze(model: FinetuneModel, recipe: FinetuneConfig) -> None:
     """Unfreeze what the mode trains; an adapter has already frozen everything but itself."""
-    encoder = tuned.encoder
+    encoder = model.encoder
     if recipe.mode == "adapter":
         return
     encoder.requires_grad_(recipe.mode == "full")

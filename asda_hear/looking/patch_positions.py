@@ -1,20 +1,20 @@
-"""Conversion between seconds and Hz and the patches of a stretch."""
+"""Conversion between seconds and Hz and the patches of an excerpt."""
 
 import math
 from dataclasses import dataclass
 
 from asda_core.errors import ConfigError
 from asda_core.log_mel import LOW_HZ, LogMel
-from asda_hear.looking.clip import OpenModel, Stretch
+from asda_hear.looking.clip import Excerpt, OpenModel
 
 MEL_FACTOR, MEL_CORNER_HZ = 1127.0, 700.0
-"""`mel = 1127 ln(1 + Hz / 700)`. **Source**: Kaldi, as torchaudio's `mel_scale_scalar`."""
+"""`hz_to_mel = 1127 ln(1 + Hz / 700)`. **Source**: Kaldi, as torchaudio's `mel_scale_scalar`."""
 TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16_000)
 """Frequencies labelled on an axis."""
 
 
 @dataclass(frozen=True)
-class Places:
+class PatchPositions:
     """Positions of the patches of a stretch.
 
     Attributes:
@@ -38,18 +38,18 @@ class Places:
         """End of the last step, in the file."""
         return self.start_seconds + self.grid[0] * self.step_seconds
 
-    def bin_of(self, hertz: float) -> float:
+    def mel_bin(self, hertz: float) -> float:
         """Fractional mel bin of a frequency; bin i is centred at i."""
         assert self.top_hz is not None, "only mel bands have frequencies"
-        low, high = mel(LOW_HZ), mel(self.top_hz)
-        return (mel(hertz) - low) / (high - low) * (self.num_bins + 1) - 1
+        low, high = hz_to_mel(LOW_HZ), hz_to_mel(self.top_hz)
+        return (hz_to_mel(hertz) - low) / (high - low) * (self.num_bins + 1) - 1
 
     def ticks(self) -> list[tuple[float, str]]:
         """(bin, label) pairs for an axis in kHz; bin numbers if the bins are not mel bands."""
         if self.top_hz is None:
             quarter = max(1, self.num_bins // 4)
             return [(float(number), str(number)) for number in range(0, self.num_bins + 1, quarter)]
-        return [(self.bin_of(hertz), f"{hertz / 1000:g}") for hertz in TICKS_HZ if hertz <= self.top_hz]
+        return [(self.mel_bin(hertz), f"{hertz / 1000:g}") for hertz in TICKS_HZ if hertz <= self.top_hz]
 
     def patch_at(self, seconds: float, hertz: float) -> int:
         """Raster index of the patch at a time (of the file) and a frequency.
@@ -67,16 +67,16 @@ class Places:
         if not LOW_HZ <= hertz <= self.top_hz:
             raise ConfigError(f"--query: {hertz:g} Hz is not between {LOW_HZ:g} and {self.top_hz:g} Hz.")
         step = min(int((seconds - self.start_seconds) / self.step_seconds), self.grid[0] - 1)
-        band = min(int(max(0, round(self.bin_of(hertz))) / self.step_bins), self.grid[1] - 1)
+        band = min(int(max(0, round(self.mel_bin(hertz))) / self.step_bins), self.grid[1] - 1)
         return step * self.grid[1] + band
 
 
-def places_of(model: OpenModel, stretch: Stretch, num_frames: int) -> Places:
+def patch_positions(model: OpenModel, excerpt: Excerpt, num_frames: int) -> PatchPositions:
     """Return the positions of the patches of features with `num_frames` frames."""
     front_end, config = model.front_end, model.encoder.config
-    return Places(
+    return PatchPositions(
         grid=config.grid(int(front_end.num_bins), num_frames),
-        start_seconds=stretch.start_seconds,
+        start_seconds=excerpt.start_seconds,
         step_seconds=config.step_frames * int(front_end.hop_samples) / model.sample_rate,
         step_bins=config.step_bins,
         num_bins=int(front_end.num_bins),
@@ -84,6 +84,6 @@ def places_of(model: OpenModel, stretch: Stretch, num_frames: int) -> Places:
     )
 
 
-def mel(hertz: float) -> float:
+def hz_to_mel(hertz: float) -> float:
     """Convert Hz to mel."""
     return MEL_FACTOR * math.log1p(hertz / MEL_CORNER_HZ)

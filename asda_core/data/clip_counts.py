@@ -12,7 +12,7 @@ SHARDS_FILE = "shards.jsonl"
 """File in the folder of a run."""
 
 
-class Counts:
+class ClipCounts:
     """Clip counts of the shards that were read to their end, by this run or an earlier one in the same folder."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -22,7 +22,7 @@ class Counts:
             lines = self.file.read_text(encoding="utf-8").splitlines()
             self.known = dict(filter(None, map(_entry, lines)))
 
-    def note(self, shard: ShardStream, count: int) -> None:
+    def record(self, shard: ShardStream, count: int) -> None:
         """Record the count of a shard, also in the file, to which several ranks append whole lines.
 
         Raises:

@@ -35,11 +35,11 @@ def prepare(step: nn.Module, config: ComputeConfig, processes: Processes, device
     if config.compile:
         check_compiler(device)
         for block in blocks:
-            compute_by(block, torch.compile(block.forward))
+            replace_forward(block, torch.compile(block.forward))
     if config.recompute:
         for block in blocks:
-            compute_by(block, partial(checkpoint, block.forward, use_reentrant=False))
-    if processes.world == 1:
+            replace_forward(block, partial(checkpoint, block.forward, use_reentrant=False))
+    if processes.world_size == 1:
         return step.to(device)
     if config.sharding == "full":
         return shard(step, blocks, processes, device)
@@ -49,7 +49,7 @@ def prepare(step: nn.Module, config: ComputeConfig, processes: Processes, device
     )
 
 
-def compute_by(module: nn.Module, forward: Callable[..., Any]) -> None:
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     """Replace the forward function of a module; hooks, children and names of tensors are kept."""
     module.forward = forward
 
@@ -79,7 +79,7 @@ def shard(step: nn.Module, blocks: list[Block], processes: Processes, device: to
     from torch.distributed.device_mesh import init_device_mesh  # takes a second to import, and is rarely needed
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (processes.world,))
+    mesh = init_device_mesh(device.type, (processes.world_size,))
     decoders = [module for module in step.modules() if isinstance(module, ConvolutionalDecoder)]
     for module in (*blocks, *decoders):
         fully_shard(module, mesh=mesh)
@@ -92,24 +92,26 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """Return the full tensor; for a sharded one all processes must call this."""
     full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return full
 
 
-def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Apply `whole` to each, one at a time, moving sharded ones to the CPU; all processes must call this, and those
-    without `keep` get an empty dict."""
+def gather_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Apply `full_tensor` to each, one at a time, moving sharded ones to the CPU.
+
+    All processes must call this; those without `keep` get an empty dict.
+    """
     full_tensors = {}
     for name, tensor in tensors.items():
-        full = whole(tensor).cpu() if is_sharded(tensor) else tensor
+        full = full_tensor(tensor).cpu() if is_sharded(tensor) else tensor
         if keep:
             full_tensors[name] = full
     return full_tensors
 
 
-def placed_like(value: Tensor, parameter: Any) -> Tensor:
+def distribute_like(value: Tensor, parameter: Any) -> Tensor:
     """Return a full tensor of a parameter's shape on the parameter's device, sharded like the parameter."""
     moved = value.to(parameter.device)
     if not is_sharded(parameter):

@@ -12,9 +12,9 @@ from torch import Tensor
 from asda_core.audio import check_samples
 from asda_core.config import Padding, ResampleAxis
 from asda_core.errors import AudioError, CheckpointError, ConfigError
-from asda_core.inference.framing import CONTEXT_SHARE, Framing, Window, num_frames, windows
-from asda_core.model.encoder import Encoded, Encoder
-from asda_core.model.processor import products
+from asda_core.inference.framing import CONTEXT_DIVISOR, Framing, Window, num_frames, windows
+from asda_core.model.encoder import Encoder, EncoderOutput
+from asda_core.model.processor import matmul_precision
 from asda_core.settings.compute import Precision
 from asda_core.sound.feature_padding import fill_features
 from asda_core.sound.long_files import LoadedSound, Sound
@@ -25,7 +25,7 @@ MAX_STEPS = 768
 TOKENS_PER_PASS = {"cpu": 512}
 """Patches that go through the encoder in one pass: a window of 10 s, or twenty clips of half a second. More give no
 speed-up on a CPU and only cost memory."""
-ELSEWHERE = 16384
+ACCELERATOR_TOKENS_PER_PASS = 16384
 """The same on accelerators."""
 
 
@@ -84,7 +84,7 @@ class EncodedClip:
 class EncodedWindow:
     """Encoding of one window, of which time steps `keep_from` to `keep_to` are kept."""
 
-    encoded: Encoded
+    encoded: EncoderOutput
     keep_from: int
     keep_to: int
 
@@ -95,7 +95,7 @@ class EncodedWindow:
 
 
 @dataclass(frozen=True)
-class Cut:
+class WindowPlan:
     """Division of a clip into windows.
 
     Attributes:
@@ -115,10 +115,10 @@ class Cut:
 
     def windows(self) -> list[Window]:
         """Return the windows from beginning to end."""
-        return list(windows(self.steps, self.size, self.size // CONTEXT_SHARE))
+        return list(windows(self.steps, self.size, self.size // CONTEXT_DIVISOR))
 
 
-def as_trained(options: ListenOptions, front_end: Any, encoder: Encoder) -> ListenOptions:
+def with_training_length(options: ListenOptions, front_end: Any, encoder: Encoder) -> ListenOptions:
     """Return options that pad clips to the training length and cut longer ones into such windows by default."""
     if options.target_length is not None:
         return options
@@ -141,7 +141,7 @@ def framing_of(front_end: Any, encoder: Encoder) -> Framing:
     )
 
 
-def check_answer(values: Tensor) -> None:
+def check_outputs(values: Tensor) -> None:
     """Check that a model's outputs are finite; its input and weights have been checked before.
 
     Values on an accelerator are not checked, since that would wait for it.
@@ -155,7 +155,7 @@ def check_answer(values: Tensor) -> None:
         )
 
 
-class Listener:
+class ClipEncoder:
     """A front end and an encoder in evaluation mode, with the options for cutting clips."""
 
     def __init__(self, front_end: Any, encoder: Encoder, options: ListenOptions) -> None:
@@ -167,7 +167,7 @@ class Listener:
             raise ConfigError(f"target_length {options.target_length} is less than a patch of {self.patch_frames}.")
 
     @torch.no_grad()
-    def listen(self, audio: Float[Tensor, " samples"]) -> EncodedClip:
+    def encode(self, audio: Float[Tensor, " samples"]) -> EncodedClip:
         """Encode a clip, mono in [-1, 1] at `sample_rate`, of any length from 1 sample.
 
         Raises:
@@ -175,7 +175,7 @@ class Listener:
         """
         summary, kept = torch.zeros(()), []
         bands = 1
-        for piece in self.pieces(audio):
+        for piece in self.encode_windows(audio):
             bands = piece.encoded.layout.grid[1]
             kept.append(piece.tokens())
             summary = summary.to(piece.encoded.summary) + piece.encoded.summary[0] * len(kept[-1])
@@ -183,16 +183,16 @@ class Listener:
         return self._clip(summary / len(tokens), tokens, bands)
 
     @torch.no_grad()
-    def listen_together(self, clips: Sequence[Float[Tensor, " samples"]]) -> list[EncodedClip]:
+    def encode_batch(self, clips: Sequence[Float[Tensor, " samples"]]) -> list[EncodedClip]:
         """Encode clips with equally many time steps, each in one piece, in one pass.
 
         Args:
-            clips: whose `cut` is `in_one_piece` and has the same `steps`; already checked by `check_audio`.
+            clips: whose `plan_windows` is `in_one_piece` and has the same `steps`; already checked by `check_audio`.
 
         Returns:
-            the result of `listen` for each, up to rounding.
+            the result of `encode` for each, up to rounding.
         """
-        cuts = [self.cut(len(audio)) for audio in clips]
+        cuts = [self.plan_windows(len(audio)) for audio in clips]
         if not all(cut.in_one_piece and cut.steps == cuts[0].steps for cut in cuts):
             raise ValueError("clips of different lengths cannot be encoded in one batch.")
         whole = Window(0, cuts[0].steps, 0, cuts[0].steps)
@@ -204,7 +204,7 @@ class Listener:
         return [self._clip(summary, tokens, bands) for summary, tokens in rows]
 
     @torch.no_grad()
-    def pieces(self, audio: Float[Tensor, " samples"] | Sound) -> Iterator[EncodedWindow]:
+    def encode_windows(self, audio: Float[Tensor, " samples"] | Sound) -> Iterator[EncodedWindow]:
         """Encode a clip window by window, a few per pass; most clips are a single window.
 
         Raises:
@@ -213,24 +213,24 @@ class Listener:
         if isinstance(audio, Tensor):
             check_audio(audio)
             audio = LoadedSound(audio)
-        cut, mean = self.cut(audio.num_samples), self._mean(audio)
-        all_windows, per_pass = cut.windows(), self.per_pass(cut)
+        cut, mean = self.plan_windows(audio.num_samples), self._mean(audio)
+        all_windows, per_pass = cut.windows(), self.windows_per_pass(cut)
         for first in range(0, len(all_windows), per_pass):
             batch = all_windows[first : first + per_pass]
             encoded = self._encode([self._stretch(audio, mean, window) for window in batch])
             for row, window in enumerate(batch):
                 yield EncodedWindow(_row(encoded, row), window.keep_from, window.keep_to)
 
-    def cut(self, num_samples: int) -> Cut:
+    def plan_windows(self, num_samples: int) -> WindowPlan:
         """Return how a clip of `num_samples` samples is divided into windows."""
         steps = self.framing.patches_in(self._num_frames(num_samples))
-        return Cut(num_samples, steps, self._window_steps(steps))
+        return WindowPlan(num_samples, steps, self._window_steps(steps))
 
-    def per_pass(self, cut: Cut) -> int:
+    def windows_per_pass(self, plan: WindowPlan) -> int:
         """Return the number of windows, or of clips in one piece, per pass."""
         bands = self.encoder.config.grid(self.front_end.num_bins, self.patch_frames)[1]
-        tokens = TOKENS_PER_PASS.get(self.device.type, ELSEWHERE)
-        return max(1, tokens // (bands * min(cut.steps, cut.size)))
+        tokens = TOKENS_PER_PASS.get(self.device.type, ACCELERATOR_TOKENS_PER_PASS)
+        return max(1, tokens // (bands * min(plan.steps, plan.size)))
 
     @property
     def device(self) -> torch.device:
@@ -240,20 +240,20 @@ class Listener:
     def _stretch(self, sound: Sound, mean: float, window: Window) -> tuple[Tensor, int]:
         """Return the audio of a window, zero-padded at its end, and the samples from its start to the clip's end."""
         first, last = self.framing.samples_of(window.first, window.size)
-        audio = sound.between(first, last) - mean
+        audio = sound.segment(first, last) - mean
         return torch.nn.functional.pad(audio, (0, last - first - len(audio))), sound.num_samples - first
 
     def _mean(self, sound: Sound) -> float:
         """Return what is subtracted from all samples; it affects only rounding, as each frame loses its mean anyway."""
         return sound.mean() if self.options.padding == "features" else 0.0
 
-    def _encode(self, stretches: Sequence[tuple[Tensor, int]]) -> Encoded:
+    def _encode(self, stretches: Sequence[tuple[Tensor, int]]) -> EncoderOutput:
         with torch.autocast(self.device.type, enabled=False):
             features = self.front_end(torch.stack([audio for audio, _ in stretches]).to(self.device))
             if self.options.padding == "features":
                 features = fill_features(features, torch.tensor([length for _, length in stretches]), self.front_end)
-        with products(features.device, self.options.precision):
-            encoded: Encoded = self.encoder(features, layers=False)
+        with matmul_precision(features.device, self.options.precision):
+            encoded: EncoderOutput = self.encoder(features, layers=False)
         return replace(encoded, summary=encoded.summary.float(), tokens=encoded.tokens.float())
 
     def _clip(self, summary: Tensor, tokens: Tensor, bands: int) -> EncodedClip:
@@ -265,7 +265,7 @@ class Listener:
             return self.options.target_length
         short = num_samples <= self.options.minimum_samples
         whole = max(self.options.minimum_length, 0 if short else num_frames(num_samples, self.front_end))
-        patches = 1 + max(0, -(-(whole - self.patch_frames) // self.framing.run_frames))
+        patches = 1 + max(0, -(-(whole - self.patch_frames) // self.framing.run_stride_frames))
         return self.framing.frames_of(patches)
 
     def _window_steps(self, steps: int) -> int:
@@ -281,18 +281,18 @@ def check_audio(audio: Float[Tensor, "..."]) -> None:
     """Check that a tensor is a valid clip.
 
     Raises:
-        AudioError: it has several channels, no samples, or NaN, infinite or absurdly large ones.
+        AudioError: it has several channels, no samples, or samples that are NaN, infinite or far outside [-1, 1].
     """
     if audio.ndim != 1 or not len(audio):
         raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
     check_samples(audio, "the audio")
 
 
-def _row(encoded: Encoded, row: int) -> Encoded:
+def _row(encoded: EncoderOutput, row: int) -> EncoderOutput:
     """Return one clip of a batch."""
     if len(encoded.summary) == 1:
         return encoded
     index, padding = encoded.layout.index[row : row + 1], encoded.layout.padding
     layout = replace(encoded.layout, index=index, padding=None if padding is None else padding[row : row + 1])
     layers = tuple(layer[row : row + 1] for layer in encoded.layers)
-    return Encoded(encoded.summary[row : row + 1], encoded.tokens[row : row + 1], layout, layers)
+    return EncoderOutput(encoded.summary[row : row + 1], encoded.tokens[row : row + 1], layout, layers)

@@ -26,7 +26,7 @@ from asda_core.config import DataConfig, require
 from asda_core.errors import AudioError
 from asda_core.pretrain.clip_reader import ClipReader
 
-FEW = 3
+MAX_LISTED = 3
 """Number of reasons listed in a message."""
 
 
@@ -37,12 +37,12 @@ class Clips:
     Attributes:
         audio: waveforms, zero-padded at the end.
         num_samples: length of each waveform before padding.
-        numbers: index of the file, or of the streamed shard, that each clip comes from.
+        source_indices: index of the file, or of the streamed shard, that each clip comes from.
     """
 
     audio: Float[Tensor, "batch samples"]
     num_samples: Int[Tensor, " batch"]
-    numbers: Int[Tensor, " batch"]
+    source_indices: Int[Tensor, " batch"]
 
 
 class Candidate(NamedTuple):
@@ -50,14 +50,14 @@ class Candidate(NamedTuple):
 
     file: Path
     content: bytes | None
-    number: int
+    source_index: int
 
 
 class FoundClip(NamedTuple):
     """Length of a clip, number of its file, and the unreadable files before it: (file, reason, permanent)."""
 
     num_samples: int
-    number: int
+    source_index: int
     failures: list[tuple[Path, str, bool]]
 
 
@@ -73,44 +73,45 @@ class Batches(ABC):
         config: DataConfig,
         sample_rate: int,
         seed: int,
-        change: Callable[[Tensor, int], Tensor] | None = None,
+        transform: Callable[[Tensor, int], Tensor] | None = None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
-        require(0 <= rank < world, f"the rank must lie in 0..{world - 1}, not {rank}.")
+        require(0 <= rank < world_size, f"the rank must lie in 0..{world_size - 1}, not {rank}.")
         size = config.batch_size
         require(
-            size % world == 0, f"data.batch_size {size}, of all processes, must be a multiple of their number, {world}."
+            size % world_size == 0,
+            f"data.batch_size {size}, of all processes, must be a multiple of their number, {world_size}.",
         )
         self.config = config
         self.reader = ClipReader(config, sample_rate)
         self.num_samples = self.reader.num_samples
         self.seed = seed
         self.skipped: dict[Path, str] = {}
-        self.rank, self.world, self.share = rank, world, size // world
-        self._change = change
+        self.rank, self.world_size, self.clips_per_rank = rank, world_size, size // world_size
+        self._transform = transform
         self._unreadable: set[Path] = set()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(config.workers, "clips") if config.workers > 1 else None
 
     def batch(self, step: int) -> Clips:
-        """Return the clips of update `step` (from 0), or this rank's share: `share` clips from `rank * share` on.
+        """Return the clips of update `step` (from 0), or `clips_per_rank` of them from `rank * clips_per_rank` on.
 
         Raises:
             AudioError: no file is readable.
         """
         with self._lock:
-            first = step * self.config.batch_size + self.rank * self.share
-            numbers = range(first, first + self.share)
+            first = step * self.config.batch_size + self.rank * self.clips_per_rank
+            numbers = range(first, first + self.clips_per_rank)
             candidates = [self._candidates(number) for number in numbers]
             apply = map if self._pool is None else self._pool.map
-            audio = torch.empty(self.share, self.num_samples)
+            audio = torch.empty(self.clips_per_rank, self.num_samples)
             clips = list(apply(self._clip, numbers, candidates, audio))
             self._record_failures(clips)
         lengths = torch.tensor([clip.num_samples for clip in clips])
-        return Clips(audio, lengths, torch.tensor([clip.number for clip in clips]))
+        return Clips(audio, lengths, torch.tensor([clip.source_index for clip in clips]))
 
-    def end(self) -> None:  # noqa: B027
+    def abort(self) -> None:  # noqa: B027
         """Abort reads that may never finish; `close` is called next."""
 
     def close(self) -> None:  # noqa: B027
@@ -128,13 +129,13 @@ class Batches(ABC):
             if file in self._unreadable:
                 continue
             try:
-                crop = self.reader.stretch(file, fraction, content)
-                row[: len(crop)] = crop if self._change is None else self._change(crop, number)
+                crop = self.reader.read_crop(file, fraction, content)
+                row[: len(crop)] = crop if self._transform is None else self._transform(crop, number)
                 row[len(crop) :] = 0.0
                 return FoundClip(len(crop), source, failures)
             except AudioError as error:  # a long file stays: another crop may be good, in any order of reading
                 failures.append((file, str(error), file not in self.reader.long_files))
-        reasons = "; ".join([*self.skipped.values(), *(reason for _, reason, _ in failures)][:FEW])
+        reasons = "; ".join([*self.skipped.values(), *(reason for _, reason, _ in failures)][:MAX_LISTED])
         raise AudioError(f"none of the {self._whole()} is readable. First reasons: {reasons}")
 
     @abstractmethod
@@ -144,10 +145,10 @@ class Batches(ABC):
     def _record_failures(self, clips: Sequence[FoundClip]) -> None:
         """Record what could not be read, in the order of the clips."""
         failures = [failure for clip in clips for failure in clip.failures]
-        self._note_trouble([(file, reason) for file, reason, _ in failures])
+        self._record_problems([(file, reason) for file, reason, _ in failures])
         self._unreadable |= {file for file, _, permanent in failures if permanent}
 
-    def _note_trouble(self, problems: Sequence[tuple[Path, str]]) -> None:
+    def _record_problems(self, problems: Sequence[tuple[Path, str]]) -> None:
         if problems:  # a new dict, since another thread may be iterating over the old one
             skipped = dict(self.skipped)
             for file, reason in problems:
@@ -165,9 +166,9 @@ class ClipBatches(Batches):
         sample_rate: int,
         seed: int,
         order: Callable[[int], np.ndarray] | None = None,
-        change: Callable[[Tensor, int], Tensor] | None = None,
+        transform: Callable[[Tensor, int], Tensor] | None = None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         """Set the files and how clips are drawn from them.
 
@@ -177,13 +178,13 @@ class ClipBatches(Batches):
             sample_rate: in Hz.
             seed: of order and crops.
             order: epoch -> indices of the files in order, equally many in every epoch. None shuffles all files.
-            change: augmentation: (waveform of a clip, its number in the endless sequence) -> waveform of equal length.
-            rank, world: index of this rank and number of ranks, which share every batch equally.
+            transform: augmentation: (waveform of a clip, its number in the endless sequence) -> waveform as long.
+            rank, world_size: index of this rank and number of ranks, which share every batch equally.
 
         Raises:
             ConfigError: the batch cannot be divided equally among the ranks.
         """
-        super().__init__(config, sample_rate, seed, change, rank, world)
+        super().__init__(config, sample_rate, seed, transform, rank, world_size)
         self.files = list(files)
         self._ordered = order or self._shuffled
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
