@@ -11,7 +11,7 @@ from asda_hear.ablation.estimate import print_estimate
 from asda_hear.ablation.jobs import run_jobs, submit_jobs
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.rows import ResultRow
-from asda_hear.ablation.run import RESULTS_FOLDER, CellsFailed, prepare, run_plan, write_all_rows
+from asda_hear.ablation.run import RESULTS_FOLDER, CellsFailed, plan_warnings, prepare, run_plan, write_all_rows
 from asda_hear.reporting.report import PAGE_FILE, write_report
 
 
@@ -26,6 +26,8 @@ def run_ablate(parsed: argparse.Namespace) -> None:
     plan = load_plan(parsed.plan)
     out = parsed.out or RESULTS_FOLDER / parsed.plan.stem
     setup = prepare(plan, out, progress=not parsed.worker, store=parsed.store)
+    for sentence in [] if parsed.worker else plan_warnings(setup):
+        print(f"warning: {sentence}", file=sys.stderr)
     if parsed.dry_run:
         jobs, option = (parsed.jobs, "--jobs") if parsed.submit is None else (parsed.submit, "--submit")
         print_estimate(setup, parsed.shard, jobs, option)

@@ -37,6 +37,7 @@ from asda_core.pretrain.loop import pretrain
 from asda_core.system.command_line import EXIT_ERROR
 from asda_core.testing import check_adapter, check_front_end, check_mixer, check_objective
 from asda_core.weights.paths import newest_step
+from asda_core.weights.provenance import outdated_installs
 from asda_core.weights.tensor_files import read_tensors
 from asda_hear.api import get_scene_embeddings, load_model
 from asda_hear.evaluate.identity import weights_identity
@@ -317,6 +318,27 @@ def upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Upgrade
     yield install
     sys.dont_write_bytecode = False
     sys.modules.pop("visitor", None)
+
+
+def test_an_editable_installation_keeps_its_version(
+    upgrade: Upgrade, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its code is that of the folder, whose version counts only once it is installed again."""
+    upgrade("1.0", 1.0)
+    source, info = tmp_path / "my source", tmp_path / "site" / "visitor-1.0.dist-info"
+    source.mkdir()
+    (source / "pyproject.toml").write_text('[project]\nname = "visitor"\nversion = "1.1"\n')
+    origin = {"url": source.as_uri(), "dir_info": {"editable": True}}
+    (info / "direct_url.json").write_text(json.dumps(origin))
+    assert main(["plugins"]) == 0
+    printed = capsys.readouterr().out
+    assert f"problem: visitor is installed as 1.0, but {source / 'pyproject.toml'} states 1.1; run `pip" in printed
+    for text in (json.dumps({**origin, "dir_info": {}}), json.dumps({**origin, "dir_info": {"editable": False}}), "{"):
+        (info / "direct_url.json").write_text(text)
+        assert outdated_installs(["visitor", "gone"]) == []
+    (info / "direct_url.json").write_text(json.dumps(origin))
+    (source / "pyproject.toml").write_text('[project]\nname = "visitor"\ndynamic = ["version"]\n')
+    assert outdated_installs(["visitor"]) == []
 
 
 def made_by(file: Path) -> str:

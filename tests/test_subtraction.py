@@ -91,9 +91,10 @@ def test_what_the_machine_takes(
     monkeypatch.setattr(subtraction, "processor", lambda: Processor(wide_vectors=wide, bfloat16=wide))
     query = torch.zeros(1, 1, tokens, 4, dtype=dtype, requires_grad=grad)
     layout = TokenLayout.full(1, (tokens, 1))
-    assert choose_method(query, layout) == way
+    frozen = torch.zeros(1, 1, tokens, 4, dtype=dtype)
+    assert choose_method((query, frozen), layout) == choose_method((frozen, query), layout) == way
     padded = TokenLayout(layout.index, layout.grid, torch.zeros(1, tokens, dtype=torch.bool))
-    assert choose_method(query, padded) == "fused"
+    assert choose_method((query,), padded) == "fused"
 
 
 def test_products_stay_exact_and_the_setting_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

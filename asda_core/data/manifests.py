@@ -45,6 +45,23 @@ def files_in_manifest(path: Path) -> list[Path]:
     return list(_line_by_line(path.parent, [line for line in text.splitlines() if line.strip()]))
 
 
+def check_quotes(text: str, delimiter: str) -> None:
+    """Check that the quotes of a table are closed: the reader of csv takes all lines behind an open one for one cell.
+
+    Raises:
+        csv.Error: a quote is not closed.
+    """
+    if '"' not in text:
+        return
+    end_row = ["end"]
+    reader = csv.reader(itertools.chain(io.StringIO(text, newline=""), ["\n", *end_row]), delimiter=delimiter)
+    first, last, last_row = 1, 0, end_row
+    for row in reader:
+        first, last, last_row = last + 1, reader.line_num, row
+    if last_row != end_row:
+        raise csv.Error(f"a quote is not closed in the row that begins at line {first}")
+
+
 def _line_by_line(root: Path, lines: Sequence[str]) -> Iterator[Path]:
     folder = root
     for number, line in enumerate(lines):
@@ -76,6 +93,7 @@ def _in_table(text: str) -> list[str] | None:
     if column is None:
         return None
     index, delimiter = column
+    check_quotes(text, delimiter)
     rows = itertools.islice(_rows(io.StringIO(text, newline=""), delimiter), 1, None)
     return [row[index] for row in rows if len(row) > index and row[index].strip()]
 
@@ -115,10 +133,13 @@ def files_in_parquet(path: Path) -> list[Path]:
         raise ConfigError(f"{path}: parquet needs pyarrow: pip install 'asda-hear[parquet]'.") from None
     try:
         table = parquet.ParquetFile(path)
-        names = list(table.schema_arrow.names)
         first = next(table.iter_batches(SAMPLE_ROWS), None)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise AudioError(f"cannot read {path}: it is not a parquet table or is damaged ({error}).") from None
+    types = import_module("pyarrow").types
+    texts = [types.is_string, types.is_large_string, types.is_string_view]
+    fields = {field.name: getattr(field.type, "value_type", field.type) for field in table.schema_arrow}
+    names = [name for name in fields if any(is_text(fields[name]) for is_text in texts)]
     cells = {} if first is None else first.to_pydict()
     candidates = [name for name in names if any(_is_audio_name(value) for value in cells.get(name, []))]
     if not candidates:  # its first cells may be empty
@@ -126,15 +147,15 @@ def files_in_parquet(path: Path) -> list[Path]:
     usual = [name for name in candidates if name.lower() in FILE_COLUMNS]
     if not candidates:
         raise AudioError(
-            f"{path}: no column names audio files (columns: {', '.join(names)}; audio stored in cells is not read)."
+            f"{path}: no column names audio files (columns: {', '.join(fields)}; audio stored in cells is not read)."
         )
     return list(_in_column(path, parquet, (usual or candidates)[0]))
 
 
 def _in_column(path: Path, parquet: object, column: str) -> Iterator[Path]:
     for batch in parquet.ParquetFile(path).iter_batches(columns=[column]):  # type: ignore[attr-defined]
-        yield from (path.parent / value for value in batch.column(0).to_pylist() if value)
+        yield from (_path_of(path.parent, name) for name in batch.column(0).to_pylist() if name and name.strip())
 
 
 def _is_audio_name(value: object) -> bool:
-    return isinstance(value, str) and is_audio(value)
+    return isinstance(value, str) and is_audio(value.strip())

@@ -76,7 +76,8 @@ def training_batch(
     if recipe.data.padding == "features":
         lengths = clips.num_samples
         if weights is not None and augment.mixup.of == "audio":
-            lengths = torch.maximum(lengths, lengths.flip(0))
+            is_mixed = weights < 1
+            lengths = torch.where(is_mixed, torch.maximum(lengths, lengths.flip(0)), lengths)
         features = fill_features(features, lengths, model.front_end)
     features = noise_and_shift(features, augment.noise, augment.time_shift)
     if weights is not None and augment.mixup.of == "features":

@@ -44,7 +44,7 @@ def trained_on_record(data: str, split: Round, earlier: Mapping[str, str]) -> di
     fits = len(marks) <= MOST_MARKED
     before = [item._replace(marked=item.marked and fits) for item in _sets(earlier)]
     record = {"data": data, "tested": split.name, "clips": "".join(marks if fits else own_marks)}
-    if len(split.train) > MOST_MARKED:
+    if not any(own_marks):
         record["marked"] = "no"
     return {**record, "before": json.dumps(before)} if before else record
 
@@ -76,13 +76,14 @@ def shared_clips_warning(split: Round) -> str:
         TaskError: a test clip is the same file as a training clip, for example by a link.
     """
     named = {"test": split.test, "validation": split.valid, "training": split.train}
-    marks = {
-        part: {mark: clip for clip in clips if (mark := ends_digest(clip.file))} if len(clips) <= MOST_MARKED else {}
+    marked = {
+        part: [(ends_digest(clip.file), clip) for clip in clips] if len(clips) <= MOST_MARKED else []
         for part, clips in named.items()
     }
     warnings = []
     for part, other in (("test", "training"), ("test", "validation"), ("validation", "training")):
-        shared = [(clip, marks[other][mark]) for mark, clip in marks[part].items() if mark in marks[other]]
+        by_mark = dict(marked[other])
+        shared = [(clip, by_mark[mark]) for mark, clip in marked[part] if mark and mark in by_mark]
         for ours, theirs in shared if (part, other) == ("test", "training") else ():
             if ours.file.resolve() == theirs.file.resolve():
                 raise TaskError(

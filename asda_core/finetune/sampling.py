@@ -67,6 +67,8 @@ def weights_file(config: SamplingConfig, base_folder: Path) -> Path:
 
 def weights_digest(config: SamplingConfig, base_folder: Path) -> dict[str, str]:
     """Digest of the weights file, for an identity; empty if there is none."""
+    if config.weights in ("uniform", "balanced"):
+        return {}
     file = weights_file(config, base_folder)
     return {"weights": file_digest(file)} if file.is_file() else {}
 

@@ -33,7 +33,7 @@ def warn_of_empty_folders(root: Path, depth: int) -> None:
     )
     for folder in folders:
         if not any(path.is_file() for path in folder.rglob("*")):
-            print(f"warning: {folder} is empty and not used as a class.", file=sys.stderr)
+            print(f"warning: {folder} is empty, or cannot be read, and is not used as a class.", file=sys.stderr)
 
 
 def folder_rows(root: Path) -> list[Row]:

@@ -2,13 +2,14 @@
 
 import csv
 import io
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from asda_core.audio import AUDIO_SUFFIXES
-from asda_core.data.manifests import FILE_COLUMNS
+from asda_core.data.manifests import FILE_COLUMNS, check_quotes
 from asda_core.errors import TaskError, unknown_message
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row
@@ -59,15 +60,19 @@ def read_table(file: Path) -> tuple[list[str], list[TableRow]]:
     Raises:
         TaskError: the file cannot be read, is not UTF-8, or is not a table.
     """
-    text = io.StringIO(read_text(file), newline="")
-    header = text.readline()
-    text.seek(0)
-    reader = csv.DictReader(text, delimiter=_delimiter(header))
+    content = read_text(file)
+    lines = io.StringIO(content, newline="")
+    num_blank = sum(1 for _ in itertools.takewhile(lambda line: not line.strip(), lines))
+    lines.seek(0)
+    from_header = list(itertools.islice(lines, num_blank, None))
+    delimiter = _delimiter(from_header[0] if from_header else "")
+    reader = csv.DictReader(from_header, delimiter=delimiter)
     try:
+        check_quotes(content, delimiter)
         reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-        rows = [_table_row(reader.line_num, row) for row in reader]
+        rows = [_table_row(num_blank + reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise TaskError(f"cannot read {file}: {error} (after line {reader.line_num}).") from None
+        raise TaskError(f"cannot read {file}: {error} (after line {num_blank + reader.line_num}).") from None
     return list(reader.fieldnames), rows
 
 
@@ -122,6 +127,8 @@ def choose_column(role: str, requested: str, columns: Sequence[str], table: Path
     if requested:
         if requested not in columns:
             raise TaskError(f"{table}: {unknown_message('column', requested, columns)} (key {role}_column)")
+        if list(columns).count(requested) > 1:
+            raise TaskError(f"{table}: several columns are called {requested}; rename all but one of them.")
         return requested
     column = usual_column(role, columns, table)
     if column is None and role != "split":

@@ -18,6 +18,7 @@ formula    both maps explicit, gradients by autograd              N^2         ne
 been timed only without AVX-512 (docs/performance.md), where fused speeds up inference but not training on short inputs.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -62,7 +63,7 @@ def attention_terms(
         `A1 v` and `A2 v`, (batch, heads, tokens, values); or `(A1 - lambda A2) v` and None, where the method does not
         compute them separately.
     """
-    method = method or choose_method(query1, layout)
+    method = method or choose_method((query1, query2, key1, key2, value, weight), layout)
     if method == "formula":
         first, second = softmax_map(query1, key1, layout), softmax_map(query2, key2, layout)
         return (first - weight * second) @ value, None
@@ -81,13 +82,14 @@ def difference(signal: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:
     return signal if noise is None else signal - weight * noise
 
 
-def choose_method(query: HeadTensor, layout: TokenLayout) -> Method:
-    """Return the fastest method for queries of this size, dtype and device; see the table above."""
+def choose_method(inputs: Sequence[Tensor], layout: TokenLayout) -> Method:
+    """Return the fastest method for these inputs, of which the first is a query; see the table above."""
+    query = inputs[0]
     wide = processor().bfloat16 if query.dtype == torch.bfloat16 else processor().wide_vectors
     if query.device.type != "cpu" or layout.padding is not None or not wide:
         return "fused"
     num_tokens, half = query.shape[2], query.dtype == torch.bfloat16
-    if torch.is_grad_enabled() and query.requires_grad:
+    if torch.is_grad_enabled() and any(values.requires_grad for values in inputs):
         return "kept" if num_tokens <= (KEPT_MAX_TOKENS_BFLOAT16 if half else KEPT_MAX_TOKENS) else "fused"
     return "blocks" if half or num_tokens < FUSED_MIN_TOKENS else "fused"
 

@@ -18,6 +18,7 @@ from asda_core.inference.framing import num_frames
 from asda_core.model.flops import encoder_flops
 from asda_core.plugin.matrix import check_catalog
 from asda_core.settings.changes import apply_changes, config_from_path, is_config
+from asda_core.weights.provenance import outdated_installs
 
 GIGA = 1e9
 
@@ -48,6 +49,8 @@ def run_plugins(parsed: argparse.Namespace) -> None:
             print("  (none)")
     for problem in catalog.problems:
         print(f"problem: {problem.name} of {problem.distribution}: {problem.message}")
+    for sentence in outdated_installs(sorted({offer.distribution for offer in catalog.offers.values()})):
+        print(f"problem: {sentence}")
 
 
 def run_show(parsed: argparse.Namespace) -> None:

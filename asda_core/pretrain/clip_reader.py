@@ -42,7 +42,7 @@ class ClipReader:
             AudioError: the file cannot be read, or has fewer samples than `min_samples` of the config.
         """
         audio = self._cache.get(file) if content is None else None
-        if audio is None:
+        if audio is None or len(audio) > WHOLE_FILE_SECONDS * self.sample_rate:  # cached by `read_whole`
             encoded = _content_of(file) if content is None else content
             with open_audio(file, encoded) as sound:
                 seconds = self._seconds(sound, file)

@@ -15,6 +15,7 @@ from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import processes_from_environment
+from asda_core.pretrain.schedule import is_peak_reached
 from asda_core.settings.changes import apply_changes, config_from_path
 from asda_core.system.files import model_digest
 from asda_core.weights.initial import has_objective
@@ -37,7 +38,7 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
         objective = "with its objective" if has_objective(init) else "with a new objective"
         if processes.is_first:
             print(f"{init.report}\ninitialised with the encoder of {init.file}, {objective}.".lstrip(), file=sys.stderr)
-    if processes.is_first and config.optimizer.warmup_steps >= config.steps > 0:
+    if processes.is_first and not is_peak_reached(config):
         print(
             f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "
             "the learning rate will not reach its peak.",

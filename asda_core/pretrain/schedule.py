@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asda_core.config import OptimizerConfig
+from asda_core.config import OptimizerConfig, RunConfig
 
 RESTART_SHRINK = 0.1
 """Factor applied to the rates at each restart of the released cosine. **Source**: fairseq's `lr_shrink`."""
@@ -31,6 +31,11 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
         return max(config.floor_lr, config.peak_lr * math.sqrt(max(1, config.warmup_steps) / (step + 1)))
     progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     return config.floor_lr + 0.5 * (config.peak_lr - config.floor_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def is_peak_reached(config: RunConfig) -> bool:
+    """Whether the warm-up of a run ends before the run does; True for a run without steps."""
+    return config.steps == 0 or config.optimizer.warmup_steps < config.steps
 
 
 def fairseq_cosine(step: int, num_steps: int, config: OptimizerConfig) -> float:

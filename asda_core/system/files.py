@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -111,7 +112,9 @@ def _files_below(folder: Path, parents: tuple[str, ...], entered: set[str] | Non
         entered.add(real)
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
+    except OSError as error:
+        reason = error.strerror or str(error)
+        print(f"warning: cannot read the folder {folder}: {reason}; its files are not used.", file=sys.stderr)
         return
     for entry in entries:
         if _is_folder(entry):

@@ -5,9 +5,13 @@ A third-party plugin may have other options, sizes or defaults by now, and a con
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from asda_core.catalog import Catalog
 from asda_core.errors import AsdaError
@@ -41,6 +45,30 @@ def warn_version_mismatches(plugins: PluginOrigins, file: Path, catalog: Catalog
     """Warn of `version_mismatches` on stderr: the output of the model may differ."""
     for sentence in version_mismatches(plugins, catalog):
         print(f"warning: {file} may give other outputs than before. {sentence}", file=sys.stderr)
+
+
+def outdated_installs(distributions: Iterable[str]) -> list[str]:
+    """One sentence for each editable installation (`pip install -e`) whose `pyproject.toml` states another version.
+
+    Its code is that of the folder, but its version stays that of the last `pip install`.
+    """
+    sentences = []
+    for name in distributions:
+        try:
+            metadata = distribution(name)
+            origin = json.loads(metadata.read_text("direct_url.json") or "{}")
+            if not origin["dir_info"]["editable"]:
+                continue
+            file = Path(url2pathname(urlparse(origin["url"]).path)) / "pyproject.toml"
+            version = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"]
+        except (PackageNotFoundError, OSError, ValueError, KeyError, TypeError):  # another kind, or a computed version
+            continue
+        if version != metadata.version:
+            sentences.append(
+                f"{name} is installed as {metadata.version}, but {file} states {version}; run "
+                "`pip install -e` again, so that results carry the new version."
+            )
+    return sentences
 
 
 @contextmanager

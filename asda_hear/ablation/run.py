@@ -16,11 +16,13 @@ from asda_core.config_io import parse
 from asda_core.errors import AsdaError, CheckpointError, ConfigError
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
+from asda_core.pretrain.schedule import is_peak_reached
 from asda_core.system.files import disk_time, text_digest, write_csv, write_text
 from asda_core.system.locks import hold_lock
 from asda_core.system.resources import SECONDS_PER_HOUR
 from asda_core.system.workers import Shard
 from asda_core.weights.initial import check_compatible
+from asda_core.weights.provenance import outdated_installs
 from asda_hear.ablation.cells import (
     ERROR_FILE,
     PlanSetup,
@@ -84,6 +86,21 @@ def _named_by_plugins(cell: Cell, catalog: Catalog) -> Cell:
     if not foreign:
         return cell
     return replace(cell, name=text_digest(" ".join([cell.name, *foreign]), len(cell.name)))
+
+
+def plan_warnings(setup: PlanSetup) -> list[str]:
+    """Return what a valid plan is probably not meant to do."""
+    plan = setup.plan
+    short = [cell for cell in plan.cells if not is_peak_reached(cell.config)]
+    sentences = outdated_installs(sorted({offer.distribution for offer in setup.catalog.offers.values()}))
+    if short:
+        config = short[0].config
+        sentences.append(
+            f"in {len(short)} of {len(plan.cells)} cells, as in {labels_text(short[0].labels)}, optimizer.warmup_steps "
+            f"{config.optimizer.warmup_steps} is not less than steps {config.steps}: the learning rate will not reach "
+            "its peak."
+        )
+    return sentences
 
 
 def run_plan(setup: PlanSetup, shard: Shard | None = None) -> list[ResultRow]:

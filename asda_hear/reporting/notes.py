@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
+from asda_core.pretrain.schedule import is_peak_reached
 from asda_core.statistics import CONFIDENCE
 from asda_hear.ablation.noise_metric import LOWER_IS_BETTER, NOISE_METRICS
 from asda_hear.ablation.plan import Plan
@@ -44,6 +45,11 @@ def make_notes(
     else:
         notes.append("No differences: the reference has no results.")
     notes += _infinite_notes(rows)
+    if short := sum(not is_peak_reached(cell.config) for cell in plan.cells):
+        notes.append(
+            f"In {short} of {len(plan.cells)} trainings the warm-up is as long as the training or longer: the learning "
+            "rate did not reach its peak."
+        )
     version = next((row["heareval"] for row in rows if row["heareval"]), None)
     scoring = f"heareval {version}, grid {search.grid}, {points}, {search.threads} thread(s); " if version else ""
     notes.append(f"{scoring}torch {rows[0]['torch']}, asda {rows[0]['asda']}.")

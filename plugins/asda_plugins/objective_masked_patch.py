@@ -101,9 +101,9 @@ class MaskedPatch(nn.Module):
         grid = encoder.config.grid(*features.shape[1:])
         if grid[0] * grid[1] <= LEAST_MASKED:
             raise ConfigError(f"clips of {features.shape[2]} frames contain fewer than {LEAST_MASKED + 1} patches.")
-        first = draw_masked(grid, len(features), self.config, generator)
-        second = first if self.config.one_mask else draw_masked(grid, len(features), self.config, generator)
-        return self.loss_for(encoder, features, to_device(first, features.device), to_device(second, features.device))
+        masks = [draw_masked(grid, len(features), self.config, generator) for _ in range(2 - self.config.one_mask)]
+        on_device = [to_device(mask, features.device) for mask in masks]
+        return self.loss_for(encoder, features, on_device[0], on_device[-1])
 
     def loss_for(
         self,

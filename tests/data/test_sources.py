@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from asda_core.audio import find_audio, list_identity
-from asda_core.data import manifests
+from asda_core.data import digests, manifests
 from asda_core.data.pack_options import SKIPPED_FILE, PackOptions
 from asda_core.data.packing import pack
 from asda_core.data.sources import ShardStream, expand_braces, find_training_data, warn_of_duplicates
@@ -204,7 +204,30 @@ def test_a_parquet_table_whose_first_cells_are_empty(audio_folder: Path) -> None
     assert find_audio(audio_folder / "table.parquet") == [audio_folder / "sound0.wav"]
 
 
+def test_a_parquet_table_names_files_in_text_columns_alone(audio_folder: Path) -> None:
+    """As Hugging Face stores audio; empty or 0 in its first rows, where the column is looked for."""
+    import pyarrow
+    from pyarrow import parquet
+
+    stored = [None] * 25 + [{"bytes": b"RIFF", "path": "sound0.wav"}]
+    names = ["sound0.wav\n", "  ", *["sound1.wav"] * 24]
+    for column in (stored, [0] * 25 + [7], [None] * 25 + [0.5]):
+        parquet.write_table(pyarrow.table({"audio": column, "file": names}), audio_folder / "table.parquet")
+        assert find_audio(audio_folder / "table.parquet")[:2] == [audio_folder / f"sound{n}.wav" for n in (0, 1)]
+        parquet.write_table(pyarrow.table({"audio": column}), audio_folder / "table.parquet")
+        with pytest.raises(AudioError, match=r"no column names audio files \(columns: audio; audio stored in cells"):
+            find_audio(audio_folder / "table.parquet")
+    coded = pyarrow.array(names).dictionary_encode()
+    parquet.write_table(pyarrow.table({"file": coded}), audio_folder / "table.parquet")
+    assert len(find_audio(audio_folder / "table.parquet")) == 25
+
+
 def test_manifests_that_are_wrong(tmp_path: Path) -> None:
+    (tmp_path / "open.csv").write_text('file,label\na.wav,x\nb.wav,"y\nc.wav,x\n')
+    with pytest.raises(
+        AudioError, match="not a table or manifest .a quote is not closed in the row that begins at line 3"
+    ):
+        find_audio(tmp_path / "open.csv")
     (tmp_path / "shards.txt").write_text("none.tar\n")
     with pytest.raises(AudioError, match="cannot read the shard .*none.tar: No such file"):
         find_audio(tmp_path / "shards.txt")
@@ -220,18 +243,18 @@ def test_a_sample_is_even_and_no_larger_than_it_says(tmp_path: Path, monkeypatch
         looked.append(int(file.name))
         return file.name
 
-    monkeypatch.setattr(content, "ends_digest", look)
+    monkeypatch.setattr(digests, "ends_digest", look)
     for count in (
         0,
         1,
-        content.MAX_SAMPLED,
-        content.MAX_SAMPLED + 1,
-        2 * content.MAX_SAMPLED - 1,
-        5 * content.MAX_SAMPLED,
+        digests.MAX_SAMPLED,
+        digests.MAX_SAMPLED + 1,
+        2 * digests.MAX_SAMPLED - 1,
+        5 * digests.MAX_SAMPLED,
     ):
         looked.clear()
-        content.sampled_digest([Path(str(number)) for number in range(count)])
-        assert len(set(looked)) == len(looked) == min(count, content.MAX_SAMPLED)
+        digests.sampled_digest([Path(str(number)) for number in range(count)])
+        assert len(set(looked)) == len(looked) == min(count, digests.MAX_SAMPLED)
         assert not looked or looked[0] == 0
 
 

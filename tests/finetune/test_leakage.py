@@ -17,7 +17,7 @@ from tests.finetune.making import small_checkpoint
 
 def clips(folder: Path, name: str, count: int) -> tuple[Example, ...]:
     """Files that each hold their name and number."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         (folder / f"{name}{number}.wav").write_text(f"{name}{number}")
     return tuple(Example(folder / f"{name}{number}.wav", ("x",), "") for number in range(count))
@@ -67,6 +67,23 @@ def test_what_was_written_by_hand(start: Checkpoint, before: str) -> None:
     edited = replace(start, trained_on={"data": "set", "before": before})
     with pytest.raises(CheckpointError, match="cannot read the earlier training sets"):
         leakage_warning(edited, of_set("any", ()), "test", "")
+
+
+def test_without_a_mark_names_decide(tmp_path: Path, start: Checkpoint) -> None:
+    """Marks of an earlier training do not stand for clips that could not be marked."""
+    one, other = clips(tmp_path, "one", 2), clips(tmp_path, "other", 2)
+    first = trained_on_record("first", Round("", one, (), other), {})
+    gone = tuple(Example(tmp_path / f"gone{number}.wav", ("x",), "") for number in range(2))
+    trained = replace(start, trained_on=trained_on_record("second", Round("", gone, (), other), first))
+    told = leakage_warning(trained, of_set("second", gone), "train", "")
+    assert "was trained on second, and before on first: the train clips are in its training data." in told
+
+
+def test_every_clip_that_is_shared_counts(tmp_path: Path) -> None:
+    """Copies of one clip are as many clips."""
+    (one,) = clips(tmp_path / "train", "one", 1)
+    copies = tuple(clips(tmp_path / f"test{number}", "one", 1)[0] for number in range(3))
+    assert "3 of 3 test clips have the same first and last bytes" in shared_clips_warning(Round("", (one,), (), copies))
 
 
 def test_unreadable_clips_share_nothing(tmp_path: Path) -> None:

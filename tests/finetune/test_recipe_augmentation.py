@@ -8,9 +8,15 @@ import torch
 from scipy.stats import beta, kstest
 from torch import Tensor
 
+from asda_core.catalog import Catalog
+from asda_core.finetune import batches
 from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, random_roll_and_gain, spec_augment
+from asda_core.finetune.batches import plain_features, training_batch
 from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune.finetune_model import build_finetune_model
 from asda_core.finetune.recipes import load_recipe
+from asda_core.pretrain.clip_batches import Clips
+from tests.finetune.making import RATE, SECONDS, small_recipe, small_run
 from tests.finetune.published import PUBLISHED
 
 BINS = 128
@@ -124,6 +130,25 @@ def test_mixup_of_clips_with_their_mirror_images() -> None:
         torch.testing.assert_close(shares[clip], weight * labels[clip] + (1 - weight) * labels[4 - clip])
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(5))
     assert torch.equal(inputs, before)
+
+
+def test_clips_that_are_not_mixed_keep_their_own_padding(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip mixed with a longer one is as long as that; one that is left alone is not."""
+    recipe = small_recipe(
+        augment={"mixup": {"probability": 0.5, "of": "audio", "each": "clip"}},
+        data={"clip_seconds": SECONDS, "batch_size": 4, "padding": "features"},
+    )
+    model = build_finetune_model(catalog, recipe, small_run(), ("a", "b"))
+    lengths = torch.tensor([2_000, 2_500, 5_000, 5_360])
+    audio = torch.randn(4, round(SECONDS * RATE)) * 0.1 * (torch.arange(round(SECONDS * RATE)) < lengths[:, None])
+    weights = torch.tensor([1.0, 0.5, 0.5, 1.0])
+    monkeypatch.setattr(batches, "mixup_weights", lambda *_: weights)
+    clips = Clips(audio, lengths, torch.arange(4))
+    features = training_batch(model, recipe, clips, torch.eye(4, 2), step=0).features
+    alone = plain_features(model, recipe, [audio[0, :2_000], audio[3, :5_360]])
+    torch.testing.assert_close(features[[0, 3]], alone)
+    is_padding = (features == model.front_end.filling).all(dim=1)
+    assert is_padding.sum(dim=1).tolist() == [21, 3, 3, 0]
 
 
 @pytest.mark.parametrize("name", ["asda_spcv2", "ssast_spcv2", "aat_spcv2"])

@@ -11,7 +11,7 @@ import pytest
 from asda_core.errors import ConfigError
 from asda_core.finetune.config import SamplingConfig
 from asda_core.finetune.recipes import load_recipe
-from asda_core.finetune.sampling import balanced_weights, draw_indices, epoch_order
+from asda_core.finetune.sampling import balanced_weights, draw_indices, epoch_order, weights_digest
 from asda_core.labelled.examples import Example
 
 WEIGHTS = np.array([5.0, 1.0, 3.0, 0.5])
@@ -97,6 +97,13 @@ def test_a_file_of_weights(tmp_path: Path) -> None:
     counts = np.bincount([order(epoch)[0] for epoch in range(2_000)], minlength=4)
     assert counts[[0, 3]].tolist() == [0, 0]
     assert counts[1] == pytest.approx(1_500, abs=SIGMAS * np.sqrt(375))
+
+
+def test_a_file_with_the_name_of_a_rule_is_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "balanced").write_text("1\n1\n")
+    (tmp_path / "mine").write_text("1\n1\n")
+    assert weights_digest(SamplingConfig(weights="balanced"), tmp_path) == {}
+    assert weights_digest(SamplingConfig(weights="mine"), tmp_path).keys() == {"weights"}
 
 
 def test_balanced_weights_by_hand() -> None:

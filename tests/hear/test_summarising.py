@@ -9,8 +9,10 @@ import pytest
 import scipy.stats
 
 from asda_hear.ablation.plan import Plan, load_plan
+from asda_hear.cli import main
 from asda_hear.reporting import notes
 from asda_hear.reporting.comparing import Interval
+from asda_hear.reporting.notes import make_notes
 from asda_hear.reporting.summarising import summarise
 from asda_hear.reporting.summary import effect_labels
 from tests.hear.test_ablation import plan_file
@@ -170,6 +172,26 @@ def test_notes(plan: Plan, rows: list[dict[str, Any]], monkeypatch: pytest.Monke
     assert "With 2 seeds a true difference under" in text
     assert "heareval h, grid default, 8 grid points, 1 thread(s)" in text
     assert summarise(plan, []).notes == ("No results yet.",)
+
+
+def test_a_warm_up_as_long_as_the_training_is_told(
+    tmp_path: Path, audio_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the terminal before anything runs, and below the table."""
+    axes = {"warm": {"usual": {}, "long": {"optimizer.warmup_steps": 9}}}
+    file = plan_file(tmp_path, axes=axes, data=[str(audio_folder)])
+    assert main(["ablate", str(file), "--out", str(tmp_path / "out"), "--report"]) == 0
+    plan = load_plan(file)
+    steps, half = plan.cells[0].config.steps, len(plan.cells) // 2
+    sentence = (
+        f"warning: in {half} of {2 * half} cells, as in warm long, optimizer.warmup_steps 9 is not less than"
+    )
+    assert f"{sentence} steps {steps}: the learning rate will not reach its peak." in capsys.readouterr().err
+    note = f"In {half} of {2 * half} trainings the warm-up is as long as the training or longer"
+    made = [row("a", "", "", seed, (0.5,)) for seed in (0, 1)]
+    assert any(text.startswith(note) for text in make_notes(plan, made, [], None))
+    usual = load_plan(plan_file(tmp_path / "usual", axes={"warm": {"usual": {}}}, data=[str(audio_folder)]))
+    assert not any("warm-up" in text for text in make_notes(usual, made, [], None))
 
 
 def test_less_is_better_for_noise(plan: Plan, rows: list[dict[str, Any]]) -> None:

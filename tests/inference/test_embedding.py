@@ -19,6 +19,7 @@ from asda_core.cli import main
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain, with_value
 from asda_core.errors import AudioError, CheckpointError, ConfigError
+from asda_core.inference import clip_encoder
 from asda_core.inference.clip_encoder import ClipEncoder, EncodedClip
 from asda_core.inference.embedding import embedding, output_names
 from asda_core.model.encoder import EncoderOutput
@@ -174,7 +175,7 @@ def test_a_kill_in_the_middle(
         return encode(self, stretches)
 
     monkeypatch.setattr(ClipEncoder, "_encode", stop)
-    monkeypatch.setitem(listening.TOKENS_PER_PASS, "cpu", 1)
+    monkeypatch.setitem(clip_encoder.TOKENS_PER_PASS, "cpu", 1)
     assert embed(released, audio_folder, "--out", out) == EXIT_STOPPED
     assert len(list(out.glob("*.npy"))) == 3
     index = out / "index.jsonl"

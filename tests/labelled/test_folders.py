@@ -1,5 +1,8 @@
 """A folder for each class."""
 
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,25 @@ def test_splits_and_their_other_names(tmp_path: Path, names: tuple[str, ...]) ->
     data = read(tmp_path)
     assert sorted(each.split for each in data.examples) == ["test", "train", "valid"]
     assert data.classes == ("cat",)
+
+
+def test_a_folder_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The class is missing, and that is said; on a file server it may be any error."""
+    for name in ("cat", "dog", "owl"):
+        sound(tmp_path / name / "a.wav")
+    scan = os.scandir
+
+    def refusing(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+        if Path(folder).name == "owl":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert read(tmp_path).classes == ("cat", "dog")
+    warning = f"warning: cannot read the folder {tmp_path / 'owl'}: Permission denied; its files are not used."
+    assert warning in capsys.readouterr().err
 
 
 def test_a_vocabulary_orders_and_may_have_more(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_where_the_audio_is(tmp_path: Path) -> None:
         ("file,label,fold\na.wav,x,1\nb.wav,x\n", "line 3: the column fold is empty"),
         ("file,label\na.wav,x,y\n", "line 2: 3 values, but 2 columns; quote values that contain the delimiter"),
         ("file,label\na.wav,x\nmissing.wav,y\n", "1 of 2 files are missing: .*missing.wav \\(line 3\\)"),
+        ('file,label\na.wav,x\nb.wav,"y\nc.wav,x\nd.wav,x\n', "a quote is not closed in the row that begins at line 3"),
         (
             "file,label\na.wav,x\x00\x00\n" + "b" * 200_000 + ",y\n",
             "cannot read .*t.csv: field larger .* \\(after line 2",
@@ -108,12 +109,23 @@ def test_keys_that_do_not_fit(sounds: Path) -> None:
     table = text(sounds / "t.csv", "file,labels\na.wav,x\n")
     with pytest.raises(TaskError, match="unknown column 'label'. Did you mean 'labels'.*key label_column"):
         read(table, label_column="label")
+    twice = text(sounds / "v.csv", "file,label,label\na.wav,x,y\n")
+    with pytest.raises(TaskError, match="v.csv: several columns are called label; rename all but one"):
+        read(twice, label_column="label")
+    twice.unlink()
     words = text(sounds / "words.txt", "y\nxx\n")
     with pytest.raises(TaskError, match="t.csv line 2: unknown label 'x'. Did you mean 'xx'"):
         read(table, vocabulary=str(words))
     text(sounds / "u.csv", "file,labels\na.wav,x\n")
     with pytest.raises(TaskError, match="expected one table with a file column, found t.csv, u.csv"):
         read(sounds)
+
+
+def test_blank_lines_above_the_header(sounds: Path) -> None:
+    data = read(text(sounds / "t.csv", "\n \n\nfile,label\na.wav,x\nb.wav,y\n"))
+    assert found(data, sounds) == [("a.wav", ("x",), ""), ("b.wav", ("y",), "")]
+    with pytest.raises(TaskError, match="line 6: the column file is empty"):
+        read(text(sounds / "t.csv", "\n \n\nfile,label\na.wav,x\n,y\n"))
 
 
 def test_not_utf8(sounds: Path) -> None:

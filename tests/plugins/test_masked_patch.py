@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from asda_plugins import objective_masked_patch
 from asda_plugins.objective_masked_patch import MaskedPatchConfig, draw_masked, info_nce
 
 from asda_core.catalog import Catalog
@@ -104,6 +105,12 @@ def test_one_mask_is_one_pass(catalog: Catalog) -> None:
         build(catalog, encoder, **options).loss(encoder, features, torch.Generator().manual_seed(0))
         handle.remove()
         assert len(calls) == passes
+
+
+def test_one_mask_is_one_pass_on_a_device_too(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, moving a mask gives a new tensor."""
+    monkeypatch.setattr(objective_masked_patch, "to_device", lambda values, device: values.to(device, copy=True))
+    test_one_mask_is_one_pass(catalog)
 
 
 def test_contrast_by_hand() -> None:

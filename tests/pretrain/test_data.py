@@ -76,6 +76,17 @@ def test_long_files_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.Mo
     assert first.batch(0).audio[:, 0].tolist() == pytest.approx([-0.9] * 3)
 
 
+def test_a_crop_of_a_long_file_does_not_depend_on_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation caches whole files; training crops long ones by time, before they are resampled."""
+    monkeypatch.setattr(clip_reader, "WHOLE_FILE_SECONDS", 1.0)
+    noise = np.random.default_rng(0).normal(size=100_000) * 0.1
+    soundfile.write(tmp_path / "long.wav", noise, 44_100, subtype="FLOAT")
+    fresh, cached = (ClipBatches([tmp_path / "long.wav"], CONFIG, 16_000, seed=1) for _ in range(2))
+    cached.reader.read_whole(tmp_path / "long.wav")
+    assert cached.reader._cache
+    assert torch.equal(fresh.batch(0).audio, cached.batch(0).audio)
+
+
 def test_a_partly_bad_long_file_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_reader, "WHOLE_FILE_SECONDS", 1.0)
     noise = np.random.default_rng(0).normal(size=64_000) * 0.1
