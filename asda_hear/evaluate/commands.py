@@ -109,7 +109,7 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
 def score_serially(setup: EvaluationSetup, parsed: argparse.Namespace) -> list[tuple[str, TaskScore]]:
     """Score in this process; the tables grow as models are done. Slow modules are imported only here."""
     scoring = import_module("asda_hear.evaluate.scoring")
-    scoring.open_all(setup)  # a mistake shows before hours of evaluation
+    scoring.check_models(setup)  # a mistake shows before hours of evaluation
     rows: list[tuple[str, TaskScore]]
     if parsed.worker:
         with signals_as_interrupt():

@@ -195,7 +195,7 @@ from asda_core.inference.indexing import Index
 index = Index(Path(sys.argv[1]), {})
 print("ready", flush=True)
 for number in range(int(sys.argv[3])):
-    index.note({"embedding": f"{sys.argv[2]}-{number}", "file": "x" * 3000, "size": 1, "time": 1})
+    index.append({"embedding": f"{sys.argv[2]}-{number}", "file": "x" * 3000, "size": 1, "time": 1})
 """
 
 

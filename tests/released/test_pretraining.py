@@ -82,7 +82,7 @@ def _watched(parts: Parts, features: Tensor, hidden: Tensor, noise: Tensor) -> t
 def _compare_losses(parts: Parts, arrays: Arrays, case: str) -> None:
     settings: LatentRegressionConfig = parse(LatentRegressionConfig, golden.run_of(case).objective.options)
     features, hidden, size = features_of(arrays), arrays["mask"].bool(), arrays["sample_size"]
-    teacher = parts.objective.teacher.layers(features)
+    teacher = parts.objective.teacher.layer_outputs(features)
     assert_close(torch.stack(teacher), arrays["teacher_layer_results"])
     target = make_targets(teacher, settings.top_layers)
     owner = torch.arange(len(features)).repeat_interleave(settings.clones)
