@@ -121,10 +121,9 @@ def pretrain(
     lock = hold_folder_lock(folder, LOCK_FILE, "trains in") if processes.is_first else nullcontext()
     with process_group(processes, own), lock:
         run = _start(config, catalog, folder, own, data, parts, processes)
-        clips = _clips(run, files)
         reports = reporting(folder, run.step, config.steps, progress) if processes.is_first else nullcontext()
         with reports as reporter, exact_matmul(own), stop_on_signal(run.request_stop, patient=processes.has_launcher):
-            _train(run, clips, reporter)
+            _train(run, _clips(run, files), reporter)
         if reporter is not None and (skipped := read_skipped(folder)):
             print(f"{len(skipped)} of {len(files)} files were skipped: {folder / SKIPPED_FILE}", file=sys.stderr)
         tensors = gather_tensors(model_tensors(run.parts, with_objective=False), processes.is_first)
