@@ -1,5 +1,6 @@
 """Read a source into a `LabelledData`: detect its format and call the reader of that format."""
 
+import os
 from pathlib import Path
 
 from asda_core.errors import TaskError
@@ -44,7 +45,7 @@ def read_labelled(source: SourceConfig, folder: Path) -> LabelledData:
     source = resolve_paths(source, folder)
     path = Path(source.data)
     if not (path.exists() or is_pattern(path)):
-        raise TaskError(f"{path} does not exist; expected a folder, a table or a shard (key data).")
+        raise TaskError(f"{os.path.normpath(path)} does not exist; expected a folder, a table or a shard (key data).")
     source_format = detect_format(source) if source.format == "auto" else source.format
     if path.is_file() and source_format not in FILE_FORMATS:
         raise TaskError(f"{path} is a file, but the format {source_format} needs a folder.")

@@ -183,9 +183,7 @@ def test_a_warm_up_as_long_as_the_training_is_told(
     assert main(["ablate", str(file), "--out", str(tmp_path / "out"), "--report"]) == 0
     plan = load_plan(file)
     steps, half = plan.cells[0].config.steps, len(plan.cells) // 2
-    sentence = (
-        f"warning: in {half} of {2 * half} cells, as in warm long, optimizer.warmup_steps 9 is not less than"
-    )
+    sentence = f"warning: in {half} of {2 * half} cells, as in warm long, optimizer.warmup_steps 9 is not less than"
     assert f"{sentence} steps {steps}: the learning rate will not reach its peak." in capsys.readouterr().err
     note = f"In {half} of {2 * half} trainings the warm-up is as long as the training or longer"
     made = [row("a", "", "", seed, (0.5,)) for seed in (0, 1)]
