@@ -195,6 +195,8 @@ def _noise_seconds(setup: PlanSetup, units: list[Unit], folder: Path) -> float:
     noise = setup.plan.noise
     assert noise is not None
     count = sum(has_attention(model_path(setup, unit)) and unit_noise_rows(setup, unit) is None for unit in units)
+    if not count:
+        return 0.0
     contents = [read_stamp(file) or {} for file in setup.store.glob(f"*/*/{noise.file_name}")]
     measured = [float(content["seconds"]) for content in contents if "seconds" in content]
     model = _any_model(setup, units, folder)

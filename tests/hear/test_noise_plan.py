@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from asda_core.errors import ConfigError
+from asda_hear.ablation import estimate
 from asda_hear.ablation.noise_metric import CONTROL_METRIC, NOISE_METRIC
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import run_plan
@@ -54,6 +55,18 @@ def test_the_estimate(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["ablate", str(plan), "--out", str(out), "--dry-run"]) == 0
     assert "attention on noise: " in capsys.readouterr().out
     assert not out.exists()
+
+
+def test_nothing_is_measured_to_estimate_nothing(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is made for it either."""
+    for name in ("measure_model", "pretrain"):
+        monkeypatch.setattr(estimate, name, lambda *given, **more: pytest.fail("measured or trained"))
+    change_plan(plan, set={"steps": 0})
+    work = work_on(plan, tmp_path / "out")
+    baseline, *trainings = work.units()
+    assert estimate._noise_seconds(work, [baseline], tmp_path / "pilot") == 0  # log-mel has no attention
+    monkeypatch.setattr(estimate, "unit_noise_rows", lambda *given: [])
+    assert estimate._noise_seconds(work, trainings, tmp_path / "pilot") == 0
 
 
 def test_what_it_leaves(plan: Path, tmp_path: Path) -> None:
