@@ -39,7 +39,7 @@ def run_jobs(setup: PlanSetup, jobs: int, shard: Shard) -> list[ResultRow]:
     """
     prepare_folders(setup)
     since = disk_time(setup.store)
-    command = ["asda_hear.cli", "ablate", str(setup.plan.file), "--out", str(setup.out), "--worker"]
+    command = ["asda_hear.cli", "ablate", setup.plan.argument, "--out", str(setup.out), "--worker"]
     command += ["--store", str(setup.store), "--shard", f"{shard.index}/{shard.count}"]
     bar, count_done = _progress(setup, shard)
     ended = run_workers([command] * jobs, setup.out / JOBS_FOLDER, threads_per_job(jobs), bar, count_done)
@@ -67,7 +67,7 @@ def submit_jobs(
     if submitit is None:
         raise ConfigError('submitit is not installed: pip install "asda-hear[slurm]".')
     prepare_folders(setup)
-    plan_file, out, since = setup.plan.file.resolve(), setup.out.resolve(), disk_time(setup.store)
+    plan_file, out, since = Path(setup.plan.argument), setup.out.resolve(), disk_time(setup.store)
     try:
         executor = submitit.AutoExecutor(folder=out / CLUSTER_FOLDER, cluster=cluster)
         executor.update_parameters(name=f"asda-{plan_file.stem}", **parameters)

@@ -15,6 +15,7 @@ budget: {hours: 8}
 """
 
 import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,6 +50,8 @@ PLANS_FOLDER = "ablations"
 """Subfolder of the configs that holds plans."""
 OPTION, INIT, SEED = "options.", "init", "seed"
 """Special axis keys: prefix of `load_model` options, the checkpoint that cells start from, and the seed (rejected)."""
+OUTSIDE = "../../"
+"""Prefix of the paths of the package's plans that lead out of its configs."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Plan:
         audio: audio files to pre-train on.
         reference: a label of each axis, or the label of a baseline.
         noise: clips and noise, if attention on noise is measured.
+        name: name of a plan of the package, if it was loaded by its name.
     """
 
     file: Path
@@ -89,13 +93,20 @@ class Plan:
     audio: tuple[Path, ...]
     reference: Mapping[str, str] | str = field(default_factory=dict)
     noise: NoiseMeasure | None = None
+    name: str = ""
+
+    @property
+    def argument(self) -> str:
+        """Argument of `asda-hear ablate` for this plan, from the current folder."""
+        return self.name or os.path.abspath(self.file)  # a link stays: paths are relative to where it is
 
 
 def load_plan(file: Path) -> Plan:
     """Read a plan and check every cell of it before anything runs.
 
     Args:
-        file: YAML file, or the name of a plan of the package, such as "ablations/lambda".
+        file: YAML file, or the name of a plan of the package, such as "ablations/lambda", whose paths that lead out of
+            the package are relative to the current folder.
 
     Raises:
         ConfigError: a key or value is invalid, in the plan or in a cell (which the message names).
@@ -107,7 +118,9 @@ def load_plan(file: Path) -> Plan:
         raise ConfigError(
             f"no file at {name_or_path}: {unknown_message('plan', str(name_or_path), shipped_configs(PLANS_FOLDER))}"
         )
-    config = parse(PlanConfig, read_yaml(file), str(file))
+    name = "" if file == name_or_path else str(name_or_path)
+    content = read_yaml(file)
+    config = parse(PlanConfig, _from_current_folder(content) if name else content, str(file))
     config = replace(config, options=_non_default(config.options, to_plain(HearOptions())))
     here = file.parent
     audio = tuple(found for source in config.data for found in find_audio(here / source))
@@ -129,7 +142,18 @@ def load_plan(file: Path) -> Plan:
         cells += found
     with prefix_errors(file):
         check_effect(axes, identities)
-    return Plan(file, config, tuple(cells), audio, reference, _noise(config, here))
+    return Plan(file, config, tuple(cells), audio, reference, _noise(config, here), name)
+
+
+def _from_current_folder(value: Any) -> Any:
+    """Return the content of a plan of the package with the paths that lead out of it relative to the current folder."""
+    if isinstance(value, dict):
+        return {key: _from_current_folder(nested) for key, nested in value.items()}
+    if isinstance(value, list):
+        return [_from_current_folder(nested) for nested in value]
+    return (
+        str(Path.cwd() / value.removeprefix(OUTSIDE)) if isinstance(value, str) and value.startswith(OUTSIDE) else value
+    )
 
 
 def _parsed_options(options: Mapping[str, Any]) -> object:

@@ -198,7 +198,7 @@ def _details(setup: PlanSetup, failures: Sequence[Failure]) -> PageDetails:
 
 def plan_command(setup: PlanSetup) -> str:
     """The command that reproduces or resumes the whole plan, as typed in the current folder."""
-    words = ["asda-hear", "ablate", relative_path(setup.plan.file)]
+    words = ["asda-hear", "ablate", setup.plan.name or relative_path(setup.plan.file)]
     if setup.out.resolve() != (RESULTS_FOLDER / setup.plan.file.stem).resolve():
         words += ["--out", relative_path(setup.out)]
     if setup.store.resolve() != setup.out.resolve():

@@ -1,5 +1,7 @@
 """Plans, cells, rows and tables. The runs through heareval are in `test_end_to_end.py`."""
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +10,20 @@ import scipy.stats
 import yaml
 
 from asda_core import config_io
+from asda_core.audio import find_audio
 from asda_core.catalog import Catalog
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, parse
 from asda_core.errors import AsdaError, AudioError, ConfigError, PluginError
 from asda_core.pretrain.loop import pretrain
 from asda_core.statistics import mean_interval
-from asda_core.system.workers import Shard
-from asda_hear.ablation import estimate
+from asda_core.system.workers import Shard, WorkerResults
+from asda_hear.ablation import estimate, jobs, run
 from asda_hear.ablation.plan import labels_text, load_plan
 from asda_hear.ablation.run import check_plan, prepare
 from asda_hear.cli import main
 from asda_hear.evaluate.task_checks import find_tasks
+from asda_hear.reporting.report import plan_command
 from tests.conftest import TINY
 
 
@@ -285,6 +289,33 @@ def test_a_plan_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert load_plan(Path("ablations/plan")).cells == load_plan(file).cells
     with pytest.raises(ConfigError, match="no file at ablations/plam: .*Did you mean 'ablations/plan'"):
         load_plan(Path("ablations/plam"))
+
+
+def test_paths_of_a_plan_by_its_name(tmp_path: Path, audio_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that lead out of the package are relative to the current folder, in other processes too."""
+    configs, here, commands = tmp_path / "package" / "configs", tmp_path / "here", list[list[str]]()
+    configs.mkdir(parents=True)
+    noise = {"audio": ["../../sounds"], "clips": 1}
+    paths = {"base": "../base.yaml", "data": ["../../sounds"], "tasks": {"folder": "../../results/tasks"}}
+    file = plan_file(configs / "ablations", **paths, noise_attention=noise)
+    (file.parent / "base.yaml").rename(configs / "base.yaml")
+    (here / "results").mkdir(parents=True)
+    (file.parent / "tasks").rename(here / "results" / "tasks")
+    shutil.copytree(audio_folder, here / "sounds")
+    monkeypatch.setattr(config_io, "CONFIG_FOLDERS", (configs,))
+    monkeypatch.chdir(here)
+    plan = load_plan(Path("ablations/plan"))
+    assert plan.audio == tuple(find_audio(here / "sounds"))
+    assert plan.noise is not None
+    assert plan.noise.files == plan.audio
+    setup = prepare(plan, Path("results/plan"))
+    assert plan_command(setup) == "asda-hear ablate ablations/plan"
+    monkeypatch.setattr(jobs, "run_workers", lambda given, *more: commands.extend(given) or WorkerResults([], []))
+    monkeypatch.setattr(run, "hear_tools", contextlib.nullcontext)
+    jobs.run_jobs(setup, 1, Shard())
+    assert commands[0][2] == "ablations/plan"
+    with pytest.raises(AudioError, match="no folder, manifest or audio file"):
+        load_plan(file)  # a file: its paths are relative to it
 
 
 def test_the_switch_in_a_plan(tmp_path: Path) -> None:
