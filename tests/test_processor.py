@@ -92,6 +92,18 @@ def test_threads_leave_the_setting_as_it_was(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.get_float32_matmul_precision() == before
 
 
+def test_a_trial_product_that_fails_leaves_the_setting_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_float32_matmul_precision()
+
+    def failing(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        assert torch.get_float32_matmul_precision() == module.ONEDNN_PRECISION
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", failing)
+    assert module._stays_exact.__wrapped__() is False
+    assert torch.get_float32_matmul_precision() == before
+
+
 def test_the_autocast_of_a_caller_changes_nothing(catalog: Catalog, tiny: RunConfig) -> None:
     """What was asked for is float32; the features are in any case."""
     audio = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0)) * 0.1

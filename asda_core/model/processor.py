@@ -124,11 +124,14 @@ def _stays_exact() -> bool:
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(TRIAL_SIZE, TRIAL_SIZE, generator=generator) for _ in range(2))
     try:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(ONEDNN_PRECISION)
-        product = left @ right
-        torch.set_float32_matmul_precision(before)
+        _setting.enter()
     except RuntimeError:
         return False
+    try:
+        product = left @ right
+    except RuntimeError:
+        return False
+    finally:
+        _setting.leave()
     exact = left.double() @ right.double()
     return cast(bool, ((product - exact).abs().max() / exact.abs().max() < EXACT_ERROR).item())
