@@ -209,7 +209,7 @@ def _tensors(state: Any, file: Path, beside: set[str]) -> dict[str, Tensor]:
     if other or not all(isinstance(name, str) for name in state):
         names = other or [name for name in state if not isinstance(name, str)]
         raise CheckpointError(f"{file}: unexpected entries among its tensors: {', '.join(map(printable, names))}.")
-    return {name: value for name, value in state.items() if name not in beside}
+    return {name: value.detach() for name, value in state.items() if name not in beside}
 
 
 def _id2label(beside: Mapping[str, Any]) -> Mapping[Any, Any]:

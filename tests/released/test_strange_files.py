@@ -156,6 +156,20 @@ def test_bfloat16(tmp_path: Path, catalog: Catalog) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in read.tensors.values())
 
 
+def test_tensors_that_are_parameters(tmp_path: Path, catalog: Catalog) -> None:
+    """Read without a warning, as the tensors that they hold."""
+    written = write_fairseq(tmp_path / "a.pt", catalog)
+    whole = torch.load(written.path, weights_only=True)
+    ema = {name: torch.nn.Parameter(value) for name, value in whole["model"].pop("_ema").items()}
+    state = {name: torch.nn.Parameter(value) for name, value in whole["model"].items()}
+    torch.save({**whole, "model": {**state, "_ema": ema}}, tmp_path / "b.pt")
+    plain, parameters = (read_model(tmp_path / name).tensors for name in ("a.pt", "b.pt"))
+    assert parameters.keys() == plain.keys()
+    for name, tensor in parameters.items():
+        assert torch.equal(tensor, plain[name])
+        assert not tensor.requires_grad
+
+
 def test_pre_norm_and_no_bias(tmp_path: Path) -> None:
     def change(whole: dict[str, Any]) -> None:
         whole["cfg"]["model"]["layer_norm_first"] = True
