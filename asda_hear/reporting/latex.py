@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+from asda_hear.reporting.notes import ALL_COSTS_NOTE, costs_note
 from asda_hear.reporting.summary import Summary
 from asda_hear.reporting.tables import DIFFERENCE_MARK, P_VALUE_MARK, Column, ColumnKind, TableCell, make_grid
 
@@ -47,9 +48,9 @@ def to_latex(summary: Summary) -> str:
     top = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{escape_latex(summary.question or summary.title)}}}",
            rf"\label{{tab:{label}}}", r"\small", r"\setlength{\tabcolsep}{4pt}", rf"\begin{{tabular}}{{{sides}}}",
            r"\toprule"]  # fmt: skip
-    footer = [
-        CODE.sub(r"\\texttt{\1}", escape_latex(note.replace(DIFFERENCE_NOTE, MARKED_NOTE))) for note in grid.footnotes
-    ]
+    costs = costs_note({column.heading for column in columns if column.kind == "cost"})
+    replaced = (note.replace(DIFFERENCE_NOTE, MARKED_NOTE).replace(ALL_COSTS_NOTE, costs) for note in grid.footnotes)
+    footer = [CODE.sub(r"\\texttt{\1}", escape_latex(note)) for note in replaced if note]
     notes = (
         [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *footer, r"\end{minipage}"] if footer else []
     )

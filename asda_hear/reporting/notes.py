@@ -1,7 +1,7 @@
 """Footnotes of a table: what its numbers are, and what they cannot show."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 
 from asda_core.pretrain.schedule import is_peak_reached
@@ -12,6 +12,9 @@ from asda_hear.ablation.rows import ResultRow
 from asda_hear.reporting.comparing import TOLERANCE, min_detectable_difference, smallest_p
 from asda_hear.reporting.summary import SummaryLine, complete_differences
 
+ENCODER_COSTS = {"parameters": "parameters", "trained": "parameters", "GFLOPs per clip": "operations"}
+TRAINING_COSTS = {"training s": "time", "CPU s": "time", "training MiB": "memory"}
+"""Heading of a column of costs -> what it is."""
 LEAST_PAIRS = 3
 """Number of seeds below which a standard deviation is not informative."""
 
@@ -60,11 +63,23 @@ def make_notes(
             + ", ".join(f"{task} {count} clips" for task, count in _clip_counts(rows).items())
             + "."
         )
-    notes.append(
-        "Costs are medians: parameters and operations of the encoder, time and memory of a whole training with its "
-        "audio; the first training of a process includes one-time setup."
-    )
+    notes.append(ALL_COSTS_NOTE)
     return notes
+
+
+def costs_note(headings: Collection[str]) -> str:
+    """Footnote on the costs in a table with columns of these headings; "" if none of them is a cost."""
+    encoder, training = (
+        " and ".join(dict.fromkeys(word for heading, word in costs.items() if heading in headings))
+        for costs in (ENCODER_COSTS, TRAINING_COSTS)
+    )
+    parts = [f"{encoder} of the encoder"] if encoder else []
+    parts += [f"{training} of a whole training with its audio"] if training else []
+    setup = "; the first training of a process includes one-time setup" if training else ""
+    return f"Costs are medians: {', '.join(parts)}{setup}." if parts else ""
+
+
+ALL_COSTS_NOTE = costs_note({**ENCODER_COSTS, **TRAINING_COSTS})
 
 
 def _infinite_notes(rows: Sequence[ResultRow]) -> list[str]:

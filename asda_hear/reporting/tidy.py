@@ -1,6 +1,5 @@
 """Scores of a plan in long (tidy) form: one row per cell, task and fold, ready for statistics software."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -54,7 +53,6 @@ def write_tidy(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
-        print(f"{PARQUET_FILE} skipped: pyarrow is missing (`pip install pyarrow`).", file=sys.stderr)
         return
     names = list(tidy[0]) if tidy else []
     fields = [arrow.field(name, getattr(arrow, _arrow_type(name))()) for name in names]
