@@ -5,6 +5,7 @@ Minutes of audio are synthesised with NumPy from a seed into three tasks in HEAR
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +136,7 @@ def _save(file: Path, signal: Signal, generator: np.random.Generator) -> Path:
     """Write a signal with random loudness and a little noise as 16-bit audio; return the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     loud = signal / np.abs(signal).max() * generator.uniform(0.1, 0.8) + NOISE * generator.normal(size=len(signal))
-    soundfile.write(file, loud.clip(-1, 1), RATE, subtype="PCM_16")
+    soundfile.write(os.fsencode(file), loud.clip(-1, 1), RATE, subtype="PCM_16")
     return file
 
 
@@ -180,7 +181,7 @@ def _event_clips(folder: Path, generator: np.random.Generator) -> list[Clip]:
 def demo_plan(folder: Path) -> Path:
     """Write the plan of the demo: standard and differential attention, beside a plain log-mel baseline."""
     base = folder / "demo_config.yaml"
-    base.write_text(CONFIG)
+    base.write_text(CONFIG, encoding="utf-8")
     plan = PlanConfig(
         base=base.name,
         tasks=TaskChoice("tasks"),
@@ -196,7 +197,7 @@ def demo_plan(folder: Path) -> Path:
         question="Demo: standard and differential attention on synthetic sound",
     )
     file = folder / "demo_plan.yaml"
-    file.write_text(to_yaml(plan))
+    file.write_text(to_yaml(plan), encoding="utf-8")
     return file
 
 

@@ -52,10 +52,10 @@ def make_tasks(folder: Path, epochs: int) -> Path:
         if task.name not in TASKS:
             shutil.rmtree(task)
             continue
-        metadata = json.loads((task / "task_metadata.json").read_text())
+        metadata = json.loads((task / "task_metadata.json").read_text(encoding="utf-8"))
         grid = {"max_epochs": [epochs], "check_val_every_n_epoch": [10], "patience": [epochs]}
         metadata["evaluation_params"]["task_specific_param_grid"] |= grid
-        (task / "task_metadata.json").write_text(json.dumps(metadata))
+        (task / "task_metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
     return found
 
 
@@ -83,7 +83,7 @@ def scores(folder: Path) -> list[tuple[object, ...]]:
 
 def shorter_task(folder: Path) -> float:
     """Seconds of the shorter task, embedding and trainings together."""
-    return min(sum(json.loads((folder / task / SECONDS_FILE).read_text()).values()) for task in TASKS)
+    return min(sum(json.loads((folder / task / SECONDS_FILE).read_text(encoding="utf-8")).values()) for task in TASKS)
 
 
 def main() -> None:

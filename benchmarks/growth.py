@@ -132,15 +132,15 @@ def measured(axis: str, side: str, size: int) -> tuple[float, float]:
 
 def measure_all(file: Path) -> list[dict[str, str]]:
     """Return all rows, those already in the file first; missing points are measured and appended one by one."""
-    rows = list(csv.DictReader(file.open())) if file.exists() else []
+    rows = list(csv.DictReader(file.open(encoding="utf-8"))) if file.exists() else []
     if not rows:
-        file.write_text(",".join(FIELDS) + "\n")
+        file.write_text(",".join(FIELDS) + "\n", encoding="utf-8")
     there = {(row["axis"], row["side"], row["size"]) for row in rows}
     missing = [(*pair, size) for pair, sizes in SIZES.items() for size in sizes if (*pair, str(size)) not in there]
     for axis, side, size in tqdm(missing, unit="point"):
         seconds, mebibytes = measured(axis, side, size)
         values = (axis, side, str(size), f"{seconds:.4g}", f"{mebibytes:.1f}")
-        with file.open("a") as opened:
+        with file.open("a", encoding="utf-8") as opened:
             opened.write(",".join(values) + "\n")
         rows.append(dict(zip(FIELDS, values, strict=True)))
     return rows

@@ -20,7 +20,9 @@ def machine() -> str:
     name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+            line.split(":")[1].strip()
+            for line in cpuinfo.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
         ]
         name = found[0] if found else name
     kind = processor()
@@ -56,14 +58,14 @@ def product_rate(dtype: torch.dtype, rounds: int = 5) -> float:
 
 def resident_mebibytes() -> float:
     """Return the resident memory in MiB and reset the peak, which a process otherwise inherits from its parent."""
-    Path("/proc/self/clear_refs").write_text("5")
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def peak_mebibytes() -> float:
     """Peak resident memory in MiB since the last call of `resident_mebibytes`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 

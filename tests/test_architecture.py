@@ -81,7 +81,7 @@ def module_name(file: Path) -> tuple[str, str]:
 def imports(file: Path) -> list[tuple[str, str]]:
     """(package, module) of everything of ours that a file imports."""
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -122,7 +122,7 @@ def test_the_orders_name_every_file() -> None:
 
 @pytest.mark.parametrize("file", [*FILES, *SCRIPTS], ids=lambda file: str(file.relative_to(ROOT)))
 def test_sizes(file: Path) -> None:
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     assert text.count("\n") <= MAX_FILE_LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
@@ -132,7 +132,7 @@ def test_sizes(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_imports_for_types_alone_and_no_catch_alls(file: Path) -> None:
-    assert "TYPE_CHECKING" not in file.read_text()
+    assert "TYPE_CHECKING" not in file.read_text(encoding="utf-8")
     assert file.stem not in {"utils", "helpers", "misc", "base", "common"}
 
 

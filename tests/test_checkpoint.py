@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from asda_core.assemble import Parts, build_parts
@@ -55,6 +56,20 @@ def test_round_trip(file: Path, parts: Parts, catalog: Catalog, tiny: RunConfig)
     for one, other in zip(encoder.parameters(), parts.encoder.parameters(), strict=True):
         assert torch.equal(one, other)
     assert read_checkpoint(file.parent).file == file
+
+
+def test_a_full_disk_is_one_line_with_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As safetensors words it."""
+    before = file.read_bytes()
+
+    def full(*arguments: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("asda_core.weights.tensor_files.save_file", full)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: '.*model\.safetensors'$") as failed:
+        write_model(file, {}, {})
+    assert failed.value.filename == str(file)
+    assert file.read_bytes() == before
 
 
 def test_the_same_content_is_the_same_bytes(file: Path, catalog: Catalog, tiny: RunConfig, parts: Parts) -> None:

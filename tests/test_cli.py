@@ -191,6 +191,11 @@ def test_a_file_where_a_folder_is_wanted(words: str, tmp_path: Path, capsys: Cap
     (tmp_path / "file").write_text("")
     assert main(words.format(tmp_path / "file").split()) == EXIT_ERROR
     assert capsys.readouterr().err == f"error: {tmp_path / 'file'} is a file; expected an output folder.\n"
+    (tmp_path / "file").unlink()
+    (tmp_path / "file").symlink_to("gone")
+    assert main(words.format(tmp_path / "file").split()) == EXIT_ERROR
+    expected = f"error: {tmp_path / 'file'} is a broken link to gone; expected an output folder.\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_disk_that_says_no(config: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -400,3 +405,7 @@ def test_a_run_that_resumes_or_is_complete_says_so(
     shutil.rmtree(tmp_path / "run" / "step-00000002")
     assert main(command) == 0
     assert f"{tmp_path / 'run'} resumes after step 1 of 2 steps." in capsys.readouterr().err
+    assert main([*command, "--set", "seed=9"]) == EXIT_ERROR
+    printed = capsys.readouterr().err
+    assert "contains a different run (seed: 1, now 9)" in printed
+    assert "of 2 steps" not in printed

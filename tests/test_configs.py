@@ -48,7 +48,7 @@ def test_config(file: Path, catalog: Catalog) -> None:
         encoder = build_encoder(catalog, config.encoder)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     assert parameters == PARAMETERS[file.stem]
-    header = file.read_text().split("\n\n")[0]
+    header = file.read_text(encoding="utf-8").split("\n\n")[0]
     assert f"{parameters:,}" in header
     assert f"asda pretrain configs/{file.name}" in header
 
@@ -68,7 +68,7 @@ def test_published_settings() -> None:
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
 def test_plan(file: Path, catalog: Catalog, audio_folder: Path, tmp_path: Path) -> None:
     """Every cell of every plan can be built; audio, and what adapters begin with, stand in for what is not here."""
-    assert f"asda-hear ablate configs/ablations/{file.name}" in file.read_text()
+    assert f"asda-hear ablate configs/ablations/{file.name}" in file.read_text(encoding="utf-8")
     plain = read_yaml(file)
     assert (file.parent / plain["base"]).is_file()
     plain |= {"base": str(file.parent / plain["base"]), "data": [str(audio_folder)]}

@@ -113,7 +113,7 @@ def test_every_option_of_a_plugin_is_documented(catalog: Catalog) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    for file, heading in LINK.findall(re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)):
+    for file, heading in LINK.findall(re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)):
         place = document.parent / file if file else document
         assert place.exists(), file
         assert not heading or heading in anchors(place.read_text()), f"{file}#{heading}"

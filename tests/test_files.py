@@ -15,7 +15,7 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
     write_text(file, "before")
 
     def fill(part: Path) -> None:
-        part.write_text("half")
+        part.write_text("half", encoding="utf-8")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'") as full:
@@ -23,6 +23,34 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
     assert full.value.filename == str(file)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert file.read_text() == "before"
+
+
+def test_text_files_take_names_of_any_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_text(file, "caf\udce9 é\n")
+    append_line(file, "caf\udce9 é")
+    assert file.read_bytes() == "caf\\udce9 é\n".encode() * 2
+
+
+def test_the_target_of_a_link_is_written(tmp_path: Path) -> None:
+    """Also if it is not there yet."""
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(Path("real", "a.txt"))
+    for text in ("first", "second"):
+        write_text(link, text)
+        assert link.is_symlink()
+        assert (tmp_path / "real" / "a.txt").read_text(encoding="utf-8") == text
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "link", "real"]
+
+
+@pytest.mark.parametrize(("name", "message"), [("folder", "Is a directory"), ("none/a", "No such file or directory")])
+def test_errors_name_the_file_that_was_asked_for(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=message) as failed:
+        write_text(tmp_path / name, "text")
+    assert failed.value.filename == str(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ with resources.record_resource_usage(Path(sys.argv[1]), "train"):
 
 
 def noted(file: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    found: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return found
 
 

@@ -175,7 +175,7 @@ def _score_of(task: Task, encoder: Path, head: Path, catalog: Catalog, device: s
     A value computed before with the same files is read from `heard.json` next to the head.
     """
     cache_file = head.with_name(SCORE_CACHE_FILE)
-    cache: dict[str, float] = json.loads(cache_file.read_text()) if cache_file.exists() else {}
+    cache: dict[str, float] = json.loads(cache_file.read_text(encoding="utf-8")) if cache_file.exists() else {}
     key = f"{file_digest(encoder)} {file_digest(head)}"
     if key in cache:
         return cache[key]

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from asda_core.catalog import Catalog
@@ -37,7 +36,7 @@ from asda_core.labelled.splits import Round
 from asda_core.model.processor import exact_matmul
 from asda_core.pretrain.clip_batches import ClipBatches, Clips
 from asda_core.pretrain.prefetching import prefetch
-from asda_core.pretrain.reporter import Reporter
+from asda_core.pretrain.reporter import Reporter, tensorboard
 from asda_core.pretrain.resuming import (
     load_optimizer_states,
     optimizer_states,
@@ -183,11 +182,11 @@ def train(training: Training, progress: bool) -> None:
     encoded_clips = encode_once(training.model, recipe, training.clips.reader, training.split.train, progress)
     name = training.folder.name
     bar = tqdm(total=training.steps, initial=training.step, unit="step", disable=not progress, desc=name, leave=False)
-    writer = SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.step + 1)
-    log = (training.folder / LOG_FILE).open("a")
+    log = (training.folder / LOG_FILE).open("a", encoding="utf-8")
     exact = exact_matmul(next(training.model.encoder.parameters()).device)
     batches = closing(prefetch(training.clips, training.step, training.steps))
-    with closing(writer), log, bar, exact, stop_on_signal(training.request_stop), batches as batch_iterator:
+    board, stopping = tensorboard(training.folder, training.step), stop_on_signal(training.request_stop)
+    with board as writer, log, bar, exact, stopping, batches as batch_iterator:
         reporter = Reporter(bar, log, writer)
         for clips in batch_iterator:
             values = _train_step(training, clips, encoded_clips)

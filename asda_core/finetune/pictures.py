@@ -11,6 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from asda_core.system.files import write_atomically
+from asda_core.system.markdown import escape_surrogates
 
 NUMBERED_CLASSES = 20
 """Largest number of classes whose cells show their counts; beyond it, they are too small to read."""
@@ -88,8 +89,8 @@ def shorten_name(name: str) -> str:
 
 
 def escape_dollars(text: str) -> str:
-    """Escape dollar signs, so that none starts a formula."""
-    return text.replace("$", r"\$")
+    """Escape dollar signs, so that none starts a formula, and bytes that are not UTF-8, which no font draws."""
+    return escape_surrogates(text).replace("$", r"\$")
 
 
 def _name_classes(axes: Axes, names: Sequence[str], points: float, slanted: bool) -> None:

@@ -229,7 +229,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def _read(file: Path) -> dict[str, Any] | None:
     """Read a JSON file; None if it is missing or damaged."""
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content

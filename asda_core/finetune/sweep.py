@@ -29,6 +29,7 @@ from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.splits import Round
 from asda_core.official.reading import read_model
 from asda_core.system.files import model_digest
+from asda_core.system.markdown import escape_surrogates
 from asda_core.weights.paths import is_package_model, labelled_path, model_name
 
 SEED_FIELD = "{seed}"
@@ -97,7 +98,7 @@ def parse_starts(arguments: Sequence[str]) -> dict[str, str]:
     starts: dict[str, str] = {}
     for text in arguments:
         label, path = labelled_path("--checkpoint", text)
-        label = label or model_name(path)
+        label = escape_surrogates(label or model_name(path))
         if label in starts or not label or "/" in label:
             raise ConfigError(f"--checkpoint {text!r}: give each checkpoint a unique label, as in mine={text}.")
         starts[label] = path

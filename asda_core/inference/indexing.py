@@ -163,7 +163,7 @@ def _changed(entry: Entry, file: Path) -> bool:
 
 def _check_same(settings: Path, now: Mapping[str, Any]) -> None:
     try:
-        before = dict(json.loads(settings.read_text()))
+        before = dict(json.loads(settings.read_text(encoding="utf-8")))
     except (TypeError, ValueError):
         raise ConfigError(f"{settings} is damaged; give another folder.") from None
     changes = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
@@ -176,7 +176,7 @@ def _check_same(settings: Path, now: Mapping[str, Any]) -> None:
 def _lines(file: Path) -> list[Entry]:
     """Read the lines of a file, ignoring one that was cut off when a process was killed."""
     entries = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         try:
             entry = json.loads(line)
         except ValueError:

@@ -80,4 +80,4 @@ def _has_embedding(index: Index, name: Path, file: Path) -> bool:
 
 def _skipped(out: Path) -> set[str]:
     file = out / SKIPPED_FILE
-    return {json.loads(line)["file"] for line in file.read_text().splitlines()} if file.exists() else set()
+    return {json.loads(line)["file"] for line in file.read_text("utf-8").splitlines()} if file.exists() else set()

@@ -19,7 +19,6 @@ from asda_core.pretrain.schedule import is_peak_reached
 from asda_core.settings.changes import apply_changes, config_from_path
 from asda_core.system.files import model_digest
 from asda_core.weights.initial import has_objective
-from asda_core.weights.paths import newest_step
 
 
 def run_pretrain(parsed: argparse.Namespace) -> None:
@@ -53,9 +52,6 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
     if processes.is_first:
         sources = "streamed shards" if streamed else "audio files"
         print(f"{len(files)} {sources} -> {folder}", file=sys.stderr)
-        if (step := newest_step(folder)) is not None and (completed := int(step.name.removeprefix("step-"))):
-            status = f"resumes after step {completed} of" if completed < config.steps else "is complete:"
-            print(f"{folder} {status} {config.steps} steps.", file=sys.stderr)
     final = pretrain(config, files, folder, catalog, parsed.device, processes.is_first, init, processes)
     if processes.is_first:
         print(final)

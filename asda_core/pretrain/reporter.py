@@ -25,15 +25,16 @@ class Reporter:
 
     bar: "tqdm[NoReturn]"
     log_file: TextIO
-    writer: SummaryWriter
+    writer: SummaryWriter | None
     num_reported: int = 0
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the values of a step to all destinations."""
         self.log_file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
         self.log_file.flush()
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
 
     def report_skipped(self, folder: Path, batches: Batches) -> None:
@@ -49,11 +50,29 @@ class Reporter:
 
 
 @contextmanager
+def tensorboard(folder: Path, completed: int) -> Iterator[SummaryWriter | None]:
+    """Open TensorBoard's log of a run in `folder` after `completed` steps; None, and a warning, if it rejects the path.
+
+    It accepts only UTF-8, and names of folders may be any bytes.
+    """
+    try:
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=completed + 1)
+    except UnicodeEncodeError:
+        print(f"warning: {folder} has no log for TensorBoard, which accepts only paths in UTF-8.", file=sys.stderr)
+        yield None
+        return
+    with closing(writer):
+        yield writer
+
+
+@contextmanager
 def reporting(folder: Path, completed: int, steps: int, progress: bool) -> Iterator[Reporter]:
-    """Open the reporter of a run in `folder` after `completed` of its steps; `progress` shows a progress bar."""
+    """Open the reporter of a run in `folder` after `completed` of its steps; `progress` shows these and a bar."""
+    if completed and progress:
+        status = f"resumes after step {completed} of" if completed < steps else "is complete:"
+        print(f"{folder} {status} {steps} steps.", file=sys.stderr)
     bar = tqdm(total=steps, initial=completed, unit="step", disable=not progress, desc=folder.name)
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=completed + 1)
-    with closing(writer), bar, (folder / LOG_FILE).open("a") as log:
+    with tensorboard(folder, completed) as writer, bar, (folder / LOG_FILE).open("a", encoding="utf-8") as log:
         yield Reporter(bar, log, writer)
 
 

@@ -99,7 +99,8 @@ def load_optimizer_states(
 def truncate_log(log: Path, step: int) -> None:
     """Remove from the log what a killed run wrote after its last saved step, as it will be written again."""
     if log.exists():
-        write_text(log, "".join(f"{line}\n" for line in log.read_text().splitlines() if _step_of(line) <= step))
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        write_text(log, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> float:

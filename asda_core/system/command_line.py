@@ -1,6 +1,7 @@
 """Programs with subcommands, of which only the requested one is imported: torch alone takes seconds."""
 
 import argparse
+import codecs
 import importlib
 import io
 import os
@@ -17,6 +18,8 @@ from typing import Any
 from asda_core import __version__
 from asda_core.errors import AsdaError, TrainingStopped, error_message
 
+ESCAPE = "asda.escape"
+"""Name of the error handler of stdout."""
 EXIT_ERROR = 1
 EXIT_STOPPED = 130
 """What a shell reports for a program that Ctrl-C ended."""
@@ -33,12 +36,14 @@ def output_folder(text: str) -> Path:
     """Return the path of a folder to write to, as an argparse type; it need not exist.
 
     Raises:
-        AsdaError: the name is empty, or the path is a file or lies within one.
+        AsdaError: the name is empty, or the path is a file or a broken link, or lies within one.
     """
     if not text:
         raise AsdaError("the name of the output folder is empty.")
     path = Path(text)
-    existing = next((parent for parent in (path, *path.parents) if parent.exists()), path)
+    existing = next((parent for parent in (path, *path.parents) if os.path.lexists(parent)), path)
+    if existing.is_symlink() and not existing.exists():
+        raise AsdaError(f"{existing} is a broken link to {os.readlink(existing)}; expected an output folder.")
     if existing.exists() and not existing.is_dir():
         raise AsdaError(f"{existing} is a file; expected an output folder.")
     return path
@@ -98,8 +103,7 @@ class Program:
         """
         argv = list(sys.argv[1:] if arguments is None else arguments)
         _open_closed_streams()
-        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-            sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes
+        _print_any_text()
         try:
             parsed = self.parser(argv).parse_args(argv)
             _reject_empty(argv)
@@ -131,6 +135,22 @@ def _open_closed_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _print_any_text() -> None:
+    """Let stdout and stderr take every text: file names may be any bytes, and a terminal may take ASCII alone."""
+    codecs.register_error(ESCAPE, _escape)
+    for stream, errors in ((sys.stdout, ESCAPE), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Error handler of a codec: bytes of a file name as they are, other characters with a backslash."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
 
 
 @contextmanager

@@ -29,19 +29,27 @@ MAX_NAME_BYTES = 249
 
 
 def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file atomically: `write` fills a temporary file beside it, which is synced and then replaces `file`."""
-    part = temporary_path(file)
-    part.unlink(missing_ok=True)
+    """Write a file atomically: `write` fills a temporary file beside it, which is synced and then replaces `file`.
+
+    Where `file` is a symbolic link, the file that it leads to is replaced.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; its `filename` is `file`.
+    """
+    target = Path(os.path.realpath(file)) if file.is_symlink() else file
+    part = temporary_path(target)
     try:
+        part.unlink(missing_ok=True)
         write_with_default_mode(part, write)
         sync(part)
-        os.replace(part, file)
+        os.replace(part, target)
     except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and not error.filename:  # as on a full disk
+        with suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError) and error.errno and str(error.filename or part) == str(part):
             raise OSError(error.errno, error.strerror, str(file)) from None
         raise
-    sync(file.parent)
+    sync(target.parent)
 
 
 def temporary_path(file: Path) -> Path:
@@ -61,8 +69,8 @@ def write_with_default_mode(file: Path, write: Callable[[Path], object]) -> None
 
 
 def write_text(file: Path, text: str) -> None:
-    """`write_atomically` for text."""
-    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
+    """`write_atomically` for text; what UTF-8 cannot hold is escaped, since file names may be any bytes."""
+    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def append_line(file: Path, line: str) -> None:
@@ -71,7 +79,7 @@ def append_line(file: Path, line: str) -> None:
     with file.open("ab+", buffering=0) as opened:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - 1))
         cut_off = opened.read() not in (b"", b"\n")
-        opened.write(f"{chr(10) * cut_off}{line}\n".encode())
+        opened.write(f"{chr(10) * cut_off}{line}\n".encode(errors="backslashreplace"))
 
 
 def read_json_lines(file: Path) -> list[Any]:
@@ -143,7 +151,7 @@ def disk_time(folder: Path) -> float:
 
 def text_digest(text: str, digits: int = DIGEST_DIGITS) -> str:
     """Digest of a text, in `digits` hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:digits]
 
 
 def file_digest(file: Path) -> str:

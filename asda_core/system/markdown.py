@@ -1,7 +1,12 @@
-"""Markdown tables in which names given by users are escaped."""
+"""Names given by users, escaped for files of text and for Markdown tables."""
 
 import re
 from collections.abc import Iterable
+
+
+def escape_surrogates(text: str) -> str:
+    r"""Escape bytes of a file name that are not UTF-8, as `\udce9` for the byte e9: no encoding accepts them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def escape_markdown(text: str) -> str:

@@ -105,7 +105,7 @@ def record_resource_usage(file: Path, name: str) -> Iterator[dict[str, float]]:
         the content of the file; complete when the block has ended.
     """
     try:
-        before: dict[str, float] = json.loads(file.read_text())
+        before: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
     total = dict(before)
@@ -180,7 +180,7 @@ def _in_use() -> int:
 
 def _resident() -> int:
     try:
-        _, resident, of_files, *_ = map(int, STATM_FILE.read_text().split())
+        _, resident, of_files, *_ = map(int, STATM_FILE.read_text(encoding="utf-8").split())
         return (resident - of_files) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0

@@ -78,7 +78,7 @@ def start_worker(command: Sequence[str], log: Path, threads: int) -> Worker:
         threads: number of torch threads, unless the environment sets it.
     """
     variables = {THREADS_VARIABLE: os.environ.get(THREADS_VARIABLE) or str(threads)}
-    with log.open("w") as opened:
+    with log.open("w", encoding="utf-8") as opened:
         return subprocess.Popen(
             [sys.executable, "-m", *command], stdout=opened, stderr=opened, env={**os.environ, **variables},
             start_new_session=True,  # Ctrl-C reaches it once, through this process
@@ -177,5 +177,6 @@ def stop_workers(workers: Sequence[Worker]) -> None:
 
 def log_tails(logs: Sequence[Path]) -> str:
     """The last lines of logs; identical ones are given once."""
-    last_lines = [" ".join(log.read_text().splitlines()[-TAIL_LINES:]) for log in logs if log.exists()]
+    texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs if log.exists()]
+    last_lines = [" ".join(text.splitlines()[-TAIL_LINES:]) for text in texts]
     return " | ".join(dict.fromkeys(last_lines))

@@ -1,16 +1,21 @@
 """Safetensors files, which hold no code; the same content gives the same bytes."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from asda_core.errors import CheckpointError
-from asda_core.system.files import LENGTH_BYTES, METADATA_KEY
+from asda_core.system.files import LENGTH_BYTES, METADATA_KEY, safetensors_metadata
+from asda_core.system.markdown import escape_surrogates
 
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""Number of an error of the operating system in a message of safetensors."""
 PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
@@ -27,6 +32,8 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     try:
         save_file(_apart(tensors), file, metadata)
     except SafetensorError as error:
+        if number := OS_ERROR.search(str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
         raise OSError(f"cannot write {file}: {error}") from None
     _sort_metadata(file)
 
@@ -61,6 +68,8 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: the file is damaged or of another format; nothing in it is executed to find out.
     """
     try:
+        if escape_surrogates(str(file)) != str(file):  # the library opens only paths in UTF-8
+            return load(file.read_bytes()), safetensors_metadata(file)
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:

@@ -32,7 +32,7 @@ def environment() -> dict[str, str | int]:
 def processor() -> str:
     """Return the name of the processor, if the system provides it."""
     try:
-        lines = PROCESSOR_FILE.read_text().splitlines()
+        lines = PROCESSOR_FILE.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

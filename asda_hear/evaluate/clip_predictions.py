@@ -52,7 +52,7 @@ def write_predictions(folder: Path) -> None:
     Raises:
         TaskError: predictions are missing, or hold something other than tensors.
     """
-    metadata = json.loads((folder / "task_metadata.json").read_text())
+    metadata = json.loads((folder / "task_metadata.json").read_text(encoding="utf-8"))
     (folder / ITEMS_FILE).unlink(missing_ok=True)
     if metadata["embedding_type"] != "scene":
         return

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -102,7 +103,7 @@ def _is_visible(task: Path, path: Path) -> bool:
 def _digest_of(task: Path, paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in sorted(path for path in paths if path.is_file()):
-        digest.update(str(file.relative_to(task)).encode())
+        digest.update(os.fsencode(file.relative_to(task)))
         status = file.stat()
         is_text = file.suffix in TEXT_FILES
         digest.update(file.read_bytes() if is_text else f"{status.st_size} {status.st_mtime_ns}".encode())
@@ -152,7 +153,7 @@ def version_of(distribution: str) -> str:
 def read_stamp(file: Path) -> Any:
     """Read a stamp; None if it is missing or damaged."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

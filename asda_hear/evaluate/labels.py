@@ -11,6 +11,7 @@ from asda_core.labelled.folders import folder_rows
 from asda_core.labelled.random_splits import SPLIT_CYCLE, assign_stratified
 from asda_core.labelled.splits import fold_sort_key, usual_split
 from asda_core.labelled.tables import read_table, usual_separator
+from asda_core.system.markdown import escape_surrogates
 from asda_hear.evaluate.task_checks import MIN_FOLDS
 from asda_hear.evaluate.tasks import MILLISECONDS, Clip, EmbeddingType, Event
 
@@ -51,7 +52,8 @@ def clips_from_folders(root: Path) -> list[Clip]:
     Raises:
         TaskError: audio lies outside a class folder, or some but not all of the folders are splits.
     """
-    return [Clip(row.file, row.split, labels=row.labels) for row in folder_rows(root)]
+    rows = folder_rows(root)
+    return [Clip(row.file, row.split, labels=tuple(map(escape_surrogates, row.labels))) for row in rows]
 
 
 def clips_from_csv(

@@ -107,7 +107,8 @@ class Evaluation:
             return read_task_score(folder)
         check_task(task)
         self.out.mkdir(parents=True, exist_ok=True)
-        with _threads(self.config.threads), (self.out / "heareval.log").open("a") as log:
+        log_file = self.out / "heareval.log"
+        with _threads(self.config.threads), log_file.open("a", encoding="utf-8", errors="backslashreplace") as log:
             seconds = read_stamp(folder / SECONDS_FILE) or {}
             intact = read_stamp(folder / SIZES_FILE) in (None, _sizes(folder)) and read_stamp(folder / METADATA_FILE)
             if not intact or read_stamp(folder / SOURCE_STAMP) != source:
@@ -175,7 +176,7 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
     runner = importlib.import_module("heareval.predictions.runner")
     predictions = importlib.import_module("heareval.predictions.task_predictions")
     seed_everything = functools.partial(_seed_with, predictions.seed_everything, config.seed)
-    metadata = json.loads((folder / METADATA_FILE).read_text())
+    metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
     folds = 1 if metadata["split_mode"] == "trainvaltest" else len(metadata["splits"])
     (folder / "prediction-done.json").unlink(missing_ok=True)
     total = config.grid_points + folds - 1

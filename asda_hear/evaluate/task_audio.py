@@ -1,5 +1,6 @@
 """Audio of a task at another sample rate."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_suffix(".part")
-            soundfile.write(part, read_audio(file, rate).clamp(-1, 1).numpy(), rate, subtype="PCM_16", format="WAV")
+            audio = read_audio(file, rate).clamp(-1, 1).numpy()
+            soundfile.write(os.fsencode(part), audio, rate, subtype="PCM_16", format="WAV")
             part.replace(target)
     if output_folder != rate_folder:
         output_folder.rename(rate_folder)

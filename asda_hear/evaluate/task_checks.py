@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,7 @@ def _rate_mismatch(file: Path, rate: int) -> str:
     """Return what is wrong with the sample rate of a file, if anything; an unreadable file fails when embedded."""
     soundfile = import_module("soundfile")  # slow to import, and not needed by processes that only wait
     try:
-        actual = soundfile.info(file).samplerate
+        actual = soundfile.info(os.fsencode(file)).samplerate
     except soundfile.LibsndfileError:
         return ""
     return "" if actual == rate else f"{file} has a sample rate of {actual} Hz, but is in the folder of {rate} Hz"

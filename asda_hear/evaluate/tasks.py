@@ -10,6 +10,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 import sys
 from collections import Counter
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from asda_core.audio import crop_or_pad, read_audio
 from asda_core.errors import AudioError, TaskError, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
+from asda_core.system.markdown import escape_surrogates
 from asda_hear.evaluate.scores import METADATA_FILE
 from asda_hear.evaluate.task_checks import KNOWN_METRICS, VOCABULARY_FILE, check_splits, check_task
 
@@ -173,7 +175,7 @@ def clip_names(clips: Sequence[Clip]) -> list[tuple[str, str]]:
     depths = [min(len(above), int(stems[clip.file.stem] > 1)) for clip, above in zip(clips, folders, strict=True)]
     while True:
         names = [
-            (clip.split, "-".join([*above[len(above) - depth :], f"{clip.file.stem}.wav"]))
+            (clip.split, escape_surrogates("-".join([*above[len(above) - depth :], f"{clip.file.stem}.wav"])))
             for clip, above, depth in zip(clips, folders, depths, strict=True)
         ]
         counts = Counter(names)
@@ -222,7 +224,7 @@ def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part:
     events = config.embedding_type == "event"
     for split in splits:
         targets = {name: _target_of(clip, events) for (own, name), clip in written.items() if own == split}
-        (part / f"{split}.json").write_text(json.dumps(targets, indent=1))
+        (part / f"{split}.json").write_text(json.dumps(targets, indent=1), encoding="utf-8")
     labels = sorted({label for clip in written.values() for label in (*clip.labels, *(e.label for e in clip.events))})
     with (part / VOCABULARY_FILE).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("idx", "label"), *enumerate(labels)])
@@ -239,7 +241,7 @@ def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part:
     }
     if config.evaluation_params:
         metadata["evaluation_params"] = dict(config.evaluation_params)
-    (part / METADATA_FILE).write_text(json.dumps(metadata, indent=4))
+    (part / METADATA_FILE).write_text(json.dumps(metadata, indent=4), encoding="utf-8")
     return skipped
 
 
@@ -257,7 +259,7 @@ def _write_audio(
                     audio = crop_or_pad(audio, round(config.clip_seconds * rate))
                 target = folder / str(rate) / split / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                soundfile.write(target, audio.clamp(-1, 1).numpy(), rate, subtype="PCM_16")
+                soundfile.write(os.fsencode(target), audio.clamp(-1, 1).numpy(), rate, subtype="PCM_16")
         except AudioError as error:
             skipped.append(str(error))
             continue

@@ -128,7 +128,7 @@ def _failures(setup: PlanSetup) -> list[Failure]:
     for unit in setup.units():
         file = unit.folder / ERROR_FILE
         if file.exists() and not is_done(setup, unit):
-            failures.append(Failure(unit.name, read_failure(file), file.read_text()))
+            failures.append(Failure(unit.name, read_failure(file), file.read_text(encoding="utf-8")))
     return failures
 
 
@@ -184,7 +184,7 @@ def _details(setup: PlanSetup, failures: Sequence[Failure]) -> PageDetails:
     return PageDetails(
         curves=curves,
         configs=configs,
-        plan=plan.file.read_text(),
+        plan=plan.file.read_text(encoding="utf-8"),
         environment=made_with,
         commit=commit,
         command=f"OMP_NUM_THREADS={plan.config.evaluation.threads} {plan_command(setup)}",

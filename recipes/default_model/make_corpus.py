@@ -31,7 +31,7 @@ WORD_SECONDS, SOUND_SECONDS, RECORDING_SECONDS = 1.0, 2.0, 2.0
 WORDS = Path(__file__).with_name("words.txt")
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 """Accents of espeak-ng 1.51."""
-VARIANTS = Path(__file__).with_name("voices.txt").read_text().split()
+VARIANTS = Path(__file__).with_name("voices.txt").read_text(encoding="utf-8").split()
 """Voices of espeak-ng that sound like people."""
 VALID_EVERY = 10
 """Every tenth voice occurs in `valid` only."""
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args()
-    words = WORDS.read_text().split()[: parsed.words]
+    words = WORDS.read_text(encoding="utf-8").split()[: parsed.words]
     found = kinds_of(parsed.audio, parsed.speech) if parsed.audio else {}
     kinds: dict[str, tuple[int, list[tuple[str, Clip]]]] = {
         "words": (parsed.renderings, [(word, word_clip) for word in words]),

@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("audio", type=Path)
     folder = parser.parse_args().audio
     folder.mkdir(parents=True, exist_ok=True)
-    for package in tqdm(PACKAGES.read_text().split(), unit="package"):
+    for package in tqdm(PACKAGES.read_text(encoding="utf-8").split(), unit="package"):
         unpacked(package, folder)
 
 

@@ -41,7 +41,7 @@ def place(tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as opened:
+    with file.open(encoding="utf-8", newline="") as opened:
         return list(csv.DictReader(opened))
 
 

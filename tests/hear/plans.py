@@ -48,7 +48,10 @@ def tone_plan(folder: Path, **changes: Any) -> Path:
 
 def change_plan(file: Path, **changes: Any) -> None:
     """Change keys of a plan file."""
-    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}, sort_keys=False))
+    file.write_text(
+        yaml.safe_dump({**yaml.safe_load(file.read_text(encoding="utf-8")), **changes}, sort_keys=False),
+        encoding="utf-8",
+    )
 
 
 def work_on(file: Path, out: Path, catalog: Catalog | None = None, store: Path | None = None) -> PlanSetup:

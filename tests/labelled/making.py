@@ -19,7 +19,7 @@ def sound(file: Path) -> Path:
 
 def text(file: Path, content: str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8")
     return file
 
 
