@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.errors import TaskError
+from asda_core.system.files import write_text
+from asda_core.system.locks import hold_lock
 from asda_core.system.markdown import escape_markdown, table_row
 
 SCORE_FILE = "test.predicted-scores.json"
 PREFIX = "test_"
+TABLES_LOCK = ".scores.lock"
 NOT_A_METRIC = ("loss", "score")
 METADATA_FILE = "task_metadata.json"
 READ_ERRORS = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
@@ -58,7 +61,8 @@ def read_task_score(folder: Path) -> TaskScore:
     if not file.exists():
         raise TaskError(f"{folder} has no scores yet ({SCORE_FILE}).")
     try:
-        return _task_score(folder.name, json.loads(file.read_text()), json.loads((folder / METADATA_FILE).read_text()))
+        results, metadata = (json.loads(path.read_text(encoding="utf-8")) for path in (file, folder / METADATA_FILE))
+        return _task_score(folder.name, results, metadata)
     except READ_ERRORS as error:
         raise TaskError(
             f"cannot read {file}, or {METADATA_FILE} beside it ({type(error).__name__}: {error}); "
@@ -126,9 +130,13 @@ def to_json(rows: Sequence[tuple[str, TaskScore]]) -> str:
 
 
 def write_tables(rows: Sequence[tuple[str, TaskScore]], folder: Path) -> None:
-    """Write `scores.md`, `scores.csv` and `scores.json`."""
-    for suffix, text in (("md", to_markdown(rows)), ("csv", to_csv(rows)), ("json", to_json(rows))):
-        (folder / f"scores.{suffix}").write_text(text)
+    """Write `scores.md`, `scores.csv` and `scores.json`; the first says how many scores of the folder are not in it."""
+    markdown = to_markdown(rows)
+    if (others := len([*folder.glob(f"*/*/{SCORE_FILE}")]) - len(rows)) > 0:
+        markdown += f"\nNot in the table: {others} other score{'s' if others > 1 else ''} in this folder.\n"
+    with hold_lock(folder / TABLES_LOCK):
+        for suffix, text in (("md", markdown), ("csv", to_csv(rows)), ("json", to_json(rows))):
+            write_text(folder / f"scores.{suffix}", text)
 
 
 def _finite(value: float) -> float | None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -22,7 +23,7 @@ from asda_hear.evaluate.commands import claim_names, named_models
 from asda_hear.evaluate.compat import TrainingCache, hear_tools
 from asda_hear.evaluate.identity import task_identity
 from asda_hear.evaluate.runner import evaluate, finished_scores
-from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_csv, to_json, to_markdown
+from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_csv, to_json, to_markdown, write_tables
 from asda_hear.evaluate.task_audio import resample_task
 from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
 from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
@@ -287,6 +288,30 @@ def test_score_tables() -> None:
     assert json.loads(to_json([("m", score)]))[0]["metrics"] == {"mAP": 0.5, "d_prime": None}
 
 
+def test_tables_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves the previous ones."""
+    score = TaskScore("t-v1-full", "mAP", 0.5, (0.4, 0.6), {"mAP": 0.5}, 0.7)
+    write_tables([("m", score)], tmp_path)
+    before = {file.name: file.read_text(encoding="utf-8") for file in tmp_path.glob("scores.*")}
+    assert len(before) == 3
+    monkeypatch.setattr("asda_core.system.files.sync", lambda path: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        write_tables([("other", score)], tmp_path)
+    assert {file.name: file.read_text(encoding="utf-8") for file in tmp_path.glob("*scores.*[!k]")} == before
+
+
+def test_an_ascii_locale(tasks: Path, tmp_path: Path) -> None:
+    """Bars of heareval and the sign of a deviation are not ASCII."""
+    command = [sys.executable, "-X", "utf8=0", "-m", "asda_hear.cli", "evaluate", "--tasks", str(tasks)]
+    command += ["--task", "demo_kind", "--grid", "faster", "--grid-points", "1", "--model", "log_mel"]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    done = subprocess.run([*command, "--out", "out"], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"(\\xb1 deviation over folds)" in done.stdout
+    assert "(± deviation over folds)" in (tmp_path / "out" / "scores.md").read_text(encoding="utf-8")
+    assert all((tmp_path / "out" / f"scores.{suffix}").exists() for suffix in ("csv", "json"))
+
+
 def test_no_scores_yet(tmp_path: Path) -> None:
     from asda_core.errors import TaskError
 
@@ -315,6 +340,11 @@ def test_tables_hold_the_models_of_earlier_calls(tasks: Path, tmp_path: Path) ->
         assert main([*command, "--grid-points", "1", "--model", model]) == 0
     rows = json.loads((out / "scores.json").read_text())
     assert [row["model"] for row in rows] == ["log_mel", "small"]
+    assert "Not in the table" not in (out / "scores.md").read_text(encoding="utf-8")
+    assert main([*command, "--grid-points", "2", "--model", "log_mel"]) == 0
+    table = (out / "scores.md").read_text(encoding="utf-8")
+    assert table.endswith("\n\nNot in the table: 1 other score in this folder.\n")
+    assert "small" not in table
 
 
 def test_labels_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
