@@ -314,13 +314,13 @@ def test_resample(tmp_path: Path) -> None:
 def test_a_stopped_resampling_goes_on_and_is_not_taken_for_whole(tmp_path: Path) -> None:
     """Also upwards, where the new rate is the highest."""
     folder = build_task(TaskConfig("t", sample_rates=(8_000,)), scene_clips(tmp_path), tmp_path / "tasks", False)
-    written: list[str] = []
+    written: list[bytes] = []
     write_sound = soundfile.write
 
-    def killed(file: Path, *rest: object, **named: object) -> None:
+    def killed(file: bytes, *rest: object, **named: object) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(file.name)
+        written.append(file)
         write_sound(file, *rest, **named)
 
     with pytest.MonkeyPatch.context() as patch:
