@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import NoReturn, TextIO
+from types import ModuleType
+from typing import Any, NoReturn, TextIO
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from asda_core.config import EncoderConfig
@@ -17,6 +18,12 @@ from asda_core.pretrain.clip_batches import Batches
 from asda_core.system.files import append_line, read_json_lines
 
 SKIPPED_FILE, LOG_FILE = "skipped.jsonl", "log.jsonl"
+NO_TENSORFLOW = "tensorboard.compat.notf"
+"""Module whose presence tells TensorBoard not to import TensorFlow, which would take seconds and 600 MiB. **Source**:
+`tensorboard.compat`."""
+
+sys.modules.setdefault(NO_TENSORFLOW, ModuleType(NO_TENSORFLOW))
+SummaryWriter = import_module("torch.utils.tensorboard").SummaryWriter
 
 
 @dataclass
@@ -25,7 +32,7 @@ class Reporter:
 
     bar: "tqdm[NoReturn]"
     log_file: TextIO
-    writer: SummaryWriter | None
+    writer: Any | None
     num_reported: int = 0
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -50,7 +57,7 @@ class Reporter:
 
 
 @contextmanager
-def tensorboard(folder: Path, completed: int) -> Iterator[SummaryWriter | None]:
+def tensorboard(folder: Path, completed: int) -> Iterator[Any | None]:
     """Open TensorBoard's log of a run in `folder` after `completed` steps; None, and a warning, if it rejects the path.
 
     It accepts only UTF-8, and names of folders may be any bytes.

@@ -331,3 +331,18 @@ def test_a_run_with_an_option_of_yesterday(
     write_model(file, tensors, {**metadata, "config": json.dumps(config)})
     with pytest.raises(ConfigError, match=r"contains a different run \(encoder.mixer.options.option_of_yesterday: 1"):
         pretrain(replace(tiny, steps=1), files, run, catalog, progress=False)
+
+
+def test_tensorflow_is_left_alone(tmp_path: Path) -> None:
+    """TensorBoard imports it where it is installed: seconds, and hundreds of mebibytes in every training."""
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('TensorFlow was imported')")
+    code = """
+from pathlib import Path
+from asda_core.pretrain.reporter import tensorboard
+with tensorboard(Path("run"), 0) as board:
+    board.add_scalar("loss", 1.0, 1)
+"""
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths})
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
