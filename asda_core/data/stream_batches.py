@@ -124,7 +124,7 @@ class StreamPart:
     """The endless sequence of clips of every P-th shard, of which one block at a time is current.
 
     Attributes:
-        trouble: (file, message) of problems with shards, until the caller takes them.
+        problems: (file, message) of problems with shards, until the caller takes them.
     """
 
     def __init__(

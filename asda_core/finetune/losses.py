@@ -17,7 +17,7 @@ def multi_label_loss(
     Args:
         logits: logits of the classifier.
         labels: in [0, 1], several per clip; mixed ones after mixup.
-        divisor: divisor of the sum; "labels" as in the release.
+        divisor: the sum is divided by the number of these; "labels" as in the release.
 
     **Source**: released fine-tuning. **Differs**: in the release a batch with few labels weighs more.
     """

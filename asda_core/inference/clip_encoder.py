@@ -187,7 +187,7 @@ class ClipEncoder:
         """Encode clips with equally many time steps, each in one piece, in one pass.
 
         Args:
-            clips: whose `plan_windows` is `in_one_piece` and has the same `steps`; already checked by `check_audio`.
+            clips: whose plans are `in_one_piece` and have the same `steps`; already checked by `check_audio`.
 
         Returns:
             the result of `encode` for each, up to rounding.

@@ -65,7 +65,7 @@ class Excerpt:
     start_seconds: float = 0.0
 
     @property
-    def unpadded_audio(self) -> Float[Tensor, " unpadded_audio"]:
+    def unpadded_audio(self) -> Float[Tensor, " unpadded"]:
         """The samples from the file, without the padding."""
         return self.audio[: self.num_file_samples]
 
@@ -149,7 +149,7 @@ def patch_energies(model: OpenModel, audio: Float[Tensor, " samples"]) -> Float[
 
 
 def silent_patches(model: OpenModel, excerpt: Excerpt) -> Bool[Tensor, " patches"]:
-    """Patches at least `SILENCE_DB` below the loudest one of the stretch, or at the floor; raises as `mel_energies`."""
+    """Patches at least `SILENCE_DB` below the loudest one of the excerpt, or at the floor; raises as `mel_energies`."""
     energies = patch_energies(model, excerpt.audio)
     floor = patch_energies(model, torch.zeros_like(excerpt.audio))
     return (energies <= energies.max() * 10 ** (-SILENCE_DB / 10)) | (energies <= floor)

@@ -26,10 +26,10 @@ DECIBELS = 10.0
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise for one stretch, before it is scaled.
+    """Noise for one excerpt, before it is scaled.
 
     Attributes:
-        audio: noise over the whole stretch.
+        audio: noise over the whole excerpt.
         steps: time steps to which it is added.
         gate: 1 at the samples to which it is added.
     """

@@ -8,14 +8,14 @@ from asda_core.log_mel import LOW_HZ, LogMel
 from asda_hear.looking.clip import Excerpt, OpenModel
 
 MEL_FACTOR, MEL_CORNER_HZ = 1127.0, 700.0
-"""`hz_to_mel = 1127 ln(1 + Hz / 700)`. **Source**: Kaldi, as torchaudio's `mel_scale_scalar`."""
+"""`mel = 1127 ln(1 + Hz / 700)`. **Source**: Kaldi, as torchaudio's `mel_scale_scalar`."""
 TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16_000)
 """Frequencies labelled on an axis."""
 
 
 @dataclass(frozen=True)
 class PatchPositions:
-    """Positions of the patches of a stretch.
+    """Positions of the patches of an excerpt.
 
     Attributes:
         grid: (time steps, bands).

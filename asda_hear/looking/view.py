@@ -58,7 +58,7 @@ class AddedNoise:
 
 @dataclass(frozen=True)
 class View:
-    """One model on one stretch.
+    """One model on one excerpt.
 
     Attributes:
         model: the model.
