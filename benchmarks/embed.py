@@ -50,20 +50,20 @@ def write_clips(folder: Path, count: int) -> list[Path]:
     return find_audio(folder)
 
 
-def listen_together(listener: ClipEncoder, clips: list[Tensor]) -> None:
-    together: LengthBatcher[Tensor] = LengthBatcher()
+def encode_together(clip_encoder: ClipEncoder, clips: list[Tensor]) -> None:
+    batcher: LengthBatcher[Tensor] = LengthBatcher()
     for audio in clips:
-        cut = listener.plan_windows(len(audio))
-        if group := together.add(audio, cut.steps, len(audio), listener.windows_per_pass(cut)):
-            listener.encode_batch(group)
-    for group in together.flush():
-        listener.encode_batch(group)
+        plan = clip_encoder.plan_windows(len(audio))
+        if group := batcher.add(audio, plan.steps, len(audio), clip_encoder.windows_per_pass(plan)):
+            clip_encoder.encode_batch(group)
+    for group in batcher.flush():
+        clip_encoder.encode_batch(group)
 
 
-def check_equal(listener: ClipEncoder, names: dict[Path, Path], out: Path) -> None:
+def check_equal(clip_encoder: ClipEncoder, names: dict[Path, Path], out: Path) -> None:
     largest = 0.0
     for file, name in list(names.items())[:: max(1, len(names) // 50)]:
-        alone = listener.encode(read_audio(file, listener.sample_rate)).tokens.numpy()
+        alone = clip_encoder.encode(read_audio(file, clip_encoder.sample_rate)).tokens.numpy()
         largest = max(largest, float(np.abs(np.load(out / name) - alone).max()))
     assert largest < ATOL, largest
     print(f"50 of the embeddings beside each file alone: largest difference {largest:.1e}")
@@ -85,27 +85,27 @@ def main() -> None:
         model = read_model(parsed.checkpoint)
         options = ListenOptions(clip_seconds=model.config.data.clip_seconds, padding=model.config.data.padding)
         front_end, encoder = load_encoder(model, installed_catalog())
-        listener = ClipEncoder(front_end, encoder, options)
+        clip_encoder = ClipEncoder(front_end, encoder, options)
         job = EmbedJob(str(parsed.checkpoint), "frame", "npy", asdict(options))
-        clips = [read_audio(file, listener.sample_rate) for file in files]
+        clips = [read_audio(file, clip_encoder.sample_rate) for file in files]
 
         def embed() -> None:
             shutil.rmtree(work / "out", ignore_errors=True)
-            embed_files(listener, names, work / "out", job, progress=False)
+            embed_files(clip_encoder, names, work / "out", job, progress=False)
 
         sides: dict[str, Callable[[], object]] = {
-            "bare": lambda: [listener.encode(audio) for audio in clips],
-            "bare, together": lambda: listen_together(listener, clips),
+            "bare": lambda: [clip_encoder.encode(audio) for audio in clips],
+            "bare, together": lambda: encode_together(clip_encoder, clips),
             "asda embed": embed,
-            "reading": lambda: [read_audio(file, listener.sample_rate) for file in files],
+            "reading": lambda: [read_audio(file, clip_encoder.sample_rate) for file in files],
         }
-        minutes = sum(map(len, clips)) / listener.sample_rate / 60
+        minutes = sum(map(len, clips)) / clip_encoder.sample_rate / 60
         print(
             f"{platform.machine()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, {READERS} readers"
         )
         print(f"{parsed.checkpoint.name}, {len(files)} files, {minutes:.1f} minutes of audio")
         embed()
-        check_equal(listener, names, work / "out")
+        check_equal(clip_encoder, names, work / "out")
         took: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
         for _ in range(parsed.rounds):
             for side, run in sides.items():

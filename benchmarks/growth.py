@@ -32,7 +32,7 @@ from asda_plugins.mixer_differential import DifferentialAttention, DifferentialC
 from asda_plugins.mixer_frequency_time import FrequencyTimeAttention, FrequencyTimeConfig
 from frequency_time import dense
 from interleaved import machine, peak_mebibytes
-from long_audio import listener_of, resident_with_weights, write_noise
+from long_audio import clip_encoder_of, resident_with_weights, write_noise
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -78,9 +78,11 @@ def embedding(files: int, seconds: int, folder: Path) -> tuple[Callable[[], obje
     for number in range(files):
         write_noise(folder / f"{number:05d}.wav", seconds)
     names = {file: Path(f"{file.stem}.npy") for file in sorted(folder.glob("*.wav"))}
-    listener, job = listener_of(DEFAULT_WEIGHTS)
+    clip_encoder, job = clip_encoder_of(DEFAULT_WEIGHTS)
     runs = iter(range(1_000_000))
-    return lambda: embed_files(listener, names, folder / f"out{next(runs)}", job, progress=False), listener.encoder
+    return lambda: embed_files(
+        clip_encoder, names, folder / f"out{next(runs)}", job, progress=False
+    ), clip_encoder.encoder
 
 
 def encoding(batch: int, depth: int) -> tuple[Callable[[], object], torch.nn.Module]:

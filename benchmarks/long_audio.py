@@ -56,7 +56,7 @@ def write_noise(file: Path, seconds: int) -> None:
             sound.write(block)
 
 
-def listener_of(checkpoint: Path) -> tuple[ClipEncoder, EmbedJob]:
+def clip_encoder_of(checkpoint: Path) -> tuple[ClipEncoder, EmbedJob]:
     model = read_model(checkpoint)
     seconds = model.config.data.clip_seconds
     options = ListenOptions(window_seconds=seconds, clip_seconds=seconds, padding=model.config.data.padding)
@@ -66,10 +66,12 @@ def listener_of(checkpoint: Path) -> tuple[ClipEncoder, EmbedJob]:
 
 def measure_file(checkpoint: Path, minutes: int, audio: Path, warm: Path, out: Path) -> tuple[float, float]:
     """Seconds, and peak MiB above the loaded model before its first pass."""
-    listener, job = listener_of(checkpoint)
-    before = resident_with_weights(listener.encoder)
-    embed_files(listener, {warm: Path("warm.npy")}, out / "warm.npy", job, progress=False)
-    seconds = repeated(lambda: embed_files(listener, {audio: Path("a")}, out / "a.npy", job, progress=False), minutes)
+    clip_encoder, job = clip_encoder_of(checkpoint)
+    before = resident_with_weights(clip_encoder.encoder)
+    embed_files(clip_encoder, {warm: Path("warm.npy")}, out / "warm.npy", job, progress=False)
+    seconds = repeated(
+        lambda: embed_files(clip_encoder, {audio: Path("a")}, out / "a.npy", job, progress=False), minutes
+    )
     return seconds, peak_mebibytes() - before
 
 
@@ -121,9 +123,9 @@ def check_equal(checkpoint: Path, folder: Path) -> None:
     """Check that streaming a file gives the same result as reading it whole."""
     file = folder / "check.wav"
     write_noise(file, 45)
-    listener, job = listener_of(checkpoint)
-    embed_files(listener, {file: Path("x")}, folder / "check.npy", job, progress=False)
-    whole = listener.encode(read_audio(file, listener.sample_rate)).tokens.numpy()
+    clip_encoder, job = clip_encoder_of(checkpoint)
+    embed_files(clip_encoder, {file: Path("x")}, folder / "check.npy", job, progress=False)
+    whole = clip_encoder.encode(read_audio(file, clip_encoder.sample_rate)).tokens.numpy()
     difference = float(np.abs(np.load(folder / "check.npy") - whole).max())
     assert difference < 1e-3, difference
     print(f"streamed and whole, 45 s: largest difference {difference:.1e}, of values up to {np.abs(whole).max():.1f}")

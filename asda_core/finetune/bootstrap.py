@@ -88,9 +88,9 @@ class Ranking:
         self, weights: Float[np.ndarray, "clips resamples"]
     ) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
         """Average precision and AUC under integer weights; NaN if the positives (for AUC, or the negatives) weigh 0."""
-        stretches = (self.group_sums @ weights).astype(np.float64)
+        sums = (self.group_sums @ weights).astype(np.float64)
         hits = (self.positives @ weights).astype(np.float64)
-        tied, ranked, hits_ranked = stretches[1::2], stretches.cumsum(axis=0), hits.cumsum(axis=0)
+        tied, ranked, hits_ranked = sums[1::2], sums.cumsum(axis=0), hits.cumsum(axis=0)
         positive = hits_ranked[-1]
         negative = ranked[-1] - positive
         precision = hits_ranked / np.maximum(ranked[1::2], 1)

@@ -192,12 +192,12 @@ class ClipEncoder:
         Returns:
             the result of `encode` for each, up to rounding.
         """
-        cuts = [self.plan_windows(len(audio)) for audio in clips]
-        if not all(cut.in_one_piece and cut.steps == cuts[0].steps for cut in cuts):
+        plans = [self.plan_windows(len(audio)) for audio in clips]
+        if not all(plan.in_one_piece and plan.steps == plans[0].steps for plan in plans):
             raise ValueError("clips of different lengths cannot be encoded in one batch.")
-        whole = Window(0, cuts[0].steps, 0, cuts[0].steps)
+        whole = Window(0, plans[0].steps, 0, plans[0].steps)
         encoded = self._encode(
-            [self._stretch(LoadedSound(audio), self._mean(LoadedSound(audio)), whole) for audio in clips]
+            [self._window_audio(LoadedSound(audio), self._mean(LoadedSound(audio)), whole) for audio in clips]
         )
         bands = encoded.layout.grid[1]
         rows = zip(encoded.summary, encoded.tokens, strict=True)
@@ -213,11 +213,11 @@ class ClipEncoder:
         if isinstance(audio, Tensor):
             check_audio(audio)
             audio = LoadedSound(audio)
-        cut, mean = self.plan_windows(audio.num_samples), self._mean(audio)
-        all_windows, per_pass = cut.windows(), self.windows_per_pass(cut)
+        plan, mean = self.plan_windows(audio.num_samples), self._mean(audio)
+        all_windows, per_pass = plan.windows(), self.windows_per_pass(plan)
         for first in range(0, len(all_windows), per_pass):
             batch = all_windows[first : first + per_pass]
-            encoded = self._encode([self._stretch(audio, mean, window) for window in batch])
+            encoded = self._encode([self._window_audio(audio, mean, window) for window in batch])
             for row, window in enumerate(batch):
                 yield EncodedWindow(_row(encoded, row), window.keep_from, window.keep_to)
 
@@ -237,7 +237,7 @@ class ClipEncoder:
         """Device of the encoder."""
         return next(self.encoder.parameters()).device
 
-    def _stretch(self, sound: Sound, mean: float, window: Window) -> tuple[Tensor, int]:
+    def _window_audio(self, sound: Sound, mean: float, window: Window) -> tuple[Tensor, int]:
         """Return the audio of a window, zero-padded at its end, and the samples from its start to the clip's end."""
         first, last = self.framing.samples_of(window.first, window.size)
         audio = sound.segment(first, last) - mean
@@ -247,11 +247,11 @@ class ClipEncoder:
         """Return what is subtracted from all samples; it affects only rounding, as each frame loses its mean anyway."""
         return sound.mean() if self.options.padding == "features" else 0.0
 
-    def _encode(self, stretches: Sequence[tuple[Tensor, int]]) -> EncoderOutput:
+    def _encode(self, windows: Sequence[tuple[Tensor, int]]) -> EncoderOutput:
         with torch.autocast(self.device.type, enabled=False):
-            features = self.front_end(torch.stack([audio for audio, _ in stretches]).to(self.device))
+            features = self.front_end(torch.stack([audio for audio, _ in windows]).to(self.device))
             if self.options.padding == "features":
-                features = fill_features(features, torch.tensor([length for _, length in stretches]), self.front_end)
+                features = fill_features(features, torch.tensor([length for _, length in windows]), self.front_end)
         with matmul_precision(features.device, self.options.precision):
             encoded: EncoderOutput = self.encoder(features, layers=False)
         return replace(encoded, summary=encoded.summary.float(), tokens=encoded.tokens.float())

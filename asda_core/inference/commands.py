@@ -44,7 +44,7 @@ def run_embed(parsed: argparse.Namespace) -> None:
         print(embed_in_processes(parsed.given, names, parsed.out, parsed.jobs, parsed.shard))
         return
     checkpoint, options = _read(parsed)
-    clip_encoder = _listener(checkpoint, options, parsed.device)
+    clip_encoder = _clip_encoder(checkpoint, options, parsed.device)
     third_party = third_party_plugins(installed_catalog(), checkpoint.config, with_objective=False)
     job = EmbedJob(
         checkpoint=" ".join([checkpoint.file.name, model_digest(checkpoint.file), parsed.weights, *third_party]),
@@ -66,7 +66,7 @@ def run_classify(parsed: argparse.Namespace) -> None:
     checkpoint, options = _read(parsed)
     classifier = load_classifier(checkpoint)
     names = class_names(classifier.config, read_labels(parsed.labels) if parsed.labels else None)
-    clip_encoder = _listener(checkpoint, options, parsed.device)
+    clip_encoder = _clip_encoder(checkpoint, options, parsed.device)
     classifier.to(usable_device(parsed.device))
     clip_encoder.options = with_training_length(options, clip_encoder.front_end, clip_encoder.encoder)
     failed: list[Path] = []
@@ -134,7 +134,7 @@ def _read(parsed: argparse.Namespace) -> tuple[Checkpoint, ListenOptions]:
     return checkpoint, options
 
 
-def _listener(checkpoint: Checkpoint, options: ListenOptions, device: str) -> ClipEncoder:
+def _clip_encoder(checkpoint: Checkpoint, options: ListenOptions, device: str) -> ClipEncoder:
     front_end, encoder = load_encoder(checkpoint, installed_catalog())
     where = usable_device(device)
     return ClipEncoder(front_end.to(where), encoder.to(where), options)

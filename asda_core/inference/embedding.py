@@ -114,7 +114,7 @@ def grid_of(clip_encoder: ClipEncoder) -> dict[str, float]:
 
 
 def open_sound(file: Path, clip_encoder: ClipEncoder) -> Tensor | StreamedSound:
-    """Open and check a file for a listener: a short one is read whole, a long one is returned as a stream.
+    """Open and check a file for a clip encoder: a short one is read whole, a long one is returned as a stream.
 
     Raises:
         AudioError: as in `audio.read_audio`.
