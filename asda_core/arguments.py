@@ -170,7 +170,7 @@ def add_test(parser: argparse.ArgumentParser) -> None:
         help="released: drop short clips and crop long ones as the released code does (default: default)",
     )
     parser.add_argument("--device", default=AUTO, help=DEVICE_HELP)
-    parser.set_defaults(run="asda_core.finetune.checkpoint_test:run_test")
+    parser.set_defaults(run="asda_core.finetune.checkpoint_evaluation:run_test")
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:

@@ -30,14 +30,14 @@ from asda_core.finetune.heads import Classifier
 from asda_core.model.encoder import Encoder
 from asda_core.system.files import sync, write_atomically, write_with_default_mode
 from asda_core.weights.paths import find_model_file, step_folders
-from asda_core.weights.provenance import append_to_errors, version_mismatches, warn_version_mismatches
+from asda_core.weights.provenance import append_mismatches_to_errors, version_mismatches, warn_version_mismatches
 from asda_core.weights.tensor_files import read_tensors, save_tensors
 
 FORMAT_PREFIX = "asda-"
 FORMAT = f"{FORMAT_PREFIX}1"
 """Written into every checkpoint; changes when older code could not read a new one."""
 TRAINING_FILE = "training.safetensors"
-TEACHER_PREFIX, TEACHER_ENCODER = "objective.teacher.", "objective.teacher.encoder."
+TEACHER_PREFIX, TEACHER_ENCODER_PREFIX = "objective.teacher.", "objective.teacher.encoder."
 ORIGIN_KEYS = ("name", "distribution", "version")
 TRAINED_ON = "trained_on"
 """Key of the metadata of a fine-tuned checkpoint; see `Checkpoint.trained_on`."""
@@ -114,7 +114,9 @@ def read_checkpoint(path: str | Path, weights: Weights = "student") -> Checkpoin
         raise CheckpointError(f"{file} holds tensors that belong to no part of a model: {', '.join(stray)}.")
     if weights == "teacher":
         tensors = {
-            name.removeprefix(TEACHER_PREFIX): value for name, value in tensors.items() if TEACHER_ENCODER in name
+            name.removeprefix(TEACHER_PREFIX): value
+            for name, value in tensors.items()
+            if TEACHER_ENCODER_PREFIX in name
         }
         if not tensors:
             raise CheckpointError(f"{file} holds no teacher; the step checkpoints of a latent_regression run do.")
@@ -159,7 +161,7 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     except PluginError as error:
         needs = ", ".join(f"{o['name']} of {o['distribution']} {o['version']}" for o in checkpoint.plugins.values())
         raise CheckpointError(f"{checkpoint.file} needs the plugins {needs}. {error}") from None
-    with append_to_errors(changed):
+    with append_mismatches_to_errors(changed):
         load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
         load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
     warn_version_mismatches(checkpoint.plugins, checkpoint.file, catalog)

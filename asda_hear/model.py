@@ -24,7 +24,7 @@ TOKENS_PER_PASS = 8192
 SAMPLES_PER_PASS = 2**22
 """Samples in one forward pass (26 clips of 10 s): the bound where audio gives few tokens, as for log-mel alone."""
 
-LONGEST_HOP_MS = 50.0
+MAX_HOP_MS = 50.0
 """Longest time from one timestamp to the next. **Source**: HEAR's rules of the timestamp-based tasks."""
 
 
@@ -150,7 +150,7 @@ class HearModel(nn.Module):
         native_ms = frames * self.scene_framing.hop_samples * MILLISECONDS / self.sample_rate
         valid = {native_ms / shifts: shifts for shifts in range(1, frames + 1) if frames % shifts == 0}
         if hop_ms is None:
-            return next((shifts for hop, shifts in valid.items() if hop <= LONGEST_HOP_MS), frames)
+            return next((shifts for hop, shifts in valid.items() if hop <= MAX_HOP_MS), frames)
         if hop_ms not in valid:
             text = ", ".join(f"{hop:g}" for hop in valid)
             raise ConfigError(f"timestamp_hop_ms {hop_ms:g} does not divide the patch; valid: {text}.")

@@ -32,7 +32,7 @@ from torch import Tensor
 from asda_core.audio import find_audio, read_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import load_encoder
-from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
+from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.inference.embedding import embed_files
 from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.reading_ahead import READERS, LengthBatcher
@@ -83,7 +83,7 @@ def main() -> None:
         files = found or write_clips(work / "audio", parsed.files)
         names = {file: Path(f"{number}.npy") for number, file in enumerate(files)}
         model = read_model(parsed.checkpoint)
-        options = ListenOptions(clip_seconds=model.config.data.clip_seconds, padding=model.config.data.padding)
+        options = EncodeOptions(clip_seconds=model.config.data.clip_seconds, padding=model.config.data.padding)
         front_end, encoder = load_encoder(model, installed_catalog())
         clip_encoder = ClipEncoder(front_end, encoder, options)
         job = EmbedJob(str(parsed.checkpoint), "frame", "npy", asdict(options))

@@ -33,7 +33,7 @@ from interleaved import peak_mebibytes, resident_mebibytes
 from asda_core.audio import read_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import load_encoder
-from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
+from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.inference.embedding import embed_files
 from asda_core.inference.indexing import EmbedJob
 from asda_core.official.reading import read_model
@@ -59,7 +59,7 @@ def write_noise(file: Path, seconds: int) -> None:
 def clip_encoder_of(checkpoint: Path) -> tuple[ClipEncoder, EmbedJob]:
     model = read_model(checkpoint)
     seconds = model.config.data.clip_seconds
-    options = ListenOptions(window_seconds=seconds, clip_seconds=seconds, padding=model.config.data.padding)
+    options = EncodeOptions(window_seconds=seconds, clip_seconds=seconds, padding=model.config.data.padding)
     front_end, encoder = load_encoder(model, installed_catalog())
     return ClipEncoder(front_end, encoder, options), EmbedJob(str(checkpoint), "frame", "npy", asdict(options))
 

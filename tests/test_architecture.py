@@ -40,7 +40,7 @@ CORE_ORDER = (
     "finetune.sampling", "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.leakage",
     "finetune.jobs", "finetune.best_weights", "finetune.loop", "finetune.running", "finetune.recipes",
     "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands",
-    "finetune.checkpoint_test", "inference.commands", "plugin.new_plugin", "data.shard_writer", "data.packing",
+    "finetune.checkpoint_evaluation", "inference.commands", "plugin.new_plugin", "data.shard_writer", "data.packing",
     "data.statistics", "data.commands", "contract.modules", "contract.mixers", "contract.front_ends",
     "contract.training", "testing", "plugin.matrix", "plugin.commands", "arguments", "cli",
 )  # fmt: skip

@@ -18,7 +18,7 @@ from asda_hear.model import HearModel
 from asda_hear.names import DEFAULT_WEIGHTS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "default_model"
-LARGEST_MEGABYTES = 20
+MAX_MEGABYTES = 20
 """That ships well in a wheel."""
 NEW_SOUNDS = range(2000, 2040)
 """Synthesisers that are in no training: the corpus has the first 1,200."""
@@ -256,7 +256,7 @@ def told_by_neighbours(model: HearModel, clips: Tensor, kinds: Tensor) -> float:
 
 
 def test_the_model_of_the_package_knows_more_than_random_weights_and_log_mel(recipe: dict[str, ModuleType]) -> None:
-    assert DEFAULT_WEIGHTS.stat().st_size < LARGEST_MEGABYTES * 10**6
+    assert DEFAULT_WEIGHTS.stat().st_size < MAX_MEGABYTES * 10**6
     checkpoint = read_checkpoint(DEFAULT_WEIGHTS)
     assert checkpoint.step > 0
     assert checkpoint.embedding == recipe["train"].EMBEDDING

@@ -15,7 +15,7 @@ from asda_core.finetune.batches import training_batch
 from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.finetune_model import build_finetune_model
 from asda_core.finetune.losses import batch_loss
-from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
+from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.layout import TokenLayout
 from asda_core.model.norms import RmsNorm
 from asda_core.pretrain import latent_regression
@@ -32,7 +32,7 @@ def names(hook: str) -> list[str]:
 
 
 CONFIGS = ["asda_tiny", "asda_base", "ssast_base", "mfcc_gram"]
-MOST_CLONES = 16
+MAX_CLONES = 16
 BY_LINES, LINES = ("frequency_time", "two_simplicial"), 7
 """Mixers that count in every layer how many tokens the fullest line has, for which the CPU waits, and an answer."""
 
@@ -71,7 +71,7 @@ def test_a_pass_draws_its_masks_on_the_cpu_and_all_else_on_the_gpu(name: str, ca
     _, traffic = pass_on_gpu(catalog, config, clips := 2)
     audio, *sent_later = traffic.sent
     times, bands = config.encoder.grid(128, round(config.data.clip_seconds * 100))
-    rows, tokens = clips * config.objective.options.get("clones", MOST_CLONES), times * bands
+    rows, tokens = clips * config.objective.options.get("clones", MAX_CLONES), times * bands
     assert audio == clips * round(config.data.clip_seconds * SAMPLE_RATE)
     assert max(sent_later) <= tokens * max(rows, config.encoder.dim), "masks and positions; no noise"
     assert max(traffic.drawn) <= rows * tokens, "masks; no noise"
@@ -126,7 +126,7 @@ def test_embeddings_of_a_file(padding: Any, catalog: Catalog, tiny: RunConfig) -
     with fake_gpu():
         move(parts.front_end.eval())
         move(parts.encoder.eval())
-        listener = ClipEncoder(parts.front_end, parts.encoder, ListenOptions(padding=padding, window_seconds=1.0))
+        listener = ClipEncoder(parts.front_end, parts.encoder, EncodeOptions(padding=padding, window_seconds=1.0))
         pieces = list(listener.encode_windows(torch.randn(5 * SAMPLE_RATE)))
     assert len(pieces) > 1
     assert all(piece.tokens().device.type == "cuda" for piece in pieces)

@@ -10,7 +10,7 @@ from asda_core.assemble import build_model
 from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.errors import ConfigError
-from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
+from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.model import processor as module
 from asda_core.model.processor import Processor, matmul_precision
 from asda_hear import get_scene_embeddings, get_timestamp_embeddings, load_model
@@ -62,7 +62,7 @@ def test_a_listener_in_bfloat16_gives_float32(catalog: Catalog, tiny: RunConfig,
     front_end, encoder = build_model(catalog, tiny)
     audio = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 0.1
     heard = [
-        ClipEncoder(front_end.eval(), encoder.eval(), ListenOptions(precision=precision)).encode(audio)
+        ClipEncoder(front_end.eval(), encoder.eval(), EncodeOptions(precision=precision)).encode(audio)
         for precision in ("float32", "bfloat16")
     ]
     assert heard[1].tokens.dtype == heard[1].summary.dtype == torch.float32
@@ -110,7 +110,7 @@ def test_the_autocast_of_a_caller_changes_nothing(catalog: Catalog, tiny: RunCon
     model = load_model()
     torch.manual_seed(0)
     front_end, encoder = build_model(catalog, tiny)
-    listener = ClipEncoder(front_end.eval(), encoder.eval(), ListenOptions())
+    listener = ClipEncoder(front_end.eval(), encoder.eval(), EncodeOptions())
 
     def answers() -> list[torch.Tensor]:
         found = [get_scene_embeddings(audio, model), *get_timestamp_embeddings(audio, model)]

@@ -41,16 +41,17 @@ def sampled_digest(files: Sequence[Path]) -> str:
     return text_digest(digests)
 
 
-def audio_digest(files: AudioList, weights_digest: str | None = None) -> str:
+def audio_digest(files: AudioList, initial_weights_digest: str | None = None) -> str:
     """Data digest of a run: names and sizes of all files, content of a sample of them, and the initial weights.
 
     Args:
         files: audio files, or streamed shards, whose content is not sampled.
-        weights_digest: digest of the weights that the run starts from.
+        initial_weights_digest: digest of the weights that the run starts from.
     """
     listed = text_digest(json.dumps(list_identity(files)))
     content = sampled_digest([file for file in files if isinstance(file, Path)])
-    return f"{listed}{'' if weights_digest is None else f' from {weights_digest}'}{CONTENT_SEPARATOR}{content}"
+    initial = "" if initial_weights_digest is None else f" from {initial_weights_digest}"
+    return f"{listed}{initial}{CONTENT_SEPARATOR}{content}"
 
 
 def is_same_data(recorded: str, current: str) -> bool:

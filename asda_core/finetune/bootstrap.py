@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
-MOST_CELLS = 4_000_000_000
+MAX_CELLS = 4_000_000_000
 """Limit of clips x classes x resamples, about five seconds: larger sets get fewer resamples."""
-FEWEST_RESAMPLES = 100
+MIN_RESAMPLES = 100
 """Resamples of the largest sets; 2.5 of them lie beyond each end of a 95 % interval."""
 BLOCK_CELLS = 2**22
 """Clips x resamples held in memory at a time: 16 MB of weights."""
@@ -19,7 +19,7 @@ def limit_resamples(num_clips: int, num_classes: int, requested: int) -> int:
     """Number of resamples: as many as wanted, or fewer for a large set; none for a single clip."""
     if num_clips < 2:
         return 0
-    return min(requested, max(FEWEST_RESAMPLES, MOST_CELLS // (num_clips * num_classes)))
+    return min(requested, max(MIN_RESAMPLES, MAX_CELLS // (num_clips * num_classes)))
 
 
 def resample(

@@ -10,7 +10,7 @@ from asda_core.errors import CheckpointError, TaskError
 from asda_core.labelled.examples import TEST, VALID, Example, LabelledData
 from asda_core.labelled.splits import Round
 
-MARK_DIGITS, MOST_MARKED = 8, 20_000
+MARK_DIGITS, MAX_MARKED = 8, 20_000
 """Digits of the mark of a training clip in a checkpoint, and the largest number of marks stored: 160 kB."""
 MAX_CHANCE_MATCHES = 0.01
 """Expected number of clips that share a mark by chance, above which a single match is no evidence."""
@@ -39,9 +39,9 @@ def trained_on_record(data: str, split: Round, earlier: Mapping[str, str]) -> di
         split: split that is trained on.
         earlier: the same for the initial weights of the training.
     """
-    own_marks = _marks(split.train) if len(split.train) <= MOST_MARKED else []
+    own_marks = _marks(split.train) if len(split.train) <= MAX_MARKED else []
     marks = dict.fromkeys(filter(None, [*own_marks, *_split_marks(earlier.get("clips", ""))]))
-    fits = len(marks) <= MOST_MARKED
+    fits = len(marks) <= MAX_MARKED
     before = [item._replace(marked=item.marked and fits) for item in _sets(earlier)]
     record = {"data": data, "tested": split.name, "clips": "".join(marks if fits else own_marks)}
     if not any(own_marks):
@@ -70,14 +70,14 @@ def _sets(trained: Mapping[str, str]) -> list[TrainingSet]:
 def shared_clips_warning(split: Round) -> str:
     """Return a warning about clips that occur in two parts under different names; empty if none are known.
 
-    Parts with more than `MOST_MARKED` clips are not compared.
+    Parts with more than `MAX_MARKED` clips are not compared.
 
     Raises:
         TaskError: a test clip is the same file as a training clip, for example by a link.
     """
     named = {"test": split.test, "validation": split.valid, "training": split.train}
     marked = {
-        part: [(ends_digest(clip.file), clip) for clip in clips] if len(clips) <= MOST_MARKED else []
+        part: [(ends_digest(clip.file), clip) for clip in clips] if len(clips) <= MAX_MARKED else []
         for part, clips in named.items()
     }
     warnings = []

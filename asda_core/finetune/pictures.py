@@ -17,7 +17,7 @@ NUMBERED_CLASSES = 20
 """Largest number of classes whose cells show their counts; beyond it, they are too small to read."""
 RULED_CLASSES = 100
 """Largest number of classes with lines between the cells."""
-LONGEST_NAME = 24
+MAX_NAME_CHARACTERS = 24
 """Maximum length of a name in characters; the middle of a longer one is cut."""
 SHADE = 0.5
 """Exponent from the share of a row to its shade: 2 % are visible, and 50 % are not yet black."""
@@ -25,7 +25,7 @@ DARK = 0.3
 """Share above which a cell is dark and the number on it white."""
 NUMBERED_INCHES, PLAIN_INCHES = 0.45, 0.16
 """Side of a cell with and without a number."""
-LEAST_INCHES, MOST_INCHES = 2.2, 40.0
+MIN_INCHES, MAX_INCHES = 2.2, 40.0
 """Smallest and largest side of the matrix."""
 MARGIN_INCHES = 1.0
 """Margin around the matrix; its unused part is cropped."""
@@ -60,7 +60,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
     """Draw a confusion matrix on its own canvas, without touching pyplot or other global state."""
     numbered = len(matrix) <= NUMBERED_CLASSES
     cell = NUMBERED_INCHES if numbered else PLAIN_INCHES
-    inches = min(max(LEAST_INCHES, len(matrix) * cell), MOST_INCHES)
+    inches = min(max(MIN_INCHES, len(matrix) * cell), MAX_INCHES)
     side = inches + 2 * MARGIN_INCHES
     figure = Figure(figsize=(side, side))
     FigureCanvasAgg(figure)
@@ -82,10 +82,10 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
 
 def shorten_name(name: str) -> str:
     """Cut the middle of a long name: what distinguishes classes is often at the end."""
-    if len(name) <= LONGEST_NAME:
+    if len(name) <= MAX_NAME_CHARACTERS:
         return name
-    end = (LONGEST_NAME - 1) // 2
-    return f"{name[: LONGEST_NAME - 1 - end]}…{name[-end:]}"
+    end = (MAX_NAME_CHARACTERS - 1) // 2
+    return f"{name[: MAX_NAME_CHARACTERS - 1 - end]}…{name[-end:]}"
 
 
 def escape_dollars(text: str) -> str:

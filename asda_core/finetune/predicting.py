@@ -16,7 +16,7 @@ from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import Predictions
 from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.inference.classifying import probabilities
-from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions, with_training_length
+from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.model.encoder import EncoderOutput
 from asda_core.pretrain.clip_reader import ClipReader
@@ -97,7 +97,7 @@ def predict(
 def _probabilities(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Tensor]]:
     """Yield probabilities of short clips in batches, of long ones one by one."""
     model = predictor.model
-    options = ListenOptions(clip_seconds=predictor.recipe.data.clip_seconds, padding=predictor.recipe.data.padding)
+    options = EncodeOptions(clip_seconds=predictor.recipe.data.clip_seconds, padding=predictor.recipe.data.padding)
     clip_encoder = ClipEncoder(
         model.front_end, model.encoder, with_training_length(options, model.front_end, model.encoder)
     )

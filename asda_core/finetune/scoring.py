@@ -16,7 +16,7 @@ from asda_core.finetune.bootstrap import limit_resamples, resample
 ACCURACY, MEAN_AVERAGE_PRECISION, AUC, D_PRIME = "accuracy", "mAP", "AUC", "d_prime"
 TAILS = (2.5, 97.5)
 """Percentiles between which 95 % of the resamples lie."""
-MOST_NAMES = 10
+MAX_NAMES = 10
 """Largest number of classes that one note names."""
 
 
@@ -239,8 +239,8 @@ def _exclusion_notes(truth: np.ndarray, classes: Sequence[str], values: Mapping[
 
 
 def _named(indices: np.ndarray, classes: Sequence[str]) -> str:
-    names = ", ".join(classes[index] for index in indices[:MOST_NAMES])
-    return names if len(indices) <= MOST_NAMES else f"{names} and {len(indices) - MOST_NAMES} more"
+    names = ", ".join(classes[index] for index in indices[:MAX_NAMES])
+    return names if len(indices) <= MAX_NAMES else f"{names} and {len(indices) - MAX_NAMES} more"
 
 
 def _interval_notes(

@@ -30,7 +30,7 @@ ACCELERATOR_TOKENS_PER_PASS = 16384
 
 
 @dataclass(frozen=True)
-class ListenOptions:
+class EncodeOptions:
     """Options for cutting clips.
 
     Attributes:
@@ -118,7 +118,7 @@ class WindowPlan:
         return list(windows(self.steps, self.size, self.size // CONTEXT_DIVISOR))
 
 
-def with_training_length(options: ListenOptions, front_end: Any, encoder: Encoder) -> ListenOptions:
+def with_training_length(options: EncodeOptions, front_end: Any, encoder: Encoder) -> EncodeOptions:
     """Return options that pad clips to the training length and cut longer ones into such windows by default."""
     if options.target_length is not None:
         return options
@@ -158,7 +158,7 @@ def check_outputs(values: Tensor) -> None:
 class ClipEncoder:
     """A front end and an encoder in evaluation mode, with the options for cutting clips."""
 
-    def __init__(self, front_end: Any, encoder: Encoder, options: ListenOptions) -> None:
+    def __init__(self, front_end: Any, encoder: Encoder, options: EncodeOptions) -> None:
         self.front_end, self.encoder, self.options = front_end, encoder, options
         self.sample_rate = int(front_end.sample_rate)
         self.patch_frames = encoder.config.patch_frames

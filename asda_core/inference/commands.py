@@ -14,7 +14,7 @@ from asda_core.config import Padding
 from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.inference.classifying import class_names, probabilities, read_labels
-from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions, with_training_length
+from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
 from asda_core.inference.embedding import embed_files, is_one_file, open_sound, output_names
 from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.jobs import embed_in_processes
@@ -118,12 +118,12 @@ def run_convert(parsed: argparse.Namespace) -> None:
     print(parsed.out)
 
 
-def _read(parsed: argparse.Namespace) -> tuple[Checkpoint, ListenOptions]:
+def _read(parsed: argparse.Namespace) -> tuple[Checkpoint, EncodeOptions]:
     """Read the checkpoint, report it on stderr, and return it with the options for cutting clips."""
     checkpoint = read_model(parsed.checkpoint, parsed.weights)
     if checkpoint.report:
         print(checkpoint.report, file=sys.stderr)
-    options = ListenOptions(
+    options = EncodeOptions(
         target_length=parsed.target_length,
         window_seconds=parsed.window_seconds,
         precision=parsed.precision,
@@ -134,7 +134,7 @@ def _read(parsed: argparse.Namespace) -> tuple[Checkpoint, ListenOptions]:
     return checkpoint, options
 
 
-def _clip_encoder(checkpoint: Checkpoint, options: ListenOptions, device: str) -> ClipEncoder:
+def _clip_encoder(checkpoint: Checkpoint, options: EncodeOptions, device: str) -> ClipEncoder:
     front_end, encoder = load_encoder(checkpoint, installed_catalog())
     where = usable_device(device)
     return ClipEncoder(front_end.to(where), encoder.to(where), options)

@@ -38,7 +38,7 @@ class EmbedJob:
         granularity: "all" (class token and patches), "frame" (patches, one per band and time step), "utterance" (the
             summary).
         format: of the files.
-        listening: options for cutting clips, as in `ListenOptions`.
+        listening: options for cutting clips, as in `EncodeOptions`.
     """
 
     checkpoint: str

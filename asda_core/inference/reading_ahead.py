@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 
 from asda_core.system.thread_map import map_in_threads
 
-MOST_READERS = 4
-READERS = max(1, min(MOST_READERS, (os.cpu_count() or 1) // 2))
+MAX_READERS = 4
+READERS = max(1, min(MAX_READERS, (os.cpu_count() or 1) // 2))
 """Decoding threads: one decodes faster than an encoder of any size runs on two CPU cores."""
 FILES_AHEAD = 4
 """Files that each thread may have read or started before they are requested."""

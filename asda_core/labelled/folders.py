@@ -1,5 +1,6 @@
 """Read one folder per class, optionally within folders for train, valid and test."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def warn_of_empty_folders(root: Path, depth: int) -> None:
     )
     for folder in folders:
         if not any(path.is_file() for path in folder.rglob("*")):
-            print(f"warning: {folder} is empty, or cannot be read, and is not used as a class.", file=sys.stderr)
+            state = "is empty" if os.access(folder, os.R_OK | os.X_OK) else "cannot be read"
+            print(f"warning: {folder} {state} and not used as a class.", file=sys.stderr)
 
 
 def folder_rows(root: Path) -> list[Row]:

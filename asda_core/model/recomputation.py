@@ -61,7 +61,7 @@ def with_recomputation(
     def recompute(*given: *InputTs) -> OutputT:
         if any(tensor._version != version for tensor, version in versions):
             raise RuntimeError("A tensor that the gradient needs was modified by an inplace operation.")
-        with weights.applied():
+        with weights.swapped_in():
             return step(*given)
 
     return cast(OutputT, checkpoint(recompute, *inputs, use_reentrant=False, preserve_rng_state=False))
@@ -77,7 +77,7 @@ class WeightSnapshot:
         return (weight for _, weights in self.weights for weight in weights.values() if weight is not None)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Context in which the modules have these weights; their own are restored afterwards."""
         later = [(module, dict(module._parameters)) for module, _ in self.weights]
         for module, weights in self.weights:

@@ -10,7 +10,7 @@ from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.model.encoder import Encoder
-from asda_core.weights.provenance import append_to_errors, version_mismatches, warn_version_mismatches
+from asda_core.weights.provenance import append_mismatches_to_errors, version_mismatches, warn_version_mismatches
 
 MIXER_PREFIX = "encoder.mixer."
 
@@ -49,7 +49,7 @@ def build_from_checkpoint(checkpoint: Checkpoint, catalog: Catalog, config: RunC
         load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
 
     bare = checkpoint.config.adapter is None
-    with append_to_errors(version_mismatches(checkpoint.plugins, catalog)):
+    with append_mismatches_to_errors(version_mismatches(checkpoint.plugins, catalog)):
         parts = build_parts(catalog, config, load if bare else None, None if bare else load)
     if has_objective(checkpoint):
         tensors = dict(checkpoint.tensors)
@@ -81,7 +81,7 @@ def check_compatible(checkpoint: Checkpoint, catalog: Catalog, config: RunConfig
             f"neither be stacked nor removed; set adapter: {before.name}."
         )
     mixer: Any = catalog.find("mixer", config.encoder.mixer.name).spec
-    with append_to_errors(version_mismatches(checkpoint.plugins, catalog)):
+    with append_mismatches_to_errors(version_mismatches(checkpoint.plugins, catalog)):
         ours, theirs = (_model_settings(catalog, run) for run in (config, checkpoint.config))
     if checkpoint.config.encoder.mixer.name in mixer.takes_over:
         theirs = {key: value for key, value in theirs.items() if not key.startswith(MIXER_PREFIX) or key in ours}

@@ -72,7 +72,7 @@ def outdated_installs(distributions: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def append_to_errors(sentences: Sequence[str]) -> Iterator[None]:
+def append_mismatches_to_errors(sentences: Sequence[str]) -> Iterator[None]:
     """Add to errors from the block which plugins have changed since."""
     try:
         yield

@@ -91,7 +91,7 @@ def check_disjoint(axes: Axes) -> None:
             raise ConfigError(f"the axes {one!r} and {other!r} both set {min(common)}.")
 
 
-def merge_changes(common: Changes, changes: Changes) -> dict[str, Any]:
+def merge_label_changes(common: Changes, changes: Changes) -> dict[str, Any]:
     """Merge the changes of a cell in an order in which none undoes another; its labels override those of all cells.
 
     If a label names another plugin than `common`, the options in `common` of the replaced plugin are dropped.

@@ -38,7 +38,7 @@ from asda_core.errors import ConfigError, prefix_errors, unknown_message
 from asda_core.settings.strict_yaml import read_yaml
 from asda_core.system.files import model_digest
 from asda_core.weights.paths import find_model_file
-from asda_hear.ablation.axes import check_disjoint, check_effect, flatten, label_text, merge_changes, parse_axis
+from asda_hear.ablation.axes import check_disjoint, check_effect, flatten, label_text, merge_label_changes, parse_axis
 from asda_hear.ablation.noise_metric import NoiseMeasure
 from asda_hear.ablation.settings import PlanConfig
 from asda_hear.api import DEFAULT_POOLING
@@ -191,7 +191,7 @@ class _CellFactory:
     def cells(self, labels: Mapping[str, str], changes: Mapping[str, Any]) -> list[Cell]:
         """Return the cells of one combination, one for each seed."""
         base, options, init = self.base, dict(self.config.options), self.config.init
-        for key, value in merge_changes(self.common, changes).items():
+        for key, value in merge_label_changes(self.common, changes).items():
             if key.startswith(OPTION):
                 options[key.removeprefix(OPTION)] = value
             elif key == INIT:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from asda_core.assemble import Parts, build_weightless, check_class_token_axis, third_party_plugins
 from asda_core.catalog import Catalog, installed_catalog
-from asda_core.checkpoint import TEACHER_ENCODER
+from asda_core.checkpoint import TEACHER_ENCODER_PREFIX
 from asda_core.config_io import parse
 from asda_core.errors import AsdaError, CheckpointError, ConfigError
 from asda_core.inference.attention_maps import mixer_with_maps
@@ -250,7 +250,7 @@ def _check_options(cell: Cell, parts: Parts) -> None:
     options = parse(HearOptions, cell.options, "options")
     build_hear_model(parts.front_end, parts.encoder, cell.config.data.clip_seconds, options)
     if options.weights == "teacher":
-        if not any(f"objective.{name}".startswith(TEACHER_ENCODER) for name in parts.objective.state_dict()):
+        if not any(f"objective.{name}".startswith(TEACHER_ENCODER_PREFIX) for name in parts.objective.state_dict()):
             raise ConfigError(f"options.weights teacher: the objective {cell.config.objective.name!r} has no teacher.")
         if not cell.config.steps:
             raise ConfigError("options.weights teacher: a model without training steps has no teacher.")

@@ -24,7 +24,7 @@ Fold = tuple[NDArray[np.bool_], NDArray[np.float32]]
 ResampleWeights = Float[np.ndarray, "clips resamples"]
 Floats = Float[np.ndarray, " resamples"]
 
-ITEMS_FILE = "items.npz"
+CLIP_PREDICTIONS_FILE = "items.npz"
 PREDICTIONS_FILE = "{fold}.predictions.pkl"
 """File that heareval writes for each test fold."""
 READ_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
@@ -53,7 +53,7 @@ def write_predictions(folder: Path) -> None:
         TaskError: predictions are missing, or hold something other than tensors.
     """
     metadata = json.loads((folder / "task_metadata.json").read_text(encoding="utf-8"))
-    (folder / ITEMS_FILE).unlink(missing_ok=True)
+    (folder / CLIP_PREDICTIONS_FILE).unlink(missing_ok=True)
     if metadata["embedding_type"] != "scene":
         return
     arrays: dict[str, NDArray[Any]] = {"metric": np.array(metadata["evaluation"][0])}
@@ -62,7 +62,7 @@ def write_predictions(folder: Path) -> None:
         tensors = _read_tensors(folder / PREDICTIONS_FILE.format(fold=name))
         arrays[f"targets_{number}"] = tensors["target"].numpy() > 0
         arrays[f"predictions_{number}"] = tensors["prediction"].numpy().astype(np.float32)
-    write_atomically(folder / ITEMS_FILE, functools.partial(_write_arrays, arrays=arrays))
+    write_atomically(folder / CLIP_PREDICTIONS_FILE, functools.partial(_write_arrays, arrays=arrays))
 
 
 def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -73,7 +73,7 @@ def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
 def read_predictions(folder: Path) -> ClipPredictions | None:
     """Read `items.npz` and no other file; None if it is missing or damaged."""
     try:
-        with (folder / ITEMS_FILE).open("rb") as content, np.load(content, allow_pickle=False) as file:
+        with (folder / CLIP_PREDICTIONS_FILE).open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = dict(file)
         count = (len(arrays) - 1) // 2
         folds = tuple((arrays[f"targets_{number}"], arrays[f"predictions_{number}"]) for number in range(count))

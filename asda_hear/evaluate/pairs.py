@@ -104,7 +104,7 @@ def score_in_processes(setup: EvaluationSetup, arguments: Sequence[str], jobs: i
     failed = {pair: why for pair, why in errors.items() if why}
     if remaining := [str(pair) for pair in setup.pairs if pair not in scores and pair not in failed]:
         raise AsdaError(f"not scored: {', '.join(remaining)}; {ended.failure_message()}")
-    return checked_rows(setup, scores, failed)
+    return rows_or_raise(setup, scores, failed)
 
 
 def score_rows(setup: EvaluationSetup, scores: Mapping[Pair, TaskScore]) -> list[tuple[str, TaskScore]]:
@@ -112,7 +112,7 @@ def score_rows(setup: EvaluationSetup, scores: Mapping[Pair, TaskScore]) -> list
     return [(pair.name, scores[pair]) for pair in setup.pairs if pair in scores]
 
 
-def checked_rows(
+def rows_or_raise(
     setup: EvaluationSetup, scores: Mapping[Pair, TaskScore], failures: Mapping[Pair, str]
 ) -> list[tuple[str, TaskScore]]:
     """Return the rows of the table.

@@ -6,7 +6,7 @@ from functools import partial
 from asda_core.system.files import disk_time
 from asda_hear.api import load_model
 from asda_hear.evaluate.compat import hear_tools
-from asda_hear.evaluate.pairs import EvaluationSetup, Pair, checked_rows, score_rows
+from asda_hear.evaluate.pairs import EvaluationSetup, Pair, rows_or_raise, score_rows
 from asda_hear.evaluate.runner import Evaluation
 from asda_hear.evaluate.scores import TaskScore
 from asda_hear.work_queue import ItemFailure, attempt_locked, process_queue
@@ -60,4 +60,4 @@ def score_pairs(
             scores[pair] = outcome
             if pair is setup.pairs[-1] or setup.pairs[setup.pairs.index(pair) + 1].name != pair.name:
                 on_model(score_rows(setup, scores))
-    return checked_rows(setup, scores, failed)
+    return rows_or_raise(setup, scores, failed)

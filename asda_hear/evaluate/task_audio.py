@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from asda_core.audio import read_audio
 from asda_core.errors import TaskError
-from asda_hear.evaluate.tasks import LEAST_RATE
+from asda_hear.evaluate.tasks import MIN_RATE
 
 
 def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bool = True) -> Path:
@@ -27,8 +27,8 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
     Raises:
         TaskError: the task is missing or has no audio, or the rate is too low.
     """
-    if rate < LEAST_RATE:
-        raise TaskError(f"the sample rate must be at least {LEAST_RATE} Hz, not {rate}.")
+    if rate < MIN_RATE:
+        raise TaskError(f"the sample rate must be at least {MIN_RATE} Hz, not {rate}.")
     if not folder.is_dir():
         raise TaskError(f"task folder {folder} does not exist.")
     rates = sorted((int(path.name) for path in folder.iterdir() if path.name.isdigit()), reverse=True)

@@ -32,7 +32,7 @@ from asda_hear.evaluate.task_checks import KNOWN_METRICS, VOCABULARY_FILE, check
 EmbeddingType = Literal["scene", "event"]
 PredictionType = Literal["multiclass", "multilabel"]
 MILLISECONDS = 1000.0
-LEAST_RATE = 1000
+MIN_RATE = 1000
 """Lowest sample rate in Hz: anything below is taken for a mistake, such as kHz for Hz."""
 DEFAULT_METRICS = {
     ("scene", "multiclass"): ("top1_acc",),
@@ -92,8 +92,8 @@ class TaskConfig:
                 raise TaskError(
                     f"{part!r} is not a valid name, version or mode of a task: each is part of its folder name."
                 )
-        if not self.sample_rates or min(self.sample_rates) < LEAST_RATE:
-            raise TaskError(f"sample rates must be at least {LEAST_RATE} Hz, got {list(self.sample_rates)}.")
+        if not self.sample_rates or min(self.sample_rates) < MIN_RATE:
+            raise TaskError(f"sample rates must be at least {MIN_RATE} Hz, got {list(self.sample_rates)}.")
         seconds = self.clip_seconds
         if seconds is not None and not (math.isfinite(seconds) and round(seconds * min(self.sample_rates)) > 0):
             raise TaskError(f"the clip length must be finite and at least one sample, got {seconds} s.")

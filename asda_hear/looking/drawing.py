@@ -21,9 +21,9 @@ RANGE_DB = 70.0
 """Level in dB below the loudest value of all spectrograms from which values are drawn white."""
 TOP_PERCENTILE = 98.0
 """Percentile at which the colour scale of attention ends, since a few dominant patches would leave the rest blank."""
-LEAST_MEANS = 2.0
+MIN_MEANS = 2.0
 """Lower bound of the scale's end, in multiples of the mean, so that nearly even attention has no strong colour."""
-LEAST_TOP = 1e-6
+MIN_TOP = 1e-6
 """Top of a scale if all values are 0."""
 STRONGEST, WEAKEST = 0.92, 0.0
 """Opacity of the strongest and the weakest attention over the spectrogram."""
@@ -268,7 +268,7 @@ def _top(
     if not values:
         return 1.0
     all_values = np.concatenate(values)
-    return max(float(np.percentile(all_values, TOP_PERCENTILE)), LEAST_MEANS * float(all_values.mean()), LEAST_TOP)
+    return max(float(np.percentile(all_values, TOP_PERCENTILE)), MIN_MEANS * float(all_values.mean()), MIN_TOP)
 
 
 def _grey() -> ListedColormap:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asda_core.layout import TokenLayout
 
-SMALLEST_TOTAL = 1e-6
+MIN_TOTAL = 1e-6
 """Sum of a row at or below which its share is NaN; softmax rows sum to 1."""
 
 
@@ -61,7 +61,7 @@ def attention_share(
     counted = torch.ones_like(chosen) if counted is None else counted
     part = (attention * (chosen & counted)[:, None, None, :]).sum(dim=-1)
     total = (attention * counted[:, None, None, :]).sum(dim=-1)
-    return torch.where(total.abs() > SMALLEST_TOTAL, part / total, torch.nan)
+    return torch.where(total.abs() > MIN_TOTAL, part / total, torch.nan)
 
 
 def query_mean(values: Float[Tensor, "batch heads tokens"], queries: Bool[Tensor, "batch tokens"]) -> float:

@@ -6,7 +6,7 @@ from statistics import median
 
 from asda_hear.reporting.summary import Summary, SummaryLine, TaskResult
 from asda_hear.reporting.tables import (
-    LEAST_SEEDS,
+    MIN_SEEDS,
     SIGNIFICANCE_LEVEL,
     excludes_zero,
     few_seeds_warning,
@@ -75,7 +75,7 @@ def _versus_reference(summary: Summary, line: SummaryLine, result: TaskResult) -
     difference = result.difference
     if difference is None or math.isnan(difference.interval.low):
         return "there is no interval of a difference from the reference"
-    if difference.pairs < LEAST_SEEDS:
+    if difference.pairs < MIN_SEEDS:
         return f"{format_signed(difference.mean)} from the reference (too few seeds for an interval)"
     excludes = excludes_zero(difference)
     ends = f"[{format_signed(difference.interval.low)}, {format_signed(difference.interval.high)}]"
@@ -113,7 +113,7 @@ def _on_many(summary: Summary, best: Mapping[str, SummaryLine]) -> str:
         return f"{start}{', and is the reference itself' if line == summary.reference else ''}"
     differences = [line.results[task].difference for task in tasks]
     reference, marked = _line_name(summary, summary.reference), sum(map(is_significant, differences))
-    if all(difference is None or difference.pairs < LEAST_SEEDS for difference in differences):
+    if all(difference is None or difference.pairs < MIN_SEEDS for difference in differences):
         return f"{start}; there are too few seeds for intervals of its differences from {reference}"
     evidence = f"an interval without 0 and p < {SIGNIFICANCE_LEVEL}"
     return f"{start}; its difference from {reference} has {evidence} on {marked} of these"

@@ -15,7 +15,7 @@ from asda_hear.reporting.summary import SummaryLine, complete_differences
 ENCODER_COSTS = {"parameters": "parameters", "trained": "parameters", "GFLOPs per clip": "operations"}
 TRAINING_COSTS = {"training s": "time", "CPU s": "time", "training MiB": "memory"}
 """Heading of a column of costs -> what it is."""
-LEAST_PAIRS = 3
+MIN_PAIRS = 3
 """Number of seeds below which a standard deviation is not informative."""
 
 
@@ -112,7 +112,7 @@ def _power_notes(lines: Sequence[SummaryLine], reference: SummaryLine) -> list[s
         pairs = max((difference.pairs for difference in paired), default=0)
         spreads = [difference.std for difference in paired if difference.pairs == pairs]
         spread = median(spreads) if spreads else 0.0
-        if spread >= TOLERANCE and pairs >= LEAST_PAIRS:  # without any spread the power is unknown
+        if spread >= TOLERANCE and pairs >= MIN_PAIRS:  # without any spread the power is unknown
             least = min_detectable_difference(spread, pairs)
             notes.append(
                 f"With {pairs} seeds a true difference under {least:.3f} on {task} is detected with a power below 80 % "

@@ -20,11 +20,11 @@ DIFFERENCE_MARK, P_VALUE_MARK = "†", "‡"
 TASK_FOLDER = re.compile(r"([^-\s]+)-(?:v?\d|hear2021|fold).*")
 """Folder name of a HEAR task: task, version, size."""
 DOWN_ARROW, SECONDS, CPU_SECONDS = "↓", "training s", "CPU s"
-LEAST_SEEDS = 3
+MIN_SEEDS = 3
 """Number of seeds below which no interval over seeds is marked: two seeds have only three distinct resamples."""
 FEW_SEEDS = 6
 """Number of seeds below which bootstrap intervals over seeds are narrower than their nominal level."""
-LONGEST_NAME = 60
+MAX_NAME_CHARACTERS = 60
 """Maximum number of characters of a `short_name`."""
 FEW, MANY = 10, 1000
 """Numbers below `FEW` have three decimals, numbers from `MANY` on none, and numbers between them one."""
@@ -100,8 +100,8 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
 def short_name(line: SummaryLine) -> str:
     """The labels of a line without the names of the axes, shortened in the middle if too long."""
     name = line.baseline or " · ".join(line.labels.values())
-    half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half + 1 :]}"
+    half = MAX_NAME_CHARACTERS // 2
+    return name if len(name) <= MAX_NAME_CHARACTERS else f"{name[:half]}…{name[-half + 1 :]}"
 
 
 def number_cell(value: float | None) -> TableCell:
@@ -128,7 +128,7 @@ def format_signed(value: float) -> str:
 
 def excludes_zero(difference: Difference | None) -> bool:
     """Whether the interval over seeds and folds excludes 0; False if there is no interval, or too few seeds for one."""
-    if difference is None or difference.pairs < LEAST_SEEDS:
+    if difference is None or difference.pairs < MIN_SEEDS:
         return False
     return difference.interval.low > 0 or difference.interval.high < 0
 
@@ -272,7 +272,7 @@ def _difference_note(summary: Summary, reference: SummaryLine) -> str:
     over = "seeds and folds" if seeds > 1 else "folds"
     marked = f"{DIFFERENCE_MARK} it excludes 0, and paired t-tests over seeds and, if there are several, folds have "
     marked += f"p < {SIGNIFICANCE_LEVEL}, none corrected for the number of comparisons"
-    meaning = marked if seeds >= LEAST_SEEDS else f"none is marked below {LEAST_SEEDS} seeds"
+    meaning = marked if seeds >= MIN_SEEDS else f"none is marked below {MIN_SEEDS} seeds"
     start = f"Δ: difference from the reference ({reference.name}) with its 95 % interval over {over}"
     return f"{start}; {meaning}{few_seeds_warning(summary)}."
 

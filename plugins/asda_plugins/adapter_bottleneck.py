@@ -13,7 +13,7 @@ from asda_core.layout import TokenLayout
 from asda_core.model.block import Block
 from asda_core.model.encoder import Encoder
 
-LARGEST_RATIO = 64
+MAX_RATIO = 64
 """Sixteen times the hidden width of a usual MLP: more is assumed to be a mistake. **Source**: chosen here."""
 
 
@@ -32,8 +32,8 @@ class BottleneckConfig:
     behind_mixer: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio <= LARGEST_RATIO:
-            raise ConfigError(f"bottleneck: ratio must lie in (0, {LARGEST_RATIO}], not {self.ratio}.")
+        if not 0 < self.ratio <= MAX_RATIO:
+            raise ConfigError(f"bottleneck: ratio must lie in (0, {MAX_RATIO}], not {self.ratio}.")
         if not (self.beside_mlp or self.behind_mixer):
             raise ConfigError("bottleneck: nothing to attach; set beside_mlp: true or behind_mixer: true.")
 

@@ -24,7 +24,7 @@ from asda_core.model.patches import patch_values
 
 DRAWS_PER_PATCH = 6
 """Clusters are drawn until they would cover the grid about six times; about 1 % is never covered, and hidden last."""
-LEAST_MASKED = 2
+MIN_MASKED = 2
 """Fewest hidden patches per clip; with fewer there is nothing to discriminate."""
 CLUSTER_SIDES = (3, 5)
 """Smallest and largest side of a cluster in patches. **Source**: SSAST, released code."""
@@ -99,8 +99,8 @@ class MaskedPatch(nn.Module):
     ) -> Losses:
         """Draw the masks and compute `loss_for`."""
         grid = encoder.config.grid(*features.shape[1:])
-        if grid[0] * grid[1] <= LEAST_MASKED:
-            raise ConfigError(f"clips of {features.shape[2]} frames contain fewer than {LEAST_MASKED + 1} patches.")
+        if grid[0] * grid[1] <= MIN_MASKED:
+            raise ConfigError(f"clips of {features.shape[2]} frames contain fewer than {MIN_MASKED + 1} patches.")
         masks = [draw_masked(grid, len(features), self.config, generator) for _ in range(2 - self.config.one_mask)]
         on_device = [to_device(mask, features.device) for mask in masks]
         return self.loss_for(encoder, features, on_device[0], on_device[-1])
@@ -179,7 +179,7 @@ def draw_masked(
     """
     times, bands = grid
     size = times * bands
-    masked = min(size - 1, max(LEAST_MASKED, round(size * config.masked_share)))
+    masked = min(size - 1, max(MIN_MASKED, round(size * config.masked_share)))
     uniform = torch.rand(num_clips, size, generator=generator)
     if config.pattern == "uniform":
         return uniform.topk(masked, dim=1).indices.sort(dim=1).values

@@ -37,7 +37,7 @@ VALID_EVERY = 10
 """Every tenth voice occurs in `valid` only."""
 TRACT = (0.82, 1.22)
 """Range of the factor by which the spectrum is stretched, which simulates another vocal tract length."""
-LARGEST_RATIO = 64
+MAX_DENOMINATOR = 64
 """Largest denominator of a ratio of rates, which bounds the filter that resamples."""
 BANDWIDTHS = (3_400.0, 3_900.0, 5_500.0, 7_900.0)
 """Upper cut-off frequencies in Hz of the simulated channels."""
@@ -55,7 +55,7 @@ def spoken(word: str, generator: np.random.Generator, valid: bool) -> np.ndarray
     command = ["espeak-ng", "-v", voice, "-p", str(generator.integers(5, 95)), "-s", speed, "--stdout", word]
     made = subprocess.run(command, capture_output=True, check=True)
     audio, rate = soundfile.read(io.BytesIO(made.stdout))
-    ratio = Fraction(RATE / (rate * tract)).limit_denominator(LARGEST_RATIO)
+    ratio = Fraction(RATE / (rate * tract)).limit_denominator(MAX_DENOMINATOR)
     return resample_poly(audio, ratio.numerator, ratio.denominator) if len(audio) else np.zeros(RATE // 2)
 
 

@@ -35,7 +35,7 @@ EVALUATED = re.compile(r"^fire_small\.")
 TAKE = re.compile(r"[\d_\-. ]+$")
 SPEED = 0.2
 """Largest absolute logarithm of the speed factor of an excerpt, which also changes its pitch."""
-LARGEST_RATIO = 64
+MAX_DENOMINATOR = 64
 """Largest denominator of a ratio of rates, which bounds the filter that resamples."""
 SHORTEST, LONGEST = 0.15, 30.0
 """Seconds: shorter files are skipped, and only this much of longer files is used."""
@@ -108,7 +108,7 @@ def piece(files: list[Path], seconds: float, generator: Generator) -> np.ndarray
             audio = opened.read(wanted, always_2d=True).mean(axis=1)
             if len(audio) and np.abs(audio).max() > QUIET:
                 break
-        ratio = Fraction(RATE / (opened.samplerate * speed)).limit_denominator(LARGEST_RATIO)
+        ratio = Fraction(RATE / (opened.samplerate * speed)).limit_denominator(MAX_DENOMINATOR)
     return resample_poly(audio, ratio.numerator, ratio.denominator)
 
 

@@ -12,7 +12,7 @@ from numpy.random import Generator
 from scipy.signal import lfilter
 
 RATE = 16_000
-MOST_LAYERS, MOST_RESONANCES, MOST_HARMONICS = 3, 4, 24
+MAX_LAYERS, MAX_RESONANCES, MAX_HARMONICS = 3, 4, 24
 KNOB_SPREAD = 0.15
 """Standard deviation of the natural logarithm of a parameter over renderings: about 15 %."""
 SHAPES = ("steady", "swell", "events")
@@ -59,7 +59,7 @@ class Layer:
 
 def synthesiser(generator: Generator) -> list[Layer]:
     """The layers of a random synthesiser."""
-    return [drawn_layer(generator) for _ in range(generator.integers(1, MOST_LAYERS + 1))]
+    return [drawn_layer(generator) for _ in range(generator.integers(1, MAX_LAYERS + 1))]
 
 
 def drawn_layer(generator: Generator) -> Layer:
@@ -89,7 +89,7 @@ def drawn_layer(generator: Generator) -> Layer:
         swell_rate=between(0.3, 40.0),
         swell_depth=between(0.1, 0.95),
         sharpness=between(0.7, 40.0),
-        resonances=tuple(between(120.0, 7_000.0) for _ in range(generator.integers(1, MOST_RESONANCES + 1))),
+        resonances=tuple(between(120.0, 7_000.0) for _ in range(generator.integers(1, MAX_RESONANCES + 1))),
     )
 
 
@@ -153,7 +153,7 @@ def tone(layer: Layer, events: np.ndarray, num_samples: int, generator: Generato
     pitch = np.clip(layer.pitch * 2.0 ** (glide + layer.vibrato_depth * wave), 20, RATE / 2)
     phase = 2 * np.pi * np.cumsum(pitch) / RATE + np.cumsum(generator.normal(size=num_samples)) * layer.roughness
     audio = np.zeros(num_samples)
-    for number in range(1, MOST_HARMONICS + 1, 2 if layer.odd else 1):
+    for number in range(1, MAX_HARMONICS + 1, 2 if layer.odd else 1):
         if number * pitch.min() > RATE / 2:
             break
         audio += np.where(number * pitch < RATE / 2, np.sin(number * phase), 0.0) / number**layer.roll_off

@@ -35,7 +35,7 @@ from asda_core.system.files import write_atomically
 
 RATE = 16_000
 PEAK_RATE, WARMUP, DECAY, CLIP, SMOOTHING = 1e-3, 50, 0.02, 2.0, 0.1
-MOST_BINS = 5
+MAX_BINS = 5
 """Largest shift of a spectrum, up or down."""
 GAIN, TILT = 0.25, 0.15
 """Standard deviation of the offset of a clip's log-mel features, and of the change from its lowest to its middle bin,
@@ -137,7 +137,7 @@ def augmented(features: Tensor, frames: int, generator: torch.Generator) -> Tens
     clips = []
     for clip in features.float():
         first = int(torch.randint(clip.shape[1] - frames + 1, (), generator=generator))
-        shift = int(torch.randint(-MOST_BINS, MOST_BINS + 1, (), generator=generator))
+        shift = int(torch.randint(-MAX_BINS, MAX_BINS + 1, (), generator=generator))
         crop = clip[:, first : first + frames]
         padded = pad(crop[None], (0, 0, max(0, shift), max(0, -shift)), mode="replicate")[0]
         clips.append(padded[max(0, -shift) : max(0, -shift) + len(clip)])

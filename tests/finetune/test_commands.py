@@ -244,7 +244,7 @@ def test_a_training_without_marks_is_known_by_its_name(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more clips than are noted down: name of the set and fold must do."""
-    monkeypatch.setattr(leakage, "MOST_MARKED", 0)
+    monkeypatch.setattr(leakage, "MAX_MARKED", 0)
     command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "2"]
     assert main([*command, "--out", "out"]) == 0
     (run,) = (folder.parent for folder in (place / "out").rglob("model.safetensors"))

@@ -27,7 +27,7 @@ from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.recipes import load_recipe, recipe_for, with_changes
 from asda_core.finetune.running import RESULT_FILE, finetune
 from asda_core.inference.classifying import probabilities
-from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions, with_training_length
+from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
@@ -112,7 +112,7 @@ def test_evaluation_hears_what_classify_hears(
     tuned = load_finetune_model(read_checkpoint(tmp_path / "run"), catalog)
     reader = ClipReader(recipe.data, 16_000)
     made = predict(Predictor(tuned, recipe, reader), data, data.examples)
-    options = with_training_length(ListenOptions(clip_seconds=0.35), tuned.front_end, tuned.encoder)
+    options = with_training_length(EncodeOptions(clip_seconds=0.35), tuned.front_end, tuned.encoder)
     listener = ClipEncoder(tuned.front_end, tuned.encoder, options)
     order = {str(example.file): example.file for example in data.examples}
     for name, row in zip(made.files, made.given, strict=True):

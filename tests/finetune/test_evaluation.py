@@ -12,7 +12,7 @@ import pytest
 
 from asda_core.errors import TaskError
 from asda_core.finetune.evaluation import Predictions, load_predictions, pool_folds, save_predictions, write_evaluation
-from asda_core.finetune.pictures import LONGEST_NAME, confusion_figure, draw_confusion, shorten_name
+from asda_core.finetune.pictures import MAX_NAME_CHARACTERS, confusion_figure, draw_confusion, shorten_name
 
 CLASSES, NAMES = ("/m/1", "/m/2", "/m/3"), ("dog, small", "Größe", "siren")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -226,9 +226,9 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_long_names_lose_their_middle() -> None:
-    assert shorten_name("a" * LONGEST_NAME) == "a" * LONGEST_NAME
+    assert shorten_name("a" * MAX_NAME_CHARACTERS) == "a" * MAX_NAME_CHARACTERS
     assert shorten_name("beginning of a name and its end") == "beginning of…and its end"
-    assert len(shorten_name("x" * 99)) == LONGEST_NAME
+    assert len(shorten_name("x" * 99)) == MAX_NAME_CHARACTERS
 
 
 def test_importing_loads_no_state_of_drawing() -> None:

@@ -39,13 +39,13 @@ def test_an_earlier_fold_that_was_held_out_is_new(
     held, trained, large = (clips(tmp_path, name, 4) for name in ("held", "trained", "large"))
     first = trained_on_record("esc", Round("fold1", trained, (), held), {})
     for most in (100, 6, 3):
-        monkeypatch.setattr(leakage, "MOST_MARKED", most)
+        monkeypatch.setattr(leakage, "MAX_MARKED", most)
         both = replace(start, trained_on=trained_on_record("big", Round("", large, (), held), first))
         assert leakage_warning(both, of_set("esc", held), "test", "fold1") == ""
         told = leakage_warning(both, of_set("esc", trained), "train", "fold1")
         assert "was trained on big, and before on esc with fold1 held out: " in told
         assert ("4 of the 4 clips" if most == 100 else "the train clips of fold1 are in its training data") in told
-    monkeypatch.setattr(leakage, "MOST_MARKED", 6)
+    monkeypatch.setattr(leakage, "MAX_MARKED", 6)
     assert "4 of the 4 clips" in leakage_warning(both, of_set("any", large), "test", "") or most == 3
     third = replace(start, trained_on=trained_on_record("more", Round("", held, (), large), both.trained_on))
     assert "before on big, and before on esc" in leakage_warning(third, of_set("any", held), "test", "")

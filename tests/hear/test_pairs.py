@@ -18,7 +18,7 @@ from asda_core.system.files import disk_time
 from asda_core.system.workers import with_options
 from asda_hear.cli import main
 from asda_hear.demo import make_corpus
-from asda_hear.evaluate.clip_predictions import ITEMS_FILE
+from asda_hear.evaluate.clip_predictions import CLIP_PREDICTIONS_FILE
 from asda_hear.evaluate.pairs import EvaluationFailed, EvaluationSetup, Pair
 from asda_hear.evaluate.scoring import score_pairs
 from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
@@ -70,7 +70,7 @@ def test_the_scores_of_one_process(tasks: Path, tmp_path: Path, capsys: pytest.C
     for name in ("scores.json", "scores.csv", "scores.md"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert len(json.loads((tmp_path / "two" / "scores.json").read_text())) == 4
-    files = [*(tmp_path / "one").rglob(ITEMS_FILE)]  # what each model said about every clip
+    files = [*(tmp_path / "one").rglob(CLIP_PREDICTIONS_FILE)]  # what each model said about every clip
     assert len(files) == 4
     for file in files:
         with np.load(file) as said, np.load(tmp_path / "two" / file.relative_to(tmp_path / "one")) as other:

@@ -165,7 +165,7 @@ def test_effects_average_over_the_other_axes(plan: Plan, rows: list[dict[str, An
 
 def test_notes(plan: Plan, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any("true difference" in note for note in summarise(plan, rows).notes)  # two seeds tell nothing
-    monkeypatch.setattr(notes, "LEAST_PAIRS", 2)
+    monkeypatch.setattr(notes, "MIN_PAIRS", 2)
     text = "\n".join(summarise(plan, rows, missing=["one"]).notes)
     assert "Mean ± half the 95 % interval (Student's t) over seeds." in text
     assert "p cannot be below 0.5" in text
@@ -226,7 +226,7 @@ def test_in_a_plan_of_one_axis_an_effect_is_what_the_table_says(tmp_path: Path) 
 
 def test_the_power_note_counts_pairs(plan: Plan, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A line that is not finished changes nothing; with a baseline as the reference there is a note too."""
-    monkeypatch.setattr(notes, "LEAST_PAIRS", 2)
+    monkeypatch.setattr(notes, "MIN_PAIRS", 2)
     whole = [note for note in summarise(plan, rows[:6]).notes if "true difference" in note]
     late = [*rows[:6], row("a", "0.3", "2", 0, (0.1, 0.9))]
     assert [note for note in summarise(plan, late).notes if "true difference" in note] == whole
@@ -234,7 +234,7 @@ def test_the_power_note_counts_pairs(plan: Plan, rows: list[dict[str, Any]], mon
 
 
 def test_power_against_a_baseline(tmp_path: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notes, "LEAST_PAIRS", 2)
+    monkeypatch.setattr(notes, "MIN_PAIRS", 2)
     given = {"reference": "log-mel", "baselines": {"log-mel": "log_mel"}}
     found = summarise(load_plan(plan_file(tmp_path, **given)), rows).notes
     assert any("With 2 seeds a true difference under" in note for note in found)

@@ -14,7 +14,7 @@ from asda_core.errors import ConfigError
 from asda_core.finetune.config import ClassifierConfig
 from asda_core.inference import embedding
 from asda_core.inference.classifying import Label, class_names, probabilities, read_labels
-from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
+from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.official.reading import read_model
 from asda_core.system.command_line import EXIT_ERROR
 from tests.released.writing import NUM_CLASSES, Written, write_fairseq, write_hugging_face
@@ -82,7 +82,7 @@ def test_short_clips_are_filled_and_long_ones_cut(finetuned: Written, audio_fold
 
 def test_probabilities_of_windows_are_averaged(finetuned: Written, catalog: Catalog) -> None:
     read = read_model(finetuned.path)
-    listener = ClipEncoder(*load_encoder(read, catalog), ListenOptions(window_seconds=0.975))
+    listener = ClipEncoder(*load_encoder(read, catalog), EncodeOptions(window_seconds=0.975))
     given = probabilities(listener, load_classifier(read), torch.randn(40_000) * 0.1)
     assert given.shape == (NUM_CLASSES,)
     assert ((given > 0) & (given < 1)).all()

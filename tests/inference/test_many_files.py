@@ -22,7 +22,7 @@ from asda_core.cli import main
 from asda_core.config import RunConfig
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference import reading_ahead
-from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
+from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.inference.embedding import embed_files, embedding, output_names
 from asda_core.inference.indexing import EmbedJob, Index, entry_of
 from asda_core.inference.reading_ahead import FILES_AHEAD, READERS, BackgroundQueue, LengthBatcher, read_ahead
@@ -41,7 +41,7 @@ JOB = EmbedJob("c", "all", "npy", {})
 def listener(catalog: Catalog, tiny: RunConfig) -> ClipEncoder:
     torch.manual_seed(0)
     return ClipEncoder(
-        build_front_end(catalog, tiny.front_end), build_encoder(catalog, tiny.encoder).eval(), ListenOptions()
+        build_front_end(catalog, tiny.front_end), build_encoder(catalog, tiny.encoder).eval(), EncodeOptions()
     )
 
 

@@ -20,7 +20,7 @@ from asda_core.config import RunConfig
 from asda_core.errors import AudioError
 from asda_core.inference import embedding as embedding_module
 from asda_core.inference import writing
-from asda_core.inference.clip_encoder import ClipEncoder, ListenOptions
+from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.inference.embedding import embed_files, embedding
 from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.writing import OutputKind, write_embedding, write_windows
@@ -161,7 +161,7 @@ def test_heard_alike(
 ) -> None:
     monkeypatch.setattr(long_files, "STREAM_SAMPLES", 10_000)
     file = write(tmp_path / "a.wav", 150_000, 44_100, 2)
-    listener = ClipEncoder(*parts, ListenOptions(**options))
+    listener = ClipEncoder(*parts, EncodeOptions(**options))
     whole = listener.encode(read_audio(file, 16_000))
     sound = StreamedSound(file, 16_000)
     pieces = [*listener.encode_windows(sound)]
@@ -173,7 +173,7 @@ def test_heard_alike(
 @pytest.mark.parametrize("form", ["npy", "safetensors"])
 def test_written_as_it_comes(granularity: Any, form: Any, parts: tuple[Any, Any], tmp_path: Path) -> None:
     audio = torch.from_numpy(noise(70_000)[:, 0]).float()
-    listener = ClipEncoder(*parts, ListenOptions(window_seconds=0.64))
+    listener = ClipEncoder(*parts, EncodeOptions(window_seconds=0.64))
     heard, kind = listener.encode(audio), OutputKind(granularity, form)
     write_embedding(tmp_path / "whole", embedding(heard, granularity), heard.grid, kind)
     steps = listener.plan_windows(len(audio)).steps
@@ -205,7 +205,7 @@ def test_embedded_as_before(
     """Long and short, in a folder: what the whole file gives."""
     monkeypatch.setattr(embedding_module, "WHOLE_SECONDS", 1.0)
     file = write(tmp_path / "a.wav", round(seconds * 44_100), 44_100, 2)
-    listener = ClipEncoder(*parts, ListenOptions(window_seconds=2.0))
+    listener = ClipEncoder(*parts, EncodeOptions(window_seconds=2.0))
     embed_files(listener, {file: Path(f"a.{form}")}, tmp_path / "out", EmbedJob("c", "all", form, {}), False)
     wanted = embedding(listener.encode(read_audio(file, 16_000)), "all").numpy()
     made = tmp_path / "out" / f"a.{form}"
@@ -222,7 +222,7 @@ def test_a_bad_sample_at_the_end_leaves_nothing(
     soundfile.write(tmp_path / "a.wav", audio, 16_000, subtype="FLOAT")
     write(tmp_path / "b.wav", 50_000, 16_000)
     names = {tmp_path / f"{name}.wav": Path(f"{name}.npy") for name in "ab"}
-    listener = ClipEncoder(*parts, ListenOptions(window_seconds=1.0))
+    listener = ClipEncoder(*parts, EncodeOptions(window_seconds=1.0))
     line = embed_files(listener, names, tmp_path / "out", EmbedJob("c", "frame", "npy", {}), False)
     assert line.startswith("1 embedded")
     told = json.loads((tmp_path / "out" / "skipped.jsonl").read_text())
@@ -245,7 +245,7 @@ def test_a_file_that_shrinks_meanwhile_is_skipped(
 
     monkeypatch.setattr(ClipEncoder, "encode_windows", shrink)
     names = {file: Path("a.npy"), keep: Path("b.npy")}
-    listener = ClipEncoder(*parts, ListenOptions(window_seconds=1.0))
+    listener = ClipEncoder(*parts, EncodeOptions(window_seconds=1.0))
     line = embed_files(listener, names, tmp_path / "out", EmbedJob("c", "frame", "npy", {}), False)
     assert "1 skipped" in line
     assert "it changed while being read" in (tmp_path / "out" / "skipped.jsonl").read_text()

@@ -46,9 +46,11 @@ def test_a_folder_that_cannot_be_read(
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(os, "access", lambda folder, mode: Path(folder).name != "owl")
     assert read(tmp_path).classes == ("cat", "dog")
-    warning = f"warning: cannot read the folder {tmp_path / 'owl'}: Permission denied; its files are not used."
-    assert warning in capsys.readouterr().err
+    warnings = capsys.readouterr().err
+    assert f"warning: cannot read the folder {tmp_path / 'owl'}: Permission denied; its files are not used." in warnings
+    assert f"warning: {tmp_path / 'owl'} cannot be read and not used as a class." in warnings
 
 
 def test_a_vocabulary_orders_and_may_have_more(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from asda_core.audio import read_audio
 from asda_core.catalog import Catalog
 from asda_core.config import ClassTokenConfig, Padding, RunConfig
 from asda_core.errors import AudioError, ConfigError
-from asda_core.inference.clip_encoder import MAX_STEPS, ClipEncoder, ListenOptions, with_training_length
+from asda_core.inference.clip_encoder import MAX_STEPS, ClipEncoder, EncodeOptions, with_training_length
 from asda_core.sound.feature_padding import fill_features
 
 MEAN, STD = -4.268, 4.569
@@ -34,7 +34,7 @@ def sound(seconds: float, rate: int = 16_000) -> Tensor:
 
 @pytest.mark.parametrize(("samples", "steps"), [(1, 1), (399, 1), (2_800, 1), (2_960, 2), (16_000, 7), (160_000, 63)])
 def test_every_sample_is_heard(parts: tuple[Any, Any], samples: int, steps: int) -> None:
-    heard = ClipEncoder(*parts, ListenOptions()).encode(sound(2)[:1].repeat(samples))
+    heard = ClipEncoder(*parts, EncodeOptions()).encode(sound(2)[:1].repeat(samples))
     assert heard.grid == (steps, 8)
     assert heard.tokens.shape == (steps * 8, 32)
     assert heard.summary.shape == (32,)
@@ -56,7 +56,7 @@ def released_features(wave: Tensor, target_length: int | None) -> Tensor:
 @pytest.mark.parametrize("target_length", [None, 64, 96, 256])
 def test_equal_to_the_released_extraction(parts: tuple[Any, Any], target_length: int | None) -> None:
     wave = sound(1.23)
-    listener = ClipEncoder(*parts, ListenOptions(target_length=target_length, padding="features"))
+    listener = ClipEncoder(*parts, EncodeOptions(target_length=target_length, padding="features"))
     heard = listener.encode(wave)
     with torch.no_grad():
         wanted = parts[1](released_features(wave, target_length))
@@ -65,8 +65,8 @@ def test_equal_to_the_released_extraction(parts: tuple[Any, Any], target_length:
 
 
 def test_filling_matters_only_where_there_is_some(parts: tuple[Any, Any]) -> None:
-    usual = ClipEncoder(*parts, ListenOptions(target_length=64))
-    released = ClipEncoder(*parts, ListenOptions(target_length=64, padding="features"))
+    usual = ClipEncoder(*parts, EncodeOptions(target_length=64))
+    released = ClipEncoder(*parts, EncodeOptions(target_length=64, padding="features"))
     long, short = sound(2), sound(0.3)
     assert torch.allclose(usual.encode(long).tokens, released.encode(long).tokens, atol=1e-4)
     assert not torch.allclose(usual.encode(short).tokens, released.encode(short).tokens, atol=1e-2)
@@ -75,8 +75,8 @@ def test_filling_matters_only_where_there_is_some(parts: tuple[Any, Any]) -> Non
 def test_windows_join(parts: tuple[Any, Any]) -> None:
     """Every step is there once, and is what a model that hears its window alone makes of it."""
     wave = sound(20)
-    whole = ClipEncoder(*parts, ListenOptions())
-    cut = ClipEncoder(*parts, ListenOptions(window_seconds=2.575)).encode(wave)
+    whole = ClipEncoder(*parts, EncodeOptions())
+    cut = ClipEncoder(*parts, EncodeOptions(window_seconds=2.575)).encode(wave)
     assert cut.grid == whole.encode(wave).grid
     window, step = 41_200, 2_560  # 16 steps; two of them are context at each inner edge
     for first, keep_from, keep_to in ((0, 0, 14), (12, 2, 14), (24, 2, 14)):
@@ -92,7 +92,7 @@ def test_very_long_audio_is_cut_by_itself(parts: tuple[Any, Any]) -> None:
     seconds = MAX_STEPS * 0.16 + 10
     seen = []
     parts[1].register_forward_hook(lambda module, given, made: seen.append(made.layout.grid[0]))
-    heard = ClipEncoder(*parts, ListenOptions(clip_seconds=2.575)).encode(sound(seconds))
+    heard = ClipEncoder(*parts, EncodeOptions(clip_seconds=2.575)).encode(sound(seconds))
     assert heard.grid[0] > MAX_STEPS
     assert max(seen) == 16
 
@@ -106,7 +106,7 @@ def test_a_clip_is_heard_as_in_training(
     """In one piece and of as many time steps, also where patches overlap and the last frames are in none."""
     front_end = build_front_end(catalog, tiny.front_end)
     encoder = build_encoder(catalog, replace(tiny.encoder, stride_frames=stride, stride_bins=stride)).eval()
-    options = with_training_length(ListenOptions(clip_seconds=1.0, padding=padding), front_end, encoder)
+    options = with_training_length(EncodeOptions(clip_seconds=1.0, padding=padding), front_end, encoder)
     clip = sound(seconds)
     heard = ClipEncoder(front_end, encoder, options).encode(clip)
     trained = torch.nn.functional.pad(clip, (0, 16_000 - len(clip)))[None]
@@ -122,7 +122,7 @@ def test_a_clip_is_heard_as_in_training(
 def test_without_class_token(catalog: Catalog, tiny: RunConfig) -> None:
     config = replace(tiny.encoder, class_token=ClassTokenConfig(position="none"))
     listener = ClipEncoder(
-        build_front_end(catalog, tiny.front_end), build_encoder(catalog, config).eval(), ListenOptions()
+        build_front_end(catalog, tiny.front_end), build_encoder(catalog, config).eval(), EncodeOptions()
     )
     heard = listener.encode(sound(1))
     assert not heard.has_class_token
@@ -130,22 +130,22 @@ def test_without_class_token(catalog: Catalog, tiny: RunConfig) -> None:
 
 
 def test_bad_audio_and_options(parts: tuple[Any, Any]) -> None:
-    listener = ClipEncoder(*parts, ListenOptions())
+    listener = ClipEncoder(*parts, EncodeOptions())
     with pytest.raises(AudioError, match="at least one sample"):
         listener.encode(torch.zeros(0))
     with pytest.raises(AudioError, match="NaN"):
         listener.encode(torch.full((500,), torch.nan))
     with pytest.raises(ConfigError, match="less than a patch"):
-        ClipEncoder(*parts, ListenOptions(target_length=15))
+        ClipEncoder(*parts, EncodeOptions(target_length=15))
     for options in ({"target_length": 0}, {"window_seconds": math.inf}, {"clip_seconds": 0.0}):
         with pytest.raises(ConfigError, match="must be positive"):
-            ListenOptions(**options)  # type: ignore[arg-type]
+            EncodeOptions(**options)  # type: ignore[arg-type]
 
 
 def test_stereo(parts: tuple[Any, Any], tmp_path: Path) -> None:
     file = tmp_path / "stereo.wav"
     soundfile.write(file, torch.stack([sound(1, 44_100), -sound(1, 44_100)], 1).numpy(), 44_100)
-    listener = ClipEncoder(*parts, ListenOptions())
+    listener = ClipEncoder(*parts, EncodeOptions())
     assert listener.encode(read_audio(file, 16_000)).grid[0] == 7
     assert listener.encode(read_audio(file, 16_000, resample_along="channels")).grid[0] == 18
 
@@ -153,10 +153,10 @@ def test_stereo(parts: tuple[Any, Any], tmp_path: Path) -> None:
 def test_filling_behind_the_last_window(parts: tuple[Any, Any]) -> None:
     """Only the window that holds the end is filled, from the end on."""
     wave = sound(6.0)
-    options = ListenOptions(target_length=800, window_seconds=2.575, padding="features")
+    options = EncodeOptions(target_length=800, window_seconds=2.575, padding="features")
     heard = ClipEncoder(*parts, options).encode(wave)
     usual = ClipEncoder(*parts, replace(options, padding="silence")).encode(wave)
     assert heard.grid[0] == 50
     assert torch.allclose(heard.tokens[: 20 * 8], usual.tokens[: 20 * 8], atol=1e-4)
-    alone = ClipEncoder(*parts, ListenOptions(padding="features", target_length=256)).encode(wave[34 * 2_560 :])
+    alone = ClipEncoder(*parts, EncodeOptions(padding="features", target_length=256)).encode(wave[34 * 2_560 :])
     assert torch.allclose(heard.tokens[-12 * 8 :], alone.tokens[-12 * 8 :], atol=1e-4)

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from asda_core.errors import TaskError
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate.clip_predictions import (
-    ITEMS_FILE,
+    CLIP_PREDICTIONS_FILE,
     ClipPredictions,
     can_score,
     read_predictions,
@@ -70,7 +70,7 @@ def test_events_are_not_kept_and_old_items_go(tmp_path: Path) -> None:
     write_predictions(tmp_path)
     write_task(tmp_path, ["test"], embedding_type="event")
     write_predictions(tmp_path)
-    assert not (tmp_path / ITEMS_FILE).exists()
+    assert not (tmp_path / CLIP_PREDICTIONS_FILE).exists()
     assert read_predictions(tmp_path) is None
 
 
@@ -119,7 +119,7 @@ def test_other_content_is_refused(tmp_path: Path, content: object) -> None:
 def test_damaged_items_are_none(tmp_path: Path) -> None:
     write_task(tmp_path, ["test"])
     write_predictions(tmp_path)
-    file = tmp_path / ITEMS_FILE
+    file = tmp_path / CLIP_PREDICTIONS_FILE
     whole = file.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], b"PK" + b"\0" * 50, pickle.dumps([1])):
         file.write_bytes(damaged)
