@@ -24,7 +24,7 @@ USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """Usual column names in public data sets, in lower case."""
 MAX_HEADER = 10_000
-"""Maximum number of characters read for the header; a table has a line break before that."""
+"""Maximum number of characters read for the header and the blank lines above it."""
 MAX_LISTED = 3
 """Maximum number of missing files named in a message."""
 
@@ -80,7 +80,7 @@ def read_header(file: Path) -> list[str]:
     """Read only the columns of a table; empty if it cannot be read."""
     try:
         with file.open(encoding="utf-8-sig", errors="replace") as opened:
-            header = opened.readline(MAX_HEADER)
+            header = next(filter(str.strip, opened.read(MAX_HEADER).split("\n")), "")
     except OSError:
         return []
     return [name.strip() for row in csv.reader([header], delimiter=_delimiter(header)) for name in row]

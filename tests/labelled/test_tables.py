@@ -128,6 +128,12 @@ def test_blank_lines_above_the_header(sounds: Path) -> None:
         read(text(sounds / "t.csv", "\n \n\nfile,label\na.wav,x\n,y\n"))
 
 
+def test_blank_lines_above_the_header_of_the_table_of_a_folder(sounds: Path) -> None:
+    """Its columns say that the folder is no folder of classes."""
+    text(sounds / "t.csv", "\n \n\nfile,label\na.wav,x\nb.wav,y\n")
+    assert found(read(sounds), sounds) == [("a.wav", ("x",), ""), ("b.wav", ("y",), "")]
+
+
 def test_not_utf8(sounds: Path) -> None:
     (sounds / "t.csv").write_bytes("file,label\na.wav,Vögel\n".encode("latin-1"))
     with pytest.raises(TaskError, match="byte 18 \\(0xf6\\) is not UTF-8"):
