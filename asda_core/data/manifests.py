@@ -49,15 +49,18 @@ def check_quotes(text: str, delimiter: str) -> None:
     """Check that the quotes of a table are closed: the reader of csv takes all lines behind an open one for one cell.
 
     Raises:
-        csv.Error: a quote is not closed.
+        csv.Error: a quote is not closed, or a cell is too large, as behind an open quote; with the line.
     """
     if '"' not in text:
         return
     end_row = ["end"]
     reader = csv.reader(itertools.chain(io.StringIO(text, newline=""), ["\n", *end_row]), delimiter=delimiter)
     first, last, last_row = 1, 0, end_row
-    for row in reader:
-        first, last, last_row = last + 1, reader.line_num, row
+    try:
+        for row in reader:
+            first, last, last_row = last + 1, reader.line_num, row
+    except csv.Error as error:
+        raise csv.Error(f"{error} in the row that begins at line {last + 1}; is a quote not closed?") from None
     if last_row != end_row:
         raise csv.Error(f"a quote is not closed in the row that begins at line {first}")
 

@@ -69,6 +69,9 @@ def read_table(file: Path) -> tuple[list[str], list[TableRow]]:
     reader = csv.DictReader(from_header, delimiter=delimiter)
     try:
         check_quotes(content, delimiter)
+    except csv.Error as error:
+        raise TaskError(f"cannot read {file}: {error}.") from None
+    try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
         rows = [_table_row(num_blank + reader.line_num, row) for row in reader]
     except csv.Error as error:
