@@ -141,7 +141,8 @@ def files_in_parquet(path: Path) -> list[Path]:
         raise AudioError(f"cannot read {path}: it is not a parquet table or is damaged ({error}).") from None
     types = import_module("pyarrow").types
     texts = [types.is_string, types.is_large_string, types.is_string_view]
-    fields = {field.name: getattr(field.type, "value_type", field.type) for field in table.schema_arrow}
+    fields = {field.name: field.type for field in table.schema_arrow}
+    fields |= {name: kind.value_type for name, kind in fields.items() if types.is_dictionary(kind)}
     names = [name for name in fields if any(is_text(fields[name]) for is_text in texts)]
     cells = {} if first is None else first.to_pydict()
     candidates = [name for name in names if any(_is_audio_name(value) for value in cells.get(name, []))]

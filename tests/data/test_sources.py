@@ -211,7 +211,7 @@ def test_a_parquet_table_names_files_in_text_columns_alone(audio_folder: Path) -
 
     stored = [None] * 25 + [{"bytes": b"RIFF", "path": "sound0.wav"}]
     names = ["sound0.wav\n", "  ", *["sound1.wav"] * 24]
-    for column in (stored, [0] * 25 + [7], [None] * 25 + [0.5]):
+    for column in (stored, [0] * 25 + [7], [None] * 25 + [0.5], [[]] * 25 + [["sound0.wav"]]):
         parquet.write_table(pyarrow.table({"audio": column, "file": names}), audio_folder / "table.parquet")
         assert find_audio(audio_folder / "table.parquet")[:2] == [audio_folder / f"sound{n}.wav" for n in (0, 1)]
         parquet.write_table(pyarrow.table({"audio": column}), audio_folder / "table.parquet")
