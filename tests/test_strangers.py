@@ -337,6 +337,9 @@ def test_an_editable_installation_keeps_its_version(
         (info / "direct_url.json").write_text(text)
         assert outdated_installs(["visitor", "gone"]) == []
     (info / "direct_url.json").write_text(json.dumps(origin))
+    for version in ("v1.0", "01.0", "1.0.0"):  # other spellings of 1.0
+        (source / "pyproject.toml").write_text(f'[project]\nname = "visitor"\nversion = "{version}"\n')
+        assert outdated_installs(["visitor"]) == []
     (source / "pyproject.toml").write_text('[project]\nname = "visitor"\ndynamic = ["version"]\n')
     assert outdated_installs(["visitor"]) == []
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from packaging.version import Version
+
 from asda_core.catalog import Catalog
 from asda_core.errors import AsdaError
 from asda_core.system.files import safetensors_metadata
@@ -61,9 +63,10 @@ def outdated_installs(distributions: Iterable[str]) -> list[str]:
                 continue
             file = Path(url2pathname(urlparse(origin["url"]).path)) / "pyproject.toml"
             version = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"]
+            is_same = Version(version) == Version(metadata.version)  # installers normalise it: 1.0-rc1 is 1.0rc1
         except (PackageNotFoundError, OSError, ValueError, KeyError, TypeError):  # another kind, or a computed version
             continue
-        if version != metadata.version:
+        if not is_same:
             sentences.append(
                 f"{name} is installed as {metadata.version}, but {file} states {version}; run "
                 "`pip install -e` again, so that results carry the new version."
