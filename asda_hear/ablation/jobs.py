@@ -170,8 +170,9 @@ def _requeued_after_stop() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal received
-        received = True
-        signal.raise_signal(signal.SIGINT)
+        if not received:  # a second Ctrl-C would stop at once, before the step is saved or the job requeued
+            received = True
+            signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     requeue: Any = signal.signal(number, stop)

@@ -3,11 +3,13 @@
 import json
 import signal
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import submitit
 
-from asda_core.errors import AsdaError, ConfigError
+from asda_core.errors import AsdaError, ConfigError, TrainingStopped
+from asda_core.pretrain.resuming import stop_on_signal
 from asda_core.system.command_line import EXIT_ERROR, EXIT_STOPPED
 from asda_core.system.workers import Shard, WorkerResults
 from asda_hear.ablation import jobs
@@ -91,6 +93,31 @@ def test_a_job_that_is_requeued_no_more_leaves_its_cell_to_others(tmp_path: Path
     assert "timed-out too many times" in (out / "submitit" / "100_0_log.err").read_text()
     assert not list(out.rglob(ERROR_FILE))
     assert len(list(out.glob("cells/*/step-*"))) == len(list(out.glob("cells/*"))) == 1
+
+
+def test_a_second_signal_stops_neither_saving_nor_requeueing() -> None:
+    done = []
+
+    def requeue(number: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGUSR2)
+        done.append("requeued")
+
+    def train() -> None:
+        with jobs._requeued_after_stop(), stop_on_signal(lambda: done.append("asked to stop")):
+            for _ in range(2):
+                signal.raise_signal(signal.SIGUSR2)
+            done.append("saved")
+            raise TrainingStopped
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR2)}
+    signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            train()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert done == ["asked to stop", "saved", "requeued"]
 
 
 @pytest.mark.parametrize(
