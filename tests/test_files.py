@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and lines that several processes add."""
 
 import errno
+import os
 import time
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def test_the_target_of_a_link_is_written(tmp_path: Path) -> None:
         assert link.is_symlink()
         assert (tmp_path / "real" / "a.txt").read_text(encoding="utf-8") == text
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "link", "real"]
+
+
+def test_what_is_no_file_is_left(tmp_path: Path) -> None:
+    """Pipes and devices; a link to /dev/null must not replace that of the machine."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("pipe")
+    for file in (pipe, link):
+        with pytest.raises(OSError, match="Not a regular file") as failed:
+            write_text(file, "text")
+        assert failed.value.filename == str(file)
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize(("name", "message"), [("folder", "Is a directory"), ("none/a", "No such file or directory")])

@@ -1,6 +1,7 @@
 """Files that are written atomically, also on a power failure; digests that identify them."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -34,9 +35,11 @@ def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
     Where `file` is a symbolic link, the file that it leads to is replaced.
 
     Raises:
-        OSError: it cannot be written, as on a full disk; its `filename` is `file`.
+        OSError: it cannot be written, as on a full disk, or is a device; its `filename` is `file`.
     """
     target = Path(os.path.realpath(file)) if file.is_symlink() else file
+    if target.exists() and not (target.is_file() or target.is_dir()):  # as /dev/null, which would be replaced
+        raise OSError(errno.EINVAL, "Not a regular file", str(file))
     part = temporary_path(target)
     try:
         part.unlink(missing_ok=True)
