@@ -138,7 +138,7 @@ def test_a_second_signal_stops_neither_saving_nor_requeueing() -> None:
 def test_what_the_cluster_or_submitit_refuses(
     tmp_path: Path, slurm: FakeSlurm, capsys: Capture, setting: str, told: str
 ) -> None:
-    plan = tone_plan(tmp_path, seeds=[0])
+    plan = tone_plan(tmp_path, seeds=[0], set={"steps": 3})  # more than the warm-up, of which it would warn
     command = ["ablate", str(plan), "--out", str(tmp_path / "out"), "--submit", "2", "--cluster-set", setting]
     assert main(command) == EXIT_ERROR
     (line,) = capsys.readouterr().err.splitlines()
