@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 from typing import get_args
 
-from asda_core.data.pack_options import PackFormat, PackOptions
+from asda_core.audio_files.pack_options import PackFormat, PackOptions
 from asda_core.labelled.examples import TEST, TRAIN_VALID_TEST
 from asda_core.settings.compute import AUTO, Precision
 from asda_core.system.command_line import output_folder
+from asda_core.system.paths import PACKAGE_MODEL
 from asda_core.system.workers import Shard, parse_shard
-from asda_core.weights.paths import PACKAGE_MODEL
 
 CHECKPOINT_HELP = "checkpoint file or run folder of asda, released checkpoint (.pt, .pth), or Hugging Face folder"
 SET_HELP = "override keys, as in --set steps=400 encoder.mixer=standard"
@@ -56,7 +56,7 @@ def add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, help="checkpoint to initialise the weights from (default: random weights)")
     parser.add_argument("--device", default=AUTO, help=DEVICE_HELP)
     add_changes(parser)
-    parser.set_defaults(run="asda_core.pretrain.commands:run_pretrain")
+    parser.set_defaults(run="asda_core.commands.pretrain:run_pretrain")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +96,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
         "--name", default=defaults.name, help=f"name of the shards, before their number (default: {defaults.name})"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
-    parser.set_defaults(run="asda_core.data.commands:run_pack")
+    parser.set_defaults(run="asda_core.commands.data:run_pack")
 
 
 def _add_stats(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +107,7 @@ def _add_stats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="seed of --sample (default: 1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help=JOBS_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run="asda_core.data.commands:run_stats")
+    parser.set_defaults(run="asda_core.commands.data:run_stats")
 
 
 def add_finetune(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +147,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="(default: the seed of the recipe)")
     parser.add_argument("--device", default=AUTO, help=DEVICE_HELP)
     add_changes(parser, RECIPE_SET_HELP)
-    parser.set_defaults(run="asda_core.finetune.commands:run_finetune")
+    parser.set_defaults(run="asda_core.commands.finetune:run_finetune")
 
 
 def add_test(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +170,7 @@ def add_test(parser: argparse.ArgumentParser) -> None:
         help="released: drop short clips and crop long ones as the released code does (default: default)",
     )
     parser.add_argument("--device", default=AUTO, help=DEVICE_HELP)
-    parser.set_defaults(run="asda_core.finetune.checkpoint_evaluation:run_test")
+    parser.set_defaults(run="asda_core.commands.test:run_test")
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:
@@ -198,7 +198,7 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
     _add_inference(
         parser, "each clip as it is", "one pass up to 768 time steps, then as long as the training clips", PACKAGE_MODEL
     )
-    parser.set_defaults(run="asda_core.inference.commands:run_embed")
+    parser.set_defaults(run="asda_core.commands.inference:run_embed")
 
 
 def add_classify(parser: argparse.ArgumentParser) -> None:
@@ -212,7 +212,7 @@ def add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=12, help="number of classes printed (default: 12)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per file")
     _add_inference(parser, "pad to, or window by, the length of the training clips", "length of the training clips")
-    parser.set_defaults(run="asda_core.inference.commands:run_classify")
+    parser.set_defaults(run="asda_core.commands.inference:run_classify")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -220,7 +220,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help=CHECKPOINT_HELP)
     parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="file to write")
     parser.add_argument("--weights", choices=["student", "teacher"], default="student", help=WEIGHTS_HELP)
-    parser.set_defaults(run="asda_core.inference.commands:run_convert")
+    parser.set_defaults(run="asda_core.commands.inference:run_convert")
 
 
 def _add_inference(
@@ -263,7 +263,7 @@ def add_new_plugin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--into", type=output_folder, default=Path(), metavar="FOLDER", help="(default: the current folder)"
     )
-    parser.set_defaults(run="asda_core.plugin.new_plugin:run_new_plugin")
+    parser.set_defaults(run="asda_core.commands.new_plugin:run_new_plugin")
 
 
 def add_plugins(parser: argparse.ArgumentParser) -> None:
@@ -272,14 +272,14 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="run the contract suite on each and on all combinations: 1 to 2 minutes"
     )
-    parser.set_defaults(run="asda_core.plugin.commands:run_plugins")
+    parser.set_defaults(run="asda_core.commands.plugins:run_plugins")
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
     """Arguments of `asda show`."""
     parser.add_argument("config", type=Path, help=f"{CONFIG_HELP}; or a recipe")
     add_changes(parser)
-    parser.set_defaults(run="asda_core.plugin.commands:run_show")
+    parser.set_defaults(run="asda_core.commands.plugins:run_show")
 
 
 def add_changes(parser: argparse.ArgumentParser, help_text: str = SET_HELP) -> None:

@@ -18,7 +18,7 @@ from asda_core.config_io import parse, to_plain
 from asda_core.contracts import Adapter, AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
-from asda_core.weights.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
+from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
 
 SAMPLE_RATE = 16_000
 """Sample rate in Hz of every released model of the family."""

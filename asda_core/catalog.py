@@ -24,7 +24,7 @@ import torch
 from asda_core import hookspecs
 from asda_core.contracts import PROJECT, Spec
 from asda_core.errors import PluginError, unknown_message
-from asda_core.weights.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
+from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
 
 
 @dataclass(frozen=True)

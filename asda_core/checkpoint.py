@@ -25,11 +25,11 @@ from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, ConfigError, PluginError
-from asda_core.finetune.config import ClassifierConfig
-from asda_core.finetune.heads import Classifier
+from asda_core.finetune_config import ClassifierConfig
 from asda_core.model.encoder import Encoder
+from asda_core.model.heads import Classifier
 from asda_core.system.files import sync, write_atomically, write_with_default_mode
-from asda_core.weights.paths import find_model_file, step_folders
+from asda_core.system.paths import find_model_file, step_folders
 from asda_core.weights.provenance import append_mismatches_to_errors, version_mismatches, warn_version_mismatches
 from asda_core.weights.tensor_files import read_tensors, save_tensors
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.system.command_line import output_folder
+from asda_core.system.paths import PACKAGE_MODEL
 from asda_core.system.workers import Shard, parse_shard
-from asda_core.weights.paths import PACKAGE_MODEL
 from asda_hear.names import MEAN_HEAD
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.audio import check_samples
+from asda_core.audio.reading import check_samples
 from asda_core.checkpoint import Weights
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.clip_encoder import check_outputs

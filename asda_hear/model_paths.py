@@ -5,7 +5,7 @@ from pathlib import Path
 
 from asda_core.config_io import CONFIG_SUFFIXES, find_config, shipped_configs
 from asda_core.errors import CheckpointError, unknown_message
-from asda_core.weights.paths import CHECKPOINT_DESCRIPTION, is_package_model
+from asda_core.system.paths import CHECKPOINT_DESCRIPTION, is_package_model
 from asda_hear.names import DEFAULT_WEIGHTS, LOG_MEL
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from asda_core.weights.paths import PACKAGE_MODEL
+from asda_core.system.paths import PACKAGE_MODEL
 
 DEFAULT_WEIGHTS = Path(__file__).with_name(f"{PACKAGE_MODEL}.safetensors")
 """What `load_model()` loads: the small model that comes with the package; see MODEL_CARD.md."""

@@ -29,7 +29,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from asda_core.audio import find_audio, read_audio
+from asda_core.audio.reading import read_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import load_encoder
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions

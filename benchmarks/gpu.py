@@ -22,13 +22,13 @@ from twins import set_by_formula, step_loss
 
 from asda_core.assemble import build_parts
 from asda_core.catalog import installed_catalog
+from asda_core.commands.config_arguments import apply_changes
 from asda_core.config import RunConfig
 from asda_core.devices import device_name, to_device
 from asda_core.layout import TokenLayout
 from asda_core.pretrain.masking import block_masks
 from asda_core.pretrain.schedule import make_optimizer
 from asda_core.pretrain.step import Step
-from asda_core.settings.changes import apply_changes
 
 SIZE = 8192
 """Width of the square product whose rate is the reference."""

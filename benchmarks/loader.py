@@ -31,13 +31,14 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from asda_core.audio import find_audio, read_audio
+from asda_core.audio.reading import read_audio
+from asda_core.audio_files.pack_options import PackFormat, PackOptions
+from asda_core.audio_files.sources import find_audio
+from asda_core.audio_files.tars import num_bytes
 from asda_core.config import DataConfig
-from asda_core.data.pack_options import PackFormat, PackOptions
+from asda_core.data.clip_batches import ClipBatches
 from asda_core.data.packing import pack
-from asda_core.data.tars import num_bytes
 from asda_core.log_mel import LogMel, LogMelConfig
-from asda_core.pretrain.clip_batches import ClipBatches
 from asda_core.pretrain.masking import MaskConfig, block_masks
 
 RATE, FRAMES, BINS, HOP_MS = 16_000, 1_024, 128, 10

@@ -30,7 +30,7 @@ import soundfile
 import torch
 from interleaved import peak_mebibytes, resident_mebibytes
 
-from asda_core.audio import read_audio
+from asda_core.audio.reading import read_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import load_encoder
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions

@@ -16,48 +16,54 @@ PACKAGES = {
 FILES = sorted(file for folder in PACKAGES.values() for file in folder.rglob("*.py"))
 SCRIPTS = sorted(file for folder in ("recipes", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
 
-CORE_ORDER = (
-    "errors", "system.command_line", "system.markdown", "weights.paths", "system.files", "system.locks",
-    "system.thread_map", "system.workers", "settings.compute", "devices", "settings.released", "config",
-    "settings.strict_yaml", "settings.checks", "config_io", "layout", "data.pack_options", "data.tar_headers",
-    "data.tars", "data.manifests", "data.sources", "data.digests", "sound.flac", "sound.mp3", "audio",
-    "sound.long_files", "model.norms", "model.recomputation", "model.block", "model.attention", "model.processor",
-    "model.subtraction", "model.patches", "model.lines", "model.encoder", "contracts", "hookspecs", "catalog",
-    "adapting", "assemble", "model.flops", "system.resources", "statistics", "finetune.config", "finetune.heads",
-    "finetune.losses", "finetune.rates", "weights.tensor_files", "weights.provenance", "checkpoint",
-    "weights.initial", "log_mel", "sound.feature_padding", "pretrain.masking", "pretrain.teacher",
-    "pretrain.decoder", "pretrain.latent_regression", "pretrain.schedule", "pretrain.clip_reader",
-    "pretrain.clip_batches", "pretrain.prefetching", "data.clip_counts", "data.shard_streams",
-    "data.stream_batches", "pretrain.reporter", "pretrain.resuming", "pretrain.processes", "pretrain.step",
-    "pretrain.step_wrapping", "pretrain.loop", "official.matching", "official.eat", "official.pickles",
-    "official.stored_config", "official.ssast_names", "official.ssast", "official.reading", "settings.changes",
-    "pretrain.commands", "inference.framing", "inference.clip_encoder", "inference.attention_maps",
-    "inference.writing", "inference.indexing", "inference.reading_ahead", "inference.embedding", "inference.jobs",
-    "inference.classifying", "labelled.examples", "labelled.source", "labelled.rows", "labelled.random_splits",
-    "labelled.splits", "labelled.tables", "labelled.folders", "labelled.shards", "labelled.datasets",
-    "labelled.audioset", "labelled.reading", "finetune.augment", "finetune.bootstrap", "finetune.scoring",
-    "finetune.pictures", "finetune.evaluation", "finetune.finetune_model", "finetune.optimizing",
-    "finetune.sampling", "finetune.batches", "finetune.frozen", "finetune.predicting", "finetune.leakage",
-    "finetune.jobs", "finetune.best_weights", "finetune.loop", "finetune.running", "finetune.recipes",
-    "finetune.sweep", "finetune.table", "finetune.continual", "finetune.continual_table", "finetune.commands",
-    "finetune.checkpoint_evaluation", "inference.commands", "plugin.new_plugin", "data.shard_writer", "data.packing",
-    "data.statistics", "data.commands", "contract.modules", "contract.mixers", "contract.front_ends",
-    "contract.training", "testing", "plugin.matrix", "plugin.commands", "arguments", "cli",
-)  # fmt: skip
-"""Files of asda_core, lowest first: a file imports only from files above it."""
 
-HEAR_ORDER = (
-    "names", "work_queue", "model_paths", "model_loading", "pooling", "model", "api", "evaluate.scores",
-    "evaluate.task_checks", "evaluate.identity", "evaluate.compat", "evaluate.tasks", "evaluate.task_audio",
-    "evaluate.labels", "evaluate.clip_predictions", "evaluate.leaderboard", "evaluate.standing", "evaluate.runner",
-    "evaluate.pairs", "evaluate.scoring", "evaluate.commands", "evaluate.task_commands", "evaluate.validating",
-    "looking.clip", "looking.patch_positions", "looking.measures", "looking.noise", "looking.noise_attention",
-    "looking.view", "looking.drawing", "looking.page", "looking.commands", "ablation.size", "ablation.environment",
-    "ablation.noise_metric", "ablation.settings", "ablation.axes", "ablation.plan", "ablation.cells",
-    "ablation.rows", "ablation.run", "ablation.jobs", "ablation.estimate", "reporting.comparing",
-    "reporting.summary", "reporting.notes", "reporting.summarising", "reporting.tables", "reporting.latex",
-    "reporting.svg", "reporting.charts", "reporting.tidy", "reporting.conclusion", "reporting.page",
-    "reporting.report", "ablate", "demo", "arguments", "cli",
+def in_order(*layers: str) -> tuple[str, ...]:
+    """Modules of layers, lowest first; a layer is a file of the package's root, or "folder: files"."""
+    modules: list[str] = []
+    for layer in layers:
+        folder, colon, files = layer.partition(": ")
+        modules += [f"{folder}.{file}" for file in files.split()] if colon else [folder]
+    assert len({layer.partition(": ")[0] for layer in layers}) == len(layers), "each folder is one layer"
+    return tuple(modules)
+
+
+CORE_ORDER = in_order(
+    "errors",
+    "system: command_line markdown locks thread_map workers paths files resources",
+    "settings: compute released strict_yaml checks",
+    "devices", "config", "finetune_config", "config_io", "layout", "statistics",
+    "audio_files: pack_options tar_headers tars manifests sources digests",
+    "audio: feature_padding flac mp3 reading long_files",
+    "labelled: examples source random_splits label_files rows splits tables folders shards datasets audioset "
+    "reading",
+    "model: norms recomputation block attention processor subtraction patches lines encoder flops heads",
+    "contracts", "hookspecs", "catalog", "adapting", "assemble",
+    "weights: tensor_files provenance",
+    "checkpoint", "log_mel",
+    "data: clip_counts shard_streams shard_writer packing statistics clip_reader clip_batches stream_batches "
+    "prefetching",
+    "pretrain: masking teacher decoder latent_regression schedule reporter resuming processes step step_wrapping "
+    "initial_weights loop",
+    "official: matching eat pickles stored_config ssast_names ssast reading",
+    "inference: framing clip_encoder attention_maps writing indexing reading_ahead embedding jobs classifying",
+    "finetune: losses rates augment bootstrap scoring pictures evaluation finetune_model optimizing sampling "
+    "batches frozen predicting leakage jobs best_weights loop running recipes sweep table continual "
+    "continual_table",
+    "contract: modules mixers front_ends training matrix",
+    "testing",
+    "commands: config_arguments data finetune inference new_plugin plugins pretrain test",
+    "arguments", "cli",
+)  # fmt: skip
+"""Layers of asda_core, lowest first: a file imports only from files above it, and no two folders import each other."""
+
+HEAR_ORDER = in_order(
+    "names", "work_queue", "model_paths", "model_loading", "pooling", "model", "api",
+    "evaluate: scores task_checks identity compat tasks task_audio labels clip_predictions leaderboard standing "
+    "runner pairs scoring commands task_commands validating",
+    "looking: clip patch_positions measures noise noise_attention view drawing page commands",
+    "ablation: size environment noise_metric settings axes plan cells rows run jobs estimate",
+    "reporting: comparing summary notes summarising tables latex svg charts tidy conclusion page report",
+    "ablate", "demo", "arguments", "cli",
 )  # fmt: skip
 
 FOR_PLUGINS = {

@@ -20,7 +20,7 @@ from asda_core.config import EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.contracts import MixerContext
 from asda_core.errors import ConfigError, PluginError
-from asda_core.weights.paths import OWN_DISTRIBUTION
+from asda_core.system.paths import OWN_DISTRIBUTION
 from tests.conftest import BUILT_IN, TINY
 
 Install = Callable[..., None]

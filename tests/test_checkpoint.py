@@ -23,7 +23,7 @@ from asda_core.checkpoint import (
 from asda_core.config import RunConfig
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.official.reading import read_model
-from asda_core.weights.paths import find_model_file, labelled_path, model_name, newest_step
+from asda_core.system.paths import find_model_file, labelled_path, model_name, newest_step
 from asda_core.weights.tensor_files import read_tensors
 
 

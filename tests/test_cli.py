@@ -19,8 +19,8 @@ import yaml
 from asda_core import arguments, hookspecs
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.cli import PROGRAM, main
+from asda_core.commands import plugins as commands
 from asda_core.devices import device_name, usable_device
-from asda_core.plugin import commands
 from asda_core.settings.compute import AUTO
 from asda_core.system.command_line import EXIT_ERROR, EXIT_STOPPED, Program, import_function
 from asda_hear.cli import PROGRAM as HEAR_PROGRAM

@@ -10,10 +10,10 @@ import pytest
 
 from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
+from asda_core.commands.config_arguments import apply_changes
 from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
 from asda_core.errors import ConfigError
-from asda_core.settings.changes import apply_changes
 from tests.conftest import TINY
 
 

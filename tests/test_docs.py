@@ -11,7 +11,7 @@ from asda_core import cli as core_cli
 from asda_core import hookspecs
 from asda_core.catalog import Catalog
 from asda_core.config import PluginChoice, RunConfig
-from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.source import SourceConfig
 from asda_hear import cli as hear_cli
 from asda_hear.ablation.settings import PlanConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
-from asda_core.audio import find_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import write_step
 from asda_core.config import RunConfig
@@ -14,7 +14,7 @@ from asda_core.errors import ConfigError
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.resuming import truncate_log
 from asda_core.system.locks import LOCK_FILE, hold_folder_lock, hold_lock
-from asda_core.weights.paths import newest_step
+from asda_core.system.paths import newest_step
 
 
 def test_a_second_process_is_refused(

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from asda_core import cli
 from asda_core.catalog import Catalog, load_catalog
+from asda_core.commands import plugins as commands
+from asda_core.contract.matrix import check_catalog
 from asda_core.contracts import MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
-from asda_core.plugin import commands
-from asda_core.plugin.matrix import check_catalog
 from tests.conftest import adapter_bottleneck as bottleneck
 from tests.conftest import mixer_standard, objective_masked_patch
 

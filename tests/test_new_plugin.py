@@ -14,9 +14,9 @@ from asda_core import cli as core_cli
 from asda_core import testing
 from asda_core.catalog import load_catalog
 from asda_core.cli import main
+from asda_core.commands.new_plugin import FAMILY_TEMPLATES, write_plugin
 from asda_core.config_io import load_run_config, parse
 from asda_core.hookspecs import FAMILIES
-from asda_core.plugin.new_plugin import FAMILY_TEMPLATES, write_plugin
 from asda_core.settings.strict_yaml import read_yaml
 from asda_core.system.command_line import EXIT_ERROR
 from asda_hear import cli as hear_cli

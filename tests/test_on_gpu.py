@@ -10,16 +10,16 @@ from asda_core.assemble import SAMPLE_RATE, adapt, build_parts
 from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import find_config, load_run_config, parse
+from asda_core.data.clip_batches import Clips
 from asda_core.devices import generator_on, to_device
 from asda_core.finetune.batches import training_batch
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.finetune_model import build_finetune_model
 from asda_core.finetune.losses import batch_loss
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.layout import TokenLayout
 from asda_core.model.norms import RmsNorm
 from asda_core.pretrain import latent_regression
-from asda_core.pretrain.clip_batches import Clips
 from asda_core.pretrain.schedule import FairseqAdam
 from asda_hear.api import load_model
 from tests.conftest import BUILT_IN, TINY

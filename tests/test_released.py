@@ -9,19 +9,19 @@ import soundfile
 import torch
 
 from asda_core.assemble import build_parts
-from asda_core.audio import find_audio
+from asda_core.audio.feature_padding import fill_features
+from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import Catalog
+from asda_core.commands.config_arguments import apply_changes
 from asda_core.config import ADDED, DataConfig, OptimizerConfig, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, value_at, with_change
+from asda_core.data.clip_batches import ClipBatches, Clips
 from asda_core.errors import ConfigError
 from asda_core.log_mel import LogMel, LogMelConfig
 from asda_core.pretrain import loop
-from asda_core.pretrain.clip_batches import ClipBatches, Clips
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.schedule import FairseqAdam, learning_rate, make_optimizer
-from asda_core.settings.changes import apply_changes
 from asda_core.settings.released import LATENT_REGRESSION, RELEASED
-from asda_core.sound.feature_padding import fill_features
 from tests.conftest import TINY
 from tests.pretrain.test_loop import losses
 

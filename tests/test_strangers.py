@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asda_core.audio import find_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import load_catalog
 from asda_core.checkpoint import read_checkpoint, write_model
 from asda_core.cli import main
@@ -35,8 +35,8 @@ from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoder
 from asda_core.pretrain.loop import pretrain
 from asda_core.system.command_line import EXIT_ERROR
+from asda_core.system.paths import newest_step
 from asda_core.testing import check_adapter, check_front_end, check_mixer, check_objective
-from asda_core.weights.paths import newest_step
 from asda_core.weights.provenance import outdated_installs
 from asda_core.weights.tensor_files import read_tensors
 from asda_hear.api import get_scene_embeddings, load_model
@@ -400,7 +400,7 @@ def test_a_plugin_that_does_not_load_fails_the_check(
     """Also one of which an interrupted uninstall left no name."""
     upgrade("1.0", 1.0)
     (tmp_path / "site" / "visitor.py").write_text("import a_package_that_is_not_there")
-    monkeypatch.setattr("asda_core.plugin.commands.check_catalog", lambda catalog: ("", []))
+    monkeypatch.setattr("asda_core.commands.plugins.check_catalog", lambda catalog: ("", []))
     assert main(["plugins", "--check"]) == EXIT_ERROR
     assert "visiting of visitor: ModuleNotFoundError" in capsys.readouterr().err
     (tmp_path / "site" / "visitor-1.0.dist-info" / "METADATA").unlink()

@@ -18,7 +18,7 @@ from asda_core.contracts import AdapterContext
 from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
-from asda_core.weights.paths import MODEL_FILE, newest_step
+from asda_core.system.paths import MODEL_FILE, newest_step
 from tests.conftest import TINY
 
 TOKEN = {"patch_frames": 1, "patch_bins": 128}

@@ -1,1 +1,1 @@
-"""Checks of the contract of each family of plugins; `asda_core.testing` exports them."""
+"""Checks of the contract of each family of plugins, which `asda_core.testing` exports, and of all combinations."""

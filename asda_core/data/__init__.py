@@ -1,1 +1,1 @@
-"""Audio for training: sources, tar shards and their index, streams, packing, statistics."""
+"""Audio for training: batches of clips, streams of shards, packing, statistics."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from asda_core.data.sources import ShardStream
+from asda_core.audio_files.sources import ShardStream
 from asda_core.errors import AudioError
 from asda_core.system.files import append_line
 

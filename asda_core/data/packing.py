@@ -18,12 +18,13 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from asda_core.audio import length_and_rate, list_identity, open_audio, read_audio
-from asda_core.data.digests import ends_digest
-from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
+from asda_core.audio.reading import length_and_rate, open_audio, read_audio
+from asda_core.audio_files.digests import ends_digest
+from asda_core.audio_files.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
+from asda_core.audio_files.sources import list_identity
+from asda_core.audio_files.tar_headers import TAR_SUFFIX
+from asda_core.audio_files.tars import member_bytes, split_member
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
-from asda_core.data.tar_headers import TAR_SUFFIX
-from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.system.files import text_digest, write_text
 from asda_core.system.locks import hold_folder_lock

@@ -14,8 +14,8 @@ from pathlib import Path
 from threading import Event
 from typing import IO, NamedTuple
 
-from asda_core.data.sources import PIPE_PREFIX, ShardStream
-from asda_core.data.tar_headers import LINKED_OR_SPARSE, TRAILING_DATA, ZERO, StrictHeader, is_audio, plain_name
+from asda_core.audio_files.sources import PIPE_PREFIX, ShardStream
+from asda_core.audio_files.tar_headers import LINKED_OR_SPARSE, TRAILING_DATA, ZERO, StrictHeader, is_audio, plain_name
 from asda_core.errors import AudioError
 
 ATTEMPTS = 3

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from asda_core.data.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member
-from asda_core.data.tars import read_index_json, write_index
+from asda_core.audio_files.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member
+from asda_core.audio_files.tars import read_index_json, write_index
 from asda_core.system.files import sync
 
 BYTES_PER_MEBIBYTE = 1 << 20

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from asda_core.assemble import build_front_end
-from asda_core.audio import open_audio, read_samples
+from asda_core.audio.reading import open_audio, read_samples
 from asda_core.catalog import Catalog
 from asda_core.config import Compat, PluginChoice
 from asda_core.errors import AudioError, ConfigError, NoSamplesError, prefix_errors

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
+from asda_core.audio_files.sources import AudioList, ShardStream
 from asda_core.config import DataConfig, require
+from asda_core.data.clip_batches import Batches, Candidate, ClipBatches
 from asda_core.data.clip_counts import ClipCounts
 from asda_core.data.shard_streams import RunningCommands, StreamMember, read_stream
-from asda_core.data.sources import AudioList, ShardStream
 from asda_core.errors import AudioError
-from asda_core.pretrain.clip_batches import Batches, Candidate, ClipBatches
 
 
 @dataclass

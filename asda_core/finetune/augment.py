@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchaudio.functional import mask_along_axis_iid
 
-from asda_core.finetune.config import MixupConfig, SpecAugmentConfig
+from asda_core.finetune_config import MixupConfig, SpecAugmentConfig
 
 GAIN_BETA = 10.0
 """Both parameters of the Beta distribution of the gain. **Source**: released data path."""

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asda_core.audio import crop_or_pad
+from asda_core.audio.feature_padding import fill_features
+from asda_core.audio.reading import crop_or_pad
+from asda_core.data.clip_batches import ClipBatches, Clips
 from asda_core.devices import to_device
 from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, random_roll_and_gain, spec_augment
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.sampling import epoch_order
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import Example
-from asda_core.pretrain.clip_batches import ClipBatches, Clips
 from asda_core.pretrain.resuming import step_seed
-from asda_core.sound.feature_padding import fill_features
 
 CLIPS_PER_PASS = 32
 """Clips per forward pass in evaluation."""

@@ -19,8 +19,8 @@ from typing import Any
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.config_io import signature
+from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import ConfigError
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.finetune_model import Start, load_finetune_model
 from asda_core.finetune.jobs import Job, prepare_job
 from asda_core.finetune.leakage import leakage_warning
@@ -28,11 +28,11 @@ from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.running import finetune
 from asda_core.finetune.scoring import score
 from asda_core.finetune.sweep import mode_signature
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import TEST, LabelledData
 from asda_core.labelled.splits import Round
-from asda_core.pretrain.clip_reader import ClipReader
 from asda_core.system.files import file_digest, write_text
-from asda_core.weights.paths import MODEL_FILE
+from asda_core.system.paths import MODEL_FILE
 
 SEQUENTIAL = ("full", "last_blocks")
 """Modes that change weights on which earlier tasks rely."""

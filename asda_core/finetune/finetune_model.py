@@ -14,11 +14,11 @@ from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, load
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.devices import usable_device
 from asda_core.errors import ConfigError
-from asda_core.finetune.config import ClassifierConfig, FinetuneConfig
-from asda_core.finetune.heads import Classifier
 from asda_core.finetune.rates import drop_path_rates
+from asda_core.finetune_config import ClassifierConfig, FinetuneConfig
 from asda_core.model.encoder import Encoder
-from asda_core.weights.initial import check_compatible
+from asda_core.model.heads import Classifier
+from asda_core.pretrain.initial_weights import check_compatible
 from asda_core.weights.provenance import warn_version_mismatches
 
 LOG_MEL = "log_mel"

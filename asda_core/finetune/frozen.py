@@ -8,14 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from asda_core.data.clip_reader import BYTES_PER_MEBIBYTE, ClipReader
 from asda_core.errors import AudioError
 from asda_core.finetune.batches import CLIPS_PER_PASS, is_augmented, plain_features
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.finetune_model import FinetuneModel
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import Example
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import EncoderOutput
-from asda_core.pretrain.clip_reader import BYTES_PER_MEBIBYTE, ClipReader
 
 FLOAT_BYTES = 4
 

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asda_core.assemble import third_party_plugins
-from asda_core.audio import list_identity
+from asda_core.audio_files.digests import sampled_digest
+from asda_core.audio_files.sources import list_identity
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config_io import signature, to_plain
-from asda_core.data.digests import sampled_digest
 from asda_core.errors import ConfigError
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.finetune_model import Start, apply_recipe
 from asda_core.finetune.losses import check_loss
 from asda_core.finetune.sampling import weights_digest
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.random_splits import hold_out
 from asda_core.labelled.splits import Round

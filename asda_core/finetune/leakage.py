@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from asda_core.audio_files.digests import ends_digest
 from asda_core.checkpoint import Checkpoint
-from asda_core.data.digests import ends_digest
 from asda_core.errors import CheckpointError, TaskError
 from asda_core.labelled.examples import TEST, VALID, Example, LabelledData
 from asda_core.labelled.splits import Round

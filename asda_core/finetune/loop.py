@@ -21,21 +21,21 @@ from asda_core.checkpoint import (
     write_model,
     write_step,
 )
+from asda_core.data.clip_batches import ClipBatches, Clips
+from asda_core.data.prefetching import prefetch
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
 from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
 from asda_core.finetune.best_weights import best_file, has_best, keep_best
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.frozen import EncodedClips, encode_once
 from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.optimizing import parameter_groups, set_rates
 from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.scoring import score
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.splits import Round
 from asda_core.model.processor import exact_matmul
-from asda_core.pretrain.clip_batches import ClipBatches, Clips
-from asda_core.pretrain.prefetching import prefetch
 from asda_core.pretrain.reporter import Reporter, tensorboard
 from asda_core.pretrain.resuming import (
     load_optimizer_states,
@@ -44,7 +44,7 @@ from asda_core.pretrain.resuming import (
     truncate_log,
 )
 from asda_core.pretrain.schedule import optimizer_of
-from asda_core.weights.paths import MODEL_FILE, newest_step
+from asda_core.system.paths import MODEL_FILE, newest_step
 from asda_core.weights.tensor_files import read_tensors
 
 STATE = "finetuning"

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from asda_core.errors import ConfigError
-from asda_core.finetune.config import FinetuneConfig, LossDivisor
+from asda_core.finetune_config import FinetuneConfig, LossDivisor
 
 
 def multi_label_loss(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from asda_core.finetune.config import FinetuneConfig, StepDecayConfig
 from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.rates import rate_scale
+from asda_core.finetune_config import FinetuneConfig, StepDecayConfig
 from asda_core.pretrain.schedule import decay_groups, fairseq_cosine, learning_rate, no_decay_ids
 
 

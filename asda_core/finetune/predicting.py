@@ -10,16 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import AsdaError, AudioError, TaskError
 from asda_core.finetune.batches import CLIPS_PER_PASS, label_matrix, plain_features
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import Predictions
 from asda_core.finetune.finetune_model import FinetuneModel
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.inference.classifying import probabilities
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.model.encoder import EncoderOutput
-from asda_core.pretrain.clip_reader import ClipReader
 
 
 @dataclass

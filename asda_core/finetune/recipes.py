@@ -18,7 +18,7 @@ from asda_core.config_io import (
     with_change,
 )
 from asda_core.errors import ConfigError, prefix_errors, unknown_message
-from asda_core.finetune.config import MODES, FinetuneConfig
+from asda_core.finetune_config import MODES, FinetuneConfig
 from asda_core.settings.strict_yaml import read_yaml
 
 DEFAULT_RECIPE = FinetuneConfig(epochs=1)

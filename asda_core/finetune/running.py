@@ -29,8 +29,8 @@ from asda_core.labelled.splits import check_round
 from asda_core.pretrain.reporter import read_skipped
 from asda_core.system.files import write_text
 from asda_core.system.locks import LOCK_FILE, hold_folder_lock
+from asda_core.system.paths import MODEL_FILE, step_folders
 from asda_core.system.resources import record_resource_usage
-from asda_core.weights.paths import MODEL_FILE, step_folders
 
 RESULT_FILE = "result.json"
 LAST_FILE = "last.safetensors"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from asda_core.errors import ConfigError
-from asda_core.finetune.config import SamplingConfig
+from asda_core.finetune_config import SamplingConfig
 from asda_core.labelled.examples import Example
 from asda_core.system.files import file_digest
 

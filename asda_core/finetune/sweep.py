@@ -12,7 +12,6 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config_io import CONFIG_SUFFIXES, find_config, load_run_config, signature
 from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import (
     PREDICTIONS,
     interval_over_folds,
@@ -25,12 +24,13 @@ from asda_core.finetune.jobs import Job, prepare_job
 from asda_core.finetune.recipes import flatten_changes, recipe_for
 from asda_core.finetune.running import finetune
 from asda_core.finetune.sampling import weights_digest
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.splits import Round
 from asda_core.official.reading import read_model
 from asda_core.system.files import model_digest
 from asda_core.system.markdown import escape_surrogates
-from asda_core.weights.paths import is_package_model, labelled_path, model_name
+from asda_core.system.paths import is_package_model, labelled_path, model_name
 
 SEED_FIELD = "{seed}"
 """Placeholder in the path of a checkpoint for the seed of the run, if every seed has its own checkpoint."""

@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asda_core.audio import check_samples
+from asda_core.audio.feature_padding import fill_features
+from asda_core.audio.long_files import LoadedSound, Sound
+from asda_core.audio.reading import check_samples
 from asda_core.config import Padding, ResampleAxis
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.inference.framing import CONTEXT_DIVISOR, Framing, Window, num_frames, windows
 from asda_core.model.encoder import Encoder, EncoderOutput
 from asda_core.model.processor import matmul_precision
 from asda_core.settings.compute import Precision
-from asda_core.sound.feature_padding import fill_features
-from asda_core.sound.long_files import LoadedSound, Sound
 
 MAX_STEPS = 768
 """Most time steps encoded in one piece: 122.88 s. **Source**: rows of the released table of positions."""

@@ -11,14 +11,15 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from asda_core.audio import find_audio, length_and_rate, read_audio
+from asda_core.audio.long_files import StreamedSound
+from asda_core.audio.reading import length_and_rate, read_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.clip_encoder import ClipEncoder, EncodedClip, WindowPlan, check_audio
 from asda_core.inference.framing import MILLISECONDS
 from asda_core.inference.indexing import SKIPPED_FILE, EmbedJob, Entry, Index, entry_of
 from asda_core.inference.reading_ahead import BackgroundQueue, LengthBatcher, read_ahead
 from asda_core.inference.writing import NO_CLASS_TOKEN, embedding, write_embedding, write_windows
-from asda_core.sound.long_files import StreamedSound
 from asda_core.system.workers import Shard
 
 WHOLE_SECONDS = 30.0

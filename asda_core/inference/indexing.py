@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from asda_core.data.tars import split_member
+from asda_core.audio_files.tars import split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.writing import ArrayFormat, Granularity, OutputKind
 from asda_core.system.files import append_line, write_text

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from asda_core.errors import TaskError, unknown_message
-from asda_core.inference.classifying import Label
 from asda_core.labelled.examples import TEST, TRAIN, VALID
 from asda_core.labelled.folders import audio_below
+from asda_core.labelled.label_files import Label
 from asda_core.labelled.rows import Row, by_number
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.tables import read_header, read_table, read_text, require_files, table_rows

@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from asda_core.audio import find_audio
-from asda_core.data.tar_headers import TAR_SUFFIX
+from asda_core.audio_files.sources import find_audio
+from asda_core.audio_files.tar_headers import TAR_SUFFIX
 from asda_core.errors import AudioError, TaskError
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asda_core.errors import ConfigError, TaskError, unknown_message
-from asda_core.inference.classifying import Label, read_labels
 from asda_core.labelled.examples import Example, LabelledData
+from asda_core.labelled.label_files import Label, read_labels
 
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 """Pattern of the class and fold names that are sorted by value; "nan" and "inf" count as words."""

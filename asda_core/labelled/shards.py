@@ -15,13 +15,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asda_core.data.pack_options import unfinished_message
-from asda_core.data.sources import BRACE_RANGE, expand_braces
-from asda_core.data.tar_headers import TAR_SUFFIX, StrictHeader, is_audio, plain_name
-from asda_core.data.tars import shard_index
+from asda_core.audio_files.pack_options import unfinished_message
+from asda_core.audio_files.sources import BRACE_RANGE, expand_braces
+from asda_core.audio_files.tar_headers import TAR_SUFFIX, StrictHeader, is_audio, plain_name
+from asda_core.audio_files.tars import shard_index
 from asda_core.errors import AudioError, TaskError
-from asda_core.inference.classifying import Label
 from asda_core.labelled.examples import NO_SPLIT
+from asda_core.labelled.label_files import Label
 from asda_core.labelled.rows import Row
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import usual_split

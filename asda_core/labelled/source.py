@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from asda_core.audio_files.sources import BRACE_RANGE
 from asda_core.config import require
 from asda_core.config_io import CONFIG_SUFFIXES, parse
-from asda_core.data.sources import BRACE_RANGE
 from asda_core.errors import ConfigError, prefix_errors, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.settings.strict_yaml import read_yaml
@@ -33,7 +33,7 @@ class SourceConfig:
         split: train, valid, test and leave_out -> values of the split column.
         folds: number of folds to draw if there is no split, or all is train; 0 draws train, valid and test.
         seed: of that random draw.
-        vocabulary: file of the classes, as `asda_core.inference.classifying.read_labels` reads it.
+        vocabulary: file of the classes, as `asda_core.labelled.label_files.read_labels` reads it.
         set: changes to the recipe for this task.
     """
 

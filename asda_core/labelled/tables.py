@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from asda_core.audio import AUDIO_SUFFIXES
-from asda_core.data.manifests import FILE_COLUMNS, check_quotes
+from asda_core.audio_files.manifests import FILE_COLUMNS, check_quotes
+from asda_core.audio_files.tar_headers import AUDIO_SUFFIXES
 from asda_core.errors import TaskError, unknown_message
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row

@@ -32,7 +32,7 @@ from asda_core.official.stored_config import (
     unsupported_settings,
 )
 from asda_core.system.files import sidecar_config_file
-from asda_core.weights.paths import find_model_file, is_package_model
+from asda_core.system.paths import find_model_file, is_package_model
 from asda_core.weights.tensor_files import read_tensors
 
 TEACHER_KEY = "_ema"

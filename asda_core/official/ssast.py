@@ -32,7 +32,7 @@ from asda_core.config import (
 )
 from asda_core.config_io import load_run_config, parse, to_plain
 from asda_core.errors import CheckpointError, ConfigError
-from asda_core.finetune.config import ClassifierConfig, Pooling
+from asda_core.finetune_config import ClassifierConfig, Pooling
 from asda_core.official.eat import HEAD_WIDTH
 from asda_core.official.matching import check_finite_tensors, check_tensors
 from asda_core.official.ssast_names import MASK_TOKEN, SsastArchitecture, folded_shapes, released_names

@@ -12,7 +12,7 @@ from typing import Any
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, with_value
 from asda_core.errors import ConfigError
-from asda_core.finetune.config import ClassifierConfig, Pooling
+from asda_core.finetune_config import ClassifierConfig, Pooling
 from asda_core.log_mel import LogMelConfig
 from asda_core.official.eat import Architecture
 from asda_core.pretrain.decoder import DecoderConfig

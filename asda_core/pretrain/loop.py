@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from asda_core.adapting import set_train_mode
 from asda_core.assemble import Parts, plugin_origins, with_all_options, without_speed_options
+from asda_core.audio.feature_padding import fill_features
+from asda_core.audio_files.digests import audio_digest, is_same_data
+from asda_core.audio_files.sources import AudioList
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
     TRAINING_FILE,
@@ -27,14 +30,13 @@ from asda_core.checkpoint import (
 )
 from asda_core.config import RunConfig
 from asda_core.config_io import differences, signature, to_yaml
-from asda_core.data.digests import audio_digest, is_same_data
-from asda_core.data.sources import AudioList
+from asda_core.data.clip_batches import Batches, Clips
+from asda_core.data.prefetching import prefetch
 from asda_core.data.stream_batches import open_batches
 from asda_core.devices import to_device
 from asda_core.errors import ConfigError, TrainingStopped
 from asda_core.model.processor import exact_matmul
-from asda_core.pretrain.clip_batches import Batches, Clips
-from asda_core.pretrain.prefetching import prefetch
+from asda_core.pretrain.initial_weights import build_training_parts
 from asda_core.pretrain.processes import SINGLE_PROCESS, Processes, process_device, process_group
 from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, read_skipped, reporting, warn_of_unused_bins
 from asda_core.pretrain.resuming import (
@@ -47,11 +49,9 @@ from asda_core.pretrain.resuming import (
 from asda_core.pretrain.schedule import learning_rate, make_optimizer, no_decay_ids
 from asda_core.pretrain.step import Passes, Step, check_finite, pass_seed, plan_passes
 from asda_core.pretrain.step_wrapping import distribute_like, full_tensor, gather_tensors, prepare
-from asda_core.sound.feature_padding import fill_features
 from asda_core.system.files import model_digest, write_text
 from asda_core.system.locks import LOCK_FILE, hold_folder_lock
-from asda_core.weights.initial import build_training_parts
-from asda_core.weights.paths import MODEL_FILE, newest_step
+from asda_core.system.paths import MODEL_FILE, newest_step
 from asda_core.weights.provenance import stored_plugins
 from asda_core.weights.tensor_files import read_tensors
 

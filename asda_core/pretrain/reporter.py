@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 from tqdm import tqdm
 
 from asda_core.config import EncoderConfig
-from asda_core.pretrain.clip_batches import Batches
+from asda_core.data.clip_batches import Batches
 from asda_core.system.files import append_line, read_json_lines
 
 SKIPPED_FILE, LOG_FILE = "skipped.jsonl", "log.jsonl"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from asda_core.checkpoint import TRAINING_FILE
 from asda_core.errors import CheckpointError
 from asda_core.system.files import write_text
-from asda_core.weights.paths import MODEL_FILE, step_folders
+from asda_core.system.paths import MODEL_FILE, step_folders
 from asda_core.weights.tensor_files import DamagedFileError
 
 STEP_SEED_STRIDE = 1_000_003

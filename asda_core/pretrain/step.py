@@ -25,13 +25,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from asda_core.config import DataConfig
 from asda_core.contracts import Losses
+from asda_core.data.clip_batches import Clips
 from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
-from asda_core.pretrain.clip_batches import Clips
 from asda_core.pretrain.processes import Processes
 from asda_core.pretrain.resuming import step_seed
 from asda_core.settings.compute import Precision, divisors
-from asda_core.weights.paths import newest_step
+from asda_core.system.paths import newest_step
 
 DROPOUT_SEED_MASK = 0x9E3779B9
 """XORed with the seed of the objective's generator to seed dropout, so that dropout does not repeat the draw of masks.

@@ -1,1 +1,1 @@
-"""Parts of the configs: strict YAML, checks of values, changes by a command line, `compat: released`."""
+"""Parts of the configs: strict YAML, checks of values, `compat: released`."""

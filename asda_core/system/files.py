@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from asda_core.weights.paths import HUGGING_FACE_CONFIG
+from asda_core.system.paths import HUGGING_FACE_CONFIG
 
 DIGEST_DIGITS = 16
 NAME_DIGITS = 8

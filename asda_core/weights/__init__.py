@@ -1,1 +1,1 @@
-"""Parts of `asda_core.checkpoint`: paths, storage and provenance of weights, and runs that start from them."""
+"""Parts of `asda_core.checkpoint`: storage and provenance of weights."""

@@ -18,7 +18,7 @@ from packaging.version import Version
 from asda_core.catalog import Catalog
 from asda_core.errors import AsdaError
 from asda_core.system.files import safetensors_metadata
-from asda_core.weights.paths import MODEL_FILE, NO_DISTRIBUTION, OWN_DISTRIBUTION
+from asda_core.system.paths import MODEL_FILE, NO_DISTRIBUTION, OWN_DISTRIBUTION
 
 PluginOrigins = Mapping[str, Mapping[str, str]]
 """Family -> name, distribution and version of the plugin that made the weights."""

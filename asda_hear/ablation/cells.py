@@ -18,9 +18,9 @@ from asda_core.errors import AsdaError, TrainingStopped
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_core.system.files import NAME_DIGITS, text_digest, write_text
+from asda_core.system.paths import MODEL_FILE
 from asda_core.system.resources import record_resource_usage
 from asda_core.system.workers import Shard
-from asda_core.weights.paths import MODEL_FILE
 from asda_hear.ablation.axes import distinctive_labels
 from asda_hear.ablation.environment import environment
 from asda_hear.ablation.noise_metric import has_attention, measure_model, noise_scores, read_noise_rows

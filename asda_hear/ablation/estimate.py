@@ -13,9 +13,9 @@ from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_core.system.paths import MODEL_FILE, newest_step
 from asda_core.system.resources import SECONDS_PER_HOUR, format_duration
 from asda_core.system.workers import Shard
-from asda_core.weights.paths import MODEL_FILE, newest_step
 from asda_hear.ablation.cells import (
     BASELINES,
     CELLS,

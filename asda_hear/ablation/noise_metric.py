@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from asda_core.audio import list_identity
+from asda_core.audio_files.digests import sampled_digest
+from asda_core.audio_files.sources import list_identity
 from asda_core.catalog import Catalog
-from asda_core.data.digests import sampled_digest
 from asda_core.system.files import NAME_DIGITS, file_digest, text_digest, write_text
 from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.scores import TaskScore

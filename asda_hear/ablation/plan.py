@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from asda_core.audio import find_audio, list_identity
+from asda_core.audio_files.digests import sampled_digest
+from asda_core.audio_files.sources import find_audio, list_identity
 from asda_core.config import RunConfig
 from asda_core.config_io import (
     find_config,
@@ -33,11 +34,10 @@ from asda_core.config_io import (
     with_change,
     with_value,
 )
-from asda_core.data.digests import sampled_digest
 from asda_core.errors import ConfigError, prefix_errors, unknown_message
 from asda_core.settings.strict_yaml import read_yaml
 from asda_core.system.files import model_digest
-from asda_core.weights.paths import find_model_file
+from asda_core.system.paths import find_model_file
 from asda_hear.ablation.axes import check_disjoint, check_effect, flatten, label_text, merge_label_changes, parse_axis
 from asda_hear.ablation.noise_metric import NoiseMeasure
 from asda_hear.ablation.settings import PlanConfig

@@ -16,12 +16,12 @@ from asda_core.config_io import parse
 from asda_core.errors import AsdaError, CheckpointError, ConfigError
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
+from asda_core.pretrain.initial_weights import check_compatible
 from asda_core.pretrain.schedule import is_peak_reached
 from asda_core.system.files import disk_time, text_digest, write_csv, write_text
 from asda_core.system.locks import hold_lock
 from asda_core.system.resources import SECONDS_PER_HOUR
 from asda_core.system.workers import Shard
-from asda_core.weights.initial import check_compatible
 from asda_core.weights.provenance import outdated_installs
 from asda_hear.ablation.cells import (
     ERROR_FILE,

@@ -12,8 +12,8 @@ from asda_core.config_io import CONFIG_SUFFIXES, parsed_changes
 from asda_core.errors import ConfigError, TaskError
 from asda_core.system.command_line import output_folder
 from asda_core.system.files import write_text
+from asda_core.system.paths import labelled_path, model_name
 from asda_core.system.workers import signals_as_interrupt
-from asda_core.weights.paths import labelled_path, model_name
 from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
     read_stamp,

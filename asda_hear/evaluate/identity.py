@@ -13,7 +13,7 @@ from typing import Any
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
 from asda_core.errors import AsdaError, TaskError
 from asda_core.system.files import file_digest, safetensors_metadata, sidecar_config_file
-from asda_core.weights.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION, find_model_file
+from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION, find_model_file
 from asda_hear.evaluate.scores import SCORE_FILE, read_task_score
 from asda_hear.evaluate.task_checks import DEFAULT_SEED, VOCABULARY_FILE, EvaluationConfig
 from asda_hear.model_paths import find_model

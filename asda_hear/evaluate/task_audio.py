@@ -7,7 +7,7 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from asda_core.audio import read_audio
+from asda_core.audio.reading import read_audio
 from asda_core.errors import TaskError
 from asda_hear.evaluate.tasks import MIN_RATE
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import soundfile
 from tqdm import tqdm
 
-from asda_core.audio import crop_or_pad, read_audio
+from asda_core.audio.reading import crop_or_pad, read_audio
 from asda_core.errors import AudioError, TaskError, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.system.markdown import escape_surrogates

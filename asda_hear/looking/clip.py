@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from asda_core.audio import check_samples, crop_or_pad, read_audio
+from asda_core.audio.feature_padding import fill_features
+from asda_core.audio.reading import check_samples, crop_or_pad, read_audio
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config import Padding
 from asda_core.errors import AudioError, ConfigError
@@ -17,8 +18,7 @@ from asda_core.inference.framing import num_frames
 from asda_core.log_mel import LogMel
 from asda_core.model.encoder import Encoder
 from asda_core.model.patches import patch_values
-from asda_core.sound.feature_padding import fill_features
-from asda_core.weights.paths import model_name
+from asda_core.system.paths import model_name
 from asda_hear.model_loading import open_encoder
 from asda_hear.names import LOG_MEL
 

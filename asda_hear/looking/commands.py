@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from asda_core.errors import ConfigError
-from asda_core.weights.paths import labelled_path, model_name
+from asda_core.system.paths import labelled_path, model_name
 from asda_hear.looking.clip import OpenModel, open_model, read_excerpt
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.page import Inspection, measures_markdown, write_arrays, write_page, write_picture

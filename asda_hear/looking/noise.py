@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from asda_core.audio import read_audio
+from asda_core.audio.reading import read_audio
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.framing import num_frames
 from asda_hear.looking.clip import Excerpt, OpenModel, patch_energies

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from asda_core.audio import read_audio
+from asda_core.audio.reading import read_audio
 from asda_core.catalog import Catalog
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.attention_maps import LayerMaps, attention_maps

@@ -13,7 +13,7 @@ from asda_core.config_io import to_yaml
 from asda_core.pretrain.reporter import read_log
 from asda_core.system.files import write_csv, write_text
 from asda_core.system.locks import hold_lock
-from asda_core.weights.paths import MODEL_FILE
+from asda_core.system.paths import MODEL_FILE
 from asda_hear.ablation.cells import (
     CELLS,
     ERROR_FILE,

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from asda_core.audio import read_audio
+from asda_core.audio.reading import read_audio
 from asda_core.errors import AudioError
 from asda_core.log_mel import LogMel, LogMelConfig
 

@@ -20,16 +20,17 @@ import soundfile
 import torch
 from filelock import FileLock
 
-from asda_core.audio import find_audio, read_audio
+from asda_core.audio.reading import read_audio
+from asda_core.audio_files.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions, unfinished_message
+from asda_core.audio_files.sources import find_audio
+from asda_core.audio_files.tar_headers import read_headers
+from asda_core.audio_files.tars import index_file, shard_index
 from asda_core.cli import main
 from asda_core.data import packing
-from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions, unfinished_message
 from asda_core.data.packing import LOCK_FILE, pack
 from asda_core.data.shard_writer import finished_shards
-from asda_core.data.tar_headers import read_headers
-from asda_core.data.tars import index_file, shard_index
 from asda_core.errors import AudioError, ConfigError
-from tests.data.shards import write_shards
+from tests.audio_files.shards import write_shards
 from tests.waiting import wait_until
 
 OPTIONS = PackOptions(shard_mebibytes=1)
@@ -277,8 +278,8 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from asda_core.audio import find_audio
-from asda_core.data.pack_options import PackOptions
+from asda_core.audio_files.sources import find_audio
+from asda_core.audio_files.pack_options import PackOptions
 from asda_core.data.packing import pack
 files = find_audio(sys.argv[1])
 print("begins", flush=True)

@@ -13,16 +13,17 @@ import torch
 import torchaudio
 import yaml
 
-from asda_core.audio import find_audio, read_audio
+from asda_core.audio.reading import read_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import Catalog
 from asda_core.cli import main
+from asda_core.commands.data import as_text
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.data import statistics
-from asda_core.data.commands import as_text
 from asda_core.data.statistics import measure
 from asda_core.errors import AudioError, ConfigError, PluginError
-from tests.data.shards import write_shards
+from tests.audio_files.shards import write_shards
 
 
 def kaldi(file: Path) -> np.ndarray:

@@ -14,22 +14,22 @@ from typing import Any
 import pytest
 import torch
 
+from asda_core.audio_files.sources import ShardStream, find_training_data
 from asda_core.catalog import Catalog
 from asda_core.config import DataConfig, RunConfig
 from asda_core.config_io import to_yaml
 from asda_core.data import stream_batches
+from asda_core.data.clip_batches import ClipBatches
 from asda_core.data.clip_counts import SHARDS_FILE, ClipCounts
+from asda_core.data.prefetching import prefetch
 from asda_core.data.shard_streams import RETRY_SECONDS, RunningCommands, StreamMember, read_stream
-from asda_core.data.sources import ShardStream, find_training_data
 from asda_core.data.stream_batches import StreamBatches, open_batches
 from asda_core.errors import AudioError, ConfigError, TrainingStopped
-from asda_core.pretrain.clip_batches import ClipBatches
 from asda_core.pretrain.loop import pretrain
-from asda_core.pretrain.prefetching import prefetch
 from asda_core.pretrain.reporter import LOG_FILE, read_log
 from asda_core.system.command_line import EXIT_STOPPED
-from asda_core.weights.paths import newest_step
-from tests.data.shards import sound_bytes, write_shards, write_tar
+from asda_core.system.paths import newest_step
+from tests.audio_files.shards import sound_bytes, write_shards, write_tar
 from tests.waiting import wait_until
 
 CONFIG = DataConfig(clip_seconds=0.2, batch_size=4, shuffle_clips=5)

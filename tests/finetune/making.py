@@ -10,7 +10,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, checkpoint_metadata, model_tensors, read_checkpoint, write_model
 from asda_core.config import RunConfig
 from asda_core.config_io import parse
-from asda_core.finetune.config import FinetuneConfig
+from asda_core.finetune_config import FinetuneConfig
 
 RATE = 16_000
 SECONDS = 0.335

@@ -17,8 +17,8 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.cli import main
 from asda_core.config_io import to_yaml
+from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import ConfigError, TrainingStopped
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import Predictions, interval_over_folds
 from asda_core.finetune.finetune_model import build_finetune_model, load_finetune_model
 from asda_core.finetune.jobs import Job, prepare_job
@@ -26,13 +26,13 @@ from asda_core.finetune.losses import multi_label_loss
 from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.recipes import load_recipe, recipe_for, with_changes
 from asda_core.finetune.running import RESULT_FILE, finetune
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.inference.classifying import probabilities
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import Round, rounds
-from asda_core.pretrain.clip_reader import ClipReader
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_table, write_tones
 
 

@@ -17,19 +17,19 @@ from asda_core.assemble import build_encoder
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, checkpoint_metadata, load_strict, read_checkpoint
 from asda_core.config_io import to_plain
+from asda_core.data import clip_reader
+from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import AudioError, CheckpointError, ConfigError, PluginError
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.finetune_model import FinetuneModel, build_finetune_model, load_finetune_model
 from asda_core.finetune.frozen import encode_once
 from asda_core.finetune.jobs import Job
 from asda_core.finetune.optimizing import parameter_groups, set_rates
 from asda_core.finetune.recipes import check_by_mode, load_recipe, mode_of, recipe_for, with_changes
 from asda_core.finetune.running import finetune
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import rounds
-from asda_core.pretrain import clip_reader
-from asda_core.pretrain.clip_reader import ClipReader
 from asda_core.pretrain.schedule import optimizer_of
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_tones
 

@@ -9,13 +9,13 @@ from scipy.stats import beta, kstest
 from torch import Tensor
 
 from asda_core.catalog import Catalog
+from asda_core.data.clip_batches import Clips
 from asda_core.finetune import batches
 from asda_core.finetune.augment import mixup, mixup_weights, noise_and_shift, random_roll_and_gain, spec_augment
 from asda_core.finetune.batches import plain_features, training_batch
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.finetune_model import build_finetune_model
 from asda_core.finetune.recipes import load_recipe
-from asda_core.pretrain.clip_batches import Clips
+from asda_core.finetune_config import FinetuneConfig
 from tests.finetune.making import RATE, SECONDS, small_recipe, small_run
 from tests.finetune.published import PUBLISHED
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config import EncoderConfig
-from asda_core.finetune.config import StepDecayConfig
 from asda_core.finetune.finetune_model import FinetuneModel, build_finetune_model
 from asda_core.finetune.optimizing import parameter_groups, set_rates, step_decay_factor
 from asda_core.finetune.rates import drop_path_rates
 from asda_core.finetune.recipes import changed_recipe, load_recipe, recipe_for
+from asda_core.finetune_config import StepDecayConfig
 from asda_core.layout import TokenLayout
 from asda_core.model.block import Block
 from asda_core.pretrain.schedule import optimizer_of

@@ -15,12 +15,12 @@ from asda_core.config import EncoderConfig
 from asda_core.config_io import find_config, parse, to_plain, value_at
 from asda_core.errors import ConfigError
 from asda_core.finetune.augment import mixup, mixup_weights
-from asda_core.finetune.config import ClassifierConfig, FinetuneConfig
-from asda_core.finetune.heads import Classifier
 from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.recipes import changed_recipe, check_by_mode, load_recipe, mode_of, recipe_for, with_changes
+from asda_core.finetune_config import ClassifierConfig, FinetuneConfig
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import EncoderOutput
+from asda_core.model.heads import Classifier
 from asda_core.settings.released import FINETUNING
 from asda_core.settings.strict_yaml import parse_value, read_yaml
 from tests.finetune.published import BCE, EAT_ASDA, PUBLISHED, SCORES

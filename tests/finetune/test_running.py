@@ -14,11 +14,11 @@ import asda_core.finetune.running as running
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.errors import AsdaError, ConfigError, TaskError, TrainingStopped
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.evaluation import load_predictions
 from asda_core.finetune.finetune_model import load_finetune_model
 from asda_core.finetune.jobs import Job, prepare_job
 from asda_core.finetune.running import finetune
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig

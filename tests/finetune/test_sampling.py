@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from asda_core.errors import ConfigError
-from asda_core.finetune.config import SamplingConfig
 from asda_core.finetune.recipes import load_recipe
 from asda_core.finetune.sampling import balanced_weights, draw_indices, epoch_order, weights_digest
+from asda_core.finetune_config import SamplingConfig
 from asda_core.labelled.examples import Example
 
 WEIGHTS = np.array([5.0, 1.0, 3.0, 0.5])

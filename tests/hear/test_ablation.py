@@ -10,7 +10,7 @@ import scipy.stats
 import yaml
 
 from asda_core import config_io
-from asda_core.audio import find_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import Catalog
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, parse

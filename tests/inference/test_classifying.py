@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from asda_core.audio import read_audio
+from asda_core.audio.reading import read_audio
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_classifier, load_encoder
 from asda_core.cli import main
 from asda_core.errors import ConfigError
-from asda_core.finetune.config import ClassifierConfig
+from asda_core.finetune_config import ClassifierConfig
 from asda_core.inference import embedding
-from asda_core.inference.classifying import Label, class_names, probabilities, read_labels
+from asda_core.inference.classifying import probabilities
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
+from asda_core.labelled.label_files import Label, class_names, read_labels
 from asda_core.official.reading import read_model
 from asda_core.system.command_line import EXIT_ERROR
 from tests.released.writing import NUM_CLASSES, Written, write_fairseq, write_hugging_face

@@ -12,12 +12,12 @@ import torchaudio
 from torch import Tensor
 
 from asda_core.assemble import build_encoder, build_front_end
-from asda_core.audio import read_audio
+from asda_core.audio.feature_padding import fill_features
+from asda_core.audio.reading import read_audio
 from asda_core.catalog import Catalog
 from asda_core.config import ClassTokenConfig, Padding, RunConfig
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.clip_encoder import MAX_STEPS, ClipEncoder, EncodeOptions, with_training_length
-from asda_core.sound.feature_padding import fill_features
 
 MEAN, STD = -4.268, 4.569
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from asda_core.assemble import build_parts
-from asda_core.audio import read_audio
+from asda_core.audio.reading import read_audio
 from asda_core.catalog import Catalog, load_catalog
 from asda_core.checkpoint import checkpoint_metadata, load_encoder, model_tensors, write_model
 from asda_core.cli import main

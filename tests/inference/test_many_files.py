@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from asda_core.assemble import build_encoder, build_front_end
-from asda_core.audio import read_audio
+from asda_core.audio.reading import read_audio
 from asda_core.catalog import Catalog
 from asda_core.cli import main
 from asda_core.config import RunConfig
@@ -29,7 +29,7 @@ from asda_core.inference.reading_ahead import FILES_AHEAD, READERS, BackgroundQu
 from asda_core.system import workers
 from asda_core.system.command_line import EXIT_ERROR
 from asda_core.system.workers import Shard
-from tests.data.shards import sound_bytes, write_tar
+from tests.audio_files.shards import sound_bytes, write_tar
 from tests.finetune.making import small_checkpoint
 from tests.released.writing import write_fairseq
 from tests.waiting import WAIT_SECONDS, wait_until

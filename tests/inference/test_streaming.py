@@ -14,7 +14,9 @@ import torch
 from safetensors import safe_open
 
 from asda_core.assemble import build_encoder, build_front_end
-from asda_core.audio import read_audio
+from asda_core.audio import long_files
+from asda_core.audio.long_files import LoadedSound, StreamedSound, resampled_blocks
+from asda_core.audio.reading import read_audio
 from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.errors import AudioError
@@ -24,8 +26,6 @@ from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.inference.embedding import embed_files, embedding
 from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.writing import OutputKind, write_embedding, write_windows
-from asda_core.sound import long_files
-from asda_core.sound.long_files import LoadedSound, StreamedSound, resampled_blocks
 
 ROOT = Path(__file__).parents[2]
 MEMORY_BOUND = 150

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from asda_core.audio import read_audio
+from asda_core.audio.reading import read_audio
+from asda_core.audio_files.tars import member_bytes
 from asda_core.cli import main
-from asda_core.data.tars import member_bytes
 from asda_core.errors import TaskError
 from asda_core.finetune.evaluation import load_predictions
 from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig, load_source
 from asda_core.labelled.splits import rounds, with_splits
-from tests.data.shards import sound_bytes, write_tar
+from tests.audio_files.shards import sound_bytes, write_tar
 from tests.labelled.making import read, sound, text
 
 

@@ -11,7 +11,8 @@ import torch
 from asda_plugins.front_end_mfcc import Mfcc, MfccConfig, asda_front_ends, mel_filters
 from torchaudio.transforms import MFCC
 
-from asda_core.audio import find_audio, read_audio
+from asda_core.audio.reading import read_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.config_io import parse
 from asda_core.errors import ConfigError
 from asda_core.testing import check_front_end

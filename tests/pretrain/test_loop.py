@@ -18,16 +18,16 @@ import torch
 from asda_plugins.mixer_differential import DifferentialConfig
 from safetensors.torch import load_file
 
-from asda_core.audio import find_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_encoder, read_checkpoint, write_model
 from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, to_yaml
 from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
 from asda_core.pretrain import loop
+from asda_core.pretrain.initial_weights import build_from_checkpoint
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.schedule import learning_rate, make_optimizer
-from asda_core.weights.initial import build_from_checkpoint
 from asda_core.weights.tensor_files import read_tensors
 
 SEEN_LOSSES = [614.02, 589.22, 547.26, 480.6, 478.6, 456.34]

@@ -18,22 +18,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asda_core.audio import find_audio
+from asda_core.audio_files.sources import AudioList, find_audio, find_training_data
 from asda_core.catalog import Catalog
 from asda_core.config import DataConfig, RunConfig
 from asda_core.config_io import load_run_config, parse, signature, to_plain, to_yaml, with_value
-from asda_core.data.sources import AudioList, find_training_data
 from asda_core.errors import ConfigError, TrainingStopped
-from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
+from asda_core.finetune_config import FinetuneConfig, FinetuneDataConfig
 from asda_core.pretrain import loop
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import SINGLE_PROCESS, Processes, process_device, processes_from_environment
 from asda_core.pretrain.resuming import step_seed
 from asda_core.pretrain.step import pass_seed, plan_passes
 from asda_core.settings.compute import ComputeConfig
-from asda_core.weights.paths import newest_step
+from asda_core.system.paths import newest_step
 from asda_core.weights.tensor_files import read_tensors
-from tests.data.shards import write_shards
+from tests.audio_files.shards import write_shards
 from tests.pretrain.test_loop import losses, wait_for_step
 
 EQUAL = 1e-6

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from asda_core.assemble import build_parts
-from asda_core.audio import find_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml

@@ -9,9 +9,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_classifier, load_encoder
 from asda_core.finetune.augment import largest_masks, mixup
-from asda_core.finetune.heads import Classifier
 from asda_core.finetune.losses import multi_label_loss, single_label_loss
 from asda_core.finetune.rates import drop_path_rates, rate_scale
+from asda_core.model.heads import Classifier
 from asda_core.official.eat import classifier_names, encoder_names
 from asda_core.pretrain.schedule import decays
 from tests.released import golden

@@ -8,12 +8,12 @@ import soundfile
 import torch
 from torch import Tensor
 
-from asda_core.audio import crop_or_pad, read_audio, resample
+from asda_core.audio.feature_padding import fill_features
+from asda_core.audio.reading import crop_or_pad, read_audio, resample
 from asda_core.config import ResampleAxis
 from asda_core.finetune.augment import roll_and_gain
 from asda_core.log_mel import LogMel, LogMelConfig
 from asda_core.official.stored_config import NORMALISATION
-from asda_core.sound.feature_padding import fill_features
 from tests.conftest import SHARED
 from tests.released.golden import Arrays, assert_close
 

@@ -13,8 +13,8 @@ from asda_core.assemble import Parts, build_parts
 from asda_core.catalog import Catalog
 from asda_core.config import EncoderConfig, RunConfig
 from asda_core.config_io import parse
-from asda_core.finetune.config import ClassifierConfig
-from asda_core.finetune.heads import Classifier
+from asda_core.finetune_config import ClassifierConfig
+from asda_core.model.heads import Classifier
 from asda_core.model.patches import sine_cosine_positions
 from asda_core.official.eat import Architecture, classifier_names, decoder_names, encoder_names, positions_name
 

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from soundfile import SoundFile
 from torch import Tensor
 
-from asda_core.audio import open_audio, read_samples, resample
+from asda_core.audio.flac import decode_flac
+from asda_core.audio.reading import open_audio, read_samples, resample
+from asda_core.audio_files.tars import member_bytes, split_member
 from asda_core.config import DataConfig
-from asda_core.data.tars import member_bytes, split_member
 from asda_core.errors import AudioError
-from asda_core.sound.flac import decode_flac
 
 WHOLE_FILE_SECONDS = 60.0
 """Files up to this length are decoded whole and cached; of longer ones only the requested crop is decoded."""

@@ -10,14 +10,15 @@ import pytest
 import soundfile
 import torch
 
-from asda_core.audio import find_audio, open_audio
+from asda_core.audio import flac
+from asda_core.audio.flac import decode_flac
+from asda_core.audio.reading import open_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.config import DataConfig
+from asda_core.data import clip_reader
+from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import AudioError
-from asda_core.pretrain import clip_reader
-from asda_core.pretrain.clip_reader import ClipReader
-from asda_core.sound import flac
-from asda_core.sound.flac import decode_flac
-from tests.data.shards import write_shards
+from tests.audio_files.shards import write_shards
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "linux" and platform.machine() != "x86_64" and not flac.HAS_MINIAUDIO,

@@ -16,14 +16,11 @@ import torchaudio.transforms
 from jaxtyping import Float
 from torch import Tensor
 
+from asda_core.audio.mp3 import FORMAT as MP3
+from asda_core.audio.mp3 import lead_samples, lost_samples
+from asda_core.audio_files.tars import member_bytes, num_bytes, split_member
 from asda_core.config import ResampleAxis
-from asda_core.data.sources import find_audio as find_audio
-from asda_core.data.sources import list_identity as list_identity
-from asda_core.data.tar_headers import AUDIO_SUFFIXES as AUDIO_SUFFIXES
-from asda_core.data.tars import member_bytes, num_bytes, split_member
 from asda_core.errors import AudioError, NoSamplesError
-from asda_core.sound.mp3 import FORMAT as MP3
-from asda_core.sound.mp3 import lead_samples, lost_samples
 
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile reports near 2**63 frames for a stream; no file has this many."""

@@ -12,20 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from asda_core.audio import find_audio
+from asda_core.audio_files.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
+from asda_core.audio_files.sources import find_audio, warn_of_duplicates
 from asda_core.catalog import installed_catalog
+from asda_core.commands.config_arguments import apply_changes
 from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config
-from asda_core.data.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.data.packing import pack
-from asda_core.data.sources import warn_of_duplicates
 from asda_core.data.statistics import Statistics, measure
 from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.shards import CLASSES_FILE
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import with_splits
-from asda_core.settings.changes import apply_changes
 from asda_core.system.resources import SECONDS_PER_HOUR
 
 MAX_LISTED = 5

@@ -10,13 +10,13 @@ import pytest
 import soundfile
 import torch
 
-from asda_core.audio import find_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.config import DataConfig
+from asda_core.data import clip_reader
+from asda_core.data.clip_batches import ClipBatches
+from asda_core.data.prefetching import prefetch
 from asda_core.errors import AudioError, ConfigError
-from asda_core.pretrain import clip_reader
-from asda_core.pretrain.clip_batches import ClipBatches
-from asda_core.pretrain.prefetching import prefetch
-from tests.data.shards import write_shards
+from tests.audio_files.shards import write_shards
 
 CONFIG = DataConfig(clip_seconds=0.5, batch_size=3)
 

@@ -23,8 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from asda_core.config import DataConfig, require
+from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import AudioError
-from asda_core.pretrain.clip_reader import ClipReader
 
 MAX_LISTED = 3
 """Number of reasons listed in a message."""

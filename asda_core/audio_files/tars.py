@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from asda_core.data.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member, read_headers
+from asda_core.audio_files.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member, read_headers
 from asda_core.errors import AudioError
 from asda_core.system.files import write_text
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from asda_core.finetune.config import ClassifierConfig, Pooling
+from asda_core.finetune_config import ClassifierConfig, Pooling
 from asda_core.layout import mean_over_valid
 from asda_core.model.encoder import EncoderOutput
 

@@ -7,17 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from asda_core.assemble import third_party_plugins
-from asda_core.audio import find_audio
+from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint, checkpoint_metadata, load_classifier, load_encoder, write_model
 from asda_core.config import Padding
 from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
-from asda_core.inference.classifying import class_names, probabilities, read_labels
+from asda_core.inference.classifying import probabilities
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
 from asda_core.inference.embedding import embed_files, is_one_file, open_sound, output_names
 from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.jobs import embed_in_processes
+from asda_core.labelled.label_files import class_names, read_labels
 from asda_core.official.reading import read_model
 from asda_core.system.files import model_digest
 

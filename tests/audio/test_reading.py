@@ -9,9 +9,10 @@ import soundfile
 import torch
 import torchaudio.functional
 
-from asda_core import audio
-from asda_core.audio import crop_or_pad, find_audio, length_and_rate, read_audio
-from asda_core.data.digests import ends_digest
+from asda_core.audio import reading
+from asda_core.audio.reading import crop_or_pad, length_and_rate, read_audio
+from asda_core.audio_files.digests import ends_digest
+from asda_core.audio_files.sources import find_audio
 from asda_core.errors import AudioError
 
 
@@ -143,7 +144,7 @@ def test_long_audio_in_blocks_is_the_same(rate: int, monkeypatch: pytest.MonkeyP
     soundfile.write(tmp_path / "a.wav", sound, rate, subtype="FLOAT")
     whole = [read_audio(tmp_path / "a.wav", 16_000, resample_along=along) for along in ("time", "channels")]
     stretch = read_audio(tmp_path / "a.wav", 16_000, 0.5, 0.7)
-    monkeypatch.setattr(audio, "BLOCK_SAMPLES", 7_000)
+    monkeypatch.setattr(reading, "BLOCK_SAMPLES", 7_000)
     for along, wanted in zip(("time", "channels"), whole, strict=True):
         blocks = read_audio(tmp_path / "a.wav", 16_000, resample_along=along)
         assert torch.allclose(blocks, wanted, atol=1e-6)
@@ -167,9 +168,9 @@ def test_a_header_that_tells_too_much(tmp_path: Path) -> None:
 def test_kept_kernels_give_the_same_bits(rate: int, shape: tuple[int, ...]) -> None:
     sound = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
-        assert torch.equal(audio.resample(sound, rate, 16_000), torchaudio.functional.resample(sound, rate, 16_000))
+        assert torch.equal(reading.resample(sound, rate, 16_000), torchaudio.functional.resample(sound, rate, 16_000))
     double = sound.double()
-    assert torch.equal(audio.resample(double, rate, 16_000), torchaudio.functional.resample(double, rate, 16_000))
+    assert torch.equal(reading.resample(double, rate, 16_000), torchaudio.functional.resample(double, rate, 16_000))
 
 
 def test_a_name_that_is_no_utf_8(tmp_path: Path) -> None:

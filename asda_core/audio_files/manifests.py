@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from asda_core.data.tar_headers import TAR_SUFFIX, is_audio
-from asda_core.data.tars import shard_index
+from asda_core.audio_files.tar_headers import TAR_SUFFIX, is_audio
+from asda_core.audio_files.tars import shard_index
 from asda_core.errors import AudioError, ConfigError
 
 TABLE_SUFFIXES = (".parquet", ".pq")

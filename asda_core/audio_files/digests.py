@@ -5,8 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from asda_core.data.sources import AudioList, list_identity
-from asda_core.data.tars import shard_index, split_member
+from asda_core.audio_files.sources import AudioList, list_identity
+from asda_core.audio_files.tars import shard_index, split_member
 from asda_core.errors import AudioError
 from asda_core.system.files import DIGEST_DIGITS, text_digest
 

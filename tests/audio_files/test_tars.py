@@ -12,13 +12,21 @@ import pytest
 import soundfile
 import torch
 
-from asda_core.audio import find_audio, read_audio
+from asda_core.audio.reading import read_audio
+from asda_core.audio_files.sources import ShardStream, find_audio
+from asda_core.audio_files.tar_headers import TRAILING_DATA, read_headers
+from asda_core.audio_files.tars import (
+    READER_VERSION,
+    _index,
+    index_file,
+    member_bytes,
+    num_bytes,
+    shard_index,
+    split_member,
+)
 from asda_core.data.shard_streams import RunningCommands, read_stream
-from asda_core.data.sources import ShardStream
-from asda_core.data.tar_headers import TRAILING_DATA, read_headers
-from asda_core.data.tars import READER_VERSION, _index, index_file, member_bytes, num_bytes, shard_index, split_member
 from asda_core.errors import AudioError
-from tests.data.shards import sound_bytes, write_shards, write_tar
+from tests.audio_files.shards import sound_bytes, write_shards, write_tar
 
 
 def test_a_sound_in_a_shard_is_read_as_any_file(tmp_path: Path) -> None:
@@ -119,7 +127,7 @@ def test_a_folder_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("read only")
 
-    monkeypatch.setattr("asda_core.data.tars.write_text", refuse)
+    monkeypatch.setattr("asda_core.audio_files.tars.write_text", refuse)
     assert len(find_audio(shard)) == 2
     assert not index_file(shard).exists()
 

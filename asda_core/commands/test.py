@@ -9,22 +9,22 @@ from pathlib import Path
 
 from asda_core.catalog import installed_catalog
 from asda_core.checkpoint import Checkpoint
+from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import TaskError, unknown_message
-from asda_core.finetune.config import FinetuneConfig, FinetuneDataConfig
 from asda_core.finetune.evaluation import write_evaluation
 from asda_core.finetune.finetune_model import load_finetune_model
 from asda_core.finetune.jobs import clip_facts
 from asda_core.finetune.leakage import leakage_warning
 from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.scoring import Scores
+from asda_core.finetune_config import FinetuneConfig, FinetuneDataConfig
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig, load_source
 from asda_core.labelled.splits import rounds, usual_split
 from asda_core.official.reading import read_model
-from asda_core.pretrain.clip_reader import ClipReader
 from asda_core.system.files import NAME_DIGITS, model_digest, text_digest
-from asda_core.weights.paths import model_name
+from asda_core.system.paths import model_name
 
 BOOTSTRAP = 1000
 

@@ -8,12 +8,12 @@ import pytest
 import soundfile
 import torch
 
-from asda_core.audio import open_audio, read_audio, read_samples
+from asda_core.audio import long_files
+from asda_core.audio.long_files import StreamedSound
+from asda_core.audio.mp3 import HAS_MINIAUDIO
+from asda_core.audio.reading import open_audio, read_audio, read_samples
 from asda_core.errors import AudioError
-from asda_core.sound import long_files
-from asda_core.sound.long_files import StreamedSound
-from asda_core.sound.mp3 import HAS_MINIAUDIO
-from tests.data.shards import write_tar
+from tests.audio_files.shards import write_tar
 
 SECONDS, RATE = 20, 22_050
 SYNC = b"\xff\xf3"

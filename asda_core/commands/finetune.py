@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from asda_core.audio_files.digests import sampled_digest
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import find_config, parsed_changes, signature
-from asda_core.data.digests import sampled_digest
 from asda_core.errors import ConfigError, prefix_errors
-from asda_core.finetune.config import FinetuneConfig
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
 from asda_core.finetune.continual_table import Stream, StreamsFailed, run_stream, write_stream
@@ -30,6 +29,7 @@ from asda_core.finetune.recipes import (
 )
 from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, parse_starts, recipe_signature, run_sweep
 from asda_core.finetune.table import TABLE_FILE, write_tables
+from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source

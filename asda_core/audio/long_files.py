@@ -9,7 +9,7 @@ import torchaudio.functional
 from jaxtyping import Float
 from torch import Tensor
 
-from asda_core.audio import (
+from asda_core.audio.reading import (
     MAX_AMPLITUDE,
     OVERLAP_PERIODS,
     amplitude_error,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from asda_core.data.manifests import TABLE_SUFFIXES, files_in_manifest, files_in_parquet
-from asda_core.data.pack_options import unfinished_message
-from asda_core.data.tar_headers import AUDIO_SUFFIXES, TAR_SUFFIX, UNSUPPORTED_SUFFIXES, is_audio
-from asda_core.data.tars import INDEX_SUFFIX, num_bytes, shard_index, shard_of
+from asda_core.audio_files.manifests import TABLE_SUFFIXES, files_in_manifest, files_in_parquet
+from asda_core.audio_files.pack_options import unfinished_message
+from asda_core.audio_files.tar_headers import AUDIO_SUFFIXES, TAR_SUFFIX, UNSUPPORTED_SUFFIXES, is_audio
+from asda_core.audio_files.tars import INDEX_SUFFIX, num_bytes, shard_index, shard_of
 from asda_core.errors import AudioError, ConfigError
 from asda_core.system.files import files_below
 

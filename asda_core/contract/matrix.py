@@ -7,8 +7,10 @@ from typing import Any
 from tqdm import tqdm
 
 from asda_core.catalog import Catalog
+from asda_core.contract.front_ends import check_front_end
+from asda_core.contract.mixers import check_mixer
+from asda_core.contract.training import check_adapter, check_combination, check_objective
 from asda_core.contracts import AdapterSpec
-from asda_core.testing import check_adapter, check_combination, check_front_end, check_mixer, check_objective
 
 CONTRACT_COLUMN = "its contract"
 Check = tuple[str, str, Callable[[], None]]

@@ -9,15 +9,15 @@ from torch import nn
 
 from asda_core.assemble import adapt, build, build_encoder, build_front_end, with_all_options
 from asda_core.catalog import installed_catalog
+from asda_core.commands.config_arguments import apply_changes, config_from_path, is_config
 from asda_core.config_io import signature, to_yaml
+from asda_core.contract.matrix import check_catalog
 from asda_core.contracts import ObjectiveContext
 from asda_core.errors import AsdaError
 from asda_core.finetune.recipes import changed_recipe, is_recipe, load_recipe
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.framing import num_frames
 from asda_core.model.flops import encoder_flops
-from asda_core.plugin.matrix import check_catalog
-from asda_core.settings.changes import apply_changes, config_from_path, is_config
 from asda_core.weights.provenance import outdated_installs
 
 GIGA = 1e9

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.assemble import plugin_origins
+from asda_core.audio_files.sources import find_training_data, is_stream, list_identity, warn_of_duplicates
 from asda_core.catalog import installed_catalog
+from asda_core.commands.config_arguments import apply_changes, config_from_path
 from asda_core.config import DataConfig
 from asda_core.config_io import signature
-from asda_core.data.sources import find_training_data, is_stream, list_identity, warn_of_duplicates
 from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
+from asda_core.pretrain.initial_weights import has_objective
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import processes_from_environment
 from asda_core.pretrain.schedule import is_peak_reached
-from asda_core.settings.changes import apply_changes, config_from_path
 from asda_core.system.files import model_digest
-from asda_core.weights.initial import has_objective
 
 
 def run_pretrain(parsed: argparse.Namespace) -> None:

@@ -7,14 +7,20 @@ import numpy as np
 import pytest
 import soundfile
 
-from asda_core.audio import find_audio, list_identity
-from asda_core.data import digests, manifests
-from asda_core.data.pack_options import SKIPPED_FILE, PackOptions
+from asda_core.audio_files import digests, manifests
+from asda_core.audio_files.pack_options import SKIPPED_FILE, PackOptions
+from asda_core.audio_files.sources import (
+    ShardStream,
+    expand_braces,
+    find_audio,
+    find_training_data,
+    list_identity,
+    warn_of_duplicates,
+)
+from asda_core.audio_files.tars import INDEX_SUFFIX
 from asda_core.data.packing import pack
-from asda_core.data.sources import ShardStream, expand_braces, find_training_data, warn_of_duplicates
-from asda_core.data.tars import INDEX_SUFFIX
 from asda_core.errors import AudioError, ConfigError
-from tests.data.shards import write_shards
+from tests.audio_files.shards import write_shards
 
 
 def test_numbers_in_a_name(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from asda_core.pretrain.clip_batches import Batches, Clips
+from asda_core.data.clip_batches import Batches, Clips
 
 POLL_SECONDS = 0.5
 """Interval at which a stop request is polled while a batch does not arrive."""

@@ -1,0 +1,1 @@
+"""The commands of `asda`: what each prints and writes."""

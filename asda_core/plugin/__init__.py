@@ -1,1 +1,0 @@
-"""Commands about plugins: `asda plugins`, `asda show`, `asda new-plugin`."""
