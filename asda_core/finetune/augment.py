@@ -78,9 +78,12 @@ def mixup(
     return mixed, torch.lerp(labels.flip(0), labels, weights.to(labels)[:, None])
 
 
-def largest_masks(num_bins: int, num_frames: int, share: float) -> tuple[int, int]:
-    """Largest widths of SpecAugment's two masks (bins, frames) as a share of the spectrogram."""
-    return int(num_bins * share), int(num_frames * share)
+def largest_masks(num_bins: int, num_frames: int, share: float) -> tuple[float, float]:
+    """Upper limits of the widths of SpecAugment's two masks (bins, frames) as a share of the spectrogram.
+
+    They are not rounded: a width is drawn uniformly below its limit and then rounded down.
+    """
+    return num_bins * share, num_frames * share
 
 
 def spec_augment(
@@ -93,11 +96,11 @@ def spec_augment(
     **Source**: SpecAugment (Park et al. 2019) with torchaudio's masks; released fine-tuning.
     """
     num_bins, num_frames = features.shape[1:]
-    bins, frames = config.bins, config.frames
+    limits: tuple[float, float] = config.bins, config.frames
     if config.share:
-        bins, frames = largest_masks(num_bins, num_frames, config.share)
+        limits = largest_masks(num_bins, num_frames, config.share)
     masked = features.unsqueeze(1)
-    for axis, largest in ((BIN_AXIS, min(bins, num_bins)), (FRAME_AXIS, min(frames, num_frames))):
-        masked = mask_along_axis_iid(masked, largest, 0.0, axis) if largest else masked
+    for axis, limit in zip((BIN_AXIS, FRAME_AXIS), limits, strict=True):
+        masked = mask_along_axis_iid(masked, min(limit, features.shape[axis - 1]), 0.0, axis)
     result: Tensor = masked.squeeze(1)
     return result

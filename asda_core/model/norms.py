@@ -7,7 +7,7 @@ from asda_core.config import EncoderConfig
 
 
 class RmsNorm(nn.RMSNorm):
-    """`nn.RMSNorm` in the dtype of its weights, as autocast runs `nn.LayerNorm`; mixed dtypes have no fast kernel."""
+    """`nn.RMSNorm` in the dtype of its weights, as autocast runs `nn.LayerNorm` on a GPU; mixed dtypes are slow."""
 
     def forward(self, values: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """Scale to a root mean square of 1, then by the weights."""

@@ -37,11 +37,11 @@ def near(values: np.ndarray, mean: float) -> bool:
     return abs(values.mean() - mean) < SIGMAS * values.std() / math.sqrt(len(values)) + 1e-12
 
 
-def largest_of(name: str) -> tuple[int, int]:
-    """Largest masks (bins, frames) as published."""
+def limits_of(name: str) -> tuple[float, float]:
+    """Limits of the widths of masks (bins, frames) as published, which the release does not round."""
     keys = PUBLISHED[name]
     if share := keys.get("augment.spec_augment.share"):
-        return int(BINS * share), int(keys["frames"] * share)
+        return BINS * share, keys["frames"] * share
     return keys["augment.spec_augment.bins"], keys["augment.spec_augment.frames"]
 
 
@@ -56,8 +56,8 @@ def widths_of(masked: Tensor, axis: int) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MASKED)
 def test_spec_augment(name: str) -> None:
-    """Two masks of each clip: of 0, below the largest width, uniform in width, anywhere, each clip by itself."""
-    frames, largest = PUBLISHED[name]["frames"], largest_of(name)
+    """Two masks of each clip: of 0, of width floor(U * limit), anywhere, each clip by itself."""
+    frames = PUBLISHED[name]["frames"]
     config = recipe_of(name).augment.spec_augment
     torch.manual_seed(0)
     widths = []
@@ -69,13 +69,16 @@ def test_spec_augment(name: str) -> None:
         assert torch.equal((masked == 0).sum(dim=(1, 2)), BINS * frames - shown)
         widths.append(torch.stack([rows, columns], dim=1))
     table = torch.cat(widths).double().numpy()
-    for drawn, most in zip(table.T, largest, strict=True):
-        assert 0 <= drawn.min() <= 0.03 * most
-        assert 0.97 * (most - 1) <= drawn.max() < most  # floor(U * most)
-        assert near(drawn, (most - 1) / 2)
-        counts = np.bincount(drawn.astype(int), minlength=most)
-        excess = ((counts - DRAWS / most) ** 2 / (DRAWS / most)).sum()
-        assert excess < most - 1 + SIGMAS * math.sqrt(2 * (most - 1)), "not uniform"
+    for drawn, limit in zip(table.T, limits_of(name), strict=True):
+        width_values = np.arange(math.ceil(limit))
+        shares = np.minimum(limit - width_values, 1) / limit  # the widest one is rarer where the limit is no integer
+        assert 0 <= drawn.min() <= 0.03 * limit
+        assert 0.97 * (limit - 1) <= drawn.max() < limit
+        assert near(drawn, float(shares @ width_values))
+        counts = np.bincount(drawn.astype(int), minlength=len(shares))
+        excess = ((counts - DRAWS * shares) ** 2 / (DRAWS * shares)).sum()
+        freedom = len(shares) - 1
+        assert excess < freedom + SIGMAS * math.sqrt(2 * freedom), "not uniform"
     lag = np.corrcoef(table[:-1, 0], table[1:, 0])[0, 1]
     across = np.corrcoef(table[:, 0], table[:, 1])[0, 1]
     assert max(abs(lag), abs(across)) < SIGMAS / math.sqrt(DRAWS)
@@ -193,6 +196,6 @@ def test_roll_keeps_the_samples() -> None:
 
 
 def test_every_size_of_masks_is_tried() -> None:
-    sizes = {(keys["frames"], *largest_of(name)) for name, keys in PUBLISHED.items() if "frames" in keys}
-    assert sizes == {(PUBLISHED[name]["frames"], *largest_of(name)) for name in MASKED}
+    sizes = {(keys["frames"], *limits_of(name)) for name, keys in PUBLISHED.items() if "frames" in keys}
+    assert sizes == {(PUBLISHED[name]["frames"], *limits_of(name)) for name in MASKED}
     assert len(sizes) == len(MASKED) == 7
