@@ -31,7 +31,7 @@ from asda_hear.names import LOG_MEL
 
 OPTION_HELP = "options of load_model, as in scene_pooling=statistics (docs/configuration.md lists them)"
 MODEL_NOTE = "model.json"
-"""File in the folder of a model that records its path."""
+"""File in the folder of a model that records its path, or `LOG_MEL`."""
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -202,21 +202,29 @@ def claim_names(models: Mapping[str, str], out: Path) -> None:
         ConfigError: there are scores of another, still existing model of that name, which would be lost.
     """
     for name, model in models.items():
-        if model == LOG_MEL:
-            continue
-        path = find_model(model)
+        path = Path(LOG_MEL) if model == LOG_MEL else find_model(model)
         if path.suffix in CONFIG_SUFFIXES:
             print(f"{name} is a config: its weights are random, initialised from its seed.", file=sys.stderr)
-        file, current = out / name / MODEL_NOTE, str(path.resolve())
-        note = read_stamp(file)
-        previous = note.get("model", current) if isinstance(note, dict) else current
-        if previous != current and Path(previous).exists() and any((out / name).glob(f"*/{SCORE_FILE}")):
+        folder, current = out / name, model if model == LOG_MEL else str(path.resolve())
+        previous = _recorded_model(folder) or current
+        exists = previous == LOG_MEL or Path(previous).exists()
+        if previous != current and exists and any(folder.glob(f"*/{SCORE_FILE}")):
             raise ConfigError(
-                f"{out / name} holds the scores of {previous}, which those of {current} would overwrite: give the "
+                f"{folder} holds the scores of {previous}, which those of {current} would overwrite: give the "
                 f"model another label, as in other={model}, or use another --out."
             )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps({"model": current}))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / MODEL_NOTE, json.dumps({"model": current}))
+
+
+def _recorded_model(folder: Path) -> str:
+    """Path of the model that the scores in a folder belong to, or `LOG_MEL`; "" if unknown."""
+    note = read_stamp(folder / MODEL_NOTE)
+    if isinstance(note, dict):
+        return str(note.get("model", ""))
+    search_stamps = [read_stamp(file) for file in folder.glob(f"*/{SEARCH_STAMP}")]
+    baseline = any(isinstance(stamp, dict) and stamp.get("weights") == LOG_MEL for stamp in search_stamps)
+    return LOG_MEL if baseline else ""  # earlier versions did not record the baseline
 
 
 def row_name(model: str, options: dict[str, object], seed: int = DEFAULT_SEED, label: str = "") -> str:

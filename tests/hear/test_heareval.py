@@ -19,9 +19,9 @@ from asda_hear.cli import main
 from asda_hear.demo import make_corpus
 from asda_hear.evaluate import compat, runner
 from asda_hear.evaluate.clip_predictions import read_predictions
-from asda_hear.evaluate.commands import claim_names, named_models
+from asda_hear.evaluate.commands import MODEL_NOTE, claim_names, named_models
 from asda_hear.evaluate.compat import TrainingCache, hear_tools
-from asda_hear.evaluate.identity import task_identity
+from asda_hear.evaluate.identity import SEARCH_STAMP, task_identity
 from asda_hear.evaluate.runner import evaluate, finished_scores
 from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_csv, to_json, to_markdown, write_tables
 from asda_hear.evaluate.task_audio import resample_task
@@ -375,3 +375,20 @@ def test_labels_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         claim_names({"mine": first}, out)
     (tmp_path / "two" / "mine.yaml").unlink()  # moved, say
     claim_names({"mine": first}, out)
+
+
+def test_the_label_of_the_baseline(tmp_path: Path) -> None:
+    """No model takes a label that has scores of log_mel, nor the reverse; earlier versions did not record log_mel."""
+    claim_names({"x": "log_mel", "y": "asda_tiny"}, tmp_path)
+    for label, stamp in {"x": "{}", "y": "{}", "log_mel": '{"weights": "log_mel"}', "older": "{}"}.items():
+        (tmp_path / label / "task").mkdir(parents=True)
+        (tmp_path / label / "task" / SCORE_FILE).write_text("{}")
+        (tmp_path / label / "task" / SEARCH_STAMP).write_text(stamp)
+    claim_names({"x": "log_mel", "y": "asda_tiny", "older": "asda_tiny"}, tmp_path)
+    with pytest.raises(ConfigError, match=r"holds the scores of .*asda_tiny\.yaml, which those of log_mel"):
+        claim_names({"y": "log_mel"}, tmp_path)
+    for label in ("x", "log_mel"):
+        with pytest.raises(ConfigError, match=r"holds the scores of log_mel, .*as in other=asda_tiny"):
+            claim_names({label: "asda_tiny"}, tmp_path)
+    claim_names({"log_mel": "log_mel"}, tmp_path)
+    assert json.loads((tmp_path / "log_mel" / MODEL_NOTE).read_text()) == {"model": "log_mel"}
