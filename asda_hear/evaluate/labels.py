@@ -123,7 +123,7 @@ def assign_splits(
         clips: clips with the split that the CSV or the folders give.
         parts: train, valid and test -> values of the split column; empty if the column names splits or folds itself.
         folds: number of folds to draw if no split is given, at least 3; 0 draws train, valid and test.
-        seed: seed of that draw, which is stratified by label.
+        seed: seed of that draw, which is stratified by label, or by the set of a clip's event labels.
         where: what gives the splits, for error messages.
 
     Raises:
@@ -146,7 +146,7 @@ def assign_splits(
         return [replace(clip, split=part_of[clip.split]) for clip in clips]
     if split_values == {NO_SPLIT}:
         cycle = [f"fold{number:02d}" for number in range(folds)] or SPLIT_CYCLE
-        assigned = assign_stratified([clip.labels for clip in clips], cycle, seed)
+        assigned = assign_stratified([clip.labels or clip.event_labels for clip in clips], cycle, seed)
         if not folds and set(assigned) != set(TRAIN_VALID_TEST):
             raise TaskError(f"{len(clips)} clips are too few for a random split into train, valid and test.")
         return [replace(clip, split=split) for clip, split in zip(clips, assigned, strict=True)]

@@ -53,7 +53,7 @@ def _split_order(split: str) -> tuple[int, str]:
 
 def clips_summary(clips: Sequence[Clip]) -> str:
     """Return the counts of clips, classes and clips per split, with a warning if a class has fewer clips than folds."""
-    labels = Counter(label for clip in clips for label in {*clip.labels, *(event.label for event in clip.events)})
+    labels = Counter(label for clip in clips for label in {*clip.labels, *clip.event_labels})
     splits = Counter(clip.split for clip in clips)
     text = f"{len(clips)} clips of {len(labels)} classes, " + ", ".join(
         f"{split} {splits[split]}" for split in sorted(splits, key=_split_order)

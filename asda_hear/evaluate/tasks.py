@@ -60,6 +60,11 @@ class Clip:
     labels: tuple[str, ...] = ()
     events: tuple[Event, ...] = ()
 
+    @property
+    def event_labels(self) -> tuple[str, ...]:
+        """Labels of the events, sorted, each once."""
+        return tuple(sorted({event.label for event in self.events}))
+
 
 @dataclass(frozen=True)
 class TaskConfig:
@@ -225,7 +230,7 @@ def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part:
     for split in splits:
         targets = {name: _target_of(clip, events) for (own, name), clip in written.items() if own == split}
         (part / f"{split}.json").write_text(json.dumps(targets, indent=1), encoding="utf-8")
-    labels = sorted({label for clip in written.values() for label in (*clip.labels, *(e.label for e in clip.events))})
+    labels = sorted({label for clip in written.values() for label in (*clip.labels, *clip.event_labels)})
     with (part / VOCABULARY_FILE).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("idx", "label"), *enumerate(labels)])
     metadata: dict[str, Any] = {

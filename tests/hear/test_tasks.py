@@ -65,6 +65,19 @@ def test_train_valid_test_is_drawn_by_label(classes: Path) -> None:
     assert assign_splits(clips_from_folders(classes), {}, folds=0) == clips
 
 
+def test_event_tasks_are_drawn_by_label(tmp_path: Path) -> None:
+    """The clips of a table are drawn alike whether its labels are those of clips or of events."""
+    table = tmp_path / "table.csv"
+    rows = [f"{number}.wav,{label},0.1,0.3" for number, label in enumerate("a" * 10 + "b" * 10 + "c" * 10)]
+    table.write_text("\n".join(["filename,label,start,end", *rows, "0.wav,a,0.4,0.5"]))
+    scene, event = (clips_from_csv(table, tmp_path, Columns(), kind) for kind in ("scene", "event"))
+    for folds, counts in ((0, {"train": 6, "valid": 2, "test": 2}), (5, {f"fold{n:02d}": 2 for n in range(5)})):
+        assigned = assign_splits(event, {}, folds)
+        assert [clip.split for clip in assigned] == [clip.split for clip in assign_splits(scene, {}, folds)]
+        for label in "abc":
+            assert Counter(clip.split for clip in assigned if clip.event_labels == (label,)) == counts
+
+
 def test_folders_that_are_split_already(tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
         write(tmp_path / "data" / split / "cat" / f"{split}.wav")
