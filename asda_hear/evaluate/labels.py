@@ -1,6 +1,7 @@
 """Labels and splits of clips, from a folder per class or a CSV."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,8 +63,8 @@ def clips_from_csv(
     """Read the clips of a CSV with a header; a clip of an event task may have several rows, or one without a label.
 
     Raises:
-        TaskError: a column is missing, a row has more values than columns, a time is not a number, an event begins
-            before its clip or ends before it begins, or a clip has two splits or none.
+        TaskError: a column is missing, a row has more values than columns or no file name, a time is not a number, an
+            event begins before its clip or ends before it begins, or a clip has two splits or none.
     """
     names, rows = read_table(table)
     needed = [columns.file, columns.label, *([columns.split] if columns.split else [])]
@@ -80,10 +81,13 @@ def clips_from_csv(
         if any(surplus):
             more = f"more values than columns ({surplus[0]!r})"
             raise TaskError(f"{table} line {number} has {more}: quote labels that contain commas.")
-        name, split = row[columns.file], row[columns.split].strip() if columns.split else NO_SPLIT
+        name, split = row[columns.file].strip(), row[columns.split].strip() if columns.split else NO_SPLIT
+        if not name:
+            raise TaskError(f"{table} line {number}: the column {columns.file} is empty.")
         if columns.split and not split:
             raise TaskError(f"{table} line {number}: {name} has no value in the column {columns.split!r}.")
-        clip = clips.get(name, Clip(audio / name, split))
+        key = os.path.abspath(audio / name)  # a/../b.wav is b.wav
+        clip = clips.get(key, Clip(audio / name, split))
         if clip.split != split:
             raise TaskError(f"{table} line {number}: {name} is in two splits, {clip.split!r} and {split!r}.")
         label = row[columns.label].strip()
@@ -92,7 +96,7 @@ def clips_from_csv(
         elif label:
             added = tuple(part.strip() for part in label.split(separator) if part.strip())
             clip = replace(clip, labels=tuple(dict.fromkeys((*clip.labels, *added))))
-        clips[name] = clip
+        clips[key] = clip
     return list(clips.values())
 
 

@@ -222,6 +222,7 @@ def test_csv_events_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("filename,label,start,end\na.wav,x\n", "line 2: start and end must be seconds"),
         ("filename,label,start,end\na.wav,x,-0.1,2\n", "line 2: start is -0.1 s, before the clip begins"),
         ("filename,label,start,end\na.wav,x,2,1\n", "line 2: end is 1 s, before start, 2 s"),
+        ("filename,label,start,end\n ,x,1,2\n", "line 2: the column filename is empty"),
         ("filename,label,start,end\na.wav,rock, hard,1,2\n", "line 2 has more values than columns .'2'.: quote labels"),
     ],
 )
@@ -230,6 +231,17 @@ def test_wrong_tables(tmp_path: Path, rows: str, message: str) -> None:
         clips_from_csv(table(tmp_path, rows), tmp_path, Columns(), "event")
     with pytest.raises(TaskError, match="cannot read"):
         clips_from_csv(tmp_path / "none.csv", tmp_path, Columns(), "scene")
+
+
+def test_one_file_under_two_spellings_is_one_clip(tmp_path: Path) -> None:
+    """Otherwise the same audio would be in training and test."""
+    names = ("a.wav ", "./a.wav", f"{tmp_path}/x/../a.wav")
+    rows = table(tmp_path, "".join(["filename,label,fold\n", *(f"{name},{name[0]},0\n" for name in names)]))
+    assert clips_from_csv(rows, tmp_path, Columns(), "scene") == [Clip(tmp_path / "a.wav", NO_SPLIT, ("a", ".", "/"))]
+    for name in names[1:]:
+        rows = table(tmp_path, f"filename,label,fold\na.wav ,x,0\n{name},x,2\n")
+        with pytest.raises(TaskError, match=r"line 3: .*a\.wav is in two splits, '0' and '2'"):
+            clips_from_csv(rows, tmp_path, Columns(split="fold"), "scene")
 
 
 def test_a_table_from_a_spreadsheet(tmp_path: Path) -> None:
