@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -101,6 +102,10 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
     everything = rows + comparable_scores(setup, warn=True)
     write_tables(everything, parsed.out)
     print(to_markdown(everything), end="")
+    for name, score in everything:
+        if math.isnan(score.score):
+            problem = f"{name} on {score.task}: {score.metric} is NaN, undefined for the labels of this task"
+            print(f"warning: {problem} (see `asda-hear tasks check`).", file=sys.stderr)
     if standing := write_standing(everything, parsed.out):
         print(f"\n{standing}", end="")
     print(f"written to {parsed.out}/scores.md, .csv, .json", file=sys.stderr)

@@ -34,6 +34,8 @@ EVENT_KEYS = ("label", "start", "end")
 DEFAULT_SEED = 42
 """heareval's own seed."""
 HearGrid = Literal["default", "fast", "faster"]
+Targets = dict[str, list[Any]]
+"""Clip of a split -> its labels or events."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,9 @@ def check_task(folder: Path, display_path: Path | None = None) -> None:
     """
     metadata = read_metadata(folder)
     labels = _read_vocabulary(folder / VOCABULARY_FILE)
-    if metadata["prediction_type"] == "multiclass" and len(labels) < MIN_CLASSES:
-        problem = (
-            f"{display_path or folder} has one class ({', '.join(labels)}): a constant prediction is always correct"
-        )
-        print(f"warning: {problem}.", file=sys.stderr)
     targets = {split: _read_targets(folder / f"{split}.json") for split in metadata["splits"]}
     check_splits(str(folder), list(targets), metadata["split_mode"] == "trainvaltest")
+    _check_answers(display_path or folder, metadata, labels, targets)
     known_metrics = KNOWN_METRICS.get(metadata["embedding_type"], ())
     for metric in metadata["evaluation"]:
         if metric not in known_metrics:
@@ -158,6 +156,24 @@ def check_task(folder: Path, display_path: Path | None = None) -> None:
             raise TaskError(f"{mismatches[0]}.")
         for problem in mismatches:  # a model may use another rate
             print(f"warning: {problem}.", file=sys.stderr)
+
+
+def answer_name(embedding_type: str) -> str:
+    """Return what a task asks about a clip, with its article, for messages."""
+    return "an event" if embedding_type == "event" else "a label"
+
+
+def _check_answers(where: Path, metadata: Mapping[str, Any], labels: set[str], targets: Mapping[str, Targets]) -> None:
+    """Check that there are labels, or events, to predict; a class alone, or a split without any, causes a warning."""
+    answer = answer_name(metadata["embedding_type"])
+    if not labels:
+        raise TaskError(f"{where}: no clip has {answer}.")
+    if metadata["prediction_type"] == "multiclass" and len(labels) < MIN_CLASSES:
+        problem = f"{where} has one class ({', '.join(labels)}): a constant prediction is always correct"
+        print(f"warning: {problem}.", file=sys.stderr)
+    if unlabelled := [split for split, clips in targets.items() if not any(clips.values())]:
+        problem = f"{where}: no clip of {', '.join(unlabelled)} has {answer}: scores are undefined or meaningless"
+        print(f"warning: {problem}.", file=sys.stderr)
 
 
 def _rate_mismatch(file: Path, rate: int) -> str:
@@ -198,8 +214,8 @@ def _read_vocabulary(file: Path) -> set[str]:
     return {row["label"] for row in rows}
 
 
-def _read_targets(file: Path) -> dict[str, list[Any]]:
-    """Clip -> its labels or events."""
+def _read_targets(file: Path) -> Targets:
+    """Read the answers of a split."""
     try:
         targets = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ from asda_core.errors import AudioError, TaskError, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.system.markdown import escape_surrogates
 from asda_hear.evaluate.scores import METADATA_FILE
-from asda_hear.evaluate.task_checks import KNOWN_METRICS, VOCABULARY_FILE, check_splits, check_task
+from asda_hear.evaluate.task_checks import KNOWN_METRICS, VOCABULARY_FILE, answer_name, check_splits, check_task
 
 EmbeddingType = Literal["scene", "event"]
 PredictionType = Literal["multiclass", "multilabel"]
@@ -158,7 +158,9 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
 
 
 def _check_labels(config: TaskConfig, clips: Sequence[Clip]) -> None:
-    """Check, before any audio is written, that every clip of a multiclass task has exactly one label."""
+    """Check, before any audio is written, that there are labels, and exactly one for each clip if multiclass."""
+    if not any(clip.labels or clip.events for clip in clips):
+        raise TaskError(f"{config.folder}: no clip has {answer_name(config.embedding_type)}.")
     invalid = [clip for clip in clips if config.prediction_type == "multiclass" and len(clip.labels) != 1]
     if invalid:
         first = f"got {list(invalid[0].labels)} for {invalid[0].file.name} ({len(invalid)} of {len(clips)} clips)"

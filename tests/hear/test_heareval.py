@@ -1,6 +1,7 @@
 """The real tools: hearvalidator and the unmodified heareval, in process, on today's stack."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import torch
 from asda_core.errors import ConfigError
 from asda_hear.cli import main
 from asda_hear.demo import make_corpus
-from asda_hear.evaluate import compat, runner
+from asda_hear.evaluate import commands, compat, runner
 from asda_hear.evaluate.clip_predictions import read_predictions
 from asda_hear.evaluate.commands import MODEL_NOTE, claim_names, named_models
 from asda_hear.evaluate.compat import TrainingCache, hear_tools
@@ -30,6 +31,7 @@ from asda_hear.evaluate.tasks import Clip, TaskConfig, build_task
 
 pytestmark = pytest.mark.heareval
 
+SCORES = {"a": 0.5, "b": math.nan}
 QUICK = EvaluationConfig(grid="faster", grid_points=2)
 
 
@@ -392,3 +394,15 @@ def test_the_label_of_the_baseline(tmp_path: Path) -> None:
             claim_names({label: "asda_tiny"}, tmp_path)
     claim_names({"log_mel": "log_mel"}, tmp_path)
     assert json.loads((tmp_path / "log_mel" / MODEL_NOTE).read_text()) == {"model": "log_mel"}
+
+
+def test_an_undefined_score_is_warned_of(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(name, TaskScore("bells", "mAP", value, (value,), {"mAP": value}, value)) for name, value in SCORES.items()]
+    monkeypatch.setattr(commands, "score_serially", lambda setup, parsed: rows)
+    assert main(["evaluate", "--tasks", str(tasks), "--model", "log_mel", "--out", str(tmp_path)]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warned == [
+        "warning: b on bells: mAP is NaN, undefined for the labels of this task (see `asda-hear tasks check`)."
+    ]

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -556,3 +557,24 @@ def test_a_task_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     build_task(TaskConfig(name="one"), clips, tmp_path / "tasks", progress=False)
     warned = capsys.readouterr().err
     assert f"{tmp_path / 'tasks' / 'one-v1.0.0-full'} has one class (rain): a constant prediction is always" in warned
+
+
+@pytest.mark.parametrize(("kind", "answer"), [("scene", "a label"), ("event", "an event")])
+def test_tasks_without_labels(
+    tmp_path: Path, kind: Literal["scene", "event"], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task without any is refused, before audio is written and when checked; a split without any is warned of."""
+    config = TaskConfig("bare", kind, "multilabel")
+    clips = [Clip(write(tmp_path / f"{split}.wav"), split) for split in TRAIN_VALID_TEST]
+    with pytest.raises(TaskError, match=f"^bare-v1.0.0-full: no clip has {answer}.$"):
+        build_task(config, clips, tmp_path, progress=False)
+    given: Any = {"scene": {"labels": ("bell",)}, "event": {"events": (Event("bell", 100, 200),)}}[kind]
+    folder = build_task(config, [replace(clips[0], **given), *clips[1:]], tmp_path, progress=False)
+    warning = f"warning: {folder}: no clip of valid, test has {answer}: scores are undefined or meaningless.\n"
+    assert capsys.readouterr().err == warning
+    assert main(["tasks", "check", str(folder)]) == 0
+    assert capsys.readouterr().err == warning
+    (folder / "train.json").write_text('{"train.wav": []}')
+    (folder / "labelvocabulary.csv").write_text("idx,label\n")
+    assert main(["tasks", "check", str(folder)]) == 1
+    assert capsys.readouterr().err == f"error: {folder}: no clip has {answer}.\n"
