@@ -5,14 +5,13 @@ Minutes of audio are synthesised with NumPy from a seed into three tasks in HEAR
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from asda_core.audio.writing import write_wav
 from asda_core.config_io import to_yaml
 from asda_hear.ablation.plan import load_plan
 from asda_hear.ablation.run import prepare, run_plan
@@ -134,9 +133,8 @@ def make_corpus(folder: Path, seed: int = 0) -> Path:
 
 def _save(file: Path, signal: Signal, generator: np.random.Generator) -> Path:
     """Write a signal with random loudness and a little noise as 16-bit audio; return the file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     loud = signal / np.abs(signal).max() * generator.uniform(0.1, 0.8) + NOISE * generator.normal(size=len(signal))
-    soundfile.write(os.fsencode(file), loud.clip(-1, 1), RATE, subtype="PCM_16")
+    write_wav(file, loud.clip(-1, 1), RATE)
     return file
 
 

@@ -1,1 +1,1 @@
-"""Decoding and resampling of audio: whole files, hours-long files, MP3 and FLAC, and the padding of short clips."""
+"""Audio files: decoding and resampling, hours-long files, MP3 and FLAC, the padding of short clips, writing."""

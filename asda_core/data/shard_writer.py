@@ -9,14 +9,14 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from asda_core.audio_files.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member
 from asda_core.audio_files.tars import read_index_json, write_index
-from asda_core.system.files import sync
+from asda_core.system.files import name_in_errors, sync
 
 BYTES_PER_MEBIBYTE = 1 << 20
 
@@ -79,7 +79,7 @@ class ShardWriter:
             self._tar = tarfile.open(self._part, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         offset = self._tar.offset + HEADER_BYTES
         self._members.append(Member(key + suffix, offset, len(content), description["samples"], description["rate"]))
-        with self._naming():
+        with name_in_errors(self._part):
             for name, data in ((key + suffix, content), (f"{key}.json", json.dumps(description).encode())):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
@@ -95,7 +95,7 @@ class ShardWriter:
             OSError: for example, the disk is full.
         """
         assert self._tar is not None
-        with self._naming():
+        with name_in_errors(self._part):
             self._tar.close()
             sync(self._part)
         shard = self.folder / shard_name(self.name, self.number)
@@ -104,14 +104,6 @@ class ShardWriter:
         sync(self.folder)
         self.number += 1
         self._tar, self._members, self.skipped = None, [], []
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Add the name of the file to an `OSError`, such as that of a full disk."""
-        try:
-            yield
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, error.filename or str(self._part)) from None
 
     def drop(self) -> None:
         """Discard an incomplete shard."""

@@ -124,8 +124,8 @@ class Program:
         except AsdaError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_ERROR
-        except KeyboardInterrupt:
-            print("stopped; run the same command again to resume.", file=sys.stderr)
+        except KeyboardInterrupt as interrupt:
+            print(str(interrupt) or "stopped; run the same command again to resume.", file=sys.stderr)
             return EXIT_STOPPED
         return 0
 

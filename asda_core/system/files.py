@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,15 @@ def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
             raise OSError(error.errno, error.strerror, str(file)) from None
         raise
     sync(target.parent)
+
+
+@contextmanager
+def name_in_errors(file: Path) -> Iterator[None]:
+    """Add the name of the file that the block writes to an `OSError` without one, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(file)) from None
 
 
 def temporary_path(file: Path) -> Path:

@@ -1,13 +1,12 @@
 """Audio of a task at another sample rate."""
 
-import os
 import shutil
 from pathlib import Path
 
-import soundfile
 from tqdm import tqdm
 
 from asda_core.audio.reading import read_audio
+from asda_core.audio.writing import write_wav
 from asda_core.errors import TaskError
 from asda_hear.evaluate.tasks import MIN_RATE
 
@@ -26,6 +25,7 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
 
     Raises:
         TaskError: the task is missing or has no audio, or the rate is too low.
+        OSError: for example, the disk is full.
     """
     if rate < MIN_RATE:
         raise TaskError(f"the sample rate must be at least {MIN_RATE} Hz, not {rate}.")
@@ -48,10 +48,8 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
     for file in tqdm(files, desc=f"{folder.name} {rate} Hz", unit="clip", disable=not progress):
         target = output_folder / file.relative_to(source)
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_suffix(".part")
-            audio = read_audio(file, rate).clamp(-1, 1).numpy()
-            soundfile.write(os.fsencode(part), audio, rate, subtype="PCM_16", format="WAV")
+            write_wav(part, read_audio(file, rate).clamp(-1, 1).numpy(), rate)
             part.replace(target)
     if output_folder != rate_folder:
         output_folder.rename(rate_folder)

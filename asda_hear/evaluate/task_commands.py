@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from asda_core.errors import TaskError
 from asda_core.labelled.examples import TRAIN_VALID_TEST
+from asda_core.system.workers import signals_as_interrupt
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
 from asda_hear.evaluate.scores import METADATA_FILE
 from asda_hear.evaluate.task_audio import resample_task
@@ -43,7 +44,8 @@ def run_build(parsed: argparse.Namespace) -> None:
         evaluation=tuple(parsed.metric),
     )
     print(f"{parsed.name}: {clips_summary(clips)}", file=sys.stderr)
-    print(build_task(config, clips, parsed.out))
+    with signals_as_interrupt():
+        print(build_task(config, clips, parsed.out))
 
 
 def _split_order(split: str) -> tuple[int, str]:

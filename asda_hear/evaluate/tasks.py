@@ -7,10 +7,8 @@
 **Source**: what heareval 2021.1.3 reads, and hearpreprocess writes.
 """
 
-import csv
 import json
 import math
-import os
 import shutil
 import sys
 from collections import Counter
@@ -19,12 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import soundfile
 from tqdm import tqdm
 
 from asda_core.audio.reading import crop_or_pad, read_audio
+from asda_core.audio.writing import write_wav
 from asda_core.errors import AudioError, TaskError, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
+from asda_core.system.files import write_csv, write_text
+from asda_core.system.locks import hold_folder_lock
 from asda_core.system.markdown import escape_surrogates
 from asda_hear.evaluate.scores import METADATA_FILE
 from asda_hear.evaluate.task_checks import KNOWN_METRICS, VOCABULARY_FILE, answer_name, check_splits, check_task
@@ -132,6 +132,8 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
 
     Raises:
         TaskError: no clip is readable, two have the same name, or labels and splits do not fit the kind of task.
+        ConfigError: another process builds the same task.
+        OSError: for example, the disk is full.
     """
     splits = sorted({clip.split for clip in clips})
     check_splits(config.folder, splits, set(splits) == set(TRAIN_VALID_TEST))
@@ -140,18 +142,23 @@ def build_task(config: TaskConfig, clips: Sequence[Clip], out: Path, progress: b
     if config.embedding_type == "event" and config.clip_seconds is not None:
         clips = cut_events(clips, config.clip_seconds)
     final = out / config.folder
-    part = out / f".{config.folder}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        skipped = _write_task(config, dict(zip(names, clips, strict=True)), part, progress)
-        check_task(part, final)
-    except TaskError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise TaskError(str(error).replace(str(part), str(final)).replace(part.name, final.name)) from None
-    if final.exists():
-        print(f"{final} exists and is replaced.", file=sys.stderr)
-        shutil.rmtree(final)
-    part.rename(final)
+    part, lock = (out / f".{config.folder}.{suffix}" for suffix in ("part", "lock"))
+    with hold_folder_lock(out, lock.name, f"builds {config.folder} in"):
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        try:
+            skipped = _write_task(config, dict(zip(names, clips, strict=True)), part, progress)
+            check_task(part, final)
+            if final.exists():
+                print(f"{final} exists and is replaced.", file=sys.stderr)
+                shutil.rmtree(final)
+            part.rename(final)
+        except TaskError as error:
+            raise TaskError(str(error).replace(str(part), str(final)).replace(part.name, final.name)) from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; {final} was not written.") from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            lock.unlink(missing_ok=True)
     for reason in skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     return final
@@ -231,10 +238,9 @@ def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part:
     events = config.embedding_type == "event"
     for split in splits:
         targets = {name: _target_of(clip, events) for (own, name), clip in written.items() if own == split}
-        (part / f"{split}.json").write_text(json.dumps(targets, indent=1), encoding="utf-8")
+        write_text(part / f"{split}.json", json.dumps(targets, indent=1))
     labels = sorted({label for clip in written.values() for label in (*clip.labels, *clip.event_labels)})
-    with (part / VOCABULARY_FILE).open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("idx", "label"), *enumerate(labels)])
+    write_csv(part / VOCABULARY_FILE, [{"idx": number, "label": label} for number, label in enumerate(labels)])
     metadata: dict[str, Any] = {
         "task_name": config.name,
         "version": config.version,
@@ -248,7 +254,7 @@ def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part:
     }
     if config.evaluation_params:
         metadata["evaluation_params"] = dict(config.evaluation_params)
-    (part / METADATA_FILE).write_text(json.dumps(metadata, indent=4), encoding="utf-8")
+    write_text(part / METADATA_FILE, json.dumps(metadata, indent=4))
     return skipped
 
 
@@ -264,9 +270,7 @@ def _write_audio(
                 end_ms = len(audio) / rate * MILLISECONDS
                 if config.clip_seconds is not None:
                     audio = crop_or_pad(audio, round(config.clip_seconds * rate))
-                target = folder / str(rate) / split / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                soundfile.write(os.fsencode(target), audio.clamp(-1, 1).numpy(), rate, subtype="PCM_16")
+                write_wav(folder / str(rate) / split / name, audio.clamp(-1, 1).numpy(), rate)
         except AudioError as error:
             skipped.append(str(error))
             continue

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from asda_core.audio.writing import write_wav
 from asda_core.errors import TaskError
 from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
+from asda_core.system.locks import hold_folder_lock
 from asda_hear.cli import main
+from asda_hear.evaluate import tasks
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders, fold_names
 from asda_hear.evaluate.task_audio import resample_task
 from asda_hear.evaluate.task_checks import check_task
@@ -335,6 +339,35 @@ def test_resample(tmp_path: Path) -> None:
     assert resample_task(folder, 16_000, progress=False) == folder
     check_task(folder)
     assert soundfile.info(folder / "16000" / "fold00" / "a.wav").samplerate == 16_000
+
+
+@pytest.mark.parametrize("ending", ["full disk", "SIGINT", "SIGTERM"])
+def test_a_build_that_ends_early_leaves_nothing(
+    classes: Path, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write_third(file: Path, *rest: Any) -> None:
+        third = len(list(file.parent.glob("*.wav"))) == 2
+        if third and ending != "full disk":
+            signal.raise_signal(signal.Signals[ending])
+        write_wav(Path("/dev/full") if third else file, *rest)
+
+    monkeypatch.setattr(tasks, "write_wav", write_third)
+    folder = tmp_path / "tasks" / "pets-v1.0.0-full"
+    full = ending == "full disk"
+    assert main(["tasks", "build", "pets", str(classes), "--out", str(folder.parent)]) == (1 if full else 130)
+    expected = "error: No space left on device (/dev/full)" if full else f"stopped; {folder} was not written."
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+    assert not list(folder.parent.iterdir())
+    monkeypatch.undo()
+    assert main(["tasks", "build", "pets", str(classes), "--out", str(folder.parent)]) == 0
+
+
+def test_two_processes_do_not_build_one_task(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with hold_folder_lock(tmp_path, ".pets-v1.0.0-full.lock", "builds"):
+        assert main(["tasks", "build", "pets", str(classes), "--out", str(tmp_path)]) == 1
+        expected = f"error: another process builds pets-v1.0.0-full in {tmp_path}; wait for it, or use another folder."
+        assert capsys.readouterr().err.splitlines()[-1] == expected
+        assert main(["tasks", "build", "others", str(classes), "--out", str(tmp_path)]) == 0
 
 
 def test_a_stopped_resampling_goes_on_and_is_not_taken_for_whole(tmp_path: Path) -> None:
