@@ -166,11 +166,22 @@ def _check_same(settings: Path, now: Mapping[str, Any]) -> None:
         before = dict(json.loads(settings.read_text(encoding="utf-8")))
     except (TypeError, ValueError):
         raise ConfigError(f"{settings} is damaged; give another folder.") from None
-    changes = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
-    if changes:
+    if changes := _changes(before, now):
         raise ConfigError(
             f"{settings.parent} holds embeddings with other settings ({'; '.join(changes)}); give another folder."
         )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describe each setting that differs; of nested ones only the entries that differ."""
+    changes = []
+    for key, value in now.items():
+        former = before.get(key)
+        if isinstance(former, Mapping) and isinstance(value, Mapping):
+            changes += _changes(former, value)
+        elif former != value:
+            changes.append(f"{key} {former}, not {value}")
+    return changes
 
 
 def _lines(file: Path) -> list[Entry]:

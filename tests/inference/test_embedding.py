@@ -87,6 +87,9 @@ def test_goes_on_and_refuses_another_job(released: Path, audio_folder: Path, tmp
     assert kept.stat().st_mtime_ns == before
     assert embed(released, audio_folder, "--out", out, "--granularity", "frame") == EXIT_ERROR
     assert "holds embeddings with other settings (granularity all, not frame)" in capsys.readouterr().err
+    listening = ("--window-seconds", "1.5")
+    assert embed(released, audio_folder, "--out", out, *listening) == EXIT_ERROR
+    assert "holds embeddings with other settings (window_seconds None, not 1.5); give" in capsys.readouterr().err
     assert embed(GOLDEN / "model_asda.pt", audio_folder, "--out", out) == EXIT_ERROR
     assert "holds embeddings with other settings (checkpoint" in capsys.readouterr().err
     assert embed(released, audio_folder, "--out", out, "--weights", "teacher") == EXIT_ERROR
