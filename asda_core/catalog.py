@@ -11,8 +11,8 @@ Environment (read by command lines, and if no catalog is given, see `installed_c
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -23,6 +23,7 @@ import torch
 
 from asda_core import hookspecs
 from asda_core.contracts import PROJECT, Spec
+from asda_core.devices import default_dtype
 from asda_core.errors import PluginError, unknown_message
 from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
 
@@ -155,7 +156,7 @@ def _canonical(name: str) -> str:
 
 def _offers_of(load: Callable[[], object], distribution: str, version: str) -> list[Offer]:
     """Load one plugin and call each of its hooks once. What it prints goes to stderr."""
-    with redirect_stdout(sys.stderr), _default_dtype_restored():
+    with redirect_stdout(sys.stderr), default_dtype(torch.get_default_dtype()):
         plugin = load()
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -179,16 +180,6 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
     if not any_returned:
         raise PluginError(f"{', '.join(hooks)} returned None; is a `return` missing?")
     return offers
-
-
-@contextmanager
-def _default_dtype_restored() -> Iterator[None]:
-    """Restore torch's default dtype after the block, whatever is imported in it."""
-    before = torch.get_default_dtype()
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _check_spec(spec: Spec[Any, Any, Any], hook: str) -> None:

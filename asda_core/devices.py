@@ -1,4 +1,7 @@
-"""Device names, transfer of tensors to a device, and random generators on it."""
+"""Device names, transfer of tensors to a device, random generators on it, and the default dtype."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -49,3 +52,14 @@ def generator_on(device: torch.device, generator: torch.Generator) -> torch.Gene
         return generator
     seed = int(torch.randint(torch.iinfo(torch.int64).max, (), generator=generator))
     return torch.Generator(device).manual_seed(seed)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Set torch's default dtype for the block, and restore it afterwards, whatever is imported in the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

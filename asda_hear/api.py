@@ -13,6 +13,7 @@ from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import parse
+from asda_core.devices import default_dtype
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_hear.model import HearModel, HearOptions
@@ -38,7 +39,7 @@ def load_model(
         options: see `HearOptions`.
 
     Returns:
-        the model, in evaluation mode, on the CPU.
+        the model, in evaluation mode, in float32 on the CPU.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or rejected, or needs a plugin that is missing.
@@ -52,7 +53,7 @@ def load_model(
     if str(model_file_path) == LOG_MEL:
         if parsed.weights == "teacher":
             raise ConfigError(f"weights teacher: {LOG_MEL} is not a trained model and has no teacher.")
-        with torch.device("cpu"):
+        with torch.device("cpu"), default_dtype(torch.float32):
             return _baseline(plugins, parsed)
     opened = open_encoder(model_file_path, plugins, parsed.weights)
     if opened.checkpoint is not None:

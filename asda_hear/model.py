@@ -179,8 +179,10 @@ class HearModel(nn.Module):
         check_samples(audio, "the audio")
         first = next(chain(self.parameters(), self.buffers()))
         if first.dtype != torch.float32:
-            cast = f"the model was cast to {first.dtype}, or loaded with it as torch's default dtype"
-            raise ConfigError(f"{cast}; use load_model(precision='bfloat16') instead.")
+            remedy = "cast it back with model.float()" if first.dtype == torch.float64 else "load it again"
+            raise ConfigError(
+                f"the model was cast to {first.dtype}; {remedy}, or use load_model(precision='bfloat16') for speed."
+            )
         return audio.to(first.device, torch.float32)
 
 

@@ -13,6 +13,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, Weights, load_encoder
 from asda_core.config import RunConfig
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
+from asda_core.devices import default_dtype
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_core.official.reading import read_model
@@ -26,7 +27,7 @@ class OpenedEncoder:
     Attributes:
         file: the checkpoint or config.
         config: of the run that made the checkpoint, or the config itself.
-        front_end: a `FrontEnd`, on the CPU like the encoder, both in evaluation mode.
+        front_end: a `FrontEnd`, on the CPU and in float32 like the encoder, both in evaluation mode.
         encoder: the encoder that takes its features.
         checkpoint: None if a config was opened.
     """
@@ -52,7 +53,7 @@ def open_encoder(model: str | os.PathLike[str], catalog: Catalog, weights: Weigh
         PluginError: a config names a plugin that is missing or broken.
     """
     file = find_model(model)
-    with torch.device("cpu"):  # whatever the caller's default device is
+    with torch.device("cpu"), default_dtype(torch.float32):  # whatever the caller's defaults are
         if file.suffix in CONFIG_SUFFIXES:
             if weights == "teacher":
                 raise ConfigError(f"weights teacher: {model} is not a trained model and has no teacher.")

@@ -11,6 +11,7 @@ from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import checkpoint_metadata, model_tensors, write_model
 from asda_core.config import RunConfig
+from asda_core.devices import default_dtype
 from asda_core.errors import AsdaError, AudioError, ConfigError
 from asda_core.pretrain.loop import pretrain
 from asda_hear.evaluate.identity import weights_identity
@@ -147,6 +148,27 @@ def test_half_and_double_are_float(model: HearModel) -> None:
     wanted = model.scene(audio)
     assert torch.allclose(model.scene(audio.double()), wanted)
     assert torch.allclose(model.scene(audio.half()), wanted, atol=1e-2)
+
+
+@pytest.mark.parametrize("path", ["", "asda_tiny", "log_mel"])
+def test_torch_defaults_of_the_caller_change_nothing(path: str) -> None:
+    audio = noise(1, 16_000)
+    model = asda_hear.load_model(path)
+    expected = model.scene(audio), *model.timestamps(audio)
+    with default_dtype(torch.float64):
+        loaded = asda_hear.load_model(path)
+        assert torch.get_default_dtype() == torch.float64
+        computed = loaded.scene(audio), *loaded.timestamps(audio)
+    for one, other in zip(expected, computed, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+def test_a_model_cast_to_double_and_back(model: HearModel) -> None:
+    expected = model.scene(noise(1, 16_000))
+    with pytest.raises(ConfigError, match=r"cast to torch.float64; cast it back with model.float\(\)"):
+        model.double().scene(noise(1, 16_000))
+    assert torch.equal(model.float().scene(noise(1, 16_000)), expected)
 
 
 @pytest.mark.parametrize("cast", ["half", "double"])
