@@ -20,7 +20,7 @@ from asda_core.audio.mp3 import FORMAT as MP3
 from asda_core.audio.mp3 import lead_samples, lost_samples
 from asda_core.audio_files.tars import member_bytes, num_bytes, split_member
 from asda_core.config import ResampleAxis
-from asda_core.errors import AudioError, NoSamplesError
+from asda_core.errors import AudioError, NoSamplesError, error_message
 
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile reports near 2**63 frames for a stream; no file has this many."""
@@ -32,6 +32,9 @@ OVERLAP_PERIODS = 8
 """Overlap of blocks, in common periods of both rates; the kernel spans at most 7 samples of the lower rate."""
 KERNEL_CACHE_SIZE = 16
 """Number of resampling kernels that are cached, one per pair of rates."""
+NO_FILE_CODE = 7
+"""Error of libsndfile for a file that does not exist, but also for an `.mp3` without MPEG audio. **Source**: its
+SFE_BAD_FILE."""
 MAX_AMPLITUDE = 1e6
 """Larger samples count as damage: unscaled 16-bit samples reach 32,768."""
 
@@ -253,4 +256,7 @@ def _reason(file: Path, content: bytes | None, error: Exception) -> str:
         return "it is a folder."
     if (num_bytes(file) if content is None else len(content)) == 0:
         return "it is empty (0 bytes)."
-    return f"it is damaged, or not an audio format that libsndfile supports ({error})."
+    detail = error_message(error)
+    if isinstance(error, soundfile.LibsndfileError):  # its message has the path too, as bytes
+        detail = error.error_string if error.code != NO_FILE_CODE else ""
+    return f"it is damaged, or not an audio format that libsndfile supports{detail and f' ({detail})'}."

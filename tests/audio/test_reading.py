@@ -87,6 +87,17 @@ def test_bad_files(tmp_path: Path, kind: str, message: str) -> None:
         read_audio(bad_file(tmp_path, kind), 16_000)
 
 
+@pytest.mark.parametrize(("suffix", "detail"), [("mp3", ""), ("wav", " (Format not recognised.)")])
+def test_the_reason_states_the_cause_alone(tmp_path: Path, suffix: str, detail: str) -> None:
+    """libsndfile says of a text file called `.mp3` that it does not exist; soundfile adds the path as bytes."""
+    file = tmp_path / f"text.{suffix}"
+    file.write_text("hello world\n" * 100)
+    with pytest.raises(AudioError) as told:
+        read_audio(file, 16_000)
+    reason = f"it is damaged, or not an audio format that libsndfile supports{detail}."
+    assert str(told.value) == f"cannot read {file}: {reason}"
+
+
 def test_absurd_samples(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "wild.wav", np.array([0.0, 1e25]), 16_000, subtype="FLOAT")
     with pytest.raises(AudioError, match=r"samples reach 1e\+25, expected \[-1, 1\]"):
