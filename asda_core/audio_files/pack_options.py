@@ -69,5 +69,8 @@ class PackOptions:
         )
         require(self.shard_mebibytes > 0, f"--shard-mebibytes must be positive, not {self.shard_mebibytes}.")
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}.")
-        wrong_name = not self.name or set(self.name) & set("/.{}")
-        require(not wrong_name, f"--name must be a plain word without / . {{ }}, not {self.name!r}.")
+        plain = self.name.isprintable() and not set(self.name) & set("/.{} ") and not self.name.startswith("-")
+        require(
+            bool(self.name) and plain,
+            f"--name must be a plain word without spaces, / . {{ }} or a - at its start, not {self.name!r}.",
+        )

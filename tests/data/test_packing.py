@@ -190,6 +190,10 @@ def test_another_pack_is_refused(tmp_path: Path) -> None:
         ({"shard_mebibytes": 0}, "--shard-mebibytes"),
         ({"format": "mp3"}, "--format must be flac or wav, not 'mp3'"),
         ({"name": "a/b"}, "--name must be a plain word"),
+        ({"name": ""}, "--name must be a plain word"),
+        ({"name": "a\nb"}, r"--name must be a plain word .*, not 'a\\nb'"),
+        ({"name": "a b"}, "--name must be a plain word"),
+        ({"name": "-x"}, "--name must be a plain word"),
         ({"seed": -1}, "--seed"),
     ],
 )
