@@ -5,6 +5,7 @@ import sys
 
 from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError
+from asda_core.system.command_line import interrupts_enabled
 from asda_core.system.workers import Shard
 from asda_hear.ablation.cells import PlanSetup
 from asda_hear.ablation.estimate import print_estimate
@@ -15,6 +16,7 @@ from asda_hear.ablation.run import RESULTS_FOLDER, CellsFailed, plan_warnings, p
 from asda_hear.reporting.report import PAGE_FILE, write_report
 
 
+@interrupts_enabled()
 def run_ablate(parsed: argparse.Namespace) -> None:
     """`asda-hear ablate`."""
     if parsed.jobs < 1 or (parsed.submit is not None and parsed.submit < 1):

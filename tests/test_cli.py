@@ -381,6 +381,28 @@ def test_who_ignores_interrupts_still_does(audio_folder: Path, tmp_path: Path) -
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize(
+    ("program", "command", "called"),
+    [
+        (PROGRAM, "pretrain tiny.yaml --data audio", "asda_core.commands.pretrain.installed_catalog"),
+        (PROGRAM, "finetune finetune/tiny --checkpoint x --data a", "asda_core.commands.finetune.installed_catalog"),
+        (HEAR_PROGRAM, "ablate plan.yaml", "asda_hear.ablate.load_plan"),
+    ],
+)
+def test_who_trains_hears_an_interrupt_that_a_script_ignores(
+    program: Program, command: str, called: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also outside the updates, where the loop has no handler of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(called, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert program.run(command.split()) == EXIT_STOPPED
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
 def test_closed_streams_break_nothing(audio_folder: Path, tmp_path: Path, closed: str) -> None:
     """And what belongs to stderr does not come on stdout."""

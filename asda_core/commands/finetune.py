@@ -35,9 +35,11 @@ from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import rounds, with_splits
 from asda_core.pretrain.processes import processes_from_environment
+from asda_core.system.command_line import interrupts_enabled
 from asda_core.system.files import text_digest
 
 
+@interrupts_enabled()
 def run_finetune(parsed: argparse.Namespace) -> None:
     """Run `asda finetune`."""
     if parsed.continual != bool(parsed.tasks) or bool(parsed.data) == bool(parsed.tasks):

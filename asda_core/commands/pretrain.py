@@ -18,9 +18,11 @@ from asda_core.pretrain.initial_weights import has_objective
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import processes_from_environment
 from asda_core.pretrain.schedule import is_peak_reached
+from asda_core.system.command_line import interrupts_enabled
 from asda_core.system.files import model_digest
 
 
+@interrupts_enabled()
 def run_pretrain(parsed: argparse.Namespace) -> None:
     """Run `asda pretrain`, also as one of the processes that torchrun starts."""
     processes = processes_from_environment(os.environ)

@@ -177,6 +177,24 @@ def _interrupts_deferred() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def interrupts_enabled() -> Iterator[None]:
+    """Let Ctrl-C interrupt the block, or the decorated function, also where SIGINT is inherited as ignored.
+
+    A script does that to its background processes. Commands that train are stopped with the signal all the same, since
+    they resume.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _reject_empty(arguments: Sequence[str]) -> None:
     """Reject empty arguments: `--data "$AUDIO"` with AUDIO not set would otherwise mean the current folder.
 

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
-from asda_core.system.command_line import EXIT_ERROR, EXIT_STOPPED
+from asda_core.system.command_line import EXIT_ERROR, EXIT_STOPPED, interrupts_enabled
 from asda_core.system.files import disk_time
 from asda_core.system.workers import Shard, WorkerResults, run_workers, show_progress, threads_per_job
 from asda_hear.ablation.cells import ERROR_FILE, PlanSetup, is_done
@@ -174,10 +174,10 @@ def _requeued_after_stop() -> Iterator[None]:
             received = True
             signal.raise_signal(signal.SIGINT)
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     requeue: Any = signal.signal(number, stop)
     try:
-        yield
+        with interrupts_enabled():
+            yield
     except (TrainingStopped, KeyboardInterrupt):
         if not received:
             raise
