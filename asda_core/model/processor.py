@@ -38,11 +38,16 @@ class Processor:
     bfloat16: bool
 
 
-@functools.cache
+MACHINE = Processor(
+    wide_vectors=torch.cpu._is_avx512_supported() and not torch.cpu._is_amx_tile_supported(),
+    bfloat16=bool(torch.cpu._is_avx512_bf16_supported()),
+)
+"""Capabilities of this machine's CPU: a constant, since compiled blocks read it, and the compiler warns of caches."""
+
+
 def processor() -> Processor:
     """Return the capabilities of this machine's CPU."""
-    wide = torch.cpu._is_avx512_supported() and not torch.cpu._is_amx_tile_supported()
-    return Processor(wide_vectors=wide, bfloat16=bool(torch.cpu._is_avx512_bf16_supported()))
+    return MACHINE
 
 
 @contextmanager
