@@ -1,6 +1,5 @@
 """Build models from a config and the plugin catalog; the only module that combines the three."""
 
-import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,31 +17,13 @@ from asda_core.config_io import parse, to_plain
 from asda_core.contracts import Adapter, AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
 from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
+from asda_core.system.memory import report_out_of_memory
 from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
 
 SAMPLE_RATE = 16_000
 """Sample rate in Hz of every released model of the family."""
 
 ProductT = TypeVar("ProductT")
-NO_MEMORY = re.compile(r"tried to allocate (?P<size>[\d.]+ \w+)|out of memory|calculation overflowed", re.IGNORECASE)
-"""Matches torch's messages about insufficient memory."""
-
-
-@contextmanager
-def report_out_of_memory(subject: str) -> Iterator[None]:
-    """Report in one line that something is too large.
-
-    Raises:
-        ConfigError: what is created in the block does not fit into memory.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        match = NO_MEMORY.search(str(error))
-        if match is None and not isinstance(error, MemoryError):
-            raise
-        size = f": {match.group('size')}" if match and match.group("size") else ""
-        raise ConfigError(f"{subject} does not fit into memory{size}.") from None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def in_order(*layers: str) -> tuple[str, ...]:
 
 CORE_ORDER = in_order(
     "errors",
-    "system: command_line markdown locks thread_map workers paths files resources",
+    "system: command_line markdown locks thread_map workers paths files resources memory",
     "settings: compute released strict_yaml checks",
     "devices", "config", "finetune_config", "config_io", "layout", "statistics",
     "audio_files: pack_options tar_headers tars manifests sources digests",

@@ -25,6 +25,7 @@ from torch import Tensor
 from asda_core.config import DataConfig, require
 from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import AudioError
+from asda_core.system.memory import report_out_of_memory
 
 MAX_LISTED = 3
 """Number of reasons listed in a message."""
@@ -105,7 +106,8 @@ class Batches(ABC):
             numbers = range(first, first + self.clips_per_rank)
             candidates = [self._candidates(number) for number in numbers]
             apply = map if self._pool is None else self._pool.map
-            audio = torch.empty(self.clips_per_rank, self.num_samples)
+            with report_out_of_memory(f"the audio of {self.clips_per_rank} clips", "lower data.batch_size"):
+                audio = torch.empty(self.clips_per_rank, self.num_samples)
             clips = list(apply(self._clip, numbers, candidates, audio))
             self._record_failures(clips)
         lengths = torch.tensor([clip.num_samples for clip in clips])

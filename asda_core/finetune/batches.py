@@ -22,6 +22,8 @@ from asda_core.pretrain.resuming import step_seed
 
 CLIPS_PER_PASS = 32
 """Clips per forward pass in evaluation."""
+MEMORY_ADVICE = "use a device with more memory, or a shorter data.clip_seconds"
+"""What to do where such a pass does not fit into memory."""
 ROLL_KEY, MIXUP_KEY = 1, 2
 """Third words of the seeds of NumPy's draws, distinct from that of the clip order."""
 

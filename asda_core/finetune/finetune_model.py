@@ -19,6 +19,7 @@ from asda_core.finetune_config import ClassifierConfig, FinetuneConfig
 from asda_core.model.encoder import Encoder
 from asda_core.model.heads import Classifier
 from asda_core.pretrain.initial_weights import check_compatible
+from asda_core.system.memory import report_out_of_memory
 from asda_core.weights.provenance import warn_version_mismatches
 
 LOG_MEL = "log_mel"
@@ -46,6 +47,16 @@ class FinetuneModel:
     def modules(self) -> dict[str, nn.Module]:
         """Return front end, encoder and head by their names in a checkpoint file."""
         return {"front_end": self.front_end, "encoder": self.encoder, "classifier": self.classifier}
+
+    def move_to(self, device: torch.device) -> None:
+        """Move all modules to a device.
+
+        Raises:
+            ConfigError: they do not fit into its memory.
+        """
+        with report_out_of_memory("the model"):
+            for module in self.modules().values():
+                module.to(device)
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return the names and parameters of everything that is trained."""
@@ -197,9 +208,7 @@ def load_finetune_model(checkpoint: Checkpoint, catalog: Catalog, device: str = 
     classifier = load_classifier(checkpoint)
     front_end, encoder = load_encoder(checkpoint, catalog)
     model = FinetuneModel(checkpoint.config, front_end, encoder, classifier)
-    torch_device = usable_device(device)
-    for module in model.modules().values():
-        module.to(torch_device)
+    model.move_to(usable_device(device))
     return model
 
 

@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from asda_core.data.clip_reader import BYTES_PER_MEBIBYTE, ClipReader
 from asda_core.errors import AudioError
-from asda_core.finetune.batches import CLIPS_PER_PASS, is_augmented, plain_features
+from asda_core.finetune.batches import CLIPS_PER_PASS, MEMORY_ADVICE, is_augmented, plain_features
 from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import Example
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import EncoderOutput
+from asda_core.system.memory import report_out_of_memory
 
 FLOAT_BYTES = 4
 
@@ -49,6 +50,7 @@ class EncodedClips:
         return EncoderOutput(self.summary[rows], self.tokens[rows], layout, ())
 
 
+@report_out_of_memory(f"a pass of {CLIPS_PER_PASS} clips", MEMORY_ADVICE)
 def encode_once(
     model: FinetuneModel, recipe: FinetuneConfig, reader: ClipReader, examples: Sequence[Example], progress: bool
 ) -> EncodedClips | None:

@@ -14,13 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import (
-    TRAINING_FILE,
-    checkpoint_metadata,
-    read_checkpoint,
-    write_model,
-    write_step,
-)
+from asda_core.checkpoint import TRAINING_FILE, checkpoint_metadata, read_checkpoint, write_model, write_step
 from asda_core.data.clip_batches import ClipBatches, Clips
 from asda_core.data.prefetching import prefetch
 from asda_core.errors import AsdaError, ConfigError, TrainingStopped
@@ -37,13 +31,9 @@ from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.splits import Round
 from asda_core.model.processor import exact_matmul
 from asda_core.pretrain.reporter import Reporter, tensorboard
-from asda_core.pretrain.resuming import (
-    load_optimizer_states,
-    optimizer_states,
-    stop_on_signal,
-    truncate_log,
-)
+from asda_core.pretrain.resuming import load_optimizer_states, optimizer_states, stop_on_signal, truncate_log
 from asda_core.pretrain.schedule import optimizer_of
+from asda_core.system.memory import report_out_of_memory
 from asda_core.system.paths import MODEL_FILE, newest_step
 from asda_core.weights.tensor_files import read_tensors
 
@@ -189,7 +179,8 @@ def train(training: Training, progress: bool) -> None:
     with board as writer, log, bar, exact, stopping, batches as batch_iterator:
         reporter = Reporter(bar, log, writer)
         for clips in batch_iterator:
-            values = _train_step(training, clips, encoded_clips)
+            with report_out_of_memory(f"an update of {len(clips.audio)} clips", "lower data.batch_size"):
+                values = _train_step(training, clips, encoded_clips)
             bar.update()
             reporter.report_skipped(training.folder, training.clips)
             _after_step(training, values, reporter)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import AsdaError, AudioError, TaskError
-from asda_core.finetune.batches import CLIPS_PER_PASS, label_matrix, plain_features
+from asda_core.finetune.batches import CLIPS_PER_PASS, MEMORY_ADVICE, label_matrix, plain_features
 from asda_core.finetune.evaluation import Predictions
 from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune_config import FinetuneConfig
@@ -20,6 +20,7 @@ from asda_core.inference.classifying import probabilities
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.model.encoder import EncoderOutput
+from asda_core.system.memory import report_out_of_memory
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Predictor:
         return len(audio) <= self.reader.num_samples
 
 
+@report_out_of_memory(f"a pass of {CLIPS_PER_PASS} clips", MEMORY_ADVICE)
 def predict(
     predictor: Predictor,
     data: LabelledData,

@@ -67,9 +67,7 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
         print(warning, file=sys.stderr)
     model = build_finetune_model(catalog, job.recipe, job.start, job.data.classes)
     check_clip(model.front_end, model.encoder, job.recipe.data.clip_seconds)
-    torch_device = usable_device(device)
-    for module in model.modules().values():
-        module.to(torch_device)
+    model.move_to(usable_device(device))
     with hold_folder_lock(folder, LOCK_FILE, "trains in"):
         if (done := _finished(job, folder, identity)) is not None:  # by another process, just now
             return done

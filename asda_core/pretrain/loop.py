@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,37 +13,37 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asda_core.adapting import set_train_mode
-from asda_core.assemble import Parts, plugin_origins, with_all_options, without_speed_options
+from asda_core.assemble import Parts
 from asda_core.audio.feature_padding import fill_features
-from asda_core.audio_files.digests import audio_digest, is_same_data
+from asda_core.audio_files.digests import audio_digest
 from asda_core.audio_files.sources import AudioList
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import (
     TRAINING_FILE,
     Checkpoint,
     checkpoint_metadata,
-    load_strict,
     model_tensors,
-    read_checkpoint,
     write_model,
     write_step,
 )
 from asda_core.config import RunConfig
-from asda_core.config_io import differences, signature, to_yaml
+from asda_core.config_io import to_yaml
 from asda_core.data.clip_batches import Batches, Clips
 from asda_core.data.prefetching import prefetch
 from asda_core.data.stream_batches import open_batches
 from asda_core.devices import to_device
-from asda_core.errors import ConfigError, TrainingStopped
+from asda_core.errors import TrainingStopped
 from asda_core.model.processor import exact_matmul
 from asda_core.pretrain.initial_weights import build_training_parts
 from asda_core.pretrain.processes import SINGLE_PROCESS, Processes, process_device, process_group
 from asda_core.pretrain.reporter import LOG_FILE, SKIPPED_FILE, Reporter, read_skipped, reporting, warn_of_unused_bins
 from asda_core.pretrain.resuming import (
+    PASS_KEY,
+    STREAM_KEY,
     load_optimizer_states,
     optimizer_states,
+    read_step,
     stop_on_signal,
-    suggest_older_step,
     truncate_log,
 )
 from asda_core.pretrain.schedule import learning_rate, make_optimizer, no_decay_ids
@@ -51,13 +51,9 @@ from asda_core.pretrain.step import Passes, Step, check_finite, pass_seed, plan_
 from asda_core.pretrain.step_wrapping import distribute_like, full_tensor, gather_tensors, prepare
 from asda_core.system.files import model_digest, write_text
 from asda_core.system.locks import LOCK_FILE, hold_folder_lock
+from asda_core.system.memory import report_out_of_memory
 from asda_core.system.paths import MODEL_FILE, newest_step
 from asda_core.weights.provenance import stored_plugins
-from asda_core.weights.tensor_files import read_tensors
-
-PASS_KEY, STREAM_KEY = "micro_batch", "stream_parts"
-"""Metadata keys of a step for the number of clips in a pass and of parts of a stream, kept when another number of
-processes resumes the run."""
 
 
 @dataclass
@@ -154,7 +150,8 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
         prefetch(clips, run.step, config.steps, lambda: run.stop and run.processes.world_size == 1)
     ) as batches:
         for batch in batches:
-            record = _train_step(run, batch)
+            with report_out_of_memory(f"an update in passes of {run.passes.size} clips", "lower data.micro_batch"):
+                record = _train_step(run, batch)
             stop = run.processes.any(run.stop)
             logs = run.step % config.log_every == 0 or run.step in (1, config.steps)
             saves = run.step % config.checkpoint_every == 0 or run.step == config.steps or stop
@@ -198,7 +195,7 @@ def _start(
     processes.check_same("the config", to_yaml(config))
     processes.check_same("the audio files and initial weights", data)
     processes.check_same("the newest step in the run's folder", str(latest))
-    step, states, split = (0, {}, {}) if latest is None else _read_step(latest, config, catalog, data, parts)
+    step, states, split = (0, {}, {}) if latest is None else read_step(latest, config, catalog, data, parts)
     passes = plan_passes(config.data, processes, split.get(PASS_KEY))
     stream_parts = split.get(STREAM_KEY, processes.world_size)
     parts.front_end.to(device).eval()  # its features must not be random
@@ -207,7 +204,8 @@ def _start(
     if config.adapter is not None:
         set_train_mode(parts.encoder)
     step_module = Step(parts.encoder, parts.objective, config.compute.precision)
-    wrapped = prepare(step_module, config.compute, processes, device)
+    with report_out_of_memory("the model"):
+        wrapped = prepare(step_module, config.compute, processes, device)
     trainable = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
     trainable += [(f"objective.{n}", p) for n, p in parts.objective.named_parameters() if p.requires_grad]
     exempt = no_decay_ids(parts.encoder, parts.objective)
@@ -219,32 +217,6 @@ def _start(
         write_text(folder / "config.yaml", to_yaml(config))
         truncate_log(folder / LOG_FILE, step)
     return Run(config, catalog, folder, device, parts, optimizer, data, wrapped, passes, stream_parts, processes, step)
-
-
-def _read_step(
-    latest: Path, config: RunConfig, catalog: Catalog, data: str, parts: Parts
-) -> tuple[int, dict[str, Tensor], dict[str, int]]:
-    """Load the weights of a step; return its number, the optimiser's state, and how the run shares its clips."""
-    with suggest_older_step(latest):
-        checkpoint, (states, stored) = read_checkpoint(latest), read_tensors(latest / TRAINING_FILE)
-    folder = latest.parent
-    saved, current = (without_speed_options(catalog, run_config) for run_config in (checkpoint.config, config))
-    with suppress(ConfigError):  # an option that no longer exists
-        saved, current = with_all_options(catalog, saved), with_all_options(catalog, current)
-    if signature(saved) != signature(current):
-        changes = "; ".join(differences(saved, current))
-        raise ConfigError(
-            f"{folder} contains a different run ({changes}); use another folder. To start from its weights, give "
-            "its checkpoint to --init."
-        )
-    if checkpoint.data_digest and not is_same_data(checkpoint.data_digest, data):
-        raise ConfigError(f"{folder} contains a run with other audio files or initial weights; use another folder.")
-    if checkpoint.plugins != (plugins := plugin_origins(catalog, config)):  # printed by each process, may differ
-        print(f"warning: {folder} was trained with {checkpoint.plugins} and continues with {plugins}.", file=sys.stderr)
-    for prefix in ("front_end", "encoder", "objective"):
-        load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
-    split = {PASS_KEY: config.data.batch_size} | {k: int(stored[k]) for k in (PASS_KEY, STREAM_KEY) if k in stored}
-    return checkpoint.step, states, split
 
 
 def _train_step(run: Run, batch: Clips) -> dict[str, Any]:

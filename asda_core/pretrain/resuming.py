@@ -3,22 +3,31 @@
 import json
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
-from asda_core.checkpoint import TRAINING_FILE
-from asda_core.errors import CheckpointError
+from asda_core.assemble import Parts, plugin_origins, with_all_options, without_speed_options
+from asda_core.audio_files.digests import is_same_data
+from asda_core.catalog import Catalog
+from asda_core.checkpoint import TRAINING_FILE, load_strict, read_checkpoint
+from asda_core.config import RunConfig
+from asda_core.config_io import differences, signature
+from asda_core.errors import CheckpointError, ConfigError
 from asda_core.system.files import write_text
 from asda_core.system.paths import MODEL_FILE, step_folders
-from asda_core.weights.tensor_files import DamagedFileError
+from asda_core.weights.tensor_files import DamagedFileError, read_tensors
 
 STEP_SEED_STRIDE = 1_000_003
 """Seed of a step = seed of the run x this + step: unique over steps and seeds for runs with fewer steps than this."""
+PASS_KEY, STREAM_KEY = "micro_batch", "stream_parts"
+"""Metadata keys of a step for the number of clips in a pass and of parts of a stream, kept when another number of
+processes resumes the run."""
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -37,6 +46,37 @@ def suggest_older_step(latest: Path) -> Iterator[None]:
         if not older or not (incomplete or isinstance(error, DamagedFileError)):  # such as a step of a newer version
             raise
         raise CheckpointError(f"{error} Delete {latest} to resume from {older[-1].name}.") from None
+
+
+def read_step(
+    latest: Path, config: RunConfig, catalog: Catalog, data: str, parts: Parts
+) -> tuple[int, dict[str, Tensor], dict[str, int]]:
+    """Load the weights of a step; return its number, the optimiser's state, and how the run shares its clips.
+
+    Raises:
+        ConfigError: the folder contains a different run, or one with other audio files or initial weights.
+        CheckpointError: the step is damaged, or does not fit the modules.
+    """
+    with suggest_older_step(latest):
+        checkpoint, (states, stored) = read_checkpoint(latest), read_tensors(latest / TRAINING_FILE)
+    folder = latest.parent
+    saved, current = (without_speed_options(catalog, run_config) for run_config in (checkpoint.config, config))
+    with suppress(ConfigError):  # an option that no longer exists
+        saved, current = with_all_options(catalog, saved), with_all_options(catalog, current)
+    if signature(saved) != signature(current):
+        changes = "; ".join(differences(saved, current))
+        raise ConfigError(
+            f"{folder} contains a different run ({changes}); use another folder. To start from its weights, give "
+            "its checkpoint to --init."
+        )
+    if checkpoint.data_digest and not is_same_data(checkpoint.data_digest, data):
+        raise ConfigError(f"{folder} contains a run with other audio files or initial weights; use another folder.")
+    if checkpoint.plugins != (plugins := plugin_origins(catalog, config)):  # printed by each process, may differ
+        print(f"warning: {folder} was trained with {checkpoint.plugins} and continues with {plugins}.", file=sys.stderr)
+    for prefix in ("front_end", "encoder", "objective"):
+        load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
+    split = {PASS_KEY: config.data.batch_size} | {k: int(stored[k]) for k in (PASS_KEY, STREAM_KEY) if k in stored}
+    return checkpoint.step, states, split
 
 
 @contextmanager

@@ -65,6 +65,12 @@ def test_nothing_readable(tmp_path: Path) -> None:
         ClipBatches([], CONFIG, 16_000, seed=1).batch(0)
 
 
+def test_a_batch_that_does_not_fit_into_memory(audio_folder: Path) -> None:
+    clips = ClipBatches(find_audio(audio_folder), replace(CONFIG, clip_seconds=1e9), 16_000, seed=1)
+    with pytest.raises(ConfigError, match=r"the audio of 3 clips does not fit into memory: .* lower data.batch_size"):
+        clips.batch(0)
+
+
 def test_long_files_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_reader, "WHOLE_FILE_SECONDS", 1.0)
     soundfile.write(tmp_path / "long.wav", np.linspace(-0.9, 0.9, 32_000), 16_000, subtype="FLOAT")

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from asda_core.config_io import to_yaml
 from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import ConfigError, TrainingStopped
 from asda_core.finetune.evaluation import Predictions, interval_over_folds
-from asda_core.finetune.finetune_model import build_finetune_model, load_finetune_model
+from asda_core.finetune.finetune_model import FinetuneModel, build_finetune_model, load_finetune_model
 from asda_core.finetune.jobs import Job, prepare_job
 from asda_core.finetune.losses import multi_label_loss
 from asda_core.finetune.predicting import Predictor, predict
@@ -293,6 +294,34 @@ def test_a_mode_that_fails_leaves_the_others(place: Path, catalog: Catalog, caps
     told = capsys.readouterr()
     assert "1 of the runs failed: mamba, bottleneck, seed 3: bottleneck: beside_mlp" in told.err
     assert re.search(r"\| mamba \| linear \| second \|", told.out)
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("loop.training_batch", "an update of 4 clips does not fit into memory: 2.00 GiB; lower data.batch_size."),
+        ("predicting._probabilities", "a pass of 32 clips does not fit into memory: 2.00 GiB; use a device with more"),
+    ],
+)
+def test_what_does_not_fit_into_memory_leaves_the_other_runs(
+    where: str, told: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"asda_core.finetune.{where}"
+    whole = resolve_name(name)
+
+    def fails_in_full(first: FinetuneModel | Predictor, *others: Any) -> Any:
+        if (first if isinstance(first, FinetuneModel) else first.model).config.adapter is None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(first, *others)
+
+    monkeypatch.setattr(name, fails_in_full)
+    command = ["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones/tones.csv", "--folds", "1"]
+    assert main([*command, "--modes", "full", "bottleneck", "--device", "cpu", "--out", "out"]) == 1
+    printed = capsys.readouterr()
+    assert f"failed: start, full, fold1, seed 3: {told}" in printed.err
+    assert "error: 1 of 2 runs failed" in printed.err
+    assert [row["mode"] for row in rows_of(place / "out" / "runs.csv")] == ["bottleneck"]
+    assert len(list((place / "out").glob("*/step-*"))) == ("predicting" in where)  # the last update before it
 
 
 def test_a_wrong_key_of_a_task_names_its_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,18 @@ def made(catalog: Catalog, start: Checkpoint, mode: str, **more: object) -> tupl
     return build_finetune_model(catalog, recipe, start, CLASSES), recipe
 
 
+def test_a_model_that_does_not_fit_on_the_device(
+    catalog: Catalog, start: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    tuned, _ = made(catalog, start, "full")
+    monkeypatch.setattr(torch.nn.Module, "to", fails)
+    with pytest.raises(ConfigError, match=r"the model does not fit into memory: 2.00 GiB\."):
+        tuned.move_to(torch.device("cpu"))
+
+
 def test_the_objective_of_pre_training_is_not_needed(catalog: Catalog, start: Checkpoint) -> None:
     """Its package may be gone; what is pre-trained on needs it."""
     offers = {key: offer for key, offer in catalog.offers.items() if key[0] != "objective"}

@@ -23,6 +23,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import load_encoder, read_checkpoint, write_model
 from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, to_yaml
+from asda_core.data.clip_batches import Clips
 from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
 from asda_core.pretrain import loop
 from asda_core.pretrain.initial_weights import build_from_checkpoint
@@ -159,6 +160,23 @@ def test_no_step_that_is_not_finite_is_saved_where_data_stall(
     monkeypatch.setattr(loop, "prefetch", lambda clips, first, last, stop: batches(clips, first, 3, stop))
     with pytest.raises(AsdaError, match="no longer finite at step 3 .*step-00000002"):
         pretrain(replace(tiny, log_every=100), find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
+    assert [path.name for path in (tmp_path / "run").glob("step-*")] == ["step-00000002"]
+
+
+def test_an_update_that_does_not_fit_into_memory_is_not_saved(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = loop._features
+
+    def fails(run: loop.Run, clips: Clips) -> torch.Tensor:
+        if run.step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+        return features(run, clips)
+
+    monkeypatch.setattr(loop, "_features", fails)
+    told = r"an update in passes of 2 clips does not fit into memory: 2.00 GiB; lower data.micro_batch\.$"
+    with pytest.raises(ConfigError, match=told):
+        pretrain(tiny, find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
     assert [path.name for path in (tmp_path / "run").glob("step-*")] == ["step-00000002"]
 
 
