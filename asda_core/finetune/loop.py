@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -17,20 +17,20 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import TRAINING_FILE, checkpoint_metadata, read_checkpoint, write_model, write_step
 from asda_core.data.clip_batches import ClipBatches, Clips
 from asda_core.data.prefetching import prefetch
-from asda_core.errors import AsdaError, ConfigError, TrainingStopped
+from asda_core.errors import AsdaError, AudioError, ConfigError, TrainingStopped
 from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
 from asda_core.finetune.best_weights import best_file, has_best, keep_best
 from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.frozen import EncodedClips, encode_once
 from asda_core.finetune.losses import batch_loss
-from asda_core.finetune.optimizing import parameter_groups, set_rates
+from asda_core.finetune.optimizing import add_to_average, parameter_groups, set_rates
 from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.scoring import score
 from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.splits import Round
 from asda_core.model.processor import exact_matmul
-from asda_core.pretrain.reporter import Reporter, tensorboard
+from asda_core.pretrain.reporter import LOG_FILE, Reporter, tensorboard
 from asda_core.pretrain.resuming import load_optimizer_states, optimizer_states, stop_on_signal, truncate_log
 from asda_core.pretrain.schedule import optimizer_of
 from asda_core.system.memory import report_out_of_memory
@@ -41,7 +41,6 @@ STATE = "finetuning"
 """Key in the metadata of a step for the state of the loop other than tensors."""
 AVERAGE = "average|"
 """Prefix of the names of the averaged weights in the training state."""
-LOG_FILE = "log.jsonl"
 
 
 @dataclass
@@ -151,8 +150,7 @@ def _resume(training: Training, latest: Path) -> None:
     states, metadata = read_tensors(latest / TRAINING_FILE)
     device = next(training.model.encoder.parameters()).device
     load_optimizer_states(states, training.model.trained_parameters(), training.optimizer, device)
-    average = {name.removeprefix(AVERAGE): t.to(device) for name, t in states.items() if name.startswith(AVERAGE)}
-    training.average = average
+    training.average = {n.removeprefix(AVERAGE): t.to(device) for n, t in states.items() if n.startswith(AVERAGE)}
     training.state = LoopState(**json.loads(metadata[STATE]))
     training.step, training.saved_best_step = checkpoint.step, training.state.best_step
     if training.state.best_step and not has_best(training.folder, training.state.best_step):
@@ -164,6 +162,7 @@ def train(training: Training, progress: bool) -> None:
 
     Raises:
         TrainingStopped: after Ctrl-C or SIGTERM, once the state is saved.
+        AudioError: no file is readable; the state is saved.
         AsdaError: loss, gradient norm or weights are no longer finite.
     """
     recipe = training.recipe
@@ -178,7 +177,7 @@ def train(training: Training, progress: bool) -> None:
     board, stopping = tensorboard(training.folder, training.step), stop_on_signal(training.request_stop)
     with board as writer, log, bar, exact, stopping, batches as batch_iterator:
         reporter = Reporter(bar, log, writer)
-        for clips in batch_iterator:
+        for clips in _readable(training, batch_iterator):
             with report_out_of_memory(f"an update of {len(clips.audio)} clips", "lower data.batch_size"):
                 values = _train_step(training, clips, encoded_clips)
             bar.update()
@@ -186,6 +185,18 @@ def train(training: Training, progress: bool) -> None:
             _after_step(training, values, reporter)
             if training.state.ended:
                 break
+
+
+def _readable(training: Training, batches: Iterator[Clips]) -> Iterator[Clips]:
+    """Yield batches; where none is readable any more, save the last update before the error ends the training."""
+    first = training.step
+    try:
+        yield from batches
+    except AudioError:
+        if training.step > first:
+            _check_weights(training)
+            _save(training)
+        raise
 
 
 def _train_step(training: Training, clips: Clips, encoded_clips: EncodedClips | None) -> dict[str, Any]:
@@ -224,8 +235,7 @@ def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporte
         record = {name: float(value) for name, value in values.items()}
         _check_finite(record, training)
     if evaluates or saves or training.stop:
-        weights = {name: float(parameter.detach().sum()) for name, parameter in training.model.trained_parameters()}
-        _check_finite(weights, training)
+        _check_weights(training)
     _average(training)
     if evaluates:
         record |= _evaluate(training)
@@ -245,12 +255,7 @@ def _average(training: Training) -> None:
     if not first or not ended or int(epoch) < first:
         return
     training.state.averaged += 1
-    for name, parameter in training.model.trained_parameters():
-        value = parameter.detach()
-        if name in training.average:
-            training.average[name] += (value - training.average[name]) / training.state.averaged
-        else:
-            training.average[name] = value.clone()
+    add_to_average(training.average, training.model.trained_parameters(), training.state.averaged)
 
 
 def _evaluate(training: Training) -> dict[str, float]:
@@ -279,6 +284,11 @@ def _save(training: Training) -> None:
     write_step(training.folder, training.step, files, keep=1)
     training.saved_best_step = training.state.best_step
     keep_best(training.folder, [training.state.best_step])
+
+
+def _check_weights(training: Training) -> None:
+    weights = {name: float(parameter.detach().sum()) for name, parameter in training.model.trained_parameters()}
+    _check_finite(weights, training)
 
 
 def _check_finite(values: Mapping[str, float], training: Training) -> None:

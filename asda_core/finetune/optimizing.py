@@ -1,11 +1,12 @@
-"""Learning rates of the trained parameters: one parameter group for every factor on the rate."""
+"""Learning rates of the trained parameters, one parameter group for every factor on the rate; their average."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.rates import rate_scale
@@ -59,3 +60,13 @@ def step_decay_factor(decay: StepDecayConfig, epoch: int) -> float:
     if not decay.first_epoch or epoch < decay.first_epoch:
         return 1.0
     return float(decay.factor ** (1 + (epoch - decay.first_epoch) // decay.every))
+
+
+def add_to_average(average: dict[str, Tensor], parameters: Iterable[tuple[str, nn.Parameter]], count: int) -> None:
+    """Include the current weights in their average in place, as the `count`-th of the averaged ones (from 1)."""
+    for name, parameter in parameters:
+        value = parameter.detach()
+        if name in average:
+            average[name] += (value - average[name]) / count
+        else:
+            average[name] = value.clone()

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from asda_core.data.clip_batches import Batches, Clips
 from asda_core.data.prefetching import prefetch
 from asda_core.data.stream_batches import open_batches
 from asda_core.devices import to_device
-from asda_core.errors import TrainingStopped
+from asda_core.errors import AudioError, TrainingStopped
 from asda_core.model.processor import exact_matmul
 from asda_core.pretrain.initial_weights import build_training_parts
 from asda_core.pretrain.processes import SINGLE_PROCESS, Processes, process_device, process_group
@@ -58,7 +58,12 @@ from asda_core.weights.provenance import stored_plugins
 
 @dataclass
 class Run:
-    """A run in progress."""
+    """A run in progress.
+
+    Attributes:
+        stop: whether a stop was requested.
+        lost_audio: why a process cannot read its next batch; empty while all can.
+    """
 
     config: RunConfig
     catalog: Catalog
@@ -73,6 +78,7 @@ class Run:
     processes: Processes = SINGLE_PROCESS
     step: int = 0
     stop: bool = field(default=False)
+    lost_audio: str = ""
 
     def request_stop(self) -> None:
         """Request a stop after the step in progress."""
@@ -107,7 +113,7 @@ def pretrain(
     Raises:
         ConfigError: the folder contains a different run, or another process trains in it; a clip holds no patch; there
             is an adapter but no `init`; or the processes cannot share the batch.
-        AudioError: no file is readable.
+        AudioError: no file is readable; the state is saved if that occurs after an update.
         TrainingStopped: after Ctrl-C or SIGTERM, once the state is saved.
         AsdaError: the loss or the gradient norm is no longer finite, or another process has ended.
     """
@@ -149,7 +155,7 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
     with closing(
         prefetch(clips, run.step, config.steps, lambda: run.stop and run.processes.world_size == 1)
     ) as batches:
-        for batch in batches:
+        for batch in _readable(run, batches):
             with report_out_of_memory(f"an update in passes of {run.passes.size} clips", "lower data.micro_batch"):
                 record = _train_step(run, batch)
             stop = run.processes.any(run.stop)
@@ -168,10 +174,29 @@ def _train(run: Run, clips: Batches, reporter: Reporter | None) -> None:
             if stop:
                 break
     if run.step < config.steps:
-        if not saves:  # stopped while waiting for the next batch
+        if not saves:  # stopped while waiting for the next batch, or there is none
             _checked(run, record)
             _save(run)
+        if run.lost_audio:
+            saved = f" Step {run.step} is saved; the same command resumes." if run.step else ""
+            raise AudioError(f"{run.lost_audio}{saved}")
         raise TrainingStopped(f"stopped after step {run.step} of {config.steps}; the same command resumes.")
+
+
+def _readable(run: Run, batches: Iterator[Clips]) -> Iterator[Clips]:
+    """Yield batches until a process cannot read its next one, which ends the iteration in all of them."""
+    while True:
+        batch = None
+        try:
+            batch = next(batches, None)
+        except AudioError as error:
+            run.lost_audio = str(error)
+        if run.processes.any(bool(run.lost_audio)):
+            run.lost_audio = next(filter(None, run.processes.gather(run.lost_audio)))
+            return
+        if batch is None:
+            return
+        yield batch
 
 
 def _checked(run: Run, record: Mapping[str, Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import asda_core.finetune.loop as loop
 import asda_core.finetune.running as running
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint
-from asda_core.errors import AsdaError, ConfigError, TaskError, TrainingStopped
+from asda_core.errors import AsdaError, AudioError, ConfigError, TaskError, TrainingStopped
 from asda_core.finetune.evaluation import load_predictions
 from asda_core.finetune.finetune_model import load_finetune_model
 from asda_core.finetune.jobs import Job, prepare_job
@@ -135,6 +135,33 @@ def test_a_signal_saves_and_goes_on(
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
+
+
+def test_audio_that_disappears_costs_no_update(
+    start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, away = write_tones(tmp_path / "tones"), tmp_path / "away"
+    source = SourceConfig(data=str(folder))
+    data = read_labelled(source, Path())
+    recipe = small_recipe(steps=12, select="last", data={"clip_seconds": 0.335, "batch_size": 4, "cache_mebibytes": 0})
+    job = job_of((data, rounds(data, source)[0]), start, recipe)
+    whole = finetune(job, tmp_path / "whole", catalog, progress=False)
+    real = loop._train_step
+
+    def loses(training: loop.Training, *rest: object) -> object:
+        if training.step == 2:
+            folder.rename(away)
+        return real(training, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_train_step", loses)
+    with pytest.raises(AudioError, match="none of the .* audio files is readable"):
+        finetune(job, tmp_path / "run", catalog, progress=False)
+    (saved,) = (tmp_path / "run").glob("step-*")
+    assert 3 <= int(saved.name.removeprefix("step-")) < 12
+    away.rename(folder)
+    monkeypatch.setattr(loop, "_train_step", real)
+    assert finetune(job, tmp_path / "run", catalog, progress=False)["scores"] == whole["scores"]
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
 def test_another_number_of_resamples_makes_intervals_again_and_trains_nothing(

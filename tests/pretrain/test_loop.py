@@ -24,7 +24,7 @@ from asda_core.checkpoint import load_encoder, read_checkpoint, write_model
 from asda_core.config import OptimizerConfig, PluginChoice, RunConfig
 from asda_core.config_io import load_run_config, to_yaml
 from asda_core.data.clip_batches import Clips
-from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
+from asda_core.errors import AsdaError, AudioError, CheckpointError, ConfigError, TrainingStopped
 from asda_core.pretrain import loop
 from asda_core.pretrain.initial_weights import build_from_checkpoint
 from asda_core.pretrain.loop import pretrain
@@ -178,6 +178,30 @@ def test_an_update_that_does_not_fit_into_memory_is_not_saved(
     with pytest.raises(ConfigError, match=told):
         pretrain(tiny, find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
     assert [path.name for path in (tmp_path / "run").glob("step-*")] == ["step-00000002"]
+
+
+def test_audio_that_disappears_costs_no_update(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = replace(tiny, steps=12, checkpoint_every=100, data=replace(tiny.data, cache_mebibytes=0))
+    files, run, away = find_audio(audio_folder), tmp_path / "run", tmp_path / "away"
+    pretrain(long, files, tmp_path / "whole", catalog, progress=False)
+    step = loop._train_step
+
+    def loses(run: loop.Run, clips: Clips) -> dict[str, object]:
+        if run.step == 2:
+            audio_folder.rename(away)
+        return step(run, clips)
+
+    monkeypatch.setattr(loop, "_train_step", loses)
+    with pytest.raises(AudioError, match=r"none of the 5 .* Step \d+ is saved; the same command resumes\.$"):
+        pretrain(long, files, run, catalog, progress=False)
+    assert [path.name for path in run.glob("step-*")] == [f"step-{losses(run)[-1]['step']:08d}"]
+    assert 3 <= losses(run)[-1]["step"] < 12
+    away.rename(audio_folder)
+    monkeypatch.setattr(loop, "_train_step", step)
+    pretrain(long, files, run, catalog, progress=False)
+    assert losses(run) == losses(tmp_path / "whole")
 
 
 def test_skipped_files_are_named_once_over_sessions(

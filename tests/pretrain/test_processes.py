@@ -317,6 +317,27 @@ def test_the_clips_in_a_pass_are_kept(catalog: Catalog, tiny: RunConfig, audio_f
 
 
 @pytest.mark.slow
+def test_audio_that_disappears_costs_no_update(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
+) -> None:
+    """Both processes have the same last step, one of them saves it, and both say why they end."""
+    keys = {"steps": 300, "checkpoint_every": 1000, "data.micro_batch": 2, "data.cache_mebibytes": 0}
+    config, folder, files = changed(tiny, keys), tmp_path / "run", find_audio(audio_folder)
+    run = start(2, config, audio_folder, folder)
+    wait_for_step(folder, 12)
+    audio_folder.rename(tmp_path / "away")
+    errors = finish(run)
+    assert run.returncode != 0
+    seen = max(line["step"] for line in losses(folder))
+    assert errors.count(f"Step {seen} is saved; the same command resumes.") == 2
+    assert newest_step(folder) == folder / f"step-{seen:08d}"
+    (tmp_path / "away").rename(audio_folder)
+    stop_at(config, files, folder, catalog, seen + 5)
+    stop_at(config, files, tmp_path / "whole", catalog, seen + 5)
+    same_numbers_until_now(folder, tmp_path / "whole")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_torchrun_begins_them_again(tiny: RunConfig, audio_folder: Path, tmp_path: Path) -> None:
     """A process that is killed: `--max-restarts` begins all again, and they go on from the newest step."""
