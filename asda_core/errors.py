@@ -24,6 +24,10 @@ class AudioError(AsdaError, ValueError):
     """An audio file or signal cannot be used."""
 
 
+class FileAccessError(AudioError):
+    """An audio file is missing, or its disk or network fails; a later attempt may succeed."""
+
+
 class NoSamplesError(AudioError):
     """An audio file ends before the requested segment."""
 

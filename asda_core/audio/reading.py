@@ -20,10 +20,12 @@ from asda_core.audio.mp3 import FORMAT as MP3
 from asda_core.audio.mp3 import lead_samples, lost_samples
 from asda_core.audio_files.tars import member_bytes, num_bytes, split_member
 from asda_core.config import ResampleAxis
-from asda_core.errors import AudioError, NoSamplesError, error_message
+from asda_core.errors import AudioError, FileAccessError, NoSamplesError, error_message
 
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile reports near 2**63 frames for a stream; no file has this many."""
+SYSTEM_ERROR = 2
+"""libsndfile's code for a file that the system did not open or read."""
 MAX_DENOMINATOR = 1000
 """Largest denominator of a ratio of sample rates; 44.1 kHz to 16 kHz is 160 / 441."""
 BLOCK_SAMPLES = 1 << 22
@@ -79,12 +81,13 @@ def open_audio(file: str | Path, content: bytes | None = None) -> Iterator[sound
         content: its bytes, if they have been read already.
 
     Raises:
-        AudioError: the file is missing, empty, not audio or damaged, also if this is found only while reading.
+        FileAccessError: the file is missing, or its disk or network fails.
+        AudioError: it is empty, not audio or damaged, also if this is found only while reading.
     """
     member = split_member(Path(file)) if content is None else None
     if member is not None:
         content = member_bytes(*member)
-    if content is None and not Path(file).is_file() and Path(file).exists() and not Path(file).is_dir():
+    if content is None and not os.path.isfile(file) and os.path.exists(file) and not os.path.isdir(file):
         raise AudioError(f"cannot read {file}: it is not a regular file, but a pipe or a device.")
     try:
         with soundfile.SoundFile(os.fsencode(file) if content is None else io.BytesIO(content)) as sound:
@@ -96,7 +99,7 @@ def open_audio(file: str | Path, content: bytes | None = None) -> Iterator[sound
                 )
             yield sound
     except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(f"cannot read {file}: {_reason(Path(file), content, error)}") from None
+        raise _read_error(Path(file), content, error) from None
 
 
 def read_samples(
@@ -249,9 +252,20 @@ def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int 
     return torch.nn.functional.pad(segment, (0, num_samples - len(segment)))
 
 
+def _read_error(file: Path, content: bytes | None, error: Exception) -> AudioError:
+    """Return the error to raise; libsndfile reports a disk that fails as a format that it does not recognise."""
+    try:
+        if content is None and not file.is_dir():
+            with file.open("rb", buffering=0) as opened:
+                opened.read(1)
+    except OSError as failure:
+        missing = isinstance(failure, FileNotFoundError | NotADirectoryError)
+        return FileAccessError(f"cannot read {file}: {'it does not exist' if missing else failure.strerror}.")
+    kind = FileAccessError if getattr(error, "code", 0) == SYSTEM_ERROR else AudioError  # it may be over by now
+    return kind(f"cannot read {file}: {_reason(file, content, error)}")
+
+
 def _reason(file: Path, content: bytes | None, error: Exception) -> str:
-    if content is None and not file.exists():
-        return "it does not exist."
     if content is None and file.is_dir():
         return "it is a folder."
     if (num_bytes(file) if content is None else len(content)) == 0:

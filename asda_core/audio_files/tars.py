@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from asda_core.audio_files.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member, read_headers
-from asda_core.errors import AudioError
+from asda_core.errors import AudioError, FileAccessError
 from asda_core.system.files import write_text
 
 INDEX_SUFFIX = ".index.json"
@@ -74,7 +75,7 @@ def split_member(file: Path) -> tuple[Path, str] | None:
     end = text.find(separator)
     while end >= 0:
         shard = Path(text[: end + len(TAR_SUFFIX)])
-        if shard.is_file():
+        if os.path.isfile(shard):  # False also where a disk fails
             return shard, text[end + len(separator) :]
         end = text.find(separator, end + 1)
     return None
@@ -84,6 +85,7 @@ def member_bytes(shard: Path, name: str) -> bytes:
     """Read the bytes of an audio file in a shard.
 
     Raises:
+        FileAccessError: the disk or network of the shard fails.
         AudioError: there is no such file, or the shard ends before it does.
     """
     offset, size = shard_index(shard).offset_and_size(name)
@@ -92,7 +94,7 @@ def member_bytes(shard: Path, name: str) -> bytes:
             file.seek(offset)
             content = file.read(size)
     except OSError as error:
-        raise AudioError(f"cannot read {shard / name}: {error.strerror or error}.") from None
+        raise FileAccessError(f"cannot read {shard / name}: {error.strerror or error}.") from None
     if len(content) < size:
         raise AudioError(
             f"cannot read {shard / name}: the shard is truncated, {size - len(content)} bytes are missing."
@@ -115,13 +117,14 @@ def shard_index(shard: Path) -> ShardIndex:
     """Return the index of a shard; cached while the size and time of the shard stay the same.
 
     Raises:
-        AudioError: the shard cannot be read or is not a tar.
+        FileAccessError: the shard cannot be read.
+        AudioError: it is not a tar.
     """
     try:
         state = shard.stat()
+        return _index(shard, state.st_size, state.st_mtime_ns)
     except OSError as error:
-        raise AudioError(f"cannot read the shard {shard}: {error.strerror}.") from None
-    return _index(shard, state.st_size, state.st_mtime_ns)
+        raise FileAccessError(f"cannot read the shard {shard}: {error.strerror}.") from None
 
 
 @functools.cache

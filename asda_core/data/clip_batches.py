@@ -2,7 +2,7 @@
 
 The clips of a step depend only on the seed and the number of the step, so a resumed run gets the same clips as an
 uninterrupted one, with any number of reader threads. An unreadable file is replaced by the next one in the order of
-its epoch, and is reported and counted.
+its epoch, and is reported and counted. One that is missing, or whose disk fails, is tried again whenever it is due.
 
     step                 0                       1              batch_size 4, two ranks
     clip        | 0   1 | 2   3 | 4   5 | 6   7 | ...
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from asda_core.config import DataConfig, require
 from asda_core.data.clip_reader import ClipReader
-from asda_core.errors import AudioError
+from asda_core.errors import AudioError, FileAccessError
 from asda_core.system.memory import report_out_of_memory
 
 MAX_LISTED = 3
@@ -136,7 +136,8 @@ class Batches(ABC):
                 row[len(crop) :] = 0.0
                 return FoundClip(len(crop), source, failures)
             except AudioError as error:  # a long file stays: another crop may be good, in any order of reading
-                failures.append((file, str(error), file not in self.reader.long_files))
+                permanent = file not in self.reader.long_files and not isinstance(error, FileAccessError)
+                failures.append((file, str(error), permanent))
         reasons = "; ".join([*self.skipped.values(), *(reason for _, reason, _ in failures)][:MAX_LISTED])
         raise AudioError(f"none of the {self._whole()} is readable. First reasons: {reasons}")
 

@@ -1,6 +1,8 @@
-"""Crops of audio files at one sample rate, with a cache of decoded files."""
+"""Crops of audio files at one sample rate, with a cache of decoded files, and further attempts where a disk fails."""
 
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxtyping import Float
@@ -11,11 +13,18 @@ from asda_core.audio.flac import decode_flac
 from asda_core.audio.reading import open_audio, read_samples, resample
 from asda_core.audio_files.tars import member_bytes, split_member
 from asda_core.config import DataConfig
-from asda_core.errors import AudioError
+from asda_core.errors import AudioError, FileAccessError
 
 WHOLE_FILE_SECONDS = 60.0
 """Files up to this length are decoded whole and cached; of longer ones only the requested crop is decoded."""
 BYTES_PER_MEBIBYTE = 1 << 20
+RETRIES, RETRY_SECONDS = 3, 0.1
+"""Further attempts at a file that cannot be accessed, and the pause before each.
+
+**Source**: the released data path retries 3 times, without a pause.
+"""
+MAX_FAILED_IN_A_ROW = 3
+"""Files that cannot be accessed in a row, after which the next ones are tried once: the whole folder may be gone."""
 
 
 class ClipReader:
@@ -29,6 +38,8 @@ class ClipReader:
         self._cache: dict[Path, Tensor] = {}
         self._free_bytes = config.cache_mebibytes * BYTES_PER_MEBIBYTE
         self._lock = threading.Lock()
+        self._inaccessible: set[Path] = set()
+        self._failed_in_a_row = 0
 
     def read_crop(self, file: Path, fraction: float, content: bytes | None = None) -> Float[Tensor, " samples"]:
         """Return the crop at `fraction` of the range of start positions; shorter than a clip if the file is.
@@ -39,8 +50,33 @@ class ClipReader:
             content: the bytes of the file, if already available; they are decoded anew at every call.
 
         Raises:
-            AudioError: the file cannot be read, or has fewer samples than `min_samples` of the config.
+            FileAccessError: the file is missing, or its disk or network fails, also after some retries.
+            AudioError: it cannot be read, or has fewer samples than `min_samples` of the config.
         """
+        return self._retried(file, lambda: self._read_crop(file, fraction, content))
+
+    def _retried(self, file: Path, read: Callable[[], Tensor]) -> Tensor:
+        """Read a file, again if it cannot be accessed; a file for which that was in vain is only tried once later."""
+        in_vain = file in self._inaccessible or self._failed_in_a_row >= MAX_FAILED_IN_A_ROW
+        for _ in range(0 if in_vain else RETRIES):
+            try:
+                return self._read_once(file, read)
+            except FileAccessError:
+                time.sleep(RETRY_SECONDS)
+        try:
+            return self._read_once(file, read)
+        except FileAccessError:
+            self._inaccessible.add(file)
+            self._failed_in_a_row += 1
+            raise
+
+    def _read_once(self, file: Path, read: Callable[[], Tensor]) -> Tensor:
+        audio = read()
+        self._inaccessible.discard(file)
+        self._failed_in_a_row = 0
+        return audio
+
+    def _read_crop(self, file: Path, fraction: float, content: bytes | None) -> Tensor:
         audio = self._cache.get(file) if content is None else None
         if audio is None or len(audio) > WHOLE_FILE_SECONDS * self.sample_rate:  # cached by `read_whole`
             encoded = _content_of(file) if content is None else content
@@ -86,6 +122,9 @@ class ClipReader:
         Raises:
             AudioError: the file cannot be read, or has fewer samples than `min_samples` of the config.
         """
+        return self._retried(file, lambda: self._read_whole(file))
+
+    def _read_whole(self, file: Path) -> Tensor:
         if (cached := self._cache.get(file)) is not None:
             return cached
         content = _content_of(file)

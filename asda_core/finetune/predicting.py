@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asda_core.data.clip_reader import ClipReader
-from asda_core.errors import AsdaError, AudioError, TaskError
+from asda_core.errors import AsdaError, AudioError, FileAccessError, TaskError
 from asda_core.finetune.batches import CLIPS_PER_PASS, MEMORY_ADVICE, label_matrix, plain_features
 from asda_core.finetune.evaluation import Predictions
 from asda_core.finetune.finetune_model import FinetuneModel
@@ -31,22 +31,26 @@ class Predictor:
         model: the model.
         recipe: how clips are cut.
         reader: reader of the audio.
-        skipped: file -> why it could not be read.
+        skipped: file -> why it could not be read, at least once.
+        damaged: those of them that are not tried again; others are missing, or their disk failed.
     """
 
     model: FinetuneModel
     recipe: FinetuneConfig
     reader: ClipReader
     skipped: dict[Path, str] = field(default_factory=dict)
+    damaged: set[Path] = field(default_factory=set)
 
     def read_audio(self, file: Path) -> Float[Tensor, " samples"] | None:
         """Audio of a file, or its first crop if the recipe always takes that; None if it cannot be read."""
-        if file in self.skipped:
+        if file in self.damaged:
             return None
         try:
             return self.reader.read_for_evaluation(file)
         except AudioError as error:
             self.skipped[file] = str(error)
+            if not isinstance(error, FileAccessError):
+                self.damaged.add(file)
             return None
 
     def is_short(self, audio: Float[Tensor, " samples"]) -> bool:

@@ -1,6 +1,7 @@
 """Files to waveforms, and what is said of bad ones."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from asda_core.audio import reading
 from asda_core.audio.reading import crop_or_pad, length_and_rate, read_audio
 from asda_core.audio_files.digests import ends_digest
 from asda_core.audio_files.sources import find_audio
-from asda_core.errors import AudioError
+from asda_core.errors import AudioError, FileAccessError
 
 
 def tone(rate: int, seconds: float = 1.0, hertz: float = 440.0) -> np.ndarray:
@@ -96,6 +97,30 @@ def test_the_reason_states_the_cause_alone(tmp_path: Path, suffix: str, detail: 
         read_audio(file, 16_000)
     reason = f"it is damaged, or not an audio format that libsndfile supports{detail}."
     assert str(told.value) == f"cannot read {file}: {reason}"
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "folder", "truncated", "missing"])
+def test_only_a_file_that_is_missing_may_come_back(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(AudioError) as caught:
+        read_audio(bad_file(tmp_path, kind), 16_000)
+    assert isinstance(caught.value, FileAccessError) == (kind == "missing")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file whose first byte the system does not read")
+def test_a_disk_that_fails_is_no_damaged_file() -> None:
+    with pytest.raises(FileAccessError, match="cannot read /proc/self/mem: Input/output error"):
+        read_audio("/proc/self/mem", 16_000)
+
+
+def test_a_failure_that_is_over_when_it_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "good.wav", tone(16_000), 16_000)
+
+    def fails(*_: object) -> None:
+        raise soundfile.LibsndfileError(reading.SYSTEM_ERROR)
+
+    monkeypatch.setattr(soundfile, "SoundFile", fails)
+    with pytest.raises(FileAccessError, match="System error"):
+        read_audio(tmp_path / "good.wav", 16_000)
 
 
 def test_absurd_samples(tmp_path: Path) -> None:

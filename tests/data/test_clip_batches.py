@@ -65,6 +65,33 @@ def test_nothing_readable(tmp_path: Path) -> None:
         ClipBatches([], CONFIG, 16_000, seed=1).batch(0)
 
 
+def test_a_file_that_fails_for_a_moment_changes_nothing(audio_folder: Path, tmp_path: Path) -> None:
+    """It is there again at the second attempt, or when it is due again."""
+    files = find_audio(audio_folder)
+    config = replace(CONFIG, batch_size=5, cache_mebibytes=0)
+    whole = ClipBatches(files, config, 16_000, seed=1)
+    for seconds in (0.5 * clip_reader.RETRY_SECONDS, (clip_reader.RETRIES + 1) * clip_reader.RETRY_SECONDS):
+        clips = ClipBatches(files, config, 16_000, seed=1)
+        files[2].rename(tmp_path / "away")
+        back = threading.Timer(seconds, (tmp_path / "away").rename, [files[2]])
+        back.start()
+        first = clips.batch(0).audio
+        back.join()
+        assert torch.equal(first, whole.batch(0).audio) == (not clips.skipped) == (seconds < clip_reader.RETRY_SECONDS)
+        for step in (1, 2):
+            assert torch.equal(clips.batch(step).audio, whole.batch(step).audio)
+
+
+def test_a_folder_that_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(clip_reader.time, "sleep", pauses.append)
+    clips = ClipBatches([tmp_path / f"{number}.wav" for number in range(100)], CONFIG, 16_000, seed=1)
+    for _ in range(2):
+        with pytest.raises(AudioError, match="none of the 100 audio files is readable"):
+            clips.batch(0)
+    assert len(pauses) == clip_reader.RETRIES * clip_reader.MAX_FAILED_IN_A_ROW
+
+
 def test_a_batch_that_does_not_fit_into_memory(audio_folder: Path) -> None:
     clips = ClipBatches(find_audio(audio_folder), replace(CONFIG, clip_seconds=1e9), 16_000, seed=1)
     with pytest.raises(ConfigError, match=r"the audio of 3 clips does not fit into memory: .* lower data.batch_size"):

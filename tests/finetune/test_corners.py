@@ -207,6 +207,24 @@ def test_skipped_files_are_remembered(
     assert set(finetune(job, tmp_path / "run", catalog, progress=False)["skipped"]) == {str(bad)}
 
 
+def test_a_clip_that_fails_once_is_in_the_next_evaluation(
+    start: Checkpoint, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asda_core.data.clip_reader.RETRIES", 0)
+    source = SourceConfig(data=str(write_tones(tmp_path / "tones")))
+    data, recipe = read_labelled(source, Path()), small_recipe()
+    model = build_finetune_model(catalog, recipe, start, data.classes)
+    predictor = Predictor(model, recipe, ClipReader(recipe.data, 16_000))
+    missing, damaged = (example.file for example in data.examples[:2])
+    damaged.write_text("no audio")
+    missing.rename(tmp_path / "away")
+    assert len(predict(predictor, data, data.examples).files) == len(data.examples) - 2
+    (tmp_path / "away").rename(missing)
+    assert len(predict(predictor, data, data.examples).files) == len(data.examples) - 1
+    assert predictor.damaged == {damaged}
+    assert set(predictor.skipped) == {missing, damaged}
+
+
 def test_the_file_tells_the_update_of_its_weights(
     tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path
 ) -> None:
