@@ -86,3 +86,14 @@ def test_times_of_a_disk_are_those_of_its_files(tmp_path: Path) -> None:
     time.sleep(0.05)
     assert before < (tmp_path / "a").stat().st_mtime < disk_time(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_two_writers_of_one_file_are_told(tmp_path: Path) -> None:
+    """The temporary file is gone because the other process has renamed it."""
+    with pytest.raises(FileNotFoundError) as told:
+        write_atomically(tmp_path / "a.npy", lambda part: part.unlink())
+    assert told.value.filename == str(tmp_path / "a.npy")
+    assert told.value.strerror == "its temporary file has vanished; another process may be writing the same file"
+    with pytest.raises(FileNotFoundError) as told:
+        write_atomically(tmp_path / "none" / "a.npy", lambda part: None)
+    assert told.value.strerror == "No such file or directory"

@@ -27,6 +27,8 @@ METADATA_KEY = "__metadata__"
 """Key of that header for everything that is not a tensor."""
 MAX_NAME_BYTES = 249
 """Longest name in bytes that leaves room for the affixes of `temporary_path`: file systems allow 255."""
+SHARED_MESSAGE = "its temporary file has vanished; another process may be writing the same file"
+"""Reason given where the temporary file of `write_atomically` is gone: another process may have renamed it."""
 
 
 def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
@@ -50,7 +52,9 @@ def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
         with suppress(OSError):
             part.unlink()
         if isinstance(error, OSError) and error.errno and str(error.filename or part) == str(part):
-            raise OSError(error.errno, error.strerror, str(file)) from None
+            vanished = isinstance(error, FileNotFoundError) and part.parent.is_dir()
+            reason = SHARED_MESSAGE if vanished else error.strerror
+            raise OSError(error.errno, reason, str(file)) from None
         raise
     sync(target.parent)
 
