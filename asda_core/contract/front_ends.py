@@ -6,15 +6,15 @@ import torch
 
 from asda_core.assemble import SAMPLE_RATE
 from asda_core.config_io import parse
-from asda_core.contract.modules import check_state, seeded
+from asda_core.contract.modules import check_state, check_tensor, seeded, unchanged_inputs
 from asda_core.contracts import FrontEndContext, FrontEndSpec
 
 
 @seeded
 def check_front_end(spec: FrontEndSpec[Any], **options: Any) -> None:
-    """Check attributes; shape; float32; finite output for silence; that a delay of one hop is one frame, that a frame
-    depends only on its window and a clip only on itself; no trainable parameter, since no gradient passes through a
-    front end; state round trip."""
+    """Check attributes; shape; float32; that the audio is left as it is, and two calls are equal; finite output for
+    silence; that a delay of one hop is one frame, that a frame depends only on its window and a clip only on itself; no
+    trainable parameter, since no gradient passes through a front end; state round trip."""
     config, context = parse(spec.config, options), FrontEndContext(SAMPLE_RATE)
     front_end: Any = spec.build(config, context)
     other = spec.build(config, context)
@@ -25,12 +25,16 @@ def check_front_end(spec: FrontEndSpec[Any], **options: Any) -> None:
 
 def _check_front_end(plugin: str, front_end: Any) -> None:
     for name in ("sample_rate", "num_bins", "hop_samples", "window_samples"):
-        assert isinstance(getattr(front_end, name, None), int), f"{plugin}: attribute {name} must be an int"
+        value = getattr(front_end, name, None)
+        is_positive = isinstance(value, int) and value > 0
+        assert is_positive, f"{plugin}: attribute {name} must be a positive int, not {value!r}"
     hop, window = front_end.hop_samples, front_end.window_samples
     audio = 0.1 * torch.randn(2, window + 20 * hop + hop // 2)
-    features = front_end(audio)
-    assert features.shape == (2, front_end.num_bins, 21), f"{plugin}: shape {tuple(features.shape)}"
+    with unchanged_inputs(plugin, audio=audio):
+        features = front_end(audio)
+    check_tensor(plugin, features, (2, front_end.num_bins, 21))
     assert features.dtype == torch.float32, f"{plugin}: {features.dtype}, not torch.float32"
+    assert torch.equal(front_end(audio), features), f"{plugin}: two calls with the same input differ"
     trainable = [name for name, parameter in front_end.named_parameters() if parameter.requires_grad]
     assert not trainable, f"{plugin}: no gradient reaches {', '.join(trainable)}; register as buffers"
     assert front_end(torch.zeros(1, window)).isfinite().all(), f"{plugin}: the features of silence are not finite"

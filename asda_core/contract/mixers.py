@@ -12,7 +12,9 @@ from asda_core.contract.modules import (
     check_all_parameters_move,
     check_no_lazy_parameters,
     check_state,
+    check_tensor,
     seeded,
+    unchanged_inputs,
 )
 from asda_core.contracts import MixerContext, MixerSpec
 from asda_core.layout import TokenLayout
@@ -23,9 +25,9 @@ GRID = (5, 4)
 
 @seeded
 def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
-    """Check shape and dtype; finite output; independence of clips and of padding; that tokens influence each other;
-    masked grids and a class token anywhere; invariance to token order (if `knows_order` is False); state round trip;
-    that every parameter of every layer moves."""
+    """Check shape and dtype; finite output; that inputs are left as they are, and two calls are equal; independence of
+    clips and of padding; that tokens influence each other; masked grids and a class token anywhere; invariance to token
+    order (if `knows_order` is False); state round trip; that every parameter of every layer moves."""
     layers = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
     config = parse(spec.config, options)
     mixer, other, *of_layers = (spec.build(config, each) for each in (layers[1], layers[1], *layers))
@@ -33,12 +35,12 @@ def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
     mixer.eval()
     for layout in _layouts():
         tokens = torch.randn(*layout.index.shape, DIM)
-        mixed = mixer(tokens, layout)
         where = f"{spec.name} on {tuple(layout.index.shape)} tokens of {layout.grid}"
-        assert mixed.shape == tokens.shape, f"{where}: shape {tuple(mixed.shape)}, not {tuple(tokens.shape)}"
+        mixed = _mixed(mixer, tokens, layout, where)
+        check_tensor(where, mixed, tokens.shape)
         assert mixed.dtype == tokens.dtype, f"{where}: {mixed.dtype}, not {tokens.dtype} like the tokens"
         assert mixed.isfinite().all(), f"{where}: output is not finite"
-        _check_independence(mixer, tokens, layout, where)
+        _check_independence(mixer, tokens, layout, mixed, where)
     _check_padding(mixer, spec.name)
     if not spec.knows_order:
         _check_order_is_free(mixer, spec.name)
@@ -46,22 +48,36 @@ def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
     tokens = torch.randn(*layout.index.shape, DIM)
     check_state(mixer, other.eval(), tokens, layout)
     weight = torch.randn_like(tokens)
+    where = f"{spec.name} in training mode"
     for each in of_layers:
-        check_all_parameters_move(each.train(), lambda each=each: (each(tokens, layout) * weight).sum())
+        check_all_parameters_move(each.train(), lambda each=each: (_mixed(each, tokens, layout, where) * weight).sum())
+
+
+def _mixed(mixer: nn.Module, tokens: Tensor, layout: TokenLayout, where: str) -> Tensor:
+    """Call the mixer and check that it leaves its inputs as they are: a block adds these tokens to what it returns."""
+    with unchanged_inputs(where, tokens=tokens, **{"layout.index": layout.index, "layout.padding": layout.padding}):
+        mixed: Tensor = mixer(tokens, layout)
+    return mixed
 
 
 def _layouts() -> list[TokenLayout]:
     """A full grid, a masked one, one token; a class token first, in the middle and last; two class tokens."""
-    full = TokenLayout.full(3, GRID)
+    full = _full(3)
     kept = torch.stack([torch.randperm(GRID[0] * GRID[1])[:7].sort().values for _ in range(3)])
     masked = full.select(torch.arange(3), kept)
     one = [masked.with_class_token(column) for column in (0, 3, 7)]
     return [full, masked, TokenLayout.full(2, (1, 1)), *one, masked.with_class_token(3, 2)]
 
 
-def _check_independence(mixer: nn.Module, tokens: Tensor, layout: TokenLayout, where: str) -> None:
+def _full(batch: int) -> TokenLayout:
+    """All patches, with an index of its own for each clip: one that is expanded cannot be edited."""
+    full = TokenLayout.full(batch, GRID)
+    return replace(full, index=full.index.clone())
+
+
+def _check_independence(mixer: nn.Module, tokens: Tensor, layout: TokenLayout, mixed: Tensor, where: str) -> None:
     with torch.no_grad():
-        mixed = mixer(tokens, layout)
+        assert torch.equal(mixer(tokens, layout), mixed), f"{where}: two calls with the same input differ"
         alone = mixer(tokens[:1], replace(layout, index=layout.index[:1]))
         assert torch.allclose(alone, mixed[:1], atol=TOLERANCE), f"{where}: a clip alone differs from it in a batch"
         influence = 0.0
@@ -76,7 +92,7 @@ def _check_independence(mixer: nn.Module, tokens: Tensor, layout: TokenLayout, w
 
 
 def _check_padding(mixer: nn.Module, name: str) -> None:
-    full = TokenLayout.full(2, GRID)
+    full = _full(2)
     padding = torch.zeros(2, full.index.shape[1], dtype=torch.bool)
     padding[0, -6:] = True
     padding[1, 2:4] = True
@@ -84,7 +100,7 @@ def _check_padding(mixer: nn.Module, name: str) -> None:
     tokens = torch.randn(2, full.index.shape[1], DIM)
     changed = torch.where(padding[..., None], torch.randn_like(tokens), tokens)
     with torch.no_grad():
-        difference = (mixer(tokens, layout) - mixer(changed, layout))[~padding].abs().max()
+        difference = (_mixed(mixer, tokens, layout, name) - mixer(changed, layout))[~padding].abs().max()
     assert difference <= TOLERANCE, f"{name}: padding influences valid tokens (by {difference:.1e})"
 
 

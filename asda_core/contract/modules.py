@@ -1,7 +1,8 @@
-"""Contract of the modules of any plugin: a complete state of tensors, finite gradients, no lazy parameters."""
+"""Contract of the modules of any plugin: inputs left as they are, a complete state, finite gradients, known sizes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -27,6 +28,21 @@ def seeded(check: CheckT) -> CheckT:
     return cast(CheckT, run)
 
 
+@contextmanager
+def unchanged_inputs(where: str, **inputs: Tensor | None) -> Iterator[None]:
+    """Check that the calls in the block leave these tensors as they are: the caller goes on with them."""
+    before = {name: value.clone() for name, value in inputs.items() if value is not None}
+    yield
+    for name, value in before.items():
+        assert torch.equal(value, cast(Tensor, inputs[name])), f"{where}: changes its input {name} in place"
+
+
+def check_tensor(where: str, output: object, shape: Sequence[int]) -> None:
+    """Check that an output is a tensor of this shape."""
+    assert isinstance(output, Tensor), f"{where}: returned {type(output).__name__}, not a tensor"
+    assert tuple(output.shape) == tuple(shape), f"{where}: shape {tuple(output.shape)}, not {tuple(shape)}"
+
+
 def check_round_trip(module: nn.Module, other: nn.Module, compute_output: Callable[[Any], Tensor]) -> None:
     """Check that the state holds only tensors, and that a second module gives the same output after loading it.
 
@@ -43,8 +59,8 @@ def check_round_trip(module: nn.Module, other: nn.Module, compute_output: Callab
     other.load_state_dict(state)
     with torch.no_grad():
         assert torch.equal(compute_output(module), compute_output(other)), (
-            "state_dict is incomplete, as a copy loaded from it gives another output: make random tensors parameters "
-            "or persistent buffers"
+            "state_dict is incomplete, as a copy loaded from it gives another output: keep what is drawn or "
+            "updated in parameters or persistent buffers"
         )
 
 
@@ -60,13 +76,14 @@ def check_no_lazy_parameters(module: nn.Module) -> None:
 
 
 def check_all_parameters_move(module: nn.Module, loss: Any) -> None:
-    """Check that gradients are finite, and that every trainable parameter has moved after three steps."""
+    """Check that output and gradients are finite, and that every trainable parameter has moved after three steps."""
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = torch.optim.SGD(parameters.values(), lr=1e-2)
     for _ in range(TRAINING_STEPS):
         optimizer.zero_grad()
         value = loss()
+        assert value.isfinite(), "the output in training mode is not finite"
         if value.requires_grad:
             value.backward()
         non_finite = [name for name, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()]

@@ -1,6 +1,5 @@
 """Contract of every objective, every adapter, and combinations of plugins, on a small encoder."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,13 @@ from asda_core.adapting import attach, set_train_mode
 from asda_core.config import EncoderConfig
 from asda_core.config_io import parse
 from asda_core.contract.mixers import DIM, HEADS, LAYERS
-from asda_core.contract.modules import TOLERANCE, check_all_parameters_move, check_round_trip, seeded
+from asda_core.contract.modules import (
+    TOLERANCE,
+    check_all_parameters_move,
+    check_round_trip,
+    seeded,
+    unchanged_inputs,
+)
 from asda_core.contracts import AdapterContext, AdapterSpec, MixerContext, MixerSpec, ObjectiveContext, ObjectiveSpec
 from asda_core.errors import PluginError
 from asda_core.layout import TokenLayout
@@ -33,30 +38,23 @@ def small_encoder(mixer: MixerSpec[Any] | None = None) -> Encoder:
 
 @seeded
 def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = None, **options: Any) -> None:
-    """Check that one seed gives one loss; parts are finite; gradients reach the encoder and no frozen part; the loss on
-    one batch falls."""
-    encoder = small_encoder(mixer)
-    objective: Any = spec.build(parse(spec.config, options), ObjectiveContext(encoder))
+    """Check that one seed gives one loss; loss and parts are finite; features are left as they are; gradients reach the
+    encoder and no frozen part; the loss on one batch falls; a run resumed from the state goes on with the same losses;
+    no parameter of the encoder is held."""
+    encoder, other_encoder = small_encoder(mixer), small_encoder(mixer)
+    config = parse(spec.config, options)
+    objective: Any = spec.build(config, ObjectiveContext(encoder))
+    other: Any = spec.build(config, ObjectiveContext(other_encoder))
     features = torch.randn(2, 128, 64)
 
-    def losses() -> Any:
-        return objective.loss(encoder, features, torch.Generator().manual_seed(1))
+    def losses(instance: Any = objective, trained: Encoder = encoder) -> Any:
+        return instance.loss(trained, features, torch.Generator().manual_seed(1))
 
-    first, again = losses(), losses()
-    try:
-        check_losses(first)
-    except PluginError as error:
-        raise AssertionError(f"{spec.name}: {error}") from None
-    assert callable(getattr(objective, "after_step", None)), f"{spec.name}: the method after_step is missing"
-    assert first.total.requires_grad, f"{spec.name}: the total loss does not require a gradient"
-    assert torch.equal(first.total, again.total), f"{spec.name}: the same seed gives different losses"
-    for name, value in first.parts.items():
-        assert math.isfinite(value), f"{spec.name}: {name} is not finite"
-    first.total.backward()
-    without_gradient = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
-    assert not without_gradient, f"{spec.name}: no gradient reaches {', '.join(without_gradient)}"
-    frozen = [p for p in objective.parameters() if not p.requires_grad]
-    assert all(p.grad is None for p in frozen), f"{spec.name}: gradients reach a frozen part"
+    with unchanged_inputs(spec.name, features=features):
+        first = losses()
+    _check_first_losses(spec.name, objective, first)
+    assert torch.equal(first.total, losses().total), f"{spec.name}: the same seed gives different losses"
+    _check_gradients(spec.name, objective, encoder, first.total)
     trained = [*encoder.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
     for step in range(LEARNING_STEPS):
@@ -65,6 +63,43 @@ def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = Non
         optimizer.step()
         objective.after_step(encoder, step + 1)
     assert losses().total < first.total, f"{spec.name}: the loss on one batch does not fall"
+    other_encoder.load_state_dict(encoder.state_dict())
+
+    @torch.enable_grad()
+    def next_losses(instance: Any) -> Tensor:
+        of_instance = encoder if instance is objective else other_encoder
+        before = losses(instance, of_instance).total
+        instance.after_step(of_instance, LEARNING_STEPS + 1)
+        return torch.stack([before, losses(instance, of_instance).total]).detach()
+
+    check_round_trip(objective, other, next_losses)
+
+
+def _check_first_losses(name: str, objective: Any, losses: Any) -> None:
+    """Check what the first call returned."""
+    try:
+        check_losses(losses)
+    except PluginError as error:
+        raise AssertionError(f"{name}: {error}") from None
+    assert callable(getattr(objective, "after_step", None)), f"{name}: the method after_step is missing"
+    assert losses.total.requires_grad, f"{name}: the total loss does not require a gradient"
+    for part, value in {"the total loss": losses.total, **losses.parts}.items():
+        assert torch.as_tensor(value).isfinite(), f"{name}: {part} is not finite"
+
+
+def _check_gradients(name: str, objective: nn.Module, encoder: Encoder, total: Any) -> None:
+    """Check that gradients reach all of the encoder and nothing frozen, and that the two share no parameter."""
+    of_encoder = {id(parameter) for parameter in encoder.parameters()}
+    shared = [part for part, parameter in objective.named_parameters() if id(parameter) in of_encoder]
+    assert not shared, (
+        f"{name}: {len(shared)} of its parameters, such as {shared[0]}, are those of the encoder, and would be saved "
+        "twice; use the encoder that loss and after_step are given, or keep a copy"
+    )
+    total.backward()
+    without_gradient = [part for part, parameter in encoder.named_parameters() if parameter.grad is None]
+    assert not without_gradient, f"{name}: no gradient reaches {', '.join(without_gradient)}"
+    frozen = [parameter for parameter in objective.parameters() if not parameter.requires_grad]
+    assert all(parameter.grad is None for parameter in frozen), f"{name}: gradients reach a frozen part"
 
 
 @seeded
