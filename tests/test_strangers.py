@@ -192,10 +192,18 @@ class Squares(nn.Module):
         pass
 
 
+def with_parts(total: Tensor, parts: object) -> Losses:
+    """Losses with parts that the checks of types in these tests would not let in."""
+    losses = Losses(total, {})
+    object.__setattr__(losses, "parts", parts)
+    return losses
+
+
 OBJECTIVES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda total: total, "must return Losses, not Tensor"),
     (lambda total: Losses(total.expand(2), {}), "a scalar tensor as total"),
     (lambda total: Losses(total, {"v": total.expand(3)}), "part 'v' of the objective's loss must be a single number"),
+    (lambda total: with_parts(total, {1: 1.0}), "the parts of the objective's loss must have strings as names, not 1"),
     (lambda total: Losses(total, {"loss": total}), "names a part of its loss 'loss', which is a reserved log key"),
     (lambda total: Losses(total, {"step": total}), "names a part of its loss 'step', which is a reserved log key"),
 ]
@@ -560,13 +568,35 @@ def test_adapters_that_are_another_model(what: Callable[[Encoder], None], messag
         check_adapter(adapter(what))
 
 
-def test_a_mixer_whose_output_would_be_broadcast(audio_folder: Path, tmp_path: Path) -> None:
-    class OneRow(Mean):
-        def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
-            return super().forward(tokens, layout).mean(1, keepdim=True)
+class OneRow(Mean):
+    """Its output would be broadcast."""
 
-    with pytest.raises(PluginError, match=r"the mixer OneRow returned shape \(\d+, 1, 32\) for tokens of"):
-        run_with(tmp_path / "run", audio_folder, STRANGE, asda_mixers=lambda: mixer(OneRow))
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        return super().forward(tokens, layout).mean(1, keepdim=True)
+
+
+class Forgets(Mean):
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Any:
+        super().forward(tokens, layout)
+
+
+class WithMaps(Mean):
+    def forward(self, tokens: Tensor, layout: TokenLayout) -> Any:
+        return super().forward(tokens, layout), None
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (OneRow, r"the mixer OneRow returned shape \(\d+, 1, 32\) for tokens of"),
+        (Forgets, "the mixer Forgets returned NoneType, not a tensor"),
+        (WithMaps, "the mixer WithMaps returned tuple, not a tensor"),
+        (Double, r"the mixer Double returned torch\.float64 for tokens of torch\.float32"),
+    ],
+)
+def test_mixers_that_return_something_else(kind: type[Mean], message: str, audio_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=message):
+        run_with(tmp_path / "run", audio_folder, STRANGE, asda_mixers=lambda: mixer(kind))
 
 
 def test_a_front_end_does_not_dither_in_training(audio_folder: Path, tmp_path: Path) -> None:

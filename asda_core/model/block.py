@@ -87,12 +87,7 @@ class Block(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
         """Return (block output, output of the MLP or, without one, of the mixer)."""
-        branch = self.mixer(self.norm1(tokens) if self.pre_norm else tokens, layout)
-        if branch.shape != tokens.shape:
-            raise PluginError(
-                f"the mixer {type(self.mixer).__name__} returned shape {tuple(branch.shape)} for tokens of shape "
-                f"{tuple(tokens.shape)}; they must be equal."
-            )
+        branch = self._mixed(self.norm1(tokens) if self.pre_norm else tokens, layout)
         mixed = tokens + self._dropped(branch)
         if self.mlp is None or self.norm2 is None:
             return (mixed if self.pre_norm else self.norm1(mixed)), branch
@@ -101,6 +96,21 @@ class Block(nn.Module):
             return (mixed if self.pre_norm_residual else branch) + self._dropped(branch), branch
         mixed, branch = self._norm_and_mlp(self.norm1, self.mlp, mixed, layout)
         return self.norm2(mixed + self._dropped(branch)), branch
+
+    def _mixed(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        """What the mixer returns, which must be like its tokens; under autocast it may have another precision."""
+        branch: object = self.mixer(tokens, layout)
+        name = type(self.mixer).__name__
+        if not isinstance(branch, Tensor):
+            raise PluginError(f"the mixer {name} returned {type(branch).__name__}, not a tensor.")
+        if branch.shape != tokens.shape:
+            raise PluginError(
+                f"the mixer {name} returned shape {tuple(branch.shape)} for tokens of shape {tuple(tokens.shape)}; "
+                "they must be equal."
+            )
+        if torch.promote_types(tokens.dtype, branch.dtype) not in (tokens.dtype, torch.float32):
+            raise PluginError(f"the mixer {name} returned {branch.dtype} for tokens of {tokens.dtype}.")
+        return branch
 
     def _norm_and_mlp(
         self, norm: nn.Module, mlp: nn.Module, tokens: Tensor, layout: TokenLayout

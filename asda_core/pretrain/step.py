@@ -77,6 +77,8 @@ def check_losses(losses: Any) -> None:
     if not isinstance(losses.total, Tensor) or losses.total.ndim or not isinstance(losses.parts, Mapping):
         raise PluginError("the objective's loss must return a scalar tensor as total and a mapping as parts.")
     for name, value in losses.parts.items():
+        if not isinstance(name, str):
+            raise PluginError(f"the parts of the objective's loss must have strings as names, not {name!r}.")
         if name in LOG_KEYS:
             raise PluginError(f"the objective names a part of its loss {name!r}, which is a reserved log key.")
         if not isinstance(value, Tensor | float | int) or (isinstance(value, Tensor) and value.numel() != 1):
