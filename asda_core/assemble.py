@@ -1,17 +1,15 @@
 """Build models from a config and the plugin catalog; the only module that combines the three."""
 
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from asda_core.adapting import attach
-from asda_core.catalog import Catalog, Offer
+from asda_core.catalog import Catalog, Offer, error_place
 from asda_core.config import ClassTokenConfig, Compat, EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.contracts import Adapter, AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
@@ -69,22 +67,13 @@ def _attributed(offer: Offer) -> Iterator[None]:
     except AsdaError:
         raise
     except (Exception, SystemExit) as error:  # third-party code may raise anything
-        details = f"{type(error).__name__}: {error}{_error_place(offer, error)}"
+        make: Any = offer.spec.build
+        place = error_place(error, str(getattr(make, "__module__", "")), getattr(make, "__code__", None))
+        details = f"{type(error).__name__}: {error}{place}"
         raise PluginError(
             f"{offer.family} {offer.spec.name!r} of {offer.distribution} {offer.version} cannot be built: "
             f"{error if isinstance(error, ImportError) else details}"
         ) from error
-
-
-def _error_place(offer: Offer, error: BaseException) -> str:
-    """The last line in the plugin's own files that an error passed through, or that of its `build` if none did."""
-    code = getattr(offer.spec.build, "__code__", None)
-    if code is None:
-        return ""
-    file = Path(code.co_filename)
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == file.parent]
-    name, line = (Path(lines[-1].filename).name, lines[-1].lineno) if lines else (file.name, code.co_firstlineno)
-    return f" ({name}, line {line})"
 
 
 def resolved_options(catalog: Catalog, family: str, choice: PluginChoice, path: str, compat: Compat = "default") -> Any:
@@ -195,18 +184,23 @@ def build_parts(
 
 
 def build_weightless(catalog: Catalog, config: RunConfig) -> Parts:
-    """Build the modules of a run on the meta device, without memory for weights, and check that they can be built.
-
-    If a plugin's constructor reads values, which meta tensors do not have, the modules are built with weights.
-    """
+    """Build the modules of a run without memory for weights, see `weightless`, and check that they can be built."""
     build_front_end(catalog, config.front_end, config.compat)  # small: holds tables only
+    return weightless(lambda: build_parts(catalog, config))
+
+
+def weightless(make: Callable[[], ProductT]) -> ProductT:
+    """Call `make` on the meta device, where tensors have a shape and no values.
+
+    If a plugin's constructor reads values, `make` is called again, with weights.
+    """
     try:
         with torch.device("meta"):
-            return build_parts(catalog, config)
+            return make()
     except (NotImplementedError, RuntimeError, TypeError, ValueError, PluginError) as error:
         if isinstance(error, AsdaError) and error.__cause__ is None:  # not raised by a plugin
             raise
-        return build_parts(catalog, config)
+        return make()
 
 
 def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:

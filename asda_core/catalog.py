@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from types import MappingProxyType
+from pathlib import Path
+from traceback import walk_tb
+from types import CodeType, MappingProxyType
 from typing import Any
 
 import pluggy
@@ -103,7 +105,8 @@ def load_catalog(
         try:
             candidates += _offers_of(entry.load, distribution, version)
         except (Exception, SystemExit) as error:  # third-party code: whatever it raises is kept and shown
-            problems.append(Problem(entry.name, distribution, f"{type(error).__name__}: {error}"))
+            message = f"{type(error).__name__}: {error}{error_place(error, entry.module)}"
+            problems.append(Problem(entry.name, distribution, message))
     problems += _not_installed(allow) if installed and allow is not None else []
     for plugin in extra:
         candidates += _offers_of(lambda plugin=plugin: plugin, NO_DISTRIBUTION, "0")  # type: ignore[misc]
@@ -114,6 +117,21 @@ def load_catalog(
     if strict and problems:
         raise PluginError("; ".join(f"{p.name} of {p.distribution}: {p.message}" for p in problems))
     return Catalog(MappingProxyType(offers), tuple(problems))
+
+
+def error_place(error: BaseException, module: str, code: CodeType | None = None) -> str:
+    """The last line of a plugin that an error passed through, as in " (mixers.py, line 3)"; "" if there is none.
+
+    Args:
+        error: as it was caught.
+        module: dotted name of a module of the plugin; all of its top-level package is the plugin.
+        code: of a function of the plugin, whose first line counts if the error passed through no other.
+    """
+    frames = [(frame.f_globals.get("__name__", ""), frame.f_code, at) for frame, at in walk_tb(error.__traceback__)]
+    package = module.partition(".")[0]
+    lines = [] if code is None else [(code, code.co_firstlineno)]
+    lines += [(inner, line) for name, inner, line in frames if name.partition(".")[0] == package]
+    return "".join(f" ({Path(inner.co_filename).name}, line {line})" for inner, line in lines[-1:])
 
 
 def installed_catalog() -> Catalog:

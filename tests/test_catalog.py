@@ -38,6 +38,9 @@ def spec(name):
 """
 
 
+PLACE = "(module_of_bad_package.py, line"
+
+
 def offering(*names: str, hook: str = "asda_mixers") -> str:
     return f"{HEAD}\n@hookimpl\ndef {hook}():\n    return [spec(name) for name in {list(names)}]\n"
 
@@ -81,16 +84,22 @@ def test_a_stranger_comes_in(install: Install) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import cupy_that_is_not_there", "ModuleNotFoundError: No module named 'cupy_that_is_not_there'"),
-        ("raise SystemError('broken at import')", "SystemError: broken at import"),
+        ("import cupy_that_is_not_there", f"No module named 'cupy_that_is_not_there' {PLACE} 1)"),
+        ("raise SystemError('broken at import')", f"SystemError: broken at import {PLACE} 1)"),
+        ("\n\nint('x')", f"ValueError: invalid literal for int() with base 10: 'x' {PLACE} 3)"),
+        ("import json\njson.loads('')", f"JSONDecodeError: Expecting value: line 1 column 1 (char 0) {PLACE} 2)"),
+        ("def asda_mixers(:", "SyntaxError: invalid syntax (module_of_bad_package.py, line 1)"),
         (offering("x", hook="asda_mixer"), "unknown hook 'asda_mixer'"),
         ("nothing = 1", "it implements no hook"),
         (offering("x").replace("@hookimpl", ""), "asda_mixers must be decorated with @hookimpl"),
         (offering("x") + "\ndef asda_adapters():\n    pass\n", "asda_adapters must be decorated with @hookimpl"),
-        ("import sys; sys.exit('no CUDA')", "SystemExit: no CUDA"),
+        ("import sys; sys.exit('no CUDA')", f"SystemExit: no CUDA {PLACE} 1)"),
         (offering("x").replace("name, Nothing,", "name, int,"), "the config a dataclass"),
         (offering("x").replace("spec(name) for", "name for"), "must return MixerSpec objects, not 'x'"),
-        (offering("x").replace("def asda_mixers():", "def asda_mixers():\n    1 / 0"), "ZeroDivisionError"),
+        (
+            offering("x").replace("def asda_mixers():", "def asda_mixers():\n    1 / 0"),
+            f"ZeroDivisionError: division by zero {PLACE} 15)",
+        ),
         (offering("x").replace("return [spec", "[spec"), "asda_mixers returned None; is a `return` missing?"),
         (offering(""), "the name must be a string"),
         (with_field("summary", "None"), "summary of 'x' must be a string, not None"),

@@ -352,6 +352,21 @@ def test_an_editable_installation_keeps_its_version(
     assert outdated_installs(["visitor"]) == []
 
 
+def test_show_builds_mixers_that_read_values(
+    upgrade: Upgrade, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the meta device, where modules are built without memory for weights, tensors have none."""
+    upgrade("1.0", 1.0)
+    module = tmp_path / "site" / "visitor.py"
+    drawn = "nn.Linear(dim, dim), float(torch.tensor(factor).exp())"
+    module.write_text(f"import torch\n{module.read_text().replace('nn.Linear(dim, dim), factor', drawn)}")
+    (tmp_path / "run.yaml").write_text(json.dumps({**TINY, "encoder": {**TINY["encoder"], "mixer": "visiting"}}))  # type: ignore[dict-item]
+    assert main(["show", str(tmp_path / "run.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert "# mixer visiting in full" in printed
+    assert "GFLOPs" in printed
+
+
 def made_by(file: Path) -> str:
     return read_checkpoint(file).plugins["mixer"]["version"]
 

@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 
-import torch
 from torch import nn
 
-from asda_core.assemble import adapt, build, build_encoder, build_front_end, with_all_options
-from asda_core.catalog import installed_catalog
+from asda_core.assemble import adapt, build, build_encoder, build_front_end, weightless, with_all_options
+from asda_core.catalog import Catalog, installed_catalog
 from asda_core.commands.config_arguments import apply_changes, config_from_path, is_config
+from asda_core.config import RunConfig
 from asda_core.config_io import signature, to_yaml
 from asda_core.contract.matrix import check_catalog
 from asda_core.contracts import ObjectiveContext
@@ -17,6 +17,7 @@ from asda_core.errors import AsdaError
 from asda_core.finetune.recipes import changed_recipe, is_recipe, load_recipe
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.framing import num_frames
+from asda_core.model.encoder import Encoder
 from asda_core.model.flops import encoder_flops
 from asda_core.weights.provenance import outdated_installs
 
@@ -61,17 +62,11 @@ def run_show(parsed: argparse.Namespace) -> None:
     config = apply_changes(config_from_path(parsed.config), parsed.changes)
     catalog = installed_catalog()
     front_end = build_front_end(catalog, config.front_end, config.compat)
-    with torch.device("meta"):  # shapes alone: no weights are drawn
-        encoder = build_encoder(catalog, config.encoder, config.compat)
-        adapt(catalog, config, encoder)
-        modules: list[tuple[str, nn.Module]] = [("encoder", encoder)]
-        if ("objective", config.objective.name) in catalog.offers or is_config(parsed.config):
-            context = ObjectiveContext(encoder)
-            objective = build(catalog, "objective", config.objective, context, "objective", config.compat)
-            modules.append(("objective", objective))
-        else:  # of a checkpoint, which does not need it
-            message = f"no installed plugin offers its objective {config.objective.name!r}, needed only for training"
-            print(f"warning: {message}.", file=sys.stderr)
+    with_objective = ("objective", config.objective.name) in catalog.offers or is_config(parsed.config)
+    if not with_objective:  # of a checkpoint, which does not need it
+        message = f"no installed plugin offers its objective {config.objective.name!r}, needed only for training"
+        print(f"warning: {message}.", file=sys.stderr)
+    encoder, *others = weightless(lambda: _modules(catalog, config, with_objective))
     print(to_yaml(config))
     full = with_all_options(catalog, config)
     chosen = {"front end": full.front_end, "mixer": full.encoder.mixer, "objective": full.objective}
@@ -80,7 +75,7 @@ def run_show(parsed: argparse.Namespace) -> None:
     for family, choice in chosen.items():
         print(f"# {family} {choice.name} in full: {json.dumps(choice.options)}")
     print(f"# signature  {signature(config)} (without data)")
-    for name, module in modules:
+    for name, module in zip(("encoder", "objective"), (encoder, *others), strict=False):
         counts = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
         print(f"# {name:<10} {sum(counts):>12,} trainable parameters")
     samples = round(config.data.clip_seconds * front_end.sample_rate)
@@ -89,3 +84,13 @@ def run_show(parsed: argparse.Namespace) -> None:
     operations = encoder_flops(encoder, front_end.num_bins, frames) / GIGA
     gflops = f"{operations:,.2f}" if operations >= 1 else f"{operations:.2g}"
     print(f"# {'encoder':<10} {gflops:>12} GFLOPs per {clip}")
+
+
+def _modules(catalog: Catalog, config: RunConfig, with_objective: bool) -> tuple[Encoder, *tuple[nn.Module, ...]]:
+    """Build the encoder of a run with its adapter, and the objective."""
+    encoder = build_encoder(catalog, config.encoder, config.compat)
+    adapt(catalog, config, encoder)
+    if not with_objective:
+        return (encoder,)
+    context = ObjectiveContext(encoder)
+    return encoder, build(catalog, "objective", config.objective, context, "objective", config.compat)
