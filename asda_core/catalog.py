@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from traceback import walk_tb
@@ -27,6 +27,7 @@ from asda_core import hookspecs
 from asda_core.contracts import PROJECT, Spec
 from asda_core.devices import default_dtype
 from asda_core.errors import PluginError, unknown_message
+from asda_core.spec_checks import check_spec
 from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
 
 
@@ -193,28 +194,11 @@ def _offers_of(load: Callable[[], object], distribution: str, version: str) -> l
             for spec in [returned] if isinstance(returned, Spec) else returned:
                 if not isinstance(spec, spec_class):
                     raise PluginError(f"{hook} must return {spec_class.__name__} objects, not {spec!r}.")
-                _check_spec(spec, hook)
+                check_spec(spec, hook)
                 offers.append(Offer(family, spec, distribution, version))
     if not any_returned:
         raise PluginError(f"{', '.join(hooks)} returned None; is a `return` missing?")
     return offers
-
-
-def _check_spec(spec: Spec[Any, Any, Any], hook: str) -> None:
-    """Check the fields of a spec whose errors would otherwise show late, or never.
-
-    Raises:
-        PluginError: a field has the wrong type.
-    """
-    if not (isinstance(spec.name, str) and spec.name) or not is_dataclass(spec.config):
-        raise PluginError(f"{hook}: the name must be a string and the config a dataclass in {spec!r}.")
-    for field in ("summary", "source"):
-        if not isinstance(getattr(spec, field), str):
-            raise PluginError(f"{hook}: {field} of {spec.name!r} must be a string, not {getattr(spec, field)!r}.")
-    for field in ("without_influence", "takes_over"):
-        names = getattr(spec, field, ())
-        if isinstance(names, str) or not (isinstance(names, Iterable) and all(isinstance(name, str) for name in names)):
-            raise PluginError(f"{hook}: {field} of {spec.name!r} must be a tuple of names, not {names!r}.")
 
 
 def _without_clashes(candidates: list[Offer]) -> tuple[dict[tuple[str, str], Offer], list[Problem]]:

@@ -9,11 +9,17 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.errors import ConfigError, prefix_errors, unknown_message
-from asda_core.settings.checks import check_finite_numbers, check_finite_value, field_default, is_unexpected_bool
+from asda_core.settings.checks import (
+    check_finite_numbers,
+    check_finite_value,
+    field_default,
+    is_unexpected_bool,
+    validator,
+)
 from asda_core.settings.strict_yaml import parse_value, read_yaml
 from asda_core.system.files import text_digest
 
@@ -45,10 +51,7 @@ def parse(cls: type[ConfigT], data: Any, path: str = "") -> ConfigT:
     if released is not None and isinstance(prepared, dict) and prepared.get("compat") == "released":
         prepared = _check_keys(cls, _merged(_nested(released(prepared)), prepared), path)
     try:
-        built = TypeAdapter(cls).validate_python(prepared)
-    except PydanticUserError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path or cls.__name__}: a field has a type that configs do not support: {reason}") from None
+        built: ConfigT = validator(cls, path).validate_python(prepared)
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(item, path) for item in error.errors())) from None
     check_finite_numbers(built, prepared, path)
@@ -254,8 +257,7 @@ def _check_keys(cls: type, data: Any, path: str, owner: Any = None) -> Any:
         return data
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path or 'the config'} must be a mapping of keys to values, not {data!r}.")
-    hints = get_type_hints(cls)
-    items = {item.name: item for item in fields(cls)}
+    hints, items = get_type_hints(cls), {item.name: item for item in fields(cls)}
     checked: dict[str, Any] = {}
     for key, value in data.items():
         dotted = f"{path}.{key}" if path else str(key)

@@ -37,7 +37,7 @@ CORE_ORDER = in_order(
     "labelled: examples source random_splits label_files rows splits tables folders shards datasets audioset "
     "reading",
     "model: norms recomputation block attention processor subtraction patches lines encoder flops heads",
-    "contracts", "hookspecs", "catalog", "adapting", "assemble",
+    "contracts", "hookspecs", "spec_checks", "catalog", "adapting", "assemble",
     "weights: tensor_files provenance",
     "checkpoint", "log_mel",
     "data: clip_counts shard_streams shard_writer packing statistics clip_reader clip_batches stream_batches "

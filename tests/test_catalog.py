@@ -51,6 +51,10 @@ def with_field(name: str, value: str) -> str:
     return f"{HEAD}\n@hookimpl\ndef asda_mixers():\n    {body}\n"
 
 
+def with_option(field: str) -> str:
+    return offering("x").replace("    pass\n", f"    {field}\n")
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """install(entry point, distribution, source of its module)."""
@@ -94,7 +98,19 @@ def test_a_stranger_comes_in(install: Install) -> None:
         (offering("x").replace("@hookimpl", ""), "asda_mixers must be decorated with @hookimpl"),
         (offering("x") + "\ndef asda_adapters():\n    pass\n", "asda_adapters must be decorated with @hookimpl"),
         ("import sys; sys.exit('no CUDA')", f"SystemExit: no CUDA {PLACE} 1)"),
-        (offering("x").replace("name, Nothing,", "name, int,"), "the config a dataclass"),
+        (
+            offering("x").replace("name, Nothing,", "name, int,"),
+            "the config of 'x' must be a frozen dataclass, not <class 'int'>",
+        ),
+        (with_field("config", "Nothing()"), "must be a frozen dataclass, not Nothing()"),
+        (offering("x").replace("(frozen=True)", ""), "must be a frozen dataclass, not <class"),
+        (with_field("build", "None"), "build of 'x' must be a function"),
+        (with_option("size: int = 'x'"), "the default of 'size' of 'x': Input should be a valid integer"),
+        (with_option("size: nn.Module = None"), "the config of 'x' cannot be used: Nothing: a field has a type that"),
+        (with_option("size: 'Gone' = None"), "the config of 'x' cannot be used: name 'Gone' is not defined"),
+        (with_field("released", "None"), "released of 'x' must be a mapping of options to values, not None"),
+        (with_field("released", "{'nix': 1}"), "released of 'x' names 'nix', which is none of its options"),
+        (with_field("without_influence", "('nix',)"), "without_influence of 'x' names 'nix', which is none of"),
         (offering("x").replace("spec(name) for", "name for"), "must return MixerSpec objects, not 'x'"),
         (
             offering("x").replace("def asda_mixers():", "def asda_mixers():\n    1 / 0"),
@@ -122,6 +138,19 @@ def test_a_broken_plugin_breaks_nothing_else(install: Install, source: str, mess
         catalog.find("mixer", "min")
     with pytest.raises(PluginError, match="bad-package"):
         load_catalog(strict=True)
+
+
+@pytest.mark.parametrize("name", ["null", "3", "true", "1_000", "2024-01-01", "a/b", "My Mixer", "temp ", "x\ny", "-x"])
+def test_names_that_a_config_cannot_say(install: Install, name: str) -> None:
+    install("broken", "bad-package", offering(name))
+    (problem,) = load_catalog().problems
+    assert f"YAML reads as text, not {name!r}" in problem.message
+
+
+def test_names_that_a_config_can_say(install: Install) -> None:
+    names = ["Mamba-2", "a.b", "größe", "none", "w_", "x+y"]
+    install("mine", "my-package", offering(*names))
+    assert sorted(strangers(load_catalog(strict=True))) == sorted(names)
 
 
 def test_two_strangers_with_one_name(install: Install) -> None:
@@ -245,7 +274,8 @@ def test_whose_plugin_cannot_be_built(install: Install, build: str, message: str
     ("body", "error", "message"),
     [
         ("def __post_init__(self):\n        raise RuntimeError('no')", PluginError, "of broken 1.0 .*RuntimeError: no"),
-        ("kind: type(nn) = nn", ConfigError, "a field has a type that configs do not support"),
+        ("kind: type(nn) = nn", PluginError, "a field has a type that configs do not support"),
+        ("kind: int", ConfigError, r"encoder\.mixer\.options\.kind: Field required"),
     ],
 )
 def test_options_that_cannot_be_read(install: Install, body: str, error: type[Exception], message: str) -> None:

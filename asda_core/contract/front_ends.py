@@ -5,8 +5,7 @@ from typing import Any
 import torch
 
 from asda_core.assemble import SAMPLE_RATE
-from asda_core.config_io import parse
-from asda_core.contract.modules import check_state, check_tensor, seeded, unchanged_inputs
+from asda_core.contract.modules import builder, check_state, check_tensor, seeded, unchanged_inputs
 from asda_core.contracts import FrontEndContext, FrontEndSpec
 
 
@@ -15,9 +14,8 @@ def check_front_end(spec: FrontEndSpec[Any], **options: Any) -> None:
     """Check attributes; shape; float32; that the audio is left as it is, and two calls are equal; finite output for
     silence; that a delay of one hop is one frame, that a frame depends only on its window and a clip only on itself; no
     trainable parameter, since no gradient passes through a front end; state round trip."""
-    config, context = parse(spec.config, options), FrontEndContext(SAMPLE_RATE)
-    front_end: Any = spec.build(config, context)
-    other = spec.build(config, context)
+    build, context = builder(spec, FrontEndSpec, options), FrontEndContext(SAMPLE_RATE)
+    front_end, other = build(context), build(context)
     _check_front_end(spec.name, front_end)
     audio = 0.1 * torch.randn(1, front_end.window_samples + 20 * front_end.hop_samples)
     check_state(front_end.eval(), other.eval(), audio)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asda_core.config_io import parse
 from asda_core.contract.modules import (
     TOLERANCE,
+    builder,
     check_all_parameters_move,
     check_no_lazy_parameters,
     check_state,
@@ -29,8 +29,8 @@ def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
     clips and of padding; that tokens influence each other; masked grids and a class token anywhere; invariance to token
     order (if `knows_order` is False); state round trip; that every parameter of every layer moves."""
     layers = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
-    config = parse(spec.config, options)
-    mixer, other, *of_layers = (spec.build(config, each) for each in (layers[1], layers[1], *layers))
+    build = builder(spec, MixerSpec, options)
+    mixer, other, *of_layers = (build(each) for each in (layers[1], layers[1], *layers))
     check_no_lazy_parameters(mixer)
     mixer.eval()
     for layout in _layouts():

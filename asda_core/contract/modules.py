@@ -1,13 +1,18 @@
 """Contract of the modules of any plugin: inputs left as they are, a complete state, finite gradients, known sizes."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from asda_core.config_io import parse
+from asda_core.contracts import Adapter, AdapterSpec, Spec
+from asda_core.errors import PluginError
+from asda_core.spec_checks import check_spec
 
 CheckT = TypeVar("CheckT", bound=Callable[..., None])
 TOLERANCE = 1e-5
@@ -26,6 +31,33 @@ def seeded(check: CheckT) -> CheckT:
             check(*arguments, **options)
 
     return cast(CheckT, run)
+
+
+def builder(spec: object, spec_class: type[Spec[Any, Any, Any]], options: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Check a spec; return the function that builds its product for a context, and checks the type of it.
+
+    Args:
+        spec: what the plugin offers.
+        spec_class: what it must be.
+        options: of the plugin, as in a config.
+
+    Raises:
+        ConfigError: the options are wrong.
+    """
+    assert isinstance(spec, spec_class), f"a {spec_class.__name__} is needed, not {spec!r}"
+    try:
+        check_spec(spec, spec_class.__name__)
+    except PluginError as error:
+        raise AssertionError(error) from None
+    name, build, config = spec.name, spec.build, parse(spec.config, options)
+    expected = Adapter if spec_class is AdapterSpec else nn.Module
+
+    def checked(context: Any) -> Any:
+        product = build(config, context)
+        assert isinstance(product, expected), f"{name}: build returned {product!r}, not a {expected.__name__}"
+        return product
+
+    return checked
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from asda_core.adapting import attach, set_train_mode
 from asda_core.config import EncoderConfig
-from asda_core.config_io import parse
 from asda_core.contract.mixers import DIM, HEADS, LAYERS
 from asda_core.contract.modules import (
     TOLERANCE,
+    builder,
     check_all_parameters_move,
     check_round_trip,
     seeded,
@@ -33,7 +33,7 @@ def small_encoder(mixer: MixerSpec[Any] | None = None) -> Encoder:
     if mixer is None:
         return Encoder(config, [_Mean() for _ in range(LAYERS)])
     contexts = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
-    return Encoder(config, [mixer.build(mixer.config(), context) for context in contexts])
+    return Encoder(config, [*map(builder(mixer, MixerSpec, {}), contexts)])
 
 
 @seeded
@@ -42,9 +42,8 @@ def check_objective(spec: ObjectiveSpec[Any], mixer: MixerSpec[Any] | None = Non
     encoder and no frozen part; the loss on one batch falls; a run resumed from the state goes on with the same losses;
     no parameter of the encoder is held."""
     encoder, other_encoder = small_encoder(mixer), small_encoder(mixer)
-    config = parse(spec.config, options)
-    objective: Any = spec.build(config, ObjectiveContext(encoder))
-    other: Any = spec.build(config, ObjectiveContext(other_encoder))
+    build = builder(spec, ObjectiveSpec, options)
+    objective, other = build(ObjectiveContext(encoder)), build(ObjectiveContext(other_encoder))
     features = torch.randn(2, 128, 64)
 
     def losses(instance: Any = objective, trained: Encoder = encoder) -> Any:
@@ -112,11 +111,9 @@ def check_adapter(spec: AdapterSpec[Any], mixer: MixerSpec[Any] | None = None, *
     buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     base = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
     old = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    build = builder(spec, AdapterSpec, options)
     try:
-        new, _ = (
-            attach(spec.build(parse(spec.config, options), AdapterContext(DIM, LAYERS)), base_encoder)
-            for base_encoder in (encoder, other)
-        )
+        new, _ = (attach(build(AdapterContext(DIM, LAYERS)), base_encoder) for base_encoder in (encoder, other))
     except PluginError as error:
         raise AssertionError(f"{spec.name}: {error}") from None
     after = encoder(features)
@@ -154,8 +151,8 @@ def check_combination(
     base = {id(parameter): parameter.detach().clone() for parameter in encoder.parameters()}
     learns = list(encoder.parameters())
     if adapter is not None:
-        learns = attach(adapter.build(adapter.config(), AdapterContext(DIM, LAYERS)), encoder)
-    product: Any = objective.build(parse(objective.config, options), ObjectiveContext(encoder))
+        learns = attach(builder(adapter, AdapterSpec, {})(AdapterContext(DIM, LAYERS)), encoder)
+    product = builder(objective, ObjectiveSpec, options)(ObjectiveContext(encoder))
     optimizer = torch.optim.SGD([*learns, *(p for p in product.parameters() if p.requires_grad)], lr=1e-3)
     features = torch.randn(2, 128, 64)
     for step in range(2):

@@ -1,14 +1,29 @@
-"""Reject non-finite numbers, unless the default is one, and booleans where a config expects a number or text."""
+"""Reject unsupported types, non-finite numbers that are no default, and booleans in place of a number or text."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from pydantic import PydanticUserError, TypeAdapter
+
 from asda_core.errors import ConfigError
 
 PLAIN_TYPES = {int, float, str}
 """Types that do not admit a boolean, although Python converts it to them."""
+
+
+def validator(cls: type, path: str = "") -> Any:
+    """Return the `TypeAdapter` that builds the dataclass `cls` from plain data.
+
+    Raises:
+        ConfigError: a field has a type that configs do not support; `path` is the dotted path for the message.
+    """
+    try:
+        return TypeAdapter(cls)
+    except PydanticUserError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path or cls.__name__}: a field has a type that configs do not support: {reason}") from None
 
 
 def field_default(item: "Field[Any]", owner: Any) -> Any:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asda_core.contracts import FrontEndSpec, Losses, MixerSpec, ObjectiveSpec
+from asda_core.contract.modules import builder
+from asda_core.contracts import AdapterSpec, FrontEndSpec, Losses, MixerSpec, ObjectiveSpec
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import Encoder
 from asda_core.testing import check_front_end, check_mixer, check_objective
@@ -92,6 +93,27 @@ def test_the_mixer_of_these_tests_passes() -> None:
 def test_mixers(function: Callable[..., Any], message: str) -> None:
     with pytest.raises(AssertionError, match=f"^(strange.*: )?{message}"):
         check_mixer(mixer_spec(function))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ([], r"a MixerSpec is needed, not \[\]"),
+        (
+            AdapterSpec("strange", Nothing, lambda config, context: Mean, "for tests", "here"),
+            "a MixerSpec is needed, not",
+        ),
+        (replace(mixer_spec(Mean.mean), name="a/b"), "MixerSpec: the name must be a string of letters"),
+    ],
+)
+def test_specs(spec: object, message: str) -> None:
+    with pytest.raises(AssertionError, match=f"^{message}"):
+        builder(spec, MixerSpec, {})
+
+
+def test_a_build_that_returns_nothing() -> None:
+    with pytest.raises(AssertionError, match="^strange: build returned None, not a Module"):
+        check_mixer(MixerSpec("strange", Nothing, lambda config, context: None, "for tests", "here"))  # type: ignore
 
 
 class Energies(nn.Module):
