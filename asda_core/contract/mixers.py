@@ -16,7 +16,9 @@ from asda_core.contract.modules import (
     seeded,
     unchanged_inputs,
 )
-from asda_core.contracts import MixerContext, MixerSpec
+from asda_core.contracts import MixerContext, MixerSpec, ShowsMaps
+from asda_core.errors import ConfigError
+from asda_core.inference.attention_maps import check_maps
 from asda_core.layout import TokenLayout
 
 DIM, HEADS, LAYERS = 32, 4, 2
@@ -27,7 +29,8 @@ GRID = (5, 4)
 def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
     """Check shape and dtype; finite output; that inputs are left as they are, and two calls are equal; independence of
     clips and of padding; that tokens influence each other; masked grids and a class token anywhere; invariance to token
-    order (if `knows_order` is False); state round trip; that every parameter of every layer moves."""
+    order (if `knows_order` is False); state round trip; that
+    every parameter of every layer moves; attention maps, if it shows any, whose rows sum to 1."""
     layers = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
     build = builder(spec, MixerSpec, options)
     mixer, other, *of_layers = (build(each) for each in (layers[1], layers[1], *layers))
@@ -41,6 +44,7 @@ def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
         assert mixed.dtype == tokens.dtype, f"{where}: {mixed.dtype}, not {tokens.dtype} like the tokens"
         assert mixed.isfinite().all(), f"{where}: output is not finite"
         _check_independence(mixer, tokens, layout, mixed, where)
+        _check_maps(mixer, tokens, layout, spec.name)
     _check_padding(mixer, spec.name)
     if not spec.knows_order:
         _check_order_is_free(mixer, spec.name)
@@ -102,6 +106,17 @@ def _check_padding(mixer: nn.Module, name: str) -> None:
     with torch.no_grad():
         difference = (_mixed(mixer, tokens, layout, name) - mixer(changed, layout))[~padding].abs().max()
     assert difference <= TOLERANCE, f"{name}: padding influences valid tokens (by {difference:.1e})"
+    _check_maps(mixer, tokens, layout, name)
+
+
+@torch.no_grad()
+def _check_maps(mixer: nn.Module, tokens: Tensor, layout: TokenLayout, name: str) -> None:
+    """Check the attention maps of a mixer that shows them."""
+    if isinstance(mixer, ShowsMaps):
+        try:
+            check_maps(mixer.maps(tokens, layout), layout, name)
+        except ConfigError as error:
+            raise AssertionError(error) from None
 
 
 def _check_order_is_free(mixer: nn.Module, name: str) -> None:

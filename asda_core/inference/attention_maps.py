@@ -20,6 +20,9 @@ from asda_core.model.encoder import Encoder
 TRIAL_DIM, TRIAL_HEADS = 64, 4
 """Width and heads of mixers that are built only to find out whether they show maps."""
 
+ROW_SUM_TOLERANCE = 1e-3
+"""Tolerance for the sum of a row of an attention map, which is 1: above float32 rounding over thousands of tokens."""
+
 
 @dataclass(frozen=True)
 class LayerMaps:
@@ -105,6 +108,37 @@ def mixers_with_maps(catalog: Catalog) -> list[str]:
     return sorted(names)
 
 
+def check_maps(maps: object, layout: TokenLayout, name: str) -> None:
+    """Check that what the method `maps` of a mixer returned can be shown.
+
+    Args:
+        maps: what it returned.
+        layout: of the tokens that it was given.
+        name: of the mixer, for messages.
+
+    Raises:
+        ConfigError: it is no `AttentionMaps`, a shape is wrong, or a row does not sum to 1 over the tokens that are not
+            padding; rows of padding may hold anything.
+    """
+    if not isinstance(maps, AttentionMaps):
+        raise ConfigError(f"{name}.maps must return AttentionMaps, not {type(maps).__name__}.")
+    if (maps.second is None) != (maps.weight is None):
+        raise ConfigError(f"{name}.maps must return a second map and its weight, or neither.")
+    (batch, tokens), valid = layout.index.shape, layout.valid[:, None]
+    heads = maps.first.shape[1] if maps.first.ndim == 4 else "heads"
+    for which, one in zip(("first", "second"), maps, strict=False):
+        if tuple(one.shape) != (batch, heads, tokens, tokens):
+            shape = f"({batch}, {heads}, {tokens}, {tokens})"
+            raise ConfigError(f"{name}.maps: the {which} map has shape {tuple(one.shape)}, not {shape}.")
+        sums = (one @ valid.to(one).unsqueeze(3)).squeeze(3)
+        error = (sums - 1).abs().masked_fill(~valid, 0)
+        if not error.max() <= ROW_SUM_TOLERANCE:
+            raise ConfigError(
+                f"{name}.maps: a row of the {which} map sums to {sums.flatten()[error.argmax()]:.3g} over the tokens "
+                "that are not padding, not to 1."
+            )
+
+
 def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, record: LayerRecord) -> None:
     """Register hooks that record the layout passed to `outer`, and the maps of `mixer` inside it for its input."""
 
@@ -114,8 +148,7 @@ def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, reco
     def record_maps(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens, layout = _arguments(args, kwargs)
         maps: Any = mixer.maps(tokens, layout)
-        if not isinstance(maps, AttentionMaps):
-            raise ConfigError(f"{type(mixer).__name__}.maps must return AttentionMaps, not {type(maps).__name__}.")
+        check_maps(maps, layout, type(mixer).__name__)
         record.layer_maps.append(LayerMaps(maps, layout))
 
     for module, hook in ((outer, record_layout), (cast(nn.Module, mixer), record_maps)):

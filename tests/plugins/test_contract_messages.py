@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from asda_core.contract.modules import builder
-from asda_core.contracts import AdapterSpec, FrontEndSpec, Losses, MixerSpec, ObjectiveSpec
+from asda_core.contracts import AdapterSpec, FrontEndSpec, Losses, MixerContext, MixerSpec, ObjectiveSpec
 from asda_core.layout import TokenLayout
+from asda_core.model.attention import AttentionMaps
 from asda_core.model.encoder import Encoder
 from asda_core.testing import check_front_end, check_mixer, check_objective
 
@@ -93,6 +94,65 @@ def test_the_mixer_of_these_tests_passes() -> None:
 def test_mixers(function: Callable[..., Any], message: str) -> None:
     with pytest.raises(AssertionError, match=f"^(strange.*: )?{message}"):
         check_mixer(mixer_spec(function))
+
+
+class Shows(Mean):
+    """Its method `maps` is a function of (map of the mean, tokens)."""
+
+    def __init__(self, dim: int, show: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__(dim, Mean.mean)
+        self.show = show
+
+    def maps(self, tokens: Tensor, layout: TokenLayout) -> Any:
+        valid = layout.valid[:, None, None].to(tokens)
+        return self.show((valid / valid.sum(-1, keepdim=True)).expand(-1, 2, tokens.shape[1], -1), tokens)
+
+
+def unchecked(first: Tensor, second: Tensor | None = None) -> AttentionMaps:
+    """Maps of a shape that the checks of types in these tests would not let in."""
+    maps = AttentionMaps(torch.ones(1, 1, 1, 1))
+    object.__setattr__(maps, "first", first)
+    object.__setattr__(maps, "second", second)
+    object.__setattr__(maps, "weight", None if second is None else torch.ones(()))
+    return maps
+
+
+MAPS: list[tuple[Callable[[Tensor, Tensor], Any], str]] = [
+    (lambda one, tokens: one, "strange.maps must return AttentionMaps, not Tensor"),
+    (lambda one, tokens: AttentionMaps(2 * one), "strange.maps: a row of the first map sums to 2 over the tokens that"),
+    (
+        lambda one, tokens: AttentionMaps(one, 0 * one, torch.ones(())),
+        "strange.maps: a row of the second map sums to 0",
+    ),
+    (lambda one, tokens: AttentionMaps(one * torch.nan), "strange.maps: a row of the first map sums to nan"),
+    (
+        lambda one, tokens: AttentionMaps(torch.full_like(one, 1 / one.shape[-1])),
+        r"strange.maps: a row of the first map sums to 0\.\d+ over the tokens that are not padding, not to 1",
+    ),
+    (
+        lambda one, tokens: unchecked(one[:, 0]),
+        r"strange.maps: the first map has shape \(3, 20, 20\), not \(3, heads, 20, 20\)",
+    ),
+    (
+        lambda one, tokens: unchecked(one, one[:, :1]),
+        r"strange.maps: the second map has shape \(3, 1, 20, 20\), not \(3, 2, 20, 20\)",
+    ),
+    (lambda one, tokens: AttentionMaps(one, one), "strange.maps must return a second map and its weight, or neither"),
+]
+
+
+@pytest.mark.parametrize(("show", "message"), MAPS)
+def test_maps(show: Callable[[Tensor, Tensor], Any], message: str) -> None:
+    spec = MixerSpec("strange", Nothing, lambda config, context: Shows(context.dim, show), "for tests", "here")
+    with pytest.raises(AssertionError, match=f"^{message}"):
+        check_mixer(spec)
+
+
+def test_right_maps_pass() -> None:
+    def build(config: Nothing, context: MixerContext) -> nn.Module:
+        return Shows(context.dim, lambda one, tokens: AttentionMaps(one, one, torch.full((2, 1, 1), 0.5)))
+
+    check_mixer(MixerSpec("strange", Nothing, build, "for tests", "here"))
 
 
 @pytest.mark.parametrize(
