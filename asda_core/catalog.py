@@ -79,7 +79,8 @@ class Catalog:
                     f"{family} {name!r} is not available: {problem.message} (from {problem.distribution})"
                 )
         message = unknown_message(family, name, (key[1] for key in self.offers if key[0] == family))
-        broken = "".join(f" The plugin {p.name!r} of {p.distribution} is broken: {p.message}" for p in self.problems)
+        distributions = sorted({problem.distribution for problem in self.problems})
+        broken = "".join(f" A plugin of {distribution} is broken." for distribution in distributions)
         raise PluginError(f"{message} Is the package that offers it installed? `asda plugins` lists all.{broken}")
 
     def family_offers(self, family: str) -> list[Offer]:
@@ -213,11 +214,15 @@ def _without_clashes(candidates: list[Offer]) -> tuple[dict[tuple[str, str], Off
         if len(rivals) == 1 or own:
             accepted[key] = (own or rivals)[0]
         if len(rivals) > 1:
-            distributions = " and ".join(f"{offer.distribution} {offer.version}" for offer in rivals)
-            message = f"the {key[0]} name {key[1]!r} is offered by {distributions}; " + (
-                f"that of {OWN_DISTRIBUTION} is used."
-                if own
-                else "none of them is used. Set ASDA_LOAD_PLUGINS to the distributions to load."
-            )
-            problems += [Problem(key[1], o.distribution, message) for o in rivals if o not in own[:1]]
+            owners = list(dict.fromkeys(f"{offer.distribution} {offer.version}" for offer in rivals))
+            if own:
+                advice = f"that of {OWN_DISTRIBUTION} is used."
+            elif len(owners) > 1:
+                advice = "none of them is used. Set ASDA_LOAD_PLUGINS to the distributions to load."
+            else:
+                advice = "none of them is used. Each needs a name of its own."
+            times = "" if len(owners) > 1 else f"{len(rivals)} times "
+            message = f"the {key[0]} name {key[1]!r} is offered {times}by {' and '.join(owners)}; {advice}"
+            at_fault = dict.fromkeys(offer.distribution for offer in rivals if offer not in own[:1])
+            problems += [Problem(key[1], distribution, message) for distribution in at_fault]
     return accepted, problems

@@ -162,6 +162,23 @@ def test_two_strangers_with_one_name(install: Install) -> None:
         catalog.find("mixer", "same")
 
 
+def test_a_stranger_with_one_name_twice(install: Install) -> None:
+    install("a", "first", offering("same", "same"))
+    (problem,) = load_catalog().problems
+    assert problem.message == (
+        "the mixer name 'same' is offered 2 times by first 1.0; none of them is used. Each needs a name of its own."
+    )
+    assert load_catalog(allow=[]).problems == ()
+
+
+def test_a_misspelt_name_tells_whose_plugins_are_broken_and_no_more(install: Install) -> None:
+    install("a", "first", f"raise SystemError('{'long ' * 500}')")
+    install("b", "second", "1 / 0")
+    with pytest.raises(PluginError, match=r"A plugin of first is broken\. A plugin of second is broken\.$") as error:
+        load_catalog().find("mixer", "standrad")
+    assert len(str(error.value)) < 500
+
+
 def test_own_names_cannot_be_taken(install: Install) -> None:
     install("a", "a-stranger", offering("standard"))
     catalog = load_catalog()

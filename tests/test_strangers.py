@@ -388,7 +388,9 @@ def test_another_version_of_a_plugin_is_another_model(
     assert "visitor 1.0" in known
     assert weights_identity(str(tmp_path / "run.yaml")).endswith("+visitor 1.0")  # random weights are its own too
     upgrade("2.0", 0.5)
+    capsys.readouterr()
     assert main([*pretraining, "--out", str(run)]) == 0  # nothing is left to do
+    assert "than it was trained with: mixer visiting of visitor: 1.0, now 2.0.\n" in capsys.readouterr().err
     assert main(["convert", str(run), str(tmp_path / "converted.safetensors")]) == 0
     assert [made_by(each) for each in (run, tmp_path / "converted.safetensors")] == ["1.0", "1.0"]
     assert weights_identity(str(run / "model.safetensors")) == known.replace("visitor 1.0", "visitor 2.0")

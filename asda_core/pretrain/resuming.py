@@ -21,6 +21,7 @@ from asda_core.config_io import differences, signature
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.system.files import write_text
 from asda_core.system.paths import MODEL_FILE, step_folders
+from asda_core.weights.provenance import changed_plugins
 from asda_core.weights.tensor_files import DamagedFileError, read_tensors
 
 STEP_SEED_STRIDE = 1_000_003
@@ -71,8 +72,8 @@ def read_step(
         )
     if checkpoint.data_digest and not is_same_data(checkpoint.data_digest, data):
         raise ConfigError(f"{folder} contains a run with other audio files or initial weights; use another folder.")
-    if checkpoint.plugins != (plugins := plugin_origins(catalog, config)):  # printed by each process, may differ
-        print(f"warning: {folder} was trained with {checkpoint.plugins} and continues with {plugins}.", file=sys.stderr)
+    if changes := changed_plugins(checkpoint.plugins, plugin_origins(catalog, config)):  # of each process, may differ
+        print(f"warning: {folder} continues with other plugins than it was trained with: {changes}.", file=sys.stderr)
     for prefix in ("front_end", "encoder", "objective"):
         load_strict(getattr(parts, prefix), checkpoint.tensors, f"{prefix}.", checkpoint.file)
     split = {PASS_KEY: config.data.batch_size} | {k: int(stored[k]) for k in (PASS_KEY, STREAM_KEY) if k in stored}

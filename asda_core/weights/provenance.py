@@ -32,6 +32,19 @@ def stored_plugins(step: Path | None) -> PluginOrigins | None:
     return plugins
 
 
+def changed_plugins(before: PluginOrigins, now: PluginOrigins) -> str:
+    """What differs between the plugins of a run before and now, as in "mixer mine of my-package: 1.0, now 2.0"."""
+    changes = []
+    for family, origin in now.items():
+        old = before.get(family, origin)
+        if old != origin:
+            moved = "" if old["distribution"] == origin["distribution"] else f" of {origin['distribution']}"
+            changes.append(
+                f"{family} {old['name']} of {old['distribution']}: {old['version']}, now {origin['version']}{moved}"
+            )
+    return "; ".join(changes)
+
+
 def version_mismatches(plugins: PluginOrigins, catalog: Catalog) -> list[str]:
     """One sentence for each third-party plugin that is installed in another version than the one of the weights."""
     sentences = []
