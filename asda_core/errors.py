@@ -28,6 +28,10 @@ class FileAccessError(AudioError):
     """An audio file is missing, or its disk or network fails; a later attempt may succeed."""
 
 
+class MissingFileError(FileAccessError):
+    """An audio file does not exist."""
+
+
 class NoSamplesError(AudioError):
     """An audio file ends before the requested segment."""
 

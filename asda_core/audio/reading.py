@@ -20,7 +20,7 @@ from asda_core.audio.mp3 import FORMAT as MP3
 from asda_core.audio.mp3 import lead_samples, lost_samples
 from asda_core.audio_files.tars import member_bytes, num_bytes, split_member
 from asda_core.config import ResampleAxis
-from asda_core.errors import AudioError, FileAccessError, NoSamplesError, error_message
+from asda_core.errors import AudioError, FileAccessError, MissingFileError, NoSamplesError, error_message
 
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile reports near 2**63 frames for a stream; no file has this many."""
@@ -259,8 +259,9 @@ def _read_error(file: Path, content: bytes | None, error: Exception) -> AudioErr
             with file.open("rb", buffering=0) as opened:
                 opened.read(1)
     except OSError as failure:
-        missing = isinstance(failure, FileNotFoundError | NotADirectoryError)
-        return FileAccessError(f"cannot read {file}: {'it does not exist' if missing else failure.strerror}.")
+        if isinstance(failure, FileNotFoundError | NotADirectoryError):
+            return MissingFileError(f"cannot read {file}: it does not exist.")
+        return FileAccessError(f"cannot read {file}: {failure.strerror}.")
     kind = FileAccessError if getattr(error, "code", 0) == SYSTEM_ERROR else AudioError  # it may be over by now
     return kind(f"cannot read {file}: {_reason(file, content, error)}")
 

@@ -13,7 +13,7 @@ from asda_core.audio.flac import decode_flac
 from asda_core.audio.reading import open_audio, read_samples, resample
 from asda_core.audio_files.tars import member_bytes, split_member
 from asda_core.config import DataConfig
-from asda_core.errors import AudioError, FileAccessError
+from asda_core.errors import AudioError, FileAccessError, MissingFileError
 
 WHOLE_FILE_SECONDS = 60.0
 """Files up to this length are decoded whole and cached; of longer ones only the requested crop is decoded."""
@@ -24,7 +24,7 @@ RETRIES, RETRY_SECONDS = 3, 0.1
 **Source**: the released data path retries 3 times, without a pause.
 """
 MAX_FAILED_IN_A_ROW = 3
-"""Files that cannot be accessed in a row, after which the next ones are tried once: the whole folder may be gone."""
+"""Files that cannot be accessed in a row, after which the next ones are tried once: the whole disk may be gone."""
 
 
 class ClipReader:
@@ -50,31 +50,34 @@ class ClipReader:
             content: the bytes of the file, if already available; they are decoded anew at every call.
 
         Raises:
-            FileAccessError: the file is missing, or its disk or network fails, also after some retries.
+            FileAccessError: the file is missing, or its disk or network fails, also in further attempts.
             AudioError: it cannot be read, or has fewer samples than `min_samples` of the config.
         """
         return self._retried(file, lambda: self._read_crop(file, fraction, content))
 
     def _retried(self, file: Path, read: Callable[[], Tensor]) -> Tensor:
-        """Read a file, again if it cannot be accessed; a file for which that was in vain is only tried once later."""
-        in_vain = file in self._inaccessible or self._failed_in_a_row >= MAX_FAILED_IN_A_ROW
-        for _ in range(0 if in_vain else RETRIES):
-            try:
-                return self._read_once(file, read)
-            except FileAccessError:
-                time.sleep(RETRY_SECONDS)
-        try:
-            return self._read_once(file, read)
-        except FileAccessError:
-            self._inaccessible.add(file)
-            self._failed_in_a_row += 1
-            raise
+        """Read a file, again if its disk or network fails; a file for which that was in vain is only tried once later.
 
-    def _read_once(self, file: Path, read: Callable[[], Tensor]) -> Tensor:
-        audio = read()
-        self._inaccessible.discard(file)
-        self._failed_in_a_row = 0
-        return audio
+        A missing file is not waited for: large data sets lack many.
+        """
+        in_vain = file in self._inaccessible or self._failed_in_a_row >= MAX_FAILED_IN_A_ROW
+        retries = 0 if in_vain else RETRIES
+        while True:
+            try:
+                audio = read()
+            except MissingFileError:
+                raise
+            except FileAccessError:
+                if retries == 0:
+                    self._inaccessible.add(file)
+                    self._failed_in_a_row += 1
+                    raise
+                retries -= 1
+                time.sleep(RETRY_SECONDS)
+            else:
+                self._inaccessible.discard(file)
+                self._failed_in_a_row = 0
+                return audio
 
     def _read_crop(self, file: Path, fraction: float, content: bytes | None) -> Tensor:
         audio = self._cache.get(file) if content is None else None

@@ -4,6 +4,7 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from asda_core.config import DataConfig
 from asda_core.data import clip_reader
 from asda_core.data.clip_batches import ClipBatches
 from asda_core.data.prefetching import prefetch
-from asda_core.errors import AudioError, ConfigError
+from asda_core.errors import AudioError, ConfigError, FileAccessError
 from tests.audio_files.shards import write_shards
 
 CONFIG = DataConfig(clip_seconds=0.5, batch_size=3)
@@ -65,29 +66,54 @@ def test_nothing_readable(tmp_path: Path) -> None:
         ClipBatches([], CONFIG, 16_000, seed=1).batch(0)
 
 
-def test_a_file_that_fails_for_a_moment_changes_nothing(audio_folder: Path, tmp_path: Path) -> None:
-    """It is there again at the second attempt, or when it is due again."""
+def test_a_missing_file_is_tried_again_when_it_is_due(
+    audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not waited for."""
+    monkeypatch.setattr(clip_reader.time, "sleep", lambda _: pytest.fail("waits for a missing file"))
     files = find_audio(audio_folder)
     config = replace(CONFIG, batch_size=5, cache_mebibytes=0)
-    whole = ClipBatches(files, config, 16_000, seed=1)
-    for seconds in (0.5 * clip_reader.RETRY_SECONDS, (clip_reader.RETRIES + 1) * clip_reader.RETRY_SECONDS):
-        clips = ClipBatches(files, config, 16_000, seed=1)
-        files[2].rename(tmp_path / "away")
-        back = threading.Timer(seconds, (tmp_path / "away").rename, [files[2]])
-        back.start()
-        first = clips.batch(0).audio
-        back.join()
-        assert torch.equal(first, whole.batch(0).audio) == (not clips.skipped) == (seconds < clip_reader.RETRY_SECONDS)
-        for step in (1, 2):
-            assert torch.equal(clips.batch(step).audio, whole.batch(step).audio)
+    whole, clips = (ClipBatches(files, config, 16_000, seed=1) for _ in range(2))
+    wanted = whole.batch(0).audio
+    files[2].rename(tmp_path / "away")
+    assert not torch.equal(clips.batch(0).audio, wanted)
+    assert set(clips.skipped) == {files[2]}
+    (tmp_path / "away").rename(files[2])
+    for step in (1, 2):
+        assert torch.equal(clips.batch(step).audio, whole.batch(step).audio)
 
 
-def test_a_folder_that_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fails(errors: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let the next attempts to open a file fail as a network does; return the list of pauses that follow."""
     pauses: list[float] = []
+    left = iter(range(errors))
+    opened = clip_reader.open_audio
+
+    def open_audio(*arguments: Any) -> Any:
+        if next(left, None) is not None:
+            raise FileAccessError("cannot read: Stale file handle.")
+        return opened(*arguments)
+
+    monkeypatch.setattr(clip_reader, "open_audio", open_audio)
     monkeypatch.setattr(clip_reader.time, "sleep", pauses.append)
-    clips = ClipBatches([tmp_path / f"{number}.wav" for number in range(100)], CONFIG, 16_000, seed=1)
+    return pauses
+
+
+def test_a_network_that_fails_for_a_moment_changes_nothing(audio_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = find_audio(audio_folder)
+    config = replace(CONFIG, cache_mebibytes=0)
+    wanted = ClipBatches(files, config, 16_000, seed=1).batch(0).audio
+    pauses = fails(clip_reader.RETRIES, monkeypatch)
+    clips = ClipBatches(files, config, 16_000, seed=1)
+    assert torch.equal(clips.batch(0).audio, wanted)
+    assert (len(pauses), clips.skipped) == (clip_reader.RETRIES, {})
+
+
+def test_a_disk_that_is_gone_is_not_waited_for(audio_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = fails(10_000, monkeypatch)
+    clips = ClipBatches(find_audio(audio_folder), CONFIG, 16_000, seed=1)
     for _ in range(2):
-        with pytest.raises(AudioError, match="none of the 100 audio files is readable"):
+        with pytest.raises(AudioError, match="audio files is readable"):
             clips.batch(0)
     assert len(pauses) == clip_reader.RETRIES * clip_reader.MAX_FAILED_IN_A_ROW
 
