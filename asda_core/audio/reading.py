@@ -26,6 +26,8 @@ UNKNOWN_FRAMES = 1 << 48
 """libsndfile reports near 2**63 frames for a stream; no file has this many."""
 SYSTEM_ERROR = 2
 """libsndfile's code for a file that the system did not open or read."""
+MIN_RATE, MAX_RATE = 100, 10_000_000
+"""Sample rates in Hz that are taken for real ones; ultrasound is recorded at up to a few MHz."""
 MAX_DENOMINATOR = 1000
 """Largest denominator of a ratio of sample rates; 44.1 kHz to 16 kHz is 160 / 441."""
 BLOCK_SAMPLES = 1 << 22
@@ -91,7 +93,7 @@ def open_audio(file: str | Path, content: bytes | None = None) -> Iterator[sound
         raise AudioError(f"cannot read {file}: it is not a regular file, but a pipe or a device.")
     try:
         with soundfile.SoundFile(os.fsencode(file) if content is None else io.BytesIO(content)) as sound:
-            _check_length(Path(file), len(sound))
+            _check_header(Path(file), len(sound), sound.samplerate)
             if lost := lost_samples(sound, Path(file), content):
                 raise AudioError(
                     f"cannot use {file}: it does not state its length, and {lost} of its {len(sound) + lost} samples "
@@ -168,7 +170,11 @@ def resample(audio: Float[Tensor, "*batch samples"], source_rate: int, sample_ra
     A rate that has no ratio of small integers to the target rate (16,001 Hz) is replaced by the nearest one that has:
     its kernel would exhaust the memory. Long audio is processed in blocks that overlap by more than the kernel.
 
-    **Source**: `torchaudio.functional.resample`; the released data path uses the same.
+    Returns:
+        ceil(samples x sample_rate / source_rate) samples.
+
+    **Source**: `torchaudio.functional.resample`; the released data path uses the same. **Differs**: it computes the
+    number of samples in float32, which gives one too few for some lengths, as for 441,102 samples at 44.1 kHz.
     """
     if source_rate == sample_rate:
         return audio
@@ -180,9 +186,11 @@ def resample(audio: Float[Tensor, "*batch samples"], source_rate: int, sample_ra
     for first in range(0, num_samples, block):
         context = min(first, OVERLAP_PERIODS * old)
         segment = audio[..., first - context : first + block + OVERLAP_PERIODS * old]
-        new_samples = resampler(segment)[..., context // old * new :]
-        start = first // old * new
+        start, skipped = first // old * new, context // old * new
         stop = min(start + block // old * new, num_resampled)
+        new_samples = resampler(segment)[..., skipped:]
+        if new_samples.shape[-1] < stop - start:  # a period of silence more, as the filter assumes anyway
+            new_samples = resampler(torch.nn.functional.pad(segment, (0, old)))[..., skipped:]
         resampled[..., start:stop] = new_samples[..., : stop - start]
     return resampled
 
@@ -209,11 +217,13 @@ def length_and_rate(file: str | Path) -> tuple[int, int]:
         return len(sound), int(sound.samplerate)
 
 
-def _check_length(file: Path, num_frames: int) -> None:
+def _check_header(file: Path, num_frames: int, rate: int) -> None:
     if num_frames <= 0:
         raise AudioError(f"cannot use {file}: it holds no samples.")
     if num_frames >= UNKNOWN_FRAMES:
         raise AudioError(f"cannot use {file}: its header does not state its length, as in a stream; rewrite it.")
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"cannot use {file}: its header states a sample rate of {rate} Hz; is it damaged?")
 
 
 def check_samples(audio: Tensor, name: str) -> None:

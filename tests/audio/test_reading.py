@@ -209,6 +209,27 @@ def test_kept_kernels_give_the_same_bits(rate: int, shape: tuple[int, ...]) -> N
     assert torch.equal(reading.resample(double, rate, 16_000), torchaudio.functional.resample(double, rate, 16_000))
 
 
+@pytest.mark.parametrize("rate", [44_100, 22_050, 3_000])
+def test_every_length_is_resampled_whole(rate: int) -> None:
+    """torchaudio counts samples in float32: of 441,102 at 44.1 kHz, or of many more at any rate, it loses some."""
+    sound = torch.randn(441_441, generator=torch.Generator().manual_seed(0))
+    old, new = reading.samples_per_period(rate, 16_000)
+    for length in (*range(441_000, 441_000 + min(old, 441)), 441_102):
+        resampled = reading.resample(sound[:length], rate, 16_000)
+        assert len(resampled) == -(-length * new // old)
+        if length in (441_000, 441_102):
+            wanted = torchaudio.functional.resample(sound[:length], rate, 16_000)
+            assert torch.equal(resampled[: len(wanted)], wanted)
+
+
+def test_a_rate_that_no_audio_has(tmp_path: Path) -> None:
+    file = tmp_path / "fast.wav"
+    for rate in (7, 100_000_000):
+        soundfile.write(file, tone(16_000), rate)
+        with pytest.raises(AudioError, match=f"states a sample rate of {rate} Hz"):
+            read_audio(file, 16_000)
+
+
 def test_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
     """Of an old archive, say."""
     file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))

@@ -18,6 +18,7 @@ import soundfile
 from asda_core.audio.writing import write_wav
 from asda_core.errors import TaskError
 from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
+from asda_core.system.command_line import interrupts_enabled
 from asda_core.system.locks import hold_folder_lock
 from asda_hear.cli import main
 from asda_hear.evaluate import tasks
@@ -354,7 +355,8 @@ def test_a_build_that_ends_early_leaves_nothing(
     monkeypatch.setattr(tasks, "write_wav", write_third)
     folder = tmp_path / "tasks" / "pets-v1.0.0-full"
     full = ending == "full disk"
-    assert main(["tasks", "build", "pets", str(classes), "--out", str(folder.parent)]) == (1 if full else 130)
+    with interrupts_enabled():  # also where the tests run in the background of a script
+        assert main(["tasks", "build", "pets", str(classes), "--out", str(folder.parent)]) == (1 if full else 130)
     expected = "error: No space left on device (/dev/full)" if full else f"stopped; {folder} was not written."
     assert capsys.readouterr().err.splitlines()[-1] == expected
     assert not list(folder.parent.iterdir())
