@@ -13,6 +13,7 @@ from asda_core.config_io import CONFIG_SUFFIXES, parsed_changes
 from asda_core.errors import ConfigError, TaskError
 from asda_core.system.command_line import output_folder
 from asda_core.system.files import write_text
+from asda_core.system.locks import hold_lock
 from asda_core.system.paths import labelled_path, model_name
 from asda_core.system.workers import signals_as_interrupt
 from asda_hear.evaluate.identity import (
@@ -24,7 +25,14 @@ from asda_hear.evaluate.identity import (
     weights_identity,
 )
 from asda_hear.evaluate.pairs import EvaluationFailed, EvaluationSetup, Pair, score_in_processes
-from asda_hear.evaluate.scores import SCORE_FILE, TaskScore, read_task_score, to_markdown, write_tables
+from asda_hear.evaluate.scores import (
+    SCORE_FILE,
+    TABLES_LOCK,
+    TaskScore,
+    read_task_score,
+    to_markdown,
+    write_tables,
+)
 from asda_hear.evaluate.standing import write_standing
 from asda_hear.evaluate.task_checks import DEFAULT_SEED, EvaluationConfig, find_tasks
 from asda_hear.model_paths import find_model
@@ -201,25 +209,33 @@ def named_models(arguments: Sequence[str], options: dict[str, object], seed: int
 
 
 def claim_names(models: Mapping[str, str], out: Path) -> None:
-    """Record which model each name stands for, and report those with random weights.
+    """Record which model each name stands for, one process at a time, and report those with random weights.
 
     Raises:
         ConfigError: there are scores of another, still existing model of that name, which would be lost.
     """
-    for name, model in models.items():
-        path = Path(LOG_MEL) if model == LOG_MEL else find_model(model)
-        if path.suffix in CONFIG_SUFFIXES:
-            print(f"{name} is a config: its weights are random, initialised from its seed.", file=sys.stderr)
-        folder, current = out / name, model if model == LOG_MEL else str(path.resolve())
-        previous = _recorded_model(folder) or current
-        exists = previous == LOG_MEL or Path(previous).exists()
-        if previous != current and exists and any(folder.glob(f"*/{SCORE_FILE}")):
-            raise ConfigError(
-                f"{folder} holds the scores of {previous}, which those of {current} would overwrite: give the "
-                f"model another label, as in other={model}, or use another --out."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / MODEL_NOTE, json.dumps({"model": current}))
+    out.mkdir(parents=True, exist_ok=True)
+    with hold_lock(out / TABLES_LOCK):
+        for name, model in models.items():
+            _claim_name(name, model, out)
+
+
+def _claim_name(name: str, model: str, out: Path) -> None:
+    path = Path(LOG_MEL) if model == LOG_MEL else find_model(model)
+    if path.suffix in CONFIG_SUFFIXES:
+        print(f"{name} is a config: its weights are random, initialised from its seed.", file=sys.stderr)
+    folder, current = out / name, model if model == LOG_MEL else str(path.resolve())
+    previous = _recorded_model(folder) or current
+    exists = previous == LOG_MEL or Path(previous).exists()
+    if previous != current and exists and any(folder.glob(f"*/{SCORE_FILE}")):
+        raise ConfigError(
+            f"{folder} holds the scores of {previous}, which those of {current} would overwrite: give the "
+            f"model another label, as in other={model}, or use another --out."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    note = {"model": current}
+    if read_stamp(folder / MODEL_NOTE) != note:
+        write_text(folder / MODEL_NOTE, json.dumps(note))
 
 
 def _recorded_model(folder: Path) -> str:

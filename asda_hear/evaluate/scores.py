@@ -17,6 +17,7 @@ from asda_core.system.markdown import escape_markdown, table_row
 SCORE_FILE = "test.predicted-scores.json"
 PREFIX = "test_"
 TABLES_LOCK = ".scores.lock"
+"""Lock file of a result folder: held while its tables, leaderboard or the names of its models are written."""
 NOT_A_METRIC = ("loss", "score")
 METADATA_FILE = "task_metadata.json"
 READ_ERRORS = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from asda_core.system.locks import hold_lock
 from asda_core.system.markdown import escape_markdown, table_row
 from asda_hear.evaluate.identity import SEARCH_STAMP, read_stamp
 from asda_hear.evaluate.leaderboard import aggregates, hear_column, leaderboard_row, write_leaderboard
-from asda_hear.evaluate.scores import TaskScore
+from asda_hear.evaluate.scores import TABLES_LOCK, TaskScore
 from asda_hear.evaluate.task_checks import DEFAULT_SEED
 from asda_hear.names import LOG_MEL
 
@@ -53,7 +54,8 @@ def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
         return ""
     today = datetime.now(UTC).date().isoformat()
     leaderboard_rows = [leaderboard_row(model, "", today, task_scores) for model, task_scores in scores.items()]
-    write_leaderboard(leaderboard_rows, out / LEADERBOARD_FILE)
+    with hold_lock(out / TABLES_LOCK):
+        write_leaderboard(leaderboard_rows, out / LEADERBOARD_FILE)
     header = ["model", "HEAR tasks", *AGGREGATE_NAMES, "zero of s(m)"]
     lines = [table_row(header), "|" + "---|" * len(header)]
     for model, task_scores in scores.items():

@@ -2,8 +2,13 @@
 
 import csv
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
+from asda_hear.evaluate.commands import MODEL_NOTE, claim_names
 from asda_hear.evaluate.identity import SEARCH_STAMP
 from asda_hear.evaluate.leaderboard import HEADER
 from asda_hear.evaluate.scores import TaskScore
@@ -84,3 +89,31 @@ def test_a_baseline_that_lacks_a_task_is_no_zero(tmp_path: Path) -> None:
 def test_tasks_of_ones_own_have_no_standing(tmp_path: Path) -> None:
     assert write_standing([("ours", score("mine-v1-full", 0.5))], tmp_path) == ""
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file", "write"),
+    [
+        (f"log_mel/{MODEL_NOTE}", lambda out: claim_names({"log_mel": "log_mel"}, out)),
+        ("leaderboard.csv", lambda out: write_standing([("ours", score(ESC, 0.8))], out)),
+    ],
+)
+def test_commands_that_start_or_end_at_once_share_a_folder(
+    file: str, write: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """Each file has one temporary name, so that two processes that write it at once would disturb each other."""
+    for place in range(8):
+        out = tmp_path / str(place)
+        out.mkdir()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, [out] * 4))
+        assert (out / file).exists()
+
+
+def test_an_unchanged_record_of_a_model_is_not_written_again(tmp_path: Path) -> None:
+    note = tmp_path / "log_mel" / MODEL_NOTE
+    written = []
+    for _ in range(2):
+        claim_names({"log_mel": "log_mel"}, tmp_path)
+        written.append((note.stat().st_ino, note.stat().st_mtime_ns))
+    assert written[0] == written[1]
