@@ -58,8 +58,8 @@ CORE_ORDER = in_order(
 
 HEAR_ORDER = in_order(
     "names", "work_queue", "model_paths", "model_loading", "pooling", "model", "api",
-    "evaluate: scores task_checks identity compat tasks task_audio labels clip_predictions leaderboard standing "
-    "runner pairs scoring commands task_commands validating",
+    "evaluate: scores task_checks identity process_state compat tasks task_audio labels clip_predictions leaderboard "
+    "standing runner pairs scoring commands task_commands validating",
     "looking: clip patch_positions measures noise noise_attention view drawing page commands",
     "ablation: size environment noise_metric settings axes plan cells rows run jobs estimate",
     "reporting: comparing summary notes summarising tables latex svg charts tidy conclusion page report",

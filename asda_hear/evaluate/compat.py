@@ -11,7 +11,8 @@ Patches, each active only inside `hear_tools()` and undone after it:
 | `numpy.Inf` | removed in NumPy 2.0 | restored |
 | labels such as `01`, `NA`, `true` (KeyError) | pandas parses them as numbers, missing, booleans | read as text |
 
-In addition: `ResumableTrainer`, with which an interrupted task does not repeat its finished trainings.
+In addition: `ResumableTrainer`, with which an interrupted task does not repeat its finished trainings. The tools set
+seeds, environment variables and deterministic algorithms for the whole process; these too are as before afterwards.
 """
 
 import importlib
@@ -38,6 +39,7 @@ import torch
 from asda_core.errors import AsdaError
 from asda_core.system.files import write_atomically, write_text
 from asda_hear.evaluate.identity import read_stamp
+from asda_hear.evaluate.process_state import keep_process_state
 from asda_hear.evaluate.task_checks import VOCABULARY_FILE
 
 INSTALL = 'pip install ".[hear]" && pip install --no-deps heareval==2021.1.3 hearvalidator==2021.0.2'
@@ -67,7 +69,8 @@ def hear_tools() -> Iterator[None]:
         ToolMissing: one is not installed; the message has the command that installs them.
     """
     numpy_inf = mock.patch.object(np, "Inf", np.inf, create=True)
-    with warnings.catch_warnings(), _module_replaced("tensorflow", _tensorflow_stub()), numpy_inf:
+    stub = _module_replaced("tensorflow", _tensorflow_stub())
+    with keep_process_state(), warnings.catch_warnings(), stub, numpy_inf:
         warnings.simplefilter("ignore")  # their warnings are about their own code
         _import("hearvalidator")
         lightning = _import("pytorch_lightning")

@@ -31,6 +31,7 @@ from asda_hear.evaluate.identity import (
     task_identity,
     weights_identity,
 )
+from asda_hear.evaluate.process_state import keep_process_state
 from asda_hear.evaluate.scores import METADATA_FILE, TaskScore, read_task_score
 from asda_hear.evaluate.task_audio import resample_task
 from asda_hear.evaluate.task_checks import EvaluationConfig, check_task
@@ -185,11 +186,14 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
         bar.update()
 
     bar = tqdm(total=total, desc=metadata["task_name"], unit="training", disable=not progress, file=sys.stderr)
-    patches = (
+    with (
+        bar,
+        TrainingCache(folder, stamp, on_training),
+        _output_to(log),
         temporary_handlers(metadata["task_name"]),
         mock.patch.object(predictions, "seed_everything", seed_everything),
-    )
-    with bar, TrainingCache(folder, stamp, on_training), _output_to(log), patches[0], patches[1]:
+        keep_process_state(),  # the next embeddings and trainings run as the first ones did
+    ):
         runner.runner.callback(
             task_dirs=[str(folder)],
             grid_points=config.grid_points,

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -281,6 +282,40 @@ def test_the_shims_are_put_back() -> None:
         import tensorboard.compat  # must not have seen the stand-in
 
         assert tensorboard.compat is not None
+
+
+def process_state() -> dict[str, object]:
+    return {
+        "environment": dict(os.environ),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": str(np.random.get_state()),
+        "random": random.getstate(),
+    }
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_state_of_the_process_is_put_back(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    """Also between two tasks: otherwise only the first embeddings or the first training would run in another mode."""
+    embed, modes = runner._embed, []
+
+    def embed_and_look(*arguments: object) -> None:
+        modes.append(torch.are_deterministic_algorithms_enabled())
+        embed(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "_embed", embed_and_look)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    try:
+        before = process_state()
+        quick = EvaluationConfig("faster", 1)
+        evaluate("log_mel", find_tasks(tasks, ["demo_kind", "demo_pitch"]), tmp_path / "m", quick, progress=False)
+        assert process_state() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert modes == [deterministic] * 2
 
 
 def test_score_tables() -> None:
