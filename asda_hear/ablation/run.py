@@ -148,7 +148,8 @@ def prepare_folders(setup: PlanSetup) -> None:
         except OSError as error:
             raise ConfigError(f"{option} {folder} cannot be written: {error.strerror}.") from None
     with hold_lock(setup.out / ROWS_LOCK):  # several processes of a plan begin at once
-        write_text(setup.out / PLAN_NOTE, f"{os.path.relpath(setup.plan.file, setup.out)}\n")
+        out = os.path.realpath(setup.out)  # ".." in the note leads out of the real folder, not of a link to it
+        write_text(setup.out / PLAN_NOTE, f"{os.path.relpath(setup.plan.file, out)}\n")
 
 
 def check_out_folder(out: Path, plan: Path) -> None:
@@ -158,7 +159,7 @@ def check_out_folder(out: Path, plan: Path) -> None:
         ConfigError: they belong to another one, which still exists, and would be lost.
     """
     note = out / PLAN_NOTE
-    other = out / note.read_text(encoding="utf-8").strip() if note.is_file() else plan
+    other = out.resolve() / note.read_text(encoding="utf-8").strip() if note.is_file() else plan
     if other.is_file() and not other.samefile(plan):
         raise ConfigError(
             f"{out} holds the tables of {other.resolve()}, which those of {plan} would overwrite; give another --out "

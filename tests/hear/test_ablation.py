@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,20 @@ def test_dry_run(
     )
     assert "evaluation: not measured yet" in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_tables_of_another_plan_are_kept(tmp_path: Path, linked: bool) -> None:
+    """Also where `--out` lies behind a link to a folder at another depth, as of a larger disk."""
+    (tmp_path / "disk" / "deep" / "results").mkdir(parents=True)
+    results = tmp_path / "results" if linked else tmp_path / "disk" / "deep" / "results"
+    if linked:
+        results.symlink_to(tmp_path / "disk" / "deep" / "results")
+    first, second = (load_plan(plan_file(tmp_path / name, axes={"steps": [0]}, seeds=[0])) for name in ("one", "two"))
+    run.prepare_folders(replace(prepare(first, results / "plan"), tasks={}))  # without heareval
+    prepare(first, results / "plan")
+    with pytest.raises(ConfigError, match=r"holds the tables of .*one/plan\.yaml, which those of .*two/plan\.yaml"):
+        prepare(second, results / "plan")
 
 
 def test_mean_interval_is_students() -> None:
