@@ -1,6 +1,7 @@
 """Audio of a task at another sample rate."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -8,6 +9,7 @@ from tqdm import tqdm
 from asda_core.audio.reading import read_audio
 from asda_core.audio.writing import write_wav
 from asda_core.errors import TaskError
+from asda_core.system.locks import hold_folder_lock
 from asda_hear.evaluate.tasks import MIN_RATE
 
 
@@ -25,6 +27,7 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
 
     Raises:
         TaskError: the task is missing or has no audio, or the rate is too low.
+        ConfigError: another process resamples the same task to the same rate.
         OSError: for example, the disk is full.
     """
     if rate < MIN_RATE:
@@ -37,15 +40,25 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
     source = folder / str(next((other for other in rates if other != rate), rate))
     files = sorted(source.rglob("*.wav"))
     final = out or folder
-    if final != folder:
-        final.mkdir(parents=True, exist_ok=True)
-        for file in folder.iterdir():
-            if file.is_file():
-                shutil.copy(file, final)
-    rate_folder = final / str(rate)
+    lock = final / f".{rate}.lock"
+    with hold_folder_lock(final, lock.name, f"resamples to {rate} Hz in"):
+        try:
+            if final != folder:
+                for file in folder.iterdir():
+                    if file.is_file():
+                        shutil.copy(file, final)
+            bar = tqdm(files, f"{folder.name} {rate} Hz", unit="clip", disable=not progress)
+            _write_rate(source, final / str(rate), bar)
+        finally:
+            lock.unlink(missing_ok=True)
+    return final
+
+
+def _write_rate(source: Path, rate_folder: Path, files: Iterable[Path]) -> None:
     # heareval takes a folder named by the rate as complete
-    output_folder = rate_folder if rate_folder.exists() else final / f".{rate}.part"
-    for file in tqdm(files, desc=f"{folder.name} {rate} Hz", unit="clip", disable=not progress):
+    output_folder = rate_folder if rate_folder.exists() else rate_folder.with_name(f".{rate_folder.name}.part")
+    rate = int(rate_folder.name)
+    for file in files:
         target = output_folder / file.relative_to(source)
         if not target.exists():
             part = target.with_suffix(".part")
@@ -53,4 +66,3 @@ def resample_task(folder: Path, rate: int, out: Path | None = None, progress: bo
             part.replace(target)
     if output_folder != rate_folder:
         output_folder.rename(rate_folder)
-    return final

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from asda_core.audio.writing import write_wav
-from asda_core.errors import TaskError
+from asda_core.errors import ConfigError, TaskError
 from asda_core.labelled.examples import NO_SPLIT, TRAIN_VALID_TEST
 from asda_core.system.command_line import interrupts_enabled
 from asda_core.system.locks import hold_folder_lock
@@ -370,6 +370,16 @@ def test_two_processes_do_not_build_one_task(classes: Path, tmp_path: Path, caps
         expected = f"error: another process builds pets-v1.0.0-full in {tmp_path}; wait for it, or use another folder."
         assert capsys.readouterr().err.splitlines()[-1] == expected
         assert main(["tasks", "build", "others", str(classes), "--out", str(tmp_path)]) == 0
+
+
+def test_two_processes_do_not_resample_one_task(tmp_path: Path) -> None:
+    folder = build_task(TaskConfig("t", sample_rates=(8_000,)), scene_clips(tmp_path), tmp_path / "tasks", False)
+    with hold_folder_lock(folder, ".16000.lock", "resamples"):
+        expected = f"another process resamples to 16000 Hz in {folder}; wait for it, or use another folder."
+        with pytest.raises(ConfigError, match=re.escape(expected)):
+            resample_task(folder, 16_000, progress=False)
+    resample_task(folder, 16_000, progress=False)
+    assert not list(folder.glob(".*")), "no lock file is left in the task"
 
 
 def test_a_stopped_resampling_goes_on_and_is_not_taken_for_whole(tmp_path: Path) -> None:
