@@ -2,8 +2,8 @@
 
 Whole steps are drawn, so that noisy and clean patches are side by side::
 
-    steps         0     1     2     3     4          noise begins after the last frame of a preceding clean step,
-    noise            [-----|-----]     [-----]       and ends where the next step begins
+    steps         0     1     2     3     4          noise begins after the last frame of all patches of preceding
+    noise            [-----|-----]     [-----]       clean steps, and ends where the next step begins
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,8 @@ def draw_noise(model: OpenModel, excerpt: Excerpt, source: str | Path, seed: int
         seed: of both draws.
 
     Raises:
-        AudioError: fewer than two steps are not padding, or the file cannot be used.
+        AudioError: fewer than two steps are not padding, the file cannot be used, or patches overlap so far that
+            those of clean steps cover all drawn steps.
     """
     generator = torch.Generator().manual_seed(seed)
     num_steps, num_unpadded = _num_steps(model, excerpt), _num_unpadded(model, excerpt)
@@ -74,12 +75,15 @@ def draw_noise(model: OpenModel, excerpt: Excerpt, source: str | Path, seed: int
         raise AudioError("the clip covers fewer than two time steps: noisy and clean ones cannot be compared.")
     steps = torch.zeros(num_steps, dtype=torch.bool)
     steps[torch.randperm(num_unpadded, generator=generator)[: num_unpadded // 2]] = True
+    gate = _gate(model, excerpt, steps)
+    if not gate.any():
+        raise AudioError("patches overlap so far that those of clean steps cover every noisy step: no noise is left.")
     num_samples = len(excerpt.audio)
     if str(source) == WHITE:
         audio = torch.randn(num_samples, generator=generator)
     else:
         audio = _from_file(Path(source), model.sample_rate, num_samples, generator)
-    return Noise(audio, steps, _gate(model, excerpt, steps))
+    return Noise(audio, steps, gate)
 
 
 def add_noise(model: OpenModel, excerpt: Excerpt, noise: Noise, snr_db: float) -> NoisyExcerpt:
@@ -128,14 +132,15 @@ def _num_unpadded(model: OpenModel, excerpt: Excerpt) -> int:
 
 
 def _gate(model: OpenModel, excerpt: Excerpt, steps: Bool[Tensor, " steps"]) -> Float[Tensor, " samples"]:
-    """1 at samples of the drawn steps that no frame of a preceding clean step overlaps; 0 elsewhere and in padding."""
-    front_end = model.front_end
-    step_samples = model.encoder.config.step_frames * int(front_end.hop_samples)
-    overlap = max(0, int(front_end.window_samples) - int(front_end.hop_samples))
-    gate = torch.zeros(len(excerpt.audio))
-    for step in steps.nonzero().flatten().tolist():
-        clean_before = step > 0 and not steps[step - 1]
-        gate[step * step_samples + clean_before * overlap : (step + 1) * step_samples] = 1
+    """1 at samples of the drawn steps that no patch of a clean step uses; 0 elsewhere and in padding."""
+    front_end, config = model.front_end, model.encoder.config
+    hop, window = int(front_end.hop_samples), int(front_end.window_samples)
+    step_samples = config.step_frames * hop
+    patch_samples = (config.patch_frames - 1) * hop + max(window, hop)
+    gate = torch.ones(len(excerpt.audio))
+    gate[len(steps) * step_samples :] = 0
+    for step in (~steps).nonzero().flatten().tolist():
+        gate[step * step_samples : step * step_samples + patch_samples] = 0
     gate[excerpt.num_file_samples :] = 0
     return gate
 

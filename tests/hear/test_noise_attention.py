@@ -19,6 +19,7 @@ from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.attention_maps import LayerMaps
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import AttentionMaps
+from asda_core.model.patches import patch_values
 from asda_hear.looking.clip import OpenModel, input_features, make_excerpt, patch_energies
 from asda_hear.looking.measures import attention_share, distance, entropy, query_mean
 from asda_hear.looking.noise import add_noise, draw_noise
@@ -87,6 +88,28 @@ def test_clean_steps_stay_exactly_clean(catalog: Catalog, seed: int) -> None:
     assert not patches[~noise.steps].any()
     louder = patches[noise.steps].all(dim=0).tolist()
     assert louder == [band != 1 for band in range(8)], "noise is the louder one but in the band of the tone at 440 Hz"
+
+
+@pytest.mark.parametrize("stride", [4, 10])
+def test_clean_steps_stay_exactly_clean_where_patches_overlap(catalog: Catalog, stride: int) -> None:
+    model = model_of(catalog, stride_frames=stride)
+    excerpt = make_excerpt(tone(), model)
+    noise = draw_noise(model, excerpt, "white", seed=0)
+    noisy = add_noise(model, excerpt, noise, 0.0)
+    clean, changed = (
+        patch_values(input_features(model, each), model.encoder.config)[0].unflatten(0, (len(noise.steps), -1))
+        for each in (excerpt, noisy.excerpt)
+    )
+    differs = (clean != changed).flatten(1).any(dim=1)
+    assert differs.any()
+    assert not (differs & ~noise.steps).any()
+    assert not noisy.noise_patches.unflatten(0, (len(noise.steps), -1))[~noise.steps].any()
+
+
+def test_patches_that_overlap_too_far_leave_no_noise(catalog: Catalog) -> None:
+    model = model_of(catalog, stride_frames=1)
+    with pytest.raises(AudioError, match=r"patches overlap so far .* no noise is left"):
+        draw_noise(model, make_excerpt(tone(), model), "white", seed=1)  # the first step is clean
 
 
 def test_noise_patches_are_those_where_noise_is_louder(catalog: Catalog) -> None:
