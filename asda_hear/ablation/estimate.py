@@ -55,12 +55,14 @@ class TimeEstimate:
     Attributes:
         training, evaluation, noise: the parts; None if evaluation could not be measured.
         step_seconds: kind of cell -> seconds of a step.
+        longest_training: the longest of the trainings, which one process does alone.
     """
 
     training: float
     evaluation: float | None
     noise: float
     step_seconds: Mapping[str, float]
+    longest_training: float
 
 
 def print_estimate(setup: PlanSetup, shard: Shard, jobs: int, option: str = "--jobs") -> None:
@@ -93,10 +95,11 @@ def print_estimate(setup: PlanSetup, shard: Shard, jobs: int, option: str = "--j
     if estimate.noise:
         print(f"attention on noise: {format_duration(estimate.noise)}")
     total = estimate.training + (estimate.evaluation or 0.0) + estimate.noise
-    shared = f", {format_duration(total / jobs)} with {option} {jobs}" if jobs > 1 else ""
+    shared_seconds = max(total / min(jobs, len(remaining)), estimate.longest_training)
+    shared = f", {format_duration(shared_seconds)} with {option} {jobs}" if jobs > 1 else ""
     print(f"total: about {format_duration(total)} in one process{shared}.")
     hours = setup.plan.config.budget.hours
-    if hours is not None and total / jobs > hours * SECONDS_PER_HOUR:
+    if hours is not None and shared_seconds > hours * SECONDS_PER_HOUR:
         print(f"this exceeds the budget of {hours} hours.")
 
 
@@ -105,7 +108,7 @@ def estimate_remaining(setup: PlanSetup, units: list[Unit]) -> TimeEstimate:
     with tempfile.TemporaryDirectory(prefix="asda-estimate-") as folder:
         steps: dict[str, float] = {}
         kinds: dict[str, str] = {}
-        training = 0.0
+        trainings = [0.0]
         for unit in (unit for unit in units if unit.cells and not (unit.folder / MODEL_FILE).exists()):
             cell = unit.cells[0]
             steps_left = _steps_left(cell, unit.folder)
@@ -115,7 +118,7 @@ def estimate_remaining(setup: PlanSetup, units: list[Unit]) -> TimeEstimate:
             if kind not in kinds:
                 kinds[kind] = labels_text(cell.labels)
                 steps[kinds[kind]] = _step_seconds(setup, cell, Path(folder) / str(len(kinds)))
-            training += steps[kinds[kind]] * steps_left
+            trainings.append(steps[kinds[kind]] * steps_left)
         missing = [name for unit in units for name in remaining_tasks(setup, unit)]
         task_seconds = _scored_seconds(setup)
         unmeasured = [task for task in setup.tasks if task.name in set(missing) - task_seconds.keys()]
@@ -123,7 +126,7 @@ def estimate_remaining(setup: PlanSetup, units: list[Unit]) -> TimeEstimate:
             task_seconds |= _pilot(setup, units, Path(folder), unmeasured)
         noise = _noise_seconds(setup, units, Path(folder)) if setup.plan.noise else 0.0
     evaluation = sum(task_seconds[name] for name in missing) if task_seconds.keys() >= set(missing) else None
-    return TimeEstimate(training, evaluation, noise, steps)
+    return TimeEstimate(sum(trainings), evaluation, noise, steps, max(trainings))
 
 
 def timing_key(config: RunConfig) -> str:

@@ -109,6 +109,27 @@ def test_dry_run(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("evaluation", "expected"), [(None, "50 min"), (3200.0, "1 h 00 min")])
+def test_more_jobs_than_trainings_save_no_time(
+    tmp_path: Path,
+    audio_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    evaluation: float | None,
+    expected: str,
+) -> None:
+    """Two trainings of 1,000 s and 3,000 s: at best as long as the longer, and evaluations are shared by two."""
+    plan = plan_file(tmp_path, data=[str(audio_folder)], axes={"steps": [10, 30]}, seeds=[0], budget={"hours": 0.5})
+    measure = estimate.estimate_remaining
+    monkeypatch.setattr(estimate, "PILOT_CLIPS", -1)
+    monkeypatch.setattr(estimate, "_step_seconds", lambda *_: 100.0)
+    monkeypatch.setattr(estimate, "estimate_remaining", lambda *given: replace(measure(*given), evaluation=evaluation))
+    assert main(["ablate", str(plan), "--out", str(tmp_path / "out"), "--dry-run", "--jobs", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert f" in one process, {expected} with --jobs 8." in printed
+    assert "this exceeds the budget of 0.5 hours." in printed
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_tables_of_another_plan_are_kept(tmp_path: Path, linked: bool) -> None:
     """Also where `--out` lies behind a link to a folder at another depth, as of a larger disk."""
