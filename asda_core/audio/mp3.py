@@ -23,8 +23,8 @@ LEAD_SAMPLES = 20 * SAMPLES_PER_FRAME
 wrong. Measured: LAB.md."""
 SLACK_SAMPLES = 4 * SAMPLES_PER_FRAME
 """Tolerance between two ways of counting: samples that an encoder adds before and after the audio."""
-TAGS = (b"Xing", b"Info", b"VBRI")
-"""A first frame that states the length contains one of these tags."""
+TAGS = (b"Xing", b"Info")
+"""A first frame that states the length contains one of these tags. libsndfile ignores a third one, VBRI."""
 FIRST_BYTES = 1 << 10
 """Number of bytes from the start of that frame which contain the tag."""
 ID3, ID3_BYTES = b"ID3", 10

@@ -1,6 +1,7 @@
 """MP3: files that do not tell their length are refused before they are cut; stretches are what the whole is there."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,18 @@ def test_a_file_that_does_not_tell_its_length(tmp_path: Path, sound: np.ndarray,
             read_audio(file, 16_000)
     with pytest.raises(AudioError, match="it does not state its length"):
         StreamedSound(file, 16_000)
+
+
+@pytest.mark.skipif(not HAS_MINIAUDIO, reason="miniaudio, which counts the frames, has no wheels for this processor")
+def test_a_tag_that_libsndfile_ignores_does_not_tell_the_length(tmp_path: Path, sound: np.ndarray) -> None:
+    """Fraunhofer's VBRI, 36 bytes behind the start of the first frame."""
+    content, frames = encoded(sound, told=True), len(sound) // 576
+    audio = encoded(sound, told=False)
+    tag = b"VBRI" + struct.pack(">HHHIIHHHH", 1, 0, 75, len(content), frames, 1, 1, 2, frames) + bytes(2)
+    first = content[:4].ljust(36, b"\0") + tag
+    (tmp_path / "a.mp3").write_bytes(first.ljust(len(content) - len(audio), b"\0") + audio)
+    with pytest.raises(AudioError, match="it does not state its length"):
+        read_audio(tmp_path / "a.mp3", RATE)
 
 
 @pytest.mark.parametrize(("told", "variable"), [(True, True), (True, False), (False, False)])
