@@ -38,11 +38,12 @@ def files_in_manifest(path: Path) -> list[Path]:
         raise AudioError(f"cannot read {path}: it has no audio suffix and is not a text manifest.") from None
     try:
         names = _in_table(text)
+        if names is not None:
+            return [_path_of(path.parent, name) for name in names]
+        lines = io.StringIO(text, newline=None)  # str.splitlines also splits at U+2028, which may be part of a name
+        return list(_line_by_line(path.parent, [line for line in lines if line.strip()]))
     except csv.Error as error:
         raise AudioError(f"cannot read {path}: it is not a table or manifest ({error}).") from None
-    if names is not None:
-        return [_path_of(path.parent, name) for name in names]
-    return list(_line_by_line(path.parent, [line for line in text.splitlines() if line.strip()]))
 
 
 def check_quotes(text: str, delimiter: str) -> None:
@@ -72,16 +73,26 @@ def _line_by_line(root: Path, lines: Sequence[str]) -> Iterator[Path]:
         name = next((field for field in fields if is_audio(field)), "")
         if fields[0].endswith(TAR_SUFFIX):
             yield from shard_index(root / fields[0]).paths()
-        elif not name and number == 0:  # a root, or the header of a table
-            path = folder / fields[0]
+        elif not name and number == 0 and os.path.isdir(path := folder / fields[0]):
             is_header = fields[0].lower() in FILE_COLUMNS and _first_exists(folder, lines[1:])
-            root = path if path.is_dir() and not is_header else root
-        else:
+            root = root if is_header else path
+        elif name or number or not _is_header_or_lost_root(fields[:3], lines):
             yield root / (name or fields[1])  # what is not audio is reported when it is read
 
 
+def _is_header_or_lost_root(fields: Sequence[str], lines: Sequence[str]) -> bool:
+    """Whether a first line (whole, and its first field by tabs and commas) names a column, or a folder elsewhere.
+
+    Such a root has no tab where the lines after it have one, as in the tsv lists of fairseq, or is an absolute path
+    without a suffix.
+    """
+    tabs = ["\t" in line.strip() for line in lines[:2]]
+    is_root = tabs == [False, True] or (os.path.isabs(fields[0]) and not os.path.splitext(fields[0])[1])
+    return is_root or any(field.lower() in FILE_COLUMNS for field in fields)
+
+
 def _first_exists(folder: Path, lines: Sequence[str]) -> bool:
-    return bool(lines) and (folder / lines[0].strip()).is_file()
+    return bool(lines) and os.path.isfile(folder / lines[0].strip())
 
 
 def _path_of(root: Path, name: str) -> Path:

@@ -238,8 +238,10 @@ def test_manifests_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="cannot read the shard .*none.tar: No such file"):
         find_audio(tmp_path / "shards.txt")
     (tmp_path / "long.csv").write_text("label,file\n" + "x" * 200_000 + ",a.wav\n")
-    with pytest.raises(AudioError, match="it is not a table or manifest .*field larger"):
-        find_audio(tmp_path / "long.csv")
+    (tmp_path / "long.txt").write_text("a.wav\n" * 30 + "x" * 200_000 + "\n")
+    for name in ("long.csv", "long.txt"):
+        with pytest.raises(AudioError, match="it is not a table or manifest .*field larger"):
+            find_audio(tmp_path / name)
 
 
 def test_a_sample_is_even_and_no_larger_than_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,13 +282,21 @@ def named_in(file: Path) -> list[str]:
         ("a,b.ogg\nc,d.ogg", ["a,b.ogg", "c,d.ogg"]),  # names with commas
         ('file,label\na,b.ogg\n"c.ogg",dog', ["a,b.ogg", "c.ogg"]),
         ("a.ogg,dog\nb.ogg,cat", ["a.ogg", "b.ogg"]),
+        ("one.m4a\ntwo.m4a\nthree.ogg", ["one.m4a", "two.m4a", "three.ogg"]),  # no audio is reported when it is read
+        ("b c.ogg 1600\nb d.ogg 1600", ["b c.ogg 1600", "b d.ogg 1600"]),
+        ("clip 1\nclip 2", ["clip 1", "clip 2"]),
+        ("Path\na.ogg\nb.ogg", ["a.ogg", "b.ogg"]),  # a header
+        ("file,label\na.m4a\nb.ogg,cat", ["a.m4a", "b.ogg"]),
+        ("/nowhere/at/all\na.ogg\nb.ogg", ["a.ogg", "b.ogg"]),  # roots on another machine
+        ("nowhere\na.ogg\t9\nb.ogg\t9", ["a.ogg", "b.ogg"]),
+        ("a.ogg\ra\u2028b.ogg\r\na\x85b.ogg\n", ["a.ogg", "a\u2028b.ogg", "a\x85b.ogg"]),
     ],
 )
 def test_what_lines_name(tmp_path: Path, text: str, named: list[str]) -> None:
     (tmp_path / "audio").mkdir()
     for name in ("1.ogg", "2.ogg"):
         (tmp_path / "audio" / name).touch()
-    (tmp_path / "list.csv").write_text(text)
+    (tmp_path / "list.csv").write_bytes(text.encode())
     assert named_in(tmp_path / "list.csv") == named
 
 
