@@ -37,11 +37,14 @@ class StrictHeader(tarfile.TarInfo):
             tarfile.ReadError: it is damaged or truncated, or the tar has no end mark.
         """
         try:
-            return super().fromtarfile(tar)
+            info = super().fromtarfile(tar)
         except tarfile.HeaderError as error:
             if type(error).__name__ == TAR_END or not tar.offset:  # tarfile itself reports the first header
                 raise
             raise tarfile.ReadError(str(error)) from None
+        if info.size < 0:  # base 256 has a sign
+            raise tarfile.ReadError("negative size")
+        return info
 
 
 class Member(NamedTuple):

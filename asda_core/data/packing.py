@@ -8,9 +8,11 @@ folder/skipped.jsonl            files that could not be read, and why
 
 import io
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -233,7 +235,7 @@ def _count(file: Path, options: PackOptions) -> int:
         num_frames, rate = length_and_rate(file)
     except AudioError:
         return 1
-    return max(1, -int(-num_frames // (options.seconds * rate)))
+    return max(1, math.ceil(num_frames / (Fraction(str(options.seconds)) * rate)))  # exact: 2.01 s at 8 kHz are 16,080
 
 
 def encode_piece(piece: Piece, options: PackOptions) -> EncodedPiece:

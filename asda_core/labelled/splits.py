@@ -60,7 +60,8 @@ def rounds(data: LabelledData, source: SourceConfig, selected_folds: Sequence[st
         others as its training split.
 
     Raises:
-        TaskError: a value has no split, train or test is missing, there is one fold alone, or one is unknown.
+        TaskError: a value has no split, train or test is missing, there is one fold alone, or one is unknown; more
+            folds than clips are to be drawn.
     """
     examples, part_of = _assigned(data, source)
     if not part_of:
@@ -92,6 +93,8 @@ def _assigned(data: LabelledData, source: SourceConfig) -> tuple[list[Example], 
     """Examples that are used, each with a split, and value -> train, valid or test; empty if the values are folds."""
     examples = list(data.examples)
     if _needs_draw(examples, source):
+        if len(examples) < source.folds:
+            raise TaskError(f"{data.name}: folds: {source.folds} exceeds the number of clips, {len(examples)}.")
         examples = _draw(examples, source)
         if missing := sorted((set() if source.folds else {TRAIN, TEST}) - {example.split for example in examples}):
             message = f"{data.name}: a random split of {len(examples)} clips leaves {missing[0]} empty"

@@ -89,6 +89,23 @@ def test_a_truncated_shard_gives_what_is_whole(tmp_path: Path, capsys: pytest.Ca
     assert shard_index(tmp_path / "damaged.tar").problems
 
 
+def test_a_header_with_a_negative_size(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", [("a.flac", sound_bytes(0)), ("b.flac", b""), ("c.flac", sound_bytes(1))])
+    content = bytearray(shard.read_bytes())
+    start = content.index(b"b.flac")
+    content[start + 124 : start + 136] = b"\xff" * 11 + b"\x00"  # -256 in base 256
+    content[start + 148 : start + 156] = b" " * 8
+    content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
+    shard.write_bytes(content)
+    index = shard_index(shard)
+    assert list(index.rows) == ["a.flac"]
+    assert "is truncated after 1 members (negative size)" in index.problems[0]
+    problems: list[tuple[Path, str]] = []
+    read = read_stream(ShardStream(f"stream:{shard}"), problems, RunningCommands())
+    assert [member.content for member in read] == [sound_bytes(0)]
+    assert "negative size" in problems[0][1]
+
+
 def test_a_shard_that_shrank_behind_its_index(tmp_path: Path) -> None:
     (shard,) = write_shards(tmp_path, [2])
     last = find_audio(shard)[1]

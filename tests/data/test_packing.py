@@ -141,6 +141,13 @@ def test_long_files_in_equal_pieces(tmp_path: Path) -> None:
     assert len(found) == 5
 
 
+@pytest.mark.parametrize(("more", "pieces"), [(0, 1), (1, 2)])
+def test_a_file_of_exactly_the_given_length_stays_whole(tmp_path: Path, more: int, pieces: int) -> None:
+    """2.01 * 8000 is a little less than 16,080 in floating point."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_080 + more), 8_000)
+    assert pack([tmp_path / "a.wav"], tmp_path / "p", replace(OPTIONS, seconds=2.01), progress=False).clips == pieces
+
+
 def test_files_as_they_are(audio_folder: Path, tmp_path: Path) -> None:
     files = find_audio(audio_folder)
     pack(files, tmp_path / "pack", replace(OPTIONS, keep=True), progress=False)

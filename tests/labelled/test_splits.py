@@ -119,6 +119,8 @@ def test_drawn_folds() -> None:
     for each in made:
         assert Counter(example.labels[0] for example in each.test) == {"x": 2, "y": 3}
         assert {example.file for example in (*each.train, *each.test)} == {example.file for example in examples}
+    with pytest.raises(TaskError, match="made: folds: 21 exceeds the number of clips, 20"):
+        rounds(labelled(examples), source(folds=21))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5])
