@@ -15,6 +15,7 @@ from asda_core.catalog import Catalog
 from asda_core.system.files import NAME_DIGITS, file_digest, text_digest, write_text
 from asda_hear.evaluate.identity import read_stamp, weights_identity
 from asda_hear.evaluate.scores import TaskScore
+from asda_hear.evaluate.task_checks import ERROR_RATES
 from asda_hear.looking.noise import WHITE
 from asda_hear.looking.noise_attention import CLEAN, NoiseConfig, NoiseRow, main_rows, measure_noise
 from asda_hear.names import LOG_MEL
@@ -22,7 +23,8 @@ from asda_hear.names import LOG_MEL
 NOISE_METRIC, CONTROL_METRIC = "noise share", "share, clean"
 """Share of attention on the noisy patches, divided by their share of the tokens (1 is chance level); and the same for
 these patches in the clean clip, where neither higher nor lower is better."""
-LOWER_IS_BETTER = frozenset({NOISE_METRIC})
+LOWER_IS_BETTER = ERROR_RATES | {NOISE_METRIC}
+"""Metrics of a plan, of HEAR or not, of which lower values are better."""
 NOISE_METRICS = frozenset({NOISE_METRIC, CONTROL_METRIC})
 """Metrics other than those of HEAR's tasks."""
 FORMAT_VERSION = 2

@@ -30,6 +30,10 @@ KNOWN_METRICS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """heareval's metrics, by embedding type."""
+ERROR_RATES = frozenset({"segment_1s_er"})
+"""Those of which lower values are better."""
+UNBOUNDED_METRICS = ERROR_RATES | {"d_prime"}
+"""Those that may exceed 1."""
 EVENT_KEYS = ("label", "start", "end")
 DEFAULT_SEED = 42
 """heareval's own seed."""

@@ -151,7 +151,7 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
             panel.text(0.5, place, "no result", transform=panel.get_yaxis_transform(), ha="center", va="center")
         _name_rows(panel, effect_labels(summary, axis), ticks=TICKS_OF_PANELS[columns])
         panel.set(title=names[task], xlabel=_scale_name(summary, task))
-        limit_score_axis(panel, task not in summary.noise_tasks)
+        limit_score_axis(panel, task not in summary.unbounded_tasks)
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     caption = f"Each label averaged over all other axes: the mean{summary.error_bar_text}. Hollow marker, dashed line: "
@@ -171,7 +171,7 @@ def _score_chart(summary: Summary, task: str) -> Chart:
     marks = {True: " (reference)", False: ""}
     _name_rows(axes, [short_name(line) + marks[line == summary.reference] for line in lines])
     axes.set_xlabel(_scale_name(summary, task))
-    limit_score_axis(axes, task not in summary.noise_tasks)
+    limit_score_axis(axes, task not in summary.unbounded_tasks)
     caption = f"Small markers: folds, a row per seed. Large marker below them: the mean{summary.error_bar_text}."
     return render_chart(f"scores-{list(summary.tasks).index(task)}", short_names(summary.tasks)[task], caption, picture)
 
@@ -196,7 +196,7 @@ def _cost_chart(summary: Summary, cost: str) -> Chart:
             panel.set_xscale("log")
         _plain_ticks(panel.xaxis, logarithmic, cost == "parameters")
         panel.set(title=names[task], xlabel=cost, ylabel=_scale_name(summary, task))
-        limit_score_axis(panel, task not in summary.noise_tasks, vertical=True)
+        limit_score_axis(panel, task not in summary.unbounded_tasks, vertical=True)
         panel.grid()
     for panel in panels[len(summary.tasks) :]:
         panel.set_axis_off()

@@ -6,9 +6,10 @@ from statistics import median
 
 from asda_core.pretrain.schedule import is_peak_reached
 from asda_core.statistics import CONFIDENCE
-from asda_hear.ablation.noise_metric import LOWER_IS_BETTER, NOISE_METRICS
+from asda_hear.ablation.noise_metric import NOISE_METRIC, NOISE_METRICS
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import ResultRow
+from asda_hear.evaluate.task_checks import ERROR_RATES
 from asda_hear.reporting.comparing import TOLERANCE, min_detectable_difference, smallest_p
 from asda_hear.reporting.summary import SummaryLine, complete_differences
 
@@ -47,7 +48,7 @@ def make_notes(
                 break
     else:
         notes.append("No differences: the reference has no results.")
-    notes += _infinite_notes(rows)
+    notes += [*_infinite_notes(rows), *_mean_notes(rows, lines)]
     if short := sum(not is_peak_reached(cell.config) for cell in plan.cells):
         notes.append(
             f"In {short} of {len(plan.cells)} trainings the warm-up is as long as the training or longer: the learning "
@@ -93,11 +94,18 @@ def _infinite_notes(rows: Sequence[ResultRow]) -> list[str]:
     return [f"{reason}: {', '.join(f'{task} in {count} folds' for task, count in counts.items())}."] if counts else []
 
 
+def _mean_notes(rows: Sequence[ResultRow], lines: Sequence[SummaryLine]) -> list[str]:
+    """Which tasks the mean over tasks leaves out."""
+    tasks = dict.fromkeys(str(row["task"]) for row in rows if row["metric"] in ERROR_RATES)
+    averaged = any("mean" in line.aggregates for line in lines)
+    return [f"The mean is without {', '.join(tasks)}, where lower is better."] if tasks and averaged else []
+
+
 def _clip_counts(rows: Sequence[ResultRow]) -> dict[str, int]:
     """Condition -> number of clips, the smallest of any model."""
     counts: dict[str, int] = {}
     for row in rows:
-        if row["metric"] in LOWER_IS_BETTER:
+        if row["metric"] == NOISE_METRIC:
             count = len(str(row["folds"]).split())
             counts[row["task"]] = min(count, counts.get(row["task"], count))
     return counts

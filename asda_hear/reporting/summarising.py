@@ -64,15 +64,16 @@ def summarise(
         for key, line in lines.items():
             if key != reference:
                 lines[key] = _with_differences(line, reference_line, groups[key], groups[reference], compare_clips)
+    lower_is_better = frozenset(task for task, metric in tasks.items() if metric in LOWER_IS_BETTER)
     scored = frozenset(task for task, metric in tasks.items() if metric not in NOISE_METRICS)
-    corrected = _with_p_values(list(lines.values()), reference_line, scored)
-    all_lines = [_with_aggregates(plan, line, corrected, scored) for line in corrected]
+    corrected = _with_p_values(list(lines.values()), reference_line, scored, lower_is_better)
+    all_lines = [_with_aggregates(plan, line, corrected, scored - lower_is_better) for line in corrected]
     axes = {axis: tuple(dict.fromkeys(cell.labels[axis] for cell in plan.cells)) for axis in plan.config.axes}
     return Summary(
         title=plan.file.stem,
         question=plan.config.question or plan.file.stem,
         tasks=tasks,
-        lower_is_better=frozenset(task for task, metric in tasks.items() if metric in LOWER_IS_BETTER),
+        lower_is_better=lower_is_better,
         axes=axes,
         lines=tuple(sorted(all_lines, key=lambda line: bool(line.baseline))),
         reference=next((line for line in all_lines if reference_line and line.key == reference_line.key), None),
@@ -186,17 +187,19 @@ def _of_common_seeds(ours: Sequence[ResultRow], theirs: Sequence[ResultRow]) -> 
 
 
 def _with_p_values(
-    lines: list[SummaryLine], reference: SummaryLine | None, scored: frozenset[str]
+    lines: list[SummaryLine], reference: SummaryLine | None, scored: frozenset[str], lower_is_better: frozenset[str]
 ) -> list[SummaryLine]:
     """Return lines with their Wilcoxon p over scored tasks, Holm-corrected; without p if there are too few tasks.
 
-    The test ranks the differences shown in the table, which are paired by seed and fold.
+    The test ranks the differences shown in the table, which are paired by seed and fold; positive is better.
     """
     ranked = [] if reference is None else complete_differences(lines, scored)
     if not ranked or smallest_p(len(scored), len(ranked)) > 1 - CONFIDENCE:
         return lines
     raw = {
-        line.key: wilcoxon_over_tasks({task: each.mean for task, each in differences.items()})
+        line.key: wilcoxon_over_tasks(
+            {task: -each.mean if task in lower_is_better else each.mean for task, each in differences.items()}
+        )
         for line, differences in ranked
     }
     corrected = {key: p for key, p in holm(raw).items() if not math.isnan(p)}
@@ -204,11 +207,18 @@ def _with_p_values(
 
 
 def _with_aggregates(
-    plan: Plan, line: SummaryLine, lines: Iterable[SummaryLine], scored: frozenset[str]
+    plan: Plan, line: SummaryLine, lines: Iterable[SummaryLine], averaged: frozenset[str]
 ) -> SummaryLine:
-    """Add the mean over HEAR tasks, or all aggregates if all are on its leaderboard (log-mel as measured here)."""
-    means = {task: result.estimate.mean for task, result in line.results.items() if task in scored}
-    if len(means) < 2 or means.keys() < scored:
+    """Add the mean over these tasks, or all aggregates if all are on HEAR's leaderboard (log-mel as measured here).
+
+    Args:
+        plan: tells which baseline is log-mel.
+        line: gets the aggregates.
+        lines: all of the plan, with log-mel.
+        averaged: HEAR tasks on which higher values are better.
+    """
+    means = {task: result.estimate.mean for task, result in line.results.items() if task in averaged}
+    if len(means) < 2 or means.keys() < averaged:
         return line  # a mean over fewer tasks would share a column with means over all
     log_mels = [other for other in lines if plan.config.baselines.get(other.baseline) == LOG_MEL]
     log_mel = next((other for other in log_mels if other.results.keys() >= means.keys()), None)

@@ -4,7 +4,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from asda_core.statistics import Estimate
+from asda_hear.ablation.noise_metric import NOISE_METRICS
 from asda_hear.ablation.plan import labels_text
+from asda_hear.evaluate.task_checks import UNBOUNDED_METRICS
 from asda_hear.reporting.comparing import Difference
 
 ScoresBySeed = Mapping[str, tuple[float, ...]]
@@ -88,7 +90,7 @@ class Summary:
     Attributes:
         title, question: of the plan.
         tasks: task -> its primary metric, as in {"esc10-v1.0.0-full": "top1_acc"}.
-        lower_is_better: tasks on which lower values are better, such as the share of attention on noise.
+        lower_is_better: tasks on which lower values are better, such as an error rate.
         axes: axis -> its labels.
         lines: combinations in the order of the plan, then baselines.
         reference: the line that others are compared with.
@@ -112,8 +114,13 @@ class Summary:
 
     @property
     def noise_tasks(self) -> frozenset[str]:
-        """Tasks whose values are not scores between 0 and 1."""
-        return self.lower_is_better | self.control_tasks
+        """Tasks of attention on noise; their names tell the metric."""
+        return frozenset(task for task, metric in self.tasks.items() if metric in NOISE_METRICS)
+
+    @property
+    def unbounded_tasks(self) -> frozenset[str]:
+        """Tasks whose values are not limited to 0 to 1."""
+        return self.noise_tasks | {task for task, metric in self.tasks.items() if metric in UNBOUNDED_METRICS}
 
     @property
     def error_bar_text(self) -> str:

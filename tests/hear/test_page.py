@@ -11,7 +11,8 @@ import matplotlib
 import pytest
 
 from asda_core.statistics import mean_interval
-from asda_hear.reporting.charts import MAX_NAMED_LINES, effect_charts, line_styles
+from asda_hear.ablation.noise_metric import NOISE_METRIC
+from asda_hear.reporting.charts import MAX_NAMED_LINES, cost_charts, effect_charts, line_styles, score_charts
 from asda_hear.reporting.conclusion import conclusion
 from asda_hear.reporting.page import Failure, PageDetails, write_page
 from asda_hear.reporting.summary import Effect, Summary, SummaryLine, TaskResult
@@ -276,6 +277,14 @@ def test_plans_of_all_shapes(tmp_path: Path, shown: Summary) -> None:
     page = Page(written(shown, tmp_path, PageDetails()))
     assert len([attrs for tag, attrs in page.tags if attrs.get("scope") == "row"]) >= len(shown.lines)
     assert all(sentence.endswith(".") for sentence in conclusion(shown))
+
+
+@pytest.mark.parametrize("metric", ["d_prime", "segment_1s_er", NOISE_METRIC])
+def test_charts_show_values_above_one(metric: str) -> None:
+    """Their axes cover the mean of 2.51."""
+    shown = dataclasses.replace(one_axis(2, value=2.5, seeds=2), tasks={"x": metric})
+    for draw in (effect_charts, score_charts, cost_charts):
+        assert any(float(tick) > 2.51 for tick in re.findall(r">(\d\.\d+)<", draw(shown)[0].svg))
 
 
 def test_a_large_plan_is_small_enough(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Rows to lines, differences and effects, on numbers that can be done by hand."""
 
+import dataclasses
 import math
 import warnings
 from pathlib import Path
@@ -12,9 +13,11 @@ from asda_hear.ablation.plan import Plan, load_plan
 from asda_hear.cli import main
 from asda_hear.reporting import notes
 from asda_hear.reporting.comparing import Interval
+from asda_hear.reporting.conclusion import conclusion
 from asda_hear.reporting.notes import make_notes
 from asda_hear.reporting.summarising import summarise
 from asda_hear.reporting.summary import effect_labels
+from asda_hear.reporting.tables import make_grid
 from tests.hear.test_ablation import plan_file
 
 FACTS = {"heareval": "h", "torch": "t", "asda": "a", "gflops": 0.5, "trained": 8, "parameters": 8, "cell": "c"}
@@ -198,6 +201,26 @@ def test_less_is_better_for_noise(plan: Plan, rows: list[dict[str, Any]]) -> Non
     assert summary.lower_is_better == {"a"}
     assert [line.results["a"].best for line in summary.lines] == [True, False, False, False]
     assert not any(line.aggregates for line in summary.lines)
+
+
+def test_less_is_better_for_error_rates(plan: Plan) -> None:
+    """Of an error rate the larger value is worse: its difference is ranked with the other sign."""
+    grid = over_tasks(7)
+    rates = (("0.1", "0", 0.5), ("0.3", "0", 1.2), ("0.3", "2", 0.4))
+    grid += [row("e", *labels, 0, (rate,), metric="segment_1s_er") for *labels, rate in rates]
+    baseline = [row(f"t{number}", "", "", "", (0.3,), model="log-mel") for number in range(7)]
+    baseline += [row("e", "", "", "", (0.3,), model="log-mel", metric="segment_1s_er")]
+    summary = summarise(plan, [*grid, *baseline])
+    assert summary.lower_is_better == {"e"}
+    assert [line.results["e"].best for line in summary.lines] == [False, False, False, True]
+    expected = scipy.stats.wilcoxon([*(0.1 + 0.01 * place for place in range(7)), -0.7]).pvalue
+    assert summarise(plan, [each for each in grid if each["steps"] == "0"]).lines[1].p_value == pytest.approx(expected)
+    assert summary.lines[0].aggregates == {"mean": pytest.approx(0.5)}
+    assert "The mean is without e, where lower is better." in summary.notes
+    assert "e (segment_1s_er) ↓" in [column.heading for column in make_grid(summary).columns]
+    (sentence, _) = conclusion(dataclasses.replace(summary, tasks={"e": "segment_1s_er"}))
+    assert sentence.startswith("e: lambda 0.3, steps 2 has the best mean of 3, 0.400;")
+    assert sentence.endswith("but the baseline log-mel (0.300) is better.")
 
 
 def test_aggregates_of_hears_tasks(plan: Plan) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from asda_core.errors import ConfigError
 from asda_core.statistics import mean_interval
+from asda_hear.ablation.noise_metric import NOISE_METRIC
 from asda_hear.reporting.comparing import Difference, Interval, compare
 from asda_hear.reporting.latex import escape_latex, narrow, to_latex
 from asda_hear.reporting.notes import ALL_COSTS_NOTE, costs_note
@@ -65,7 +66,7 @@ def summary(label: str = "b", seeds: int = 2) -> Summary:
         for axis, labels in axes.items()
         for place, text in enumerate(labels)
     )
-    tasks = {one: "top1_acc", two: "share"}
+    tasks = {one: "top1_acc", two: NOISE_METRIC}
     return Summary(
         "my plan", "Does it help?", tasks, frozenset({two}), axes, lines, first, effects, ("A note.",), ("b: gone",)
     )
