@@ -141,8 +141,9 @@ def _effect_chart(summary: Summary, axis: str) -> Chart:
         effects = [each for each in summary.effects if (each.axis, each.task) == (axis, task)]
         for effect in effects:
             place = labels.index(effect.label)
-            _draw_estimate(panel, effect.estimate, place, COLOURS[0], hollow=effect.difference is None)
-            if effect.difference is None and math.isfinite(effect.estimate.mean):
+            is_reference = effect.label == effect.reference_label
+            _draw_estimate(panel, effect.estimate, place, COLOURS[0], hollow=is_reference)
+            if is_reference and math.isfinite(effect.estimate.mean):
                 panel.axvline(effect.estimate.mean, color=FAINT, linestyle="--", linewidth=1)
             if is_significant(effect.difference):
                 panel.annotate(DIFFERENCE_MARK, (effect.estimate.mean, place), (0, 3), textcoords="offset points",

@@ -81,10 +81,12 @@ def _versus_reference(summary: Summary, line: SummaryLine, result: TaskResult) -
     ends = f"[{format_signed(difference.interval.low)}, {format_signed(difference.interval.high)}]"
     unconfirmed_over = unconfirmed_level(difference)
     p_value = difference.p_value if unconfirmed_over == "seeds" else difference.p_folds
-    doubt = f", though a paired t-test over {unconfirmed_over} gives p = {p_text(p_value)}"
+    doubt = f", though a paired t-test over {unconfirmed_over} gives p = {p_text(p_value)}" if unconfirmed_over else ""
+    if math.isnan(difference.p_value):
+        doubt = ", without a t-test over seeds, whose differences are equal"
     return (
         f"{format_signed(difference.mean)} {ends} from the reference, which {'excludes' if excludes else 'includes'} 0"
-        f"{doubt if excludes and unconfirmed_over else ''}"
+        f"{doubt if excludes else ''}"
     )
 
 

@@ -71,7 +71,8 @@ class Effect:
 
     Attributes:
         estimate: over seeds; each seed is first averaged over the combinations that contain the label.
-        difference: from `reference_label`, paired by seed, fold and the other axes; None for that label itself.
+        difference: from `reference_label`, paired by seed, fold and the other axes; None for that label itself,
+            and where the labels were measured on different clips.
         reference_label: the reference's label of the axis, or the first one.
     """
 

@@ -17,6 +17,7 @@ SIGNIFICANCE_LEVEL = 0.05
 """A p-value below this is marked; the usual level (Fisher 1925)."""
 DIFFERENCE_MARK, P_VALUE_MARK = "†", "‡"
 """Marks for a difference that `is_significant`, and for a corrected p-value below `SIGNIFICANCE_LEVEL`."""
+CODE = re.compile("(`[^`]+`)|[^`]+|`")  # code stands as it is
 TASK_FOLDER = re.compile(r"([^-\s]+)-(?:v?\d|hear2021|fold).*")
 """Folder name of a HEAR task: task, version, size."""
 DOWN_ARROW, SECONDS, CPU_SECONDS = "↓", "training s", "CPU s"
@@ -185,7 +186,7 @@ def to_markdown(summary: Summary) -> str:
     for row, baseline in zip(grid.rows, grid.baselines, strict=True):
         texts = [_markdown_cell(cell) for cell in row]
         lines.append(table_row([f"*{texts[0]}*", *texts[1:]] if baseline else texts))
-    notes = [escape_markdown(note).replace(r"\`", "`") for note in grid.footnotes]  # commands are in backticks
+    notes = [CODE.sub(lambda part: part[1] or escape_markdown(part[0]), note) for note in grid.footnotes]
     return "\n".join([*lines, "", *(f"{note}  " for note in notes), ""])
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -204,6 +206,26 @@ def test_the_answer_says_no_more_than_the_numbers() -> None:
     assert "though a paired t-test over folds gives p = 0.2" in " ".join(conclusion(doubted))
 
 
+def test_the_answer_doubts_where_no_t_test_is_possible() -> None:
+    """All seeds differ by the same amount."""
+    lines = list(summary().lines)
+    equal = dataclasses.replace(APART, p_value=math.nan)
+    lines[1] = dataclasses.replace(lines[1], results={"esc10-v1.0.0-full": result(0.6, difference=equal)})
+    text = " ".join(conclusion(dataclasses.replace(summary(), lines=tuple(lines))))
+    assert "which excludes 0, without a t-test over seeds, whose differences are equal" in text
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+@pytest.mark.parametrize("down", ["true", "false"])
+def test_rows_without_a_number_are_sorted_last(tmp_path: Path, down: str) -> None:
+    text = written(summary(), tmp_path)
+    order = text[text.index("const order =") : text.index("body.append(...rows")]
+    cells = '["0.4", "nan", "", "0.9"].map(text => [text])'
+    script = f"const rows = {cells}, down = {down};{order}console.log(rows.join())"
+    shown = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True).stdout.strip()
+    assert shown == ("0.4,0.9,nan," if down == "true" else "0.9,0.4,nan,")
+
+
 def test_the_test_over_folds_has_a_column_where_there_are_folds(tmp_path: Path) -> None:
     assert "t-test over folds" not in written(summary(), tmp_path)
     lines = list(summary().lines)
@@ -334,6 +356,15 @@ def test_charts_of_effects_have_no_empty_frames_and_one_set_of_names() -> None:
     for name in ("p (reference)", "q", "r (no results)"):
         assert f">{name}<" in drawn.svg
     assert len(re.findall(r">0\.0<|>1\.0<", drawn.svg)) <= 2 * 4  # axes of four panels at most
+
+
+def test_only_the_reference_label_is_hollow() -> None:
+    """Also where no label has a difference, as of models measured on different clips."""
+    effects = tuple(
+        Effect("a", label, "x", mean_interval([0.5, 0.6]), None, "label0") for label in ("label0", "label1")
+    )
+    shown = dataclasses.replace(one_axis(2), effects=effects)
+    assert effect_charts(shown)[0].svg.count("fill: var(--paper)") == 1
 
 
 def test_commands_in_notes_are_code(tmp_path: Path) -> None:

@@ -102,6 +102,13 @@ def test_markdown_says_what_the_numbers_say() -> None:
     assert "| nan |" in text
 
 
+def test_commands_in_markdown_can_be_pasted() -> None:
+    """Text is escaped; code in backticks is shown as it is."""
+    note = "Made by a|b_: `asda-hear ablate 'plans/a&b [x]_ $1.yaml'`."
+    text = to_markdown(dataclasses.replace(summary(), notes=(note,)))
+    assert r"Made by a\|b\_: `asda-hear ablate 'plans/a&b [x]_ $1.yaml'`." in text
+
+
 def test_one_seed_has_no_intervals() -> None:
     assert "±" not in to_markdown(summary(seeds=1))
     assert "scriptstyle\\pm" not in to_latex(summary(seeds=1))
