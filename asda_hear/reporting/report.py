@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,7 +165,7 @@ def _details(setup: PlanSetup, failures: Sequence[Failure]) -> PageDetails:
     """What the page shows in addition to the numbers."""
     plan = setup.plan
     curves: dict[str, dict[str, dict[str, list[float]]]] = {}
-    configs, made_with, timings = {}, dict[str, str | int](), list[dict[str, float]]()
+    configs, made, timings = {}, list[dict[str, str | int]](), list[dict[str, float]]()
     commands: dict[str, list[Cell]] = {}
     timed_cells = set[str]()
     for cell in plan.cells:
@@ -173,14 +173,16 @@ def _details(setup: PlanSetup, failures: Sequence[Failure]) -> PageDetails:
         configs[cell.name] = to_yaml(cell.config)
         commands.setdefault(cell.name, []).append(cell)
         facts = read_stamp(folder / FACTS_FILE) or {}
-        made_with = facts.get("made") or made_with
+        made += [facts["made"]] if facts.get("made") else []
         if log := read_log(folder):
             curves.setdefault(labels_text(cell.labels), {})[str(cell.seed)] = log
         if cell.name not in timed_cells:
             timings.append(read_stamp(folder / TIMES_FILE) or {})
             timed_cells.add(cell.name)
-    made_with = dict(made_with or environment())
-    commit, finished = str(made_with.pop("commit", "") or code_commit()), str(made_with.pop("finished", ""))
+    finished = max((str(facts.get("finished", "")) for facts in made), default="")
+    made_with = distinct_facts(made or [environment()])
+    made_with.pop("finished", None)
+    commit = made_with.pop("commit", "") or code_commit()
     return PageDetails(
         curves=curves,
         configs=configs,
@@ -194,6 +196,15 @@ def _details(setup: PlanSetup, failures: Sequence[Failure]) -> PageDetails:
         wall_seconds=sum(times.get("pretrain_seconds", 0.0) for times in timings) or None,
         cpu_seconds=sum(times.get("pretrain_cpu_seconds", 0.0) for times in timings) or None,
     )
+
+
+def distinct_facts(made: Sequence[Mapping[str, str | int]]) -> dict[str, str]:
+    """Return fact -> its value, or all of them, with a note, where cells differ."""
+    texts = {}
+    for name in dict.fromkeys(name for facts in made for name in facts):
+        values = dict.fromkeys(str(facts[name]) for facts in made if facts.get(name))
+        texts[name] = " / ".join(values) + (" (cells differ)" if len(values) > 1 else "")
+    return texts
 
 
 def plan_command(setup: PlanSetup) -> str:

@@ -17,6 +17,7 @@ from asda_hear.ablation.noise_metric import NOISE_METRIC
 from asda_hear.reporting.charts import MAX_NAMED_LINES, cost_charts, effect_charts, line_styles, score_charts
 from asda_hear.reporting.conclusion import conclusion
 from asda_hear.reporting.page import Failure, PageDetails, write_page
+from asda_hear.reporting.report import distinct_facts
 from asda_hear.reporting.summary import Effect, Summary, SummaryLine, TaskResult
 from asda_hear.reporting.tables import make_grid
 from tests.hear.test_tables import APART, NASTY, result, summary
@@ -365,6 +366,12 @@ def test_only_the_reference_label_is_hollow() -> None:
     )
     shown = dataclasses.replace(one_axis(2), effects=effects)
     assert effect_charts(shown)[0].svg.count("fill: var(--paper)") == 1
+
+
+def test_facts_that_differ_between_cells_are_all_listed() -> None:
+    first: dict[str, str | int] = {"torch": "2.9.0", "commit": "a", "threads": 2}
+    made = [first, {**first, "torch": "2.11.0", "commit": ""}]
+    assert distinct_facts(made) == {"torch": "2.9.0 / 2.11.0 (cells differ)", "commit": "a", "threads": "2"}
 
 
 def test_commands_in_notes_are_code(tmp_path: Path) -> None:
