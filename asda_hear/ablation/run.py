@@ -205,8 +205,6 @@ def _do_all(setup: PlanSetup, units: list[Unit]) -> list[str]:
 
 def _attempt(setup: PlanSetup, unit: Unit, since: float) -> bool | ItemFailure | None:
     """Do a unit: True if done now, False if done before, None if another process holds it."""
-    if is_done(setup, unit):
-        return False
 
     def do() -> bool:
         if is_done(setup, unit):

@@ -42,7 +42,7 @@ def tidy_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_tidy(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write `scores.csv` and, if pyarrow is installed, `scores.parquet` with the same rows.
+    """Write `scores.csv` and, if pyarrow is installed, `scores.parquet` with the same rows; otherwise remove that.
 
     Args:
         rows: as in `tidy_rows`.
@@ -53,6 +53,7 @@ def write_tidy(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
+        (folder / PARQUET_FILE).unlink(missing_ok=True)  # of an earlier call, with other rows
         return
     names = list(tidy[0]) if tidy else []
     fields = [arrow.field(name, getattr(arrow, _arrow_type(name))()) for name in names]

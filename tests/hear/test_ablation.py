@@ -1,6 +1,7 @@
 """Plans, cells, rows and tables. The runs through heareval are in `test_end_to_end.py`."""
 
 import contextlib
+import errno
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from asda_core.pretrain.loop import pretrain
 from asda_core.statistics import mean_interval
 from asda_core.system.workers import Shard, WorkerResults
 from asda_hear.ablation import estimate, jobs, run
+from asda_hear.ablation.cells import PlanSetup, Unit
 from asda_hear.ablation.plan import labels_text, load_plan
 from asda_hear.ablation.run import check_plan, prepare
 from asda_hear.cli import main
@@ -107,6 +109,27 @@ def test_dry_run(
     )
     assert "evaluation: not measured yet" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_in_looking_for_what_is_done_fails_one_unit(
+    tmp_path: Path, audio_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_file(tmp_path, data=[str(audio_folder)], axes={"steps": [1, 2, 3]}, seeds=[0])
+    setup = prepare(load_plan(plan), tmp_path / "out", progress=False)
+    broken, *others = setup.units()
+    done: list[Unit] = []
+
+    def is_done(setup: PlanSetup, unit: Unit) -> bool:
+        if unit.folder == broken.folder:
+            raise OSError(errno.EIO, "Input/output error", "model.safetensors")
+        return False
+
+    monkeypatch.setattr(run, "is_done", is_done)
+    monkeypatch.setattr(run, "run_unit", lambda setup, unit: done.append(unit))
+    monkeypatch.setattr(run, "write_all_rows", lambda setup: [])
+    with pytest.raises(run.CellsFailed, match="1 of 3 trainings and baselines failed.* Input/output error"):
+        run.run_plan(replace(setup, tasks={}))
+    assert [unit.folder for unit in done] == [unit.folder for unit in others]
 
 
 @pytest.mark.parametrize(("evaluation", "expected"), [(None, "50 min"), (3200.0, "1 h 00 min")])

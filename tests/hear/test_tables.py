@@ -301,6 +301,13 @@ def test_tidy_rows_say_which_row_is_wrong() -> None:
         tidy_rows([ROWS[0], ROWS[1] | {"folds": "0.1 x"}])
 
 
+def test_parquet_of_an_earlier_call_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "scores.parquet").write_bytes(b"other rows")
+    write_tidy([], tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
+
+
 @pytest.mark.parametrize("rows", [ROWS, []])
 def test_parquet_equals_csv(tmp_path: Path, rows: list[dict[str, object]]) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
