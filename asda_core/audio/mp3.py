@@ -5,16 +5,20 @@ frame for all, and reads no further than that gives: at a variable bit rate it m
 """
 
 import functools
+import io
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from soundfile import SoundFile
+from soundfile import LibsndfileError, SoundFile
 
 HAS_MINIAUDIO = find_spec("miniaudio") is not None
 """There are no wheels of miniaudio for Linux on ARM, so frames are not counted there."""
-FORMAT = "MP3"
-"""libsndfile's name of the format."""
+FORMAT, SUFFIX = "MP3", ".mp3"
+"""libsndfile's name of the format, and the suffix by which it knows files of it whose beginning is another."""
+SYNC = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][^\xf0-\xff]")
+"""Start of a frame: eleven bits of 1, and a version, layer and bit rate that exist. **Source**: ISO/IEC 11172-3."""
 SAMPLES_PER_FRAME = 1152
 """**Source**: ISO/IEC 11172-3, layer III."""
 LEAD_SAMPLES = 20 * SAMPLES_PER_FRAME
@@ -29,6 +33,23 @@ FIRST_BYTES = 1 << 10
 """Number of bytes from the start of that frame which contain the tag."""
 ID3, ID3_BYTES = b"ID3", 10
 """Start of a tag that may precede the first frame, and length of its header. **Source**: ID3 version 2.4."""
+
+
+def open_bytes(file: Path, content: bytes) -> SoundFile:
+    """Open the bytes of an audio file; those of an `.mp3` from the first frame on if something unknown precedes it.
+
+    libsndfile does so itself for a path, and leaves bytes without a suffix unrecognised.
+
+    Raises:
+        soundfile.LibsndfileError: the bytes are not audio.
+    """
+    try:
+        return SoundFile(io.BytesIO(content))
+    except LibsndfileError:
+        frame = SYNC.search(content, _after_id3(content)) if file.suffix.lower() == SUFFIX else None
+        if frame is None:
+            raise
+        return SoundFile(io.BytesIO(content[frame.start() :]))
 
 
 def lead_samples(sound: SoundFile, first: int) -> int:

@@ -1,7 +1,6 @@
 """Read audio files as mono float32 waveforms at one sample rate; crop and pad; describe errors of bad files."""
 
 import functools
-import io
 import math
 import os
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.audio.mp3 import FORMAT as MP3
-from asda_core.audio.mp3 import lead_samples, lost_samples
+from asda_core.audio.mp3 import lead_samples, lost_samples, open_bytes
 from asda_core.audio_files.tars import member_bytes, num_bytes, split_member
 from asda_core.config import ResampleAxis
 from asda_core.errors import AudioError, FileAccessError, MissingFileError, NoSamplesError, error_message
@@ -92,7 +91,7 @@ def open_audio(file: str | Path, content: bytes | None = None) -> Iterator[sound
     if content is None and not os.path.isfile(file) and os.path.exists(file) and not os.path.isdir(file):
         raise AudioError(f"cannot read {file}: it is not a regular file, but a pipe or a device.")
     try:
-        with soundfile.SoundFile(os.fsencode(file) if content is None else io.BytesIO(content)) as sound:
+        with soundfile.SoundFile(os.fsencode(file)) if content is None else open_bytes(Path(file), content) as sound:
             _check_header(Path(file), len(sound), sound.samplerate)
             if lost := lost_samples(sound, Path(file), content):
                 raise AudioError(

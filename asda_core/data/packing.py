@@ -244,10 +244,10 @@ def encode_piece(piece: Piece, options: PackOptions) -> EncodedPiece:
         num_frames, rate = length_and_rate(piece.file)
         description: dict[str, Any] = {"file": str(piece.file), "original_samples": num_frames, "original_rate": rate}
         if options.keep:
-            with open_audio(piece.file) as original:
-                description |= {"samples": num_frames, "rate": rate, "channels": original.channels}
             inside = split_member(piece.file)
             content = piece.file.read_bytes() if inside is None else member_bytes(*inside)
+            with open_audio(piece.file, content) as original:  # as it is read from the shard
+                description |= {"samples": num_frames, "rate": rate, "channels": original.channels}
             return EncodedPiece(piece.file.suffix.lower(), content, description)
         first, stop = (edge * num_frames // piece.parts for edge in (piece.number, piece.number + 1))
         if piece.parts > 1:

@@ -19,6 +19,8 @@ from tests.audio_files.shards import write_tar
 SECONDS, RATE = 20, 22_050
 SYNC = b"\xff\xf3"
 """How a frame of MPEG 2, layer III, begins."""
+ID3 = b"ID3\x04\x00\x00\x00\x00\x01\x00" + b"\xff\xfb".ljust(128, b"a")
+"""A tag of 128 bytes, which hold what looks like the start of a frame."""
 
 
 @pytest.fixture
@@ -56,6 +58,24 @@ def test_a_file_that_does_not_tell_its_length(tmp_path: Path, sound: np.ndarray,
             read_audio(file, 16_000)
     with pytest.raises(AudioError, match="it does not state its length"):
         StreamedSound(file, 16_000)
+
+
+@pytest.mark.parametrize("junk", [b"\0", b"abc" * 500, b"\xff\xe0ab\xff\xfbcd", ID3 + bytes(500), ID3 + ID3 + b"a"])
+def test_what_precedes_the_first_frame_in_a_shard(tmp_path: Path, sound: np.ndarray, junk: bytes) -> None:
+    content = junk + encoded(sound, told=True)
+    (tmp_path / "a.mp3").write_bytes(content)
+    shard = write_tar(tmp_path / "a.tar", [("a.mp3", content)])
+    whole = read_audio(tmp_path / "a.mp3", RATE)
+    assert len(whole) == pytest.approx(len(sound), abs=3_000)
+    assert torch.equal(read_audio(shard / "a.mp3", RATE), whole)
+    assert torch.equal(read_audio(shard / "a.mp3", RATE, 7.0, 2.0), read_audio(tmp_path / "a.mp3", RATE, 7.0, 2.0))
+
+
+@pytest.mark.parametrize("content", [b"no audio" * 100, b"\xff\xfbno audio" * 100, b"\0\xff\xfbno audio" * 100])
+def test_no_mp3_in_a_shard(tmp_path: Path, content: bytes) -> None:
+    shard = write_tar(tmp_path / "a.tar", [("a.mp3", content)])
+    with pytest.raises(AudioError, match="it is damaged, or not an audio format that libsndfile supports"):
+        read_audio(shard / "a.mp3", RATE)
 
 
 @pytest.mark.skipif(not HAS_MINIAUDIO, reason="miniaudio, which counts the frames, has no wheels for this processor")

@@ -162,6 +162,18 @@ def test_files_as_they_are(audio_folder: Path, tmp_path: Path) -> None:
     assert again.clips == 5
 
 
+def test_what_is_kept_can_be_read(tmp_path: Path) -> None:
+    """libsndfile takes a file for MP3 by its suffix; from a shard it gets bytes alone."""
+    sounds = noise(tmp_path / "audio", 2)
+    soundfile.write(tmp_path / "whole.mp3", soundfile.read(sounds[0])[0], 16_000)
+    sounds[0].rename(tmp_path / "a.mp3")  # a WAV by its content
+    (tmp_path / "junk.mp3").write_bytes(b"ab\0" * 100 + (tmp_path / "whole.mp3").read_bytes())
+    files = [tmp_path / name for name in ("a.mp3", "junk.mp3", "whole.mp3")]
+    assert not pack(files, tmp_path / "pack", replace(OPTIONS, keep=True), progress=False).skipped
+    for member in find_audio(tmp_path / "pack"):
+        read_audio(member, 16_000)
+
+
 def test_another_pack_is_refused(tmp_path: Path) -> None:
     files = noise(tmp_path / "audio", 3)
     folder = tmp_path / "pack"
