@@ -119,7 +119,7 @@ def read_samples(
     rate = sound.samplerate
     first = min(int(start_seconds * rate), len(sound))
     if first:  # it starts at 0, and libsndfile decodes a block of FLAC for every seek
-        sound.seek(first)
+        _seek(sound, first)
     remaining = len(sound) - first
     num_frames = remaining if seconds is None else min(remaining, math.ceil(seconds * rate))
     wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
@@ -129,6 +129,15 @@ def read_samples(
     if not sound.subtype.startswith("PCM"):  # integers are finite
         check_samples(mono, name)
     return mono if wrong_axis else resample(mono, rate, sample_rate)
+
+
+def _seek(sound: soundfile.SoundFile, first: int) -> None:
+    """Go from sample 0 to `first`; by decoding what is before it where libsndfile cannot seek (GSM 6.10, G.721)."""
+    if sound.seekable():
+        sound.seek(first)
+        return
+    for done in range(0, first, BLOCK_SAMPLES):
+        sound.read(min(BLOCK_SAMPLES, first - done), dtype="float32")
 
 
 def _read_mono(sound: soundfile.SoundFile, name: str, num_frames: int, row_rate: int) -> Tensor:

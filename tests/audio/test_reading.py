@@ -35,6 +35,16 @@ def test_any_format_and_rate(tmp_path: Path, suffix: str, rate: int) -> None:
     assert num_frames / rate == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.parametrize(("suffix", "subtype"), [("wav", "GSM610"), ("au", "G721_32")])
+def test_a_stretch_of_what_cannot_be_sought_in(
+    tmp_path: Path, suffix: str, subtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BLOCK_SAMPLES", 5_000)
+    file = tmp_path / f"a.{suffix}"
+    soundfile.write(file, tone(8_000, 3.0), 8_000, subtype=subtype)
+    assert torch.equal(read_audio(file, 8_000, 1.5, 1.0), read_audio(file, 8_000)[12_000:20_000])
+
+
 def test_stereo_is_averaged_before_resampling(tmp_path: Path) -> None:
     """The released code resamples along the channels: 44.1 kHz stereo keeps its samples and plays slower."""
     left, right = tone(44_100), tone(44_100, hertz=1000)
