@@ -29,8 +29,8 @@ GRID = (5, 4)
 def check_mixer(spec: MixerSpec[Any], **options: Any) -> None:
     """Check shape and dtype; finite output; that inputs are left as they are, and two calls are equal; independence of
     clips and of padding; that tokens influence each other; masked grids and a class token anywhere; invariance to token
-    order (if `knows_order` is False); state round trip; that
-    every parameter of every layer moves; attention maps, if it shows any, whose rows sum to 1."""
+    order (if `knows_order` is False); state round trip; that every parameter of every layer moves; attention maps, if
+    it shows any, whose rows sum to 1."""
     layers = [MixerContext(DIM, HEADS, layer, LAYERS) for layer in range(LAYERS)]
     build = builder(spec, MixerSpec, options)
     mixer, other, *of_layers = (build(each) for each in (layers[1], layers[1], *layers))
