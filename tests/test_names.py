@@ -110,7 +110,7 @@ def test_any_text_is_printed(encoding: str, printed: bytes, tmp_path: Path) -> N
     assert (done.stdout, done.stderr) == (printed, b"")
 
 
-@pytest.mark.slow
+@pytest.mark.heareval
 def test_a_plan_in_an_ascii_locale(tmp_path: Path) -> None:
     plan = tone_plan(tmp_path, axes={"mixer": {"stándard": {"encoder.mixer": "standard"}}})
     plan.write_text(f"# stándard\n{plan.read_text(encoding='utf-8')}", encoding="utf-8")

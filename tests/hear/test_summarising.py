@@ -177,6 +177,7 @@ def test_notes(plan: Plan, rows: list[dict[str, Any]], monkeypatch: pytest.Monke
     assert summarise(plan, []).notes == ("No results yet.",)
 
 
+@pytest.mark.heareval
 def test_a_warm_up_as_long_as_the_training_is_told(
     tmp_path: Path, audio_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
