@@ -1,7 +1,8 @@
 """Check of a spec: that a config can name the plugin and set its options."""
 
+import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
@@ -37,6 +38,8 @@ def check_spec(spec: Spec[Any, Any, Any], where: str) -> None:
         raise PluginError(f"{where}: the config of {name!r} must be a frozen dataclass, not {config!r}.")
     if not callable(spec.build):
         raise PluginError(f"{where}: build of {name!r} must be a function of options and context, not {spec.build!r}.")
+    if arguments := _wrong_arguments(spec.build):
+        raise PluginError(f"{where}: build of {name!r} must take two arguments, options and context, not {arguments}.")
     for field in ("summary", "source"):
         if not isinstance(getattr(spec, field), str):
             raise PluginError(f"{where}: {field} of {name!r} must be a string, not {getattr(spec, field)!r}.")
@@ -49,6 +52,19 @@ def check_spec(spec: Spec[Any, Any, Any], where: str) -> None:
             f"{where}: released of {name!r} must be a mapping of options to values, not {spec.released!r}."
         )
     _check_options(spec, where)
+
+
+def _wrong_arguments(function: Callable[..., Any]) -> str:
+    """The signature of a function that cannot be called with two positional arguments; "" if it can, or has none."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # as of some functions written in C
+        return ""
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return str(signature)
+    return ""
 
 
 def _check_options(spec: Spec[Any, Any, Any], where: str) -> None:

@@ -105,6 +105,10 @@ def test_a_stranger_comes_in(install: Install) -> None:
         (with_field("config", "Nothing()"), "must be a frozen dataclass, not Nothing()"),
         (offering("x").replace("(frozen=True)", ""), "must be a frozen dataclass, not <class"),
         (with_field("build", "None"), "build of 'x' must be a function"),
+        (
+            offering("x").replace("config, context:", "config:"),
+            "build of 'x' must take two arguments, options and context,",
+        ),
         (with_option("size: int = 'x'"), "the default of 'size' of 'x': Input should be a valid integer"),
         (with_option("size: nn.Module = None"), "the config of 'x' cannot be used: Nothing: a field has a type that"),
         (with_option("size: 'Gone' = None"), "the config of 'x' cannot be used: name 'Gone' is not defined"),
@@ -274,7 +278,10 @@ def test_entry_points_are_declared() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        ("lambda options: nn.Identity()", r"TypeError: .*takes 1 positional argument but 2 were given"),
+        (
+            "lambda *given: (lambda options: options)(*given)",
+            r"TypeError: .*takes 1 positional argument but 2 were given",
+        ),
         ("lambda config, context: None", r"TypeError: .* None, expected Module \(module_of_broken.py, line \d+\)"),
         ("lambda config, context: nn.Linear('x', 1)", r"TypeError: .*\(module_of_broken.py, line \d+\)"),
         ("lambda config, context: 1 / 0", r"ZeroDivisionError: division by zero \(module_of_broken.py, line \d+\)"),

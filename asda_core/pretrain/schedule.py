@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from asda_core.config import OptimizerConfig, RunConfig
+from asda_core.errors import PluginError
 
 RESTART_SHRINK = 0.1
 """Factor applied to the rates at each restart of the released cosine. **Source**: fairseq's `lr_shrink`."""
@@ -112,11 +113,17 @@ def no_decay_ids(*modules: nn.Module) -> frozenset[int]:
 
     A module lists its own in a method `no_weight_decay() -> Collection[str]`; as in timm, from which the convention
     comes, it may list names that do not exist.
+
+    Raises:
+        PluginError: a module's method returns no collection of names.
     """
     ids = set()
     for module in (module for root in modules for module in root.modules()):
         if callable(names := getattr(module, "no_weight_decay", None)):
             parameters, exempt = dict(module.named_parameters()), names()
+            if isinstance(exempt, str) or not isinstance(exempt, Collection):
+                where = f"no_weight_decay of {type(module).__name__}"
+                raise PluginError(f"{where} must return a collection of parameter names, not {exempt!r}.")
             ids |= {id(parameters[name]) for name in exempt if name in parameters}
     return frozenset(ids)
 

@@ -91,19 +91,22 @@ def curve_charts(summary: Summary, curves: Curves) -> list[Chart]:
 def line_styles(summary: Summary) -> dict[str, LineStyle]:
     """Return name of a line -> how it is drawn: colour encodes the first axis, marker and dash the others.
 
-    If there are more lines than can be named, each named line has a look of its own, and the others are grey.
+    If an axis has more labels than there are colours, or not all lines can be named, each named line has a look of its
+    own, whatever its labels; the lines without a name are grey.
     """
     named = _named_lines(summary)
     lines = [line for line in summary.lines if line.name in named]
-    firsts = list(dict.fromkeys(next(iter(line.labels.values()), "") for line in lines))
-    rests = list(dict.fromkeys(tuple(line.labels.values())[1:] for line in lines))
+    labels = [tuple(line.labels.values()) or ("",) for line in lines]
+    firsts, rests = (
+        list(dict.fromkeys(parts)) for parts in ([each[0] for each in labels], [each[1:] for each in labels])
+    )
+    looks = [(firsts.index(each[0]), rests.index(each[1:])) for each in labels]
+    truncated = len(lines) < sum(not each.baseline for each in summary.lines)
+    if truncated or len(rests) == 1 or max(len(firsts), len(rests)) > len(COLOURS):
+        numbers = [named.index(line.name) for line in lines]
+        looks = [(number, number + number // len(COLOURS)) for number in numbers]
     styles = {line.name: LineStyle(FAINT, MARKERS[0], DASHES[0], named=False) for line in summary.lines}
-    for line in lines:
-        first, rest = firsts.index(next(iter(line.labels.values()), "")), rests.index(tuple(line.labels.values())[1:])
-        truncated = len(lines) < sum(not each.baseline for each in summary.lines)
-        if truncated:
-            first, rest = named.index(line.name), 0
-        other = first // len(COLOURS) + (first if truncated or len(rests) == 1 else rest)
+    for line, (first, other) in zip(lines, looks, strict=True):
         colour, marker, dash = COLOURS[first % len(COLOURS)], MARKERS[other % len(MARKERS)], DASHES[other % len(DASHES)]
         styles[line.name] = LineStyle(colour, marker, dash, named=True)
     return styles

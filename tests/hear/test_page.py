@@ -330,18 +330,23 @@ def test_charts_leave_formulas_alone() -> None:
     assert ">$x^2$<" in charts[0].svg
 
 
-def test_lines_differ_by_more_than_colour_where_some_are_grey() -> None:
-    """Seven labels on one axis, two on the other: two of them have no name."""
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [(str(first), other) for first in range(7) for other in "ab"],  # two of them have no name
+        [("one", str(number)) for number in range(MAX_NAMED_LINES)],
+        [*((str(first), "a") for first in range(7)), ("0", "b")],
+        [(first, str(number)) for first in "ab" for number in range(6)],
+    ],
+    ids=["some grey", "one label first", "seven labels first", "a grid"],
+)
+def test_lines_of_two_axes_differ_by_more_than_colour(labels: list[tuple[str, str]]) -> None:
     one = one_axis(1).lines[0]
-    lines = tuple(
-        dataclasses.replace(one, labels={"axis": str(first), "other": other}) for first in range(7) for other in "ab"
-    )
-    axes = {"axis": tuple(map(str, range(7))), "other": ("a", "b")}
-    looks = [
-        look for look in line_styles(dataclasses.replace(one_axis(1), axes=axes, lines=lines)).values() if look.named
-    ]
-    assert len(looks) == MAX_NAMED_LINES
-    assert len({(look.colour, look.marker) for look in looks}) == MAX_NAMED_LINES
+    lines = tuple(dataclasses.replace(one, labels={"axis": first, "other": other}) for first, other in labels)
+    axes = {"axis": tuple(dict(labels)), "other": tuple(dict.fromkeys(other for _, other in labels))}
+    shown = dataclasses.replace(one_axis(1), axes=axes, lines=lines)
+    looks = [look for look in line_styles(shown).values() if look.named]
+    assert len({(look.colour, look.marker) for look in looks}) == len(looks) == min(len(lines), MAX_NAMED_LINES)
     assert len({look.marker for look in looks}) == 6
 
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import pytest
 from torch import nn
 
 from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
 from asda_core.config import OptimizerConfig, RunConfig
 from asda_core.config_io import parse
+from asda_core.errors import PluginError
 from asda_core.pretrain.schedule import decay_groups, no_decay_ids
 from tests.conftest import TINY
 
@@ -80,3 +82,11 @@ def test_a_plugin_names_its_own(tiny: RunConfig) -> None:
     groups = decay_groups(module.parameters(), tiny.optimizer, no_decay_ids(module))
     assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [[(4, 3)], [(4, 3), (4,)]]
     assert groups[0]["params"][0] is module[0].map.weight
+
+
+@pytest.mark.parametrize("given", [None, "table"])
+def test_names_that_are_no_collection_are_an_error(given: object) -> None:
+    module = nn.Linear(3, 4)
+    module.no_weight_decay = lambda: given
+    with pytest.raises(PluginError, match=f"no_weight_decay of Linear must return .*, not {given!r}"):
+        no_decay_ids(module)
