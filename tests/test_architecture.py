@@ -62,7 +62,7 @@ HEAR_ORDER = in_order(
     "standing runner pairs scoring commands task_commands validating",
     "looking: clip patch_positions measures noise noise_attention view drawing page commands",
     "ablation: size environment noise_metric settings axes plan cells rows run jobs estimate",
-    "reporting: comparing summary notes summarising tables latex svg charts tidy conclusion page report",
+    "reporting: comparing summary notes summarising tables latex svg line_styles charts tidy conclusion page report",
     "ablate", "demo", "arguments", "cli",
 )  # fmt: skip
 

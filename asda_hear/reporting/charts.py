@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,20 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asda_core.statistics import Estimate
-from asda_hear.reporting.summary import Summary, SummaryLine, TaskResult, effect_labels
+from asda_hear.reporting.line_styles import COLOURS, LineStyle, line_styles, unnamed_sentence
+from asda_hear.reporting.summary import Summary, TaskResult, effect_labels
 from asda_hear.reporting.svg import FAINT, INK, PAPER, Chart, chart_style, limit_score_axis, make_figure, render_chart
 from asda_hear.reporting.tables import DIFFERENCE_MARK, SIGNIFICANCE_LEVEL, is_significant, short_name, short_names
 
 Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Name of a line -> seed -> {"step": update numbers, "loss": loss at each}."""
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Colour-blind-safe palette (Okabe and Ito 2008), without yellow, which is hardly visible on white."""
-MARKERS = "osD^vP"
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
-"""Used in addition to colour, so that no distinction depends on colour alone."""
-MAX_NAMED_LINES = 12
-"""Maximum number of lines with a colour and name of their own; the others are grey."""
 ROW_INCHES, FRAME_INCHES, PANELS = 0.27, 0.75, 3
 """Height of one line in a chart; height of its axis and title; maximum number of panels side by side."""
 TICKS_OF_PANELS = {1: 5, 2: 4, 3: 3}
@@ -37,16 +30,6 @@ MIN_COST_RANGE = 0.02
 """Relative difference between lines below which a cost gets no chart."""
 SEEDS_FROM, SEEDS_TO, MEAN_AT = -0.32, 0.06, 0.26
 """Positions of the seeds of a line and of its mean, below its centre, in units of the line's height."""
-
-
-@dataclass(frozen=True)
-class LineStyle:
-    """How a line is drawn in every chart."""
-
-    colour: str
-    marker: str
-    dash: str | tuple[int, tuple[int, ...]]
-    named: bool
 
 
 def effect_charts(summary: Summary) -> list[Chart]:
@@ -84,53 +67,8 @@ def curve_charts(summary: Summary, curves: Curves) -> list[Chart]:
         axes.set(xlabel="updates", ylabel="training loss")
         _legend(picture)
         caption = "Mean over seeds; the band is their range. Losses of different objectives cannot be compared."
-        caption += _grey(summary, styles)
+        caption += unnamed_sentence(summary, styles)
         return [render_chart("curves", "Training loss", caption, picture)]
-
-
-def line_styles(summary: Summary) -> dict[str, LineStyle]:
-    """Return name of a line -> how it is drawn: colour encodes the first axis, marker and dash the others.
-
-    If an axis has more labels than there are colours, or not all lines can be named, each named line has a look of its
-    own, whatever its labels; the lines without a name are grey.
-    """
-    named = _named_lines(summary)
-    lines = [line for line in summary.lines if line.name in named]
-    labels = [tuple(line.labels.values()) or ("",) for line in lines]
-    firsts, rests = (
-        list(dict.fromkeys(parts)) for parts in ([each[0] for each in labels], [each[1:] for each in labels])
-    )
-    looks = [(firsts.index(each[0]), rests.index(each[1:])) for each in labels]
-    truncated = len(lines) < sum(not each.baseline for each in summary.lines)
-    if truncated or len(rests) == 1 or max(len(firsts), len(rests)) > len(COLOURS):
-        numbers = [named.index(line.name) for line in lines]
-        looks = [(number, number + number // len(COLOURS)) for number in numbers]
-    styles = {line.name: LineStyle(FAINT, MARKERS[0], DASHES[0], named=False) for line in summary.lines}
-    for line, (first, other) in zip(lines, looks, strict=True):
-        colour, marker, dash = COLOURS[first % len(COLOURS)], MARKERS[other % len(MARKERS)], DASHES[other % len(DASHES)]
-        styles[line.name] = LineStyle(colour, marker, dash, named=True)
-    return styles
-
-
-def _grey(summary: Summary, styles: Mapping[str, LineStyle]) -> str:
-    """The sentence of a caption about unnamed lines; "" if there are none."""
-    rest = sum(not line.baseline and not styles[line.name].named for line in summary.lines)
-    return f" Grey: the other {rest} combinations; the reference and the best are named." if rest else ""
-
-
-def _named_lines(summary: Summary) -> list[str]:
-    """Names of the lines that get a colour: all, or the reference and the best of the first task."""
-    lines = [line for line in summary.lines if not line.baseline]
-    if len(lines) <= MAX_NAMED_LINES:
-        return [line.name for line in lines]
-    task = next(iter(summary.tasks), "")
-    sign = 1 if task in summary.lower_is_better else -1
-
-    def rank(line: SummaryLine) -> tuple[bool, float]:
-        mean = line.results[task].estimate.mean if task in line.results else math.nan
-        return line != summary.reference, math.inf if math.isnan(mean) else sign * mean
-
-    return [line.name for line in sorted(lines, key=rank)[:MAX_NAMED_LINES]]
 
 
 def _effect_chart(summary: Summary, axis: str) -> Chart:
@@ -205,7 +143,7 @@ def _cost_chart(summary: Summary, cost: str) -> Chart:
     for panel in panels[len(summary.tasks) :]:
         panel.set_axis_off()
     _legend(picture)
-    caption = f"The mean{summary.error_bar_text}; cost: median. Dotted: baselines.{_grey(summary, styles)}"
+    caption = f"The mean{summary.error_bar_text}; cost: median. Dotted: baselines.{unnamed_sentence(summary, styles)}"
     return render_chart(f"cost-{cost.replace(' ', '-')}", f"Score against {cost}", caption, picture)
 
 

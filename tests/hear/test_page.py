@@ -14,8 +14,9 @@ import pytest
 
 from asda_core.statistics import mean_interval
 from asda_hear.ablation.noise_metric import NOISE_METRIC
-from asda_hear.reporting.charts import MAX_NAMED_LINES, cost_charts, effect_charts, line_styles, score_charts
+from asda_hear.reporting.charts import cost_charts, effect_charts, score_charts
 from asda_hear.reporting.conclusion import conclusion
+from asda_hear.reporting.line_styles import MAX_NAMED_LINES, line_styles
 from asda_hear.reporting.page import Failure, PageDetails, write_page
 from asda_hear.reporting.report import distinct_facts
 from asda_hear.reporting.summary import Effect, Summary, SummaryLine, TaskResult
