@@ -8,6 +8,7 @@ encoder.
 """
 
 import argparse
+from functools import partial
 
 import torch
 from interleaved import Side, error, machine, medians, product_rate
@@ -28,22 +29,24 @@ def beside_formula(batch: int, rounds: int, bfloat16: bool, compiled: bool) -> N
     _, encoder = build_model(installed_catalog(), RunConfig())
     encoder.eval()
     features = torch.randn(batch, BINS, FRAMES)
-    fast_encoder = torch.compile(encoder) if compiled else encoder
+    encoders = {"fast": encoder} | ({"compiled": torch.compile(encoder)} if compiled else {})
 
-    def run(by_formula: bool, half: bool) -> torch.Tensor:
-        set_by_formula(encoder, by_formula)
+    def run(name: str, half: bool) -> torch.Tensor:
+        set_by_formula(encoder, name == "formula")
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            if by_formula:
+            if name == "formula":
                 return encoder(features).tokens
             with exact_matmul():
-                return fast_encoder(features).tokens
+                return encoders[name](features).tokens
 
-    sides: dict[str, Side] = {"formula": lambda: run(True, False), "fast": lambda: run(False, False)}
-    wrong = error(run(False, False), run(True, False))
+    names = ["formula", *encoders]
+    sides: dict[str, Side] = {name: partial(run, name, False) for name in names}
+    exact = run("formula", False)
+    wrong = max(error(run(name, False), exact) for name in encoders)
     assert wrong < EXACT, f"not equal: {wrong:.1e}"
     if bfloat16:
-        sides |= {"formula, bfloat16": lambda: run(True, True), "fast, bfloat16": lambda: run(False, True)}
-        assert error(run(False, True), run(True, False)) < ROUNDED
+        sides |= {f"{name}, bfloat16": partial(run, name, True) for name in names}
+        assert max(error(run(name, True), exact) for name in encoders) < ROUNDED
     taken = medians(sides, rounds)
     flops = encoder_flops(encoder, BINS, FRAMES) * batch
     rates = {False: product_rate(torch.float32)} | ({True: product_rate(torch.bfloat16)} if bfloat16 else {})

@@ -50,10 +50,12 @@ def with_recomputation(
         RuntimeError: in the backward pass, if a tensor or weight was changed in place after the forward pass; autograd
             raises the same for the tensors that it keeps.
     """
+    if torch.compiler.is_compiling():  # first: the compiler cannot trace all of what follows
+        return step(*inputs)
     tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     large = bool(tensors) and tensors[0].numel() >= MIN_VALUES
-    if not (needs_gradient and large) or torch.compiler.is_compiling() or not all(map(is_plain, modules)):
+    if not (needs_gradient and large and all(map(is_plain, modules))):
         return step(*inputs)
     weights = WeightSnapshot(modules)
     versions = [(tensor, tensor._version) for tensor in (*tensors, *weights)]
