@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from asda_core.system.files import append_line, disk_time, write_atomically, write_text
+from asda_core.system.files import (
+    append_line,
+    disk_time,
+    read_json,
+    read_json_lines,
+    read_json_object,
+    write_atomically,
+    write_text,
+)
 
 
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
@@ -97,3 +105,27 @@ def test_two_writers_of_one_file_are_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as told:
         write_atomically(tmp_path / "none" / "a.npy", lambda part: None)
     assert told.value.strerror == "No such file or directory"
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1", "[" * 100_000, b"\xff"])
+def test_json_that_is_missing_or_damaged(tmp_path: Path, content: str | bytes | None) -> None:
+    file = tmp_path / "a.json"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert read_json(file) is None
+    assert read_json_object(file) == {}
+
+
+def test_json_that_is_something_else(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    write_text(file, "[1]")
+    assert (read_json(file), read_json_object(file)) == ([1], {})
+    write_text(file, '{"a": 1}')
+    assert read_json(file) == read_json_object(file) == {"a": 1}
+
+
+def test_lines_that_a_kill_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    assert read_json_lines(file) == []
+    file.write_text('{"a": 1}\n{"a"\n\n[2]\n{"a": ')
+    assert read_json_lines(file) == [{"a": 1}, [2]]

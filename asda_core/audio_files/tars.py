@@ -24,7 +24,7 @@ import numpy as np
 
 from asda_core.audio_files.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member, read_headers
 from asda_core.errors import AudioError, FileAccessError
-from asda_core.system.files import write_text
+from asda_core.system.files import read_json_object, write_text
 
 INDEX_SUFFIX = ".index.json"
 LAST = "last"
@@ -175,11 +175,7 @@ def write_index(shard: Path, tar_file: Path, members: Sequence[Member], **extra_
 
 def read_index_json(shard: Path) -> dict[str, Any]:
     """Read the whole index beside a shard; empty if it is missing or damaged."""
-    try:
-        facts = json.loads(index_file(shard).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+    return read_json_object(index_file(shard))
 
 
 def _read_index(shard: Path, size: int) -> tuple[list[Member], list[str]] | None:

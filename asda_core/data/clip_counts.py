@@ -3,10 +3,11 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from asda_core.audio_files.sources import ShardStream
 from asda_core.errors import AudioError
-from asda_core.system.files import append_line
+from asda_core.system.files import append_line, read_json_lines
 
 SHARDS_FILE = "shards.jsonl"
 """File in the folder of a run."""
@@ -18,9 +19,8 @@ class ClipCounts:
     def __init__(self, folder: Path | None) -> None:
         self.file = None if folder is None else folder / SHARDS_FILE
         self.known: dict[str, int] = {}
-        if self.file is not None and self.file.exists():
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-            self.known = dict(filter(None, map(_entry, lines)))
+        if self.file is not None:
+            self.known = dict(filter(None, map(_entry, read_json_lines(self.file))))
 
     def record(self, shard: ShardStream, count: int) -> None:
         """Record the count of a shard, also in the file, to which several ranks append whole lines.
@@ -43,10 +43,9 @@ class ClipCounts:
         return None if None in counts else sum(count for count in counts if count is not None)
 
 
-def _entry(line: str) -> tuple[str, int] | None:
-    """Address and count from a line; None for an empty line or one cut off by a kill or a full disk."""
+def _entry(entry: Any) -> tuple[str, int] | None:
+    """Address and count from the content of a line; None if it holds something else."""
     try:
-        entry = json.loads(line)
         return str(entry["shard"]), int(entry["clips"])
     except (ValueError, KeyError, TypeError):
         return None

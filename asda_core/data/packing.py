@@ -28,7 +28,7 @@ from asda_core.audio_files.tar_headers import TAR_SUFFIX
 from asda_core.audio_files.tars import member_bytes, split_member
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
 from asda_core.errors import AudioError, ConfigError
-from asda_core.system.files import text_digest, write_text
+from asda_core.system.files import read_json_lines, text_digest, write_text
 from asda_core.system.locks import hold_folder_lock
 from asda_core.system.resources import SECONDS_PER_HOUR
 from asda_core.system.thread_map import map_in_threads
@@ -206,8 +206,7 @@ def _finish(folder: Path, options: PackOptions, writer: ShardWriter, last: tuple
 
 def _report(folder: Path, options: PackOptions) -> PackSummary:
     finished = finished_shards(folder, options.name)
-    lines = (folder / SKIPPED_FILE).read_text(encoding="utf-8").splitlines()
-    skipped = {entry["file"]: entry["reason"] for entry in map(json.loads, lines)}
+    skipped = {entry["file"]: entry["reason"] for entry in read_json_lines(folder / SKIPPED_FILE)}
     if not finished:
         reasons = "; ".join(list(skipped.values())[:3])
         raise AudioError(f"none of the {len(skipped)} audio files can be packed. First reasons: {reasons}")

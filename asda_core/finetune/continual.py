@@ -31,7 +31,7 @@ from asda_core.finetune.sweep import mode_signature
 from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import TEST, LabelledData
 from asda_core.labelled.splits import Round
-from asda_core.system.files import file_digest, write_text
+from asda_core.system.files import file_digest, read_json_object, write_text
 from asda_core.system.paths import MODEL_FILE
 
 SEQUENTIAL = ("full", "last_blocks")
@@ -175,7 +175,7 @@ def _score_of(task: Task, encoder: Path, head: Path, catalog: Catalog, device: s
     A value computed before with the same files is read from `heard.json` next to the head.
     """
     cache_file = head.with_name(SCORE_CACHE_FILE)
-    cache: dict[str, float] = json.loads(cache_file.read_text(encoding="utf-8")) if cache_file.exists() else {}
+    cache: dict[str, float] = read_json_object(cache_file)
     key = f"{file_digest(encoder)} {file_digest(head)}"
     if key in cache:
         return cache[key]

@@ -27,7 +27,7 @@ from asda_core.finetune.predicting import predict
 from asda_core.labelled.examples import TEST, Example
 from asda_core.labelled.splits import check_round
 from asda_core.pretrain.reporter import read_skipped
-from asda_core.system.files import write_text
+from asda_core.system.files import read_json, read_json_object, write_text
 from asda_core.system.locks import LOCK_FILE, hold_folder_lock
 from asda_core.system.paths import MODEL_FILE, step_folders
 from asda_core.system.resources import record_resource_usage
@@ -165,7 +165,7 @@ def _with_intervals(job: Job, folder: Path, done: dict[str, Any]) -> dict[str, A
     """Return a finished result, its intervals recomputed from the predictions if the number of resamples changed."""
     if done.get("bootstrap") == job.recipe.bootstrap:  # not recorded by earlier versions
         return done
-    old_notes = (_read(folder / SCORES) or {}).get("notes", [])
+    old_notes = read_json_object(folder / SCORES).get("notes", [])
     scores = write_evaluation(folder, load_predictions(folder / PREDICTIONS), _title(job), job.recipe.bootstrap)
     notes = [*scores.notes, *(note for note in done.get("notes", []) if note not in old_notes)]
     result = {**done, "intervals": scores.intervals, "notes": notes, "bootstrap": job.recipe.bootstrap}
@@ -221,13 +221,5 @@ def _load_average(model: FinetuneModel, average: Mapping[str, Tensor]) -> None:
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result of a finished run; None if there is none."""
-    return _read(folder / RESULT_FILE)
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """Read a JSON file; None if it is missing or damaged."""
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content
+    result: dict[str, Any] | None = read_json(folder / RESULT_FILE)
+    return result

@@ -14,7 +14,7 @@ from typing import Any
 from asda_core.audio_files.tars import split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.writing import ArrayFormat, Granularity, OutputKind
-from asda_core.system.files import append_line, write_text
+from asda_core.system.files import append_line, read_json_lines, write_text
 from asda_core.system.locks import hold_lock
 
 SETTINGS_FILE = "embed.json"
@@ -116,7 +116,7 @@ class Index:
         others = now.keys() - {str(file) for file in own_files}
         with self._locked():
             bad = {str(file): file for file in skipped}
-            lines = [line for line in _lines(self.folder / SKIPPED_FILE) if line["file"] in others]
+            lines = [line for line in read_entries(self.folder / SKIPPED_FILE) if line["file"] in others]
             lines += [{"file": str(file), "reason": reason} for file, reason in skipped.items()]
             write_text(self.folder / SKIPPED_FILE, _text(lines))
             entries = []
@@ -131,7 +131,7 @@ class Index:
             write_text(self.folder / INDEX_FILE, _text(entries))
 
     def _read(self) -> dict[str, Entry]:
-        return {entry["embedding"]: entry for entry in _lines(self.folder / INDEX_FILE) if "embedding" in entry}
+        return {entry["embedding"]: entry for entry in read_entries(self.folder / INDEX_FILE) if "embedding" in entry}
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -184,17 +184,9 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return changes
 
 
-def _lines(file: Path) -> list[Entry]:
-    """Read the lines of a file, ignoring one that was cut off when a process was killed."""
-    entries = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and "file" in entry:
-            entries.append(entry)
-    return entries
+def read_entries(file: Path) -> list[Entry]:
+    """Read the lines of an index or of a list of skipped files, which need not exist; damaged lines are skipped."""
+    return [entry for entry in read_json_lines(file) if isinstance(entry, dict) and "file" in entry]
 
 
 def _text(lines: Sequence[Entry]) -> str:

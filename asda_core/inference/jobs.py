@@ -1,6 +1,5 @@
 """`asda embed --jobs N`: several processes on this machine embed one shard each into the same folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from tqdm import tqdm
 
 from asda_core.errors import AsdaError, AudioError
 from asda_core.inference.embedding import summary
-from asda_core.inference.indexing import INDEX_FILE, SKIPPED_FILE, Index, entry_of
+from asda_core.inference.indexing import INDEX_FILE, SKIPPED_FILE, Index, entry_of, read_entries
 from asda_core.system.workers import Shard, log_tails, run_workers, threads_per_job, with_options
 
 JOBS_FOLDER = ".jobs"
@@ -79,5 +78,4 @@ def _has_embedding(index: Index, name: Path, file: Path) -> bool:
 
 
 def _skipped(out: Path) -> set[str]:
-    file = out / SKIPPED_FILE
-    return {json.loads(line)["file"] for line in file.read_text("utf-8").splitlines()} if file.exists() else set()
+    return {entry["file"] for entry in read_entries(out / SKIPPED_FILE)}

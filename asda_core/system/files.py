@@ -98,6 +98,20 @@ def append_line(file: Path, line: str) -> None:
         opened.write(f"{chr(10) * cut_off}{line}\n".encode(errors="backslashreplace"))
 
 
+def read_json(file: Path) -> Any:
+    """Content of a JSON file; None if it is missing or damaged, as by a full disk."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Content of a file with one JSON object; empty if it is missing, damaged or something else."""
+    content = read_json(file)
+    return content if isinstance(content, dict) else {}
+
+
 def read_json_lines(file: Path) -> list[Any]:
     """Parse the lines of a file, which need not exist; lines that a kill or a full disk has cut off are skipped."""
     values = []

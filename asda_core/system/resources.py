@@ -15,7 +15,7 @@ from types import TracebackType
 
 import torch
 
-from asda_core.system.files import write_text
+from asda_core.system.files import read_json_object, write_text
 
 SAMPLE_INTERVAL_SECONDS = 0.02
 """Short enough to see the memory peak of a training step, long enough to cost nothing."""
@@ -104,10 +104,7 @@ def record_resource_usage(file: Path, name: str) -> Iterator[dict[str, float]]:
     Yields:
         the content of the file; complete when the block has ended.
     """
-    try:
-        before: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
+    before: dict[str, float] = read_json_object(file)
     total = dict(before)
 
     def note(cost: ResourceUsage) -> None:

@@ -17,7 +17,7 @@ from asda_core.config_io import CONFIG_SUFFIXES, to_plain
 from asda_core.errors import AsdaError, TrainingStopped
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
-from asda_core.system.files import NAME_DIGITS, text_digest, write_text
+from asda_core.system.files import NAME_DIGITS, read_json_object, text_digest, write_text
 from asda_core.system.paths import MODEL_FILE
 from asda_core.system.resources import record_resource_usage
 from asda_core.system.workers import Shard
@@ -26,7 +26,7 @@ from asda_hear.ablation.environment import environment
 from asda_hear.ablation.noise_metric import has_attention, measure_model, noise_scores, read_noise_rows
 from asda_hear.ablation.plan import Cell, Plan, labels_text
 from asda_hear.ablation.size import model_size
-from asda_hear.evaluate.identity import read_stamp, weights_identity
+from asda_hear.evaluate.identity import weights_identity
 from asda_hear.evaluate.runner import evaluate, finished_scores
 from asda_hear.evaluate.scores import TaskScore
 from asda_hear.looking.noise_attention import NoiseRow
@@ -249,7 +249,7 @@ def device() -> str:
 def _write_facts(setup: PlanSetup, cell: Cell, folder: Path) -> None:
     """Write what the table shows of a cell, so that no model has to be built for it again."""
     file = folder / FACTS_FILE
-    facts = read_stamp(file) or {}
+    facts = read_json_object(file)
     origins = read_checkpoint(folder / MODEL_FILE).plugins
     if origins != (installed := plugin_origins(setup.catalog, cell.config)):
         print(f"warning: {folder} was trained with {origins}, but {installed} is installed; delete it to retrain.",

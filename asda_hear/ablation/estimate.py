@@ -13,6 +13,7 @@ from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_core.system.files import read_json_object
 from asda_core.system.paths import MODEL_FILE, newest_step
 from asda_core.system.resources import SECONDS_PER_HOUR, format_duration
 from asda_core.system.workers import Shard
@@ -31,7 +32,6 @@ from asda_hear.ablation.cells import (
 from asda_hear.ablation.noise_metric import has_attention, measure_model
 from asda_hear.ablation.plan import Cell, labels_text
 from asda_hear.evaluate.compat import has_hear_tools
-from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.runner import SECONDS_FILE, evaluate
 
 MEASURED_STEPS = 4
@@ -178,7 +178,7 @@ def _scored_seconds(setup: PlanSetup) -> dict[str, float]:
 
 
 def _seconds(folder: Path) -> dict[str, float]:
-    return read_stamp(folder / SECONDS_FILE) or {}
+    return read_json_object(folder / SECONDS_FILE)
 
 
 def _pilot(setup: PlanSetup, units: list[Unit], folder: Path, tasks: Sequence[Path]) -> dict[str, float]:
@@ -200,7 +200,7 @@ def _noise_seconds(setup: PlanSetup, units: list[Unit], folder: Path) -> float:
     count = sum(has_attention(model_path(setup, unit)) and unit_noise_rows(setup, unit) is None for unit in units)
     if not count:
         return 0.0
-    contents = [read_stamp(file) or {} for file in setup.store.glob(f"*/*/{noise.file_name}")]
+    contents = [read_json_object(file) for file in setup.store.glob(f"*/*/{noise.file_name}")]
     measured = [float(content["seconds"]) for content in contents if "seconds" in content]
     model = _any_model(setup, units, folder)
     if measured or model is None:

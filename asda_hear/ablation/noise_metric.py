@@ -12,8 +12,8 @@ from typing import Any
 from asda_core.audio_files.digests import sampled_digest
 from asda_core.audio_files.sources import list_identity
 from asda_core.catalog import Catalog
-from asda_core.system.files import NAME_DIGITS, file_digest, text_digest, write_text
-from asda_hear.evaluate.identity import read_stamp, weights_identity
+from asda_core.system.files import NAME_DIGITS, file_digest, read_json, text_digest, write_text
+from asda_hear.evaluate.identity import weights_identity
 from asda_hear.evaluate.scores import TaskScore
 from asda_hear.evaluate.task_checks import ERROR_RATES
 from asda_hear.looking.noise import WHITE
@@ -69,7 +69,7 @@ def measure_model(noise: NoiseMeasure, model: str, folder: Path, catalog: Catalo
 
 def read_noise_rows(noise: NoiseMeasure, model: str, folder: Path) -> list[NoiseRow] | None:
     """Read what was measured of exactly these weights; None if not done yet."""
-    content = read_stamp(folder / noise.file_name)
+    content = read_json(folder / noise.file_name)
     if not isinstance(content, dict) or {key: content.get(key) for key in _stamp(model)} != _stamp(model):
         return None
     return [

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from asda_core.system.files import read_json_object
 from asda_hear.ablation.cells import (
     FACTS_FILE,
     TIMES_FILE,
@@ -18,7 +19,6 @@ from asda_hear.ablation.cells import (
 from asda_hear.ablation.noise_metric import NOISE_METRICS, clips_identity
 from asda_hear.ablation.plan import Cell
 from asda_hear.ablation.settings import BASELINE_COLUMN
-from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.scores import TaskScore
 
 ResultRow = dict[str, Any]
@@ -51,7 +51,7 @@ def _rows(setup: PlanSetup, unit: Unit, options: Mapping[str, Any], facts: Resul
 
 
 def _cell_facts(unit: Unit, cell: Cell) -> ResultRow:
-    facts, times = read_stamp(unit.folder / FACTS_FILE) or {}, read_stamp(unit.folder / TIMES_FILE) or {}
+    facts, times = read_json_object(unit.folder / FACTS_FILE), read_json_object(unit.folder / TIMES_FILE)
     return {
         BASELINE_COLUMN: "",
         **cell.labels,

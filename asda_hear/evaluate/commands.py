@@ -12,13 +12,12 @@ from pathlib import Path
 from asda_core.config_io import CONFIG_SUFFIXES, parsed_changes
 from asda_core.errors import ConfigError, TaskError
 from asda_core.system.command_line import output_folder
-from asda_core.system.files import write_text
+from asda_core.system.files import read_json, write_text
 from asda_core.system.locks import hold_lock
 from asda_core.system.paths import labelled_path, model_name
 from asda_core.system.workers import signals_as_interrupt
 from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
-    read_stamp,
     search_stamp,
     stored_identity,
     task_identity,
@@ -170,7 +169,7 @@ class ScoreFilter:
 
     def rejection_reason(self, folder: Path) -> str:
         """Return why scores are not comparable with those of this call (search, task or model); "" if they are."""
-        stamp = read_stamp(folder / SEARCH_STAMP)
+        stamp = read_json(folder / SEARCH_STAMP)
         if not isinstance(stamp, dict):
             return f"unfinished, or its {SEARCH_STAMP} is damaged"
         differing = [
@@ -234,16 +233,16 @@ def _claim_name(name: str, model: str, out: Path) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     note = {"model": current}
-    if read_stamp(folder / MODEL_NOTE) != note:
+    if read_json(folder / MODEL_NOTE) != note:
         write_text(folder / MODEL_NOTE, json.dumps(note))
 
 
 def _recorded_model(folder: Path) -> str:
     """Path of the model that the scores in a folder belong to, or `LOG_MEL`; "" if unknown."""
-    note = read_stamp(folder / MODEL_NOTE)
+    note = read_json(folder / MODEL_NOTE)
     if isinstance(note, dict):
         return str(note.get("model", ""))
-    search_stamps = [read_stamp(file) for file in folder.glob(f"*/{SEARCH_STAMP}")]
+    search_stamps = [read_json(file) for file in folder.glob(f"*/{SEARCH_STAMP}")]
     baseline = any(isinstance(stamp, dict) and stamp.get("weights") == LOG_MEL for stamp in search_stamps)
     return LOG_MEL if baseline else ""  # earlier versions did not record the baseline
 

@@ -37,8 +37,7 @@ import numpy as np
 import torch
 
 from asda_core.errors import AsdaError
-from asda_core.system.files import write_atomically, write_text
-from asda_hear.evaluate.identity import read_stamp
+from asda_core.system.files import read_json, write_atomically, write_text
 from asda_hear.evaluate.process_state import keep_process_state
 from asda_hear.evaluate.task_checks import VOCABULARY_FILE
 
@@ -177,7 +176,7 @@ class TrainingCache:
         self.on_training = on_training
         self.folder.mkdir(parents=True, exist_ok=True)
         stamp = self.folder / "settings.json"
-        if read_stamp(stamp) != settings:
+        if read_json(stamp) != settings:
             for old in self.folder.glob("*.pt"):
                 old.unlink()
             write_text(stamp, json.dumps(settings))

@@ -12,7 +12,7 @@ from typing import Any
 
 from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
 from asda_core.errors import AsdaError, TaskError
-from asda_core.system.files import file_digest, safetensors_metadata, sidecar_config_file
+from asda_core.system.files import file_digest, read_json, safetensors_metadata, sidecar_config_file
 from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION, find_model_file
 from asda_hear.evaluate.scores import SCORE_FILE, read_task_score
 from asda_hear.evaluate.task_checks import DEFAULT_SEED, VOCABULARY_FILE, EvaluationConfig
@@ -128,7 +128,7 @@ def stored_identity(folder: Path, task: Path, current: str) -> str:
         the identity in a stamp of the folder if the task still matches it; otherwise `current`.
     """
     for stamp in (SEARCH_STAMP, SOURCE_STAMP):
-        content = read_stamp(folder / stamp)
+        content = read_json(folder / stamp)
         identity = content.get("task") if isinstance(content, dict) else None
         if identity is not None and (
             identity in current.split(SEPARATOR) or identity == _former_identity(task, current)
@@ -148,14 +148,6 @@ def version_of(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return ""
-
-
-def read_stamp(file: Path) -> Any:
-    """Read a stamp; None if it is missing or damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def stamps(weights: str, options: Mapping[str, Any], task: str, config: EvaluationConfig) -> tuple[Stamp, Stamp]:
@@ -188,7 +180,7 @@ def is_scored(folder: Path, search: Stamp, task: Path) -> bool:
         task: the task.
     """
     expected = {**search, "task": stored_identity(folder, task, search["task"])}
-    if not (folder / SCORE_FILE).exists() or read_stamp(folder / SEARCH_STAMP) != expected:
+    if not (folder / SCORE_FILE).exists() or read_json(folder / SEARCH_STAMP) != expected:
         return False
     try:
         read_task_score(folder)

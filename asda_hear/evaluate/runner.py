@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
-from asda_core.system.files import write_text
+from asda_core.system.files import read_json, read_json_object, write_text
 from asda_core.system.locks import hold_lock
 from asda_hear.evaluate.clip_predictions import write_predictions
 from asda_hear.evaluate.compat import TrainingCache, hear_tools, temporary_handlers
@@ -25,7 +25,6 @@ from asda_hear.evaluate.identity import (
     Stamp,
     identity_at,
     is_scored,
-    read_stamp,
     stamps,
     stored_identity,
     task_identity,
@@ -110,9 +109,9 @@ class Evaluation:
         self.out.mkdir(parents=True, exist_ok=True)
         log_file = self.out / "heareval.log"
         with _threads(self.config.threads), log_file.open("a", encoding="utf-8", errors="backslashreplace") as log:
-            seconds = read_stamp(folder / SECONDS_FILE) or {}
-            intact = read_stamp(folder / SIZES_FILE) in (None, _sizes(folder)) and read_stamp(folder / METADATA_FILE)
-            if not intact or read_stamp(folder / SOURCE_STAMP) != source:
+            seconds = read_json_object(folder / SECONDS_FILE)
+            intact = read_json(folder / SIZES_FILE) in (None, _sizes(folder)) and read_json(folder / METADATA_FILE)
+            if not intact or read_json(folder / SOURCE_STAMP) != source:
                 started = time.monotonic()
                 self._embedding = self._embedding or _load(self.model, self.options, log)
                 identity = identity_at(task, self._embedding.sample_rate)
@@ -214,7 +213,7 @@ def _at_rate(task: Path, rate: int, cache: Path, identity: str, progress: bool) 
     copy = cache / f"tasks-{rate}" / task.name
     copy.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(copy.with_name(f".{task.name}.lock")):  # several processes may share the cache
-        if read_stamp(copy / COPY_STAMP) != identity:
+        if read_json(copy / COPY_STAMP) != identity:
             shutil.rmtree(copy, ignore_errors=True)
             resample_task(task, rate, copy, progress)
             write_text(copy / COPY_STAMP, json.dumps(identity))

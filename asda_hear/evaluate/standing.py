@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from asda_core.system.files import read_json_object
 from asda_core.system.locks import hold_lock
 from asda_core.system.markdown import escape_markdown, table_row
-from asda_hear.evaluate.identity import SEARCH_STAMP, read_stamp
+from asda_hear.evaluate.identity import SEARCH_STAMP
 from asda_hear.evaluate.leaderboard import aggregates, hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.scores import TABLES_LOCK, TaskScore
 from asda_hear.evaluate.task_checks import DEFAULT_SEED
@@ -44,7 +45,7 @@ def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
     for model, score in rows:
         if hear_column(score.task):
             scores.setdefault(model, {})[score.task] = score.score
-            stamp = read_stamp(out / model / score.task / SEARCH_STAMP) or {}
+            stamp = read_json_object(out / model / score.task / SEARCH_STAMP)
             settings[model] = EvaluationSettings(
                 json.dumps(stamp.get("options", {}), sort_keys=True), stamp.get("seed", DEFAULT_SEED)
             )

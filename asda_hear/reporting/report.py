@@ -11,7 +11,7 @@ from typing import Any
 
 from asda_core.config_io import to_yaml
 from asda_core.pretrain.reporter import read_log
-from asda_core.system.files import write_csv, write_text
+from asda_core.system.files import read_json_object, write_csv, write_text
 from asda_core.system.locks import hold_lock
 from asda_core.system.paths import MODEL_FILE
 from asda_hear.ablation.cells import (
@@ -31,7 +31,6 @@ from asda_hear.ablation.rows import ResultRow
 from asda_hear.ablation.run import RESULTS_FOLDER, ROWS_LOCK
 from asda_hear.ablation.settings import BASELINE_COLUMN, CLIP_COLUMNS
 from asda_hear.evaluate.clip_predictions import ClipPredictions, can_score, read_predictions
-from asda_hear.evaluate.identity import read_stamp
 from asda_hear.evaluate.leaderboard import hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.standing import LEADERBOARD_FILE
 from asda_hear.evaluate.task_checks import DEFAULT_SEED
@@ -172,12 +171,12 @@ def _details(setup: PlanSetup, failures: Sequence[Failure]) -> PageDetails:
         folder = setup.store / CELLS / cell.name
         configs[cell.name] = to_yaml(cell.config)
         commands.setdefault(cell.name, []).append(cell)
-        facts = read_stamp(folder / FACTS_FILE) or {}
+        facts = read_json_object(folder / FACTS_FILE)
         made += [facts["made"]] if facts.get("made") else []
         if log := read_log(folder):
             curves.setdefault(labels_text(cell.labels), {})[str(cell.seed)] = log
         if cell.name not in timed_cells:
-            timings.append(read_stamp(folder / TIMES_FILE) or {})
+            timings.append(read_json_object(folder / TIMES_FILE))
             timed_cells.add(cell.name)
     finished = max((str(facts.get("finished", "")) for facts in made), default="")
     made_with = distinct_facts(made or [environment()])

@@ -137,7 +137,7 @@ def test_a_full_encoder_is_heard_with_the_old_head(
 
 
 def test_it_goes_on_and_does_nothing_twice(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = continual.finetune, []
+    real, predict, calls = continual.finetune, continual.predict, []
 
     def dying(*arguments: object, **named: object) -> object:
         calls.append(arguments)
@@ -154,6 +154,11 @@ def test_it_goes_on_and_does_nothing_twice(place: Path, monkeypatch: pytest.Monk
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())
     before = (place / "out" / "continual.md").read_text()
     monkeypatch.setattr(continual, "predict", lambda *_: pytest.fail("heard again"))
+    assert main(command) == 0
+    assert (place / "out" / "continual.md").read_text() == before
+    for damaged in (place / "out").rglob(continual.SCORE_CACHE_FILE):
+        damaged.write_text("{")
+    monkeypatch.setattr(continual, "predict", predict)
     assert main(command) == 0
     assert (place / "out" / "continual.md").read_text() == before
 

@@ -296,6 +296,10 @@ def test_jobs(
     assert main([*arguments, str(out), "--shard", "1/2"]) == 0
     assert "0 embedded in" in (printed := capsys.readouterr().out)
     assert "5 already embedded" in printed
+    with (out / "skipped.jsonl").open("a") as lines:
+        lines.write('{"file": "cut o')  # by a kill
+    assert main([*arguments, str(out)]) == 0
+    assert "9 already embedded" in capsys.readouterr().out
     assert main(["embed", str(tmp_path / "audio" / "bad.wav"), *arguments[2:], str(tmp_path / "none")]) == EXIT_ERROR
     assert "none of the 1 audio files is readable" in capsys.readouterr().err
 
