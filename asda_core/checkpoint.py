@@ -279,6 +279,7 @@ def write_step(
         for name, (tensors, metadata) in files.items():
             write_with_default_mode(part / name, partial(save_tensors, tensors=tensors, metadata=metadata))
             sync(part / name)
+        sync(part)
     except BaseException:  # frees the space on a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise

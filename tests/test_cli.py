@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -189,11 +190,12 @@ def test_what_has_no_effect_is_told(config: Path, audio_folder: Path, tmp_path: 
 ])  # fmt: skip
 def test_a_file_where_a_folder_is_wanted(words: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").write_text("")
-    assert main(words.format(tmp_path / "file").split()) == EXIT_ERROR
+    command = [word.format(tmp_path / "file") for word in words.split()]
+    assert main(command) == EXIT_ERROR
     assert capsys.readouterr().err == f"error: {tmp_path / 'file'} is a file; expected an output folder.\n"
     (tmp_path / "file").unlink()
     (tmp_path / "file").symlink_to("gone")
-    assert main(words.format(tmp_path / "file").split()) == EXIT_ERROR
+    assert main(command) == EXIT_ERROR
     expected = f"error: {tmp_path / 'file'} is a broken link to gone; expected an output folder.\n"
     assert capsys.readouterr().err == expected
 
@@ -406,8 +408,8 @@ def test_who_trains_hears_an_interrupt_that_a_script_ignores(
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
 def test_closed_streams_break_nothing(audio_folder: Path, tmp_path: Path, closed: str) -> None:
     """And what belongs to stderr does not come on stdout."""
-    command = f"{sys.executable} -m asda_core.cli data stats {audio_folder} --json {closed}"
-    run = subprocess.run(command, shell=True, capture_output=True, text=True)
+    command = shlex.join([sys.executable, "-m", "asda_core.cli", "data", "stats", str(audio_folder), "--json"])
+    run = subprocess.run(f"{command} {closed}", shell=True, capture_output=True, text=True)
     assert run.returncode == 0
     assert "Traceback" not in run.stderr
     if closed == "2>&-":

@@ -11,7 +11,12 @@ from asda_core import cli as core_cli
 from asda_core import hookspecs
 from asda_core.catalog import Catalog
 from asda_core.config import PluginChoice, RunConfig
+from asda_core.data.packing import CLIPPING_WARNING_PEAK
+from asda_core.finetune.leakage import MAX_MARKED
 from asda_core.finetune_config import FinetuneConfig
+from asda_core.inference.clip_encoder import MAX_STEPS
+from asda_core.inference.embedding import WHOLE_SECONDS
+from asda_core.inference.reading_ahead import HELD_SAMPLES
 from asda_core.labelled.source import SourceConfig
 from asda_hear import cli as hear_cli
 from asda_hear.ablation.settings import PlanConfig
@@ -130,3 +135,18 @@ def test_results_name_their_command() -> None:
     for part in results.split("\n## ")[1:]:
         assert re.search(r"asda-hear ablate|asda finetune|python benchmarks/", part), part.splitlines()[0]
     assert "@" not in re.sub(r"`[^`]*`", "", README), "a placeholder is left"
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence", "number"),
+    [
+        ("embedding", r"Clips of up to (\S+) time steps", MAX_STEPS),
+        ("embedding", r"A file of more than (\S+) s is never in memory as a whole", WHOLE_SECONDS),
+        ("embedding", r"At most (\S+) minutes of audio at 16 kHz are held back", round(HELD_SAMPLES / 16_000 / 60, 1)),
+        ("data", r"beyond (\S+)\. `--keep` takes", CLIPPING_WARNING_PEAK),
+        ("finetuning", r"fingerprints \(first and last bytes\) of up to (\S+) training clips", MAX_MARKED),
+    ],
+)
+def test_numbers_are_those_of_the_code(document: str, sentence: str, number: float) -> None:
+    (found,) = re.findall(sentence, (ROOT / "docs" / f"{document}.md").read_text())
+    assert float(found.replace(",", "")) == number

@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from asda_core.checkpoint import write_step
 from asda_core.system.files import (
     append_line,
     disk_time,
@@ -122,6 +124,28 @@ def test_json_that_is_something_else(tmp_path: Path) -> None:
     assert (read_json(file), read_json_object(file)) == ([1], {})
     write_text(file, '{"a": 1}')
     assert read_json(file) == read_json_object(file) == {"a": 1}
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a loss of power there is the old file or the new one, and never a part of it."""
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        order.append(f"synced {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def noted_replace(part: Path, target: Path) -> None:
+        order.append(f"renamed {target.name}")
+        replace(part, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    write_text(tmp_path / "a.json", "{}")
+    assert order == ["synced .a.json.part", "renamed a.json", f"synced {tmp_path.name}"]
+    order.clear()
+    write_step(tmp_path / "run", 3, {"model.safetensors": ({"weight": torch.zeros(2)}, {})}, keep=1)
+    assert order == ["synced model.safetensors", "synced .step-00000003.part", "renamed step-00000003", "synced run"]
 
 
 def test_lines_that_a_kill_cut_off(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -187,7 +188,7 @@ def test_zeros_where_a_header_was(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert list(shard_index(shard).rows) == ["0.wav", "1.wav"]
     assert f"{shard} {TRAILING_DATA}; only the files before that point are used (2)." in capsys.readouterr().err
     trouble: list[tuple[Path, str]] = []
-    for address in (f"stream:{shard}", f"pipe:cat {shard}"):
+    for address in (f"stream:{shard}", f"pipe:cat {shlex.quote(str(shard))}"):
         trouble.clear()
         assert len(list(read_stream(ShardStream(address), trouble, RunningCommands()))) == 2
         assert TRAILING_DATA in trouble[0][1]

@@ -59,6 +59,13 @@ def test_what_it_says_normalises(audio_folder: Path, catalog: Catalog) -> None:
     assert values.std(correction=0).item() == pytest.approx(0.5, abs=1e-5)
 
 
+def test_one_step_of_16_bits_is_silent_and_two_are_not(tmp_path: Path, catalog: Catalog) -> None:
+    for steps in (1, 2):
+        soundfile.write(tmp_path / f"{steps}.wav", np.full(16_000, steps, np.int16), 16_000)
+    found = measure(find_audio(tmp_path), catalog, PluginChoice("log_mel"), progress=False)
+    assert [Path(file).name for file in found.silent] == ["1.wav"]
+
+
 def test_silent_short_and_broken(audio_folder: Path, catalog: Catalog) -> None:
     soundfile.write(audio_folder / "silent.wav", np.zeros(16_000), 16_000)
     soundfile.write(audio_folder / "short.wav", np.ones(300) / 2, 16_000)

@@ -1,6 +1,8 @@
 """Streamed shards: every clip once, ranks apart, exact going on, commands that fail, tars that are cut off."""
 
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,6 +36,8 @@ from tests.waiting import wait_until
 
 CONFIG = DataConfig(clip_seconds=0.2, batch_size=4, shuffle_clips=5)
 COUNTS = [4, 7, 3, 6]
+AT_FIRST = 'echo >> count; if [ "$(wc -l < count)" -lt 3 ];'
+"""Begin of a script that does something else the first two times."""
 
 
 def streams(folder: Path, counts: list[int] = COUNTS) -> list[ShardStream]:
@@ -206,25 +210,28 @@ def test_nothing_to_stream(tmp_path: Path) -> None:
         list(read_stream(ShardStream(f"stream:{tmp_path}/none.tar"), [], RunningCommands()))
 
 
+def piped(folder: Path, script: str) -> str:
+    """Address of a shard that a script prints; it runs in `folder`."""
+    file = folder / f"{len(list(folder.glob('*.sh')))}.sh"
+    file.write_text(f"cd {shlex.quote(str(folder))} || exit 1\n{script}\n")
+    return f"pipe:sh {shlex.quote(str(file))}"
+
+
 def test_a_command(tmp_path: Path) -> None:
     """A connection that breaks twice gives what an unbroken one gives; one that never holds is an error."""
     (shard,) = write_shards(tmp_path, [4])
     unbroken = list(read_stream(ShardStream(f"stream:{shard}"), [], RunningCommands()))
-    size, count = shard.stat().st_size, tmp_path / "count"
-    script = tmp_path / "flaky.sh"
-    script.write_text(
-        f'echo >> {count}\nif [ "$(wc -l < {count})" -lt 3 ]; then head -c {size // 2} {shard}; exit 7; fi\n'
-        f"cat {shard}\n"
-    )
+    half = f"head -c {shard.stat().st_size // 2} {shard.name}"
+    flaky = ShardStream(piped(tmp_path, f"{AT_FIRST} then {half}; exit 7; fi; cat {shard.name}"))
     trouble: list[tuple[Path, str]] = []
-    found = list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, RunningCommands()))
-    assert len(count.read_text()) == 3
+    found = list(read_stream(flaky, trouble, RunningCommands()))
+    assert len((tmp_path / "count").read_text()) == 3
     assert [(sound.file.name, sound.content) for sound in found] == [(s.file.name, s.content) for s in unbroken]
-    never = ShardStream(f"pipe:sh -c 'head -c {size // 2} {shard}; exit 7'")
+    never = ShardStream(piped(tmp_path, f"{half}; exit 7"))
     with pytest.raises(AudioError, match=r"failed with status 7 \(3 attempts\); stopped after 2 clips"):
         list(read_stream(never, trouble, RunningCommands()))
     trouble.clear()
-    cut = ShardStream(f"pipe:head -c {size // 2} {shard}")
+    cut = ShardStream(piped(tmp_path, half))
     assert len(list(read_stream(cut, trouble, RunningCommands()))) == 2
     assert "truncated" in trouble[0][1]
 
@@ -232,10 +239,9 @@ def test_a_command(tmp_path: Path) -> None:
 def test_a_command_that_gives_a_page_of_errors(tmp_path: Path) -> None:
     """As `curl -s` does where a server is busy, and the first of two commands joined by a pipe that fails."""
     (shard,) = write_shards(tmp_path, [4])
-    count, trouble = tmp_path / "count", list[tuple[Path, str]]()
-    script = tmp_path / "busy.sh"
-    script.write_text(f'echo >> {count}\nif [ "$(wc -l < {count})" -lt 3 ]; then echo busy; else cat {shard}; fi\n')
-    assert len(list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, RunningCommands()))) == 4
+    trouble: list[tuple[Path, str]] = []
+    busy = ShardStream(piped(tmp_path, f"{AT_FIRST} then echo busy; else cat {shard.name}; fi"))
+    assert len(list(read_stream(busy, trouble, RunningCommands()))) == 4
     assert not trouble
     with pytest.raises(AudioError, match=r"the output of the command is truncated or not a tar .* \(3 attempts\)"):
         list(read_stream(ShardStream("pipe:echo busy"), trouble, RunningCommands()))
@@ -269,12 +275,23 @@ def test_counts_that_were_cut_off(tmp_path: Path) -> None:
     assert ClipCounts(tmp_path).total([first, second]) == 8
 
 
+def has_ended(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 def test_a_command_that_is_left_early_ends(tmp_path: Path) -> None:
     (shard,) = write_shards(tmp_path, [2])
-    endless = ShardStream(f"pipe:sh -c 'cat {shard}; exec sleep 600'")
+    endless = ShardStream(piped(tmp_path, f"echo $$ > process; cat {shard.name}; exec sleep 60"))
     sounds = read_stream(endless, [], RunningCommands())
     assert isinstance(next(sounds), StreamMember)
+    start = time.monotonic()
     sounds.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 30
+    wait_until(lambda: has_ended(int((tmp_path / "process").read_text())), "the end of the command")
 
 
 def test_a_shard_that_changed(tmp_path: Path) -> None:
@@ -322,9 +339,7 @@ def test_open_clips(tmp_path: Path, audio_folder: Path) -> None:
 
 def stalled_after(shard: Path, folder: Path) -> str:
     """A command that prints a shard the first time, and then never ends, as a connection does that hangs."""
-    script = folder / "stalls.sh"
-    script.write_text(f"if mkdir {folder}/once 2> /dev/null; then cat {shard}; else sleep 600 & wait; fi\n")
-    return f"pipe:sh {script}"
+    return piped(folder, f"if mkdir once 2> /dev/null; then cat {shard.name}; else sleep 600 & wait; fi")
 
 
 def test_nobody_waits_for_a_command_that_stalls(tmp_path: Path) -> None:
@@ -362,12 +377,12 @@ def test_a_stream_that_is_cut_off_elsewhere_each_time(tmp_path: Path, monkeypatc
     monkeypatch.setattr("asda_core.data.shard_streams.RETRY_SECONDS", 0.01)
     (shard,) = write_shards(tmp_path, [8])
     size = shard.stat().st_size
-    script = tmp_path / "cut.sh"
-    script.write_text(
-        f"n=$(cat {tmp_path}/n 2>/dev/null || echo 0); echo $((n + 1)) > {tmp_path}/n\n"
-        f"test $n = 0 && head -c {size * 3 // 4} {shard} || head -c {size // 4} {shard}\n"
+    cut = piped(
+        tmp_path,
+        "n=$(cat n 2>/dev/null || echo 0); echo $((n + 1)) > n\n"
+        f"test $n = 0 && head -c {size * 3 // 4} {shard.name} || head -c {size // 4} {shard.name}",
     )
     trouble: list[tuple[Path, str]] = []
-    found = list(read_stream(ShardStream(f"pipe:sh {script}"), trouble, RunningCommands()))
+    found = list(read_stream(ShardStream(cut), trouble, RunningCommands()))
     assert len(found) > 4
     assert f"only the files before that point are used ({len(found)})." in trouble[0][1]

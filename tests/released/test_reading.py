@@ -3,9 +3,11 @@
 import argparse
 import enum
 import pickle
+import shutil
 import sys
 import types
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from asda_core.config_io import load_run_config, parse
 from asda_core.errors import CheckpointError
 from asda_core.model.encoder import Encoder
 from asda_core.official.eat import Architecture, classifier_names, decoder_names, encoder_names
+from asda_core.official.pickles import read_pickled
 from asda_core.official.reading import read_model
 from asda_core.pretrain.latent_regression import LatentRegressionConfig
 from tests.released import golden
@@ -211,6 +214,25 @@ class Trap:
 
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return open, (str(self.target), "w")
+
+
+class Call:
+    """Pickled, it calls a function when opened."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.function = function
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        return self.function, ()
+
+
+@pytest.mark.parametrize("function", [setattr, shutil.rmtree])  # `builtins.set` is a known one
+def test_a_name_that_only_begins_like_a_known_one_is_refused(tmp_path: Path, function: Callable[..., object]) -> None:
+    torch.save({"model": {}, "extra": Call(function)}, tmp_path / "evil.pt")
+    with pytest.raises(
+        CheckpointError, match=r"rejected, because it would call \S+ when loaded. Nothing in it was run"
+    ):
+        read_pickled(tmp_path / "evil.pt")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
