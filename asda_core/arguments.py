@@ -9,7 +9,7 @@ from asda_core.audio_files.pack_options import PackFormat, PackOptions
 from asda_core.labelled.examples import TEST, TRAIN_VALID_TEST
 from asda_core.settings.compute import AUTO, Precision
 from asda_core.system.command_line import output_folder
-from asda_core.system.paths import PACKAGE_MODEL
+from asda_core.system.paths import ARRAY_FORMATS, PACKAGE_MODEL, is_array_file
 from asda_core.system.workers import Shard, parse_shard
 
 CHECKPOINT_HELP = "checkpoint file or run folder of asda, released checkpoint (.pt, .pth), or Hugging Face folder"
@@ -30,7 +30,6 @@ LABELLED_HELP = "SOURCE is labelled, as for `asda finetune --data`: pack labels,
 JOBS_HELP = "threads (default: one for each core)"
 PARTS = (*TRAIN_VALID_TEST, "all")
 DEVICE_HELP = "cpu, cuda, cuda:1, ... (default: a GPU where there is one)"
-ARRAY_SUFFIXES = (".npy", ".safetensors")
 FAMILIES = ("mixer", "front-end", "objective", "adapter")
 """Families of plugins, as written on a command line."""
 
@@ -38,7 +37,7 @@ FAMILIES = ("mixer", "front-end", "objective", "adapter")
 def folder_or_array(text: str) -> Path:
     """Return the output path of embeddings, as an argparse type: a folder, or a file in one."""
     path = Path(text)
-    output_folder(str(path.parent) if path.suffix.lower() in ARRAY_SUFFIXES else text)
+    output_folder(str(path.parent) if is_array_file(path) else text)
     return path
 
 
@@ -185,7 +184,7 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
         help="all: class token and patches, (1 + N, D); frame: a vector per patch, (N, D); utterance: the class token, "
         "or the mean of the patches where there is none, (D,) (default: all, or frame where there is no class token)",
     )
-    parser.add_argument("--format", choices=["npy", "safetensors"], help="file format in a folder (default: npy)")
+    parser.add_argument("--format", choices=ARRAY_FORMATS, help="file format in a folder (default: npy)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument(
         "--shard",

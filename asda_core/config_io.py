@@ -29,7 +29,6 @@ DEFAULT_RUN = RunConfig()
 SIGNATURE_DIGITS = 8
 SECTIONS_ADDED = ("compute",)
 """Sections added later: one without remaining keys is excluded from the signature, so that older runs keep theirs."""
-CONFIG_SUFFIXES = (".yaml", ".yml")
 YAML_BOOLEAN_HINT = "YAML 1.1 reads yes, no, on and off as booleans; quote them to get strings."
 CONFIG_FOLDERS = (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
 """Folders of the configs that are shipped with the package: in an installed package, and in a checkout."""

@@ -22,6 +22,8 @@ MixupUnit = Literal["batch", "clip"]
 
 CLIP_SECONDS = 5.135
 """512 frames: a window of 25 ms and 511 hops of 10 ms. **Source**: released ESC-50 recipe."""
+RESAMPLES = 1000
+"""Bootstrap resamples for an interval; the ends of one of 95 % then rest on the 25 lowest and highest."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ class FinetuneConfig:
     patience: int | None = None
     valid_share: float = 0.0
     average_from_epoch: int = 0
-    bootstrap: int = 1000
+    bootstrap: int = RESAMPLES
     seed: int = 1
     log_every: int = 50
     checkpoint_every: int = 500

@@ -12,11 +12,12 @@ from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, Weights, load_encoder
 from asda_core.config import RunConfig
-from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
+from asda_core.config_io import load_run_config
 from asda_core.devices import default_dtype
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_core.official.reading import read_model
+from asda_core.system.paths import is_config_file
 from asda_hear.model_paths import find_model
 
 
@@ -54,7 +55,7 @@ def open_encoder(model: str | os.PathLike[str], catalog: Catalog, weights: Weigh
     """
     file = find_model(model)
     with torch.device("cpu"), default_dtype(torch.float32):  # whatever the caller's defaults are
-        if file.suffix in CONFIG_SUFFIXES:
+        if is_config_file(file):
             if weights == "teacher":
                 raise ConfigError(f"weights teacher: {model} is not a trained model and has no teacher.")
             config = load_run_config(file)

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from asda_core.config_io import CONFIG_SUFFIXES, find_config, shipped_configs
+from asda_core.config_io import find_config, shipped_configs
 from asda_core.errors import CheckpointError, unknown_message
-from asda_core.system.paths import CHECKPOINT_DESCRIPTION, is_package_model
+from asda_core.system.paths import CHECKPOINT_DESCRIPTION, is_config_file, is_package_model
 from asda_hear.names import DEFAULT_WEIGHTS, LOG_MEL
 
 
@@ -20,7 +20,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     """
     name = os.fspath(model)
     file = DEFAULT_WEIGHTS if not name or is_package_model(name) else find_config(Path(model))
-    if not file.exists() and file.suffix not in CONFIG_SUFFIXES:
+    if not file.exists() and not is_config_file(file):
         unknown_name = unknown_message("model", os.fspath(model), [LOG_MEL, *shipped_configs()])
         raise CheckpointError(
             f"no checkpoint at {model}: expected {CHECKPOINT_DESCRIPTION}, or a config (.yaml); by name: {unknown_name}"

@@ -21,10 +21,15 @@ from asda_core import arguments, hookspecs
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.cli import PROGRAM, main
 from asda_core.commands import plugins as commands
+from asda_core.config_io import load_run_config
 from asda_core.devices import device_name, usable_device
+from asda_core.errors import CheckpointError
+from asda_core.finetune.sweep import read_start
+from asda_core.official.reading import read_model
 from asda_core.settings.compute import AUTO
 from asda_core.system.command_line import EXIT_ERROR, EXIT_STOPPED, Program, import_function
 from asda_hear.cli import PROGRAM as HEAR_PROGRAM
+from asda_hear.model_paths import find_model
 from tests.conftest import TINY
 from tests.released.writing import write_fairseq
 
@@ -84,6 +89,19 @@ def test_show(config: Path, capsys: Capture) -> None:
     assert yaml.safe_load(printed)["encoder"]["dim"] == 32
     assert "# signature" in printed
     assert "trainable parameters" in printed
+
+
+def test_configs_whatever_the_case_of_their_suffix(config: Path, tmp_path: Path, capsys: Capture) -> None:
+    upper, recipe = config.rename(tmp_path / "C.YAML"), tmp_path / "r.Yml"
+    recipe.write_text("epochs: 3")
+    assert main(["show", str(upper)]) == 0, capsys.readouterr().err
+    assert "# encoder" in capsys.readouterr().out
+    assert main(["show", str(recipe)]) == 0, capsys.readouterr().err
+    assert "epochs: 3" in capsys.readouterr().out
+    assert find_model(upper) == upper
+    assert read_start(str(upper))[0] == load_run_config(upper)
+    with pytest.raises(CheckpointError, match="is a config and has no weights"):
+        read_model(upper)
 
 
 def test_show_of_a_model_whose_objective_is_gone(

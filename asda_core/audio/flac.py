@@ -15,7 +15,7 @@ from soundfile import SoundFile
 from torch import Tensor
 
 HAS_MINIAUDIO = find_spec("miniaudio") is not None
-"""There are no wheels of miniaudio for Linux on ARM, so it is not required there."""
+"""There are no wheels of miniaudio for Linux on ARM, so it is not required: frames of MP3 are then not counted."""
 FORMAT, SUBTYPES = "FLAC", ("PCM_S8", "PCM_16", "PCM_24")
 """libsndfile's names of what is decoded here; FLAC within Ogg has another name."""
 

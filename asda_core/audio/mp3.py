@@ -8,13 +8,12 @@ import functools
 import io
 import os
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 from soundfile import LibsndfileError, SoundFile
 
-HAS_MINIAUDIO = find_spec("miniaudio") is not None
-"""There are no wheels of miniaudio for Linux on ARM, so frames are not counted there."""
+from asda_core.audio.flac import HAS_MINIAUDIO
+
 FORMAT, SUFFIX = "MP3", ".mp3"
 """libsndfile's name of the format, and the suffix by which it knows files of it whose beginning is another."""
 SYNC = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][^\xf0-\xff]")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from asda_core.config import RunConfig
 from asda_core.config_io import (
-    CONFIG_SUFFIXES,
     find_config,
     load_run_config,
     parents_first,
@@ -18,6 +17,7 @@ from asda_core.config_io import (
 from asda_core.errors import ConfigError
 from asda_core.official.reading import read_model
 from asda_core.settings.strict_yaml import read_yaml
+from asda_core.system.paths import is_config_file
 
 MAX_LISTED = 5
 """Largest number of class names that a line lists."""
@@ -37,7 +37,7 @@ def apply_changes(config: RunConfig, changes: Sequence[str]) -> RunConfig:
 
 def is_config(path: Path) -> bool:
     """Whether a path names a config rather than a checkpoint."""
-    return find_config(path).suffix in CONFIG_SUFFIXES or not path.exists()
+    return is_config_file(find_config(path)) or not path.exists()
 
 
 def is_plan(path: Path) -> bool:

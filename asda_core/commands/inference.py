@@ -15,12 +15,13 @@ from asda_core.devices import usable_device
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.inference.classifying import probabilities
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
-from asda_core.inference.embedding import embed_files, is_one_file, open_sound, output_names
+from asda_core.inference.embedding import embed_files, open_sound, output_names
 from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.jobs import embed_in_processes
 from asda_core.labelled.label_files import class_names, read_labels
 from asda_core.official.reading import read_model
 from asda_core.system.files import model_digest
+from asda_core.system.paths import ARRAY_FORMATS, is_array_file
 
 PADDING_BY_COMPAT: dict[str, Padding] = {"default": "silence", "released": "features"}
 UNSUPPORTED_FORMATS = ("npz", "pt", "pth", "h5", "hdf5", "csv", "json", "parquet")
@@ -32,14 +33,14 @@ def run_embed(parsed: argparse.Namespace) -> None:
     suffix = parsed.out.suffix.lower().removeprefix(".")
     if suffix in UNSUPPORTED_FORMATS:
         raise ConfigError(f"--out {parsed.out}: embeddings are written as .npy or .safetensors, or into a folder.")
-    if suffix not in ("npy", "safetensors"):
+    if suffix not in ARRAY_FORMATS:
         suffix = parsed.format or "npy"
     elif parsed.format not in (None, suffix):
         raise ConfigError(f"--out {parsed.out} and --format {parsed.format} name different formats.")
     names = output_names(parsed.sources, suffix)  # report a wrong path before reading a large checkpoint
     if parsed.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {parsed.jobs}.")
-    if is_one_file(parsed.out) and max(parsed.jobs, parsed.shard.count) > 1:
+    if is_array_file(parsed.out) and max(parsed.jobs, parsed.shard.count) > 1:
         raise ConfigError(f"{parsed.out} is a single file, written by one process; --jobs and --shard need a folder.")
     if parsed.jobs > 1:
         print(embed_in_processes(parsed.given, names, parsed.out, parsed.jobs, parsed.shard))

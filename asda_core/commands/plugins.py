@@ -18,10 +18,8 @@ from asda_core.finetune.recipes import changed_recipe, is_recipe, load_recipe
 from asda_core.hookspecs import FAMILIES
 from asda_core.inference.framing import num_frames
 from asda_core.model.encoder import Encoder
-from asda_core.model.flops import encoder_flops
+from asda_core.model.flops import GIGA, encoder_flops
 from asda_core.weights.provenance import outdated_installs
-
-GIGA = 1e9
 
 
 def run_plugins(parsed: argparse.Namespace) -> None:

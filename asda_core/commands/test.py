@@ -26,8 +26,6 @@ from asda_core.official.reading import read_model
 from asda_core.system.files import NAME_DIGITS, model_digest, text_digest
 from asda_core.system.paths import model_name
 
-BOOTSTRAP = 1000
-
 
 def run_test(parsed: argparse.Namespace) -> None:
     """Run `asda test`."""
@@ -108,7 +106,7 @@ def evaluate_checkpoint(
     predictions = predict(predictor, matched, matched.examples, progress)
     for reason in predictor.skipped.values():
         print(f"skipped: {reason}", file=sys.stderr)
-    return write_evaluation(out, predictions, data.name, BOOTSTRAP)
+    return write_evaluation(out, predictions, data.name)
 
 
 def match_classes(data: LabelledData, labels: tuple[str, ...], num_classes: int) -> LabelledData:

@@ -14,10 +14,10 @@ from asda_core.audio.reading import open_audio, read_samples, resample
 from asda_core.audio_files.tars import member_bytes, split_member
 from asda_core.config import DataConfig
 from asda_core.errors import AudioError, FileAccessError, MissingFileError
+from asda_core.system.resources import MEBIBYTE
 
 WHOLE_FILE_SECONDS = 60.0
 """Files up to this length are decoded whole and cached; of longer ones only the requested crop is decoded."""
-BYTES_PER_MEBIBYTE = 1 << 20
 RETRIES, RETRY_SECONDS = 3, 0.1
 """Further attempts at a file that cannot be accessed, and the pause before each.
 
@@ -36,7 +36,7 @@ class ClipReader:
         self.num_samples = round(config.clip_seconds * sample_rate)
         self.long_files: set[Path] = set()
         self._cache: dict[Path, Tensor] = {}
-        self._free_bytes = config.cache_mebibytes * BYTES_PER_MEBIBYTE
+        self._free_bytes = config.cache_mebibytes * MEBIBYTE
         self._lock = threading.Lock()
         self._inaccessible: set[Path] = set()
         self._failed_in_a_row = 0

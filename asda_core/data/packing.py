@@ -30,7 +30,7 @@ from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
 from asda_core.errors import AudioError, ConfigError
 from asda_core.system.files import read_json_lines, text_digest, write_text
 from asda_core.system.locks import hold_folder_lock
-from asda_core.system.resources import SECONDS_PER_HOUR
+from asda_core.system.resources import GIBIBYTE, SECONDS_PER_HOUR
 from asda_core.system.thread_map import map_in_threads
 
 LOCK_FILE = ".pack.lock"
@@ -213,7 +213,7 @@ def _report(folder: Path, options: PackOptions) -> PackSummary:
     members = [member for facts in finished for member in facts["members"]]
     hours = sum(samples / rate for *_, samples, rate in members) / SECONDS_PER_HOUR
     return PackSummary(
-        len(finished), len(members), hours, sum(facts["bytes"] for facts in finished) / (1 << 30), skipped
+        len(finished), len(members), hours, sum(facts["bytes"] for facts in finished) / GIBIBYTE, skipped
     )
 
 

@@ -17,8 +17,7 @@ from typing import Any
 from asda_core.audio_files.tar_headers import HEADER_BYTES, TAR_SUFFIX, Member
 from asda_core.audio_files.tars import read_index_json, write_index
 from asda_core.system.files import name_in_errors, sync
-
-BYTES_PER_MEBIBYTE = 1 << 20
+from asda_core.system.resources import MEBIBYTE
 
 
 def shard_name(name: str, number: int) -> str:
@@ -47,7 +46,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, name: str, number: int, mebibytes: int) -> None:
         self.folder, self.name, self.number = folder, name, number
-        self.limit = mebibytes * BYTES_PER_MEBIBYTE
+        self.limit = mebibytes * MEBIBYTE
         self.skipped: list[tuple[str, str]] = []
         self._members: list[Member] = []
         self._tar: tarfile.TarFile | None = None

@@ -28,6 +28,7 @@ from asda_core.finetune.scoring import (
     per_class,
     score,
 )
+from asda_core.finetune_config import RESAMPLES
 from asda_core.system.files import write_atomically, write_text
 
 FORMAT = "asda predictions 1"
@@ -189,7 +190,7 @@ def _difference(first: Predictions, other: Predictions) -> str:
     return f"class {index % len(first.classes)} is {actual!r}, expected {expected!r}"
 
 
-def write_evaluation(folder: Path, predictions: Predictions, title: str, resamples: int = 1000) -> Scores:
+def write_evaluation(folder: Path, predictions: Predictions, title: str, resamples: int = RESAMPLES) -> Scores:
     """Score predictions and write all files of the evaluation; `scores.json` is written last.
 
     Args:

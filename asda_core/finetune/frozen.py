@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from asda_core.data.clip_reader import BYTES_PER_MEBIBYTE, ClipReader
+from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import AudioError
 from asda_core.finetune.batches import CLIPS_PER_PASS, MEMORY_ADVICE, is_augmented, plain_features
 from asda_core.finetune.finetune_model import FinetuneModel
@@ -17,6 +17,7 @@ from asda_core.labelled.examples import Example
 from asda_core.layout import TokenLayout
 from asda_core.model.encoder import EncoderOutput
 from asda_core.system.memory import report_out_of_memory
+from asda_core.system.resources import MEBIBYTE
 
 FLOAT_BYTES = 4
 
@@ -65,7 +66,7 @@ def encode_once(
     model.set_training(False)
     encoded: list[EncoderOutput] = []
     row = torch.full((len(examples),), -1)
-    limit = recipe.data.cache_mebibytes * BYTES_PER_MEBIBYTE
+    limit = recipe.data.cache_mebibytes * MEBIBYTE
     pending: list[Tensor] = []
     with torch.no_grad(), tqdm(examples, desc="encode", unit="clip", disable=not progress, leave=False) as bar:
         for number, example in enumerate(bar):

@@ -8,7 +8,6 @@ from typing import Any
 from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.config_io import (
-    CONFIG_SUFFIXES,
     find_config,
     parents_first,
     parse,
@@ -20,6 +19,7 @@ from asda_core.config_io import (
 from asda_core.errors import ConfigError, prefix_errors, unknown_message
 from asda_core.finetune_config import MODES, FinetuneConfig
 from asda_core.settings.strict_yaml import read_yaml
+from asda_core.system.paths import is_config_file
 
 DEFAULT_RECIPE = FinetuneConfig(epochs=1)
 """The defaults, with a placeholder for the length that every recipe must give."""
@@ -54,7 +54,7 @@ def load_recipe(file: str | Path) -> FinetuneConfig:
 def is_recipe(file: str | Path) -> bool:
     """Whether a YAML file has keys of a recipe that a run config does not have."""
     path = find_config(file)
-    if path.suffix not in CONFIG_SUFFIXES or not path.is_file():
+    if not is_config_file(path) or not path.is_file():
         return False
     plain = read_yaml(path)
     recipe_keys = {item.name for item in fields(FinetuneConfig)} - {item.name for item in fields(RunConfig)}

@@ -12,6 +12,7 @@ from scipy.special import ndtri
 
 from asda_core.errors import ConfigError, TaskError
 from asda_core.finetune.bootstrap import limit_resamples, resample
+from asda_core.finetune_config import RESAMPLES
 
 ACCURACY, MEAN_AVERAGE_PRECISION, AUC, D_PRIME = "accuracy", "mAP", "AUC", "d_prime"
 TAILS = (2.5, 97.5)
@@ -46,7 +47,7 @@ def score(
     outputs: np.ndarray,
     classes: Sequence[str],
     single: bool,
-    resamples: int = 1000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Scores:
     """Score all clips of a set at once, whatever their number.

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
-from asda_core.config_io import CONFIG_SUFFIXES, find_config, load_run_config, signature
+from asda_core.config_io import find_config, load_run_config, signature
 from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
 from asda_core.finetune.evaluation import (
     PREDICTIONS,
@@ -30,7 +30,7 @@ from asda_core.labelled.splits import Round
 from asda_core.official.reading import read_model
 from asda_core.system.files import model_digest
 from asda_core.system.markdown import escape_surrogates
-from asda_core.system.paths import is_package_model, labelled_path, model_name
+from asda_core.system.paths import is_config_file, is_package_model, labelled_path, model_name
 
 SEED_FIELD = "{seed}"
 """Placeholder in the path of a checkpoint for the seed of the run, if every seed has its own checkpoint."""
@@ -81,7 +81,7 @@ def read_start(path: str) -> tuple[Start, str]:
     """
     named = is_package_model(path)
     config = find_config(path)
-    if config.suffix in CONFIG_SUFFIXES and config.is_file() and not named:
+    if is_config_file(config) and config.is_file() and not named:
         return load_run_config(path), ""
     if not named and not Path(path).exists():
         raise CheckpointError(f"no checkpoint or config at {path}.")

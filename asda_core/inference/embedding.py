@@ -20,6 +20,7 @@ from asda_core.inference.framing import MILLISECONDS
 from asda_core.inference.indexing import SKIPPED_FILE, EmbedJob, Entry, Index, entry_of
 from asda_core.inference.reading_ahead import BackgroundQueue, LengthBatcher, read_ahead
 from asda_core.inference.writing import NO_CLASS_TOKEN, embedding, write_embedding, write_windows
+from asda_core.system.paths import is_array_file
 from asda_core.system.workers import Shard
 
 WHOLE_SECONDS = 30.0
@@ -82,7 +83,7 @@ def embed_files(
         ConfigError: the folder holds embeddings made with other settings, or of other files under the same names.
     """
     part = shard or Shard()
-    single = is_one_file(out)
+    single = is_array_file(out)
     if single and len(names) > 1:
         raise ConfigError(f"{out} is one file, but there are {len(names)} audio files; give a folder.")
     if job.granularity == "all" and clip_encoder.encoder.class_token is None:
@@ -99,11 +100,6 @@ def embed_files(
     if len(embedder.skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
     return summary(out, made, len(mine) - len(embedder.skipped) - made, len(embedder.skipped))
-
-
-def is_one_file(out: Path) -> bool:
-    """Return whether an output is the embedding of one file, by its suffix, and not a folder."""
-    return out.suffix.lower() in (".npy", ".safetensors")
 
 
 def grid_of(clip_encoder: ClipEncoder) -> dict[str, float]:

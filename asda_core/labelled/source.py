@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from asda_core.audio_files.sources import BRACE_RANGE
 from asda_core.config import require
-from asda_core.config_io import CONFIG_SUFFIXES, parse
+from asda_core.config_io import parse
 from asda_core.errors import ConfigError, prefix_errors, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.settings.strict_yaml import read_yaml
+from asda_core.system.paths import is_config_file
 
 SourceFormat = Literal["auto", "folders", "csv", "esc50", "speech_commands", "urbansound8k", "audioset", "shards"]
 LEAVE_OUT = "leave_out"
@@ -84,7 +85,7 @@ def load_source(path: Path) -> tuple[SourceConfig, Path]:
         ConfigError: the file is missing, not YAML, or has wrong keys; the message begins with its name.
     """
     path = path.expanduser()
-    if path.suffix.lower() not in CONFIG_SUFFIXES:
+    if not is_config_file(path):
         return SourceConfig(data=str(path)), Path()
     content = read_yaml(path)
     if isinstance(content, dict) and isinstance(content.get("split"), dict):

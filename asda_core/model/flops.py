@@ -7,6 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asda_core.model.encoder import Encoder
 
+GIGA = 1e9
+"""Operations in a GFLOP."""
+
 
 def encoder_flops(encoder: Encoder, num_bins: int, num_frames: int) -> int:
     """Return the operations of one forward pass over one clip: two per multiply-add, products and convolutions only.

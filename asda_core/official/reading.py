@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from asda_core.checkpoint import FORMAT_PREFIX, TENSOR_PREFIXES, Checkpoint, Weights, read_checkpoint
-from asda_core.config_io import CONFIG_SUFFIXES, find_config
+from asda_core.config_io import find_config
 from asda_core.errors import CheckpointError, ConfigError
 from asda_core.official.eat import (
     NUM_BINS,
@@ -32,7 +32,7 @@ from asda_core.official.stored_config import (
     unsupported_settings,
 )
 from asda_core.system.files import sidecar_config_file
-from asda_core.system.paths import find_model_file, is_package_model
+from asda_core.system.paths import find_model_file, is_config_file, is_package_model
 from asda_core.weights.tensor_files import read_tensors
 
 TEACHER_KEY = "_ema"
@@ -81,7 +81,7 @@ def read_model(path: str | Path, weights: Weights = "student") -> Checkpoint:
         CheckpointError: no file is found, it is damaged or rejected, or tensors are missing, unexpected or misshapen.
     """
     config = find_config(path)
-    if config.suffix in CONFIG_SUFFIXES and config.is_file() and not is_package_model(path):
+    if is_config_file(config) and config.is_file() and not is_package_model(path):
         raise CheckpointError(f"{path} is a config and has no weights; give a checkpoint or a run folder.")
     file = find_model_file(Path(path), prefer_step=weights == "teacher")
     if is_pickled(file):

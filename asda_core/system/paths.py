@@ -10,6 +10,8 @@ from asda_core.errors import CheckpointError, ConfigError
 MODEL_FILE = "model.safetensors"
 WEIGHT_SUFFIXES, CONFIG_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin"), (".yaml", ".yml")
 """Suffixes of files of weights and of configs; of a path that does not exist (yet), another dot is part of its name."""
+ARRAY_FORMATS = ("npy", "safetensors")
+"""Formats of embeddings, each also the suffix of its files."""
 PACKAGE_MODEL = "asda_small"
 """Name of the trained model that comes with the package; see MODEL_CARD.md. As a config it means its architecture."""
 OWN_DISTRIBUTION = "asda-hear"
@@ -47,13 +49,23 @@ def labelled_path(option: str, text: str) -> tuple[str, str]:
     return label, path
 
 
+def is_config_file(path: Path) -> bool:
+    """Whether a path is that of a config by its suffix, in upper or lower case."""
+    return path.suffix.lower() in CONFIG_SUFFIXES
+
+
+def is_array_file(path: Path) -> bool:
+    """Whether an output path is that of one file of embeddings by its suffix, not that of a folder."""
+    return path.suffix.lower().removeprefix(".") in ARRAY_FORMATS
+
+
 def model_name(path: str | Path) -> str:
     """Name of a model by its path: the file, the folder of a `model.safetensors`, or run and step of a step folder."""
     file = Path(os.path.abspath(path))  # links are called as the user calls them
     weights = file.suffix.lower() in WEIGHT_SUFFIXES and not file.is_dir()
     if weights and file.stem in (Path(MODEL_FILE).stem, Path(PYTORCH_MODEL_FILE).stem):
         file = file.parent
-    elif file.is_file() or file.suffix.lower() in (*WEIGHT_SUFFIXES, *CONFIG_SUFFIXES):
+    elif file.is_file() or file.suffix.lower() in WEIGHT_SUFFIXES or is_config_file(file):
         file = file.with_suffix("")
     return f"{file.parent.name}-{file.name}" if file.match(STEP_FOLDERS) else file.name
 

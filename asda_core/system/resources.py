@@ -21,7 +21,8 @@ SAMPLE_INTERVAL_SECONDS = 0.02
 """Short enough to see the memory peak of a training step, long enough to cost nothing."""
 CALLBACK_INTERVAL_SECONDS = 5.0
 """Up to this much of a killed session may be missing from the cost of its run."""
-MEBIBYTE = 2**20
+MEBIBYTE, GIBIBYTE = 2**20, 2**30
+"""Bytes in a MiB and a GiB."""
 SECONDS_PER_HOUR = 3600
 MINUTE = 60
 """Seconds in a minute, and minutes in an hour."""

@@ -13,12 +13,12 @@ import torch
 from asda_core.assemble import plugin_origins
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import read_checkpoint
-from asda_core.config_io import CONFIG_SUFFIXES, to_plain
+from asda_core.config_io import to_plain
 from asda_core.errors import AsdaError, TrainingStopped
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
 from asda_core.system.files import NAME_DIGITS, read_json_object, text_digest, write_text
-from asda_core.system.paths import MODEL_FILE
+from asda_core.system.paths import MODEL_FILE, is_config_file
 from asda_core.system.resources import record_resource_usage
 from asda_core.system.workers import Shard
 from asda_hear.ablation.axes import distinctive_labels
@@ -221,7 +221,7 @@ def evaluation_name(plan: Plan, options: Mapping[str, Any]) -> str:
 def baseline_options(plan: Plan, label: str) -> Mapping[str, Any]:
     """Keyword arguments of `load_model` for a baseline: the plan's, without `weights` for an untrained model."""
     model, options = baseline_path(plan, label), plan.config.options
-    trained = model != LOG_MEL and find_model(model).suffix not in CONFIG_SUFFIXES
+    trained = model != LOG_MEL and not is_config_file(find_model(model))
     return options if trained else {key: value for key, value in options.items() if key != "weights"}
 
 

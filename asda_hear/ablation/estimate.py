@@ -33,6 +33,7 @@ from asda_hear.ablation.noise_metric import has_attention, measure_model
 from asda_hear.ablation.plan import Cell, labels_text
 from asda_hear.evaluate.compat import has_hear_tools
 from asda_hear.evaluate.runner import SECONDS_FILE, evaluate
+from asda_hear.evaluate.scores import METADATA_FILE
 
 MEASURED_STEPS = 4
 """Timed steps: enough to get past the warm-up, few enough to take seconds."""
@@ -230,5 +231,5 @@ def _clips(tasks: Iterable[Path]) -> int:
         len(json.loads(file.read_text()))
         for task in tasks
         for file in task.glob("*.json")
-        if file.name != "task_metadata.json"
+        if file.name != METADATA_FILE
     )

@@ -8,7 +8,7 @@ from asda_core.assemble import adapt, build_encoder, build_front_end
 from asda_core.catalog import Catalog
 from asda_core.config import RunConfig
 from asda_core.inference.framing import num_frames
-from asda_core.model.flops import encoder_flops
+from asda_core.model.flops import GIGA, encoder_flops
 
 
 def model_size(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
@@ -21,5 +21,5 @@ def model_size(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
     return {
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "trained": sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad),
-        "gflops": round(encoder_flops(encoder, int(front_end.num_bins), frames) / 1e9, 4),
+        "gflops": round(encoder_flops(encoder, int(front_end.num_bins), frames) / GIGA, 4),
     }

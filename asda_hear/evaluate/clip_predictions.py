@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from asda_core.errors import TaskError
 from asda_core.finetune.bootstrap import Ranking, macro_means
 from asda_core.system.files import write_atomically
+from asda_hear.evaluate.scores import FIXED_SPLITS, METADATA_FILE
 
 Fold = tuple[NDArray[np.bool_], NDArray[np.float32]]
 ResampleWeights = Float[np.ndarray, "clips resamples"]
@@ -52,12 +53,12 @@ def write_predictions(folder: Path) -> None:
     Raises:
         TaskError: predictions are missing, or hold something other than tensors.
     """
-    metadata = json.loads((folder / "task_metadata.json").read_text(encoding="utf-8"))
+    metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
     (folder / CLIP_PREDICTIONS_FILE).unlink(missing_ok=True)
     if metadata["embedding_type"] != "scene":
         return
     arrays: dict[str, NDArray[Any]] = {"metric": np.array(metadata["evaluation"][0])}
-    names = ["test"] if metadata["split_mode"] == "trainvaltest" else metadata["splits"]
+    names = ["test"] if metadata["split_mode"] == FIXED_SPLITS else metadata["splits"]
     for number, name in enumerate(names):
         tensors = _read_tensors(folder / PREDICTIONS_FILE.format(fold=name))
         arrays[f"targets_{number}"] = tensors["target"].numpy() > 0

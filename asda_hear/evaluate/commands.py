@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from asda_core.config_io import CONFIG_SUFFIXES, parsed_changes
+from asda_core.config_io import parsed_changes
 from asda_core.errors import ConfigError, TaskError
 from asda_core.system.command_line import output_folder
 from asda_core.system.files import read_json, write_text
 from asda_core.system.locks import hold_lock
-from asda_core.system.paths import labelled_path, model_name
+from asda_core.system.paths import is_config_file, labelled_path, model_name
 from asda_core.system.workers import signals_as_interrupt
 from asda_hear.evaluate.identity import (
     SEARCH_STAMP,
@@ -221,7 +221,7 @@ def claim_names(models: Mapping[str, str], out: Path) -> None:
 
 def _claim_name(name: str, model: str, out: Path) -> None:
     path = Path(LOG_MEL) if model == LOG_MEL else find_model(model)
-    if path.suffix in CONFIG_SUFFIXES:
+    if is_config_file(path):
         print(f"{name} is a config: its weights are random, initialised from its seed.", file=sys.stderr)
     folder, current = out / name, model if model == LOG_MEL else str(path.resolve())
     previous = _recorded_model(folder) or current

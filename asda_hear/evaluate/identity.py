@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from asda_core.config_io import CONFIG_SUFFIXES, load_run_config
+from asda_core.config_io import load_run_config
 from asda_core.errors import AsdaError, TaskError
 from asda_core.system.files import file_digest, read_json, safetensors_metadata, sidecar_config_file
-from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION, find_model_file
+from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION, find_model_file, is_config_file
 from asda_hear.evaluate.scores import SCORE_FILE, read_task_score
 from asda_hear.evaluate.task_checks import DEFAULT_SEED, VOCABULARY_FILE, EvaluationConfig
 from asda_hear.model_paths import find_model
@@ -49,7 +49,7 @@ def _foreign_plugins(file: Path) -> list[str]:
 def _foreign_distributions(file: Path, size: int, time_ns: int) -> frozenset[str]:
     """Distributions of the third-party plugins of a model; cached while the size and time of the file stay the same."""
     try:
-        if file.suffix in CONFIG_SUFFIXES:
+        if is_config_file(file):
             from asda_core.assemble import plugin_origins  # imports torch, which help does not need
             from asda_core.catalog import installed_catalog
 

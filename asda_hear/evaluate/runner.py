@@ -31,7 +31,7 @@ from asda_hear.evaluate.identity import (
     weights_identity,
 )
 from asda_hear.evaluate.process_state import keep_process_state
-from asda_hear.evaluate.scores import METADATA_FILE, TaskScore, read_task_score
+from asda_hear.evaluate.scores import FIXED_SPLITS, METADATA_FILE, TaskScore, read_task_score
 from asda_hear.evaluate.task_audio import resample_task
 from asda_hear.evaluate.task_checks import EvaluationConfig, check_task
 
@@ -177,7 +177,7 @@ def _predict(folder: Path, config: EvaluationConfig, stamp: dict[str, Any], log:
     predictions = importlib.import_module("heareval.predictions.task_predictions")
     seed_everything = functools.partial(_seed_with, predictions.seed_everything, config.seed)
     metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
-    folds = 1 if metadata["split_mode"] == "trainvaltest" else len(metadata["splits"])
+    folds = 1 if metadata["split_mode"] == FIXED_SPLITS else len(metadata["splits"])
     (folder / "prediction-done.json").unlink(missing_ok=True)
     total = config.grid_points + folds - 1
 

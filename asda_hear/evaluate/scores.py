@@ -20,6 +20,8 @@ TABLES_LOCK = ".scores.lock"
 """Lock file of a result folder: held while its tables, leaderboard or the names of its models are written."""
 NOT_A_METRIC = ("loss", "score")
 METADATA_FILE = "task_metadata.json"
+FIXED_SPLITS = "trainvaltest"
+"""HEAR's name of the `split_mode` of a task with one training, validation and test split, instead of folds."""
 READ_ERRORS = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
 """Exceptions from reading a file that is truncated, or holds something else."""
 

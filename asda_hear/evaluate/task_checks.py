@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from asda_core.errors import ConfigError, TaskError, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
-from asda_hear.evaluate.scores import METADATA_FILE
+from asda_hear.evaluate.scores import FIXED_SPLITS, METADATA_FILE
 
 VOCABULARY_FILE = "labelvocabulary.csv"
 MIN_CLASSES = 2
@@ -136,7 +136,7 @@ def check_task(folder: Path, display_path: Path | None = None) -> None:
     metadata = read_metadata(folder)
     labels = _read_vocabulary(folder / VOCABULARY_FILE)
     targets = {split: _read_targets(folder / f"{split}.json") for split in metadata["splits"]}
-    check_splits(str(folder), list(targets), metadata["split_mode"] == "trainvaltest")
+    check_splits(str(folder), list(targets), metadata["split_mode"] == FIXED_SPLITS)
     _check_answers(display_path or folder, metadata, labels, targets)
     known_metrics = KNOWN_METRICS.get(metadata["embedding_type"], ())
     for metric in metadata["evaluation"]:

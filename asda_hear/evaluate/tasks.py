@@ -26,7 +26,7 @@ from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.system.files import write_csv, write_text
 from asda_core.system.locks import hold_folder_lock
 from asda_core.system.markdown import escape_surrogates
-from asda_hear.evaluate.scores import METADATA_FILE
+from asda_hear.evaluate.scores import FIXED_SPLITS, METADATA_FILE
 from asda_hear.evaluate.task_checks import KNOWN_METRICS, VOCABULARY_FILE, answer_name, check_splits, check_task
 
 EmbeddingType = Literal["scene", "event"]
@@ -234,7 +234,7 @@ def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part:
         raise TaskError(f"no clip of {', '.join(empty)} is readable. First reasons: {'; '.join(skipped[:3])}")
     mode = "presplit_kfold"
     if set(splits) == set(TRAIN_VALID_TEST):
-        splits, mode = list(TRAIN_VALID_TEST), "trainvaltest"
+        splits, mode = list(TRAIN_VALID_TEST), FIXED_SPLITS
     events = config.embedding_type == "event"
     for split in splits:
         targets = {name: _target_of(clip, events) for (own, name), clip in written.items() if own == split}

@@ -10,8 +10,8 @@ import soundfile
 import torch
 
 from asda_core.audio import long_files
+from asda_core.audio.flac import HAS_MINIAUDIO
 from asda_core.audio.long_files import StreamedSound
-from asda_core.audio.mp3 import HAS_MINIAUDIO
 from asda_core.audio.reading import open_audio, read_audio, read_samples
 from asda_core.errors import AudioError
 from tests.audio_files.shards import write_tar
