@@ -287,12 +287,13 @@ def _checked_value(hint: Any, value: Any, dotted: str, default: Any = None) -> A
 
 
 def _describe(item: Any, path: str) -> str:
-    """Describe one error of the validator in one line."""
+    """Describe one error of the validator in one line; a message that begins with its own path is not prefixed."""
     dotted = ".".join([path, *map(str, item["loc"])] if path else map(str, item["loc"]))
     whole = isinstance(item["input"], Mapping)  # fields that do not fit together: the message names them
     got = "" if whole or not item["loc"] or item["type"] == "missing" else f", got {item['input']!r}"
     text = item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list such as [1, 2]")  # in YAML terms
-    return f"{dotted or 'the config'}: {text}{got}"
+    where = "" if text.startswith((f"{dotted}.", f"{dotted} ", f"{dotted}: ")) else f"{dotted or 'the config'}: "
+    return f"{where}{text}{got}"
 
 
 def _type_name(hint: Any) -> str:

@@ -209,6 +209,28 @@ def test_numbers_that_cannot_be(tiny: RunConfig, catalog: Catalog, change: str, 
         build_parts(catalog, apply_changes(tiny, [change]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["encoder.dim=-4"], "encoder.dim must be positive, not -4."),
+        (["encoder.positions.through_bands=-1"], "encoder.positions.through_bands must be positive."),
+        (["encoder.mixer=mamba", "encoder.mixer.options.states=0"], "encoder.mixer.options.states must be at least 1"),
+        (["encoder.mixer.options.sub_norm_eps=-1"], "encoder.mixer.options.sub_norm_eps must not be negative"),
+        (["objective.options.mask.block=0"], "objective.options.mask.block must be at least 1, not 0."),
+        (["objective.options.decoder.layers=0"], "objective.options.decoder.layers must be at least 1, not 0."),
+        (["objective.options.teacher.anneal_steps=-1"], "objective.options.teacher.anneal_steps must be 0 or more"),
+        (["objective.options={frame_weight: 0, utterance_weight: 0}"], "objective.options: frame_weight and"),
+        (["adapter=prompt", "adapter.options.count=0"], "adapter.options.count must be at least 1, not 0."),
+        (["adapter={name: convolution, options: {beside_mixer: no, beside_mlp: no}}"], "adapter.options: nothing to"),
+        (["adapter={name: low_rank, options: {rank: none}}"], "adapter.options.rank: Input should be a valid integer"),
+    ],
+)
+def test_errors_name_the_full_path_once(tiny: RunConfig, catalog: Catalog, changes: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        build_parts(catalog, apply_changes(tiny, changes))
+    assert str(told.value).startswith(message)
+
+
 def test_numbers_that_are_not_finite_by_default(tmp_path: Path) -> None:
     """A plugin may have them as defaults; who states the same says nothing new."""
     given = {"band": [100, "inf"], "bounds": [1.0, math.inf], "bound": "inf", "word": "infinity"}

@@ -27,9 +27,11 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "kernel", "groups"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"decoder.{name} must be at least 1, not {getattr(self, name)}.")
+                raise ConfigError(f"objective.options.decoder.{name} must be at least 1, not {getattr(self, name)}.")
         if self.kernel % 2 == 0:
-            raise ConfigError(f"decoder.kernel must be odd, so that the grid keeps its size, not {self.kernel}.")
+            raise ConfigError(
+                f"objective.options.decoder.kernel must be odd, so that the grid keeps its size, not {self.kernel}."
+            )
 
 
 class ConvolutionalDecoder(nn.Module):

@@ -35,11 +35,14 @@ class MaskConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.hidden_share < 1:
-            raise ConfigError(f"mask.hidden_share must lie between 0 and 1, not {self.hidden_share}.")
+            raise ConfigError(f"objective.options.mask.hidden_share must lie between 0 and 1, not {self.hidden_share}.")
         if self.block < 1:
-            raise ConfigError(f"mask.block must be at least 1, not {self.block}.")
+            raise ConfigError(f"objective.options.mask.block must be at least 1, not {self.block}.")
         if not 0 <= 1 - self.hidden_share + self.adjust <= 1:
-            raise ConfigError(f"mask.adjust {self.adjust} moves the kept share {1 - self.hidden_share:g} outside 0..1.")
+            raise ConfigError(
+                f"objective.options.mask.adjust {self.adjust} moves the kept share {1 - self.hidden_share:g} "
+                "outside 0..1."
+            )
 
 
 def num_kept(num_patches: int, config: MaskConfig) -> int:

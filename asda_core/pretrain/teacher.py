@@ -27,9 +27,9 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         for name in ("decay_start", "decay_end"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"teacher.{name} must lie in 0..1, not {getattr(self, name)}.")
+                raise ConfigError(f"objective.options.teacher.{name} must lie in 0..1, not {getattr(self, name)}.")
         if self.anneal_steps < 0:
-            raise ConfigError(f"teacher.anneal_steps must be 0 or more, not {self.anneal_steps}.")
+            raise ConfigError(f"objective.options.teacher.anneal_steps must be 0 or more, not {self.anneal_steps}.")
 
 
 def ema_decay(step: int, config: TeacherConfig) -> float:

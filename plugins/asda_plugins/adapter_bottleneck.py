@@ -33,9 +33,9 @@ class BottleneckConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= MAX_RATIO:
-            raise ConfigError(f"bottleneck: ratio must lie in (0, {MAX_RATIO}], not {self.ratio}.")
+            raise ConfigError(f"adapter.options.ratio must lie in (0, {MAX_RATIO}], not {self.ratio}.")
         if not (self.beside_mlp or self.behind_mixer):
-            raise ConfigError("bottleneck: nothing to attach; set beside_mlp: true or behind_mixer: true.")
+            raise ConfigError("adapter.options: nothing to attach; set beside_mlp: true or behind_mixer: true.")
 
 
 class Bottleneck(nn.Module):
@@ -90,7 +90,7 @@ class BottleneckAdapter:
         self.dim = dim
         self.hidden = int(dim * config.ratio)
         if not self.hidden:
-            raise ConfigError(f"bottleneck: ratio {config.ratio} of encoder.dim {dim} gives no hidden units.")
+            raise ConfigError(f"adapter.options.ratio {config.ratio} of encoder.dim {dim} gives no hidden units.")
 
     def attach(self, encoder: Encoder) -> None:
         """Wrap mixers and MLPs of the encoder.

@@ -36,11 +36,11 @@ class ConvolutionConfig:
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise ConfigError(f"convolution: width must be at least 1, not {self.width}.")
+            raise ConfigError(f"adapter.options.width must be at least 1, not {self.width}.")
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"convolution: dropout must lie in [0, 1), not {self.dropout}.")
+            raise ConfigError(f"adapter.options.dropout must lie in [0, 1), not {self.dropout}.")
         if not (self.beside_mixer or self.beside_mlp):
-            raise ConfigError("convolution: nothing to attach; set beside_mixer: true or beside_mlp: true.")
+            raise ConfigError("adapter.options: nothing to attach; set beside_mixer: true or beside_mlp: true.")
 
 
 class GridConvolution(nn.Module):

@@ -37,9 +37,9 @@ class LowRankConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ConfigError(f"low_rank: rank must be at least 1, not {self.rank}.")
+            raise ConfigError(f"adapter.options.rank must be at least 1, not {self.rank}.")
         if not 0 < self.alpha < math.inf:
-            raise ConfigError(f"low_rank: alpha must be a positive number, not {self.alpha}.")
+            raise ConfigError(f"adapter.options.alpha must be a positive number, not {self.alpha}.")
 
 
 class LowRank(nn.Module):

@@ -27,7 +27,7 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ConfigError(f"prompt: count must be at least 1, not {self.count}.")
+            raise ConfigError(f"adapter.options.count must be at least 1, not {self.count}.")
 
 
 class PromptedMixer(nn.Module):

@@ -37,7 +37,7 @@ class DifferentialConfig:
 
     def __post_init__(self) -> None:
         if self.sub_norm_eps < 0:
-            raise ConfigError(f"differential: sub_norm_eps must not be negative, not {self.sub_norm_eps}.")
+            raise ConfigError(f"encoder.mixer.options.sub_norm_eps must not be negative, not {self.sub_norm_eps}.")
 
 
 class DifferentialAttention(nn.Module):

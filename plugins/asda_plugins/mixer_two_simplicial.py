@@ -27,7 +27,7 @@ class TwoSimplicialConfig:
 
     def __post_init__(self) -> None:
         if self.norm_eps < 0:
-            raise ConfigError(f"two_simplicial: norm_eps must not be negative, not {self.norm_eps}.")
+            raise ConfigError(f"encoder.mixer.options.norm_eps must not be negative, not {self.norm_eps}.")
 
 
 class TwoSimplicialAttention(nn.Module):
