@@ -84,6 +84,16 @@ def resolved_options(catalog: Catalog, family: str, choice: PluginChoice, path: 
         return parse(offer.spec.config, {**released, **choice.options}, f"{path}.options")
 
 
+def chosen_plugins(config: RunConfig) -> list[tuple[str, str, PluginChoice]]:
+    """Family, dotted path in the config and choice of every plugin of a run; no adapter if it has none."""
+    chosen = [
+        ("front end", "front_end", config.front_end),
+        ("mixer", "encoder.mixer", config.encoder.mixer),
+        ("objective", "objective", config.objective),
+    ]
+    return chosen if config.adapter is None else [*chosen, ("adapter", "adapter", config.adapter)]
+
+
 def with_all_options(catalog: Catalog, config: RunConfig) -> RunConfig:
     """The config with all options of its plugins stated, also those that `compat` sets; skips missing plugins."""
 
@@ -107,18 +117,11 @@ def _with_choices(
     catalog: Catalog, config: RunConfig, change: Callable[[str, PluginChoice, str], PluginChoice]
 ) -> RunConfig:
     """Apply `change`, called with family, choice and path, to every plugin of a config that is available."""
-
-    def changed(family: str, choice: PluginChoice, path: str) -> PluginChoice:
-        return change(family, choice, path) if (family, choice.name) in catalog.offers else choice
-
-    adapter = None if config.adapter is None else changed("adapter", config.adapter, "adapter")
-    return replace(
-        config,
-        adapter=adapter,
-        front_end=changed("front end", config.front_end, "front_end"),
-        encoder=replace(config.encoder, mixer=changed("mixer", config.encoder.mixer, "encoder.mixer")),
-        objective=changed("objective", config.objective, "objective"),
-    )
+    changed: dict[str, Any] = {
+        path: change(family, choice, path) if (family, choice.name) in catalog.offers else choice
+        for family, path, choice in chosen_plugins(config)
+    }
+    return replace(config, encoder=replace(config.encoder, mixer=changed.pop("encoder.mixer")), **changed)
 
 
 def build_front_end(catalog: Catalog, choice: PluginChoice, compat: Compat = "default") -> Any:
@@ -227,12 +230,11 @@ def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = T
 
     If `with_objective` is False, as when nothing trains any more, an objective without its plugin is omitted.
     """
-    chosen = {"front end": config.front_end, "mixer": config.encoder.mixer, "objective": config.objective}
-    if config.adapter is not None:
-        chosen["adapter"] = config.adapter
-    if not with_objective and ("objective", config.objective.name) not in catalog.offers:
-        del chosen["objective"]
-    return {family: catalog.find(family, choice.name).origin for family, choice in chosen.items()}
+    return {
+        family: catalog.find(family, choice.name).origin
+        for family, _, choice in chosen_plugins(config)
+        if with_objective or family != "objective" or (family, choice.name) in catalog.offers
+    }
 
 
 def third_party_plugins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> list[str]:

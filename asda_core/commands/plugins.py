@@ -6,7 +6,15 @@ import sys
 
 from torch import nn
 
-from asda_core.assemble import adapt, build, build_encoder, build_front_end, weightless, with_all_options
+from asda_core.assemble import (
+    adapt,
+    build,
+    build_encoder,
+    build_front_end,
+    chosen_plugins,
+    weightless,
+    with_all_options,
+)
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.commands.config_arguments import apply_changes, config_from_path, is_config
 from asda_core.config import RunConfig
@@ -66,11 +74,7 @@ def run_show(parsed: argparse.Namespace) -> None:
         print(f"warning: {message}.", file=sys.stderr)
     encoder, *others = weightless(lambda: _modules(catalog, config, with_objective))
     print(to_yaml(config))
-    full = with_all_options(catalog, config)
-    chosen = {"front end": full.front_end, "mixer": full.encoder.mixer, "objective": full.objective}
-    if full.adapter is not None:
-        chosen["adapter"] = full.adapter
-    for family, choice in chosen.items():
+    for family, _, choice in chosen_plugins(with_all_options(catalog, config)):
         print(f"# {family} {choice.name} in full: {json.dumps(choice.options)}")
     print(f"# signature  {signature(config)} (without data)")
     for name, module in zip(("encoder", "objective"), (encoder, *others), strict=False):

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from asda_core.assemble import Parts, build_parts, check_clip, resolved_options
+from asda_core.assemble import Parts, build_parts, check_clip, chosen_plugins, resolved_options
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import TEACHER_PREFIX, Checkpoint, load_strict, model_tensors
 from asda_core.config import RunConfig
@@ -111,11 +111,10 @@ def _model_settings(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
     mixer: Any = catalog.find("mixer", encoder.mixer.name).spec
     if not mixer.uses_heads:
         del shape["encoder.num_heads"]
-    chosen = [("front end", "front_end", config.front_end), ("mixer", "encoder.mixer", encoder.mixer)]
-    if config.adapter is not None:
-        chosen.append(("adapter", "adapter", config.adapter))
     settings: dict[str, Any] = {}
-    for family, path, choice in chosen:
+    for family, path, choice in chosen_plugins(config):
+        if family == "objective":
+            continue
         spec = catalog.find(family, choice.name).spec
         options = to_plain(resolved_options(catalog, family, choice, path, config.compat))
         settings |= {f"{path}.options.{key}": v for key, v in options.items() if key not in spec.without_influence}
