@@ -32,6 +32,10 @@ class Parts:
     encoder: Encoder
     objective: Any
 
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names in a checkpoint file, and parameters, of encoder and objective; the front end has none to train."""
+        return [*self.encoder.named_parameters("encoder"), *self.objective.named_parameters("objective")]
+
 
 def build(
     catalog: Catalog, family: str, choice: PluginChoice, context: Any, path: str, compat: Compat = "default"

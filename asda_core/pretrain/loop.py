@@ -231,8 +231,7 @@ def _start(
     step_module = Step(parts.encoder, parts.objective, config.compute.precision)
     with report_out_of_memory("the model"):
         wrapped = prepare(step_module, config.compute, processes, device)
-    trainable = [(f"encoder.{n}", p) for n, p in parts.encoder.named_parameters() if p.requires_grad]
-    trainable += [(f"objective.{n}", p) for n, p in parts.objective.named_parameters() if p.requires_grad]
+    trainable = [(name, parameter) for name, parameter in parts.named_parameters() if parameter.requires_grad]
     exempt = no_decay_ids(parts.encoder, parts.objective)
     optimizer = make_optimizer((parameter for _, parameter in trainable), config.optimizer, exempt)
     if states:
@@ -278,9 +277,8 @@ def _features(run: Run, clips: Clips) -> Float[Tensor, "batch bins frames"]:
 
 def _save(run: Run) -> None:
     """Write a step: everything needed to resume."""
-    parameters = [*run.parts.encoder.named_parameters("encoder"), *run.parts.objective.named_parameters("objective")]
     tensors = gather_tensors(model_tensors(run.parts, True), run.processes.is_first)
-    states = gather_tensors(optimizer_states(parameters, run.optimizer), run.processes.is_first)
+    states = gather_tensors(optimizer_states(run.parts.named_parameters(), run.optimizer), run.processes.is_first)
     if run.processes.is_first:
         shared = {PASS_KEY: str(run.passes.size), STREAM_KEY: str(run.stream_parts)}
         metadata = checkpoint_metadata(run.config, run.catalog, run.step, run.data_digest) | shared
