@@ -1,8 +1,5 @@
 """Freeze an encoder, attach an adapter and find the new parameters; helpers that adapters share."""
 
-from collections.abc import Iterable
-from typing import cast
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -65,7 +62,7 @@ def blocks_to_adapt(encoder: Encoder, name: str, wrapper: type[nn.Module]) -> li
     """
     if any(isinstance(module, wrapper) for module in encoder.modules()):
         raise ConfigError(f"{name} is already attached.")
-    return list(cast(Iterable[Block], encoder.blocks))
+    return encoder.typed_blocks
 
 
 class ParallelAdapter(nn.Module):

@@ -67,7 +67,7 @@ def training_batch(
 
     Torch's global generator must be seeded; NumPy's draws depend on seed and step.
     """
-    augment, device = recipe.augment, next(model.encoder.parameters()).device
+    augment, device = recipe.augment, model.device
     generator = np.random.default_rng([recipe.seed, step, MIXUP_KEY])
     weights = mixup_weights(augment.mixup, len(labels), generator)
     audio, labels = to_device(clips.audio, device), to_device(labels, device)
@@ -92,7 +92,7 @@ def plain_features(
 ) -> Float[Tensor, "batch bins frames"]:
     """Features of clips without augmentation, for evaluation."""
     num_samples = round(recipe.data.clip_seconds * model.front_end.sample_rate)
-    device = next(model.encoder.parameters()).device
+    device = model.device
     audio = torch.stack([crop_or_pad(clip, num_samples) for clip in clips])
     features: Tensor = model.front_end(to_device(audio, device))
     if recipe.data.padding == "features":

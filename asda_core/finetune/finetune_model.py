@@ -44,6 +44,11 @@ class FinetuneModel:
     encoder: Encoder
     classifier: Classifier
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the encoder."""
+        return next(self.encoder.parameters()).device
+
     def modules(self) -> dict[str, nn.Module]:
         """Return front end, encoder and head by their names in a checkpoint file."""
         return {"front_end": self.front_end, "encoder": self.encoder, "classifier": self.classifier}
@@ -179,8 +184,9 @@ def build_finetune_model(
         model = FinetuneModel(config, front_end, encoder, Classifier(head, config.encoder.dim))
     _freeze(model, recipe)
     if recipe.mode in ("full", "last_blocks", "adapter"):
-        for block, rate in zip(encoder.blocks, drop_path_rates(config.encoder.depth, recipe.drop_path), strict=True):
-            block.drop_path = rate  # type: ignore[assignment]
+        rates = drop_path_rates(config.encoder.depth, recipe.drop_path)
+        for block, rate in zip(encoder.typed_blocks, rates, strict=True):
+            block.drop_path = rate
     return model
 
 
@@ -223,5 +229,5 @@ def _freeze(model: FinetuneModel, recipe: FinetuneConfig) -> None:
         if recipe.blocks > depth:
             raise ConfigError(f"blocks {recipe.blocks} is more than the {depth} blocks of the encoder.")
         encoder.final_norm.requires_grad_(True)
-        for block in list(encoder.blocks)[depth - recipe.blocks :]:
+        for block in encoder.typed_blocks[depth - recipe.blocks :]:
             block.requires_grad_(True)

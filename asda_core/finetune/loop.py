@@ -148,7 +148,7 @@ def _resume(training: Training, latest: Path) -> None:
         raise ConfigError(f"{training.folder} contains a run with another recipe, data or start; give another folder.")
     training.model.load(checkpoint)
     states, metadata = read_tensors(latest / TRAINING_FILE)
-    device = next(training.model.encoder.parameters()).device
+    device = training.model.device
     load_optimizer_states(states, training.model.trained_parameters(), training.optimizer, device)
     training.average = {n.removeprefix(AVERAGE): t.to(device) for n, t in states.items() if n.startswith(AVERAGE)}
     training.state = LoopState(**json.loads(metadata[STATE]))
@@ -172,7 +172,7 @@ def train(training: Training, progress: bool) -> None:
     name = training.folder.name
     bar = tqdm(total=training.steps, initial=training.step, unit="step", disable=not progress, desc=name, leave=False)
     log = (training.folder / LOG_FILE).open("a", encoding="utf-8")
-    exact = exact_matmul(next(training.model.encoder.parameters()).device)
+    exact = exact_matmul(training.model.device)
     batches = closing(prefetch(training.clips, training.step, training.steps))
     board, stopping = tensorboard(training.folder, training.step), stop_on_signal(training.request_stop)
     with board as writer, log, bar, exact, stopping, batches as batch_iterator:
@@ -205,7 +205,7 @@ def _train_step(training: Training, clips: Clips, encoded_clips: EncodedClips | 
     model.set_training(True)
     rates = set_rates(training.optimizer, recipe, step, training.steps, training.steps_per_epoch)
     labels = training.labels[clips.source_indices]
-    device = next(model.encoder.parameters()).device
+    device = model.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_step(recipe, step)
         if encoded_clips is None:

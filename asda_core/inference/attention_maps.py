@@ -14,7 +14,6 @@ from asda_core.contracts import MixerContext, ShowsMaps
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import AttentionMaps
-from asda_core.model.block import Block
 from asda_core.model.encoder import Encoder
 
 TRIAL_DIM, TRIAL_HEADS = 64, 4
@@ -67,7 +66,7 @@ def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"
     records = [LayerRecord() for _ in mixers]
     with contextlib.ExitStack() as stack:
         for number, mixer in enumerate(mixers):
-            _watch(stack, _block(encoder, number).mixer, mixer, records[number])
+            _watch(stack, encoder.typed_blocks[number].mixer, mixer, records[number])
         stack.enter_context(_evaluating(encoder))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(features.device.type, enabled=False))
@@ -81,7 +80,7 @@ def mixer_with_maps(encoder: Encoder, layer: int) -> ShowsMaps:
     Raises:
         ConfigError: there is none, in which case the message names the mixers that show maps, or there are several.
     """
-    outer = _block(encoder, layer).mixer
+    outer = encoder.typed_blocks[layer].mixer
     candidates = [module for module in outer.modules() if isinstance(module, ShowsMaps)]
     if candidates and (candidates[0] is outer or len(candidates) == 1):
         return candidates[0]
@@ -166,16 +165,12 @@ def _only(encoder: Encoder, layer: int, mixer: ShowsMaps, record: LayerRecord) -
     """Return the maps of a layer if its mixer was called once, on exactly the tokens of its block."""
     if len(record.layer_maps) == len(record.layouts) == 1 and record.layer_maps[0].layout is record.layouts[0]:
         return record.layer_maps[0]
-    outer = type(_block(encoder, layer).mixer).__name__
+    outer = type(encoder.typed_blocks[layer].mixer).__name__
     raise ConfigError(
         f"layer {layer}: {outer} runs {type(mixer).__name__} {len(record.layer_maps)} times or on tokens of its own, "
         "as the adapter 'prompt' does, and combines the outputs: no single map describes the attention of the layer. "
         "Use the checkpoint before adaptation, or one with another adapter."
     )
-
-
-def _block(encoder: Encoder, layer: int) -> Block:
-    return cast(Block, encoder.blocks[layer])
 
 
 @contextlib.contextmanager

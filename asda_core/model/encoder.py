@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -57,6 +58,11 @@ class Encoder(nn.Module):
             # std 1 as in the released ASDA; with a learned position table, the std of that table
             std = 1.0 if config.positions.type == "sine_cosine" else INIT_STD
             self.class_token = nn.Parameter(torch.randn(1, config.class_token.count, config.dim) * std)
+
+    @property
+    def typed_blocks(self) -> list[Block]:
+        """The blocks in order, under their own type, which PyTorch's module lists do not state."""
+        return cast(list[Block], list(self.blocks))
 
     def no_weight_decay(self) -> list[str]:
         """The class token; see `no_decay_ids`."""
