@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from asda_core.adapting import attach
-from asda_core.catalog import Catalog, Offer, error_place
+from asda_core.catalog import Catalog, Offer, PluginOrigins, error_place
 from asda_core.config import ClassTokenConfig, Compat, EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.contracts import Adapter, AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
@@ -229,10 +229,13 @@ def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:
         )
 
 
-def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> dict[str, dict[str, str]]:
+def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> PluginOrigins:
     """Family -> name, distribution and version of every plugin in a run.
 
     If `with_objective` is False, as when nothing trains any more, an objective without its plugin is omitted.
+
+    Raises:
+        PluginError: a plugin is not installed, or broken.
     """
     return {
         family: catalog.find(family, choice.name).origin

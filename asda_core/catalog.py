@@ -30,6 +30,9 @@ from asda_core.errors import PluginError, unknown_message
 from asda_core.spec_checks import check_spec
 from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
 
+PluginOrigins = Mapping[str, Mapping[str, str]]
+"""Family -> name, distribution and version of a plugin: of those installed, or of those that made some weights."""
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -99,6 +102,9 @@ def load_catalog(
         installed: whether to load the entry points of installed distributions.
         strict: raise the problems instead of keeping them.
         allow: names of the distributions to load; None loads all. asda's own is always loaded.
+
+    Raises:
+        PluginError: a plugin of `extra` offers nothing valid, or two plugins the same; if `strict`, any problem.
     """
     candidates: list[Offer] = []
     problems: list[Problem] = []

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plugin_origins
-from asda_core.catalog import Catalog
+from asda_core.catalog import Catalog, PluginOrigins
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
 from asda_core.errors import CheckpointError, ConfigError, PluginError
@@ -62,14 +62,15 @@ class Checkpoint:
         classifier: the head of a fine-tuned model, None if there is none.
         embedding: options of `asda_hear.load_model` that suit the model, as stated by its author; often empty.
         trained_on: for a fine-tuned model: `data`, the name of the data set; `tested`, the held-out fold, empty if
-            train and test splits were given; `clips`, marks that identify the training clips; and `before`, the same
-            for data sets on which the initial weights were trained. See `finetune.leakage`.
+            train and test splits were given; `clips`, marks that identify the training clips; `marked`, "no" if the
+            clips of `data` have none; and `before`, name, held-out fold and whether marked of the data sets on which
+            the initial weights were trained, as JSON. See `finetune.leakage`.
         report: one line on what was read, empty for an asda checkpoint.
     """
 
     file: Path
     config: RunConfig
-    plugins: Mapping[str, Mapping[str, str]]
+    plugins: PluginOrigins
     step: int
     data_digest: str
     tensors: Mapping[str, Tensor]
@@ -235,7 +236,7 @@ def checkpoint_metadata(
     classifier: ClassifierConfig | None = None,
     embedding: Mapping[str, Any] | None = None,
     trained_on: Mapping[str, str] | None = None,
-    plugins: Mapping[str, Mapping[str, str]] | None = None,
+    plugins: PluginOrigins | None = None,
 ) -> dict[str, str]:
     """The metadata that is written beside the tensors.
 

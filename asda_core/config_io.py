@@ -133,24 +133,20 @@ def to_yaml(config: Any) -> str:
 
 
 def with_value(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """A copy of nested plain data with one key set.
+    """A copy of nested plain data with one key set, as in "encoder.mixer.options.ratio"; missing levels are created.
 
-    Args:
-        data: nested mappings.
-        dotted: path of the key, as in "encoder.mixer.options.lambda_init"; missing levels are created.
-        value: the new value.
+    Raises:
+        ConfigError: a key on the path has a value that is not a mapping.
     """
     key, _, rest = dotted.partition(".")
-    copy = dict(data)
     if rest:
-        section = copy.get(key)
+        section = data.get(key)
         if isinstance(section, str):  # a plugin given by its name alone
             section = {"name": section}
         if not isinstance(section, Mapping | None):
             raise ConfigError(f"{key} has the value {section!r}, which has no key {rest!r}.")
         value = with_value(section or {}, rest, value)
-    copy[key] = value
-    return copy
+    return {**data, key: value}
 
 
 def with_change(plain: Mapping[str, Any], dotted: str, value: Any, default_config: Any = DEFAULT_RUN) -> dict[str, Any]:

@@ -50,13 +50,13 @@ class StreamedSound:
     Args:
         file: anything that libsndfile reads.
         sample_rate: target sample rate in Hz.
-        resample_along: as in `audio.read_audio`, whose samples these equal up to rounding.
+        resample_along: as in `audio.reading.read_audio`, whose samples these equal up to rounding.
 
     Attributes:
         num_samples: number of samples at the target rate.
 
     Raises:
-        AudioError: as in `audio.read_audio`, with the same messages.
+        AudioError: as in `audio.reading.read_audio`, with the same messages.
     """
 
     def __init__(self, file: str | Path, sample_rate: int, resample_along: ResampleAxis = "time") -> None:
@@ -122,13 +122,13 @@ Sound = LoadedSound | StreamedSound
 
 
 def resampled_length(num_samples: int, source_rate: int, sample_rate: int) -> int:
-    """Number of samples that `audio.resample` returns for `num_samples`."""
+    """Number of samples that `audio.reading.resample` returns for `num_samples`."""
     old, new = samples_per_period(source_rate, sample_rate)
     return -(-num_samples * new // old)
 
 
 def resampled_blocks(blocks: Iterable[Tensor], source_rate: int, sample_rate: int) -> Iterator[Float[Tensor, " block"]]:
-    """`audio.resample` for audio in blocks (S,) of any length; equal to it up to rounding.
+    """`audio.reading.resample` for audio in blocks (S,) of any length; equal to it up to rounding.
 
     Each segment is resampled with more audio on both sides than the kernel spans; the excess is cut off afterwards::
 
@@ -156,7 +156,7 @@ def resampled_blocks(blocks: Iterable[Tensor], source_rate: int, sample_rate: in
 
 
 def checked_length(blocks: Iterable[Tensor], name: str) -> int:
-    """Number of samples in all blocks, checked as by `audio.check_samples` for the whole.
+    """Number of samples in all blocks, checked as by `audio.reading.check_samples` for the whole.
 
     Raises:
         AudioError: NaN, infinite or absurdly large samples.

@@ -48,7 +48,12 @@ def is_plan(path: Path) -> bool:
 
 
 def config_from_path(path: Path) -> RunConfig:
-    """Return the config of a file or name, or that of a checkpoint, which is described in a line on stderr."""
+    """Return the config of a file or name, or that of a checkpoint, which is described in a line on stderr.
+
+    Raises:
+        ConfigError: the config is wrong, or a plan of `asda-hear ablate`.
+        CheckpointError: as in `read_model`.
+    """
     if is_config(path):
         if is_plan(path):
             raise ConfigError(f"{path} is a plan, not a config: asda-hear ablate {path} --dry-run shows its cells.")

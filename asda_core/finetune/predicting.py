@@ -73,6 +73,7 @@ def predict(
 
     Raises:
         TaskError: none of the clips can be read.
+        AsdaError: the model outputs NaN or infinite probabilities.
     """
     model = predictor.model
     model.set_training(False)

@@ -184,13 +184,13 @@ class ClipEncoder:
 
     @torch.no_grad()
     def encode_batch(self, clips: Sequence[Float[Tensor, " samples"]]) -> list[EncodedClip]:
-        """Encode clips with equally many time steps, each in one piece, in one pass.
+        """Return `encode` of clips with equally many time steps, computed in one pass; equal up to rounding.
 
         Args:
             clips: whose plans are `in_one_piece` and have the same `steps`; already checked by `check_audio`.
 
-        Returns:
-            the result of `encode` for each, up to rounding.
+        Raises:
+            ValueError: the clips differ in their time steps, or need several windows.
         """
         plans = [self.plan_windows(len(audio)) for audio in clips]
         if not all(plan.in_one_piece and plan.steps == plans[0].steps for plan in plans):

@@ -114,7 +114,7 @@ def open_sound(file: Path, clip_encoder: ClipEncoder) -> Tensor | StreamedSound:
     """Open and check a file for a clip encoder: a short one is read whole, a long one is returned as a stream.
 
     Raises:
-        AudioError: as in `audio.read_audio`.
+        AudioError: as in `audio.reading.read_audio`.
     """
     num_samples, rate = length_and_rate(file)
     along, sample_rate = clip_encoder.options.resample_along, clip_encoder.sample_rate

@@ -127,7 +127,12 @@ def read_ssast(stored: Mapping[str, Tensor], sidecar: Mapping[str, Any], file: P
 
 
 def infer_ssast_architecture(tensors: Mapping[str, Tensor], settings: Settings, file: Path) -> SsastArchitecture:
-    """Infer the architecture from the tensors and the settings stated beside them."""
+    """Infer the architecture from the tensors and the settings stated beside them.
+
+    Raises:
+        CheckpointError: a setting is missing that the tensors do not tell, or their positions fit no grid of patches.
+        KeyError: a tensor is missing.
+    """
     dim, _, patch_bins, patch_frames = tensors["v.patch_embed.proj.weight"].shape
     ssast = any(name.startswith("v.blocks.") for name in tensors)
     root = "v.blocks." if ssast else "v.layers."

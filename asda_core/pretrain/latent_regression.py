@@ -85,7 +85,11 @@ class LatentRegression(nn.Module):
     def loss(
         self, encoder: Encoder, features: Float[Tensor, "batch bins frames"], generator: torch.Generator
     ) -> Losses:
-        """Draw masks and noise, then `loss_for`."""
+        """Draw masks and noise, then `loss_for`.
+
+        Raises:
+            ConfigError: the clips hold too few patches to hide any.
+        """
         times, bands = encoder.config.grid(*features.shape[1:])
         if not times * bands:
             raise ConfigError(f"clips of {features.shape[2]} frames hold no patch; data.clip_seconds is too short.")
@@ -165,7 +169,7 @@ def build(config: LatentRegressionConfig, context: ObjectiveContext) -> LatentRe
 
 @hookimpl
 def asda_objectives() -> Iterable[ObjectiveSpec[LatentRegressionConfig]]:
-    """Register `latent_regression`."""
+    """Offer `latent_regression`."""
     return [
         ObjectiveSpec(
             name="latent_regression",

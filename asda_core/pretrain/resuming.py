@@ -38,7 +38,11 @@ def step_seed(seed: int, step: int) -> int:
 
 @contextmanager
 def suggest_older_step(latest: Path) -> Iterator[None]:
-    """Context that adds to the error of a damaged newest step how to resume from the one before, if there is one."""
+    """Context that adds to the error of a damaged newest step how to resume from the one before, if there is one.
+
+    Raises:
+        CheckpointError: that of the block, with the advice.
+    """
     try:
         yield
     except CheckpointError as error:

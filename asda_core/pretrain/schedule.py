@@ -142,7 +142,7 @@ def decay_groups(
 
     Args:
         parameters: those with `requires_grad` are trainable.
-        config: whether norms, biases and spared parameters decay too, as in the release.
+        config: whether norms, biases and exempt parameters decay too, as in the release.
         exempt_ids: output of `no_decay_ids` for the modules.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]

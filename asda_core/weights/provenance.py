@@ -6,7 +6,7 @@ A third-party plugin may have other options, sizes or defaults by now, and a con
 import json
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -15,13 +15,10 @@ from urllib.request import url2pathname
 
 from packaging.version import Version
 
-from asda_core.catalog import Catalog
+from asda_core.catalog import Catalog, PluginOrigins
 from asda_core.errors import AsdaError
 from asda_core.system.files import safetensors_metadata
 from asda_core.system.paths import MODEL_FILE, NO_DISTRIBUTION, OWN_DISTRIBUTION
-
-PluginOrigins = Mapping[str, Mapping[str, str]]
-"""Family -> name, distribution and version of the plugin that made the weights."""
 
 
 def stored_plugins(step: Path | None) -> PluginOrigins | None:

@@ -24,6 +24,9 @@ def build(config: GroupedDifferentialConfig, context: MixerContext) -> Subtracti
     **Source**: Grouped Differential Attention (arXiv 2510.06949).
     **Differs**: the paper divides a fixed number of heads; here there are `num_heads` signal heads and the noise heads
     are added, so that widths stay integers.
+
+    Raises:
+        ConfigError: `ratio` does not divide the number of heads, or the initial value of lambda does not fit the mode.
     """
     if config.ratio < 1 or context.num_heads % config.ratio:
         raise ConfigError(

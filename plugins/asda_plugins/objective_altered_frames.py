@@ -108,7 +108,11 @@ class AlteredFrames(nn.Module):
     def loss(
         self, encoder: Encoder, features: Float[Tensor, "batch bins frames"], generator: torch.Generator
     ) -> Losses:
-        """Draw an alteration and compute `loss_for`."""
+        """Draw an alteration and compute `loss_for`.
+
+        Raises:
+            ConfigError: the options alter nothing in clips of this length.
+        """
         batch, bins, frames = features.shape
         if not (
             num_spans(frames, self.config) or max_band_width(bins, self.config.channel_share) or self._adds_noise()

@@ -97,7 +97,11 @@ class MaskedPatch(nn.Module):
         features: Float[Tensor, "batch bins frames"],
         generator: torch.Generator,
     ) -> Losses:
-        """Draw the masks and compute `loss_for`."""
+        """Draw the masks and compute `loss_for`.
+
+        Raises:
+            ConfigError: the clips hold too few patches.
+        """
         grid = encoder.config.grid(*features.shape[1:])
         if grid[0] * grid[1] <= MIN_MASKED:
             raise ConfigError(f"clips of {features.shape[2]} frames contain fewer than {MIN_MASKED + 1} patches.")
