@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.layout import TokenLayout
+from asda_core.model.attention import split_heads
 from asda_core.system.resources import ResourceUsage
 
 WIDTH, HEADS = 768, 12
@@ -37,7 +38,7 @@ def allowed(layout: TokenLayout) -> Tensor:
 
 def dense(mixer: FrequencyTimeAttention, tokens: Tensor, layout: TokenLayout) -> Tensor:
     """Compute the same mixer with an N x N mask."""
-    query, key, value = mixer._split(tokens)
+    query, key, value = split_heads(mixer.qkv(tokens), 3, mixer.num_heads)
     mixed = scaled_dot_product_attention(query, key, value, attn_mask=allowed(layout))
     projected: Tensor = mixer.proj(mixed.transpose(1, 2).flatten(2))
     return projected
@@ -51,7 +52,7 @@ def compare(name: str, layout: TokenLayout, rounds: int) -> None:
     sides: dict[str, Callable[[], Tensor]] = {
         "dense": lambda: dense(mixer, tokens, layout),
         "lines": lambda: mixer(tokens, layout),
-        "maps": lambda: mixer._joined(mixer._split(tokens)[0]),
+        "maps": lambda: mixer._joined(split_heads(mixer.qkv(tokens), 3, mixer.num_heads)[0]),
     }
     with torch.no_grad():
         wanted, given = sides["dense"](), sides["lines"]()

@@ -26,6 +26,7 @@ from asda_core.catalog import installed_catalog
 from asda_core.config import PositionConfig
 from asda_core.config_io import load_run_config
 from asda_core.layout import TokenLayout
+from asda_core.model.attention import split_heads
 from asda_core.model.encoder import Encoder
 from asda_core.system.resources import ResourceUsage
 
@@ -45,7 +46,7 @@ class ByFormula(StandardAttention):
     def forward(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
         """Compute the softmax map, then its product with the values."""
         (softmax,) = self.maps(tokens, layout)
-        value = self._split(tokens)[2]
+        value = split_heads(self.qkv(tokens), 3, self.num_heads)[2]
         mixed: Tensor = self.proj((softmax @ value).transpose(1, 2).flatten(2))
         return mixed
 

@@ -58,6 +58,13 @@ class AttentionMaps:
             yield self.second
 
 
+def split_heads(
+    projected: Float[Tensor, "batch tokens projections"], parts: int, num_heads: int
+) -> Float[Tensor, "parts batch heads tokens width"]:
+    """Split projections that were computed at once, such as queries, keys and values, and each of them into heads."""
+    return torch.unflatten(projected, 2, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
 def softmax_map(
     query: Float[Tensor, "batch heads tokens width"],
     key: Float[Tensor, "batch heads tokens width"],
@@ -182,13 +189,7 @@ class SubtractiveAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        heads: Heads,
-        weight: Lambda,
-        norm: bool,
-        bias: bool = False,
-        add_mean: bool = False,
+        self, dim: int, heads: Heads, weight: Lambda, norm: bool, bias: bool = False, add_mean: bool = False
     ) -> None:
         super().__init__()
         if heads.signal % heads.noise:

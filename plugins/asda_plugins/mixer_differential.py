@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_core.model.attention import AttentionMaps, softmax_map
+from asda_core.model.attention import AttentionMaps, softmax_map, split_heads
 from asda_core.model.block import init_linear_layers
 from asda_core.model.recomputation import with_recomputation
 from asda_core.model.subtraction import Method, attention_terms, difference
@@ -77,7 +77,7 @@ class DifferentialAttention(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Attend to all tokens that are not padding, with both maps, and take the difference."""
-        query1, query2, key1, key2 = self._queries_and_keys(tokens)
+        query1, query2, key1, key2 = split_heads(self.qk(tokens), 4, self.num_heads)
         value = self.v(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D/H)
         way: Method | None = "formula" if self.by_formula else None
         mixed = attention_terms(query1, query2, key1, key2, value, self.weight, layout, way)
@@ -87,18 +87,13 @@ class DifferentialAttention(nn.Module):
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
         """Return the softmax maps A1 and A2 (each row sums to 1), and lambda per head."""
-        query1, query2, key1, key2 = self._queries_and_keys(tokens)
+        query1, query2, key1, key2 = split_heads(self.qk(tokens), 4, self.num_heads)
         return AttentionMaps(softmax_map(query1, key1, layout), softmax_map(query2, key2, layout), self.weight.detach())
 
     def _projected(self, signal: Tensor, noise: Tensor | None, weight: Tensor) -> Tensor:
         mixed = difference(signal, noise, weight).transpose(1, 2).flatten(2)
         projected: Tensor = self.proj(self.norm(mixed) * self.output_scale)
         return projected
-
-    def _queries_and_keys(self, tokens: Tensor) -> Tensor:
-        """Return q1, q2, k1, k2, stacked as (4, B, H, N, D/H)."""
-        split: Tensor = self.qk(tokens).unflatten(2, (4, self.num_heads, -1))
-        return split.permute(2, 0, 3, 1, 4)
 
 
 def build(config: DifferentialConfig, context: MixerContext) -> DifferentialAttention:

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
-from asda_core.model.attention import AttentionMaps, attend
+from asda_core.model.attention import AttentionMaps, attend, split_heads
 from asda_core.model.block import init_linear_layers
 from asda_core.model.lines import LineTable, line_table, whole_grid
 
@@ -60,7 +60,7 @@ class FrequencyTimeAttention(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Attend to the row and column of each token and to the class tokens."""
-        split = self._split(tokens)
+        split = split_heads(self.qkv(tokens), 3, self.num_heads)
         query, key, value = split
         inside = layout.without_class_token()
         parts = layout.without_class(split, axis=3), layout.only_class(split[1:], axis=3)
@@ -82,7 +82,7 @@ class FrequencyTimeAttention(nn.Module):
 
         Rows of padding are meaningless.
         """
-        query, key, _ = self._split(tokens)
+        query, key, _ = split_heads(self.qkv(tokens), 3, self.num_heads)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         lowest = torch.finfo(scores.dtype).min
         return AttentionMaps(scores.masked_fill(~self._allowed(layout), lowest).softmax(dim=-1))
@@ -99,11 +99,6 @@ class FrequencyTimeAttention(nn.Module):
         """Join heads (B, H, N, D/H) to (B, N, D) and apply the output projection."""
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return projected
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        """Return queries, keys and values, stacked as (3, B, H, N, D/H)."""
-        split: Tensor = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
-        return split.permute(2, 0, 3, 1, 4)
 
 
 def num_pairs(lines: LineTable) -> int:

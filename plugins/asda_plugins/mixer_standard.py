@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.layout import TokenLayout
-from asda_core.model.attention import AttentionMaps, softmax_map
+from asda_core.model.attention import AttentionMaps, softmax_map, split_heads
 from asda_core.model.block import init_linear_layers
 
 
@@ -37,7 +37,7 @@ class StandardAttention(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Attend to all tokens that are not padding."""
-        query, key, value = self._split(tokens)
+        query, key, value = split_heads(self.qkv(tokens), 3, self.num_heads)
         allowed = None if layout.padding is None else layout.valid[:, None, None, :]
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=allowed)
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
@@ -45,13 +45,8 @@ class StandardAttention(nn.Module):
 
     def maps(self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout) -> AttentionMaps:
         """Return the softmax map; its rows sum to 1, and it is 0 on padding."""
-        query, key, _ = self._split(tokens)
+        query, key, _ = split_heads(self.qkv(tokens), 3, self.num_heads)
         return AttentionMaps(softmax_map(query, key, layout))
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        """Return queries, keys and values, stacked as (3, B, H, N, D/H)."""
-        split: Tensor = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
-        return split.permute(2, 0, 3, 1, 4)
 
 
 def build(config: StandardConfig, context: MixerContext) -> StandardAttention:

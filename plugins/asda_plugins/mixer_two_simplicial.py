@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
+from asda_core.model.attention import split_heads
 from asda_core.model.block import init_linear_layers
 from asda_core.model.lines import LineTable, line_table
 from asda_core.model.norms import RmsNorm
@@ -54,8 +55,7 @@ class TwoSimplicialAttention(nn.Module):
         self, tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, "batch tokens dim"]:
         """Attend to the pairs of the column and row of each token."""
-        split = self.maps_in(tokens).unflatten(2, (5, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, key2, value, value2 = split
+        query, key, key2, value, value2 = split_heads(self.maps_in(tokens), 5, self.num_heads)
         query = query * query.shape[-1] ** -0.5
         key2, value2 = self.key_norm(key2), self.value_norm(value2)
 
