@@ -12,7 +12,15 @@ from asda_core.adapting import attach
 from asda_core.catalog import Catalog, Offer, PluginOrigins, error_place
 from asda_core.config import ClassTokenConfig, Compat, EncoderConfig, PluginChoice, RunConfig
 from asda_core.config_io import parse, to_plain
-from asda_core.contracts import Adapter, AdapterContext, FrontEndContext, MixerContext, MixerSpec, ObjectiveContext
+from asda_core.contracts import (
+    Adapter,
+    AdapterContext,
+    FrontEnd,
+    FrontEndContext,
+    MixerContext,
+    MixerSpec,
+    ObjectiveContext,
+)
 from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
 from asda_core.system.memory import report_out_of_memory
@@ -210,7 +218,7 @@ def weightless(make: Callable[[], ProductT]) -> ProductT:
         return make()
 
 
-def check_clip(front_end: Any, encoder: Encoder, seconds: float) -> None:
+def check_clip(front_end: FrontEnd, encoder: Encoder, seconds: float) -> None:
     """Check that a clip of `data.clip_seconds` holds a patch.
 
     Raises:

@@ -109,6 +109,7 @@ class ShowsMaps(Protocol):
         """The maps for these tokens; `maps.difference @ values` is how the mixer combines its values."""
 
 
+@runtime_checkable
 class FrontEnd(Protocol):
     """Audio -> features. An `nn.Module`.
 

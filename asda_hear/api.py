@@ -13,6 +13,7 @@ from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import parse
+from asda_core.contracts import FrontEnd
 from asda_core.devices import default_dtype
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
@@ -61,11 +62,11 @@ def load_model(
     return build_hear_model(opened.front_end, opened.encoder, opened.config.data.clip_seconds, parsed)
 
 
-def build_hear_model(front_end: Any, encoder: Encoder, clip_seconds: float, options: HearOptions) -> HearModel:
+def build_hear_model(front_end: FrontEnd, encoder: Encoder, clip_seconds: float, options: HearOptions) -> HearModel:
     """Build the model of a front end and an encoder.
 
     Args:
-        front_end: a module that is a `FrontEnd`.
+        front_end: computes the features.
         encoder: the encoder that takes its features.
         clip_seconds: length of the clips that it was trained on, in seconds.
         options: how embeddings are computed.

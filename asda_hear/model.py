@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from asda_core.audio.reading import check_samples
 from asda_core.checkpoint import Weights
+from asda_core.contracts import FrontEnd
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.clip_encoder import check_outputs
 from asda_core.inference.framing import CONTEXT_DIVISOR, MILLISECONDS, Framing, Window, num_frames, windows
@@ -67,14 +68,14 @@ class HearModel(nn.Module):
 
     def __init__(
         self,
-        front_end: Any,
+        front_end: FrontEnd,
         backbone: EncoderBackbone | LogMelBackbone,
         clip_seconds: float,
         options: HearOptions,
     ) -> None:
         super().__init__()
         self.front_end, self.backbone = front_end, backbone
-        self.sample_rate, self.precision = int(front_end.sample_rate), options.precision
+        self.sample_rate, self.precision = front_end.sample_rate, options.precision
         self.scene_embedding_size = backbone.scene_size
         self.timestamp_embedding_size = backbone.timestamp_size
         geometry = (front_end.sample_rate, front_end.hop_samples, front_end.window_samples, backbone.patch_frames)

@@ -14,6 +14,7 @@ from asda_core.assemble import build_front_end
 from asda_core.audio.reading import open_audio, read_samples
 from asda_core.catalog import Catalog
 from asda_core.config import Compat, PluginChoice
+from asda_core.contracts import FrontEnd
 from asda_core.errors import AudioError, ConfigError, NoSamplesError, prefix_errors
 from asda_core.system.thread_map import map_in_threads
 
@@ -148,7 +149,7 @@ def build_unnormalised(catalog: Catalog, choice: PluginChoice, compat: Compat = 
     return plain.eval()
 
 
-def measure_file(file: Path, front_end: Any) -> FileStatistics:
+def measure_file(file: Path, front_end: FrontEnd) -> FileStatistics:
     """Measure one file with a front end."""
     count, total, squares, peak, end = 0, 0.0, 0.0, 0.0, 0.0
     try:

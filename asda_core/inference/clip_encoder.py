@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from asda_core.audio.feature_padding import fill_features
 from asda_core.audio.long_files import LoadedSound, Sound
 from asda_core.audio.reading import check_samples
 from asda_core.config import Padding, ResampleAxis
+from asda_core.contracts import FrontEnd
 from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.inference.framing import CONTEXT_DIVISOR, Framing, Window, num_frames, windows
 from asda_core.model.encoder import Encoder, EncoderOutput
@@ -118,21 +118,21 @@ class WindowPlan:
         return list(windows(self.steps, self.size, self.size // CONTEXT_DIVISOR))
 
 
-def with_training_length(options: EncodeOptions, front_end: Any, encoder: Encoder) -> EncodeOptions:
+def with_training_length(options: EncodeOptions, front_end: FrontEnd, encoder: Encoder) -> EncodeOptions:
     """Return options that pad clips to the training length and cut longer ones into such windows by default."""
     if options.target_length is not None:
         return options
-    num_samples = round(options.clip_seconds * int(front_end.sample_rate))
+    num_samples = round(options.clip_seconds * front_end.sample_rate)
     framing = framing_of(front_end, encoder)
     whole = framing.frames_of(framing.patches_in(num_frames(num_samples, front_end)))
     seconds = options.window_seconds or options.clip_seconds
     return replace(options, minimum_length=whole, minimum_samples=num_samples, window_seconds=seconds)
 
 
-def framing_of(front_end: Any, encoder: Encoder) -> Framing:
+def framing_of(front_end: FrontEnd, encoder: Encoder) -> Framing:
     """Return the positions of an encoder's patches in the audio; the first starts at sample 0."""
     return Framing(
-        int(front_end.sample_rate),
+        front_end.sample_rate,
         front_end.hop_samples,
         front_end.window_samples,
         encoder.config.patch_frames,
@@ -158,9 +158,9 @@ def check_outputs(values: Tensor) -> None:
 class ClipEncoder:
     """A front end and an encoder in evaluation mode, with the options for cutting clips."""
 
-    def __init__(self, front_end: Any, encoder: Encoder, options: EncodeOptions) -> None:
+    def __init__(self, front_end: FrontEnd, encoder: Encoder, options: EncodeOptions) -> None:
         self.front_end, self.encoder, self.options = front_end, encoder, options
-        self.sample_rate = int(front_end.sample_rate)
+        self.sample_rate = front_end.sample_rate
         self.patch_frames = encoder.config.patch_frames
         self.framing = framing_of(front_end, encoder)
         if options.target_length is not None and options.target_length < self.patch_frames:

@@ -106,7 +106,7 @@ def grid_of(clip_encoder: ClipEncoder) -> dict[str, float]:
     """Return the geometry of the patches: bands per time step, and the durations of a step and a patch in ms."""
     shape, front_end = clip_encoder.encoder.config, clip_encoder.front_end
     hop_ms = MILLISECONDS * front_end.hop_samples / clip_encoder.sample_rate
-    bands = shape.grid(int(front_end.num_bins), shape.patch_frames)[1]
+    bands = shape.grid(front_end.num_bins, shape.patch_frames)[1]
     return {"bands": bands, "step_ms": shape.step_frames * hop_ms, "patch_ms": shape.patch_frames * hop_ms}
 
 

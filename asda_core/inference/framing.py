@@ -15,20 +15,21 @@ encoder's grid requires; the outputs of the runs are interleaved.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from asda_core.contracts import FrontEnd
 
 MILLISECONDS = 1000
 CONTEXT_DIVISOR = 8
 """One eighth of a window at each inner edge serves only as context."""
 
 
-def num_frames(num_samples: int, front_end: Any) -> int:
+def num_frames(num_samples: int, front_end: FrontEnd) -> int:
     """Return the number of frames that fit entirely into `num_samples`, at least 0."""
-    return max(0, (num_samples - int(front_end.window_samples)) // int(front_end.hop_samples) + 1)
+    return max(0, (num_samples - front_end.window_samples) // front_end.hop_samples + 1)
 
 
 @dataclass(frozen=True)

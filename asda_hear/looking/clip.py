@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,6 +12,7 @@ from asda_core.audio.feature_padding import fill_features
 from asda_core.audio.reading import check_samples, crop_or_pad, read_audio
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config import Padding
+from asda_core.contracts import FrontEnd
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.framing import num_frames
 from asda_core.log_mel import LogMel
@@ -33,13 +33,13 @@ class OpenModel:
 
     Attributes:
         name: display name.
-        front_end: a `FrontEnd`, on the CPU like the encoder, both in evaluation mode.
+        front_end: on the CPU like the encoder, both in evaluation mode.
         encoder: its mixers may or may not expose maps; that is only checked when maps are computed.
         clip_seconds, padding: of its training clips.
     """
 
     name: str
-    front_end: Any
+    front_end: FrontEnd
     encoder: Encoder
     clip_seconds: float
     padding: Padding = "silence"
@@ -47,7 +47,7 @@ class OpenModel:
     @property
     def sample_rate(self) -> int:
         """Sample rate of its input audio, in Hz."""
-        return int(self.front_end.sample_rate)
+        return self.front_end.sample_rate
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,6 @@ def silent_patches(model: OpenModel, excerpt: Excerpt) -> Bool[Tensor, " patches
 def _min_samples(model: OpenModel) -> int:
     """Number of samples in one whole patch."""
     front_end, frames = model.front_end, model.encoder.config.patch_frames
-    num_samples = (frames - 1) * int(front_end.hop_samples) + int(front_end.window_samples)
+    num_samples = (frames - 1) * front_end.hop_samples + front_end.window_samples
     assert num_frames(num_samples, front_end) == frames
     return num_samples

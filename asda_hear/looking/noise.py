@@ -122,19 +122,19 @@ def add_noise(model: OpenModel, excerpt: Excerpt, noise: Noise, snr_db: float) -
 def _num_steps(model: OpenModel, excerpt: Excerpt) -> int:
     """Number of time steps in the excerpt."""
     front_end = model.front_end
-    return model.encoder.config.grid(int(front_end.num_bins), num_frames(len(excerpt.audio), front_end))[0]
+    return model.encoder.config.grid(front_end.num_bins, num_frames(len(excerpt.audio), front_end))[0]
 
 
 def _num_unpadded(model: OpenModel, excerpt: Excerpt) -> int:
     """Number of time steps that begin before the file's samples end."""
-    step_samples = model.encoder.config.step_frames * int(model.front_end.hop_samples)
+    step_samples = model.encoder.config.step_frames * model.front_end.hop_samples
     return min(_num_steps(model, excerpt), -(-excerpt.num_file_samples // step_samples))
 
 
 def _gate(model: OpenModel, excerpt: Excerpt, steps: Bool[Tensor, " steps"]) -> Float[Tensor, " samples"]:
     """1 at samples of the drawn steps that no patch of a clean step uses; 0 elsewhere and in padding."""
     front_end, config = model.front_end, model.encoder.config
-    hop, window = int(front_end.hop_samples), int(front_end.window_samples)
+    hop, window = front_end.hop_samples, front_end.window_samples
     step_samples = config.step_frames * hop
     patch_samples = (config.patch_frames - 1) * hop + max(window, hop)
     gate = torch.ones(len(excerpt.audio))

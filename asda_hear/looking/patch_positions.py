@@ -75,11 +75,11 @@ def patch_positions(model: OpenModel, excerpt: Excerpt, num_frames: int) -> Patc
     """Return the positions of the patches of features with `num_frames` frames."""
     front_end, config = model.front_end, model.encoder.config
     return PatchPositions(
-        grid=config.grid(int(front_end.num_bins), num_frames),
+        grid=config.grid(front_end.num_bins, num_frames),
         start_seconds=excerpt.start_seconds,
-        step_seconds=config.step_frames * int(front_end.hop_samples) / model.sample_rate,
+        step_seconds=config.step_frames * front_end.hop_samples / model.sample_rate,
         step_bins=config.step_bins,
-        num_bins=int(front_end.num_bins),
+        num_bins=front_end.num_bins,
         top_hz=model.sample_rate / 2 if isinstance(front_end, LogMel) else None,
     )
 
