@@ -1,11 +1,14 @@
 """The exception hierarchy. Messages say what was given, what was expected, where, and the nearest valid choice."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import islice
 
 SIMILARITY_CUTOFF = 0.5
 """Ratio of `difflib` above which a valid name is offered as a correction; 0.6 misses `lamda` for `lambda_init`."""
+MAX_LISTED, MAX_LISTED_LONG = 5, 3
+"""Largest number of names in a message, and of longer texts, such as paths and reasons."""
 
 
 class AsdaError(Exception):
@@ -67,6 +70,16 @@ def prefix_errors(location: object) -> Iterator[None]:
 def error_message(error: Exception) -> str:
     """The message of an error without errno and file name; the output line names the file already."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def listing(names: Sequence[object], limit: int = MAX_LISTED) -> str:
+    """Names after each other, as in "a, b, ..." for three names and a limit of 2."""
+    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
+
+
+def first_reasons(reasons: Iterable[str]) -> str:
+    """The first few reasons why files were skipped, to tell why none is left."""
+    return "; ".join(islice(reasons, MAX_LISTED_LONG))
 
 
 def unknown_message(kind: str, name: str, valid: Iterable[str]) -> str:

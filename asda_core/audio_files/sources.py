@@ -13,14 +13,13 @@ from asda_core.audio_files.manifests import TABLE_SUFFIXES, files_in_manifest, f
 from asda_core.audio_files.pack_options import unfinished_message
 from asda_core.audio_files.tar_headers import AUDIO_SUFFIXES, TAR_SUFFIX, UNSUPPORTED_SUFFIXES, is_audio
 from asda_core.audio_files.tars import INDEX_SUFFIX, num_bytes, shard_index, shard_of
-from asda_core.errors import AudioError, ConfigError
+from asda_core.errors import MAX_LISTED_LONG, AudioError, ConfigError, listing
 from asda_core.system.files import files_below
 
 PIPE_PREFIX, STREAM_PREFIX = "pipe:", "stream:"
 """Prefixes of a command that prints a tar, and of a tar file that is read sequentially."""
 BRACE_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """Range of shard numbers in a name, as in `train-{000000..000099}.tar`."""
-MAX_LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def find_training_data(sources: Iterable[str | Path]) -> AudioList:
     streams = [ShardStream(address) for source in streamed for address in expand_braces(source)]
     missing = [stream.address for stream in streams if stream.file and not stream.file.is_file()]
     if missing:
-        raise AudioError(f"{len(missing)} of {len(streams)} shards do not exist: {', '.join(missing[:MAX_LISTED])}.")
+        raise AudioError(f"{len(missing)} of {len(streams)} shards do not exist: {listing(missing, MAX_LISTED_LONG)}.")
     return streams
 
 
@@ -172,10 +171,11 @@ def _warn_of_missing(pack: Path) -> None:
     if problem := unfinished_message(pack):
         print(f"warning: {problem}", file=sys.stderr)
     indices = sorted(pack.glob(f"*{INDEX_SUFFIX}"))
-    missing = [index.name for index in indices if not index.with_name(shard_of(index.name)).exists()]
+    shards = [index.with_name(shard_of(index.name)) for index in indices]
+    missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
         message = f"{len(missing)} of {len(indices)} shards of {pack} are missing, although their index files exist"
-        print(f"warning: {message}: {', '.join(map(shard_of, missing[:MAX_LISTED]))}.", file=sys.stderr)
+        print(f"warning: {message}: {listing(missing, MAX_LISTED_LONG)}.", file=sys.stderr)
 
 
 def list_identity(files: Iterable[Path] | Iterable[ShardStream]) -> list[tuple[str, int]]:

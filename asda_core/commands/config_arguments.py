@@ -14,13 +14,10 @@ from asda_core.config_io import (
     to_plain,
     with_change,
 )
-from asda_core.errors import ConfigError
+from asda_core.errors import ConfigError, listing
 from asda_core.official.reading import read_model
 from asda_core.settings.strict_yaml import read_yaml
 from asda_core.system.paths import is_config_file
-
-MAX_LISTED = 5
-"""Largest number of class names that a line lists."""
 
 
 def apply_changes(config: RunConfig, changes: Sequence[str]) -> RunConfig:
@@ -61,9 +58,7 @@ def config_from_path(path: Path) -> RunConfig:
     checkpoint = read_model(path)
     model = "pre-trained"
     if checkpoint.classifier:
-        labels = ", ".join(checkpoint.classifier.labels[:MAX_LISTED]) + (
-            ", ..." if len(checkpoint.classifier.labels) > MAX_LISTED else ""
-        )
+        labels = listing(checkpoint.classifier.labels)
         model = f"classifier of {checkpoint.classifier.num_classes} classes ({labels or 'without names'})"
     print(checkpoint.report or f"{checkpoint.file}: asda checkpoint, {model}, step {checkpoint.step}", file=sys.stderr)
     return checkpoint.config

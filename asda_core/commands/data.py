@@ -20,6 +20,7 @@ from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config
 from asda_core.data.packing import pack
 from asda_core.data.statistics import Statistics, measure
+from asda_core.errors import MAX_LISTED, listing
 from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.shards import CLASSES_FILE
@@ -27,8 +28,6 @@ from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import with_splits
 from asda_core.system.resources import SECONDS_PER_HOUR
 
-MAX_LISTED = 5
-"""Maximum number of file names listed on a line, and of reasons listed below."""
 DIGITS = 3
 """Decimal places of a mean and a standard deviation, as in published ones."""
 
@@ -161,5 +160,4 @@ def as_text(stats: Statistics, num_files: int) -> str:
 
 
 def _named(files: Sequence[str]) -> str:
-    first = ", ".join(files[:MAX_LISTED])
-    return f"{len(files)}" + (f": {first}{', ...' if len(files) > MAX_LISTED else ''}" if files else "")
+    return f"{len(files)}" + (f": {listing(files)}" if files else "")

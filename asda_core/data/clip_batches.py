@@ -24,11 +24,8 @@ from torch import Tensor
 
 from asda_core.config import DataConfig, require
 from asda_core.data.clip_reader import ClipReader
-from asda_core.errors import AudioError, FileAccessError
+from asda_core.errors import AudioError, FileAccessError, first_reasons
 from asda_core.system.memory import report_out_of_memory
-
-MAX_LISTED = 3
-"""Number of reasons listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class Batches(ABC):
             except AudioError as error:  # a long file stays: another crop may be good, in any order of reading
                 permanent = file not in self.reader.long_files and not isinstance(error, FileAccessError)
                 failures.append((file, str(error), permanent))
-        reasons = "; ".join([*self.skipped.values(), *(reason for _, reason, _ in failures)][:MAX_LISTED])
+        reasons = first_reasons([*self.skipped.values(), *(reason for _, reason, _ in failures)])
         raise AudioError(f"none of the {self._whole()} is readable. First reasons: {reasons}")
 
     @abstractmethod

@@ -27,7 +27,7 @@ from asda_core.audio_files.sources import list_identity
 from asda_core.audio_files.tar_headers import TAR_SUFFIX
 from asda_core.audio_files.tars import member_bytes, split_member
 from asda_core.data.shard_writer import ShardWriter, finished_shards, shard_name
-from asda_core.errors import AudioError, ConfigError
+from asda_core.errors import AudioError, ConfigError, first_reasons
 from asda_core.system.files import read_json_lines, text_digest, write_text
 from asda_core.system.locks import hold_folder_lock
 from asda_core.system.resources import GIBIBYTE, SECONDS_PER_HOUR
@@ -208,7 +208,7 @@ def _report(folder: Path, options: PackOptions) -> PackSummary:
     finished = finished_shards(folder, options.name)
     skipped = {entry["file"]: entry["reason"] for entry in read_json_lines(folder / SKIPPED_FILE)}
     if not finished:
-        reasons = "; ".join(list(skipped.values())[:3])
+        reasons = first_reasons(skipped.values())
         raise AudioError(f"none of the {len(skipped)} audio files can be packed. First reasons: {reasons}")
     members = [member for facts in finished for member in facts["members"]]
     hours = sum(samples / rate for *_, samples, rate in members) / SECONDS_PER_HOUR

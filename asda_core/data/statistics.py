@@ -15,7 +15,7 @@ from asda_core.audio.reading import open_audio, read_samples
 from asda_core.catalog import Catalog
 from asda_core.config import Compat, PluginChoice
 from asda_core.contracts import FrontEnd
-from asda_core.errors import AudioError, ConfigError, NoSamplesError, prefix_errors
+from asda_core.errors import AudioError, ConfigError, NoSamplesError, first_reasons, prefix_errors
 from asda_core.system.thread_map import map_in_threads
 
 BLOCK_SECONDS = 60.0
@@ -125,7 +125,7 @@ def measure(
             bar.update()
     if not overall.num_values:
         short = [f"{file} is shorter than one window" for file in overall.short]
-        reasons = "; ".join([*overall.broken.values(), *short][:3])
+        reasons = first_reasons([*overall.broken.values(), *short])
         raise AudioError(f"none of the {len(files)} audio files gives features. First reasons: {reasons}")
     return overall
 

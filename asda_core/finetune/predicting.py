@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asda_core.data.clip_reader import ClipReader
-from asda_core.errors import AsdaError, AudioError, FileAccessError, TaskError
+from asda_core.errors import AsdaError, AudioError, FileAccessError, TaskError, first_reasons
 from asda_core.finetune.batches import CLIPS_PER_PASS, MEMORY_ADVICE, label_matrix, plain_features
 from asda_core.finetune.evaluation import Predictions
 from asda_core.finetune.finetune_model import FinetuneModel
@@ -88,7 +88,7 @@ def predict(
             outputs.append(values.float().cpu())
             bar.update(len(clips))
     if not readable:
-        reasons = "; ".join(list(predictor.skipped.values())[:3])
+        reasons = first_reasons(predictor.skipped.values())
         raise TaskError(f"none of the {len(examples)} clips can be read. First reasons: {reasons}")
     values = torch.cat(outputs)
     if not bool(torch.isfinite(values).all()):

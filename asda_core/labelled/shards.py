@@ -19,7 +19,7 @@ from asda_core.audio_files.pack_options import unfinished_message
 from asda_core.audio_files.sources import BRACE_RANGE, expand_braces
 from asda_core.audio_files.tar_headers import TAR_SUFFIX, StrictHeader, is_audio, plain_name
 from asda_core.audio_files.tars import shard_index
-from asda_core.errors import AudioError, TaskError
+from asda_core.errors import MAX_LISTED_LONG, AudioError, TaskError, listing
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.label_files import Label
 from asda_core.labelled.rows import Row
@@ -30,8 +30,6 @@ from asda_core.system.files import files_below
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 """Suffixes of compressed shards, which have no random access: they would have to be unpacked from the beginning."""
-MAX_LISTED = 3
-"""Maximum number of file names listed on a line."""
 LABEL_SUFFIX, DESCRIPTION_SUFFIX = "cls", "json"
 """Suffixes of the members that describe a clip, after its key. **Source**: webdataset's conventions."""
 CLASSES_FILE = "class_labels_indices.csv"
@@ -114,7 +112,7 @@ def _check_folder(path: Path) -> None:
         raise TaskError(message)
     if compressed := [file.name for file in files_below(path) if file.name.endswith(COMPRESSED_SUFFIXES)]:
         print(
-            f"warning: skipped compressed shards in {path} (unpack to use): {', '.join(compressed[:MAX_LISTED])}.",
+            f"warning: skipped compressed shards in {path} (unpack to use): {listing(compressed, MAX_LISTED_LONG)}.",
             file=sys.stderr,
         )
 

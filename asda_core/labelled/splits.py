@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from asda_core.errors import TaskError, unknown_message
+from asda_core.errors import TaskError, listing, unknown_message
 from asda_core.labelled.examples import NO_SPLIT, TEST, TRAIN, TRAIN_VALID_TEST, VALID, Example, LabelledData
 from asda_core.labelled.random_splits import SPLIT_CYCLE, assign_stratified
 from asda_core.labelled.rows import by_number
@@ -28,8 +28,6 @@ FOLD = "fold"
 """Prefix of the name of a round that is a fold."""
 MIN_FOLDS = 2
 """Minimum number of folds: one to test, one to train."""
-MAX_LISTED = 5
-"""Maximum number of classes named in a warning."""
 
 
 @dataclass(frozen=True)
@@ -228,5 +226,4 @@ def _labels_of(examples: Iterable[Example]) -> dict[str, None]:
 
 
 def _listed(classes: Sequence[str]) -> str:
-    names = ", ".join(classes[:MAX_LISTED]) + (", ..." if len(classes) > MAX_LISTED else "")
-    return f"{len(classes)} {'class' if len(classes) == 1 else 'classes'} ({names})"
+    return f"{len(classes)} {'class' if len(classes) == 1 else 'classes'} ({listing(classes)})"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from asda_core.audio_files.manifests import FILE_COLUMNS, check_quotes
 from asda_core.audio_files.tar_headers import AUDIO_SUFFIXES
-from asda_core.errors import TaskError, unknown_message
+from asda_core.errors import MAX_LISTED_LONG, TaskError, listing, unknown_message
 from asda_core.labelled.examples import NO_SPLIT
 from asda_core.labelled.rows import Row
 from asda_core.labelled.source import SourceConfig
@@ -25,8 +25,6 @@ USUAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
 """Usual column names in public data sets, in lower case."""
 MAX_HEADER = 10_000
 """Maximum number of characters read for the header and the blank lines above it."""
-MAX_LISTED = 3
-"""Maximum number of missing files named in a message."""
 
 
 class TableRow(NamedTuple):
@@ -241,9 +239,9 @@ def require_files(rows: Iterator[Row], table: Path) -> list[Row]:
             names[parent] = set(os.listdir(parent)) if parent.is_dir() else set()
         (existing if row.file.name in names[parent] else missing).append(row)
     if missing:
-        examples = ", ".join(f"{row.file} (line {row.line})" for row in missing[:MAX_LISTED])
+        places = [f"{row.file} (line {row.line})" for row in missing]
         raise TaskError(
             f"{table}: {len(missing):,} of {len(missing) + len(existing):,} files are missing: "
-            f"{examples}{', ...' if len(missing) > MAX_LISTED else ''}; check the key audio."
+            f"{listing(places, MAX_LISTED_LONG)}; check the key audio."
         )
     return existing

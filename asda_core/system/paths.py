@@ -5,7 +5,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from asda_core.errors import CheckpointError, ConfigError
+from asda_core.errors import CheckpointError, ConfigError, listing
 
 MODEL_FILE = "model.safetensors"
 WEIGHT_SUFFIXES, CONFIG_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin"), (".yaml", ".yml")
@@ -22,8 +22,6 @@ PYTORCH_MODEL_FILE = "pytorch_model.bin"
 """Weights file that a Hugging Face folder may hold instead of `model.safetensors`."""
 HUGGING_FACE_CONFIG = "config.json"
 """Config file that a Hugging Face folder holds beside its weights."""
-MAX_LISTED = 5
-"""Largest number of runs that a message names."""
 STEP_FOLDERS = "step-*"
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
@@ -104,8 +102,7 @@ def find_model_file(path: Path, prefer_step: bool = False) -> Path:
     if len(below) == 1:
         return below[0] / MODEL_FILE
     if below:
-        named = ", ".join(map(str, below[:MAX_LISTED])) + (", ..." if len(below) > MAX_LISTED else "")
-        raise CheckpointError(f"{path} holds {len(below)} runs; give one of them: {named}.")
+        raise CheckpointError(f"{path} holds {len(below)} runs; give one of them: {listing(below)}.")
     raise CheckpointError(f"no checkpoint at {path}: expected {CHECKPOINT_DESCRIPTION}.")
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from asda_core.audio.reading import crop_or_pad, read_audio
 from asda_core.audio.writing import write_wav
-from asda_core.errors import AudioError, TaskError, unknown_message
+from asda_core.errors import AudioError, TaskError, first_reasons, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.system.files import write_csv, write_text
 from asda_core.system.locks import hold_folder_lock
@@ -231,7 +231,7 @@ def _write_task(config: TaskConfig, clips: Mapping[tuple[str, str], Clip], part:
     written, skipped = _write_audio(config, clips, part, progress)
     splits = sorted({split for split, _ in written})
     if empty := sorted({split for split, _ in clips} - set(splits)):
-        raise TaskError(f"no clip of {', '.join(empty)} is readable. First reasons: {'; '.join(skipped[:3])}")
+        raise TaskError(f"no clip of {', '.join(empty)} is readable. First reasons: {first_reasons(skipped)}")
     mode = "presplit_kfold"
     if set(splits) == set(TRAIN_VALID_TEST):
         splits, mode = list(TRAIN_VALID_TEST), FIXED_SPLITS
@@ -277,7 +277,7 @@ def _write_audio(
         events = tuple(event for event in clip.events if event.start_ms < end_ms)
         written[split, name] = replace(clip, events=events)
     if not written:
-        raise TaskError(f"none of the {len(clips)} clips is readable. First reasons: {'; '.join(skipped[:3])}")
+        raise TaskError(f"none of the {len(clips)} clips is readable. First reasons: {first_reasons(skipped)}")
     before, after = (sum(len(by_name[key].events) for key in written) for by_name in (clips, written))
     if before > after:
         message = (

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from asda_core.audio.reading import read_audio
 from asda_core.catalog import Catalog
-from asda_core.errors import AudioError, ConfigError
+from asda_core.errors import AudioError, ConfigError, first_reasons
 from asda_core.inference.attention_maps import LayerMaps, attention_maps
 from asda_hear.looking.clip import OpenModel, input_features, open_model, read_excerpt
 from asda_hear.looking.measures import attention_share, query_mean, token_mask
@@ -159,7 +159,7 @@ def noise_attention(
             except AudioError as error:
                 skipped.append(str(error) if str(files[number]) in str(error) else f"{files[number]}: {error}")
     if not measured:
-        raise AudioError(f"none of {len(files)} audio files can be used: {'; '.join(skipped[:3]) or 'none given'}")
+        raise AudioError(f"none of {len(files)} audio files can be used: {first_reasons(skipped) or 'none given'}")
     names = [file.name for file in files]
     by_name = {
         names[number]

@@ -116,6 +116,8 @@ def test_streams(tmp_path: Path) -> None:
         find_training_data([f"stream:{first}", second])
     with pytest.raises(AudioError, match="1 of 2 shards do not exist: stream:.*train-002.tar"):
         find_training_data([f"stream:{tmp_path}/train-{{001..002}}.tar"])
+    with pytest.raises(AudioError, match=r"4 of 5 shards do not exist: \S*002.tar, \S*003.tar, \S*004.tar, \.\.\."):
+        find_training_data([f"stream:{tmp_path}/train-{{001..005}}.tar"])
     with pytest.raises(ConfigError, match="only `asda pretrain` reads streamed shards"):
         find_audio(f"stream:{first}")
     assert find_training_data([tmp_path]) == find_audio(tmp_path)
@@ -310,6 +312,10 @@ def test_a_pack_that_is_not_whole(tmp_path: Path, audio_folder: Path, capsys: py
     told = capsys.readouterr().err
     assert f"the pack {tmp_path}/pack is not finished" in told
     assert f"1 of 2 shards of {tmp_path}/pack are missing, although their index files exist: train-000001.tar" in told
+    for number in range(2, 5):
+        (tmp_path / "pack" / f"train-{number:06d}{INDEX_SUFFIX}").write_text("{}")
+    find_audio(tmp_path / "pack")
+    assert "exist: train-000001.tar, train-000002.tar, train-000003.tar, ..." in capsys.readouterr().err
 
 
 def test_links_that_lead_nowhere_are_counted(audio_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,9 +154,12 @@ def test_shards_in_folders_of_splits(tmp_path: Path, capsys: pytest.CaptureFixtu
     write_tar(tmp_path / "train" / "000000.tar", clip("a", 0, label="cat"))
     write_tar(tmp_path / "test" / "000000.tar", clip("a", 1, label="dog"))
     text(tmp_path / "train" / "._000000.tar", "of a Mac")
-    text(tmp_path / "train" / "000001.tar.gz", "compressed")
+    for number in range(1, 5):
+        text(tmp_path / "train" / f"{number:06d}.tar.gz", "compressed")
     assert said(tmp_path) == [("a.flac", ("dog",), "test"), ("a.flac", ("cat",), "train")]
-    assert "skipped compressed shards in" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "skipped compressed shards in" in told
+    assert "(unpack to use): 000001.tar.gz, 000002.tar.gz, 000003.tar.gz, ..." in told
     with pytest.raises(TaskError, match="is in a shard, not in a class folder"):
         read(tmp_path, format="folders")
 
