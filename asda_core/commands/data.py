@@ -1,8 +1,6 @@
 """`asda data pack` and `asda data stats`."""
 
 import argparse
-import csv
-import io
 import json
 import statistics
 import sys
@@ -26,6 +24,7 @@ from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.shards import CLASSES_FILE
 from asda_core.labelled.source import load_source
 from asda_core.labelled.splits import with_splits
+from asda_core.system.files import csv_text
 from asda_core.system.resources import SECONDS_PER_HOUR
 
 DIGITS = 3
@@ -74,13 +73,10 @@ def label_file_text(data: LabelledData) -> str:
             name.isprintable(),
             f"the class {name!r} has unprintable characters (tab, line break, ...); a label file cannot store them.",
         )
-    text = io.StringIO()
-    same = data.classes == data.class_names
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "display_name"] if same else ["index", "mid", "display_name"])
-    for number, (identifier, name) in enumerate(zip(data.classes, data.class_names, strict=True)):
-        writer.writerow([number, name] if same else [number, identifier, name])
-    return text.getvalue()
+    if data.classes == data.class_names:
+        return csv_text([("index", "display_name"), *enumerate(data.classes)])
+    identified = zip(data.classes, data.class_names, strict=True)
+    return csv_text([("index", "mid", "display_name"), *((number, *both) for number, both in enumerate(identified))])
 
 
 def run_stats(parsed: argparse.Namespace) -> None:

@@ -1,7 +1,5 @@
 """Continual learning for several checkpoints, modes and seeds, and its table."""
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,8 +14,8 @@ from asda_core.finetune.continual import Outcome, Task, learn_sequentially
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
 from asda_core.statistics import mean_interval
-from asda_core.system.files import NAME_DIGITS, text_digest, write_text
-from asda_core.system.markdown import escape_markdown, table_row
+from asda_core.system.files import NAME_DIGITS, csv_text, text_digest, write_text
+from asda_core.system.markdown import escape_markdown, table_lines
 
 ROWS_FILE, TABLE_FILE, OUTCOME_SUFFIX = "continual.csv", "continual.md", ".outcome.json"
 
@@ -114,7 +112,7 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     write_text(out / ROWS_FILE, _csv(outcomes, names))
     header = ["checkpoint", "mode", "after", *map(escape_markdown, names)]
     header += ["average", "forgetting", "backward transfer", "trained", "stored"]
-    lines = [table_row(header), "|" + "---|" * len(header)]
+    rows = []
     for (label, mode), by_seed in outcomes.items():
         runs = list(by_seed.values())
         for t, name in enumerate(names):
@@ -124,9 +122,7 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
             last = t == len(names) - 1
             summary = [str(mean_interval([getattr(run, metric)() for run in runs])) if last else "" for metric in ENDS]
             trained, stored = f"{runs[0].trained[t]:,}", f"{runs[0].stored:,}" if last else ""
-            lines.append(
-                table_row([escape_markdown(label), mode, escape_markdown(name), *cells, *summary, trained, stored])
-            )
+            rows.append([escape_markdown(label), mode, escape_markdown(name), *cells, *summary, trained, stored])
     num_seeds = max(map(len, outcomes.values()))
     seeds = f"Mean ± half the 95 % interval over {num_seeds} seeds" if num_seeds > 1 else "One seed"
     metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP with several labels"
@@ -140,8 +136,8 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
         "task**: their values, and so forgetting and backward transfer, are not on unseen clips."
     )
     notes += leak_note if leaked else ""
-    lines += ["", f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}{notes}", ""]
-    text = "\n".join(lines)
+    note = f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}{notes}"
+    text = "\n".join([*table_lines(header, rows), "", note, ""])
     write_text(out / TABLE_FILE, text)
     return text
 
@@ -206,13 +202,11 @@ NOTE = (
 
 
 def _csv(outcomes: Outcomes, names: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["checkpoint", "mode", "seed", "after", "on", "value"])
-    for (label, mode), by_seed in outcomes.items():
-        for seed, outcome in by_seed.items():
-            for after, values in zip(names, outcome.matrix, strict=True):
-                writer.writerows(
-                    [label, mode, seed, after, on, f"{value:.6f}"] for on, value in zip(names, values, strict=False)
-                )
-    return text.getvalue()
+    rows = [
+        [label, mode, seed, after, on, f"{value:.6f}"]
+        for (label, mode), by_seed in outcomes.items()
+        for seed, outcome in by_seed.items()
+        for after, values in zip(names, outcome.matrix, strict=True)
+        for on, value in zip(names, values, strict=False)
+    ]
+    return csv_text([["checkpoint", "mode", "seed", "after", "on", "value"], *rows])

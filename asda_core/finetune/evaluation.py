@@ -1,12 +1,11 @@
 """Predictions of a classifier for each clip, stored in a file, and the folder with their evaluation."""
 
-import csv
 import io
 import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from asda_core.finetune.scoring import (
     score,
 )
 from asda_core.finetune_config import RESAMPLES
-from asda_core.system.files import write_atomically, write_text
+from asda_core.system.files import csv_text, write_atomically, write_text
 
 FORMAT = "asda predictions 1"
 """Format marker stored in every predictions file."""
@@ -213,7 +212,7 @@ def write_evaluation(folder: Path, predictions: Predictions, title: str, resampl
     if single:
         matrix = confusion_matrix(targets, given)
         counts = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
-        write_text(folder / CONFUSION_TABLE, _table([["true \\ predicted", *names], *counts]))
+        write_text(folder / CONFUSION_TABLE, csv_text([["true \\ predicted", *names], *counts]))
         draw_confusion(matrix, names, folder / CONFUSION_PICTURE, title)
     write_text(folder / SCORES, json.dumps(asdict(scores), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return scores
@@ -222,12 +221,5 @@ def write_evaluation(folder: Path, predictions: Predictions, title: str, resampl
 def _class_table(classes: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
     """Format the rows of `per_class`, whose classes are names, after a column of class identifiers."""
     header = ["class", "name", *list(rows[0])[1:]]
-    return _table([header, *([identifier, *row.values()] for identifier, row in zip(classes, rows, strict=True))])
-
-
-def _table(rows: Iterable[Sequence[Any]]) -> str:
-    """Format rows as comma-separated values; floats with six decimals, empty cells for None."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row] for row in rows)
-    return text.getvalue()
+    cells = ([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row.values()] for row in rows)
+    return csv_text([header, *([identifier, *row] for identifier, row in zip(classes, cells, strict=True))])

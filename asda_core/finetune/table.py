@@ -15,7 +15,7 @@ from asda_core.finetune.running import RESULT_FILE, read_result
 from asda_core.finetune.sweep import SEED_FIELD, RunRow, Sweep, evaluate_folds
 from asda_core.statistics import mean_interval
 from asda_core.system.files import write_csv, write_text
-from asda_core.system.markdown import escape_markdown, table_row
+from asda_core.system.markdown import escape_markdown, table_lines
 
 ROWS_FILE, TABLE_FILE = "runs.csv", "table.md"
 PERCENT = 100
@@ -43,13 +43,11 @@ def write_tables(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> str:
     lines = [
         f"## {escape_markdown(sweep.data.name)}{f': {escape_markdown(splits)}' if splits else ''}",
         "",
-        table_row(header),
-        "|" + "---|" * len(header),
     ]
     groups: dict[tuple[str, str], list[RunRow]] = {}
     for row in rows:
         groups.setdefault((row["checkpoint"], row["mode"]), []).append(row)
-    lines += [table_row(_line(sweep, members, metrics, has_folds, out)) for members in groups.values()]
+    lines += table_lines(header, [_line(sweep, members, metrics, has_folds, out) for members in groups.values()])
     lines += ["", _footnote(rows, metrics, out), ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -121,15 +121,18 @@ def read_json_lines(file: Path) -> list[Any]:
     return values
 
 
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV, the header among them; None becomes an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 def write_csv(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """`write_atomically` for a table as CSV: a column for every key of any row, empty where a row lacks it."""
-    text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, text.getvalue())
+    write_text(file, csv_text([names, *([row.get(name, "") for name in names] for row in rows)]))
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Names given by users, escaped for files of text and for Markdown tables."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def escape_surrogates(text: str) -> str:
@@ -18,3 +18,8 @@ def escape_markdown(text: str) -> str:
 def table_row(cells: Iterable[str]) -> str:
     """A line of a table; the cells are Markdown."""
     return f"| {' | '.join(cells)} |"
+
+
+def table_lines(header: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a table; the cells are Markdown."""
+    return [table_row(header), "|" + "---|" * len(header), *map(table_row, rows)]

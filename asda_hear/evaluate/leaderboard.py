@@ -1,13 +1,11 @@
 """HEAR's leaderboard: its 19 columns, the row to submit, and aggregates over tasks."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asda_core.system.files import write_text
+from asda_core.system.files import csv_text, write_text
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,7 @@ def leaderboard_row(model: str, url: str, date: str, scores: Mapping[str, float]
 
 def write_leaderboard(rows: Sequence[Mapping[str, str]], file: Path) -> None:
     """Write rows of `leaderboard_row` under HEAR's header, as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HEADER, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(file, text.getvalue())
+    write_text(file, csv_text([HEADER, *([row[heading] for heading in HEADER] for row in rows)]))
 
 
 def aggregates(

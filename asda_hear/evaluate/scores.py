@@ -1,7 +1,5 @@
 """Score files of heareval -> a table, as Markdown, CSV and JSON."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from asda_core.errors import TaskError
-from asda_core.system.files import write_text
+from asda_core.system.files import csv_text, write_text
 from asda_core.system.locks import hold_lock
-from asda_core.system.markdown import escape_markdown, table_row
+from asda_core.system.markdown import escape_markdown, table_lines
 
 SCORE_FILE = "test.predicted-scores.json"
 PREFIX = "test_"
@@ -87,30 +85,26 @@ def _task_score(task: str, results: Mapping[str, Any], metadata: Mapping[str, An
 
 def to_markdown(rows: Sequence[tuple[str, TaskScore]]) -> str:
     """A table: model, task, metric, score, spread over folds, all metrics."""
-    lines = [
-        "| model | task | metric | score (± deviation over folds) | folds | all metrics |",
-        "|---|---|---|---|---|---|",
-    ]
+    header = ["model", "task", "metric", "score (± deviation over folds)", "folds", "all metrics"]
+    table = []
     for model, score in rows:
         spread = "" if math.isnan(score.std) else f" ± {score.std:.3f}"
         more = ", ".join(f"{name} {value:.3f}" for name, value in score.metrics.items())
         value, folds = f"{score.score:.3f}{spread}", str(len(score.folds))
-        lines.append(table_row([escape_markdown(model), score.task, score.metric, value, folds, more]))
-    return "\n".join(lines) + "\n"
+        table.append([escape_markdown(model), score.task, score.metric, value, folds, more])
+    return "\n".join(table_lines(header, table)) + "\n"
 
 
 def to_csv(rows: Sequence[tuple[str, TaskScore]]) -> str:
     """One row per model, task and metric; the primary metric also has its deviation and every fold."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "task", "metric", "primary", "value", "deviation", "folds"])
+    table: list[list[object]] = [["model", "task", "metric", "primary", "value", "deviation", "folds"]]
     for model, score in rows:
         for name, value in score.metrics.items():
             row = [model, score.task, name, int(name == score.metric), repr(value)]
             folds = " ".join(map(repr, score.folds)) if name == score.metric else ""
             spread = "" if not folds or math.isnan(score.std) else repr(score.std)
-            writer.writerow([*row, spread, folds])
-    return text.getvalue()
+            table.append([*row, spread, folds])
+    return csv_text(table)
 
 
 def to_json(rows: Sequence[tuple[str, TaskScore]]) -> str:

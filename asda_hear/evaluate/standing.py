@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from asda_core.system.files import read_json_object
 from asda_core.system.locks import hold_lock
-from asda_core.system.markdown import escape_markdown, table_row
+from asda_core.system.markdown import escape_markdown, table_lines
 from asda_hear.evaluate.identity import SEARCH_STAMP
 from asda_hear.evaluate.leaderboard import aggregates, hear_column, leaderboard_row, write_leaderboard
 from asda_hear.evaluate.scores import TABLES_LOCK, TaskScore
@@ -58,22 +58,14 @@ def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
     with hold_lock(out / TABLES_LOCK):
         write_leaderboard(leaderboard_rows, out / LEADERBOARD_FILE)
     header = ["model", "HEAR tasks", *AGGREGATE_NAMES, "zero of s(m)"]
-    lines = [table_row(header), "|" + "---|" * len(header)]
+    table = []
     for model, task_scores in scores.items():
         naive = _naive(settings[model], task_scores, baselines, scores)
         values = aggregates(task_scores, None if naive is None else scores[naive])
         cells = [f"{values[name]:.3f}" if name in values else "" for name in AGGREGATE_NAMES]
-        lines.append(
-            table_row(
-                [
-                    escape_markdown(model),
-                    str(len(task_scores)),
-                    *cells,
-                    PUBLISHED if naive is None else escape_markdown(naive),
-                ]
-            )
-        )
-    return "\n".join(lines) + "\n"
+        zero = PUBLISHED if naive is None else escape_markdown(naive)
+        table.append([escape_markdown(model), str(len(task_scores)), *cells, zero])
+    return "\n".join(table_lines(header, table)) + "\n"
 
 
 def _naive(
