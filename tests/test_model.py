@@ -1,12 +1,16 @@
 """Layout, patches, encoder: where the class token stands and what difference it makes."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from asda_plugins.mixer_standard import StandardConfig
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from asda_core.assemble import build_encoder, build_parts, check_class_token_axis
 from asda_core.catalog import Catalog, load_catalog
@@ -156,8 +160,13 @@ def test_weights_depend_on_the_seed_alone(catalog: Catalog, tiny: RunConfig) -> 
         assert torch.equal(one, other)
 
 
-def test_a_table_of_positions_is_none_of_inference_mode() -> None:
-    """It is kept for whoever asks next, and that may be a training."""
-    sine_cosine_positions.cache_clear()
-    with torch.inference_mode():
-        assert not sine_cosine_positions((3, 2), 8).is_inference()
+@pytest.mark.parametrize("mode", [torch.inference_mode, FakeTensorMode, partial(torch.device, "meta")])
+def test_a_table_of_positions_is_of_nobodys_mode(mode: Callable[[], AbstractContextManager[object]]) -> None:
+    """Whoever asks next may be a training, or come after a graph was traced."""
+    with mode():
+        sine_cosine_positions((3, 2), 12)
+    table = sine_cosine_positions((3, 2), 12)
+    assert not table.is_inference()
+    assert (type(table), table.device.type) == (torch.Tensor, "cpu")
+    table += 1
+    assert not torch.equal(table, sine_cosine_positions((3, 2), 12))

@@ -11,8 +11,10 @@ A spectrogram of T frames and F bins is cut into a grid of patches, (T // 16) x 
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -119,10 +121,8 @@ def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return maps if maps.shape[2:] == size else interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a cached table must be usable in training even if first made in inference
 def sine_cosine_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "patches dim"]:
-    """Fixed position embeddings of a grid in raster order.
+    """Fixed position embeddings of a grid in raster order, on the CPU.
 
     The first half of the channels encodes the band, the second the time step; each half is
     `[sin(p w_0) .. sin(p w_k), cos(p w_0) .. cos(p w_k)]` with `w_i = 10000 ** (-i / (dim / 4))`.
@@ -133,13 +133,15 @@ def sine_cosine_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "pat
 
     **Source**: MAE's 2-D sine-cosine table as the released code uses it (band first, though time is the slow index).
     """
+    values = _sine_cosine_values.__wrapped__ if torch.compiler.is_compiling() else _sine_cosine_values
+    return torch.from_numpy(values(grid, dim)).clone()
+
+
+@lru_cache(maxsize=64)
+def _sine_cosine_values(grid: tuple[int, int], dim: int) -> NDArray[np.float32]:
+    """The values in NumPy, since a cached tensor would keep the mode and device in which it was made."""
     num_times, num_bands = grid
-    frequencies = POSITION_WAVELENGTH ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-
-    def axis(places: Tensor) -> Tensor:
-        angles = places[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-    bands = axis(torch.arange(num_bands, dtype=torch.float64)).repeat(num_times, 1)
-    times = axis(torch.arange(num_times, dtype=torch.float64)).repeat_interleave(num_bands, 0)
-    return torch.cat([bands, times], dim=1).float()
+    frequencies = POSITION_WAVELENGTH ** (-np.arange(dim // 4, dtype=np.float64) / (dim // 4))
+    angles = [np.arange(places, dtype=np.float64)[:, None] * frequencies for places in (num_bands, num_times)]
+    bands, times = [np.concatenate([np.sin(each), np.cos(each)], axis=1).astype(np.float32) for each in angles]
+    return np.concatenate([np.tile(bands, (num_times, 1)), np.repeat(times, num_bands, axis=0)], axis=1)
