@@ -24,7 +24,7 @@ from asda_core.contracts import (
 from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
 from asda_core.system.memory import report_out_of_memory
-from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION
+from asda_core.system.paths import is_third_party
 
 SAMPLE_RATE = 16_000
 """Sample rate in Hz of every released model of the family."""
@@ -255,7 +255,7 @@ def plugin_origins(catalog: Catalog, config: RunConfig, with_objective: bool = T
 def third_party_plugins(catalog: Catalog, config: RunConfig, with_objective: bool = True) -> list[str]:
     """Distribution and version, as in "their-package 1.0", of third-party plugins, except those passed directly."""
     origins = plugin_origins(catalog, config, with_objective).values()
-    foreign = [origin for origin in origins if origin["distribution"] not in (OWN_DISTRIBUTION, NO_DISTRIBUTION)]
+    foreign = [origin for origin in origins if is_third_party(origin["distribution"])]
     return sorted({f"{origin['distribution']} {origin['version']}" for origin in foreign})
 
 

@@ -126,8 +126,8 @@ def _claim(
         if (folder / shard_name(name, 0)).exists():
             raise ConfigError(f"{folder} contains shards but no {PACK_FILE}; use another folder or --name.")
         (folder / SKIPPED_FILE).unlink(missing_ok=True)  # of an empty pack; it marks a pack as finished
-        for name, text in extra_files.items():
-            write_text(folder / name, text)
+        for extra_name, text in extra_files.items():
+            write_text(folder / extra_name, text)
         write_text(file, json.dumps(requested, indent=2) + "\n")
         return
     try:

@@ -102,8 +102,8 @@ class StreamBatches(Batches):
     def _candidates(self, number: int) -> Iterator[Candidate]:
         """The clip due in its block, followed by the others of the block as replacements."""
         step, index = divmod(number, self.config.batch_size)
-        number, index = divmod(index, self.clips_per_part)
-        part = self.parts[number]
+        part_index, index = divmod(index, self.clips_per_part)
+        part = self.parts[part_index]
         block = part.block_of(step * self.clips_per_part + index)
         self._record_problems(part.problems)
         part.problems.clear()

@@ -31,6 +31,11 @@ CHECKPOINT_DESCRIPTION = (
 """Paths that refer to a model file, in words."""
 
 
+def is_third_party(distribution: str) -> bool:
+    """Whether a distribution of plugins is neither the package itself nor stands for a plugin that was passed."""
+    return distribution not in (OWN_DISTRIBUTION, NO_DISTRIBUTION)
+
+
 def labelled_path(option: str, text: str) -> tuple[str, str]:
     """Split `LABEL=PATH`; the label is empty if the whole text is an existing path or has no "=".
 

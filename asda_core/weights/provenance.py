@@ -18,7 +18,7 @@ from packaging.version import Version
 from asda_core.catalog import Catalog, PluginOrigins
 from asda_core.errors import AsdaError
 from asda_core.system.files import safetensors_metadata
-from asda_core.system.paths import MODEL_FILE, NO_DISTRIBUTION, OWN_DISTRIBUTION
+from asda_core.system.paths import MODEL_FILE, is_third_party
 
 
 def stored_plugins(step: Path | None) -> PluginOrigins | None:
@@ -47,7 +47,7 @@ def version_mismatches(plugins: PluginOrigins, catalog: Catalog) -> list[str]:
     sentences = []
     for family, stored in plugins.items():
         offer = catalog.offers.get((family, stored["name"]))
-        if offer and offer.distribution not in (OWN_DISTRIBUTION, NO_DISTRIBUTION) and offer.origin != stored:
+        if offer and is_third_party(offer.distribution) and offer.origin != stored:
             then, now = (f"{of['distribution']} {of['version']}" for of in (stored, offer.origin))
             sentences.append(f"It was made with the {family} {stored['name']!r} of {then}, and {now} is installed.")
     return sentences

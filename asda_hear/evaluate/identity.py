@@ -13,7 +13,7 @@ from typing import Any
 from asda_core.config_io import load_run_config
 from asda_core.errors import AsdaError, TaskError
 from asda_core.system.files import file_digest, read_json, safetensors_metadata, sidecar_config_file
-from asda_core.system.paths import NO_DISTRIBUTION, OWN_DISTRIBUTION, find_model_file, is_config_file
+from asda_core.system.paths import find_model_file, is_config_file, is_third_party
 from asda_hear.evaluate.scores import SCORE_FILE, read_task_score
 from asda_hear.evaluate.task_checks import DEFAULT_SEED, VOCABULARY_FILE, EvaluationConfig
 from asda_hear.model_paths import find_model
@@ -57,7 +57,7 @@ def _foreign_distributions(file: Path, size: int, time_ns: int) -> frozenset[str
         else:
             origins = json.loads(safetensors_metadata(file).get("plugins", "{}"))
         used = [origin for family, origin in origins.items() if family != "objective"]  # only trains
-        return frozenset(origin["distribution"] for origin in used) - {OWN_DISTRIBUTION, NO_DISTRIBUTION}
+        return frozenset(filter(is_third_party, (origin["distribution"] for origin in used)))
     except (AsdaError, ValueError, AttributeError, KeyError, TypeError, RecursionError):  # none of ours, or no config
         return frozenset()
 

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from asda_core.audio.feature_padding import fill_features
-from asda_core.audio.reading import check_samples, crop_or_pad, read_audio
+from asda_core.audio.reading import crop_or_pad, read_audio
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config import Padding
 from asda_core.contracts import FrontEnd
-from asda_core.errors import AudioError, ConfigError
+from asda_core.errors import ConfigError
+from asda_core.inference.clip_encoder import check_audio
 from asda_core.inference.framing import num_frames
 from asda_core.log_mel import LogMel
 from asda_core.model.encoder import Encoder
@@ -108,9 +109,7 @@ def make_excerpt(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: 
     Raises:
         AudioError: the audio has no samples, NaN, or more than one channel.
     """
-    if audio.ndim != 1 or not len(audio):
-        raise AudioError(f"audio must be one-dimensional with at least one sample, not of shape {tuple(audio.shape)}.")
-    check_samples(audio, "the audio")
+    check_audio(audio)
     num_samples = max(round(model.clip_seconds * model.sample_rate), _min_samples(model))
     return Excerpt(crop_or_pad(audio.float(), num_samples), min(len(audio), num_samples), start_seconds)
 
