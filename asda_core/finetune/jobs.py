@@ -12,6 +12,7 @@ from asda_core.checkpoint import Checkpoint
 from asda_core.config_io import signature, to_plain
 from asda_core.errors import ConfigError
 from asda_core.finetune.finetune_model import Start, apply_recipe
+from asda_core.finetune.leakage import trained_on_record
 from asda_core.finetune.losses import check_loss
 from asda_core.finetune.sampling import weights_digest
 from asda_core.finetune_config import FinetuneConfig
@@ -55,6 +56,11 @@ class Job:
         extra |= {"plugins": " ".join(third_party)} if third_party else {}
         facts = {"data": parts, "content": sampled_digest(clips), "classes": self.data.classes, **extra}
         return signature(self.recipe, start=start, **facts)
+
+    def trained_on(self) -> dict[str, str]:
+        """Return `Checkpoint.trained_on` of what the job trains."""
+        earlier = self.start.trained_on if isinstance(self.start, Checkpoint) else {}
+        return trained_on_record(self.data.name, self.split, earlier)
 
 
 def clip_facts(examples: Sequence[Example]) -> list[list[object]]:

@@ -22,13 +22,12 @@ from asda_core.finetune.batches import label_matrix, seed_step, training_batch, 
 from asda_core.finetune.best_weights import best_file, has_best, keep_best
 from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.frozen import EncodedClips, encode_once
+from asda_core.finetune.jobs import Job
 from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.optimizing import add_to_average, parameter_groups, set_rates
 from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.scoring import score
-from asda_core.finetune_config import FinetuneConfig
-from asda_core.labelled.examples import Example, LabelledData
-from asda_core.labelled.splits import Round
+from asda_core.labelled.examples import Example
 from asda_core.model.processor import exact_matmul
 from asda_core.pretrain.reporter import LOG_FILE, Reporter, tensorboard
 from asda_core.pretrain.resuming import load_optimizer_states, optimizer_states, stop_on_signal, truncate_log
@@ -65,13 +64,12 @@ class LoopState:
 class Training:
     """A fine-tuning in progress."""
 
-    recipe: FinetuneConfig
-    data: LabelledData
-    split: Round
+    job: Job
     model: FinetuneModel
     catalog: Catalog
     folder: Path
     identity: str
+    trained_on: Mapping[str, str]
     optimizer: torch.optim.Optimizer
     clips: ClipBatches
     labels: Tensor
@@ -81,7 +79,6 @@ class Training:
     step: int = 0
     state: LoopState = field(default_factory=LoopState)
     average: dict[str, Tensor] = field(default_factory=dict)
-    trained_on: Mapping[str, str] = field(default_factory=dict)
     stop: bool = False
     saved_best_step: int = 0
 
@@ -92,7 +89,8 @@ class Training:
     @property
     def selection_clips(self) -> tuple[Example, ...]:
         """The clips on which weights are selected; none if the last ones are kept."""
-        return {"valid": self.split.valid, "test": self.split.test}.get(self.recipe.select, ())
+        split = self.job.split
+        return {"valid": split.valid, "test": split.test}.get(self.job.recipe.select, ())
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata that is written with the tensors."""
@@ -103,26 +101,21 @@ class Training:
         return {**metadata, STATE: json.dumps(vars(self.state))}
 
 
-def start_training(
-    recipe: FinetuneConfig, data: LabelledData, split: Round, model: FinetuneModel, catalog: Catalog, folder: Path,
-    identity: str, base_folder: Path,
-) -> Training:  # fmt: skip
+def start_training(job: Job, model: FinetuneModel, catalog: Catalog, folder: Path, identity: str) -> Training:
     """Return a new training, or one resumed from the last step saved in its folder.
 
     Args:
-        recipe: with `select` resolved ("last", "valid" or "test").
-        data: the clips with their classes.
-        split: which of them train, validate and test.
+        job: from `prepare_job`, so that `select` is resolved ("last", "valid" or "test").
         model: the model on its device; its weights are replaced by those in the folder.
         catalog: the plugins.
         folder: folder of the run.
-        identity: identity of recipe, data and start; a folder with another one is rejected.
-        base_folder: folder that paths in the recipe are relative to.
+        identity: identity of the job; a folder with another one is rejected.
 
     Raises:
         ConfigError: the folder contains another run.
     """
-    clips = training_clips(recipe, split.train, int(model.front_end.sample_rate), base_folder)
+    recipe, split = job.recipe, job.split
+    clips = training_clips(recipe, split.train, int(model.front_end.sample_rate), job.base_folder)
     per_epoch = Fraction(clips.clips_per_epoch, recipe.data.batch_size)
     steps = recipe.steps or max(1, math.ceil(Fraction(str(recipe.epochs)) * per_epoch))
     if recipe.average_from_epoch > steps / per_epoch:
@@ -130,9 +123,9 @@ def start_training(
             f"average_from_epoch {recipe.average_from_epoch} is after the end of the training ({steps} updates)."
         )
     optimizer = optimizer_of(parameter_groups(model, recipe), recipe.optimizer)
-    labels = label_matrix(split.train, data.classes)
+    labels = label_matrix(split.train, job.data.classes)
     predictor = Predictor(model, recipe, clips.reader)
-    training = Training(recipe, data, split, model, catalog, folder, identity, optimizer, clips, labels, predictor,
+    training = Training(job, model, catalog, folder, identity, job.trained_on(), optimizer, clips, labels, predictor,
                         steps, per_epoch)  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     latest = newest_step(folder)
@@ -165,10 +158,10 @@ def train(training: Training, progress: bool) -> None:
         AudioError: no file is readable; the state is saved.
         AsdaError: loss, gradient norm or weights are no longer finite.
     """
-    recipe = training.recipe
+    recipe = training.job.recipe
     if training.step >= training.steps or training.state.ended:
         return
-    encoded_clips = encode_once(training.model, recipe, training.clips.reader, training.split.train, progress)
+    encoded_clips = encode_once(training.model, recipe, training.clips.reader, training.job.split.train, progress)
     name = training.folder.name
     bar = tqdm(total=training.steps, initial=training.step, unit="step", disable=not progress, desc=name, leave=False)
     log = (training.folder / LOG_FILE).open("a", encoding="utf-8")
@@ -201,7 +194,7 @@ def _readable(training: Training, batches: Iterator[Clips]) -> Iterator[Clips]:
 
 def _train_step(training: Training, clips: Clips, encoded_clips: EncodedClips | None) -> dict[str, Any]:
     """Run one update and return the values to log."""
-    model, recipe, step = training.model, training.recipe, training.step
+    model, recipe, step = training.model, training.job.recipe, training.step
     model.set_training(True)
     rates = set_rates(training.optimizer, recipe, step, training.steps, training.steps_per_epoch)
     labels = training.labels[clips.source_indices]
@@ -225,7 +218,7 @@ def _train_step(training: Training, clips: Clips, encoded_clips: EncodedClips | 
 
 def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporter) -> None:
     """Average, evaluate, log, save, stop."""
-    recipe, step, last = training.recipe, training.step, training.step == training.steps
+    recipe, step, last = training.job.recipe, training.step, training.step == training.steps
     evaluates = bool(training.selection_clips) and (
         step * recipe.evaluations // training.steps > (step - 1) * recipe.evaluations // training.steps
     )
@@ -249,7 +242,7 @@ def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporte
 
 def _average(training: Training) -> None:
     """Update the average of the weights, at the end of each epoch from `average_from_epoch` on."""
-    first = training.recipe.average_from_epoch
+    first = training.job.recipe.average_from_epoch
     epoch = training.step / training.steps_per_epoch
     ended = int(epoch) > int((training.step - 1) / training.steps_per_epoch)
     if not first or not ended or int(epoch) < first:
@@ -260,8 +253,8 @@ def _average(training: Training) -> None:
 
 def _evaluate(training: Training) -> dict[str, float]:
     """Return the value by which weights are selected; the best weights are saved in a separate file."""
-    memory, recipe = training.state, training.recipe
-    predictions = predict(training.predictor, training.data, training.selection_clips)
+    memory, recipe = training.state, training.job.recipe
+    predictions = predict(training.predictor, training.job.data, training.selection_clips)
     values = score(predictions.targets, predictions.given, predictions.classes, predictions.single, resamples=0).values
     name = "accuracy" if predictions.single else "mAP"
     value = values[name]

@@ -21,7 +21,7 @@ from asda_core.finetune.best_weights import best_file, drop_best
 from asda_core.finetune.evaluation import PREDICTIONS, SCORES, load_predictions, write_evaluation
 from asda_core.finetune.finetune_model import FinetuneModel, build_finetune_model
 from asda_core.finetune.jobs import Job, prepare_job
-from asda_core.finetune.leakage import leakage_warning, shared_clips_warning, trained_on_record
+from asda_core.finetune.leakage import leakage_warning, shared_clips_warning
 from asda_core.finetune.loop import Training, start_training, train
 from asda_core.finetune.predicting import predict
 from asda_core.labelled.examples import TEST, Example
@@ -101,9 +101,7 @@ def _run(
     progress: bool,
 ) -> dict[str, Any]:
     """Run the unfinished part of `finetune`."""
-    training = start_training(job.recipe, job.data, job.split, model, catalog, folder, identity, job.base_folder)
-    earlier = job.start.trained_on if isinstance(job.start, Checkpoint) else {}
-    training.trained_on = trained_on_record(job.data.name, job.split, earlier)
+    training = start_training(job, model, catalog, folder, identity)
     if (warmup := job.recipe.optimizer.warmup_steps) >= training.steps:
         print(
             f"warning: optimizer.warmup_steps {warmup} is not less than the {training.steps} updates: the "
@@ -195,7 +193,7 @@ def _select_weights(training: Training) -> int:
     """Load the selected weights into the model, write them, and return the number of the update they are from."""
     folder, memory = training.folder, training.state
     step = training.step
-    if training.recipe.select == "last":
+    if training.job.recipe.select == "last":
         if training.average:
             _write(training, folder / LAST_FILE)
             _load_average(training.model, training.average)

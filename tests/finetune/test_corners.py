@@ -96,7 +96,7 @@ def test_epochs_are_counted_in_whole_numbers(
     split = Round("", data.examples[:clips], (), data.examples[clips:])
     recipe = with_changes(small_recipe(), {"epochs": epochs, "data.batch_size": batch, "step_decay.first_epoch": 2})
     tuned = build_finetune_model(catalog, recipe, start, data.classes)
-    training = loop.start_training(recipe, data, split, tuned, catalog, tmp_path / "run", "x", Path())
+    training = loop.start_training(Job(recipe, start, data, split), tuned, catalog, tmp_path / "run", "x")
     assert training.steps == steps
     assert training.steps_per_epoch == Fraction(clips, batch)
 
