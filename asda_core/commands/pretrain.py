@@ -17,7 +17,7 @@ from asda_core.official.reading import read_model
 from asda_core.pretrain.initial_weights import has_objective
 from asda_core.pretrain.loop import pretrain
 from asda_core.pretrain.processes import processes_from_environment
-from asda_core.pretrain.schedule import is_peak_reached
+from asda_core.pretrain.schedule import is_peak_reached, warmup_warning
 from asda_core.system.command_line import interrupts_enabled
 from asda_core.system.files import model_digest
 
@@ -40,11 +40,7 @@ def run_pretrain(parsed: argparse.Namespace) -> None:
         if processes.is_first:
             print(f"{init.report}\ninitialised with the encoder of {init.file}, {objective}.".lstrip(), file=sys.stderr)
     if processes.is_first and not is_peak_reached(config):
-        print(
-            f"warning: optimizer.warmup_steps {config.optimizer.warmup_steps} is not less than steps {config.steps}: "
-            "the learning rate will not reach its peak.",
-            file=sys.stderr,
-        )
+        print(f"warning: {warmup_warning(config.optimizer, f'steps {config.steps}')}", file=sys.stderr)
     streamed = any(map(is_stream, parsed.data))
     if processes.is_first and not streamed:
         warn_of_duplicates([file for file in files if isinstance(file, Path)])

@@ -17,7 +17,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import TRAINING_FILE, checkpoint_metadata, read_checkpoint, write_model, write_step
 from asda_core.data.clip_batches import ClipBatches, Clips
 from asda_core.data.prefetching import prefetch
-from asda_core.errors import AsdaError, AudioError, ConfigError, TrainingStopped
+from asda_core.errors import AudioError, ConfigError, TrainingStopped
 from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
 from asda_core.finetune.best_weights import best_file, has_best, keep_best
 from asda_core.finetune.finetune_model import FinetuneModel
@@ -32,6 +32,7 @@ from asda_core.model.processor import exact_matmul
 from asda_core.pretrain.reporter import LOG_FILE, Reporter, tensorboard
 from asda_core.pretrain.resuming import load_optimizer_states, optimizer_states, stop_on_signal, truncate_log
 from asda_core.pretrain.schedule import optimizer_of
+from asda_core.pretrain.step import check_finite
 from asda_core.system.memory import report_out_of_memory
 from asda_core.system.paths import MODEL_FILE, newest_step
 from asda_core.weights.tensor_files import read_tensors
@@ -226,7 +227,7 @@ def _after_step(training: Training, values: Mapping[str, Any], reporter: Reporte
     record: dict[str, float] = {}
     if evaluates or saves or training.stop or step % recipe.log_every == 0 or step == 1:
         record = {name: float(value) for name, value in values.items()}
-        _check_finite(record, training)
+        check_finite(record, step, training.folder)
     if evaluates or saves or training.stop:
         _check_weights(training)
     _average(training)
@@ -281,13 +282,4 @@ def _save(training: Training) -> None:
 
 def _check_weights(training: Training) -> None:
     weights = {name: float(parameter.detach().sum()) for name, parameter in training.model.trained_parameters()}
-    _check_finite(weights, training)
-
-
-def _check_finite(values: Mapping[str, float], training: Training) -> None:
-    if bad := {name: value for name, value in values.items() if not math.isfinite(value)}:
-        name, value = next(iter(bad.items()))
-        raise AsdaError(
-            f"{name} is no longer finite at step {training.step} ({value}); the last saved step: "
-            f"{newest_step(training.folder) or 'none'}. A lower optimizer.peak_lr or a longer warm-up may help."
-        )
+    check_finite(weights, training.step, training.folder, updated=True)

@@ -20,6 +20,7 @@ from asda_core.inference.classifying import probabilities
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
 from asda_core.labelled.examples import Example, LabelledData
 from asda_core.model.encoder import EncoderOutput
+from asda_core.pretrain.step import DIVERGENCE_ADVICE
 from asda_core.system.memory import report_out_of_memory
 
 
@@ -93,8 +94,7 @@ def predict(
     values = torch.cat(outputs)
     if not bool(torch.isfinite(values).all()):
         raise AsdaError(
-            "the model outputs probabilities that are not finite (NaN): its training diverged. A lower "
-            "optimizer.peak_lr or a longer warm-up may help."
+            f"the model outputs probabilities that are not finite (NaN): its training diverged. {DIVERGENCE_ADVICE}"
         )
     targets = label_matrix(readable, data.classes).numpy().astype(np.uint8)
     files = tuple(str(example.file) for example in readable)

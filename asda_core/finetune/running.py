@@ -27,6 +27,7 @@ from asda_core.finetune.predicting import predict
 from asda_core.labelled.examples import TEST, Example
 from asda_core.labelled.splits import check_round
 from asda_core.pretrain.reporter import read_skipped
+from asda_core.pretrain.schedule import warmup_warning
 from asda_core.system.files import read_json, read_json_object, write_text
 from asda_core.system.locks import LOCK_FILE, hold_folder_lock
 from asda_core.system.paths import MODEL_FILE, step_folders
@@ -102,12 +103,9 @@ def _run(
 ) -> dict[str, Any]:
     """Run the unfinished part of `finetune`."""
     training = start_training(job, model, catalog, folder, identity)
-    if (warmup := job.recipe.optimizer.warmup_steps) >= training.steps:
-        print(
-            f"warning: optimizer.warmup_steps {warmup} is not less than the {training.steps} updates: the "
-            "learning rate will not reach its peak. Set more epochs or steps, or a shorter warm-up.",
-            file=sys.stderr,
-        )
+    if job.recipe.optimizer.warmup_steps >= training.steps:
+        warning = warmup_warning(job.recipe.optimizer, f"the {training.steps} updates")
+        print(f"warning: {warning} Set more epochs or steps, or a shorter warm-up.", file=sys.stderr)
     write_text(folder / "recipe.yaml", to_yaml(job.recipe))
     cost = _train_and_count(training, folder, progress)
     step = _select_weights(training)

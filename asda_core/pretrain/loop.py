@@ -202,7 +202,7 @@ def _readable(run: Run, batches: Iterator[Clips]) -> Iterator[Clips]:
 def _checked(run: Run, record: Mapping[str, Any]) -> dict[str, float]:
     """Return the logged values, averaged over the processes; raise before a step with NaN replaces a good one."""
     values = run.processes.mean({name: float(value) for name, value in record.items()})
-    check_finite(values, run.step, run.folder)
+    check_finite({name: values[name] for name in ("loss", "grad_norm")}, run.step, run.folder)
     return values
 
 

@@ -39,6 +39,12 @@ def is_peak_reached(config: RunConfig) -> bool:
     return config.steps == 0 or config.optimizer.warmup_steps < config.steps
 
 
+def warmup_warning(config: OptimizerConfig, end: str) -> str:
+    """Sentence about a warm-up that lasts until `end`, such as "steps 100", or longer."""
+    duration = f"optimizer.warmup_steps {config.warmup_steps} is not less than {end}"
+    return f"{duration}: the learning rate will not reach its peak."
+
+
 def fairseq_cosine(step: int, num_steps: int, config: OptimizerConfig) -> float:
     """Released learning rate of update `step` (from 0): linear from `floor_lr`, cosine, restarts after `num_steps`.
 

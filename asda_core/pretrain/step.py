@@ -38,6 +38,8 @@ DROPOUT_SEED_MASK = 0x9E3779B9
 
 **Source**: 2^32 over the golden ratio, as in Knuth's multiplicative hashing.
 """
+DIVERGENCE_ADVICE = "A lower optimizer.peak_lr or a longer warm-up may help."
+"""What to do where a training diverged."""
 LOG_KEYS = ("step", "loss", "lr", "grad_norm", "time")
 """Keys in every line of a log."""
 
@@ -85,19 +87,26 @@ def check_losses(losses: Any) -> None:
             raise PluginError(f"part {name!r} of the objective's loss must be a single number.")
 
 
-def check_finite(values: Mapping[str, float], step: int, folder: Path) -> None:
-    """Raise if the loss or the gradient norm is not finite; other logged values may be NaN or infinite.
+def check_finite(values: Mapping[str, float], step: int, folder: Path, updated: bool = False) -> None:
+    """Check that losses, gradient norms or sums of weights are finite.
+
+    Args:
+        values: the values of an update.
+        step: its number, from 1.
+        folder: folder of the run.
+        updated: whether the values were computed after the update, as those of weights are.
 
     Raises:
-        AsdaError: with the last saved step in the message.
+        AsdaError: one is not; with the last saved step in the message.
     """
-    if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+    name = next((name for name, value in values.items() if not math.isfinite(value)), None)
+    if name is None:
         return
-    finite, hint = "no longer finite", "A lower optimizer.peak_lr or a longer warm-up may help."
-    if step == 1:  # no update before it
+    finite, hint = "no longer finite", DIVERGENCE_ADVICE
+    if step == 1 and not updated:
         finite, hint = "not finite", "This is the first update, so the cause is in the model or its input."
-    where = f"at step {step} ({dict(values)}); last saved step: {newest_step(folder) or 'none'}"
-    raise AsdaError(f"the loss or the gradient norm is {finite} {where}. {hint}")
+    where = f"at step {step} ({values[name]}); last saved step: {newest_step(folder) or 'none'}"
+    raise AsdaError(f"{name} is {finite} {where}. {hint}")
 
 
 @dataclass(frozen=True)

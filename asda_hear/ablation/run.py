@@ -17,7 +17,7 @@ from asda_core.errors import AsdaError, CheckpointError, ConfigError
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
 from asda_core.pretrain.initial_weights import check_compatible
-from asda_core.pretrain.schedule import is_peak_reached
+from asda_core.pretrain.schedule import is_peak_reached, warmup_warning
 from asda_core.system.files import disk_time, text_digest, write_csv, write_text
 from asda_core.system.locks import hold_lock
 from asda_core.system.resources import SECONDS_PER_HOUR
@@ -96,9 +96,8 @@ def plan_warnings(setup: PlanSetup) -> list[str]:
     if short:
         config = short[0].config
         sentences.append(
-            f"in {len(short)} of {len(plan.cells)} cells, as in {labels_text(short[0].labels)}, optimizer.warmup_steps "
-            f"{config.optimizer.warmup_steps} is not less than steps {config.steps}: the learning rate will not reach "
-            "its peak."
+            f"in {len(short)} of {len(plan.cells)} cells, as in {labels_text(short[0].labels)}, "
+            f"{warmup_warning(config.optimizer, f'steps {config.steps}')}"
         )
     return sentences
 

@@ -23,6 +23,7 @@ from asda_core.labelled.examples import Example, LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import Round, rounds
+from asda_core.pretrain.step import check_finite
 from asda_core.system.files import file_digest
 from asda_core.weights.tensor_files import read_tensors
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_tones
@@ -380,6 +381,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(
     with pytest.raises(AsdaError, match="probabilities that are not finite"):
         finetune(job_of(tones, start, recipe), tmp_path / "run", catalog, progress=False)
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_loss_that_is_not_finite_at_the_first_update_is_not_called_diverged(
+    tones: tuple[LabelledData, Round], start: Checkpoint, catalog: Catalog, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(loop, "batch_loss", lambda recipe, output, labels: output.sum() * math.nan)
+    with pytest.raises(AsdaError, match="loss is not finite at step 1 .*the cause is in the model or its input"):
+        finetune(job_of(tones, start, small_recipe()), tmp_path / "run", catalog, progress=False)
+
+
+def test_weights_that_the_first_update_spoiled_did_diverge(tmp_path: Path) -> None:
+    with pytest.raises(AsdaError, match=r"head is no longer finite at step 1 .*lower optimizer.peak_lr"):
+        check_finite({"loss": 1.0, "head": math.inf}, 1, tmp_path, updated=True)
 
 
 def test_several_labels_need_binary_cross_entropy(
