@@ -254,18 +254,18 @@ def _average(training: Training) -> None:
 
 def _evaluate(training: Training) -> dict[str, float]:
     """Return the value by which weights are selected; the best weights are saved in a separate file."""
-    memory, recipe = training.state, training.job.recipe
+    state, recipe = training.state, training.job.recipe
     predictions = predict(training.predictor, training.job.data, training.selection_clips)
     values = score(predictions.targets, predictions.given, predictions.classes, predictions.single, resamples=0).values
     name = "accuracy" if predictions.single else "mAP"
     value = values[name]
-    if value is not None and value > memory.best:
-        memory.best, memory.best_step, memory.waited = value, training.step, 0
+    if value is not None and value > state.best:
+        state.best, state.best_step, state.waited = value, training.step, 0
         write_model(best_file(training.folder, training.step), training.model.tensors(), training.metadata())
-        keep_best(training.folder, (memory.best_step, training.saved_best_step))
+        keep_best(training.folder, (state.best_step, training.saved_best_step))
     else:
-        memory.waited += 1
-        memory.ended = recipe.patience is not None and memory.waited >= recipe.patience
+        state.waited += 1
+        state.ended = recipe.patience is not None and state.waited >= recipe.patience
     return {f"{recipe.select}_{name}": value for value in [value] if value is not None}
 
 

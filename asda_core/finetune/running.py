@@ -63,7 +63,7 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
         return done
     for line in check_round(job.split, job.data.classes, job.data.single):
         print(f"warning: {line}", file=sys.stderr)
-    warnings = LeakageWarnings(shared_clips_warning(job.split), _known_clips(job))
+    warnings = LeakageWarnings(shared_clips_warning(job.split), _trained_test_clips_warning(job))
     for warning in filter(None, warnings):
         print(warning, file=sys.stderr)
     model = build_finetune_model(catalog, job.recipe, job.start, job.data.classes)
@@ -115,7 +115,7 @@ def _run(
     return result
 
 
-def _known_clips(job: Job) -> str:
+def _trained_test_clips_warning(job: Job) -> str:
     """Return a warning if the initial weights of a job were trained on its test clips; otherwise empty."""
     if not isinstance(job.start, Checkpoint):
         return ""
@@ -189,7 +189,7 @@ def _train_and_count(training: Training, folder: Path, progress: bool) -> dict[s
 
 def _select_weights(training: Training) -> int:
     """Load the selected weights into the model, write them, and return the number of the update they are from."""
-    folder, memory = training.folder, training.state
+    folder, state = training.folder, training.state
     step = training.step
     if training.job.recipe.select == "last":
         if training.average:
@@ -197,9 +197,9 @@ def _select_weights(training: Training) -> int:
             _load_average(training.model, training.average)
     else:
         _write(training, folder / LAST_FILE)
-        if memory.best_step:
-            training.model.load(read_checkpoint(best_file(folder, memory.best_step)))
-            step = memory.best_step
+        if state.best_step:
+            training.model.load(read_checkpoint(best_file(folder, state.best_step)))
+            step = state.best_step
     _write(training, folder / MODEL_FILE, step)
     return step
 
