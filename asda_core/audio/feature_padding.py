@@ -10,6 +10,18 @@ from asda_core.devices import to_device
 from asda_core.errors import ConfigError
 
 
+def padded_features(
+    front_end: Any, audio: Float[Tensor, "batch samples"], num_samples: Int[Tensor, " batch"], padding: str
+) -> Float[Tensor, "batch bins frames"]:
+    """Compute the features of clips that were padded with silence; with padding "features", see `fill_features`.
+
+    Raises:
+        ConfigError: as `fill_features`.
+    """
+    features: Tensor = front_end(audio)
+    return fill_features(features, num_samples, front_end) if padding == "features" else features
+
+
 def fill_features(
     features: Float[Tensor, "batch bins frames"], num_samples: Int[Tensor, " batch"], front_end: Any
 ) -> Float[Tensor, "batch bins frames"]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asda_core.audio.feature_padding import fill_features
+from asda_core.audio.feature_padding import padded_features
 from asda_core.audio.reading import crop_or_pad
 from asda_core.data.clip_batches import ClipBatches, Clips
 from asda_core.devices import to_device
@@ -70,17 +70,12 @@ def training_batch(
     augment, device = recipe.augment, model.device
     generator = np.random.default_rng([recipe.seed, step, MIXUP_KEY])
     weights = mixup_weights(augment.mixup, len(labels), generator)
-    audio, labels = to_device(clips.audio, device), to_device(labels, device)
+    audio, labels, lengths = to_device(clips.audio, device), to_device(labels, device), clips.num_samples
     if weights is not None and augment.mixup.of == "audio":
         audio, labels = mixup(audio, labels, weights)
+        lengths = torch.where(weights < 1, torch.maximum(lengths, lengths.flip(0)), lengths)
     with torch.no_grad():
-        features = model.front_end(audio)
-    if recipe.data.padding == "features":
-        lengths = clips.num_samples
-        if weights is not None and augment.mixup.of == "audio":
-            is_mixed = weights < 1
-            lengths = torch.where(is_mixed, torch.maximum(lengths, lengths.flip(0)), lengths)
-        features = fill_features(features, lengths, model.front_end)
+        features = padded_features(model.front_end, audio, lengths, recipe.data.padding)
     features = noise_and_shift(features, augment.noise, augment.time_shift)
     if weights is not None and augment.mixup.of == "features":
         features, labels = mixup(features, labels, weights)
@@ -94,10 +89,8 @@ def plain_features(
     num_samples = round(recipe.data.clip_seconds * model.front_end.sample_rate)
     device = model.device
     audio = torch.stack([crop_or_pad(clip, num_samples) for clip in clips])
-    features: Tensor = model.front_end(to_device(audio, device))
-    if recipe.data.padding == "features":
-        features = fill_features(features, torch.tensor([len(clip) for clip in clips]), model.front_end)
-    return features
+    lengths = torch.tensor([len(clip) for clip in clips])
+    return padded_features(model.front_end, to_device(audio, device), lengths, recipe.data.padding)
 
 
 def seed_step(recipe: FinetuneConfig, step: int) -> None:

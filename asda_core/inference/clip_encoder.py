@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asda_core.audio.feature_padding import fill_features
+from asda_core.audio.feature_padding import padded_features
 from asda_core.audio.long_files import LoadedSound, Sound
 from asda_core.audio.reading import check_samples
 from asda_core.config import Padding, ResampleAxis
@@ -249,9 +249,9 @@ class ClipEncoder:
 
     def _encode(self, windows: Sequence[tuple[Tensor, int]]) -> EncoderOutput:
         with torch.autocast(self.device.type, enabled=False):
-            features = self.front_end(torch.stack([audio for audio, _ in windows]).to(self.device))
-            if self.options.padding == "features":
-                features = fill_features(features, torch.tensor([length for _, length in windows]), self.front_end)
+            audio = torch.stack([audio for audio, _ in windows]).to(self.device)
+            lengths = torch.tensor([length for _, length in windows])
+            features = padded_features(self.front_end, audio, lengths, self.options.padding)
         with matmul_precision(features.device, self.options.precision):
             encoded: EncoderOutput = self.encoder(features, layers=False)
         return replace(encoded, summary=encoded.summary.float(), tokens=encoded.tokens.float())

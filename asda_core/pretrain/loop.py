@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from asda_core.adapting import set_train_mode
 from asda_core.assemble import Parts
-from asda_core.audio.feature_padding import fill_features
+from asda_core.audio.feature_padding import padded_features
 from asda_core.audio_files.digests import audio_digest
 from asda_core.audio_files.sources import AudioList
 from asda_core.catalog import Catalog
@@ -269,10 +269,8 @@ def _train_step(run: Run, batch: Clips) -> dict[str, Any]:
 @torch.no_grad()
 def _features(run: Run, clips: Clips) -> Float[Tensor, "batch bins frames"]:
     """Compute the front end's features of clips, on the device."""
-    features: Tensor = run.parts.front_end(to_device(clips.audio, run.device))
-    if run.config.data.padding == "features":
-        features = fill_features(features, clips.num_samples, run.parts.front_end)
-    return features
+    audio = to_device(clips.audio, run.device)
+    return padded_features(run.parts.front_end, audio, clips.num_samples, run.config.data.padding)
 
 
 def _save(run: Run) -> None:

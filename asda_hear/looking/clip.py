@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from asda_core.audio.feature_padding import fill_features
+from asda_core.audio.feature_padding import padded_features
 from asda_core.audio.reading import crop_or_pad, read_audio
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config import Padding
@@ -117,9 +117,8 @@ def make_excerpt(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: 
 @torch.inference_mode()
 def input_features(model: OpenModel, excerpt: Excerpt) -> Float[Tensor, "one bins frames"]:
     """Input features of the encoder, padded as in the model's training, up to the last whole patch."""
-    features: Tensor = model.front_end(excerpt.audio[None])
-    if model.padding == "features":
-        features = fill_features(features, torch.tensor([excerpt.num_file_samples]), model.front_end)
+    lengths = torch.tensor([excerpt.num_file_samples])
+    features = padded_features(model.front_end, excerpt.audio[None], lengths, model.padding)
     config = model.encoder.config
     steps = config.grid(features.shape[1], features.shape[2])[0]
     return features[:, :, : (steps - 1) * config.step_frames + config.patch_frames]
