@@ -18,7 +18,7 @@ from asda_hear.ablation.cells import (
 )
 from asda_hear.ablation.noise_metric import NOISE_METRICS, clips_identity
 from asda_hear.ablation.plan import Cell
-from asda_hear.ablation.settings import BASELINE_COLUMN
+from asda_hear.ablation.settings import BASELINE_COLUMN, COSTS, FACT_COLUMNS
 from asda_hear.evaluate.scores import TaskScore
 
 ResultRow = dict[str, Any]
@@ -52,30 +52,21 @@ def _rows(setup: PlanSetup, unit: Unit, options: Mapping[str, Any], facts: Resul
 
 def _cell_facts(unit: Unit, cell: Cell) -> ResultRow:
     facts, times = read_json_object(unit.folder / FACTS_FILE), read_json_object(unit.folder / TIMES_FILE)
+    costs = {**facts.get("size", {}), "updates": cell.config.steps, "pretrain_seconds": 0.0, **times}
     return {
         BASELINE_COLUMN: "",
         **cell.labels,
         "seed": cell.seed,
         "cell": cell.name,
-        **facts.get("size", {"parameters": "", "trained": "", "gflops": ""}),
-        "updates": cell.config.steps,
-        "pretrain_seconds": times.get("pretrain_seconds", 0.0),
-        "pretrain_cpu_seconds": times.get("pretrain_cpu_seconds", ""),
-        "pretrain_mebibytes": times.get("pretrain_mebibytes", ""),
+        **{cost.column: costs.get(cost.column, "") for cost in COSTS},
         "plugins": facts.get("plugins", ""),
     }
 
 
 def _baseline_facts(setup: PlanSetup, label: str) -> ResultRow:
-    empty = ("seed", "cell", "trained", "gflops", "pretrain_cpu_seconds", "pretrain_mebibytes", "plugins")
-    facts = {BASELINE_COLUMN: label, **dict.fromkeys(setup.plan.config.axes, ""), "seed": "", "cell": ""}
-    return {
-        **facts,
-        "parameters": setup.baseline_parameters[label],
-        "updates": 0,
-        "pretrain_seconds": 0.0,
-        **dict.fromkeys(empty, ""),
-    }
+    facts: ResultRow = {BASELINE_COLUMN: label, **dict.fromkeys(setup.plan.config.axes, ""), "seed": "", "cell": ""}
+    facts |= {"parameters": setup.baseline_parameters[label], "updates": 0, "pretrain_seconds": 0.0}
+    return {**facts, **{name: "" for name in FACT_COLUMNS if name not in facts}}
 
 
 def _score(score: TaskScore) -> ResultRow:

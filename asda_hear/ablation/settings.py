@@ -1,25 +1,46 @@
 """The keys of a plan file, and the names that no axis can have."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from asda_core.config import require
 from asda_core.errors import ConfigError, unknown_message
 from asda_hear.evaluate.task_checks import EvaluationConfig
 from asda_hear.looking.noise_attention import NoiseConfig, NoiseRow
 
-FACT_COLUMNS = (
-    "seed",
-    "cell",
-    "parameters",
-    "trained",
-    "gflops",
-    "updates",
-    "pretrain_seconds",
-    "pretrain_cpu_seconds",
-    "pretrain_mebibytes",
-    "plugins",
+PARAMETERS, TRAINED, SECONDS, CPU_SECONDS = "parameters", "trained", "training s", "CPU s"
+"""Headings of costs that a table or chart selects."""
+
+
+class Cost(NamedTuple):
+    """A column of `rows.csv` with a cost.
+
+    Attributes:
+        column: its name.
+        heading: heading in the table of a plan; "" if it is not shown there.
+        quantity: what it is, as in "time".
+        of: what it is a cost of.
+    """
+
+    column: str
+    heading: str
+    quantity: str
+    of: Literal["encoder", "training"]
+
+
+COSTS = (
+    Cost("parameters", PARAMETERS, "parameters", "encoder"),
+    Cost("trained", TRAINED, "parameters", "encoder"),
+    Cost("gflops", "GFLOPs per clip", "operations", "encoder"),
+    Cost("updates", "", "updates", "training"),
+    Cost("pretrain_seconds", SECONDS, "time", "training"),
+    Cost("pretrain_cpu_seconds", CPU_SECONDS, "time", "training"),
+    Cost("pretrain_mebibytes", "training MiB", "memory", "training"),
 )
+"""All costs, in the order of the columns: counts, GFLOPs per clip, seconds, MiB."""
+SHOWN_COSTS = tuple(cost for cost in COSTS if cost.heading)
+"""Costs in the table of a plan."""
+FACT_COLUMNS = ("seed", "cell", *(cost.column for cost in COSTS), "plugins")
 RESULT_COLUMNS = ("task", "metric", "score", "folds", "validation", "asda", "torch", "heareval")
 BASELINE_COLUMN = "model"
 """Columns of `rows.csv` besides the axes; `model` distinguishes baselines from cells."""

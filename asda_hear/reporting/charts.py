@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asda_core.statistics import Estimate
+from asda_hear.ablation.settings import CPU_SECONDS, PARAMETERS, SECONDS
 from asda_hear.reporting.line_styles import COLOURS, LineStyle, line_styles, unnamed_sentence
-from asda_hear.reporting.summary import Summary, TaskResult, effect_labels
+from asda_hear.reporting.summary import Summary, TaskResult, effect_labels, varies
 from asda_hear.reporting.svg import FAINT, INK, PAPER, Chart, chart_style, limit_score_axis, make_figure, render_chart
 from asda_hear.reporting.tables import DIFFERENCE_MARK, SIGNIFICANCE_LEVEL, is_significant, short_name, short_names
 
@@ -26,8 +27,6 @@ LOGARITHMIC_RATIO = 3.0
 """Ratio of the largest to the smallest cost or loss above which the axis is logarithmic."""
 LOG_TICK_DIGITS = {10.0: (1, 1.5, 2, 3, 4, 5, 7), 40.0: (1, 2, 5), 400.0: (1, 3), math.inf: (1,)}
 """Ratio of the ends of a logarithmic axis -> leading digits that get a tick up to that ratio."""
-MIN_COST_RANGE = 0.02
-"""Relative difference between lines below which a cost gets no chart."""
 SEEDS_FROM, SEEDS_TO, MEAN_AT = -0.32, 0.06, 0.26
 """Positions of the seeds of a line and of its mean, below its centre, in units of the line's height."""
 
@@ -46,9 +45,9 @@ def score_charts(summary: Summary) -> list[Chart]:
 
 def cost_charts(summary: Summary) -> list[Chart]:
     """One chart for each cost that differs between lines: CPU time (otherwise wall time), and parameters."""
-    kinds = [name for name in ("CPU s", "training s") if _varies(summary, name)][:1]
+    varying = [name for name in (CPU_SECONDS, SECONDS, PARAMETERS) if varies(_costs(summary, name))]
     with chart_style():
-        return [_cost_chart(summary, name) for name in [*kinds, "parameters"] if _varies(summary, name)]
+        return [_cost_chart(summary, name) for name in varying if name != SECONDS or CPU_SECONDS not in varying]
 
 
 def curve_charts(summary: Summary, curves: Curves) -> list[Chart]:
@@ -136,7 +135,7 @@ def _cost_chart(summary: Summary, cost: str) -> Chart:
                                markersize=size, linewidth=1, label=name, zorder=2 + style.named)  # fmt: skip
         if logarithmic := _needs_log_axis(_costs(summary, cost)):
             panel.set_xscale("log")
-        _plain_ticks(panel.xaxis, logarithmic, cost == "parameters")
+        _plain_ticks(panel.xaxis, logarithmic, cost == PARAMETERS)
         panel.set(title=names[task], xlabel=cost, ylabel=_scale_name(summary, task))
         limit_score_axis(panel, task not in summary.unbounded_tasks, vertical=True)
         panel.grid()
@@ -198,11 +197,6 @@ def _scale_name(summary: Summary, task: str) -> str:
 
 def _costs(summary: Summary, cost: str) -> list[float]:
     return [line.costs[cost] for line in summary.lines if cost in line.costs and not line.baseline]
-
-
-def _varies(summary: Summary, cost: str) -> bool:
-    values = _costs(summary, cost)
-    return bool(values) and max(values) - min(values) > MIN_COST_RANGE * max(values)
 
 
 def _needs_log_axis(values: Sequence[float] | np.ndarray) -> bool:

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from asda_hear.reporting.notes import ALL_COSTS_NOTE, costs_note
-from asda_hear.reporting.summary import Summary
+from asda_hear.reporting.summary import Summary, varies
 from asda_hear.reporting.tables import DIFFERENCE_MARK, P_VALUE_MARK, Column, ColumnKind, TableCell, make_grid
 
 LATEX_ESCAPES = {
@@ -21,8 +21,6 @@ LATEX_ESCAPES = {
 DIFFERENCE_NOTE, MARKED_NOTE = "Δ: difference", "Marks at scores refer to their difference"
 """How the note on differences begins, and its replacement: in LaTeX they have no column, and scores carry the marks."""
 CODE = re.compile("`([^`]*)`")
-MIN_COST_RANGE = 0.02
-"""Relative difference below which a cost column is omitted."""
 
 
 def to_latex(summary: Summary) -> str:
@@ -71,14 +69,9 @@ def narrow(columns: tuple[Column, ...]) -> list[Column]:
             kept[-1] = replace(
                 kept[-1], cells=tuple(replace(cell, mark=difference.mark) for cell, difference in scores)
             )
-        elif column.kind != "cost" or _differs(column):
+        elif column.kind != "cost" or varies([cell.value for cell in column.cells if cell.value]):
             kept.append(column)
     return kept
-
-
-def _differs(column: Column) -> bool:
-    costs = [cell.value for cell in column.cells if cell.value]
-    return bool(costs) and max(costs) - min(costs) > MIN_COST_RANGE * max(costs)
 
 
 def _latex_cell(cell: TableCell, kind: ColumnKind) -> str:

@@ -9,13 +9,11 @@ from asda_core.statistics import CONFIDENCE
 from asda_hear.ablation.noise_metric import NOISE_METRIC, NOISE_METRICS
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import ResultRow
+from asda_hear.ablation.settings import SHOWN_COSTS
 from asda_hear.evaluate.task_checks import ERROR_RATES
 from asda_hear.reporting.comparing import TOLERANCE, min_detectable_difference, smallest_p
 from asda_hear.reporting.summary import SummaryLine, complete_differences
 
-ENCODER_COSTS = {"parameters": "parameters", "trained": "parameters", "GFLOPs per clip": "operations"}
-TRAINING_COSTS = {"training s": "time", "CPU s": "time", "training MiB": "memory"}
-"""Heading of a column of costs -> what it is."""
 MIN_PAIRS = 3
 """Number of seeds below which a standard deviation is not informative."""
 
@@ -71,8 +69,8 @@ def make_notes(
 def costs_note(headings: Collection[str]) -> str:
     """Footnote on the costs in a table with columns of these headings; "" if none of them is a cost."""
     encoder, training = (
-        " and ".join(dict.fromkeys(word for heading, word in costs.items() if heading in headings))
-        for costs in (ENCODER_COSTS, TRAINING_COSTS)
+        " and ".join(dict.fromkeys(cost.quantity for cost in SHOWN_COSTS if cost.of == of and cost.heading in headings))
+        for of in ("encoder", "training")
     )
     parts = [f"{encoder} of the encoder"] if encoder else []
     parts += [f"{training} of a whole training with its audio"] if training else []
@@ -80,7 +78,7 @@ def costs_note(headings: Collection[str]) -> str:
     return f"Costs are medians: {', '.join(parts)}{setup}." if parts else ""
 
 
-ALL_COSTS_NOTE = costs_note({**ENCODER_COSTS, **TRAINING_COSTS})
+ALL_COSTS_NOTE = costs_note({cost.heading for cost in SHOWN_COSTS})
 
 
 def _infinite_notes(rows: Sequence[ResultRow]) -> list[str]:

@@ -9,7 +9,7 @@ from asda_core.statistics import CONFIDENCE, mean_interval
 from asda_hear.ablation.noise_metric import CONTROL_METRIC, LOWER_IS_BETTER, NOISE_METRICS
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import ResultRow
-from asda_hear.ablation.settings import BASELINE_COLUMN
+from asda_hear.ablation.settings import BASELINE_COLUMN, SHOWN_COSTS
 from asda_hear.evaluate.leaderboard import aggregates, hear_column
 from asda_hear.names import LOG_MEL
 from asda_hear.reporting.comparing import (
@@ -30,15 +30,6 @@ from asda_hear.reporting.summary import (
     reference_label,
 )
 
-COSTS = {
-    "parameters": "parameters",
-    "trained": "trained",
-    "GFLOPs per clip": "gflops",
-    "training s": "pretrain_seconds",
-    "CPU s": "pretrain_cpu_seconds",
-    "training MiB": "pretrain_mebibytes",
-}
-"""Heading -> column of `rows.csv`; the table shows the median over the seeds."""
 ClipComparison = Callable[[Sequence[ResultRow], Sequence[ResultRow]], Interval | None]
 """Rows of two lines on one task -> interval of their difference over test clips."""
 
@@ -142,10 +133,10 @@ def _line(plan: Plan, key: LineKey, rows: Sequence[ResultRow], best: Mapping[str
             estimate = mean_interval(_means(scores))
             results[task] = TaskResult(scores, estimate, math.isclose(estimate.mean, best[task], abs_tol=1e-12))
     costs = {}
-    for heading, column in COSTS.items():
-        values = [float(row[column]) for row in rows if row.get(column) not in ("", None)]
+    for cost in SHOWN_COSTS:
+        values = [float(row[cost.column]) for row in rows if row.get(cost.column) not in ("", None)]
         if values:
-            costs[heading] = median(values)
+            costs[cost.heading] = median(values)
     labels = {} if key[0] else dict(zip(plan.config.axes, key[1:], strict=True))
     seeds = {int(row["seed"]): str(row["cell"]) for row in rows if row["seed"] != ""}
     return SummaryLine(labels, key[0], results, costs, {}, tuple(seeds.values()), tuple(seeds))

@@ -9,6 +9,8 @@ from asda_hear.ablation.plan import labels_text
 from asda_hear.evaluate.task_checks import UNBOUNDED_METRICS
 from asda_hear.reporting.comparing import Difference
 
+MIN_COST_RANGE = 0.02
+"""Relative difference between lines below which a cost gets no chart, and no column in LaTeX."""
 ScoresBySeed = Mapping[str, tuple[float, ...]]
 """Seed (as text; "" if there is none) -> scores of its folds, in order."""
 
@@ -128,6 +130,11 @@ class Summary:
         """Description of the error bars in charts, to follow the word "mean"."""
         several = any(result.estimate.count > 1 for line in self.lines for result in line.results.values())
         return " with its 95 % interval over seeds" if several else " of one seed, without an interval"
+
+
+def varies(costs: Sequence[float]) -> bool:
+    """Whether costs of several lines, none of them negative, differ by more than `MIN_COST_RANGE`."""
+    return bool(costs) and max(costs) - min(costs) > MIN_COST_RANGE * max(costs)
 
 
 def reference_label(axis: str, labels: Sequence[str], reference: SummaryLine | None) -> str:

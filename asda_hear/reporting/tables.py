@@ -8,6 +8,7 @@ from typing import Literal
 
 from asda_core.statistics import Estimate
 from asda_core.system.markdown import escape_markdown, table_row
+from asda_hear.ablation.settings import CPU_SECONDS, PARAMETERS, SECONDS, TRAINED
 from asda_hear.reporting.comparing import Difference
 from asda_hear.reporting.summary import Summary, SummaryLine
 
@@ -20,7 +21,7 @@ DIFFERENCE_MARK, P_VALUE_MARK = "†", "‡"
 CODE = re.compile("(`[^`]+`)|[^`]+|`")  # code stands as it is
 TASK_FOLDER = re.compile(r"([^-\s]+)-(?:v?\d|hear2021|fold).*")
 """Folder name of a HEAR task: task, version, size."""
-DOWN_ARROW, SECONDS, CPU_SECONDS = "↓", "training s", "CPU s"
+DOWN_ARROW = "↓"
 MIN_SEEDS = 3
 """Number of seeds below which no interval over seeds is marked: two seeds have only three distinct resamples."""
 FEW_SEEDS = 6
@@ -204,8 +205,8 @@ def _label_columns(summary: Summary) -> list[Column]:
 
 def _cost_columns(lines: Sequence[SummaryLine]) -> list[Column]:
     names = dict.fromkeys(name for line in lines for name in line.costs)
-    if all(line.costs.get("trained", line.costs.get("parameters")) == line.costs.get("parameters") for line in lines):
-        names.pop("trained", None)  # they differ only with adapters
+    if all(line.costs.get(TRAINED, line.costs.get(PARAMETERS)) == line.costs.get(PARAMETERS) for line in lines):
+        names.pop(TRAINED, None)  # they differ only with adapters
     if all(CPU_SECONDS in line.costs or not line.costs.get(SECONDS) for line in lines):
         names.pop(SECONDS, None)  # on a busy machine CPU time is more meaningful
     return [Column(name, "cost", tuple(_cost_cell(line.costs.get(name)) for line in lines)) for name in names]
@@ -269,7 +270,7 @@ def _footnotes(summary: Summary, columns: Sequence[Column]) -> tuple[str, ...]:
 
 def _difference_note(summary: Summary, reference: SummaryLine) -> str:
     """Footnote on the intervals of differences, and on the meaning of their mark if there are enough seeds for one."""
-    seeds = max((difference.pairs for difference in _differences(summary)), default=0)
+    seeds = max((difference.pairs for difference in _differences(summary.lines)), default=0)
     over = "seeds and folds" if seeds > 1 else "folds"
     marked = f"{DIFFERENCE_MARK} it excludes 0, and paired t-tests over seeds and, if there are several, folds have "
     marked += f"p < {SIGNIFICANCE_LEVEL}, none corrected for the number of comparisons"
@@ -278,16 +279,15 @@ def _difference_note(summary: Summary, reference: SummaryLine) -> str:
     return f"{start}; {meaning}{few_seeds_warning(summary)}."
 
 
-def _differences(summary: Summary) -> list[Difference]:
-    differences = [result.difference for line in summary.lines for result in line.results.values()]
+def _differences(lines: Iterable[SummaryLine]) -> list[Difference]:
+    differences = [result.difference for line in lines for result in line.results.values()]
     return [difference for difference in differences if difference is not None]
 
 
 def few_seeds_warning(summary: Summary) -> str:
     """Warning about bootstrap intervals over few seeds, as the end of a sentence; "" if there are enough seeds."""
     lines = [line for line in summary.lines if not line.baseline]  # baselines have no seeds
-    differences = [each.difference for line in lines for each in line.results.values() if each.difference is not None]
-    seeds = min((difference.pairs for difference in differences), default=FEW_SEEDS)
+    seeds = min((difference.pairs for difference in _differences(lines)), default=FEW_SEEDS)
     if seeds >= FEW_SEEDS:
         return ""
     return f", and with {seeds} seed{'' if seeds == 1 else 's'} such intervals are too narrow"

@@ -7,11 +7,11 @@ from typing import Any
 
 from asda_core.errors import ConfigError
 from asda_core.system.files import write_atomically, write_csv
-from asda_hear.ablation.settings import BASELINE_COLUMN, RESERVED_NAMES
+from asda_hear.ablation.settings import BASELINE_COLUMN, COSTS, RESERVED_NAMES
 
 CSV_FILE, PARQUET_FILE = "scores.csv", "scores.parquet"
-COSTS = ("parameters", "trained", "gflops", "updates", "pretrain_seconds", "pretrain_cpu_seconds", "pretrain_mebibytes")
-"""Columns of `rows.csv` that are repeated in every row: counts, GFLOPs per clip, seconds, MiB."""
+COST_COLUMNS = tuple(cost.column for cost in COSTS)
+"""Columns of `rows.csv` that are repeated in every row."""
 INTEGER_COLUMNS = ("seed", "fold", "parameters", "trained", "updates")
 """Integer columns; all others except scores and costs are text."""
 
@@ -69,7 +69,7 @@ def _rows_of(row: Mapping[str, Any], axes: Sequence[str]) -> list[dict[str, Any]
         "seed": _whole(row.get("seed")),
         **{name: str(row.get(name) or "") for name in ("cell", "task", "metric")},
     }
-    costs = {name: (_whole if name in INTEGER_COLUMNS else _real)(row.get(name)) for name in COSTS}
+    costs = {name: (_whole if name in INTEGER_COLUMNS else _real)(row.get(name)) for name in COST_COLUMNS}
     return [{**leading, "fold": fold, "score": score, **costs} for fold, score in enumerate(folds)]
 
 
@@ -84,4 +84,4 @@ def _real(value: Any) -> float | None:
 def _arrow_type(name: str) -> str:
     if name in INTEGER_COLUMNS:
         return "int64"
-    return "float64" if name == "score" or name in COSTS else "string"
+    return "float64" if name == "score" or name in COST_COLUMNS else "string"
