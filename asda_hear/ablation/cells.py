@@ -8,15 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from asda_core.assemble import plugin_origins
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import read_checkpoint
+from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.config_io import to_plain
 from asda_core.errors import AsdaError, TrainingStopped
 from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_core.settings.compute import AUTO
 from asda_core.system.files import NAME_DIGITS, read_json_object, text_digest, write_text
 from asda_core.system.paths import MODEL_FILE, is_config_file
 from asda_core.system.resources import record_resource_usage
@@ -53,6 +52,11 @@ class Unit:
     folder: Path
     cells: tuple[Cell, ...] = ()
     baseline: str = ""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its model exists; always for a baseline."""
+        return not self.cells or (self.folder / MODEL_FILE).exists()
 
     @property
     def name(self) -> str:
@@ -118,7 +122,7 @@ def run_unit(setup: PlanSetup, unit: Unit) -> None:
     """
     if unit.cells:
         cell = unit.cells[0]
-        if not (unit.folder / MODEL_FILE).exists():
+        if not unit.is_trained:
             _train(setup, cell, unit.folder)
         _write_facts(setup, cell, unit.folder)
     failed: list[tuple[str, Exception]] = []
@@ -172,28 +176,26 @@ def distinct_options(setup: PlanSetup, unit: Unit) -> list[Mapping[str, Any]]:
 
 def is_done(setup: PlanSetup, unit: Unit) -> bool:
     """Whether nothing of a unit is left to do."""
-    model = model_path(setup, unit)
-    if unit.cells and not ((unit.folder / FACTS_FILE).exists() and Path(model).exists()):
+    if unit.cells and not (unit.is_trained and (unit.folder / FACTS_FILE).exists()):
         return False
     if any(len(_finished_scores(setup, unit, options)) < len(setup.tasks) for options in distinct_options(setup, unit)):
         return False
+    model = model_path(setup, unit)
     return setup.plan.noise is None or not has_attention(model) or unit_noise_rows(setup, unit) is not None
 
 
 def remaining_tasks(setup: PlanSetup, unit: Unit) -> list[str]:
     """Return the names of the tasks that a unit has no scores on, once for each set of options that lacks them."""
-    is_trained = not unit.cells or Path(model_path(setup, unit)).exists()
     names = []
     for options in distinct_options(setup, unit):
-        scored = {score.task for score in _finished_scores(setup, unit, options)} if is_trained else set()
+        scored = {score.task for score in _finished_scores(setup, unit, options)} if unit.is_trained else set()
         names += [task.name for task in setup.tasks if task.name not in scored]
     return names
 
 
 def unit_scores(setup: PlanSetup, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
     """Return the existing scores of a unit with one set of options, and its measured attention on noise."""
-    model = model_path(setup, unit)
-    if unit.cells and not Path(model).exists():
+    if not unit.is_trained:
         return []
     return _finished_scores(setup, unit, options) + noise_scores(unit_noise_rows(setup, unit) or [])
 
@@ -201,8 +203,7 @@ def unit_scores(setup: PlanSetup, unit: Unit, options: Mapping[str, Any]) -> lis
 def unit_noise_rows(setup: PlanSetup, unit: Unit) -> list[NoiseRow] | None:
     """Return how much attention of a unit falls on noise; None if not requested, not possible, or not done."""
     model, noise = model_path(setup, unit), setup.plan.noise
-    is_trained = not unit.cells or Path(model).exists()
-    return read_noise_rows(noise, model, unit.folder) if noise and is_trained and has_attention(model) else None
+    return read_noise_rows(noise, model, unit.folder) if noise and unit.is_trained and has_attention(model) else None
 
 
 def _finished_scores(setup: PlanSetup, unit: Unit, options: Mapping[str, Any]) -> list[TaskScore]:
@@ -235,15 +236,14 @@ def baseline_path(plan: Plan, label: str) -> str:
 def _train(setup: PlanSetup, cell: Cell, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with record_resource_usage(folder / TIMES_FILE, "pretrain"):
-        init = None if cell.init is None else read_model(cell.init)
-        pretrain(cell.config, list(setup.plan.audio), folder, setup.catalog, device(), setup.progress, init)
+        pretrain(cell.config, list(setup.plan.audio), folder, setup.catalog, AUTO, setup.progress, read_init(cell))
     finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
     write_text(folder / FACTS_FILE, json.dumps({"made": {**environment(), **finished}}, indent=1))
 
 
-def device() -> str:
-    """Device on which cells are trained."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def read_init(cell: Cell) -> Checkpoint | None:
+    """Read the checkpoint that the training of a cell starts from, if there is one."""
+    return None if cell.init is None else read_model(cell.init)
 
 
 def _write_facts(setup: PlanSetup, cell: Cell, folder: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
-from asda_core.official.reading import read_model
 from asda_core.pretrain.loop import pretrain
+from asda_core.settings.compute import AUTO
 from asda_core.system.files import read_json_object
 from asda_core.system.paths import MODEL_FILE, newest_step
 from asda_core.system.resources import SECONDS_PER_HOUR, format_duration
@@ -22,10 +22,10 @@ from asda_hear.ablation.cells import (
     CELLS,
     PlanSetup,
     Unit,
-    device,
     evaluation_name,
     is_done,
     model_path,
+    read_init,
     remaining_tasks,
     unit_noise_rows,
 )
@@ -71,14 +71,14 @@ def print_estimate(setup: PlanSetup, shard: Shard, jobs: int, option: str = "--j
     units = setup.units(shard)
     remaining = [unit for unit in units if not is_done(setup, unit)]
     for unit in units:
-        state = "done" if unit not in remaining else "trained" if (unit.folder / MODEL_FILE).exists() else "to do"
+        state = "done" if unit not in remaining else "trained" if unit.cells and unit.is_trained else "to do"
         if not unit.cells:
             print(f"baseline  {state:<8} {unit.baseline}: {setup.plan.config.baselines[unit.baseline]}")
         for cell in unit.cells:
             print(f"{cell.name}  seed {cell.seed}  {state:<8} {labels_text(cell.labels)}")
     cells = sum(len(unit.cells) for unit in units)
     trainings = sum(bool(unit.cells) for unit in units)
-    untrained = sum(bool(unit.cells) and not (unit.folder / MODEL_FILE).exists() for unit in remaining)
+    untrained = sum(not unit.is_trained for unit in remaining)
     print(f"{cells} cells x {len(setup.tasks)} tasks; {trainings} different trainings, {untrained} to do; ", end="")
     print(f"{len(remaining)} of {len(units)} trainings and baselines remain to be run or evaluated.")
     if not remaining:
@@ -110,7 +110,7 @@ def estimate_remaining(setup: PlanSetup, units: list[Unit]) -> TimeEstimate:
         steps: dict[str, float] = {}
         kinds: dict[str, str] = {}
         trainings = [0.0]
-        for unit in (unit for unit in units if unit.cells and not (unit.folder / MODEL_FILE).exists()):
+        for unit in (unit for unit in units if not unit.is_trained):
             cell = unit.cells[0]
             steps_left = _steps_left(cell, unit.folder)
             if not steps_left:  # takes no time, may have no audio, and has no step to time
@@ -143,12 +143,11 @@ def timing_key(config: RunConfig) -> str:
 
 def _step_seconds(setup: PlanSetup, cell: Cell, folder: Path) -> float:
     """Return the seconds per step of a short training of the same kind, without its start-up."""
-    init = None if cell.init is None else read_model(cell.init)
-    seconds = []
+    init, seconds = read_init(cell), []
     for steps in (1, 1 + MEASURED_STEPS):
         config = replace(cell.config, steps=steps, checkpoint_every=steps, log_every=steps)
         started = time.monotonic()
-        pretrain(config, list(setup.plan.audio), folder / str(steps), setup.catalog, device(), False, init)
+        pretrain(config, list(setup.plan.audio), folder / str(steps), setup.catalog, AUTO, False, init)
         seconds.append(time.monotonic() - started)
     one_step, all_steps = seconds
     if all_steps <= one_step:  # the first paid for what is made once, or the machine was busy
@@ -221,8 +220,8 @@ def _any_model(setup: PlanSetup, units: list[Unit], folder: Path) -> Path | None
     cell = next((cell for unit in units for cell in unit.cells), None)
     if found is not None or cell is None:
         return found
-    init = None if cell.init is None else read_model(cell.init)
-    return pretrain(replace(cell.config, steps=0), [], folder / UNTRAINED, setup.catalog, device(), False, init)
+    config, untrained = replace(cell.config, steps=0), folder / UNTRAINED
+    return pretrain(config, [], untrained, setup.catalog, AUTO, False, read_init(cell))
 
 
 def _clips(tasks: Iterable[Path]) -> int:
