@@ -68,6 +68,14 @@ def encode_once(
     row = torch.full((len(examples),), -1)
     limit = recipe.data.cache_mebibytes * MEBIBYTE
     pending: list[Tensor] = []
+    count = 0
+
+    def encode_pending() -> bool:
+        """Encode the clips read since the last pass, and return whether all clips fit in memory."""
+        encoded.append(model.encoder(plain_features(model, recipe, pending), layers=False))
+        pending.clear()
+        return encoded[0].tokens[0].numel() * FLOAT_BYTES * len(examples) <= limit
+
     with torch.no_grad(), tqdm(examples, desc="encode", unit="clip", disable=not progress, leave=False) as bar:
         for number, example in enumerate(bar):
             audio = _read_clip(reader, example)
@@ -77,15 +85,12 @@ def encode_once(
                 continue
             if len(audio) > reader.num_samples:
                 return None  # every epoch takes another crop of it
-            row[number] = int((row >= 0).sum())
+            row[number], count = count, count + 1
             pending.append(audio)
-            if len(pending) == CLIPS_PER_PASS or number + 1 == len(examples):
-                encoded.append(model.encoder(plain_features(model, recipe, pending), layers=False))
-                pending = []
-                if encoded[0].tokens[0].numel() * FLOAT_BYTES * len(examples) > limit:
-                    return None
-        if pending:
-            encoded.append(model.encoder(plain_features(model, recipe, pending), layers=False))
+            if len(pending) == CLIPS_PER_PASS and not encode_pending():
+                return None
+        if pending and not encode_pending():
+            return None
     if not encoded:
         return None
     layout = TokenLayout(encoded[0].layout.index[:1], encoded[0].layout.grid)

@@ -113,25 +113,24 @@ def header(kind: OutputKind, shape: tuple[int, ...], grid: tuple[int, int]) -> b
 
 
 def _stream(opened: BinaryIO, windows: Iterator[EncodedWindow], steps: int, kind: OutputKind) -> None:
-    """Write all rows; the class token's is known last and fills the space reserved for it."""
+    """Write all rows; the summary is known last and fills the space reserved for it."""
     summary, done, begin, bands = torch.zeros(()), 0, 0, 1
+    summary_rows = 0 if kind.granularity == "frame" else 1
     for piece in windows:
         tokens = piece.tokens()
-        summary = summary.to(piece.encoded.summary) + piece.encoded.summary[0] * len(tokens)
-        if not done and kind.granularity != "utterance":
-            bands = piece.encoded.layout.grid[1]
-            ahead = 1 if kind.granularity == "all" else 0
-            opened.write(header(kind, (ahead + steps * bands, tokens.shape[1]), (steps, bands)))
+        if not done:
+            bands, dim = piece.encoded.layout.grid[1], tokens.shape[1]
+            shape = (dim,) if kind.granularity == "utterance" else (summary_rows + steps * bands, dim)
+            opened.write(header(kind, shape, (steps, bands)))
             begin = opened.tell()
-            _append(opened, torch.zeros(ahead, tokens.shape[1]))
+            _append(opened, torch.zeros(summary_rows, dim))
         if kind.granularity != "utterance":
             _append(opened, tokens)
-        done, bands = done + len(tokens), piece.encoded.layout.grid[1]
+        summary = summary.to(piece.encoded.summary) + piece.encoded.summary[0] * len(tokens)
+        done += len(tokens)
     assert done == steps * bands, f"{done} rows for {steps} time steps of {bands} bands"
-    if kind.granularity == "utterance":
-        opened.write(header(kind, tuple(summary.shape), (steps, bands)))
-    opened.seek(0, io.SEEK_END) if kind.granularity == "utterance" else opened.seek(begin)
-    if kind.granularity != "frame":
+    if summary_rows:
+        opened.seek(begin)
         _append(opened, summary / done)
 
 

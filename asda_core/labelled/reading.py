@@ -15,6 +15,7 @@ from asda_core.labelled.datasets import (
 )
 from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.folders import folder_rows
+from asda_core.labelled.label_files import Label
 from asda_core.labelled.rows import merge_rows, read_vocabulary
 from asda_core.labelled.shards import find_shards, is_pattern, shard_rows
 from asda_core.labelled.source import SourceConfig, SourceFormat, resolve_paths
@@ -50,7 +51,7 @@ def read_labelled(source: SourceConfig, folder: Path) -> LabelledData:
     if path.is_file() and source_format not in FILE_FORMATS:
         raise TaskError(f"{path} is a file, but the format {source_format} needs a folder.")
     _check_keys(source, source_format)
-    vocabulary = read_vocabulary(Path(source.vocabulary)) if source.vocabulary is not None else []
+    vocabulary = _vocabulary(source, source_format)
     match source_format:
         case "esc50":
             rows = esc50_rows(path, source)
@@ -60,12 +61,8 @@ def read_labelled(source: SourceConfig, folder: Path) -> LabelledData:
         case "speech_commands":
             rows = speech_commands_rows(path)
         case "audioset":
-            file = audioset_vocabulary(path)
-            vocabulary = vocabulary or (read_vocabulary(file) if file is not None else [])
             rows = audioset_rows(path, source.audio)
         case "shards":
-            file = audioset_vocabulary(path)
-            vocabulary = vocabulary or (read_vocabulary(file) if file is not None else [])
             rows = shard_rows(path, source, vocabulary)
         case "csv":
             rows = table_rows(_table(source), source)
@@ -96,6 +93,14 @@ def detect_format(source: SourceConfig) -> SourceFormat:
     if path.is_file() or _tables(source):
         return "csv"
     return "shards" if find_shards(path) else "folders"
+
+
+def _vocabulary(source: SourceConfig, source_format: str) -> list[Label]:
+    """Classes of the vocabulary that the source names, or of the one beside its lists or shards; empty without one."""
+    file = None if source.vocabulary is None else Path(source.vocabulary)
+    if file is None and source_format in ("audioset", "shards"):
+        file = audioset_vocabulary(Path(source.data))
+    return [] if file is None else read_vocabulary(file)
 
 
 def _tables(source: SourceConfig) -> list[Path]:

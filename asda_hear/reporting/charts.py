@@ -31,10 +31,10 @@ SEEDS_FROM, SEEDS_TO, MEAN_AT = -0.32, 0.06, 0.26
 """Positions of the seeds of a line and of its mean, below its centre, in units of the line's height."""
 
 
-def effect_charts(summary: Summary) -> list[Chart]:
-    """One chart per axis: its labels, averaged over all other axes, with one panel per task."""
+def effect_charts(summary: Summary) -> dict[str, Chart]:
+    """Axis -> its chart: its labels, averaged over all other axes, with one panel per task."""
     with chart_style():
-        return [_effect_chart(summary, axis) for axis in dict.fromkeys(effect.axis for effect in summary.effects)]
+        return {axis: _effect_chart(summary, axis) for axis in dict.fromkeys(each.axis for each in summary.effects)}
 
 
 def score_charts(summary: Summary) -> list[Chart]:

@@ -120,7 +120,7 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
         details=details,
         answer=conclusion(summary),
         grid=make_grid(summary),
-        effects=[(chart, _effect_rows(summary, chart.title)) for chart in effect_charts(summary)],
+        effects=[(chart, _effect_rows(summary, axis)) for axis, chart in effect_charts(summary).items()],
         scores=score_charts(summary),
         costs=cost_charts(summary),
         curves=curve_charts(summary, details.curves),
@@ -142,13 +142,13 @@ def _code_markup(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _effect_rows(summary: Summary, title: str) -> list[tuple[str, str, TableCell, TableCell]]:
+def _effect_rows(summary: Summary, axis: str) -> list[tuple[str, str, TableCell, TableCell]]:
     """The numbers of an effect chart: label, task, mean, difference from the label that it is compared with."""
     names = short_names(summary.tasks)
     return [
         (effect.label, names[effect.task], score_cell(effect.estimate), difference_cell(effect.difference))
         for effect in summary.effects
-        if title == f"Effect of {effect.axis}"
+        if effect.axis == axis
     ]
 
 

@@ -224,6 +224,16 @@ def test_encoding_once_holds_the_tokens_alone(catalog: Catalog, start: Checkpoin
     assert set(held) == {(0, 0)}
 
 
+def test_encoding_once_keeps_to_the_memory_limit_if_the_last_clip_is_missing(
+    catalog: Catalog, start: Checkpoint, tmp_path: Path
+) -> None:
+    data = read_labelled(SourceConfig(data=str(write_tones(tmp_path / "tones"))), Path())
+    recipe = with_changes(recipe_for(small_recipe(), "linear", catalog), {"data.cache_mebibytes": 0})
+    tuned = build_finetune_model(catalog, recipe, start, data.classes)
+    examples = [*data.examples, replace(data.examples[0], file=tmp_path / "missing.flac")]
+    assert encode_once(tuned, recipe, ClipReader(recipe.data, 16_000), examples, False) is None
+
+
 def test_a_clip_of_which_a_part_can_be_read_is_not_encoded_once(
     catalog: Catalog, start: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
