@@ -22,10 +22,10 @@ from asda_core.config_io import signature
 from asda_core.data.clip_reader import ClipReader
 from asda_core.errors import ConfigError
 from asda_core.finetune.finetune_model import Start, load_finetune_model
-from asda_core.finetune.jobs import Job, prepare_job
+from asda_core.finetune.jobs import Job
 from asda_core.finetune.leakage import leakage_warning
 from asda_core.finetune.predicting import Predictor, predict
-from asda_core.finetune.running import finetune
+from asda_core.finetune.running import finetune_named
 from asda_core.finetune.scoring import score
 from asda_core.finetune.sweep import mode_signature
 from asda_core.finetune_config import FinetuneConfig
@@ -130,11 +130,11 @@ def learn_sequentially(
     matrix: list[tuple[float, ...]] = []
     files: list[Path] = []
     results: list[Mapping[str, Any]] = []
-    for task in tasks:
+    for number, task in enumerate(tasks, start=1):
         initial, initial_digest = (start, digest) if not (sequential and files) else _left_by(files[-1], start)
         job = Job(task.recipe, initial, task.data, task.split, initial_digest, base_folder)
-        run_folder = folder / f"{len(files) + 1}-{task.data.name}-{prepare_job(job).identity(catalog)}"
-        results.append(finetune(job, run_folder, catalog, device, progress))
+        run_folder, result = finetune_named(job, folder, f"{number}-{task.data.name}", catalog, device, progress)
+        results.append(result)
         files.append(run_folder / MODEL_FILE)
         encoders = [files[-1] if sequential else file for file in files]
         so_far = zip(tasks, encoders, files, strict=False)

@@ -58,7 +58,23 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
         TrainingStopped: after Ctrl-C or SIGTERM, once the state is saved.
     """
     job = prepare_job(job)
+    return _finetune_prepared(job, job.identity(catalog), folder, catalog, device, progress)
+
+
+def finetune_named(
+    job: Job, parent: Path, name: str, catalog: Catalog, device: str = "cpu", progress: bool = True
+) -> tuple[Path, dict[str, Any]]:
+    """As `finetune`, in the folder `NAME-IDENTITY` of `parent`; return that folder and the result."""
+    job = prepare_job(job)
     identity = job.identity(catalog)
+    folder = parent / f"{name}-{identity}"
+    return folder, _finetune_prepared(job, identity, folder, catalog, device, progress)
+
+
+def _finetune_prepared(
+    job: Job, identity: str, folder: Path, catalog: Catalog, device: str, progress: bool
+) -> dict[str, Any]:
+    """Run or resume a job from `prepare_job`; its identity, which asks the disk for every clip, is found once."""
     if (done := _finished(job, folder, identity)) is not None:
         return done
     for line in check_round(job.split, job.data.classes, job.data.single):

@@ -20,9 +20,9 @@ from asda_core.finetune.evaluation import (
     write_evaluation,
 )
 from asda_core.finetune.finetune_model import Start
-from asda_core.finetune.jobs import Job, prepare_job
+from asda_core.finetune.jobs import Job
 from asda_core.finetune.recipes import flatten_changes, recipe_for
-from asda_core.finetune.running import finetune
+from asda_core.finetune.running import finetune_named
 from asda_core.finetune.sampling import weights_digest
 from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import LabelledData
@@ -162,8 +162,8 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
             start, digest = starts[path]
             job = Job(replace(recipes[mode], seed=seed), start, sweep.data, split, digest, sweep.base_folder)
             facts["start"] = digest or signature(start)
-            folder = out / _folder_name(label, mode, split.name, f"seed{seed}", prepare_job(job).identity(catalog))
-            result = finetune(job, folder, catalog, device, progress)
+            name = _folder_name(label, mode, split.name, f"seed{seed}")
+            folder, result = finetune_named(job, out, name, catalog, device, progress)
         except TrainingStopped:
             raise
         except AsdaError as error:
@@ -180,7 +180,7 @@ def run_sweep(sweep: Sweep, out: Path, catalog: Catalog, device: str = "cpu", pr
 
 
 def _folder_name(*parts: str) -> str:
-    """Name of the folder of a run; the name of a split may be any text."""
+    """Name of the folder of a run, without its identity; the name of a split may be any text."""
     return "-".join(part for part in parts if part).replace("=", "").replace("/", "_")
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 
 import asda_core.finetune.continual as continual
+import asda_core.finetune.jobs as jobs
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import checkpoint_metadata, read_checkpoint, write_model
 from asda_core.cli import main
@@ -17,6 +19,7 @@ from asda_core.config import PluginChoice
 from asda_core.config_io import to_yaml
 from asda_core.finetune.continual import Outcome
 from asda_core.finetune.running import RESULT_FILE
+from asda_core.labelled.examples import Example
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_table, write_tones
 
 MATRIX = ((0.9,), (0.6, 0.8), (0.7, 0.5, 1.0))
@@ -136,8 +139,23 @@ def test_a_full_encoder_is_heard_with_the_old_head(
     assert all(np.array_equal(mixed[n], first[n]) for n in mixed if n.startswith("classifier."))  # type: ignore[call-overload]
 
 
+def test_the_clips_of_a_run_are_looked_up_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, parts = jobs.clip_facts, []
+
+    def counted(examples: Sequence[Example]) -> list[list[object]]:
+        parts.append(examples)
+        return real(examples)
+
+    monkeypatch.setattr(jobs, "clip_facts", counted)
+    assert main([*COMMAND, "--modes", "linear", "--out", "out"]) == 0
+    assert len(parts) == 2 * len(("train", "valid", "test")), "two tasks"
+    parts.clear()
+    assert main(["finetune", "recipe.yaml", "--checkpoint", "start", "--data", "tones", "--out", "sweep"]) == 0
+    assert len(parts) == len(("train", "valid", "test"))
+
+
 def test_it_goes_on_and_does_nothing_twice(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, predict, calls = continual.finetune, continual.predict, []
+    real, predict, calls = continual.finetune_named, continual.predict, []
 
     def dying(*arguments: object, **named: object) -> object:
         calls.append(arguments)
@@ -145,7 +163,7 @@ def test_it_goes_on_and_does_nothing_twice(place: Path, monkeypatch: pytest.Monk
             raise KeyboardInterrupt
         return real(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(continual, "finetune", dying)
+    monkeypatch.setattr(continual, "finetune_named", dying)
     command = [*COMMAND, "--modes", "full", "--out", "out"]
     assert main(command) == 130
     stamps = {file: file.stat().st_mtime_ns for file in (place / "out").rglob("model.safetensors")}
