@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.audio.reading import check_samples
+from asda_core.audio.reading import check_samples, check_waveform
 from asda_core.checkpoint import Weights
 from asda_core.contracts import FrontEnd
 from asda_core.errors import AudioError, ConfigError
@@ -169,14 +169,9 @@ class HearModel(nn.Module):
             AudioError: the shape, type or samples are invalid, or there are no samples.
             ConfigError: the model was cast, as by `model.half()`.
         """
-        if not isinstance(audio, Tensor):
-            raise AudioError(
-                f"audio must be a torch tensor, not {type(audio).__name__}; convert it with torch.from_numpy."
-            )
+        check_waveform(audio)
         if audio.ndim != 2 or 0 in audio.shape:
             raise AudioError(f"audio must have shape (n_sounds, n_samples), both at least 1, not {tuple(audio.shape)}.")
-        if not audio.is_floating_point():
-            raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
         check_samples(audio, "the audio")
         first = next(chain(self.parameters(), self.buffers()))
         if first.dtype != torch.float32:

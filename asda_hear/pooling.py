@@ -52,9 +52,8 @@ class StatisticsAccumulator:
 
     def __init__(self) -> None:
         self._steps = 0
-        self._summary = self._total = torch.zeros(())
-        self._exact, self._squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        self._changes, self._last = torch.zeros((), dtype=torch.float64), torch.zeros(())
+        self._summary = self._total = self._last = torch.zeros((), device="cpu")
+        self._exact = self._squares = self._changes = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def add(self, steps: BackboneOutput, keep_from: int, keep_to: int) -> None:
         """Add the steps `keep_from` to `keep_to` of a window."""

@@ -234,6 +234,19 @@ def _check_header(file: Path, num_frames: int, rate: int) -> None:
         raise AudioError(f"cannot use {file}: its header states a sample rate of {rate} Hz; is it damaged?")
 
 
+def check_waveform(audio: object) -> Tensor:
+    """Return audio given by a caller if it is a floating-point tensor: integers would count as unscaled samples.
+
+    Raises:
+        AudioError: it is something else.
+    """
+    if not isinstance(audio, Tensor):
+        raise AudioError(f"audio must be a torch tensor, not {type(audio).__name__}; convert it with torch.from_numpy.")
+    if not audio.is_floating_point():
+        raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
+    return audio
+
+
 def check_samples(audio: Tensor, name: str) -> None:
     """Check that no sample is NaN, infinite or absurdly large.
 

@@ -125,8 +125,8 @@ def _run(
     write_text(folder / "recipe.yaml", to_yaml(job.recipe))
     cost = _train_and_count(training, folder, progress)
     step = _select_weights(training)
-    result = {"identity": identity, **_test(job, training, warnings, progress), "step": step, **cost}
-    write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
+    tested = _test(job, training, warnings, progress)
+    result = _write_result(folder, {"identity": identity, **tested, "step": step, **cost})
     _remove_resume_files(folder)
     return result
 
@@ -180,9 +180,15 @@ def _with_intervals(job: Job, folder: Path, done: dict[str, Any]) -> dict[str, A
     old_notes = read_json_object(folder / SCORES).get("notes", [])
     scores = write_evaluation(folder, load_predictions(folder / PREDICTIONS), _title(job), job.recipe.bootstrap)
     notes = [*scores.notes, *(note for note in done.get("notes", []) if note not in old_notes)]
-    result = {**done, "intervals": scores.intervals, "notes": notes, "bootstrap": job.recipe.bootstrap}
-    write_text(folder / RESULT_FILE, json.dumps(result, indent=1, default=list))
-    return result
+    new = {"intervals": scores.intervals, "notes": notes, "bootstrap": job.recipe.bootstrap}
+    return _write_result(folder, {**done, **new})
+
+
+def _write_result(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the result of a run; return what the file holds, as `read_result` does later."""
+    text = json.dumps(result, indent=1, default=list)
+    write_text(folder / RESULT_FILE, text)
+    return dict(json.loads(text))
 
 
 def _unread_warnings(job: Job, readable: tuple[Example, ...]) -> list[str]:

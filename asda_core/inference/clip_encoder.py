@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asda_core.audio.feature_padding import padded_features
 from asda_core.audio.long_files import LoadedSound, Sound
-from asda_core.audio.reading import check_samples
+from asda_core.audio.reading import check_samples, check_waveform
 from asda_core.config import Padding, ResampleAxis
 from asda_core.contracts import FrontEnd
 from asda_core.errors import AudioError, CheckpointError, ConfigError
@@ -173,7 +173,7 @@ class ClipEncoder:
         Raises:
             AudioError: the clip has no samples, or NaN or infinite ones.
         """
-        summary, kept = torch.zeros(()), []
+        summary, kept = torch.zeros((), device="cpu"), []
         bands = 1
         for piece in self.encode_windows(audio):
             bands = piece.encoded.layout.grid[1]
@@ -211,8 +211,7 @@ class ClipEncoder:
             AudioError: the clip has no samples, or NaN or infinite ones.
         """
         if isinstance(audio, Tensor):
-            check_audio(audio)
-            audio = LoadedSound(audio)
+            audio = LoadedSound(check_audio(audio))
         plan, mean = self.plan_windows(audio.num_samples), self._mean(audio)
         all_windows, per_pass = plan.windows(), self.windows_per_pass(plan)
         for first in range(0, len(all_windows), per_pass):
@@ -277,15 +276,18 @@ class ClipEncoder:
         return self.framing.patches_in(num_frames(round(seconds * self.sample_rate), self.front_end))
 
 
-def check_audio(audio: Float[Tensor, "..."]) -> None:
-    """Check that a tensor is a valid clip.
+def check_audio(audio: object) -> Float[Tensor, " samples"]:
+    """Check that a tensor is a valid clip, and return it as float32.
 
     Raises:
-        AudioError: it has several channels, no samples, or samples that are NaN, infinite or far outside [-1, 1].
+        AudioError: it is no floating-point tensor, has several channels or no samples, or samples that are NaN,
+            infinite or far outside [-1, 1].
     """
-    if audio.ndim != 1 or not len(audio):
-        raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(audio.shape)}.")
-    check_samples(audio, "the audio")
+    samples = check_waveform(audio)
+    if samples.ndim != 1 or not len(samples):
+        raise AudioError(f"audio must be one channel of at least one sample, not of shape {tuple(samples.shape)}.")
+    check_samples(samples, "the audio")
+    return samples.float()
 
 
 def _row(encoded: EncoderOutput, row: int) -> EncoderOutput:

@@ -120,9 +120,7 @@ def open_sound(file: Path, clip_encoder: ClipEncoder) -> Tensor | StreamedSound:
     along, sample_rate = clip_encoder.options.resample_along, clip_encoder.sample_rate
     if num_samples > WHOLE_SECONDS * rate:
         return StreamedSound(file, sample_rate, along)
-    audio = read_audio(file, sample_rate, resample_along=along)
-    check_audio(audio)
-    return audio
+    return check_audio(read_audio(file, sample_rate, resample_along=along))
 
 
 class Embedder:

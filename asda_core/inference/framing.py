@@ -95,7 +95,7 @@ class Framing:
 
     def timestamps_ms(self, num_samples: int) -> Float[Tensor, " steps"]:
         """Times of the steps in ms (patch centres if `centred`): integer samples converted in float64, then float32."""
-        samples = torch.arange(self.num_steps(num_samples), dtype=torch.int64) * self.step_samples
+        samples = torch.arange(self.num_steps(num_samples), dtype=torch.int64, device="cpu") * self.step_samples
         return (samples.double() * MILLISECONDS / self.sample_rate).float()
 
     def window_frames(self, patches: int) -> int:

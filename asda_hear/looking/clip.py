@@ -109,9 +109,9 @@ def make_excerpt(audio: Float[Tensor, " any"], model: OpenModel, start_seconds: 
     Raises:
         AudioError: the audio has no samples, NaN, or more than one channel.
     """
-    check_audio(audio)
+    samples = check_audio(audio)
     num_samples = max(round(model.clip_seconds * model.sample_rate), _min_samples(model))
-    return Excerpt(crop_or_pad(audio.float(), num_samples), min(len(audio), num_samples), start_seconds)
+    return Excerpt(crop_or_pad(samples, num_samples), min(len(samples), num_samples), start_seconds)
 
 
 @torch.inference_mode()

@@ -63,6 +63,7 @@ def test_it_learns(tones: tuple[LabelledData, Round], start: Checkpoint, catalog
         small_recipe(steps=150, select="last", pooling="mean", optimizer={"peak_lr": 0.005, "warmup_steps": 10}),
     )
     result = finetune(job, tmp_path / "run", catalog, progress=False)
+    assert finetune(job, tmp_path / "run", catalog, progress=False) == result
     assert result["scores"]["accuracy"] == 1.0
     assert sum(result["clips"].values()) == len(tones[0].examples)
     made = load_predictions(tmp_path / "run" / "predictions.npz")

@@ -164,6 +164,14 @@ def test_torch_defaults_of_the_caller_change_nothing(path: str) -> None:
         assert torch.equal(one, other)
 
 
+def test_the_default_device_of_the_caller_changes_nothing(model: HearModel) -> None:
+    audio = noise(1, 9_000)
+    expected = model.scene(audio), *model.timestamps(audio)
+    with torch.device("meta"):
+        computed = model.scene(audio), *model.timestamps(audio)
+    assert all(torch.equal(one, other) for one, other in zip(expected, computed, strict=True))
+
+
 def test_a_model_cast_to_double_and_back(model: HearModel) -> None:
     expected = model.scene(noise(1, 16_000))
     with pytest.raises(ConfigError, match=r"cast to torch.float64; cast it back with model.float\(\)"):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -17,7 +18,7 @@ from asda_core.audio.reading import read_audio
 from asda_core.catalog import Catalog
 from asda_core.config import ClassTokenConfig, Padding, RunConfig
 from asda_core.errors import AudioError, ConfigError
-from asda_core.inference.clip_encoder import MAX_STEPS, ClipEncoder, EncodeOptions, with_training_length
+from asda_core.inference.clip_encoder import MAX_STEPS, ClipEncoder, EncodeOptions, check_audio, with_training_length
 
 MEAN, STD = -4.268, 4.569
 
@@ -140,6 +141,24 @@ def test_bad_audio_and_options(parts: tuple[Any, Any]) -> None:
     for options in ({"target_length": 0}, {"window_seconds": math.inf}, {"clip_seconds": 0.0}):
         with pytest.raises(ConfigError, match="must be positive"):
             EncodeOptions(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (torch.zeros(9, dtype=torch.int16), r"must be floating point in \[-1, 1\], not torch.int16"),
+        (np.zeros(9, np.float32), "must be a torch tensor, not ndarray"),
+        (torch.zeros(2, 9), r"one channel of at least one sample, not of shape \(2, 9\)"),
+    ],
+)
+def test_audio_of_another_kind(audio: object, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        check_audio(audio)
+
+
+def test_samples_of_any_precision(parts: tuple[Any, Any]) -> None:
+    encoder, audio = ClipEncoder(*parts, EncodeOptions()), torch.rand(9000) - 0.5
+    assert torch.equal(encoder.encode(audio.double()).summary, encoder.encode(audio).summary)
 
 
 def test_stereo(parts: tuple[Any, Any], tmp_path: Path) -> None:
