@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.audio.reading import check_samples, check_waveform
+from asda_core.audio.checks import check_samples, check_waveform
 from asda_core.checkpoint import Weights
 from asda_core.contracts import FrontEnd
 from asda_core.errors import AudioError, ConfigError

@@ -9,15 +9,8 @@ import torchaudio.functional
 from jaxtyping import Float
 from torch import Tensor
 
-from asda_core.audio.reading import (
-    MAX_AMPLITUDE,
-    OVERLAP_PERIODS,
-    amplitude_error,
-    mono_blocks,
-    non_finite_error,
-    open_audio,
-    samples_per_period,
-)
+from asda_core.audio.checks import MAX_AMPLITUDE, amplitude_error, non_finite_error
+from asda_core.audio.reading import OVERLAP_PERIODS, mono_blocks, open_audio, samples_per_period
 from asda_core.config import ResampleAxis
 from asda_core.errors import AudioError
 
@@ -156,7 +149,7 @@ def resampled_blocks(blocks: Iterable[Tensor], source_rate: int, sample_rate: in
 
 
 def checked_length(blocks: Iterable[Tensor], name: str) -> int:
-    """Number of samples in all blocks, checked as by `audio.reading.check_samples` for the whole.
+    """Number of samples in all blocks, checked as by `audio.checks.check_samples` for the whole.
 
     Raises:
         AudioError: NaN, infinite or absurdly large samples.

@@ -15,6 +15,7 @@ import torchaudio.transforms
 from jaxtyping import Float
 from torch import Tensor
 
+from asda_core.audio.checks import check_samples
 from asda_core.audio.mp3 import FORMAT as MP3
 from asda_core.audio.mp3 import lead_samples, lost_samples, open_bytes
 from asda_core.audio_files.tars import member_bytes, num_bytes, split_member
@@ -38,8 +39,6 @@ KERNEL_CACHE_SIZE = 16
 NO_FILE_CODE = 7
 """Error of libsndfile for a file that does not exist, but also for an `.mp3` without MPEG audio. **Source**: its
 SFE_BAD_FILE."""
-MAX_AMPLITUDE = 1e6
-"""Larger samples count as damage: unscaled 16-bit samples reach 32,768."""
 
 
 def read_audio(
@@ -232,45 +231,6 @@ def _check_header(file: Path, num_frames: int, rate: int) -> None:
         raise AudioError(f"cannot use {file}: its header does not state its length, as in a stream; rewrite it.")
     if not MIN_RATE <= rate <= MAX_RATE:
         raise AudioError(f"cannot use {file}: its header states a sample rate of {rate} Hz; is it damaged?")
-
-
-def check_waveform(audio: object) -> Tensor:
-    """Return audio given by a caller if it is a floating-point tensor: integers would count as unscaled samples.
-
-    Raises:
-        AudioError: it is something else.
-    """
-    if not isinstance(audio, Tensor):
-        raise AudioError(f"audio must be a torch tensor, not {type(audio).__name__}; convert it with torch.from_numpy.")
-    if not audio.is_floating_point():
-        raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
-    return audio
-
-
-def check_samples(audio: Tensor, name: str) -> None:
-    """Check that no sample is NaN, infinite or absurdly large.
-
-    Raises:
-        AudioError: stating how many are not finite and where the first one is, or how large the largest is.
-    """
-    if not audio.numel():
-        return
-    low, high = (float(value) for value in torch.aminmax(audio))  # NaN if any sample is; does not copy hours of audio
-    if not (math.isfinite(low) and math.isfinite(high)):
-        bad = ~torch.isfinite(audio)
-        raise non_finite_error(name, int(bad.sum()), bad.nonzero()[0].tolist())
-    if max(-low, high) > MAX_AMPLITUDE:
-        raise amplitude_error(name, max(-low, high))
-
-
-def non_finite_error(name: str, count: int, first: list[int]) -> AudioError:
-    """The error for NaN or infinite samples."""
-    return AudioError(f"cannot use {name}: {count} samples are NaN or infinite, the first at index {first}.")
-
-
-def amplitude_error(name: str, largest: float) -> AudioError:
-    """The error for samples above `MAX_AMPLITUDE`."""
-    return AudioError(f"cannot use {name}: samples reach {largest:.3g}, expected [-1, 1].")
 
 
 def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int = 0) -> Float[Tensor, " num_samples"]:

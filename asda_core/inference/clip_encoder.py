@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from asda_core.audio.checks import check_samples, check_waveform
 from asda_core.audio.feature_padding import padded_features
 from asda_core.audio.long_files import LoadedSound, Sound
-from asda_core.audio.reading import check_samples, check_waveform
 from asda_core.config import Padding, ResampleAxis
 from asda_core.contracts import FrontEnd
 from asda_core.errors import AudioError, CheckpointError, ConfigError

@@ -1,0 +1,50 @@
+"""Checks of audio: that it is a floating-point waveform, and that its samples are finite and not absurdly large."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from asda_core.errors import AudioError
+
+MAX_AMPLITUDE = 1e6
+"""Larger samples count as damage: unscaled 16-bit samples reach 32,768."""
+
+
+def check_waveform(audio: object) -> Tensor:
+    """Return audio given by a caller if it is a floating-point tensor: integers would count as unscaled samples.
+
+    Raises:
+        AudioError: it is something else.
+    """
+    if not isinstance(audio, Tensor):
+        raise AudioError(f"audio must be a torch tensor, not {type(audio).__name__}; convert it with torch.from_numpy.")
+    if not audio.is_floating_point():
+        raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
+    return audio
+
+
+def check_samples(audio: Tensor, name: str) -> None:
+    """Check that no sample is NaN, infinite or absurdly large.
+
+    Raises:
+        AudioError: stating how many are not finite and where the first one is, or how large the largest is.
+    """
+    if not audio.numel():
+        return
+    low, high = (float(value) for value in torch.aminmax(audio))  # NaN if any sample is; does not copy hours of audio
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = ~torch.isfinite(audio)
+        raise non_finite_error(name, int(bad.sum()), bad.nonzero()[0].tolist())
+    if max(-low, high) > MAX_AMPLITUDE:
+        raise amplitude_error(name, max(-low, high))
+
+
+def non_finite_error(name: str, count: int, first: list[int]) -> AudioError:
+    """The error for NaN or infinite samples."""
+    return AudioError(f"cannot use {name}: {count} samples are NaN or infinite, the first at index {first}.")
+
+
+def amplitude_error(name: str, largest: float) -> AudioError:
+    """The error for samples above `MAX_AMPLITUDE`."""
+    return AudioError(f"cannot use {name}: samples reach {largest:.3g}, expected [-1, 1].")
