@@ -24,6 +24,7 @@ from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plu
 from asda_core.catalog import Catalog, PluginOrigins
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
+from asda_core.devices import own_modes
 from asda_core.errors import CheckpointError, ConfigError, PluginError
 from asda_core.finetune_config import ClassifierConfig
 from asda_core.model.encoder import Encoder
@@ -144,8 +145,9 @@ def _count(value: Any) -> int:
     return value
 
 
+@own_modes()
 def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder]:
-    """Front end and encoder with the weights of a checkpoint, in evaluation mode.
+    """Front end and encoder with the weights of a checkpoint, in float32 on the CPU, in evaluation mode.
 
     Raises:
         CheckpointError: a plugin is missing, or the tensors do not fit the config.
@@ -169,8 +171,9 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     return front_end.eval(), encoder.eval()
 
 
+@own_modes()
 def load_classifier(checkpoint: Checkpoint) -> Classifier:
-    """The head of a fine-tuned checkpoint, in evaluation mode.
+    """The head of a fine-tuned checkpoint, in float32 on the CPU, in evaluation mode.
 
     Raises:
         CheckpointError: the checkpoint has none, or the tensors do not fit.

@@ -1,7 +1,7 @@
-"""Device names, transfer of tensors to a device, random generators on it, and the default dtype."""
+"""Device names, transfer of tensors to a device, random generators on it, and torch's modes and default dtype."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -63,3 +63,20 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Run the block in torch's initial modes, whatever the caller's are, so that the same call has the same result.
+
+    New tensors are float32 and on the CPU, autocast is off, gradients are on and no tensor is an inference tensor.
+    """
+    moved = torch.get_default_device().type != "cpu"
+    with (
+        torch.device("cpu") if moved else nullcontext(),  # costs time in every call of torch
+        default_dtype(torch.float32),
+        torch.inference_mode(False),  # which turns gradients on
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield

@@ -4,7 +4,6 @@ import os
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from asda_core.checkpoint import Checkpoint
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.contracts import FrontEnd
-from asda_core.devices import default_dtype
+from asda_core.devices import own_modes
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_hear.model import HearModel, HearOptions
@@ -54,8 +53,7 @@ def load_model(
     if str(model_file_path) == LOG_MEL:
         if parsed.weights == "teacher":
             raise ConfigError(f"weights teacher: {LOG_MEL} is not a trained model and has no teacher.")
-        with torch.device("cpu"), default_dtype(torch.float32):
-            return _baseline(plugins, parsed)
+        return _baseline(plugins, parsed)
     opened = open_encoder(model_file_path, plugins, parsed.weights)
     if opened.checkpoint is not None:
         parsed = _with_recommended(parsed, opened.checkpoint)
@@ -84,6 +82,7 @@ def build_hear_model(front_end: FrontEnd, encoder: Encoder, clip_seconds: float,
     return HearModel(front_end, backbone, clip_seconds, options)
 
 
+@own_modes()
 def _baseline(plugins: Catalog, options: HearOptions) -> HearModel:
     """Build the log-mel baseline, which has no encoder.
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from asda_core.assemble import build_parts
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, Weights, load_encoder
 from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config
-from asda_core.devices import default_dtype
+from asda_core.devices import own_modes
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_core.official.reading import read_model
@@ -40,6 +38,7 @@ class OpenedEncoder:
     checkpoint: Checkpoint | None
 
 
+@own_modes()
 def open_encoder(model: str | os.PathLike[str], catalog: Catalog, weights: Weights = "student") -> OpenedEncoder:
     """Open a checkpoint, printing the report on a released one to stderr, or a config with weights drawn from its seed.
 
@@ -54,14 +53,13 @@ def open_encoder(model: str | os.PathLike[str], catalog: Catalog, weights: Weigh
         PluginError: a config names a plugin that is missing or broken.
     """
     file = find_model(model)
-    with torch.device("cpu"), default_dtype(torch.float32):  # whatever the caller's defaults are
-        if is_config_file(file):
-            if weights == "teacher":
-                raise ConfigError(f"weights teacher: {model} is not a trained model and has no teacher.")
-            config = load_run_config(file)
-            parts = build_parts(catalog, config)
-            return OpenedEncoder(file, config, parts.front_end.eval(), parts.encoder.eval(), None)
-        checkpoint = read_model(file, weights)
-        if checkpoint.report:
-            print(checkpoint.report, file=sys.stderr)
-        return OpenedEncoder(file, checkpoint.config, *load_encoder(checkpoint, catalog), checkpoint)
+    if is_config_file(file):
+        if weights == "teacher":
+            raise ConfigError(f"weights teacher: {model} is not a trained model and has no teacher.")
+        config = load_run_config(file)
+        parts = build_parts(catalog, config)
+        return OpenedEncoder(file, config, parts.front_end.eval(), parts.encoder.eval(), None)
+    checkpoint = read_model(file, weights)
+    if checkpoint.report:
+        print(checkpoint.report, file=sys.stderr)
+    return OpenedEncoder(file, checkpoint.config, *load_encoder(checkpoint, catalog), checkpoint)

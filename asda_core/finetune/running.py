@@ -15,7 +15,7 @@ from asda_core.assemble import check_clip
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint, write_model
 from asda_core.config_io import to_yaml
-from asda_core.devices import usable_device
+from asda_core.devices import own_modes, usable_device
 from asda_core.errors import TaskError
 from asda_core.finetune.best_weights import best_file, drop_best
 from asda_core.finetune.evaluation import PREDICTIONS, SCORES, load_predictions, write_evaluation
@@ -38,6 +38,7 @@ LAST_FILE = "last.safetensors"
 COST_FILE = "cost.json"
 
 
+@own_modes()
 def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
     """Run or resume a job; a finished one is not run again.
 

@@ -31,7 +31,7 @@ from asda_core.config_io import to_yaml
 from asda_core.data.clip_batches import Batches, Clips
 from asda_core.data.prefetching import prefetch
 from asda_core.data.stream_batches import open_batches
-from asda_core.devices import to_device
+from asda_core.devices import own_modes, to_device
 from asda_core.errors import AudioError, TrainingStopped
 from asda_core.model.processor import exact_matmul
 from asda_core.pretrain.initial_weights import build_training_parts
@@ -85,6 +85,7 @@ class Run:
         self.stop = True
 
 
+@own_modes()
 def pretrain(
     config: RunConfig,
     files: AudioList,
