@@ -21,6 +21,7 @@ from asda_core.contracts import (
     MixerSpec,
     ObjectiveContext,
 )
+from asda_core.devices import building
 from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
 from asda_core.system.memory import report_out_of_memory
@@ -180,7 +181,7 @@ def build_parts(
     prepare: Callable[[Any, Encoder], None] | None = None,
     prepare_adapted: Callable[[Any, Encoder], None] | None = None,
 ) -> Parts:
-    """Build all modules of a run, with weights that depend on `config.seed` alone.
+    """Build all modules of a run, in float32, with weights that depend on `config.seed` alone.
 
     torch's global generator is left as it was.
 
@@ -190,8 +191,7 @@ def build_parts(
         prepare: called with front end and encoder before an adapter is attached, to load weights.
         prepare_adapted: likewise after it is attached, before the objective is built, which may copy the weights.
     """
-    with torch.random.fork_rng(devices=[]), report_out_of_memory("a model of these sizes"):
-        torch.manual_seed(config.seed)
+    with building(config.seed), report_out_of_memory("a model of these sizes"):
         front_end, encoder = build_model(catalog, config, prepare, prepare_adapted)
         context = ObjectiveContext(encoder)
         objective = build(catalog, "objective", config.objective, context, "objective", config.compat)

@@ -24,7 +24,7 @@ from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plu
 from asda_core.catalog import Catalog, PluginOrigins
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
-from asda_core.devices import own_modes
+from asda_core.devices import building, own_modes
 from asda_core.errors import CheckpointError, ConfigError, PluginError
 from asda_core.finetune_config import ClassifierConfig
 from asda_core.model.encoder import Encoder
@@ -145,6 +145,7 @@ def _count(value: Any) -> int:
     return value
 
 
+@building()
 @own_modes()
 def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder]:
     """Front end and encoder with the weights of a checkpoint, in float32 on the CPU, in evaluation mode.
@@ -154,10 +155,9 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     """
     changed = version_mismatches(checkpoint.plugins, catalog)
     try:
-        with torch.random.fork_rng(devices=[]):  # drawn weights are overwritten; the caller's generator is kept
-            front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
-            encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
-            adapt(catalog, checkpoint.config, encoder)
+        front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
+        encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
+        adapt(catalog, checkpoint.config, encoder)
     except (RuntimeError, MemoryError, ConfigError) as error:
         why = f"cannot build a model from its config ({error!s:.200})."
         raise CheckpointError(" ".join([f"{checkpoint.file}: {why}", *changed])) from None
@@ -171,6 +171,7 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     return front_end.eval(), encoder.eval()
 
 
+@building()
 @own_modes()
 def load_classifier(checkpoint: Checkpoint) -> Classifier:
     """The head of a fine-tuned checkpoint, in float32 on the CPU, in evaluation mode.

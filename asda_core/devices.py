@@ -1,5 +1,6 @@
 """Device names, transfer of tensors to a device, random generators on it, and torch's modes and default dtype."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -8,6 +9,9 @@ from torch import Tensor
 
 from asda_core.errors import ConfigError
 from asda_core.settings.compute import AUTO
+
+_BUILDING = threading.RLock()
+"""Held while modules are built."""
 
 
 def usable_device(name: str) -> torch.device:
@@ -79,4 +83,19 @@ def own_modes() -> Iterator[None]:
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
     ):
+        yield
+
+
+@contextmanager
+def building(seed: int | None = None) -> Iterator[None]:
+    """Build modules in the block, in float32, leaving torch's global generator of the CPU as it was.
+
+    One thread is in such a block at a time: the generator and the default dtype are those of the process.
+
+    Args:
+        seed: of the generator in the block; by default the weights are drawn with the caller's.
+    """
+    with _BUILDING, default_dtype(torch.float32), torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
         yield

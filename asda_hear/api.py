@@ -13,7 +13,7 @@ from asda_core.checkpoint import Checkpoint
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.config_io import parse
 from asda_core.contracts import FrontEnd
-from asda_core.devices import own_modes
+from asda_core.devices import building, own_modes
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_hear.model import HearModel, HearOptions
@@ -82,6 +82,7 @@ def build_hear_model(front_end: FrontEnd, encoder: Encoder, clip_seconds: float,
     return HearModel(front_end, backbone, clip_seconds, options)
 
 
+@building()
 @own_modes()
 def _baseline(plugins: Catalog, options: HearOptions) -> HearModel:
     """Build the log-mel baseline, which has no encoder.

@@ -11,7 +11,7 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, Weights, load_encoder
 from asda_core.config import RunConfig
 from asda_core.config_io import load_run_config
-from asda_core.devices import own_modes
+from asda_core.devices import building, own_modes
 from asda_core.errors import ConfigError
 from asda_core.model.encoder import Encoder
 from asda_core.official.reading import read_model
@@ -38,6 +38,7 @@ class OpenedEncoder:
     checkpoint: Checkpoint | None
 
 
+@building()
 @own_modes()
 def open_encoder(model: str | os.PathLike[str], catalog: Catalog, weights: Weights = "student") -> OpenedEncoder:
     """Open a checkpoint, printing the report on a released one to stderr, or a config with weights drawn from its seed.

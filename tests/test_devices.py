@@ -1,6 +1,8 @@
-"""What a caller has set in torch for itself changes no model: the default dtype and device, autocast, gradients off."""
+"""What a caller has set in torch for itself, and what other threads build, changes no model, and stays as it was."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -10,17 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from asda_core import assemble
+from asda_core.assemble import build_parts
 from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import load_classifier, load_encoder, read_checkpoint
+from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, read_checkpoint
 from asda_core.config import RunConfig
 from asda_core.devices import default_dtype
+from asda_core.finetune.finetune_model import build_finetune_model
 from asda_core.finetune.jobs import Job
 from asda_core.finetune.running import finetune
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.source import SourceConfig
 from asda_core.labelled.splits import rounds
 from asda_core.pretrain.loop import pretrain
+from asda_hear import load_model
 from tests.finetune.making import small_checkpoint, small_recipe, write_tones
 
 Mode = Callable[[], AbstractContextManager[object]]
@@ -66,10 +72,53 @@ def test_fine_tuning_in_modes_of_the_caller(mode: Mode, catalog: Catalog, tmp_pa
     assert_same_models(tmp_path / "plain", tmp_path / "other")
 
     checkpoint = read_checkpoint(tmp_path / "plain")
+    before = torch.get_rng_state()
     with mode():
         loaded = *load_encoder(checkpoint, catalog), load_classifier(checkpoint)
+    assert torch.equal(torch.get_rng_state(), before)
     for prefix, module in zip(("front_end", "encoder", "classifier"), loaded, strict=True):
         for name, values in module.state_dict().items():
             assert values.dtype == checkpoint.tensors[f"{prefix}.{name}"].dtype
             assert torch.equal(values, checkpoint.tensors[f"{prefix}.{name}"])
             assert not values.is_inference()
+
+
+@pytest.fixture
+def start(tmp_path: Path, catalog: Catalog) -> Checkpoint:
+    return small_checkpoint(tmp_path / "start", catalog)
+
+
+Builder = Callable[[Catalog, Checkpoint], torch.nn.Module]
+BUILDERS: dict[str, Builder] = {
+    "build_parts": lambda catalog, start: build_parts(catalog, start.config).encoder,
+    "build_finetune_model": lambda catalog, start: (
+        build_finetune_model(catalog, small_recipe(), start.config, ("a", "b")).encoder
+    ),
+    "load_encoder": lambda catalog, start: load_encoder(start, catalog)[1],
+    "load_model": lambda catalog, start: load_model("asda_tiny", catalog=catalog),
+    "log_mel": lambda catalog, start: load_model("log_mel", catalog=catalog),
+}
+each_builder = pytest.mark.parametrize("make", BUILDERS.values(), ids=BUILDERS)
+
+
+@each_builder
+def test_threads_build_the_same_models(
+    make: Builder, catalog: Catalog, start: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make(catalog, start).state_dict()
+    build = assemble.build
+
+    def slow_build(*arguments: object) -> object:
+        time.sleep(0.01)  # another thread's turn
+        return build(*arguments)
+
+    monkeypatch.setattr(assemble, "build", slow_build)
+    before = torch.get_rng_state()
+    with default_dtype(torch.float64), ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda _: make(catalog, start), range(3)))
+        assert torch.get_default_dtype() == torch.float64
+    assert torch.equal(torch.get_rng_state(), before)
+    for model in made:
+        for name, values in model.state_dict().items():
+            assert values.dtype == plain[name].dtype, name
+            assert torch.equal(values, plain[name]), name

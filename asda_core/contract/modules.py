@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from asda_core.config_io import parse
 from asda_core.contracts import Adapter, AdapterSpec, Spec
+from asda_core.devices import building
 from asda_core.errors import PluginError
 from asda_core.spec_checks import check_spec
 
@@ -26,8 +27,7 @@ def seeded(check: CheckT) -> CheckT:
 
     @functools.wraps(check)
     def run(*arguments: Any, **options: Any) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with building(0):
             check(*arguments, **options)
 
     return cast(CheckT, run)

@@ -12,7 +12,7 @@ from asda_core.assemble import build_front_end, build_model
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, load_strict
 from asda_core.config import PluginChoice, RunConfig
-from asda_core.devices import usable_device
+from asda_core.devices import building, usable_device
 from asda_core.errors import ConfigError
 from asda_core.finetune.rates import drop_path_rates
 from asda_core.finetune_config import ClassifierConfig, FinetuneConfig
@@ -178,8 +178,7 @@ def build_finetune_model(
         labels=tuple(classes),
         num_heads=config.encoder.num_heads if recipe.pooling == "attentive" else 1,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with building(config.seed):
         front_end, encoder = build_model(catalog, config, load if no_adapter else None, None if no_adapter else load)
         model = FinetuneModel(config, front_end, encoder, Classifier(head, config.encoder.dim))
     _freeze(model, recipe)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.contracts import MixerContext, ShowsMaps
+from asda_core.devices import building
 from asda_core.errors import AsdaError, ConfigError
 from asda_core.layout import TokenLayout
 from asda_core.model.attention import AttentionMaps
@@ -98,7 +99,7 @@ def mixer_with_maps(encoder: Encoder, layer: int) -> ShowsMaps:
 def mixers_with_maps(catalog: Catalog) -> list[str]:
     """Return the names of the mixers of a catalog that show maps, among those that can be built here."""
     names = []
-    with torch.random.fork_rng(devices=[]):
+    with building():
         for offer in catalog.family_offers("mixer"):
             with contextlib.suppress(AsdaError, ImportError, RuntimeError):
                 mixer: Any = offer.spec.build(offer.spec.config(), MixerContext(TRIAL_DIM, TRIAL_HEADS, 0, 1))
