@@ -88,14 +88,14 @@ def own_modes() -> Iterator[None]:
 
 @contextmanager
 def building(seed: int | None = None) -> Iterator[None]:
-    """Build modules in the block, in float32, leaving torch's global generator of the CPU as it was.
+    """Build modules in the block, in float32, leaving torch's global generators, also those of GPUs, as they were.
 
     One thread is in such a block at a time: the generator and the default dtype are those of the process.
 
     Args:
-        seed: of the generator in the block; by default the weights are drawn with the caller's.
+        seed: of the CPU's generator in the block; by default the weights are drawn with the caller's.
     """
     with _BUILDING, default_dtype(torch.float32), torch.random.fork_rng(devices=[]):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed every GPU too
         yield

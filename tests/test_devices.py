@@ -122,3 +122,16 @@ def test_threads_build_the_same_models(
         for name, values in model.state_dict().items():
             assert values.dtype == plain[name].dtype, name
             assert torch.equal(values, plain[name]), name
+
+
+@each_builder
+def test_the_generators_of_gpus_are_not_seeded(
+    make: Builder, catalog: Catalog, start: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`torch.manual_seed` seeds every GPU, at once or when CUDA starts."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(5)
+    assert seeds == [5]
+    make(catalog, start)
+    assert seeds == [5]
