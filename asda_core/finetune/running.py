@@ -38,7 +38,6 @@ LAST_FILE = "last.safetensors"
 COST_FILE = "cost.json"
 
 
-@own_modes()
 def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
     """Run or resume a job; a finished one is not run again.
 
@@ -72,6 +71,7 @@ def finetune_named(
     return folder, _finetune_prepared(job, identity, folder, catalog, device, progress)
 
 
+@own_modes()
 def _finetune_prepared(
     job: Job, identity: str, folder: Path, catalog: Catalog, device: str, progress: bool
 ) -> dict[str, Any]:
