@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -76,13 +76,13 @@ def own_modes() -> Iterator[None]:
     New tensors are float32 and on the CPU, autocast is off, gradients are on and no tensor is an inference tensor.
     """
     moved = torch.get_default_device().type != "cpu"
-    with (
-        torch.device("cpu") if moved else nullcontext(),  # costs time in every call of torch
-        default_dtype(torch.float32),
-        torch.inference_mode(False),  # which turns gradients on
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-    ):
+    with ExitStack() as modes:
+        if moved:  # costs time in every call of torch
+            modes.enter_context(torch.device("cpu"))
+        modes.enter_context(default_dtype(torch.float32))
+        modes.enter_context(torch.inference_mode(False))  # which turns gradients on
+        for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            modes.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

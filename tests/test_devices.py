@@ -59,6 +59,18 @@ def test_pretraining_in_modes_of_the_caller(
     assert_same_models(tmp_path / "plain", tmp_path / "other")
 
 
+def test_bfloat16_casts_the_weights_of_each_update(
+    catalog: Catalog, tiny: RunConfig, audio_folder: Path, tmp_path: Path
+) -> None:
+    """An autocast around all updates, on or off, keeps what those in it have cast until it ends."""
+    config, files = replace(tiny, compute=replace(tiny.compute, precision="bfloat16")), find_audio(audio_folder)
+    pretrain(config, files, tmp_path / "plain", catalog, progress=False)
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            pretrain(config, files, tmp_path / str(enabled), catalog, progress=False)
+        assert_same_models(tmp_path / "plain", tmp_path / str(enabled))
+
+
 @each_mode
 def test_fine_tuning_in_modes_of_the_caller(mode: Mode, catalog: Catalog, tmp_path: Path) -> None:
     source = SourceConfig(data=str(write_tones(tmp_path / "tones")))

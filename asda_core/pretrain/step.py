@@ -61,6 +61,7 @@ class Step(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         device = features.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.clear_autocast_cache()  # an outer autocast keeps casts of weights that an update has changed
             torch.manual_seed(seed ^ DROPOUT_SEED_MASK)  # dropout draws from the global generators
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 losses = self.objective.loss(self.encoder, features, generator)
