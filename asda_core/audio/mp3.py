@@ -16,8 +16,11 @@ from asda_core.audio.flac import HAS_MINIAUDIO
 
 FORMAT, SUFFIX = "MP3", ".mp3"
 """libsndfile's name of the format, and the suffix by which it knows files of it whose beginning is another."""
-SYNC = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][^\xf0-\xff]")
-"""Start of a frame: eleven bits of 1, and a version, layer and bit rate that exist. **Source**: ISO/IEC 11172-3."""
+RATES = b"".join(bytes([bit_rate << 4, ord("-"), bit_rate << 4 | 0xB]) for bit_rate in range(1, 0xF))
+"""Third bytes of a header, as ranges of a pattern: four bits for the bit rate, neither 0 (free format, which hardly any
+file has) nor 15, and two for the sample rate, not 3."""
+SYNC = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][" + RATES + b"]")
+"""Start of a frame: eleven bits of 1, and a version, layer and rates that exist. **Source**: ISO/IEC 11172-3."""
 SAMPLES_PER_FRAME = 1152
 """**Source**: ISO/IEC 11172-3, layer III."""
 LEAD_SAMPLES = 20 * SAMPLES_PER_FRAME

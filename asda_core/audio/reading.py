@@ -36,6 +36,8 @@ OVERLAP_PERIODS = 8
 """Overlap of blocks, in common periods of both rates; the kernel spans at most 7 samples of the lower rate."""
 KERNEL_CACHE_SIZE = 16
 """Number of resampling kernels that are cached, one per pair of rates."""
+NEAR_SAMPLE = 1e-3
+"""Distance, in samples, within which a time in seconds is that of a sample: `seconds * rate` is only almost whole."""
 NO_FILE_CODE = 7
 """Error of libsndfile for a file that does not exist, but also for an `.mp3` without MPEG audio. **Source**: its
 SFE_BAD_FILE."""
@@ -55,8 +57,8 @@ def read_audio(
     Args:
         file: anything that libsndfile reads.
         sample_rate: target sample rate in Hz.
-        start_seconds: start of the segment.
-        seconds: maximal length of the segment; None reads to the end.
+        start_seconds: start of the segment; between two samples, it starts with the former.
+        seconds: maximal length of the segment, rounded up to whole samples; None reads to the end.
         resample_along: "channels" resamples files of several channels as the release does (see below).
 
     Returns:
@@ -116,11 +118,11 @@ def read_samples(
         AudioError: the segment has no samples, or some are NaN, infinite or absurdly large.
     """
     rate = sound.samplerate
-    first = min(int(start_seconds * rate), len(sound))
+    first = min(math.floor(start_seconds * rate + NEAR_SAMPLE), len(sound))
     if first:  # it starts at 0, and libsndfile decodes a block of FLAC for every seek
         _seek(sound, first)
     remaining = len(sound) - first
-    num_frames = remaining if seconds is None else min(remaining, math.ceil(seconds * rate))
+    num_frames = remaining if seconds is None else min(remaining, math.ceil(seconds * rate - NEAR_SAMPLE))
     wrong_axis = resample_along == "channels" and sound.channels > 1 and rate != sample_rate
     mono = _read_mono(sound, name, num_frames, sample_rate if wrong_axis else rate)
     if len(mono) == 0:

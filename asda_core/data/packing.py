@@ -251,8 +251,7 @@ def encode_piece(piece: Piece, options: PackOptions) -> EncodedPiece:
         first, stop = (edge * num_frames // piece.parts for edge in (piece.number, piece.number + 1))
         if piece.parts > 1:
             description["start_seconds"] = first / rate
-        half = 0.5 / rate  # half a sample on both sides: read_audio rounds to exactly these frames
-        audio = read_audio(piece.file, options.rate, first / rate + half, (stop - first) / rate - half)
+        audio = read_audio(piece.file, options.rate, first / rate, (stop - first) / rate)
         peak = float(audio.abs().max())
         description |= {"clipped_from": round(peak, 3)} if peak > CLIPPING_WARNING_PEAK else {}
         samples = (audio * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1).short().numpy()

@@ -60,7 +60,18 @@ def test_a_file_that_does_not_tell_its_length(tmp_path: Path, sound: np.ndarray,
         StreamedSound(file, 16_000)
 
 
-@pytest.mark.parametrize("junk", [b"\0", b"abc" * 500, b"\xff\xe0ab\xff\xfbcd", ID3 + bytes(500), ID3 + ID3 + b"a"])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\0",
+        b"abc" * 500,
+        b"\xff\xe0ab\xff\xfbcd",
+        b"no such sample rate \xff\xfb\x9cd",
+        b"no bit rate \xff\xfe\x02\xf3" + b"abc" * 500,
+        ID3 + bytes(500),
+        ID3 + ID3 + b"a",
+    ],
+)
 def test_what_precedes_the_first_frame_in_a_shard(tmp_path: Path, sound: np.ndarray, junk: bytes) -> None:
     content = junk + encoded(sound, told=True)
     (tmp_path / "a.mp3").write_bytes(content)

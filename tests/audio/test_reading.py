@@ -63,6 +63,17 @@ def test_stretch(tmp_path: Path) -> None:
         read_audio(tmp_path / "ramp.wav", 16_000, start_seconds=3)
 
 
+def test_segments_begin_and_end_with_the_samples_that_their_times_state(tmp_path: Path) -> None:
+    """`first / rate * rate` is often less than `first`, and `count / rate * rate` more than `count`."""
+    rate, count = 44_100, 3_000
+    inexact = [first for first in range(1, rate) if int(first / rate * rate) != first or count / rate * rate > count]
+    assert len(inexact) > 100
+    soundfile.write(tmp_path / "ramp.wav", np.arange(2 * rate) / rate, rate, subtype="FLOAT")
+    for first in inexact[::20]:
+        audio = read_audio(tmp_path / "ramp.wav", rate, start_seconds=first / rate, seconds=count / rate)
+        assert torch.equal((audio * rate).round().int(), torch.arange(first, first + count, dtype=torch.int))
+
+
 def bad_file(folder: Path, kind: str) -> Path:
     file = folder / f"{kind}.wav"
     if kind == "empty":
