@@ -32,6 +32,8 @@ MAX_DENOMINATOR = 1000
 """Largest denominator of a ratio of sample rates; 44.1 kHz to 16 kHz is 160 / 441."""
 BLOCK_SAMPLES = 1 << 22
 """Number of samples that are read and resampled at once: 95 s at 44.1 kHz."""
+BLOCK_BYTES = 1 << 20
+"""Number of bytes that are read at once where they are only read to see whether the disk fails."""
 OVERLAP_PERIODS = 8
 """Overlap of blocks, in common periods of both rates; the kernel spans at most 7 samples of the lower rate."""
 KERNEL_CACHE_SIZE = 16
@@ -93,6 +95,8 @@ def open_audio(file: str | Path, content: bytes | None = None) -> Iterator[sound
         raise AudioError(f"cannot read {file}: it is not a regular file, but a pipe or a device.")
     try:
         with soundfile.SoundFile(os.fsencode(file)) if content is None else open_bytes(Path(file), content) as sound:
+            if content is None and len(sound) >= UNKNOWN_FRAMES:
+                _read_bytes(Path(file))
             _check_header(Path(file), len(sound), sound.samplerate)
             if lost := lost_samples(sound, Path(file), content):
                 raise AudioError(
@@ -245,12 +249,22 @@ def crop_or_pad(audio: Float[Tensor, " samples"], num_samples: int, offset: int 
     return torch.nn.functional.pad(segment, (0, num_samples - len(segment)))
 
 
+def _read_bytes(file: Path) -> None:
+    """Read a file from beginning to end, to tell a disk that fails from a file that is damaged.
+
+    Raises:
+        OSError: the disk or network fails.
+    """
+    with file.open("rb", buffering=0) as opened:
+        while opened.read(BLOCK_BYTES):
+            pass
+
+
 def _read_error(file: Path, content: bytes | None, error: Exception) -> AudioError:
     """Return the error to raise; libsndfile reports a disk that fails as a format that it does not recognise."""
     try:
         if content is None and not file.is_dir():
-            with file.open("rb", buffering=0) as opened:
-                opened.read(1)
+            _read_bytes(file)
     except OSError as failure:
         if isinstance(failure, FileNotFoundError | NotADirectoryError):
             return MissingFileError(f"cannot read {file}: it does not exist.")

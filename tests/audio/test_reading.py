@@ -1,5 +1,7 @@
 """Files to waveforms, and what is said of bad ones."""
 
+import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -131,6 +133,31 @@ def test_only_a_file_that_is_missing_may_come_back(tmp_path: Path, kind: str) ->
 def test_a_disk_that_fails_is_no_damaged_file() -> None:
     with pytest.raises(FileAccessError, match="cannot read /proc/self/mem: Input/output error"):
         read_audio("/proc/self/mem", 16_000)
+
+
+@pytest.mark.parametrize("length_unknown", [False, True])
+def test_a_disk_that_fails_in_the_middle_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length_unknown: bool
+) -> None:
+    """libsndfile sees a damaged file, or an Ogg without its last page, which states the length."""
+    file = tmp_path / "a.flac"
+    soundfile.write(file, np.random.default_rng(0).normal(size=64_000) / 10, 16_000)
+    os.truncate(file, 8_000)
+    if length_unknown:
+        monkeypatch.setattr(soundfile.SoundFile, "__len__", lambda _: reading.UNKNOWN_FRAMES)
+    with pytest.raises(AudioError) as damaged:
+        read_audio(file, 16_000)
+    assert not isinstance(damaged.value, FileAccessError)
+
+    class FailsAtTheEnd(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if content := super().read(size):
+                return content
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: FailsAtTheEnd(self))
+    with pytest.raises(FileAccessError, match=f"cannot read {file}: Input/output error"):
+        read_audio(file, 16_000)
 
 
 def test_a_failure_that_is_over_when_it_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
