@@ -30,6 +30,8 @@ from asda_core.system.paths import is_third_party
 SAMPLE_RATE = 16_000
 """Sample rate in Hz of every released model of the family."""
 
+LoadWeights = Callable[[Any, Encoder], None]
+"""Loads weights into a front end and an encoder."""
 ProductT = TypeVar("ProductT")
 
 
@@ -159,27 +161,21 @@ def adapt(catalog: Catalog, config: RunConfig, encoder: Encoder) -> None:
 
 
 def build_model(
-    catalog: Catalog,
-    config: RunConfig,
-    prepare: Callable[[Any, Encoder], None] | None = None,
-    prepare_adapted: Callable[[Any, Encoder], None] | None = None,
+    catalog: Catalog, config: RunConfig, load: LoadWeights | None = None, with_adapter: bool = False
 ) -> tuple[Any, Encoder]:
     """Front end and encoder of a run; arguments as in `build_parts`, weights from torch's global generator."""
     front_end = build_front_end(catalog, config.front_end, config.compat)
     encoder = build_encoder(catalog, config.encoder, config.compat)
-    if prepare is not None:
-        prepare(front_end, encoder)
+    if load is not None and not with_adapter:
+        load(front_end, encoder)
     adapt(catalog, config, encoder)
-    if prepare_adapted is not None:
-        prepare_adapted(front_end, encoder)
+    if load is not None and with_adapter:
+        load(front_end, encoder)
     return front_end, encoder
 
 
 def build_parts(
-    catalog: Catalog,
-    config: RunConfig,
-    prepare: Callable[[Any, Encoder], None] | None = None,
-    prepare_adapted: Callable[[Any, Encoder], None] | None = None,
+    catalog: Catalog, config: RunConfig, load: LoadWeights | None = None, with_adapter: bool = False
 ) -> Parts:
     """Build all modules of a run, in float32, with weights that depend on `config.seed` alone.
 
@@ -188,11 +184,11 @@ def build_parts(
     Args:
         catalog: the available plugins.
         config: the run.
-        prepare: called with front end and encoder before an adapter is attached, to load weights.
-        prepare_adapted: likewise after it is attached, before the objective is built, which may copy the weights.
+        load: called with front end and encoder, to load weights, before the objective is built, which may copy them.
+        with_adapter: whether these include the weights of the adapter, so that it is attached before, not after.
     """
     with building(config.seed), report_out_of_memory("a model of these sizes"):
-        front_end, encoder = build_model(catalog, config, prepare, prepare_adapted)
+        front_end, encoder = build_model(catalog, config, load, with_adapter)
         context = ObjectiveContext(encoder)
         objective = build(catalog, "objective", config.objective, context, "objective", config.compat)
     return Parts(front_end, encoder, objective)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from asda_core.assemble import Parts, adapt, build_encoder, build_front_end, plugin_origins
+from asda_core.assemble import Parts, build_model, plugin_origins
 from asda_core.catalog import Catalog, PluginOrigins
 from asda_core.config import RunConfig
 from asda_core.config_io import parse, to_plain
@@ -155,9 +155,7 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
     """
     changed = version_mismatches(checkpoint.plugins, catalog)
     try:
-        front_end = build_front_end(catalog, checkpoint.config.front_end, checkpoint.config.compat)
-        encoder = build_encoder(catalog, checkpoint.config.encoder, checkpoint.config.compat)
-        adapt(catalog, checkpoint.config, encoder)
+        front_end, encoder = build_model(catalog, checkpoint.config)
     except (RuntimeError, MemoryError, ConfigError) as error:
         why = f"cannot build a model from its config ({error!s:.200})."
         raise CheckpointError(" ".join([f"{checkpoint.file}: {why}", *changed])) from None
@@ -165,8 +163,7 @@ def load_encoder(checkpoint: Checkpoint, catalog: Catalog) -> tuple[Any, Encoder
         needs = ", ".join(f"{o['name']} of {o['distribution']} {o['version']}" for o in checkpoint.plugins.values())
         raise CheckpointError(f"{checkpoint.file} needs the plugins {needs}. {error}") from None
     with append_mismatches_to_errors(changed):
-        load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
-        load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
+        load_weights(checkpoint, front_end, encoder)
     warn_version_mismatches(checkpoint.plugins, checkpoint.file, catalog)
     return front_end.eval(), encoder.eval()
 
@@ -184,6 +181,12 @@ def load_classifier(checkpoint: Checkpoint) -> Classifier:
     classifier = Classifier(checkpoint.classifier, checkpoint.config.encoder.dim)
     load_strict(classifier, checkpoint.tensors, "classifier.", checkpoint.file)
     return classifier.eval()
+
+
+def load_weights(checkpoint: Checkpoint, front_end: Any, encoder: Encoder) -> None:
+    """Load the weights of a checkpoint into modules built from its config; errors as in `load_strict`."""
+    load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
+    load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from asda_core.adapting import set_train_mode
 from asda_core.assemble import build_front_end, build_model
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, load_strict
+from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, load_strict, load_weights
 from asda_core.config import PluginChoice, RunConfig
 from asda_core.devices import building, usable_device
 from asda_core.errors import ConfigError
@@ -156,12 +157,7 @@ def build_finetune_model(
     """
     before = start if isinstance(start, RunConfig) else start.config
     config = apply_recipe(recipe, before)
-
-    def load(front_end: Any, encoder: Encoder) -> None:
-        if isinstance(start, Checkpoint):
-            load_strict(front_end, start.tensors, "front_end.", start.file)
-            load_strict(encoder, start.tensors, "encoder.", start.file)
-
+    load = None
     if isinstance(start, Checkpoint):
         strided = replace(
             before.encoder, stride_frames=config.encoder.stride_frames, stride_bins=config.encoder.stride_bins
@@ -170,7 +166,7 @@ def build_finetune_model(
         check_compatible(replace(start, config=adjusted), catalog, config)
         _check_frames(catalog, before, config)
         warn_version_mismatches(start.plugins, start.file, catalog)
-    no_adapter = before.adapter is None
+        load = partial(load_weights, start)
     head = ClassifierConfig(
         num_classes=len(classes),
         pooling=recipe.pooling,
@@ -179,7 +175,7 @@ def build_finetune_model(
         num_heads=config.encoder.num_heads if recipe.pooling == "attentive" else 1,
     )
     with building(config.seed):
-        front_end, encoder = build_model(catalog, config, load if no_adapter else None, None if no_adapter else load)
+        front_end, encoder = build_model(catalog, config, load, with_adapter=before.adapter is not None)
         model = FinetuneModel(config, front_end, encoder, Classifier(head, config.encoder.dim))
     _freeze(model, recipe)
     if recipe.mode in ("full", "last_blocks", "adapter"):

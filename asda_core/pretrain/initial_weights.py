@@ -1,15 +1,15 @@
 """Start a new run from the weights of a checkpoint."""
 
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from asda_core.assemble import Parts, build_parts, check_clip, chosen_plugins, resolved_options
 from asda_core.catalog import Catalog
-from asda_core.checkpoint import TEACHER_PREFIX, Checkpoint, load_strict, model_tensors
+from asda_core.checkpoint import TEACHER_PREFIX, Checkpoint, load_strict, load_weights, model_tensors
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
 from asda_core.errors import CheckpointError, ConfigError
-from asda_core.model.encoder import Encoder
 from asda_core.weights.provenance import append_mismatches_to_errors, version_mismatches, warn_version_mismatches
 
 MIXER_PREFIX = "encoder.mixer."
@@ -43,14 +43,9 @@ def build_from_checkpoint(checkpoint: Checkpoint, catalog: Catalog, config: RunC
     """
     check_compatible(checkpoint, catalog, config)
     warn_version_mismatches(checkpoint.plugins, checkpoint.file, catalog)
-
-    def load(front_end: Any, encoder: Encoder) -> None:
-        load_strict(front_end, checkpoint.tensors, "front_end.", checkpoint.file)
-        load_strict(encoder, checkpoint.tensors, "encoder.", checkpoint.file)
-
     bare = checkpoint.config.adapter is None
     with append_mismatches_to_errors(version_mismatches(checkpoint.plugins, catalog)):
-        parts = build_parts(catalog, config, load if bare else None, None if bare else load)
+        parts = build_parts(catalog, config, partial(load_weights, checkpoint), with_adapter=not bare)
     if has_objective(checkpoint):
         tensors = dict(checkpoint.tensors)
         if bare and config.adapter is not None:
