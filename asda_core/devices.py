@@ -99,3 +99,19 @@ def building(seed: int | None = None) -> Iterator[None]:
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed every GPU too
         yield
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of one device for the block; on exit they are as before.
+
+    The generators of other devices stay as they are.
+    """
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed every GPU too
+        if gpus:
+            torch.cuda.default_generators[device.index].manual_seed(seed)
+        elif device.type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)
+        yield

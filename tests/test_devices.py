@@ -18,7 +18,7 @@ from asda_core.audio_files.sources import find_audio
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, load_classifier, load_encoder, read_checkpoint
 from asda_core.config import RunConfig
-from asda_core.devices import default_dtype
+from asda_core.devices import default_dtype, seeded
 from asda_core.finetune.finetune_model import build_finetune_model
 from asda_core.finetune.jobs import Job
 from asda_core.finetune.running import finetune
@@ -136,14 +136,49 @@ def test_threads_build_the_same_models(
             assert torch.equal(values, plain[name]), name
 
 
-@each_builder
-def test_the_generators_of_gpus_are_not_seeded(
-    make: Builder, catalog: Catalog, start: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`torch.manual_seed` seeds every GPU, at once or when CUDA starts."""
+@pytest.fixture
+def gpu_seeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds that all GPUs get: `torch.manual_seed` seeds them at once or when CUDA starts."""
     seeds: list[int] = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     torch.manual_seed(5)
     assert seeds == [5]
+    seeds.clear()
+    return seeds
+
+
+@each_builder
+def test_building_seeds_no_gpu(make: Builder, catalog: Catalog, start: Checkpoint, gpu_seeds: list[int]) -> None:
     make(catalog, start)
-    assert seeds == [5]
+    assert not gpu_seeds
+
+
+def test_training_on_the_cpu_seeds_no_gpu(
+    catalog: Catalog, tiny: RunConfig, start: Checkpoint, audio_folder: Path, tmp_path: Path, gpu_seeds: list[int]
+) -> None:
+    pretrain(replace(tiny, steps=1), find_audio(audio_folder), tmp_path / "run", catalog, progress=False)
+    assert not gpu_seeds
+    source = SourceConfig(data=str(write_tones(tmp_path / "tones")))
+    data = read_labelled(source, Path())
+    finetune(Job(small_recipe(steps=1), start, data, rounds(data, source)[0]), tmp_path / "tuned", catalog)
+    assert not gpu_seeds
+
+
+@pytest.mark.parametrize("number", [None, 0, 1])
+def test_seeded_devices(number: int | None, monkeypatch: pytest.MonkeyPatch, gpu_seeds: list[int]) -> None:
+    """In the block the CPU and one GPU draw what `torch.manual_seed` would have them draw; all is restored after it."""
+    gpus = (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
+    monkeypatch.setattr(torch.cuda, "default_generators", gpus)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: gpus[device.index].get_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: gpus[device.index].set_state(state))
+    generators = (torch.default_generator, *gpus)
+    before = [generator.get_state() for generator in generators]
+    seeded_state = torch.Generator().manual_seed(7).get_state()
+    used = (0,) if number is None else (0, number + 1)
+    with seeded(torch.device("cpu") if number is None else torch.device("cuda", number), 7):
+        for place, generator in enumerate(generators):
+            assert torch.equal(generator.get_state(), seeded_state if place in used else before[place])
+            if place in used:
+                torch.rand((), generator=generator)
+    assert all(torch.equal(generator.get_state(), state) for generator, state in zip(generators, before, strict=True))
+    assert not gpu_seeds

@@ -18,7 +18,6 @@ from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.sampling import epoch_order
 from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import Example
-from asda_core.pretrain.resuming import step_seed
 
 CLIPS_PER_PASS = 32
 """Clips per forward pass in evaluation."""
@@ -65,7 +64,7 @@ def training_batch(
 ) -> TrainingBatch:
     """Audio -> features, augmented in the released order: noise and shift, mixup, SpecAugment.
 
-    Torch's global generator must be seeded; NumPy's draws depend on seed and step.
+    Torch's global generators must be `seeded`; NumPy's draws depend on seed and step.
     """
     augment, device = recipe.augment, model.device
     generator = np.random.default_rng([recipe.seed, step, MIXUP_KEY])
@@ -91,11 +90,6 @@ def plain_features(
     audio = torch.stack([crop_or_pad(clip, num_samples) for clip in clips])
     lengths = torch.tensor([len(clip) for clip in clips])
     return padded_features(model.front_end, to_device(audio, device), lengths, recipe.data.padding)
-
-
-def seed_step(recipe: FinetuneConfig, step: int) -> None:
-    """Seed torch's global generator for dropout, drop path and augmentation of an update."""
-    torch.manual_seed(step_seed(recipe.seed, step))
 
 
 def is_augmented(recipe: FinetuneConfig) -> bool:

@@ -17,8 +17,9 @@ from asda_core.catalog import Catalog
 from asda_core.checkpoint import TRAINING_FILE, checkpoint_metadata, read_checkpoint, write_model, write_step
 from asda_core.data.clip_batches import ClipBatches, Clips
 from asda_core.data.prefetching import prefetch
+from asda_core.devices import seeded
 from asda_core.errors import AudioError, ConfigError, TrainingStopped
-from asda_core.finetune.batches import label_matrix, seed_step, training_batch, training_clips
+from asda_core.finetune.batches import label_matrix, training_batch, training_clips
 from asda_core.finetune.best_weights import best_file, has_best, keep_best
 from asda_core.finetune.finetune_model import FinetuneModel
 from asda_core.finetune.frozen import EncodedClips, encode_once
@@ -30,7 +31,13 @@ from asda_core.finetune.scoring import score
 from asda_core.labelled.examples import Example
 from asda_core.model.processor import exact_matmul
 from asda_core.pretrain.reporter import LOG_FILE, Reporter, tensorboard
-from asda_core.pretrain.resuming import load_optimizer_states, optimizer_states, stop_on_signal, truncate_log
+from asda_core.pretrain.resuming import (
+    load_optimizer_states,
+    optimizer_states,
+    step_seed,
+    stop_on_signal,
+    truncate_log,
+)
 from asda_core.pretrain.schedule import optimizer_of
 from asda_core.pretrain.step import check_finite
 from asda_core.system.memory import report_out_of_memory
@@ -200,8 +207,7 @@ def _train_step(training: Training, clips: Clips, encoded_clips: EncodedClips | 
     rates = set_rates(training.optimizer, recipe, step, training.steps, training.steps_per_epoch)
     labels = training.labels[clips.source_indices]
     device = model.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed_step(recipe, step)
+    with seeded(device, step_seed(recipe.seed, step)):  # dropout, drop path and augmentation
         if encoded_clips is None:
             batch = training_batch(model, recipe, clips, labels, step)
             encoded, labels = model.encoder(batch.features, layers=False), batch.labels

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from asda_core.config import DataConfig
 from asda_core.contracts import Losses
 from asda_core.data.clip_batches import Clips
+from asda_core.devices import seeded
 from asda_core.errors import AsdaError, ConfigError, PluginError
 from asda_core.model.encoder import Encoder
 from asda_core.pretrain.processes import Processes
@@ -60,9 +61,8 @@ class Step(nn.Module):
         """Return the loss of a pass and the values logged with it; torch's global generators are left unchanged."""
         generator = torch.Generator().manual_seed(seed)
         device = features.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with seeded(device, seed ^ DROPOUT_SEED_MASK):  # dropout draws from the global generators
             torch.clear_autocast_cache()  # an outer autocast keeps casts of weights that an update has changed
-            torch.manual_seed(seed ^ DROPOUT_SEED_MASK)  # dropout draws from the global generators
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 losses = self.objective.loss(self.encoder, features, generator)
         check_losses(losses)
