@@ -1,6 +1,7 @@
 """The attention maps of every layer of an encoder, from one forward pass."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -23,6 +24,9 @@ TRIAL_DIM, TRIAL_HEADS = 64, 4
 ROW_SUM_TOLERANCE = 1e-3
 """Tolerance for the sum of a row of an attention map, which is 1: above float32 rounding over thousands of tokens."""
 
+_COLLECTING = threading.RLock()
+"""Held while maps are collected: the mode of an encoder is the same for all threads."""
+
 
 @dataclass(frozen=True)
 class LayerMaps:
@@ -40,8 +44,12 @@ class LayerMaps:
 
 @dataclass
 class LayerRecord:
-    """Record of the hooks of one layer: layouts passed to its mixer, and maps of the mixer inside that shows them."""
+    """Record of the hooks of one layer: layouts passed to its mixer, and maps of the mixer inside that shows them.
 
+    Forward passes of other threads are not recorded.
+    """
+
+    thread: int = field(default_factory=threading.get_ident)
     layouts: list[TokenLayout] = field(default_factory=list)
     layer_maps: list[LayerMaps] = field(default_factory=list)
 
@@ -50,7 +58,7 @@ def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"
     """Run the encoder once and return the attention maps of every mixer.
 
     Nothing is dropped or masked, autocast is off, and no gradient is kept. The maps of a layer take
-    `batch * heads * tokens^2` numbers each.
+    `batch * heads * tokens^2` numbers each. Several threads may collect maps of one encoder; they take turns.
 
     Args:
         encoder: with mixers that show maps; on the device of the features, with weights in float32. Its mode is left
@@ -65,7 +73,7 @@ def attention_maps(encoder: Encoder, features: Float[Tensor, "batch bins frames"
     """
     mixers = [mixer_with_maps(encoder, number) for number in range(len(encoder.blocks))]
     records = [LayerRecord() for _ in mixers]
-    with contextlib.ExitStack() as stack:
+    with _COLLECTING, contextlib.ExitStack() as stack:
         for number, mixer in enumerate(mixers):
             _watch(stack, encoder.typed_blocks[number].mixer, mixer, records[number])
         stack.enter_context(_evaluating(encoder))
@@ -140,13 +148,19 @@ def check_maps(maps: object, layout: TokenLayout, name: str) -> None:
 
 
 def _watch(stack: contextlib.ExitStack, outer: nn.Module, mixer: ShowsMaps, record: LayerRecord) -> None:
-    """Register hooks that record the layout passed to `outer`, and the maps of `mixer` inside it for its input."""
+    """Register hooks that record the layout passed to `outer`, and the maps of `mixer` inside it for its input.
 
-    def record_layout(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record.layouts.append(_arguments(args, kwargs)[1])
+    PyTorch calls them without `kwargs` in another thread while they are being registered or removed.
+    """
 
-    def record_maps(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens, layout = _arguments(args, kwargs)
+    def record_layout(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if threading.get_ident() == record.thread:
+            record.layouts.append(_arguments(args, kwargs or {})[1])
+
+    def record_maps(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if threading.get_ident() != record.thread:
+            return
+        tokens, layout = _arguments(args, kwargs or {})
         maps: Any = mixer.maps(tokens, layout)
         check_maps(maps, layout, type(mixer).__name__)
         record.layer_maps.append(LayerMaps(maps, layout))

@@ -1,7 +1,11 @@
 """Attention maps: what a mixer shows is what it does, and one forward pass finds those of every layer."""
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -170,6 +174,34 @@ def test_the_mode_stays_and_nothing_is_dropped(catalog: Catalog) -> None:
     assert encoder.blocks[1].training
     again = attention_maps(encoder.eval(), features)
     assert torch.equal(found[1].maps.first, again[1].maps.first)
+
+
+def test_threads_collect_the_maps_of_one_encoder(catalog: Catalog) -> None:
+    encoder = encoder_of(catalog).train()
+    encoder.typed_blocks[1].drop_path = 0.9
+    encoder.register_forward_pre_hook(lambda *_: time.sleep(0.01))  # another thread's turn
+    batches = [torch.randn(4, 128, frames) for frames in (64, 80, 96)]
+    alone = [attention_maps(encoder, features) for features in batches]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(partial(attention_maps, encoder), batches))
+    for expected, found in zip(alone, together, strict=True):
+        assert torch.equal(expected[1].maps.first, found[1].maps.first)
+    assert encoder.training
+
+
+def test_a_forward_pass_of_another_thread_is_not_recorded(catalog: Catalog) -> None:
+    encoder, features = encoder_of(catalog), torch.randn(1, 128, 80)
+    expected = attention_maps(encoder, features)
+
+    def run_in_another_thread(*_: object) -> None:
+        handle.remove()
+        thread = Thread(target=encoder, args=(torch.randn(1, 128, 64),))
+        thread.start()
+        thread.join()
+
+    handle = encoder.patches.register_forward_pre_hook(run_in_another_thread)
+    found = attention_maps(encoder, features)
+    assert torch.equal(found[1].maps.first, expected[1].maps.first)
 
 
 def test_under_autocast_maps_are_exact(catalog: Catalog) -> None:
