@@ -63,10 +63,22 @@ class Problem:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All offers by family and name, and the problems found while collecting them."""
+    """All offers by family and name, and the problems found while collecting them.
+
+    It can be pickled if its specs can: their config and build are found by module and name, so neither may be local.
+    """
 
     offers: Mapping[tuple[str, str], Offer]
     problems: tuple[Problem, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offers", MappingProxyType(dict(self.offers)))
+
+    def __reduce__(self) -> tuple[type["Catalog"], tuple[dict[tuple[str, str], Offer], tuple[Problem, ...]]]:
+        return Catalog, (dict(self.offers), self.problems)  # the proxy itself cannot be pickled
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Catalog":
+        return self  # immutable
 
     def find(self, family: str, name: str) -> Offer:
         """Return the offer of that name.
@@ -124,7 +136,7 @@ def load_catalog(
     problems += clashes
     if strict and problems:
         raise PluginError("; ".join(f"{p.name} of {p.distribution}: {p.message}" for p in problems))
-    return Catalog(MappingProxyType(offers), tuple(problems))
+    return Catalog(offers, tuple(problems))
 
 
 def error_place(error: BaseException, module: str, code: CodeType | None = None) -> str:

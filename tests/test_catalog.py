@@ -3,7 +3,9 @@
 The strangers here are real: a module and the metadata of an installed distribution, in a folder on `sys.path`.
 """
 
+import copy
 import importlib
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -254,6 +256,17 @@ def test_another_version_of_a_plugin_is_told(
 def test_the_catalog_is_frozen(catalog: Catalog) -> None:
     with pytest.raises(TypeError):
         catalog.offers["mixer", "x"] = catalog.find("mixer", "standard")  # type: ignore[index]
+
+
+def test_a_catalog_goes_to_another_process(install: Install) -> None:
+    install("bad", "bad-package", "1/0")
+    catalog = load_catalog()
+    assert catalog.problems
+    received = pickle.loads(pickle.dumps(catalog))
+    assert received == catalog
+    with pytest.raises(TypeError):
+        received.offers["mixer", "x"] = catalog.find("mixer", "standard")
+    assert copy.deepcopy([catalog]) == copy.copy([catalog]) == [catalog]
 
 
 def test_the_sample_plugin_passes(monkeypatch: pytest.MonkeyPatch) -> None:
