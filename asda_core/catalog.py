@@ -96,7 +96,11 @@ class Catalog:
         message = unknown_message(family, name, (key[1] for key in self.offers if key[0] == family))
         distributions = sorted({problem.distribution for problem in self.problems})
         broken = "".join(f" A plugin of {distribution} is broken." for distribution in distributions)
-        raise PluginError(f"{message} Is the package that offers it installed? `asda plugins` lists all.{broken}")
+        advice = (
+            "Is the package that offers it installed? `asda plugins` lists all. In Python, pass a plugin without a "
+            "package as catalog=load_catalog(plugin)."
+        )
+        raise PluginError(f"{message} {advice}{broken}")
 
     def family_offers(self, family: str) -> list[Offer]:
         """All offers of one family, by name."""

@@ -83,7 +83,7 @@ def first_reasons(reasons: Iterable[str]) -> str:
 
 
 def unknown_message(kind: str, name: str, valid: Iterable[str]) -> str:
-    """One line for an unknown name, with the nearest valid one first.
+    """One line for an unknown name, with the nearest valid one first; `name` may lack the folder of that one.
 
     Args:
         kind: what the name should have been, as in "config key".
@@ -91,6 +91,7 @@ def unknown_message(kind: str, name: str, valid: Iterable[str]) -> str:
         valid: the names that would have been accepted.
     """
     names = sorted(valid)
-    near = get_close_matches(name, names, n=1, cutoff=SIMILARITY_CUTOFF)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    candidates = {each.rpartition("/")[2]: each for each in names} | {each: each for each in names}
+    near = get_close_matches(name, candidates, n=1, cutoff=SIMILARITY_CUTOFF)
+    hint = f" Did you mean {candidates[near[0]]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(names) or 'none'}."

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -124,10 +124,10 @@ def get_scene_embeddings(
     Raises:
         AudioError: the audio is not a two-dimensional floating-point tensor, is empty, or has NaN, infinite or
             implausibly large samples.
-        ConfigError: the model was cast to another dtype.
+        ConfigError: the model was cast to another dtype, or is not from `load_model`.
         CheckpointError: the embeddings have NaN or infinite values (checked on the CPU only).
     """
-    return model.scene(audio)
+    return _loaded(model).scene(audio)
 
 
 def get_timestamp_embeddings(
@@ -146,7 +146,20 @@ def get_timestamp_embeddings(
     Raises:
         AudioError: the audio is not a two-dimensional floating-point tensor, is empty, or has NaN, infinite or
             implausibly large samples.
-        ConfigError: the model was cast to another dtype.
+        ConfigError: the model was cast to another dtype, or is not from `load_model`.
         CheckpointError: the embeddings have NaN or infinite values (checked on the CPU only).
     """
-    return model.timestamps(audio)
+    return _loaded(model).timestamps(audio)
+
+
+def _loaded(model: Any) -> HearModel:
+    """Return the model, or a wrapper of one, as that of `torch.compile`.
+
+    Raises:
+        ConfigError: it is something else, such as the name of a model.
+    """
+    if hasattr(model, "scene") and hasattr(model, "timestamps"):
+        return cast(HearModel, model)
+    name = repr(os.fspath(model)) if isinstance(model, str | os.PathLike) else ""
+    given, call = name or type(model).__name__, f"load_model({name})" if name else "load_model"
+    raise ConfigError(f"model must be what load_model returns, not {given}; call {call} first.")

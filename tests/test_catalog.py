@@ -269,6 +269,15 @@ def test_a_catalog_goes_to_another_process(install: Install) -> None:
     assert copy.deepcopy([catalog]) == copy.copy([catalog]) == [catalog]
 
 
+@pytest.mark.parametrize("family", ["mixer", "front end", "objective", "adapter"])
+def test_an_unknown_plugin_tells_how_to_offer_it(catalog: Catalog, family: str) -> None:
+    advice = (
+        r"Is the package that offers it installed\?.* pass a plugin without a package as catalog=load_catalog\(plugin\)"
+    )
+    with pytest.raises(PluginError, match=f"unknown {family} 'mine'.* {advice}"):
+        catalog.find(family, "mine")
+
+
 def test_the_sample_plugin_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     from asda_core.testing import check_mixer
 

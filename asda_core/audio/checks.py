@@ -10,17 +10,25 @@ from asda_core.errors import AudioError
 MAX_AMPLITUDE = 1e6
 """Larger samples count as damage: unscaled 16-bit samples reach 32,768."""
 
+WAVEFORM_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of samples; those of 8 bits have no arithmetic in PyTorch."""
+
 
 def check_waveform(audio: object) -> Tensor:
-    """Return audio given by a caller if it is a floating-point tensor: integers would count as unscaled samples.
+    """Return audio given by a caller if it is a dense floating-point tensor: integers would count as unscaled samples.
 
     Raises:
         AudioError: it is something else.
     """
     if not isinstance(audio, Tensor):
         raise AudioError(f"audio must be a torch tensor, not {type(audio).__name__}; convert it with torch.from_numpy.")
-    if not audio.is_floating_point():
-        raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}.")
+    if audio.dtype not in WAVEFORM_DTYPES:
+        remedy = "; convert it with audio.float()" if audio.is_floating_point() else ""
+        raise AudioError(f"audio must be floating point in [-1, 1], not {audio.dtype}{remedy}.")
+    if audio.is_nested:
+        raise AudioError("audio must be a dense tensor, not a nested one; pass its clips one by one.")
+    if audio.layout != torch.strided:
+        raise AudioError(f"audio must be a dense tensor, not {audio.layout}; convert it with audio.to_dense().")
     return audio
 
 

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
-from asda_core.config_io import find_config, load_run_config, signature
-from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped
+from asda_core.config_io import find_config, load_run_config, shipped_configs, signature
+from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped, unknown_message
 from asda_core.finetune.evaluation import (
     PREDICTIONS,
     interval_over_folds,
@@ -84,9 +84,14 @@ def read_start(path: str) -> tuple[Start, str]:
     if is_config_file(config) and config.is_file() and not named:
         return load_run_config(path), ""
     if not named and not Path(path).exists():
-        raise CheckpointError(f"no checkpoint or config at {path}.")
+        raise _missing_start(path)
     checkpoint = read_model(Path(path))
     return checkpoint, model_digest(checkpoint.file)
+
+
+def _missing_start(path: str) -> CheckpointError:
+    names = "" if Path(path).suffix else f" By name: {unknown_message('config', path, shipped_configs())}"
+    return CheckpointError(f"no checkpoint or config at {path}.{names}")
 
 
 def parse_starts(arguments: Sequence[str]) -> dict[str, str]:
@@ -114,7 +119,7 @@ def check_starts(starts: Mapping[str, str], seeds: Sequence[int]) -> None:
     for path in starts.values():
         for file in {path.replace(SEED_FIELD, str(seed)): None for seed in seeds}:
             if not find_config(file).exists():
-                raise CheckpointError(f"no checkpoint or config at {file}.")
+                raise _missing_start(file)
 
 
 def recipe_signature(recipe: FinetuneConfig, overrides: Mapping[str, Any]) -> str:

@@ -364,7 +364,11 @@ def test_values_of_splits_with_a_slash(place: Path) -> None:
         (["--folds", "7"], "unknown fold '7'"),
         (["--set", "epoch=3"], "unknown config key 'epoch'"),
         (["--set", "epochs"], "key=value"),
-        (["--checkpoint", "nowhere.pt"], "no checkpoint or config at nowhere.pt"),
+        (["--checkpoint", "nowhere.pt"], "no checkpoint or config at nowhere.pt.\n"),
+        (
+            ["--checkpoint", "asda_tny"],
+            "no checkpoint or config at asda_tny. By name: unknown config 'asda_tny'. Did you",
+        ),
         (["--checkpoint", "start", "start"], "give each checkpoint a unique label"),
         (["--data", "gone"], "gone"),
         (["--continual"], "--tasks"),

@@ -101,6 +101,16 @@ def test_found_by_name_in_an_installed_package(tmp_path: Path, monkeypatch: pyte
         load_recipe("finetune/asda_esc51")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("tiny", "tiny"), ("tny", "tiny"), ("finetune/tny", "tiny"), ("asda_as2", "asda_as2m")],
+)
+def test_a_wrong_name_tells_the_nearest(wrong: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"unknown recipe '{wrong}'. Did you mean 'finetune/{near}'"):
+        load_recipe(wrong)
+
+
 @pytest.mark.parametrize("name", EAT_ASDA)
 def test_released(name: str) -> None:
     """The switch moves all its keys and no other, from the command line as in a file."""

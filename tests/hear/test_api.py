@@ -1,5 +1,7 @@
 """The HEAR API: any length, any batch, options, and bad input."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,8 @@ def test_wrong_options(checkpoint: Path, catalog: Catalog, options: dict[str, ob
         (torch.zeros(0, 100), r"both at least 1, not \("),
         (torch.zeros(1, 2, 100), "must have shape"),
         (torch.zeros(1, 100, dtype=torch.int16), "floating point"),
+        (torch.zeros(1, 100).to(torch.float8_e5m2), "not torch.float8_e5m2"),
+        (torch.zeros(1, 100).to_sparse(), "a dense tensor, not torch.sparse_coo"),
         (torch.tensor([[0.0, float("nan")]]), r"1 samples are NaN or infinite, the first at index \[0, 1\]"),
     ],
 )
@@ -141,6 +145,16 @@ def test_bad_audio(model: HearModel, audio: Tensor, message: str) -> None:
     for ask in (model.scene, model.timestamps):
         with pytest.raises(AudioError, match=message):
             ask(audio)
+
+
+@pytest.mark.parametrize("function", [asda_hear.get_scene_embeddings, asda_hear.get_timestamp_embeddings])
+def test_a_name_in_place_of_a_model(function: Callable[..., object]) -> None:
+    message = r"model must be what load_model returns, not 'asda_tiny'; call load_model\('asda_tiny'\) first"
+    for name in ("asda_tiny", Path("asda_tiny")):
+        with pytest.raises(ConfigError, match=message):
+            inspect.unwrap(function)(noise(1, 4_000), name)
+    with pytest.raises(ConfigError, match="model must be what load_model returns, not NoneType; call load_model first"):
+        inspect.unwrap(function)(noise(1, 4_000), None)
 
 
 def test_half_and_double_are_float(model: HearModel) -> None:

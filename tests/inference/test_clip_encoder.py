@@ -147,6 +147,9 @@ def test_bad_audio_and_options(parts: tuple[Any, Any]) -> None:
     ("audio", "message"),
     [
         (torch.zeros(9, dtype=torch.int16), r"must be floating point in \[-1, 1\], not torch.int16"),
+        (torch.zeros(9).to(torch.float8_e4m3fn), r"not torch.float8_e4m3fn; convert it with audio.float\(\)"),
+        (torch.zeros(9).to_sparse(), r"a dense tensor, not torch.sparse_coo; convert it with audio.to_dense\(\)"),
+        (torch.nested.nested_tensor([torch.zeros(9)], layout=torch.jagged), "a dense tensor, not a nested one; pass"),
         (np.zeros(9, np.float32), "must be a torch tensor, not ndarray"),
         (torch.zeros(2, 9), r"one channel of at least one sample, not of shape \(2, 9\)"),
     ],
