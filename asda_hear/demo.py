@@ -117,9 +117,10 @@ KINDS: dict[str, Synthesiser] = {
 }  # fmt: skip
 
 
-def make_corpus(folder: Path, seed: int = 0) -> Path:
+def make_corpus(folder: str | Path, seed: int = 0) -> Path:
     """Write the three tasks below `folder/tasks`; the same seed gives the same samples."""
     generator = np.random.default_rng(seed)
+    folder = Path(folder)
     tasks = folder / "tasks"
     params = {"task_specific_param_grid": QUICK_GRID}
     pitch = TaskConfig("demo_pitch", clip_seconds=1.0, evaluation=("pitch_acc", "chroma_acc"), evaluation_params=params)

@@ -38,7 +38,9 @@ LAST_FILE = "last.safetensors"
 COST_FILE = "cost.json"
 
 
-def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
+def finetune(
+    job: Job, folder: str | Path, catalog: Catalog, device: str = "cpu", progress: bool = True
+) -> dict[str, Any]:
     """Run or resume a job; a finished one is not run again.
 
     Args:
@@ -58,7 +60,7 @@ def finetune(job: Job, folder: Path, catalog: Catalog, device: str = "cpu", prog
         TrainingStopped: after Ctrl-C or SIGTERM, once the state is saved.
     """
     job = prepare_job(job)
-    return _finetune_prepared(job, job.identity(catalog), folder, catalog, device, progress)
+    return _finetune_prepared(job, job.identity(catalog), Path(folder), catalog, device, progress)
 
 
 def finetune_named(

@@ -73,7 +73,7 @@ class RunsFailed(AsdaError):
         self.rows = rows
 
 
-def read_start(path: str) -> tuple[Start, str]:
+def read_start(path: str | Path) -> tuple[Start, str]:
     """Read a checkpoint with the digest of its file, or a config for random weights with an empty digest.
 
     Raises:
@@ -89,8 +89,8 @@ def read_start(path: str) -> tuple[Start, str]:
     return checkpoint, model_digest(checkpoint.file)
 
 
-def _missing_start(path: str) -> CheckpointError:
-    names = "" if Path(path).suffix else f" By name: {unknown_message('config', path, shipped_configs())}"
+def _missing_start(path: str | Path) -> CheckpointError:
+    names = "" if Path(path).suffix else f" By name: {unknown_message('config', str(path), shipped_configs())}"
     return CheckpointError(f"no checkpoint or config at {path}.{names}")
 
 

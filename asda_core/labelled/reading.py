@@ -33,7 +33,7 @@ FILE_FORMATS = ("csv", "audioset", "shards")
 """Formats whose `data` may be a file."""
 
 
-def read_labelled(source: SourceConfig, folder: Path) -> LabelledData:
+def read_labelled(source: SourceConfig, folder: str | Path) -> LabelledData:
     """All clips of a source, with their labels and splits.
 
     Args:

@@ -72,7 +72,7 @@ def _check_split(split: Mapping[str, tuple[str, ...]]) -> None:
         require({"train", "test"} <= set(parts), f"split needs train and test (valid is optional), got {parts}.")
 
 
-def load_source(path: Path) -> tuple[SourceConfig, Path]:
+def load_source(path: str | Path) -> tuple[SourceConfig, Path]:
     """Load the source from a task file, or make one from labelled audio itself.
 
     Args:
@@ -84,7 +84,7 @@ def load_source(path: Path) -> tuple[SourceConfig, Path]:
     Raises:
         ConfigError: the file is missing, not YAML, or has wrong keys; the message begins with its name.
     """
-    path = path.expanduser()
+    path = Path(path).expanduser()
     if not is_config_file(path):
         return SourceConfig(data=str(path)), Path()
     content = read_yaml(path)
@@ -100,7 +100,7 @@ def _as_list(values: Any) -> Any:
     return [str(value) if type(value) is int else value for value in items]
 
 
-def resolve_paths(source: SourceConfig, folder: Path) -> SourceConfig:
+def resolve_paths(source: SourceConfig, folder: str | Path) -> SourceConfig:
     """Return the source with its name set and its paths resolved against `folder`; `~` is the user's home."""
     data = folder / Path(source.data).expanduser()
     place = data.resolve() if data.name in ("", "..") else data
@@ -113,5 +113,5 @@ def resolve_paths(source: SourceConfig, folder: Path) -> SourceConfig:
     )
 
 
-def _resolve(folder: Path, path: str | None) -> str | None:
+def _resolve(folder: str | Path, path: str | None) -> str | None:
     return None if path is None else str(folder / Path(path).expanduser())

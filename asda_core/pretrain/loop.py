@@ -89,7 +89,7 @@ class Run:
 def pretrain(
     config: RunConfig,
     files: AudioList,
-    folder: Path,
+    folder: str | Path,
     catalog: Catalog,
     device: str = "cpu",
     progress: bool = True,
@@ -120,7 +120,7 @@ def pretrain(
     """
     parts = build_training_parts(config, catalog, init)  # an invalid config raises before a folder is created
     data = audio_digest(files, None if init is None else model_digest(init.file))
-    own, final = process_device(device, processes), folder / MODEL_FILE
+    own, folder = process_device(device, processes), Path(folder)
     lock = hold_folder_lock(folder, LOCK_FILE, "trains in") if processes.is_first else nullcontext()
     with process_group(processes, own), lock:
         run = _start(config, catalog, folder, own, data, parts, processes)
@@ -133,9 +133,9 @@ def pretrain(
         if processes.is_first:
             plugins = stored_plugins(newest_step(folder))
             metadata = checkpoint_metadata(config, catalog, run.step, run.data_digest, plugins=plugins)
-            write_model(final, tensors, metadata)
+            write_model(folder / MODEL_FILE, tensors, metadata)
         processes.barrier()
-    return final
+    return folder / MODEL_FILE
 
 
 def _clips(run: Run, files: AudioList) -> Batches:

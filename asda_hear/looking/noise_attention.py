@@ -107,7 +107,11 @@ class NoiseResult:
 
 
 def measure_noise(
-    model: str, files: Sequence[Path], config: NoiseConfig, progress: bool = True, catalog: Catalog | None = None
+    model: str | Path,
+    files: Sequence[str | Path],
+    config: NoiseConfig,
+    progress: bool = True,
+    catalog: Catalog | None = None,
 ) -> list[NoiseRow]:
     """Open a model and measure it; files that cannot be used are reported on stderr.
 
@@ -122,7 +126,7 @@ def measure_noise(
         AudioError: no file can be used.
         CheckpointError, ConfigError: the model cannot be used, or has no maps.
     """
-    result = noise_attention(open_model(model, catalog), files, config, progress)
+    result = noise_attention(open_model(model, catalog), [Path(file) for file in files], config, progress)
     for reason in result.skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     if result.skipped:
