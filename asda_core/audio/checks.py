@@ -1,6 +1,7 @@
 """Checks of audio: that it is a floating-point waveform, and that its samples are finite and not absurdly large."""
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from asda_core.errors import AudioError
 MAX_AMPLITUDE = 1e6
 """Larger samples count as damage: unscaled 16-bit samples reach 32,768."""
 
+UNSCALED_PEAK = 100.0
+"""Peak of samples that were most likely integers, not divided by their full scale: overload in floating point is less.
+"""
 WAVEFORM_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Types of samples; those of 8 bits have no arithmetic in PyTorch."""
 
@@ -33,7 +37,7 @@ def check_waveform(audio: object) -> Tensor:
 
 
 def check_samples(audio: Tensor, name: str) -> None:
-    """Check that no sample is NaN, infinite or absurdly large.
+    """Check that no sample is NaN, infinite or absurdly large, and warn if they seem to be integers not scaled to 1.
 
     Raises:
         AudioError: stating how many are not finite and where the first one is, or how large the largest is.
@@ -46,6 +50,11 @@ def check_samples(audio: Tensor, name: str) -> None:
         raise non_finite_error(name, int(bad.sum()), bad.nonzero()[0].tolist())
     if max(-low, high) > MAX_AMPLITUDE:
         raise amplitude_error(name, max(-low, high))
+    if max(-low, high) > UNSCALED_PEAK:
+        warnings.warn(
+            f"{name}: samples reach {max(-low, high):.6g}, expected [-1, 1]; divide 16-bit samples by 32768.",
+            stacklevel=2,
+        )
 
 
 def non_finite_error(name: str, count: int, first: list[int]) -> AudioError:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from asda_core.audio_files.tar_headers import TAR_SUFFIX, is_audio
+from asda_core.audio_files.tar_headers import TAR_SUFFIX, UNSUPPORTED_SUFFIXES, is_audio
 from asda_core.audio_files.tars import shard_index
 from asda_core.errors import AudioError, ConfigError
 
@@ -35,7 +35,10 @@ def files_in_manifest(path: Path) -> list[Path]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise AudioError(f"cannot read {path}: it has no audio suffix and is not a text manifest.") from None
+        why = "it has no audio suffix and is not a text manifest"
+        if path.suffix.lower() in UNSUPPORTED_SUFFIXES:
+            why = f"libsndfile does not read {path.suffix}; convert it, as with `ffmpeg -i OLD NEW.wav`"
+        raise AudioError(f"cannot read {path}: {why}.") from None
     try:
         names = _in_table(text)
         if names is not None:

@@ -1,6 +1,6 @@
 """Class probabilities of labelled clips; every clip counts, whatever their number and length."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def predict(
     progress: bool = False,
     description: str = "evaluate",
 ) -> Predictions:
-    """Return the probability of every class in every readable clip.
+    """Return the probability of every class in every readable clip, in the order of `examples`.
 
     Clips are padded to the length of the training clips; longer ones are processed in windows, whose probabilities are
     averaged as in `asda classify`.
@@ -78,20 +78,19 @@ def predict(
     """
     model = predictor.model
     model.set_training(False)
-    readable: list[Example] = []
-    outputs: list[Tensor] = []
+    outputs: dict[int, Tensor] = {}  # by index of the example
     with (
         tqdm(total=len(examples), desc=description, unit="clip", disable=not progress, leave=False) as bar,
         torch.no_grad(),
     ):
-        for clips, values in _probabilities(predictor, examples):
-            readable += clips
-            outputs.append(values.float().cpu())
-            bar.update(len(clips))
-    if not readable:
+        for indices, values in _probabilities(predictor, examples):
+            outputs |= zip(indices, values.float().cpu(), strict=True)
+            bar.update(len(indices))
+    if not outputs:
         reasons = first_reasons(predictor.skipped.values())
         raise TaskError(f"none of the {len(examples)} clips can be read. First reasons: {reasons}")
-    values = torch.cat(outputs)
+    order = sorted(outputs)
+    readable, values = [examples[index] for index in order], torch.stack([outputs[index] for index in order])
     if not bool(torch.isfinite(values).all()):
         raise AsdaError(
             f"the model outputs probabilities that are not finite (NaN): its training diverged. {DIVERGENCE_ADVICE}"
@@ -101,31 +100,31 @@ def predict(
     return Predictions(files, targets, values.numpy(), data.classes, data.class_names, data.single)
 
 
-def _probabilities(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Tensor]]:
-    """Yield probabilities of short clips in batches, of long ones one by one."""
+def _probabilities(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield indices of examples and their probabilities: of short clips in batches, of long ones one by one."""
     model = predictor.model
     options = EncodeOptions(clip_seconds=predictor.recipe.data.clip_seconds, padding=predictor.recipe.data.padding)
     clip_encoder = ClipEncoder(
         model.front_end, model.encoder, with_training_length(options, model.front_end, model.encoder)
     )
-    pending: list[tuple[Example, Tensor]] = []
-    for example in examples:
+    pending: dict[int, Tensor] = {}
+    for index, example in enumerate(examples):
         audio = predictor.read_audio(example.file)
         if audio is None:
             continue
         if not predictor.is_short(audio):
-            yield [example], probabilities(clip_encoder, model.classifier, audio)[None]
+            yield [index], probabilities(clip_encoder, model.classifier, audio)[None]
             continue
-        pending.append((example, audio))
+        pending[index] = audio
         if len(pending) == CLIPS_PER_PASS:
             yield _batch(predictor, pending)
-            pending = []
+            pending = {}
     if pending:
         yield _batch(predictor, pending)
 
 
-def _batch(predictor: Predictor, clips: Sequence[tuple[Example, Tensor]]) -> tuple[list[Example], Tensor]:
+def _batch(predictor: Predictor, clips: Mapping[int, Tensor]) -> tuple[list[int], Tensor]:
     model = predictor.model
-    features = plain_features(model, predictor.recipe, [audio for _, audio in clips])
+    features = plain_features(model, predictor.recipe, list(clips.values()))
     encoded: EncoderOutput = model.encoder(features, layers=False)
-    return [example for example, _ in clips], model.classifier.probabilities(model.classifier(encoded))
+    return list(clips), model.classifier.probabilities(model.classifier(encoded))

@@ -325,3 +325,11 @@ def test_links_that_lead_nowhere_are_counted(audio_folder: Path, capsys: pytest.
         (audio_folder / f"gone{number}.wav").symlink_to("/nowhere/at/all.wav")
     assert find_audio(audio_folder) == whole
     assert f"skipped 3 broken links in {audio_folder}, such as {audio_folder / 'gone0.wav'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".m4a", ".WMA"])
+def test_a_format_that_libsndfile_does_not_read(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a{suffix}"
+    file.write_bytes(b"\0\0\0\x20ftypM4A \xff\xfe")
+    with pytest.raises(AudioError, match=f"libsndfile does not read {suffix}; convert it"):
+        find_audio(str(file))

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -119,6 +120,21 @@ def test_evaluation_hears_what_classify_hears(
     for name, row in zip(made.files, made.given, strict=True):
         said = probabilities(listener, tuned.classifier, reader.read_whole(order[name]))
         torch.testing.assert_close(said, torch.from_numpy(row), rtol=1e-5, atol=1e-6)
+
+
+def test_predictions_keep_the_order_of_the_clips(start: Checkpoint, catalog: Catalog, tmp_path: Path) -> None:
+    """Bootstrap intervals depend on it, and short clips wait for a full batch while long ones do not."""
+    folder = write_tones(tmp_path / "clips", clips=2, seconds=0.3)
+    write_tones(tmp_path / "long", clips=1, seconds=1.0)
+    last = sorted(folder.rglob("*.wav"))[-1]
+    shutil.copy(sorted((tmp_path / "long").rglob("*.wav"))[0], last)
+    data = read_labelled(SourceConfig(data=str(folder)), Path())
+    model = build_finetune_model(catalog, small_recipe(), start, data.classes)
+    predictor = Predictor(model, small_recipe(), ClipReader(small_recipe().data, 16_000))
+    for examples in (data.examples, data.examples[::-1]):
+        made = predict(predictor, data, examples)
+        assert made.files == tuple(str(example.file) for example in examples)
+        assert [data.classes[row.argmax()] for row in made.targets] == [example.labels[0] for example in examples]
 
 
 def test_what_goes_over_what(catalog: Catalog) -> None:

@@ -147,6 +147,13 @@ def test_bad_audio(model: HearModel, audio: Tensor, message: str) -> None:
             ask(audio)
 
 
+def test_unscaled_samples_are_told(model: HearModel) -> None:
+    """They are embedded all the same: a float file may be as loud."""
+    with pytest.warns(UserWarning, match=r"the audio: samples reach 8192, expected \[-1, 1\]; divide 16-bit"):
+        model.scene(torch.full((1, 8_000), 8_192.0))
+    model.scene(torch.full((1, 8_000), 2.5))
+
+
 @pytest.mark.parametrize("function", [asda_hear.get_scene_embeddings, asda_hear.get_timestamp_embeddings])
 def test_a_name_in_place_of_a_model(function: Callable[..., object]) -> None:
     message = r"model must be what load_model returns, not 'asda_tiny'; call load_model\('asda_tiny'\) first"
