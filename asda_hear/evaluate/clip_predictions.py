@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import math
 import pickle
 import zipfile
 import zlib
@@ -134,13 +135,14 @@ def can_score(metric: str) -> bool:
 def scorer(clip_predictions: ClipPredictions) -> Callable[[Sequence[ResampleWeights]], Floats]:
     """Return a function for the primary metric of many resamples: the mean over folds, NaN if one cannot be scored.
 
-    It takes for each fold how often each clip is in each resample, (clips, resamples); all 1 gives heareval's value.
+    It takes for each fold how often each clip is in each resample, (clips, resamples); all 1 gives heareval's value,
+    to which a class without a positive in the fold adds 0 (mAP), or makes it NaN (aucroc, also without a negative).
 
     Args:
         clip_predictions: of one model.
 
-    **Differs**: a class without a positive (for aucroc: or without a negative) is excluded from the mean over
-    classes; heareval gives it 0 (mAP) or the whole fold NaN (aucroc), which would only reflect the draw.
+    **Differs**: a class that only the draw leaves without a positive (for aucroc: or without a negative) gets the
+    mean of the others that the fold has; heareval would give it 0, or the draw NaN. NaN if no class has a positive.
 
     Raises:
         TaskError: the metric is not one that `can_score` knows.
@@ -163,9 +165,10 @@ def _fold_measure(
     metric: str, targets: NDArray[np.bool_], predictions: NDArray[np.float32]
 ) -> Callable[[ResampleWeights], Floats]:
     if metric in RANKINGS:
-        present = np.flatnonzero(targets.any(axis=0))
-        rankings = [Ranking(targets[:, index], predictions[:, index]) for index in present]
-        return lambda weights: macro_means(rankings, weights)[RANKINGS.index(metric)]
+        present, has_both = targets.any(axis=0), targets.any(axis=0) & ~targets.all(axis=0)
+        factor = present.mean() if metric == "mAP" else 1.0 if has_both.all() else math.nan
+        rankings = [Ranking(targets[:, index], predictions[:, index]) for index in np.flatnonzero(present)]
+        return lambda weights: factor * macro_means(rankings, weights)[RANKINGS.index(metric)]
     modulus = NOTES_OF_AN_OCTAVE if metric == "chroma_acc" else None
     hits = (_top_class(targets, modulus) == _top_class(predictions, modulus)).astype(np.float64)
     return lambda weights: hits @ weights / weights.sum(axis=0, dtype=np.float64)

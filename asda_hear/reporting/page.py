@@ -1,5 +1,6 @@
 """The results of a plan as one self-contained HTML file that can be opened from disk, printed and sent."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -163,7 +164,7 @@ def _comparisons(summary: Summary) -> list[Comparison]:
                 items, place = difference.clip_interval, (line.key, task)
                 clips = (
                     TableCell()
-                    if items is None
+                    if items is None or math.isnan(items.low)
                     else TableCell(f"[{format_signed(items.low)}, {format_signed(items.high)}]", items.low)
                 )
                 numbers = (difference.p_value, difference.p_folds, corrected[place], line.p_value)

@@ -23,6 +23,7 @@ from asda_hear.evaluate.clip_predictions import (
 )
 from asda_hear.evaluate.runner import evaluate
 from asda_hear.evaluate.task_checks import EvaluationConfig, find_tasks
+from asda_hear.reporting.comparing import compare_predictions
 
 TARGETS = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], bool)
 SAID = np.array([[0.9, 0.8], [0.7, 0.6], [0.5, 0.7], [0.1, 0.2]], np.float32)
@@ -155,9 +156,9 @@ def test_mean_average_precision_by_hand() -> None:
     )
     without = np.array(TARGETS)
     without[:, 1] = False
-    assert score(ClipPredictions("mAP", ((without, SAID),))) == pytest.approx(
-        (1 + 2 / 3) / 2
-    )  # the empty class is left out
+    items = ClipPredictions("mAP", ((without, SAID),))
+    assert score(items) == pytest.approx((1 + 2 / 3) / 2 / 2)  # a class without a clip in the fold is 0, as in heareval
+    assert score(ClipPredictions("mAP", ((TARGETS, SAID),)), [0, 3]) == 1  # one that only the draw empties is not
 
 
 def test_area_under_curve_by_hand() -> None:
@@ -166,6 +167,34 @@ def test_area_under_curve_by_hand() -> None:
     assert score(items) == pytest.approx((3 / 4 + 2 / 4) / 2)
     assert np.isnan(score(items, [3, 3]))
     assert score(items, [0, 1]) == pytest.approx((1 + 0) / 2)
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_class_of_no_or_all_clips_of_a_fold_leaves_no_area(value: bool) -> None:
+    """heareval's value is NaN, so that there is no difference for an interval to surround."""
+    one_sided = np.array(TARGETS)
+    one_sided[:, 1] = value
+    items = ClipPredictions("aucroc", ((one_sided, SAID),))
+    assert np.isnan(score(items))
+    found = compare_predictions([items], [items])
+    assert found is not None
+    assert np.isnan([found.low, found.high]).all()
+
+
+def test_the_interval_over_clips_surrounds_the_difference_where_classes_have_no_clip() -> None:
+    """Three of six classes have none in the fold: scikit-learn, and with it heareval, gives each 0."""
+    generator = np.random.default_rng(0)
+    targets = np.zeros((60, 6), bool)
+    targets[:, :3] = generator.random((60, 3)) < 0.4
+    noise = generator.normal(size=(2, *targets.shape))
+    said = [(targets * signal + each).astype(np.float32) for signal, each in zip((1.5, 0.3), noise, strict=True)]
+    ours, theirs = ([ClipPredictions("mAP", ((targets, each),))] for each in said)
+    by_class = [[average_precision_score(targets[:, index], each[:, index]) for index in range(3)] for each in said]
+    values = np.sum(by_class, axis=1) / 6
+    assert [score(ours[0]), score(theirs[0])] == pytest.approx(values)
+    found = compare_predictions(ours, theirs)
+    assert found is not None
+    assert found.low < values[0] - values[1] < found.high
 
 
 @pytest.mark.parametrize("metric", ["mAP", "aucroc"])
@@ -180,6 +209,8 @@ def test_rankings_of_resamples_are_those_of_scikit_learn(metric: str) -> None:
         truth, values = targets[chosen], said[chosen]
         told = truth.any(axis=0) & ~(truth.all(axis=0) & (metric == "aucroc"))
         wanted = np.mean([measure(truth[:, c], values[:, c]) for c in np.flatnonzero(told)]) if told.any() else np.nan
+        if not targets.any(axis=0).all():  # classes that the fold has not, as in heareval
+            wanted *= targets.any(axis=0).mean() if metric == "mAP" else np.nan
         assert score(ClipPredictions(metric, ((targets, said),)), list(chosen)) == pytest.approx(wanted, nan_ok=True)
 
 

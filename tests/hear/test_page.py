@@ -15,6 +15,7 @@ import pytest
 from asda_core.statistics import mean_interval
 from asda_hear.ablation.noise_metric import NOISE_METRIC
 from asda_hear.reporting.charts import cost_charts, effect_charts, score_charts
+from asda_hear.reporting.comparing import UNKNOWN
 from asda_hear.reporting.conclusion import conclusion
 from asda_hear.reporting.line_styles import MAX_NAMED_LINES, line_styles
 from asda_hear.reporting.page import Failure, PageDetails, write_page
@@ -237,6 +238,13 @@ def test_the_test_over_folds_has_a_column_where_there_are_folds(tmp_path: Path) 
     assert "p, t-test over folds" in text
     assert ">0.21<" in text
     assert "p of both t-tests is below 0.05" in text
+
+
+def test_an_interval_over_clips_that_cannot_be_computed_is_empty(tmp_path: Path) -> None:
+    lines = list(summary().lines)
+    unknown = dataclasses.replace(APART, clip_interval=UNKNOWN)
+    lines[1] = dataclasses.replace(lines[1], results={"esc10-v1.0.0-full": result(0.6, difference=unknown)})
+    assert "[nan, nan]" not in written(dataclasses.replace(summary(), lines=tuple(lines)), tmp_path)
 
 
 def test_the_answer_counts_many_tasks() -> None:
