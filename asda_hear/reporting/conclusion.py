@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from asda_hear.reporting.comparing import TOLERANCE
 from asda_hear.reporting.summary import Summary, SummaryLine, TaskResult
 from asda_hear.reporting.tables import (
     MIN_SEEDS,
@@ -44,14 +45,15 @@ def _best(summary: Summary, lines: Sequence[SummaryLine], task: str) -> SummaryL
     """The line with the best mean; the first one on ties."""
     sign = -1 if task in summary.lower_is_better else 1
     candidates = [line for line in lines if task in line.results and not math.isnan(line.results[task].estimate.mean)]
-    return max(candidates, key=lambda line: sign * line.results[task].estimate.mean, default=None)
+    best = max(candidates, key=lambda line: sign * line.results[task].estimate.mean, default=None)
+    return best and _tied(candidates, task, best)[0]
 
 
 def _tied(lines: Sequence[SummaryLine], task: str, line: SummaryLine) -> list[SummaryLine]:
-    """Lines whose mean equals that of `line`, including itself."""
+    """Lines whose mean equals that of `line` to `TOLERANCE`, including itself."""
     mean = line.results[task].estimate.mean
     with_task = [other for other in lines if task in other.results]
-    return [other for other in with_task if math.isclose(other.results[task].estimate.mean, mean, abs_tol=1e-12)]
+    return [other for other in with_task if math.isclose(other.results[task].estimate.mean, mean, abs_tol=TOLERANCE)]
 
 
 def _on_task(summary: Summary, lines: Sequence[SummaryLine], task: str, line: SummaryLine) -> str:
@@ -93,7 +95,8 @@ def _versus_reference(summary: Summary, line: SummaryLine, result: TaskResult) -
 def _better_baselines(summary: Summary, task: str, result: TaskResult) -> str:
     sign = -1 if task in summary.lower_is_better else 1
     baselines = [line for line in summary.lines if line.baseline and task in line.results]
-    better = [line for line in baselines if sign * (line.results[task].estimate.mean - result.estimate.mean) > 0]
+    advantages = [sign * (line.results[task].estimate.mean - result.estimate.mean) for line in baselines]
+    better = [line for line, advantage in zip(baselines, advantages, strict=True) if advantage > TOLERANCE]
     if not better:
         return ""
     names = ", ".join(f"{line.name} ({format_number(line.results[task].estimate.mean)})" for line in better)

@@ -13,6 +13,7 @@ from asda_hear.ablation.settings import BASELINE_COLUMN, SHOWN_COSTS
 from asda_hear.evaluate.leaderboard import aggregates, hear_column
 from asda_hear.names import LOG_MEL
 from asda_hear.reporting.comparing import (
+    TOLERANCE,
     Interval,
     compare,
     holm,
@@ -131,7 +132,7 @@ def _line(plan: Plan, key: LineKey, rows: Sequence[ResultRow], best: Mapping[str
     for task in best:
         if scores := _scores(rows, task):
             estimate = mean_interval(_means(scores))
-            results[task] = TaskResult(scores, estimate, math.isclose(estimate.mean, best[task], abs_tol=1e-12))
+            results[task] = TaskResult(scores, estimate, math.isclose(estimate.mean, best[task], abs_tol=TOLERANCE))
     costs = {}
     for cost in SHOWN_COSTS:
         values = [float(row[cost.column]) for row in rows if row.get(cost.column) not in ("", None)]

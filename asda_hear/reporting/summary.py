@@ -22,7 +22,7 @@ class TaskResult:
     Attributes:
         scores: seed -> scores of its folds.
         estimate: mean over seeds of the mean over folds, and half the width of Student's interval over seeds.
-        best: whether no line has a better mean.
+        best: whether no line has a mean that is better by more than `TOLERANCE`.
         difference: from the reference line; None for the reference, and if nothing can be paired.
     """
 

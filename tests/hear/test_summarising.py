@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 
@@ -68,6 +69,17 @@ def test_lines(plan: Plan, rows: list[dict[str, Any]]) -> None:
     assert (best.seeds, best.costs["CPU s"]) == ((0, 1), 10.5)
     assert "b" not in best.results
     assert all(line.results["b"].best for line in summary.lines[:3])  # equal
+
+
+def test_ties_are_not_broken_by_the_rounding_of_scores(plan: Plan) -> None:
+    """heareval's scores are 32-bit floats: the means of (0.5, 0.7) and (0.6, 0.6) differ by 1e-8."""
+    rounded = {share: float(np.float32(share)) for share in (0.4, 0.5, 0.6, 0.7, 0.8)}
+    grid = [row("a", "0.1", "0", 0, (rounded[0.5], rounded[0.7])), row("a", "0.3", "0", 0, (rounded[0.6],) * 2)]
+    summary = summarise(plan, [*grid, row("a", "", "", "", (rounded[0.8], rounded[0.4]), model="log-mel")])
+    assert len({line.results["a"].estimate.mean for line in summary.lines}) == 3
+    assert all(line.results["a"].best for line in summary.lines)
+    expected = "a: lambda 0.1, steps 0 ties with 1 more for the best mean of 2, 0.600; it is the reference itself."
+    assert conclusion(summary)[0] == expected
 
 
 def test_differences_from_the_reference(plan: Plan, rows: list[dict[str, Any]]) -> None:
