@@ -20,5 +20,5 @@ def model_size(catalog: Catalog, config: RunConfig) -> dict[str, Any]:
     return {
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "trained": sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad),
-        "gflops": round(encoder_flops(encoder, int(front_end.num_bins), frames) / GIGA, 4),
+        "gflops": encoder_flops(encoder, int(front_end.num_bins), frames) / GIGA,
     }

@@ -135,9 +135,9 @@ def _line(plan: Plan, key: LineKey, rows: Sequence[ResultRow], best: Mapping[str
             results[task] = TaskResult(scores, estimate, math.isclose(estimate.mean, best[task], abs_tol=TOLERANCE))
     costs = {}
     for cost in SHOWN_COSTS:
-        values = [float(row[cost.column]) for row in rows if row.get(cost.column) not in ("", None)]
-        if values:
-            costs[cost.heading] = median(values)
+        by_seed = {row["seed"]: float(row[cost.column]) for row in rows if row.get(cost.column) not in ("", None)}
+        if by_seed:
+            costs[cost.heading] = median(by_seed.values())
     labels = {} if key[0] else dict(zip(plan.config.axes, key[1:], strict=True))
     seeds = {int(row["seed"]): str(row["cell"]) for row in rows if row["seed"] != ""}
     return SummaryLine(labels, key[0], results, costs, {}, tuple(seeds.values()), tuple(seeds))

@@ -82,6 +82,13 @@ def test_ties_are_not_broken_by_the_rounding_of_scores(plan: Plan) -> None:
     assert conclusion(summary)[0] == expected
 
 
+def test_a_median_of_costs_counts_every_seed_once(plan: Plan) -> None:
+    """The first seed has finished three tasks, the second one."""
+    grid = [row(task, "0.1", "0", 0, (0.5,), pretrain_cpu_seconds=10.0) for task in "abc"]
+    (line,) = summarise(plan, [*grid, row("a", "0.1", "0", 1, (0.5,), pretrain_cpu_seconds=30.0)]).lines
+    assert line.costs["CPU s"] == 20
+
+
 def test_differences_from_the_reference(plan: Plan, rows: list[dict[str, Any]]) -> None:
     summary = summarise(plan, rows, compare_clips=lambda ours, theirs: Interval(len(ours), len(theirs)))
     assert summary.reference is summary.lines[0]
