@@ -10,9 +10,9 @@ from asda_hear.ablation.noise_metric import NOISE_METRIC, NOISE_METRICS
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import ResultRow
 from asda_hear.ablation.settings import SHOWN_COSTS
-from asda_hear.evaluate.task_checks import ERROR_RATES
+from asda_hear.evaluate.task_checks import UNBOUNDED_METRICS
 from asda_hear.reporting.comparing import TOLERANCE, min_detectable_difference, smallest_p
-from asda_hear.reporting.summary import SummaryLine, complete_differences
+from asda_hear.reporting.summary import SummaryLine, averaged_tasks, complete_differences, log_mel_line
 
 MIN_PAIRS = 3
 """Number of seeds below which a standard deviation is not informative."""
@@ -46,7 +46,7 @@ def make_notes(
                 break
     else:
         notes.append("No differences: the reference has no results.")
-    notes += [*_infinite_notes(rows), *_mean_notes(rows, lines)]
+    notes += [*_infinite_notes(rows), *_aggregate_notes(plan, rows, lines)]
     if short := sum(not is_peak_reached(cell.config) for cell in plan.cells):
         notes.append(
             f"In {short} of {len(plan.cells)} trainings the warm-up is as long as the training or longer: the learning "
@@ -92,11 +92,19 @@ def _infinite_notes(rows: Sequence[ResultRow]) -> list[str]:
     return [f"{reason}: {', '.join(f'{task} in {count} folds' for task, count in counts.items())}."] if counts else []
 
 
-def _mean_notes(rows: Sequence[ResultRow], lines: Sequence[SummaryLine]) -> list[str]:
-    """Which tasks the mean over tasks leaves out."""
-    tasks = dict.fromkeys(str(row["task"]) for row in rows if row["metric"] in ERROR_RATES)
-    averaged = any("mean" in line.aggregates for line in lines)
-    return [f"The mean is without {', '.join(tasks)}, where lower is better."] if tasks and averaged else []
+def _aggregate_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[SummaryLine]) -> list[str]:
+    """Which tasks the mean over tasks leaves out, and what the zero of s(m) is."""
+    metrics = {str(row["task"]): str(row["metric"]) for row in rows}
+    omitted = [f"{task} ({metric})" for task, metric in metrics.items() if metric in UNBOUNDED_METRICS]
+    shown = {name for line in lines for name in line.aggregates}
+    notes = []
+    if omitted and "mean" in shown:
+        notes.append(f"The mean is without {', '.join(omitted)}, which may exceed 1.")
+    if "s(m)" in shown:
+        log_mel = log_mel_line(plan, lines, averaged_tasks(metrics))
+        zero = f"the baseline {log_mel.name} of this plan" if log_mel else "HEAR's published log-mel baseline"
+        notes.append(f"s(m): 0 is {zero}, 100 the best score of HEAR's leaderboard.")
+    return notes
 
 
 def _clip_counts(rows: Sequence[ResultRow]) -> dict[str, int]:

@@ -11,7 +11,6 @@ from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import ResultRow
 from asda_hear.ablation.settings import BASELINE_COLUMN, SHOWN_COSTS
 from asda_hear.evaluate.leaderboard import aggregates, hear_column
-from asda_hear.names import LOG_MEL
 from asda_hear.reporting.comparing import (
     TOLERANCE,
     Interval,
@@ -27,7 +26,9 @@ from asda_hear.reporting.summary import (
     Summary,
     SummaryLine,
     TaskResult,
+    averaged_tasks,
     complete_differences,
+    log_mel_line,
     reference_label,
 )
 
@@ -59,7 +60,7 @@ def summarise(
     lower_is_better = frozenset(task for task, metric in tasks.items() if metric in LOWER_IS_BETTER)
     scored = frozenset(task for task, metric in tasks.items() if metric not in NOISE_METRICS)
     corrected = _with_p_values(list(lines.values()), reference_line, scored, lower_is_better)
-    all_lines = [_with_aggregates(plan, line, corrected, scored - lower_is_better) for line in corrected]
+    all_lines = [_with_aggregates(plan, line, corrected, averaged_tasks(tasks)) for line in corrected]
     axes = {axis: tuple(dict.fromkeys(cell.labels[axis] for cell in plan.cells)) for axis in plan.config.axes}
     return Summary(
         title=plan.file.stem,
@@ -207,13 +208,12 @@ def _with_aggregates(
         plan: tells which baseline is log-mel.
         line: gets the aggregates.
         lines: all of the plan, with log-mel.
-        averaged: HEAR tasks on which higher values are better.
+        averaged: from `averaged_tasks`.
     """
     means = {task: result.estimate.mean for task, result in line.results.items() if task in averaged}
     if len(means) < 2 or means.keys() < averaged:
         return line  # a mean over fewer tasks would share a column with means over all
-    log_mels = [other for other in lines if plan.config.baselines.get(other.baseline) == LOG_MEL]
-    log_mel = next((other for other in log_mels if other.results.keys() >= means.keys()), None)
+    log_mel = log_mel_line(plan, lines, averaged)
     measured = None if log_mel is None else {task: log_mel.results[task].estimate.mean for task in means}
     values = aggregates(means, measured)
     mean_only = {name: value for name, value in values.items() if name == "mean"}

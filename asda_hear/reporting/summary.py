@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from asda_core.statistics import Estimate
 from asda_hear.ablation.noise_metric import NOISE_METRICS
-from asda_hear.ablation.plan import labels_text
+from asda_hear.ablation.plan import Plan, labels_text
 from asda_hear.evaluate.task_checks import UNBOUNDED_METRICS
+from asda_hear.names import LOG_MEL
 from asda_hear.reporting.comparing import Difference
 
 MIN_COST_RANGE = 0.02
@@ -141,6 +142,17 @@ def reference_label(axis: str, labels: Sequence[str], reference: SummaryLine | N
     """The label of an axis that others are compared with: the reference's; the first if that is missing."""
     label = labels[0] if reference is None else reference.labels.get(axis, labels[0])
     return label if label in labels else labels[0]
+
+
+def averaged_tasks(metrics: Mapping[str, str]) -> frozenset[str]:
+    """The tasks (of task -> metric) of which aggregates are means: those of HEAR's metrics between 0 and 1."""
+    return frozenset(task for task, metric in metrics.items() if metric not in NOISE_METRICS | UNBOUNDED_METRICS)
+
+
+def log_mel_line(plan: Plan, lines: Iterable[SummaryLine], tasks: Collection[str]) -> SummaryLine | None:
+    """The zero of s(m): the log-mel baseline of a plan if it has all these tasks; None for HEAR's published one."""
+    log_mels = [line for line in lines if plan.config.baselines.get(line.baseline) == LOG_MEL]
+    return next((line for line in log_mels if line.results.keys() >= set(tasks)), None)
 
 
 def complete_differences(

@@ -236,7 +236,7 @@ def test_less_is_better_for_error_rates(plan: Plan) -> None:
     expected = scipy.stats.wilcoxon([*(0.1 + 0.01 * place for place in range(7)), -0.7]).pvalue
     assert summarise(plan, [each for each in grid if each["steps"] == "0"]).lines[1].p_value == pytest.approx(expected)
     assert summary.lines[0].aggregates == {"mean": pytest.approx(0.5)}
-    assert "The mean is without e, where lower is better." in summary.notes
+    assert "The mean is without e (segment_1s_er), which may exceed 1." in summary.notes
     assert "e (segment_1s_er) ↓" in [column.heading for column in make_grid(summary).columns]
     (sentence, _) = conclusion(dataclasses.replace(summary, tasks={"e": "segment_1s_er"}))
     assert sentence.startswith("e: lambda 0.3, steps 2 has the best mean of 3, 0.400;")
@@ -252,6 +252,30 @@ def test_aggregates_of_hears_tasks(plan: Plan) -> None:
     assert 0 < line.aggregates["s(m)"] < 100
     assert baseline.aggregates["s(m)"] == 0
     assert -1 <= line.aggregates["z"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("measured", "zero"), [(2, "the baseline log-mel of this plan"), (1, "HEAR's published log-mel baseline")]
+)
+def test_the_table_says_what_the_zero_of_s_m_is(plan: Plan, measured: int, zero: str) -> None:
+    names = ("esc50-v2.0.0-full", "libricount-v1.0.0-hear2021-full")
+    grid = [row(name, "0.1", "0", 0, (0.6,)) for name in names]
+    grid += [row(name, "", "", "", (0.3,), model="log-mel") for name in names[:measured]]
+    summary = summarise(plan, grid)
+    measured_zero = 100 * sum((0.6 - 0.3) / (best - 0.3) for best in (0.9665, 0.7853)) / 2
+    published_zero = 100 * ((0.6 - 0.286) / (0.9665 - 0.286) + (0.6 - 0.435) / (0.7853 - 0.435)) / 2
+    expected = measured_zero if measured == 2 else published_zero
+    assert summary.lines[0].aggregates["s(m)"] == pytest.approx(expected)
+    assert f"s(m): 0 is {zero}, 100 the best score of HEAR's leaderboard." in make_grid(summary).footnotes
+
+
+def test_a_mean_over_tasks_leaves_out_d_prime(plan: Plan) -> None:
+    """It has no upper limit, and would outweigh accuracies."""
+    grid = [row(task, "0.1", "0", 0, (0.5,)) for task in "ab"] + [row("d", "0.1", "0", 0, (2.5,), metric="d_prime")]
+    summary = summarise(plan, grid)
+    assert summary.lines[0].aggregates == {"mean": pytest.approx(0.5)}
+    assert "The mean is without d (d_prime), which may exceed 1." in summary.notes
+    assert not any("s(m)" in note for note in summary.notes)
 
 
 def test_in_a_plan_of_one_axis_an_effect_is_what_the_table_says(tmp_path: Path) -> None:
