@@ -113,7 +113,8 @@ def _score_chart(summary: Summary, task: str) -> Chart:
     _name_rows(axes, [short_name(line) + marks[line == summary.reference] for line in lines])
     axes.set_xlabel(_scale_name(summary, task))
     limit_score_axis(axes, task not in summary.unbounded_tasks)
-    caption = f"Small markers: folds, a row per seed. Large marker below them: the mean{summary.error_bar_text}."
+    caption = f"Small markers: {summary.unit}s, a row per seed. "
+    caption += f"Large marker below them: the mean{summary.error_bar_text}."
     return render_chart(f"scores-{list(summary.tasks).index(task)}", short_names(summary.tasks)[task], caption, picture)
 
 

@@ -81,9 +81,9 @@ def _versus_reference(summary: Summary, line: SummaryLine, result: TaskResult) -
         return f"{format_signed(difference.mean)} from the reference (too few seeds for an interval)"
     excludes = excludes_zero(difference)
     ends = f"[{format_signed(difference.interval.low)}, {format_signed(difference.interval.high)}]"
-    unconfirmed_over = unconfirmed_level(difference)
-    p_value = difference.p_value if unconfirmed_over == "seeds" else difference.p_folds
-    doubt = f", though a paired t-test over {unconfirmed_over} gives p = {p_text(p_value)}" if unconfirmed_over else ""
+    level = unconfirmed_level(difference)
+    over, p_value = ("seeds", difference.p_value) if level == "seeds" else (f"{summary.unit}s", difference.p_folds)
+    doubt = f", though a paired t-test over {over} gives p = {p_text(p_value)}" if level else ""
     if math.isnan(difference.p_value):
         doubt = ", without a t-test over seeds, whose differences are equal"
     return (
@@ -136,7 +136,7 @@ def _limits(summary: Summary, lines: Sequence[SummaryLine]) -> str:
     limit = "no difference can be distinguished from chance"
     if widths:
         too_few = ", and with so few seeds even that is too narrow" if few_seeds_warning(summary) else ""
-        level = " over folds alone" if seeds == 1 else ""
+        level = f" over {summary.unit}s alone" if seeds == 1 else ""
         limit = f"the interval of a difference{level} is typically ± {_joined(widths)}{too_few}"
     unknown = " the variation between seeds is unknown;" if seeds == 1 else ""
     luck = f"; the best of {len(lines)} is partly best by chance" if len(lines) > 1 else ""

@@ -12,7 +12,13 @@ from asda_hear.ablation.rows import ResultRow
 from asda_hear.ablation.settings import SHOWN_COSTS
 from asda_hear.evaluate.task_checks import UNBOUNDED_METRICS
 from asda_hear.reporting.comparing import TOLERANCE, min_detectable_difference, smallest_p
-from asda_hear.reporting.summary import SummaryLine, averaged_tasks, complete_differences, log_mel_line
+from asda_hear.reporting.summary import (
+    SummaryLine,
+    averaged_tasks,
+    complete_differences,
+    log_mel_line,
+    resampled_unit,
+)
 
 MIN_PAIRS = 3
 """Number of seeds below which a standard deviation is not informative."""
@@ -31,10 +37,10 @@ def make_notes(
     if reference:
         pairs = [each.difference.pairs for line in lines for each in line.results.values() if each.difference]
         paired = max(pairs, default=seeds)
-        by_seed_and_fold = "by seed and fold; their intervals are bootstraps over both"
-        unit = "fold" if any(row["metric"] not in NOISE_METRICS for row in rows) else "clip"
+        unit = resampled_unit(str(row["metric"]) for row in rows)
+        by_both = f"by seed and {unit}; their intervals are bootstraps over both"
         by_unit = f"by {unit}; their intervals are bootstraps over the {unit}s of a task (none with a single {unit})"
-        notes.append(f"Differences are from {reference.name}, paired {by_seed_and_fold if paired > 1 else by_unit}.")
+        notes.append(f"Differences are from {reference.name}, paired {by_both if paired > 1 else by_unit}.")
         notes += _power_notes(lines, reference)
         scored = {row["task"] for row in rows if row["metric"] not in NOISE_METRICS}
         ranked = len(complete_differences(lines, scored)) or 1

@@ -127,6 +127,7 @@ def write_page(summary: Summary, details: PageDetails, file: Path) -> None:
         curves=curve_charts(summary, details.curves),
         comparisons=comparisons,
         over_folds=any(comparison.p_folds.text for comparison in comparisons),
+        over_clips=any(comparison.clips.text for comparison in comparisons),
         over_tasks=any(line.p_value is not None for line in summary.lines),
         aggregates=list(dict.fromkeys(name for line in summary.lines for name in line.aggregates)),
         recipes=_recipes(summary, details),

@@ -127,6 +127,11 @@ class Summary:
         return self.noise_tasks | {task for task, metric in self.tasks.items() if metric in UNBOUNDED_METRICS}
 
     @property
+    def unit(self) -> str:
+        """What the folds of a task are, see `resampled_unit`."""
+        return resampled_unit(self.tasks.values())
+
+    @property
     def error_bar_text(self) -> str:
         """Description of the error bars in charts, to follow the word "mean"."""
         several = any(result.estimate.count > 1 for line in self.lines for result in line.results.values())
@@ -142,6 +147,11 @@ def reference_label(axis: str, labels: Sequence[str], reference: SummaryLine | N
     """The label of an axis that others are compared with: the reference's; the first if that is missing."""
     label = labels[0] if reference is None else reference.labels.get(axis, labels[0])
     return label if label in labels else labels[0]
+
+
+def resampled_unit(metrics: Iterable[str]) -> str:
+    """What the folds of a task are: "clip" if all metrics are of attention on noise, of which each clip is a fold."""
+    return "clip" if NOISE_METRICS.issuperset(metrics) else "fold"
 
 
 def averaged_tasks(metrics: Mapping[str, str]) -> frozenset[str]:

@@ -271,9 +271,9 @@ def _footnotes(summary: Summary, columns: Sequence[Column]) -> tuple[str, ...]:
 def _difference_note(summary: Summary, reference: SummaryLine) -> str:
     """Footnote on the intervals of differences, and on the meaning of their mark if there are enough seeds for one."""
     seeds = max((difference.pairs for difference in _differences(summary.lines)), default=0)
-    over = "seeds and folds" if seeds > 1 else "folds"
-    marked = f"{DIFFERENCE_MARK} it excludes 0, and paired t-tests over seeds and, if there are several, folds have "
-    marked += f"p < {SIGNIFICANCE_LEVEL}, none corrected for the number of comparisons"
+    over = f"{'seeds and ' if seeds > 1 else ''}{summary.unit}s"
+    marked = f"{DIFFERENCE_MARK} it excludes 0, and paired t-tests over seeds and, if there are several, "
+    marked += f"{summary.unit}s have p < {SIGNIFICANCE_LEVEL}, none corrected for the number of comparisons"
     meaning = marked if seeds >= MIN_SEEDS else f"none is marked below {MIN_SEEDS} seeds"
     start = f"Δ: difference from the reference ({reference.name}) with its 95 % interval over {over}"
     return f"{start}; {meaning}{few_seeds_warning(summary)}."

@@ -240,6 +240,26 @@ def test_the_test_over_folds_has_a_column_where_there_are_folds(tmp_path: Path) 
     assert "p of both t-tests is below 0.05" in text
 
 
+@pytest.mark.parametrize("pairs", [1, 5])
+def test_clips_of_noise_are_not_called_folds(tmp_path: Path, pairs: int) -> None:
+    """A plan of attention on noise alone, with one seed and with several."""
+    lines = list(summary(seeds=pairs).lines[:3])
+    shown = dataclasses.replace(APART, pairs=pairs, p_folds=0.21, clip_interval=None)
+    lines[1] = dataclasses.replace(lines[1], results={"esc10-v1.0.0-full": result(0.6, False, shown, pairs)})
+    lines = [dataclasses.replace(each, seeds=tuple(range(pairs)), cells=()) for each in lines]
+    tasks = dict.fromkeys(summary().tasks, NOISE_METRIC)
+    noise = dataclasses.replace(summary(), tasks=tasks, lower_is_better=frozenset(tasks), lines=tuple(lines))
+    text = written(noise, tmp_path, PageDetails())
+    assert "fold" not in text
+    assert "[95 %, clips]" not in text  # all of it is over clips
+    texts = ("Small markers: clips", "Every seed and clip<", "[95 %, seeds and clips]", "p, t-test over clips")
+    assert all(each in text for each in texts)
+    note = next(each for each in make_grid(noise).footnotes if each.startswith("Δ"))
+    assert ("interval over seeds and clips;" if pairs > 1 else "interval over clips;") in note
+    by_folds = written(dataclasses.replace(noise, tasks=summary().tasks), tmp_path, PageDetails())
+    assert all(each.replace("clip", "fold") in by_folds for each in texts)
+
+
 def test_an_interval_over_clips_that_cannot_be_computed_is_empty(tmp_path: Path) -> None:
     lines = list(summary().lines)
     unknown = dataclasses.replace(APART, clip_interval=UNKNOWN)

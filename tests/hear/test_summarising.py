@@ -377,6 +377,13 @@ def test_notes_count_the_seeds_that_are_paired(plan: Plan, rows: list[dict[str, 
     )
 
 
+@pytest.mark.parametrize(("metric", "unit"), [("top1_acc", "fold"), ("noise share", "clip")])
+def test_notes_say_what_is_paired(plan: Plan, rows: list[dict[str, Any]], metric: str, unit: str) -> None:
+    grid = [{**each, "metric": metric} for each in rows]
+    paired = f"paired by seed and {unit}; their intervals are bootstraps over both."
+    assert any(note.endswith(paired) for note in summarise(plan, grid).notes)
+
+
 def test_infinite_scores_on_one_of_several_tasks(plan: Plan) -> None:
     """Tasks that are none of HEAR's have a mean alone, and a line without one has none."""
     grid = [row(task, "0.1", "0", 0, (0.5, 0.6)) for task in "ab"]
