@@ -33,7 +33,7 @@ CORE_ORDER = in_order(
     "settings: compute released strict_yaml checks",
     "devices", "config", "finetune_config", "config_io", "layout", "statistics",
     "audio_files: pack_options tar_headers tars manifests sources digests",
-    "audio: feature_padding checks flac mp3 reading writing long_files",
+    "audio: feature_padding checks flac mp3 opening reading writing long_files",
     "labelled: examples source random_splits label_files rows splits tables folders shards datasets audioset "
     "reading",
     "model: norms recomputation block attention processor subtraction patches lines encoder flops heads",

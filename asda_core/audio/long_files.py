@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asda_core.audio.checks import MAX_AMPLITUDE, amplitude_error, non_finite_error
-from asda_core.audio.reading import OVERLAP_PERIODS, mono_blocks, open_audio, samples_per_period
+from asda_core.audio.opening import open_audio
+from asda_core.audio.reading import OVERLAP_PERIODS, mono_blocks, samples_per_period
 from asda_core.config import ResampleAxis
 from asda_core.errors import AudioError
 

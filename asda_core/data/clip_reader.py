@@ -10,7 +10,8 @@ from soundfile import SoundFile
 from torch import Tensor
 
 from asda_core.audio.flac import decode_flac
-from asda_core.audio.reading import open_audio, read_samples, resample
+from asda_core.audio.opening import open_audio
+from asda_core.audio.reading import read_samples, resample
 from asda_core.audio_files.tars import member_bytes, split_member
 from asda_core.config import DataConfig
 from asda_core.errors import AudioError, FileAccessError, MissingFileError

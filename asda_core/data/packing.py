@@ -20,7 +20,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from asda_core.audio.reading import length_and_rate, open_audio, read_audio
+from asda_core.audio.opening import length_and_rate, open_audio
+from asda_core.audio.reading import read_audio
 from asda_core.audio_files.digests import ends_digest
 from asda_core.audio_files.pack_options import PACK_FILE, SKIPPED_FILE, PackOptions
 from asda_core.audio_files.sources import list_identity

@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from asda_core.assemble import build_front_end
-from asda_core.audio.reading import open_audio, read_samples
+from asda_core.audio.opening import open_audio
+from asda_core.audio.reading import read_samples
 from asda_core.catalog import Catalog
 from asda_core.config import Compat, PluginChoice
 from asda_core.contracts import FrontEnd

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asda_core.audio.long_files import StreamedSound
-from asda_core.audio.reading import length_and_rate, read_audio
+from asda_core.audio.opening import length_and_rate
+from asda_core.audio.reading import read_audio
 from asda_core.audio_files.sources import find_audio
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.clip_encoder import ClipEncoder, EncodedClip, WindowPlan, check_audio

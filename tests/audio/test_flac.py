@@ -12,7 +12,7 @@ import torch
 
 from asda_core.audio import flac
 from asda_core.audio.flac import decode_flac
-from asda_core.audio.reading import open_audio
+from asda_core.audio.opening import open_audio
 from asda_core.audio_files.sources import find_audio
 from asda_core.config import DataConfig
 from asda_core.data import clip_reader

@@ -12,7 +12,8 @@ import torch
 from asda_core.audio import long_files
 from asda_core.audio.flac import HAS_MINIAUDIO
 from asda_core.audio.long_files import StreamedSound
-from asda_core.audio.reading import open_audio, read_audio, read_samples
+from asda_core.audio.opening import open_audio
+from asda_core.audio.reading import read_audio, read_samples
 from asda_core.errors import AudioError
 from tests.audio_files.shards import write_tar
 
