@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -100,7 +101,8 @@ def test_a_header_with_a_negative_size(tmp_path: Path) -> None:
     shard.write_bytes(content)
     index = shard_index(shard)
     assert list(index.rows) == ["a.flac"]
-    assert "is truncated after 1 members (negative size)" in index.problems[0]
+    reason = "negative size|invalid offset"  # tarfile's own, before Python 3.13 and from it on
+    assert re.search(rf"is truncated after 1 members \(({reason})\)", index.problems[0])
     problems: list[tuple[Path, str]] = []
     read = read_stream(ShardStream(f"stream:{shard}"), problems, RunningCommands())
     assert [member.content for member in read] == [sound_bytes(0)]
