@@ -26,7 +26,6 @@ from asda_core.finetune.jobs import Job
 from asda_core.finetune.leakage import leakage_warning
 from asda_core.finetune.predicting import Predictor, predict
 from asda_core.finetune.running import finetune_named
-from asda_core.finetune.scoring import score
 from asda_core.finetune.sweep import mode_signature
 from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import TEST, LabelledData
@@ -188,9 +187,7 @@ def _score_of(task: Task, encoder: Path, head: Path, catalog: Catalog, device: s
     model = load_finetune_model(checkpoint, catalog, device)
     reader = ClipReader(task.recipe.data, int(model.front_end.sample_rate))
     predictions = predict(Predictor(model, task.recipe, reader), task.data, task.split.test, progress)
-    value = score(predictions.targets, predictions.given, predictions.classes, predictions.single, resamples=0).values[
-        "accuracy" if predictions.single else "mAP"
-    ]
+    value = predictions.score(resamples=0).values[predictions.main_metric]
     assert value is not None, "a test split has clips, and clips have labels"
     write_text(cache_file, json.dumps({**cache, key: value}))
     return value

@@ -32,6 +32,8 @@ from asda_core.system.files import csv_text, write_atomically, write_text
 
 FORMAT = "asda predictions 1"
 """Format marker stored in every predictions file."""
+FORMER_NAME = "given"
+"""Name of the probabilities in files of earlier versions."""
 PREDICTIONS, SCORES, PER_CLASS = "predictions.npz", "scores.json", "per_class.csv"
 CONFUSION_TABLE, CONFUSION_PICTURE = "confusion.csv", "confusion.png"
 READ_ERRORS = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
@@ -45,7 +47,7 @@ class Predictions:
     Attributes:
         files: file of each clip.
         targets: (clips, classes) uint8, 1 for a label and 0 for none.
-        given: (clips, classes) float32, probabilities.
+        probabilities: (clips, classes) float32.
         classes: identifier of each class.
         names: display name of each class.
         single: whether every clip has exactly one label.
@@ -56,19 +58,31 @@ class Predictions:
 
     files: tuple[str, ...]
     targets: np.ndarray
-    given: np.ndarray
+    probabilities: np.ndarray
     classes: tuple[str, ...]
     names: tuple[str, ...]
     single: bool
 
     def __post_init__(self) -> None:
         shape = len(self.files), len(self.classes)
-        for name, array, dtype in (("targets", self.targets, np.uint8), ("probabilities", self.given, np.float32)):
+        for name, array, dtype in (
+            ("targets", self.targets, np.uint8),
+            ("probabilities", self.probabilities, np.float32),
+        ):
             if array.shape != shape or array.dtype != dtype:
                 expected = f"{dtype.__name__} {shape}, as there are {shape[0]} files and {shape[1]} classes"
                 raise TaskError(f"{name} are {array.dtype} {array.shape}; expected {expected}")
         if len(self.names) != len(self.classes):
             raise TaskError(f"{len(self.names)} names for {len(self.classes)} classes; expected one for each")
+
+    def score(self, resamples: int = RESAMPLES, seed: int = 0) -> Scores:
+        """Score all clips at once; arguments and errors as in `scoring.score`."""
+        return score(self.targets, self.probabilities, self.names, self.single, resamples, seed)
+
+    @property
+    def main_metric(self) -> str:
+        """Metric by which models are selected and compared: accuracy, or mAP if a clip may have several labels."""
+        return ACCURACY if self.single else MEAN_AVERAGE_PRECISION
 
 
 def save_predictions(file: Path, predictions: Predictions) -> None:
@@ -85,7 +99,7 @@ def save_predictions(file: Path, predictions: Predictions) -> None:
                 format=FORMAT,
                 files=np.array(predictions.files, dtype=np.str_),
                 targets=predictions.targets,
-                given=predictions.given,
+                probabilities=predictions.probabilities,
                 classes=np.array(predictions.classes, dtype=np.str_),
                 names=np.array(predictions.names, dtype=np.str_),
                 single=predictions.single,
@@ -124,7 +138,8 @@ def _read(opened: io.BufferedReader) -> Predictions | None:
         if "format" not in loaded or str(loaded["format"]) != FORMAT:
             return None
         files, classes, names = (tuple(map(str, loaded[key].tolist())) for key in ("files", "classes", "names"))
-        return Predictions(files, loaded["targets"], loaded["given"], classes, names, bool(loaded["single"]))
+        probabilities = loaded["probabilities" if "probabilities" in loaded else FORMER_NAME]
+        return Predictions(files, loaded["targets"], probabilities, classes, names, bool(loaded["single"]))
 
 
 def pool_folds(parts: Sequence[Predictions]) -> Predictions:
@@ -146,7 +161,7 @@ def pool_folds(parts: Sequence[Predictions]) -> Predictions:
             raise TaskError(f"{file} occurs twice in the predictions; expected each clip in one fold only")
         seen.add(file)
     targets, probabilities = (
-        np.concatenate(arrays) for arrays in zip(*((part.targets, part.given) for part in parts), strict=True)
+        np.concatenate(arrays) for arrays in zip(*((part.targets, part.probabilities) for part in parts), strict=True)
     )
     return Predictions(files, targets, probabilities, first.classes, first.names, first.single)
 
@@ -163,10 +178,12 @@ def interval_over_folds(parts: Sequence[Predictions], resamples: int, seed: int 
     points, resampled = [], []
     for number, part in enumerate(parts):
         truth = part.targets.astype(bool)
-        values = score(part.targets, part.given, part.names, part.single, resamples=0).values
+        values = part.score(resamples=0).values
         count = limit_resamples(len(truth), len(part.classes), resamples)
         points.append([values[name] for name in RESAMPLED])
-        resampled.append(resample(truth, part.given.astype(np.float64), count, seed + number) if count else None)
+        resampled.append(
+            resample(truth, part.probabilities.astype(np.float64), count, seed + number) if count else None
+        )
     if any(scores is None for scores in resampled):
         return {}
     width = min(scores.shape[1] for scores in resampled if scores is not None)
@@ -203,14 +220,14 @@ def write_evaluation(folder: Path, predictions: Predictions, title: str, resampl
         TaskError: the predictions cannot be scored; then nothing is written.
         OSError: a file cannot be written.
     """
-    targets, given, names, single = predictions.targets, predictions.given, predictions.names, predictions.single
-    scores = score(targets, given, names, single, resamples)
-    rows = per_class(targets, given, names, single)
+    scores = predictions.score(resamples)
+    targets, probabilities, names = predictions.targets, predictions.probabilities, predictions.names
+    rows = per_class(targets, probabilities, names, predictions.single)
     folder.mkdir(parents=True, exist_ok=True)
     save_predictions(folder / PREDICTIONS, predictions)
     write_text(folder / PER_CLASS, _class_table(predictions.classes, rows))
-    if single:
-        matrix = confusion_matrix(targets, given)
+    if predictions.single:
+        matrix = confusion_matrix(targets, probabilities)
         counts = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
         write_text(folder / CONFUSION_TABLE, csv_text([["true \\ predicted", *names], *counts]))
         draw_confusion(matrix, names, folder / CONFUSION_PICTURE, title)

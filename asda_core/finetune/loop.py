@@ -27,7 +27,6 @@ from asda_core.finetune.jobs import Job
 from asda_core.finetune.losses import batch_loss
 from asda_core.finetune.optimizing import add_to_average, parameter_groups, set_rates
 from asda_core.finetune.predicting import Predictor, predict
-from asda_core.finetune.scoring import score
 from asda_core.labelled.examples import Example
 from asda_core.model.processor import exact_matmul
 from asda_core.pretrain.reporter import LOG_FILE, Reporter, tensorboard
@@ -262,9 +261,8 @@ def _evaluate(training: Training) -> dict[str, float]:
     """Return the value by which weights are selected; the best weights are saved in a separate file."""
     state, recipe = training.state, training.job.recipe
     predictions = predict(training.predictor, training.job.data, training.selection_clips)
-    values = score(predictions.targets, predictions.given, predictions.classes, predictions.single, resamples=0).values
-    name = "accuracy" if predictions.single else "mAP"
-    value = values[name]
+    name = predictions.main_metric
+    value = predictions.score(resamples=0).values[name]
     if value is not None and value > state.best:
         state.best, state.best_step, state.waited = value, training.step, 0
         write_model(best_file(training.folder, training.step), training.model.tensors(), training.metadata())

@@ -422,7 +422,7 @@ def test_the_command_says_what_asda_classify_says(place: Path, capsys: pytest.Ca
         made = load_predictions(run / "predictions.npz")
         capsys.readouterr()
         assert main(["classify", *made.files, "--checkpoint", str(run), "--json", "--device", "cpu"]) == 0
-        for line, row in zip(capsys.readouterr().out.splitlines(), made.given, strict=True):
+        for line, row in zip(capsys.readouterr().out.splitlines(), made.probabilities, strict=True):
             said = {each["label"]: each["probability"] for each in json.loads(line)["labels"]}
             torch.testing.assert_close(
                 torch.tensor([said[name] for name in made.classes]), torch.from_numpy(row), rtol=1e-4, atol=1e-5
@@ -431,7 +431,9 @@ def test_the_command_says_what_asda_classify_says(place: Path, capsys: pytest.Ca
         assert main(["test", str(run), "--data", data, *fold, "--out", "tested", "--device", "cpu"]) == 0
         again = load_predictions(place / "tested" / "predictions.npz")
         assert again.files == made.files
-        torch.testing.assert_close(torch.from_numpy(again.given), torch.from_numpy(made.given), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            torch.from_numpy(again.probabilities), torch.from_numpy(made.probabilities), rtol=1e-4, atol=1e-5
+        )
         assert json.loads(capsys.readouterr().out)["scores"]["accuracy"] == pytest.approx(
             json.loads((run / "result.json").read_text())["scores"]["accuracy"]
         )
@@ -506,7 +508,7 @@ def test_the_python_of_the_guide_runs(place: Path, catalog: Catalog) -> None:
     exec(compile(running.replace('"finetune/tiny"', '"recipe.yaml"'), "finetuning.md", "exec"), found)
     assert 0 <= found["result"]["scores"]["accuracy"] <= 1
     exec(compile(reading.replace("OUT/RUN", "runs/tuned"), "finetuning.md", "exec"), found)
-    assert found["made"].given.shape == (len(found["job"].split.test), 3)
+    assert found["made"].probabilities.shape == (len(found["job"].split.test), 3)
 
 
 def test_a_damaged_checkpoint_leaves_the_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def test_the_interval_is_of_the_mean_over_folds() -> None:
         given = (targets + 0.5 * generator.normal(size=targets.shape) + shift).astype(np.float32)
         files = tuple(f"{shift}-{number}" for number in range(60))
         parts.append(Predictions(files, targets, given, ("a", "b"), ("a", "b"), True))
-    from_each = [float((p.given.argmax(1) == p.targets.argmax(1)).mean()) for p in parts]
+    from_each = [float((p.probabilities.argmax(1) == p.targets.argmax(1)).mean()) for p in parts]
     found = interval_over_folds(parts, 500)
     assert set(found) == {"accuracy", "mAP", "AUC"}
     low, high = found["accuracy"]
@@ -117,7 +117,7 @@ def test_evaluation_hears_what_classify_hears(
     options = with_training_length(EncodeOptions(clip_seconds=0.35), tuned.front_end, tuned.encoder)
     listener = ClipEncoder(tuned.front_end, tuned.encoder, options)
     order = {str(example.file): example.file for example in data.examples}
-    for name, row in zip(made.files, made.given, strict=True):
+    for name, row in zip(made.files, made.probabilities, strict=True):
         said = probabilities(listener, tuned.classifier, reader.read_whole(order[name]))
         torch.testing.assert_close(said, torch.from_numpy(row), rtol=1e-5, atol=1e-6)
 

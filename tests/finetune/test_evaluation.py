@@ -30,7 +30,7 @@ def make(num_clips: int = 31, single: bool = True, seed: int = 0, prefix: str = 
 
 def assert_same(found: Predictions, expected: Predictions) -> None:
     np.testing.assert_array_equal(found.targets, expected.targets, strict=True)
-    np.testing.assert_array_equal(found.given, expected.given, strict=True)
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities, strict=True)
     for key in ("files", "classes", "names", "single"):
         assert getattr(found, key) == getattr(expected, key)
         assert type(getattr(found, key)) is type(getattr(expected, key))
@@ -84,6 +84,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             load_predictions(tmp_path / name)
 
 
+def test_the_array_has_its_name_and_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    save_predictions(tmp_path / "new.npz", make())
+    arrays = dict(np.load(tmp_path / "new.npz"))
+    np.savez(tmp_path / "old.npz", **{"given" if key == "probabilities" else key: arrays[key] for key in arrays})
+    assert_same(load_predictions(tmp_path / "old.npz"), make())
+
+
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
     with (tmp_path / "evil.npz").open("wb") as opened:
         np.savez(opened, format="asda predictions 1", files=np.array([print], dtype=object))
@@ -95,7 +102,7 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"files": ("a",)}, r"targets are uint8 \(31, 3\); expected uint8 \(1, 3\)"),
-        ({"given": np.zeros((31, 3))}, r"probabilities are float64 \(31, 3\); expected float32"),
+        ({"probabilities": np.zeros((31, 3))}, r"probabilities are float64 \(31, 3\); expected float32"),
         ({"targets": np.zeros((31, 2), np.uint8)}, r"targets are uint8 \(31, 2\)"),
         ({"names": ("a",)}, "1 names for 3 classes"),
     ],
@@ -110,7 +117,7 @@ def test_pooled_folds_keep_every_clip() -> None:
     found = pool_folds(folds)
     assert len(found.files) == 38
     assert found.files[1] == "fold7/sound 0 ä.wav"
-    np.testing.assert_array_equal(found.given[8:], folds[2].given, strict=True)
+    np.testing.assert_array_equal(found.probabilities[8:], folds[2].probabilities, strict=True)
     np.testing.assert_array_equal(found.targets[1:8], folds[1].targets, strict=True)
     assert_same(pool_folds(folds[:1]), folds[0])
 
@@ -150,7 +157,7 @@ def test_evaluation_of_one_label_per_clip(tmp_path: Path) -> None:
     assert told["values"] == scores.values
     assert told["intervals"] == {name: list(interval) for name, interval in scores.intervals.items()}
     assert (told["num_clips"], told["num_classes"], told["resamples"], told["notes"]) == (31, 3, 100, [])
-    right = predictions.targets.argmax(axis=1) == predictions.given.argmax(axis=1)
+    right = predictions.targets.argmax(axis=1) == predictions.probabilities.argmax(axis=1)
     header, *rows = rows_of(folder / "per_class.csv")
     assert header == ["class", "name", "clips", "AP", "AUC", "recall", "precision", "F1", "confused_with"]
     assert [(row[0], row[1]) for row in rows] == list(zip(CLASSES, NAMES, strict=True))
@@ -177,7 +184,7 @@ def test_evaluation_of_several_labels(tmp_path: Path) -> None:
 
 def test_an_evaluation_that_fails_writes_nothing(tmp_path: Path) -> None:
     predictions = make()
-    predictions.given[4, 1] = np.nan
+    predictions.probabilities[4, 1] = np.nan
     with pytest.raises(TaskError, match="clip 4, class Größe, is nan"):
         write_evaluation(tmp_path / "evaluation", predictions, "test")
     assert not list(tmp_path.iterdir())

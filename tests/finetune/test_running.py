@@ -67,7 +67,7 @@ def test_it_learns(tones: tuple[LabelledData, Round], start: Checkpoint, catalog
     assert result["scores"]["accuracy"] == 1.0
     assert sum(result["clips"].values()) == len(tones[0].examples)
     made = load_predictions(tmp_path / "run" / "predictions.npz")
-    assert (made.given.argmax(1) == made.targets.argmax(1)).mean() == result["scores"]["accuracy"]
+    assert (made.probabilities.argmax(1) == made.targets.argmax(1)).mean() == result["scores"]["accuracy"]
     tuned = load_finetune_model(read_checkpoint(tmp_path / "run"), catalog)
     assert tuned.classifier.config.labels == ("tone0", "tone1", "tone2")
     for name in ("confusion.png", "per_class.csv", "scores.json", "recipe.yaml", "log.jsonl"):
@@ -414,7 +414,7 @@ def test_several_labels_need_binary_cross_entropy(
     assert result["scores"]["accuracy"] is None
     assert 0 < result["scores"]["mAP"] <= 1
     made = load_predictions(tmp_path / "run" / "predictions.npz")
-    assert not np.allclose(made.given.sum(1), 1)
+    assert not np.allclose(made.probabilities.sum(1), 1)
 
 
 def test_weights_are_drawn_from_the_seed_without_a_checkpoint(

@@ -295,7 +295,7 @@ def test_finetune_of_a_pack_equals_that_of_the_files(tmp_path: Path) -> None:
         command = ["finetune", "finetune/tiny", "--checkpoint", "asda_tiny", "--data", str(data), "--out", str(out)]
         main([*command, "--modes", "linear", "--folds", "1", "--set", "epochs=2"])
         (predictions,) = out.glob("*-linear-*/predictions.npz")
-        given.append(torch.as_tensor(load_predictions(predictions).given))
+        given.append(torch.as_tensor(load_predictions(predictions).probabilities))
     assert torch.equal(given[0], given[1])
 
 
