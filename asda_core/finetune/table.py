@@ -48,7 +48,7 @@ def write_tables(sweep: Sweep, rows: Sequence[RunRow], out: Path) -> str:
     for row in rows:
         groups.setdefault((row["checkpoint"], row["mode"]), []).append(row)
     lines += table_lines(header, [_line(sweep, members, metrics, has_folds, out) for members in groups.values()])
-    lines += ["", _footnote(rows, metrics, out), ""]
+    lines += ["", _footnote(list(groups.values()), metrics, has_folds, out), ""]
     text = "\n".join(lines)
     write_text(out / TABLE_FILE, text)
     return text
@@ -128,20 +128,24 @@ def _estimate(values: Sequence[float], interval: tuple[float, float] | None) -> 
     return str(mean_interval(values))
 
 
-def _footnote(rows: Sequence[RunRow], metrics: Sequence[str], out: Path) -> str:
+def _footnote(lines: Sequence[Sequence[RunRow]], metrics: Sequence[str], has_folds: bool, out: Path) -> str:
+    rows = [row for members in lines for row in members]
+    seeds_of_lines = [{row["seed"] for row in members} for members in lines]
     parts = []
-    if len({row["seed"] for row in rows}) > 1:
+    if any(len(seeds) > 1 for seeds in seeds_of_lines):
         parts.append("Mean ± half the 95 % interval (Student's t) over seeds, of the mean over folds.")
-    else:
-        parts.append("One seed; in brackets the 95 % interval of a bootstrap over the clips of each fold.")
+    if any(len(seeds) == 1 for seeds in seeds_of_lines):
+        parts.append("Lines of one seed: in brackets the 95 % interval of a bootstrap over the clips of each fold.")
+    if has_folds:
+        parts.append("Spread: standard deviation over the folds of a seed (n - 1), averaged over seeds.")
     if any(row["select"] == "test" for row in rows):
         parts.append(
             "**Weights were selected on the test clips**, as papers of the field do: values are optimistically biased."
         )
     if any(row[metric] == "" for row in rows for metric in metrics):
         parts.append("Empty cell: the value is undefined in a run, such as d' at an AUC of 1, so there is no mean.")
-    if len({frozenset(row["split"] for row in rows if row["seed"] == seed) for seed in {r["seed"] for r in rows}}) > 1:
-        parts.append("Not every seed has every fold: the means of seeds are over different clips.")
+    if len(rows) < len(lines) * len({row["seed"] for row in rows}) * len({row["split"] for row in rows}):
+        parts.append("Not every seed has every fold in every line: the means are over different clips or seeds.")
     if any(row.get("start_heard_test") for row in rows):
         parts.append(
             "**Some runs started from weights that were trained on their test clips** (result.json says which)."

@@ -17,6 +17,7 @@ from asda_core.checkpoint import read_checkpoint
 from asda_core.cli import main
 from asda_core.config_io import to_yaml
 from asda_core.finetune import leakage
+from asda_core.finetune import table as finetune_table
 from asda_core.finetune.evaluation import load_predictions
 from asda_core.finetune.sweep import Sweep, parse_starts
 from asda_core.finetune.table import TEXT_COLUMNS, _number, write_tables
@@ -328,6 +329,37 @@ def test_a_seed_with_some_of_the_folds(place: Path, capsys: pytest.CaptureFixtur
     assert main([*command, "--seeds", "0"]) == 0
     assert [folder.name for folder in (place / "out" / "all_folds").iterdir()] == ["start-full-seed0"]
     assert "Not every seed has every fold" in capsys.readouterr().out
+
+
+RUN = {"recipe": "r", "data": "d", "parameters": 2, "trained": 1, "select": "last", "accuracy": 0.5, "mAP": 0.5}
+COSTS = {"train_cpu_seconds": 1.0, "train_mebibytes": 1.0}
+OVER_SEEDS, OF_ONE_SEED = "Mean ± half the 95 % interval", "Lines of one seed: in brackets"
+INCOMPLETE = "Not every seed has every fold in every line"
+
+
+@pytest.mark.parametrize(
+    ("runs", "told"),
+    [
+        ([("a", "1", 0), ("b", "1", 0)], [OF_ONE_SEED]),
+        ([("a", "1", 0), ("b", "1", 1)], [OF_ONE_SEED, INCOMPLETE]),
+        ([("a", "1", 0), ("a", "1", 1), ("b", "1", 0)], [OVER_SEEDS, OF_ONE_SEED, INCOMPLETE]),
+        ([("a", "1", 0), ("a", "1", 1), ("b", "1", 0), ("b", "1", 1)], [OVER_SEEDS]),
+        ([("a", "1", 0), ("a", "2", 0), ("b", "1", 0)], [OF_ONE_SEED, INCOMPLETE]),
+        ([("a", "1", 0), ("a", "2", 0), ("a", "1", 1), ("b", "2", 1)], [OVER_SEEDS, OF_ONE_SEED, INCOMPLETE]),
+    ],
+)
+def test_the_footnote_is_of_each_line(
+    runs: list[tuple[str, str, int]], told: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines of other seeds or folds are compared on other clips, and their interval is that of their own seeds."""
+    monkeypatch.setattr(finetune_table, "evaluate_folds", lambda *_: {})
+    names = ("checkpoint", "split", "seed", "mode", "start", "folder", "of_mode")
+    rows = [dict(zip(names, (*run, "full", run[0], "-".join(map(str, run)), ""), strict=True)) for run in runs]
+    source, here = load_source(Path("tones/tones.csv"))
+    sweep = Sweep(small_recipe(), {}, ["full"], [0], read_labelled(source, here), [])
+    text = write_tables(sweep, [RUN | COSTS | row for row in rows], place / "out")
+    assert [note for note in (OVER_SEEDS, OF_ONE_SEED, INCOMPLETE) if note in text] == told
+    assert ("Spread: standard deviation over the folds of a seed" in text) == any(fold == "2" for _, fold, _ in runs)
 
 
 def test_a_fold_without_a_value_leaves_no_mean(place: Path) -> None:
