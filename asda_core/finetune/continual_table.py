@@ -111,7 +111,7 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / ROWS_FILE, _csv(outcomes, names))
     header = ["checkpoint", "mode", "after", *map(escape_markdown, names)]
-    header += ["average", "forgetting", "backward transfer", "trained", "stored"]
+    header += ["average", "forgetting", "backward transfer", "seeds", "trained", "stored"]
     rows = []
     for (label, mode), by_seed in outcomes.items():
         runs = list(by_seed.values())
@@ -121,10 +121,8 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
             ]
             last = t == len(names) - 1
             summary = [str(mean_interval([getattr(run, metric)() for run in runs])) if last else "" for metric in ENDS]
-            trained, stored = f"{runs[0].trained[t]:,}", f"{runs[0].stored:,}" if last else ""
-            rows.append([escape_markdown(label), mode, escape_markdown(name), *cells, *summary, trained, stored])
-    num_seeds = max(map(len, outcomes.values()))
-    seeds = f"Mean ± half the 95 % interval over {num_seeds} seeds" if num_seeds > 1 else "One seed"
+            sizes = [str(len(runs)), f"{runs[0].trained[t]:,}", f"{runs[0].stored:,}" if last else ""]
+            rows.append([escape_markdown(label), mode, escape_markdown(name), *cells, *summary, *sizes])
     metrics = "accuracy" if all(task.data.single for task in stream.tasks) else "accuracy, or mAP with several labels"
     others_note = f" Outcomes of other tasks, clips, recipes or checkpoints in this folder, not in the table: {others}."
     notes = others_note if others else ""
@@ -136,10 +134,19 @@ def write_stream(stream: Stream, outcomes: Outcomes, out: Path) -> str:
         "task**: their values, and so forgetting and backward transfer, are not on unseen clips."
     )
     notes += leak_note if leaked else ""
-    note = f"{seeds}; {metrics} on the test clips of each task after each task. {NOTE}{notes}"
+    note = f"{_seeds_text(outcomes)}; {metrics} on the test clips of each task after each task. {NOTE}{notes}"
     text = "\n".join([*table_lines(header, rows), "", note, ""])
     write_text(out / TABLE_FILE, text)
     return text
+
+
+def _seeds_text(outcomes: Outcomes) -> str:
+    """What the values are over, and whether lines have different seeds."""
+    seeds_of_lines = {frozenset(by_seed) for by_seed in outcomes.values()}
+    counts = {len(seeds) for seeds in seeds_of_lines}
+    over = f"{max(counts)} seeds" if len(counts) == 1 else "the seeds of a line"
+    text = f"Mean ± half the 95 % interval over {over}" if max(counts) > 1 else "One seed"
+    return f"{text} (not every line has every seed)" if len(seeds_of_lines) > 1 else text
 
 
 def _with_others(stream: Stream, outcomes: Outcomes, out: Path) -> tuple[Outcomes, int]:

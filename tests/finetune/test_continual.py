@@ -18,6 +18,7 @@ from asda_core.cli import main
 from asda_core.config import PluginChoice
 from asda_core.config_io import to_yaml
 from asda_core.finetune.continual import Outcome
+from asda_core.finetune.continual_table import _seeds_text
 from asda_core.finetune.running import RESULT_FILE
 from asda_core.labelled.examples import Example
 from tests.finetune.making import small_checkpoint, small_recipe, small_run, write_table, write_tones
@@ -248,7 +249,9 @@ def test_outcomes_of_other_clips_and_checkpoints_stand_apart(
     assert main(others) == 0  # which says nothing of "mine": its newest outcomes stand together
     table = capsys.readouterr().out
     assert "| mine | linear | second |" in table
-    assert "over 2 seeds" in table
+    assert "over the seeds of a line (not every line has every seed)" in table  # two of "mine", one of "third"
+    ends = [line.strip("| ").split(" | ") for line in table.splitlines() if " | linear | second | " in line]
+    assert {line[0]: line[8] for line in ends} == {"mine": "2", "third": "1"}
     assert "not in the table: 2." in table
     damaged = json.loads(first.read_text())
     for key in ("start", "per_seed"):
@@ -257,6 +260,22 @@ def test_outcomes_of_other_clips_and_checkpoints_stand_apart(
     first.write_text(json.dumps(damaged))  # as an earlier version left it, of what is done anew
     assert main(others) == 0
     assert "not in the table: 1." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [
+        ({"a": [0, 1], "b": [0, 1]}, "Mean ± half the 95 % interval over 2 seeds"),
+        ({"a": [0], "b": [1]}, "One seed (not every line has every seed)"),
+        (
+            {"a": [0, 1, 2], "b": [0]},
+            "Mean ± half the 95 % interval over the seeds of a line (not every line has every seed)",
+        ),
+    ],
+)
+def test_lines_of_other_seeds_are_told(seeds: dict[str, list[int]], text: str) -> None:
+    outcome = Outcome(((0.5,),), (1,), 1)
+    assert _seeds_text({(label, "full"): dict.fromkeys(numbers, outcome) for label, numbers in seeds.items()}) == text
 
 
 def test_outcomes_of_another_recipe_of_the_mode_stand_apart(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
