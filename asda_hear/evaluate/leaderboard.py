@@ -1,7 +1,7 @@
 """HEAR's leaderboard: its 19 columns, the row to submit, and aggregates over tasks."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,19 @@ def hear_column(task: str) -> str | None:
     return _BY_FOLDER.get((name, size))
 
 
+def version_notes(tasks: Iterable[str]) -> list[str]:
+    """Return a sentence for each of HEAR's tasks that is there in several versions, of which none is in its column."""
+    versions: dict[tuple[str | None, str], list[str]] = {}
+    for task in sorted(set(tasks)):
+        versions.setdefault((hear_column(task), task.split("-", 1)[0]), []).append(task)
+    return [
+        f"{' and '.join(names)} are versions of one task: where several are scored, the leaderboard's column {heading} "
+        "is empty, and of the aggregates there is only the mean."
+        for (heading, _), names in versions.items()
+        if heading and len(names) > 1
+    ]
+
+
 def leaderboard_row(model: str, url: str, date: str, scores: Mapping[str, float]) -> dict[str, str]:
     """Return the row to submit.
 
@@ -84,7 +97,8 @@ def leaderboard_row(model: str, url: str, date: str, scores: Mapping[str, float]
         scores: task folder -> primary metric as a fraction; tasks that are not HEAR's are ignored.
 
     Returns:
-        text for every column in HEAR's order; empty if a task (for Beehive: one of its two) was not run.
+        text for every column in HEAR's order; empty if a task (for Beehive: one of its two) was not run, or was run in
+        several versions.
     """
     row = dict.fromkeys(HEADER, "") | dict(zip(SUBMISSION, (model, url, date), strict=True))
     for heading, tasks in _columns(scores).items():
@@ -135,14 +149,14 @@ def aggregates(
 
 
 def _columns(scores: Mapping[str, float]) -> dict[str, list[str]]:
-    """Column -> its tasks; a task that is not HEAR's, or half of a column, is a column of its own."""
+    """Column -> its tasks; one that is not HEAR's, half of a column, or one of several versions has its own."""
     columns: dict[str, list[str]] = {}
     for task in scores:
         columns.setdefault(hear_column(task) or task, []).append(task)
     used_columns: dict[str, list[str]] = {}
     for heading, tasks in columns.items():
-        names = {task.split("-", 1)[0] for task in tasks}
-        is_complete = heading not in HEAR_COLUMNS or names == set(HEAR_COLUMNS[heading].tasks)
+        names = sorted(task.split("-", 1)[0] for task in tasks)
+        is_complete = heading not in HEAR_COLUMNS or names == sorted(HEAR_COLUMNS[heading].tasks)
         used_columns |= {heading: tasks} if is_complete else {task: [task] for task in tasks}
     return used_columns
 

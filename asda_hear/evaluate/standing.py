@@ -10,7 +10,7 @@ from asda_core.system.files import read_json_object
 from asda_core.system.locks import hold_lock
 from asda_core.system.markdown import escape_markdown, table_lines
 from asda_hear.evaluate.identity import SEARCH_STAMP
-from asda_hear.evaluate.leaderboard import aggregates, hear_column, leaderboard_row, write_leaderboard
+from asda_hear.evaluate.leaderboard import aggregates, hear_column, leaderboard_row, version_notes, write_leaderboard
 from asda_hear.evaluate.scores import TABLES_LOCK, TaskScore
 from asda_hear.evaluate.task_checks import DEFAULT_SEED
 from asda_hear.names import LOG_MEL
@@ -65,7 +65,8 @@ def write_standing(rows: Sequence[tuple[str, TaskScore]], out: Path) -> str:
         cells = [f"{values[name]:.3f}" if name in values else "" for name in AGGREGATE_NAMES]
         zero = PUBLISHED if naive is None else escape_markdown(naive)
         table.append([escape_markdown(model), str(len(task_scores)), *cells, zero])
-    return "\n".join(table_lines(header, table)) + "\n"
+    notes = version_notes(score.task for _, score in rows)
+    return "\n".join([*table_lines(header, table), *(f"\n{note}" for note in notes)]) + "\n"
 
 
 def _naive(

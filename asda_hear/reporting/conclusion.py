@@ -126,7 +126,9 @@ def _on_many(summary: Summary, best: Mapping[str, SummaryLine]) -> str:
 
 def _limits(summary: Summary, lines: Sequence[SummaryLine]) -> str:
     """What cannot be detected, with the typical width of the available intervals."""
-    seeds = max(len(line.seeds) for line in lines)
+    most = max(len(line.seeds) for line in lines)
+    pairs = (each.difference.pairs for line in lines for each in line.results.values() if each.difference)
+    seeds = max(pairs, default=most)
     names, widths = short_names(summary.tasks), []
     for task in list(summary.tasks)[:MAX_LISTED_TASKS]:
         differences = (line.results[task].difference for line in lines if task in line.results)
@@ -140,7 +142,8 @@ def _limits(summary: Summary, lines: Sequence[SummaryLine]) -> str:
         limit = f"the interval of a difference{level} is typically ± {_joined(widths)}{too_few}"
     unknown = " the variation between seeds is unknown;" if seeds == 1 else ""
     luck = f"; the best of {len(lines)} is partly best by chance" if len(lines) > 1 else ""
-    return f"With {_plural(seeds, 'seed')},{unknown} {limit}{luck}; nothing follows for other data, sizes or schedules."
+    noun = "seed" if seeds == most else "paired seed"
+    return f"With {_plural(seeds, noun)},{unknown} {limit}{luck}; nothing follows for other data, sizes or schedules."
 
 
 def _line_name(summary: Summary, line: SummaryLine) -> str:

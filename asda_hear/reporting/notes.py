@@ -10,6 +10,7 @@ from asda_hear.ablation.noise_metric import NOISE_METRIC, NOISE_METRICS
 from asda_hear.ablation.plan import Plan
 from asda_hear.ablation.rows import ResultRow
 from asda_hear.ablation.settings import SHOWN_COSTS
+from asda_hear.evaluate.leaderboard import version_notes
 from asda_hear.evaluate.task_checks import UNBOUNDED_METRICS
 from asda_hear.reporting.comparing import TOLERANCE, min_detectable_difference, smallest_p
 from asda_hear.reporting.summary import (
@@ -34,9 +35,9 @@ def make_notes(
     points = f"{search.grid_points} grid point{'s' if search.grid_points > 1 else ''}"
     over_seeds = "Mean ± half the 95 % interval (Student's t) over seeds."
     notes = [over_seeds if seeds > 1 else "One seed, so no intervals of the means."]
-    if reference:
-        pairs = [each.difference.pairs for line in lines for each in line.results.values() if each.difference]
-        paired = max(pairs, default=seeds)
+    pairs = [each.difference.pairs for line in lines for each in line.results.values() if each.difference]
+    paired = max(pairs, default=0)
+    if reference and paired:
         unit = resampled_unit(str(row["metric"]) for row in rows)
         by_both = f"by seed and {unit}; their intervals are bootstraps over both"
         by_unit = f"by {unit}; their intervals are bootstraps over the {unit}s of a task (none with a single {unit})"
@@ -51,7 +52,8 @@ def make_notes(
                 notes.append(f"Wilcoxon's signed-rank test over tasks is omitted: {bound}.")
                 break
     else:
-        notes.append("No differences: the reference has no results.")
+        unpaired = " to pair with another line" if reference else ""
+        notes.append(f"No differences: the reference has no results{unpaired}.")
     notes += [*_infinite_notes(rows), *_aggregate_notes(plan, rows, lines)]
     if short := sum(not is_peak_reached(cell.config) for cell in plan.cells):
         notes.append(
@@ -99,7 +101,7 @@ def _infinite_notes(rows: Sequence[ResultRow]) -> list[str]:
 
 
 def _aggregate_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[SummaryLine]) -> list[str]:
-    """Which tasks the mean over tasks leaves out, and what the zero of s(m) is."""
+    """Which tasks the mean over tasks leaves out, what the zero of s(m) is, and which tasks are versions of one."""
     metrics = {str(row["task"]): str(row["metric"]) for row in rows}
     omitted = [f"{task} ({metric})" for task, metric in metrics.items() if metric in UNBOUNDED_METRICS]
     shown = {name for line in lines for name in line.aggregates}
@@ -110,7 +112,7 @@ def _aggregate_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[Summ
         log_mel = log_mel_line(plan, lines, averaged_tasks(metrics))
         zero = f"the baseline {log_mel.name} of this plan" if log_mel else "HEAR's published log-mel baseline"
         notes.append(f"s(m): 0 is {zero}, 100 the best score of HEAR's leaderboard.")
-    return notes
+    return [*notes, *version_notes(metrics)]
 
 
 def _clip_counts(rows: Sequence[ResultRow]) -> dict[str, int]:

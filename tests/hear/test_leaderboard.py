@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from asda_hear.evaluate.leaderboard import HEAR_COLUMNS, aggregates, hear_column, leaderboard_row, write_leaderboard
+from asda_hear.evaluate.leaderboard import (
+    HEAR_COLUMNS,
+    aggregates,
+    hear_column,
+    leaderboard_row,
+    version_notes,
+    write_leaderboard,
+)
 
 HEADER = (
     "Model,URL,Submission Date,Beehive,Beijing Opera,CREMA-D,DCASE 2016,ESC-50,FSD50K,GTZAN Genre,"
@@ -73,6 +80,19 @@ def test_half_of_beehive_is_not_beehive() -> None:
     half = {"beehive_states_fold0-v2-full": 0.9}
     assert leaderboard_row("m", "u", "d", half)["Beehive"] == ""
     assert aggregates(half) == {"mean": 0.9}
+
+
+def test_versions_of_one_task_are_not_averaged() -> None:
+    """Beehive, whose column is two tasks, needs one version of each."""
+    esc = {"esc50-v1.0.0-full": 0.6, "esc50-v2.0.0-full": 0.8}
+    assert leaderboard_row("m", "u", "d", esc)["ESC-50"] == ""
+    assert aggregates(esc) == {"mean": pytest.approx(0.7)}
+    (note,) = version_notes([*esc, *esc, "speech_commands-v0.0.2-5h", "speech_commands-v0.0.2-full", "a-v1", "a-v2"])
+    assert note.startswith("esc50-v1.0.0-full and esc50-v2.0.0-full are versions of one task")
+    assert "column ESC-50 is empty" in note
+    bees = {"beehive_states_fold0-v2-full": 0.9, "beehive_states_fold1-v2-full": 0.7}
+    assert version_notes(bees) == []
+    assert leaderboard_row("m", "u", "d", {**bees, "beehive_states_fold1-v3-full": 0.1})["Beehive"] == ""
 
 
 def test_aggregates_by_hand() -> None:

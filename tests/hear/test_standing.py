@@ -46,6 +46,13 @@ def test_rows_and_aggregates(tmp_path: Path) -> None:
     assert abs(float(lines[2].split(" | ")[4]) - expected) < 0.1
 
 
+def test_versions_of_one_task_are_told_under_the_table(tmp_path: Path) -> None:
+    rows = [("ours", score(ESC, 0.8)), ("ours", score("esc50-v1.0.0-full", 0.6))]
+    table, _, note = write_standing(rows, tmp_path).partition("\n\n")
+    assert table.splitlines()[2] == "| ours | 2 | 0.700 |  |  |  | (published) |"
+    assert note.startswith("esc50-v1.0.0-full and esc50-v2.0.0-full are versions of one task")
+
+
 def test_the_zero_is_log_mel_whatever_it_is_called(tmp_path: Path) -> None:
     """By what it is, and by options and seed, not by the name of a row."""
     values = {"mel": 0.3, "mel-seed=3": 0.4, "mel-wide": 0.5, "a": 0.6, "a-seed=3": 0.6, "a-wide": 0.6, "log_mel": 0.6}

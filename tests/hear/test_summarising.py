@@ -384,6 +384,32 @@ def test_notes_say_what_is_paired(plan: Plan, rows: list[dict[str, Any]], metric
     assert any(note.endswith(paired) for note in summarise(plan, grid).notes)
 
 
+def test_lines_without_a_seed_of_the_reference_have_no_differences(plan: Plan) -> None:
+    grid = [row("a", "0.1", "0", seed, (0.5 + 0.01 * seed, 0.6)) for seed in (0, 1)]
+    grid += [row("a", "0.3", "0", seed, (0.7 + 0.01 * seed, 0.6)) for seed in (2, 3)]
+    found = summarise(plan, grid).notes
+    assert "No differences: the reference has no results to pair with another line." in found
+    assert not any("Differences are from" in note for note in found)
+
+
+def test_the_conclusion_counts_paired_seeds(plan: Plan) -> None:
+    """A reference of three seeds, and a line of two."""
+    grid = [row("a", "0.1", "0", seed, (0.5 + 0.01 * seed, 0.6)) for seed in (0, 1, 2)]
+    late = row("a", "0.3", "0", 2, (0.72, 0.67))
+    grid += [row("a", "0.3", "0", seed, (0.7 + 0.02 * seed, 0.65)) for seed in (0, 1)]
+    few, limits = conclusion(summarise(plan, grid))
+    assert "too few seeds for an interval" in few
+    assert limits.startswith("With 2 paired seeds, the interval")
+    assert conclusion(summarise(plan, [*grid, late]))[1].startswith("With 3 seeds, the interval")
+
+
+def test_versions_of_one_task_are_told(plan: Plan) -> None:
+    grid = [row(f"esc50-v{version}.0.0-full", "0.1", "0", 0, (0.5,)) for version in (1, 2)]
+    summary = summarise(plan, grid)
+    assert set(summary.lines[0].aggregates) == {"mean"}
+    assert any("are versions of one task" in note for note in summary.notes)
+
+
 def test_infinite_scores_on_one_of_several_tasks(plan: Plan) -> None:
     """Tasks that are none of HEAR's have a mean alone, and a line without one has none."""
     grid = [row(task, "0.1", "0", 0, (0.5, 0.6)) for task in "ab"]
