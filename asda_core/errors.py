@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
+from typing import Generic, TypeVar
 
+ResultsT = TypeVar("ResultsT")
 SIMILARITY_CUTOFF = 0.5
 """Ratio of `difflib` above which a valid name is offered as a correction; 0.6 misses `lamda` for `lambda_init`."""
 MAX_LISTED, MAX_LISTED_LONG = 5, 3
@@ -49,6 +51,14 @@ class TaskError(AsdaError, ValueError):
 
 class TrainingStopped(AsdaError):
     """The run was asked to stop; its progress is saved."""
+
+
+class PartlyFailed(AsdaError, Generic[ResultsT]):
+    """Parts of the work failed; `results` holds those of all others."""
+
+    def __init__(self, results: ResultsT, message: str) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 @contextmanager

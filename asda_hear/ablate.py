@@ -37,8 +37,8 @@ def run_ablate(parsed: argparse.Namespace) -> None:
     try:
         rows = _rows(setup, parsed)
     except CellsFailed as error:  # the other cells are reported all the same
-        if error.rows and not parsed.worker:
-            print(write_report(setup, error.rows), end="")
+        if error.results and not parsed.worker:
+            print(write_report(setup, error.results), end="")
         raise
     if not parsed.worker:
         print(write_report(setup, rows), end="")

@@ -72,7 +72,7 @@ def test_one_cell_that_fails(plan: Path, plugins: Catalog, tmp_path: Path, monke
         CellsFailed, match=r"1 of 3 trainings and baselines failed.*rate wild.*no longer finite"
     ) as failure:
         run_plan(work_on(plan, tmp_path / "out", plugins))
-    assert "| good |" in write_report(work_on(plan, tmp_path / "out", plugins), failure.value.rows)
+    assert "| good |" in write_report(work_on(plan, tmp_path / "out", plugins), failure.value.results)
     assert len((tmp_path / "out" / "rows.csv").read_text().splitlines()) == 1 + 2
     assert len(list((tmp_path / "out").rglob("error.txt"))) == 1
 

@@ -4,17 +4,17 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from asda_core.audio_files.digests import sampled_digest
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import find_config, parsed_changes, signature
-from asda_core.errors import ConfigError, prefix_errors
+from asda_core.errors import ConfigError, PartlyFailed, prefix_errors
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
-from asda_core.finetune.continual_table import Stream, StreamsFailed, run_stream, write_stream
+from asda_core.finetune.continual_table import Stream, run_stream, write_stream
 from asda_core.finetune.jobs import clip_facts
 from asda_core.finetune.recipes import (
     MODE_KEYS,
@@ -27,7 +27,7 @@ from asda_core.finetune.recipes import (
     recipe_for,
     with_changes,
 )
-from asda_core.finetune.sweep import RunsFailed, Sweep, check_starts, parse_starts, recipe_signature, run_sweep
+from asda_core.finetune.sweep import Sweep, check_starts, parse_starts, recipe_signature, run_sweep
 from asda_core.finetune.table import TABLE_FILE, write_tables
 from asda_core.finetune_config import FinetuneConfig
 from asda_core.labelled.examples import LabelledData
@@ -37,6 +37,8 @@ from asda_core.labelled.splits import rounds, with_splits
 from asda_core.pretrain.processes import processes_from_environment
 from asda_core.system.command_line import interrupts_enabled
 from asda_core.system.files import text_digest
+
+ResultsT = TypeVar("ResultsT")
 
 
 @interrupts_enabled()
@@ -80,16 +82,11 @@ def run_on_data_set(
     sweep = Sweep(recipe, parse_starts(parsed.checkpoint), modes, seeds, data, folds, recipe_folder, over, digest)
     out = parsed.out or Path("runs") / f"{parsed.recipe.stem}-{data.name}-{recipe_signature(recipe, over)}"
     print_data_summary(data, len(folds), out)
-    failure: RunsFailed | None = None
-    try:
-        rows = run_sweep(sweep, out, catalog, parsed.device)
-    except RunsFailed as error:
-        rows, failure = error.rows, error
-    if rows:
-        print(write_tables(sweep, rows, out))
-        print(out / TABLE_FILE, file=sys.stderr)
-    if failure is not None:
-        raise failure
+    _run_and_print(
+        lambda: run_sweep(sweep, out, catalog, parsed.device),
+        lambda rows: write_tables(sweep, rows, out),
+        out / TABLE_FILE,
+    )
 
 
 def run_continual(
@@ -119,16 +116,31 @@ def run_continual(
         if task.split.name:
             print(f"{task.data.name}: the test fold is {task.split.name}.", file=sys.stderr)
     stream = Stream(tasks, parse_starts(parsed.checkpoint), modes, seeds, find_config(parsed.recipe).parent)
-    failure: StreamsFailed | None = None
+    _run_and_print(
+        lambda: run_stream(stream, out, catalog, parsed.device),
+        lambda outcomes: write_stream(stream, outcomes, out),
+        out / CONTINUAL_TABLE,
+    )
+
+
+def _run_and_print(run: Callable[[], ResultsT], write: Callable[[ResultsT], str], table: Path) -> None:
+    """Run, then write and print the table `table`, also if parts failed.
+
+    Raises:
+        PartlyFailed: from `run`.
+    """
+
+    def show(results: ResultsT) -> None:
+        if results:
+            print(write(results))
+            print(table, file=sys.stderr)
+
     try:
-        outcomes = run_stream(stream, out, catalog, parsed.device)
-    except StreamsFailed as error:
-        outcomes, failure = error.outcomes, error
-    if outcomes:
-        print(write_stream(stream, outcomes, out))
-        print(out / CONTINUAL_TABLE, file=sys.stderr)
-    if failure is not None:
-        raise failure
+        results = run()
+    except PartlyFailed as failed:
+        show(failed.results)
+        raise
+    show(results)
 
 
 def check_task(changes: Mapping[str, Any], recipe: FinetuneConfig, place: Path) -> None:

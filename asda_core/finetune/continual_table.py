@@ -9,7 +9,7 @@ from typing import Any
 
 from asda_core.catalog import Catalog
 from asda_core.config_io import signature
-from asda_core.errors import AsdaError, TrainingStopped
+from asda_core.errors import AsdaError, PartlyFailed, TrainingStopped
 from asda_core.finetune.continual import Outcome, Task, learn_sequentially
 from asda_core.finetune.recipes import recipe_for
 from asda_core.finetune.sweep import SEED_FIELD, read_start
@@ -51,12 +51,8 @@ Outcomes = dict[tuple[str, str], dict[int, Outcome]]
 """(label of the checkpoint, mode) -> seed -> outcome."""
 
 
-class StreamsFailed(AsdaError):
-    """Raised if combinations of a stream failed; `outcomes` holds those of all others."""
-
-    def __init__(self, outcomes: Outcomes, message: str) -> None:
-        super().__init__(message)
-        self.outcomes = outcomes
+class StreamsFailed(PartlyFailed[Outcomes]):
+    """Combinations of a stream failed."""
 
 
 def run_stream(stream: Stream, out: Path, catalog: Catalog, device: str = "cpu", progress: bool = True) -> Outcomes:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint
 from asda_core.config_io import find_config, load_run_config, shipped_configs, signature
-from asda_core.errors import AsdaError, CheckpointError, ConfigError, TrainingStopped, unknown_message
+from asda_core.errors import AsdaError, CheckpointError, ConfigError, PartlyFailed, TrainingStopped, unknown_message
 from asda_core.finetune.evaluation import (
     PREDICTIONS,
     interval_over_folds,
@@ -65,12 +65,8 @@ class Sweep:
     data_digest: str = ""
 
 
-class RunsFailed(AsdaError):
-    """Raised if runs of a sweep failed; `rows` holds those of all others."""
-
-    def __init__(self, rows: list[RunRow], message: str) -> None:
-        super().__init__(message)
-        self.rows = rows
+class RunsFailed(PartlyFailed[list[RunRow]]):
+    """Runs of a sweep failed."""
 
 
 def read_start(path: str | Path) -> tuple[Start, str]:

@@ -152,7 +152,7 @@ class ClusterJob:
             try:
                 return len(run_plan(prepare(load_plan(self.plan_file), self.out, progress=False, store=self.store)))
             except CellsFailed as failed:  # their errors are in the store
-                return len(failed.rows)
+                return len(failed.results)
 
     def checkpoint(self) -> Any:
         """Return what submitit submits when the time of this job has run out."""

@@ -13,7 +13,7 @@ from asda_core.assemble import Parts, build_weightless, check_class_token_axis, 
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.checkpoint import TEACHER_ENCODER_PREFIX
 from asda_core.config_io import parse
-from asda_core.errors import AsdaError, CheckpointError, ConfigError
+from asda_core.errors import AsdaError, CheckpointError, ConfigError, PartlyFailed
 from asda_core.inference.attention_maps import mixer_with_maps
 from asda_core.official.reading import read_model
 from asda_core.pretrain.initial_weights import check_compatible
@@ -51,12 +51,8 @@ RESULTS_FOLDER = Path("results")
 """Default folder for tables, in a subfolder with the name of the plan."""
 
 
-class CellsFailed(AsdaError):
-    """Cells of a plan failed; `rows` holds those of all others."""
-
-    def __init__(self, rows: list[ResultRow], message: str) -> None:
-        super().__init__(message)
-        self.rows = rows
+class CellsFailed(PartlyFailed[list[ResultRow]]):
+    """Cells of a plan failed."""
 
 
 def prepare(

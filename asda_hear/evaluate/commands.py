@@ -102,7 +102,7 @@ def run_evaluate(parsed: argparse.Namespace) -> None:
         else:
             rows = score_serially(setup, parsed)
     except EvaluationFailed as failed:
-        write_tables(failed.rows + comparable_scores(setup, warn=not parsed.worker), parsed.out)
+        write_tables(failed.results + comparable_scores(setup, warn=not parsed.worker), parsed.out)
         raise
     if parsed.worker:
         return

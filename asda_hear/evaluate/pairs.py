@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from asda_core.errors import AsdaError
+from asda_core.errors import AsdaError, PartlyFailed
 from asda_core.system.files import disk_time
 from asda_core.system.workers import run_workers, with_options
 from asda_hear.evaluate.identity import is_scored, stamps, task_identity, weights_identity
@@ -19,12 +19,8 @@ JOBS_FOLDER = ".jobs"
 """Logs of the processes, in the result folder."""
 
 
-class EvaluationFailed(AsdaError):
-    """Pairs failed; `rows` holds the scores of all others."""
-
-    def __init__(self, rows: list[tuple[str, TaskScore]], message: str) -> None:
-        super().__init__(message)
-        self.rows = rows
+class EvaluationFailed(PartlyFailed[list[tuple[str, TaskScore]]]):
+    """Pairs of model and task failed."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def test_jobs_and_a_failing_cell(tmp_path: Path, capsys: pytest.CaptureFixture[s
         CellsFailed, match=r"1 trainings and baselines failed: .*rate wild.*no longer finite"
     ) as failure:
         run_jobs(work_on(plan, out), 2, Shard())
-    assert len(failure.value.rows) == 2
+    assert len(failure.value.results) == 2
     assert len(list(out.rglob(ERROR_FILE))) == 1
     assert main(["ablate", str(plan), "--out", str(out), "--report"]) == 0
     page = (out / "report.html").read_text()

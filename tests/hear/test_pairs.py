@@ -197,7 +197,7 @@ def test_what_has_just_failed_elsewhere_is_not_tried_again(tasks: Path, tmp_path
         os.utime(work.error_file(pair), (later, later))
     with pytest.raises(EvaluationFailed, match="2 of 2 evaluations failed.*as another process says") as failure:
         score_pairs(work, progress=False)
-    assert failure.value.rows == []
+    assert failure.value.results == []
 
 
 def test_a_model_that_cannot_be_opened(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
