@@ -177,16 +177,20 @@ def _entries(allow: Iterable[str] | None) -> list[tuple[EntryPoint, str, str]]:
     allowed = None if allow is None else {_canonical(name) for name in (*allow, OWN_DISTRIBUTION)}
     selected = set()
     for entry in entry_points(group=PROJECT):
-        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
-        distribution, version = distribution or "(unknown)", version or "0"  # an interrupted uninstall leaves no name
+        distribution, version = _metadata(entry, "Name") or "(unknown)", _metadata(entry, "Version") or "0"
         if allowed is None or _canonical(distribution) in allowed:
             selected.add((entry, distribution, version))
     return sorted(selected, key=lambda item: (item[1] != OWN_DISTRIBUTION, item[1], item[0].name))
 
 
+def _metadata(entry: EntryPoint, field: str) -> str:
+    """A field of the metadata of the distribution; empty if missing, as an interrupted uninstall leaves it."""
+    return str(entry.dist.metadata.get_all(field, [""])[0]) if entry.dist else ""  # `[field]` warns from Python 3.13 on
+
+
 def _not_installed(allow: Iterable[str]) -> list[Problem]:
     """Problems of distributions to load that have no installed plugin: a misspelt name would load nothing."""
-    installed = {_canonical(entry.dist.name or "") for entry in entry_points(group=PROJECT) if entry.dist}
+    installed = {_canonical(_metadata(entry, "Name")) for entry in entry_points(group=PROJECT)}
     message = "it is on the list of distributions to load, but no distribution of this name with plugins is installed"
     return [Problem(name, name, message) for name in allow if _canonical(name) not in installed]
 

@@ -25,4 +25,4 @@ def write_wav(file: Path, audio: Float[np.ndarray, " samples"], sample_rate: int
     soundfile.write(encoded, audio, sample_rate, format="WAV", subtype="PCM_16")
     file.parent.mkdir(parents=True, exist_ok=True)
     with name_in_errors(file):
-        file.write_bytes(encoded.getbuffer())
+        file.write_bytes(encoded.getvalue())

@@ -33,8 +33,9 @@ def warn_of_empty_folders(root: Path, depth: int) -> None:
         path for path in root.glob("/".join("*" * depth)) if path.is_dir() and not path.name.startswith(".")
     )
     for folder in folders:
-        if not any(path.is_file() for path in folder.rglob("*")):
-            state = "is empty" if os.access(folder, os.R_OK | os.X_OK) else "cannot be read"
+        readable = os.access(folder, os.R_OK | os.X_OK)
+        if not readable or not any(path.is_file() for path in folder.rglob("*")):
+            state = "is empty" if readable else "cannot be read"
             print(f"warning: {folder} {state} and not used as a class.", file=sys.stderr)
 
 

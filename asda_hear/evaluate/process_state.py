@@ -21,6 +21,8 @@ def keep_process_state() -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()
     initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     gpus = range(torch.cuda.device_count()) if initialised else ()
+    # It imports torch's compiler; on exit, an import that Ctrl-C has cut short would fail and hide the Ctrl-C.
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
     with mock.patch.dict(os.environ), torch.random.fork_rng(devices=gpus):
         try:
             yield
