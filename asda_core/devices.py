@@ -103,9 +103,9 @@ def building(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's global generators of the CPU and of one device for the block; on exit they are as before.
+    """Seed torch's global generators of the CPU and of one device for the block.
 
-    The generators of other devices stay as they are.
+    On exit those of the CPU and of GPUs are as before; those of other GPUs never change.
     """
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):

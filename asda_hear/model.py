@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asda_core.audio.checks import check_samples, check_waveform
+from asda_core.audio.checks import check_samples, check_waveform, warn_if_unscaled
 from asda_core.checkpoint import Weights
 from asda_core.contracts import FrontEnd
 from asda_core.errors import AudioError, ConfigError
@@ -173,6 +173,7 @@ class HearModel(nn.Module):
         if audio.ndim != 2 or 0 in audio.shape:
             raise AudioError(f"audio must have shape (n_sounds, n_samples), both at least 1, not {tuple(audio.shape)}.")
         check_samples(audio, "the audio")
+        warn_if_unscaled(audio)
         first = next(chain(self.parameters(), self.buffers()))
         if first.dtype != torch.float32:
             remedy = "cast it back with model.float()" if first.dtype == torch.float64 else "load it again"

@@ -37,7 +37,7 @@ def check_waveform(audio: object) -> Tensor:
 
 
 def check_samples(audio: Tensor, name: str) -> None:
-    """Check that no sample is NaN, infinite or absurdly large, and warn if they seem to be integers not scaled to 1.
+    """Check that no sample is NaN, infinite or absurdly large.
 
     Raises:
         AudioError: stating how many are not finite and where the first one is, or how large the largest is.
@@ -50,10 +50,14 @@ def check_samples(audio: Tensor, name: str) -> None:
         raise non_finite_error(name, int(bad.sum()), bad.nonzero()[0].tolist())
     if max(-low, high) > MAX_AMPLITUDE:
         raise amplitude_error(name, max(-low, high))
-    if max(-low, high) > UNSCALED_PEAK:
+
+
+def warn_if_unscaled(audio: Tensor) -> None:
+    """Warn if samples that a caller gives seem to be integers that were not divided by their full scale."""
+    peak = max(abs(float(value)) for value in torch.aminmax(audio))  # `abs` would copy hours of audio
+    if peak > UNSCALED_PEAK:
         warnings.warn(
-            f"{name}: samples reach {max(-low, high):.6g}, expected [-1, 1]; divide 16-bit samples by 32768.",
-            stacklevel=2,
+            f"the samples reach {peak:.6g}, expected [-1, 1]; divide those of 16 bits by 32768.", stacklevel=2
         )
 
 

@@ -86,8 +86,9 @@ def read_start(path: str | Path) -> tuple[Start, str]:
 
 
 def _missing_start(path: str | Path) -> CheckpointError:
-    names = "" if Path(path).suffix else f" By name: {unknown_message('config', str(path), shipped_configs())}"
-    return CheckpointError(f"no checkpoint or config at {path}.{names}")
+    is_name = Path(path).name == str(path) and not Path(path).suffix
+    names = f" By name: {unknown_message('config', str(path), shipped_configs())}"
+    return CheckpointError(f"no checkpoint or config at {path}.{names if is_name else ''}")
 
 
 def parse_starts(arguments: Sequence[str]) -> dict[str, str]:

@@ -142,7 +142,7 @@ def scorer(clip_predictions: ClipPredictions) -> Callable[[Sequence[ResampleWeig
         clip_predictions: of one model.
 
     **Differs**: a class that only the draw leaves without a positive (for aucroc: or without a negative) gets the
-    mean of the others that the fold has; heareval would give it 0, or the draw NaN. NaN if no class has a positive.
+    mean of the others that the fold has; heareval would give it 0, or the draw NaN. A draw without positives is NaN.
 
     Raises:
         TaskError: the metric is not one that `can_score` knows.
@@ -166,6 +166,8 @@ def _fold_measure(
 ) -> Callable[[ResampleWeights], Floats]:
     if metric in RANKINGS:
         present, has_both = targets.any(axis=0), targets.any(axis=0) & ~targets.all(axis=0)
+        if metric == "mAP" and not present.any():
+            return lambda weights: np.zeros(weights.shape[1])  # as heareval
         factor = present.mean() if metric == "mAP" else 1.0 if has_both.all() else math.nan
         rankings = [Ranking(targets[:, index], predictions[:, index]) for index in np.flatnonzero(present)]
         return lambda weights: factor * macro_means(rankings, weights)[RANKINGS.index(metric)]

@@ -80,7 +80,7 @@ def version_notes(tasks: Iterable[str]) -> list[str]:
     for task in sorted(set(tasks)):
         versions.setdefault((hear_column(task), task.split("-", 1)[0]), []).append(task)
     return [
-        f"{' and '.join(names)} are versions of one task: where several are scored, the leaderboard's column {heading} "
+        f"{', '.join(names)} are versions of one task: where several are scored, the leaderboard's column {heading} "
         "is empty, and of the aggregates there is only the mean."
         for (heading, _), names in versions.items()
         if heading and len(names) > 1

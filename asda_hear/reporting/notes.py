@@ -52,8 +52,8 @@ def make_notes(
                 notes.append(f"Wilcoxon's signed-rank test over tasks is omitted: {bound}.")
                 break
     else:
-        unpaired = " to pair with another line" if reference else ""
-        notes.append(f"No differences: the reference has no results{unpaired}.")
+        why = "no line shares a seed and a task with the reference" if reference else "the reference has no results"
+        notes.append(f"No differences: {why}.")
     notes += [*_infinite_notes(rows), *_aggregate_notes(plan, rows, lines)]
     if short := sum(not is_peak_reached(cell.config) for cell in plan.cells):
         notes.append(

@@ -148,8 +148,10 @@ def test_bad_audio(model: HearModel, audio: Tensor, message: str) -> None:
 
 
 def test_unscaled_samples_are_told(model: HearModel) -> None:
-    """They are embedded all the same: a float file may be as loud."""
-    with pytest.warns(UserWarning, match=r"the audio: samples reach 8192, expected \[-1, 1\]; divide 16-bit"):
+    """They are embedded all the same."""
+    with pytest.warns(
+        UserWarning, match=r"the samples reach 8192, expected \[-1, 1\]; divide those of 16 bits by 32768"
+    ):
         model.scene(torch.full((1, 8_000), 8_192.0))
     model.scene(torch.full((1, 8_000), 2.5))
 

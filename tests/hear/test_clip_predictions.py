@@ -159,6 +159,7 @@ def test_mean_average_precision_by_hand() -> None:
     items = ClipPredictions("mAP", ((without, SAID),))
     assert score(items) == pytest.approx((1 + 2 / 3) / 2 / 2)  # a class without a clip in the fold is 0, as in heareval
     assert score(ClipPredictions("mAP", ((TARGETS, SAID),)), [0, 3]) == 1  # one that only the draw empties is not
+    assert score(ClipPredictions("mAP", ((np.zeros_like(without), SAID),))) == 0
 
 
 def test_area_under_curve_by_hand() -> None:

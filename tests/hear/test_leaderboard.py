@@ -88,7 +88,7 @@ def test_versions_of_one_task_are_not_averaged() -> None:
     assert leaderboard_row("m", "u", "d", esc)["ESC-50"] == ""
     assert aggregates(esc) == {"mean": pytest.approx(0.7)}
     (note,) = version_notes([*esc, *esc, "speech_commands-v0.0.2-5h", "speech_commands-v0.0.2-full", "a-v1", "a-v2"])
-    assert note.startswith("esc50-v1.0.0-full and esc50-v2.0.0-full are versions of one task")
+    assert note.startswith("esc50-v1.0.0-full, esc50-v2.0.0-full are versions of one task")
     assert "column ESC-50 is empty" in note
     bees = {"beehive_states_fold0-v2-full": 0.9, "beehive_states_fold1-v2-full": 0.7}
     assert version_notes(bees) == []

@@ -50,7 +50,7 @@ def test_versions_of_one_task_are_told_under_the_table(tmp_path: Path) -> None:
     rows = [("ours", score(ESC, 0.8)), ("ours", score("esc50-v1.0.0-full", 0.6))]
     table, _, note = write_standing(rows, tmp_path).partition("\n\n")
     assert table.splitlines()[2] == "| ours | 2 | 0.700 |  |  |  | (published) |"
-    assert note.startswith("esc50-v1.0.0-full and esc50-v2.0.0-full are versions of one task")
+    assert note.startswith("esc50-v1.0.0-full, esc50-v2.0.0-full are versions of one task")
 
 
 def test_the_zero_is_log_mel_whatever_it_is_called(tmp_path: Path) -> None:

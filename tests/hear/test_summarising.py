@@ -388,7 +388,7 @@ def test_lines_without_a_seed_of_the_reference_have_no_differences(plan: Plan) -
     grid = [row("a", "0.1", "0", seed, (0.5 + 0.01 * seed, 0.6)) for seed in (0, 1)]
     grid += [row("a", "0.3", "0", seed, (0.7 + 0.01 * seed, 0.6)) for seed in (2, 3)]
     found = summarise(plan, grid).notes
-    assert "No differences: the reference has no results to pair with another line." in found
+    assert "No differences: no line shares a seed and a task with the reference." in found
     assert not any("Differences are from" in note for note in found)
 
 
