@@ -14,7 +14,7 @@ import asda_core.finetune.running as running
 from asda_core.catalog import Catalog
 from asda_core.checkpoint import Checkpoint, read_checkpoint
 from asda_core.errors import AsdaError, AudioError, ConfigError, TaskError, TrainingStopped
-from asda_core.finetune.evaluation import load_predictions
+from asda_core.finetune.evaluation import Predictions, load_predictions
 from asda_core.finetune.finetune_model import load_finetune_model
 from asda_core.finetune.jobs import Job, prepare_job
 from asda_core.finetune.running import finetune
@@ -48,6 +48,20 @@ def job_of(tones: tuple[LabelledData, Round], start: Checkpoint, recipe: Finetun
 
 def weights(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
     return dict(read_checkpoint(folder / name).tensors)
+
+
+def tell_accuracies(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Let the evaluations during training find these accuracies, one after another; used up ones are removed."""
+    real = loop.predict
+
+    def told(*arguments: object) -> Predictions:
+        predictions = real(*arguments)  # type: ignore[arg-type]
+        scores = predictions.score(resamples=0)
+        found = replace(scores, values={**scores.values, "accuracy": values.pop(0)})
+        object.__setattr__(predictions, "score", lambda **_: found)
+        return predictions
+
+    monkeypatch.setattr(loop, "predict", told)
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -229,14 +243,7 @@ def test_the_best_weights_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of evaluations 0.2, 0.9, 0.9, 0.1 the first best one is chosen; the last weights stay beside."""
-    values = iter([0.2, 0.9, 0.9, 0.1])
-    real = loop.score
-
-    def told(*arguments: object, **named: object) -> object:
-        scores = real(*arguments, **named)  # type: ignore[arg-type]
-        return replace(scores, values={**scores.values, "accuracy": next(values)})
-
-    monkeypatch.setattr(loop, "score", told)
+    tell_accuracies(monkeypatch, [0.2, 0.9, 0.9, 0.1])
     kept: dict[int, dict[str, torch.Tensor]] = {}
     write = loop.write_model
     monkeypatch.setattr(loop, "write_model", lambda file, tensors, metadata: (
@@ -259,11 +266,7 @@ def test_early_stop(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    values = iter([0.5, 0.4, 0.4, 0.9])
-    real = loop.score
-    monkeypatch.setattr(
-        loop, "score", lambda *a, **n: (lambda s: replace(s, values={"accuracy": next(values)}))(real(*a, **n))
-    )
+    tell_accuracies(monkeypatch, [0.5, 0.4, 0.4, 0.9])
     recipe = small_recipe(steps=20, evaluations=20, patience=2)
     result = finetune(job_of(tones, start, recipe), tmp_path / "run", catalog, progress=False)
     assert (result["step"], result["steps"]) == (1, 3)
@@ -467,14 +470,8 @@ def test_weights_of_an_evaluation_that_a_kill_left_are_not_taken_for_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """0.4 after update 3 and 0.6 after 6, killed before 6 is saved; gone on with, rounding makes 0.4 of the second."""
-    real = loop.score
     values: list[float] = []
-
-    def told(*arguments: object, **named: object) -> object:
-        scores = real(*arguments, **named)  # type: ignore[arg-type]
-        return replace(scores, values={**scores.values, "accuracy": values.pop(0)})
-
-    monkeypatch.setattr(loop, "score", told)
+    tell_accuracies(monkeypatch, values)
     job = job_of(tones, start, small_recipe(steps=9, evaluations=3, checkpoint_every=5))
     wanted: dict[str, torch.Tensor] = {}
     log = loop.Reporter.log
@@ -523,13 +520,8 @@ def test_the_best_weights_of_an_earlier_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """They had one name, and may be of an evaluation that a kill left: then the weights are chosen anew."""
-    real, values = loop.score, [0.9, 0.1, 0.5]
-
-    def told(*arguments: object, **named: object) -> object:
-        scores = real(*arguments, **named)  # type: ignore[arg-type]
-        return replace(scores, values={**scores.values, "accuracy": values.pop(0)})
-
-    monkeypatch.setattr(loop, "score", told)
+    values = [0.9, 0.1, 0.5]
+    tell_accuracies(monkeypatch, values)
     job, folder = job_of(tones, start, small_recipe(steps=9, evaluations=3, checkpoint_every=5)), tmp_path / "run"
     log = loop.Reporter.log
 
