@@ -87,6 +87,11 @@ def listing(names: Sequence[object], limit: int = MAX_LISTED) -> str:
     return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number and its noun, as in "1 file" and "1,200 files"; `plural` if it is not the noun with an "s"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def first_reasons(reasons: Iterable[str]) -> str:
     """The first few reasons why files were skipped, to tell why none is left."""
     return "; ".join(islice(reasons, MAX_LISTED_LONG))

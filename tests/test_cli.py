@@ -198,7 +198,7 @@ def test_what_has_no_effect_is_told(config: Path, audio_folder: Path, tmp_path: 
     assert main(command) == 0
     told = capsys.readouterr().err
     assert "warning: data.shuffle_clips applies to streamed shards only" in told
-    assert "warning: 1 of 6 files are listed more than once" in told
+    assert "warning: listed more than once (linked folders?): 1 of 6 files" in told
 
 
 @pytest.mark.parametrize("words", [

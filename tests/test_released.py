@@ -132,7 +132,7 @@ def test_short_files_are_left_out_and_stereo_is_slowed_down(audio_folder: Path) 
     batch = clips.batch(0)
     assert batch.audio.shape == (5, 32_000)
     assert [path.name for path in clips.skipped] == ["sound3.wav"]  # 2,400 samples
-    assert "2400 samples are fewer than data.min_samples 10000" in clips.skipped[audio_folder / "sound3.wav"]
+    assert "2,400 samples, fewer than data.min_samples 10000" in clips.skipped[audio_folder / "sound3.wav"]
     usual = ClipBatches([audio_folder / "sound1.flac"], replace(released, resample_along="time"), 16_000, 1).batch(0)
     slow = ClipBatches([audio_folder / "sound1.flac"], released, 16_000, 1).batch(0)
     assert usual.num_samples.tolist() == [11_200] * 5  # 0.7 s

@@ -13,7 +13,7 @@ from asda_core.audio_files.manifests import TABLE_SUFFIXES, files_in_manifest, f
 from asda_core.audio_files.pack_options import unfinished_message
 from asda_core.audio_files.tar_headers import AUDIO_SUFFIXES, TAR_SUFFIX, UNSUPPORTED_SUFFIXES, is_audio
 from asda_core.audio_files.tars import INDEX_SUFFIX, num_bytes, shard_index, shard_of
-from asda_core.errors import MAX_LISTED_LONG, AudioError, ConfigError, listing
+from asda_core.errors import MAX_LISTED_LONG, AudioError, ConfigError, counted, listing
 from asda_core.system.files import files_below
 
 PIPE_PREFIX, STREAM_PREFIX = "pipe:", "stream:"
@@ -62,7 +62,7 @@ def find_training_data(sources: Iterable[str | Path]) -> AudioList:
     streams = [ShardStream(address) for source in streamed for address in expand_braces(source)]
     missing = [stream.address for stream in streams if stream.file and not stream.file.is_file()]
     if missing:
-        raise AudioError(f"{len(missing)} of {len(streams)} shards do not exist: {listing(missing, MAX_LISTED_LONG)}.")
+        raise AudioError(f"{len(missing)} of {len(streams)} shards not found: {listing(missing, MAX_LISTED_LONG)}.")
     return streams
 
 
@@ -70,7 +70,7 @@ def warn_of_duplicates(files: Sequence[Path]) -> None:
     """Warn of files that are named more than once, and are therefore used more than once."""
     real = {folder: os.path.realpath(folder) for folder in {file.parent for file in files}}
     if repeated := len(files) - len({(real[file.parent], file.name) for file in files}):
-        message = f"{repeated} of {len(files)} files are listed more than once (linked folders?)"
+        message = f"listed more than once (linked folders?): {repeated} of {len(files)} files"
         print(f"warning: {message}; each is used as often as it is listed.", file=sys.stderr)
 
 
@@ -143,15 +143,17 @@ def _in_folder(folder: Path) -> list[Path]:
     entries = list(files_below(folder))
     names = sorted(entry for entry in entries if is_audio(entry.name) or entry.suffix == TAR_SUFFIX)
     if unread := [entry.suffix.lower() for entry in entries if entry.suffix.lower() in UNSUPPORTED_SUFFIXES]:
-        skipped = f"{len(unread)} files in {folder} that libsndfile cannot read ({', '.join(sorted(set(unread)))})"
+        suffixes = ", ".join(sorted(set(unread)))
+        skipped = f"{counted(len(unread), 'file')} in {folder} that libsndfile cannot read ({suffixes})"
         print(f"warning: skipped {skipped}; convert them to use them.", file=sys.stderr)
     files = [file for file in names if file.is_file()]
     if len(files) < len(names) and (broken := [entry for entry in names if entry.is_symlink() and not entry.exists()]):
-        print(f"warning: skipped {len(broken)} broken links in {folder}, such as {broken[0]}.", file=sys.stderr)
+        skipped = f"{counted(len(broken), 'broken link')} in {folder}"
+        print(f"warning: skipped {skipped}, such as {broken[0]}.", file=sys.stderr)
     shards = [file for file in files if file.suffix == TAR_SUFFIX]
     loose = [file for file in files if file.suffix != TAR_SUFFIX]
     if loose and shards:
-        skipped = f"{len(shards)} tar files beside {len(loose)} audio files in {folder}"
+        skipped = f"{counted(len(shards), 'tar file')} beside {counted(len(loose), 'audio file')} in {folder}"
         print(f"warning: skipped {skipped}; name the tar files to use them.", file=sys.stderr)
     if loose:
         return loose
@@ -174,7 +176,7 @@ def _warn_of_missing(pack: Path) -> None:
     shards = [index.with_name(shard_of(index.name)) for index in indices]
     missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
-        message = f"{len(missing)} of {len(indices)} shards of {pack} are missing, although their index files exist"
+        message = f"{len(missing)} of {len(indices)} shards of {pack} not found, although their index files exist"
         print(f"warning: {message}: {listing(missing, MAX_LISTED_LONG)}.", file=sys.stderr)
 
 

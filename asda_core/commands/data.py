@@ -18,7 +18,7 @@ from asda_core.config import RunConfig, require
 from asda_core.config_io import load_run_config
 from asda_core.data.packing import pack
 from asda_core.data.statistics import Statistics, measure
-from asda_core.errors import MAX_LISTED, listing
+from asda_core.errors import MAX_LISTED, counted, listing
 from asda_core.labelled.examples import LabelledData
 from asda_core.labelled.reading import read_labelled
 from asda_core.labelled.shards import CLASSES_FILE
@@ -40,16 +40,16 @@ def run_pack(parsed: argparse.Namespace) -> None:
     files = _find_files(parsed.sources) if data is None else [example.file for example in data.examples]
     descriptions = None if data is None else labels_and_splits(data)
     extra_files = None if data is None else {CLASSES_FILE: label_file_text(data)}
-    print(f"{len(files)} audio files -> {parsed.out}", file=sys.stderr)
+    print(f"{counted(len(files), 'audio file')} -> {parsed.out}", file=sys.stderr)
     packed = pack(files, parsed.out, options, parsed.jobs, descriptions=descriptions, extra_files=extra_files)
     if packed.skipped:
         where = parsed.out / SKIPPED_FILE
-        pieces = ", or parts of them," if parsed.seconds else ""
-        print(f"{len(packed.skipped)} files{pieces} were skipped; see {where}.", file=sys.stderr)
+        pieces = ", or parts of " + ("it" if len(packed.skipped) == 1 else "them") if parsed.seconds else ""
+        print(f"skipped {counted(len(packed.skipped), 'file')}{pieces}; see {where}.", file=sys.stderr)
     next_command = "asda pretrain CONFIG" if data is None else "asda finetune RECIPE --checkpoint CHECKPOINT"
     print(
-        f"{packed.shards} shards, {packed.clips} clips, {packed.hours:.2f} h, {packed.gibibytes:.3f} GiB "
-        f"({parsed.out / PACK_FILE}): {next_command} --data {parsed.out}"
+        f"{counted(packed.shards, 'shard')}, {counted(packed.clips, 'clip')}, {packed.hours:.2f} h, "
+        f"{packed.gibibytes:.3f} GiB ({parsed.out / PACK_FILE}): {next_command} --data {parsed.out}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from asda_core.audio_files.digests import sampled_digest
 from asda_core.catalog import Catalog, installed_catalog
 from asda_core.config_io import find_config, parsed_changes, signature
-from asda_core.errors import ConfigError, PartlyFailed, prefix_errors
+from asda_core.errors import ConfigError, PartlyFailed, counted, prefix_errors
 from asda_core.finetune.continual import Task
 from asda_core.finetune.continual_table import TABLE_FILE as CONTINUAL_TABLE
 from asda_core.finetune.continual_table import Stream, run_stream, write_stream
@@ -175,7 +175,7 @@ def print_data_summary(data: LabelledData, folds: int, out: Path) -> None:
         labels = f"{len(others):,} without exactly one label ({first})"
     splits = f", {folds} folds" if folds > 1 else ""
     print(
-        f"{data.name}: {len(data.examples):,} clips of {len(data.classes)} classes, {labels}{splits} -> {out}",
+        f"{data.name}: {counted(len(data.examples), 'clip')} of {len(data.classes)} classes, {labels}{splits} -> {out}",
         file=sys.stderr,
     )
 

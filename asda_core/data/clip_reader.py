@@ -14,7 +14,7 @@ from asda_core.audio.opening import open_audio
 from asda_core.audio.reading import read_samples, resample
 from asda_core.audio_files.tars import member_bytes, split_member
 from asda_core.config import DataConfig
-from asda_core.errors import AudioError, FileAccessError, MissingFileError
+from asda_core.errors import AudioError, FileAccessError, MissingFileError, counted
 from asda_core.system.resources import MEBIBYTE
 
 WHOLE_FILE_SECONDS = 60.0
@@ -113,7 +113,9 @@ class ClipReader:
         """Return the length of a file in seconds; raise AudioError if it is too short."""
         if len(sound) < self.config.min_samples:
             least = self.config.min_samples
-            raise AudioError(f"{file} is too short: {len(sound)} samples are fewer than data.min_samples {least}.")
+            raise AudioError(
+                f"{file} is too short: {counted(len(sound), 'sample')}, fewer than data.min_samples {least}."
+            )
         return float(len(sound) / sound.samplerate)
 
     def _read(self, sound: SoundFile, file: Path, start_seconds: float = 0.0, seconds: float | None = None) -> Tensor:

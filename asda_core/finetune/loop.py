@@ -18,7 +18,7 @@ from asda_core.checkpoint import TRAINING_FILE, checkpoint_metadata, read_checkp
 from asda_core.data.clip_batches import ClipBatches, Clips
 from asda_core.data.prefetching import prefetch
 from asda_core.devices import seeded
-from asda_core.errors import AudioError, ConfigError, TrainingStopped
+from asda_core.errors import AudioError, ConfigError, TrainingStopped, counted
 from asda_core.finetune.batches import label_matrix, training_batch, training_clips
 from asda_core.finetune.best_weights import best_file, has_best, keep_best
 from asda_core.finetune.finetune_model import FinetuneModel
@@ -178,7 +178,7 @@ def train(training: Training, progress: bool) -> None:
     with board as writer, log, bar, exact, stopping, batches as batch_iterator:
         reporter = Reporter(bar, log, writer)
         for clips in _readable(training, batch_iterator):
-            with report_out_of_memory(f"an update of {len(clips.audio)} clips", "lower data.batch_size"):
+            with report_out_of_memory(f"an update of {counted(len(clips.audio), 'clip')}", "lower data.batch_size"):
                 values = _train_step(training, clips, encoded_clips)
             bar.update()
             reporter.report_skipped(training.folder, training.clips)

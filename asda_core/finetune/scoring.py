@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
 
-from asda_core.errors import ConfigError, TaskError
+from asda_core.errors import ConfigError, TaskError, counted
 from asda_core.finetune.bootstrap import limit_resamples, resample
 from asda_core.finetune_config import RESAMPLES
 
@@ -220,12 +220,8 @@ def _exclusion_notes(truth: np.ndarray, classes: Sequence[str], values: Mapping[
     """Yield notes on classes excluded from the means and on missing values."""
     absent, everywhere = np.flatnonzero(~truth.any(axis=0)), np.flatnonzero(truth.all(axis=0))
     if len(absent):
-        which = (
-            "1 class without a positive clip is"
-            if len(absent) == 1
-            else f"{len(absent)} classes without a positive clip are"
-        )
-        yield f"{which} left out of the macro means: {_named(absent, classes)}"
+        without = counted(len(absent), "class without a positive clip is", "classes without a positive clip are")
+        yield f"{without} left out of the macro means: {_named(absent, classes)}"
     if len(everywhere):
         which = "class {} is" if len(everywhere) == 1 else "classes {} are"
         yield f"AUC needs clips with and without a label: {which.format(_named(everywhere, classes))} in every clip"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from asda_core.errors import AsdaError, AudioError
+from asda_core.errors import AsdaError, AudioError, counted
 from asda_core.inference.embedding import summary
 from asda_core.inference.indexing import INDEX_FILE, SKIPPED_FILE, Index, entry_of, read_entries
 from asda_core.system.workers import Shard, log_tails, run_workers, threads_per_job, with_options
@@ -49,7 +49,7 @@ def embed_in_processes(arguments: Sequence[str], names: Mapping[Path, Path], out
     skipped = _skipped(out) & {str(file) for file in files}
     remaining = [file for file in _missing(out, names, files) if str(file) not in skipped]
     if remaining:
-        raise AsdaError(f"{len(remaining)} files are not embedded, and {workers.failure_message()}")
+        raise AsdaError(f"not embedded: {counted(len(remaining), 'file')}; {workers.failure_message()}")
     if len(skipped) == len(names):
         raise AudioError(f"none of the {len(names)} audio files is readable.")
     if any(workers.exit_codes):

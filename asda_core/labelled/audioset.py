@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from asda_core.errors import TaskError
+from asda_core.errors import TaskError, counted
 from asda_core.labelled.examples import NO_SPLIT, TRAIN
 from asda_core.labelled.rows import Row
 from asda_core.labelled.splits import usual_split
@@ -97,7 +97,9 @@ def _manifest_rows(manifest: Path, split: str, audio: str | None) -> Iterator[Ro
     root, *files = _lines(manifest) or [(1, "")]
     labelled = _lines(file_of_labels)
     if len(files) != len(labelled):
-        raise TaskError(f"{manifest} lists {len(files):,} files, but {file_of_labels} has {len(labelled):,} lines.")
+        raise TaskError(
+            f"{manifest} lists {counted(len(files), 'file')}, but {file_of_labels} has {counted(len(labelled), 'line')}."
+        )
     folder = manifest.parent / root[1].strip() if audio is None else Path(audio)
     if not folder.is_dir():
         raise TaskError(f"{manifest}: its root folder {folder} does not exist; correct line 1, or set the key audio.")

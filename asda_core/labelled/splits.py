@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from asda_core.errors import TaskError, listing, unknown_message
+from asda_core.errors import TaskError, counted, listing, unknown_message
 from asda_core.labelled.examples import NO_SPLIT, TEST, TRAIN, TRAIN_VALID_TEST, VALID, Example, LabelledData
 from asda_core.labelled.random_splits import SPLIT_CYCLE, assign_stratified
 from asda_core.labelled.rows import by_number
@@ -209,7 +209,7 @@ def check_round(checked: Round, classes: Sequence[str], single: bool) -> list[st
         present = ", ".join(trained) or "none"
         raise TaskError(f"{name}: training needs clips of at least two classes; the train split has {present}.")
     if shared := {example.file for example in checked.train} & {example.file for example in checked.test}:
-        raise TaskError(f"{name}: {len(shared)} files are in both train and test; the first is {min(shared)}.")
+        raise TaskError(f"{name}: in both train and test: {counted(len(shared), 'file')}; the first is {min(shared)}.")
     warnings = []
     if untrained := [label for label in classes if label not in trained]:
         warnings.append(f"{name}: {_listed(untrained)} without training clips.")

@@ -241,7 +241,7 @@ def require_files(rows: Iterator[Row], table: Path) -> list[Row]:
     if missing:
         places = [f"{row.file} (line {row.line})" for row in missing]
         raise TaskError(
-            f"{table}: {len(missing):,} of {len(missing) + len(existing):,} files are missing: "
+            f"{table}: {len(missing):,} of {len(missing) + len(existing):,} files not found: "
             f"{listing(places, MAX_LISTED_LONG)}; check the key audio."
         )
     return existing

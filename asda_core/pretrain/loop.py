@@ -128,7 +128,7 @@ def pretrain(
         with reports as reporter, exact_matmul(own), stop_on_signal(run.request_stop, patient=processes.has_launcher):
             _train(run, _clips(run, files), reporter)
         if reporter is not None and (skipped := read_skipped(folder)):
-            print(f"{len(skipped)} of {len(files)} files were skipped: {folder / SKIPPED_FILE}", file=sys.stderr)
+            print(f"skipped {len(skipped)} of {len(files)} files: {folder / SKIPPED_FILE}", file=sys.stderr)
         tensors = gather_tensors(model_tensors(run.parts, with_objective=False), processes.is_first)
         if processes.is_first:
             plugins = stored_plugins(newest_step(folder))

@@ -11,6 +11,7 @@ from typing import Any
 
 from asda_core.config import RunConfig
 from asda_core.config_io import to_plain
+from asda_core.errors import counted
 from asda_core.pretrain.loop import pretrain
 from asda_core.settings.compute import AUTO
 from asda_core.system.files import read_json_object
@@ -79,7 +80,11 @@ def print_estimate(setup: PlanSetup, shard: Shard, jobs: int, option: str = "--j
     cells = sum(len(unit.cells) for unit in units)
     trainings = sum(bool(unit.cells) for unit in units)
     untrained = sum(not unit.is_trained for unit in remaining)
-    print(f"{cells} cells x {len(setup.tasks)} tasks; {trainings} different trainings, {untrained} to do; ", end="")
+    print(
+        f"{counted(cells, 'cell')} x {counted(len(setup.tasks), 'task')}; "
+        f"{counted(trainings, 'different training')}, {untrained} to do; ",
+        end="",
+    )
     print(f"{len(remaining)} of {len(units)} trainings and baselines remain to be run or evaluated.")
     if not remaining:
         return

@@ -200,8 +200,7 @@ def _report(setup: PlanSetup, shard: Shard, rows: list[ResultRow], since: float,
     killed = [code for code in ended.exit_codes if code < 0]
     if 0 < len(killed) < len(ended.exit_codes):
         print(
-            f"{len(killed)} of {len(ended.exit_codes)} processes were killed ({killed}); the others take over their "
-            "work.",
+            f"killed: {len(killed)} of {len(ended.exit_codes)} processes ({killed}); the others take over their work.",
             file=sys.stderr,
         )
     errors = {unit.name: read_failure(unit.folder / ERROR_FILE, since) for unit in remaining}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asda_core.errors import TaskError
+from asda_core.errors import TaskError, counted
 from asda_core.system.files import csv_text, write_text
 from asda_core.system.locks import hold_lock
 from asda_core.system.markdown import escape_markdown, table_lines
@@ -130,7 +130,7 @@ def write_tables(rows: Sequence[tuple[str, TaskScore]], folder: Path) -> None:
     """Write `scores.md`, `scores.csv` and `scores.json`; the first says how many scores of the folder are not in it."""
     markdown = to_markdown(rows)
     if (others := len([*folder.glob(f"*/*/{SCORE_FILE}")]) - len(rows)) > 0:
-        markdown += f"\nNot in the table: {others} other score{'s' if others > 1 else ''} in this folder.\n"
+        markdown += f"\nNot in the table: {counted(others, 'other score')} in this folder.\n"
     with hold_lock(folder / TABLES_LOCK):
         for suffix, text in (("md", markdown), ("csv", to_csv(rows)), ("json", to_json(rows))):
             write_text(folder / f"scores.{suffix}", text)

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from asda_core.errors import ConfigError, TaskError, unknown_message
+from asda_core.errors import ConfigError, TaskError, counted, unknown_message
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_hear.evaluate.scores import FIXED_SPLITS, METADATA_FILE
 
@@ -200,7 +200,9 @@ def check_splits(where: str, splits: Sequence[str], three_way: bool) -> None:
         if set(splits) != set(TRAIN_VALID_TEST):
             raise TaskError(f"{where}: splits are {sorted(splits)}; expected train, valid and test, or folds.")
     elif len(splits) < MIN_FOLDS:
-        raise TaskError(f"{where}: {len(splits)} folds ({', '.join(splits)}); heareval needs at least {MIN_FOLDS}.")
+        raise TaskError(
+            f"{where}: {counted(len(splits), 'fold')} ({', '.join(splits)}); heareval needs at least {MIN_FOLDS}."
+        )
 
 
 def _read_vocabulary(file: Path) -> set[str]:

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from asda_core.errors import TaskError
+from asda_core.errors import TaskError, counted
 from asda_core.labelled.examples import TRAIN_VALID_TEST
 from asda_core.system.workers import signals_as_interrupt
 from asda_hear.evaluate.labels import Columns, assign_splits, clips_from_csv, clips_from_folders
@@ -57,12 +57,13 @@ def clips_summary(clips: Sequence[Clip]) -> str:
     """Return the counts of clips, classes and clips per split, with a warning if a class has fewer clips than folds."""
     labels = Counter(label for clip in clips for label in {*clip.labels, *clip.event_labels})
     splits = Counter(clip.split for clip in clips)
-    text = f"{len(clips)} clips of {len(labels)} classes, " + ", ".join(
+    text = f"{counted(len(clips), 'clip')} of {len(labels)} classes, " + ", ".join(
         f"{split} {splits[split]}" for split in sorted(splits, key=_split_order)
     )
     fewest, count = min(labels.items(), key=lambda item: item[1], default=("", 0))
     if labels and not splits.keys() <= set(TRAIN_VALID_TEST) and len(splits) > count:
-        text += f"\nwarning: {len(splits)} folds, and the class {fewest!r} has {count} clips: some folds lack it."
+        too_few = f"the class {fewest!r} has {counted(count, 'clip')}"
+        text += f"\nwarning: {len(splits)} folds, and {too_few}: some folds lack it."
     return text
 
 

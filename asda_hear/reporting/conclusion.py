@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from asda_core.errors import counted
 from asda_hear.reporting.comparing import TOLERANCE
 from asda_hear.reporting.summary import Summary, SummaryLine, TaskResult
 from asda_hear.reporting.tables import (
@@ -144,7 +145,7 @@ def _limits(summary: Summary, lines: Sequence[SummaryLine]) -> str:
     unknown = f" the variation{of_differences} between seeds is unknown;" if seeds == 1 else ""
     luck = f"; the best of {len(lines)} is partly best by chance" if len(lines) > 1 else ""
     noun = "seed" if seeds == most else "paired seed"
-    return f"With {_plural(seeds, noun)},{unknown} {limit}{luck}; nothing follows for other data, sizes or schedules."
+    return f"With {counted(seeds, noun)},{unknown} {limit}{luck}; nothing follows for other data, sizes or schedules."
 
 
 def _line_name(summary: Summary, line: SummaryLine) -> str:
@@ -154,7 +155,3 @@ def _line_name(summary: Summary, line: SummaryLine) -> str:
 
 def _joined(texts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 from statistics import median
 
+from asda_core.errors import counted
 from asda_core.pretrain.schedule import is_peak_reached
 from asda_core.statistics import CONFIDENCE
 from asda_hear.ablation.noise_metric import NOISE_METRIC, NOISE_METRICS
@@ -32,7 +33,7 @@ def make_notes(
     if not rows:
         return ["No results yet."]
     search, seeds = plan.config.evaluation, len(plan.config.seeds)
-    points = f"{search.grid_points} grid point{'s' if search.grid_points > 1 else ''}"
+    points = counted(search.grid_points, "grid point")
     over_seeds = "Mean ± half the 95 % interval (Student's t) over seeds."
     notes = [over_seeds if seeds > 1 else "One seed, so no intervals of the means."]
     pairs = [each.difference.pairs for line in lines for each in line.results.values() if each.difference]
@@ -67,7 +68,7 @@ def make_notes(
         notes.append(
             "Noise: share of attention on its patches, divided by chance: 1 is even attention (0 for a change). "
             "Clips used (those with a patch in which the noise is louder): "
-            + ", ".join(f"{task} {count} clips" for task, count in _clip_counts(rows).items())
+            + ", ".join(f"{task} {counted(count, 'clip')}" for task, count in _clip_counts(rows).items())
             + "."
         )
     notes.append(ALL_COSTS_NOTE)
@@ -97,7 +98,8 @@ def _infinite_notes(rows: Sequence[ResultRow]) -> list[str]:
             task = f"{row['metric']} on {row['task']}"
             counts[task] = counts.get(task, 0) + num_not_finite
     reason = "No mean or difference, because a score is not finite (as d' at an AUC of 1)"
-    return [f"{reason}: {', '.join(f'{task} in {count} folds' for task, count in counts.items())}."] if counts else []
+    where = [f"{task} in {counted(count, 'fold')}" for task, count in counts.items()]
+    return [f"{reason}: {', '.join(where)}."] if where else []
 
 
 def _aggregate_notes(plan: Plan, rows: Sequence[ResultRow], lines: Sequence[SummaryLine]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from asda_core.errors import counted
 from asda_core.statistics import Estimate
 from asda_core.system.markdown import escape_markdown, table_row
 from asda_hear.ablation.settings import CPU_SECONDS, PARAMETERS, SECONDS, TRAINED
@@ -288,9 +289,7 @@ def few_seeds_warning(summary: Summary) -> str:
     """Warning about bootstrap intervals over few seeds, as the end of a sentence; "" if there are enough seeds."""
     lines = [line for line in summary.lines if not line.baseline]  # baselines have no seeds
     seeds = min((difference.pairs for difference in _differences(lines)), default=FEW_SEEDS)
-    if seeds >= FEW_SEEDS:
-        return ""
-    return f", and with {seeds} seed{'' if seeds == 1 else 's'} such intervals are too narrow"
+    return f", and with {counted(seeds, 'seed')} such intervals are too narrow" if seeds < FEW_SEEDS else ""
 
 
 def _markdown_cell(cell: TableCell) -> str:

@@ -41,7 +41,7 @@ def test_a_tar_beside_loose_files_is_left_out(audio_folder: Path, capsys: pytest
     before = find_audio(audio_folder)
     (shard,) = write_shards(audio_folder, [2])
     assert find_audio(audio_folder) == before
-    assert "skipped 1 tar files beside 5 audio files" in capsys.readouterr().err
+    assert "skipped 1 tar file beside 5 audio files" in capsys.readouterr().err
     assert len(find_training_data([audio_folder, shard])) == 7
 
 
@@ -114,9 +114,9 @@ def test_streams(tmp_path: Path) -> None:
     assert list_identity(found)[2] == ("pipe:curl -s https://host/0.tar", 0)
     with pytest.raises(ConfigError, match="is a stream, .* is not"):
         find_training_data([f"stream:{first}", second])
-    with pytest.raises(AudioError, match="1 of 2 shards do not exist: stream:.*train-002.tar"):
+    with pytest.raises(AudioError, match="1 of 2 shards not found: stream:.*train-002.tar"):
         find_training_data([f"stream:{tmp_path}/train-{{001..002}}.tar"])
-    with pytest.raises(AudioError, match=r"4 of 5 shards do not exist: \S*002.tar, \S*003.tar, \S*004.tar, \.\.\."):
+    with pytest.raises(AudioError, match=r"4 of 5 shards not found: \S*002.tar, \S*003.tar, \S*004.tar, \.\.\."):
         find_training_data([f"stream:{tmp_path}/train-{{001..005}}.tar"])
     with pytest.raises(ConfigError, match="only `asda pretrain` reads streamed shards"):
         find_audio(f"stream:{first}")
@@ -152,7 +152,7 @@ def test_folders_that_link_to_each_other(
     assert len(found) == 9 * (1 + 8 * 8)  # behind each link every other folder once
     warn_of_duplicates(found)
     told = capsys.readouterr().err
-    assert f"{len(found) - 9} of {len(found)} files are listed more than once (linked folders?)" in told
+    assert f"listed more than once (linked folders?): {len(found) - 9} of {len(found)} files" in told
 
 
 def test_links_between_the_parts_of_a_set(audio_folder: Path, tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_pack_that_is_not_whole(tmp_path: Path, audio_folder: Path, capsys: py
     assert find_audio(tmp_path / "pack") == whole
     told = capsys.readouterr().err
     assert f"the pack {tmp_path}/pack is not finished" in told
-    assert f"1 of 2 shards of {tmp_path}/pack are missing, although their index files exist: train-000001.tar" in told
+    assert f"1 of 2 shards of {tmp_path}/pack not found, although their index files exist: train-000001.tar" in told
     for number in range(2, 5):
         (tmp_path / "pack" / f"train-{number:06d}{INDEX_SUFFIX}").write_text("{}")
     find_audio(tmp_path / "pack")

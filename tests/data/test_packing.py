@@ -316,8 +316,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = tmp_path / "pack"
     assert main(["data", "pack", str(tmp_path / "audio"), "--out", str(out), "--jobs", "2", "--rate", "8000"]) == 0
     printed = capsys.readouterr()
-    assert "1 shards, 2 clips, 0.00 h" in printed.out
-    assert "1 files were skipped" in printed.err
+    assert "1 shard, 2 clips, 0.00 h" in printed.out
+    assert "skipped 1 file; see" in printed.err
     assert {member.suffix for member in find_audio(out)} == {".flac"}
     assert json.loads((out / PACK_FILE).read_text())["rate"] == 8_000
     assert main(["data", "pack", str(tmp_path / "audio"), "--out", str(out)]) == 1
@@ -379,7 +379,7 @@ def test_which_pieces_of_a_file_are_left_out(tmp_path: Path, capsys: pytest.Capt
     file.with_suffix(".flac").write_bytes(whole[: len(whole) // 2])
     file.unlink()
     assert main(["data", "pack", str(tmp_path / "audio"), "--seconds", "2", "--out", str(tmp_path / "out")]) == 0
-    assert "1 files, or parts of them, were skipped" in capsys.readouterr().err
+    assert "skipped 1 file, or parts of it; see" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "out" / SKIPPED_FILE).read_text().splitlines()]
     assert sorted(line["reason"].split(":")[0] for line in lines) == [f"piece {number} of 5" for number in (3, 4, 5)]
 

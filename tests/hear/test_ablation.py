@@ -104,7 +104,7 @@ def test_dry_run(
     printed = capsys.readouterr().out
     assert printed.count("  to do  ") == 8
     assert (
-        "8 cells x 1 tasks; 8 different trainings, 8 to do; 8 of 8 trainings and baselines remain to be run "
+        "8 cells x 1 task; 8 different trainings, 8 to do; 8 of 8 trainings and baselines remain to be run "
         "or evaluated." in printed
     )
     assert "evaluation: not measured yet" in printed

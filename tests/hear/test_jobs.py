@@ -209,7 +209,7 @@ def test_dry_run_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert printed.count("  to do  ") == 3
     assert (
-        "2 cells x 1 tasks; 2 different trainings, 2 to do; 3 of 3 trainings and baselines remain to be run "
+        "2 cells x 1 task; 2 different trainings, 2 to do; 3 of 3 trainings and baselines remain to be run "
         "or evaluated." in printed
     )
     assert "s per step of mixer standard" in printed
@@ -336,6 +336,6 @@ def test_the_teacher_of_every_cell(tmp_path: Path, capsys: pytest.CaptureFixture
     """What is not trained has none, and is heard as it is; the estimate scores what it has trained for a step."""
     plan, out = tone_plan(tmp_path, seeds=[0], options={"weights": "teacher"}), tmp_path / "out"
     assert main(["ablate", str(plan), "--out", str(out), "--dry-run"]) == 0
-    assert "2 cells x 1 tasks" in capsys.readouterr().out
+    assert "2 cells x 1 task" in capsys.readouterr().out
     rows = run_plan(work_on(plan, out))
     assert [bool(row["cell"]) for row in rows] == [False, True, True]

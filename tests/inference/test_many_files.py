@@ -283,7 +283,7 @@ def test_jobs(
         patch.setattr(workers.sys, "executable", "/bin/false")
         assert main([*arguments, str(out)]) == EXIT_ERROR
     assert (
-        "10 files are not embedded, and the processes exited with codes [1, 1]; run the same command again to resume"
+        "not embedded: 10 files; the processes exited with codes [1, 1]; run the same command again to resume"
     ) in capsys.readouterr().err
     assert main([*arguments, str(out)]) == 0
     assert capsys.readouterr().out == f"9 embedded in {out}; 1 skipped, see {out / 'skipped.jsonl'}\n"

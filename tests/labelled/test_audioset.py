@@ -48,7 +48,7 @@ def test_one_manifest_without_vocabulary_and_another_root(manifests: Path, tmp_p
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train.tsv", "../clips\nY-ab_cd.wav\t1\n", "train.tsv lists 1 files, but .*train.lbl has 2 lines"),
+        ("train.tsv", "../clips\nY-ab_cd.wav\t1\n", "train.tsv lists 1 file, but .*train.lbl has 2 lines"),
         ("train.tsv", "../gone\na.wav\t1\nb.wav\t1\n", "its root folder .*gone does not exist; correct line 1"),
         ("train.tsv", "../clips\na.h5/key\t1\nb.wav\t1\n", "line 2: a.h5/key is in an HDF5 file"),
         ("train.tsv", "../clips\n-ab_cd.wav\nY--x.flac\t1\n", "line 2: expected NAME<tab>SAMPLES, got '-ab_cd.wav'"),

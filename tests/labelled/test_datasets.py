@@ -25,7 +25,7 @@ def test_esc50(tmp_path: Path) -> None:
     assert data.classes == ("cow", "dog")
     assert read(tmp_path, label_column="target").classes == ("0", "1")
     (tmp_path / "audio" / "2-1-A-1.wav").unlink()
-    with pytest.raises(TaskError, match="1 of 2 files are missing"):
+    with pytest.raises(TaskError, match="1 of 2 files not found"):
         read(tmp_path)
     (tmp_path / "meta" / "esc50.csv").unlink()
     with pytest.raises(TaskError, match="is not ESC-50: expected the folder audio and meta/esc50.csv"):

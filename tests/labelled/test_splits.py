@@ -175,7 +175,7 @@ def test_wrong_rounds() -> None:
         (Round("fold1", (), (), test), "fold1: the train split is empty"),
         (Round("", train, test, ()), "the task: the test split is empty"),
         (Round("", train[:1], (), test), "at least two classes; the train split has x"),
-        (Round("", train, (), (*test, train[1])), "1 files are in both train and test; the first is train-y.wav"),
+        (Round("", train, (), (*test, train[1])), "in both train and test: 1 file; the first is train-y.wav"),
     ):
         with pytest.raises(TaskError, match=message):
             check_round(wrong, ("x", "y"), True)

@@ -92,7 +92,7 @@ def test_where_the_audio_is(tmp_path: Path) -> None:
         ("file,label\na.wav,x\n,y\n", "line 3: the column file is empty"),
         ("file,label,fold\na.wav,x,1\nb.wav,x\n", "line 3: the column fold is empty"),
         ("file,label\na.wav,x,y\n", "line 2: 3 values, but 2 columns; quote values that contain the delimiter"),
-        ("file,label\na.wav,x\nmissing.wav,y\n", "1 of 2 files are missing: .*missing.wav \\(line 3\\)"),
+        ("file,label\na.wav,x\nmissing.wav,y\n", "1 of 2 files not found: .*missing.wav \\(line 3\\)"),
         (
             'file,label\na.wav,x\nb.wav,"y\nc.wav,x\nd.wav,x\n',
             "a quote is not closed in the row that begins at line 3.$",
