@@ -20,6 +20,7 @@ from asda_core.settings.checks import (
     is_unexpected_bool,
     validator,
 )
+from asda_core.settings.kinds import require_kind
 from asda_core.settings.strict_yaml import parse_value, read_yaml
 from asda_core.system.files import text_digest
 
@@ -85,6 +86,7 @@ def load_run_config(file: str | Path) -> RunConfig:
     if not path.suffix and not path.exists():
         raise ConfigError(f"no file at {file}: {unknown_message('config', str(file), shipped_configs())}")
     plain = read_yaml(path)
+    require_kind(plain, "config", file)
     with prefix_errors(file):
         return parse(RunConfig, plain)
 

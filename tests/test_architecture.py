@@ -30,7 +30,7 @@ def in_order(*layers: str) -> tuple[str, ...]:
 CORE_ORDER = in_order(
     "errors",
     "system: command_line markdown locks thread_map workers paths files resources memory",
-    "settings: compute released strict_yaml checks",
+    "settings: compute released strict_yaml checks kinds",
     "devices", "config", "finetune_config", "config_io", "layout", "statistics",
     "audio_files: pack_options tar_headers tars manifests sources digests",
     "audio: feature_padding checks flac mp3 opening reading writing long_files",

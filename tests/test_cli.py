@@ -23,7 +23,7 @@ from asda_core.cli import PROGRAM, main
 from asda_core.commands import plugins as commands
 from asda_core.config_io import load_run_config
 from asda_core.devices import device_name, usable_device
-from asda_core.errors import CheckpointError
+from asda_core.errors import CheckpointError, ConfigError
 from asda_core.finetune.sweep import read_start
 from asda_core.official.reading import read_model
 from asda_core.settings.compute import AUTO
@@ -190,6 +190,16 @@ def test_a_plan_is_no_config(command: str, audio_folder: Path, capsys: Capture) 
     more = ["--data", str(audio_folder)] if command == "pretrain" else []
     assert main([command, "ablations/lambda", *more]) == EXIT_ERROR
     assert "ablations/lambda is a plan, not a config: asda-hear ablate ablations/lambda" in capsys.readouterr().err
+
+
+def test_a_recipe_is_no_config_and_a_config_no_recipe(audio_folder: Path, capsys: Capture) -> None:
+    data = ["--data", str(audio_folder)]
+    assert main(["pretrain", "finetune/tiny", *data]) == EXIT_ERROR
+    assert "finetune/tiny is a recipe, not a config: asda finetune finetune/tiny uses it" in capsys.readouterr().err
+    assert main(["finetune", "asda_tiny", "--checkpoint", "asda_tiny", *data]) == EXIT_ERROR
+    assert "asda_tiny is a config, not a recipe: asda pretrain asda_tiny trains its model" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="finetune/tiny is a recipe, not a config"):
+        read_start("finetune/tiny")
 
 
 def test_what_has_no_effect_is_told(config: Path, audio_folder: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -14,9 +14,8 @@ from asda_core.config_io import (
     to_plain,
     with_change,
 )
-from asda_core.errors import ConfigError, listing
+from asda_core.errors import listing
 from asda_core.official.reading import read_model
-from asda_core.settings.strict_yaml import read_yaml
 from asda_core.system.paths import is_config_file
 
 
@@ -37,23 +36,14 @@ def is_config(path: Path) -> bool:
     return is_config_file(find_config(path)) or not path.exists()
 
 
-def is_plan(path: Path) -> bool:
-    """Whether a file is a plan of `asda-hear ablate`."""
-    file = find_config(path)
-    plain = read_yaml(file) if file.is_file() else None
-    return isinstance(plain, dict) and {"base", "axes"} <= plain.keys()
-
-
 def config_from_path(path: Path) -> RunConfig:
     """Return the config of a file or name, or that of a checkpoint, which is described in a line on stderr.
 
     Raises:
-        ConfigError: the config is wrong, or a plan of `asda-hear ablate`.
+        ConfigError: the config is wrong, or a recipe or plan.
         CheckpointError: as in `read_model`.
     """
     if is_config(path):
-        if is_plan(path):
-            raise ConfigError(f"{path} is a plan, not a config: asda-hear ablate {path} --dry-run shows its cells.")
         return load_run_config(path)
     checkpoint = read_model(path)
     model = "pre-trained"

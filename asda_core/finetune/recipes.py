@@ -18,6 +18,7 @@ from asda_core.config_io import (
 )
 from asda_core.errors import ConfigError, prefix_errors, unknown_message
 from asda_core.finetune_config import MODES, FinetuneConfig
+from asda_core.settings.kinds import require_kind
 from asda_core.settings.strict_yaml import read_yaml
 from asda_core.system.paths import is_config_file
 
@@ -47,6 +48,7 @@ def load_recipe(file: str | Path) -> FinetuneConfig:
     if not path.exists():
         raise ConfigError(unknown_message("recipe", str(file), shipped_configs(FOLDER)))
     plain = read_yaml(path)
+    require_kind(plain, "recipe", file)
     with prefix_errors(file):
         return parse(FinetuneConfig, plain)
 

@@ -97,9 +97,8 @@ def _manifest_rows(manifest: Path, split: str, audio: str | None) -> Iterator[Ro
     root, *files = _lines(manifest) or [(1, "")]
     labelled = _lines(file_of_labels)
     if len(files) != len(labelled):
-        raise TaskError(
-            f"{manifest} lists {counted(len(files), 'file')}, but {file_of_labels} has {counted(len(labelled), 'line')}."
-        )
+        lines = counted(len(labelled), "line")
+        raise TaskError(f"{manifest} lists {counted(len(files), 'file')}, but {file_of_labels} has {lines}.")
     folder = manifest.parent / root[1].strip() if audio is None else Path(audio)
     if not folder.is_dir():
         raise TaskError(f"{manifest}: its root folder {folder} does not exist; correct line 1, or set the key audio.")

@@ -35,6 +35,7 @@ from asda_core.config_io import (
     with_value,
 )
 from asda_core.errors import ConfigError, prefix_errors, unknown_message
+from asda_core.settings.kinds import require_kind
 from asda_core.settings.strict_yaml import read_yaml
 from asda_core.system.files import model_digest
 from asda_core.system.paths import find_model_file
@@ -120,6 +121,7 @@ def load_plan(file: Path) -> Plan:
         )
     name = "" if file == name_or_path else str(name_or_path)
     content = read_yaml(file)
+    require_kind(content, "plan", name_or_path)
     config = parse(PlanConfig, _from_current_folder(content) if name else content, str(file))
     config = replace(config, options=_non_default(config.options, to_plain(HearOptions())))
     here = file.parent
