@@ -1,34 +1,31 @@
 """Bidirectional selective state spaces: Mamba's mixer run from both ends, as in Vision Mamba and SSAMBA."""
 
-import importlib
-import importlib.util
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu, softplus
+from torch.nn.functional import linear, pad, silu, softplus
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
 from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
-from asda_plugins.mixer_mamba.scan import FLOATS_PER_STEP, Scan, chunked_scan, sequential_scan
+from asda_plugins.mixer_mamba.kernel import fused_kernel, scan_with_kernel
+from asda_plugins.mixer_mamba.scan import FLOATS_PER_STEP, Inputs, Scan, chunked_scan, sequential_scan
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Arguments of a scan: input u (N, R, E), steps (N, R, E), and b and c (N, R, n), see `chunked_scan`."""
 Version = Literal["v1", "v2", "forward"]
 ScanChoice = Literal["auto", "chunked", "sequential"]
 
 DIMS_PER_RANK = 16
 """Width divided by the rank of the steps. **Source**: Gu and Dao 2023, released code (`dt_rank` "auto")."""
-KERNEL_MODULE = "mamba_ssm.ops.selective_scan_interface"
 BLOCK = 1024
 """Tokens processed at once without gradients. On a CPU 256 were slower, and more than 1,024 no faster."""
+ROWS_OF_PRODUCT = 16
+"""A matrix of 44 rows is filled with zeros up to 48, a multiple of this: a CPU multiplies by it in half the time."""
 STEP_RANGE, STEP_FLOOR = (1e-3, 0.1), 1e-4
 """Steps are drawn log-uniformly from this range, not below the floor. **Source**: Gu and Dao 2023, section 3.6."""
 
@@ -101,8 +98,11 @@ class Branch(nn.Module):
         for offset, tap in enumerate(taps[1:], start=1):
             u.addcmul_(tap, x[offset : offset + length])
         u = silu(u, inplace=not u.requires_grad)
-        raw, b, c = self.to_states(u).split(self.sizes, dim=2)
-        return u, softplus(self.to_steps(raw)), b, c
+        weight = self.to_states.weight
+        missing = -len(weight) % ROWS_OF_PRODUCT
+        states = by_rows(partial(linear, weight=pad(weight, (0, 0, 0, missing))), u)
+        raw, b, c, _ = torch.split(states, [*self.sizes, missing], dim=2)
+        return u, softplus(by_rows(self.to_steps, raw.contiguous())), b, c
 
 
 class Mamba(nn.Module):
@@ -150,16 +150,16 @@ class Mamba(nn.Module):
 
     def _mix(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
         """Mix the tokens; `valid` is (N, B, 1), 1 at tokens that are not padding."""
-        x, z = self.in_proj(tokens.transpose(0, 1)).chunk(2, dim=2)  # (N, B, E)
+        x, z = by_rows(self.in_proj, tokens.transpose(0, 1)).chunk(2, dim=2)  # (N, B, E)
         if valid is not None:
             x = x * valid
         if self._blocks_suffice(x):
             gated = self._by_blocks(x, valid)
             for part, gate in zip(torch.split(gated, BLOCK), torch.split(z, BLOCK), strict=True):
-                part.mul_(silu(gate))
+                part.mul_(silu(gate, inplace=True))
         else:
             gated = self._at_once(x, valid) * silu(z)
-        projected: Tensor = self.out_proj(gated.to(tokens.dtype)).transpose(0, 1)
+        projected = by_rows(self.out_proj, gated.to(tokens.dtype)).transpose(0, 1)
         return projected.div_(2) if self.config.version == "v2" and self.config.halve else projected
 
     def _blocks_suffice(self, x: Tensor) -> bool:
@@ -241,6 +241,12 @@ class Mamba(nn.Module):
         ]
 
 
+def by_rows(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a linear layer to (N, B, D) in one product; by frozen weights PyTorch would do N small ones, time first."""
+    rows = layer(x.flatten(0, 1))
+    return rows.view(*x.shape[:2], rows.shape[1])
+
+
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which states are kept."""
     return torch.promote_types(dtype, torch.float32)
@@ -252,28 +258,6 @@ def slice_tokens(x: Tensor, first: int, last: int, before: int, backwards: bool 
     part = x[len(x) - last : len(x) - start].flip(0) if backwards else x[start:last]
     missing = before - (first - start)
     return pad(part, (0, 0, 0, 0, missing, 0)) if missing else part
-
-
-@cache
-def fused_kernel() -> Callable[..., Tensor] | None:
-    """Return the scan of `mamba_ssm` if it is installed and works here; looked up once, on first use."""
-    if importlib.util.find_spec("mamba_ssm") is None:
-        return None
-    try:
-        kernel: Callable[..., Tensor] = importlib.import_module(KERNEL_MODULE).selective_scan_fn
-    except Exception as error:  # built for another driver, or without this kernel: an extension may raise anything
-        warnings.warn(
-            f"mamba_ssm is installed, but its selective scan does not load ({error}); using the chunked scan.",
-            stacklevel=2,
-        )
-        return None
-    return kernel
-
-
-def scan_with_kernel(kernel: Callable[..., Tensor], inputs: Inputs, log_decay: Tensor, skip: Tensor) -> Tensor:
-    """Run one direction through `mamba_ssm`, which expects tokens last."""
-    u, step, b, c = (tensor.permute(1, 2, 0).contiguous() for tensor in inputs)  # (B, E or n, N)
-    return kernel(u, step, -log_decay.exp(), b, c, skip).permute(2, 0, 1)
 
 
 def build(config: MambaConfig, context: MixerContext) -> Mamba:

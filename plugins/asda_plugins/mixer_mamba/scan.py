@@ -33,6 +33,8 @@ LOG2_E = math.log2(math.e)
 Steps = Float[Tensor, "steps rows channels"]
 States = Float[Tensor, "steps rows states"]
 Matrix = Float[Tensor, "rows states channels"]
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Arguments of a scan: input u (N, R, E), steps (N, R, E), and b and c (N, R, n), see `chunked_scan`."""
 
 
 def sequential_scan(u: Steps, step: Steps, a: Matrix, b: States, c: States) -> Steps:
@@ -113,12 +115,15 @@ class Scan:
         """Return the outputs of the next steps; `starts` is filled with the state before each chunk."""
         output = torch.empty_like(u)
         with torch.autocast(u.device.type, enabled=False):
+            entering = step * u
             for rows, buffer, state in self.groups:
-                for number, part in enumerate(_chunks(len(u))):
+                wide = [tensor[:, rows].unsqueeze(2) for tensor in (step, entering, c, output)]
+                chunks = zip(*(torch.split(tensor, CHUNK) for tensor in (*wide, b[:, rows].unsqueeze(3))), strict=True)
+                for number, (steps, inputs, reading, read, weights) in enumerate(chunks):
                     if starts is not None:
                         starts[number, rows] = state
-                    states, _ = buffer.walk(u[part, rows], step[part, rows], b[part, rows], state)
-                    output[part, rows] = torch.matmul(c[part, rows].unsqueeze(2), states).squeeze(2)
+                    states, _ = buffer.walk(steps, inputs, weights, state)
+                    torch.matmul(reading, states, out=read)
                     state.copy_(states[-1])
         return output
 
@@ -147,13 +152,19 @@ class _Buffer:
         self.decay, self.states = (a.new_empty(size, *a.shape) for _ in range(2))
         self.steps = self.states.unbind(), self.decay.unbind()
 
-    def walk(self, u: Tensor, step: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (states, decays) of a chunk that starts from `state`; the next call overwrites them."""
-        decay, states = self.decay[: len(u)], self.states[: len(u)]
-        torch.mul(step.unsqueeze(2), self.rate, out=decay)
+    def walk(self, step: Tensor, entering: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (states, decays) of a chunk that starts from `state`; the next call overwrites them.
+
+        Args:
+            step: (Q, R, 1, E); entering: `step * u`, of the same shape; b: (Q, R, n, 1).
+            state: (R, n, E).
+        """
+        size = len(step)
+        decay, states = self.decay[:size], self.states[:size]
+        torch.mul(step, self.rate, out=decay)
         torch.exp2(decay, out=decay)
-        torch.mul((step * u).unsqueeze(2), b.unsqueeze(3), out=states)
-        inputs, decays = (tensor[: len(u)] for tensor in self.steps)
+        torch.mul(entering, b, out=states)
+        inputs, decays = (tensor[:size] for tensor in self.steps)
         _carry(state, inputs, decays)
         return states, decay
 
@@ -187,14 +198,15 @@ def _chunk_backward(
     `grad_states` is a buffer for the gradients of the states.
     """
     u, step, b, c = chunk
-    states, decay = buffer.walk(u, step, b, start)
+    entering = step * u
+    states, decay = buffer.walk(step.unsqueeze(2), entering.unsqueeze(2), b.unsqueeze(3), start)
     grad_u, grad_step, grad_b, grad_c = out
     grad_c.copy_(torch.matmul(states, grad.unsqueeze(3)).squeeze(3))
     torch.mul(c.unsqueeze(3), grad.unsqueeze(2), out=grad_states)
     grad_states[-1] += grad_end
     last, *earlier = reversed(grad_states.unbind())  # each becomes the gradient of its state
     _carry(last, earlier, decay.unbind()[:0:-1])
-    grad_b.copy_(torch.matmul(grad_states, (step * u).unsqueeze(3)).squeeze(3))
+    grad_b.copy_(torch.matmul(grad_states, entering.unsqueeze(3)).squeeze(3))
     grad_input = torch.matmul(b.unsqueeze(2), grad_states).squeeze(2)  # gradient of step * u
     torch.mul(grad_input, step, out=grad_u)
     grad_start = decay[0] * grad_states[0]
