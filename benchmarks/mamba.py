@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/mamba.py
 
 SSAMBA tiny (24 bidirectional blocks of width 192) against SSAST tiny (12 transformer blocks of that width, 3 heads):
-one clip, forward only, random weights. Attention is measured with the fused kernel, and by the formula that holds N x N
-maps, as in the released SSAST. Rounds are interleaved; the output is medians of CPU time, peak memory beyond the model,
-and the crossing point. First the chunked scan is compared in results and time with two loops over steps: that of the
-released code (all decays and inputs of a sequence at once, channels first), and our readable one.
+one clip, forward only, random weights. Mamba is measured in plain PyTorch and, where Numba is installed, with the loops
+that it compiles; attention with the fused kernel, and by the formula that holds N x N maps, as in the released SSAST.
+Rounds are interleaved; the output is medians of CPU time, peak memory beyond the model, and the crossing points. First
+the scans are compared in results and time, with gradients too, with two loops over steps: that of the released code
+(all decays and inputs of a sequence at once, channels first), and our readable one.
 """
 
 import argparse
@@ -15,8 +16,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
+from asda_plugins.mixer_mamba.compiled import compiled_loops, compiled_scan
 from asda_plugins.mixer_mamba.scan import chunked_scan, sequential_scan
 from asda_plugins.mixer_standard import StandardAttention, StandardConfig
 from torch import Tensor
@@ -61,14 +64,21 @@ def encoders() -> dict[str, Encoder]:
     fused = build_encoder(catalog, tiny).eval()
     formula = Encoder(tiny, [ByFormula(StandardConfig(), tiny.dim, 3) for _ in range(tiny.depth)]).eval()
     formula.load_state_dict(fused.state_dict())
-    scan = build_encoder(catalog, replace(mamba, positions=PositionConfig())).eval()
-    return {"Mamba": scan, "attention, fused": fused, "attention, formula": formula}
+    ours = {}
+    for name, scan in (("Mamba", "auto"), ("Mamba, PyTorch", "chunked")):
+        mixer = replace(mamba.mixer, options={**mamba.mixer.options, "scan": scan})
+        ours[name] = build_encoder(catalog, replace(mamba, mixer=mixer, positions=PositionConfig())).eval()
+    if compiled_loops() is None:
+        del ours["Mamba"]
+    for encoder in ours.values():
+        encoder.load_state_dict(ours["Mamba, PyTorch"].state_dict())
+    return {**ours, "attention, fused": fused, "attention, formula": formula}
 
 
 def passes(models: dict[str, Encoder], num_tokens: int) -> dict[str, Callable[[], Tensor]]:
     """What is timed: encoding the tokens of one clip."""
     layout = TokenLayout.full(1, (num_tokens // BANDS, BANDS))
-    tokens = torch.randn(1, num_tokens, models["Mamba"].config.dim)
+    tokens = torch.randn(1, num_tokens, models["attention, fused"].config.dim)
     return {
         name: lambda model=model: model.encode(tokens, layout).tokens
         for name, model in models.items()
@@ -101,32 +111,51 @@ def as_released(u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Ten
 
 
 def compare_scans(rounds: int) -> None:
-    """Check that the chunked scan equals the two loops, and print how much faster it is."""
+    """Check that the scans equal the loops over steps, and print their times, alone and with all gradients."""
     torch.manual_seed(0)
     u, step = torch.randn(SCAN_TOKENS, SCAN_ROWS, SCAN_CHANNELS), torch.rand(SCAN_TOKENS, SCAN_ROWS, SCAN_CHANNELS)
     a = -torch.arange(1.0, SCAN_STATES + 1).view(1, -1, 1).expand(SCAN_ROWS, -1, SCAN_CHANNELS).contiguous()
     b, c = (torch.randn(SCAN_TOKENS, SCAN_ROWS, SCAN_STATES) for _ in range(2))
-    scans = {"as released": as_released, "step by step": sequential_scan, "chunked": chunked_scan}
-    wanted = sequential_scan(u, step, a, b, c)
-    times: dict[str, list[float]] = {name: [] for name in scans}
-    for _ in range(rounds):
-        for name, scan in scans.items():
+    given = [u, step, a, b, c]
+    scans = {"as released": as_released, "step by step": sequential_scan, "chunked, plain PyTorch": chunked_scan}
+    loops = compiled_loops()
+    if loops is not None:
+        scans["compiled by Numba"] = partial(compiled_scan, loops)
+    for runs, what in (
+        (dict.fromkeys(scans, False), "alone"),
+        (dict.fromkeys(list(scans)[2:], True), "with gradients"),
+    ):
+        times = time_scans(scans, runs, given, rounds)
+        slowest = statistics.median(next(iter(times.values())))
+        for name, taken in times.items():
+            fast = statistics.median(taken)
+            print(f"scan of {SCAN_TOKENS:,} tokens {what}: {name:<23} {fast:.3f} s, 1 / {slowest / fast:.1f}")
+
+
+def time_scans(
+    scans: dict[str, Callable[..., Tensor]], runs: dict[str, bool], given: list[Tensor], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each of the runs, with gradients or without, round by round, after a comparison of the results."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    wanted: list[Tensor] = []
+    for _ in range(rounds + 1):  # the first is a warm-up
+        for name, with_gradients in runs.items():
             start = time.process_time()
-            with torch.no_grad():
-                output = scan(u, step, a, b, c)
+            leaves = [each.detach().requires_grad_(with_gradients) for each in given]
+            output = scans[name](*leaves)
+            results = [output.detach(), *(torch.autograd.grad(output.sum(), leaves) if with_gradients else ())]
             times[name].append(time.process_time() - start)
-            error = float((output - wanted).abs().max() / wanted.abs().max())
-            assert error < TOLERANCE, f"{name} differs by {error:.1e}"
-    fast = statistics.median(times["chunked"])
-    for name, taken in times.items():
-        slow = statistics.median(taken)
-        print(f"scan of {SCAN_TOKENS:,} tokens, {name + ':':<13} {slow:.3f} s, {slow / fast:.1f} of chunked")
+            wanted = wanted or results
+            for one, other in zip(results, wanted, strict=True):
+                error = float((one - other).abs().max() / other.abs().max())
+                assert error < TOLERANCE, f"{name} differs by {error:.1e}"
+    return {name: taken[1:] for name, taken in times.items()}
 
 
-def crossing(results: dict[int, dict[str, tuple[float, float]]], column: int) -> str:
-    """The number of tokens at which Mamba becomes cheaper than fused attention, interpolated on logarithms."""
+def crossing(results: dict[int, dict[str, tuple[float, float]]], name: str, column: int) -> str:
+    """The number of tokens at which an encoder becomes cheaper than fused attention, interpolated on logarithms."""
     sizes = sorted(results)
-    gains = [math.log(results[size]["attention, fused"][column] / results[size]["Mamba"][column]) for size in sizes]
+    gains = [math.log(results[size]["attention, fused"][column] / results[size][name][column]) for size in sizes]
     for (low, before), (high, after) in zip(
         zip(sizes, gains, strict=True), zip(sizes[1:], gains[1:], strict=True), strict=False
     ):
@@ -151,8 +180,10 @@ def main() -> None:
         reference = results[num_tokens]["attention, fused"][0]
         for name, (seconds, mebibytes) in results[num_tokens].items():
             print(f"{num_tokens:>6,}   {name:<18} {seconds:>8.2f}   {reference / seconds:>22.2f}   {mebibytes:>21,.0f}")
-    print(f"Mamba is faster than fused attention from: {crossing(results, 0)}; takes less memory from: "
-          f"{crossing(results, 1)}.")  # fmt: skip
+    for name in models:
+        if name.startswith("Mamba"):
+            print(f"{name}: faster than fused attention from: {crossing(results, name, 0)}; takes less memory from: "
+                  f"{crossing(results, name, 1)}.")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,107 +2,23 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from types import ModuleType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, silu, softplus
+from torch.nn.functional import pad, silu
 
 from asda_core.contracts import MixerContext, MixerSpec, hookimpl
-from asda_core.errors import ConfigError
 from asda_core.layout import TokenLayout
+from asda_plugins.mixer_mamba.branch import Branch, MambaConfig, by_rows
+from asda_plugins.mixer_mamba.compiled import CompiledScan, compiled_scan, loops_for
 from asda_plugins.mixer_mamba.kernel import fused_kernel, scan_with_kernel
 from asda_plugins.mixer_mamba.scan import FLOATS_PER_STEP, Inputs, Scan, chunked_scan, sequential_scan
 
-Version = Literal["v1", "v2", "forward"]
-ScanChoice = Literal["auto", "chunked", "sequential"]
-
-DIMS_PER_RANK = 16
-"""Width divided by the rank of the steps. **Source**: Gu and Dao 2023, released code (`dt_rank` "auto")."""
 BLOCK = 1024
 """Tokens processed at once without gradients. On a CPU 256 were slower, and more than 1,024 no faster."""
-ROWS_OF_PRODUCT = 16
-"""A matrix of 44 rows is filled with zeros up to 48, a multiple of this: a CPU multiplies by it in half the time."""
-STEP_RANGE, STEP_FLOOR = (1e-3, 0.1), 1e-4
-"""Steps are drawn log-uniformly from this range, not below the floor. **Source**: Gu and Dao 2023, section 3.6."""
-
-
-@dataclass(frozen=True)
-class MambaConfig:
-    """Settings of the bidirectional mixer; the defaults are SSAMBA's.
-
-    Attributes:
-        version: "v2" gives the backward direction its own weights; "v1" shares all but the decay; "forward" is
-            Mamba itself, which runs in one direction.
-        states: number of states per channel.
-        expand: channels divided by width.
-        conv_width: kernel size, in tokens, of the convolution before the scan.
-        step_rank: rank of the map that computes the steps; null takes a sixteenth of the width.
-        halve: whether v2 takes the mean of both directions instead of their sum.
-        init_backward_steps: whether the steps of the backward branch of v2 are initialised like those of the forward
-            branch. The release omits this: they start at 0.69, up to 700 times larger.
-        scan: "chunked" and "sequential" are plain PyTorch; "auto" uses the fused kernel of `mamba_ssm` if it is
-            installed and the tokens are on a GPU, otherwise the chunked one.
-    """
-
-    version: Version = "v2"
-    states: int = 16
-    expand: int = 2
-    conv_width: int = 4
-    step_rank: int | None = None
-    halve: bool = True
-    init_backward_steps: bool = True
-    scan: ScanChoice = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("states", "expand", "conv_width", "step_rank"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"encoder.mixer.options.{name} must be at least 1, not {value}.")
-
-
-class Branch(nn.Module):
-    """Weights of one direction: convolution, the maps to steps and states, decays, and the skip."""
-
-    def __init__(self, config: MambaConfig, dim: int, init_steps: bool) -> None:
-        super().__init__()
-        channels = config.expand * dim
-        rank = config.step_rank or math.ceil(dim / DIMS_PER_RANK)
-        self.sizes = (rank, config.states, config.states)
-        self.conv = nn.Conv1d(channels, channels, config.conv_width, groups=channels, bias=True)
-        self.to_states = nn.Linear(channels, sum(self.sizes), bias=False)
-        self.to_steps = nn.Linear(rank, channels)
-        self.log_decay = nn.Parameter(torch.arange(1.0, config.states + 1).log().repeat(channels, 1))  # (E, n)
-        self.skip = nn.Parameter(torch.ones(channels))
-        nn.init.zeros_(self.to_steps.bias)
-        if init_steps:
-            nn.init.uniform_(self.to_steps.weight, -(rank**-0.5), rank**-0.5)
-            low, high = map(math.log, STEP_RANGE)
-            steps = torch.empty(channels).uniform_(low, high).exp().clamp(min=STEP_FLOOR)
-            with torch.no_grad():
-                self.to_steps.bias.copy_(steps + (-(-steps).expm1()).log())  # inverse softplus of the steps
-
-    def no_weight_decay(self) -> list[str]:
-        """Exclude decay rates, which weight decay would pull together. **Source**: Gu and Dao 2023, released code."""
-        return ["log_decay"]
-
-    def forward(self, x: Tensor) -> Inputs:
-        """Compute the scan's arguments for N tokens from their channels, preceded by those the convolution needs."""
-        taps = self.conv.weight.squeeze(1).t().contiguous()  # the last tap multiplies the token itself
-        length = len(x) - len(taps) + 1
-        assert self.conv.bias is not None
-        u = torch.addcmul(self.conv.bias, taps[0], x[:length])
-        for offset, tap in enumerate(taps[1:], start=1):
-            u.addcmul_(tap, x[offset : offset + length])
-        u = silu(u, inplace=not u.requires_grad)
-        weight = self.to_states.weight
-        missing = -len(weight) % ROWS_OF_PRODUCT
-        states = by_rows(partial(linear, weight=pad(weight, (0, 0, 0, missing))), u)
-        raw, b, c, _ = torch.split(states, [*self.sizes, missing], dim=2)
-        return u, softplus(by_rows(self.to_steps, raw.contiguous())), b, c
 
 
 class Mamba(nn.Module):
@@ -179,36 +95,70 @@ class Mamba(nn.Module):
                 for inputs, weights in zip(directions, self._owned(), strict=True)
             ]
         else:
-            scan = sequential_scan if self.config.scan == "sequential" else chunked_scan
-            outputs = self._scan_all(partial(scan, a=self._rates(x.shape[1])), directions)
+            outputs = self._scan_all(partial(self._scan_of(x), a=self._rates(x.shape[1])), directions)
         return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1].flip(0)
+
+    def _scan_of(self, x: Tensor) -> Callable[..., Tensor]:
+        """Return the scan of whole sequences, with gradients, on this machine."""
+        loops = self._loops(x)
+        if loops is not None:
+            return partial(compiled_scan, loops)
+        return sequential_scan if self.config.scan == "sequential" else chunked_scan
+
+    def _loops(self, x: Tensor) -> ModuleType | None:
+        return loops_for(x) if self.config.scan == "auto" else None
 
     def _by_blocks(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Compute `_at_once` a block of tokens at a time, from both ends, so that intermediate values stay small."""
         mixed = x.new_zeros(x.shape, dtype=at_least_float32(x.dtype))
+        loops = self._loops(x)
         clips_at_once = max(1, FLOATS_PER_STEP // self._rates(1).numel())
-        for begin in range(0, x.shape[1], clips_at_once):
-            clips = slice(begin, begin + clips_at_once)
-            inputs, output = x[:, clips], mixed[:, clips]
-            scan = Scan(self._rates(inputs.shape[1]))
+        for clip in range(0, x.shape[1], clips_at_once):
+            clips = slice(clip, clip + clips_at_once)
+            part = x[:, clips]
+            add = self._adder(mixed, clip, part.shape[1], loops)
             for first in range(0, len(x), BLOCK):
                 last = min(first + BLOCK, len(x))
-                directions = self._ways(inputs, None if valid is None else valid[:, clips], first, last)
-                outputs = self._scan_all(scan, directions)
-                output[first:last] += outputs[0]
-                if len(outputs) > 1:
-                    output[len(x) - last : len(x) - first] += outputs[1].flip(0)
+                add(self._ways(part, None if valid is None else valid[:, clips], first, last, loops), first)
         return mixed
 
-    def _ways(self, x: Tensor, valid: Tensor | None, first: int, last: int) -> list[Inputs]:
+    def _adder(
+        self, mixed: Tensor, clip: int, clips: int, loops: ModuleType | None
+    ) -> Callable[[list[Inputs], int], None]:
+        """Return what scans the next block of some clips, from its first token on, and adds the outputs to `mixed`."""
+        rates = self._rates(clips)
+        if loops is not None:
+            skips = [skip for _, skip in self._owned()]
+            scans = [CompiledScan(loops, *weights) for weights in zip(torch.split(rates, clips), skips, strict=True)]
+
+            def add_each(directions: list[Inputs], first: int) -> None:
+                for scan, inputs, backwards in zip(scans, directions, (False, True), strict=False):
+                    scan.add(inputs, mixed, first, clip, backwards)
+
+            return add_each
+        both, output = Scan(rates), mixed[:, clip : clip + clips]
+
+        def add_together(directions: list[Inputs], first: int) -> None:
+            outputs = self._scan_all(both, directions)
+            last = first + len(outputs[0])
+            output[first:last] += outputs[0]
+            if len(outputs) > 1:
+                output[len(output) - last : len(output) - first] += outputs[1].flip(0)
+
+        return add_together
+
+    def _ways(
+        self, x: Tensor, valid: Tensor | None, first: int, last: int, loops: ModuleType | None = None
+    ) -> list[Inputs]:
         """Return the scan's arguments in each direction, for tokens `first` to `last` as that direction counts them."""
         branch, context = self.branches[0], self.config.conv_width - 1
-        directions: list[Inputs] = [branch(slice_tokens(x, first, last, context))]
+        directions: list[Inputs] = [branch(slice_tokens(x, first, last, context), loops)]
         begin, end = len(x) - last, len(x) - first
         if self.config.version == "v2":
-            directions.append(self.branches[1](slice_tokens(x, first, last, context, backwards=True)))
+            directions.append(self.branches[1](slice_tokens(x, first, last, context, backwards=True), loops))
         elif self.config.version == "v1":  # both use the forward convolution
-            shared = directions[0] if (begin, end) == (first, last) else branch(slice_tokens(x, begin, end, context))
+            same = (begin, end) == (first, last)
+            shared = directions[0] if same else branch(slice_tokens(x, begin, end, context), loops)
             u, step, b, c = (tensor.flip(0) for tensor in shared)
             directions.append((u, step, b, c))
         if valid is not None:  # a step of 0 leaves the state unchanged
@@ -239,12 +189,6 @@ class Mamba(nn.Module):
             torch.addcmul(output, skip.to(output.dtype), inputs[0])
             for output, inputs, (_, skip) in zip(outputs, directions, self._owned(), strict=True)
         ]
-
-
-def by_rows(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a linear layer to (N, B, D) in one product; by frozen weights PyTorch would do N small ones, time first."""
-    rows = layer(x.flatten(0, 1))
-    return rows.view(*x.shape[:2], rows.shape[1])
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
