@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.inference.classifying import probabilities
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
 from asda_core.inference.embedding import embed_files, open_sound, output_names
-from asda_core.inference.indexing import EmbedJob
+from asda_core.inference.indexing import EmbedJob, hold_shard
 from asda_core.inference.jobs import embed_in_processes
 from asda_core.labelled.label_files import class_names, read_labels
 from asda_core.official.reading import read_model
@@ -43,7 +44,8 @@ def run_embed(parsed: argparse.Namespace) -> None:
     if is_array_file(parsed.out) and max(parsed.jobs, parsed.shard.count) > 1:
         raise ConfigError(f"{parsed.out} is a single file, written by one process; --jobs and --shard need a folder.")
     if parsed.jobs > 1:
-        print(embed_in_processes(parsed.given, names, parsed.out, parsed.jobs, parsed.shard))
+        with hold_shard(parsed.out, parsed.shard):
+            print(embed_in_processes(parsed.given, names, parsed.out, parsed.jobs, parsed.shard))
         return
     checkpoint, options = _read(parsed)
     clip_encoder = _clip_encoder(checkpoint, options, parsed.device)
@@ -58,7 +60,8 @@ def run_embed(parsed: argparse.Namespace) -> None:
         settings = ", ".join(f"{key}={value}" for key, value in checkpoint.embedding.items())
         hint = f"asda_hear.get_scene_embeddings gives the scene embeddings of this model ({settings})"
         print(f"note: the tokens of the last block are written; {hint}.", file=sys.stderr)
-    print(embed_files(clip_encoder, names, parsed.out, job, not parsed.worker, parsed.shard))
+    with nullcontext() if parsed.worker or is_array_file(parsed.out) else hold_shard(parsed.out, parsed.shard):
+        print(embed_files(clip_encoder, names, parsed.out, job, not parsed.worker, parsed.shard))
 
 
 def run_classify(parsed: argparse.Namespace) -> None:

@@ -24,11 +24,11 @@ from asda_core.errors import AudioError, ConfigError
 from asda_core.inference import reading_ahead
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.inference.embedding import embed_files, embedding, output_names
-from asda_core.inference.indexing import EmbedJob, Index, entry_of
+from asda_core.inference.indexing import EmbedJob, Index, entry_of, hold_shard
 from asda_core.inference.reading_ahead import FILES_AHEAD, READERS, BackgroundQueue, LengthBatcher, read_ahead
 from asda_core.system import workers
 from asda_core.system.command_line import EXIT_ERROR
-from asda_core.system.workers import Shard
+from asda_core.system.workers import Shard, parse_shard
 from tests.audio_files.shards import sound_bytes, write_tar
 from tests.finetune.making import small_checkpoint
 from tests.released.writing import write_fairseq
@@ -302,6 +302,25 @@ def test_jobs(
     assert "9 already embedded" in capsys.readouterr().out
     assert main(["embed", str(tmp_path / "audio" / "bad.wav"), *arguments[2:], str(tmp_path / "none")]) == EXIT_ERROR
     assert "none of the 1 audio files is readable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--jobs", "2"], ["--shard", "2/3"]])
+def test_the_same_shard_twice_at_once(
+    catalog: Catalog, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    """The second is told so, and does nothing; other shards, and single files, may."""
+    sounds(tmp_path / "audio", 3)
+    small_checkpoint(tmp_path / "model", catalog)
+    out = tmp_path / "out"
+    command = ["embed", str(tmp_path / "audio"), "--checkpoint", str(tmp_path / "model"), "--out"]
+    with hold_shard(out, parse_shard(more[1]) if "--shard" in more else Shard()):
+        assert main([*command, str(out), *more]) == EXIT_ERROR
+        what = " shard 2/3" if "--shard" in more else ""
+        assert f"another process embeds{what} into {out}; wait for it" in capsys.readouterr().err
+        assert not (out / "index.jsonl").exists()
+        assert main([*command, str(out), "--shard", "1/3"]) == 0
+    assert main([*command, str(out), *more]) == 0
+    assert len(index_of(out)) == (2 if "--shard" in more else 3)
 
 
 def test_what_many_processes_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
