@@ -318,6 +318,28 @@ def test_kept_on_disk(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.nbc"))
 
 
+@pytest.mark.slow
+def test_a_fork_has_threads_of_its_own(loops: ModuleType) -> None:
+    """Those of its parent are not there, and waiting for them would never end."""
+    script = (
+        "import os, torch\n"
+        "from asda_plugins.mixer_mamba.compiled import CompiledScan, compiled_loops\n"
+        "torch.set_num_threads(2)\n"
+        "def scan():\n"
+        "    output = torch.zeros(9, 2, 16)\n"
+        "    ones = torch.ones(9, 2, 16)\n"
+        "    CompiledScan(loops, -torch.ones(2, 3, 16)).add((ones, ones, ones[..., :3], ones[..., :3]), output)\n"
+        "    return output\n"
+        "loops = compiled_loops()\n"
+        "before = scan()\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    os._exit(0 if torch.equal(scan(), before) else 1)\n"
+        "raise SystemExit(os.waitpid(child, 0)[1])"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
+
+
 def test_numba_is_switched_off(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """NUMBA_DISABLE_JIT: its loops would run in Python, hundreds of times slower."""
     monkeypatch.setattr("numba.config.DISABLE_JIT", 1)

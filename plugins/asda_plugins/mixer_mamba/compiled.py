@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +154,14 @@ def share_out(loop: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
         for arguments in calls:
             loop(*arguments)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        for call in [pool.submit(loop, *arguments) for arguments in calls]:
-            call.result()
+    for call in [threads_of(os.getpid(), threads).submit(loop, *arguments) for arguments in calls]:
+        call.result()
+
+
+@cache
+def threads_of(process: int, threads: int) -> ThreadPoolExecutor:
+    """Return threads, kept for later calls of a process: to start them takes as long as a short loop.
+
+    A fork has none of its parent's threads, so it has its own.
+    """
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"asda-scan-{process}")
