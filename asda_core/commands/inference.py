@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from asda_core.errors import AudioError, CheckpointError, ConfigError
 from asda_core.inference.classifying import probabilities
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions, with_training_length
 from asda_core.inference.embedding import embed_files, open_sound, output_names
-from asda_core.inference.indexing import EmbedJob, hold_shard
+from asda_core.inference.indexing import EmbedJob
 from asda_core.inference.jobs import embed_in_processes
 from asda_core.labelled.label_files import class_names, read_labels
 from asda_core.official.reading import read_model
 from asda_core.system.files import model_digest
+from asda_core.system.locks import hold_folder_lock
 from asda_core.system.paths import ARRAY_FORMATS, is_array_file
+from asda_core.system.workers import Shard
 
 PADDING_BY_COMPAT: dict[str, Padding] = {"default": "silence", "released": "features"}
 UNSUPPORTED_FORMATS = ("npz", "pt", "pth", "h5", "hdf5", "csv", "json", "parquet")
@@ -44,7 +46,7 @@ def run_embed(parsed: argparse.Namespace) -> None:
     if is_array_file(parsed.out) and max(parsed.jobs, parsed.shard.count) > 1:
         raise ConfigError(f"{parsed.out} is a single file, written by one process; --jobs and --shard need a folder.")
     if parsed.jobs > 1:
-        with hold_shard(parsed.out, parsed.shard):
+        with _alone(parsed.out, parsed.shard):
             print(embed_in_processes(parsed.given, names, parsed.out, parsed.jobs, parsed.shard))
         return
     checkpoint, options = _read(parsed)
@@ -60,8 +62,14 @@ def run_embed(parsed: argparse.Namespace) -> None:
         settings = ", ".join(f"{key}={value}" for key, value in checkpoint.embedding.items())
         hint = f"asda_hear.get_scene_embeddings gives the scene embeddings of this model ({settings})"
         print(f"note: the tokens of the last block are written; {hint}.", file=sys.stderr)
-    with nullcontext() if parsed.worker or is_array_file(parsed.out) else hold_shard(parsed.out, parsed.shard):
+    with nullcontext() if parsed.worker or is_array_file(parsed.out) else _alone(parsed.out, parsed.shard):
         print(embed_files(clip_encoder, names, parsed.out, job, not parsed.worker, parsed.shard))
+
+
+def _alone(out: Path, shard: Shard) -> AbstractContextManager[None]:
+    """Keep other processes from embedding the same shard into a folder."""
+    part = "" if shard.count == 1 else f" shard {shard.index}/{shard.count}"
+    return hold_folder_lock(out, f".shard-{shard.index}-of-{shard.count}.lock", f"embeds{part} into")
 
 
 def run_classify(parsed: argparse.Namespace) -> None:

@@ -6,19 +6,16 @@ appended by a single write after a complete line, so that a killed process loses
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import Timeout
 
 from asda_core.audio_files.tars import split_member
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference.writing import ArrayFormat, Granularity, OutputKind
 from asda_core.system.files import append_line, read_json_lines, write_text
 from asda_core.system.locks import hold_lock
-from asda_core.system.workers import Shard
 
 SETTINGS_FILE = "embed.json"
 GRID = "grid"
@@ -27,8 +24,6 @@ INDEX_FILE = "index.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 LOCK_FILE = ".index.lock"
 """Held while any of these three files is read and written."""
-JOBS_FOLDER = ".jobs"
-"""Logs of the processes, and a lock file per shard, in the folder of embeddings."""
 POLL_SECONDS = 0.005
 """Interval at which a process polls the lock; it is held for less."""
 Entry = dict[str, Any]
@@ -55,26 +50,6 @@ class EmbedJob:
     def kind(self) -> OutputKind:
         """Granularity and format of each file."""
         return OutputKind(self.granularity, self.format)
-
-
-@contextmanager
-def hold_shard(folder: Path, shard: Shard) -> Iterator[None]:
-    """Keep other processes from embedding the same shard into a folder, which is created if missing.
-
-    Raises:
-        ConfigError: one does so already, or the disk does not support locks.
-    """
-    file = folder / JOBS_FOLDER / f"shard-{shard.index}-of-{shard.count}.lock"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(hold_lock(file, timeout=0))
-        except Timeout:
-            what = "" if shard.count == 1 else f" shard {shard.index}/{shard.count}"
-            raise ConfigError(
-                f"another process embeds{what} into {folder}; wait for it, or use another folder."
-            ) from None
-        yield
 
 
 class Index:

@@ -7,8 +7,11 @@ from tqdm import tqdm
 
 from asda_core.errors import AsdaError, AudioError, counted
 from asda_core.inference.embedding import summary
-from asda_core.inference.indexing import INDEX_FILE, JOBS_FOLDER, SKIPPED_FILE, Index, entry_of, read_entries
+from asda_core.inference.indexing import INDEX_FILE, SKIPPED_FILE, Index, entry_of, read_entries
 from asda_core.system.workers import Shard, log_tails, run_workers, threads_per_job, with_options
+
+JOBS_FOLDER = ".jobs"
+"""Logs of the processes, in the folder of embeddings."""
 
 
 def embed_in_processes(arguments: Sequence[str], names: Mapping[Path, Path], out: Path, jobs: int, shard: Shard) -> str:

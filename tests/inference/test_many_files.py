@@ -19,12 +19,13 @@ from asda_core.assemble import build_encoder, build_front_end
 from asda_core.audio.reading import read_audio
 from asda_core.catalog import Catalog
 from asda_core.cli import main
+from asda_core.commands.inference import _alone
 from asda_core.config import RunConfig
 from asda_core.errors import AudioError, ConfigError
 from asda_core.inference import reading_ahead
 from asda_core.inference.clip_encoder import ClipEncoder, EncodeOptions
 from asda_core.inference.embedding import embed_files, embedding, output_names
-from asda_core.inference.indexing import EmbedJob, Index, entry_of, hold_shard
+from asda_core.inference.indexing import EmbedJob, Index, entry_of
 from asda_core.inference.reading_ahead import FILES_AHEAD, READERS, BackgroundQueue, LengthBatcher, read_ahead
 from asda_core.system import workers
 from asda_core.system.command_line import EXIT_ERROR
@@ -227,6 +228,7 @@ def test_lines_of_several_processes_do_not_tear(tmp_path: Path) -> None:
 SLOWLY = """
 import sys, time
 from asda_core.cli import main
+from asda_core.commands.inference import _alone
 from asda_core.inference import clip_encoder
 encode = clip_encoder.ClipEncoder._encode
 clip_encoder.TOKENS_PER_PASS["cpu"] = 1
@@ -313,7 +315,7 @@ def test_the_same_shard_twice_at_once(
     small_checkpoint(tmp_path / "model", catalog)
     out = tmp_path / "out"
     command = ["embed", str(tmp_path / "audio"), "--checkpoint", str(tmp_path / "model"), "--out"]
-    with hold_shard(out, parse_shard(more[1]) if "--shard" in more else Shard()):
+    with _alone(out, parse_shard(more[1]) if "--shard" in more else Shard()):
         assert main([*command, str(out), *more]) == EXIT_ERROR
         what = " shard 2/3" if "--shard" in more else ""
         assert f"another process embeds{what} into {out}; wait for it" in capsys.readouterr().err

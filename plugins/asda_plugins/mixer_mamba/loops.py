@@ -15,9 +15,11 @@ import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import NDArray
 
+from asda_plugins.mixer_mamba.scan import LOG2_E as LOG2_E_EXACTLY
+
 CHUNK = 32
 """Steps whose states are held at once for the gradient: of 128 channels and 16 states they take 256 KiB."""
-LOG2_E = np.float32(np.log2(np.e))
+LOG2_E = np.float32(LOG2_E_EXACTLY)
 LEAST_EXPONENT = np.float32(-126)
 """Exponent of the smallest normal float32: smaller decays are taken as this one, 1.2e-38."""
 ROUNDING = np.float32(1.5 * 2**23)
